@@ -20,3 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
+
+PROTOS := $(wildcard protos/mint_contracts/*.proto)
+
+.PHONY: protos
+protos: $(STAMP) ## Generate the protobuf and gRPC code from protos/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --mypy_out=quiet:protos \
+	  --grpc_python_out=protos --mypy_grpc_out=quiet:protos $(PROTOS)

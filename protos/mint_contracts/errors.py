@@ -1,0 +1,185 @@
+"""Every way that MinT says no, in one tree.
+
+Each class is mapped once: to a gRPC status, an HTTP status and the reason of a Kubernetes condition (its name).
+A *terminal* error needs a person or a changed object; any other goes away by itself and is retried with backoff.
+
+    MintError
+    ├── InvalidRequest          the request itself is wrong
+    │   └── PromptTooLong       more tokens than the context holds
+    ├── NotFound
+    │   ├── BaseModelNotFound   no such BaseModel
+    │   ├── AdapterNotFound     no wave, store or file knows the adapter
+    │   └── SourceNotFound      the URI was read and holds nothing
+    ├── Rejected                the object was read and may not be used
+    │   ├── SourceForbidden     scheme, path or claim that may not be read
+    │   ├── UnsafeFormat        pickled weights: only safetensors are loaded
+    │   ├── CorruptFile         truncated, or not what its name says
+    │   ├── WrongBase           made for another base model
+    │   ├── RankTooLarge        rank above the base model's limit
+    │   ├── UnknownTargetModules
+    │   ├── UnsupportedAdapter  a PEFT feature that the engine does not serve
+    │   ├── ShapeMismatch       tensors that do not fit the base model
+    │   ├── NonFiniteWeights    NaN or infinity among the weights
+    │   └── UnsupportedBase     base weights that no engine here can load
+    ├── CapacityExceeded        can never fit as things are declared
+    ├── Overloaded              a queue is full: come back after `retry_after_s`
+    ├── Unavailable             someone needed is away for now
+    │   ├── SourceUnavailable   storage did not answer
+    │   ├── EngineUnavailable   no engine can answer now
+    │   ├── Draining            this engine is about to end
+    │   └── MapUnavailable      Redis did not answer
+    ├── StaleEpoch              another operator has taken over the map
+    └── Internal                a defect of ours
+"""
+
+from typing import ClassVar
+
+import grpc
+
+
+class MintError(Exception):
+    """Root of the tree. `subject` names the object, `message` says what is wrong and what to do."""
+
+    grpc_status: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    http_status: ClassVar[int] = 500
+    terminal: ClassVar[bool] = True
+
+    def __init__(self, subject: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{subject}: {message}" if subject else message)
+        self.subject = subject
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    @property
+    def reason(self) -> str:
+        """The condition reason, CamelCase as Kubernetes has it."""
+        return type(self).__name__
+
+
+class InvalidRequest(MintError):
+    """The request itself is wrong; sending it again changes nothing."""
+
+    grpc_status = grpc.StatusCode.INVALID_ARGUMENT
+    http_status = 400
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt and its new tokens do not fit the context."""
+
+
+class NotFound(MintError):
+    """Something that was named does not exist."""
+
+    grpc_status = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+
+
+class BaseModelNotFound(NotFound):
+    """No BaseModel of that name is served."""
+
+
+class AdapterNotFound(NotFound):
+    """No wave, store or file knows the adapter."""
+
+
+class SourceNotFound(NotFound):
+    """The URI was read and holds nothing."""
+
+
+class Rejected(MintError):
+    """The object was read and may not be used."""
+
+    grpc_status = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 422
+
+
+class SourceForbidden(Rejected):
+    """A scheme, path or claim that may not be read."""
+
+
+class UnsafeFormat(Rejected):
+    """Pickled weights; only safetensors are ever loaded."""
+
+
+class CorruptFile(Rejected):
+    """Truncated, or not what its name says."""
+
+
+class WrongBase(Rejected):
+    """Made for another base model."""
+
+
+class RankTooLarge(Rejected):
+    """Rank above the base model's limit."""
+
+
+class UnknownTargetModules(Rejected):
+    """Targets modules that the base model lacks or does not offer."""
+
+
+class UnsupportedAdapter(Rejected):
+    """Uses a PEFT feature that the engine does not serve."""
+
+
+class ShapeMismatch(Rejected):
+    """Tensors that do not fit the base model."""
+
+
+class NonFiniteWeights(Rejected):
+    """NaN or infinity among the weights."""
+
+
+class UnsupportedBase(Rejected):
+    """Base weights that no engine here can load."""
+
+
+class CapacityExceeded(MintError):
+    """Can never fit as things are declared; raise the limit or ask for less."""
+
+    grpc_status = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 422
+
+
+class Overloaded(MintError):
+    """A queue is full; `retry_after_s` says when to come back."""
+
+    grpc_status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    terminal = False
+
+
+class Unavailable(MintError):
+    """Someone needed is away for now."""
+
+    grpc_status = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    terminal = False
+
+
+class SourceUnavailable(Unavailable):
+    """Storage did not answer."""
+
+
+class EngineUnavailable(Unavailable):
+    """No engine can answer now."""
+
+
+class Draining(Unavailable):
+    """This engine is about to end and takes no new requests."""
+
+
+class MapUnavailable(Unavailable):
+    """Redis did not answer."""
+
+
+class StaleEpoch(MintError):
+    """Another operator has taken over the placement map."""
+
+    grpc_status = grpc.StatusCode.ABORTED
+    http_status = 409
+
+
+class Internal(MintError):
+    """A defect of ours."""
+
+    grpc_status = grpc.StatusCode.INTERNAL

@@ -1,0 +1,63 @@
+-- The placement map's writes. Each is one atomic step; the library's name carries a digest of this file, so that
+-- two versions of MinT can share a Redis while one replaces the other.
+
+-- KEYS: epoch, version, base, placements, assigned...   ARGV: epoch, channel, base record or "", commit 0|1, ops
+-- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "assigned": [{"set":, "del":}...]}
+-- with one element of "assigned" for each key after the fourth.
+local function change(key, ops)
+  for _, pair in ipairs(ops.set) do redis.call('HSET', key, pair[1], pair[2]) end
+  for _, field in ipairs(ops.del) do redis.call('HDEL', key, field) end
+end
+
+local function fence(key, epoch)
+  local seen = tonumber(redis.call('GET', key) or '0')
+  if epoch < seen then return redis.error_reply('STALEEPOCH ' .. seen) end
+  if epoch > seen then redis.call('SET', key, epoch) end
+  return nil
+end
+
+local function apply(keys, argv)
+  local refused = fence(keys[1], tonumber(argv[1]))
+  if refused then return refused end
+  if argv[3] ~= '' then redis.call('SET', keys[3], argv[3]) end
+  local ops = cjson.decode(argv[5])
+  change(keys[4], ops.placements)
+  for i, each in ipairs(ops.assigned) do change(keys[4 + i], each) end
+  if argv[4] == '1' then
+    redis.call('INCR', keys[2])
+    redis.call('PUBLISH', argv[2], 'map')
+  end
+  return tonumber(redis.call('GET', keys[2]) or '0')
+end
+
+-- KEYS: epoch, then every other key of the base   ARGV: epoch
+local function forget(keys, argv)
+  local refused = fence(keys[1], tonumber(argv[1]))
+  if refused then return refused end
+  for i = 2, #keys do redis.call('DEL', keys[i]) end
+  return #keys - 1
+end
+
+-- KEYS: engines, engine, held   ARGV: engine, incarnation, record, ttl ms, full 0|1, set (JSON pairs), del (JSON), channel
+-- Returns 1 when the map knew this incarnation's holdings, 0 when a full report is needed.
+local function report(keys, argv)
+  local known = redis.call('HGET', keys[1], argv[1])
+  local incarnation, full = argv[2], argv[5] == '1'
+  -- Nanoseconds exceed a double's 53 bits: compare the decimal strings by length, then by text.
+  if known and (#known > #incarnation or (#known == #incarnation and known > incarnation)) then
+    return redis.error_reply('STALEINCARNATION ' .. known)
+  end
+  if known ~= incarnation and not full then return 0 end
+  if full then
+    redis.call('DEL', keys[3])
+    redis.call('HSET', keys[1], argv[1], incarnation)
+  end
+  change(keys[3], { set = cjson.decode(argv[6]), del = cjson.decode(argv[7]) })
+  redis.call('SET', keys[2], argv[3], 'PX', argv[4])
+  redis.call('PUBLISH', argv[8], 'engine ' .. argv[1])
+  return 1
+end
+
+redis.register_function('LIBRARY_apply', apply)
+redis.register_function('LIBRARY_forget', forget)
+redis.register_function('LIBRARY_report', report)

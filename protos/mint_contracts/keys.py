@@ -1,0 +1,68 @@
+"""The placement map's keys, one by one.
+
+`{ns/name}` is the base model in a Redis Cluster hash tag: all keys of a base live in one slot, so one function
+call can change them together, and bases spread over shards.
+
+| key                               | type   | content                               | writer   |
+|-----------------------------------|--------|---------------------------------------|----------|
+| mint:bases                        | set    | every base that has keys              | operator |
+| mint:{ns/name}:epoch              | string | newest operator epoch seen            | operator |
+| mint:{ns/name}:version            | string | grows when a change is complete       | operator |
+| mint:{ns/name}:base               | string | BaseRecord                            | operator |
+| mint:{ns/name}:placements         | hash   | adapter -> Placement                  | operator |
+| mint:{ns/name}:assigned:ENGINE    | hash   | adapter -> Assignment                 | operator |
+| mint:{ns/name}:engines            | hash   | engine -> incarnation                 | engines  |
+| mint:{ns/name}:engine:ENGINE      | string | EngineRecord, expires with heartbeat  | engine   |
+| mint:{ns/name}:held:ENGINE        | hash   | adapter -> Held                       | engine   |
+| mint:{ns/name}:changed            | pubsub | "map" or "engine NAME": something new | both     |
+
+Losing all of it loses nothing: the operator rewrites its keys from the API server, each engine its own from memory.
+A missing `version` means "not known", never "nothing is wanted": readers keep what they have.
+"""
+
+BASES = "mint:bases"
+
+
+def epoch(base: str) -> str:
+    """String: the newest operator epoch that has written."""
+    return f"mint:{{{base}}}:epoch"
+
+
+def version(base: str) -> str:
+    """String: grows by one when a change of the map is complete."""
+    return f"mint:{{{base}}}:version"
+
+
+def base_record(base: str) -> str:
+    """String: BaseRecord."""
+    return f"mint:{{{base}}}:base"
+
+
+def placements(base: str) -> str:
+    """Hash: adapter to Placement."""
+    return f"mint:{{{base}}}:placements"
+
+
+def assigned(base: str, engine: str) -> str:
+    """Hash: adapter to Assignment, for one engine."""
+    return f"mint:{{{base}}}:assigned:{engine}"
+
+
+def engines(base: str) -> str:
+    """Hash: engine to incarnation, of all engines that ever reported."""
+    return f"mint:{{{base}}}:engines"
+
+
+def engine(base: str, name: str) -> str:
+    """String with a time to live: EngineRecord."""
+    return f"mint:{{{base}}}:engine:{name}"
+
+
+def held(base: str, name: str) -> str:
+    """Hash: adapter to Held, as one engine reports it."""
+    return f"mint:{{{base}}}:held:{name}"
+
+
+def changed(base: str) -> str:
+    """Channel: a hint that something changed; losing one only costs a poll interval."""
+    return f"mint:{{{base}}}:changed"

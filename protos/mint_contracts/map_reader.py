@@ -1,0 +1,109 @@
+"""Reading the placement map: anybody may. Raises MapUnavailable when Redis does not answer in time."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+from redis.asyncio import Redis
+
+from mint_contracts import keys
+from mint_contracts.functions import bounded
+from mint_contracts.records import Assignment, BaseRecord, EngineRecord, Held, Placement
+
+
+class MapState(msgspec.Struct, frozen=True):
+    """The operator's part of the map of one base, as it stands."""
+
+    version: int | None  # None: never completed, or lost
+    base: BaseRecord | None
+    placements: dict[str, Placement]
+    assigned: dict[str, dict[str, Assignment]]  # engine -> adapter -> Assignment
+
+
+class EngineView(msgspec.Struct, frozen=True):
+    """One engine as the map knows it; `record` is None when its heartbeat has run out."""
+
+    engine: str
+    record: EngineRecord | None
+    held: dict[str, Held]
+
+
+class MapReader:
+    """Reads any part of the map."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def bases(self) -> list[str]:
+        """Every base that has keys, sorted."""
+        return sorted(await bounded(lambda: self._redis.smembers(keys.BASES)))
+
+    async def version(self, base: str) -> int | None:
+        """The map's version; None when it was never completed or is lost."""
+        text = await bounded(lambda: self._redis.get(keys.version(base)))
+        return None if text is None else int(text)
+
+    async def base_record(self, base: str) -> BaseRecord | None:
+        """What the operator says of the base."""
+        text = await bounded(lambda: self._redis.get(keys.base_record(base)))
+        return None if text is None else msgspec.json.decode(text, type=BaseRecord)
+
+    async def placements(self, base: str) -> dict[str, Placement]:
+        """Every explicit placement of a base, by adapter."""
+        raw = await bounded(lambda: self._redis.hgetall(keys.placements(base)))
+        return {name: msgspec.json.decode(text, type=Placement) for name, text in raw.items()}
+
+    async def assigned(self, base: str, engine: str) -> dict[str, Assignment]:
+        """What one engine must hold, by adapter."""
+        raw = await bounded(lambda: self._redis.hgetall(keys.assigned(base, engine)))
+        return {name: msgspec.json.decode(text, type=Assignment) for name, text in raw.items()}
+
+    async def engines(self, base: str) -> list[EngineView]:
+        """Every engine that ever reported, sorted by name, with what it says it holds."""
+        names = sorted(await bounded(lambda: self._redis.hkeys(keys.engines(base))))
+        if not names:
+            return []
+        records = await bounded(lambda: self._redis.mget([keys.engine(base, name) for name in names]))
+        views = []
+        for name, text in zip(names, records, strict=True):
+            held = await self.held(base, name)
+            record = None if text is None else msgspec.json.decode(text, type=EngineRecord)
+            views.append(EngineView(engine=name, record=record, held=held))
+        return views
+
+    async def held(self, base: str, engine: str) -> dict[str, Held]:
+        """What one engine says it holds, by adapter."""
+        raw = await bounded(lambda: self._redis.hgetall(keys.held(base, engine)))
+        return {name: msgspec.json.decode(text, type=Held) for name, text in raw.items()}
+
+    async def state(self, base: str, engines: Sequence[str]) -> MapState:
+        """The operator's own part, over the named engines and every one that ever reported."""
+        reported = await bounded(lambda: self._redis.hkeys(keys.engines(base)))
+        names = sorted({*engines, *reported})
+        return MapState(
+            version=await self.version(base),
+            base=await self.base_record(base),
+            placements=await self.placements(base),
+            assigned={name: await self.assigned(base, name) for name in names},
+        )
+
+    @asynccontextmanager
+    async def changes(self, *bases: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
+        """Hints that something changed: yields `wait(timeout_s)`, which returns one hint or None.
+
+        With no base named, hints of all bases. A lost connection shows as MapUnavailable from `wait`.
+        """
+        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        try:
+            if bases:
+                await bounded(lambda: pubsub.subscribe(*[keys.changed(base) for base in bases]))
+            else:
+                await bounded(lambda: pubsub.psubscribe("mint:*:changed"))
+
+            async def wait(timeout_s: float) -> str | None:
+                message = await bounded(lambda: pubsub.get_message(timeout=timeout_s))
+                return None if message is None else str(message["data"])
+
+            yield wait
+        finally:
+            await pubsub.aclose()  # type: ignore[no-untyped-call]

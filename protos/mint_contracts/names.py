@@ -1,0 +1,33 @@
+"""Names that people choose, and the rules they obey."""
+
+import re
+
+from mint_contracts.errors import InvalidRequest
+
+ADAPTER_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?){0,3}$"
+ADAPTER_MAX_LENGTH = 200
+BASE_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+
+_ADAPTER = re.compile(ADAPTER_PATTERN)
+_BASE = re.compile(BASE_PATTERN)
+
+
+def check_adapter(name: str) -> str:
+    """`name` itself, if it is one to four path segments of letters, digits, dot, dash and underscore.
+
+    A segment neither starts nor ends with punctuation, so a name is always safe as a relative path.
+    Raises InvalidRequest.
+    """
+    if len(name) > ADAPTER_MAX_LENGTH or not _ADAPTER.fullmatch(name):
+        raise InvalidRequest(
+            f"adapter {name[:ADAPTER_MAX_LENGTH]!r}",
+            "is not a valid name; use up to four segments like 'team/support-7' of letters, digits, '.', '-', '_'",
+        )
+    return name
+
+
+def check_base(name: str) -> str:
+    """`name` itself, if it reads "namespace/name" of a BaseModel. Raises InvalidRequest."""
+    if not _BASE.fullmatch(name):
+        raise InvalidRequest(f"base model {name[:300]!r}", "must read 'namespace/name' of a BaseModel")
+    return name

@@ -1,0 +1,101 @@
+"""The placement map's records, JSON in Redis. `keys` says which lives where."""
+
+from enum import StrEnum
+
+import msgspec
+
+from mint_contracts.source import Source
+
+
+class Tier(StrEnum):
+    """Where a revision is on an engine, warmest first."""
+
+    DEVICE = "Device"
+    HOST = "Host"
+    DISK = "Disk"
+    REMOTE = "Remote"
+
+    @property
+    def warmth(self) -> int:
+        """3 for Device down to 0 for Remote."""
+        return _WARMTH[self]
+
+
+_WARMTH = {Tier.DEVICE: 3, Tier.HOST: 2, Tier.DISK: 1, Tier.REMOTE: 0}
+
+
+class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A record; unset fields stay off the wire so that it is compact."""
+
+
+class BaseRecord(_Record, frozen=True):
+    """What the gateway and engines must know of a base. Writer: operator."""
+
+    base_model: str
+    store: Source | None = None
+    context_length: int = 0
+    device_slots: int = 0
+
+
+class Place(_Record, frozen=True):
+    """One engine that must hold an adapter, and why the plan chose it."""
+
+    engine: str
+    residency: Tier
+    why: str
+
+
+class Placement(_Record, frozen=True):
+    """Everything the plan decided about one adapter. Writer: operator."""
+
+    adapter: str
+    source: Source
+    waves: tuple[str, ...]
+    places: tuple[Place, ...]
+
+
+class Assignment(_Record, frozen=True):
+    """One adapter that one engine must hold, in `residency` or warmer. Writer: operator."""
+
+    adapter: str
+    source: Source
+    residency: Tier
+    waves: tuple[str, ...] = ()
+
+
+class Failure(_Record, frozen=True):
+    """Why a load failed; a terminal one is not tried again until its source changes."""
+
+    reason: str
+    message: str
+    terminal: bool
+
+
+class Held(_Record, frozen=True):
+    """One adapter as an engine holds it, or failed to. Writer: that engine."""
+
+    adapter: str
+    source: Source
+    tier: Tier
+    revision: str = ""  # content digest; empty until the files were read
+    rank: int = 0
+    failure: Failure | None = None
+
+
+class EngineRecord(_Record, frozen=True):
+    """One engine's word on itself, kept alive by its heartbeat. Writer: that engine."""
+
+    engine: str
+    address: str
+    incarnation: int  # start time in ns: a later start of the same engine has a larger one
+    ready: bool  # a request sent now is answered
+    slots_used: int
+    slots_total: int
+    running: int  # requests decoding
+    waiting: int  # requests queued
+    map_version: int  # the newest version of the map that the engine has seen
+    sequence: int  # grows with every change of what it holds
+    max_rank: int = 0
+    host_bytes_used: int = 0
+    disk_bytes_used: int = 0
+    failure: Failure | None = None  # why the base could not be loaded

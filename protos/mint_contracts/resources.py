@@ -1,0 +1,224 @@
+"""The custom resources `BaseModel` and `AdapterWave` (mint.dev/v1alpha1), field by field as in crds/.
+
+A test holds these structs and the CRD schemas equal. Defaults are the API server's; they are repeated here so
+that a spec can be built in code.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from mint_contracts.source import Source
+
+GROUP = "mint.dev"
+VERSION = "v1alpha1"
+
+Residency = Literal["Device", "Host", "Disk"]
+
+
+class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """camelCase on the wire; unset fields stay off it."""
+
+
+class SecretRef(_Camel, frozen=True):
+    """A Secret of the same namespace whose keys become the engine's environment (AWS_*, HF_TOKEN, ...)."""
+
+    name: str
+
+
+class BaseSource(_Camel, frozen=True):
+    """Where the base's weights are: a safetensors directory or one .gguf file."""
+
+    uri: str
+    revision: str = ""
+    secret_ref: SecretRef | None = None
+
+    @property
+    def source(self) -> Source:
+        """The place alone, without the credentials."""
+        return Source(uri=self.uri, revision=self.revision)
+
+
+class Replicas(_Camel, frozen=True):
+    """Bounds on the number of engines."""
+
+    min: int = 1
+    max: int = 1
+
+
+class Resources(_Camel, frozen=True):
+    """Kubernetes ResourceRequirements of an engine's container."""
+
+    requests: dict[str, str | int] = {}
+    limits: dict[str, str | int] = {}
+
+
+class EngineSpec(_Camel, frozen=True):
+    """How the engines of a base run."""
+
+    replicas: Replicas = Replicas()
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    context_length: int = 2048
+    kv_cache_memory: str | int = "1Gi"
+    resources: Resources = Resources()
+    node_selector: dict[str, str] = {}
+    tolerations: list[dict[str, Any]] = []
+
+
+class AdapterStore(_Camel, frozen=True):
+    """A folder in which every adapter lies under its own name, so that it can be asked for without a wave."""
+
+    uri: str
+    revision: str = ""
+    secret_ref: SecretRef | None = None
+
+    @property
+    def source(self) -> Source:
+        """The place alone, without the credentials."""
+        return Source(uri=self.uri, revision=self.revision)
+
+
+class AdapterLimits(_Camel, frozen=True):
+    """What adapters a base takes, and how many stay warm."""
+
+    max_rank: int = 32
+    target_modules: list[str] = []  # empty: every linear module of the decoder layers
+    device_slots: int = 16
+    host_memory: str | int = "1Gi"
+    disk_cache: str | int = "4Gi"
+    store: AdapterStore | None = None
+    base_names: list[str] = []  # accepted base_model_name_or_path; empty: shapes alone decide
+    volume_claims: list[str] = []  # further claims that pvc:// sources of waves may name
+
+
+class BaseModelSpec(_Camel, frozen=True):
+    """One base model that stays resident in its engines."""
+
+    source: BaseSource
+    engine: EngineSpec = EngineSpec()
+    adapters: AdapterLimits = AdapterLimits()
+
+
+class BaseModelRef(_Camel, frozen=True):
+    """A BaseModel of the wave's own namespace."""
+
+    name: str
+
+
+class NamedSource(_Camel, frozen=True):
+    """One adapter with its own place."""
+
+    name: str
+    uri: str
+    revision: str = ""
+
+
+class WaveAdapters(_Camel, frozen=True):
+    """The adapters of a wave: exactly one of the fields is set."""
+
+    names: list[str] = []  # looked up in the base's adapter store
+    sources: list[NamedSource] = []
+
+
+class Serve(_Camel, frozen=True):
+    """Hold each adapter on `replicas` engines, in `residency` or warmer."""
+
+    replicas: int = 1
+    residency: Residency = "Device"
+
+
+class AdapterWaveSpec(_Camel, frozen=True):
+    """A set of adapters wanted together."""
+
+    base_model_ref: BaseModelRef
+    adapters: WaveAdapters
+    serve: Serve = Serve()
+    priority: int = 0
+
+
+class Condition(_Camel, frozen=True):
+    """A Kubernetes condition (metav1.Condition)."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    last_transition_time: str
+    observed_generation: int = 0
+
+
+class EngineCounts(_Camel, frozen=True):
+    """Engines of a base; `selector` serves the scale subresource."""
+
+    desired: int = 0
+    ready: int = 0
+    selector: str = ""
+
+
+class SlotCounts(_Camel, frozen=True):
+    """Device slots over all ready engines."""
+
+    used: int = 0
+    total: int = 0
+
+
+class TierCounts(_Camel, frozen=True):
+    """Adapter copies by the tier that engines report."""
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+
+class BaseModelStatus(_Camel, frozen=True):
+    """What is true of a base now."""
+
+    phase: str = ""
+    observed_generation: int = 0
+    conditions: list[Condition] = []
+    engines: EngineCounts = EngineCounts()
+    slots: SlotCounts = SlotCounts()
+    adapters: TierCounts = TierCounts()
+
+
+class WaveCounts(_Camel, frozen=True):
+    """Adapter copies of a wave: wanted = adapters x replicas; the rest as engines report them."""
+
+    adapters: int = 0
+    wanted: int = 0
+    placed: int = 0
+    ready: int = 0
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+    failed: int = 0
+
+
+class WaveEngine(_Camel, frozen=True):
+    """How much of a wave one engine holds."""
+
+    name: str
+    wanted: int = 0
+    ready: int = 0
+
+
+class WaveFailure(_Camel, frozen=True):
+    """An adapter that an engine could not take, and why."""
+
+    adapter: str
+    engine: str
+    reason: str
+    message: str
+
+
+class AdapterWaveStatus(_Camel, frozen=True):
+    """What is true of a wave now. `failures` holds the first ten."""
+
+    phase: str = ""
+    observed_generation: int = 0
+    conditions: list[Condition] = []
+    counts: WaveCounts = WaveCounts()
+    summary: str = ""  # "ready/wanted", for the printer column
+    engines: list[WaveEngine] = []
+    failures: list[WaveFailure] = []

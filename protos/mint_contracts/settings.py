@@ -1,0 +1,39 @@
+"""What the operator tells an engine, as one JSON document in its environment.
+
+It holds only what an engine must restart for: a change of replicas, say, leaves it as it is.
+"""
+
+import msgspec
+
+from mint_contracts.source import Source
+
+ENGINE_SETTINGS = "MINT_ENGINE_SETTINGS"  # JSON of EngineSettings
+ENGINE_NAME = "MINT_ENGINE_NAME"  # the pod's name, e.g. "smollm2-0"
+ENGINE_ADDRESS = "MINT_ENGINE_ADDRESS"  # "ip:port" that the gateway dials
+REDIS_URL = "MINT_REDIS_URL"
+REDIS_PASSWORD = "MINT_REDIS_PASSWORD"  # noqa: S105 - the variable's name
+REDIS_CA_FILE = "MINT_REDIS_CA_FILE"
+PVC_ROOT = "MINT_PVC_ROOT"  # claims are mounted read-only at $MINT_PVC_ROOT/<claim>
+CACHE_FOLDER = "MINT_CACHE_FOLDER"  # the engine's disk tier
+
+ENGINE_PORT = 8470
+GATEWAY_PORT = 8470
+METRICS_PORT = 9470
+
+
+class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One engine's base and limits. Sizes are bytes."""
+
+    base_model: str  # "namespace/name"
+    source: Source
+    device: str
+    dtype: str
+    context_length: int  # tokens a request may hold, prompt and completion together
+    kv_cache_bytes: int
+    max_rank: int
+    device_slots: int
+    host_bytes: int
+    disk_bytes: int
+    target_modules: tuple[str, ...] = ()  # empty: every linear module of the decoder layers
+    base_names: tuple[str, ...] = ()
+    store: Source | None = None

@@ -1,0 +1,53 @@
+"""Where weights come from: `Source` and the check of its URI, shared by admission, planner and engine."""
+
+from urllib.parse import urlsplit
+
+import msgspec
+
+from mint_contracts.errors import SourceForbidden
+
+SCHEMES = ("file", "pvc", "https", "http", "s3", "gs", "hf")
+
+
+class Source(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A place of weights. `revision` pins an hf:// commit, tag or branch; elsewhere it tells versions apart."""
+
+    uri: str
+    revision: str = ""
+
+
+class Location(msgspec.Struct, frozen=True):
+    """A checked URI: `host` is the claim, bucket, organisation or server; `path` has no leading slash."""
+
+    scheme: str
+    host: str
+    path: str
+
+
+def locate(source: Source) -> Location:
+    """Take a source's URI apart and refuse what may not be read.
+
+    Raises SourceForbidden for another scheme, credentials or queries in the URI, `..` in the path, a missing
+    host, or hf:// without a revision (a moving branch would serve different weights under one name).
+    """
+    parts = urlsplit(source.uri)
+    subject = f"source {source.uri!r}"
+    if parts.scheme not in SCHEMES:
+        raise SourceForbidden(subject, f"scheme must be one of {', '.join(s + '://' for s in SCHEMES)}")
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise SourceForbidden(subject, "must carry no credentials, query or fragment; use secretRef for credentials")
+    if any(segment in {"..", "."} for segment in parts.path.split("/")) or "\\" in source.uri or "%" in source.uri:
+        raise SourceForbidden(subject, "must be a plain path without '.', '..', '%' or backslashes")
+    if parts.scheme == "file":
+        if parts.netloc or not parts.path.startswith("/"):
+            raise SourceForbidden(subject, "a file source must read file:///absolute/path")
+    elif not parts.netloc:
+        raise SourceForbidden(subject, f"must name a {'claim' if parts.scheme == 'pvc' else 'host or bucket'}")
+    if parts.scheme == "hf" and not source.revision:
+        raise SourceForbidden(subject, "an hf:// source needs spec revision, so that what is served cannot move")
+    return Location(scheme=parts.scheme, host=parts.netloc, path=parts.path.strip("/"))
+
+
+def child(root: Source, name: str) -> Source:
+    """The source of `name` inside the store `root`: its URI with the name appended, at the same revision."""
+    return Source(uri=f"{root.uri.rstrip('/')}/{name}", revision=root.revision)

@@ -1,0 +1,59 @@
+"""MintError across gRPC, as google.rpc.Status with ErrorInfo and RetryInfo (google.aip.dev/193)."""
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from mint_contracts import errors
+
+DOMAIN = "mint.dev"
+
+
+def _tree(root: type[errors.MintError]) -> dict[str, type[errors.MintError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def to_status(error: errors.MintError) -> grpc.Status:
+    """The status to abort a call with: `await context.abort_with_status(to_status(error))`."""
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason, domain=DOMAIN, metadata={"subject": error.subject, "message": error.message}
+    )
+    details = [_pack(info)]
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    code: int = error.grpc_status.value[0]
+    status: grpc.Status = rpc_status.to_status(status_pb2.Status(code=code, message=str(error), details=details))
+    return status
+
+
+def from_rpc_error(call: grpc.Call) -> errors.MintError:
+    """The MintError that a failed call carries; a bare transport failure becomes Unavailable or Internal."""
+    status = rpc_status.from_call(call)
+    if status is not None:
+        info, retry_after_s = error_details_pb2.ErrorInfo(), None
+        for detail in status.details:
+            if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                retry = error_details_pb2.RetryInfo()
+                detail.Unpack(retry)
+                retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+            elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                detail.Unpack(info)
+        known = _tree(errors.MintError).get(info.reason) if info.domain == DOMAIN else None
+        if known is not None:
+            return known(info.metadata["subject"], info.metadata["message"], retry_after_s=retry_after_s)
+    code, text = call.code(), call.details() or ""
+    if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}:
+        return errors.Unavailable("", f"the call ended with {code.name}: {text}")
+    return errors.Internal("", f"the call ended with {code.name}: {text}")
+
+
+def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
