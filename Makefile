@@ -6,10 +6,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+PROTOS := $(wildcard protos/mint_contracts/*.proto)
+CHECKED := protos/mint_contracts operator/mint_operator engine/mint_engine engine/mint_gateway tests e2e
 
 .PHONY: help
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: env ## Cluster, chart, samples, and the same questions to three adapters and the bare base
+	@$(BIN)/python -m e2e.demo up
+
+.PHONY: demo-down
+demo-down: ## End the demo's cluster and leave nothing behind
+	@if test -x $(BIN)/python; then $(BIN)/python -m e2e.demo down; fi
+
+.PHONY: test
+test: env tools lint unit e2e ## Every check and test: lint, unit, component, end to end on a real cluster
 
 .PHONY: env
 env: $(STAMP) ## Make the virtual environment with everything that development needs
@@ -21,9 +34,35 @@ $(STAMP): pyproject.toml constraints.txt
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
-PROTOS := $(wildcard protos/mint_contracts/*.proto)
+.PHONY: tools
+tools: env ## Install or build what tests need beside Python: Kubernetes, helm, etcd, containerd, redis-server
+	@$(BIN)/python -m e2e.cluster tools
+
+.PHONY: lint
+lint: env ## Formatter, linter, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(CHECKED)
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: env ## Format and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: unit
+unit: env tools ## Unit, property and component tests
+	$(BIN)/pytest tests
+
+.PHONY: e2e
+e2e: env tools ## The tests on a real cluster
+	$(BIN)/pytest e2e
 
 .PHONY: protos
-protos: $(STAMP) ## Generate the protobuf and gRPC code from protos/
+protos: env ## Generate the protobuf and gRPC code from protos/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --mypy_out=quiet:protos \
 	  --grpc_python_out=protos --mypy_grpc_out=quiet:protos $(PROTOS)
+
+.PHONY: clean
+clean: demo-down ## Remove what was made here (the cache of binaries and samples stays)
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,88 @@
+"""kubectl and helm as a person uses them, with bounded waits that say what they wait for."""
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+POLL_S = 0.25
+
+T = TypeVar("T")
+
+
+class CommandFailedError(RuntimeError):
+    """A command exited non-zero; the message holds the command and what it printed."""
+
+
+@dataclass(frozen=True)
+class Kube:
+    """One cluster, reached through its own kubectl and helm."""
+
+    kubectl_path: Path
+    helm_path: Path
+    kubeconfig: Path
+
+    def kubectl(self, *args: str, stdin: str | None = None, timeout_s: float = 120) -> str:
+        """Run kubectl and return what it printed. Raises CommandFailedError."""
+        return self._run([str(self.kubectl_path), *args], stdin, timeout_s)
+
+    def helm(self, *args: str, timeout_s: float = 300) -> str:
+        """Run helm and return what it printed. Raises CommandFailedError."""
+        return self._run([str(self.helm_path), *args], None, timeout_s)
+
+    def apply(self, manifest: str | Mapping[str, Any], namespace: str) -> str:
+        """`kubectl apply` of YAML text or of one object."""
+        text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+        return self.kubectl("apply", "-n", namespace, "-f", "-", stdin=text)
+
+    def get(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
+        """One object. Raises CommandFailedError when it is not there."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-n", namespace, "-o", "json"))
+        return found
+
+    def list(self, kind: str, namespace: str, selector: str = "") -> list[dict[str, Any]]:
+        """All objects of a kind, by label selector."""
+        text = self.kubectl("get", kind, "-n", namespace, "-l", selector, "-o", "json")
+        items: list[dict[str, Any]] = json.loads(text)["items"]
+        return items
+
+    def wait(self, kind_and_name: str, condition: str, namespace: str, timeout_s: int = 180) -> None:
+        """`kubectl wait --for=condition=...`; on failure the message carries `kubectl describe`."""
+        try:
+            self.kubectl(
+                "wait",
+                kind_and_name,
+                "-n",
+                namespace,
+                f"--for=condition={condition}",
+                f"--timeout={timeout_s}s",
+                timeout_s=timeout_s + 10,
+            )
+        except CommandFailedError as error:
+            described = self.kubectl("describe", kind_and_name, "-n", namespace)
+            raise CommandFailedError(f"{error}\n{described}") from None
+
+    def _run(self, command: Sequence[str], stdin: str | None, timeout_s: float) -> str:
+        env = {"KUBECONFIG": str(self.kubeconfig), "HOME": str(self.kubeconfig.parent), "PATH": "/usr/bin:/bin"}
+        done = subprocess.run(
+            command, input=stdin, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        if done.returncode != 0:
+            raise CommandFailedError(f"{' '.join(command)} exited {done.returncode}: {done.stderr or done.stdout}")
+        return done.stdout
+
+
+def until(what: str, probe: Callable[[], T], timeout_s: float = 120) -> T:
+    """Call `probe` until it returns something true, and return that. Raises TimeoutError naming what was awaited."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:.0f} s for {what}; last seen: {found!r}")
+        threading.Event().wait(POLL_S)
