@@ -1,4 +1,4 @@
-"""What every test may use: a real Redis, private to the test run."""
+"""What every test may use: a real Redis and a real Kubernetes API server, private to the test run."""
 
 import asyncio
 import shutil
@@ -12,6 +12,7 @@ import redis
 from redis.asyncio import Redis
 
 from mint_contracts.functions import connect
+from tests.apiserver import ApiServer, serve
 
 
 def free_port() -> int:
@@ -54,3 +55,10 @@ async def redis_client(redis_server: str) -> AsyncIterator[Redis]:
     await client.flushall()
     yield client
     await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """An API server of this run's own, with MinT's CRDs; a test keeps to a namespace of its own."""
+    with serve(tmp_path_factory.mktemp("apiserver")) as server:
+        yield server
