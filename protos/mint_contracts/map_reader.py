@@ -9,23 +9,8 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.functions import bounded
 from mint_contracts.records import Assignment, BaseRecord, EngineRecord, Held, Placement
-
-
-class MapState(msgspec.Struct, frozen=True):
-    """The operator's part of the map of one base, as it stands."""
-
-    version: int | None  # None: never completed, or lost
-    base: BaseRecord | None
-    placements: dict[str, Placement]
-    assigned: dict[str, dict[str, Assignment]]  # engine -> adapter -> Assignment
-
-
-class EngineView(msgspec.Struct, frozen=True):
-    """One engine as the map knows it; `record` is None when its heartbeat has run out."""
-
-    engine: str
-    record: EngineRecord | None
-    held: dict[str, Held]
+from mint_contracts.records import EngineView as EngineView
+from mint_contracts.records import MapState as MapState
 
 
 class MapReader:

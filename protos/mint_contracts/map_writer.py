@@ -1,6 +1,6 @@
 """Writing the placement map: the operator alone may, fenced by its epoch."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -8,24 +8,10 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded, call, text
-from mint_contracts.records import Assignment, BaseRecord, Placement
+from mint_contracts.records import Assignment, Placement
+from mint_contracts.records import MapChange as MapChange
 
 OPS_PER_CALL = 1000
-
-
-class MapChange(msgspec.Struct, frozen=True):
-    """What one apply writes for one base: records to set and names to delete."""
-
-    base: BaseRecord | None = None
-    set_placements: tuple[Placement, ...] = ()
-    del_placements: tuple[str, ...] = ()
-    set_assigned: Mapping[str, tuple[Assignment, ...]] = {}
-    del_assigned: Mapping[str, tuple[str, ...]] = {}
-
-    def __bool__(self) -> bool:
-        """True if there is anything to write."""
-        lists = (self.set_placements, self.del_placements, self.set_assigned, self.del_assigned)
-        return self.base is not None or any(lists)
 
 
 class MapWriter:

@@ -1,5 +1,6 @@
 """The placement map's records, JSON in Redis. `keys` says which lives where."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
@@ -99,3 +100,35 @@ class EngineRecord(_Record, frozen=True):
     host_bytes_used: int = 0
     disk_bytes_used: int = 0
     failure: Failure | None = None  # why the base could not be loaded
+
+
+class MapState(msgspec.Struct, frozen=True):
+    """The operator's part of the map of one base, as it stands."""
+
+    version: int | None  # None: never completed, or lost
+    base: BaseRecord | None
+    placements: dict[str, Placement]
+    assigned: dict[str, dict[str, Assignment]]  # engine -> adapter -> Assignment
+
+
+class EngineView(msgspec.Struct, frozen=True):
+    """One engine as the map knows it; `record` is None when its heartbeat has run out."""
+
+    engine: str
+    record: EngineRecord | None
+    held: dict[str, Held]
+
+
+class MapChange(msgspec.Struct, frozen=True):
+    """What one apply writes for one base: records to set and names to delete."""
+
+    base: BaseRecord | None = None
+    set_placements: tuple[Placement, ...] = ()
+    del_placements: tuple[str, ...] = ()
+    set_assigned: Mapping[str, tuple[Assignment, ...]] = {}
+    del_assigned: Mapping[str, tuple[str, ...]] = {}
+
+    def __bool__(self) -> bool:
+        """True if there is anything to write."""
+        lists = (self.set_placements, self.del_placements, self.set_assigned, self.del_assigned)
+        return self.base is not None or any(lists)
