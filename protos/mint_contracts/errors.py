@@ -183,3 +183,15 @@ class Internal(MintError):
     """A defect of ours."""
 
     grpc_status = grpc.StatusCode.INTERNAL
+
+
+def by_reason(reason: str) -> type[MintError] | None:
+    """The class of that name; None for a reason that this version does not know."""
+    return _tree(MintError).get(reason)
+
+
+def _tree(root: type[MintError]) -> dict[str, type[MintError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found

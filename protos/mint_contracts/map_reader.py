@@ -13,6 +13,14 @@ from mint_contracts.records import EngineView as EngineView
 from mint_contracts.records import MapState as MapState
 
 
+class Pulse(msgspec.Struct, frozen=True):
+    """What tells a follower whether anything changed: small, and read in two round trips however much is held."""
+
+    version: int | None  # of the operator's part; None: never completed, or lost
+    epoch: int | None  # None: no operator has written here, or everything was lost
+    engines: dict[str, EngineRecord | None]  # every engine that ever reported; None: its heartbeat has run out
+
+
 class MapReader:
     """Reads any part of the map."""
 
@@ -27,6 +35,25 @@ class MapReader:
         """The map's version; None when it was never completed or is lost."""
         text = await bounded(lambda: self._redis.get(keys.version(base)))
         return None if text is None else int(text)
+
+    async def pulse(self, base: str) -> Pulse:
+        """The version of the operator's part and every engine's own record (whose `sequence` tells of changes)."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.get(keys.version(base))
+        pipeline.get(keys.epoch(base))
+        pipeline.hkeys(keys.engines(base))
+        version, epoch, names = await bounded(pipeline.execute)
+        records = (
+            await bounded(lambda: self._redis.mget([keys.engine(base, name) for name in names])) if names else []
+        )
+        return Pulse(
+            version=None if version is None else int(version),
+            epoch=None if epoch is None else int(epoch),
+            engines={
+                name: None if text is None else msgspec.json.decode(text, type=EngineRecord)
+                for name, text in sorted(zip(names, records, strict=True))
+            },
+        )
 
     async def base_record(self, base: str) -> BaseRecord | None:
         """What the operator says of the base."""

@@ -1,5 +1,7 @@
 """MintError across gRPC, as google.rpc.Status with ErrorInfo and RetryInfo (google.aip.dev/193)."""
 
+from typing import cast
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -8,13 +10,6 @@ from grpc_status import rpc_status
 from mint_contracts import errors
 
 DOMAIN = "mint.dev"
-
-
-def _tree(root: type[errors.MintError]) -> dict[str, type[errors.MintError]]:
-    found = {root.__name__: root}
-    for child in root.__subclasses__():
-        found |= _tree(child)
-    return found
 
 
 def to_status(error: errors.MintError) -> grpc.Status:
@@ -32,9 +27,9 @@ def to_status(error: errors.MintError) -> grpc.Status:
     return status
 
 
-def from_rpc_error(call: grpc.Call) -> errors.MintError:
+def from_rpc_error(call: grpc.Call | grpc.aio.AioRpcError) -> errors.MintError:
     """The MintError that a failed call carries; a bare transport failure becomes Unavailable or Internal."""
-    status = rpc_status.from_call(call)
+    status = rpc_status.from_call(cast("grpc.Call", call))  # it only reads what the two have in common
     if status is not None:
         info, retry_after_s = error_details_pb2.ErrorInfo(), None
         for detail in status.details:
@@ -44,7 +39,7 @@ def from_rpc_error(call: grpc.Call) -> errors.MintError:
                 retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
             elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
                 detail.Unpack(info)
-        known = _tree(errors.MintError).get(info.reason) if info.domain == DOMAIN else None
+        known = errors.by_reason(info.reason) if info.domain == DOMAIN else None
         if known is not None:
             return known(info.metadata["subject"], info.metadata["message"], retry_after_s=retry_after_s)
     code, text = call.code(), call.details() or ""
