@@ -1,0 +1,47 @@
+"""A real Kubernetes cluster for the demo and the end-to-end tests: `up()` gives a `Cluster`, whatever the machine.
+
+from e2e.cluster import up
+cluster = up()
+cluster.kubectl_run("get", "nodes")
+"""
+
+from e2e.cluster import choice
+from e2e.cluster.backend import Backend, Cluster
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.paths import data_folder
+from e2e.cluster.progress import Steps
+
+__all__ = ["Cluster", "ClusterError", "backend", "down", "find", "up"]
+
+
+def backend(wanted: str | None = None, context: str | None = None) -> Backend:
+    """The backend of this checkout's data folder: forced, used before, or chosen by what the machine can do."""
+    return choice.make(_choose(wanted, context), data_folder())
+
+
+def up(wanted: str | None = None, context: str | None = None, steps: Steps | None = None) -> Cluster:
+    """Make the cluster or find it up; idempotent. Raises ClusterError with what to do about it."""
+    data = data_folder()
+    chosen = _choose(wanted, context)
+    used = choice.used_before(data)
+    if used is not None and used != chosen:
+        raise ClusterError(f"a cluster of backend {used.name} may be up: run `python -m e2e.cluster down` first")
+    choice.remember(chosen, data)
+    return choice.make(chosen, data).up(steps or Steps())
+
+
+def down(wanted: str | None = None, context: str | None = None, steps: Steps | None = None) -> None:
+    """End the cluster and everything of it but the cache; idempotent. Raises ClusterError."""
+    backend(wanted, context).down(steps or Steps())
+    choice.forget(data_folder())
+
+
+def find(wanted: str | None = None, context: str | None = None) -> Cluster | None:
+    """The cluster if it answers now, else None."""
+    return backend(wanted, context).find()
+
+
+def _choose(wanted: str | None, context: str | None) -> choice.Choice:
+    used = choice.used_before(data_folder())
+    undecided = wanted is None and context is None and used is None
+    return choice.decide(wanted, context, used, docker=undecided and choice.docker_answers())

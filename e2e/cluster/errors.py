@@ -1,0 +1,5 @@
+"""What can go wrong with a cluster, said in words that tell what to do."""
+
+
+class ClusterError(RuntimeError):
+    """A cluster could not be made, found or ended; the message says which part and what to do about it."""

@@ -1,0 +1,87 @@
+"""The plan of one native cluster: its names, its addresses, and where each file lies."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from e2e.cluster.paths import short_id
+
+KUBERNETES_VERSION = "1.34.4"
+NODE_NAME = "mint"
+POD_NETWORK = IPv4Network("10.244.0.0/16")
+NODE_POD_BITS = 20  # addresses for 4,094 pods on the one node
+SERVICE_NETWORK = IPv4Network("10.96.0.0/16")
+CLUSTER_DOMAIN = "cluster.local"
+HOST_DOMAIN = "host.mint.internal"
+BRIDGE = "mint0"
+UPLINK = "eth0"  # the inner end of the veth pair
+PRIVATE = Path("/run/mint")  # the data folder as the cluster's processes see it: short, so that sockets fit
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One native cluster. `link` is the /30 between the machine and the node: gateway first, node second."""
+
+    data: Path
+    binaries: Path
+    link: IPv4Network
+
+    @property
+    def identity(self) -> str:
+        """Eight hex digits of the data folder."""
+        return short_id(self.data)
+
+    @property
+    def veth(self) -> str:
+        """The machine's end of the veth pair (a name of 12 of the 15 letters allowed)."""
+        return veth_name(self.data)
+
+    @property
+    def cgroup(self) -> str:
+        """The cgroup that all pods live under, in each hierarchy."""
+        return cgroup_name(self.data)
+
+    @property
+    def machine_ip(self) -> IPv4Address:
+        """The machine, as pods and the node reach it."""
+        return self.link[1]
+
+    @property
+    def node_ip(self) -> IPv4Address:
+        """The node and its API server, as the machine and pods reach them."""
+        return self.link[2]
+
+    @property
+    def pod_subnet(self) -> IPv4Network:
+        """The pods of the one node."""
+        return next(POD_NETWORK.subnets(new_prefix=NODE_POD_BITS))
+
+    @property
+    def dns_ip(self) -> IPv4Address:
+        """The bridge: gateway of the pods, and where CoreDNS listens."""
+        return self.pod_subnet[1]
+
+    @property
+    def api_url(self) -> str:
+        """The API server, from the machine and from inside alike."""
+        return f"https://{self.node_ip}:6443"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+        return self.data / "kubeconfig"
+
+    @property
+    def logs(self) -> Path:
+        """One file a component."""
+        return self.data / "logs"
+
+
+def veth_name(data: Path) -> str:
+    """The machine's end of the veth pair of the cluster of `data`."""
+    return f"mint{short_id(data)}"
+
+
+def cgroup_name(data: Path) -> str:
+    """The cgroup of the cluster of `data`, relative to each hierarchy's root."""
+    return f"mint-{short_id(data)}"

@@ -1,0 +1,89 @@
+"""The supervisor as the machine sees it: started in fresh namespaces, joined by a link, found again by its pids."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from e2e.cluster.commands import run
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.native.layout import UPLINK, Layout
+from e2e.cluster.native.processes import Process, child_of, end, identify
+from e2e.cluster.paths import REPOSITORY
+
+RECORD = "supervisor.json"
+CHILD_LIMIT_S = 10.0
+# The kernel ends every process of a pid namespace with its first one, and that one when `unshare` ends.
+UNSHARE = ("unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc")
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """`outer` is `unshare` on the machine; `inner`, process 1 of the namespaces, by its pid on the machine."""
+
+    outer: Process
+    inner: Process
+
+    @property
+    def alive(self) -> bool:
+        """Whether the cluster's processes still have what keeps them."""
+        return self.outer.alive and self.inner.alive
+
+    def inside(self, path: str) -> Path:
+        """A path of the cluster's namespaces, as the machine can open it."""
+        return Path(f"/proc/{self.inner.pid}/root{path}")
+
+    def end(self) -> None:
+        """End it and with it every process of the cluster. Raises ClusterError when one does not end."""
+        end(self.outer)
+        end(self.inner)
+
+
+def start(layout: Layout, plan: Path) -> Supervisor:
+    """Start the detached supervisor, record it, and join its network to the machine's. Raises ClusterError."""
+    with (layout.logs / "supervisor.log").open("ab") as log:
+        spawned = subprocess.Popen(
+            [*UNSHARE, sys.executable, "-m", "e2e.cluster.native.supervise", str(plan)],
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    outer = identify(spawned.pid)
+    if outer is None:
+        raise ClusterError("the supervisor ended at once")
+    supervisor = Supervisor(outer, _first_process(outer))
+    (layout.data / RECORD).write_text(json.dumps(asdict(supervisor)))
+    peer = ["peer", "name", UPLINK, "netns", str(supervisor.inner.pid)]
+    run(["ip", "link", "add", layout.veth, "type", "veth", *peer])
+    run(["ip", "address", "add", f"{layout.machine_ip}/{layout.link.prefixlen}", "dev", layout.veth])
+    run(["ip", "link", "set", layout.veth, "up"])
+    return supervisor
+
+
+def recorded(data: Path) -> Supervisor | None:
+    """The supervisor that the data folder names, dead or alive."""
+    try:
+        record = json.loads((data / RECORD).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return Supervisor(Process(**record["outer"]), Process(**record["inner"]))
+
+
+def running(data: Path) -> Supervisor | None:
+    """The recorded supervisor of the data folder, if it is alive."""
+    supervisor = recorded(data)
+    return supervisor if supervisor is not None and supervisor.alive else None
+
+
+def _first_process(outer: Process) -> Process:
+    """Process 1 of the namespaces; `unshare` forks it right after making them."""
+    deadline = time.monotonic() + CHILD_LIMIT_S
+    while (inner := child_of(outer)) is None:
+        if not outer.alive or time.monotonic() > deadline:
+            raise ClusterError("the supervisor ended at once: are new namespaces allowed on this machine?")
+        time.sleep(0.01)
+    return inner

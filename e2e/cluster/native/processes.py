@@ -1,0 +1,72 @@
+"""Processes by pid and starting time, so that a pid which the kernel gave to another program is never touched."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.cluster.errors import ClusterError
+
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process: its pid and its start in clock ticks since boot (field 22 of /proc/PID/stat)."""
+
+    pid: int
+    started: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process is still there (a zombie is not)."""
+        return identify(self.pid) == self
+
+
+def identify(pid: int) -> Process | None:
+    """The process that has this pid now, or None."""
+    fields = _stat(pid)
+    if fields is None or fields[0] in {"Z", "X"}:
+        return None
+    return Process(pid, int(fields[19]))
+
+
+def child_of(process: Process) -> Process | None:
+    """The first child of a process, if it has one."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            fields = _stat(int(entry.name))
+            if fields is not None and int(fields[1]) == process.pid:
+                return identify(int(entry.name))
+    return None
+
+
+def end(process: Process, limit_s: float = 20.0) -> None:
+    """Kill a process and wait until it is gone. Raises ClusterError when it outlasts `limit_s` seconds."""
+    deadline = time.monotonic() + limit_s
+    while process.alive:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        _reap(process.pid)
+        if time.monotonic() > deadline:
+            raise ClusterError(f"process {process.pid} does not end")
+        time.sleep(POLL_S)
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return  # started by an earlier command: init reaps it
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat after the command's name (state first), or None when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text[text.rindex(")") + 2 :].split()
