@@ -1,0 +1,196 @@
+"""Asking a gateway (or one engine: both serve the same Sampler) from asyncio.
+
+async with Client("127.0.0.1:8470") as client:
+    async for event in client.ask(question("Where is the sea?", adapter="demo/pirate")):
+        print(event.chunk.text, end="")
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+import grpc
+import msgspec
+
+from mint_contracts import placement_pb2, sampling_pb2
+from mint_contracts.backoff import delay_s
+from mint_contracts.errors import MintError
+from mint_contracts.placement_pb2_grpc import PlacementStub
+from mint_contracts.sampling_pb2_grpc import SamplerStub
+from mint_contracts.wire import from_rpc_error
+
+PATIENCE_S = 30.0
+MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
+
+_OURS = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}  # the caller's own doing: never retried
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One whole answer, and who gave it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]  # of the tokens, when asked for
+    reason: str  # STOP or LENGTH
+    base_model: str
+    adapter: str
+    engine: str
+    revision: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def question(
+    prompt: str,
+    *,
+    base_model: str = "",
+    adapter: str = "",
+    raw: bool = False,
+    max_tokens: int = 0,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    logprobs: int | None = None,
+) -> sampling_pb2.GenerateRequest:
+    """A request for one answer: a chat of one user message, or with `raw` the text as it stands.
+
+    `max_tokens` 0 takes the engine's default; `temperature` 0 is greedy.
+    """
+    request = sampling_pb2.GenerateRequest(base_model=base_model, adapter=adapter)
+    if raw:
+        request.text = prompt
+    else:
+        request.chat.messages.add(role="user", content=prompt)
+    sampling = request.sampling
+    sampling.max_tokens, sampling.temperature = max_tokens, temperature
+    sampling.stop.extend(stop)
+    if seed is not None:
+        sampling.seed = seed
+    if logprobs is not None:
+        sampling.logprobs = logprobs
+    return request
+
+
+class Client:
+    """One connection. Raises MintError; what goes away by itself is tried again for `patience_s`."""
+
+    def __init__(self, target: str, *, patience_s: float = PATIENCE_S) -> None:
+        self._channel = grpc.aio.insecure_channel(
+            target, options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+        )
+        self._sampler = SamplerStub(self._channel)
+        self._placement = PlacementStub(self._channel)
+        self._patience_s = patience_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def ask(
+        self, request: sampling_pb2.GenerateRequest, *, timeout_s: float | None = None
+    ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
+        """The events of one answer as they come. Tried again only as long as none has come.
+
+        `timeout_s` bounds each try from its start to its last token.
+        """
+        patience = _Patience(self._patience_s)
+        while True:
+            call, seen = self._sampler.Generate(request, timeout=timeout_s), False
+            try:
+                async for event in call:
+                    seen = True
+                    yield event
+                return
+            except grpc.aio.AioRpcError as error:
+                await patience.wait(error, final=seen)
+            finally:
+                call.cancel()
+
+    async def answer(self, request: sampling_pb2.GenerateRequest, *, timeout_s: float | None = None) -> Answer:
+        """One whole answer."""
+        return collect([event async for event in self.ask(request, timeout_s=timeout_s)])
+
+    async def explain(self, adapter: str, base_model: str = "") -> placement_pb2.Explanation:
+        """Why an adapter is where it is, and which engine would answer now; "" for the bare base."""
+        request = placement_pb2.ExplainRequest(base_model=base_model, adapter=adapter)
+        patience = _Patience(self._patience_s)
+        while True:
+            try:
+                return await self._placement.Explain(request, timeout=self._patience_s)
+            except grpc.aio.AioRpcError as error:
+                await patience.wait(error)
+
+    async def placements(self, base_model: str = "") -> list[placement_pb2.Explanation]:
+        """Every adapter that is placed or held, of one base or of all."""
+        request = placement_pb2.ListPlacementsRequest(base_model=base_model)
+        patience = _Patience(self._patience_s)
+        while True:
+            try:
+                return list((await self._placement.ListPlacements(request, timeout=self._patience_s)).placements)
+            except grpc.aio.AioRpcError as error:
+                await patience.wait(error)
+
+
+class _Patience:
+    """Whether and how long one call goes on trying."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = asyncio.get_running_loop().time() + seconds
+        self._failures = 0
+
+    async def wait(self, error: grpc.aio.AioRpcError, *, final: bool = False) -> None:
+        """Return when the next try is due; raise the failure's MintError when there shall be none."""
+        failure = from_rpc_error(error)
+        self._failures += 1
+        delay = delay_s(self._failures, first_s=0.1, cap_s=2.0)
+        if failure.retry_after_s is not None:
+            delay = failure.retry_after_s * random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients
+        if final or failure.terminal or error.code() in _OURS:
+            raise failure from None
+        if asyncio.get_running_loop().time() + delay > self._until:
+            raise failure from None
+        await asyncio.sleep(delay)
+
+
+def collect(events: Sequence[sampling_pb2.GenerateEvent]) -> Answer:
+    """The answer that a whole stream of events makes."""
+    started, finished = sampling_pb2.Started(), sampling_pb2.Finished()
+    chunks: list[sampling_pb2.Chunk] = []
+    for event in events:
+        match event.WhichOneof("event"):
+            case "started":
+                started = event.started
+            case "chunk":
+                chunks.append(event.chunk)
+            case "finished":
+                finished = event.finished
+    return Answer(
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        logprobs=tuple(entry.logprob for chunk in chunks for entry in chunk.logprobs),
+        reason=sampling_pb2.Finished.Reason.Name(finished.reason),
+        base_model=started.base_model,
+        adapter=started.adapter,
+        engine=started.engine,
+        revision=started.revision,
+        prompt_tokens=finished.prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+    )
+
+
+async def answers(
+    target: str, requests: Sequence[sampling_pb2.GenerateRequest], *, patience_s: float = PATIENCE_S
+) -> list[Answer | MintError]:
+    """All questions asked at once; the answers, or what went wrong, in the same order."""
+
+    async def one(client: Client, request: sampling_pb2.GenerateRequest) -> Answer | MintError:
+        try:
+            return await client.answer(request)
+        except MintError as error:
+            return error
+
+    async with Client(target, patience_s=patience_s) as client:
+        return list(await asyncio.gather(*(one(client, request) for request in requests)))
