@@ -1,0 +1,95 @@
+"""file:// and pvc:// sources: read in place, and never anything outside the folder that was named."""
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mint_contracts.errors import MintError, Overloaded, SourceForbidden, SourceNotFound, SourceUnavailable
+from mint_contracts.settings import PVC_ROOT
+from mint_contracts.source import Location
+
+DEFAULT_PVC_ROOT = "/mint/pvc"
+
+
+def local_path(location: Location) -> tuple[Path, Path | None]:
+    """Where a file:// or pvc:// source lies, links resolved, and the folder that it may not leave (a pvc:// claim).
+
+    Raises SourceForbidden for a claim that is not mounted or a link that leaves it.
+    """
+    if location.scheme == "file":
+        return Path(os.path.realpath("/" + location.path)), None
+    root = Path(os.environ.get(PVC_ROOT, DEFAULT_PVC_ROOT))
+    claim = root / location.host
+    subject = f"source 'pvc://{location.host}/{location.path}'"
+    if location.host.startswith(".") or "/" in location.host or not claim.is_dir():
+        raise SourceForbidden(subject, f"claim {location.host!r} is not mounted; add it to adapters.volumeClaims")
+    claim = Path(os.path.realpath(claim))
+    path = Path(os.path.realpath(claim / location.path))
+    if not path.is_relative_to(claim):
+        raise SourceForbidden(subject, "leads out of its claim by a symbolic link")
+    return path, claim
+
+
+class LocalFolder:
+    """A folder of this machine. Its files may be links, as long as they stay inside the folder (or its claim)."""
+
+    def __init__(self, path: Path, subject: str, *, fence: Path | None = None) -> None:
+        self.path = path
+        self.subject = subject
+        self._fence = fence or path
+
+    def files(self, *_names: str) -> dict[str, int | None]:
+        """Regular files directly in the folder, with their bytes. Raises SourceNotFound."""
+        found: dict[str, int | None] = {}
+        with os_errors(self.subject), os.scandir(self.path) as entries:
+            for entry in entries:
+                try:
+                    about = entry.stat()
+                except FileNotFoundError:  # a dangling link
+                    continue
+                if stat.S_ISREG(about.st_mode):
+                    found[entry.name] = about.st_size
+        return found
+
+    def resolve(self, name: str) -> Path:
+        """The real path of one of the folder's files. Raises SourceForbidden when a link leads outside."""
+        path = Path(os.path.realpath(self.path / name))
+        if not path.is_relative_to(self._fence):
+            raise SourceForbidden(self.subject, f"{name} leads out of its folder by a symbolic link")
+        return path
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[io.BufferedReader]:
+        """One of the folder's files for reading; only a regular file is opened. Maps errors while it is read too."""
+        with os_errors(self.subject):
+            descriptor = os.open(self.resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise SourceForbidden(self.subject, f"{name} is not a regular file")
+                yield file
+
+
+@contextmanager
+def os_errors(subject: str) -> Iterator[None]:
+    """Turn the operating system's errors about a source into MintErrors."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceNotFound(subject, "does not exist; check its path") from error
+    except PermissionError as error:
+        raise SourceForbidden(subject, "may not be read by the engine's user; check its permissions") from error
+    except OSError as error:
+        raise disk_full(error, subject) or SourceUnavailable(
+            subject, f"could not be read ({error.strerror}); retrying"
+        ) from error
+
+
+def disk_full(error: BaseException, subject: str) -> MintError | None:
+    """Overloaded, if the error says that this machine's own disk took no more."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return Overloaded(subject, "finds the engine's disk full; raise diskCache", retry_after_s=5.0)
+    return None

@@ -1,0 +1,176 @@
+"""adapter_config.json as PEFT writes it: what of it decides the numbers, and what we do not serve.
+
+Every field is either read here, known to say nothing about inference, or must hold a neutral value; so a PEFT
+feature that we do not know of is refused by name, never served wrongly. Follows peft 0.21
+(peft/tuners/lora/config.py).
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mint_contracts.errors import CorruptFile, UnsupportedAdapter
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_PATTERNS = 4096
+
+_READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
+         "target_modules", "layers_to_transform", "init_lora_weights", "bias"}  # fmt: skip
+# Who trained it, and how: nothing that a forward pass reads. The tensors themselves say which modules are adapted.
+_SILENT = {"task_type", "inference_mode", "revision", "peft_version", "auto_mapping", "lora_dropout",
+           "exclude_modules", "layers_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config",
+           "lora_ga_config", "qalora_group_size", "runtime_config"}  # fmt: skip
+# Initialisations that leave the base model's weights alone; the others (pissa, olora, corda, loftq, ...) change them.
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+# PEFT takes patterns as regular expressions. Those of a tenant are run only if they can not blow up: no quantified
+# group, and at most two quantifiers.
+_SAFE_PATTERN = re.compile(r"(?!.*\(\?[^:])(?!.*\)[*+?{])[A-Za-z0-9_^$.|():?*+\\\[\]-]{1,300}")
+_QUANTIFIER = re.compile(r"(?<!\()[*+?]")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What decides an adapter's numbers. `targets` is None where PEFT is given a regular expression instead."""
+
+    base_name: str
+    rank: int
+    alpha: float
+    rslora: bool
+    targets: tuple[str, ...] | None
+    layers: frozenset[int] | None
+    canonical: bytes  # the same JSON in one fixed form, for the digest
+    _ranks: tuple[tuple[re.Pattern[str], int], ...]
+    _alphas: tuple[tuple[re.Pattern[str], float], ...]
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that any module could have."""
+        return max([self.rank, *(rank for _, rank in self._ranks)])
+
+    def rank_of(self, path: str) -> int:
+        """The rank of the module at `path`: the first matching rank_pattern, or r."""
+        return next((rank for pattern, rank in self._ranks if pattern.match(path)), self.rank)
+
+    def scaling_of(self, path: str) -> float:
+        """alpha/r of the module at `path`, alpha/sqrt(r) with rsLoRA, each by its pattern, as PEFT computes it."""
+        alpha = next((value for pattern, value in self._alphas if pattern.match(path)), self.alpha)
+        rank = self.rank_of(path)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def parse(text: bytes, subject: str) -> LoraConfig:
+    """Read adapter_config.json.
+
+    Raises CorruptFile where it is no such file, UnsupportedAdapter naming the field that is not served.
+    """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise CorruptFile(subject, f"has an adapter_config.json above {MAX_CONFIG_BYTES} bytes")
+    try:
+        raw = json.loads(text)
+        canonical = json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(subject, f"has an adapter_config.json that is not JSON ({type(error).__name__})") from None
+    if not isinstance(raw, dict):
+        raise CorruptFile(subject, "has an adapter_config.json that is not a JSON object")
+    _refuse_unserved(raw, subject)
+    name = raw.get("base_model_name_or_path")
+    return LoraConfig(
+        base_name=name if isinstance(name, str) else "",
+        rank=_rank(raw.get("r"), "r", subject),
+        alpha=_number(raw.get("lora_alpha"), "lora_alpha", subject),
+        rslora=_flag(raw, "use_rslora", subject),
+        targets=_targets(raw.get("target_modules"), subject),
+        layers=_layers(raw.get("layers_to_transform"), subject),
+        canonical=canonical,
+        _ranks=tuple(
+            (p, _rank(v, f"rank_pattern[{k!r}]", subject)) for p, k, v in _patterns(raw, "rank_pattern", subject)
+        ),
+        _alphas=tuple(
+            (p, _number(v, f"alpha_pattern[{k!r}]", subject)) for p, k, v in _patterns(raw, "alpha_pattern", subject)
+        ),
+    )
+
+
+def _refuse_unserved(raw: dict[str, Any], subject: str) -> None:
+    if raw.get("peft_type") != "LORA":
+        raise UnsupportedAdapter(subject, f"has peft_type {_show(raw.get('peft_type'))}; only LORA is served")
+    if raw.get("bias", "none") != "none":
+        raise UnsupportedAdapter(subject, f"has bias {_show(raw['bias'])}; only 'none' is served")
+    init = raw.get("init_lora_weights")
+    if not any(init is each or (isinstance(init, str) and init == each) for each in _PLAIN_INITS):
+        hint = "it changes the base model's weights; convert it with path_initial_model_for_weight_conversion"
+        raise UnsupportedAdapter(subject, f"has init_lora_weights {_show(init)}: {hint}")
+    for field in sorted(raw.keys() - _READ - _SILENT):
+        if not _neutral(raw[field]):
+            raise UnsupportedAdapter(subject, f"sets {field[:100]} to {_show(raw[field])}, which is not served")
+
+
+def _neutral(value: object) -> bool:
+    return value is None or value is False or (isinstance(value, list | dict | str) and not value)
+
+
+def _show(value: object) -> str:
+    return repr(value)[:100]
+
+
+def _rank(value: object, field: str, subject: str) -> int:
+    if type(value) is not int or value < 1:
+        raise CorruptFile(subject, f"has {field[:200]} {_show(value)} in adapter_config.json where a rank must be")
+    return value
+
+
+def _number(value: object, field: str, subject: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CorruptFile(subject, f"has {field[:200]} {_show(value)} in adapter_config.json where a number must be")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise CorruptFile(subject, f"has {field[:200]} {_show(value)} in adapter_config.json, which is not finite")
+    return number
+
+
+def _flag(raw: dict[str, Any], field: str, subject: str) -> bool:
+    value = raw.get(field, False)
+    if not isinstance(value, bool):
+        raise CorruptFile(subject, f"has {field} {_show(value)} in adapter_config.json where true or false must be")
+    return value
+
+
+def _targets(value: object, subject: str) -> tuple[str, ...] | None:
+    if isinstance(value, str) and value:
+        return None
+    if isinstance(value, list) and value and all(isinstance(each, str) and each for each in value):
+        return tuple(value)
+    raise CorruptFile(subject, f"has target_modules {_show(value)} in adapter_config.json where names must be")
+
+
+def _layers(value: object, subject: str) -> frozenset[int] | None:
+    if value is None or value == []:
+        return None
+    indices = value if isinstance(value, list) else [value]
+    if not all(type(each) is int for each in indices):
+        raise CorruptFile(subject, f"has layers_to_transform {_show(value)} where layer numbers must be")
+    return frozenset(indices)
+
+
+def _patterns(raw: dict[str, Any], field: str, subject: str) -> list[tuple[re.Pattern[str], str, Any]]:
+    """(compiled, as written, value) of each entry; matched as peft's get_pattern_key does."""
+    entries = raw.get(field) or {}
+    if not isinstance(entries, dict) or len(entries) > MAX_PATTERNS:
+        raise CorruptFile(subject, f"has a {field} that is not an object of at most {MAX_PATTERNS} entries")
+    found = []
+    for key, value in entries.items():
+        if not _SAFE_PATTERN.fullmatch(key) or len(_QUANTIFIER.findall(key)) > 2:
+            raise UnsupportedAdapter(
+                subject, f"has the {field} {_show(key)}; only names and simple patterns are served"
+            )
+        try:
+            found.append((re.compile(rf"(.*\.)?({key})$"), key, value))
+        except re.error:
+            raise CorruptFile(subject, f"has the {field} {_show(key)}, which is no regular expression") from None
+    return found

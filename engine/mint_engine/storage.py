@@ -1,0 +1,193 @@
+"""https://, s3://, gs:// and hf:// sources through fsspec: list, open, and one meaning for every library's errors.
+
+Credentials come from the environment (AWS_*, GOOGLE_*, HF_TOKEN), never from a URI, and never get into a message:
+of a storage library's error only its class and HTTP status are told.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from typing import Any, BinaryIO, Protocol, cast
+
+import aiohttp
+import httpx2
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from fsspec.exceptions import FSTimeoutError
+from fsspec.spec import AbstractFileSystem
+from gcsfs.retry import HttpError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+from huggingface_hub import HfApi, HfFileSystem
+
+from mint_contracts.errors import MintError, SourceForbidden, SourceNotFound, SourceUnavailable
+from mint_contracts.source import Location, Source, locate
+from mint_engine.local import LocalFolder, disk_full, local_path
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 30.0
+BLOCK_BYTES = 8 << 20
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LIBRARY_ERRORS = (OSError, aiohttp.ClientError, BotoCoreError, ClientError, FSTimeoutError, GoogleAuthError,
+                   HttpError, httpx2.HTTPError, TimeoutError)  # fmt: skip
+_NO_CREDENTIALS = (NoCredentialsError, DefaultCredentialsError)
+
+
+class Folder(Protocol):
+    """Where a source's files lie. `subject` names it in errors."""
+
+    subject: str
+
+    def files(self, *names: str) -> dict[str, int | None]:
+        """Files directly in it, with bytes where known; only `names` are looked for where nothing can be listed."""
+        ...
+
+    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A context manager of one file, opened for reading bytes."""
+        ...
+
+
+def subject_of(source: Source) -> str:
+    """How errors name a source."""
+    return f"source {source.uri!r}" + (f" at {source.revision!r}" if source.revision else "")
+
+
+def folder_of(source: Source) -> Folder:
+    """The folder that a source names; looked at only when listed or opened. Raises SourceForbidden."""
+    location = locate(source)
+    subject = subject_of(source)
+    if location.scheme in {"file", "pvc"}:
+        path, fence = local_path(location)
+        return LocalFolder(path, subject, fence=fence)
+    return RemoteFolder(location, source.revision, subject)
+
+
+class RemoteFolder:
+    """A folder of an object store, a hub or a web server."""
+
+    def __init__(self, location: Location, revision: str, subject: str) -> None:
+        self.subject = subject
+        self._location = location
+        self._revision = revision
+        self._root = ""
+
+    def files(self, *names: str) -> dict[str, int | None]:
+        """Files directly in the folder. Raises SourceNotFound, SourceForbidden or SourceUnavailable."""
+        with storage_errors(self.subject):
+            files, root = _filesystem(self._location.scheme), self._resolved_root()
+            if self._location.scheme in {"http", "https"}:
+                return _probe(files, root, names)
+            entries = files.ls(root, detail=True)
+        found = {e["name"].rsplit("/", 1)[-1]: e.get("size") for e in entries if e["type"] == "file"}
+        return {name: None if size is None else int(size) for name, size in found.items()}
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """One file for reading from its start to its end, in blocks. Maps errors while it is read too."""
+        with storage_errors(self.subject):
+            path = f"{self._resolved_root()}/{name}"
+            opened = _filesystem(self._location.scheme).open(
+                path, "rb", block_size=BLOCK_BYTES, cache_type="readahead"
+            )
+            with opened as file:
+                yield cast(BinaryIO, file)
+
+    def _resolved_root(self) -> str:
+        """The folder's path for its filesystem; of hf:// with the commit that the revision names now, asked once."""
+        if not self._root:
+            here = self._location
+            if here.scheme in {"http", "https"}:
+                self._root = f"{here.scheme}://{here.host}/{here.path}".rstrip("/")
+            elif here.scheme == "hf":
+                name, _, path = here.path.partition("/")
+                repository = f"{here.host}/{name}"
+                self._root = f"{repository}@{self._commit(repository)}/{path}".rstrip("/")
+            else:
+                self._root = f"{here.host}/{here.path}".rstrip("/")
+        return self._root
+
+    def _commit(self, repository: str) -> str:
+        if _COMMIT.fullmatch(self._revision):
+            return self._revision
+        info = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).model_info(
+            repository, revision=self._revision, timeout=CONNECT_TIMEOUT_S
+        )
+        if not info.sha or not _COMMIT.fullmatch(info.sha):
+            raise SourceUnavailable(self.subject, "the hub named no commit for the revision; retrying")
+        return info.sha
+
+
+@cache
+def _filesystem(scheme: str) -> AbstractFileSystem:
+    """One connection pool and one set of credentials a scheme; listings are never cached."""
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if scheme in {"http", "https"}:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
+    elif scheme == "s3":
+        options["config_kwargs"] = {
+            "connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 1},
+        }  # fmt: skip
+    elif scheme == "gs":
+        options["requests_timeout"] = READ_TIMEOUT_S
+    else:
+        return HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"), **options)
+    return cast(AbstractFileSystem, fsspec.filesystem(scheme, **options))
+
+
+def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for name in names:
+        try:
+            size = files.info(f"{root}/{name}").get("size")
+        except FileNotFoundError as error:
+            if _cause_of(error) is not error:
+                raise
+            continue
+        found[name] = None if size is None else int(size)
+    return found
+
+
+@contextmanager
+def storage_errors(subject: str) -> Iterator[None]:
+    """Turn what storage libraries raise into SourceNotFound, SourceForbidden or SourceUnavailable."""
+    try:
+        yield
+    except MintError:
+        raise
+    except _LIBRARY_ERRORS as error:
+        raise _meaning(_cause_of(error), subject) from error
+
+
+def _cause_of(error: Exception) -> Exception:
+    """fsspec's http tells every failure as FileNotFoundError; its cause knows better."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _status(cause) != 404:
+        return cause if not isinstance(cause, FileNotFoundError) else error
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error carries, if it does."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    found = (
+        getattr(error, "status", None) or getattr(error, "code", None) or getattr(response, "status_code", response)
+    )
+    return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdigit()) else None
+
+
+def _meaning(error: Exception, subject: str) -> MintError:
+    status = _status(error)
+    what = type(error).__name__ + (f", HTTP {status}" if status else "")
+    if full := disk_full(error, subject):
+        return full
+    if isinstance(error, FileNotFoundError) or status in {404, 410}:
+        return SourceNotFound(subject, "holds nothing there; check its path and revision")
+    if isinstance(error, (PermissionError, *_NO_CREDENTIALS)) or status in {401, 403}:
+        return SourceForbidden(subject, f"storage refused access ({what}); check the credentials of secretRef")
+    return SourceUnavailable(subject, f"storage did not answer ({what}); retrying")
