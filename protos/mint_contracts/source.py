@@ -27,11 +27,14 @@ class Location(msgspec.Struct, frozen=True):
 def locate(source: Source) -> Location:
     """Take a source's URI apart and refuse what may not be read.
 
-    Raises SourceForbidden for another scheme, credentials or queries in the URI, `..` in the path, a missing
-    host, or hf:// without a revision (a moving branch would serve different weights under one name).
+    Raises SourceForbidden for what is no URI, another scheme, credentials or queries in the URI, `..` in the path, a
+    missing host, or hf:// without a revision (a moving branch would serve different weights under one name).
     """
-    parts = urlsplit(source.uri)
     subject = f"source {source.uri!r}"
+    try:
+        parts = urlsplit(source.uri)
+    except ValueError as error:  # an unbalanced bracket, or a host that is none after normalisation
+        raise SourceForbidden(subject, f"is not a URI ({error}); write, say, pvc://claim/path") from None
     if parts.scheme not in SCHEMES:
         raise SourceForbidden(subject, f"scheme must be one of {', '.join(s + '://' for s in SCHEMES)}")
     if parts.query or parts.fragment or "@" in parts.netloc:

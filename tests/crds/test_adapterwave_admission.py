@@ -1,0 +1,148 @@
+"""What the API server takes and refuses as an AdapterWave, and that each refusal says what to do."""
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+
+from mint_contracts.resources import AdapterWaveSpec, BaseModelRef, WaveAdapters
+from tests.apiserver import ApiServer, KubectlError
+from tests.crds.admission import Admission, merged, resource
+from tests.crds.schemas import rules
+
+NUMBERS = itertools.count()
+SMALLEST: dict[str, Any] = {"baseModelRef": {"name": "smollm2"}, "adapters": {"names": ["acme/support-7"]}}
+SOURCE = {"name": "acme/support-7", "uri": "pvc://more/support-7"}
+
+
+def names(*given: str) -> dict[str, Any]:
+    return {"adapters": {"names": list(given)}}
+
+
+def sources(*given: dict[str, Any]) -> dict[str, Any]:
+    return {"adapters": {"names": None, "sources": list(given)}}
+
+
+def source(**fields: Any) -> dict[str, Any]:
+    return sources(SOURCE | fields)
+
+
+ACCEPTED = [
+    {},
+    names("a", "A.b_c-9/d/e/f"),
+    names("x" * 200),
+    names(*(f"acme/{number}" for number in range(4096))),
+    sources(SOURCE),
+    sources(SOURCE, SOURCE | {"name": "acme/other"}),
+    sources(*(SOURCE | {"name": f"acme/{number}"} for number in range(1024))),
+    source(uri="hf://acme/support-7", revision="9f3c2ab"),
+    {"serve": {"replicas": 2, "residency": "Host"}},
+    {"serve": {"replicas": 1000, "residency": "Disk"}},
+    {"priority": 1000000},
+    {"priority": -1000000},
+]
+
+BY_RULE: list[tuple[dict[str, Any], str]] = [
+    ({"adapters": {"names": None}}, "set exactly one of names"),
+    ({"adapters": {"sources": [SOURCE]}}, "set exactly one of names"),
+    (names("../secret"), "is not an adapter's name"),
+    (names("a/b/c/d/e"), "is not an adapter's name"),
+    (names("two words"), "is not an adapter's name"),
+    (names("acme/"), "is not an adapter's name"),
+    (names("-acme"), "is not an adapter's name"),
+    (source(name="acme//x"), "is not an adapter's name"),
+    (source(uri="hf://acme/support-7"), "an hf:// source needs a revision"),
+    (source(uri="ssh://host/x"), "uri must begin with file://"),
+    (source(uri="https://user:word@host/x"), "uri must carry no credentials"),
+    (source(uri="https://host/x?key=1"), "uri must carry no credentials"),
+    (source(uri="pvc://more/../x"), "uri must be a plain path"),
+    (source(uri="file://relative/x"), "a file source must be absolute"),
+    (source(uri="gs:///x"), "uri must name a claim, bucket"),
+    (source(uri="pvc://More/x"), "a pvc source must name a PersistentVolumeClaim"),
+]
+
+BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
+    ({"baseModelRef": None}, "spec.baseModelRef: Required value"),
+    ({"baseModelRef": {"name": "Not A Name"}}, "spec.baseModelRef.name"),
+    ({"adapters": None}, "spec.adapters: Required value"),
+    (names(), "spec.adapters.names: Invalid value"),
+    (sources(), "spec.adapters.sources: Invalid value"),
+    (names("a", "b", "a"), "spec.adapters.names[2]: Duplicate value"),
+    (sources(SOURCE, SOURCE), "spec.adapters.sources[1]: Duplicate value"),
+    (names("x" * 201), "spec.adapters.names[0]: Too long"),
+    (names(*(f"acme/{number}" for number in range(4097))), "spec.adapters.names: Too many"),
+    (source(uri=None), "spec.adapters.sources[0].uri"),
+    ({"serve": {"replicas": 0}}, "spec.serve.replicas"),
+    ({"serve": {"residency": "Remote"}}, 'supported values: "Device", "Host", "Disk"'),
+    ({"priority": 1000001}, "spec.priority"),
+    ({"train": {}}, 'unknown field "spec.train"'),
+]
+
+
+@pytest.mark.parametrize("changes", ACCEPTED, ids=lambda changes: repr(changes)[:80])
+def test_accepted(admission: Admission, changes: dict[str, Any]) -> None:
+    assert admission.refusal(resource("AdapterWave", merged(SMALLEST, changes))) == ""
+
+
+@pytest.mark.parametrize(("changes", "why"), BY_RULE + BY_SCHEMA, ids=lambda part: repr(part)[:80])
+def test_refused(admission: Admission, changes: dict[str, Any], why: str) -> None:
+    assert why in admission.refusal(resource("AdapterWave", merged(SMALLEST, changes)))
+
+
+@pytest.fixture
+def stored(api_server: ApiServer) -> str:
+    """A wave that exists, in the returned namespace."""
+    namespace = api_server.namespace(f"wave-{next(NUMBERS)}")
+    text = msgspec.json.encode(resource("AdapterWave", SMALLEST)).decode()
+    api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=text)
+    return namespace
+
+
+IMMUTABLE = "a wave cannot move to another base model"
+
+
+def test_a_wave_stays_with_its_base(api_server: ApiServer, stored: str) -> None:
+    patch = '{"spec": {"baseModelRef": {"name": "other"}}}'
+    with pytest.raises(KubectlError, match=IMMUTABLE):
+        api_server.kubectl("patch", "-n", stored, "aw/sample", "--type=merge", "-p", patch)
+
+
+def test_all_else_of_a_wave_may_change(api_server: ApiServer, stored: str) -> None:
+    change = {"adapters": {"names": None, "sources": [SOURCE]}, "serve": {"replicas": 2}, "priority": 7}
+    patch = msgspec.json.encode({"spec": change}).decode()
+    api_server.kubectl("patch", "-n", stored, "aw/sample", "--type=merge", "-p", patch)
+    assert api_server.kubectl("get", "-n", stored, "aw/sample", "-o", "jsonpath={.spec.priority}") == "7"
+
+
+def test_every_rule_is_shown_above() -> None:
+    shown = [why for _, why in BY_RULE] + [IMMUTABLE]
+    assert [message for message in rules("AdapterWave") if not any(message.startswith(why) for why in shown)] == []
+
+
+def test_defaults_are_those_of_the_struct(admission: Admission) -> None:
+    stored = admission.created(resource("AdapterWave", SMALLEST))["spec"]
+    expected = AdapterWaveSpec(
+        base_model_ref=BaseModelRef(name="smollm2"), adapters=WaveAdapters(names=["acme/support-7"])
+    )
+    assert msgspec.convert(stored, AdapterWaveSpec) == expected
+
+
+def test_columns_tell_the_state_at_a_glance(api_server: ApiServer, stored: str) -> None:
+    counts = {"adapters": 3, "wanted": 3, "ready": 2, "device": 2, "host": 1}
+    status = {"phase": "Placing", "counts": counts, "summary": "2/3"}
+    patch = msgspec.json.encode({"status": status}).decode()
+    api_server.kubectl("patch", "-n", stored, "aw/sample", "--subresource=status", "--type=merge", "-p", patch)
+    header, row = api_server.kubectl("get", "-n", stored, "aw").splitlines()
+    assert header.split() == ["NAME", "BASE", "PHASE", "ADAPTERS", "READY", "DEVICE", "HOST", "DISK", "AGE"]
+    assert row.split()[:-1] == ["sample", "smollm2", "Placing", "3", "2/3", "2", "1", "0"]
+
+
+def test_waves_are_found_by_their_base(api_server: ApiServer, stored: str) -> None:
+    found = api_server.kubectl(
+        "get", "-n", stored, "aw", "-o", "name", "--field-selector=spec.baseModelRef.name=smollm2"
+    )
+    assert found.split() == ["adapterwave.mint.dev/sample"]
+    assert (
+        api_server.kubectl("get", "-n", stored, "aw", "-o", "name", "--field-selector=spec.baseModelRef.name=x") == ""
+    )

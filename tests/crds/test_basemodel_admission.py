@@ -1,0 +1,175 @@
+"""What the API server takes and refuses as a BaseModel, and that each refusal says what to do."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from mint_contracts.resources import BaseModelSpec, BaseSource
+from tests.apiserver import ApiServer, KubectlError
+from tests.crds.admission import Admission, merged, resource
+from tests.crds.schemas import rules
+
+SMALLEST: dict[str, Any] = {"source": {"uri": "pvc://models/smollm2"}}
+
+
+def engine(**fields: Any) -> dict[str, Any]:
+    return {"engine": fields}
+
+
+def adapters(**fields: Any) -> dict[str, Any]:
+    return {"adapters": fields}
+
+
+def resources(requests: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
+    return engine(resources={"requests": requests, "limits": limits})
+
+
+ACCEPTED = [
+    {},
+    {"source": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct", "revision": "main"}},
+    {"source": {"uri": "s3://models/smollm2", "secretRef": {"name": "aws"}}},
+    engine(replicas={"min": 2, "max": 2}),
+    engine(replicas={"min": 1, "max": 1000}),
+    engine(device="cuda", dtype="float16"),
+    engine(contextLength=16),
+    engine(contextLength=1048576),
+    engine(kvCacheMemory="1Mi"),
+    engine(kvCacheMemory=1048576),
+    engine(kvCacheMemory="1.5Gi"),
+    resources({"cpu": "100m", "memory": "1Gi"}, {"cpu": 2, "memory": "1Gi", "nvidia.com/gpu": 1}),
+    engine(nodeSelector={"disk": "nvme"}, tolerations=[{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]),
+    engine(tolerations=[{"operator": "Exists"}]),
+    adapters(maxRank=1, deviceSlots=1),
+    adapters(maxRank=512, deviceSlots=1024),
+    adapters(hostMemory="4Gi", diskCache="100Gi"),
+    adapters(targetModules=["q_proj", "v_proj"], baseNames=["HuggingFaceTB/SmolLM2-135M-Instruct"]),
+    adapters(volumeClaims=["more-adapters", "more.adapters"]),
+    adapters(store={"uri": "gs://adapters/all"}),
+    adapters(store={"uri": "hf://acme/adapters", "revision": "v1", "secretRef": {"name": "hub"}}),
+]
+
+BY_RULE: list[tuple[dict[str, Any], str]] = [
+    (engine(replicas={"min": 2}), "min must not be above max; raise"),
+    (engine(replicas={"min": 3, "max": 2}), "min must not be above max; raise"),
+    ({"source": {"uri": "hf://acme/base"}}, "an hf:// source needs a revision"),
+    ({"source": {"uri": "hf://acme/base", "revision": ""}}, "an hf:// source needs a revision"),
+    (adapters(store={"uri": "hf://acme/adapters"}), "an hf:// source needs a revision"),
+    ({"source": {"uri": "ftp://host/base"}}, "uri must begin with file://"),
+    ({"source": {"uri": "/models/base"}}, "uri must begin with file://"),
+    ({"source": {"uri": "s3://key:secret@bucket/base"}}, "uri must carry no credentials"),
+    ({"source": {"uri": "https://host/base?token=1"}}, "uri must carry no credentials"),
+    ({"source": {"uri": "https://host/base#part"}}, "uri must carry no credentials"),
+    ({"source": {"uri": "pvc://models/../secrets"}}, "uri must be a plain path"),
+    ({"source": {"uri": "pvc://models/."}}, "uri must be a plain path"),
+    ({"source": {"uri": "pvc://models/%2e%2e/secrets"}}, "uri must be a plain path"),
+    ({"source": {"uri": "pvc://models\\secrets"}}, "uri must be a plain path"),
+    ({"source": {"uri": "pvc://models/two words"}}, "uri must be a plain path"),
+    ({"source": {"uri": "file://models/base"}}, "a file source must be absolute"),
+    ({"source": {"uri": "file:///"}}, "a file source must be absolute"),
+    ({"source": {"uri": "s3:///base"}}, "uri must name a claim, bucket"),
+    ({"source": {"uri": "https://"}}, "uri must name a claim, bucket"),
+    ({"source": {"uri": "pvc://Models/base"}}, "a pvc source must name a PersistentVolumeClaim"),
+    (adapters(store={"uri": "pvc:///adapters"}), "a pvc source must name a PersistentVolumeClaim"),
+    (adapters(hostMemory="4"), "must be at least 1Mi"),
+    (adapters(diskCache="-1Gi"), "must be at least 1Mi"),
+    (engine(kvCacheMemory=0), "must be at least 1Mi"),
+    (engine(kvCacheMemory="1000m"), "must be at least 1Mi"),
+    (engine(kvCacheMemory="4 gigabytes"), "must be a quantity of bytes"),
+    (engine(kvCacheMemory="4GB"), "must be a quantity of bytes"),
+    (resources({"cpu": "two"}, {}), "must be a quantity that is not negative"),
+    (resources({}, {"memory": "-1"}), "must be a quantity that is not negative"),
+    (resources({"memory": "2Gi"}, {"memory": "1Gi"}), "a request must not be above its limit"),
+    (resources({"cpu": 3}, {"cpu": "2500m"}), "a request must not be above its limit"),
+    (engine(tolerations=[{"operator": "Equal", "value": "x"}]), "a toleration needs a key"),
+]
+
+BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
+    ({"source": None}, "spec.source: Required value"),
+    ({"source": {"uri": None}}, "spec.source.uri: Required value"),
+    ({"source": {"uri": "pvc://models/" + "x" * 1024}}, "spec.source.uri: Too long"),
+    ({"source": {"url": "pvc://models"}}, 'unknown field "spec.source.url"'),
+    ({"source": {"secretRef": {"name": "Not A Name"}}}, "spec.source.secretRef.name"),
+    (engine(replicas={"min": 0}), "spec.engine.replicas.min"),
+    (engine(replicas={"max": 1001}), "spec.engine.replicas.max"),
+    (engine(device="tpu"), 'supported values: "cpu", "cuda"'),
+    (engine(dtype="int8"), 'supported values: "bfloat16", "float16", "float32"'),
+    (engine(contextLength=15), "spec.engine.contextLength"),
+    (engine(contextLength=1048577), "spec.engine.contextLength"),
+    (adapters(maxRank=0), "spec.adapters.maxRank"),
+    (adapters(maxRank=513), "spec.adapters.maxRank"),
+    (adapters(deviceSlots=0), "spec.adapters.deviceSlots"),
+    (adapters(deviceSlots=1025), "spec.adapters.deviceSlots"),
+    (adapters(targetModules=["q_proj", "q_proj"]), "spec.adapters.targetModules[1]: Duplicate value"),
+    (adapters(volumeClaims=["Not_A_Claim"]), "spec.adapters.volumeClaims[0]"),
+]
+
+
+@pytest.mark.parametrize("changes", ACCEPTED, ids=repr)
+def test_accepted(admission: Admission, changes: dict[str, Any]) -> None:
+    assert admission.refusal(resource("BaseModel", merged(SMALLEST, changes))) == ""
+
+
+@pytest.mark.parametrize(("changes", "why"), BY_RULE + BY_SCHEMA, ids=repr)
+def test_refused(admission: Admission, changes: dict[str, Any], why: str) -> None:
+    assert why in admission.refusal(resource("BaseModel", merged(SMALLEST, changes)))
+
+
+@pytest.mark.parametrize("name", ["smollm2", "a", "qwen3-30b-a3b", "x" * 48])
+def test_names_that_fit_a_service_and_its_pods(admission: Admission, name: str) -> None:
+    assert admission.refusal(resource("BaseModel", SMALLEST, name)) == ""
+
+
+NAMES = [
+    ("3b-instruct", "metadata.name must begin with a letter"),
+    ("qwen3.5", "metadata.name must begin with a letter"),
+    ("x" * 49, "metadata.name must have at most 48 characters"),
+]
+
+
+@pytest.mark.parametrize(("name", "why"), NAMES)
+def test_names_that_do_not(admission: Admission, name: str, why: str) -> None:
+    assert why in admission.refusal(resource("BaseModel", SMALLEST, name))
+
+
+def test_every_rule_is_shown_above() -> None:
+    shown = [why for _, why in BY_RULE + NAMES]
+    assert [message for message in rules("BaseModel") if not any(message.startswith(why) for why in shown)] == []
+
+
+def test_defaults_are_those_of_the_struct(admission: Admission) -> None:
+    stored = admission.created(resource("BaseModel", SMALLEST))["spec"]
+    expected = BaseModelSpec(source=BaseSource(uri="pvc://models/smollm2"))
+    assert msgspec.convert(stored, BaseModelSpec) == expected
+
+
+def test_scale_moves_the_lower_bound_within_the_upper(api_server: ApiServer) -> None:
+    namespace = api_server.namespace("scale")
+    body = resource("BaseModel", merged(SMALLEST, engine(replicas={"max": 2})))
+    api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=msgspec.json.encode(body).decode())
+    api_server.kubectl("scale", "-n", namespace, "bm/sample", "--replicas=2")
+    path = "jsonpath={.spec.engine.replicas.min}"
+    assert api_server.kubectl("get", "-n", namespace, "bm/sample", "-o", path) == "2"
+    with pytest.raises(KubectlError, match="min must not be above max"):
+        api_server.kubectl("scale", "-n", namespace, "bm/sample", "--replicas=3")
+
+
+def test_columns_tell_the_state_at_a_glance(api_server: ApiServer) -> None:
+    namespace = api_server.namespace("base-columns")
+    text = msgspec.json.encode(resource("BaseModel", SMALLEST)).decode()
+    api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=text)
+    ready = {"type": "Ready", "status": "True", "reason": "EnginesReady", "message": "1 of 2 engines answers"}
+    status = {
+        "phase": "Ready",
+        "observedGeneration": 1,
+        "engines": {"desired": 2, "ready": 1},
+        "slots": {"used": 3, "total": 8},
+        "conditions": [ready | {"lastTransitionTime": "2026-01-01T00:00:00Z"}],
+    }
+    patch = msgspec.json.encode({"status": status}).decode()
+    api_server.kubectl("patch", "-n", namespace, "bm/sample", "--subresource=status", "--type=merge", "-p", patch)
+    header, row = api_server.kubectl("get", "-n", namespace, "bm").splitlines()
+    assert header.split() == ["NAME", "PHASE", "READY", "ENGINES", "USED", "SLOTS", "AGE"]
+    assert row.split()[:-1] == ["sample", "Ready", "1", "2", "3", "8"]
+    assert "1 of 2 engines answers" in api_server.kubectl("get", "-n", namespace, "bm", "-o", "wide")
+    api_server.kubectl("wait", "-n", namespace, "bm/sample", "--for=condition=Ready", "--timeout=5s")

@@ -1,0 +1,150 @@
+"""The CRDs and the structs of mint_contracts.resources say the same, field by field, in both directions."""
+
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import pytest
+
+from mint_contracts import names, resources
+from tests.crds.schemas import Schema, definition, rules, schema, walk
+
+PARTS = [
+    ("BaseModel", "spec", resources.BaseModelSpec),
+    ("BaseModel", "status", resources.BaseModelStatus),
+    ("AdapterWave", "spec", resources.AdapterWaveSpec),
+    ("AdapterWave", "status", resources.AdapterWaveStatus),
+]
+SCALARS: dict[Any, str] = {int: "integer", str: "string", bool: "boolean"}
+
+
+def differences(declared: Any, node: Schema, path: str) -> list[str]:
+    """What differs between a type of the structs and a schema node; empty if they agree."""
+    declared = _without_none(declared)
+    if get_origin(declared) is Literal:
+        return _unequal(path, "enum", list(get_args(declared)), node.get("enum")) + _type(path, "string", node)
+    if set(get_args(declared)) == {str, int}:
+        return _unequal(path, "x-kubernetes-int-or-string", True, node.get("x-kubernetes-int-or-string"))
+    if get_origin(declared) is list:
+        return _type(path, "array", node) + differences(get_args(declared)[0], node.get("items", {}), f"{path}[]")
+    if declared == dict[str, Any]:  # Kubernetes' own shape, passed on as it is
+        return _type(path, "object", node)
+    if get_origin(declared) is dict:
+        values = node.get("additionalProperties", {})
+        return _type(path, "object", node) + differences(get_args(declared)[1], values, f"{path}{{}}")
+    if isinstance(declared, type) and issubclass(declared, msgspec.Struct):
+        return _type(path, "object", node) + _fields(declared, node, path)
+    return _type(path, SCALARS[declared], node)
+
+
+def _fields(struct: type[msgspec.Struct], node: Schema, path: str) -> list[str]:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+    types = get_type_hints(struct)
+    found = _unequal(path, "fields", sorted(fields), sorted(node.get("properties", {})))
+    required = sorted(name for name, field in fields.items() if field.required)
+    found += _unequal(path, "required", required, sorted(node.get("required", [])))
+    for name in fields.keys() & node.get("properties", {}).keys():
+        child = node["properties"][name]
+        found += differences(types[fields[name].name], child, f"{path}.{name}")
+        found += _default(fields[name], types[fields[name].name], child, f"{path}.{name}")
+    return found
+
+
+def _default(field: msgspec.structs.FieldInfo, declared: Any, node: Schema, path: str) -> list[str]:
+    """An empty default is an absent field, as is generation 0, which no object has; any other is the API server's."""
+    value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    empty = value in (None, "", [], {}) or (field.name == "observed_generation" and value == 0)
+    if field.required or empty:
+        return [f"{path}: default {node['default']!r} is not the struct's"] if "default" in node else []
+    if "default" not in node:
+        return [f"{path}: lacks the struct's default {value!r}"]
+    return _unequal(path, "default", value, msgspec.convert(node["default"], declared))
+
+
+def _without_none(declared: Any) -> Any:
+    members = get_args(declared) if get_origin(declared) in {Union, UnionType} else ()
+    if NoneType not in members:
+        return declared
+    (only,) = (member for member in members if member is not NoneType)
+    return only
+
+
+def _type(path: str, wanted: str, node: Schema) -> list[str]:
+    return _unequal(path, "type", wanted, node.get("type"))
+
+
+def _unequal(path: str, what: str, struct: Any, crd: Any) -> list[str]:
+    return [] if struct == crd else [f"{path}: {what} is {struct!r} in the struct, {crd!r} in the CRD"]
+
+
+@pytest.mark.parametrize(("kind", "part", "struct"), PARTS)
+def test_structs_and_schemas_are_equal(kind: str, part: str, struct: type[msgspec.Struct]) -> None:
+    assert differences(struct, schema(kind)["properties"][part], f".{part}") == []
+
+
+class Renamed(msgspec.Struct, rename="camel"):
+    """A struct that differs from the schemas below in every way at once."""
+
+    wanted_name: int
+    level: Literal["a", "b"] = "a"
+    count: int = 3
+
+
+@pytest.mark.parametrize(
+    ("node", "complaint"),
+    [
+        ({"properties": {}}, ": fields is"),
+        ({"properties": {"wantedName": {"type": "string"}}}, ".wantedName: type is 'integer'"),
+        ({"properties": {"wantedName": {"type": "integer"}}}, ": required is ['wantedName']"),
+        ({"properties": {"level": {"type": "string", "enum": ["a"]}}}, ".level: enum is"),
+        ({"properties": {"count": {"type": "integer"}}}, ".count: lacks the struct's default 3"),
+        ({"properties": {"count": {"type": "integer", "default": 4}}}, ".count: default is 3"),
+        ({"properties": {"wantedName": {"type": "integer", "default": 1}}}, ".wantedName: default 1 is not"),
+    ],
+)
+def test_every_kind_of_difference_is_noticed(node: Schema, complaint: str) -> None:
+    assert any(complaint in found for found in differences(Renamed, {"type": "object", **node}, ""))
+
+
+def test_group_and_version_are_the_structs() -> None:
+    for kind in ("BaseModel", "AdapterWave"):
+        spec = definition(kind)["spec"]
+        assert spec["group"] == resources.GROUP
+        assert [entry["name"] for entry in spec["versions"]] == [resources.VERSION]
+
+
+def test_names_of_adapters_obey_the_same_pattern() -> None:
+    assert f"self.matches('{names.ADAPTER_PATTERN}')" in rules("AdapterWave").values()
+    adapters = schema("AdapterWave")["properties"]["spec"]["properties"]["adapters"]["properties"]
+    assert adapters["names"]["items"]["maxLength"] == names.ADAPTER_MAX_LENGTH
+    assert adapters["sources"]["items"]["properties"]["name"]["maxLength"] == names.ADAPTER_MAX_LENGTH
+
+
+@pytest.mark.parametrize("kind", ["BaseModel", "AdapterWave"])
+def test_every_field_is_described_in_sentences(kind: str) -> None:
+    described = {path: node.get("description", "") for path, node in walk(schema(kind))}
+    assert [path for path, text in described.items() if not text.endswith(".") or not text[0].isupper()] == []
+
+
+@pytest.mark.parametrize("kind", ["BaseModel", "AdapterWave"])
+def test_every_field_of_the_spec_is_bounded(kind: str) -> None:
+    unbounded = [path for path, node in walk(schema(kind)["properties"]["spec"], ".spec") if not _bounded(node)]
+    assert unbounded == [".spec.engine.tolerations[].tolerationSeconds"] * (kind == "BaseModel")
+
+
+def _bounded(node: Schema) -> bool:
+    if node.get("x-kubernetes-int-or-string"):
+        return "maxLength" in node
+    bounds = {
+        "string": {"maxLength", "enum"},
+        "integer": {"maximum"},
+        "array": {"maxItems"},
+        "object": {"properties", "maxProperties"},
+    }
+    return bool(bounds[node["type"]] & node.keys())
+
+
+@pytest.mark.parametrize("kind", ["BaseModel", "AdapterWave"])
+def test_every_list_says_how_it_merges(kind: str) -> None:
+    lists = {path: node for path, node in walk(schema(kind)) if node.get("type") == "array"}
+    assert [path for path, node in lists.items() if "x-kubernetes-list-type" not in node] == []

@@ -1,0 +1,20 @@
+"""crds/samples/ is what a newcomer applies first: it must be taken as it stands."""
+
+import yaml
+
+from tests.apiserver import ROOT
+from tests.crds.admission import Admission
+
+SAMPLES = sorted((ROOT / "crds" / "samples").glob("*.yaml"))
+
+
+def test_both_samples_are_accepted(admission: Admission) -> None:
+    refusals = {path.name: admission.refusal(yaml.safe_load(path.read_text())) for path in SAMPLES}
+    assert refusals == {"adapterwave.yaml": "", "basemodel.yaml": ""}
+
+
+def test_the_wave_is_of_the_base_and_fits_its_slots() -> None:
+    wave, base = (yaml.safe_load(path.read_text()) for path in SAMPLES)
+    assert wave["spec"]["baseModelRef"]["name"] == base["metadata"]["name"]
+    assert len(wave["spec"]["adapters"]["names"]) <= base["spec"]["adapters"]["deviceSlots"]
+    assert wave["spec"]["serve"]["replicas"] <= base["spec"]["engine"]["replicas"]["max"]
