@@ -8,6 +8,8 @@ from pathlib import Path
 from e2e import cluster
 from e2e.cluster import choice
 from e2e.cluster.errors import ClusterError
+from e2e.cluster.native import backend as native
+from e2e.cluster.progress import Steps
 from e2e.cluster.values import as_yaml
 
 COMMANDS = {
@@ -17,6 +19,7 @@ COMMANDS = {
     "kubeconfig": "print the path of its kubeconfig",
     "env": "print shell lines that set KUBECONFIG and PATH",
     "values": "print the Helm values that fit it, to be merged over those of charts/mint",
+    "tools": "install and build what the native backend and the tests need, without starting a cluster",
     "import-image": "load a docker or OCI archive into its nodes",
 }
 
@@ -52,6 +55,8 @@ def _run(given: argparse.Namespace, wanted: str | None, context: str | None) -> 
             cluster.up(wanted, context)
         case "down":
             cluster.down(wanted, context)
+        case "tools":
+            native.prepare(Steps())
         case "import-image":
             cluster.backend(wanted, context).import_image(given.archive.resolve())
         case "status":

@@ -34,6 +34,12 @@ def chart_values() -> Values:
     return {"images": images, "runtimeClassName": RUNTIME_HANDLER}
 
 
+def prepare(steps: Steps) -> Path:
+    """Install the system packages and build the binaries that are missing; the binaries' folder."""
+    packages.ensure(steps)
+    return binaries.ensure(steps)
+
+
 class NativeBackend:
     """Makes and ends the native cluster of one data folder."""
 
@@ -52,8 +58,8 @@ class NativeBackend:
                 steps.say(f"cluster reused: Kubernetes {KUBERNETES_VERSION} in {self._data}")
                 return found
             self._clear(steps)
-            packages.ensure(steps)
-            layout = Layout(self._data, binaries.ensure(steps), choose_link(short_id(self._data), routed_networks()))
+            built = prepare(steps)
+            layout = Layout(self._data, built, choose_link(short_id(self._data), routed_networks()))
             supervisor = self._start(layout, steps)
             self._settle(layout, supervisor, steps)
             mark = {"binaries": str(layout.binaries), "link": str(layout.link)}

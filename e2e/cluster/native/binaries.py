@@ -102,7 +102,9 @@ def ensure(steps: Steps, names: Iterable[str] = ALL) -> Path:
         steps.say(f"Kubernetes {KUBERNETES_VERSION} binaries reused from {bin_folder}")
         return bin_folder
     if shutil.which("go") is None:
-        raise ClusterError("Go is needed to build Kubernetes: install Go 1.24 or newer and put it on PATH")
+        raise ClusterError(
+            "Go is needed to build Kubernetes: install Go 1.26 (or 1.21 and newer, which fetches it) and put it on PATH"
+        )
     bin_folder.mkdir(parents=True, exist_ok=True)
     with _one_builder(bin_folder.parent, steps):
         for target in TARGETS:
@@ -147,6 +149,7 @@ def _build(target: Target, bin_folder: Path, steps: Steps) -> None:
         output = Path(building, target.name) if target.name else Path(building)
         argv = ["go", "build", "-v", "-trimpath", "-ldflags", target.flags, "-o", str(output)]
         argv += target.packages
+        step.note = ""
         _follow(argv, env, module, step, len(listed.splitlines()))
         for name in target.outputs:
             Path(building, name).replace(bin_folder / name)

@@ -1,4 +1,4 @@
-"""Keys, certificates and kubeconfigs of one cluster: one elliptic-curve authority, made in half a second by openssl."""
+"""Keys, certificates and kubeconfigs of one cluster: one elliptic-curve authority, made quickly by openssl."""
 
 import base64
 import json
