@@ -64,7 +64,7 @@ class Ledger(Generic[K]):
                 del self._in_use[key]
 
     def add(self, key: K, nbytes: int) -> list[K] | None:
-        """Enter a key; returns the keys evicted for it, off the books already. None, and no change: it can not fit."""
+        """Enter a key; returns the keys evicted for it, off the books already; None, no change, if it can not fit."""
         with self._lock:
             others = [(each, size) for each, size in self._entries.items() if each != key]
             pinned = self._kept | self._in_use.keys()
