@@ -41,6 +41,7 @@ class KindBackend:
     def up(self, steps: Steps) -> Cluster:
         """Find the kind cluster, or create it; build the images and load them when they changed."""
         kind = self._kind(steps)
+        find_clients(steps)  # so that what is missing is built, and not taken for a cluster that does not answer
         found = self.find()
         if found is None:
             self._data.mkdir(mode=0o700, parents=True, exist_ok=True)

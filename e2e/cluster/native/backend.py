@@ -55,7 +55,7 @@ class NativeBackend:
             started = time.monotonic()
             found = self.find()
             if found is not None:
-                steps.say(f"cluster reused: Kubernetes {KUBERNETES_VERSION} in {self._data}")
+                steps.say(f"reused: Kubernetes {KUBERNETES_VERSION} is up in {self._data}")
                 return found
             self._clear(steps)
             built = prepare(steps)
@@ -64,7 +64,7 @@ class NativeBackend:
             self._settle(layout, supervisor, steps)
             mark = {"binaries": str(layout.binaries), "link": str(layout.link)}
             (self._data / READY_MARK).write_text(json.dumps(mark))
-            steps.say(f"cluster up in {time.monotonic() - started:.1f} s")
+            steps.say(f"up in {time.monotonic() - started:.1f} s")
             return _cluster(layout)
 
     def down(self, steps: Steps) -> None:
@@ -147,6 +147,7 @@ class NativeBackend:
         with steps.step("wait for the node and DNS"):
             _wait(lambda: health.node_ready(layout), data, supervisor, "kubelet", NODE_POLL_S)
             _wait(lambda: health.dns_ready(layout), data, supervisor, "coredns", NODE_POLL_S)
+            _wait(lambda: health.account_ready(layout), data, supervisor, "kube-controller-manager", NODE_POLL_S)
 
     @contextmanager
     def _alone(self, steps: Steps) -> Iterator[None]:

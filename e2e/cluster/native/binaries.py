@@ -102,9 +102,7 @@ def ensure(steps: Steps, names: Iterable[str] = ALL) -> Path:
         steps.say(f"Kubernetes {KUBERNETES_VERSION} binaries reused from {bin_folder}")
         return bin_folder
     if shutil.which("go") is None:
-        raise ClusterError(
-            "Go is needed to build Kubernetes: install Go 1.26 (or 1.21 and newer, which fetches it) and put it on PATH"
-        )
+        raise ClusterError("Go is needed to build Kubernetes: put Go 1.26 on PATH (1.21 and newer fetch it)")
     bin_folder.mkdir(parents=True, exist_ok=True)
     with _one_builder(bin_folder.parent, steps):
         for target in TARGETS:

@@ -96,6 +96,8 @@ def _controllers(layout: Layout) -> tuple[Component, ...]:
         service_account_private_key_file=f"{PKI}/service-account.key",
         use_service_account_credentials="true",
         pvclaimbinder_sync_period="1s",  # a pod with a claim is ready in 5 s, not 13 s
+        kube_api_qps=200,
+        kube_api_burst=400,
     )
     scheduler = flags(**_identity("scheduler"))
     return (

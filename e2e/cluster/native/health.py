@@ -44,6 +44,11 @@ def node_ready(layout: Layout) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
+def account_ready(layout: Layout) -> bool:
+    """Whether the default namespace has its service account: until then pods in it are refused."""
+    return ask(layout, "/api/v1/namespaces/default/serviceaccounts/default") is not None
+
+
 def dns_ready(layout: Layout) -> bool:
     """Whether CoreDNS has its first view of the services."""
     try:

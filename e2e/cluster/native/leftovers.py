@@ -9,6 +9,7 @@ from pathlib import Path
 from e2e.cluster.commands import answers, run
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.native.layout import cgroup_name, veth_name
+from e2e.cluster.paths import REPOSITORY
 
 CGROUPS = Path("/sys/fs/cgroup")
 LIMIT_S = 10.0
@@ -30,7 +31,7 @@ def make_cgroups(data: Path) -> None:
 
 def found(data: Path) -> list[str]:
     """What of this cluster is still on the machine, in words; empty when nothing is."""
-    cgroups = [str(path) for path in _cgroups(data)]
+    cgroups = [f"cgroup {cgroup_name(data)}"] if _cgroups(data) else []
     link = [f"network link {veth_name(data)}"] if _linked(data) else []
     folder = [str(data)] if data.exists() else []
     return [*link, *cgroups, *folder]
@@ -47,6 +48,9 @@ def remove(data: Path) -> None:
         _remove_cgroup(cgroup, deadline)
     if data.exists():
         shutil.rmtree(data)
+        if data.parent == REPOSITORY / "build":
+            with contextlib.suppress(OSError):  # something else is built there
+                data.parent.rmdir()
     left = found(data)
     if left:
         raise ClusterError(f"could not remove {', '.join(left)}")

@@ -1,0 +1,57 @@
+"""Processes are known by pid and starting time, and restarted with growing pauses."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from e2e.cluster.native.processes import child_of, end, identify
+from e2e.cluster.native.supervise import BACKOFF_S, pause
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_running_process_is_alive_until_it_is_ended(sleeper: subprocess.Popen[bytes]) -> None:
+    process = identify(sleeper.pid)
+    assert process is not None
+    assert process.alive
+    end(process)
+    assert not process.alive
+
+
+def test_another_process_with_the_same_pid_is_left_alone(sleeper: subprocess.Popen[bytes]) -> None:
+    process = identify(sleeper.pid)
+    assert process is not None
+    earlier = replace(process, started=process.started - 1)
+    assert not earlier.alive
+    end(earlier)
+    assert process.alive
+
+
+def test_a_child_is_found_by_its_parent() -> None:
+    code = "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        expected = int(parent.stdout.readline())
+        process = identify(parent.pid)
+        assert process is not None
+        child = child_of(process)
+        assert child is not None
+        assert child.pid == expected
+        end(child)
+
+
+def test_pauses_grow_to_a_limit_and_are_spread() -> None:
+    shortest, longest = BACKOFF_S
+    steady = [pause(failures, 0.5) for failures in range(1, 12)]
+    assert steady[0] == shortest
+    assert steady == sorted(steady)
+    assert steady[-1] == longest
+    assert pause(1, 0.0) < pause(1, 1.0)
