@@ -1,0 +1,160 @@
+"""Which engine answers: pure decisions over a MapView. The warmest live copy first, then the plan, then hashing."""
+
+import hashlib
+import math
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+
+from mint_contracts.errors import AdapterNotFound, Internal, MapUnavailable, MintError, by_reason
+from mint_contracts.records import Held, Tier
+from mint_gateway.view import Engine, MapView
+
+LOAD_FACTOR = 1.25
+"""An engine takes at most this much more than its share: c of Mirrokni, Thorup, Zadimoghaddam,
+"Consistent Hashing with Bounded Loads" (arXiv 1608.01350)."""
+
+
+class Now(msgspec.Struct, frozen=True):
+    """What this gateway knows by itself."""
+
+    in_flight: Mapping[str, int] = {}  # its own requests, by engine
+    broken: frozenset[str] = frozenset()  # engines whose connection fails
+    map_away: bool = False  # Redis does not answer: nobody's heartbeat can be judged
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One engine that may answer, and why it stands where it stands in the order."""
+
+    engine: str
+    address: str
+    why: str
+
+
+def candidates(view: MapView, adapter: str, now: Now) -> list[Candidate]:
+    """The engines that may answer, best first; empty if none can now.
+
+    An engine whose connection fails, or that was not ready when Redis went away, comes after every other one.
+    """
+    able = [engine for engine in view.engines.values() if _may_answer(engine, now)]
+    if not adapter:
+        ordered = [
+            (engine, f"least loaded: {load(engine, now)} requests in flight")
+            for engine in sorted(able, key=lambda engine: (load(engine, now), engine.name))
+        ]
+    else:
+        ordered = _for_adapter(view, adapter, able, now)
+    sure = [(engine, why) for engine, why in ordered if not _doubt(engine, now)]
+    unsure = [(engine, f"{why}; {_doubt(engine, now)}") for engine, why in ordered if _doubt(engine, now)]
+    return [Candidate(engine.name, engine.record.address, why) for engine, why in sure + unsure]
+
+
+def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
+    """The error to answer at once because no engine could do better: unknown adapter, or one that loads nowhere."""
+    if not adapter:
+        return None
+    if view.source(adapter) is None:
+        if view.record is None:
+            return MapUnavailable(view.base, "the placement map is not complete yet; retry", retry_after_s=1.0)
+        return AdapterNotFound(
+            f"adapter {adapter!r}",
+            f"no wave serves it on {view.base}, and that base has no adapter store; check the name, "
+            "or apply an AdapterWave that names it",
+        )
+    asked = _asked(view, adapter)
+    failed = [engine for engine in asked if _refused(view, engine, adapter)]
+    if not failed or any(_may_answer(engine, now) and engine not in failed for engine in asked):
+        return None
+    return _as_error(failed[0].held[adapter], adapter)
+
+
+def load(engine: Engine, now: Now) -> int:
+    """Requests that the engine has in flight: this gateway's own, and those that it last reported."""
+    return now.in_flight.get(engine.name, 0) + engine.record.running + engine.record.waiting
+
+
+def home_order(adapter: str, engines: Collection[Engine], now: Now) -> list[tuple[Engine, str]]:
+    """Engines by weighted rendezvous hashing (weights: slots), those at their load bound last.
+
+    The first is the adapter's home. When an engine leaves, only the adapters that had it as home move.
+    """
+    weights = {engine.name: max(1, engine.record.slots_total) for engine in engines}
+    everyone, all_loads = sum(weights.values()), sum(load(engine, now) for engine in engines) + 1
+    by_hash = sorted(engines, key=lambda engine: (-_score(adapter, engine.name, weights[engine.name]), engine.name))
+    under: list[tuple[Engine, str]] = []
+    over: list[tuple[Engine, str]] = []
+    for engine in by_hash:
+        bound = math.ceil(LOAD_FACTOR * all_loads * weights[engine.name] / everyone)
+        if load(engine, now) < bound:
+            passed = f", after {len(over)} busier than {LOAD_FACTOR}x their share" if over and not under else ""
+            why = f"home engine by rendezvous hashing{passed}" if not under else "next by rendezvous hashing"
+            under.append((engine, why))
+        else:
+            over.append((engine, f"next by rendezvous hashing, but busy: {load(engine, now)} of {bound} in flight"))
+    return under + over
+
+
+def _for_adapter(view: MapView, adapter: str, able: list[Engine], now: Now) -> list[tuple[Engine, str]]:
+    able = [engine for engine in able if not _refused(view, engine, adapter)]
+    holders = [(engine, held) for engine in able if (held := view.copy(engine, adapter))]
+    holders.sort(key=lambda pair: (-pair[1].tier.warmth, load(pair[0], now), pair[0].name))
+    ordered = [(engine, _holder_why(held, holders)) for engine, held in holders]
+
+    placement = view.placements.get(adapter)
+    rest = {engine.name: engine for engine in able if view.copy(engine, adapter) is None}
+    if placement:
+        places = [place for place in placement.places if place.engine in rest]
+        places.sort(key=lambda place: (-place.residency.warmth, load(rest[place.engine], now), place.engine))
+        for place in places:
+            ordered.append((rest.pop(place.engine), f"the plan wants it here ({place.residency}): {place.why}"))
+    if view.source(adapter) == view.stored(adapter):
+        # The store serves any engine; another source is only known to the engines that the plan chose. An engine
+        # whose connection fails must not count as a home, or its adapters would stay with it.
+        sure = [engine for engine in rest.values() if not _doubt(engine, now)]
+        unsure = [engine for engine in rest.values() if _doubt(engine, now)]
+        ordered += home_order(adapter, sure, now) + home_order(adapter, unsure, now)
+    return ordered
+
+
+def _holder_why(held: Held, holders: Iterable[tuple[Engine, Held]]) -> str:
+    same = sum(1 for _, other in holders if other.tier is held.tier)
+    return f"holds it in {held.tier}" + (f", least loaded of {same} that do" if same > 1 else "")
+
+
+def _may_answer(engine: Engine, now: Now) -> bool:
+    return now.map_away or engine.available
+
+
+def _doubt(engine: Engine, now: Now) -> str:
+    """Why the engine comes after every other one; empty if it does not."""
+    if engine.name in now.broken:
+        return "its connection fails"
+    return "" if engine.available else "it was not ready when last seen"
+
+
+def _asked(view: MapView, adapter: str) -> list[Engine]:
+    """The engines whose word decides whether the adapter can be loaded at all."""
+    placement = view.placements.get(adapter)
+    names = sorted({place.engine for place in placement.places}) if placement else sorted(view.engines)
+    return [view.engines[name] for name in names if name in view.engines]
+
+
+def _refused(view: MapView, engine: Engine, adapter: str) -> bool:
+    """The engine tried this very source, and will not try again."""
+    held = engine.held.get(adapter)
+    if held is None or held.failure is None or held.source != view.source(adapter):
+        return False
+    return held.failure.terminal and held.tier is Tier.REMOTE
+
+
+def _as_error(held: Held, adapter: str) -> MintError:
+    failure = held.failure
+    kind = (by_reason(failure.reason) if failure else None) or Internal
+    return kind(f"adapter {adapter!r}", failure.message if failure else "")
+
+
+def _score(adapter: str, engine: str, weight: int) -> float:
+    """-w / ln(u): the largest score wins with a chance that is proportional to its weight."""
+    digest = hashlib.blake2b(f"{adapter}\0{engine}".encode(), digest_size=6).digest()
+    draw = (int.from_bytes(digest, "big") + 0.5) / 2**48  # within (0, 1) even after rounding to 53 bits
+    return -weight / math.log(draw)

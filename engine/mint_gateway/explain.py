@@ -1,0 +1,93 @@
+"""Why an adapter is where it is, and which engine would answer now: pure, from a MapView."""
+
+from collections.abc import Iterable
+
+from mint_contracts import placement_pb2
+from mint_contracts.records import Held, Placement, Tier
+from mint_gateway.choose import Now, candidates, refusal
+from mint_gateway.view import Engine, MapView
+
+SHOWN = 5  # engines that are named where all would be too many
+
+
+def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
+    """The explanation of one adapter, or of the bare base when `adapter` is empty. Raises `refusal`'s NotFound."""
+    placement = view.placements.get(adapter)
+    source = view.source(adapter) if adapter else None
+    said_no = refusal(view, adapter, now)
+    if said_no is not None and source is None:
+        raise said_no
+    ranked = [] if said_no else candidates(view, adapter, now)
+    names = {place.engine for place in placement.places} if placement else set()
+    names |= {engine.name for engine in view.engines.values() if adapter in engine.held}
+    names |= {candidate.engine for candidate in ranked[: 1 if adapter else SHOWN]}
+    explanation = placement_pb2.Explanation(
+        base_model=view.base,
+        adapter=adapter,
+        waves=placement.waves if placement else (),
+        source_uri=source.uri if source else "",
+        holders=[_holder(view, name, adapter, placement) for name in sorted(names)],
+        map_version=view.version or 0,
+    )
+    if ranked:
+        explanation.chosen_engine, explanation.chosen_because = ranked[0].engine, ranked[0].why
+    else:
+        explanation.chosen_because = str(said_no) if said_no else silence(view, adapter, now)
+    return explanation
+
+
+def explain_all(view: MapView, now: Now) -> Iterable[placement_pb2.Explanation]:
+    """Every adapter that is placed or held, by name."""
+    held = {adapter for engine in view.engines.values() for adapter in engine.held}
+    for adapter in sorted({*view.placements, *held}):
+        # A copy that outlived both its wave and its store is left out: nobody can ask for it.
+        if view.source(adapter) is not None:
+            yield explain(view, adapter, now)
+
+
+def silence(view: MapView, adapter: str, now: Now) -> str:
+    """Why no engine can answer, engine by engine."""
+    placement = view.placements.get(adapter)
+    names = sorted({place.engine for place in placement.places} if placement else view.engines)
+    if not names:
+        return "no engine of it can answer now: none has reported yet"
+    states = [f"{name} {_state(view.engines.get(name), now)}" for name in names[:SHOWN]]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"no engine of it can answer now: {', '.join(states)}{more}"
+
+
+def _state(engine: Engine | None, now: Now) -> str:
+    if engine is None:
+        return "has not reported"
+    if not engine.alive and not now.map_away:
+        return "is silent (its heartbeat ran out)"
+    if engine.record.failure:
+        return f"could not load the base ({engine.record.failure.reason}: {engine.record.failure.message})"
+    if not engine.record.ready:
+        return "is not ready"
+    return "does not answer at its address" if engine.name in now.broken else "gave no answer"
+
+
+def _holder(view: MapView, name: str, adapter: str, placement: Placement | None) -> placement_pb2.Holder:
+    engine = view.engines.get(name)
+    holder = placement_pb2.Holder(engine=name)
+    if placement:
+        for place in placement.places:
+            if place.engine == name:
+                holder.wanted, holder.wanted_because = place.residency, place.why
+    if engine is None:
+        return holder
+    holder.available, holder.address = engine.available, engine.record.address
+    held = engine.held.get(adapter)
+    if held is not None and engine.alive:  # a dead engine reports nothing
+        holder.residency, holder.revision = held.tier, held.revision
+        holder.failure = _failure(view, held, adapter)
+    return holder
+
+
+def _failure(view: MapView, held: Held, adapter: str) -> str:
+    if held.failure:
+        return f"{held.failure.reason}: {held.failure.message}"
+    if held.source != view.source(adapter) and held.tier is not Tier.REMOTE:
+        return f"holds it from another source, {held.source.uri}"
+    return ""

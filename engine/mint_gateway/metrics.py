@@ -1,0 +1,44 @@
+"""Prometheus metrics of a gateway. No adapter names as labels: there are a million of them."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """The gateway's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "mint_gateway_requests", "Requests that ended, by gRPC status", ["code"], registry=self.registry
+        )
+        self.first_token = Histogram(
+            "mint_gateway_first_token_seconds",
+            "From a request's arrival to its first token",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.retries = Counter(
+            "mint_gateway_retries",
+            "Tries that went on to another engine, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._in_flight = Gauge("mint_gateway_in_flight", "Requests being answered now", registry=self.registry)
+        self._map_age = Gauge(
+            "mint_gateway_map_age_seconds", "Since the placement map was last read", registry=self.registry
+        )
+        self._map_outages = Gauge(
+            "mint_gateway_map_outages", "Times that Redis went away since the start", registry=self.registry
+        )
+
+    def observe(
+        self, in_flight: Callable[[], float], map_age_s: Callable[[], float], outages: Callable[[], float]
+    ) -> None:
+        """Read these at each scrape."""
+        self._in_flight.set_function(in_flight)
+        self._map_age.set_function(map_age_s)
+        self._map_outages.set_function(outages)

@@ -1,0 +1,182 @@
+"""Following the placement map: one immutable MapView per base, replaced whole as the map changes.
+
+While Redis is away the last views go on serving; nothing here ever blocks a request.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import msgspec
+import structlog
+from redis.exceptions import ResponseError
+
+from mint_contracts.backoff import delay_s
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.map_reader import MapReader, Pulse
+from mint_contracts.map_reporter import HEARTBEAT_TTL_S
+from mint_gateway.view import MapView, lost_something, merge, stale_holdings
+
+POLL_S = 0.5
+QUIET_S = 0.05  # between two readings, however many hints come
+HINTS_AT_ONCE = 1000
+RESYNC_S = 30.0  # everything is read again this often, whatever the versions say
+FORGET_S = 60.0  # a base that Redis lost, with no engine alive, is kept this long
+RECONNECT_FIRST_S = 0.1
+RECONNECT_CAP_S = 2.0
+
+_log = structlog.get_logger()
+
+
+class _Following(msgspec.Struct):
+    """How one base is being followed. Times are of the event loop's clock."""
+
+    view: MapView
+    settled_at: float  # from here on, a missing heartbeat means a dead engine
+    resync_at: float = 0.0
+    lost_since: float | None = None  # Redis no longer names the base, nor says that it was removed
+    unreadable: str = ""  # what kept the last reading from being understood
+
+
+class Mirror:
+    """The gateway's copy of the map. `away` says that it may be stale."""
+
+    def __init__(self, reader: MapReader, on_read: Callable[[], None] = lambda: None) -> None:
+        self._reader = reader
+        self._on_read = on_read
+        self._following: dict[str, _Following] = {}
+        self._views: Mapping[str, MapView] = {}
+        self._read_at: float | None = None
+        self._answering = False
+        self.first_read = asyncio.Event()  # set once the map has been read whole
+        self.outages = 0
+
+    @property
+    def views(self) -> Mapping[str, MapView]:
+        """Every base's view, by name; a snapshot that later changes do not touch."""
+        return self._views
+
+    @property
+    def ready(self) -> bool:
+        """The map has been read at least once."""
+        return self.first_read.is_set()
+
+    @property
+    def away(self) -> bool:
+        """Redis does not answer now: what the views say of who is alive cannot be judged."""
+        return not self._answering
+
+    def age_s(self) -> float:
+        """Seconds since the map was last read whole; infinite before the first time."""
+        return float("inf") if self._read_at is None else asyncio.get_running_loop().time() - self._read_at
+
+    async def run(self) -> None:
+        """Follow the map until cancelled."""
+        failures = 0
+        while True:
+            try:
+                async with self._hints() as wait:
+                    while True:
+                        await self._read()
+                        failures = 0
+                        await asyncio.sleep(QUIET_S)
+                        await wait(POLL_S)
+            except (MapUnavailable, ResponseError) as error:
+                failures += 1
+                self._note_outage(error)
+            await asyncio.sleep(
+                delay_s(failures, first_s=RECONNECT_FIRST_S, cap_s=RECONNECT_CAP_S, draw=random.random)
+            )
+
+    @asynccontextmanager
+    async def _hints(self) -> AsyncIterator[Callable[[float], Awaitable[None]]]:
+        """`wait(timeout_s)` returns on the first hint and takes those with it that had already come."""
+        async with self._reader.changes() as hint:
+
+            async def wait(timeout_s: float) -> None:
+                for _ in range(HINTS_AT_ONCE):
+                    if await hint(timeout_s) is None:
+                        return
+                    timeout_s = 0.0
+
+            yield wait
+
+    async def _read(self) -> None:
+        """Read whatever changed in any base, and replace those views."""
+        loop = asyncio.get_running_loop()
+        named = await self._reader.bases()
+        for base in sorted({*named, *self._following}):
+            following = self._following.get(base)
+            if following is None:
+                following = _Following(view=MapView(base=base), settled_at=loop.time())
+            try:
+                pulse = await self._reader.pulse(base)
+                await self._follow(following, pulse, loop.time())
+            except msgspec.DecodeError as error:
+                # A record of another version of MinT: this base stays as it was, the others go on.
+                self._note_unreadable(following, str(error))
+            else:
+                following.unreadable = ""
+                if base in named:
+                    following.lost_since = None
+                elif self._gone(following, pulse, loop.time(), others=bool(named)):
+                    self._following.pop(base, None)
+                    _log.info("base model left the map", base_model=base)
+                    continue
+            self._following[base] = following
+        self._swap(loop.time())
+
+    async def _follow(self, following: _Following, pulse: Pulse, now: float) -> None:
+        base, view = following.view.base, following.view
+        if now >= following.settled_at and lost_something(view, pulse):
+            following.settled_at = now + HEARTBEAT_TTL_S
+            view = msgspec.structs.replace(view, version=None)
+            _log.warning("map has lost what it knew; the last view goes on serving", base_model=base)
+        whole = now >= following.resync_at
+        if pulse.version is None:
+            view = msgspec.structs.replace(view, version=None)
+        elif whole or pulse.version != view.version:
+            record = await self._reader.base_record(base)
+            placements = await self._reader.placements(base)
+            view = msgspec.structs.replace(
+                view, version=pulse.version, record=record or view.record, placements=placements
+            )
+        names = [n for n, r in pulse.engines.items() if r is not None] if whole else stale_holdings(view, pulse)
+        held = {name: await self._reader.held(base, name) for name in names}
+        following.view = merge(view, pulse, held, settled=now >= following.settled_at)
+        if whole:
+            following.resync_at = now + RESYNC_S
+
+    def _gone(self, following: _Following, pulse: Pulse, now: float, *, others: bool) -> bool:
+        """Whether a base that the map no longer names was removed (its epoch stays) rather than lost."""
+        if pulse.epoch is not None:
+            return True
+        if following.lost_since is None:
+            following.lost_since = now
+        alive = any(engine.alive for engine in following.view.engines.values())
+        return others and not alive and now - following.lost_since > FORGET_S
+
+    def _swap(self, now: float) -> None:
+        if not self._answering:
+            _log.info("placement map is followed", bases=len(self._following))
+        self._answering = True
+        self._read_at = now
+        self._views = {base: following.view for base, following in self._following.items()}
+        self._on_read()
+        self.first_read.set()
+
+    def _note_unreadable(self, following: _Following, error: str) -> None:
+        if following.unreadable != error:
+            following.unreadable = error
+            _log.error("map holds a record that cannot be read", base_model=following.view.base, error=error)
+
+    def _note_outage(self, error: Exception) -> None:
+        if self._answering or not self.outages:
+            self.outages += 1
+            _log.warning("placement map is away; the last view goes on serving", error=str(error))
+        self._answering = False
+        # Heartbeats ran out unseen: engines get one heartbeat's time to speak again, and all is read anew.
+        settled_at = asyncio.get_running_loop().time() + HEARTBEAT_TTL_S
+        for following in self._following.values():
+            following.settled_at, following.resync_at = settled_at, 0.0

@@ -1,0 +1,110 @@
+"""A whole gateway: mirror, router and gRPC server, started and drained."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import msgspec
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from redis.asyncio import Redis
+
+from mint_contracts import placement_pb2, placement_pb2_grpc, sampling_pb2, sampling_pb2_grpc
+from mint_contracts.map_reader import MapReader
+from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
+from mint_gateway.inflight import InFlight
+from mint_gateway.metrics import Metrics
+from mint_gateway.mirror import Mirror
+from mint_gateway.route import Patience, Router
+from mint_gateway.servicers import PlacementServicer, SamplerServicer
+
+SERVICES = (
+    sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,
+    placement_pb2.DESCRIPTOR.services_by_name["Placement"].full_name,
+)
+
+_log = structlog.get_logger()
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """A gateway's bounds."""
+
+    requests: int = 2048  # in flight
+    patience: Patience = Patience()
+    farewell_s: float = 3.0  # still accepting while the Service's endpoints forget this pod
+    grace_s: float = 22.0  # then, for requests in flight; both fit in Kubernetes' 30 s
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A running gateway. `following` ends only by a defect, and then the gateway should end too."""
+
+    port: int
+    mirror: Mirror
+    metrics: Metrics
+    following: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def serve(redis: Redis, address: str, limits: Limits | None = None) -> AsyncIterator[Gateway]:
+    """Serve on `address` ("host:port", port 0 for a free one) until the block ends, then drain.
+
+    Health is SERVING from the first time that the map was read.
+    """
+    limits = limits or Limits()
+    channels, in_flight, metrics = Channels(), InFlight(limits.requests), Metrics()
+
+    def keep_channels() -> None:
+        channels.keep({e.record.address for view in mirror.views.values() for e in view.engines.values()})
+
+    mirror = Mirror(MapReader(redis), on_read=keep_channels)
+    router = Router(
+        mirror, channels, in_flight, limits.patience, lambda error: metrics.retries.labels(error.reason).inc()
+    )
+    metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages)
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(router, metrics), server)
+    placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror), server)
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
+    port = server.add_insecure_port(address)
+    await server.start()
+    _log.info("gateway listens", address=address, port=port)
+    following = asyncio.create_task(mirror.run())
+    announcing = asyncio.create_task(_announce(mirror, healthy))
+    try:
+        yield Gateway(port, mirror, metrics, following)
+    finally:
+        announcing.cancel()
+        await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
+        if in_flight.total:
+            _log.info("gateway drains", in_flight=in_flight.total)
+        await asyncio.sleep(limits.farewell_s)
+        await server.stop(limits.grace_s)
+        following.cancel()
+        await asyncio.wait([following])
+        await channels.close()
+        _log.info("gateway ended")
+
+
+async def _announce(mirror: Mirror, healthy: health.aio.HealthServicer) -> None:
+    await mirror.first_read.wait()
+    await _set_health(healthy, health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _set_health(
+    healthy: health.aio.HealthServicer, state: "health_pb2.HealthCheckResponse.ServingStatus"
+) -> None:
+    for name in ("", *SERVICES):
+        await healthy.set(name, state)

@@ -1,0 +1,110 @@
+"""The gateway's gRPC services: Sampler and Placement, over a Router and a Mirror."""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+
+from mint_contracts import placement_pb2, placement_pb2_grpc, sampling_pb2, sampling_pb2_grpc
+from mint_contracts.errors import InvalidRequest, MintError
+from mint_contracts.names import check_base
+from mint_contracts.wire import to_status
+from mint_gateway.explain import explain, explain_all
+from mint_gateway.metrics import Metrics
+from mint_gateway.mirror import Mirror
+from mint_gateway.route import Router, Trail
+
+REQUEST_ID_MAX_LENGTH = 128
+
+_T = TypeVar("_T")
+_log = structlog.get_logger()
+
+
+class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
+    """Forwards requests; one log line each."""
+
+    def __init__(self, router: Router, metrics: Metrics) -> None:
+        self._router = router
+        self._metrics = metrics
+
+    # Written as a coroutine, not a generator: a client's cancellation then arrives inside the router at once.
+    async def Generate(  # type: ignore[override]  # noqa: N802 - the proto's name
+        self, request: sampling_pb2.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> None:
+        """Answer by way of the best engine."""
+        started_at = asyncio.get_running_loop().time()
+        trail = Trail(request_id=request.request_id[:REQUEST_ID_MAX_LENGTH] or uuid.uuid4().hex)
+        code, failure = grpc.StatusCode.CANCELLED, ""
+        try:
+            if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
+                raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
+            await self._router.generate(request, context.write, remaining_s=context.time_remaining(), trail=trail)
+            code = grpc.StatusCode.OK
+        except MintError as error:
+            code, failure = error.grpc_status, f"{error.reason}: {error}"
+            await context.abort_with_status(to_status(error))
+        except grpc.aio.AioRpcError as error:
+            # An engine's own word goes through as it is, details included.
+            code, failure = error.code(), error.details() or ""
+            await context.abort(code, failure, error.trailing_metadata())
+        finally:
+            self._note(trail, code, failure, started_at)
+
+    def _note(self, trail: Trail, code: grpc.StatusCode, failure: str, started_at: float) -> None:
+        seconds = asyncio.get_running_loop().time() - started_at
+        self._metrics.requests.labels(code=code.name).inc()
+        fields: dict[str, object] = {"request_id": trail.request_id, "base_model": trail.base_model}
+        fields |= {"adapter": trail.adapter, "engine": trail.engine, "revision": trail.revision, "why": trail.why}
+        fields |= {"tries": trail.tries, "code": code.name, "seconds": round(seconds, 4)}
+        if trail.first_token_at is not None:
+            first_token_s = trail.first_token_at - started_at
+            self._metrics.first_token.observe(first_token_s)
+            fields["first_token_seconds"] = round(first_token_s, 4)
+        if failure:
+            fields["error"] = failure
+        _log.info("request", **fields)
+
+
+class PlacementServicer(placement_pb2_grpc.PlacementServicer):
+    """Tells where adapters are, and why."""
+
+    def __init__(self, router: Router, mirror: Mirror) -> None:
+        self._router = router
+        self._mirror = mirror
+
+    async def Explain(  # noqa: N802 - the proto's name
+        self, request: placement_pb2.ExplainRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> placement_pb2.Explanation:
+        """Why is this adapter where it is, and which engine would answer now?"""
+
+        def answer() -> placement_pb2.Explanation:
+            view = self._router.find(request.base_model, request.adapter)
+            return explain(view, request.adapter, self._router.now(view))
+
+        return await _answer(answer, context)
+
+    async def ListPlacements(  # noqa: N802 - the proto's name
+        self, request: placement_pb2.ListPlacementsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> placement_pb2.ListPlacementsResponse:
+        """Every adapter that is placed or held, of one base or of all."""
+
+        def answer() -> placement_pb2.ListPlacementsResponse:
+            if request.base_model:
+                views = [self._router.find(check_base(request.base_model), "")]
+            else:
+                views = [view for _, view in sorted(self._mirror.views.items())]
+            placements = [e for view in views for e in explain_all(view, self._router.now(view))]
+            return placement_pb2.ListPlacementsResponse(placements=placements)
+
+        return await _answer(answer, context)
+
+
+async def _answer(make: Callable[[], _T], context: "grpc.aio.ServicerContext[Any, Any]") -> _T:
+    try:
+        return make()
+    except MintError as error:
+        await context.abort_with_status(to_status(error))
+        raise  # abort has raised already

@@ -1,0 +1,100 @@
+"""What the gateway knows of one base's part of the placement map: immutable, replaced whole when anything changes."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from mint_contracts.map_reader import Pulse
+from mint_contracts.records import BaseRecord, EngineRecord, Held, Placement, Tier
+from mint_contracts.source import Source, child
+
+
+class Engine(msgspec.Struct, frozen=True):
+    """One engine as the map knows it. `record` is its last word; `alive` says that its heartbeat goes on."""
+
+    name: str
+    record: EngineRecord
+    alive: bool
+    held: Mapping[str, Held]
+
+    @property
+    def available(self) -> bool:
+        """The map says that a request sent now is answered."""
+        return self.alive and self.record.ready
+
+
+class MapView(msgspec.Struct, frozen=True):
+    """One base. `version` None: the operator's part was never complete, or was lost and is the last one known."""
+
+    base: str
+    version: int | None = None
+    record: BaseRecord | None = None
+    placements: Mapping[str, Placement] = {}
+    engines: Mapping[str, Engine] = {}
+
+    def source(self, adapter: str) -> Source | None:
+        """Where the adapter is fetched from: its placement's source, else the base's store; None if neither."""
+        if placement := self.placements.get(adapter):
+            return placement.source
+        return self.stored(adapter)
+
+    def stored(self, adapter: str) -> Source | None:
+        """The adapter's place in the base's store, which any engine of the base reads on demand."""
+        store = self.record.store if self.record else None
+        return child(store, adapter) if store else None
+
+    def copy(self, engine: Engine, adapter: str) -> Held | None:
+        """The engine's copy of the adapter, if it can answer from it: on disk or warmer, from the right source."""
+        held = engine.held.get(adapter)
+        if held is None or held.tier is Tier.REMOTE or held.source != self.source(adapter):
+            return None
+        return held
+
+
+def merge(
+    known: MapView,
+    pulse: Pulse,
+    held: Mapping[str, Mapping[str, Held]],
+    *,
+    settled: bool,
+) -> MapView:
+    """`known` with the engines of a fresh pulse; `held` has the holdings of engines that changed them.
+
+    An engine whose heartbeat is missing is dead if the map is `settled`: Redis has answered, with all it ever knew,
+    for longer than a heartbeat lives. Before that its silence tells nothing, and its last word goes on counting:
+    a Redis that comes back has lost the heartbeats of its absence.
+    """
+    engines: dict[str, Engine] = {}
+    for name in sorted({*known.engines, *pulse.engines}):
+        before, record = known.engines.get(name), pulse.engines.get(name)
+        if record is not None:
+            holdings = held.get(name, before.held if before else {})
+            engines[name] = Engine(name=name, record=record, alive=True, held=holdings)
+        elif before is not None and not settled:
+            engines[name] = before
+        elif before is not None and name in pulse.engines:
+            engines[name] = msgspec.structs.replace(before, alive=False)
+    return msgspec.structs.replace(known, engines=engines)
+
+
+def stale_holdings(known: MapView, pulse: Pulse) -> list[str]:
+    """The engines of the pulse whose holdings are not those already known."""
+    changed = []
+    for name, record in pulse.engines.items():
+        if record is None:
+            continue
+        before = known.engines.get(name)
+        if before is None or _edition(before.record) != _edition(record):
+            changed.append(name)
+    return changed
+
+
+def lost_something(known: MapView, pulse: Pulse) -> bool:
+    """True if Redis no longer knows what it knew: it came back empty, or older than it was."""
+    if not pulse.engines.keys() >= known.engines.keys():
+        return True
+    return known.version is not None and (pulse.version is None or pulse.version < known.version)
+
+
+def _edition(record: EngineRecord) -> tuple[int, int]:
+    return record.incarnation, record.sequence
