@@ -1,0 +1,62 @@
+"""A real redis-server of a test's own, that can be killed and started again."""
+
+import shutil
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisProcess:
+    """Starts at once and is ready when the constructor returns. Use as a context manager."""
+
+    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        program = shutil.which("redis-server")
+        assert program, "redis-server is missing; `make tools` installs it"
+        listen = () if "--port" in options else ("--port", str(self.port))
+        self._command = [program, *listen, "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options]
+        self._process: subprocess.Popen[str] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """For a client without TLS."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it (again), on the same port; empty unless `options` make it persist."""
+        assert self._process is None
+        process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if "Ready to accept connections" in line:
+                break
+        else:
+            process.wait(10)
+            raise AssertionError("redis-server did not start:\n" + "".join(seen))
+        # What it logs later must not fill the pipe.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        self._process = process
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def __enter__(self) -> "RedisProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
