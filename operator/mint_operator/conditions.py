@@ -1,0 +1,89 @@
+"""Kubernetes conditions: their reasons, and how a new one follows an old one.
+
+Reasons of errors are the class names of mint_contracts.errors; the ones below are the operator's own.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from mint_contracts.resources import Condition
+
+MESSAGE_LENGTH = 1024
+
+Truth = Literal["True", "False", "Unknown"]
+
+# Waves
+ADMITTED = "Admitted"
+PLACED = "Placed"
+NO_ADAPTER_STORE = "NoAdapterStore"
+CLAIM_NOT_MOUNTED = "ClaimNotMounted"
+SOURCE_CONFLICT = "SourceConflict"
+WAITING_FOR_CAPACITY = "WaitingForCapacity"
+WAITING_FOR_ENGINES = "WaitingForEngines"
+NOT_ADMITTED = "NotAdmitted"
+ADAPTERS_READY = "AdaptersReady"
+ADAPTERS_LOADING = "AdaptersLoading"
+ENGINES_AWAY = "EnginesAway"
+LOAD_FAILED = "LoadFailed"
+# Bases
+ENGINES_READY = "EnginesReady"
+ENGINES_STARTING = "EnginesStarting"
+BASE_LOADING = "BaseLoading"
+BASE_LOADED = "BaseLoaded"
+APPLY_FAILED = "ApplyFailed"
+TERMINATING = "Terminating"
+# Both
+MAP_UNAVAILABLE = "MapUnavailable"
+SETTLED = "Settled"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What is true of one condition now; `when` it became so is worked out by `follow`."""
+
+    type: str
+    status: Truth
+    reason: str
+    message: str = ""
+
+
+def follow(old: Sequence[Condition], findings: Sequence[Finding], generation: int, now: float) -> list[Condition]:
+    """The conditions that say `findings`; a transition time stays while the status stays the same."""
+    before = {condition.type: condition for condition in old}
+    conditions = []
+    for finding in findings:
+        last = before.get(finding.type)
+        unchanged = last is not None and last.status == finding.status
+        conditions.append(
+            Condition(
+                type=finding.type,
+                status=finding.status,
+                reason=finding.reason,
+                message=shortened(finding.message),
+                last_transition_time=last.last_transition_time if last and unchanged else stamp(now),
+                observed_generation=generation,
+            )
+        )
+    return conditions
+
+
+def truth(value: bool) -> Truth:
+    """A condition's status for a plain fact."""
+    return "True" if value else "False"
+
+
+def shortened(message: str) -> str:
+    """`message`, cut to what a condition should hold."""
+    return message if len(message) <= MESSAGE_LENGTH else message[: MESSAGE_LENGTH - 1] + "…"
+
+
+def stamp(now: float) -> str:
+    """Seconds since 1970 as metav1.Time writes them."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+
+
+def status_of(conditions: Sequence[Condition], kind: str) -> str:
+    """The status of one condition; "" when it was never set."""
+    return next((condition.status for condition in conditions if condition.type == kind), "")

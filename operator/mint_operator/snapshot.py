@@ -1,0 +1,120 @@
+"""What the operator knows at one moment: the whole input of `plan`, frozen.
+
+`observe` builds it; planning only reads it. Everything is keyed by "namespace/name" of the base model.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from mint_contracts.records import EngineView, Failure, MapState, Placement
+from mint_contracts.resources import AdapterWaveSpec, AdapterWaveStatus, BaseModelSpec, BaseModelStatus
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """Identity of a Kubernetes object."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    generation: int = 0
+    created: str = ""  # RFC 3339
+    deleting: bool = False
+
+    @property
+    def key(self) -> str:
+        """ "namespace/name"."""
+        return f"{self.namespace}/{self.name}"
+
+
+class ObservedBase(msgspec.Struct, frozen=True):
+    """A BaseModel, its quantities in bytes. `defect` says why its spec cannot be used; empty if it can."""
+
+    meta: Meta
+    spec: BaseModelSpec
+    status: BaseModelStatus = BaseModelStatus()
+    kv_cache_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    defect: str = ""
+
+
+class ObservedWave(msgspec.Struct, frozen=True):
+    """An AdapterWave. `defect` says why its spec cannot be used; empty if it can."""
+
+    meta: Meta
+    spec: AdapterWaveSpec
+    status: AdapterWaveStatus = AdapterWaveStatus()
+    defect: str = ""
+
+    @property
+    def base(self) -> str:
+        """ "namespace/name" of the base model that it names."""
+        return f"{self.meta.namespace}/{self.spec.base_model_ref.name}"
+
+
+class EnginePod(msgspec.Struct, frozen=True):
+    """An engine's pod. `trouble` is why it does not run, e.g. ImagePullBackOff or Unschedulable."""
+
+    name: str
+    ip: str = ""
+    ready: bool = False
+    terminating: bool = False
+    trouble: Failure | None = None
+
+
+class Child(msgspec.Struct, frozen=True):
+    """An object that the operator made, or that bears the name of one; `applied` is its hash annotation."""
+
+    kind: str
+    namespace: str
+    name: str
+    applied: str = ""
+    owners: tuple[str, ...] = ()  # uids
+    replicas: int = 0  # StatefulSets only: spec.replicas
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Kind, namespace, name."""
+        return (self.kind, self.namespace, self.name)
+
+
+class BaseMap(msgspec.Struct, frozen=True):
+    """The placement map of one base.
+
+    `away_s` is how long each engine without a heartbeat has been without one, in seconds, as far as this operator
+    has watched. `remembered` are the placements last seen; they stand in when the map itself was lost.
+    """
+
+    state: MapState
+    engines: tuple[EngineView, ...] = ()
+    away_s: Mapping[str, float] = {}
+    remembered: Mapping[str, Placement] = {}
+    lost_s: float = 0.0  # how long the map has been without a version
+
+
+class Release(msgspec.Struct, frozen=True):
+    """What the installation, not the BaseModel, says of engines."""
+
+    image: str
+    pull_policy: str = "IfNotPresent"
+    runtime_class: str = ""
+    pull_secrets: tuple[str, ...] = ()
+    redis_url: str = ""
+    redis_password: str = ""
+    redis_ca: str = ""
+    redis_digest: str = ""  # changes with the password and the CA, so that engines start anew with them
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything that a plan depends on. `now` is seconds since 1970."""
+
+    now: float
+    release: Release
+    bases: Mapping[str, ObservedBase] = {}
+    waves: tuple[ObservedWave, ...] = ()
+    pods: Mapping[str, tuple[EnginePod, ...]] = {}
+    children: Mapping[tuple[str, str, str], Child] = {}
+    redis_ok: bool = True
+    maps: Mapping[str, BaseMap] = {}  # also of bases that no longer exist; empty when Redis is away
+    apply_failures: Mapping[str, Failure] = {}  # the API server refused an object of this base

@@ -1,0 +1,244 @@
+"""What the planner decides, case by case."""
+
+from collections import Counter
+
+import msgspec
+import pytest
+
+from mint_contracts.records import EngineView, Placement, Tier
+from mint_contracts.resources import AdapterWaveStatus
+from mint_operator.plan import plan
+from mint_operator.snapshot import Snapshot
+from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, source, wave
+
+
+def status(of: Snapshot, name: str) -> AdapterWaveStatus:
+    return plan(of).wave_statuses[f"team/{name}"]
+
+
+def reason(of: Snapshot, name: str, kind: str = "Admitted") -> tuple[str, str]:
+    found = next(each for each in status(of, name).conditions if each.type == kind)
+    return found.reason, found.message
+
+
+SIX = [f"a/{letter}" for letter in "bcdefg"]
+
+
+def test_six_adapters_one_of_them_twice_are_spread_evenly_over_two_engines() -> None:
+    waves = [wave("five", SIX[1:]), wave("twice", SIX[:1], replicas=2)]
+    found = homes(placed(plan(snapshot(base(2, 2), waves))))
+    counts = Counter(engine for engines in found.values() for engine in engines)
+    assert sorted(counts.values()) == [3, 4]
+    assert sorted(found["a/b"]) == ["smol-0", "smol-1"]
+    assert sorted(found) == SIX
+
+
+def test_existing_places_stay_where_they_are_when_a_wave_comes_or_goes() -> None:
+    first = placed(plan(snapshot(base(2, 2), [wave("one", SIX)])))
+    more = [wave("one", SIX), wave("zwei", ["z/1", "z/2"])]
+    second = placed(plan(snapshot(base(2, 2), more, placements=first)), first)
+    assert {name: second[name] for name in SIX} == first
+    third = placed(plan(snapshot(base(2, 2), more[1:], placements=second)), second)
+    assert homes(third) == {name: homes(second)[name] for name in ["z/1", "z/2"]}
+
+
+def test_every_place_says_why() -> None:
+    first = placed(plan(snapshot(base(2, 2), [wave("one", ["a/b"])])))
+    assert first["a/b"].places[0].why == "fewest copies (0) among 2 engines"
+    warm = [engine(0), engine(1, {"a/b": Tier.HOST})]
+    second = placed(plan(snapshot(base(2, 2), [wave("one", ["a/b"])], warm, placements={})))
+    assert second["a/b"].places[0].engine == "smol-1"
+    assert second["a/b"].places[0].why.endswith("and already on Host there")
+
+
+def test_two_waves_that_want_one_adapter_share_its_copies() -> None:
+    waves = [wave("cold", ["a/b"], replicas=2, residency="Host"), wave("warm", ["a/b"])]
+    found = placed(plan(snapshot(base(2, 2), waves)))["a/b"]
+    assert found.waves == ("team/cold", "team/warm")
+    assert [(place.engine, place.residency) for place in found.places] == [
+        ("smol-0", Tier.DEVICE),
+        ("smol-1", Tier.DEVICE),
+    ]
+
+
+def test_one_name_with_two_sources_is_refused_to_the_later_wave() -> None:
+    waves = [wave("first", ["a/b"]), wave("later", sources={"a/b": "s3://bucket/b"}, created="2026-01-02T00:00:00Z")]
+    of = snapshot(base(), waves)
+    assert status(of, "first").phase == "Placing"
+    assert status(of, "later").phase == "Failed"
+    found, message = reason(of, "later")
+    assert found == "SourceConflict"
+    assert "team/first" in message
+
+
+def test_a_wave_is_admitted_whole_or_not_at_all_and_a_smaller_one_behind_it_may_pass() -> None:
+    waves = [
+        wave("a-large", [f"l/{index}" for index in range(6)]),
+        wave("b-waits", [f"w/{index}" for index in range(3)]),
+        wave("c-small", ["s/1"]),
+    ]
+    of = snapshot(base(slots=8), waves)
+    assert [status(of, name).phase for name in ("a-large", "b-waits", "c-small")] == ["Placing", "Pending", "Placing"]
+    assert reason(of, "b-waits") == (
+        "WaitingForCapacity",
+        "needs 3 more device slots; waves before it hold 6 of 8 (1 engines x 8), 2 are free",
+    )
+    assert len(placed(plan(of))) == 7
+
+
+def test_priority_comes_before_age() -> None:
+    waves = [wave("old", [f"o/{index}" for index in range(8)]), wave("urgent", ["u/1"], priority=5)]
+    of = snapshot(base(slots=8), waves)
+    assert reason(of, "old")[0] == "WaitingForCapacity"
+    assert homes(placed(plan(of))) == {"u/1": ["smol-0"]}
+
+
+def test_a_wave_that_can_never_fit_says_so_with_numbers_and_what_to_do() -> None:
+    of = snapshot(base(high=2, slots=2), [wave("big", [f"a/{index}" for index in range(5)])])
+    assert status(of, "big").phase == "Failed"
+    found, message = reason(of, "big")
+    assert found == "CapacityExceeded"
+    assert "5 adapters x 1 replicas = 5 device slots, but 2 engines x 2 slots = 4" in message
+    assert "raise" in message
+    of = snapshot(base(high=2), [wave("wide", ["a/b"], replicas=3)])
+    assert reason(of, "wide")[0] == "CapacityExceeded"
+    assert "3 engines" in reason(of, "wide")[1]
+
+
+def test_host_and_disk_residency_take_no_slots() -> None:
+    waves = [wave("cold", [f"a/{index}" for index in range(20)], residency="Disk")]
+    assert len(placed(plan(snapshot(base(slots=1), waves)))) == 20
+
+
+@pytest.mark.parametrize(
+    ("adapters", "replicas", "engines"),
+    [(0, 1, 1), (4, 1, 1), (5, 1, 2), (8, 1, 2), (9, 1, 3), (1, 3, 3), (12, 1, 3)],
+)
+def test_engines_are_as_many_as_waves_need_between_min_and_max(adapters: int, replicas: int, engines: int) -> None:
+    waves = [wave("one", [f"a/{index}" for index in range(adapters)], replicas=replicas)] if adapters else []
+    found = plan(snapshot(base(low=1, high=3, slots=4), waves))
+    assert found.base_statuses[KEY].engines.desired == engines
+    replicas_of = {manifest.kind: manifest.body["spec"] for manifest in found.manifests if "spec" in manifest.body}
+    assert replicas_of["StatefulSet"]["replicas"] == engines
+
+
+def test_when_engines_go_their_adapters_move_and_no_others() -> None:
+    many = [wave("one", [f"a/{index}" for index in range(4)]), wave("two", [f"b/{index}" for index in range(4)])]
+    first = placed(plan(snapshot(base(high=2, slots=4), many)))
+    second = placed(plan(snapshot(base(high=2, slots=4), many[:1], placements=first)), first)
+    assert all(engines == ["smol-0"] for engines in homes(second).values())
+    stayed = [name for name in second if homes(first)[name] == ["smol-0"]]
+    assert all(second[name].places == first[name].places for name in stayed)
+
+
+def away(seconds: float, engines: list[EngineView]) -> tuple[dict[str, Placement], dict[str, Placement]]:
+    waves = [wave("one", SIX)]
+    first = placed(plan(snapshot(base(2, 2), waves)))
+    of = snapshot(base(2, 2), waves, engines, placements=first, away_s={"smol-1": seconds})
+    return first, placed(plan(of), first)
+
+
+def test_an_engine_keeps_its_adapters_while_it_is_away_for_less_than_the_grace() -> None:
+    first, second = away(29.0, [engine(0), engine(1, alive=False)])
+    assert second == first
+
+
+def test_an_engine_that_is_away_for_longer_loses_them_to_others() -> None:
+    first, second = away(31.0, [engine(0), engine(1, alive=False)])
+    assert all(engines == ["smol-0"] for engines in homes(second).values())
+    moved = [name for name in SIX if homes(first)[name] == ["smol-1"]]
+    assert {second[name].places[0].why for name in moved} == {"moved from smol-1, which has been away for over 30 s"}
+
+
+def test_nothing_moves_while_no_engine_is_ready() -> None:
+    first, second = away(300.0, [engine(0, ready=False), engine(1, alive=False)])
+    assert second == first
+
+
+def test_adapters_of_a_lost_engine_stay_if_they_fit_nowhere_else() -> None:
+    waves = [wave("one", [f"a/{index}" for index in range(4)])]
+    of = base(2, 2, slots=2)
+    first = placed(plan(snapshot(of, waves)))
+    lost = snapshot(of, waves, [engine(0), engine(1, alive=False)], placements=first, away_s={"smol-1": 60.0})
+    assert placed(plan(lost), first) == first
+
+
+def test_a_second_copy_makes_room_when_only_engines_with_a_copy_have_slots() -> None:
+    of = base(2, 2, slots=2)
+    waves = [wave("ab", ["a/a", "a/b"])]
+    first = placed(plan(snapshot(of, waves)))
+    together = {
+        name: msgspec.structs.replace(
+            placement, places=tuple(msgspec.structs.replace(place, engine="smol-0") for place in placement.places)
+        )
+        for name, placement in first.items()
+    }
+    both = [*waves, wave("c", ["c/c"], replicas=2)]
+    after = placed(plan(snapshot(of, both, placements=together)), together)
+    assert sorted(homes(after)["c/c"]) == ["smol-0", "smol-1"]
+    assert Counter(engine for engines in homes(after).values() for engine in engines) == {"smol-0": 2, "smol-1": 2}
+
+
+def test_when_the_map_is_lost_adapters_stay_with_those_that_hold_them() -> None:
+    holding = [engine(0, dict.fromkeys(SIX[:4], Tier.DEVICE)), engine(1, dict.fromkeys(SIX[4:], Tier.DEVICE))]
+    found = homes(placed(plan(snapshot(base(2, 2), [wave("one", SIX)], holding))))
+    assert found == {name: ["smol-0" if name in SIX[:4] else "smol-1"] for name in SIX}
+
+
+def test_when_the_map_is_lost_the_places_last_seen_come_first() -> None:
+    first = placed(plan(snapshot(base(2, 2), [wave("one", SIX)])))
+    second = plan(snapshot(base(2, 2), [wave("one", SIX)], [engine(0), engine(1)], remembered=first))
+    assert placed(second) == first
+
+
+def test_without_redis_nothing_is_written_or_forgotten() -> None:
+    found = plan(snapshot(base(), [wave("one", SIX)], redis_ok=False))
+    assert (dict(found.changes), found.forgets) == ({}, ())
+    assert [manifest.kind for manifest in found.manifests] == [
+        "ServiceAccount",
+        "Service",
+        "PodDisruptionBudget",
+        "StatefulSet",
+    ]
+
+
+def test_a_base_that_is_gone_is_forgotten_once_its_engines_have_ended() -> None:
+    first = placed(plan(snapshot(base(), [wave("one", SIX)])))
+    draining = plan(snapshot(None, engines=[engine(0)], placements=first))
+    assert draining.forgets == ()
+    assert draining.changes[KEY].del_placements == tuple(SIX)
+    assert plan(snapshot(None, engines=[engine(0, alive=False)], placements=first)).forgets == (KEY,)
+
+
+def test_adapters_come_from_the_store_or_as_given() -> None:
+    waves = [wave("named", ["a/b"]), wave("given", sources={"c/d": "pvc://extra/d"})]
+    found = placed(plan(snapshot(base(claims=["extra"]), waves)))
+    assert found["a/b"].source == source("a/b")
+    assert found["c/d"].source.uri == "pvc://extra/d"
+
+
+@pytest.mark.parametrize(
+    ("of", "refused", "expected", "phase"),
+    [
+        (base(store=False), wave("w", ["a/b"]), "NoAdapterStore", "Failed"),
+        (base(), wave("w", sources={"a/b": "pvc://elsewhere/b"}), "ClaimNotMounted", "Failed"),
+        (base(), wave("w", ["a/b", "a/b"]), "InvalidRequest", "Failed"),
+        (base(), wave("w", ["../b"]), "InvalidRequest", "Failed"),
+        (base(), wave("w", sources={"a/b": "ftp://host/b"}), "SourceForbidden", "Failed"),
+        (base(), wave("w", []), "InvalidRequest", "Failed"),
+        (None, wave("w", ["a/b"]), "BaseModelNotFound", "Pending"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_its_reason(
+    of: object, refused: object, expected: str, phase: str
+) -> None:
+    found = snapshot(of, [refused])  # type: ignore[arg-type, list-item]
+    assert reason(found, "w")[0] == expected
+    assert reason(found, "w", "Ready")[0] == expected
+    assert status(found, "w").phase == phase
+    assert placed(plan(found)) == {}
+
+
+def test_a_bad_wave_leaves_the_others_alone() -> None:
+    of = snapshot(base(), [wave("bad", ["../b"]), wave("good", ["a/b"])])
+    assert list(placed(plan(of))) == ["a/b"]

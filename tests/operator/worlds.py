@@ -1,0 +1,158 @@
+"""Small worlds to plan for: a base, its waves, and engines that say what they hold."""
+
+from collections.abc import Mapping, Sequence
+
+from mint_contracts.records import EngineRecord, EngineView, Failure, Held, MapState, Placement, Tier
+from mint_contracts.resources import (
+    AdapterLimits,
+    AdapterStore,
+    AdapterWaveSpec,
+    AdapterWaveStatus,
+    BaseModelRef,
+    BaseModelSpec,
+    BaseModelStatus,
+    BaseSource,
+    EngineSpec,
+    NamedSource,
+    Replicas,
+    Residency,
+    Serve,
+    WaveAdapters,
+)
+from mint_contracts.source import Source, child
+from mint_operator.plan import Plan
+from mint_operator.snapshot import BaseMap, Meta, ObservedBase, ObservedWave, Release, Snapshot
+
+NOW = 1_800_000_000.0
+KEY = "team/smol"
+STORE = Source(uri="pvc://samples/adapters")
+RELEASE = Release(image="mint.dev/host:dev", redis_url="redis://redis.mint.svc:6379/0")
+EMPTY = MapState(version=None, base=None, placements={}, assigned={})
+
+
+def base(
+    low: int = 1,
+    high: int = 1,
+    slots: int = 8,
+    *,
+    store: bool = True,
+    claims: Sequence[str] = (),
+    uri: str = "pvc://models/smol",
+    status: BaseModelStatus | None = None,
+) -> ObservedBase:
+    limits = AdapterLimits(
+        device_slots=slots,
+        store=AdapterStore(uri=STORE.uri) if store else None,
+        volume_claims=list(claims),
+    )
+    spec = BaseModelSpec(
+        source=BaseSource(uri=uri), engine=EngineSpec(replicas=Replicas(min=low, max=high)), adapters=limits
+    )
+    meta = Meta(namespace="team", name="smol", uid="uid-base", generation=3, created="2026-01-01T00:00:00Z")
+    return ObservedBase(
+        meta=meta,
+        spec=spec,
+        status=status or BaseModelStatus(),
+        kv_cache_bytes=1 << 20,
+        host_bytes=1 << 20,
+        disk_bytes=1 << 30,
+    )
+
+
+def wave(
+    name: str,
+    adapters: Sequence[str] = (),
+    *,
+    replicas: int = 1,
+    residency: Residency = "Device",
+    priority: int = 0,
+    created: str = "2026-01-01T00:00:00Z",
+    sources: Mapping[str, str] | None = None,
+    base_name: str = "smol",
+    status: AdapterWaveStatus | None = None,
+) -> ObservedWave:
+    wanted = WaveAdapters(
+        names=list(adapters), sources=[NamedSource(name=name, uri=uri) for name, uri in (sources or {}).items()]
+    )
+    spec = AdapterWaveSpec(
+        base_model_ref=BaseModelRef(name=base_name),
+        adapters=wanted,
+        serve=Serve(replicas=replicas, residency=residency),
+        priority=priority,
+    )
+    meta = Meta(namespace="team", name=name, uid=f"uid-{name}", generation=1, created=created)
+    return ObservedWave(meta=meta, spec=spec, status=status or AdapterWaveStatus())
+
+
+def source(adapter: str) -> Source:
+    return child(STORE, adapter)
+
+
+def engine(
+    ordinal: int,
+    held: Mapping[str, Tier] | None = None,
+    *,
+    ready: bool = True,
+    alive: bool = True,
+    failure: Failure | None = None,
+    failures: Mapping[str, Failure] | None = None,
+) -> EngineView:
+    name = f"smol-{ordinal}"
+    record = EngineRecord(
+        engine=name,
+        address=f"10.0.0.{ordinal}:8470",
+        incarnation=1,
+        ready=ready,
+        slots_used=0,
+        slots_total=8,
+        running=0,
+        waiting=0,
+        map_version=1,
+        sequence=1,
+        failure=failure,
+    )
+    holdings = {adapter: Held(adapter, source(adapter), tier) for adapter, tier in (held or {}).items()}
+    for adapter, why in (failures or {}).items():
+        tier = (held or {}).get(adapter, Tier.REMOTE)
+        holdings[adapter] = Held(adapter, source(adapter), tier, failure=why)
+    return EngineView(engine=name, record=record if alive else None, held=holdings)
+
+
+def snapshot(
+    of: ObservedBase | None,
+    waves: Sequence[ObservedWave] = (),
+    engines: Sequence[EngineView] = (),
+    placements: Mapping[str, Placement] | None = None,
+    *,
+    away_s: Mapping[str, float] | None = None,
+    state: MapState | None = None,
+    redis_ok: bool = True,
+    remembered: Mapping[str, Placement] | None = None,
+    now: float = NOW,
+) -> Snapshot:
+    if state is None:
+        state = EMPTY if placements is None else MapState(1, None, dict(placements), {})
+    known = BaseMap(state=state, engines=tuple(engines), away_s=away_s or {}, remembered=remembered or {})
+    return Snapshot(
+        now=now,
+        release=RELEASE,
+        bases={KEY: of} if of else {},
+        waves=tuple(waves),
+        redis_ok=redis_ok,
+        maps={KEY: known} if redis_ok else {},
+    )
+
+
+def placed(plan: Plan, before: Mapping[str, Placement] | None = None) -> dict[str, Placement]:
+    """The placements of the base once the plan's change is written over `before`."""
+    change = plan.changes.get(KEY)
+    after = dict(before or {})
+    if change is not None:
+        after |= {placement.adapter: placement for placement in change.set_placements}
+        for name in change.del_placements:
+            del after[name]
+    return after
+
+
+def homes(placements: Mapping[str, Placement]) -> dict[str, list[str]]:
+    return {name: [place.engine for place in placement.places] for name, placement in placements.items()}
