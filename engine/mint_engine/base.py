@@ -1,0 +1,219 @@
+"""Loads a base model once, from local files: a folder of safetensors, or one GGUF file (dequantised)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mint_contracts.errors import (
+    CorruptFile,
+    NonFiniteWeights,
+    SourceNotFound,
+    UnsafeFormat,
+    UnsupportedBase,
+)
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# What transformers raises over a file that it can't make sense of.
+_LIBRARY_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+    IndexError,
+    SafetensorError,
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, resident and frozen, as transformers has it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    eos: frozenset[int]  # tokens that end a completion
+    architecture: str
+    context_length: int  # positions that the model knows
+    vocab_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The text model's configuration."""
+        return self.model.config.get_text_config()
+
+
+@dataclass(frozen=True)
+class _Files:
+    folder: Path
+    gguf: str | None
+
+    @property
+    def subject(self) -> str:
+        return f"base {self.folder / self.gguf if self.gguf else self.folder}"
+
+
+def load_base(path: Path, dtype: torch.dtype, device: torch.device) -> Base:
+    """The base at `path`, in evaluation mode and without gradients.
+
+    Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase.
+    No code of the folder is run, nothing is fetched.
+    """
+    files = _find(path)
+    config = _read_config(files)
+    model = _read_model(files, config, dtype)
+    nn.Module.to(model, device)
+    model.train(False)
+    model.requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise NonFiniteWeights(files.subject, f"has NaN or infinity in {name}")
+    tokenizer = _read_tokenizer(files)
+    text = config.get_text_config()
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        eos=_eos(model, tokenizer),
+        architecture=type(model).__name__,
+        context_length=int(getattr(text, "max_position_embeddings", 0)),
+        vocab_size=int(text.vocab_size),
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _find(path: Path) -> _Files:
+    subject = f"base {path}"
+    if not path.exists():
+        raise SourceNotFound(subject, "does not exist; check spec.source of the BaseModel")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UnsafeFormat(subject, "is neither a folder of safetensors nor a .gguf file")
+        return _check_gguf(_Files(path.parent, path.name))
+    names = sorted(each.name for each in path.iterdir())
+    if any(name.endswith(".safetensors") for name in names):
+        return _check_safetensors(_Files(path, None), names)
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if len(ggufs) == 1:
+        return _check_gguf(_Files(path, ggufs[0]))
+    if ggufs:
+        raise UnsupportedBase(subject, f"holds several GGUF files; name one of {', '.join(ggufs)}")
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        raise UnsafeFormat(subject, f"holds only {', '.join(pickles[:3])}; convert the weights to safetensors")
+    raise SourceNotFound(subject, "holds no *.safetensors and no *.gguf")
+
+
+def _check_gguf(files: _Files) -> _Files:
+    with (files.folder / str(files.gguf)).open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise CorruptFile(files.subject, "does not start as a GGUF file does")
+    return files
+
+
+def _check_safetensors(files: _Files, names: list[str]) -> _Files:
+    """Every shard that the index names is there, and every header agrees with its file's size."""
+    index = files.folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise CorruptFile(files.subject, f"has an unreadable {index.name}") from None
+        if absent := sorted(str(shard) for shard in shards if shard not in names):
+            raise CorruptFile(files.subject, f"lacks {', '.join(absent[:3])}, named by {index.name}")
+    for name in names:
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(files.folder / name, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise CorruptFile(files.subject, f"{name} is truncated or no safetensors file ({error})") from None
+    return files
+
+
+def _read_config(files: _Files) -> PreTrainedConfig:
+    if files.gguf is None:
+        try:
+            raw = json.loads((files.folder / "config.json").read_text())
+        except FileNotFoundError:
+            raise CorruptFile(files.subject, "holds no config.json") from None
+        except (OSError, ValueError):
+            raise CorruptFile(files.subject, "has a config.json that is not JSON") from None
+        if not isinstance(raw, dict):
+            raise CorruptFile(files.subject, "has a config.json that is not a JSON object")
+        if raw.get("quantization_config"):
+            raise UnsupportedBase(files.subject, "is quantised; give the model in bfloat16, or as one GGUF file")
+    options = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            files.folder, local_files_only=True, trust_remote_code=False, **options
+        )
+    except _LIBRARY_ERRORS as error:
+        raise UnsupportedBase(
+            files.subject, f"has a configuration that is not served: {_first_line(error)}"
+        ) from None
+    return config
+
+
+def _read_model(files: _Files, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    options = (
+        {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
+        if files.gguf
+        else {"config": config, "output_loading_info": True}
+    )
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except _LIBRARY_ERRORS as error:
+        raise UnsupportedBase(files.subject, f"can't be loaded: {_first_line(error)}") from None
+    model, info = loaded if isinstance(loaded, tuple) else (loaded, {})
+    if missing := sorted(info.get("missing_keys", ())):
+        raise CorruptFile(files.subject, f"lacks {len(missing)} weights, the first {missing[0]}")
+    if mismatched := sorted(str(each) for each in info.get("mismatched_keys", ())):
+        raise CorruptFile(files.subject, f"has weights of other shapes than its config.json: {mismatched[0]}")
+    return model  # type: ignore[no-any-return]
+
+
+def _read_tokenizer(files: _Files) -> PreTrainedTokenizerBase:
+    options = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            files.folder, local_files_only=True, trust_remote_code=False, **options
+        )
+    except _LIBRARY_ERRORS as error:
+        raise UnsupportedBase(files.subject, f"has no tokenizer that can be loaded: {_first_line(error)}") from None
+    return tokenizer
+
+
+def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """What generate() would stop at, and the tokenizer's own end of sequence."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in (*found, tokenizer.eos_token_id) if isinstance(token, int))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

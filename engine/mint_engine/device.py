@@ -1,0 +1,52 @@
+"""The one place that chooses devices, number types and threads."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from mint_contracts.errors import UnsupportedBase
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+_QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
+_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+_PERIOD_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of that name ("cpu" or "cuda"). Raises UnsupportedBase where this machine has none."""
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    raise UnsupportedBase(f"device {name!r}", "is not there on this machine; set the BaseModel's spec.engine.device")
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """The number type of that name. Raises UnsupportedBase for one that no engine computes in."""
+    if name not in DTYPES:
+        raise UnsupportedBase(f"dtype {name!r}", f"must be one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def count_threads(limit: int | None = None) -> int:
+    """CPU threads for torch: the cores that this process may use, by affinity and by cgroup quota."""
+    cores = min(len(os.sched_getaffinity(0)), os.cpu_count() or 1)
+    quota = _quota()
+    if quota is not None:
+        cores = min(cores, max(1, math.ceil(quota)))
+    return min(cores, limit) if limit else cores
+
+
+def _quota() -> float | None:
+    """Cores granted by the container's cgroup (v2 or v1), or None without a quota."""
+    try:
+        if _QUOTA_V2.exists():
+            quota, period = _QUOTA_V2.read_text().split()[:2]
+        else:
+            quota, period = _QUOTA_V1.read_text().strip(), _PERIOD_V1.read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return int(quota) / int(period) if quota.isdigit() and int(period) > 0 else None

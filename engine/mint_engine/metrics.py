@@ -1,0 +1,29 @@
+"""What Prometheus may scrape of computing. Adapters are never labels: there can be a million of them."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter(
+    "mint_engine_requests", "Requests that ended, by how: stop, length, cancelled, or the error", ["outcome"]
+)
+TOKENS = Counter("mint_engine_tokens", "Tokens computed: of prompts, and of completions", ["kind"])
+FIRST_TOKEN = Histogram(
+    "mint_engine_first_token_seconds",
+    "From a request's arrival to its first token, loading included",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+DURATION = Histogram(
+    "mint_engine_request_seconds",
+    "From a request's arrival to its end",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+)
+STEP = Histogram(
+    "mint_engine_step_seconds",
+    "One step over a batch",
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
+STEP_FAILURES = Counter("mint_engine_step_failures", "Steps that a defect ended")
+IMBALANCES = Counter("mint_engine_imbalances", "Times that the books of pages did not add up")
+RUNNING = Gauge("mint_engine_requests_running", "Requests decoding")
+WAITING = Gauge("mint_engine_requests_waiting", "Requests queued")
+CACHE_BYTES = Gauge("mint_engine_kv_cache_bytes", "Size of the KV cache")
+SLOTS_BYTES = Gauge("mint_engine_slots_bytes", "Size of the adapter slots on the device")

@@ -1,0 +1,68 @@
+"""A prompt as a client sends it (text, token ids or a chat) -> token ids that fit the context."""
+
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from mint_contracts.errors import InvalidRequest, PromptTooLong
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest
+
+# No tokenizer packs more characters than this into a token on average; what is longer need not be tokenized to be
+# refused. (The longest tokens of common vocabularies are runs of 128 spaces.)
+_MOST_CHARACTERS_A_TOKEN = 128
+
+
+def read_prompt(
+    request: GenerateRequest, tokenizer: PreTrainedTokenizerBase, vocab_size: int, context_length: int
+) -> tuple[int, ...]:
+    """The prompt's token ids, at least one, and fewer than the context holds.
+
+    Text gets the tokenizer's own special tokens (a beginning of sequence, say), a chat those of the base's template.
+    Raises InvalidRequest or PromptTooLong.
+    """
+    kind = request.WhichOneof("prompt")
+    if kind == "text":
+        _check_length(len(request.text), context_length)
+        tokens = list(tokenizer.encode(request.text))
+    elif kind == "chat":
+        tokens = _render(request.chat, tokenizer, context_length)
+    elif kind == "tokens":
+        tokens = list(request.tokens.ids)
+        if outside := [token for token in tokens if not 0 <= token < vocab_size]:
+            raise InvalidRequest("prompt", f"has token {outside[0]}; this base has tokens 0 to {vocab_size - 1}")
+    else:
+        raise InvalidRequest("prompt", "is missing; set text, tokens or chat")
+    if not tokens:
+        raise InvalidRequest("prompt", "is empty; give at least one token")
+    if len(tokens) >= context_length:
+        raise PromptTooLong(
+            "prompt",
+            f"has {len(tokens)} tokens; the context holds {context_length} with at least one new token among them. "
+            f"Shorten the prompt by {len(tokens) - context_length + 1} tokens, or raise spec.engine.contextLength",
+        )
+    return tuple(tokens)
+
+
+def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int) -> list[int]:
+    if not chat.messages:
+        raise InvalidRequest("prompt.chat", "has no messages")
+    if not tokenizer.chat_template:
+        raise InvalidRequest("prompt.chat", "can't be used: this base has no chat template. Send text or tokens")
+    _check_length(sum(len(message.content) for message in chat.messages), context_length)
+    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    try:
+        # Control tokens written in a message's text stay text: no user can forge another speaker's turn.
+        rendered: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        raise InvalidRequest("prompt.chat", f"was refused by the base's chat template: {error}") from None
+    return [int(token) for token in rendered]
+
+
+def _check_length(characters: int, context_length: int) -> None:
+    if characters > context_length * _MOST_CHARACTERS_A_TOKEN:
+        raise PromptTooLong(
+            "prompt", f"has {characters} characters, far more than a context of {context_length} tokens holds"
+        )

@@ -1,0 +1,106 @@
+"""A request as it was asked (frozen), what is posted back to it, and its state while it runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mint_contracts.errors import MintError
+from mint_engine.slots import NO_SLOT
+from mint_engine.text import TextStream
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How tokens are chosen; checked before it gets here. `seed` is always set."""
+
+    max_tokens: int
+    seed: int
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # how many of the most likely tokens beside the chosen one
+    prompt_logprobs: bool = False
+    ignore_eos: bool = False
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One prompt for one revision in one slot, pinned until the request ends."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    adapter: str = ""
+    revision: str = ""
+    slot: int = NO_SLOT
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that it can grow to. The last one is never fed back, but its place is reserved all the same."""
+        return len(self.prompt) + self.sampling.max_tokens
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """A token's log-probability under the model, temperature and filters aside, and the likeliest ones there."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class PromptScored(msgspec.Struct, frozen=True):
+    """The prompt was read: scores of its tokens from the second on (the first has nothing before it)."""
+
+    scores: tuple[Scored, ...]
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """New tokens, and the text that became final with them."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    scores: tuple[Scored, ...] = ()
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The request ended well: at a stop, or at its length."""
+
+    stopped: bool
+    completion_tokens: int
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The request ended with an error."""
+
+    error: MintError
+
+
+Event = PromptScored | Tokens | Done | Failed
+Sink = Callable[[Event], None]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request's state while it waits and runs. Owned by the step thread."""
+
+    request: Request
+    sink: Sink
+    text: TextStream
+    tokens: list[int] = field(default_factory=list)  # prompt, then completion
+    computed: int = 0  # tokens whose keys and values are cached
+    pages: list[int] = field(default_factory=list)
+    prompt_scores: list[Scored] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokens.extend(self.request.prompt)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens known but not yet computed: the prompt's rest, or the newest token."""
+        return len(self.tokens) - self.computed

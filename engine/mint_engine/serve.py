@@ -1,0 +1,181 @@
+"""One engine, put together: its gRPC server from the first moment on, its base when that has been loaded.
+
+server = await listen(settings, "smollm2-0", ENGINE_PORT)     # health says NOT_SERVING
+holder = await server.load(base_path, lambda slots: Residency(slots, ...))
+...                                                           # health says SERVING
+await server.drain(25.0)
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import structlog
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from transformers.utils import logging as transformers_logging
+
+from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
+from mint_contracts.errors import UnsupportedBase
+from mint_contracts.settings import EngineSettings
+from mint_engine import metrics
+from mint_engine.base import Base, load_base
+from mint_engine.cache import KvCache, count_pages, page_bytes
+from mint_engine.device import choose_device, choose_dtype, count_threads
+from mint_engine.forward import Forward
+from mint_engine.generation import Generation
+from mint_engine.holding import Holder
+from mint_engine.modules import find_modules
+from mint_engine.scheduler import Limits
+from mint_engine.server import Parts, Services
+from mint_engine.slots import Slots
+from mint_engine.stepper import Load, Stepper
+
+MakeHolder = Callable[[Slots], Holder]
+
+STALL_S = 300.0  # a step that takes longer has hung
+_WATCH_S = 2.0
+_STOP_S = 5.0
+_SERVICES = (
+    sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,
+    engine_pb2.DESCRIPTOR.services_by_name["Engine"].full_name,
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class EngineServer:
+    """A listening engine. Made by `listen`; used from the event loop that made it."""
+
+    def __init__(self, settings: EngineSettings, services: Services, limits: Limits) -> None:
+        self._settings = settings
+        self._services = services
+        self._limits = limits
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._watch: asyncio.Task[None] | None = None
+        self.port = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now is answered."""
+        return self._services.ready and not self._stalled()
+
+    @property
+    def load_now(self) -> Load:
+        """Requests running and waiting."""
+        parts = self._services.parts
+        return parts.stepper.load if parts is not None else Load(0, 0)
+
+    async def load(self, base_path: Path, make_holder: MakeHolder) -> Holder:
+        """Load the base and begin to serve; `make_holder` gets the empty slots and is called on this loop.
+
+        Raises a MintError for a base that can't be served; may be called again after that.
+        """
+        if self._services.parts is not None:
+            raise RuntimeError("the base is loaded already")
+        base, slots, generation = await asyncio.to_thread(build, self._settings, base_path, self._limits)
+        loop = asyncio.get_running_loop()
+
+        def post(deliver: Callable[[], None]) -> None:
+            loop.call_soon_threadsafe(deliver)
+
+        stepper = Stepper(generation, post)
+        holder = make_holder(slots)
+        stepper.start()
+        self._services.parts = Parts(base, self._settings.context_length, slots, holder, stepper)
+        self._watch = asyncio.create_task(self._watch_steps())
+        await self._set_health()
+        _log.info(
+            "base_loaded",
+            base_model=self._settings.base_model,
+            architecture=base.architecture,
+            modules=len(slots.modules),
+            pages=generation.scheduler.pages.total,
+        )
+        return holder
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no more requests, let those taken end, then stop. False when some were cut off at the time's end."""
+        self._services.draining = True
+        await self._set_health()
+        finished = await self._services.finish(timeout_s)
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        if self._services.parts is not None:
+            await asyncio.to_thread(self._services.parts.stepper.stop, _STOP_S)
+            finished = await self._services.finish(_STOP_S) and finished
+        await self._server.stop(_STOP_S)
+        return finished
+
+    async def start(self, port: int) -> None:
+        """Listen on `port`; 0 picks a free one, which `port` tells."""
+        sampling_pb2_grpc.add_SamplerServicer_to_server(self._services, self._server)
+        engine_pb2_grpc.add_EngineServicer_to_server(self._services, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self.port = self._server.add_insecure_port(f"[::]:{port}")
+        await self._set_health()
+        await self._server.start()
+
+    def _stalled(self) -> bool:
+        parts = self._services.parts
+        return parts is not None and parts.stepper.stalled_s() > STALL_S
+
+    async def _set_health(self) -> None:
+        serving = health_pb2.HealthCheckResponse.SERVING
+        status = serving if self.ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *_SERVICES):
+            await self._health.set(name, status)
+
+    async def _watch_steps(self) -> None:
+        """Keep health and gauges true while the step thread works, or does not."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            await self._set_health()
+            load = self.load_now
+            metrics.RUNNING.set(load.running)
+            metrics.WAITING.set(load.waiting)
+
+
+async def listen(settings: EngineSettings, engine: str, port: int, limits: Limits | None = None) -> EngineServer:
+    """Start an engine's server, not serving yet. `engine` is its name, e.g. the pod's."""
+    server = EngineServer(settings, Services(settings, engine), limits or Limits())
+    await server.start(port)
+    return server
+
+
+def build(settings: EngineSettings, base_path: Path, limits: Limits) -> tuple[Base, Slots, Generation]:
+    """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(count_threads())
+    dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
+    base = load_base(base_path, dtype, device)
+    if 0 < base.context_length < settings.context_length:
+        raise UnsupportedBase(
+            "contextLength",
+            f"is {settings.context_length}, but the base knows {base.context_length} positions; lower it",
+        )
+    modules = find_modules(base.model, settings.target_modules)
+    slots = Slots(modules, settings.device_slots, settings.max_rank, dtype, device)
+    cache = make_cache(settings, base)
+    metrics.SLOTS_BYTES.set(slots.bytes)
+    metrics.CACHE_BYTES.set(cache.bytes)
+    return base, slots, Generation(Forward(base, slots, cache), limits)
+
+
+def make_cache(settings: EngineSettings, base: Base) -> KvCache:
+    """A cache as large as the settings allow. Raises CapacityExceeded where that is too small for one request."""
+    config = base.config
+    layers, heads = int(config.num_hidden_layers), int(config.num_attention_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    pages = count_pages(
+        settings.kv_cache_bytes, page_bytes(layers, heads, head_dim, base.dtype), settings.context_length
+    )
+    return KvCache(layers, heads, head_dim, pages, base.dtype, base.device)

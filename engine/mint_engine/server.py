@@ -1,0 +1,167 @@
+"""The gRPC services of one engine: Sampler streams completions, Engine tells how things stand."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+
+from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
+from mint_contracts.errors import BaseModelNotFound, Draining, EngineUnavailable, InvalidRequest, MintError
+from mint_contracts.names import check_adapter
+from mint_contracts.records import Tier
+from mint_contracts.settings import EngineSettings
+from mint_contracts.wire import to_status
+from mint_engine import metrics
+from mint_engine.answers import answer
+from mint_engine.base import Base
+from mint_engine.holding import Holder
+from mint_engine.life import Asked, Inbox, live
+from mint_engine.parameters import read_sampling
+from mint_engine.prompts import read_prompt
+from mint_engine.slots import Slots
+from mint_engine.stepper import Stepper
+
+_LONGEST_ID = 128
+_LOADING_RETRY_S, _DRAINING_RETRY_S = 5.0, 1.0
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What answers requests once the base is loaded."""
+
+    base: Base
+    context_length: int
+    slots: Slots
+    holder: Holder
+    stepper: Stepper
+
+
+class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer):
+    """Both services. Owned by the event loop."""
+
+    def __init__(self, settings: EngineSettings, engine: str) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._lives: set[asyncio.Task[None]] = set()
+        self.parts: Parts | None = None  # None until the base is loaded
+        self.draining = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now is answered."""
+        return self.parts is not None and not self.draining
+
+    async def finish(self, timeout_s: float) -> bool:
+        """Wait until every request that was taken has ended; False when the time is up."""
+        if self._lives:
+            await asyncio.wait(self._lives, timeout=timeout_s)
+        return not self._lives
+
+    async def Generate(  # noqa: N802 - the name is the proto's
+        self, request: sampling_pb2.GenerateRequest, context: _Context
+    ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
+        """Stream one completion."""
+        arrived, outcome = time.monotonic(), "cancelled"
+        life: asyncio.Task[None] | None = None
+        try:
+            parts = self._open()
+            asked = await self._read(request, parts)
+            inbox: Inbox = asyncio.Queue()
+            life = asyncio.create_task(live(asked, parts.holder, parts.stepper, inbox))
+            self._lives.add(life)
+            life.add_done_callback(self._lives.discard)
+            first = True
+            async for event in answer(asked, inbox, self._engine, self._settings.base_model):
+                kind = event.WhichOneof("event")
+                if kind == "chunk":
+                    if first:
+                        metrics.FIRST_TOKEN.observe(time.monotonic() - arrived)
+                        metrics.TOKENS.labels("prompt").inc(len(asked.prompt))
+                        first = False
+                    metrics.TOKENS.labels("completion").inc(len(event.chunk.token_ids))
+                elif kind == "finished":
+                    outcome = sampling_pb2.Finished.Reason.Name(event.finished.reason).lower()
+                yield event
+        except MintError as error:
+            outcome = error.reason
+            _log.info("request_failed", reason=error.reason, adapter=request.adapter[:200], message=str(error))
+            await context.abort_with_status(to_status(error))
+        finally:
+            if life is not None and outcome == "cancelled":
+                life.cancel()
+            metrics.REQUESTS.labels(outcome).inc()
+            metrics.DURATION.observe(time.monotonic() - arrived)
+
+    async def GetInfo(  # noqa: N802
+        self, request: engine_pb2.GetInfoRequest, context: _Context
+    ) -> engine_pb2.EngineInfo:
+        """What this engine is and how busy."""
+        info = engine_pb2.EngineInfo(
+            engine=self._engine,
+            base_model=self._settings.base_model,
+            device=self._settings.device,
+            dtype=self._settings.dtype,
+            context_length=self._settings.context_length,
+            slots_total=self._settings.device_slots,
+            max_rank=self._settings.max_rank,
+            target_modules=self._settings.target_modules,
+            ready=self.ready,
+        )
+        if self.parts is not None:
+            load, states = self.parts.stepper.load, self.parts.holder.states()
+            info.architecture = self.parts.base.architecture
+            info.requests_running, info.requests_waiting = load.running, load.waiting
+            info.slots_used = sum(state.residency is Tier.DEVICE for state in states)
+            info.target_modules[:] = sorted({path.rpartition(".")[2] for path in self.parts.slots.modules})
+        return info
+
+    async def ListAdapters(  # noqa: N802
+        self, request: engine_pb2.ListAdaptersRequest, context: _Context
+    ) -> engine_pb2.ListAdaptersResponse:
+        """Every adapter that this engine holds, or failed to hold."""
+        states = self.parts.holder.states() if self.parts is not None else []
+        return engine_pb2.ListAdaptersResponse(
+            adapters=[
+                engine_pb2.AdapterState(
+                    adapter=state.adapter,
+                    revision=state.revision,
+                    residency=state.residency,
+                    rank=state.rank,
+                    requests_in_flight=state.requests_in_flight,
+                    failure_reason=state.failure_reason,
+                    failure_message=state.failure_message,
+                )
+                for state in states
+            ]
+        )
+
+    def _open(self) -> Parts:
+        subject = f"engine {self._engine}"
+        if self.draining:
+            raise Draining(subject, "is ending; ask another engine", retry_after_s=_DRAINING_RETRY_S)
+        if self.parts is None:
+            raise EngineUnavailable(subject, "is still loading its base model", retry_after_s=_LOADING_RETRY_S)
+        return self.parts
+
+    async def _read(self, request: sampling_pb2.GenerateRequest, parts: Parts) -> Asked:
+        if request.base_model not in {"", self._settings.base_model}:
+            subject = f"base model {request.base_model[:300]!r}"
+            raise BaseModelNotFound(subject, f"is not served here; this is {self._settings.base_model}")
+        if len(request.request_id) > _LONGEST_ID:
+            raise InvalidRequest("request_id", f"has more than {_LONGEST_ID} characters")
+        adapter = check_adapter(request.adapter) if request.adapter else ""
+        read_sampling(request.sampling, parts.context_length)  # refused before the prompt costs anything
+        parts.stepper.check_room()
+        prompt = await asyncio.to_thread(
+            read_prompt, request, parts.base.tokenizer, parts.base.vocab_size, parts.context_length
+        )
+        sampling = read_sampling(request.sampling, parts.context_length - len(prompt))
+        return Asked(request.request_id or uuid.uuid4().hex, adapter, prompt, sampling)
