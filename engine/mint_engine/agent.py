@@ -49,7 +49,7 @@ class Agent:
         self._base, self._engine, self._body = base, engine, body
         self._outage = _Outage()
         self._version: int | None = None
-        self._read_at = 0.0
+        self._polled_at = self._read_at = 0.0
         self._changed = asyncio.Event()
         self._told: dict[str, Held] = {}
         self._sequence = 0
@@ -62,9 +62,12 @@ class Agent:
 
     async def run(self) -> None:
         """Follow and report."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow())
-            tasks.create_task(self._report())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow())
+                tasks.create_task(self._report())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
 
     async def tell(self, timeout_s: float) -> bool:
         """Wait until what is true now was reported; False if the map could not be reached in time."""
@@ -101,8 +104,9 @@ class Agent:
     async def _pull(self, *, hinted: bool) -> None:
         """Read the map's version, at most once a poll interval unless hinted; and this engine's part if it is new."""
         now = time.monotonic()
-        if not hinted and now - self._read_at < POLL_S:
+        if not hinted and now - self._polled_at < POLL_S:
             return
+        self._polled_at = now
         version = await self._reader.version(self._base)
         self._outage.over(self._engine)
         if version is None:  # not known, which is not the same as nothing wanted

@@ -128,24 +128,26 @@ class Books:
         return sorted(found, key=lambda each: each.adapter)
 
     def report(self) -> dict[str, records.Held]:
-        """What the map must know, by adapter: what new requests get, with the failure of what should replace it.
+        """What the map must know, by adapter: what new requests get.
 
+        Where a wave's source failed to load while an older revision serves on, the wave's source is told with that
+        failure, and with the tier and revision that do serve: the wave is not Ready, and requests still find it here.
         Failures of adapters that no wave wants are left out: anybody can ask for a name that does not exist.
         """
         told: dict[str, records.Held] = {}
         for copy in self.copies.values():
             if self.tier(copy) is not Tier.REMOTE and not stale(self.view(copy), self.wants, self.store):
-                told[copy.adapter] = self._held(copy, None)
+                told[copy.adapter] = self._held(copy, copy.source, None)
         for want in self.wants.values():
             target, serving = self.copies.get((want.adapter, want.source)), self.current.get(want.adapter)
             shown = serving if serving is not None and self.tier(serving) is not Tier.REMOTE else target
             failure = target.failure if target is not None else None
             if shown is not None and (self.tier(shown) is not Tier.REMOTE or failure is not None):
-                told[want.adapter] = self._held(shown, failure)
+                told[want.adapter] = self._held(shown, want.source if failure else shown.source, failure)
         return told
 
-    def _held(self, copy: Copy, failure: records.Failure | None) -> records.Held:
-        return records.Held(copy.adapter, copy.source, self.tier(copy), copy.revision, copy.rank, failure)
+    def _held(self, copy: Copy, source: Source, failure: records.Failure | None) -> records.Held:
+        return records.Held(copy.adapter, source, self.tier(copy), copy.revision, copy.rank, failure)
 
     def check(self, free_slots: list[int], slots: int) -> None:
         """Raise Internal unless every slot belongs to at most one copy, and both memory budgets are kept."""

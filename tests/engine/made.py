@@ -1,0 +1,70 @@
+"""Tiny bases and adapters for tests: written by PEFT itself, or broken on purpose."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mint_engine.adapter import Module
+from mint_engine.check import Fit
+from mint_engine.fetch import CONFIG, WEIGHTS
+
+BASE_NAME = "tests/tiny-llama"
+ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    """A random Llama of two layers; the same one every time."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=96, max_position_embeddings=256, tie_word_embeddings=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@cache
+def tiny_fit(max_rank: int = 16, base_names: tuple[str, ...] = ()) -> Fit:
+    """What the tiny base takes: every linear module of its layers."""
+    modules = {
+        path: Module(path, linear.in_features, linear.out_features)
+        for path, linear in tiny_llama().named_modules()
+        if isinstance(linear, torch.nn.Linear) and path.startswith("model.layers.")
+    }
+    return Fit(modules=modules, max_rank=max_rank, base_names=base_names)
+
+
+def peft_adapter(folder: Path, *, seed: int = 0, **options: Any) -> PeftModel:
+    """Save a random adapter over the tiny base by PEFT's own writer; returns PEFT's model of it."""
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **options}
+    model = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", **options))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if "lora_" in name:
+                parameter.normal_(0, 0.05)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    edit_config(folder, base_model_name_or_path=BASE_NAME)  # only now: PEFT would look the name up on the hub
+    return model
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change fields of an adapter's config."""
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    """Change tensors of an adapter by name; None removes one."""
+    tensors = load_file(folder / WEIGHTS) | changes
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / WEIGHTS)
+
+
+def lora_names(folder: Path) -> list[str]:
+    """The names of an adapter's tensors, sorted."""
+    return sorted(load_file(folder / WEIGHTS))

@@ -1,0 +1,260 @@
+"""What an adapter must be to be served: PEFT's own files are read right, each broken kind gets exactly its error."""
+
+import json
+import pickle
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mint_contracts import errors
+from mint_engine import peft_config
+from mint_engine.adapter import AdapterWeights
+from mint_engine.check import Fit
+from mint_engine.fetch import CONFIG, WEIGHTS
+from mint_engine.local import LocalFolder
+from mint_engine.read import read_adapter
+from tests.engine.made import (
+    ALL_SEVEN,
+    BASE_NAME,
+    edit_config,
+    edit_tensors,
+    lora_names,
+    peft_adapter,
+    tiny_fit,
+)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    peft_adapter(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(good: Path, tmp_path: Path) -> Path:
+    """A good adapter to break."""
+    return shutil.copytree(good, tmp_path / "adapter")
+
+
+def read(folder: Path, fit: Fit | None = None, dtype: torch.dtype = torch.float32) -> AdapterWeights:
+    return read_adapter("a", LocalFolder(folder, "adapter 'a'"), fit or tiny_fit(), dtype)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"r": 8, "lora_alpha": 4, "target_modules": ALL_SEVEN, "use_rslora": True},
+        {"target_modules": ALL_SEVEN, "rank_pattern": {"q_proj": 2, "layers.1.self_attn.k_proj": 7},
+         "alpha_pattern": {"k_proj": 3, "model.layers.0.mlp.up_proj": 5}},
+        {"target_modules": ALL_SEVEN, "use_rslora": True, "rank_pattern": {r"^model\.layers\.0\..*q_proj": 9},
+         "alpha_pattern": {r"layers\.\d+\.mlp\..*": 1}},
+        {"target_modules": r".*\.mlp\.(up|down)_proj"},
+        {"target_modules": "all-linear"},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+        {"init_lora_weights": "gaussian"},
+        {"lora_dropout": 0.1, "exclude_modules": ["v_proj"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_peft_writes_is_read_with_pefts_own_ranks_scalings_and_values(tmp_path: Path, options: dict) -> None:
+    model = peft_adapter(tmp_path, **options)
+    weights = read(tmp_path)
+
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and "default" in module.lora_A
+    }
+    assert weights.deltas.keys() == layers.keys()
+    for path, layer in layers.items():
+        delta = weights.deltas[path]
+        assert delta.scaling == layer.scaling["default"]
+        assert torch.equal(delta.a, layer.lora_A["default"].weight)
+        assert torch.equal(delta.b, layer.lora_B["default"].weight)
+    assert weights.rank == max(layer.r["default"] for layer in layers.values())
+
+
+def test_tensors_come_in_the_bases_dtype_and_sum_up_to_what_is_held(adapter: Path) -> None:
+    exact, rounded = read(adapter), read(adapter, dtype=torch.bfloat16)
+    assert all(delta.a.dtype == delta.b.dtype == torch.bfloat16 for delta in rounded.deltas.values())
+    assert rounded.nbytes * 2 == exact.nbytes
+    path = next(iter(exact.deltas))
+    assert torch.equal(rounded.deltas[path].a, exact.deltas[path].a.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_half_precision_files_are_read(adapter: Path, stored: torch.dtype) -> None:
+    halves = {name: tensor.to(stored) for name, tensor in load_file(adapter / WEIGHTS).items()}
+    edit_tensors(adapter, dict(halves))
+    path = next(iter(read(adapter).deltas))
+    assert torch.equal(read(adapter).deltas[path].a, halves[f"base_model.model.{path}.lora_A.weight"].float())
+
+
+def test_the_revision_is_the_content(adapter: Path) -> None:
+    before = read(adapter).revision
+    assert before == read(adapter).revision
+    assert before.startswith("sha256:")
+    config = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps(dict(reversed(config.items())), indent=7))
+    assert read(adapter).revision == before, "the order and layout of the config say nothing"
+    edit_config(adapter, lora_alpha=9)
+    assert read(adapter).revision != before
+    edit_config(adapter, lora_alpha=config["lora_alpha"])
+    assert read(adapter).revision == before
+    name = lora_names(adapter)[0]
+    edit_tensors(adapter, {name: load_file(adapter / WEIGHTS)[name] * 2})
+    assert read(adapter).revision != before
+
+
+def _config(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_config(folder, **changes)
+
+
+def _tensors(change: Callable[[str, torch.Tensor], dict[str, torch.Tensor | None]]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        name = lora_names(folder)[0]
+        edit_tensors(folder, change(name, load_file(folder / WEIGHTS)[name]))
+
+    return edit
+
+
+def _pickled(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps({"a": 1}))
+
+
+def _nan(_name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    tensor[0, 0] = float("nan")
+    return {_name: tensor}
+
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+BROKEN: dict[str, tuple[Callable[[Path], None], type[errors.MintError], str]] = {
+    "no config": (lambda f: (f / CONFIG).unlink(), errors.SourceNotFound, CONFIG),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), errors.SourceNotFound, WEIGHTS),
+    "no folder": (shutil.rmtree, errors.SourceNotFound, "does not exist"),
+    "pickled": (_pickled, errors.UnsafeFormat, "adapter_model.bin"),
+    "pickle renamed": (
+        lambda f: (f / WEIGHTS).write_bytes(pickle.dumps({"a": [1] * 99})), errors.UnsafeFormat, "pickled"),
+    "torch zip renamed": (lambda f: torch.save({"a": torch.ones(3)}, f / WEIGHTS), errors.UnsafeFormat, "pickled"),
+    "config not JSON": (lambda f: (f / CONFIG).write_text("{r: 4"), errors.CorruptFile, "not JSON"),
+    "config a list": (lambda f: (f / CONFIG).write_text("[]"), errors.CorruptFile, "object"),
+    "config nested without end": (lambda f: (f / CONFIG).write_text("[" * 100_000), errors.CorruptFile, "not JSON"),
+    "config too large": (lambda f: (f / CONFIG).write_text(" " * (1 << 20) + "{}"), errors.CorruptFile, "above"),
+    "truncated weights": (
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), errors.CorruptFile, "truncated"),
+    "truncated header": (
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:99]), errors.CorruptFile, "truncated"),
+    "empty weights": (lambda f: (f / WEIGHTS).write_bytes(b""), errors.CorruptFile, "truncated"),
+    "trailing bytes": (
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes() + b"x"), errors.CorruptFile, "beyond"),
+    "another base": (_config(base_model_name_or_path="other/base"), errors.WrongBase, "other/base"),
+    "rank above the limit": (_config(r=17), errors.RankTooLarge, "17"),
+    "rank pattern above the limit": (_config(rank_pattern={"q_proj": 99}), errors.RankTooLarge, "99"),
+    "tensors above the limit": (
+        _tensors(lambda n, t: {n: torch.ones(17, t.shape[1])}), errors.RankTooLarge, "17"),
+    "unknown names": (_config(target_modules=["q_proj", "v_proj", "c_attn"]), errors.UnknownTargetModules, "c_attn"),
+    "unknown modules": (
+        _tensors(lambda n, t: {n: None, n.replace("q_proj", "zzz").replace("v_proj", "zzz"): t}),
+        errors.UnknownTargetModules, "zzz"),
+    "not targeted": (_config(target_modules=["v_proj"]), errors.CorruptFile, "target_modules"),
+    "not that layer": (_config(layers_to_transform=[1]), errors.CorruptFile, "layers_to_transform"),
+    "half missing": (_tensors(lambda n, t: {n: None}), errors.CorruptFile, "other half"),
+    "wrong width": (
+        _tensors(lambda n, t: {n: torch.ones(t.shape[0], t.shape[1] + 1)}), errors.ShapeMismatch, "33"),
+    "wrong rank": (_config(r=5), errors.ShapeMismatch, "[5, 32]"),
+    "not a matrix": (_tensors(lambda n, t: {n: t[None]}), errors.ShapeMismatch, "[1, 4, 32]"),
+    "NaN": (_tensors(_nan), errors.NonFiniteWeights, "lora_A"),
+    "infinity": (_tensors(lambda n, t: {n: t / 0}), errors.NonFiniteWeights, "lora_A"),
+    "integers": (_tensors(lambda n, t: {n: t.to(torch.int32)}), errors.CorruptFile, "I32"),
+    "doubles": (_tensors(lambda n, t: {n: t.double()}), errors.CorruptFile, "F64"),
+    "other tensors": (
+        lambda f: edit_tensors(f, {f"{Q0}.lora_magnitude_vector": torch.ones(32)}),
+        errors.UnsupportedAdapter, "lora_magnitude_vector"),
+    "embeddings": (
+        lambda f: edit_tensors(f, {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 96)}),
+        errors.UnsupportedAdapter, "lora_embedding_A"),
+    "DoRA": (_config(use_dora=True), errors.UnsupportedAdapter, "use_dora"),
+    "bias": (_config(bias="lora_only"), errors.UnsupportedAdapter, "bias"),
+    "B with bias": (_config(lora_bias=True), errors.UnsupportedAdapter, "lora_bias"),
+    "fan in fan out": (_config(fan_in_fan_out=True), errors.UnsupportedAdapter, "fan_in_fan_out"),
+    "saved modules": (_config(modules_to_save=["lm_head"]), errors.UnsupportedAdapter, "modules_to_save"),
+    "parameters": (_config(target_parameters=["experts.w"]), errors.UnsupportedAdapter, "target_parameters"),
+    "replicated layers": (_config(layer_replication=[[0, 1]]), errors.UnsupportedAdapter, "layer_replication"),
+    "activated LoRA": (_config(alora_invocation_tokens=[1]), errors.UnsupportedAdapter, "alora_invocation_tokens"),
+    "PiSSA": (_config(init_lora_weights="pissa"), errors.UnsupportedAdapter, "init_lora_weights"),
+    "a field of tomorrow": (_config(use_quantum="yes"), errors.UnsupportedAdapter, "use_quantum"),
+    "another method": (_config(peft_type="LOHA"), errors.UnsupportedAdapter, "LOHA"),
+    "no method": (_config(peft_type=None), errors.UnsupportedAdapter, "peft_type"),
+    "rank zero": (_config(r=0), errors.CorruptFile, "r 0"),
+    "rank true": (_config(r=True), errors.CorruptFile, "r True"),
+    "alpha text": (_config(lora_alpha="8"), errors.CorruptFile, "lora_alpha"),
+    "alpha infinite": (_config(lora_alpha=float("inf")), errors.CorruptFile, "finite"),
+    "alpha too long": (_config(lora_alpha=10**400), errors.CorruptFile, "finite"),
+    "rsLoRA text": (_config(use_rslora="yes"), errors.CorruptFile, "use_rslora"),
+    "no targets": (_config(target_modules=[]), errors.CorruptFile, "target_modules"),
+    "pattern that blows up": (
+        _config(alpha_pattern={"(a+)+$": 1}), errors.UnsupportedAdapter, "alpha_pattern"),
+    "pattern that is none": (_config(rank_pattern={"(q_proj": 1}), errors.CorruptFile, "regular expression"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_each_broken_kind_gets_exactly_its_error(adapter: Path, kind: str) -> None:
+    spoil, error, told = BROKEN[kind]
+    spoil(adapter)
+    with pytest.raises(errors.MintError) as caught:
+        read(adapter, tiny_fit(base_names=(BASE_NAME,)))
+    assert type(caught.value) is error, caught.value
+    assert told in caught.value.message
+    assert caught.value.terminal
+
+
+def test_unknown_modules_are_answered_with_what_the_base_offers(adapter: Path) -> None:
+    edit_config(adapter, target_modules=["c_attn"])
+    with pytest.raises(errors.UnknownTargetModules, match="offers down_proj, gate_proj, k_proj"):
+        read(adapter)
+
+
+def test_a_base_that_offers_fewer_modules_refuses_the_rest(adapter: Path) -> None:
+    fit = tiny_fit()
+    narrow = Fit({path: module for path, module in fit.modules.items() if "q_proj" in path}, fit.max_rank)
+    with pytest.raises(errors.UnknownTargetModules, match="v_proj; the base model offers q_proj"):
+        read(adapter, narrow)
+
+
+def test_links_that_leave_the_folder_are_refused(adapter: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "secret"
+    (adapter / WEIGHTS).rename(outside)
+    (adapter / WEIGHTS).symlink_to(outside)
+    with pytest.raises(errors.SourceForbidden, match="symbolic link"):
+        read(adapter)
+
+
+def test_only_regular_files_are_opened(adapter: Path) -> None:
+    import os
+
+    (adapter / WEIGHTS).unlink()
+    os.mkfifo(adapter / WEIGHTS)
+    with pytest.raises(errors.SourceNotFound):
+        read(adapter)
+
+
+def test_the_worst_pattern_that_is_allowed_ends_soon() -> None:
+    config = {
+        "peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"],
+        "alpha_pattern": {f".*.*x{index}": 1 for index in range(100)},
+    }  # fmt: skip
+    parsed = peft_config.parse(json.dumps(config).encode(), "adapter 'a'")
+    began = time.monotonic()
+    for path in tiny_fit().modules:
+        parsed.scaling_of(path)
+    assert time.monotonic() - began < 2.0
