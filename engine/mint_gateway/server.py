@@ -78,6 +78,8 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
+    # The health service itself answers for as long as the loop turns: a gateway that waits for the map is alive.
+    await healthy.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
     port = server.add_insecure_port(address)
     await server.start()
     _log.info("gateway listens", address=address, port=port)

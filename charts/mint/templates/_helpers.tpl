@@ -1,0 +1,112 @@
+{{/* The release's own name for everything: "mint" for the release mint, "x-mint" for a release x. */}}
+{{- define "mint.fullname" -}}
+{{- if contains "mint" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-mint" (.Release.Name | trunc 35 | trimSuffix "-") }}{{ end }}
+{{- end }}
+
+{{/* Labels that never change, by which pods are found. Takes (list $ component). */}}
+{{- define "mint.selector" -}}
+app.kubernetes.io/name: mint
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* All labels. Takes (list $ component). */}}
+{{- define "mint.labels" -}}
+{{ include "mint.selector" . }}
+app.kubernetes.io/part-of: mint
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version }}
+{{- end }}
+
+{{/* repository:tag, or repository@digest. Takes (list $ image). */}}
+{{- define "mint.image" -}}
+{{- $tag := (index . 1).tag | default (index . 0).Chart.AppVersion -}}
+{{ (index . 1).repository }}{{ if hasPrefix "sha256:" $tag }}@{{ else }}:{{ end }}{{ $tag }}
+{{- end }}
+
+{{/* What every pod of ours has in common. Takes (list $ component-values). */}}
+{{- define "mint.pod" -}}
+{{- $root := index . 0 }}{{ $own := index . 1 -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- with $root.Values.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with $own.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with $own.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $own.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What every container of ours has in common. */}}
+{{- define "mint.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- define "mint.redis.secret" -}}
+{{- if .Values.redis.external.url }}{{ .Values.redis.external.existingSecret }}
+{{- else }}{{ .Values.redis.existingSecret | default (printf "%s-redis" (include "mint.fullname" .)) }}{{ end }}
+{{- end }}
+
+{{/* The environment by which a part of MinT reaches the placement map. */}}
+{{- define "mint.redis.env" -}}
+- name: MINT_REDIS_URL
+  value: {{ .Values.redis.external.url | default (printf "redis://%s-redis.%s.svc:6379/0" (include "mint.fullname" .) .Release.Namespace) }}
+{{- with include "mint.redis.secret" . }}
+- name: MINT_REDIS_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: password
+{{- end }}
+{{- if include "mint.redis.ca" . }}
+- name: MINT_REDIS_CA_FILE
+  value: /etc/mint/redis/ca.crt
+{{- end }}
+{{- end }}
+
+{{- define "mint.redis.ca" -}}
+{{- if .Values.redis.external.url }}{{ .Values.redis.external.caSecret }}{{ end }}
+{{- end }}
+
+{{- define "mint.redis.mounts" -}}
+{{- if include "mint.redis.ca" . }}
+- name: redis-ca
+  mountPath: /etc/mint/redis
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "mint.redis.volumes" -}}
+{{- with include "mint.redis.ca" . }}
+- name: redis-ca
+  secret:
+    secretName: {{ . }}
+    items:
+      - key: ca.crt
+        path: ca.crt
+{{- end }}
+{{- end }}

@@ -1,0 +1,115 @@
+"""The chart, rendered by helm as a user's helm would, and taken apart."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.apiserver import ROOT, binaries
+
+CHART = ROOT / "charts" / "mint"
+RELEASE = "mint"
+NAMESPACE = "mint-system"
+KUBE_VERSION = "1.34.4"
+
+Object = dict[str, Any]
+Values = dict[str, Any]
+
+DEFAULTS: Values = {}
+NAMESPACED: Values = {"watchNamespaces": ["team-a", "team-b"]}
+EXTERNAL: Values = {
+    "redis": {
+        "external": {"url": "rediss://redis.example:6380/0", "existingSecret": "redis-auth", "caSecret": "redis-ca"}
+    }
+}
+EVERYTHING: Values = {
+    "imagePullSecrets": ["registry"],
+    "runtimeClassName": "mint-host",
+    "operator": {"nodeSelector": {"pool": "control"}, "tolerations": [{"key": "control", "operator": "Exists"}]},
+    "gateway": {"replicas": 3, "service": {"type": "LoadBalancer", "annotations": {"a": "b"}}},
+    "redis": {"persistence": {"size": "2Gi", "storageClassName": "fast"}, "priorityClassName": "high"},
+    "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+}
+BARE: Values = {
+    "networkPolicy": {"enabled": False},
+    "redis": {"persistence": {"enabled": False}, "existingSecret": "own"},
+}
+VARIANTS = {
+    "defaults": DEFAULTS,
+    "namespaced": NAMESPACED,
+    "external": EXTERNAL,
+    "everything": EVERYTHING,
+    "bare": BARE,
+}
+
+
+class HelmError(RuntimeError):
+    """helm exited non-zero; the message is what it printed."""
+
+
+def helm(*args: str, values: Values | None = None) -> str:
+    """Run helm with `values` on standard input; returns what it printed. Raises HelmError."""
+    command = [str(binaries() / "helm"), *args]
+    if values is not None:
+        command += ["--values", "-"]
+    done = subprocess.run(
+        command, input=json.dumps(values or {}), capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode != 0:
+        raise HelmError(done.stderr + done.stdout)
+    return done.stdout
+
+
+def render(values: Values, *args: str, chart: Path = CHART) -> list[Object]:
+    """Every object that an installation with these values makes, without the CRDs."""
+    text = helm(
+        "template", RELEASE, str(chart), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *args, values=values
+    )
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def of_kind(objects: list[Object], *kinds: str) -> dict[str, Object]:
+    """The objects of these kinds, by name."""
+    return {each["metadata"]["name"]: each for each in objects if each["kind"] in kinds}
+
+
+def workloads(objects: list[Object]) -> dict[str, Object]:
+    """The Deployments and StatefulSets, by name."""
+    return of_kind(objects, "Deployment", "StatefulSet")
+
+
+def pod(workload: Object) -> Object:
+    """The pod spec of a workload."""
+    spec: Object = workload["spec"]["template"]["spec"]
+    return spec
+
+
+def labels(workload: Object) -> dict[str, str]:
+    """The labels of a workload's pods."""
+    found: dict[str, str] = workload["spec"]["template"]["metadata"]["labels"]
+    return found
+
+
+def container(workload: Object) -> Object:
+    """The only container of a workload."""
+    (only,) = pod(workload)["containers"]
+    found: Object = only
+    return found
+
+
+def environment(workload: Object) -> dict[str, Any]:
+    """The environment of a workload's container: a text, or where it comes from."""
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container(workload)["env"]}
+
+
+def rules(objects: list[Object]) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
+    """What the roles allow: (group, resource, verb, resourceNames), each once a role."""
+    for role in of_kind(objects, "Role", "ClusterRole").values():
+        for rule in role["rules"]:
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    for verb in rule["verbs"]:
+                        yield group, resource, verb, tuple(rule.get("resourceNames", ()))

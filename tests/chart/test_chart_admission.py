@@ -1,0 +1,166 @@
+"""The rendered chart on a real API server: every object is taken, and the roles allow what is needed and no more."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from kubernetes import client
+
+from tests.apiserver import ApiServer
+from tests.chart.rendering import DEFAULTS, NAMESPACE, NAMESPACED, VARIANTS, Object, Values, of_kind, render, rules
+
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:mint-operator"
+GATEWAY = f"system:serviceaccount:{NAMESPACE}:mint-gateway"
+SECRET = "mint-engine-redis"
+
+
+@pytest.fixture(scope="module")
+def namespaces(api_server: ApiServer) -> list[str]:
+    """The release's namespace, which enforces the strictest Pod Security Standard, and two watched ones."""
+    for name in (NAMESPACE, "team-a", "team-b"):
+        api_server.namespace(name)
+    api_server.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+    return [NAMESPACE, "team-a", "team-b"]
+
+
+def as_list(objects: list[Object]) -> str:
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+
+
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_object_is_accepted(api_server: ApiServer, values: Values) -> None:
+    objects = [each for each in render(values) if each["kind"] != "ServiceMonitor"]  # not Kubernetes' own
+    said = api_server.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=as_list(objects))
+    assert len(said.splitlines()) == len(objects)
+
+
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_pod_meets_the_restricted_standard(api_server: ApiServer, values: Values) -> None:
+    for name, workload in of_kind(render(values), "Deployment", "StatefulSet").items():
+        template = workload["spec"]["template"]
+        for users_own in ("priorityClassName", "runtimeClassName"):  # such classes do not exist here
+            template["spec"].pop(users_own, None)
+        mounts = {volume["name"] for volume in template["spec"]["volumes"]}
+        missing = {mount["name"] for mount in template["spec"]["containers"][0]["volumeMounts"]} - mounts
+        template["spec"]["volumes"] += [{"name": volume, "emptyDir": {}} for volume in missing]
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE}}
+        text = json.dumps(body | {"spec": template["spec"]})
+        assert "created" in api_server.kubectl("create", "--dry-run=server", "-f", "-", stdin=text)
+
+
+# (group, resource, subresource, verb, name) that the operator uses wherever it watches.
+NEEDED = [
+    *[
+        ("mint.dev", kind, "", verb, "")
+        for kind in ("basemodels", "adapterwaves")
+        for verb in ("get", "list", "watch")
+    ],
+    *[("mint.dev", kind, "status", "patch", "") for kind in ("basemodels", "adapterwaves")],
+    *[("apps", "statefulsets", "", verb, "") for verb in ("get", "list", "watch", "create", "patch")],
+    *[("", kind, "", verb, "") for kind in ("services", "serviceaccounts") for verb in ("list", "create", "patch")],
+    *[("policy", "poddisruptionbudgets", "", verb, "") for verb in ("list", "create", "patch")],
+    *[("", "pods", "", verb, "") for verb in ("get", "list", "watch")],
+    ("", "events", "", "create", ""),
+    ("", "secrets", "", "create", ""),
+    ("", "secrets", "", "patch", SECRET),
+    ("", "secrets", "", "get", SECRET),
+]
+FORBIDDEN = [
+    ("", "secrets", "", "get", "someone-elses"),
+    ("", "secrets", "", "list", ""),
+    ("", "secrets", "", "watch", ""),
+    ("", "secrets", "", "delete", SECRET),
+    ("", "pods", "", "create", ""),
+    ("", "pods", "", "delete", ""),
+    ("", "pods", "exec", "create", ""),
+    ("", "nodes", "", "list", ""),
+    ("", "configmaps", "", "list", ""),
+    ("apps", "statefulsets", "", "delete", ""),
+    ("apps", "deployments", "", "patch", ""),
+    ("mint.dev", "basemodels", "", "patch", ""),
+    ("mint.dev", "basemodels", "", "delete", ""),
+    ("rbac.authorization.k8s.io", "roles", "", "create", ""),
+    ("apiextensions.k8s.io", "customresourcedefinitions", "", "list", ""),
+]
+Attributes = tuple[str, str, str, str, str]
+
+
+class Access:
+    """Asks the API server who may do what."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self._reviews = client.AuthorizationV1Api(server.client())
+
+    def allowed(self, user: str, namespace: str, asked: list[Attributes]) -> list[Attributes]:
+        """Those of `asked` that `user` may do in `namespace`."""
+        return [each for each in asked if self._review(user, namespace, each)]
+
+    def _review(self, user: str, namespace: str, asked: Attributes) -> bool:
+        group, resource, subresource, verb, name = asked
+        attributes = client.V1ResourceAttributes(
+            group=group, resource=resource, subresource=subresource, verb=verb, name=name, namespace=namespace
+        )
+        spec = client.V1SubjectAccessReviewSpec(user=user, resource_attributes=attributes)
+        review = client.V1SubjectAccessReview(spec=spec)
+        status = self._reviews.create_subject_access_review(review).status
+        return status is not None and bool(status.allowed)
+
+
+@pytest.fixture(scope="module")
+def access(api_server: ApiServer) -> Access:
+    return Access(api_server)
+
+
+@pytest.fixture
+def roles(api_server: ApiServer, namespaces: list[str], request: pytest.FixtureRequest) -> Iterator[None]:
+    """The roles and bindings of a variant, in force for one test."""
+    del namespaces
+    kinds = ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    text = as_list([each for each in render(request.param) if each["kind"] in kinds])
+    api_server.kubectl("apply", "-f", "-", stdin=text)
+    yield
+    api_server.kubectl("delete", "-f", "-", stdin=text)
+
+
+LEASE = ("coordination.k8s.io", "leases", "", "update", "mint-operator")
+
+
+@pytest.mark.usefixtures("roles")
+@pytest.mark.parametrize("roles", [DEFAULTS], indirect=True)
+def test_the_operator_may_do_what_it_needs_everywhere_and_no_more(access: Access) -> None:
+    for namespace in (NAMESPACE, "anywhere"):
+        assert access.allowed(OPERATOR, namespace, NEEDED) == NEEDED
+        assert access.allowed(OPERATOR, namespace, FORBIDDEN) == []
+    assert access.allowed(OPERATOR, NAMESPACE, [LEASE]) == [LEASE]
+    assert access.allowed(OPERATOR, "anywhere", [LEASE]) == []
+
+
+@pytest.mark.usefixtures("roles")
+@pytest.mark.parametrize("roles", [NAMESPACED], indirect=True)
+def test_with_watched_namespaces_it_may_nothing_elsewhere(access: Access) -> None:
+    for namespace in ("team-a", "team-b"):
+        assert access.allowed(OPERATOR, namespace, NEEDED) == NEEDED
+        assert access.allowed(OPERATOR, namespace, FORBIDDEN) == []
+    assert access.allowed(OPERATOR, "anywhere", NEEDED) == []
+    assert access.allowed(OPERATOR, NAMESPACE, NEEDED) == []
+    assert access.allowed(OPERATOR, NAMESPACE, [LEASE]) == [LEASE]
+
+
+@pytest.mark.usefixtures("roles")
+@pytest.mark.parametrize("roles", [DEFAULTS], indirect=True)
+def test_gateways_may_nothing(access: Access) -> None:
+    assert access.allowed(GATEWAY, NAMESPACE, NEEDED + FORBIDDEN) == []
+
+
+def test_with_watched_namespaces_nothing_is_cluster_wide() -> None:
+    assert of_kind(render(NAMESPACED), "ClusterRole", "ClusterRoleBinding") == {}
+
+
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
+def test_no_rule_is_a_wildcard_nor_deletes_nor_reads_unnamed_secrets(values: Values) -> None:
+    for group, resource, verb, named in rules(render(values)):
+        assert "*" not in (group, resource, verb)
+        assert verb not in {"delete", "deletecollection", "escalate", "bind", "impersonate"}
+        assert resource != "secrets" or verb == "create" or named == (SECRET,)

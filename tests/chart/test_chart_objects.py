@@ -1,0 +1,278 @@
+"""What the chart makes, in each of its variants."""
+
+from typing import Any
+
+import pytest
+
+from mint_contracts import settings
+from tests.chart.rendering import (
+    BARE,
+    CHART,
+    DEFAULTS,
+    EVERYTHING,
+    EXTERNAL,
+    NAMESPACE,
+    NAMESPACED,
+    VARIANTS,
+    Object,
+    Values,
+    container,
+    environment,
+    helm,
+    labels,
+    of_kind,
+    pod,
+    render,
+    workloads,
+)
+
+every_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+def matches(selector: dict[str, Any], given: dict[str, str]) -> bool:
+    """Whether a label selector takes these labels."""
+    by_label = selector.get("matchLabels", selector if "matchExpressions" not in selector else {})
+    by_set = selector.get("matchExpressions", [])
+    return by_label.items() <= given.items() and all(given.get(each["key"]) in each["values"] for each in by_set)
+
+
+@every_variant
+def test_lint_is_clean(values: Values) -> None:
+    said = helm("lint", "--strict", str(CHART), values=values)
+    assert "0 chart(s) failed" in said
+    assert "[WARNING]" not in said
+
+
+def test_the_crds_are_installed_and_the_samples_are_not() -> None:
+    with_crds = render(DEFAULTS, "--include-crds")
+    assert set(of_kind(with_crds, "CustomResourceDefinition")) == {"basemodels.mint.dev", "adapterwaves.mint.dev"}
+    assert of_kind(with_crds, "BaseModel", "AdapterWave") == {}
+
+
+@every_variant
+def test_every_pod_is_confined(values: Values) -> None:
+    for workload in workloads(render(values)).values():
+        assert pod(workload)["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert container(workload)["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "/tmp" in {mount["mountPath"] for mount in container(workload)["volumeMounts"]}
+
+
+@every_variant
+def test_only_the_operator_may_speak_to_the_api_server(values: Values) -> None:
+    objects = render(values)
+    accounts = of_kind(objects, "ServiceAccount")
+    for name, workload in workloads(objects).items():
+        own = accounts[pod(workload)["serviceAccountName"]]
+        with_token = pod(workload).get("automountServiceAccountToken", own.get("automountServiceAccountToken", True))
+        assert with_token == (name == "mint-operator")
+
+
+@every_variant
+def test_every_container_is_probed_and_bounded(values: Values) -> None:
+    for workload in workloads(render(values)).values():
+        own = container(workload)
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= own.keys()
+        assert {"requests", "limits"} == own["resources"].keys()
+        assert "memory" in own["resources"]["limits"]
+
+
+@every_variant
+def test_every_mount_has_its_volume(values: Values) -> None:
+    for workload in workloads(render(values)).values():
+        volumes = {volume["name"] for volume in pod(workload)["volumes"]}
+        volumes |= {claim["metadata"]["name"] for claim in workload["spec"].get("volumeClaimTemplates", [])}
+        assert {mount["name"] for mount in container(workload)["volumeMounts"]} == volumes
+
+
+@every_variant
+def test_selectors_find_their_own_pods_alone(values: Values) -> None:
+    objects = render(values)
+    pods = {name: labels(workload) for name, workload in workloads(objects).items()}
+    for name, workload in workloads(objects).items():
+        assert [other for other, given in pods.items() if matches(workload["spec"]["selector"], given)] == [name]
+    for name, service in of_kind(objects, "Service").items():
+        assert [other for other, given in pods.items() if matches(service["spec"]["selector"], given)] == [name]
+    for name, budget in of_kind(objects, "PodDisruptionBudget").items():
+        assert [other for other, given in pods.items() if matches(budget["spec"]["selector"], given)] == [name]
+
+
+@every_variant
+def test_services_and_policies_name_ports_that_exist(values: Values) -> None:
+    objects = render(values)
+    ports = {name: {port["name"] for port in container(each)["ports"]} for name, each in workloads(objects).items()}
+    for name, service in of_kind(objects, "Service").items():
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports[name]
+    for name, policy in of_kind(objects, "NetworkPolicy").items():
+        if name != "mint-engines":
+            assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= ports[name]
+
+
+def test_ports_are_those_of_the_contracts() -> None:
+    gateway = of_kind(render(DEFAULTS), "Service")["mint-gateway"]
+    assert {(port["name"], port["port"]) for port in gateway["spec"]["ports"]} == {
+        ("grpc", settings.GATEWAY_PORT),
+        ("metrics", settings.METRICS_PORT),
+    }
+    assert gateway["spec"]["ports"][0]["appProtocol"] == "grpc"
+
+
+def test_the_operator_is_told_what_engines_need() -> None:
+    told = environment(workloads(render(EVERYTHING | NAMESPACED))["mint-operator"])
+    assert told["MINT_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    assert told["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert told["MINT_WATCH_NAMESPACES"] == "team-a,team-b"
+    assert told["MINT_ENGINE_IMAGE"] == "mint/engine:0.1.0"
+    assert told["MINT_ENGINE_PULL_POLICY"] == "IfNotPresent"
+    assert told["MINT_ENGINE_RUNTIME_CLASS"] == "mint-host"
+    assert told["MINT_ENGINE_PULL_SECRETS"] == "registry"
+
+
+@pytest.mark.parametrize("name", ["mint-operator", "mint-gateway"])
+def test_the_map_is_reached_by_a_full_name_and_a_secret(name: str) -> None:
+    told = environment(workloads(render(DEFAULTS))[name])
+    assert told[settings.REDIS_URL] == f"redis://mint-redis.{NAMESPACE}.svc:6379/0"
+    assert told[settings.REDIS_PASSWORD] == {"secretKeyRef": {"name": "mint-redis", "key": "password"}}
+    assert settings.REDIS_CA_FILE not in told
+
+
+@pytest.mark.parametrize("name", ["mint-operator", "mint-gateway"])
+def test_an_external_redis_brings_its_password_and_authority(name: str) -> None:
+    workload = workloads(render(EXTERNAL))[name]
+    told = environment(workload)
+    assert told[settings.REDIS_URL] == "rediss://redis.example:6380/0"
+    assert told[settings.REDIS_PASSWORD] == {"secretKeyRef": {"name": "redis-auth", "key": "password"}}
+    folder = told[settings.REDIS_CA_FILE].removesuffix("/ca.crt")
+    assert {"name": "redis-ca", "mountPath": folder, "readOnly": True} in container(workload)["volumeMounts"]
+
+
+def test_with_an_external_redis_there_is_none_in_the_chart() -> None:
+    assert [each for each in render(EXTERNAL) if "redis" in each["metadata"]["name"]] == []
+
+
+def test_an_external_redis_needs_no_password() -> None:
+    values = {"redis": {"external": {"url": "redis://redis.example:6379"}}}
+    for workload in workloads(render(values)).values():
+        assert settings.REDIS_PASSWORD not in environment(workload)
+
+
+def test_redis_keeps_its_log_on_a_claim_and_takes_its_password_from_the_secret() -> None:
+    objects = render(DEFAULTS)
+    redis = workloads(objects)["mint-redis"]
+    assert redis["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] == "1Gi"
+    assert (
+        "appendonly yes\nappendfsync everysec\n" in of_kind(objects, "ConfigMap")["mint-redis"]["data"]["redis.conf"]
+    )
+    assert container(redis)["command"][0] == "redis-server"
+    secret = of_kind(objects, "Secret")["mint-redis"]["data"]["password"]
+    assert secret not in repr(redis)
+
+
+def test_redis_without_persistence_has_no_claim_and_may_use_a_secret_of_yours() -> None:
+    objects = render(BARE)
+    assert "volumeClaimTemplates" not in workloads(objects)["mint-redis"]["spec"]
+    assert of_kind(objects, "Secret") == {}
+    assert environment(workloads(objects)["mint-gateway"])[settings.REDIS_PASSWORD]["secretKeyRef"]["name"] == "own"
+
+
+def test_generated_passwords_are_long_and_never_the_same() -> None:
+    first, second = (of_kind(render(DEFAULTS), "Secret")["mint-redis"]["data"]["password"] for _ in range(2))
+    assert first != second
+    assert len(first) >= 40  # 32 letters, base64
+
+
+@pytest.mark.parametrize("part", ["operator", "gateway", "redis"])
+def test_what_all_pods_share(part: str) -> None:
+    spec = pod(workloads(render(EVERYTHING))[f"mint-{part}"])
+    assert spec["runtimeClassName"] == "mint-host"
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_a_tag_may_be_a_digest() -> None:
+    digest = "sha256:" + "a" * 64
+    image = container(workloads(render({"images": {"gateway": {"tag": digest}}}))["mint-gateway"])["image"]
+    assert image == f"mint/control@{digest}"
+
+
+def test_names_carry_the_release() -> None:
+    text = helm("template", "other", str(CHART), "--kube-version", "1.34.4")
+    assert "name: other-mint-gateway" in text
+    assert "redis://other-mint-redis." in text
+
+
+def test_service_monitors_find_operator_gateways_and_engines() -> None:
+    objects = render(EVERYTHING)
+    monitor = of_kind(objects, "ServiceMonitor")["mint"]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["namespaceSelector"] == {"any": True}
+    services = {name: each["metadata"]["labels"] for name, each in of_kind(objects, "Service").items()}
+    found = {name for name, given in services.items() if matches(monitor["spec"]["selector"], given)}
+    assert found == {"mint-operator", "mint-gateway"}
+    assert matches(monitor["spec"]["selector"], ENGINE_LABELS)
+    watched = of_kind(render(EVERYTHING | NAMESPACED), "ServiceMonitor")["mint"]
+    assert watched["spec"]["namespaceSelector"] == {"matchNames": ["team-a", "team-b", NAMESPACE]}
+
+
+# As the operator labels engines' pods and Services.
+ENGINE_LABELS = {
+    "app.kubernetes.io/name": "mint-engine",
+    "app.kubernetes.io/managed-by": "mint",
+    "app.kubernetes.io/component": "engine",
+    "mint.dev/base-model": "smollm2",
+}
+
+
+def test_redis_is_reached_by_operator_gateways_and_engines_alone() -> None:
+    objects = render(DEFAULTS)
+    policy = of_kind(objects, "NetworkPolicy")["mint-redis"]["spec"]
+    assert policy["egress"] == []
+    (ingress,) = policy["ingress"]
+    given = {name: labels(each) for name, each in workloads(objects).items()} | {"engine": ENGINE_LABELS}
+    given["stranger"] = {"app": "stranger"}
+    allowed = {
+        name for name, each in given.items() if any(matches(peer["podSelector"], each) for peer in ingress["from"])
+    }
+    assert allowed == {"mint-operator", "mint-gateway", "engine"}
+
+
+def test_engines_are_asked_by_gateways_alone_wherever_they_run() -> None:
+    objects = render(NAMESPACED)
+    policies = [each for each in objects if each["kind"] == "NetworkPolicy" and "engines" in each["metadata"]["name"]]
+    assert [policy["metadata"]["namespace"] for policy in policies] == ["team-a", "team-b"]
+    for policy in policies:
+        assert matches(policy["spec"]["podSelector"], ENGINE_LABELS)
+        grpc, metrics = policy["spec"]["ingress"]
+        assert grpc["ports"] == [{"port": settings.ENGINE_PORT}]
+        assert metrics["ports"] == [{"port": settings.METRICS_PORT}]
+        (peer,) = grpc["from"]
+        assert peer["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}
+        allowed = [name for name, each in workloads(objects).items() if matches(peer["podSelector"], labels(each))]
+        assert allowed == ["mint-gateway"]
+
+
+def test_policies_can_be_left_out() -> None:
+    assert of_kind(render(BARE), "NetworkPolicy") == {}
+
+
+def test_gateways_roll_without_a_gap_and_spread() -> None:
+    gateway = workloads(render(EVERYTHING))["mint-gateway"]
+    assert gateway["spec"]["replicas"] == 3
+    assert gateway["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    (spread,) = pod(gateway)["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert matches(spread["labelSelector"], labels(gateway))
+
+
+def test_one_operator_at_a_time() -> None:
+    operator: Object = workloads(render(DEFAULTS))["mint-operator"]
+    assert operator["spec"]["replicas"] == 1
+    assert operator["spec"]["strategy"] == {"type": "Recreate"}

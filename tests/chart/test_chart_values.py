@@ -1,0 +1,85 @@
+"""values.yaml and values.schema.json say the same, and the schema refuses nonsense."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart.rendering import CHART, HelmError, Values, render
+
+SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
+VALUES: Values = yaml.safe_load((CHART / "values.yaml").read_text())
+
+MAPS = {"strings", "resources"}  # the user's own keys, or Kubernetes'
+
+
+def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Every key that the schema knows, down to where the user's own begin."""
+    for name, child in schema.get("properties", {}).items():
+        reference = child.get("$ref", "").rpartition("/")[2]
+        yield f"{path}.{name}"
+        if reference not in MAPS:
+            yield from keys(SCHEMA["definitions"][reference] if reference else child, f"{path}.{name}")
+
+
+def given(values: Values, path: str = "") -> Iterator[str]:
+    """Every key of values.yaml, as far as the schema goes."""
+    for name, child in values.items():
+        yield f"{path}.{name}"
+        if isinstance(child, dict) and name != "resources":
+            yield from given(child, f"{path}.{name}")
+
+
+def test_every_value_is_in_the_schema_and_every_key_of_the_schema_has_a_default() -> None:
+    assert sorted(given(VALUES)) == sorted(set(keys(SCHEMA)) - {".global"})
+
+
+def test_every_object_of_the_schema_is_closed() -> None:
+    def opened(node: Any, path: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            if (
+                "properties" in node
+                and node.get("type") == "object"
+                and node.get("additionalProperties") is not False
+            ):
+                yield path
+            for name, child in node.items():
+                yield from opened(child, f"{path}.{name}")
+
+    assert list(opened(SCHEMA, "")) == []
+
+
+NONSENSE: list[tuple[Values, str]] = [
+    ({"gatway": {}}, "'gatway' not allowed"),
+    ({"gateway": {"replica": 2}}, "'replica' not allowed"),
+    ({"gateway": {"replicas": "two"}}, "/gateway/replicas"),
+    ({"gateway": {"replicas": -1}}, "/gateway/replicas"),
+    ({"gateway": {"service": {"type": "ExternalName"}}}, "/gateway/service/type"),
+    ({"gateway": {"resources": {"request": {}}}}, "'request' not allowed"),
+    ({"gateway": {"resources": {"limits": {"memory": "4 GB"}}}}, "/gateway/resources/limits/memory"),
+    ({"images": {"engine": {"tag": "a tag"}}}, "/images/engine/tag"),
+    ({"images": {"engine": {"repository": ""}}}, "/images/engine/repository"),
+    ({"images": {"engine": {"pullPolicy": "Sometimes"}}}, "/images/engine/pullPolicy"),
+    ({"images": {"trainer": {}}}, "'trainer' not allowed"),
+    ({"imagePullSecrets": [{"name": "registry"}]}, "/imagePullSecrets/0"),
+    ({"watchNamespaces": ["Team_A"]}, "/watchNamespaces/0"),
+    ({"watchNamespaces": ["a", "a"]}, "/watchNamespaces"),
+    ({"redis": {"external": {"url": "redis://user:word@host:6379"}}}, "/redis/external/url"),
+    ({"redis": {"external": {"url": "http://host"}}}, "/redis/external/url"),
+    ({"redis": {"external": {"url": "redis://host:6379", "caSecret": "ca"}}}, "/redis/external/url"),
+    ({"redis": {"persistence": {"enabled": "yes"}}}, "/redis/persistence/enabled"),
+    ({"redis": {"persistence": {"size": "1 Gi"}}}, "/redis/persistence/size"),
+    ({"redis": {"maxMemory": "half"}}, "/redis/maxMemory"),
+    ({"operator": {"tolerations": [{"operator": "Maybe"}]}}, "/operator/tolerations/0/operator"),
+    ({"networkPolicy": {"enabled": 1}}, "/networkPolicy/enabled"),
+    ({"metrics": {"serviceMonitor": {"interval": "often"}}}, "/metrics/serviceMonitor/interval"),
+]
+
+
+@pytest.mark.parametrize(("values", "where"), NONSENSE, ids=lambda part: repr(part)[:70])
+def test_nonsense_is_refused_with_the_place_named(values: Values, where: str) -> None:
+    with pytest.raises(HelmError) as refusal:
+        render(values)
+    assert where in str(refusal.value)
