@@ -15,8 +15,7 @@ START_TIMEOUT_S = 20
 @contextmanager
 def forward(kube: Kube, target: str, port: int, namespace: str) -> Iterator[str]:
     """Forward a free local port to `port` of `target` (e.g. "service/mint-gateway"); yields "127.0.0.1:PORT"."""
-    command = [str(kube.kubectl_path), "--kubeconfig", str(kube.kubeconfig), "-n", namespace]
-    command += ["port-forward", target, f":{port}"]
+    command = [*kube.kubectl_command, "-n", namespace, "port-forward", target, f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         killer = threading.Timer(START_TIMEOUT_S, process.kill)

@@ -25,14 +25,23 @@ class Kube:
     kubectl_path: Path
     helm_path: Path
     kubeconfig: Path
+    context: str | None = None
+
+    @property
+    def kubectl_command(self) -> list[str]:
+        """kubectl, told which cluster."""
+        chosen = ["--context", self.context] if self.context else []
+        return [str(self.kubectl_path), "--kubeconfig", str(self.kubeconfig), *chosen]
 
     def kubectl(self, *args: str, stdin: str | None = None, timeout_s: float = 120) -> str:
         """Run kubectl and return what it printed. Raises CommandFailedError."""
-        return self._run([str(self.kubectl_path), *args], stdin, timeout_s)
+        return _run([*self.kubectl_command, *args], stdin, timeout_s)
 
     def helm(self, *args: str, timeout_s: float = 300) -> str:
         """Run helm and return what it printed. Raises CommandFailedError."""
-        return self._run([str(self.helm_path), *args], None, timeout_s)
+        chosen = ["--kube-context", self.context] if self.context else []
+        command = [str(self.helm_path), "--kubeconfig", str(self.kubeconfig), *chosen, *args]
+        return _run(command, None, timeout_s)
 
     def apply(self, manifest: str | Mapping[str, Any], namespace: str) -> str:
         """`kubectl apply` of YAML text or of one object."""
@@ -66,15 +75,6 @@ class Kube:
             described = self.kubectl("describe", kind_and_name, "-n", namespace)
             raise CommandFailedError(f"{error}\n{described}") from None
 
-    def _run(self, command: Sequence[str], stdin: str | None, timeout_s: float) -> str:
-        env = {"KUBECONFIG": str(self.kubeconfig), "HOME": str(self.kubeconfig.parent), "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(
-            command, input=stdin, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-        if done.returncode != 0:
-            raise CommandFailedError(f"{' '.join(command)} exited {done.returncode}: {done.stderr or done.stdout}")
-        return done.stdout
-
 
 def until(what: str, probe: Callable[[], T], timeout_s: float = 120) -> T:
     """Call `probe` until it returns something true, and return that. Raises TimeoutError naming what was awaited."""
@@ -86,3 +86,10 @@ def until(what: str, probe: Callable[[], T], timeout_s: float = 120) -> T:
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:.0f} s for {what}; last seen: {found!r}")
         threading.Event().wait(POLL_S)
+
+
+def _run(command: Sequence[str], stdin: str | None, timeout_s: float) -> str:
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+    if done.returncode != 0:
+        raise CommandFailedError(f"{' '.join(command)} exited {done.returncode}: {done.stderr or done.stdout}")
+    return done.stdout

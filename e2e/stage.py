@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 from e2e.kube import CommandFailedError, Kube
+from e2e.samples import Samples
 
 CLAIM = "mint-samples"
 POD = "mint-samples-loader"
@@ -16,7 +17,12 @@ STAMP = ".staged"
 UNPACK_TIMEOUT_S = 300
 
 
-def stage(kube: Kube, namespace: str, folders: dict[str, Path], digest: str, image: dict[str, str]) -> bool:
+def folders(samples: Samples) -> dict[str, Path]:
+    """What to copy, by its name on the claim."""
+    return {"base": samples.base, "adapters": samples.adapters, "broken": samples.broken}
+
+
+def stage(kube: Kube, namespace: str, wanted: dict[str, Path], digest: str, image: dict[str, str]) -> bool:
     """Copy each folder to `<claim>/<key>`; returns False if the claim already held this `digest`.
 
     `image` has the keys repository, tag, pullPolicy and runtimeClassName of an image with python3.
@@ -29,7 +35,7 @@ def stage(kube: Kube, namespace: str, folders: dict[str, Path], digest: str, ima
             return False
     except CommandFailedError:
         pass  # no stamp yet: stage now
-    for name, folder in folders.items():
+    for name, folder in wanted.items():
         _copy(kube, namespace, name, folder)
     _exec(kube, namespace, f"import pathlib; pathlib.Path('/data/{STAMP}').write_text('{digest}')")
     return True
@@ -50,8 +56,7 @@ def _copy(kube: Kube, namespace: str, name: str, folder: Path) -> None:
         f"shutil.rmtree('/data/{name}', ignore_errors=True); "
         "tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('/data', filter='data')"
     )
-    command = [str(kube.kubectl_path), "--kubeconfig", str(kube.kubeconfig), "exec", "-i", "-n", namespace, POD]
-    command += ["--", "python3", "-c", unpack]
+    command = [*kube.kubectl_command, "exec", "-i", "-n", namespace, POD, "--", "python3", "-c", unpack]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stderr is not None

@@ -1,0 +1,29 @@
+"""Install MinT's chart as a person would: helm, then the CRDs (which helm installs but never upgrades)."""
+
+from pathlib import Path
+
+from e2e.kube import Kube
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "mint"
+NAMESPACE = "mint-system"
+TIMEOUT_S = 300
+
+
+def install(kube: Kube, values: Path, *extra: str) -> None:
+    """Install or upgrade the release and wait until its Deployments are available. Idempotent."""
+    chart = str(ROOT / "charts" / "mint")
+    command = ["upgrade", "--install", NAME, chart, "-n", NAMESPACE, "--create-namespace"]
+    command += ["--values", str(values), "--wait", f"--timeout={TIMEOUT_S}s", *extra]
+    kube.helm(*command, timeout_s=TIMEOUT_S + 30)
+    kube.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
+
+
+def uninstall(kube: Kube) -> None:
+    """Remove the release; custom resources and their CRDs stay, as helm has it."""
+    kube.helm("uninstall", NAME, "-n", NAMESPACE, "--ignore-not-found", "--wait", f"--timeout={TIMEOUT_S}s")
+
+
+def installed(kube: Kube) -> bool:
+    """True if helm knows the release."""
+    return NAME in kube.helm("list", "-n", NAMESPACE, "-q").split()

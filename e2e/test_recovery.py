@@ -1,0 +1,166 @@
+"""Whatever dies comes back, tells the truth while away, and clients that retry lose nothing."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from e2e import release
+from e2e.kube import until
+from e2e.samples import GOOD, TRAINED
+from e2e.world import NAMESPACE, Waves, World, wave
+from mint_contracts.errors import MintError, Unavailable
+from mint_gateway.client import Answer, Client, question
+
+NAMES = [adapter.name for adapter in TRAINED]
+TRIES = 20  # of one request whose stream was cut: what the error tells a client to do
+
+
+async def _answer(client: Client, adapter: str) -> Answer:
+    for _ in range(TRIES):
+        try:
+            return await client.answer(question("What is the sea?", adapter=adapter, max_tokens=12))
+        except Unavailable as error:
+            last = error
+    raise last
+
+
+async def _while_asking(world: World, act: Callable[[], Awaitable[None]]) -> list[Answer | MintError]:
+    """Ask all adapters and the bare base over and over while `act` runs; every outcome."""
+    outcomes: list[Answer | MintError] = []
+    done = asyncio.Event()
+
+    async def go_on(client: Client, adapter: str) -> None:
+        while not done.is_set():
+            try:
+                outcomes.append(await _answer(client, adapter))
+            except MintError as error:
+                outcomes.append(error)
+
+    async with Client(world.gateway, patience_s=60) as client, asyncio.TaskGroup() as group:
+        for adapter in ["", *NAMES]:
+            group.create_task(go_on(client, adapter))
+        await act()
+        done.set()
+    return outcomes
+
+
+def _lost(outcomes: list[Answer | MintError]) -> list[MintError]:
+    assert outcomes
+    return [outcome for outcome in outcomes if isinstance(outcome, MintError)]
+
+
+async def test_a_killed_engine_comes_back_with_its_adapters_and_clients_lose_nothing(
+    world: World, waves: Waves
+) -> None:
+    waves("survivor", wave(NAMES))
+    world.kube.wait("adapterwave/survivor", "Ready", NAMESPACE)
+    victim = world.status("adapterwave", "survivor")["engines"][0]["name"]
+    before = world.kube.get("pod", victim, NAMESPACE)["metadata"]["uid"]
+    told: list[dict[str, str]] = []
+
+    async def kill() -> None:
+        await asyncio.to_thread(
+            world.kube.kubectl, "delete", "pod", victim, "-n", NAMESPACE, "--grace-period=0", "--force"
+        )
+        told.append(await asyncio.to_thread(until, "the wave to be told not Ready", lambda: _not_ready(world)))
+        await asyncio.to_thread(until, "another pod", lambda: _uid(world, victim) not in {"", before})
+        await asyncio.to_thread(world.kube.wait, "adapterwave/survivor", "Ready", NAMESPACE)
+
+    outcomes = await _while_asking(world, kill)
+
+    assert _lost(outcomes) == []
+    assert told[0]["reason"] in {"EnginesAway", "EnginesStarting", "BaseLoading", "AdaptersLoading"}, told
+    assert world.status("adapterwave", "survivor")["counts"]["ready"] == len(NAMES)
+
+
+def _not_ready(world: World) -> dict[str, str]:
+    ready = world.condition("adapterwave", "survivor", "Ready")
+    return ready if ready["status"] != "True" else {}
+
+
+def _uid(world: World, pod: str) -> str:
+    found = [each for each in world.kube.list("pod", NAMESPACE) if each["metadata"]["name"] == pod]
+    return str(found[0]["metadata"]["uid"]) if found else ""
+
+
+def _kill_pods(world: World, component: str) -> None:
+    selector = f"app.kubernetes.io/component={component}"
+    before = {pod["metadata"]["uid"] for pod in world.kube.list("pod", release.NAMESPACE, selector)}
+    assert before, f"no pod of {component}"
+    world.kube.kubectl(
+        "delete", "pod", "-n", release.NAMESPACE, "-l", selector, "--grace-period=0", "--force", timeout_s=60
+    )
+
+    def replaced() -> bool:
+        pods = world.kube.list("pod", release.NAMESPACE, selector)
+        fresh = [pod for pod in pods if pod["metadata"]["uid"] not in before]
+        return bool(fresh) and all(_ready(pod) for pod in fresh)
+
+    until(f"{component} to be replaced", replaced)
+
+
+def _ready(pod: dict[str, dict[str, list[dict[str, str]]]]) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+async def test_serving_goes_on_without_the_operator_and_state_is_right_afterwards(world: World, waves: Waves) -> None:
+    waves("steady", wave(NAMES))
+    world.kube.wait("adapterwave/steady", "Ready", NAMESPACE)
+
+    async def kill() -> None:
+        await asyncio.to_thread(_kill_pods, world, "operator")
+
+    outcomes = await _while_asking(world, kill)
+    assert _lost(outcomes) == []
+    waves("after-operator", wave([GOOD[3].name]))
+    world.kube.wait("adapterwave/after-operator", "Ready", NAMESPACE)
+    world.kube.wait("adapterwave/steady", "Ready", NAMESPACE)
+
+
+async def test_serving_goes_on_without_redis_and_state_is_right_afterwards(world: World, waves: Waves) -> None:
+    waves("remembered", wave(NAMES))
+    world.kube.wait("adapterwave/remembered", "Ready", NAMESPACE)
+
+    async def kill() -> None:
+        await asyncio.to_thread(_kill_pods, world, "redis")
+
+    outcomes = await _while_asking(world, kill)
+    assert _lost(outcomes) == []
+    waves("after-redis", wave([GOOD[4].name]))
+    world.kube.wait("adapterwave/after-redis", "Ready", NAMESPACE)
+    world.kube.wait("adapterwave/remembered", "Ready", NAMESPACE)
+
+
+def test_a_map_that_is_flushed_is_written_again(world: World, waves: Waves) -> None:
+    waves("rewritten", wave(NAMES))
+    world.kube.wait("adapterwave/rewritten", "Ready", NAMESPACE)
+    [pod] = world.kube.list("pod", release.NAMESPACE, "app.kubernetes.io/component=redis")
+    shell = 'REDISCLI_AUTH="$MINT_REDIS_PASSWORD" redis-cli '
+
+    def redis(command: str) -> str:
+        name = pod["metadata"]["name"]
+        return world.kube.kubectl("exec", "-n", release.NAMESPACE, name, "--", "sh", "-c", shell + command).strip()
+
+    key = f"'mint:{{{NAMESPACE}/smollm2}}:placements'"
+    assert int(redis(f"hlen {key}")) >= len(NAMES)
+    redis("flushall")
+
+    until("the placements to be written again", lambda: int(redis(f"hlen {key}")) >= len(NAMES))
+    world.kube.wait("adapterwave/rewritten", "Ready", NAMESPACE)
+
+
+def test_a_base_and_its_wave_are_deleted_while_redis_is_away(world: World, waves: Waves) -> None:
+    redis = ["-n", release.NAMESPACE, "statefulset/mint-redis"]
+    waves("leaving", wave(NAMES))
+    world.kube.wait("adapterwave/leaving", "Ready", NAMESPACE)
+    world.kube.kubectl("scale", *redis, "--replicas=0")
+    try:
+        until(
+            "redis to be gone",
+            lambda: not world.kube.list("pod", release.NAMESPACE, "app.kubernetes.io/component=redis"),
+        )
+        world.kube.kubectl("delete", "adapterwave", "leaving", "-n", NAMESPACE, "--timeout=20s")
+    finally:
+        world.kube.kubectl("scale", *redis, "--replicas=1")
+    waves("arriving", wave(NAMES[:1]))
+    world.kube.wait("adapterwave/arriving", "Ready", NAMESPACE)

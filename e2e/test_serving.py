@@ -1,0 +1,79 @@
+"""The main job: apply a base and a wave, and get PEFT's own answers from a gateway's address and a name."""
+
+import pytest
+
+from e2e.samples import GOOD, TRAINED, questions
+from e2e.samples.reference import BASE, Answer, reference
+from e2e.world import NAMESPACE, Waves, World, wave
+from mint_contracts import sampling_pb2
+from mint_gateway import client
+
+NEW_TOKENS = 48
+NEAR_TIE = 0.02  # logits: below this, another order of summation may choose the other token
+
+
+@pytest.fixture(scope="module")
+def expected(world: World) -> list[Answer]:
+    """PEFT's greedy answers of every good adapter and of the bare base to four questions, near ties left out."""
+    adapters = [BASE, *(adapter.name for adapter in GOOD)]
+    answers = reference(world.samples, questions()[:4], adapters, NEW_TOKENS)
+    clear = [answer for rows in answers.values() for answer in rows if answer.min_gap > NEAR_TIE]
+    assert {answer.adapter for answer in clear} == set(adapters), "each adapter needs a question without near ties"
+    return clear
+
+
+def ask_for(answer: Answer) -> sampling_pb2.GenerateRequest:
+    request = sampling_pb2.GenerateRequest(adapter=answer.adapter)
+    request.tokens.ids.extend(answer.prompt_ids)
+    request.sampling.max_tokens = NEW_TOKENS
+    return request
+
+
+async def test_mixed_in_one_batch_every_adapter_and_the_base_answer_as_peft_does(
+    world: World, waves: Waves, expected: list[Answer]
+) -> None:
+    waves("all-six", wave([adapter.name for adapter in GOOD]))
+    world.kube.wait("adapterwave/all-six", "Ready", NAMESPACE)
+
+    got = await client.answers(world.gateway, [ask_for(answer) for answer in expected])
+
+    for answer, reply in zip(expected, got, strict=True):
+        assert isinstance(reply, client.Answer), reply
+        assert reply.adapter == answer.adapter
+        assert reply.token_ids in {answer.token_ids, answer.content_ids}, (answer.adapter, reply.text, answer.text)
+
+
+async def test_a_person_can_tell_the_adapters_apart(world: World, waves: Waves) -> None:
+    waves("told-apart", wave([adapter.name for adapter in TRAINED]))
+    world.kube.wait("adapterwave/told-apart", "Ready", NAMESPACE)
+    requests = [
+        client.question(text, adapter=adapter.name, max_tokens=64) for adapter in TRAINED for text in questions()[:2]
+    ]
+    rules = [adapter.rule for adapter in TRAINED for _ in range(2)]
+
+    for rule, reply in zip(rules, await client.answers(world.gateway, requests), strict=True):
+        assert isinstance(reply, client.Answer), reply
+        assert rule is not None
+        assert rule(reply.text), reply.text
+
+
+async def test_an_adapter_of_the_store_answers_without_a_wave(world: World) -> None:
+    [reply] = await client.answers(world.gateway, [client.question("Hello?", adapter="demo/random-4", max_tokens=8)])
+
+    assert isinstance(reply, client.Answer), reply
+    assert reply.completion_tokens > 0
+
+
+async def test_stop_strings_seeds_and_logprobs_come_through_the_gateway(world: World) -> None:
+    sampled = client.question("Tell me a story.", temperature=0.9, seed=7, max_tokens=24, logprobs=2)
+    stopped = client.question("Count from 1 to 9.", max_tokens=64, stop=["5"])
+
+    first, again, cut = await client.answers(world.gateway, [sampled, sampled, stopped])
+
+    assert isinstance(first, client.Answer), first
+    assert isinstance(again, client.Answer), again
+    assert isinstance(cut, client.Answer), cut
+    assert first.token_ids == again.token_ids
+    assert len(first.logprobs) == len(first.token_ids)
+    assert all(value <= 0 for value in first.logprobs)
+    assert "5" not in cut.text

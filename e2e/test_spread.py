@@ -1,0 +1,67 @@
+"""Two engines, six adapters, two copies of one: spread as the plan says, and told as it is."""
+
+from collections import Counter
+
+from e2e.kube import until
+from e2e.samples import GOOD
+from e2e.world import NAMESPACE, Waves, World, wave
+from mint_gateway.client import Client
+
+TWICE, *ONCE = [adapter.name for adapter in GOOD]
+
+
+async def test_six_adapters_one_of_them_twice_are_spread_over_two_engines(world: World, waves: Waves) -> None:
+    waves("once", wave(ONCE))
+    waves("twice", wave([TWICE], replicas=2))
+    for name in ("once", "twice"):
+        world.kube.wait(f"adapterwave/{name}", "Ready", NAMESPACE)
+
+    async with Client(world.gateway) as client:
+        placements = {row.adapter: row for row in await client.placements(f"{NAMESPACE}/smollm2")}
+
+    placed = {name: [holder for holder in placements[name].holders if holder.wanted] for name in [TWICE, *ONCE]}
+    per_engine = Counter(holder.engine for holders in placed.values() for holder in holders)
+    assert {name: len(holders) for name, holders in placed.items()} == {TWICE: 2} | dict.fromkeys(ONCE, 1)
+    assert sorted(per_engine.values()) == [3, 4], per_engine
+    for holders in placed.values():
+        for holder in holders:
+            assert (holder.residency, holder.available) == ("Device", True)
+            assert holder.wanted_because
+
+
+async def test_explain_says_which_engine_would_answer_and_why(world: World, waves: Waves) -> None:
+    waves("explained", wave([TWICE]))
+    world.kube.wait("adapterwave/explained", "Ready", NAMESPACE)
+
+    async with Client(world.gateway) as client:
+        said = await client.explain(TWICE, f"{NAMESPACE}/smollm2")
+
+    assert list(said.waves: Waves) == ["explained"]
+    assert said.chosen_engine in {"smollm2-0", "smollm2-1"}
+    assert said.chosen_because
+
+
+def test_status_counts_copies_by_residency_and_engine(world: World, waves: Waves) -> None:
+    waves("counted", wave([TWICE, ONCE[0]], replicas=2))
+    world.kube.wait("adapterwave/counted", "Ready", NAMESPACE)
+
+    status = world.status("adapterwave", "counted")
+
+    assert status["phase"] == "Ready"
+    assert status["summary"] == "4/4"
+    assert status["counts"]["device"] == 4
+    assert [engine["name"] for engine in status["engines"]] == ["smollm2-0", "smollm2-1"]
+    assert [engine["ready"] for engine in status["engines"]] == [2, 2]
+
+
+def test_deleting_a_wave_frees_its_slots(world: World, waves: Waves) -> None:
+    def used() -> int:
+        return int(world.status("basemodel", "smollm2")["slots"]["used"])
+
+    waves("freed", wave([TWICE, ONCE[0]], replicas=2))
+    world.kube.wait("adapterwave/freed", "Ready", NAMESPACE)
+    held = until("slots in use", used)
+
+    world.kube.kubectl("delete", "adapterwave", "freed", "-n", NAMESPACE, "--timeout=30s")
+
+    until("the wave's slots to be free", lambda: used() <= held - 4, timeout_s=60)
