@@ -1,5 +1,6 @@
 """Each bad input has one clear error, on the resource and on the wire, and leaves everything else serving."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,9 +38,7 @@ async def test_each_broken_adapter_is_refused_with_its_reason_and_the_others_ser
         waves(f"broken-{name}", broken([name]))
 
     for name, error in REASONS.items():
-        ready = until(
-            f"broken-{name} to have failed", lambda name=name: _settled(world, f"broken-{name}"), timeout_s=90
-        )
+        ready = until(f"broken-{name} to have failed", partial(_settled, world, f"broken-{name}"), timeout_s=90)
         assert ready["reason"] == error.__name__, (name, ready)
         assert f"broken/{name}" in ready["message"], ready
         status = world.status("adapterwave", f"broken-{name}")

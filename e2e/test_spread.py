@@ -36,7 +36,7 @@ async def test_explain_says_which_engine_would_answer_and_why(world: World, wave
     async with Client(world.gateway) as client:
         said = await client.explain(TWICE, f"{NAMESPACE}/smollm2")
 
-    assert list(said.waves: Waves) == ["explained"]
+    assert list(said.waves) == ["explained"]
     assert said.chosen_engine in {"smollm2-0", "smollm2-1"}
     assert said.chosen_because
 
