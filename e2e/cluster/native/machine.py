@@ -1,7 +1,7 @@
 """The supervisor as the machine sees it: started in fresh namespaces, joined by a link, found again by its pids."""
 
 import json
-import subprocess
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -43,16 +43,11 @@ class Supervisor:
 
 def start(layout: Layout, plan: Path) -> Supervisor:
     """Start the detached supervisor, record it, and join its network to the machine's. Raises ClusterError."""
-    with (layout.logs / "supervisor.log").open("ab") as log:
-        spawned = subprocess.Popen(
-            [*UNSHARE, sys.executable, "-m", "e2e.cluster.native.supervise", str(plan)],
-            cwd=REPOSITORY,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    outer = identify(spawned.pid)
+    command = [*UNSHARE, f"--wd={REPOSITORY}", sys.executable, "-m", "e2e.cluster.native.supervise", str(plan)]
+    log = os.open(layout.logs / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    quiet = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, log, to) for to in (1, 2))]
+    outer = identify(os.posix_spawnp(command[0], command, os.environ, file_actions=quiet, setsid=True))
+    os.close(log)
     if outer is None:
         raise ClusterError("the supervisor ended at once")
     supervisor = Supervisor(outer, _first_process(outer))
