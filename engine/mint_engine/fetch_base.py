@@ -3,10 +3,12 @@
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable, UnsafeFormat
 from mint_contracts.source import Source, locate
+from mint_engine.backoff import retrying
 from mint_engine.copying import folder_name, pour, publish, read_bounded, sync
 from mint_engine.local import LocalFolder, local_path
 from mint_engine.storage import Folder, folder_of, subject_of
@@ -23,24 +25,35 @@ _MAX_FILES = 10_000
 
 
 def fetch_base(source: Source, cache: Path) -> Path:
-    """The local path of a base: a folder of safetensors, or one .gguf file.
+    """The local path of a base: a folder, or one .gguf file where the URI names one.
 
-    Raises UnsafeFormat for pickled weights alone, CapacityExceeded when the disk of `cache` is too small, CorruptFile
-    and Source* errors.
+    A remote source that could not be loaded anyway is refused before it is copied. Raises UnsafeFormat for pickled
+    weights alone, CapacityExceeded when the disk of `cache` is too small, CorruptFile and Source* errors.
     """
     location = locate(source)
     single = location.path.rsplit("/", 1)[-1] if location.path.endswith(".gguf") else ""
     if location.scheme in {"file", "pvc"}:
-        path, fence = local_path(location)
-        if single:
-            if not path.is_file():
-                raise SourceNotFound(subject_of(source), "does not exist; check its path")
-            return path
-        return _weights(LocalFolder(path, subject_of(source), fence=fence))
-    target = cache / "base" / folder_name(source)
+        return _in_place(source, single)
+    target = cached_base(source, cache)
     if not target.is_dir():
         _copy(source, single, target)
-    return _weights(LocalFolder(target, subject_of(source)))
+    return target / single
+
+
+def cached_base(source: Source, cache: Path) -> Path:
+    """Where the copy of a remote base lies, once it is complete."""
+    return cache / "base" / folder_name(source)
+
+
+def _in_place(source: Source, single: str) -> Path:
+    path, fence = local_path(locate(source))
+    folder = LocalFolder(path.parent if single else path, subject_of(source), fence=fence)
+    names = folder.files()
+    if single and path.name not in names:
+        raise SourceNotFound(folder.subject, "does not exist; check its path")
+    for name in [path.name] if single else names:
+        folder.resolve(name)
+    return path
 
 
 def check_names(names: list[str], subject: str) -> None:
@@ -56,16 +69,6 @@ def check_names(names: list[str], subject: str) -> None:
         raise SourceNotFound(subject, "holds no *.safetensors and no .gguf; check its path and revision")
 
 
-def _weights(folder: LocalFolder) -> Path:
-    names = sorted(folder.files())
-    check_names(names, folder.subject)
-    resolved = {name: folder.resolve(name) for name in names}
-    ggufs = [name for name in names if name.endswith(".gguf")]
-    if ggufs and not any(name.endswith(".safetensors") for name in names):
-        return resolved[ggufs[0]]
-    return folder.path
-
-
 def _copy(source: Source, single: str, target: Path) -> None:
     folder, found = _listed(source, single)
     check_names(sorted(found), subject_of(source))
@@ -77,11 +80,11 @@ def _copy(source: Source, single: str, target: Path) -> None:
     if need > free:
         raise CapacityExceeded(folder.subject, f"needs {need} bytes of cache where {free} are free; raise diskCache")
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as temporary:
-        partial = Path(temporary) / "files"
-        partial.mkdir()
+        into = Path(temporary) / "files"
+        into.mkdir()
         for name, size in wanted.items():
-            _copy_file(folder, name, size, partial / name)
-        publish(partial, target)
+            retrying(partial(_copy_file, folder, name, size, into / name))
+        publish(into, target)
 
 
 def _listed(source: Source, single: str) -> tuple[Folder, dict[str, int | None]]:

@@ -1,0 +1,57 @@
+"""What the engine's process is told by its environment, and what it tells the libraries that it loads.
+
+Imports nothing heavy: torch, transformers and huggingface_hub read their variables when they are imported.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from mint_contracts import settings
+from mint_contracts.settings import EngineSettings
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Everything that one start of an engine needs to know."""
+
+    settings: EngineSettings
+    engine: str
+    address: str  # "ip:port" that gateways dial
+    cache: Path
+    port: int
+    metrics_port: int
+
+
+def read_environment(port: int, metrics_port: int) -> Start:
+    """The start that the environment describes. Raises ValueError naming the variable that is missing or wrong."""
+    text = os.environ.get(settings.ENGINE_SETTINGS)
+    if not text:
+        raise ValueError(f"{settings.ENGINE_SETTINGS} is not set; the operator sets it on an engine's pod")
+    try:
+        told = msgspec.json.decode(text, type=EngineSettings)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{settings.ENGINE_SETTINGS} is not readable: {error}") from None
+    cache = Path(os.environ.get(settings.CACHE_FOLDER) or Path(tempfile.gettempdir()) / "mint-cache")
+    return Start(
+        settings=told,
+        engine=os.environ.get(settings.ENGINE_NAME) or "engine-0",
+        address=os.environ.get(settings.ENGINE_ADDRESS) or f"127.0.0.1:{port}",
+        cache=cache,
+        port=port,
+        metrics_port=metrics_port,
+    )
+
+
+def confine(cache: Path) -> None:
+    """Have every library write below `cache` only: the root filesystem is read-only, and there may be no HOME."""
+    libraries = cache / "libraries"
+    libraries.mkdir(parents=True, exist_ok=True)
+    folders = {"HF_HOME": "huggingface", "TORCH_HOME": "torch", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+    folders |= {"TRITON_CACHE_DIR": "triton", "XDG_CACHE_HOME": "xdg", "HOME": "home"}
+    for variable, name in folders.items():
+        if variable != "HOME" or not os.access(os.environ.get("HOME", ""), os.W_OK):
+            os.environ[variable] = str(libraries / name)
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,168 @@
+"""One engine's life: listen, bring the base up however long that takes, follow the map, drain, end."""
+
+import asyncio
+import shutil
+import signal
+import time
+from collections.abc import Iterable
+
+import structlog
+from prometheus_client import start_http_server
+
+from mint_contracts.errors import CorruptFile, Internal, MintError, StaleEpoch
+from mint_contracts.functions import connect
+from mint_contracts.records import Assignment, EngineRecord, Failure, Held
+from mint_engine.agent import Agent, Body
+from mint_engine.backoff import delay_s
+from mint_engine.check import Fit
+from mint_engine.disk import DiskTier
+from mint_engine.environment import Start
+from mint_engine.fetch_base import cached_base, fetch_base
+from mint_engine.host import HostTier
+from mint_engine.loading import Loader
+from mint_engine.residency import Residency
+from mint_engine.serve import EngineServer, listen
+from mint_engine.slots import Slots
+
+DRAIN_S = 22.0  # of Kubernetes' usual 30; the rest is for saying so before and for ending after
+TELL_S = 2.0
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 30.0
+RECHECK_S = 30.0  # a base that is refused is looked at again: its source may have been mended
+
+DRAINED, DEFECT, REPLACED = 0, 1, 3  # exit codes
+
+log = structlog.get_logger(__name__)
+
+
+class Process:
+    """The parts of one engine that live as long as its process."""
+
+    def __init__(self, start: Start, server: EngineServer) -> None:
+        self._start, self._server = start, server
+        self._incarnation = time.time_ns()
+        self._redis = connect()
+        self._wants: tuple[Assignment, ...] = ()
+        self._residency: Residency | None = None
+        self._failure: Failure | None = None
+        self._leaving = False
+        body = Body(describe=self._describe, holdings=self._holdings, want=self._want)
+        self.agent = Agent(self._redis, start.settings.base_model, start.engine, body)
+
+    async def bring_up(self) -> None:
+        """Fetch and load the base; tries until it works, and tells the map meanwhile why it does not."""
+        attempt = 0
+        while (error := await self._try_base()) is not None:
+            attempt += 1
+            self._failure = Failure(reason=error.reason, message=str(error), terminal=error.terminal)
+            self.agent.changed()
+            wait_s = RECHECK_S if error.terminal else delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
+            log.warning("base_refused", reason=error.reason, error=str(error), again_in_s=round(wait_s, 1))
+            await asyncio.sleep(wait_s)
+        self._failure = None
+        self.agent.changed()
+
+    async def drain(self) -> None:
+        """Say that no more requests are taken, then finish those there are."""
+        self._leaving = True
+        told = await self.agent.tell(TELL_S)
+        log.info("draining", told=told, running=self._server.load_now.running)
+        finished = await self._server.drain(DRAIN_S)
+        if self._residency is not None:
+            await self._residency.close()
+        log.info("drained", finished=finished)
+
+    async def _try_base(self) -> MintError | None:
+        source, cache = self._start.settings.source, self._start.cache
+        try:
+            path = await asyncio.to_thread(fetch_base, source, cache)
+            await self._server.load(path, self._make_residency)
+        except MintError as error:
+            if isinstance(error, CorruptFile):  # a copy in the cache would stay as it is
+                await asyncio.to_thread(shutil.rmtree, cached_base(source, cache), ignore_errors=True)
+            return error
+        except Exception as defect:
+            # The process stays up and tells why: a restart would load the same base and end the same way.
+            log.exception("base_defect")
+            return Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
+        return None
+
+    def _make_residency(self, slots: Slots) -> Residency:
+        told = self._start.settings
+        disk = DiskTier(self._start.cache / "adapters", told.disk_bytes)
+        fit = Fit(modules=slots.modules, max_rank=told.max_rank, base_names=told.base_names)
+        loader = Loader(disk, fit, slots.dtype)
+        residency = Residency(slots, loader, HostTier(told.host_bytes), store=told.store)
+        residency.on_change = self.agent.changed
+        residency.want(self._wants)
+        residency.start()
+        self._residency = residency
+        return residency
+
+    def _want(self, assignments: Iterable[Assignment]) -> None:
+        self._wants = tuple(assignments)
+        if self._residency is not None:
+            self._residency.want(self._wants)
+
+    def _holdings(self) -> dict[str, Held]:
+        return self._residency.report() if self._residency is not None else {}
+
+    def _describe(self, map_version: int, sequence: int) -> EngineRecord:
+        residency, load, told = self._residency, self._server.load_now, self._start.settings
+        return EngineRecord(
+            engine=self._start.engine,
+            address=self._start.address,
+            incarnation=self._incarnation,
+            ready=self._server.ready and not self._leaving,
+            slots_used=residency.slots.count - len(residency.slots.free) if residency else 0,
+            slots_total=told.device_slots,
+            running=load.running,
+            waiting=load.waiting,
+            map_version=map_version,
+            sequence=sequence,
+            max_rank=told.max_rank,
+            host_bytes_used=residency.books.host.ledger.used if residency else 0,
+            disk_bytes_used=residency.books.disk.ledger.used if residency else 0,
+            failure=self._failure,
+        )
+
+
+async def run(start: Start) -> int:
+    """Live until SIGTERM (or SIGINT); the exit code: 0 drained, 3 replaced by a newer start of this engine, 1 defect.
+
+    A second signal does not wait for requests any more.
+    """
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    start_http_server(start.metrics_port)
+    server = await listen(start.settings, start.engine, start.port)
+    log.info("listening", port=server.port, metrics_port=start.metrics_port, source=start.settings.source.uri)
+    process = Process(start, server)
+    following = asyncio.create_task(process.agent.run())
+    rising = asyncio.create_task(process.bring_up())
+    signalled = asyncio.create_task(ended.wait())
+    await asyncio.wait({following, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    if following.done():
+        return _why_ended(following, start)
+    rising.cancel()
+    ended.clear()
+    draining, again = asyncio.create_task(process.drain()), asyncio.create_task(ended.wait())
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    if following.done():
+        return _why_ended(following, start)
+    following.cancel()
+    await asyncio.wait({following})
+    await process.agent.leave()
+    if draining.done():
+        draining.result()
+    return DRAINED
+
+
+def _why_ended(following: "asyncio.Task[None]", start: Start) -> int:
+    error = following.exception()
+    if isinstance(error, StaleEpoch):
+        log.error("replaced", error=str(error), hint=f"another process runs as engine {start.engine}; this one ends")
+        return REPLACED
+    log.error("map_link_defect", exc_info=error)
+    return DEFECT
