@@ -28,9 +28,10 @@ class Step:
 class Steps:
     """Prints steps to `stream` (standard error by default, so that standard output stays for answers)."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, title: str = "cluster") -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty()
+        self._title = title
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
@@ -59,7 +60,7 @@ class Steps:
 
     def _write(self, text: str, *, last: bool) -> None:
         if self._terminal:
-            self._stream.write(f"\r\x1b[Kcluster: {text}" + ("\n" if last else ""))
+            self._stream.write(f"\r\x1b[K{self._title}: {text}" + ("\n" if last else ""))
         else:
-            self._stream.write(f"cluster: {text}\n")
+            self._stream.write(f"{self._title}: {text}\n")
         self._stream.flush()

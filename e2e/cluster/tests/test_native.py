@@ -140,6 +140,6 @@ def processes_in(namespace: str) -> set[int]:
         try:
             if process.name.isdigit() and (process / "ns" / "mnt").readlink().name == namespace:
                 found.add(int(process.name))
-        except FileNotFoundError:  # it ended meanwhile
+        except (FileNotFoundError, PermissionError):  # it ended meanwhile, or is the machine's guarded first process
             continue
     return found
