@@ -1,0 +1,117 @@
+"""`python -m e2e.demo up|down`: the quick start, one step after another, each shown while it runs.
+
+A second `up` finds everything there, says so, and only asks the questions again.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from e2e import cluster as clusters
+from e2e import release, stage
+from e2e.cluster import Cluster, ClusterError
+from e2e.cluster.paths import data_folder
+from e2e.cluster.progress import Steps
+from e2e.forward import forward
+from e2e.kube import CommandFailedError, Kube
+from e2e.samples import TRAINED, prepare, questions
+from e2e.world import image_of
+from mint_contracts.settings import GATEWAY_PORT
+
+NAMESPACE = "mint-demo"
+ASKED = 3
+NEW_TOKENS = "48"
+
+
+def up(context: str | None) -> None:
+    """Get a cluster, install MinT, apply crds/samples, and ask. Raises ClusterError or CommandFailedError."""
+    steps = Steps(title="demo")
+    samples = prepare(steps.say)
+    cluster = clusters.up(context=context, steps=steps)
+    kube = Kube(cluster.kubectl, cluster.helm, cluster.kubeconfig, cluster.context)
+    with steps.step("helm upgrade --install mint charts/mint") as step:
+        step.note = "reusing the release" if release.installed(kube) else "first install"
+        release.install(kube, _values(cluster))
+    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, "default")
+    with steps.step("samples onto the claim mint-samples") as step:
+        copied = stage.stage(kube, NAMESPACE, stage.folders(samples), samples.root.name, image_of(cluster.values()))
+        step.note = "copied" if copied else "reused"
+        stage.unload(kube, NAMESPACE)
+    with steps.step("kubectl apply -f crds/samples") as step:
+        said = kube.kubectl("apply", "-n", NAMESPACE, "-f", str(release.ROOT / "crds" / "samples"))
+        step.note = "reused" if said.count("unchanged") == said.count("\n") else "applied"
+    for wanted in ("basemodel/smollm2", "adapterwave/demo"):
+        with steps.step(f"kubectl wait --for=condition=Ready {wanted}"):
+            kube.wait(wanted, "Ready", NAMESPACE, timeout_s=600)
+    print(kube.kubectl("get", "basemodels,adapterwaves", "-n", NAMESPACE))
+    with forward(kube, "service/mint-gateway", GATEWAY_PORT, release.NAMESPACE) as gateway:
+        _ask(gateway)
+    _farewell(cluster)
+
+
+def _values(cluster: Cluster) -> Path:
+    path = data_folder() / "demo-values.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(cluster.values()))
+    return path
+
+
+def _ask(gateway: str) -> None:
+    base = ["--base", f"{NAMESPACE}/smollm2"]
+    adapters = [word for adapter in TRAINED for word in ("--adapter", adapter.name)]
+    for text in questions()[:ASKED]:
+        _mint(gateway, "ask", *base, "--bare", *adapters, "--max-tokens", NEW_TOKENS, text)
+    _mint(gateway, "placements", *base)
+
+
+def _mint(gateway: str, *words: str) -> None:
+    verb, *rest = words
+    print(f"\n$ mint {shlex.join(words)}", flush=True)
+    program = Path(sys.executable).with_name("mint")
+    subprocess.run([program, verb, "--gateway", gateway, *rest], check=True, timeout=300)
+
+
+def _farewell(cluster: Cluster) -> None:
+    print(
+        "\nGo on by hand:\n"
+        '  eval "$(.venv/bin/python -m e2e.cluster env)"   # kubectl and helm for this cluster\n'
+        f"  kubectl get mint -n {NAMESPACE}\n"
+        f"  kubectl port-forward -n {release.NAMESPACE} service/mint-gateway {GATEWAY_PORT} &\n"
+        f'  .venv/bin/mint ask --adapter {TRAINED[0].name} "Where is the sea?"\n'
+        + ("  make demo-down   # leaves nothing behind\n" if cluster.backend != "context" else "")
+    )
+
+
+def down(context: str | None) -> None:
+    """Remove what `up` made: the whole cluster, or on a cluster of your own the demo and the release."""
+    cluster = clusters.find(context=context)
+    if cluster is not None and cluster.backend == "context":
+        kube = Kube(cluster.kubectl, cluster.helm, cluster.kubeconfig, cluster.context)
+        kube.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout_s=180)
+        release.uninstall(kube)
+        kube.kubectl("delete", "--ignore-not-found", "-f", str(release.ROOT / "crds"))
+        kube.kubectl("delete", "namespace", release.NAMESPACE, "--ignore-not-found", timeout_s=180)
+    clusters.down(context=context)
+
+
+def main() -> int:
+    """Run the command line; errors are one line."""
+    parser = argparse.ArgumentParser(prog="python -m e2e.demo", description="MinT's quick start on a real cluster.")
+    parser.add_argument("verb", choices=["up", "down"])
+    parser.add_argument("--context", help="use this context of an existing kubeconfig")
+    args = parser.parse_args()
+    try:
+        {"up": up, "down": down}[args.verb](args.context)
+    except (ClusterError, CommandFailedError, TimeoutError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        return int(error.returncode)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
