@@ -49,7 +49,7 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
         except grpc.aio.AioRpcError as error:
             # An engine's own word goes through as it is, details included.
             code, failure = error.code(), error.details() or ""
-            await context.abort(code, failure, error.trailing_metadata())
+            await context.abort(code, failure, tuple(error.trailing_metadata() or ()))
         finally:
             self._note(trail, code, failure, started_at)
 

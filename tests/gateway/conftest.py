@@ -1,0 +1,34 @@
+"""Scenes for the gateway's tests: over the run's shared Redis, or over one that the test may kill."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts.functions import connect
+from tests.gateway.scene import Scene
+from tests.redis_process import RedisProcess
+
+
+@pytest.fixture
+async def scene(redis_client: Redis) -> AsyncIterator[Scene]:
+    async with AsyncExitStack() as stack:
+        yield Scene(redis_client, stack)
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis that the test may kill."""
+    with RedisProcess(tmp_path) as process:
+        yield process
+
+
+@pytest.fixture
+async def fragile(own_redis: RedisProcess) -> AsyncIterator[Scene]:
+    """A scene over that Redis."""
+    redis = connect(own_redis.url)
+    async with AsyncExitStack() as stack:
+        yield Scene(redis, stack)
+    await redis.aclose()

@@ -1,0 +1,91 @@
+"""A gateway over a real Redis and scripted engines, all on loopback."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import grpc
+from redis.asyncio import Redis
+
+from mint_contracts.map_writer import MapChange, MapWriter
+from mint_contracts.records import BaseRecord, Place, Placement, Tier
+from mint_contracts.sampling_pb2_grpc import SamplerStub
+from mint_contracts.source import Source
+from mint_gateway.client import Client
+from mint_gateway.route import Patience
+from mint_gateway.server import Gateway, Limits, serve
+from tests.gateway.scripted import ScriptedEngine
+
+if TYPE_CHECKING:
+    from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub
+
+BASE = "demo/smollm2"
+STORE = "file:///adapters"
+LIMITS = Limits(requests=64, patience=Patience(away_s=1.5), farewell_s=0.0, grace_s=2.0)
+
+
+async def until(holds: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(timeout_s):
+        while not holds():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+class Scene:
+    """Everything that a test plays with."""
+
+    def __init__(self, redis: Redis, stack: AsyncExitStack) -> None:
+        self.redis, self._stack = redis, stack
+        self.writer = MapWriter(redis, epoch=1)
+        self.versions: dict[str, int] = {}
+        self.gateway: Gateway
+        self.client: Client
+
+    async def open(self, limits: Limits = LIMITS) -> None:
+        """Start the gateway, and a client that does not retry."""
+        self.gateway = await self._stack.enter_async_context(serve(self.redis, "127.0.0.1:0", limits))
+        self.client = await self._stack.enter_async_context(Client(self.target, patience_s=0.0))
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.gateway.port}"
+
+    def stub(self) -> "SamplerAsyncStub":
+        """The bare gRPC stub, to see what the wire carries."""
+        channel = grpc.aio.insecure_channel(self.target)
+        self._stack.push_async_callback(channel.close)
+        return SamplerStub(channel)
+
+    async def base(self, name: str = BASE, store: str | None = None) -> None:
+        """Declare a base model, as the operator does."""
+        record = BaseRecord(base_model=name, store=Source(store) if store else None)
+        self.versions[name] = await self.writer.apply(name, MapChange(base=record))
+
+    async def place(self, adapter: str, *engines: str, base: str = BASE, source: str = "") -> None:
+        """Place an adapter by hand on engines."""
+        places = tuple(Place(engine, Tier.DEVICE, "spread") for engine in engines)
+        placement = Placement(adapter, Source(source or f"{STORE}/{adapter}"), ("demo/wave",), places)
+        self.versions[base] = await self.writer.apply(base, MapChange(set_placements=(placement,)))
+
+    async def engine(self, name: str, base: str = BASE) -> ScriptedEngine:
+        """Start an engine."""
+        engine = ScriptedEngine(base, name)
+        await engine.start(self.redis)
+        self._stack.push_async_callback(engine.stop)
+        return engine
+
+    async def seen(self, *engines: ScriptedEngine) -> None:
+        """Wait until the gateway has seen all that was written and reported until now."""
+
+        def current() -> bool:
+            views = self.gateway.mirror.views
+            if any(base not in views or views[base].version != version for base, version in self.versions.items()):
+                return False
+            for engine in engines:
+                known = views[engine.base].engines.get(engine.name)
+                if known is None or not known.alive or known.record != engine.record():
+                    return False
+            return True
+
+        await until(current)

@@ -1,0 +1,144 @@
+"""Engines that play a part: they speak the real Sampler contract over real sockets, and report to a real Redis."""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from redis.asyncio import Redis
+
+from mint_contracts import sampling_pb2, sampling_pb2_grpc
+from mint_contracts.errors import MintError
+from mint_contracts.map_reporter import MapReporter
+from mint_contracts.records import EngineRecord, Failure, Held, Tier
+from mint_contracts.source import Source
+from mint_contracts.wire import to_status
+
+HEARTBEAT_S = 1.0
+_incarnations = itertools.count(1)
+
+
+class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
+    """One engine. Set its attributes to say how it plays; read what it saw."""
+
+    def __init__(self, base: str, name: str) -> None:
+        self.base, self.name = base, name
+        self.words: Sequence[str] = ("Hello", " there", ".")
+        self.refuse: MintError | None = None  # answers every request with this
+        self.hold_before: asyncio.Event | None = None  # waits for it before the first token
+        self.hold_after: int | None = None  # says so many words, then waits to be ended
+        self.seen: list[sampling_pb2.GenerateRequest] = []
+        self.remaining_s: list[float | None] = []  # each request's deadline
+        self.started, self.cancelled = asyncio.Event(), asyncio.Event()
+        self.ready, self.running = True, 0
+        self.failure: Failure | None = None
+        self.held: dict[str, Held] = {}
+        self.address = ""
+        self._incarnation, self._sequence = next(_incarnations), 0
+        self._server: grpc.aio.Server | None = None
+        self._reporter: MapReporter | None = None
+        self._beating: asyncio.Task[None] | None = None
+
+    async def Generate(  # type: ignore[override]  # noqa: N802
+        self, request: sampling_pb2.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> None:
+        self.seen.append(request)
+        self.remaining_s.append(context.time_remaining())
+        try:
+            if self.refuse:
+                await context.abort_with_status(to_status(self.refuse))
+            started = sampling_pb2.Started(engine=self.name, base_model=self.base, adapter=request.adapter)
+            held = self.held.get(request.adapter)
+            started.request_id, started.revision = request.request_id, held.revision if held else ""
+            await context.write(sampling_pb2.GenerateEvent(started=started))
+            self.started.set()
+            if self.hold_before:
+                await self.hold_before.wait()
+            for number, word in enumerate(self.words):
+                if number == self.hold_after:
+                    await asyncio.Event().wait()
+                chunk = sampling_pb2.Chunk(text=word, token_ids=[number])
+                await context.write(sampling_pb2.GenerateEvent(chunk=chunk))
+            finished = sampling_pb2.Finished(reason=sampling_pb2.Finished.STOP, completion_tokens=len(self.words))
+            await context.write(sampling_pb2.GenerateEvent(finished=finished))
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def start(self, redis: Redis) -> None:
+        """Listen, report, and keep the heart beating."""
+        await self.listen()
+        self._reporter = MapReporter(redis, self.base, self.name)
+        await self.report()
+        self._beating = asyncio.create_task(self._beat())
+
+    async def listen(self) -> None:
+        """Serve, on the same port as before if there was one."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        sampling_pb2_grpc.add_SamplerServicer_to_server(self, self._server)
+        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        await self._server.start()
+
+    async def hold(self, adapter: str, source: str, tier: Tier, failure: Failure | None = None) -> None:
+        """Report that it holds the adapter in that tier, or failed to."""
+        revision = "" if failure else f"sha256:{self.name}-{adapter}"
+        self.held[adapter] = Held(adapter, Source(source), tier, revision=revision, failure=failure)
+        await self.report()
+
+    async def report(self) -> None:
+        """Tell the map everything, at once."""
+        assert self._reporter
+        self._sequence += 1
+        await self._reporter.report(self.record(), list(self.held.values()), [], full=True)
+
+    async def deafen(self) -> None:
+        """Die as a process does: connections are reset and nobody says goodbye."""
+        if self._server:
+            await self._server.stop(None)
+            self._server = None
+
+    async def silence(self) -> None:
+        """Stop the heart."""
+        if self._beating:
+            self._beating.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._beating
+            self._beating = None
+
+    async def leave(self) -> None:
+        """Say goodbye to the map, as after a drain; the server goes on."""
+        await self.silence()
+        assert self._reporter
+        await self._reporter.leave()
+
+    async def stop(self) -> None:
+        await self.silence()
+        await self.deafen()
+
+    async def _beat(self) -> None:
+        assert self._reporter
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            with suppress(MintError):
+                known = await self._reporter.report(self.record(), [], [], full=False)
+                if not known:
+                    await self.report()
+
+    def record(self) -> EngineRecord:
+        """What it says of itself now."""
+        return EngineRecord(
+            engine=self.name,
+            address=self.address,
+            incarnation=self._incarnation,
+            ready=self.ready,
+            slots_used=len(self.held),
+            slots_total=8,
+            running=self.running,
+            waiting=0,
+            map_version=0,
+            sequence=self._sequence,
+            failure=self.failure,
+        )

@@ -1,0 +1,291 @@
+"""A client that knows only the gateway and an adapter gets answers, from the engine that should give them."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from mint_contracts import errors
+from mint_contracts.records import Failure, Tier
+from mint_gateway.client import Client, question
+from mint_gateway.route import Patience
+from mint_gateway.server import Limits
+from tests.gateway.scene import BASE, LIMITS, STORE, Scene, until
+
+PIRATE = f"{STORE}/demo/pirate"
+
+
+async def test_the_warmest_holder_answers_whoever_the_plan_named(scene: Scene) -> None:
+    await scene.base()
+    cool, warm = await scene.engine("e-0"), await scene.engine("e-1")
+    await scene.place("demo/pirate", "e-0")
+    await cool.hold("demo/pirate", PIRATE, Tier.HOST)
+    await warm.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await scene.open()
+    await scene.seen(cool, warm)
+    answer = await scene.client.answer(question("Ahoy?", adapter="demo/pirate", base_model=BASE))
+    assert (answer.engine, answer.text) == ("e-1", "Hello there.")
+    assert answer.revision == "sha256:e-1-demo/pirate"
+    assert not cool.seen
+
+
+async def test_a_new_holder_is_chosen_as_soon_as_it_reports(scene: Scene) -> None:
+    await scene.base()
+    engine, other = await scene.engine("e-0"), await scene.engine("e-1")
+    await scene.place("demo/pirate", "e-0")
+    await scene.open()
+    await scene.seen(engine, other)
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
+    await other.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await scene.seen(other)
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"
+
+
+async def test_the_base_is_found_by_the_adapter_and_passed_on_with_a_request_id(scene: Scene) -> None:
+    await scene.base()
+    await scene.base("demo/other")
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    await scene.open()
+    await scene.seen(engine)
+    answer = await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
+    assert answer.base_model == BASE
+    assert engine.seen[0].base_model == BASE
+    assert engine.seen[0].request_id
+
+
+async def test_a_refusal_before_the_first_token_goes_to_the_next_engine(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    full, draining, free = [await scene.engine(f"e-{n}") for n in range(3)]
+    full.refuse = errors.Overloaded("engine e-0", "queue is full", retry_after_s=1.0)
+    draining.refuse = errors.Draining("engine e-1", "ends")
+    await full.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await draining.hold("demo/pirate", PIRATE, Tier.HOST)
+    await scene.open()
+    await scene.seen(full, draining, free)
+    answer = await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
+    assert answer.engine == "e-2"
+    assert len(full.seen) == len(draining.seen) == 1
+    retried = scene.gateway.metrics.registry.get_sample_value
+    assert retried("mint_gateway_retries_total", {"reason": "Overloaded"}) == 1.0
+    assert retried("mint_gateway_retries_total", {"reason": "Draining"}) == 1.0
+
+
+async def test_an_engine_that_dies_before_its_first_token_is_replaced_unseen(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    dying, other = await scene.engine("e-0"), await scene.engine("e-1")
+    await dying.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    dying.hold_before = asyncio.Event()
+    await scene.open()
+    await scene.seen(dying, other)
+    asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
+    await asyncio.wait_for(dying.started.wait(), 5)
+    await dying.deafen()
+    assert (await asyncio.wait_for(asking, 10)).engine == "e-1"
+    # Its heartbeat still counts, but its connection fails: the next request does not even try it.
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"
+
+
+async def test_an_engine_that_dies_after_its_first_token_ends_the_stream_as_unavailable(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    dying, other = await scene.engine("e-0"), await scene.engine("e-1")
+    await dying.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    dying.hold_after = 1
+    await scene.open()
+    await scene.seen(dying, other)
+    words = []
+
+    async def listen() -> None:
+        async for event in scene.client.ask(question("Ahoy?", adapter="demo/pirate")):
+            if event.HasField("chunk"):
+                words.append(event.chunk.text)
+                await dying.deafen()
+
+    with pytest.raises(errors.EngineUnavailable, match="retry the request") as caught:
+        await listen()
+    assert words == ["Hello"]
+    assert caught.value.retry_after_s is not None
+    assert not other.seen
+
+
+async def test_an_engine_whose_heart_stops_is_not_asked(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    silent, other = await scene.engine("e-0"), await scene.engine("e-1")
+    await silent.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await scene.open()
+    await scene.seen(silent, other)
+    await silent.leave()
+    await until(lambda: not scene.gateway.mirror.views[BASE].engines["e-0"].alive)
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"
+    assert not silent.seen
+
+
+async def test_when_every_engine_is_away_the_request_waits_a_bounded_time(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    await engine.deafen()
+    await scene.open()
+    await scene.seen(engine)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(errors.EngineUnavailable) as caught:
+        await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
+    waited = asyncio.get_running_loop().time() - began
+    assert LIMITS.patience.away_s * 0.9 < waited < LIMITS.patience.away_s + 1.5
+    assert caught.value.retry_after_s == LIMITS.patience.retry_after_s
+    assert "e-0 does not answer at its address" in str(caught.value)
+
+
+async def test_a_request_that_waits_is_answered_when_an_engine_comes_back(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    engine.ready = False
+    await engine.report()
+    await scene.open(Limits(patience=Patience(away_s=8.0), farewell_s=0.0))
+    await scene.seen(engine)
+    asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
+    await until(lambda: scene.gateway.metrics.registry.get_sample_value("mint_gateway_in_flight") == 1)
+    engine.ready = True
+    await engine.report()
+    assert (await asyncio.wait_for(asking, 5)).engine == "e-0"
+
+
+async def test_an_engines_own_error_passes_through_unchanged(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    engine, other = await scene.engine("e-0"), await scene.engine("e-1")
+    await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    engine.refuse = errors.PromptTooLong("prompt", "has 3000 tokens; the context holds 2048")
+    await scene.open()
+    await scene.seen(engine, other)
+    with pytest.raises(errors.PromptTooLong) as caught:
+        await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
+    assert str(caught.value) == str(engine.refuse)
+    assert not other.seen
+
+
+async def test_when_all_are_overloaded_the_soonest_retry_is_told_at_once(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    engines = [await scene.engine(f"e-{n}") for n in range(2)]
+    engines[0].refuse = errors.Overloaded("engine e-0", "queue is full", retry_after_s=7.0)
+    engines[1].refuse = errors.Overloaded("engine e-1", "queue is full", retry_after_s=3.0)
+    await scene.open()
+    await scene.seen(*engines)
+    with pytest.raises(errors.Overloaded) as caught:
+        await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
+    assert caught.value.retry_after_s == 3.0
+    assert [len(engine.seen) for engine in engines] == [1, 1]
+
+
+async def test_unknown_names_are_not_found(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.open()
+    await scene.seen(engine)
+    with pytest.raises(errors.AdapterNotFound, match="demo/nobody"):
+        await scene.client.answer(question("Ahoy?", adapter="demo/nobody"))
+    with pytest.raises(errors.BaseModelNotFound, match="there are demo/smollm2"):
+        await scene.client.answer(question("Ahoy?", base_model="demo/nobody"))
+    with pytest.raises(errors.InvalidRequest, match="not a valid name"):
+        await scene.client.answer(question("Ahoy?", adapter="../../etc/passwd"))
+    assert not engine.seen
+
+
+async def test_an_ambiguous_request_is_refused_with_the_bases_it_may_mean(scene: Scene) -> None:
+    await scene.base()
+    await scene.base("demo/other")
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    await scene.place("demo/pirate", "o-0", base="demo/other")
+    await scene.open()
+    await scene.seen(engine)
+    with pytest.raises(errors.InvalidRequest, match="name one of demo/other, demo/smollm2"):
+        await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
+    with pytest.raises(errors.InvalidRequest, match="there are demo/other, demo/smollm2"):
+        await scene.client.answer(question("Ahoy?"))
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate", base_model=BASE))).engine == "e-0"
+
+
+async def test_an_adapter_that_loads_nowhere_is_refused_with_its_own_error(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    await engine.hold("demo/pirate", PIRATE, Tier.REMOTE, Failure("RankTooLarge", "rank 128 above 64", terminal=True))
+    await scene.open()
+    await scene.seen(engine)
+    with pytest.raises(errors.RankTooLarge, match="rank 128 above 64"):
+        await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
+    assert not engine.seen
+
+
+async def test_a_clients_cancellation_reaches_the_engine(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_after = 1
+    await scene.open()
+    await scene.seen(engine)
+    call = scene.stub().Generate(question("Ahoy?"))
+    await call.read()  # Started
+    await call.read()  # the first token
+    call.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), 5)
+    await until(lambda: scene.gateway.metrics.registry.get_sample_value("mint_gateway_in_flight") == 0)
+
+
+async def test_a_client_that_cancels_before_the_first_token_frees_the_engine_too(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open()
+    await scene.seen(engine)
+    call = scene.stub().Generate(question("Ahoy?"))
+    await asyncio.wait_for(engine.started.wait(), 5)
+    call.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), 5)
+
+
+async def test_the_clients_deadline_is_the_engines_deadline(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open()
+    await scene.seen(engine)
+    call = scene.stub().Generate(question("Ahoy?"), timeout=0.7)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert engine.remaining_s[0] is not None
+    assert engine.remaining_s[0] <= 0.7
+    await asyncio.wait_for(engine.cancelled.wait(), 5)
+
+
+async def test_more_requests_than_the_gateway_takes_are_refused(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_after = 1
+    await scene.open(Limits(requests=2, farewell_s=0.0, grace_s=0.1))
+    await scene.seen(engine)
+    calls = [scene.stub().Generate(question("Ahoy?")) for _ in range(2)]
+    await until(lambda: len(engine.seen) == 2)
+    with pytest.raises(errors.Overloaded) as caught:
+        await scene.client.answer(question("Ahoy?"))
+    assert caught.value.retry_after_s == 1.0
+    for call in calls:
+        call.cancel()
+    await until(lambda: scene.gateway.metrics.registry.get_sample_value("mint_gateway_in_flight") == 0)
+    engine.hold_after = None
+    assert (await scene.client.answer(question("Ahoy?"))).text == "Hello there."
+
+
+async def test_a_client_with_patience_lives_through_an_engines_absence(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await engine.deafen()
+    await scene.open(Limits(patience=Patience(away_s=0.1, retry_after_s=0.2), farewell_s=0.0))
+    await scene.seen(engine)
+    async with Client(scene.target, patience_s=20.0) as client:
+        asking = asyncio.create_task(client.answer(question("Ahoy?")))
+        ended = scene.gateway.metrics.registry.get_sample_value
+        await until(lambda: (ended("mint_gateway_requests_total", {"code": "UNAVAILABLE"}) or 0) >= 2)
+        await engine.listen()
+        assert (await asyncio.wait_for(asking, 10)).text == "Hello there."
