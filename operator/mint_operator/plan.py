@@ -142,6 +142,8 @@ def _wave_statuses(
 
 
 def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
+    if wave.defect:
+        return refused_status(wave, Refusal("InvalidRequest", wave.defect), snapshot.now)
     name = wave.spec.base_model_ref.name
     said = f"no BaseModel {name} in namespace {wave.meta.namespace}; create it, or name another in spec.baseModelRef"
     if wave.base in snapshot.bases:

@@ -1,0 +1,189 @@
+"""Carrying out a plan: manifests, the placement map, statuses. What fails for one object hinders no other."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from redis.exceptions import ResponseError
+
+from mint_contracts.backoff import delay_s
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import Failure
+from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
+from mint_operator import decode, events, metrics, status_write
+from mint_operator.conditions import APPLY_FAILED
+from mint_operator.dirt import Dirt, Part
+from mint_operator.kube import Kube, KubeError
+from mint_operator.manifests import MANAGED_BY, MANAGER, Manifest
+from mint_operator.map_view import MapView
+from mint_operator.plan import Plan
+from mint_operator.snapshot import Meta, ObservedBase, ObservedWave, Snapshot
+
+AT_ONCE = 8
+GONE = 404
+CONFLICT = 409
+
+log = structlog.get_logger()
+
+
+class _Refused(msgspec.Struct):
+    """A manifest that the API server refused: tried again later, or at once when it changes."""
+
+    digest: str
+    failure: Failure
+    attempts: int
+    retry_at: float
+
+
+class Applier:
+    """The only writer. Raises StaleEpoch, which ends the operator; every other failure is logged and tried again."""
+
+    def __init__(self, kube: Kube, writer: MapWriter, placement_map: MapView, dirt: Dirt) -> None:
+        self._kube = kube
+        self._writer = writer
+        self._map = placement_map
+        self._dirt = dirt
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._refused: dict[tuple[str, str, str], _Refused] = {}
+        self._written: dict[tuple[str, str], float] = {}
+        self.failures: dict[str, Failure] = {}  # by base: why its objects could not be applied
+
+    async def apply(self, plan: Plan, snapshot: Snapshot) -> Counter[str]:
+        """Write the difference; returns how much of what was written, failures under "failed"."""
+        counts: Counter[str] = Counter()
+        await self._manifests(plan, counts)
+        await asyncio.gather(
+            *[self._change(base, plan, counts) for base in plan.changes],
+            *[self._forget(base, counts) for base in plan.forgets],
+        )
+        bases = [(snapshot.bases[key], status) for key, status in plan.base_statuses.items()]
+        waves = {wave.meta.key: wave for wave in snapshot.waves}
+        await asyncio.gather(
+            *[self._status("BaseModel", base, status, counts) for base, status in bases],
+            *[self._status("AdapterWave", waves[key], status, counts) for key, status in plan.wave_statuses.items()],
+        )
+        self._prune(snapshot)
+        return counts
+
+    async def _manifests(self, plan: Plan, counts: Counter[str]) -> None:
+        """Objects of several bases at once, those of one base in their order; a Secret comes before all."""
+        wanted = {manifest.key for manifest in plan.manifests}
+        self._refused = {key: refused for key, refused in self._refused.items() if key in wanted}
+        groups: dict[str, list[Manifest]] = {}
+        for manifest in plan.manifests:
+            groups.setdefault("" if manifest.kind == "Secret" else manifest.bases[0], []).append(manifest)
+        await self._in_order(groups.pop("", []), counts)
+        await asyncio.gather(*[self._in_order(group, counts) for group in groups.values()])
+        failing = {manifest.key: manifest.bases for manifest in plan.manifests if manifest.key in self._refused}
+        self.failures = {base: self._refused[key].failure for key, bases in failing.items() for base in bases}
+
+    async def _in_order(self, manifests: list[Manifest], counts: Counter[str]) -> None:
+        for manifest in manifests:
+            last = self._refused.get(manifest.key)
+            if last is not None and last.digest == manifest.digest and time.monotonic() < last.retry_at:
+                continue
+            where = {"kind": manifest.kind, "namespace": manifest.namespace, "name": manifest.name}
+            try:
+                async with self._gate:
+                    await self._apply_one(manifest)
+            except KubeError as error:
+                self._refuse(manifest, error, last)
+                self._count(counts, "manifests", failed=True)
+                log.warning("object not applied", error=str(error), **where)
+            else:
+                self._refused.pop(manifest.key, None)
+                self._dirt.note(Part.STATEFULSETS if manifest.kind == "StatefulSet" else Part.CHILDREN)
+                self._count(counts, "manifests")
+                log.info("object applied", **where)
+
+    async def _apply_one(self, manifest: Manifest) -> None:
+        live = await self._kube.get(manifest.kind, manifest.namespace, manifest.name)
+        if live is not None and decode.labels(live).get(MANAGED_BY) != MANAGER:
+            what = f"{manifest.kind} {manifest.namespace}/{manifest.name}"
+            said = f"exists and is not MinT's (it lacks the label {MANAGED_BY}={MANAGER}); rename one of the two"
+            raise KubeError(what, CONFLICT, f"{what} {said}")
+        await self._kube.apply(manifest.body)
+
+    def _refuse(self, manifest: Manifest, error: KubeError, last: _Refused | None) -> None:
+        attempts = last.attempts + 1 if last is not None and last.digest == manifest.digest else 1
+        failure = Failure(reason=APPLY_FAILED, message=error.message, terminal=error.refused)
+        retry_at = time.monotonic() + delay_s(attempts, first_s=1.0, cap_s=60.0)
+        self._refused[manifest.key] = _Refused(manifest.digest, failure, attempts, retry_at)
+        self._dirt.note(Part.STATEFULSETS)
+
+    async def _change(self, base: str, plan: Plan, counts: Counter[str]) -> None:
+        await self._to_map(base, "changes", lambda: self._writer.apply(base, plan.changes[base]), counts)
+
+    async def _forget(self, base: str, counts: Counter[str]) -> None:
+        await self._to_map(base, "forgets", lambda: self._writer.forget(base), counts)
+
+    async def _to_map(self, base: str, what: str, write: Callable[[], Awaitable[Any]], counts: Counter[str]) -> None:
+        try:
+            async with self._gate:
+                await write()
+        except (MapUnavailable, ResponseError) as error:
+            self._map.invalidate(base)
+            self._count(counts, what, failed=True)
+            log.warning("placement map not written", base=base, what=what, error=str(error))
+        else:
+            self._count(counts, what)
+            log.info("placement map written", base=base, what=what, epoch=self._writer.epoch)
+
+    async def _status(
+        self,
+        kind: str,
+        of: ObservedBase | ObservedWave,
+        status: BaseModelStatus | AdapterWaveStatus,
+        counts: Counter[str],
+    ) -> None:
+        meta, now = of.meta, time.monotonic()
+        key = (kind, meta.uid)
+        if not status_write.due(of.status, status, now - self._written.get(key, float("-inf"))):
+            return
+        # The uid makes the write miss an object that was deleted and made anew meanwhile.
+        patch = {"metadata": {"uid": meta.uid}, "status": status_write.body(status)}
+        try:
+            async with self._gate:
+                await self._kube.patch_status(kind, meta.namespace, meta.name, patch)
+        except KubeError as error:
+            if error.status not in {GONE, CONFLICT}:
+                self._count(counts, "statuses", failed=True)
+                log.warning("status not written", kind=kind, key=meta.key, error=str(error))
+            return
+        self._written[key] = now
+        self._dirt.note(Part.BASES if kind == "BaseModel" else Part.WAVES)
+        self._count(counts, "statuses")
+        if of.status.phase != status.phase:
+            log.info("phase changed", kind=kind, key=meta.key, before=of.status.phase, phase=status.phase)
+        await self._tell(kind, meta, of.status, status)
+
+    async def _tell(
+        self,
+        kind: str,
+        meta: Meta,
+        old: BaseModelStatus | AdapterWaveStatus,
+        new: BaseModelStatus | AdapterWaveStatus,
+    ) -> None:
+        event = events.transition(kind, meta, old, new, time.time())
+        if event is None:
+            return
+        try:
+            async with self._gate:
+                await self._kube.create(event)
+        except KubeError as error:  # an Event is a courtesy
+            log.warning("event not written", kind=kind, key=meta.key, error=str(error))
+
+    def _prune(self, snapshot: Snapshot) -> None:
+        alive = {("BaseModel", base.meta.uid) for base in snapshot.bases.values()}
+        alive |= {("AdapterWave", wave.meta.uid) for wave in snapshot.waves}
+        self._written = {key: at for key, at in self._written.items() if key in alive}
+
+    @staticmethod
+    def _count(counts: Counter[str], what: str, *, failed: bool = False) -> None:
+        counts["failed" if failed else what] += 1
+        metrics.WRITES.labels(what, "failed" if failed else "done").inc()

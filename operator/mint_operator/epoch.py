@@ -1,0 +1,142 @@
+"""Leadership through a Lease, and the epoch that fences what a leader writes.
+
+The epoch is the Lease's leaseTransitions after acquisition. It grows with every acquisition, also by the same
+holder, and lives in the API server, so it outlives Redis. A new Lease starts from the clock, so that a Lease which
+was deleted, or lies in the namespace of an earlier installation, does not leave a higher epoch behind in Redis.
+
+A holder that dies is replaced when its Lease has not been renewed for LEASE_S, judged by this process's own clock.
+A leader that cannot renew stops before that, after RENEW_WITHIN_S.
+"""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+
+from mint_operator.kube import Kube, KubeError
+
+LEASE = "mint-operator"
+LEASE_S = 10
+RENEW_EVERY_S = 3.0
+RENEW_WITHIN_S = 7.0
+RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class _Spec(msgspec.Struct, rename="camel"):
+    holder_identity: str | None = None
+    lease_duration_seconds: int | None = None
+    lease_transitions: int | None = None
+    renew_time: str | None = None
+
+
+class _Metadata(msgspec.Struct, rename="camel"):
+    resource_version: str
+
+
+class _Lease(msgspec.Struct):
+    metadata: _Metadata
+    spec: _Spec = _Spec()
+
+
+class LeadershipLost(Exception):
+    """The Lease could not be renewed in time, or somebody else holds it."""
+
+
+class Leadership:
+    """One candidate. `acquire` waits until it leads; `keep` returns only by raising LeadershipLost."""
+
+    def __init__(self, kube: Kube, namespace: str, identity: str) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._identity = identity
+        self._version = ""
+        self._seen: tuple[str | None, str | None] = (None, None)
+        self._seen_at = 0.0
+        self.epoch = 0
+
+    async def acquire(self) -> int:
+        """Wait until the Lease is ours; returns the epoch."""
+        waiting = False
+        while True:
+            try:
+                holder = await self._try_to_acquire()
+            except KubeError as error:
+                log.warning("lease not reached", lease=LEASE, error=str(error))
+                holder = ""
+            if holder is None:
+                log.info("leading", lease=LEASE, epoch=self.epoch, identity=self._identity)
+                return self.epoch
+            if holder and not waiting:
+                log.info("standing by", lease=LEASE, holder=holder)
+                waiting = True
+            await asyncio.sleep(RETRY_S)
+
+    async def keep(self) -> None:
+        """Renew for ever. Raises LeadershipLost."""
+        renewed_at = time.monotonic()
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S if time.monotonic() - renewed_at < RENEW_EVERY_S else RETRY_S)
+            try:
+                async with asyncio.timeout(RENEW_WITHIN_S - (time.monotonic() - renewed_at)):
+                    await self._write(self._identity, self.epoch)
+                renewed_at = time.monotonic()
+            except (KubeError, TimeoutError) as error:
+                if isinstance(error, KubeError) and error.status in {404, 409}:
+                    raise LeadershipLost(f"lease {LEASE} was taken over or removed ({error})") from error
+                if time.monotonic() - renewed_at > RENEW_WITHIN_S - RETRY_S:
+                    raise LeadershipLost(
+                        f"lease {LEASE} was not renewed for {RENEW_WITHIN_S:.0f} s ({error})"
+                    ) from None
+                log.warning("lease not renewed", lease=LEASE, error=str(error))
+
+    async def release(self) -> None:
+        """Let the next candidate lead at once. Only called by a leader that has stopped writing."""
+        try:
+            await self._write("", self.epoch)
+        except KubeError as error:
+            log.warning("lease not released; it runs out by itself", lease=LEASE, error=str(error))
+
+    async def _try_to_acquire(self) -> str | None:
+        """None when the Lease is ours now, else who holds it."""
+        raw = await self._kube.get("Lease", self._namespace, LEASE)
+        if raw is None:
+            self.epoch = int(time.time() // 60)
+            return await self._claim(create=True)
+        lease = msgspec.json.decode(raw, type=_Lease)
+        if lease.spec.holder_identity and not self._ran_out(lease.spec):
+            return lease.spec.holder_identity
+        self._version, self.epoch = lease.metadata.resource_version, (lease.spec.lease_transitions or 0) + 1
+        return await self._claim(create=False)
+
+    async def _claim(self, *, create: bool) -> str | None:
+        try:
+            await self._write(self._identity, self.epoch, create=create)
+        except KubeError as error:
+            if error.status == 409:
+                return "another candidate"
+            raise
+        return None
+
+    def _ran_out(self, spec: _Spec) -> bool:
+        """Whether the holder has not renewed for as long as it promised, as this process has seen it."""
+        seen = (spec.holder_identity, spec.renew_time)
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, time.monotonic()
+        return time.monotonic() - self._seen_at > (spec.lease_duration_seconds or LEASE_S)
+
+    async def _write(self, holder: str, transitions: int, *, create: bool = False) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        metadata: dict[str, Any] = {"namespace": self._namespace, "name": LEASE}
+        if not create:
+            metadata["resourceVersion"] = self._version
+        spec: dict[str, Any] = {"leaseTransitions": transitions, "leaseDurationSeconds": LEASE_S, "renewTime": now}
+        if holder:
+            spec["holderIdentity"] = holder
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
+        raw = await (self._kube.create(body) if create else self._kube.replace(body))
+        self._version = msgspec.json.decode(raw, type=_Lease).metadata.resource_version

@@ -1,0 +1,1 @@
+"""Kopf handlers: one file a kind, each only marks what is dirty."""

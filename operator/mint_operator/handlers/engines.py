@@ -1,0 +1,22 @@
+"""Events of the StatefulSets and pods that engines are."""
+
+from typing import Any
+
+import kopf
+
+from mint_operator.dirt import Dirt, Part
+from mint_operator.manifests import MANAGED_BY, MANAGER
+
+
+def register(registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings, dirt: Dirt) -> None:
+    """Mark engines dirty on any event of ours; the API server filters by label, so others' pods cost nothing."""
+    for resource in ("pods", "statefulsets"):
+        settings.watching.label_selectors[resource] = f"{MANAGED_BY}={MANAGER}"
+
+    @kopf.on.event("pods", labels={MANAGED_BY: MANAGER}, registry=registry)
+    async def engine_pod_changed(**_: Any) -> None:
+        dirt.mark(Part.PODS)
+
+    @kopf.on.event("apps", "v1", "statefulsets", labels={MANAGED_BY: MANAGER}, registry=registry)
+    async def engine_set_changed(**_: Any) -> None:
+        dirt.mark(Part.STATEFULSETS)

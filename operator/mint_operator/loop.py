@@ -1,0 +1,82 @@
+"""The one level-based loop: wait for dirt, observe everything that may have changed, plan, apply the difference."""
+
+import asyncio
+import time
+from collections import Counter
+
+import structlog
+
+from mint_contracts.backoff import delay_s
+from mint_contracts.errors import StaleEpoch
+from mint_operator import metrics
+from mint_operator.apply import Applier
+from mint_operator.dirt import EVERYTHING, Dirt, Part
+from mint_operator.kube import KubeError
+from mint_operator.observe import Observer
+from mint_operator.plan import plan
+
+log = structlog.get_logger()
+
+
+class Loop:
+    """`once` is one pass, so that tests can drive it; `run` goes on until StaleEpoch."""
+
+    def __init__(self, observer: Observer, applier: Applier, dirt: Dirt) -> None:
+        self._observer = observer
+        self._applier = applier
+        self._dirt = dirt
+        self._failures = 0
+        self.last_pass = time.monotonic()  # when a pass last ended, well or badly
+
+    async def run(self) -> None:
+        """Passes for ever. Raises StaleEpoch when another operator writes the map; survives everything else."""
+        while True:
+            metrics.DIRTY.set(len(self._dirt))
+            parts = await self._dirt.take()
+            try:
+                await self.once(parts)
+            except StaleEpoch:
+                raise
+            except KubeError as error:
+                await self._pause(str(error), parts)
+            except Exception:  # a defect in one pass must not end the control plane; it is logged whole
+                log.exception("pass failed")
+                await self._pause("a defect", EVERYTHING)
+            else:
+                self._failures = 0
+            self.last_pass = time.monotonic()
+
+    async def once(self, parts: frozenset[Part] = EVERYTHING) -> Counter[str]:
+        """One pass over what is dirty; returns what was written."""
+        started = time.perf_counter()
+        snapshot = await self._observer.observe(parts, self._applier.failures)
+        observed = time.perf_counter()
+        if self._observer.quiet and parts <= {Part.MAP}:
+            return Counter()
+        wanted = await asyncio.to_thread(plan, snapshot)
+        planned = time.perf_counter()
+        counts = await self._applier.apply(wanted, snapshot)
+        ended = time.perf_counter()
+        seconds = {"observe": observed - started, "plan": planned - observed, "apply": ended - planned}
+        for part, value in seconds.items():
+            metrics.PASS_SECONDS.labels(part).observe(value)
+        metrics.PASSES.labels("failed" if counts["failed"] else "done").inc()
+        metrics.observe(snapshot, wanted)
+        log.info(
+            "pass",
+            bases=len(snapshot.bases),
+            waves=len(snapshot.waves),
+            redis_ok=snapshot.redis_ok,
+            **dict(sorted(counts.items())),
+            **{f"{part}_s": round(value, 4) for part, value in seconds.items()},
+        )
+        return counts
+
+    async def _pause(self, error: str, parts: frozenset[Part]) -> None:
+        self._failures += 1
+        metrics.PASSES.labels("failed").inc()
+        pause = delay_s(self._failures, first_s=0.2, cap_s=10.0)
+        log.warning("pass cut off", error=error, parts=sorted(parts), retry_in_s=round(pause, 2))
+        for part in parts:
+            self._dirt.mark(part)
+        await asyncio.sleep(pause)

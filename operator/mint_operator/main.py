@@ -1,0 +1,103 @@
+"""`mint-operator`: wires the parts together and runs them until a signal, or until it may no longer write."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+from prometheus_client import start_http_server
+
+from mint_contracts import functions
+from mint_contracts.errors import MintError, StaleEpoch
+from mint_contracts.map_reader import MapReader
+from mint_contracts.map_writer import MapWriter
+from mint_operator import hints, kube, logs, settings
+from mint_operator.apply import Applier
+from mint_operator.cluster_view import ClusterView
+from mint_operator.dirt import Dirt
+from mint_operator.epoch import Leadership, LeadershipLost
+from mint_operator.loop import Loop
+from mint_operator.map_view import MapView
+from mint_operator.observe import Observer
+from mint_operator.watch import Watch
+
+log = structlog.get_logger()
+
+
+def main() -> None:
+    """Console script. Exits 0 after a signal, 1 when leadership was lost or settings are missing."""
+    logs.configure()
+    try:
+        code = asyncio.run(run(settings.read()))
+    except MintError as error:
+        log.error("cannot start", error=str(error))
+        code = 1
+    sys.exit(code)
+
+
+async def run(config: settings.OperatorSettings) -> int:
+    """The operator's life; returns its exit code."""
+    start_http_server(config.metrics_port)
+    dirt, stop, broken, api = Dirt(), asyncio.Event(), asyncio.Event(), kube.connect()
+    running = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(each, stop.set)
+    loops: list[Loop] = []
+
+    def kopf_ended() -> None:
+        running.call_soon_threadsafe(broken.set)
+
+    def progress() -> float | None:
+        return loops[0].last_pass if loops else None
+
+    watch = Watch(dirt, config.namespaces, config.liveness_port, progress, kopf_ended)
+    watch.start()
+    try:
+        await first(_lead(config, api, dirt, loops), stop.wait(), broken.wait())
+    except (LeadershipLost, StaleEpoch) as error:
+        log.error("no longer the leader; ending so that nothing stale is written", error=str(error))
+        return 1
+    finally:
+        watch.stop()
+        api.close()
+    return 1 if broken.is_set() else 0
+
+
+async def first(*work: Coroutine[Any, Any, Any]) -> None:
+    """Run all until one ends, end the others, and raise what the one raised."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, loops: list[Loop]) -> None:
+    """Stand by, lead, and hand over when cancelled. Raises LeadershipLost or StaleEpoch."""
+    leadership = Leadership(api, config.namespace, config.identity)
+    epoch = await leadership.acquire()
+    redis = functions.connect(config.release.redis_url)
+    reader = MapReader(redis)
+    view = MapView(reader, config.namespaces)
+    secrets = bool(config.release.redis_password or config.release.redis_ca)
+    cluster = ClusterView(api, config.namespaces, secrets=secrets)
+    applier = Applier(api, MapWriter(redis, epoch), view, dirt)
+    loop = Loop(Observer(cluster, view, config.release), applier, dirt)
+    loops.append(loop)
+    try:
+        await first(leadership.keep(), hints.follow(reader, dirt), loop.run())
+    except asyncio.CancelledError:
+        await leadership.release()
+        raise
+    finally:
+        await redis.aclose()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What Prometheus is told."""
+
+from collections import Counter as Tally
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from mint_operator.plan import Plan
+from mint_operator.snapshot import Snapshot
+
+PASS_SECONDS = Histogram(
+    "mint_operator_pass_seconds",
+    "Seconds of one pass of the loop, by part",
+    ["part"],
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+)
+PASSES = Counter("mint_operator_passes_total", "Passes of the loop, by outcome", ["outcome"])
+WRITES = Counter("mint_operator_writes_total", "Writes, by what was written and outcome", ["what", "outcome"])
+WAVES = Gauge("mint_operator_waves", "Waves by phase", ["phase"])
+BASES = Gauge("mint_operator_bases", "Base models by phase", ["phase"])
+COPIES = Gauge("mint_operator_copies", "Adapter copies over all waves, by state", ["state"])
+DIRTY = Gauge("mint_operator_dirty", "Parts of the world that wait to be looked at")
+REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers")
+
+PHASES = ("Pending", "Loading", "Placing", "Ready", "Degraded", "Failed")
+
+
+def observe(snapshot: Snapshot, plan: Plan) -> None:
+    """Set the gauges from one pass."""
+    REDIS_UP.set(snapshot.redis_ok)
+    waves = Tally(status.phase for status in plan.wave_statuses.values())
+    bases = Tally(status.phase for status in plan.base_statuses.values())
+    for phase in PHASES:
+        WAVES.labels(phase).set(waves[phase])
+        BASES.labels(phase).set(bases[phase])
+    counts = [status.counts for status in plan.wave_statuses.values()]
+    for state in ("wanted", "placed", "ready", "failed"):
+        COPIES.labels(state).set(sum(getattr(each, state) for each in counts))

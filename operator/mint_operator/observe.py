@@ -1,0 +1,89 @@
+"""Building a snapshot from the API server and Redis."""
+
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.records import Failure
+from mint_operator.cluster_view import ClusterView
+from mint_operator.dirt import Part
+from mint_operator.engines import engine_name
+from mint_operator.map_view import MapView
+from mint_operator.snapshot import BaseMap, Release, Snapshot
+
+log = structlog.get_logger()
+
+
+class Observer:
+    """Keeps both views; `observe` refreshes what is dirty."""
+
+    def __init__(self, cluster: ClusterView, placement_map: MapView, release: Release) -> None:
+        self._cluster = cluster
+        self._map = placement_map
+        self._release = release
+        self._maps: dict[str, BaseMap] = {}
+        self._redis_ok = True
+        self.quiet = False  # the last look found nothing new in the map
+
+    async def observe(self, parts: frozenset[Part], apply_failures: Mapping[str, Failure]) -> Snapshot:
+        """A snapshot of now. Raises KubeError; a Redis that is away is part of the picture instead."""
+        await self._cluster.refresh(parts)
+        await self._look_at_map()
+        cluster = self._cluster
+        return Snapshot(
+            now=time.time(),
+            release=self._release,
+            bases=cluster.bases,
+            waves=cluster.waves,
+            pods=cluster.pods,
+            children=cluster.children,
+            redis_ok=self._redis_ok,
+            maps=self._maps,
+            apply_failures=apply_failures,
+        )
+
+    async def _look_at_map(self) -> None:
+        before = _fingerprint(self._maps), self._redis_ok
+        try:
+            self._maps = await self._map.look(self._engines())
+        except MapUnavailable as error:
+            if self._redis_ok:
+                log.warning("placement map unavailable", error=str(error))
+            self._maps, self._redis_ok = {}, False
+        else:
+            if not self._redis_ok:
+                log.info("placement map is back", bases=len(self._maps))
+            self._redis_ok = True
+        self.quiet = before == (_fingerprint(self._maps), self._redis_ok)
+
+    def _engines(self) -> dict[str, list[str]]:
+        """The engines that each base has been given so far."""
+        children = self._cluster.children
+        found = {}
+        for key, base in self._cluster.bases.items():
+            given = children.get(("StatefulSet", base.meta.namespace, base.meta.name))
+            count = given.replicas if given else 0
+            found[key] = [engine_name(base.meta.name, ordinal) for ordinal in range(count)]
+        return found
+
+
+def _fingerprint(maps: Mapping[str, BaseMap]) -> object:
+    """What of the map a plan depends on: heartbeats that say nothing new leave it as it is."""
+    return {
+        base: (
+            known.state,
+            known.remembered if known.state.version is None else None,
+            [
+                (view.engine, view.held)
+                + (
+                    (view.record.incarnation, view.record.ready, view.record.slots_used, view.record.failure)
+                    if view.record
+                    else ()
+                )
+                for view in known.engines
+            ],
+        )
+        for base, known in maps.items()
+    }

@@ -1,0 +1,78 @@
+"""The operator's own settings, from its environment."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from mint_contracts import settings as contracts
+from mint_contracts.errors import InvalidRequest
+from mint_operator.snapshot import Release
+
+NAMESPACE = "MINT_NAMESPACE"
+POD_NAME = "POD_NAME"
+WATCH_NAMESPACES = "MINT_WATCH_NAMESPACES"
+ENGINE_IMAGE = "MINT_ENGINE_IMAGE"
+ENGINE_PULL_POLICY = "MINT_ENGINE_PULL_POLICY"
+ENGINE_RUNTIME_CLASS = "MINT_ENGINE_RUNTIME_CLASS"
+ENGINE_PULL_SECRETS = "MINT_ENGINE_PULL_SECRETS"
+LIVENESS_PORT = 8080
+LIVENESS_PATH = "/healthz"
+
+_DIGEST_ROUNDS = 200_000  # the digest lands in an annotation: guessing a password from it must not be cheap
+
+
+class OperatorSettings(msgspec.Struct, frozen=True):
+    """Where the operator runs, what it watches (no namespaces: all), and what its engines are made of."""
+
+    namespace: str
+    identity: str
+    release: Release
+    namespaces: tuple[str, ...] = ()
+    liveness_port: int = LIVENESS_PORT
+    metrics_port: int = contracts.METRICS_PORT
+
+
+def read(env: Mapping[str, str] = os.environ) -> OperatorSettings:
+    """Settings from `env`. Raises InvalidRequest naming a variable that is missing."""
+    pod = env.get(POD_NAME, "mint-operator")
+    return OperatorSettings(
+        namespace=_needed(env, NAMESPACE),
+        identity=f"{pod}_{uuid.uuid4().hex[:8]}",  # a restarted container is another holder of the Lease
+        release=_release(env),
+        namespaces=_list(env.get(WATCH_NAMESPACES, "")),
+    )
+
+
+def _release(env: Mapping[str, str]) -> Release:
+    password = env.get(contracts.REDIS_PASSWORD, "")
+    ca_file = env.get(contracts.REDIS_CA_FILE, "")
+    ca = Path(ca_file).read_text() if ca_file else ""
+    return Release(
+        image=_needed(env, ENGINE_IMAGE),
+        pull_policy=env.get(ENGINE_PULL_POLICY) or "IfNotPresent",
+        runtime_class=env.get(ENGINE_RUNTIME_CLASS, ""),
+        pull_secrets=_list(env.get(ENGINE_PULL_SECRETS, "")),
+        redis_url=_needed(env, contracts.REDIS_URL),
+        redis_password=password,
+        redis_ca=ca,
+        redis_digest=_digest(password + ca) if password or ca else "",
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.pbkdf2_hmac("sha256", text.encode(), b"mint-engine-redis", _DIGEST_ROUNDS).hex()[:8]
+
+
+def _needed(env: Mapping[str, str], name: str) -> str:
+    value = env.get(name, "")
+    if not value:
+        raise InvalidRequest(f"environment variable {name}", "must be set; the chart sets it")
+    return value
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,37 @@
+"""Status writes: what to send, and whether it is worth an API call now."""
+
+from typing import Any
+
+import msgspec
+
+from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
+
+Status = BaseModelStatus | AdapterWaveStatus
+
+COUNTS_EVERY_S = 5.0  # counts that creep forward are written at this pace; what changes the picture at once
+
+
+def body(status: msgspec.Struct) -> dict[str, Any]:
+    """A struct with every field in camelCase, zeros and all: a merge patch must overwrite what was there before."""
+    return {field.encode_name: _plain(getattr(status, field.name)) for field in msgspec.structs.fields(status)}
+
+
+def due(old: Status, new: Status, since_s: float) -> bool:
+    """Whether `new` should be written over `old`, last written `since_s` seconds ago."""
+    if old == new:
+        return False
+    return _picture(old) != _picture(new) or since_s >= COUNTS_EVERY_S
+
+
+def _picture(status: Status) -> object:
+    """What a person or a `kubectl wait` acts upon."""
+    conditions = [(each.type, each.status, each.reason, each.observed_generation) for each in status.conditions]
+    return status.phase, status.observed_generation, conditions
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return body(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
