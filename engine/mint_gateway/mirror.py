@@ -35,7 +35,8 @@ class _Following(msgspec.Struct):
     view: MapView
     settled_at: float  # from here on, a missing heartbeat means a dead engine
     resync_at: float = 0.0
-    lost_since: float | None = None  # Redis no longer names the base, nor says that it was removed
+    lost: bool = False  # Redis knows less of the base than it did
+    unnamed_since: float | None = None  # Redis no longer names the base, nor says that it was removed
     unreadable: str = ""  # what kept the last reading from being understood
 
 
@@ -119,7 +120,7 @@ class Mirror:
             else:
                 following.unreadable = ""
                 if base in named:
-                    following.lost_since = None
+                    following.unnamed_since = None
                 elif self._gone(following, pulse, loop.time(), others=bool(named)):
                     self._following.pop(base, None)
                     _log.info("base model left the map", base_model=base)
@@ -129,8 +130,9 @@ class Mirror:
 
     async def _follow(self, following: _Following, pulse: Pulse, now: float) -> None:
         base, view = following.view.base, following.view
-        if now >= following.settled_at and lost_something(view, pulse):
-            following.settled_at = now + HEARTBEAT_TTL_S
+        was_lost, following.lost = following.lost, lost_something(view, pulse)
+        if following.lost and not was_lost:
+            following.settled_at = max(following.settled_at, now + HEARTBEAT_TTL_S)
             view = msgspec.structs.replace(view, version=None)
             _log.warning("map has lost what it knew; the last view goes on serving", base_model=base)
         whole = now >= following.resync_at
@@ -152,10 +154,10 @@ class Mirror:
         """Whether a base that the map no longer names was removed (its epoch stays) rather than lost."""
         if pulse.epoch is not None:
             return True
-        if following.lost_since is None:
-            following.lost_since = now
+        if following.unnamed_since is None:
+            following.unnamed_since = now
         alive = any(engine.alive for engine in following.view.engines.values())
-        return others and not alive and now - following.lost_since > FORGET_S
+        return others and not alive and now - following.unnamed_since > FORGET_S
 
     def _swap(self, now: float) -> None:
         if not self._answering:

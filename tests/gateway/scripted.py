@@ -33,6 +33,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         self.remaining_s: list[float | None] = []  # each request's deadline
         self.started, self.cancelled = asyncio.Event(), asyncio.Event()
         self.ready, self.running = True, 0
+        self.reported_full = 0
         self.failure: Failure | None = None
         self.held: dict[str, Held] = {}
         self.address = ""
@@ -93,6 +94,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         assert self._reporter
         self._sequence += 1
         await self._reporter.report(self.record(), list(self.held.values()), [], full=True)
+        self.reported_full += 1
 
     async def deafen(self) -> None:
         """Die as a process does: connections are reset and nobody says goodbye."""

@@ -1,0 +1,128 @@
+"""The gateway's copy of the map: follows changes, outlives Redis, forgets only what was truly removed."""
+
+import pytest
+from structlog.testing import capture_logs
+
+from mint_contracts import errors, keys
+from mint_contracts.map_reporter import HEARTBEAT_TTL_S
+from mint_contracts.map_writer import MapChange
+from mint_contracts.records import Tier
+from mint_gateway.client import question
+from tests.gateway.scene import BASE, STORE, Scene, until
+from tests.redis_process import RedisProcess
+
+PIRATE = f"{STORE}/demo/pirate"
+
+
+async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterwards(
+    fragile: Scene, own_redis: RedisProcess
+) -> None:
+    await fragile.base()
+    engine, late = await fragile.engine("e-0"), await fragile.engine("e-1")
+    await fragile.place("demo/pirate", "e-0")
+    await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await fragile.open()
+    await fragile.seen(engine, late)
+    mirror = fragile.gateway.mirror
+    with capture_logs() as logs:
+        own_redis.kill()
+        await until(lambda: mirror.away)
+        for _ in range(3):
+            assert (await fragile.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
+        await engine.silence()
+        await engine.deafen()  # judged by its connection alone, while nobody's heartbeat can be read
+        with pytest.raises(errors.EngineUnavailable):
+            await fragile.client.answer(question("Ahoy?", adapter="demo/pirate"))
+        assert (await fragile.client.answer(question("Ahoy?", base_model=BASE))).engine == "e-1"
+        assert mirror.age_s() > 0
+    told = [line for line in logs if line["event"].startswith("placement map is away")]
+    assert len(told) == 1
+    assert mirror.outages == 1
+
+    own_redis.start()  # empty: it has lost everything
+    await until(lambda: not mirror.away)
+    await until(lambda: late.record() == mirror.views[BASE].engines["e-1"].record)
+    assert "demo/pirate" in mirror.views[BASE].placements
+    assert (await fragile.client.answer(question("Ahoy?", base_model=BASE))).engine == "e-1"
+    # The operator writes again what it knows; only then does an absence mean anything.
+    await fragile.writer.apply(BASE, MapChange(base=mirror.views[BASE].record))
+    await until(lambda: not mirror.views[BASE].placements)
+
+
+async def test_a_map_that_was_flushed_goes_on_serving(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await scene.open()
+    await scene.seen(engine)
+    await scene.redis.flushall()
+    await until(lambda: scene.gateway.mirror.views[BASE].version is None)
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
+    await until(lambda: engine.reported_full > 2)  # the engine speaks again by itself
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
+
+
+async def test_an_engine_is_dead_when_its_heartbeat_runs_out(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.open()
+    await scene.seen(engine)
+    await engine.silence()
+    assert scene.gateway.mirror.views[BASE].engines["e-0"].alive
+    await until(lambda: not scene.gateway.mirror.views[BASE].engines["e-0"].alive, HEARTBEAT_TTL_S + 2)
+
+
+async def test_after_an_outage_engines_get_time_to_speak_again(fragile: Scene, own_redis: RedisProcess) -> None:
+    await fragile.base()
+    engine = await fragile.engine("e-0")
+    await fragile.open()
+    await fragile.seen(engine)
+    own_redis.kill()
+    await until(lambda: fragile.gateway.mirror.away)
+    await engine.silence()
+    own_redis.start()
+    await until(lambda: not fragile.gateway.mirror.away)
+    assert fragile.gateway.mirror.views[BASE].engines["e-0"].alive  # silent, but nobody can blame it yet
+    await until(lambda: "e-0" not in fragile.gateway.mirror.views[BASE].engines, HEARTBEAT_TTL_S + 2)
+
+
+async def test_a_removed_base_leaves_and_a_new_one_comes(scene: Scene) -> None:
+    await scene.base()
+    await scene.open()
+    await scene.seen()
+    await scene.base("demo/other")
+    await until(lambda: "demo/other" in scene.gateway.mirror.views)
+    await scene.writer.forget(BASE)
+    await until(lambda: BASE not in scene.gateway.mirror.views)
+    with pytest.raises(errors.BaseModelNotFound):
+        await scene.client.answer(question("Ahoy?", base_model=BASE))
+
+
+async def test_only_what_changed_is_read_again(scene: Scene) -> None:
+    await scene.base()
+    engines = [await scene.engine(f"e-{n}") for n in range(3)]
+    await scene.open()
+    await scene.seen(*engines)
+    before = (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
+    await engines[0].hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await scene.seen(*engines)
+    after = (await scene.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
+    assert after - before == 1  # one engine's holdings; no placements, nobody else's
+
+
+async def test_a_record_that_cannot_be_read_keeps_the_last_view_and_spares_other_bases(scene: Scene) -> None:
+    await scene.base()
+    await scene.base("demo/other")
+    engine = await scene.engine("e-0")
+    await scene.open()
+    await scene.seen(engine)
+    with capture_logs() as logs:
+        await scene.redis.set(keys.base_record(BASE), '{"base_model": 7}')
+        await scene.redis.incr(keys.version(BASE))
+        await scene.base("demo/third")
+        await until(lambda: "demo/third" in scene.gateway.mirror.views)
+        assert (await scene.client.answer(question("Ahoy?", base_model=BASE))).engine == "e-0"
+        await scene.base("demo/fourth")
+        await until(lambda: "demo/fourth" in scene.gateway.mirror.views)
+    assert len([line for line in logs if line["event"] == "map holds a record that cannot be read"]) == 1
