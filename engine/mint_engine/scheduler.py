@@ -19,7 +19,7 @@ class Limits(msgspec.Struct, frozen=True):
     """Bounds of one engine's work. `step_tokens` must exceed `running`, so that prompts always progress."""
 
     running: int = 64  # requests decoding together
-    waiting: int = 256  # requests queued
+    waiting: int = 256  # requests queued beside them
     step_tokens: int = 512  # tokens that one step computes at most
 
     def __post_init__(self) -> None:

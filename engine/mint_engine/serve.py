@@ -57,7 +57,9 @@ class EngineServer:
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._watch: asyncio.Task[None] | None = None
+        self._generation: Generation | None = None
         self.port = 0
+        self.stopping = False  # the drain's time is up, or everything has ended
 
     @property
     def ready(self) -> bool:
@@ -69,6 +71,20 @@ class EngineServer:
         """Requests running and waiting."""
         parts = self._services.parts
         return parts.stepper.load if parts is not None else Load(0, 0)
+
+    @property
+    def generation(self) -> Generation:
+        """What the step thread owns; for looking, not for touching."""
+        if self._generation is None:
+            raise RuntimeError("the base is not loaded")
+        return self._generation
+
+    @property
+    def slots(self) -> Slots:
+        """The adapter slots."""
+        if self._services.parts is None:
+            raise RuntimeError("the base is not loaded")
+        return self._services.parts.slots
 
     async def load(self, base_path: Path, make_holder: MakeHolder) -> Holder:
         """Load the base and begin to serve; `make_holder` gets the empty slots and is called on this loop.
@@ -86,6 +102,7 @@ class EngineServer:
         stepper = Stepper(generation, post)
         holder = make_holder(slots)
         stepper.start()
+        self._generation = generation
         self._services.parts = Parts(base, self._settings.context_length, slots, holder, stepper)
         self._watch = asyncio.create_task(self._watch_steps())
         await self._set_health()
@@ -103,6 +120,7 @@ class EngineServer:
         self._services.draining = True
         await self._set_health()
         finished = await self._services.finish(timeout_s)
+        self.stopping = True
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -98,8 +98,9 @@ class Stepper:
         return time.monotonic() - self._beat if load.running or load.waiting else 0.0
 
     def _check_room(self) -> None:
-        load, most = self.load, self._scheduler.limits.waiting
-        if load.waiting >= most:
+        # Counted together: what waits while places are free is about to run.
+        load, limits = self.load, self._scheduler.limits
+        if load.running + load.waiting >= limits.running + limits.waiting:
             retry_after_s = self._pace.retry_after_s(load.waiting, time.monotonic())
             raise Overloaded(
                 "engine",

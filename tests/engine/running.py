@@ -1,0 +1,259 @@
+"""A real engine on a loopback port over a tiny base, real PEFT adapters, and PEFT's own answers to compare with."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mint_contracts import engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
+from mint_contracts.errors import AdapterNotFound
+from mint_contracts.records import Tier
+from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source
+from mint_engine.adapter import AdapterWeights, Delta
+from mint_engine.holding import AdapterStatus, Held
+from mint_engine.scheduler import Limits
+from mint_engine.serve import EngineServer, listen
+from mint_engine.slots import Slots
+
+ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CONTEXT = 192
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}<|start|>assistant\n"
+)
+
+
+def save_tokenizer(folder: Path) -> int:
+    """A byte-level tokenizer of some 300 tokens, with a chat template; returns its size."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|end|>", "<|start|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(
+        ["the quick brown fox jumps over the lazy dog and then over the other dog"], trainer
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", additional_special_tokens=["<|start|>"]
+    )
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def save_base(folder: Path, **changes: Any) -> Path:
+    """A random Llama, with weights large enough that its answers vary, and its tokenizer."""
+    vocab = save_tokenizer(folder)
+    torch.manual_seed(3)
+    options: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": vocab,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "eos_token_id": 0,
+    }
+    LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(folder)
+    return folder
+
+
+def save_adapter(base: Path, folder: Path, *, rank: int, targets: Sequence[str] = ALL_SEVEN, **options: Any) -> Path:
+    """A random adapter, saved by PEFT."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    options = {"lora_alpha": 2 * rank, **options}
+    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=list(targets), **options))
+    torch.manual_seed(rank + len(targets))
+    with torch.no_grad():
+        for name, parameter in sorted(peft.named_parameters()):
+            if "lora_" in name:
+                parameter.normal_(0, 0.15)
+    peft.save_pretrained(str(folder))
+    return folder
+
+
+def read_adapter(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> AdapterWeights:
+    """A PEFT folder of one rank as the engine's residency half would hand it over."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    prefix, suffix = "base_model.model.", ".lora_A.weight"
+    paths = [key.removeprefix(prefix).removesuffix(suffix) for key in tensors if key.endswith(suffix)]
+    deltas = {
+        path: Delta(
+            a=tensors[f"{prefix}{path}.lora_A.weight"].to(dtype),
+            b=tensors[f"{prefix}{path}.lora_B.weight"].to(dtype),
+            scaling=config["lora_alpha"] / config["r"],
+        )
+        for path in paths
+    }
+    return AdapterWeights(adapter=name, revision=f"sha256:{name}", rank=config["r"], deltas=deltas)
+
+
+@dataclass
+class FixedHolder:
+    """Every adapter in a slot of its own, loaded once; counts who uses it."""
+
+    slots: Slots
+    adapters: dict[str, Path]
+    users: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.places = {name: slot for slot, name in enumerate(self.adapters)}
+        for name, folder in self.adapters.items():
+            self.slots.load(self.places[name], read_adapter(folder, name, self.slots.dtype))
+
+    @asynccontextmanager
+    async def hold(self, adapter: str) -> AsyncIterator[Held]:
+        if adapter not in self.places:
+            raise AdapterNotFound(f"adapter {adapter}", "is in no wave and no store")
+        self.users[adapter] = self.users.get(adapter, 0) + 1
+        try:
+            yield Held(slot=self.places[adapter], revision=f"sha256:{adapter}")
+        finally:
+            self.users[adapter] -= 1
+
+    def states(self) -> list[AdapterStatus]:
+        return [
+            AdapterStatus(name, f"sha256:{name}", Tier.DEVICE, self.slots.ranks[slot], self.users.get(name, 0))
+            for name, slot in self.places.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Running:
+    """An engine that serves, and stubs to talk to it."""
+
+    server: EngineServer
+    holder: FixedHolder
+    channel: grpc.aio.Channel
+    sampler: sampling_pb2_grpc.SamplerStub
+    engine: engine_pb2_grpc.EngineStub
+
+    @property
+    def free_pages(self) -> int:
+        return self.server.generation.scheduler.pages.free
+
+    @property
+    def all_pages(self) -> int:
+        return self.server.generation.scheduler.pages.total
+
+
+def settings_for(base: Path, **changes: Any) -> EngineSettings:
+    options: dict[str, Any] = {
+        "base_model": "tests/tiny",
+        "source": Source(uri=f"file://{base}"),
+        "device": "cpu",
+        "dtype": "float32",
+        "context_length": CONTEXT,
+        "kv_cache_bytes": 4 << 20,
+        "max_rank": 16,
+        "device_slots": 6,
+        "host_bytes": 1 << 20,
+        "disk_bytes": 1 << 20,
+    }
+    return EngineSettings(**(options | changes))
+
+
+@asynccontextmanager
+async def running(
+    base: Path, adapters: dict[str, Path] | None = None, limits: Limits | None = None, **settings: Any
+) -> AsyncIterator[Running]:
+    """An engine over `base` with `adapters` in its slots, drained at the end with its books balanced."""
+    server = await listen(settings_for(base, **settings), "tiny-0", 0, limits)
+    try:
+        holder = await server.load(base, lambda slots: FixedHolder(slots, adapters or {}))
+        assert isinstance(holder, FixedHolder)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            yield Running(
+                server, holder, channel, sampling_pb2_grpc.SamplerStub(channel), engine_pb2_grpc.EngineStub(channel)
+            )
+    finally:
+        await server.drain(30)
+    pages = server.generation.scheduler.pages
+    assert pages.free == pages.total
+    assert not any(holder.users.values())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion as a client got it."""
+
+    started: sampling_pb2.Started
+    finished: sampling_pb2.Finished
+    pieces: tuple[str, ...]
+    tokens: tuple[int, ...]
+    scores: tuple[sampling_pb2.TokenLogprob, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def logprobs(self) -> list[float]:
+        return [score.logprob for score in self.scores]
+
+
+async def ask(engine: Running, prompt: Sequence[int] | str, adapter: str = "", **sampling: Any) -> Answer:
+    """Send one request and collect its stream; raises grpc.aio.AioRpcError."""
+    request = sampling_pb2.GenerateRequest(adapter=adapter, sampling=sampling_pb2.SamplingParams(**sampling))
+    if isinstance(prompt, str):
+        request.text = prompt
+    else:
+        request.tokens.ids.extend(prompt)
+    return await collect(engine, request)
+
+
+async def collect(engine: Running, request: sampling_pb2.GenerateRequest) -> Answer:
+    """The stream of a request: Started first, Finished last."""
+    events = [event async for event in engine.sampler.Generate(request, timeout=60)]
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds == ["started", *["chunk"] * (len(events) - 2), "finished"]
+    chunks = [event.chunk for event in events[1:-1]]
+    return Answer(
+        started=events[0].started,
+        finished=events[-1].finished,
+        pieces=tuple(chunk.text for chunk in chunks),
+        tokens=tuple(token for chunk in chunks for token in chunk.token_ids),
+        scores=tuple(score for chunk in chunks for score in chunk.logprobs),
+    )
+
+
+def peft_model(base: Path, adapter: Path | None, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The base by transformers, with the adapter by peft."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    return (model if adapter is None else PeftModel.from_pretrained(model, str(adapter))).eval()
+
+
+@torch.inference_mode()
+def peft_answer(
+    base: Path, adapter: Path | None, prompt: Sequence[int], count: int
+) -> tuple[tuple[int, ...], list[float]]:
+    """Greedy tokens and their log-probabilities, each step from the whole sequence."""
+    model, tokens, scores = peft_model(base, adapter), list(prompt), []
+    for _ in range(count):
+        logits = torch.log_softmax(model(input_ids=torch.tensor([tokens])).logits[0, -1].float(), -1)
+        tokens.append(int(logits.argmax()))
+        scores.append(float(logits[tokens[-1]]))
+    return tuple(tokens[len(prompt) :]), scores
+
+
+@torch.inference_mode()
+def peft_scores(
+    base: Path, adapter: Path | None, tokens: Sequence[int], dtype: torch.dtype = torch.float32
+) -> list[float]:
+    """The log-probability of each token from the second on."""
+    model, row = peft_model(base, adapter, dtype), torch.tensor([tokens])
+    scores = torch.log_softmax(model(input_ids=row).logits[0].float(), -1)
+    return [float(score) for score in scores[:-1].gather(1, row[0, 1:, None])[:, 0]]

@@ -1,0 +1,103 @@
+"""Sampling: filters as transformers has them, draws that depend on seed and index alone, scores of the raw model."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from mint_engine.request import Sampling
+from mint_engine.sampling import choose_tokens, invert, keep_likely, score_tokens, uniform
+
+VOCAB = 600
+
+
+def draw_logits(rows: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    temperature=st.floats(0.1, 3),
+    top_k=st.sampled_from([0, 1, 5, 50, VOCAB + 5]),
+    top_p=st.sampled_from([1.0, 0.05, 0.5, 0.9, 0.999]),
+    min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+)
+def test_filters_are_those_of_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = draw_logits(1, seed)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    if min_p:
+        warpers.append(MinPLogitsWarper(min_p))
+    expected = torch.softmax(warpers(torch.zeros(1, 1, dtype=torch.long), logits.clone()), -1)[0]
+    found = torch.softmax(logits[0] / temperature, -1)
+    keep_likely(found, Sampling(1, 0, temperature, top_k=top_k, top_p=top_p, min_p=min_p))
+    torch.testing.assert_close(found / found.sum(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_request_chooses_alike_whoever_is_beside_it() -> None:
+    logits = draw_logits(8, 1)
+    wanted = [(Sampling(9, seed=row, temperature=0.5 * row, top_p=0.9 if row % 2 else 1.0), row) for row in range(8)]
+    together = choose_tokens(logits, wanted)
+    alone = [choose_tokens(logits[row : row + 1], [wanted[row]])[0] for row in range(8)]
+    backwards = choose_tokens(logits.flip(0), wanted[::-1])[::-1]
+    assert together == alone == backwards
+
+
+def test_greedy_is_the_likeliest() -> None:
+    logits = draw_logits(3, 2)
+    assert choose_tokens(logits, [(Sampling(1, seed=5), 0)] * 3) == logits.argmax(-1).tolist()
+
+
+def test_a_tiny_temperature_is_greedy_and_a_great_one_uniform() -> None:
+    logits = draw_logits(1, 3)
+    cold = [(Sampling(1, seed=1, temperature=1e-30), 0)]
+    assert choose_tokens(logits, cold) == logits.argmax(-1).tolist()
+    hot = {choose_tokens(logits, [(Sampling(1, seed=1, temperature=100.0), index)])[0] for index in range(300)}
+    assert len(hot) > 200
+
+
+def test_draws_follow_the_distribution() -> None:
+    """4,000 draws from (0.5, 0.3, 0.2, 0): each share within four standard deviations, nothing impossible."""
+    shares, count = (0.5, 0.3, 0.2, 0.0), 4000
+    logits = torch.tensor([shares]).log()
+    drawn = Counter(choose_tokens(logits, [(Sampling(1, seed=11, temperature=1.0), n)])[0] for n in range(count))
+    for token, share in enumerate(shares):
+        assert abs(drawn[token] - count * share) <= 4 * math.sqrt(count * share * (1 - share))
+
+
+@pytest.mark.parametrize("number", [0.0, 0.4999, 0.5, 1.0 - 2**-53])
+def test_inverting_never_lands_on_the_impossible(number: float) -> None:
+    [token] = invert(torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]), [number])
+    assert token == (1 if number < 0.5 else 3)
+
+
+def test_uniform_numbers_differ_by_seed_and_index() -> None:
+    numbers = {uniform(seed, index) for seed in (0, 1, 2**64 - 1) for index in range(1000)}
+    assert len(numbers) == 3000
+    assert all(0 <= number < 1 for number in numbers)
+
+
+def test_scores_are_log_softmax_of_the_raw_logits() -> None:
+    logits = draw_logits(2, 4)
+    expected = torch.log_softmax(logits, -1)
+    first, second = score_tokens(logits, [7, 9], 3)
+    assert (first.token_id, second.token_id) == (7, 9)
+    assert first.logprob == pytest.approx(float(expected[0, 7]))
+    assert [token for token, _ in second.top] == expected[1].topk(3).indices.tolist()
+    assert score_tokens(logits[:0], [], 3) == []

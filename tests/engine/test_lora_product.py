@@ -1,0 +1,153 @@
+"""The multi-LoRA product and the slots, against the formula written out row by row."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_contracts.errors import MintError, RankTooLarge, ShapeMismatch, UnknownTargetModules
+from mint_engine.adapter import AdapterWeights, Delta, Module
+from mint_engine.lora import LONG_SEGMENT, Segment, add_lora, bucket, sort_rows
+from mint_engine.slots import NO_SLOT, Slots
+
+CPU = torch.device("cpu")
+LEFT, RIGHT = Module("layers.0.left", 12, 20), Module("layers.0.right", 20, 8)
+COUNT, MAX_RANK = 5, 16
+
+
+def naive(
+    y: torch.Tensor, x: torch.Tensor, segments: list[Segment], tenants: dict[int, AdapterWeights], path: str
+) -> torch.Tensor:
+    """PEFT's formula, a row at a time."""
+    y = y.clone()
+    for segment in segments:
+        delta = tenants[segment.slot].deltas.get(path) if segment.slot in tenants else None
+        if delta is not None:
+            for row in range(segment.start, segment.start + segment.length):
+                y[row] += (delta.b @ (delta.a @ x[row])) * delta.scaling
+    return y
+
+
+def adapter(rank: int, modules: tuple[Module, ...] = (LEFT, RIGHT), seed: int = 0) -> AdapterWeights:
+    draw = torch.Generator().manual_seed(seed * 31 + rank)
+    deltas = {
+        module.path: Delta(
+            a=torch.randn(rank, module.in_features, generator=draw),
+            b=torch.randn(module.out_features, rank, generator=draw),
+            scaling=0.5 + seed,
+        )
+        for module in modules
+    }
+    return AdapterWeights(f"rank-{rank}", f"sha256:{rank}-{seed}", rank, deltas)
+
+
+def make_slots() -> Slots:
+    return Slots({module.path: module for module in (LEFT, RIGHT)}, COUNT, MAX_RANK, torch.float32, CPU)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    ranks=st.lists(st.integers(1, MAX_RANK), min_size=COUNT, max_size=COUNT),
+    loaded=st.lists(st.sampled_from([(), (LEFT,), (RIGHT,), (LEFT, RIGHT)]), min_size=COUNT, max_size=COUNT),
+    runs=st.lists(
+        st.tuples(st.integers(NO_SLOT, COUNT - 1), st.integers(1, 2 * LONG_SEGMENT)), min_size=1, max_size=8
+    ),
+)
+def test_any_mix_equals_the_formula(
+    ranks: list[int], loaded: list[tuple[Module, ...]], runs: list[tuple[int, int]]
+) -> None:
+    slots, tenants = make_slots(), {}
+    for slot, (rank, modules) in enumerate(zip(ranks, loaded, strict=True)):
+        if modules:
+            tenants[slot] = adapter(rank, modules, seed=slot)
+            slots.load(slot, tenants[slot])
+    segments, row = [], 0
+    for slot, length in runs:
+        segments.append(Segment(row, length, slot))
+        row += length
+    rows = sort_rows(segments, slots.ranks, MAX_RANK, CPU)
+    for module in (LEFT, RIGHT):
+        x, y = torch.randn(row, module.in_features), torch.randn(row, module.out_features)
+        expected = naive(y, x, segments, tenants, module.path)
+        if rows is not None:
+            add_lora(y, x, slots.stacks[module.path], rows)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_neighbour_with_nan_stays_alone() -> None:
+    """One tenant's NaN weights, in short and in long segments, reach no other row."""
+    slots, broken = make_slots(), adapter(8)
+    for delta in broken.deltas.values():
+        delta.a.fill_(torch.nan)
+    slots.load(0, broken)
+    slots.load(1, adapter(8, seed=1))
+    for length in (1, LONG_SEGMENT):
+        segments = [Segment(0, length, 0), Segment(length, length, 1), Segment(2 * length, 1, NO_SLOT)]
+        rows = sort_rows(segments, slots.ranks, MAX_RANK, CPU)
+        assert rows is not None
+        y = torch.zeros(2 * length + 1, LEFT.out_features)
+        add_lora(y, torch.ones(2 * length + 1, LEFT.in_features), slots.stacks[LEFT.path], rows)
+        assert y[:length].isnan().all()
+        assert y[length:].isfinite().all()
+
+
+def test_bare_rows_cost_nothing() -> None:
+    slots = make_slots()
+    assert sort_rows([Segment(0, 4, NO_SLOT)], slots.ranks, MAX_RANK, CPU) is None
+    assert sort_rows([Segment(0, 4, 2)], slots.ranks, MAX_RANK, CPU) is None, "an empty slot is the bare base"
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(0, 0), (1, 1), (3, 4), (8, 8), (9, 16), (20, 24)])
+def test_ranks_share_buckets(rank: int, expected: int) -> None:
+    assert bucket(rank, 24) == expected
+
+
+def test_a_slot_never_shows_its_former_tenant() -> None:
+    """After any sequence of loads and clears a slot holds its tenant's values and zeros."""
+    slots, draw = make_slots(), random.Random(0)
+    tenants: dict[int, AdapterWeights] = {}
+    for turn in range(60):
+        slot = draw.randrange(COUNT)
+        if draw.random() < 0.3:
+            slots.clear(slot)
+            tenants.pop(slot, None)
+        else:
+            modules = draw.choice(((LEFT,), (RIGHT,), (LEFT, RIGHT)))
+            tenants[slot] = adapter(draw.randint(1, MAX_RANK), modules, seed=turn)
+            slots.load(slot, tenants[slot])
+    for path, stack in slots.stacks.items():
+        for slot in range(COUNT):
+            delta = tenants[slot].deltas.get(path) if slot in tenants else None
+            rank = delta.a.shape[0] if delta else 0
+            assert not stack.a[slot, rank:].any()
+            assert not stack.b[slot, rank:].any()
+            assert stack.ranks[slot] == rank
+            if delta:
+                assert torch.equal(stack.a[slot, :rank], delta.a)
+                assert torch.equal(stack.b[slot, :rank], delta.b.t())
+
+
+@pytest.mark.parametrize(
+    ("weights", "error"),
+    [
+        (adapter(MAX_RANK + 1), RankTooLarge),
+        (adapter(4, (Module("layers.9.left", 12, 20),)), UnknownTargetModules),
+        (adapter(4, (LEFT, Module(RIGHT.path, 20, 9))), ShapeMismatch),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(weights: AdapterWeights, error: type[MintError]) -> None:
+    slots = make_slots()
+    slots.load(3, adapter(4))
+    before = {path: (stack.a.clone(), stack.b.clone()) for path, stack in slots.stacks.items()}
+    with pytest.raises(error):
+        slots.load(3, weights)
+    for path, (a, b) in before.items():
+        assert torch.equal(slots.stacks[path].a, a)
+        assert torch.equal(slots.stacks[path].b, b)
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    per_slot = MAX_RANK * (LEFT.in_features + LEFT.out_features + RIGHT.in_features + RIGHT.out_features) * 4 + 2 * 4
+    assert make_slots().bytes == COUNT * per_slot
