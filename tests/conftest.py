@@ -2,12 +2,17 @@
 
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import pytest
 from redis.asyncio import Redis
 
 from mint_contracts.functions import connect
 from tests.apiserver import ApiServer, serve
 from tests.redis_process import RedisProcess
+
+# The machine is shared, so time is no part of a property; and the same examples run every time.
+hypothesis.settings.register_profile("mint", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("mint")
 
 
 @pytest.fixture(scope="session")

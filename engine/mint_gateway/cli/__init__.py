@@ -1,0 +1,50 @@
+"""The `mint` command line: one module a verb."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from mint_contracts.errors import MintError
+from mint_contracts.settings import GATEWAY_PORT
+from mint_gateway.cli import ask, explain, placements
+
+GATEWAY = "MINT_GATEWAY"  # "host:port"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb. A MintError becomes one line on stderr and exit code 1."""
+    options = parser().parse_args(arguments)
+    try:
+        code: int = asyncio.run(options.run(options))
+    except MintError as error:
+        print(f"mint: {error.reason}: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(prog="mint", description="Talk to many adapters on one base model.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--gateway",
+        metavar="HOST:PORT",
+        default=os.environ.get(GATEWAY, f"127.0.0.1:{GATEWAY_PORT}"),
+        help=f"the gateway (default ${GATEWAY}, else %(default)s)",
+    )
+    common.add_argument("--base", metavar="NS/NAME", default="", help="the base model, where there are several")
+    common.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    common.add_argument(
+        "--patience", type=float, metavar="SECONDS", default=30.0, help="go on trying so long (default %(default)s)"
+    )
+    verbs = root.add_subparsers(required=True, metavar="VERB")
+    for verb in (ask, explain, placements):
+        verb.add(verbs, common)
+    return root

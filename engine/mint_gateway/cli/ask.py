@@ -1,0 +1,129 @@
+"""`mint ask`: one answer as it comes, or several side by side."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+
+from mint_contracts.errors import MintError
+from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
+from mint_gateway.cli.tables import Column, answers_table
+from mint_gateway.client import Answer, Client, collect, question
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
+    """Declare the verb."""
+    verb = verbs.add_parser("ask", parents=[common], help="ask an adapter, several at once, or the bare base")
+    verb.add_argument("prompt", metavar="PROMPT")
+    verb.add_argument(
+        "--adapter",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="may be given several times (none: the bare base)",
+    )
+    verb.add_argument("--bare", action="store_true", help="ask the bare base too, beside the adapters")
+    verb.add_argument(
+        "--max-tokens", type=natural, default=0, metavar="N", help="new tokens at most (engine's default: 256)"
+    )
+    verb.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    verb.add_argument("--seed", type=natural, metavar="N", help="the same seed gives the same tokens")
+    verb.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; may be repeated")
+    verb.add_argument("--raw", action="store_true", help="the prompt as it stands, without the chat template")
+    verb.set_defaults(run=run)
+
+
+def natural(text: str) -> int:
+    """A count as the wire takes it, for argparse."""
+    number = int(text)
+    if not 0 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {2**31 - 1}")
+    return number
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Ask, print, and return the exit code: 1 if any answer failed."""
+    adapters = list(dict.fromkeys(options.adapter))
+    if options.bare or not adapters:
+        adapters.append("")
+    requests = [_request(options, adapter) for adapter in adapters]
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        if len(requests) == 1 and options.output == "text":
+            await _stream(client, requests[0])
+            return 0
+        columns = [Column(adapter) for adapter in adapters]
+        await _ask_all(client, requests, columns, live=options.output == "text")
+    if options.output == "json":
+        print(json.dumps([_as_dict(column) for column in columns], indent=2, ensure_ascii=False))
+    for column in columns:
+        if column.error:
+            print(f"mint: {column.error.reason}: {column.error}", file=sys.stderr)
+    return 1 if any(column.error for column in columns) else 0
+
+
+async def _stream(client: Client, request: GenerateRequest) -> None:
+    events = []
+    async for event in client.ask(request):
+        events.append(event)
+        if event.HasField("chunk"):
+            print(event.chunk.text, end="", flush=True)
+    print()
+    if sys.stderr.isatty():
+        answer = collect(events)
+        who = answer.adapter or f"bare {answer.base_model}"
+        print(f"[{who} on {answer.engine}, {answer.completion_tokens} tokens]", file=sys.stderr)
+
+
+async def _ask_all(client: Client, requests: list[GenerateRequest], columns: list[Column], *, live: bool) -> None:
+    console = Console(highlight=False)
+
+    async def fill(request: GenerateRequest, column: Column) -> None:
+        try:
+            column.answer = collect([event async for event in _typed(client.ask(request), column)])
+        except MintError as error:
+            column.error = error
+
+    asking = asyncio.gather(*(fill(request, column) for request, column in zip(requests, columns, strict=True)))
+    if live and console.is_terminal:
+        with Live(get_renderable=lambda: answers_table(columns), console=console, refresh_per_second=12):
+            await asking
+    else:
+        await asking
+        if live:
+            console.print(answers_table(columns))
+
+
+async def _typed(events: AsyncIterator[GenerateEvent], column: Column) -> AsyncIterator[GenerateEvent]:
+    """The events, with their text added to the column as they pass."""
+    async for event in events:
+        column.text += event.chunk.text
+        yield event
+
+
+def _request(options: argparse.Namespace, adapter: str) -> GenerateRequest:
+    return question(
+        options.prompt,
+        base_model=options.base,
+        adapter=adapter,
+        raw=options.raw,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        stop=options.stop,
+    )
+
+
+def _as_dict(column: Column) -> dict[str, object]:
+    if column.error:
+        return {"adapter": column.adapter, "error": {"reason": column.error.reason, "message": str(column.error)}}
+    answer: Answer | None = column.answer
+    return {} if answer is None else dict(msgspec.to_builtins(answer))

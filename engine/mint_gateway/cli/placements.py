@@ -1,0 +1,31 @@
+"""`mint placements`: which engine, which tier, why, for every adapter that is placed or held."""
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+
+from mint_gateway.cli.tables import placements_table
+from mint_gateway.client import Client
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
+    """Declare the verb."""
+    verb = verbs.add_parser("placements", parents=[common], help="the placement map as the gateway sees it")
+    verb.set_defaults(run=run)
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Ask the gateway and print."""
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        found = await client.placements(options.base)
+    if options.output == "json":
+        print(json.dumps([MessageToDict(each, preserving_proto_field_name=True) for each in found], indent=2))
+    else:
+        Console(highlight=False).print(placements_table(found))
+    return 0

@@ -1,0 +1,91 @@
+"""What the command line shows, as rich tables: pure, and of use to anyone who shows the same."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table
+
+from mint_contracts.errors import MintError
+from mint_contracts.placement_pb2 import Explanation, Holder
+from mint_gateway.client import Answer
+
+REVISION_SHOWN = 12  # hex digits of a digest
+
+
+@dataclass
+class Column:
+    """One answer of several, growing while it comes."""
+
+    adapter: str
+    text: str = ""
+    answer: Answer | None = None
+    error: MintError | None = None
+
+
+def answers_table(columns: Sequence[Column]) -> Table:
+    """Answers side by side; under each, who gave it."""
+    table = Table(show_lines=False, expand=True)
+    for column in columns:
+        table.add_column(escape(column.adapter or "(bare base)"), overflow="fold", ratio=1, footer=_footer(column))
+    table.show_footer = any(column.answer for column in columns)
+    table.add_row(*(_cell(column) for column in columns))
+    return table
+
+
+def placements_table(placements: Iterable[Explanation]) -> Table:
+    """One row for each engine that must hold, or holds, an adapter."""
+    table = Table("adapter", "waves", "engine", "wanted", "tier", "revision", "why")
+    for placement in placements:
+        for holder in placement.holders:
+            if holder.wanted or holder.residency:
+                why = holder.failure or holder.wanted_because or "loaded on demand"
+                table.add_row(
+                    escape(placement.adapter),
+                    escape(", ".join(placement.waves)),
+                    escape(holder.engine),
+                    holder.wanted or "-",
+                    _tier(holder),
+                    short_revision(holder.revision),
+                    escape(why),
+                )
+    return table
+
+
+def holders_table(explanation: Explanation) -> Table:
+    """One row for each engine that was considered."""
+    table = Table("engine", "address", "answers", "wanted", "tier", "revision", "why")
+    for holder in explanation.holders:
+        table.add_row(
+            escape(holder.engine),
+            holder.address or "-",
+            "yes" if holder.available else "[red]no[/]",
+            holder.wanted or "-",
+            _tier(holder),
+            short_revision(holder.revision),
+            escape(holder.failure or holder.wanted_because),
+        )
+    return table
+
+
+def short_revision(revision: str) -> str:
+    """The first digits of a digest; "-" for none."""
+    return revision.removeprefix("sha256:")[:REVISION_SHOWN] or "-"
+
+
+def _tier(holder: Holder) -> str:
+    if not holder.available:
+        return "[red]away[/]"
+    return f"[red]{holder.residency or 'failed'}[/]" if holder.failure else holder.residency or "-"
+
+
+def _cell(column: Column) -> str:
+    if column.error:
+        return f"{escape(column.text)}[red]{escape(f'{column.error.reason}: {column.error}')}[/]"
+    return escape(column.text)
+
+
+def _footer(column: Column) -> str:
+    if column.answer is None:
+        return ""
+    return f"[dim]{escape(column.answer.engine)}, {column.answer.completion_tokens} tokens[/]"

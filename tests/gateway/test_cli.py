@@ -1,0 +1,132 @@
+"""The `mint` program, as a person runs it: a process of its own against a gateway on a socket."""
+
+import asyncio
+import json
+import sys
+
+from mint_contracts import errors
+from mint_contracts.records import Failure, Tier
+from tests.gateway.scene import BASE, STORE, Scene
+
+
+async def mint(target: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one run."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", "from mint_gateway.cli import main; main()"),
+        *arguments,
+        env={"MINT_GATEWAY": target, "COLUMNS": "160"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def play(scene: Scene) -> None:
+    await scene.base()
+    first, second = await scene.engine("e-0"), await scene.engine("e-1")
+    first.words, second.words = ("Arr", ", matey"), ("OH", " HELLO")
+    await scene.place("demo/pirate", "e-0")
+    await scene.place("demo/shout", "e-1")
+    await first.hold("demo/pirate", f"{STORE}/demo/pirate", Tier.DEVICE)
+    await second.hold("demo/shout", f"{STORE}/demo/shout", Tier.HOST)
+    await scene.open()
+    await scene.seen(first, second)
+
+
+async def test_one_answer_is_plain_text(scene: Scene) -> None:
+    await play(scene)
+    assert await mint(scene.target, "ask", "--adapter", "demo/pirate", "Hello?") == (0, "Arr, matey\n", "")
+
+
+async def test_several_answers_stand_side_by_side(scene: Scene) -> None:
+    await play(scene)
+    code, out, _ = await mint(
+        scene.target, "ask", "--adapter", "demo/pirate", "--adapter", "demo/shout", "--bare", "Hello?"
+    )
+    assert code == 0
+    lines = out.splitlines()
+    heads = next(line for line in lines if "demo/pirate" in line)
+    texts = next(line for line in lines if "Arr, matey" in line)
+    assert "demo/shout" in heads
+    assert "(bare base)" in heads
+    assert texts.index("Arr, matey") < texts.index("OH HELLO")
+    assert "e-1, 2 tokens" in out
+
+
+async def test_sampling_options_reach_the_engine(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.open()
+    await scene.seen(engine)
+    options = ["--max-tokens", "7", "--temperature", "0.5", "--seed", "3", "--stop", "END", "--raw", "--base", BASE]
+    assert (await mint(scene.target, "ask", *options, "Once upon"))[0] == 0
+    request = engine.seen[0]
+    assert (request.text, request.base_model) == ("Once upon", BASE)
+    assert (request.sampling.max_tokens, request.sampling.temperature, request.sampling.seed) == (7, 0.5, 3)
+    assert list(request.sampling.stop) == ["END"]
+
+
+async def test_json_for_programs(scene: Scene) -> None:
+    await play(scene)
+    _, out, _ = await mint(scene.target, "ask", "-o", "json", "--adapter", "demo/pirate", "Hello?")
+    answer = json.loads(out)[0]
+    assert (answer["adapter"], answer["text"], answer["engine"]) == ("demo/pirate", "Arr, matey", "e-0")
+    _, out, _ = await mint(scene.target, "explain", "-o", "json", "demo/pirate")
+    assert json.loads(out)["chosen_engine"] == "e-0"
+    _, out, _ = await mint(scene.target, "placements", "-o", "json")
+    assert [each["adapter"] for each in json.loads(out)] == ["demo/pirate", "demo/shout"]
+
+
+async def test_an_error_is_one_line_and_exit_code_1(scene: Scene) -> None:
+    await play(scene)
+    code, out, err = await mint(scene.target, "ask", "--adapter", "demo/nobody", "Hello?")
+    assert (code, out) == (1, "")
+    assert err.startswith("mint: AdapterNotFound: adapter 'demo/nobody': no wave serves it on demo/smollm2")
+    assert err.count("\n") == 1
+
+
+async def test_one_failure_of_several_leaves_the_other_answers(scene: Scene) -> None:
+    await play(scene)
+    code, out, err = await mint(scene.target, "ask", "--adapter", "demo/nobody", "--adapter", "demo/shout", "Hello?")
+    assert code == 1
+    assert "OH HELLO" in out
+    assert err.count("AdapterNotFound") == 1
+
+
+async def test_a_gateway_that_is_not_there_is_said_so() -> None:
+    code, _, err = await mint("127.0.0.1:1", "placements", "--patience", "0.1")
+    assert code == 1
+    assert err.startswith("mint: Unavailable: ")
+
+
+async def test_explain_says_who_would_answer_and_why(scene: Scene) -> None:
+    await play(scene)
+    code, out, _ = await mint(scene.target, "explain", "demo/pirate")
+    assert code == 0
+    assert "wanted by    demo/wave" in out
+    assert "goes to      e-0: holds it in Device" in out
+    row = next(line for line in out.splitlines() if "e-0-demo/pir" in line)
+    assert "spread" in row
+
+
+async def test_placements_is_a_table_of_who_holds_what_and_why(scene: Scene) -> None:
+    await play(scene)
+    _, out, _ = await mint(scene.target, "placements")
+    row = next(line for line in out.splitlines() if "demo/shout" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        *("demo/shout", "demo/wave", "e-1", "Device", "Host", "e-1-demo/sho", "spread")
+    ]
+
+
+async def test_placements_shows_a_failure_in_place_of_the_plans_reason(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    failure = Failure(errors.CorruptFile.__name__, "truncated [at 12]", terminal=True)
+    await engine.hold("demo/pirate", f"{STORE}/demo/pirate", Tier.REMOTE, failure)
+    await scene.open()
+    await scene.seen(engine)
+    _, out, _ = await mint(scene.target, "placements")
+    assert "CorruptFile: truncated [at 12]" in out
