@@ -25,15 +25,15 @@ _STARTING = {"ContainerCreating", "PodInitializing", ""}
 T = TypeVar("T")
 
 
-class _Camel(msgspec.Struct, rename="camel"):
+class _Camel(msgspec.Struct, frozen=True, rename="camel"):
     pass
 
 
-class _Owner(_Camel):
+class _Owner(_Camel, frozen=True):
     uid: str = ""
 
 
-class _Metadata(_Camel):
+class _Metadata(_Camel, frozen=True):
     name: str
     namespace: str = ""
     uid: str = ""
@@ -55,33 +55,33 @@ class _Metadata(_Camel):
         )
 
 
-class _Custom(_Camel):
+class _Custom(_Camel, frozen=True):
     metadata: _Metadata
     spec: msgspec.Raw = msgspec.Raw(b"{}")
     status: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class _Waiting(_Camel):
+class _Waiting(_Camel, frozen=True):
     reason: str = ""
     message: str = ""
 
 
-class _ContainerState(_Camel):
+class _ContainerState(_Camel, frozen=True):
     waiting: _Waiting | None = None
 
 
-class _ContainerStatus(_Camel):
+class _ContainerStatus(_Camel, frozen=True):
     state: _ContainerState = _ContainerState()
 
 
-class _PodCondition(_Camel):
+class _PodCondition(_Camel, frozen=True):
     type: str
     status: str
     reason: str = ""
     message: str = ""
 
 
-class _PodStatus(_Camel):
+class _PodStatus(_Camel, frozen=True):
     pod_ip: str = msgspec.field(name="podIP", default="")
     phase: str = ""
     reason: str = ""
@@ -90,16 +90,16 @@ class _PodStatus(_Camel):
     container_statuses: list[_ContainerStatus] = []
 
 
-class _Pod(_Camel):
+class _Pod(_Camel, frozen=True):
     metadata: _Metadata
     status: _PodStatus = _PodStatus()
 
 
-class _ChildSpec(_Camel):
+class _ChildSpec(_Camel, frozen=True):
     replicas: int = 1
 
 
-class _Child(_Camel):
+class _Child(_Camel, frozen=True):
     metadata: _Metadata
     spec: _ChildSpec = _ChildSpec()
 

@@ -50,16 +50,16 @@ class KubeError(Exception):
         return self.status in {400, 403, 422}
 
 
-class _ListMeta(msgspec.Struct, rename={"go_on": "continue"}):
+class _ListMeta(msgspec.Struct, frozen=True, rename={"go_on": "continue"}):
     go_on: str = ""
 
 
-class _Page(msgspec.Struct):
+class _Page(msgspec.Struct, frozen=True):
     metadata: _ListMeta
     items: list[msgspec.Raw] = []
 
 
-class _Status(msgspec.Struct):
+class _Status(msgspec.Struct, frozen=True):
     message: str = ""
 
 

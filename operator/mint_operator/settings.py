@@ -19,6 +19,8 @@ ENGINE_IMAGE = "MINT_ENGINE_IMAGE"
 ENGINE_PULL_POLICY = "MINT_ENGINE_PULL_POLICY"
 ENGINE_RUNTIME_CLASS = "MINT_ENGINE_RUNTIME_CLASS"
 ENGINE_PULL_SECRETS = "MINT_ENGINE_PULL_SECRETS"
+PORT_OF_LIVENESS = "MINT_LIVENESS_PORT"  # ports are set where several operators share one network
+PORT_OF_METRICS = "MINT_METRICS_PORT"
 LIVENESS_PORT = 8080
 LIVENESS_PATH = "/healthz"
 
@@ -44,6 +46,8 @@ def read(env: Mapping[str, str] = os.environ) -> OperatorSettings:
         identity=f"{pod}_{uuid.uuid4().hex[:8]}",  # a restarted container is another holder of the Lease
         release=_release(env),
         namespaces=_list(env.get(WATCH_NAMESPACES, "")),
+        liveness_port=int(env.get(PORT_OF_LIVENESS, LIVENESS_PORT)),
+        metrics_port=int(env.get(PORT_OF_METRICS, contracts.METRICS_PORT)),
     )
 
 

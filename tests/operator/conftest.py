@@ -1,0 +1,48 @@
+"""Fixtures of the operator's tests."""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts.functions import connect
+from mint_operator import kube
+from tests.apiserver import ApiServer
+from tests.operator.stage import Stage
+from tests.redis_process import RedisProcess
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def namespace(api_server: ApiServer) -> str:
+    """A namespace of this test's own."""
+    return api_server.namespace(f"operator-{next(_numbers)}")
+
+
+@pytest.fixture
+async def stage(api_server: ApiServer, namespace: str, redis_client: Redis) -> AsyncIterator[Stage]:
+    """A namespace, an empty Redis, and an operator to drive pass by pass."""
+    client = kube.connect(str(api_server.kubeconfig))
+    yield Stage(api_server, namespace, client, redis_client)
+    client.close()
+
+
+@pytest.fixture
+def redis_process(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis that may be killed."""
+    with RedisProcess(tmp_path) as process:
+        yield process
+
+
+@pytest.fixture
+async def mortal_stage(
+    api_server: ApiServer, namespace: str, redis_process: RedisProcess
+) -> AsyncIterator[tuple[Stage, RedisProcess]]:
+    """A stage whose Redis may be killed."""
+    client, redis = kube.connect(str(api_server.kubeconfig)), connect(redis_process.url)
+    yield Stage(api_server, namespace, client, redis), redis_process
+    await redis.aclose()
+    client.close()

@@ -1,0 +1,173 @@
+"""A stage for the operator: a namespace of a real API server, a real Redis, and engines that the test plays."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from redis.asyncio import Redis
+
+from mint_contracts.map_reader import MapReader
+from mint_contracts.map_reporter import MapReporter
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import Assignment, EngineRecord, Failure, Held, Tier
+from mint_operator.apply import Applier
+from mint_operator.cluster_view import ClusterView
+from mint_operator.dirt import EVERYTHING, Dirt, Part
+from mint_operator.kube import Kube
+from mint_operator.loop import Loop
+from mint_operator.map_view import MapView
+from mint_operator.observe import Observer
+from mint_operator.snapshot import Release
+from tests.apiserver import ApiServer
+
+POLL_S = 0.05
+RELEASE = Release(image="mint.dev/host:dev", redis_url="redis://redis.mint.svc:6379/0")
+
+T = TypeVar("T")
+
+
+async def until(what: str, probe: Callable[[], Awaitable[T]], timeout_s: float = 20.0) -> T:
+    """Await `probe` until it gives something true; that is returned."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = await probe()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}; last seen: {found!r}"
+        await asyncio.sleep(POLL_S)
+
+
+class PlayedEngine:
+    """An engine's side of the map, spoken as a real engine speaks it."""
+
+    def __init__(self, redis: Redis, base: str, name: str, *, incarnation: int = 1) -> None:
+        self._reader = MapReader(redis)
+        self._reporter = MapReporter(redis, base, name)
+        self._base = base
+        self.name = name
+        self._incarnation = incarnation
+        self._sequence = 0
+        self.holds: dict[str, Held] = {}
+
+    async def report(self, *, ready: bool = True, failure: Failure | None = None) -> None:
+        """Beat the heart and tell everything held."""
+        self._sequence += 1
+        record = EngineRecord(
+            engine=self.name,
+            address="10.0.0.1:8470",
+            incarnation=self._incarnation,
+            ready=ready,
+            slots_used=len(self.holds),
+            slots_total=8,
+            running=0,
+            waiting=0,
+            map_version=0,
+            sequence=self._sequence,
+            failure=failure,
+        )
+        await self._reporter.report(record, list(self.holds.values()), [], full=True)
+
+    async def assigned(self) -> dict[str, Assignment]:
+        """What the map asks of this engine."""
+        return await self._reader.assigned(self._base, self.name)
+
+    async def obey(self, *, failures: dict[str, Failure] | None = None) -> None:
+        """Hold exactly what is assigned, except what fails, and tell it."""
+        self.holds = {}
+        for name, each in (await self.assigned()).items():
+            failure = (failures or {}).get(name)
+            tier = Tier.REMOTE if failure else each.residency
+            self.holds[name] = Held(name, each.source, tier, revision="sha256:0", failure=failure)
+        await self.report()
+
+    async def leave(self) -> None:
+        """End the heartbeat."""
+        await self._reporter.leave()
+
+
+@dataclass
+class Stage:
+    """One namespace; `once` runs a pass of an operator that watches it."""
+
+    server: ApiServer
+    namespace: str
+    kube: Kube
+    redis: Redis
+    epoch: int = 1
+    release: Release = RELEASE
+    loop: Loop = field(init=False)
+    applier: Applier = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.operator(self.epoch)
+
+    def operator(self, epoch: int) -> Loop:
+        """A fresh operator of that epoch, which remembers nothing."""
+        dirt = Dirt()
+        view = MapView(MapReader(self.redis), [self.namespace])
+        secrets = bool(self.release.redis_password)
+        cluster = ClusterView(self.kube, [self.namespace], secrets=secrets)
+        self.applier = Applier(self.kube, MapWriter(self.redis, epoch), view, dirt)
+        self.loop = Loop(Observer(cluster, view, self.release), self.applier, dirt)
+        return self.loop
+
+    @property
+    def base(self) -> str:
+        return f"{self.namespace}/smol"
+
+    async def once(self, parts: frozenset[Part] = EVERYTHING) -> Counter[str]:
+        return await self.loop.once(parts)
+
+    def engine(self, ordinal: int = 0, *, incarnation: int = 1) -> PlayedEngine:
+        return PlayedEngine(self.redis, self.base, f"smol-{ordinal}", incarnation=incarnation)
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """`kubectl apply`."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        self.server.kubectl("apply", "-n", self.namespace, "-f", "-", stdin=json.dumps(listed))
+
+    def delete(self, kind: str, name: str) -> None:
+        """`kubectl delete`, waiting until it is gone: a finalizer would hang it."""
+        self.server.kubectl("delete", kind, name, "-n", self.namespace, "--timeout=10s")
+
+    async def get(self, kind: str, name: str) -> dict[str, Any] | None:
+        """One object as JSON."""
+        raw = await self.kube.get(kind, self.namespace, name)
+        return None if raw is None else msgspec.json.decode(raw)
+
+    async def status(self, kind: str, name: str) -> dict[str, Any]:
+        found = await self.get(kind, name)
+        return (found or {}).get("status") or {}
+
+    async def condition(self, kind: str, name: str, which: str = "Ready") -> dict[str, Any]:
+        conditions = (await self.status(kind, name)).get("conditions", [])
+        return next((each for each in conditions if each["type"] == which), {})
+
+
+def base_model(low: int = 1, high: int = 1, slots: int = 8, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "mint.dev/v1alpha1",
+        "kind": "BaseModel",
+        "metadata": {"name": "smol"},
+        "spec": {
+            "source": {"uri": "pvc://models/smol"},
+            "engine": {"replicas": {"min": low, "max": high}},
+            "adapters": {"deviceSlots": slots, "store": {"uri": "pvc://samples/adapters"}},
+        }
+        | spec,
+    }
+
+
+def adapter_wave(name: str, adapters: list[str], replicas: int = 1, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "mint.dev/v1alpha1",
+        "kind": "AdapterWave",
+        "metadata": {"name": name},
+        "spec": {"baseModelRef": {"name": "smol"}, "adapters": {"names": adapters}, "serve": {"replicas": replicas}}
+        | spec,
+    }
