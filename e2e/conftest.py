@@ -23,10 +23,9 @@ from mint_contracts.settings import GATEWAY_PORT
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A real cluster."""
-    found = clusters.find()
-    made = found or clusters.up()
-    yield made
-    if found is None:
+    before = clusters.find()
+    yield clusters.up()
+    if before is None:
         clusters.down()
 
 

@@ -17,6 +17,7 @@ from e2e.cluster.native.address import choose_link, routed_networks
 from e2e.cluster.native.config import CONTAINERD_SOCKET, RUNTIME_HANDLER
 from e2e.cluster.native.images import HOST_IMAGE
 from e2e.cluster.native.layout import KUBERNETES_VERSION, NODE_NAME, Layout
+from e2e.cluster.native.sources import source_tag
 from e2e.cluster.paths import cache_folder, short_id
 from e2e.cluster.progress import Steps
 
@@ -27,10 +28,13 @@ NODE_POLL_S = 0.2
 
 
 def chart_values() -> Values:
-    """Every image of the chart is the host image, given its files by the RuntimeClass."""
-    repository, tag = HOST_IMAGE.rsplit(":", 1)
-    image = {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"}
-    images = {part: dict(image) for part in ("operator", "gateway", "engine", "redis")}
+    """Every image of the chart is the host image, given its files by the RuntimeClass.
+
+    The tag names the sources: changed code is another image, and an upgrade rolls the pods. Redis never changes.
+    """
+    repository, constant = HOST_IMAGE.rsplit(":", 1)
+    image = {"repository": repository, "tag": source_tag(), "pullPolicy": "IfNotPresent"}
+    images = {part: dict(image) for part in ("operator", "gateway", "engine")} | {"redis": image | {"tag": constant}}
     return {"images": images, "runtimeClassName": RUNTIME_HANDLER}
 
 
@@ -56,12 +60,14 @@ class NativeBackend:
             found = self.find()
             if found is not None:
                 steps.say(f"reused: Kubernetes {KUBERNETES_VERSION} is up in {self._data}")
+                self._tag()
                 return found
             self._clear(steps)
             built = prepare(steps)
             layout = Layout(self._data, built, choose_link(short_id(self._data), routed_networks()))
             supervisor = self._start(layout, steps)
             self._settle(layout, supervisor, steps)
+            self._tag()
             mark = {"binaries": str(layout.binaries), "link": str(layout.link)}
             (self._data / READY_MARK).write_text(json.dumps(mark))
             steps.say(f"up in {time.monotonic() - started:.1f} s")
@@ -104,6 +110,14 @@ class NativeBackend:
         if supervisor is None:
             raise ClusterError("the cluster is not up: run `python -m e2e.cluster up`")
         _import(supervisor, archive)
+
+    def _tag(self) -> None:
+        """Let the host image be known by the tag of today's sources as well."""
+        supervisor = machine.running(self._data)
+        if supervisor is None:
+            raise ClusterError("the cluster ended while it was prepared: run `python -m e2e.cluster up`")
+        name = f"{HOST_IMAGE.rsplit(':', 1)[0]}:{source_tag()}"
+        run([*_ctr(supervisor), "images", "tag", "--force", f"{HOST_IMAGE}", name], limit_s=60)
 
     def _layout(self) -> Layout | None:
         try:
@@ -174,8 +188,11 @@ def _cluster(layout: Layout) -> Cluster:
 
 
 def _import(supervisor: machine.Supervisor, archive: Path) -> None:
-    socket = supervisor.inside(CONTAINERD_SOCKET)
-    run(["ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", archive], limit_s=300)
+    run([*_ctr(supervisor), "images", "import", archive], limit_s=300)
+
+
+def _ctr(supervisor: machine.Supervisor) -> list[str | Path]:
+    return ["ctr", "--address", supervisor.inside(CONTAINERD_SOCKET), "--namespace", "k8s.io"]
 
 
 def _wait(
