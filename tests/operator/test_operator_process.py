@@ -1,0 +1,152 @@
+"""`mint-operator` as a process: it watches, leads, stands by, hands over, and stops when it may no longer write."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_contracts import keys
+from mint_contracts.map_reader import MapReader
+from tests.operator.stage import Stage, adapter_wave, base_model, until
+from tests.redis_process import free_port
+
+ADAPTERS = ["demo/json", "demo/pirate"]
+
+
+@dataclass
+class Process:
+    """A running operator and its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Log lines of that event."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line.get("event") == name]
+
+    def healthy(self) -> bool:
+        """What its liveness probe says."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended."""
+        return await asyncio.to_thread(self.process.wait, 20)
+
+
+@contextmanager
+def running(stage: Stage, url: str, folder: Path, name: str) -> Iterator[Process]:
+    """Start `mint-operator` over the stage's namespace."""
+    port, log = free_port(), folder / f"{name}.log"
+    env = os.environ | {
+        "KUBECONFIG": str(stage.server.kubeconfig),
+        "MINT_NAMESPACE": stage.namespace,
+        "MINT_WATCH_NAMESPACES": stage.namespace,
+        "POD_NAME": name,
+        "MINT_ENGINE_IMAGE": "mint.dev/host:dev",
+        "MINT_REDIS_URL": url,
+        "MINT_LIVENESS_PORT": str(port),
+        "MINT_METRICS_PORT": str(free_port()),
+    }
+    command = [sys.executable, "-m", "mint_operator.main"]
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
+        try:
+            yield Process(process, log, port)
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+@pytest.fixture
+def launch(stage: Stage, redis_server: str, tmp_path: Path) -> Iterator[Any]:
+    """Start operators that end with the test."""
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(running(stage, redis_server, tmp_path, name))
+
+
+async def test_it_watches_places_reports_and_ends_on_a_signal(stage: Stage, launch: Any) -> None:
+    operator = launch("only")
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    engine = stage.engine()
+    await until("assignments", engine.assigned)
+
+    async def ready() -> bool:
+        await engine.obey()
+        return (await stage.status("AdapterWave", "demo")).get("phase") == "Ready"
+
+    await until("the wave to be Ready", ready)
+    assert operator.healthy()
+    changed_at = asyncio.get_running_loop().time()
+    stage.apply(adapter_wave("more", ["demo/more"]))
+    await until("the second wave's placement", lambda: _placed(stage, "demo/more"))
+    assert asyncio.get_running_loop().time() - changed_at < 4.0  # a watch event, not the resync
+    operator.process.send_signal(signal.SIGTERM)
+    assert await operator.ended() == 0
+    lease = await stage.get("Lease", "mint-operator")
+    assert lease is not None
+    assert not lease["spec"].get("holderIdentity")
+    for found in (await stage.get("BaseModel", "smol"), await stage.get("AdapterWave", "demo")):
+        assert found is not None
+        assert "finalizers" not in found["metadata"]
+        assert [key for key in found["metadata"].get("annotations", {}) if "kopf" in key] == []
+
+
+async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage, launch: Any) -> None:
+    first = launch("first")
+    await until("the first to lead", lambda: _said(first, "leading"))
+    second = launch("second")
+    await until("the second to stand by", lambda: _said(second, "standing by"))
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await until("placements", lambda: _placed(stage, ADAPTERS[0]))
+    assert second.events("pass") == []
+    assert second.healthy()
+    first.process.kill()
+    await until("the second to lead", lambda: _said(second, "leading"), timeout_s=30)
+    assert second.events("leading")[0]["epoch"] == first.events("leading")[0]["epoch"] + 1
+    stage.apply(adapter_wave("more", ["demo/more"]))
+    await until("the second's placements", lambda: _placed(stage, "demo/more"))
+
+
+async def test_an_operator_that_another_has_overtaken_ends_with_an_error(stage: Stage, launch: Any) -> None:
+    operator = launch("overtaken")
+    stage.apply(base_model())
+    await until("the base in the map", MapReader(stage.redis).bases)
+    await stage.redis.set(keys.epoch(stage.base), str(operator.events("leading")[0]["epoch"] + 1))
+    stage.apply(adapter_wave("demo", ADAPTERS))
+    assert await operator.ended() == 1
+    assert (
+        "newer writer" in operator.events("no longer the leader; ending so that nothing stale is written")[0]["error"]
+    )
+    assert await MapReader(stage.redis).placements(stage.base) == {}
+
+
+async def test_an_operator_whose_lease_was_taken_ends_with_an_error(stage: Stage, launch: Any) -> None:
+    operator = launch("robbed")
+    await until("it to lead", lambda: _said(operator, "leading"))
+    theirs = '{"spec": {"holderIdentity": "somebody-else"}}'
+    stage.server.kubectl("patch", "lease/mint-operator", "-n", stage.namespace, "--type=merge", "-p", theirs)
+    assert await operator.ended() == 1
+
+
+async def _said(process: Process, event: str) -> bool:
+    return bool(process.events(event))
+
+
+async def _placed(stage: Stage, adapter: str) -> bool:
+    return adapter in await MapReader(stage.redis).placements(stage.base)
