@@ -4,7 +4,6 @@ No kubelet, scheduler or controllers run: objects are stored, validated, default
 cluster, and nothing else happens to them. Pods need no service account object to exist.
 """
 
-import os
 import secrets
 import socket
 import subprocess
@@ -17,6 +16,8 @@ from pathlib import Path
 from ssl import create_default_context
 
 from kubernetes import client, config
+
+from e2e.cluster.native import binaries as built
 
 ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 90.0
@@ -68,12 +69,10 @@ class ApiServer:
 
 
 def binaries() -> Path:
-    """The folder with kube-apiserver, kubectl, etcd and helm that `make tools` built, the newest if several."""
-    cache = Path(os.environ.get("MINT_CACHE") or Path.home() / ".cache" / "mint").expanduser()
-    folder = cache / "kubernetes"
-    found = [*folder.glob("*/bin/kube-apiserver"), *folder.glob("*/kube-apiserver")]
-    assert found, f"no kube-apiserver below {folder}; `make tools` builds it"
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    """The folder with kube-apiserver, kubectl, etcd and helm that `make tools` built."""
+    folder = built.folder()
+    assert (folder / "kube-apiserver").is_file(), f"no kube-apiserver in {folder}; `make tools` builds it"
+    return folder
 
 
 @contextmanager
@@ -97,14 +96,10 @@ def serve(folder: Path) -> Iterator[ApiServer]:
 
 
 def _etcd(folder: Path, binaries: Path, port: int, peer_port: int) -> list[str]:
-    program = binaries / "etcd"
     url, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
-    command = [str(program) if program.is_file() else "etcd", "--data-dir", str(folder / "etcd")]
+    command = [str(binaries / "etcd"), "--data-dir", str(folder / "etcd"), "--unsafe-no-fsync"]
     command += ["--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peer]
-    command += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
-    if program.is_file():  # built from etcd 3.6; Debian's 3.4 has no such flag
-        command.append("--unsafe-no-fsync")
-    return command
+    return [*command, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
 
 
 def _apiserver(folder: Path, binaries: Path, etcd: str, port: int, certificate: Path, key: Path) -> list[str]:
