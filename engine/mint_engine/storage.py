@@ -15,10 +15,13 @@ import aiohttp
 import httpx2
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.http import HTTPFileSystem
 from fsspec.spec import AbstractFileSystem
+from gcsfs.core import GCSFileSystem  # not gcsfs's own choice, which asks for each bucket's type by gRPC first
 from gcsfs.retry import HttpError
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from huggingface_hub import HfApi, HfFileSystem
+from s3fs import S3FileSystem
 
 from mint_contracts.errors import MintError, SourceForbidden, SourceNotFound, SourceUnavailable
 from mint_contracts.source import Location, Source, locate
@@ -121,21 +124,16 @@ class RemoteFolder:
 @cache
 def _filesystem(scheme: str) -> AbstractFileSystem:
     """One connection pool and one set of credentials a scheme; listings are never cached."""
-    import fsspec
-
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    plain: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in {"http", "https"}:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
-    elif scheme == "s3":
-        options["config_kwargs"] = {
-            "connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 1},
-        }  # fmt: skip
-    elif scheme == "gs":
-        options["requests_timeout"] = READ_TIMEOUT_S
-    else:
-        return HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"), **options)
-    return cast(AbstractFileSystem, fsspec.filesystem(scheme, **options))
+        return HTTPFileSystem(client_kwargs={"timeout": timeout, "trust_env": True}, **plain)
+    if scheme == "s3":
+        limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
+        return S3FileSystem(config_kwargs={**limits, "retries": {"max_attempts": 1}}, **plain)
+    if scheme == "gs":
+        return GCSFileSystem(requests_timeout=READ_TIMEOUT_S, **plain)
+    return HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"), **plain)
 
 
 def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, int | None]:

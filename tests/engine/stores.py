@@ -1,0 +1,203 @@
+"""Real servers of every kind that a source may name, each on loopback, each over one local folder."""
+
+import functools
+import json
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import boto3
+from gcp_storage_emulator.server import create_server
+from gcsfs.core import GCSFileSystem
+from moto.server import ThreadedMotoServer
+
+from tests.redis_process import free_port
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BUCKET = "shelf"
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Plain files of `folder`. `faults` counts, by the end of a path, the 503 answers still to be given."""
+
+    faults: dict[str, int] = {}  # noqa: RUF012 - each server has a class of its own
+    seen: list[str] = []  # noqa: RUF012
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if not self._fault():
+            super().do_GET()
+
+    def do_HEAD(self) -> None:
+        if not self._fault():
+            super().do_HEAD()
+
+    def _fault(self) -> bool:
+        self.seen.append(f"{self.command} {self.path}")
+        for end, left in self.faults.items():
+            if self.path.endswith(end) and left > 0:
+                self.faults[end] = left - 1
+                self.send_error(503)
+                return True
+        if self.path.startswith("/private"):
+            self.send_error(403)
+            return True
+        return False
+
+
+class Hub(Files):
+    """The part of the Hugging Face hub that is asked for: revision to commit, trees, paths and resolved files."""
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if self._fault():
+            return
+        match path.strip("/").split("/"):
+            case ["api", "models", owner, name, "revision", revision]:
+                known = (Path(self.directory) / owner / name).is_dir() and revision in {"main", "v1", COMMIT}
+                self._json({"id": f"{owner}/{name}", "sha": COMMIT, "siblings": []} if known else None)
+            case ["api", "models", owner, name, "tree", commit, *rest]:
+                self._json(self._tree(owner, name, rest) if commit == COMMIT else None)
+            case [owner, name, "resolve", commit, *rest] if commit == COMMIT:
+                self._file(Path(self.directory, owner, name, *rest))
+            case _:
+                self._json(None)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        match path.strip("/").split("/"):
+            case ["api", "models", owner, name, "paths-info", commit] if commit == COMMIT:
+                found = [self._entry(Path(self.directory, owner, name), each) for each in asked["paths"]]
+                self._json([each for each in found if each])
+            case _:
+                self._json(None)
+
+    def _tree(self, owner: str, name: str, rest: list[str]) -> list[dict] | None:
+        root = Path(self.directory, owner, name)
+        folder = root.joinpath(*rest)
+        if not folder.is_dir():
+            return None
+        found = [self._entry(root, str(path.relative_to(root))) for path in sorted(folder.iterdir())]
+        return [each for each in found if each]
+
+    def _entry(self, root: Path, path: str) -> dict | None:
+        here = root / path
+        if not here.exists():
+            return None
+        kind = "directory" if here.is_dir() else "file"
+        return {"type": kind, "path": path, "size": here.stat().st_size, "oid": "0" * 40}
+
+    def _json(self, answer: object) -> None:
+        if answer is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _file(self, path: Path) -> None:
+        if not path.is_file():
+            self._json(None)
+            return
+        body, status = path.read_bytes(), 200
+        total = len(body)
+        if wanted := self.headers.get("Range"):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            body, status = body[int(first) : int(last or total - 1) + 1], 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"0"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{total}")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@contextmanager
+def serving(
+    handler: type[Files], folder: Path, tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, type[Files]]]:
+    """A web server over `folder`: its host:port, and its handler's class with `faults` and `seen`."""
+    own = type(handler.__name__, (handler,), {"faults": {}, "seen": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(own, directory=str(folder)))
+    server.daemon_threads = True
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}", own
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def self_signed(folder: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's TLS context for 127.0.0.1, and the file of the authority that vouches for it."""
+    key, certificate = folder / "key.pem", folder / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context, certificate
+
+
+@contextmanager
+def s3(folder: Path) -> Iterator[str]:
+    """The address of an S3 server (moto's) whose bucket holds what `folder` holds."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        url = f"http://{host}:{port}"
+        client = boto3.client(
+            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="id", aws_secret_access_key="secret"
+        )
+        client.create_bucket(Bucket=BUCKET)
+        for path in _files(folder):
+            client.put_object(Bucket=BUCKET, Key=str(path.relative_to(folder)), Body=path.read_bytes())
+        yield url
+    finally:
+        server.stop()
+
+
+@contextmanager
+def gs(folder: Path) -> Iterator[str]:
+    """The address of a Google Cloud Storage emulator whose bucket holds what `folder` holds."""
+    port = free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
+    server.start()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        files = GCSFileSystem(token="anon", endpoint_url=url, skip_instance_cache=True)
+        for path in _files(folder):
+            files.pipe_file(f"{BUCKET}/{path.relative_to(folder)}", path.read_bytes())
+        yield url
+    finally:
+        server.stop()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]

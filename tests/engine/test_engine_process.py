@@ -1,0 +1,212 @@
+"""The `mint-engine` program as a pod runs it: a real process, a real Redis, real gRPC."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import msgspec
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mint_contracts import sampling_pb2, sampling_pb2_grpc, settings
+from mint_contracts.functions import connect
+from mint_contracts.map_reader import EngineView, MapReader
+from mint_contracts.map_reporter import MapReporter
+from mint_contracts.map_writer import MapChange, MapWriter
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source, child
+from tests.engine.running import save_adapter, save_base
+from tests.engine.waiting import until
+from tests.redis_process import RedisProcess, free_port
+
+BASE = "default/tiny"
+
+
+class Pod:
+    """One engine process and what a cluster knows of it."""
+
+    def __init__(self, folder: Path, redis_url: str, source: Source, store: Source | None, name: str) -> None:
+        self.name, self.port, self.metrics_port = name, free_port(), free_port()
+        self.log = folder / f"{name}.log"
+        told = EngineSettings(
+            base_model=BASE, source=source, device="cpu", dtype="float32", context_length=128,
+            kv_cache_bytes=1 << 20, max_rank=16, device_slots=4, host_bytes=1 << 20, disk_bytes=1 << 20, store=store,
+        )  # fmt: skip
+        environment = {key: value for key, value in os.environ.items() if key not in {"HOME", "HF_HOME"}}
+        environment |= {
+            settings.ENGINE_SETTINGS: msgspec.json.encode(told).decode(),
+            settings.ENGINE_NAME: name,
+            settings.ENGINE_ADDRESS: f"127.0.0.1:{self.port}",
+            settings.REDIS_URL: redis_url,
+            settings.CACHE_FOLDER: str(folder / f"{name}-cache"),
+        }
+        command = [sys.executable, "-m", "mint_engine.main", "--port", str(self.port)]
+        command += ["--metrics-port", str(self.metrics_port)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def lines(self) -> list[dict]:
+        """What the process logged so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    async def ended(self) -> int:
+        """Its exit code, within 30 s."""
+        return await asyncio.to_thread(self.process.wait, 30)
+
+
+@contextmanager
+def pod(
+    folder: Path, redis: RedisProcess, source: Source, store: Source | None = None, name: str = "tiny-0"
+) -> Iterator[Pod]:
+    running = Pod(folder, redis.url, source, store, name)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    with RedisProcess(tmp_path_factory.mktemp("redis")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/ and store/acme/{one,two}."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "base").mkdir()
+    base = save_base(folder / "base")
+    save_adapter(base, folder / "store" / "acme" / "one", rank=4)
+    save_adapter(base, folder / "store" / "acme" / "two", rank=8)
+    return folder
+
+
+async def view(reader: MapReader, name: str) -> EngineView | None:
+    return next((each for each in await reader.engines(BASE) if each.engine == name), None)
+
+
+async def ask(channel: grpc.aio.Channel, adapter: str, tokens: int = 8) -> tuple[str, list[int]]:
+    """(revision, tokens) of one greedy completion."""
+    stub = sampling_pb2_grpc.SamplerStub(channel)
+    sampling = sampling_pb2.SamplingParams(max_tokens=tokens, ignore_eos=True)
+    request = sampling_pb2.GenerateRequest(adapter=adapter, text="the quick brown fox", sampling=sampling)
+    revision, found = "", []
+    async for event in stub.Generate(request, timeout=60):
+        if event.HasField("started"):
+            revision = event.started.revision
+        found += event.chunk.token_ids
+    return revision, found
+
+
+async def test_an_engine_serves_follows_the_map_and_drains(
+    files: Path, redis_process: RedisProcess, tmp_path: Path
+) -> None:
+    redis = connect(redis_process.url)
+    await redis.flushall()
+    reader, store = MapReader(redis), Source(f"file://{files}/store")
+    with pod(tmp_path, redis_process, Source(f"file://{files}/base"), store) as engine:
+
+        async def ready() -> EngineView | None:
+            found = await view(reader, engine.name)
+            return found if found and found.record and found.record.ready else None
+
+        record = (await until(ready)).record
+        assert record is not None
+        assert (record.slots_used, record.slots_total, record.address) == (0, 4, f"127.0.0.1:{engine.port}")
+
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.port}") as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            alive = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{engine.metrics_port}/metrics")
+            assert b"mint_engine_requests" in alive.read()
+
+            bare, (revision, adapted) = await ask(channel, ""), await ask(channel, "acme/one")
+            assert bare[0] == ""
+            assert revision.startswith("sha256:")
+            assert len(bare[1]) == len(adapted) == 8
+
+            wanted = Assignment("acme/two", child(store, "acme/two"), Tier.DEVICE, ("default/wave",))
+            change = MapChange(set_assigned={engine.name: (wanted,)})
+            version = await MapWriter(redis, epoch=1).apply(BASE, change)
+
+            async def held() -> EngineView | None:
+                found = await view(reader, engine.name)
+                return found if found and {"acme/one", "acme/two"} <= found.held.keys() else None
+
+            seen = await until(held)
+            assert seen.held["acme/two"].tier is Tier.DEVICE
+            assert seen.held["acme/one"].revision == revision
+            assert seen.record is not None
+            assert (seen.record.slots_used, seen.record.map_version) == (2, version)
+
+            running = asyncio.create_task(ask(channel, "acme/two", tokens=100))
+
+            async def started() -> bool:
+                found = await view(reader, engine.name)
+                return bool(found and found.record and found.record.running)
+
+            busy = asyncio.create_task(until(started, 3.0))
+            await asyncio.wait({running, busy}, return_when=asyncio.FIRST_COMPLETED)
+            engine.process.send_signal(signal.SIGTERM)
+            assert len((await running)[1]) == 100, "a request that was taken is finished"
+            busy.cancel()
+        assert await engine.ended() == 0
+        gone = await view(reader, engine.name)
+        assert gone is not None
+        assert gone.record is None, "the heartbeat ends with the process"
+        events = [line["event"] for line in engine.lines()]
+        assert events.index("draining") < events.index("drained")
+        assert all(line["engine"] == engine.name for line in engine.lines())
+    await redis.aclose()
+
+
+async def test_a_base_that_does_not_exist_is_told_not_crashed_over(
+    redis_process: RedisProcess, tmp_path: Path
+) -> None:
+    redis = connect(redis_process.url)
+    await redis.flushall()
+    reader = MapReader(redis)
+    with pod(tmp_path, redis_process, Source(f"file://{tmp_path}/nothing"), name="tiny-1") as engine:
+
+        async def failed() -> EngineView | None:
+            found = await view(reader, engine.name)
+            return found if found and found.record and found.record.failure else None
+
+        record = (await until(failed)).record
+        assert record is not None
+        assert record.failure is not None
+        assert (record.ready, record.failure.reason, record.failure.terminal) == (False, "SourceNotFound", True)
+        assert "nothing" in record.failure.message
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.port}") as channel:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert engine.process.poll() is None
+
+        await MapReporter(redis, BASE, engine.name).report(
+            msgspec.structs.replace(record, incarnation=record.incarnation + 10**12), (), (), full=True
+        )
+        assert await engine.ended() == 3, "a newer start of the same engine takes over"
+        assert engine.lines()[-1]["event"] == "replaced"
+    await redis.aclose()
+
+
+def test_a_missing_setting_is_said_in_one_line() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != settings.ENGINE_SETTINGS}
+    done = subprocess.run([sys.executable, "-m", "mint_engine.main"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        f"mint-engine: {settings.ENGINE_SETTINGS} is not set; the operator sets it on an engine's pod"
+    ]

@@ -1,0 +1,283 @@
+"""Every scheme that a source may have, against a real server: what is there is fetched, what is not has one error."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+
+from mint_contracts import errors
+from mint_contracts.source import Source, child
+from mint_engine import storage
+from mint_engine.disk import DiskTier
+from mint_engine.fetch import CONFIG, WEIGHTS, copy_adapter
+from mint_engine.fetch_base import fetch_base
+from mint_engine.loading import Loader
+from tests.engine import stores
+from tests.engine.made import edit_config, peft_adapter, tiny_fit, tiny_llama
+from tests.redis_process import free_port
+
+SCHEMES = ("file", "pvc", "http", "s3", "gs", "hf")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """team/store/...: adapters good and broken, and two bases."""
+    root = tmp_path_factory.mktemp("shelf")
+    store = root / "team" / "store"
+    peft_adapter(store / "acme" / "good")
+    (store / "acme" / "pickled").mkdir()
+    (store / "acme" / "pickled" / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    shutil.copy(store / "acme" / "good" / CONFIG, store / "acme" / "pickled" / CONFIG)
+    shutil.copytree(store / "acme" / "good", store / "acme" / "cut")
+    cut = store / "acme" / "cut" / WEIGHTS
+    cut.write_bytes(cut.read_bytes()[:-10])
+    shutil.copytree(store / "acme" / "good", store / "acme" / "high")
+    edit_config(store / "acme" / "high", r=99)
+    tiny_llama().save_pretrained(store / "base", max_shard_size="30KB")
+    (store / "base" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (store / "gguf").mkdir()
+    (store / "gguf" / "tiny.gguf").write_bytes(b"GGUF" + bytes(100))
+    (store / "pickles").mkdir()
+    (store / "pickles" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (root / "private").mkdir()
+    return root
+
+
+@pytest.fixture
+def opened(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Source]]:
+    """`opened(scheme)` starts that scheme's server over the shelf; the source is the shelf's store."""
+    with ExitStack() as stack:
+
+        def open_store(scheme: str) -> Source:
+            storage._filesystem.cache_clear()
+            for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+                monkeypatch.delenv(variable, raising=False)
+            if scheme == "file":
+                return Source(f"file://{shelf}/team/store")
+            if scheme == "pvc":
+                monkeypatch.setenv("MINT_PVC_ROOT", str(shelf))
+                return Source("pvc://team/store")
+            if scheme == "http":
+                address, _ = stack.enter_context(stores.serving(stores.Files, shelf))
+                return Source(f"http://{address}/team/store")
+            if scheme == "hf":
+                address, _ = stack.enter_context(stores.serving(stores.Hub, shelf))
+                monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
+                return Source("hf://team/store", "v1")
+            if scheme == "s3":
+                monkeypatch.setenv("AWS_ENDPOINT_URL", stack.enter_context(stores.s3(shelf)))
+                for name, value in {
+                    "ACCESS_KEY_ID": "id",
+                    "SECRET_ACCESS_KEY": "secret",
+                    "REGION": "us-east-1",
+                }.items():
+                    monkeypatch.setenv(f"AWS_{name}", value)
+                return Source(f"s3://{stores.BUCKET}/team/store")
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", stack.enter_context(stores.gs(shelf)))
+            return Source(f"gs://{stores.BUCKET}/team/store")
+
+        yield open_store
+    storage._filesystem.cache_clear()
+
+
+def loader(tmp_path: Path, budget: int = 1 << 20) -> Loader:
+    return Loader(DiskTier(tmp_path / "disk", budget), tiny_fit(), torch.float32)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_adapter_is_fetched_checked_and_read(
+    scheme: str, opened: Callable[[str], Source], shelf: Path, tmp_path: Path
+) -> None:
+    store, here = opened(scheme), loader(tmp_path)
+    source = child(store, "acme/good")
+    here.fetch(source)
+    weights = here.read("acme/good", source)
+    in_place = here.read("acme/good", Source(f"file://{shelf}/team/store/acme/good"))
+    assert weights.revision == in_place.revision
+    assert all(torch.equal(weights.deltas[path].a, in_place.deltas[path].a) for path in in_place.deltas)
+    copied = here.disk.get(source)
+    if scheme in {"file", "pvc"}:
+        assert copied is None, "local files are read where they lie"
+    else:
+        assert copied is not None
+        assert (copied / WEIGHTS).read_bytes() == (shelf / "team/store/acme/good" / WEIGHTS).read_bytes()
+        assert here.disk.ledger.used == sum((copied / name).stat().st_size for name in (CONFIG, WEIGHTS))
+
+    for name, error in {
+        "acme/absent": errors.SourceNotFound,
+        "acme/pickled": errors.UnsafeFormat,
+        "acme/cut": errors.CorruptFile,
+        "acme/high": errors.RankTooLarge,
+    }.items():
+        with pytest.raises(errors.MintError) as caught:
+            here.fetch(child(store, name))
+        assert type(caught.value) is error, (name, caught.value)
+        assert here.disk.get(child(store, name)) is None
+    assert list((tmp_path / "disk").glob(".partial-*")) == [], "nothing remains of what failed"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_base_is_fetched_whole_and_without_its_pickles(
+    scheme: str, opened: Callable[[str], Source], shelf: Path, tmp_path: Path
+) -> None:
+    store, truth = opened(scheme), shelf / "team" / "store" / "base"
+    path = fetch_base(child(store, "base"), tmp_path)
+    shards = sorted(each.name for each in truth.glob("*.safetensors"))
+    assert len(shards) > 1
+    for name in [*shards, "config.json", "model.safetensors.index.json"]:
+        assert (path / name).read_bytes() == (truth / name).read_bytes()
+    if scheme not in {"file", "pvc"}:
+        assert not (path / "pytorch_model.bin").exists()
+        assert path == fetch_base(child(store, "base"), tmp_path), "the second time it is there already"
+
+    gguf = fetch_base(child(store, "gguf/tiny.gguf"), tmp_path)
+    assert gguf.read_bytes().startswith(b"GGUF")
+    with pytest.raises(errors.SourceNotFound):
+        fetch_base(child(store, "gguf/absent.gguf"), tmp_path)
+    with pytest.raises(errors.SourceNotFound):
+        fetch_base(child(store, "absent"), tmp_path)
+    if scheme not in {"file", "pvc"}:
+        with pytest.raises(errors.UnsafeFormat):
+            fetch_base(child(store, "pickles"), tmp_path)
+
+
+def test_https_is_trusted_by_its_authority_alone(shelf: Path, tmp_path: Path) -> None:
+    context, authority = stores.self_signed(tmp_path)
+    code = (
+        "import sys, json; from pathlib import Path; from mint_contracts.source import Source; "
+        "from mint_contracts.errors import MintError; from mint_engine.fetch_base import fetch_base\n"
+        "try: print(fetch_base(Source(sys.argv[1]), Path(sys.argv[2])))\n"
+        "except MintError as error: print(error.reason)"
+    )
+    with stores.serving(stores.Files, shelf, context) as (address, _):
+
+        def fetch(cache: str, **environment: str) -> str:
+            command = [sys.executable, "-c", code, f"https://{address}/team/store/base", str(tmp_path / cache)]
+            done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+            return done.stdout.strip()
+
+        assert fetch("untrusted") == "SourceUnavailable"
+        path = Path(fetch("trusted", SSL_CERT_FILE=str(authority)))
+    assert json.loads((path / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3", "hf"])
+def test_storage_that_does_not_answer_is_tried_again_later(
+    scheme: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    storage._filesystem.cache_clear()
+    address = f"http://127.0.0.1:{free_port()}"
+    for variable in ("AWS_ENDPOINT_URL", "HF_ENDPOINT"):
+        monkeypatch.setenv(variable, address)
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "TOPSECRET")
+    monkeypatch.setenv("HF_TOKEN", "TOPSECRET")
+    source = {"http": Source(f"{address}/a/b"), "s3": Source("s3://a/b"), "hf": Source("hf://a/b", "v1")}[scheme]
+    with pytest.raises(errors.SourceUnavailable) as caught:
+        copy_adapter(source, tiny_fit(), tmp_path, lambda _: None)
+    assert not caught.value.terminal
+    assert "TOPSECRET" not in str(caught.value)
+
+
+def test_a_short_disturbance_is_outlived(shelf: Path, tmp_path: Path) -> None:
+    storage._filesystem.cache_clear()
+    with stores.serving(stores.Files, shelf) as (address, handler):
+        handler.faults |= {WEIGHTS: 3, CONFIG: 1}
+        source = Source(f"http://{address}/team/store/acme/good")
+        here = loader(tmp_path)
+        here.fetch(source)
+        assert here.disk.get(source) is not None
+        assert handler.faults == {WEIGHTS: 0, CONFIG: 0}
+
+
+def test_what_storage_forbids_is_terminal(shelf: Path, tmp_path: Path) -> None:
+    storage._filesystem.cache_clear()
+    with stores.serving(stores.Files, shelf) as (address, _), pytest.raises(errors.SourceForbidden) as caught:
+        loader(tmp_path).fetch(Source(f"http://{address}/private/adapter"))
+    assert caught.value.terminal
+
+
+def test_tensors_are_not_asked_for_before_the_header_was_checked(tmp_path: Path) -> None:
+    storage._filesystem.cache_clear()
+    peft_adapter(tmp_path / "wide", r=16, target_modules="all-linear")
+    with stores.serving(stores.Files, tmp_path) as (address, _):
+        asked: list[int] = []
+        with pytest.raises(errors.RankTooLarge):
+            copy_adapter(Source(f"http://{address}/wide"), tiny_fit(max_rank=8), tmp_path / "x", asked.append)
+        assert asked == []
+
+
+def test_a_branch_is_pinned_to_the_commit_that_it_names(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    storage._filesystem.cache_clear()
+    with stores.serving(stores.Hub, shelf) as (address, handler):
+        monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
+        loader(tmp_path).fetch(Source("hf://team/store/acme/good", "main"))
+        asked = [line for line in handler.seen if "/resolve/" in line or "/tree/" in line]
+        assert asked
+        assert all(stores.COMMIT in line for line in asked)
+        with pytest.raises(errors.SourceNotFound):
+            loader(tmp_path).fetch(Source("hf://team/store/acme/good", "no-such-branch"))
+
+
+@pytest.mark.parametrize("name", ["link", "deep"])
+def test_links_out_of_a_claim_are_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "claims" / "mine").mkdir(parents=True)
+    peft_adapter(tmp_path / "theirs")
+    if name == "link":
+        (tmp_path / "claims" / "mine" / "link").symlink_to(tmp_path / "theirs")
+    else:
+        shutil.copytree(tmp_path / "theirs", tmp_path / "claims" / "mine" / "deep")
+        (tmp_path / "claims" / "mine" / "deep" / WEIGHTS).unlink()
+        (tmp_path / "claims" / "mine" / "deep" / WEIGHTS).symlink_to(tmp_path / "theirs" / WEIGHTS)
+    monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path / "claims"))
+    with pytest.raises(errors.SourceForbidden, match="symbolic link"):
+        loader(tmp_path).fetch(Source(f"pvc://mine/{name}"))
+
+
+def test_links_inside_a_claim_are_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    claim = tmp_path / "claims" / "mine"
+    peft_adapter(claim / "versions" / "7")
+    (claim / "current").symlink_to("versions/7")
+    monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path / "claims"))
+    assert loader(tmp_path).read("a", Source("pvc://mine/current")).rank == 4
+
+
+def test_a_claim_that_is_not_mounted_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path))
+    with pytest.raises(errors.SourceForbidden, match="volumeClaims"):
+        loader(tmp_path).fetch(Source("pvc://elsewhere/a"))
+
+
+def test_a_cache_that_is_too_small_is_said_with_numbers(opened: Callable[[str], Source], tmp_path: Path) -> None:
+    source = child(opened("http"), "acme/good")
+    with pytest.raises(errors.CapacityExceeded, match="of a disk cache of 999"):
+        loader(tmp_path, budget=999).fetch(source)
+
+
+def test_a_server_that_hangs_up_early_is_tried_again(shelf: Path, tmp_path: Path) -> None:
+    storage._filesystem.cache_clear()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        source = Source(f"http://127.0.0.1:{listener.getsockname()[1]}/a")
+        import threading
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    listener.accept()[0].close()
+                except OSError:
+                    return
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        with pytest.raises(errors.SourceUnavailable):
+            copy_adapter(source, tiny_fit(), tmp_path, lambda _: None)
