@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
 from mint_contracts.errors import UnsupportedBase
-from mint_contracts.settings import EngineSettings
+from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_engine import metrics
 from mint_engine.base import Base, load_base
 from mint_engine.cache import KvCache, count_pages, page_bytes
@@ -150,6 +150,9 @@ class EngineServer:
         status = serving if self.ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", *_SERVICES):
             await self._health.set(name, status)
+        # Alive is less than ready: waiting for the base or draining is no reason to be killed, a stuck step is.
+        stuck = health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(LIVENESS_SERVICE, stuck if self._stalled() else serving)
 
     async def _watch_steps(self) -> None:
         """Keep health and gauges true while the step thread works, or does not."""

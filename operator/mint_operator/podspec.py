@@ -18,7 +18,7 @@ CA_FOLDER = "/mint/redis"
 USER = 65532
 GRACE_S = 40  # an engine drains for at most 30
 START_S = 15 * 60  # images of many GB, imports, slow disks
-PROBE_S = 5
+START_PROBE_S = 2
 CACHE_SLACK_BYTES = 1 << 30  # downloads in progress, and what libraries write beside the adapters
 GPU = "nvidia.com/gpu"
 
@@ -143,15 +143,13 @@ def _secrets(spec: BaseModelSpec) -> list[str]:
 
 
 def _probes() -> Body:
-    """Ready when a request is answered. Alive while the process serves its metrics, also while it waits for its base.
-
-    The gRPC server says NOT_SERVING for as long as the base cannot be read; to kill it then would help nobody.
-    """
-    alive = {"httpGet": {"path": "/metrics", "port": "metrics"}, "periodSeconds": PROBE_S, "timeoutSeconds": 5}
+    """Ready when a request is answered; alive unless stuck, also for as long as the base cannot be read."""
+    alive = {"grpc": {"port": settings.ENGINE_PORT, "service": settings.LIVENESS_SERVICE}, "timeoutSeconds": 5}
+    ready = {"grpc": {"port": settings.ENGINE_PORT}, "timeoutSeconds": 3}
     return {
-        "startupProbe": {**alive, "failureThreshold": START_S // PROBE_S},
+        "startupProbe": {**alive, "periodSeconds": START_PROBE_S, "failureThreshold": START_S // START_PROBE_S},
         "livenessProbe": {**alive, "periodSeconds": 10, "failureThreshold": 6},
-        "readinessProbe": {"grpc": {"port": settings.ENGINE_PORT}, "periodSeconds": 2, "timeoutSeconds": 3},
+        "readinessProbe": {**ready, "periodSeconds": 2},
     }
 
 

@@ -20,6 +20,8 @@ ENGINE_PORT = 8470
 GATEWAY_PORT = 8470
 METRICS_PORT = 9470
 
+LIVENESS_SERVICE = "live"  # gRPC health: SERVING unless the engine is stuck; "" is SERVING only when it is ready
+
 
 class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """One engine's base and limits. Sizes are bytes."""
