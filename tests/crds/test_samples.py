@@ -2,6 +2,7 @@
 
 import yaml
 
+from e2e.samples.catalog import BASE_NAME, TRAINED
 from tests.apiserver import ROOT
 from tests.crds.admission import Admission
 
@@ -18,3 +19,10 @@ def test_the_wave_is_of_the_base_and_fits_its_slots() -> None:
     assert wave["spec"]["baseModelRef"]["name"] == base["metadata"]["name"]
     assert len(wave["spec"]["adapters"]["names"]) <= base["spec"]["adapters"]["deviceSlots"]
     assert wave["spec"]["serve"]["replicas"] <= base["spec"]["engine"]["replicas"]["max"]
+
+
+def test_the_samples_name_what_the_demo_prepares() -> None:
+    wave, base = (yaml.safe_load(path.read_text()) for path in SAMPLES)
+    assert wave["spec"]["adapters"]["names"] == [adapter.name for adapter in TRAINED]
+    assert max(adapter.rank for adapter in TRAINED) <= base["spec"]["adapters"]["maxRank"]
+    assert base["spec"]["adapters"]["baseNames"] == [BASE_NAME]
