@@ -7,8 +7,8 @@ async with Client("127.0.0.1:8470") as client:
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
-from typing import Self
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Self, TypeVar
 
 import grpc
 import msgspec
@@ -21,8 +21,10 @@ from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.wire import from_rpc_error
 
 PATIENCE_S = 30.0
+CALL_TIMEOUT_S = 10.0  # of one try of a call that is not a stream
 MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
 
+_T = TypeVar("_T")
 _OURS = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}  # the caller's own doing: never retried
 
 
@@ -116,20 +118,19 @@ class Client:
     async def explain(self, adapter: str, base_model: str = "") -> placement_pb2.Explanation:
         """Why an adapter is where it is, and which engine would answer now; "" for the bare base."""
         request = placement_pb2.ExplainRequest(base_model=base_model, adapter=adapter)
-        patience = _Patience(self._patience_s)
-        while True:
-            try:
-                return await self._placement.Explain(request, timeout=self._patience_s)
-            except grpc.aio.AioRpcError as error:
-                await patience.wait(error)
+        return await self._call(lambda: self._placement.Explain(request, timeout=CALL_TIMEOUT_S))
 
     async def placements(self, base_model: str = "") -> list[placement_pb2.Explanation]:
         """Every adapter that is placed or held, of one base or of all."""
         request = placement_pb2.ListPlacementsRequest(base_model=base_model)
+        reply = await self._call(lambda: self._placement.ListPlacements(request, timeout=CALL_TIMEOUT_S))
+        return list(reply.placements)
+
+    async def _call(self, send: Callable[[], Awaitable[_T]]) -> _T:
         patience = _Patience(self._patience_s)
         while True:
             try:
-                return list((await self._placement.ListPlacements(request, timeout=self._patience_s)).placements)
+                return await send()
             except grpc.aio.AioRpcError as error:
                 await patience.wait(error)
 

@@ -4,7 +4,7 @@ While Redis is away the last views go on serving; nothing here ever blocks a req
 """
 
 import asyncio
-import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -69,8 +69,8 @@ class Mirror:
         return not self._answering
 
     def age_s(self) -> float:
-        """Seconds since the map was last read whole; infinite before the first time."""
-        return float("inf") if self._read_at is None else asyncio.get_running_loop().time() - self._read_at
+        """Seconds since the map was last read; infinite before the first time. From any thread."""
+        return float("inf") if self._read_at is None else time.monotonic() - self._read_at
 
     async def run(self) -> None:
         """Follow the map until cancelled."""
@@ -86,9 +86,7 @@ class Mirror:
             except (MapUnavailable, ResponseError) as error:
                 failures += 1
                 self._note_outage(error)
-            await asyncio.sleep(
-                delay_s(failures, first_s=RECONNECT_FIRST_S, cap_s=RECONNECT_CAP_S, draw=random.random)
-            )
+            await asyncio.sleep(delay_s(failures, first_s=RECONNECT_FIRST_S, cap_s=RECONNECT_CAP_S))
 
     @asynccontextmanager
     async def _hints(self) -> AsyncIterator[Callable[[float], Awaitable[None]]]:
@@ -126,7 +124,7 @@ class Mirror:
                     _log.info("base model left the map", base_model=base)
                     continue
             self._following[base] = following
-        self._swap(loop.time())
+        self._swap()
 
     async def _follow(self, following: _Following, pulse: Pulse, now: float) -> None:
         base, view = following.view.base, following.view
@@ -159,11 +157,11 @@ class Mirror:
         alive = any(engine.alive for engine in following.view.engines.values())
         return others and not alive and now - following.unnamed_since > FORGET_S
 
-    def _swap(self, now: float) -> None:
+    def _swap(self) -> None:
         if not self._answering:
             _log.info("placement map is followed", bases=len(self._following))
         self._answering = True
-        self._read_at = now
+        self._read_at = time.monotonic()
         self._views = {base: following.view for base, following in self._following.items()}
         self._on_read()
         self.first_read.set()

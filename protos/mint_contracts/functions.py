@@ -1,5 +1,6 @@
 """The placement map's Redis connection and its function library (functions.lua): every call bounded in time."""
 
+import asyncio
 import hashlib
 import os
 import ssl
@@ -53,12 +54,21 @@ async def call(redis: Redis, function: str, names: Sequence[str], args: Sequence
 
 async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     """Await one Redis command; raises MapUnavailable when Redis does not answer in time."""
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task else 0
+    answer, failure = None, None
     try:
-        return await send()
+        answer = await send()
     except ResponseError:
         raise
     except (RedisError, OSError, TimeoutError) as error:
-        raise MapUnavailable("placement map", f"Redis did not answer ({error}); retrying") from error
+        failure = error
+    # redis-py sends through asyncio.wait_for, which before Python 3.12 loses a cancellation that comes as it ends.
+    if task and task.cancelling() > cancelled:
+        raise asyncio.CancelledError
+    if failure is not None:
+        raise MapUnavailable("placement map", f"Redis did not answer ({failure}); retrying") from failure
+    return answer
 
 
 def text(record: object) -> str:

@@ -1,0 +1,125 @@
+"""Explain tells the truth about who would answer, and why, over the wire."""
+
+import grpc
+import pytest
+
+from mint_contracts import errors
+from mint_contracts.records import Failure, Tier
+from mint_gateway.client import question
+from tests.gateway.scene import BASE, STORE, Scene, until
+from tests.redis_process import RedisProcess
+
+PIRATE = f"{STORE}/demo/pirate"
+
+
+async def test_the_chosen_engine_is_the_one_that_then_answers(scene: Scene) -> None:
+    await scene.base()
+    engines = [await scene.engine(f"e-{n}") for n in range(2)]
+    await scene.place("demo/pirate", "e-0", "e-1")
+    await engines[1].hold("demo/pirate", PIRATE, Tier.HOST)
+    await scene.open()
+    await scene.seen(*engines)
+    why = await scene.client.explain("demo/pirate")
+    assert (why.base_model, why.adapter, list(why.waves)) == (BASE, "demo/pirate", ["demo/wave"])
+    assert (why.chosen_engine, why.chosen_because) == ("e-1", "holds it in Host")
+    assert why.source_uri == PIRATE
+    assert why.map_version == scene.versions[BASE]
+    planned, holding = why.holders
+    assert (planned.engine, planned.wanted, planned.wanted_because, planned.residency) == (
+        "e-0",
+        "Device",
+        "spread",
+        "",
+    )
+    assert (holding.engine, holding.residency, holding.available) == ("e-1", "Host", True)
+    assert holding.revision == "sha256:e-1-demo/pirate"
+    assert holding.address == engines[1].address
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"
+
+
+async def test_an_adapter_without_an_entry_has_a_home(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    engines = [await scene.engine(f"e-{n}") for n in range(3)]
+    await scene.open()
+    await scene.seen(*engines)
+    why = await scene.client.explain("demo/cold")
+    assert why.chosen_because == "home engine by rendezvous hashing"
+    assert list(why.waves) == []
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/cold"))).engine == why.chosen_engine
+
+
+async def test_a_dead_engine_reports_nothing_and_nobody_is_chosen(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await scene.open()
+    await scene.seen(engine)
+    await engine.leave()
+    await until(lambda: not scene.gateway.mirror.views[BASE].engines["e-0"].alive)
+    why = await scene.client.explain("demo/pirate")
+    assert why.chosen_engine == ""
+    assert "e-0 is silent" in why.chosen_because
+    assert (why.holders[0].available, why.holders[0].residency) == (False, "")
+
+
+async def test_a_failure_is_the_reason_that_nobody_is_chosen(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    await engine.hold("demo/pirate", PIRATE, Tier.REMOTE, Failure("UnsafeFormat", "only safetensors", terminal=True))
+    await scene.open()
+    await scene.seen(engine)
+    why = await scene.client.explain("demo/pirate")
+    assert why.chosen_engine == ""
+    assert "only safetensors" in why.chosen_because
+    assert why.holders[0].failure == "UnsafeFormat: only safetensors"
+
+
+async def test_a_base_that_cannot_be_loaded_is_told_to_those_who_ask(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.ready, engine.failure = False, Failure("SourceNotFound", "no such folder", terminal=True)
+    await engine.report()
+    await scene.open()
+    await scene.seen(engine)
+    why = await scene.client.explain("")
+    assert "e-0 could not load the base (SourceNotFound: no such folder)" in why.chosen_because
+    with pytest.raises(errors.EngineUnavailable, match="SourceNotFound: no such folder"):
+        await scene.client.answer(question("Ahoy?"))
+
+
+async def test_unknown_adapters_and_bases_are_not_found(scene: Scene) -> None:
+    await scene.base()
+    await scene.open()
+    await scene.seen()
+    with pytest.raises(errors.AdapterNotFound):
+        await scene.client.explain("demo/nobody")
+    with pytest.raises(errors.BaseModelNotFound):
+        await scene.client.placements("demo/nobody")
+
+
+async def test_placements_lists_what_is_placed_and_what_was_loaded_on_demand(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    await scene.base("demo/other")
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    await scene.place("demo/json", "o-0", base="demo/other")
+    await engine.hold("demo/cold", f"{STORE}/demo/cold", Tier.DISK)
+    await scene.open()
+    await scene.seen(engine)
+    everything = await scene.client.placements()
+    assert [(each.base_model, each.adapter) for each in everything] == [
+        ("demo/other", "demo/json"),
+        (BASE, "demo/cold"),
+        (BASE, "demo/pirate"),
+    ]
+    assert [each.adapter for each in await scene.client.placements(BASE)] == ["demo/cold", "demo/pirate"]
+
+
+async def test_before_the_first_map_the_gateway_says_so(fragile: Scene, own_redis: RedisProcess) -> None:
+    own_redis.kill()
+    await fragile.open()
+    with pytest.raises(errors.MapUnavailable) as caught:
+        await fragile.client.explain("demo/pirate")
+    assert caught.value.grpc_status is grpc.StatusCode.UNAVAILABLE

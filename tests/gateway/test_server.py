@@ -1,0 +1,141 @@
+"""The gateway as a program: health, reflection, metrics, logs, and an orderly end."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
+
+from mint_contracts import errors
+from mint_contracts.settings import REDIS_URL
+from mint_gateway.client import Client, question
+from tests.gateway.scene import BASE, Scene, until
+from tests.redis_process import RedisProcess, free_port
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health(target: str, service: str = "") -> int:
+    async with grpc.aio.insecure_channel(target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5, wait_for_ready=True)
+        return int(reply.status)
+
+
+async def test_health_serves_once_the_map_was_read_and_stays_so_when_redis_dies(
+    fragile: Scene, own_redis: RedisProcess
+) -> None:
+    own_redis.kill()
+    await fragile.open()
+    assert await health(fragile.target) == NOT_SERVING
+    own_redis.start()
+    await asyncio.wait_for(fragile.gateway.mirror.first_read.wait(), 10)
+    for service in ("", "mint.v1.Sampler", "mint.v1.Placement"):
+        assert await health(fragile.target, service) == SERVING
+    own_redis.kill()
+    await until(lambda: fragile.gateway.mirror.away)
+    assert await health(fragile.target) == SERVING
+
+
+async def test_reflection_lists_the_services(scene: Scene) -> None:
+    await scene.open()
+
+    async def ask() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+    async with grpc.aio.insecure_channel(scene.target) as channel:
+        replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(ask())
+        names = [service.name async for reply in replies for service in reply.list_services_response.service]
+    assert {"mint.v1.Sampler", "mint.v1.Placement", "grpc.health.v1.Health"} <= set(names)
+
+
+async def test_each_request_is_one_log_line_that_tells_what_became_of_it(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.open()
+    await scene.seen(engine)
+    with capture_logs() as logs:
+        await scene.client.answer(question("Ahoy?"))
+        request = question("Ahoy?", adapter="demo/nobody")
+        request.request_id = "mine"
+        with pytest.raises(errors.AdapterNotFound):
+            await scene.client.answer(request)
+        await until(lambda: len([line for line in logs if line["event"] == "request"]) == 2)
+    good, bad = (line for line in logs if line["event"] == "request")
+    assert (good["base_model"], good["adapter"], good["engine"], good["code"]) == (BASE, "", "e-0", "OK")
+    assert good["first_token_seconds"] <= good["seconds"]
+    assert good["request_id"] == engine.seen[0].request_id
+    assert (bad["request_id"], bad["adapter"], bad["code"]) == ("mine", "demo/nobody", "NOT_FOUND")
+    assert "AdapterNotFound" in bad["error"]
+
+
+async def test_requests_are_counted_by_code_and_timed(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.open()
+    await scene.seen(engine)
+    await scene.client.answer(question("Ahoy?"))
+    value = scene.gateway.metrics.registry.get_sample_value
+    await until(lambda: value("mint_gateway_requests_total", {"code": "OK"}) == 1)
+    assert value("mint_gateway_first_token_seconds_count") == 1
+    assert value("mint_gateway_in_flight") == 0
+    age = value("mint_gateway_map_age_seconds")
+    assert age is not None
+    assert age < 5
+
+
+async def test_an_overlong_request_id_is_refused(scene: Scene) -> None:
+    await scene.open()
+    request = question("Ahoy?")
+    request.request_id = "x" * 1000
+    with pytest.raises(errors.InvalidRequest, match="request_id"):
+        await scene.client.answer(request)
+
+
+async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    metrics_port, redis_options = free_port(), scene.redis.connection_pool.connection_kwargs
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "mint_gateway.main", "--port", "0", "--metrics-port", str(metrics_port)),
+        env=os.environ | {REDIS_URL: f"redis://127.0.0.1:{redis_options['port']}/0"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr
+    try:
+        port = json.loads(await asyncio.wait_for(process.stderr.readline(), 20))["port"]
+        followed = json.loads(await asyncio.wait_for(process.stderr.readline(), 20))
+        assert followed["event"] == "placement map is followed"
+        async with Client(f"127.0.0.1:{port}") as client:
+            asking = asyncio.create_task(client.answer(question("Ahoy?", base_model=BASE)))
+            await asyncio.wait_for(engine.started.wait(), 20)
+            scraped = await asyncio.to_thread(_scrape, metrics_port)
+            assert re.search(r"^mint_gateway_in_flight 1\.0$", scraped, re.MULTILINE)
+            process.send_signal(signal.SIGTERM)
+            line = json.loads(await asyncio.wait_for(process.stderr.readline(), 20))
+            assert (line["event"], line["in_flight"]) == ("gateway drains", 1)
+            assert await health(f"127.0.0.1:{port}") == NOT_SERVING
+            engine.hold_before.set()
+            assert (await asyncio.wait_for(asking, 20)).text == "Hello there."
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        return str(reply.read().decode())
