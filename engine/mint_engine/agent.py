@@ -14,11 +14,11 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import Assignment, EngineRecord, Held
-from mint_engine.backoff import delay_s
 
 POLL_S = 1.0
 REREAD_S = 10.0  # a map that was lost and rewritten can come to the same version again
@@ -75,7 +75,8 @@ class Agent:
         self._waiting.append(done)
         self._changed.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(done, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await done
             return True
         return False
 
@@ -157,8 +158,9 @@ class Agent:
         """Wait for the next heartbeat, or for a change and what comes with it."""
         heartbeat = HEARTBEAT_S * (0.9 + 0.1 * random.random())  # noqa: S311 - spreads engines out, guards nothing
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), heartbeat)
-            await asyncio.sleep(COALESCE_S)
+            async with asyncio.timeout(heartbeat):
+                await self._changed.wait()
+                await asyncio.sleep(COALESCE_S)
 
 
 class _Outage:

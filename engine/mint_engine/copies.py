@@ -4,10 +4,10 @@ import asyncio
 import math
 from dataclasses import dataclass
 
+from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MintError
 from mint_contracts.records import Failure, Tier
 from mint_contracts.source import Source
-from mint_engine.backoff import delay_s
 from mint_engine.host import Key
 
 FIRST_RETRY_S = 0.5

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable, UnsafeFormat
 from mint_contracts.source import Source, locate
-from mint_engine.backoff import retrying
 from mint_engine.copying import folder_name, pour, publish, read_bounded, sync
 from mint_engine.local import LocalFolder, local_path
+from mint_engine.retry import retrying
 from mint_engine.storage import Folder, folder_of, subject_of
 
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf")

@@ -8,12 +8,12 @@ import torch
 
 from mint_contracts.source import Source, locate
 from mint_engine.adapter import AdapterWeights
-from mint_engine.backoff import retrying
 from mint_engine.check import Fit
 from mint_engine.disk import DiskTier
 from mint_engine.fetch import check_adapter, copy_adapter
 from mint_engine.local import LocalFolder, local_path
 from mint_engine.read import read_adapter
+from mint_engine.retry import retrying
 from mint_engine.storage import subject_of
 
 

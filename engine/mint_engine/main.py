@@ -5,9 +5,9 @@ import asyncio
 import os
 import sys
 
+from mint_contracts.logs import log_as_json
 from mint_contracts.settings import ENGINE_PORT, METRICS_PORT
 from mint_engine.environment import confine, read_environment
-from mint_engine.logs import log_as_json
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import structlog
 from prometheus_client import start_http_server
 
+from mint_contracts.backoff import delay_s
 from mint_contracts.errors import CorruptFile, Internal, MintError, StaleEpoch
 from mint_contracts.functions import connect
 from mint_contracts.records import Assignment, EngineRecord, Failure, Held
 from mint_engine.agent import Agent, Body
-from mint_engine.backoff import delay_s
 from mint_engine.check import Fit
 from mint_engine.disk import DiskTier
 from mint_engine.environment import Start

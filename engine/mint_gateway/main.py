@@ -2,14 +2,12 @@
 
 import argparse
 import asyncio
-import logging
 import signal
-import sys
 
-import structlog
 from prometheus_client import start_http_server
 
 from mint_contracts.functions import connect
+from mint_contracts.logs import log_as_json
 from mint_contracts.settings import GATEWAY_PORT, METRICS_PORT
 from mint_gateway.server import Limits, serve
 
@@ -20,7 +18,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=GATEWAY_PORT, help="gRPC (default %(default)s, 0: a free one)")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus (default %(default)s)")
     arguments = parser.parse_args()
-    _log_as_json()
+    log_as_json()
     asyncio.run(_run(arguments.port, arguments.metrics_port))
 
 
@@ -42,20 +40,6 @@ async def _run(port: int, metrics_port: int) -> None:
             raise defect
     finally:
         await redis.aclose()
-
-
-def _log_as_json() -> None:
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
 
 
 if __name__ == "__main__":

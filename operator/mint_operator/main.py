@@ -1,6 +1,7 @@
 """`mint-operator`: wires the parts together and runs them until a signal, or until it may no longer write."""
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Coroutine
@@ -11,9 +12,10 @@ from prometheus_client import start_http_server
 
 from mint_contracts import functions
 from mint_contracts.errors import MintError, StaleEpoch
+from mint_contracts.logs import log_as_json
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
-from mint_operator import hints, kube, logs, settings
+from mint_operator import hints, kube, settings
 from mint_operator.apply import Applier
 from mint_operator.cluster_view import ClusterView
 from mint_operator.dirt import Dirt
@@ -28,7 +30,7 @@ log = structlog.get_logger()
 
 def main() -> None:
     """Console script. Exits 0 after a signal, 1 when leadership was lost or settings are missing."""
-    logs.configure()
+    log_as_json(level=logging.INFO, quiet=("kopf", "aiohttp", "asyncio", "urllib3"))
     try:
         code = asyncio.run(run(settings.read()))
     except MintError as error:

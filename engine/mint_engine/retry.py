@@ -1,22 +1,13 @@
-"""Waiting before trying again: exponential, jittered, bounded."""
+"""Trying again what may work next time."""
 
-import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MintError
 
 T = TypeVar("T")
-
-
-def delay_s(attempt: int, *, first_s: float, cap_s: float, draw: Callable[[], float] = random.random) -> float:
-    """Seconds to wait after the `attempt`-th failure (from 1): half of it fixed, half drawn.
-
-    `draw` gives a number in [0, 1). The result is within [d/2, d] for d = min(cap_s, first_s * 2^(attempt-1)).
-    """
-    full = min(cap_s, first_s * 2.0 ** min(attempt - 1, 60))
-    return full / 2 + full / 2 * draw()
 
 
 def retrying(work: Callable[[], T], *, attempts: int = 3, first_s: float = 0.2, cap_s: float = 2.0) -> T:

@@ -1,4 +1,4 @@
-"""Logging: one JSON object a line on standard error, the libraries' own included."""
+"""Logs: one JSON event a line on standard error, from a program and from the libraries that it runs on."""
 
 import logging
 import sys
@@ -6,8 +6,11 @@ import sys
 import structlog
 
 
-def log_as_json(**fields: str) -> None:
-    """Set logging up for the process; `fields` are on every line."""
+def log_as_json(*, level: int = logging.WARNING, quiet: tuple[str, ...] = (), **fields: str) -> None:
+    """Set logging up for the process; `fields` are on every line.
+
+    `level` is that of the standard library's loggers (structlog's own start at INFO); `quiet` ones warn only.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -28,4 +31,6 @@ def log_as_json(**fields: str) -> None:
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
         )
     )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in quiet:
+        logging.getLogger(name).setLevel(logging.WARNING)
