@@ -39,7 +39,8 @@ def locate(source: Source) -> Location:
         raise SourceForbidden(subject, f"scheme must be one of {', '.join(s + '://' for s in SCHEMES)}")
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise SourceForbidden(subject, "must carry no credentials, query or fragment; use secretRef for credentials")
-    if any(segment in {"..", "."} for segment in parts.path.split("/")) or "\\" in source.uri or "%" in source.uri:
+    segments = [parts.netloc, *parts.path.split("/")]  # a claim named ".." would leave the folder of claims
+    if any(segment in {"..", "."} for segment in segments) or "\\" in source.uri or "%" in source.uri:
         raise SourceForbidden(subject, "must be a plain path without '.', '..', '%' or backslashes")
     if parts.scheme == "file":
         if parts.netloc or not parts.path.startswith("/"):

@@ -10,10 +10,15 @@ from grpc_status import rpc_status
 from mint_contracts import errors
 
 DOMAIN = "mint.dev"
+SUBJECT_MAX_BYTES = 300
+MESSAGE_MAX_BYTES = 1000
+"""A status travels in headers: as text (a byte may take three) and in details, of which gRPC takes 8 kB in all."""
 
 
 def to_status(error: errors.MintError) -> grpc.Status:
     """The status to abort a call with: `await context.abort_with_status(to_status(error))`."""
+    subject, message = _cut(error.subject, SUBJECT_MAX_BYTES), _cut(error.message, MESSAGE_MAX_BYTES)
+    error = type(error)(subject, message, retry_after_s=error.retry_after_s)
     info = error_details_pb2.ErrorInfo(
         reason=error.reason, domain=DOMAIN, metadata={"subject": error.subject, "message": error.message}
     )
@@ -46,6 +51,12 @@ def from_rpc_error(call: grpc.Call | grpc.aio.AioRpcError) -> errors.MintError:
     if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}:
         return errors.Unavailable("", f"the call ended with {code.name}: {text}")
     return errors.Internal("", f"the call ended with {code.name}: {text}")
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    """The text, or as much of its beginning as fits with an ellipsis; what is no Unicode becomes "?"."""
+    data = text.encode(errors="replace")
+    return data.decode() if len(data) <= max_bytes else data[: max_bytes - 3].decode(errors="ignore") + "…"
 
 
 def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:

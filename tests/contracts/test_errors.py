@@ -1,0 +1,61 @@
+"""The error tree: drawn as it is, mapped once, found by its reason."""
+
+import re
+
+import grpc
+import pytest
+
+from mint_contracts import errors
+
+
+def tree(root: type[errors.MintError], depth: int = 0) -> list[tuple[int, type[errors.MintError]]]:
+    """Every class below `root` with its depth, in the order of the source."""
+    found = [(depth, root)]
+    for child in root.__subclasses__():
+        found += tree(child, depth + 1)
+    return [(level, kind) for level, kind in found if kind.__module__ == "mint_contracts.errors"]
+
+
+EVERY = [kind for _, kind in tree(errors.MintError)]
+LEAVES = [kind for kind in EVERY if not kind.__subclasses__()]
+
+
+def test_the_docstring_draws_the_tree_as_it_is() -> None:
+    drawn = []
+    for line in (errors.__doc__ or "").splitlines():
+        if match := re.match(r"^\s{4}([│ ├└─]*)([A-Z]\w+)", line):
+            drawn.append((len(match.group(1)) // 4, match.group(2)))
+    assert drawn == [(depth, kind.__name__) for depth, kind in tree(errors.MintError)]
+
+
+@pytest.mark.parametrize("kind", LEAVES, ids=lambda kind: kind.__name__)
+def test_every_leaf_is_mapped_to_grpc_and_http(kind: type[errors.MintError]) -> None:
+    assert kind.grpc_status not in {grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN}
+    assert 400 <= kind.http_status < 600
+    assert kind.__doc__
+
+
+def test_what_goes_away_by_itself_is_what_clients_retry() -> None:
+    passing = {kind for kind in EVERY if not kind.terminal}
+    assert passing == {
+        *(errors.Overloaded, errors.Unavailable, errors.SourceUnavailable, errors.EngineUnavailable),
+        *(errors.Draining, errors.MapUnavailable),
+    }
+    assert {kind.grpc_status for kind in passing} == {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_every_class_is_found_by_its_reason(kind: type[errors.MintError]) -> None:
+    assert errors.by_reason(kind("x", "y").reason) is kind
+
+
+def test_an_unknown_reason_is_nothing() -> None:
+    assert errors.by_reason("OutOfCheese") is None
+
+
+def test_a_message_names_the_object_first() -> None:
+    assert str(errors.AdapterNotFound("adapter 'a/b'", "no wave serves it")) == "adapter 'a/b': no wave serves it"
+    assert str(errors.Internal("", "a defect")) == "a defect"
