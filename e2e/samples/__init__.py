@@ -7,7 +7,8 @@ random weights, and nine that must be refused. Start with `catalog.py`: it lists
 
 from e2e.samples.base import SampleError
 from e2e.samples.catalog import BASE_NAME, BROKEN, GOOD, TRAINED, Adapter, BrokenAdapter, questions
-from e2e.samples.preparation import Samples, prepare
+from e2e.samples.layout import Samples
+from e2e.samples.preparation import prepare
 
 __all__ = [
     "BASE_NAME",

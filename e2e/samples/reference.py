@@ -1,8 +1,7 @@
 """PEFT's own greedy answers, token by token: what every engine must say too.
 
-Computed by transformers and peft in float32, one adapter and one prompt at a time, and cached on disk by a hash of
-all inputs. Each step carries the gap between its two best logits, so that a test can leave out near ties, which
-another order of summation may decide differently.
+Cached on disk by a hash of all inputs. Each step carries the gap between its two best logits, so that a test can
+leave out near ties, which another order of summation may decide differently.
 """
 
 import argparse
@@ -10,119 +9,67 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from e2e.samples.answering import Answer, Request
+from e2e.samples.base import Say
 from e2e.samples.catalog import GOOD, questions
-from e2e.samples.preparation import Samples, cache, prepare
+from e2e.samples.child import run_module
+from e2e.samples.layout import Samples
+from e2e.samples.preparation import cache, prepare
 
 BASE: Final = ""
 """The adapter name that stands for the bare base."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One greedy answer; `gaps` has one logit gap a token, and `token_ids` ends with end-of-turn when `finished`."""
-
-    adapter: str
-    question: str
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    gaps: tuple[float, ...]
-    finished: bool
-    text: str
-
-    @property
-    def min_gap(self) -> float:
-        """The closest that the second-best token came at any step, in logits."""
-        return min(self.gaps)
-
-    @property
-    def content_ids(self) -> tuple[int, ...]:
-        """The generated tokens without the end-of-turn token."""
-        return self.token_ids[:-1] if self.finished else self.token_ids
+TIMEOUT_S: Final = 900.0  # for the prompts of one adapter; eight of 64 tokens take about 15 s on 2 idle cores
 
 
 def reference(
-    samples: Samples, prompts: Sequence[str], adapters: Sequence[str], max_new_tokens: int
+    samples: Samples, prompts: Sequence[str], adapters: Sequence[str], max_new_tokens: int, say: Say = print
 ) -> dict[str, list[Answer]]:
-    """What each of `adapters` (`BASE` for none) answers to each user turn of `prompts`, in the order of `prompts`."""
+    """What each of `adapters` (`BASE` for none) answers to each user turn of `prompts`, in the order of `prompts`.
+
+    Raises `SampleError` when an answer is not cached and cannot be computed.
+    """
     answers = {}
     for adapter in adapters:
-        paths = [_path(samples, adapter, prompt, max_new_tokens) for prompt in prompts]
-        missing = [p for p, path in zip(prompts, paths, strict=True) if not path.exists()]
+        paths = {prompt: _path(samples, adapter, prompt, max_new_tokens) for prompt in prompts}
+        missing = tuple(prompt for prompt, path in paths.items() if not path.exists())
         if missing:
-            _compute(samples, adapter, missing, max_new_tokens)
-        answers[adapter] = [_read(path) for path in paths]
+            say(f"reference: computing {len(missing)} answers of {adapter or 'the bare base'}")
+            folder = str(samples.adapters / adapter) if adapter != BASE else None
+            request = Request(str(samples.base), adapter, folder, missing, max_new_tokens)
+            _compute(request, paths)
+        answers[adapter] = [msgspec.json.decode(paths[prompt].read_bytes(), type=Answer) for prompt in prompts]
     return answers
 
 
+def without_ties(answers: Sequence[Answer], margin: float) -> list[Answer]:
+    """Those of `answers` in which the best token led by more than `margin` logits at every step."""
+    return [answer for answer in answers if answer.min_gap > margin]
+
+
 def _path(samples: Samples, adapter: str, prompt: str, max_new_tokens: int) -> Path:
-    own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    inputs = json.dumps([own, samples.digest, adapter, prompt, max_new_tokens])
+    how = hashlib.sha256(Path(__file__).with_name("answering.py").read_bytes()).hexdigest()
+    inputs = json.dumps([how, samples.digest, adapter, prompt, max_new_tokens])
     return cache() / "reference" / f"{hashlib.sha256(inputs.encode()).hexdigest()[:24]}.json"
 
 
-def _read(path: Path) -> Answer:
-    return msgspec.json.decode(path.read_bytes(), type=Answer)
+def _compute(request: Request, paths: dict[str, Path]) -> None:
+    def keep(line: str) -> None:
+        path = paths[msgspec.json.decode(line, type=Answer).question]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(line)
+        unfinished.rename(path)
 
-
-def _write(path: Path, answer: Answer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(msgspec.json.encode(answer))
-    unfinished.rename(path)
-
-
-def _compute(samples: Samples, adapter: str, prompts: Sequence[str], max_new_tokens: int) -> None:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from e2e.samples.preparation import two_threads
-
-    tokenizer = AutoTokenizer.from_pretrained(samples.base)
-    model: Any = AutoModelForCausalLM.from_pretrained(samples.base, dtype=torch.float32)
-    if adapter != BASE:
-        model = PeftModel.from_pretrained(model, samples.adapters / adapter)
-    with two_threads(), torch.inference_mode():
-        for prompt in prompts:
-            answer = _greedy(model.eval(), tokenizer, adapter, prompt, max_new_tokens)
-            _write(_path(samples, adapter, prompt, max_new_tokens), answer)
-
-
-def _greedy(model: Any, tokenizer: Any, adapter: str, question: str, max_new_tokens: int) -> Answer:
-    import torch
-
-    from e2e.samples.training import chat
-
-    prompt = chat(tokenizer, question)
-    out = model.generate(
-        input_ids=torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    tokens = out.sequences[0, len(prompt) :].tolist()
-    best = [logits[0].float().topk(2).values.tolist() for logits in out.logits]  # of each step
-    return Answer(
-        adapter=adapter,
-        question=question,
-        prompt_ids=tuple(prompt),
-        token_ids=tuple(tokens),
-        gaps=tuple(first - second for first, second in best),
-        finished=tokens[-1] == tokenizer.eos_token_id,
-        text=tokenizer.decode(tokens, skip_special_tokens=True),
-    )
+    run_module("e2e.samples.answering", msgspec.json.encode(request).decode(), say=keep, timeout_s=TIMEOUT_S)
 
 
 def main() -> None:
-    """Print the reference answers to the sample questions, or to those given."""
+    """Print the reference answers to the sample questions, or to those given, each with its smallest logit gap."""
     parser = argparse.ArgumentParser(prog="python -m e2e.samples.reference", description=main.__doc__)
     parser.add_argument("questions", nargs="*", help="user turns (default: the sample questions)")
     parser.add_argument("--adapter", action="append", help="may be repeated (default: the base and every good one)")
