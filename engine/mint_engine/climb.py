@@ -17,6 +17,7 @@ from mint_engine.loading import Loader
 from mint_engine.slot_table import SlotTable
 
 COPY_THREADS = 2
+FULL_RETRY_S = 5.0
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -78,7 +79,7 @@ class Climber:
             if weights.nbytes > budget:
                 raise CapacityExceeded(subject, f"needs {weights.nbytes} bytes of {budget}; raise hostMemory")
             raise Overloaded(
-                subject, "finds host memory full of wanted adapters; raise hostMemory", retry_after_s=5.0
+                subject, "finds host memory full of wanted adapters; raise hostMemory", retry_after_s=FULL_RETRY_S
             )
 
     async def _weights(self, copy: Copy) -> AdapterWeights:

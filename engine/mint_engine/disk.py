@@ -43,7 +43,7 @@ class DiskTier:
             except (OSError, msgspec.DecodeError):
                 sound = False
             if not sound or not self._enter(entry.source, entry.nbytes):
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def get(self, source: Source) -> Path | None:
         """The folder of a source, if it is here and complete."""

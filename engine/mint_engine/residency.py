@@ -118,9 +118,11 @@ class Residency:
                 self._spawn(self._free(self.books.copies[key]))
             for key in actions.drop:
                 self.books.host.drop(key)
+                self._wake.set()
             self.on_change()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self.books.next_retry_s())
+                async with asyncio.timeout(self.books.next_retry_s()):
+                    await self._wake.wait()
 
     async def _free(self, copy: Copy) -> None:
         if copy.slot is not None and copy.users == 0:

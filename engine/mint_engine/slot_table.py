@@ -67,5 +67,6 @@ class SlotTable:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         with suppress(TimeoutError):
-            await asyncio.wait_for(waiter, left)
+            async with asyncio.timeout(left):
+                await waiter
         return True

@@ -1,0 +1,127 @@
+"""Whatever bytes claim to be a safetensors file: it is read exactly as safetensors reads it, or refused clearly."""
+
+import json
+import struct
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from mint_contracts.errors import CorruptFile, MintError, UnsafeFormat
+from mint_engine.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, header_bytes, parse
+
+GOOD = save({"a": torch.ones(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, metadata={"format": "pt"})
+
+
+def read(blob: bytes) -> Header:
+    length = header_bytes(blob, "file")
+    return parse(blob[LENGTH_BYTES : LENGTH_BYTES + length], "file", file_bytes=len(blob))
+
+
+def test_a_header_tells_each_tensors_place() -> None:
+    header = read(GOOD)
+    assert {name: (spec.dtype, spec.shape) for name, spec in header.tensors.items()} == {
+        "a": ("F32", (2, 3)),
+        "b": ("BF16", (4,)),
+    }
+    for name, spec in header.tensors.items():
+        assert GOOD[spec.begin : spec.end] == load(GOOD)[name].view(torch.uint8).numpy().tobytes()
+    assert header.file_bytes == len(GOOD)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_or_read(blob: bytes) -> None:
+    try:
+        read(blob)
+    except (CorruptFile, UnsafeFormat):
+        return
+    load(blob)
+
+
+@given(st.data())
+def test_a_file_with_any_bytes_changed_is_refused_or_read_as_safetensors_does(data: st.DataObject) -> None:
+    blob = bytearray(GOOD)
+    for _ in range(data.draw(st.integers(1, 4))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.one_of(st.just(len(blob)), st.integers(0, len(blob))))
+    try:
+        header = read(bytes(blob[:cut]))
+    except MintError:
+        return
+    try:
+        reference = load(bytes(blob[:cut]))
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise AssertionError(f"we take what safetensors refuses: {error}") from error
+    assert {name: tuple(tensor.shape) for name, tensor in reference.items()} == {
+        name: spec.shape for name, spec in header.tensors.items()
+    }
+
+
+ENTRIES = st.one_of(
+    st.none(), st.integers(), st.text(max_size=5),
+    st.fixed_dictionaries(
+        {
+            "dtype": st.sampled_from(["F32", "F16", "BF16", "I8", "", None, []]),
+            "shape": st.none() | st.lists(st.integers() | st.booleans() | st.floats(), max_size=10),
+            "data_offsets": st.lists(st.integers(-10, 2**70), max_size=3),
+        }
+    ),
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.text(max_size=5), ENTRIES, max_size=4))
+def test_any_json_is_refused_or_fills_the_file(table: dict) -> None:
+    text = json.dumps(table).encode()
+    try:
+        header = parse(text, "file")
+    except CorruptFile:
+        return
+    assert sum(spec.end - spec.begin for spec in header.tensors.values()) == header.file_bytes - 8 - len(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"[]", "not a JSON object"),
+        (b"{" * 100_000, "not readable"),
+        (b'{"a": ' * 100_000, "not readable"),
+        (b"\xff\xfe", "not readable"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+         "not readable"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "gap or overlap"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}',
+         "gap or overlap"),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "its shape needs 8"),
+        (b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', "natural numbers"),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', "takes -4 bytes"),
+        (b'{"a":{"dtype":"F32","shape":[4611686018427387905,4],"data_offsets":[0,16]}}', "natural numbers"),
+        (b'{"a":{"dtype":"F32","shape":[4611686018427387903,4],"data_offsets":[0,16]}}', "its shape needs"),
+    ],
+)  # fmt: skip
+def test_each_wrong_header_is_told(text: bytes, told: str) -> None:
+    with pytest.raises(CorruptFile, match=told):
+        parse(text, "file")
+
+
+@pytest.mark.parametrize("length", [0, 1, MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1])
+def test_a_header_of_absurd_length_is_never_asked_for(length: int) -> None:
+    with pytest.raises(CorruptFile, match="claims"):
+        header_bytes(struct.pack("<Q", length), "file")
+
+
+def test_a_header_of_all_experts_of_a_30b_model_is_read_fast() -> None:
+    table, place = {}, 0
+    for index in range(37_248):
+        table[f"base_model.model.model.layers.{index % 48}.mlp.experts.{index}.down_proj.lora_A.weight"] = {
+            "dtype": "BF16", "shape": [1, 8], "data_offsets": [place, place + 16],
+        }  # fmt: skip
+        place += 16
+    text = json.dumps(table).encode()
+    assert len(text) < MAX_HEADER_BYTES / 4
+    began = time.monotonic()
+    assert len(parse(text, "file").tensors) == 37_248
+    assert time.monotonic() - began < 5.0
