@@ -24,7 +24,10 @@ def place(engines: Sequence[Engine], slots: int, wants: Mapping[str, Want], exis
     """Places of every want, in the order of `wants`; fewer than asked for only if there are too few engines."""
     board = Board(engines, slots)
     holders = _holders(engines, wants)
-    placed = {name: _keep(board, want, existing.get(name, ()), holders.get(name, {})) for name, want in wants.items()}
+    placed: dict[str, list[Place]] = {name: [] for name in wants}
+    for in_slot in (True, False):  # what has its slot already comes before what wants a warmer tier now
+        for name, want in wants.items():
+            _keep(board, want, existing.get(name, ()), placed[name], holders.get(name, {}), in_slot=in_slot)
     for name, want in wants.items():
         warmth = holders.get(name, {})
         _leave_lost(board, want, placed[name], warmth)
@@ -58,14 +61,22 @@ def _holders(engines: Sequence[Engine], wants: Mapping[str, Want]) -> dict[str, 
     return found
 
 
-def _keep(board: Board, want: Want, before: Sequence[Place], warmth: Mapping[str, int]) -> list[Place]:
-    """The existing places that stay; if there are more than wanted, those of live and warm engines."""
-    legal = {place.engine: place for place in before if place.engine in board}
-    ranked = sorted(legal, key=lambda engine: (board.lost(engine), -warmth.get(engine, 0)))
-    chosen = [engine for engine in ranked if board.fits(engine, want.residency)][: want.replicas]
-    for engine in chosen:
-        board.put(engine, want.residency)
-    return [msgspec.structs.replace(legal[engine], residency=want.residency) for engine in legal if engine in chosen]
+def _keep(
+    board: Board, want: Want, before: Sequence[Place], kept: list[Place], warmth: Mapping[str, int], *, in_slot: bool
+) -> None:
+    """Add to `kept` the existing places that stay; if there are more than wanted, those of live and warm engines."""
+    legal = [
+        place
+        for place in before
+        if place.engine in board and (want.residency in (place.residency, Tier.HOST, Tier.DISK)) is in_slot
+    ]
+    legal.sort(key=lambda place: (board.lost(place.engine), -warmth.get(place.engine, 0)))
+    for place in legal:
+        twice = any(other.engine == place.engine for other in kept)
+        if len(kept) < want.replicas and not twice and board.fits(place.engine, want.residency):
+            board.put(place.engine, want.residency)
+            kept.append(msgspec.structs.replace(place, residency=want.residency))
+    kept.sort(key=lambda place: [each.engine for each in before].index(place.engine))
 
 
 def _leave_lost(board: Board, want: Want, places: list[Place], warmth: Mapping[str, int]) -> None:
