@@ -1,0 +1,88 @@
+"""API objects become what a snapshot holds, also when they are odd."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mint_operator import decode
+
+METADATA = {
+    "name": "smol",
+    "namespace": "team",
+    "uid": "u1",
+    "generation": 4,
+    "creationTimestamp": "2026-01-01T00:00:00Z",
+    "managedFields": [{"manager": "kubectl"}],
+}
+
+
+def raw(**parts: Any) -> bytes:
+    return json.dumps({"metadata": METADATA} | parts).encode()
+
+
+def test_a_base_has_its_quantities_in_bytes() -> None:
+    limits = {"hostMemory": "1Gi", "diskCache": "2G"}
+    spec = {"source": {"uri": "pvc://m/s"}, "engine": {"kvCacheMemory": 1048576}, "adapters": limits}
+    found = decode.base_model(raw(spec=spec, status={"phase": "Ready"}))
+    assert (found.kv_cache_bytes, found.host_bytes, found.disk_bytes) == (1 << 20, 1 << 30, 2 * 10**9)
+    assert (found.meta.key, found.meta.generation, found.meta.deleting) == ("team/smol", 4, False)
+    assert (found.status.phase, found.defect) == ("Ready", "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"source": {"uri": "pvc://m/s"}, "adapters": {"hostMemory": "much"}}, "spec.adapters.hostMemory 'much'"),
+        ({"source": {"uri": 7}}, "Expected `str`, got `int` - at `$.source.uri`"),
+        ({}, "missing required field `source`"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_says_where(spec: dict[str, Any], said: str) -> None:
+    assert said in decode.base_model(raw(spec=spec)).defect
+
+
+def test_one_wave_that_cannot_be_read_hinders_no_other() -> None:
+    found = decode.adapter_wave(raw(spec={"baseModelRef": {"name": "smol"}, "adapters": {"names": "a/b"}}))
+    assert "`$.adapters.names`" in found.defect
+
+
+def test_a_status_of_another_version_is_written_anew() -> None:
+    spec = {"baseModelRef": {"name": "smol"}, "adapters": {"names": ["a/b"]}}
+    assert decode.adapter_wave(raw(spec=spec, status={"phase": 3})).status.phase == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (
+            {"containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}}]},
+            "ImagePullBackOff",
+        ),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}, "CrashLoopBackOff"),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, None),
+        ({"containerStatuses": [{"state": {"running": {}}}]}, None),
+        (
+            {
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1"}
+                ]
+            },
+            "Unschedulable",
+        ),
+        ({"phase": "Failed", "reason": "Evicted", "message": "disk"}, "Evicted"),
+        ({}, None),
+    ],
+)
+def test_a_pods_trouble_is_in_kubernetes_own_words(status: dict[str, Any], reason: str | None) -> None:
+    metadata = METADATA | {"name": "smol-0", "labels": {"mint.dev/base-model": "smol"}}
+    key, pod = decode.engine_pod(json.dumps({"metadata": metadata, "status": status}).encode())
+    assert key == "team/smol"
+    assert (pod.trouble.reason if pod.trouble else None) == reason
+
+
+def test_a_pods_address_and_readiness() -> None:
+    status = {"podIP": "10.0.0.7", "conditions": [{"type": "Ready", "status": "True"}]}
+    metadata = METADATA | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    _, pod = decode.engine_pod(json.dumps({"metadata": metadata, "status": status}).encode())
+    assert (pod.ip, pod.ready, pod.terminating) == ("10.0.0.7", True, True)

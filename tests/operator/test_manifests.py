@@ -1,0 +1,188 @@
+"""The objects that a BaseModel becomes."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from mint_contracts.resources import AdapterLimits, AdapterStore, BaseSource, EngineSpec, Resources, SecretRef
+from mint_contracts.settings import ENGINE_SETTINGS, EngineSettings
+from mint_operator.manifests import APPLIED, Manifest, redis_secret, render
+from mint_operator.snapshot import ObservedBase, Release
+from tests.operator.worlds import RELEASE, base
+
+Body = dict[str, Any]
+
+
+def rendered(of: ObservedBase, release: Release = RELEASE, engines: int = 2) -> dict[str, Manifest]:
+    return {each.kind: each for each in render(of, release, ["models", "samples"], engines)}
+
+
+def pod(of: ObservedBase, release: Release = RELEASE) -> Body:
+    found: Body = rendered(of, release)["StatefulSet"].body["spec"]["template"]["spec"]
+    return found
+
+
+def container(of: ObservedBase, release: Release = RELEASE) -> Body:
+    [only] = pod(of, release)["containers"]
+    found: Body = only
+    return found
+
+
+def env(of: ObservedBase, release: Release = RELEASE) -> dict[str, Body]:
+    return {each["name"]: each for each in container(of, release)["env"]}
+
+
+def with_spec(**changes: Any) -> ObservedBase:
+    return msgspec.structs.replace(base(), spec=msgspec.structs.replace(base().spec, **changes))
+
+
+def test_engines_have_stable_names_and_start_together() -> None:
+    spec = rendered(base())["StatefulSet"].body["spec"]
+    assert (spec["replicas"], spec["serviceName"], spec["podManagementPolicy"]) == (2, "smol", "Parallel")
+    assert spec["updateStrategy"] == {"type": "RollingUpdate"}
+    labels = spec["template"]["metadata"]["labels"]
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    assert labels["app.kubernetes.io/managed-by"] == "mint"
+    assert labels["mint.dev/base-model"] == "smol"
+
+
+def test_service_and_budget_select_the_engines() -> None:
+    found = rendered(base())
+    labels = found["StatefulSet"].body["spec"]["template"]["metadata"]["labels"]
+    service, budget = found["Service"].body["spec"], found["PodDisruptionBudget"].body["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["selector"].items() <= labels.items()
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    assert budget["maxUnavailable"] == 1
+
+
+def test_every_object_is_owned_by_the_base_and_carries_the_digest_of_itself() -> None:
+    for manifest in rendered(base()).values():
+        [owner] = manifest.body["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"], owner["controller"]) == ("BaseModel", "uid-base", True)
+        assert manifest.body["metadata"]["annotations"][APPLIED] == manifest.digest
+
+
+def test_only_what_changed_gets_another_digest() -> None:
+    one, three = rendered(base(), engines=1), rendered(base(), engines=3)
+    assert {kind for kind in one if one[kind].digest != three[kind].digest} == {"StatefulSet"}
+    assert {kind: each.digest for kind, each in one.items()} == {
+        kind: each.digest for kind, each in rendered(base(), engines=1).items()
+    }
+
+
+def test_a_change_of_replicas_restarts_nothing_and_a_change_of_limits_does() -> None:
+    def template(of: ObservedBase, engines: int) -> Body:
+        found: Body = rendered(of, engines=engines)["StatefulSet"].body["spec"]["template"]
+        return found
+
+    assert template(base(), 1) == template(base(low=1, high=4), 3)
+    assert template(base(), 1) != template(base(slots=9), 1)
+
+
+def test_engines_are_told_what_they_must_restart_for() -> None:
+    told = msgspec.json.decode(env(base())[ENGINE_SETTINGS]["value"], type=EngineSettings)
+    assert (told.base_model, told.source.uri, told.device_slots) == ("team/smol", "pvc://models/smol", 8)
+    assert (told.kv_cache_bytes, told.host_bytes, told.disk_bytes) == (1 << 20, 1 << 20, 1 << 30)
+    assert told.store is not None
+    assert "replicas" not in json.dumps(msgspec.to_builtins(told))
+    variables = env(base())
+    assert variables["MINT_ENGINE_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+    assert variables["MINT_ENGINE_ADDRESS"]["value"] == "$(POD_IP):8470"
+    assert list(variables).index("POD_IP") < list(variables).index("MINT_ENGINE_ADDRESS")
+
+
+def test_pods_run_as_nobody_with_nothing_to_write_but_their_own_folders() -> None:
+    spec, only = pod(base()), container(base())
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["runAsUser"] == 65532
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert only["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not spec["automountServiceAccountToken"]
+    writable = [mount["mountPath"] for mount in only["volumeMounts"] if not mount.get("readOnly")]
+    assert writable == ["/tmp", "/mint/cache"]
+
+
+def test_claims_are_mounted_read_only_under_their_names() -> None:
+    mounts = {mount["mountPath"]: mount for mount in container(base())["volumeMounts"]}
+    assert mounts["/mint/pvc/models"]["readOnly"]
+    assert mounts["/mint/pvc/samples"]["readOnly"]
+    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod(base())["volumes"][2:]]
+    assert claims == ["models", "samples"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "limited"), [("pvc://models/smol", True), ("file:///models/smol", True), ("s3://models/smol", False)]
+)
+def test_the_cache_is_limited_unless_a_base_of_unknown_size_goes_there_too(uri: str, limited: bool) -> None:
+    cache = next(volume for volume in pod(base(uri=uri))["volumes"] if volume["name"] == "cache")
+    assert ("sizeLimit" in cache["emptyDir"]) is limited
+    if limited:
+        assert int(cache["emptyDir"]["sizeLimit"]) > 1 << 30
+
+
+def test_probes_tell_alive_from_ready_and_leave_time_to_start() -> None:
+    only = container(base())
+    assert only["readinessProbe"]["grpc"] == {"port": 8470}
+    assert only["livenessProbe"]["grpc"] == {"port": 8470, "service": "live"}
+    start = only["startupProbe"]
+    assert start["periodSeconds"] * start["failureThreshold"] == 900
+    assert pod(base())["terminationGracePeriodSeconds"] == 40
+
+
+def test_cuda_asks_for_one_gpu_unless_told_otherwise() -> None:
+    one = container(with_spec(engine=EngineSpec(device="cuda")))["resources"]
+    assert one == {"limits": {"nvidia.com/gpu": 1}, "requests": {"nvidia.com/gpu": 1}}
+    four = Resources(limits={"nvidia.com/gpu": 4, "memory": "64Gi"}, requests={"memory": "32Gi"})
+    found = container(with_spec(engine=EngineSpec(device="cuda", resources=four)))["resources"]
+    assert found["limits"]["nvidia.com/gpu"] == found["requests"]["nvidia.com/gpu"] == 4
+    assert container(base())["resources"] == {}
+
+
+def test_scheduling_wishes_are_passed_on_and_engines_spread_if_they_can() -> None:
+    toleration = {"key": "gpu", "operator": "Exists"}
+    spec = pod(with_spec(engine=EngineSpec(node_selector={"pool": "gpu"}, tolerations=[toleration])))
+    assert (spec["nodeSelector"], spec["tolerations"]) == ({"pool": "gpu"}, [toleration])
+    [spread] = spec["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+
+
+def test_the_installation_chooses_image_runtime_class_and_pull_secrets() -> None:
+    release = Release(image="r/engine:1", pull_policy="Never", runtime_class="mint-host", pull_secrets=("hub",))
+    spec, only = pod(base(), release), container(base(), release)
+    assert (only["image"], only["imagePullPolicy"], only["command"]) == ("r/engine:1", "Never", ["mint-engine"])
+    assert (spec["runtimeClassName"], spec["imagePullSecrets"]) == ("mint-host", [{"name": "hub"}])
+    assert "runtimeClassName" not in pod(base())
+
+
+def test_secrets_of_source_and_store_become_environment_each_once() -> None:
+    secret = SecretRef(name="hub-token")
+    of = with_spec(
+        source=BaseSource(uri="hf://o/m", revision="abc", secret_ref=secret),
+        adapters=AdapterLimits(store=AdapterStore(uri="s3://b/p", secret_ref=secret)),
+    )
+    assert container(of)["envFrom"] == [{"secretRef": {"name": "hub-token"}}]
+
+
+def test_redis_password_and_ca_reach_engines_through_a_secret_alone() -> None:
+    release = Release(
+        image="i", redis_url="rediss://r:6379/0", redis_password="hush", redis_ca="PEM", redis_digest="d1"
+    )
+    variables = env(base(), release)
+    assert variables["MINT_REDIS_PASSWORD"]["valueFrom"]["secretKeyRef"] == {
+        "name": "mint-engine-redis",
+        "key": "password",
+    }
+    assert variables["MINT_REDIS_CA_FILE"]["value"] == "/mint/redis/ca.crt"
+    assert "hush" not in json.dumps(rendered(base(), release)["StatefulSet"].body)
+    secret = redis_secret([base()], release)
+    assert secret.body["stringData"] == {"password": "hush", "ca.crt": "PEM"}
+    assert secret.owners == ("uid-base",)
+    changed = msgspec.structs.replace(release, redis_digest="d2")
+    assert rendered(base(), release)["StatefulSet"].digest != rendered(base(), changed)["StatefulSet"].digest

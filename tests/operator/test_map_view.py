@@ -1,0 +1,84 @@
+"""What the operator remembers of the placement map between looks, over a real Redis."""
+
+import asyncio
+
+from redis.asyncio import Redis
+
+from mint_contracts.map_reader import MapReader
+from mint_contracts.map_writer import MapChange, MapWriter
+from mint_contracts.records import BaseRecord, Place, Placement, Tier
+from mint_contracts.source import Source
+from mint_operator.dirt import EVERYTHING, Dirt, Part
+from mint_operator.map_view import MapView
+from tests.operator.stage import PlayedEngine
+
+KEY = "team/smol"
+PLACEMENT = Placement("a/b", Source(uri="pvc://s/b"), ("team/w",), (Place("smol-0", Tier.DEVICE, "drawn"),))
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_an_engine_is_away_since_its_last_heartbeat_or_since_it_was_wanted(redis_client: Redis) -> None:
+    clock = Clock()
+    view = MapView(MapReader(redis_client), clock=clock)
+    engine = PlayedEngine(redis_client, KEY, "smol-0")
+    await engine.report()
+    engines = {KEY: ["smol-0", "smol-1"]}
+    assert (await view.look(engines))[KEY].away_s == {"smol-1": 0.0}
+    clock.now += 20
+    await engine.leave()
+    assert (await view.look(engines))[KEY].away_s == {"smol-0": 20.0, "smol-1": 20.0}
+    clock.now += 5
+    await engine.report()
+    assert (await view.look(engines))[KEY].away_s == {"smol-1": 25.0}
+    clock.now += 5
+    assert (await view.look({KEY: ["smol-0"]}))[KEY].away_s == {}
+    assert (await view.look(engines))[KEY].away_s == {"smol-1": 0.0}
+
+
+async def test_placements_are_remembered_when_the_map_is_lost(redis_client: Redis) -> None:
+    clock = Clock()
+    view = MapView(MapReader(redis_client), clock=clock)
+    await MapWriter(redis_client, 1).apply(KEY, MapChange(base=BaseRecord(KEY), set_placements=(PLACEMENT,)))
+    assert (await view.look({KEY: []}))[KEY].lost_s == 0.0
+    await redis_client.flushall()
+    await view.look({KEY: []})
+    clock.now += 3
+    found = (await view.look({KEY: []}))[KEY]
+    assert (found.state.version, found.state.placements, found.lost_s) == (None, {}, 3.0)
+    assert found.remembered == {"a/b": PLACEMENT}
+
+
+async def test_what_another_wrote_is_seen_and_what_nobody_wrote_is_not_read_again(redis_client: Redis) -> None:
+    view = MapView(MapReader(redis_client), clock=Clock())
+    writer = MapWriter(redis_client, 1)
+    await writer.apply(KEY, MapChange(base=BaseRecord(KEY)))
+    first = (await view.look({KEY: []}))[KEY].state
+    assert (await view.look({KEY: []}))[KEY].state is first
+    await writer.apply(KEY, MapChange(set_placements=(PLACEMENT,)))
+    assert (await view.look({KEY: []}))[KEY].state.placements == {"a/b": PLACEMENT}
+
+
+async def test_bases_of_other_namespaces_are_left_to_other_operators(redis_client: Redis) -> None:
+    writer = MapWriter(redis_client, 1)
+    for key in (KEY, "others/smol"):
+        await writer.apply(key, MapChange(base=BaseRecord(key)))
+    assert sorted(await MapView(MapReader(redis_client), ["team"]).look({})) == [KEY]
+    assert sorted(await MapView(MapReader(redis_client)).look({})) == ["others/smol", KEY]
+
+
+async def test_dirt_gathers_marks_from_any_thread_and_resyncs_without_any() -> None:
+    dirt = Dirt()
+    assert await dirt.take() == EVERYTHING  # the first look is at everything
+    await asyncio.to_thread(dirt.mark, Part.WAVES)
+    dirt.mark(Part.MAP)
+    assert await dirt.take() == {Part.WAVES, Part.MAP}
+    dirt.note(Part.PODS)
+    assert await dirt.take(timeout_s=0.01) == EVERYTHING

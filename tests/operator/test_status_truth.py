@@ -1,0 +1,263 @@
+"""Statuses tell the truth: what engines, pods and Redis say, and what is then written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from mint_contracts.records import EngineView, Failure, Held, MapState, Place, Placement, Tier
+from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus, Condition, WaveCounts
+from mint_contracts.source import Source
+from mint_operator import status_write
+from mint_operator.conditions import Finding, follow
+from mint_operator.events import transition
+from mint_operator.plan import plan
+from mint_operator.snapshot import EnginePod, ObservedWave, Snapshot
+from tests.operator.worlds import KEY, NOW, base, engine, placed, snapshot, source, wave
+
+TERMINAL = Failure("RankTooLarge", "rank 128 is above 64", terminal=True)
+RETRYABLE = Failure("SourceUnavailable", "the bucket did not answer", terminal=False)
+NO_SOURCE = Failure("SourceNotFound", "nothing at pvc://models/smol", terminal=True)
+PULLING = Failure("ImagePullBackOff", "no such image", terminal=False)
+UNSCHEDULABLE = Failure("Unschedulable", "0/1 nodes are available: insufficient memory", terminal=False)
+
+
+def ready(conditions: list[Condition], kind: str = "Ready") -> tuple[str, str]:
+    found = next(each for each in conditions if each.type == kind)
+    return found.status, found.reason
+
+
+def with_pods(of: Snapshot, *pods: EnginePod) -> Snapshot:
+    return msgspec.structs.replace(of, pods={KEY: pods})
+
+
+def wave_after(engines: list[EngineView], **changes: Any) -> AdapterWaveStatus:
+    """The status of a wave of two adapters on two engines (a/0 on smol-0, a/1 on smol-1)."""
+    of = snapshot(base(2, 2), [changes.pop("of", wave("w", ["a/0", "a/1"]))])
+    first = placed(plan(of))
+    known = msgspec.structs.replace(
+        of.maps[KEY], state=MapState(1, None, first, {}), engines=tuple(engines), **changes
+    )
+    return plan(msgspec.structs.replace(of, maps={KEY: known})).wave_statuses["team/w"]
+
+
+HELD = [engine(0, {"a/0": Tier.DEVICE}), engine(1, {"a/1": Tier.DEVICE})]
+
+
+@pytest.mark.parametrize(
+    ("engines", "phase", "verdict", "summary"),
+    [
+        (HELD, "Ready", ("True", "AdaptersReady"), "2/2"),
+        ([HELD[0], engine(1)], "Placing", ("False", "AdaptersLoading"), "1/2"),
+        ([HELD[0], engine(1, {"a/1": Tier.HOST})], "Placing", ("False", "AdaptersLoading"), "1/2"),
+        ([HELD[0], engine(1, {"a/1": Tier.DEVICE}, alive=False)], "Placing", ("False", "EnginesStarting"), "1/2"),
+        ([HELD[0], engine(1, {"a/1": Tier.DEVICE}, ready=False)], "Placing", ("False", "BaseLoading"), "1/2"),
+        ([HELD[0], engine(1, failures={"a/1": TERMINAL})], "Failed", ("False", "RankTooLarge"), "1/2"),
+        ([HELD[0], engine(1, failures={"a/1": RETRYABLE})], "Degraded", ("False", "SourceUnavailable"), "1/2"),
+        (
+            [engine(0, failures={"a/0": RETRYABLE}), engine(1, failures={"a/1": TERMINAL})],
+            "Failed",
+            ("False", "RankTooLarge"),
+            "0/2",
+        ),
+        (
+            [HELD[0], engine(1, {"a/1": Tier.DEVICE}, failures={"a/1": TERMINAL})],
+            "Failed",
+            ("False", "RankTooLarge"),
+            "1/2",
+        ),
+        ([engine(0, ready=False, failure=NO_SOURCE)] * 1, "Placing", ("False", "SourceNotFound"), "0/2"),
+    ],
+)
+def test_waves(engines: list[EngineView], phase: str, verdict: tuple[str, str], summary: str) -> None:
+    status = wave_after(engines)
+    assert (status.phase, ready(status.conditions), status.summary) == (phase, verdict, summary)
+    assert ready(status.conditions, "Admitted")[0] == "True"
+    assert ready(status.conditions, "Placed")[0] == "True"
+
+
+def test_an_adapter_from_another_source_is_not_ready_however_warm() -> None:
+    old = Held("a/1", Source(uri="pvc://samples/elsewhere"), Tier.DEVICE)
+    other = msgspec.structs.replace(engine(1), held={"a/1": old})
+    assert wave_after([HELD[0], other]).summary == "1/2"
+
+
+def test_warmer_than_wanted_is_ready() -> None:
+    cold = wave("w", ["a/0", "a/1"], residency="Disk")
+    status = wave_after([engine(0, {"a/0": Tier.DISK}), engine(1, {"a/1": Tier.HOST})], of=cold)
+    assert status.phase == "Ready"
+    assert (status.counts.disk, status.counts.host, status.counts.device) == (1, 1, 0)
+
+
+def test_a_wave_that_was_ready_is_degraded_while_an_engine_is_away() -> None:
+    before = AdapterWaveStatus(phase="Ready", observed_generation=1)
+    of = wave("w", ["a/0", "a/1"], status=before)
+    assert wave_after([HELD[0], engine(1, alive=False)], of=of).phase == "Degraded"
+
+
+def test_a_wave_is_as_ready_as_it_asked_for_even_if_another_wants_more_copies() -> None:
+    waves = [wave("one", ["a/0"]), wave("two", ["a/0"], replicas=2)]
+    of = snapshot(base(2, 2), waves, [engine(0, {"a/0": Tier.DEVICE}), engine(1)])
+    found = plan(of).wave_statuses
+    assert (found["team/one"].summary, found["team/one"].phase) == ("1/1", "Ready")
+    assert (found["team/two"].summary, found["team/two"].phase) == ("1/2", "Placing")
+
+
+def test_failures_are_listed_up_to_ten() -> None:
+    names = [f"a/{index:02}" for index in range(14)]
+    failing = engine(0, failures=dict.fromkeys(names, TERMINAL))
+    status = plan(snapshot(base(slots=14), [wave("w", names)], [failing])).wave_statuses["team/w"]
+    assert (status.counts.failed, len(status.failures)) == (14, 10)
+    assert ready(status.conditions, "Progressing")[0] == "False"
+
+
+def base_after(engines: list[EngineView], pods: list[EnginePod], low: int = 2, **changes: Any) -> BaseModelStatus:
+    of = with_pods(snapshot(base(low, 2, **changes), [wave("w", ["a/0"], replicas=2)], engines), *pods)
+    return plan(of).base_statuses[KEY]
+
+
+POD = EnginePod(name="smol-0", ip="10.0.0.0", ready=True)
+
+
+@pytest.mark.parametrize(
+    ("engines", "pods", "low", "phase", "verdict"),
+    [
+        ([], [], 1, "Pending", ("False", "EnginesStarting")),
+        ([], [EnginePod(name="smol-0", trouble=PULLING)], 1, "Pending", ("False", "ImagePullBackOff")),
+        ([], [EnginePod(name="smol-0", trouble=UNSCHEDULABLE)], 1, "Pending", ("False", "Unschedulable")),
+        ([engine(0, ready=False)], [], 1, "Loading", ("False", "BaseLoading")),
+        ([engine(0, ready=False, failure=RETRYABLE)], [], 1, "Loading", ("False", "SourceUnavailable")),
+        ([engine(0, ready=False, failure=NO_SOURCE)], [], 1, "Failed", ("False", "SourceNotFound")),
+        ([engine(0)], [], 1, "Ready", ("True", "EnginesReady")),
+        ([engine(0)], [], 2, "Degraded", ("False", "EnginesStarting")),
+        ([engine(0)], [EnginePod(name="smol-1", trouble=PULLING)], 2, "Degraded", ("False", "ImagePullBackOff")),
+        ([engine(0), engine(1)], [], 2, "Ready", ("True", "EnginesReady")),
+    ],
+)
+def test_bases(
+    engines: list[EngineView], pods: list[EnginePod], low: int, phase: str, verdict: tuple[str, str]
+) -> None:
+    status = base_after(engines, pods, low)
+    assert (status.phase, ready(status.conditions)) == (phase, verdict)
+    assert status.engines.desired == 2
+    assert status.engines.selector == "app.kubernetes.io/name=mint-engine,mint.dev/base-model=smol"
+
+
+def test_a_base_that_served_and_lost_its_engines_is_degraded() -> None:
+    status = base_after([engine(0, alive=False)], [], status=BaseModelStatus(phase="Ready"))
+    assert (status.phase, status.engines.ready) == ("Degraded", 0)
+
+
+@pytest.mark.parametrize(
+    ("pod", "counts"),
+    [
+        (POD, 1),
+        (EnginePod(name="smol-0", ip="10.0.0.99", ready=True), 0),  # its successor of the same name
+        (EnginePod(name="smol-0"), 0),  # a successor without an address yet
+        (EnginePod(name="smol-0", ip="10.0.0.0", ready=True, terminating=True), 0),
+    ],
+)
+def test_the_heartbeat_of_a_pod_that_was_replaced_does_not_count(pod: EnginePod, counts: int) -> None:
+    assert base_after([engine(0)], [pod]).engines.ready == counts
+
+
+def test_without_redis_readiness_is_unknown_and_pods_are_what_is_seen() -> None:
+    served = base(status=BaseModelStatus(phase="Ready"))
+    last = AdapterWaveStatus(phase="Ready", counts=WaveCounts(adapters=1, wanted=1, ready=1), summary="1/1")
+    of = with_pods(snapshot(served, [wave("w", ["a/0"], status=last)], redis_ok=False), POD)
+    found = plan(of)
+    assert ready(found.base_statuses[KEY].conditions) == ("Unknown", "MapUnavailable")
+    assert (found.base_statuses[KEY].phase, found.base_statuses[KEY].engines.ready) == ("Degraded", 1)
+    status = found.wave_statuses["team/w"]
+    assert ready(status.conditions) == ("Unknown", "MapUnavailable")
+    assert (status.phase, status.summary, status.counts.ready) == ("Degraded", "1/1", 1)
+
+
+def test_an_unusable_source_is_the_bases_reason_and_makes_no_engines() -> None:
+    found = plan(snapshot(base(uri="ftp://host/model"), [wave("w", ["a/0"])]))
+    assert ready(found.base_statuses[KEY].conditions, "SourceReady") == ("False", "SourceForbidden")
+    assert (found.base_statuses[KEY].phase, found.manifests) == ("Failed", ())
+
+
+def test_a_spec_that_cannot_be_read_is_told_and_leaves_engines_alone() -> None:
+    broken = msgspec.structs.replace(base(), defect="spec.adapters.hostMemory 'much' is not a quantity like 512Mi")
+    found = plan(snapshot(broken))
+    assert ready(found.base_statuses[KEY].conditions) == ("False", "InvalidRequest")
+    assert found.manifests == ()
+
+
+def test_a_refused_object_is_told_without_hiding_that_engines_serve() -> None:
+    failing = Failure("ApplyFailed", "spec.template: Invalid value", terminal=True)
+    of = msgspec.structs.replace(snapshot(base(), engines=[engine(0)]), apply_failures={KEY: failing})
+    status = plan(of).base_statuses[KEY]
+    assert (status.phase, ready(status.conditions)) == ("Degraded", ("False", "ApplyFailed"))
+    assert status.engines.ready == 1
+
+
+def test_slots_and_tiers_are_counted_as_engines_report_them() -> None:
+    held = [engine(0, {"a/0": Tier.DEVICE, "a/1": Tier.HOST}), engine(1, {"a/2": Tier.DISK})]
+    status = plan(snapshot(base(2, 2), engines=held)).base_statuses[KEY]
+    assert status.slots.total == 16
+    assert (status.adapters.device, status.adapters.host, status.adapters.disk) == (1, 1, 1)
+
+
+def test_a_transition_time_moves_only_with_the_status() -> None:
+    [first] = follow([], [Finding("Ready", "False", "Loading", "1 of 2")], 1, NOW)
+    [second] = follow([first], [Finding("Ready", "False", "Away", "0 of 2")], 2, NOW + 60)
+    assert (second.last_transition_time, second.reason, second.observed_generation) == (
+        first.last_transition_time,
+        "Away",
+        2,
+    )
+    [third] = follow([second], [Finding("Ready", "True", "AllReady", "2 of 2")], 2, NOW + 120)
+    assert third.last_transition_time == "2027-01-15T08:02:00Z"
+
+
+def _status(**changes: Any) -> AdapterWaveStatus:
+    condition = Condition("Ready", "False", "AdaptersLoading", "1 of 2", "2027-01-15T08:00:00Z", 1)
+    status = AdapterWaveStatus(phase="Placing", observed_generation=1, conditions=[condition])
+    return msgspec.structs.replace(status, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "since_s", "due"),
+    [
+        ({}, 100.0, False),
+        ({"counts": WaveCounts(ready=1)}, 1.0, False),
+        ({"counts": WaveCounts(ready=1)}, 6.0, True),
+        ({"phase": "Ready"}, 0.0, True),
+        ({"observed_generation": 2}, 0.0, True),
+        ({"conditions": []}, 0.0, True),
+    ],
+)
+def test_counts_are_written_at_a_pace_and_the_picture_at_once(
+    changes: Mapping[str, Any], since_s: float, due: bool
+) -> None:
+    assert status_write.due(_status(), _status(**changes), since_s) is due
+
+
+def test_a_written_status_names_every_field_also_the_zeros() -> None:
+    body = status_write.body(AdapterWaveStatus())
+    assert body["counts"] == dict.fromkeys(
+        ["adapters", "wanted", "placed", "ready", "device", "host", "disk", "failed"], 0
+    )
+    assert (body["observedGeneration"], body["failures"], body["summary"]) == (0, [], "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [("Placing", "Ready", "Normal"), ("Placing", "Failed", "Warning"), ("Ready", "Degraded", "Warning")],
+)
+def test_one_event_for_each_transition(old: str, new: str, kind: str) -> None:
+    of: ObservedWave = wave("w", ["a/0"])
+    event = transition("AdapterWave", of.meta, _status(phase=old), _status(phase=new), NOW)
+    assert event is not None
+    assert (event["type"], event["involvedObject"]["name"]) == (kind, "w")
+    assert transition("AdapterWave", of.meta, _status(phase=new), _status(phase=new), NOW) is None
+
+
+def test_a_place_that_no_wave_asks_for_any_more_is_taken_back() -> None:
+    stale = {"z/0": Placement("z/0", source("z/0"), ("team/gone",), (Place("smol-0", Tier.DEVICE, "once"),))}
+    change = plan(snapshot(base(), placements=stale)).changes[KEY]
+    assert change.del_placements == ("z/0",)
