@@ -1,7 +1,5 @@
 """A gateway over a real Redis and scripted engines, all on loopback."""
 
-import asyncio
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from mint_gateway.client import Client
 from mint_gateway.route import Patience
 from mint_gateway.server import Gateway, Limits, serve
 from tests.gateway.scripted import ScriptedEngine
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub
@@ -23,13 +22,6 @@ if TYPE_CHECKING:
 BASE = "demo/smollm2"
 STORE = "file:///adapters"
 LIMITS = Limits(requests=64, patience=Patience(away_s=1.5), farewell_s=0.0, grace_s=2.0)
-
-
-async def until(holds: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(timeout_s):
-        while not holds():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 class Scene:

@@ -6,8 +6,9 @@ import pytest
 from mint_contracts import errors
 from mint_contracts.records import Failure, Tier
 from mint_gateway.client import question
-from tests.gateway.scene import BASE, STORE, Scene, until
+from tests.gateway.scene import BASE, STORE, Scene
 from tests.redis_process import RedisProcess
+from tests.waiting import until
 
 PIRATE = f"{STORE}/demo/pirate"
 

@@ -8,8 +8,9 @@ from mint_contracts.map_reporter import HEARTBEAT_TTL_S
 from mint_contracts.map_writer import MapChange
 from mint_contracts.records import Tier
 from mint_gateway.client import question
-from tests.gateway.scene import BASE, STORE, Scene, until
+from tests.gateway.scene import BASE, STORE, Scene
 from tests.redis_process import RedisProcess
+from tests.waiting import until
 
 PIRATE = f"{STORE}/demo/pirate"
 

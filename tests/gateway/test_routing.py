@@ -10,7 +10,8 @@ from mint_contracts.records import Failure, Tier
 from mint_gateway.client import Client, question
 from mint_gateway.route import Patience
 from mint_gateway.server import Limits
-from tests.gateway.scene import BASE, LIMITS, STORE, Scene, until
+from tests.gateway.scene import BASE, LIMITS, STORE, Scene
+from tests.waiting import until
 
 PIRATE = f"{STORE}/demo/pirate"
 

@@ -18,8 +18,9 @@ from structlog.testing import capture_logs
 from mint_contracts import errors
 from mint_contracts.settings import REDIS_URL
 from mint_gateway.client import Client, question
-from tests.gateway.scene import BASE, Scene, until
+from tests.gateway.scene import BASE, Scene
 from tests.redis_process import RedisProcess, free_port
+from tests.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

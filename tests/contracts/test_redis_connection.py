@@ -1,0 +1,185 @@
+"""The connection to Redis: functions load themselves, passwords and certificates are checked, waits are bounded."""
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.functions import connect
+from mint_contracts.map_reader import MapReader
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import BaseRecord, MapChange
+from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
+from tests.redis_process import RedisProcess, free_port
+
+BASE = "demo/smollm2"
+
+
+async def write(redis: Redis) -> int:
+    return await MapWriter(redis, epoch=1).apply(BASE, MapChange(base=BaseRecord(BASE)))
+
+
+async def test_functions_load_themselves_into_a_fresh_redis_and_again_when_lost(
+    tmp_path: Path,
+) -> None:
+    with RedisProcess(tmp_path) as process:
+        redis = connect(process.url)
+        await write(redis)
+        await redis.function_flush()
+        await write(redis)
+        process.kill()
+        process.start()
+        with pytest.raises(MapUnavailable):  # the old connection's end shows once
+            await MapReader(redis).version(BASE)
+        assert await MapReader(redis).version(BASE) is None
+        assert await write(redis) == 1
+        await redis.aclose()
+
+
+async def test_two_versions_of_the_functions_share_a_redis(redis_client: Redis) -> None:
+    await redis_client.function_load(
+        "#!lua name=mint_other\nredis.register_function('mint_other_apply', function() end)"
+    )
+    await write(redis_client)
+    names = [library[1] for library in await redis_client.function_list()]
+    assert "mint_other" in names
+    assert len(names) == len(set(names)) >= 2
+    await redis_client.function_delete("mint_other")
+
+
+async def test_many_that_find_it_missing_at_once_all_succeed(redis_client: Redis) -> None:
+    await redis_client.function_flush()
+    assert sorted(await asyncio.gather(*(write(redis_client) for _ in range(10)))) == list(range(1, 11))
+
+
+async def test_the_password_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RedisProcess(tmp_path, "--requirepass", "s3cret/with?odd#signs") as process:
+        monkeypatch.setenv(REDIS_URL, process.url)
+        for password in ("", "wrong"):
+            monkeypatch.setenv(REDIS_PASSWORD, password)
+            refused = connect()
+            with pytest.raises(MapUnavailable) as caught:
+                await MapReader(refused).bases()
+            assert "s3cret" not in str(caught.value)
+            assert "wrong" not in str(caught.value)
+            await refused.aclose()
+        monkeypatch.setenv(REDIS_PASSWORD, "s3cret/with?odd#signs")
+        redis = connect()
+        await write(redis)
+        assert await MapReader(redis).bases() == [BASE]
+        await redis.aclose()
+
+
+async def test_a_redis_that_is_not_there_is_unavailable() -> None:
+    redis = connect(f"redis://127.0.0.1:{free_port()}/0")
+    with pytest.raises(MapUnavailable):
+        await MapReader(redis).bases()
+    with pytest.raises(MapUnavailable):
+        async with MapReader(redis).changes():
+            pass
+    await redis.aclose()
+
+
+async def test_a_redis_that_accepts_but_never_answers_is_given_up_in_time() -> None:
+    async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(ignore, "127.0.0.1", 0)
+    async with server:
+        redis = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+        with pytest.raises(MapUnavailable):
+            await asyncio.wait_for(MapReader(redis).bases(), 15)
+        await redis.aclose()
+
+
+async def test_a_task_that_is_cancelled_in_a_redis_call_ends(redis_client: Redis) -> None:
+    """redis-py sends through asyncio.wait_for, which before Python 3.12 can swallow the cancellation."""
+    reader = MapReader(redis_client)
+
+    async def follow() -> None:
+        while True:
+            await reader.bases()
+
+    for steps in range(60):
+        following = asyncio.create_task(follow())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        following.cancel()
+        await asyncio.wait([following], timeout=2)
+        assert following.cancelled(), f"went on after a cancellation at step {steps}"
+
+
+# TLS.
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority, its server's certificate for 127.0.0.1, and another authority."""
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    fresh = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+    for name in ("ca", "other"):
+        openssl(*fresh, "-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN=mint test {name}")
+    openssl(
+        *(*fresh, "-keyout", "server.key", "-out", "server.crt", "-subj", "/CN=redis"),
+        *("-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-addext", "basicConstraints=critical,CA:FALSE"),
+    )
+    return folder
+
+
+@pytest.fixture
+def tls_port(tmp_path: Path, certificates: Path) -> Iterator[int]:
+    """The port of a Redis that speaks TLS alone."""
+    port = free_port()
+    options = ("--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no")
+    files = ("--tls-cert-file", "server.crt", "--tls-key-file", "server.key", "--tls-ca-cert-file", "ca.crt")
+    paths = [str(certificates / part) if "." in part else part for part in files]
+    with RedisProcess(tmp_path, *options, *paths, port=port):
+        yield port
+
+
+async def test_a_tls_url_works_with_the_authority_that_the_environment_names(
+    tls_port: int, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(REDIS_CA_FILE, str(certificates / "ca.crt"))
+    redis = connect(f"rediss://127.0.0.1:{tls_port}/0")
+    await write(redis)
+    assert await MapReader(redis).version(BASE) == 1
+    await redis.aclose()
+
+
+async def test_a_server_whose_certificate_is_not_trusted_is_refused(
+    tls_port: int, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for authority in ("other.crt", ""):
+        monkeypatch.setenv(REDIS_CA_FILE, str(certificates / authority) if authority else "")
+        redis = connect(f"rediss://127.0.0.1:{tls_port}/0")
+        with pytest.raises(MapUnavailable, match=r"(?i)certificate"):
+            await MapReader(redis).bases()
+        await redis.aclose()
+
+
+async def test_a_certificate_for_another_name_is_refused(
+    tls_port: int, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(REDIS_CA_FILE, str(certificates / "ca.crt"))
+    redis = connect(f"rediss://localhost:{tls_port}/0")
+    with pytest.raises(MapUnavailable, match=r"(?i)certificate"):
+        await MapReader(redis).bases()
+    await redis.aclose()
+
+
+async def test_a_plain_url_does_not_get_through_to_a_tls_port(tls_port: int) -> None:
+    redis = connect(f"redis://127.0.0.1:{tls_port}/0")
+    with pytest.raises(MapUnavailable):
+        await MapReader(redis).bases()
+    await redis.aclose()
