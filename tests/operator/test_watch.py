@@ -1,0 +1,66 @@
+"""Kopf's thread: the liveness probe tells whether the loop moves."""
+
+import asyncio
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from mint_operator.dirt import EVERYTHING, Dirt, Part
+from mint_operator.watch import STALLED_S, Watch
+from tests.operator.stage import Stage, base_model, until
+from tests.redis_process import free_port
+
+
+def probe(port: int) -> int:
+    """The HTTP status of the liveness endpoint; 0 while nobody listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize(("age_s", "status"), [(None, 200), (1.0, 200), (STALLED_S + 1, 500)])
+async def test_a_loop_that_stalls_fails_the_probe(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, age_s: float | None, status: int
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
+    port = free_port()
+    last = None if age_s is None else time.monotonic() - age_s
+    watch = Watch(Dirt(), [stage.namespace], port, progress=lambda: last, ended=lambda: None)
+    watch.start()
+    try:
+
+        async def answered() -> int:
+            return await asyncio.to_thread(probe, port)
+
+        assert await until("the probe to answer", answered) == status
+    finally:
+        await asyncio.to_thread(watch.stop)
+
+
+async def test_events_mark_their_part(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
+    dirt = Dirt()
+    watch = Watch(dirt, [stage.namespace], free_port(), progress=lambda: None, ended=lambda: None)
+    watch.start()
+    try:
+        await dirt.take()
+        stage.apply(base_model())
+        assert await dirt.take(20.0) == {Part.BASES}
+        await stage.once()  # makes the StatefulSet, and writes the base's status
+        seen: set[Part] = set()
+
+        async def marked() -> bool:
+            parts = await dirt.take(20.0)
+            assert parts != EVERYTHING, "no event came, only the resync"
+            seen.update(parts)
+            return Part.STATEFULSETS in seen
+
+        await until("the StatefulSet's event", marked)
+    finally:
+        await asyncio.to_thread(watch.stop)
