@@ -1,0 +1,256 @@
+"""The engine's link to the placement map, over a real Redis that comes and goes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import structlog
+import torch
+
+from mint_contracts import keys
+from mint_contracts.errors import MapUnavailable, StaleEpoch
+from mint_contracts.functions import connect
+from mint_contracts.map_reader import EngineView, MapReader
+from mint_contracts.map_reporter import MapReporter
+from mint_contracts.map_writer import MapChange, MapWriter
+from mint_contracts.records import Assignment, EngineRecord, Held, Tier
+from mint_contracts.source import Source
+from mint_engine import agent as agents
+from mint_engine.agent import Agent, Body
+from mint_engine.disk import DiskTier
+from mint_engine.host import HostTier
+from mint_engine.loading import Loader
+from mint_engine.residency import Residency
+from mint_engine.slots import Slots
+from tests.engine.made import peft_adapter, tiny_fit
+from tests.engine.waiting import until
+from tests.redis_process import RedisProcess
+
+BASE, ENGINE = "default/tiny", "tiny-0"
+
+
+@pytest.fixture
+def redis_process(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis that a test may kill."""
+    (tmp_path / "redis").mkdir()
+    with RedisProcess(tmp_path / "redis") as process:
+        yield process
+
+
+class Engine:
+    """A real residency with its agent, as the engine's process has them."""
+
+    def __init__(self, folder: Path, redis_url: str, incarnation: int) -> None:
+        slots = Slots(tiny_fit().modules, 2, 16, torch.float32, torch.device("cpu"))
+        disk = DiskTier(folder / f"disk-{incarnation}", 1 << 20)
+        self.residency = Residency(slots, Loader(disk, tiny_fit(), torch.float32), HostTier(1 << 20))
+        self.incarnation = incarnation
+        self.redis = connect(redis_url)
+        self.agent = Agent(self.redis, BASE, ENGINE, Body(self._describe, self.residency.report, self.residency.want))
+        self.residency.on_change = self.agent.changed
+        self.ready = True
+
+    def _describe(self, map_version: int, sequence: int) -> EngineRecord:
+        table = self.residency.slots
+        return EngineRecord(
+            engine=ENGINE, address="127.0.0.1:1", incarnation=self.incarnation, ready=self.ready,
+            slots_used=table.count - len(table.free), slots_total=table.count, running=0, waiting=0,
+            map_version=map_version, sequence=sequence,
+        )  # fmt: skip
+
+    async def __aenter__(self) -> "Engine":
+        self.residency.start()
+        self.running = asyncio.create_task(self.agent.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.running.cancel()
+        await asyncio.wait({self.running})
+        await self.residency.close()
+        await self.redis.aclose()
+
+
+class Map:
+    """The map as the operator and a gateway see it."""
+
+    def __init__(self, url: str, epoch: int = 1) -> None:
+        self.redis = connect(url)
+        self.reader, self.writer = MapReader(self.redis), MapWriter(self.redis, epoch)
+
+    async def engine(self) -> EngineView | None:
+        return next(iter(await self.reader.engines(BASE)), None)
+
+    async def tier(self, adapter: str) -> Tier | None:
+        view = await self.engine()
+        return view.held[adapter].tier if view and adapter in view.held else None
+
+
+@pytest.fixture
+async def there(redis_process: RedisProcess) -> AsyncIterator[Map]:
+    here = Map(redis_process.url)
+    yield here
+    await here.redis.aclose()
+
+
+@pytest.fixture
+def want(tmp_path: Path) -> Assignment:
+    peft_adapter(tmp_path / "store" / "one")
+    return Assignment("team/one", Source(f"file://{tmp_path}/store/one"), Tier.DEVICE, ("default/wave",))
+
+
+async def is_tier(there: Map, adapter: str, tier: Tier | None) -> None:
+    async def look() -> bool:
+        try:
+            return await there.tier(adapter) is tier
+        except MapUnavailable:  # this test's own connections end with Redis, too
+            return False
+
+    await until(look, 20)
+
+
+async def test_what_is_assigned_is_loaded_and_told_and_what_is_not_is_freed(
+    there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
+) -> None:
+    async with Engine(tmp_path, redis_process.url, incarnation=1) as engine:
+        version = await there.writer.apply(BASE, MapChange(set_assigned={ENGINE: (want,)}))
+        await is_tier(there, "team/one", Tier.DEVICE)
+        view = await there.engine()
+        assert view is not None
+        assert view.record is not None
+        assert (view.record.slots_used, view.record.map_version) == (1, version)
+        assert view.held["team/one"].revision.startswith("sha256:")
+
+        await there.writer.apply(BASE, MapChange(del_assigned={ENGINE: ("team/one",)}))
+        await is_tier(there, "team/one", None)
+        await until(lambda: len(engine.residency.slots.free) == 2)
+
+
+async def test_a_map_that_was_lost_means_nothing_is_known_not_that_nothing_is_wanted(
+    there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
+) -> None:
+    async with Engine(tmp_path, redis_process.url, incarnation=1) as engine:
+        await there.writer.apply(BASE, MapChange(set_assigned={ENGINE: (want,)}))
+        await is_tier(there, "team/one", Tier.DEVICE)
+        with structlog.testing.capture_logs() as logs:
+            redis_process.kill()
+            await until(lambda: any(line["event"] == "map_lost" for line in logs), 20)
+            async with engine.residency.hold("team/one") as held:
+                assert held.revision, "requests are answered while Redis is away"
+            redis_process.start()
+            await is_tier(there, "team/one", Tier.DEVICE)  # told again, in full, to an empty Redis
+            assert await there.reader.version(BASE) is None
+            await until(lambda: any(line["event"] == "map_back" for line in logs), 20)
+        assert len([line for line in logs if line["event"] == "map_lost"]) == 1, "one line an outage"
+        assert len(engine.residency.slots.free) == 1
+
+        # The operator writes the map anew, and it comes to the same version with another content.
+        await there.writer.apply(BASE, MapChange(set_placements=()))
+        await is_tier(there, "team/one", None)
+
+
+async def test_a_map_that_is_flushed_hears_everything_again(
+    there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
+) -> None:
+    async with Engine(tmp_path, redis_process.url, incarnation=1):
+        await there.writer.apply(BASE, MapChange(set_assigned={ENGINE: (want,)}))
+        await is_tier(there, "team/one", Tier.DEVICE)
+        await there.redis.flushall()
+        await is_tier(there, "team/one", Tier.DEVICE)
+
+
+async def test_changes_are_told_at_once_and_without_them_the_heart_beats(
+    there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
+) -> None:
+    async with Engine(tmp_path, redis_process.url, incarnation=1) as engine:
+        assert await engine.agent.tell(10)
+        await until(there.engine)
+        engine.ready = False
+        began = time.monotonic()
+        assert await engine.agent.tell(10)
+        assert time.monotonic() - began < agents.HEARTBEAT_S
+        view = await there.engine()
+        assert view is not None
+        assert view.record is not None
+        assert not view.record.ready
+
+        async def left_ms() -> int:
+            return int(await there.redis.pttl(keys.engine(BASE, ENGINE)))
+
+        async def aged() -> bool:
+            return await left_ms() < 5000
+
+        async def renewed() -> bool:
+            return await left_ms() > 5000
+
+        await until(aged, 10)
+        await until(renewed, 10)
+
+
+async def test_an_older_start_of_the_same_engine_is_told_to_end(
+    there: Map, redis_process: RedisProcess, tmp_path: Path
+) -> None:
+    # Nanoseconds beyond a double's precision, one apart: the fence must tell them apart.
+    now = 1_764_000_000_000_000_001
+    async with Engine(tmp_path, redis_process.url, incarnation=now) as old:
+        await old.agent.tell(10)
+        async with Engine(tmp_path, redis_process.url, incarnation=now + 1) as new:
+            assert await new.agent.tell(10)
+            with pytest.raises(StaleEpoch):
+                await asyncio.wait_for(old.running, 10)
+            view = await there.engine()
+            assert view is not None
+            assert view.record is not None
+            assert view.record.incarnation == now + 1
+
+
+async def test_leaving_ends_the_heartbeat_now(there: Map, redis_process: RedisProcess, tmp_path: Path) -> None:
+    async with Engine(tmp_path, redis_process.url, incarnation=1) as engine:
+        assert await engine.agent.tell(10)
+        engine.running.cancel()
+        await asyncio.wait({engine.running})
+        await engine.agent.leave()
+        view = await there.engine()
+        assert view is not None
+        assert view.record is None
+
+
+async def test_only_what_changed_is_sent(
+    there: Map, redis_process: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[list[str], list[str], bool]] = []
+    report = MapReporter.report
+
+    async def watched(
+        self: MapReporter, record: EngineRecord, changed: list[Held], gone: list[str], *, full: bool
+    ) -> bool:
+        sent.append(([each.adapter for each in changed], list(gone), full))
+        return await report(self, record, changed, gone, full=full)
+
+    monkeypatch.setattr(MapReporter, "report", watched)
+    holdings = {name: Held(name, Source(f"s3://b/{name}"), Tier.HOST) for name in "ab"}
+    sequences: list[int] = []
+
+    def describe(map_version: int, sequence: int) -> EngineRecord:
+        sequences.append(sequence)
+        return EngineRecord(ENGINE, "x:1", 1, True, 0, 0, 0, 0, map_version, sequence)
+
+    redis = connect(redis_process.url)
+    agent = Agent(redis, BASE, ENGINE, Body(describe, lambda: dict(holdings), lambda _: None))
+    running = asyncio.create_task(agent.run())
+    assert await agent.tell(10)
+    holdings["a"] = msgspec.structs.replace(holdings["a"], tier=Tier.DEVICE)
+    del holdings["b"]
+    assert await agent.tell(10)
+    assert await agent.tell(10)
+    running.cancel()
+    await asyncio.wait({running})
+    await redis.aclose()
+    assert sent[0] == (["a", "b"], [], True)
+    assert [each for each in sent[1:] if each[0] or each[1]] == [(["a"], ["b"], False)]
+    assert sequences[-1] == 2
+    view = await there.engine()
+    assert view is not None
+    assert {name: held.tier for name, held in view.held.items()} == {"a": Tier.DEVICE}
