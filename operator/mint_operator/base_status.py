@@ -59,6 +59,9 @@ def _ready(engine: Engine, facts: BaseFacts) -> bool:
 def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
     desired, needed = len(facts.engines), base.spec.engine.replicas.min
     count = f"{ready} of {desired} engines ready"
+    if facts.refusal is not None and facts.refusal.reason == conditions.APPLY_FAILED and ready >= needed:
+        said = f"{count}, as they were; the newest spec could not be applied: {facts.refusal.message}"
+        return Finding("Ready", "True", conditions.APPLY_FAILED, said)
     if facts.refusal is not None:
         return Finding("Ready", "False", facts.refusal.reason, facts.refusal.message)
     if not facts.redis_ok:
@@ -125,7 +128,7 @@ def _engines(facts: BaseFacts, ready: int) -> Finding:
 
 def _phase(base: ObservedBase, facts: BaseFacts, verdict: Finding, ready: int) -> str:
     if verdict.status == "True":
-        return "Ready"
+        return "Ready" if facts.refusal is None else "Degraded"
     if facts.refusal is not None:
         return "Failed" if facts.refusal.terminal and not ready else "Degraded" if ready else "Pending"
     served = base.status.phase in {"Ready", "Degraded"}

@@ -82,7 +82,8 @@ async def first(*work: Coroutine[Any, Any, Any]) -> None:
 
 async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, loops: list[Loop]) -> None:
     """Stand by, lead, and hand over when cancelled. Raises LeadershipLost or StaleEpoch."""
-    leadership = Leadership(api, config.namespace, config.identity)
+    lease_api = kube.connect()  # of its own: a queue of other calls must not delay a renewal
+    leadership = Leadership(lease_api, config.namespace, config.identity)
     epoch = await leadership.acquire()
     redis = functions.connect(config.release.redis_url)
     reader = MapReader(redis)
@@ -99,6 +100,7 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, l
         raise
     finally:
         await redis.aclose()
+        lease_api.close()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ answer (with the truth) while the loop is busy planning.
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +57,7 @@ class Watch:
         self._thread.join(STOP_S)
 
     def _run(self) -> None:
+        logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # warns that signals are not its own
         registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         self._configure(settings)
         self._register(registry, settings)

@@ -231,6 +231,17 @@ async def test_what_the_api_server_refuses_is_told_in_the_base(stage: Stage) -> 
     assert (await stage.condition("BaseModel", "smol"))["reason"] == "EnginesStarting"
 
 
+async def test_one_base_that_cannot_be_applied_hinders_no_other(stage: Stage) -> None:
+    bad = base_model(engine={"nodeSelector": {"no such label!": "x"}}) | {"metadata": {"name": "bad"}}
+    stage.apply(bad, base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    await stage.engine().obey()
+    await stage.once()
+    assert (await stage.condition("BaseModel", "bad"))["reason"] == "ApplyFailed"
+    assert (await stage.status("AdapterWave", "demo"))["phase"] == "Ready"
+    assert (await stage.status("BaseModel", "smol"))["phase"] == "Ready"
+
+
 async def test_an_object_of_somebody_else_is_never_taken_over(stage: Stage) -> None:
     theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "smol"}, "spec": {"ports": [{"port": 80}]}}
     stage.apply(theirs, base_model())

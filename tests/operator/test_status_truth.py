@@ -191,8 +191,10 @@ def test_a_refused_object_is_told_without_hiding_that_engines_serve() -> None:
     failing = Failure("ApplyFailed", "spec.template: Invalid value", terminal=True)
     of = msgspec.structs.replace(snapshot(base(), engines=[engine(0)]), apply_failures={KEY: failing})
     status = plan(of).base_statuses[KEY]
-    assert (status.phase, ready(status.conditions)) == ("Degraded", ("False", "ApplyFailed"))
-    assert status.engines.ready == 1
+    assert (status.phase, ready(status.conditions)) == ("Degraded", ("True", "ApplyFailed"))
+    assert ready(status.conditions, "EnginesReady") == ("False", "ApplyFailed")
+    none = plan(msgspec.structs.replace(of, maps=snapshot(base()).maps)).base_statuses[KEY]
+    assert (none.phase, ready(none.conditions)) == ("Failed", ("False", "ApplyFailed"))
 
 
 def test_slots_and_tiers_are_counted_as_engines_report_them() -> None:
