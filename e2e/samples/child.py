@@ -6,9 +6,12 @@ CPU time on a machine where others work too (measured on 2 cores).
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,37 +29,46 @@ def run_module(module: str, *arguments: str, say: Say, timeout_s: float, keep_op
     Raises `SampleError`, with the end of its standard error, when it fails or is not done in `timeout_s`.
     """
     command = [sys.executable, "-W", "ignore::FutureWarning", "-m", module, *arguments]
+    late = threading.Event()
+    complaints: deque[str] = deque(maxlen=TAIL_LINES)
     with subprocess.Popen(
         command,
         cwd=ROOT,
         env=_environment(),
         pass_fds=keep_open,
+        start_new_session=True,  # so that what it starts itself can be ended with it
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as child:
         assert child.stdout is not None
         assert child.stderr is not None
-        complaints: list[str] = []
+
+        def end() -> None:
+            with suppress(ProcessLookupError):  # it just ended by itself
+                os.killpg(child.pid, signal.SIGKILL)
+
+        def end_late() -> None:
+            late.set()
+            end()
+
         listener = threading.Thread(target=complaints.extend, args=(child.stderr,), daemon=True)
+        alarm = threading.Timer(timeout_s, end_late)
         listener.start()
-        alarm = threading.Timer(timeout_s, child.kill)
         alarm.start()
         try:
             for line in child.stdout:
                 say(line.rstrip("\n"))
             status = child.wait()
         except BaseException:
-            child.kill()  # also on Ctrl-C: nothing is left working behind our back
+            end()  # also on Ctrl-C: nothing is left working behind our back
             raise
         finally:
             alarm.cancel()
         listener.join()
     if status != 0:
-        why = (
-            f"was ended after {timeout_s:.0f}s" if alarm.finished.is_set() and status < 0 else f"failed with {status}"
-        )
-        raise SampleError(f"python -m {module} {why}:\n{''.join(complaints[-TAIL_LINES:])}")
+        why = f"was ended after {timeout_s:.0f}s" if late.is_set() else f"failed with {status}"
+        raise SampleError(f"python -m {module} {why}:\n{''.join(complaints)}")
 
 
 def _environment() -> dict[str, str]:

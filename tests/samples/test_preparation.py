@@ -1,5 +1,6 @@
 """The cache: what names it, what fills it, and what an interrupted run leaves."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,53 @@ def test_a_run_that_fails_leaves_nothing_that_looks_complete(monkeypatch: pytest
     with pytest.raises(SampleError, match="was ended after 0s"):
         prepare(lambda line: None)
     assert not (tmp_path / "samples" / key()).exists()
+
+
+def test_whoever_comes_second_waits_and_reuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINT_CACHE", str(tmp_path))
+    monkeypatch.setattr(preparation, "LOCK_POLL_S", 0.01)
+    home = tmp_path / "samples"
+    home.mkdir()
+    lines: list[str] = []
+    with (home / f"{key()}.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def finish_the_other(line: str) -> None:
+            lines.append(line)
+            if line.endswith("waiting"):
+                (home / key()).mkdir()
+                fcntl.flock(other, fcntl.LOCK_UN)
+
+        prepare(finish_the_other)
+    assert [line.endswith("meanwhile") for line in lines] == [False, True]
+
+
+def test_the_wait_for_another_process_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINT_CACHE", str(tmp_path))
+    monkeypatch.setattr(preparation, "LOCK_TIMEOUT_S", -1.0)
+    (tmp_path / "samples").mkdir()
+    with (tmp_path / "samples" / f"{key()}.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(SampleError, match="another process has held"):
+            prepare(lambda line: None)
+
+
+def test_a_module_that_is_killed_is_not_said_to_be_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "probe.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SampleError, match="failed with -9"):
+        run_module("probe", say=print, timeout_s=60)
+
+
+def test_what_a_late_module_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import subprocess; p = subprocess.Popen(['sleep', '300']); print(p.pid, flush=True); p.wait()"
+    (tmp_path / "probe.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pids: list[str] = []
+    with pytest.raises(SampleError, match="was ended after 3s"):
+        run_module("probe", say=pids.append, timeout_s=3)
+    state = Path(f"/proc/{pids[0]}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
 def test_a_module_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
