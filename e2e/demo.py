@@ -5,6 +5,7 @@ A second `up` finds everything there, says so, and only asks the questions again
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from mint_contracts.settings import GATEWAY_PORT
 NAMESPACE = "mint-demo"
 ASKED = 3
 NEW_TOKENS = "48"
+PLAIN_WIDTH = "150"  # columns of a log file
 
 
 def up(context: str | None) -> None:
@@ -39,7 +41,6 @@ def up(context: str | None) -> None:
     with steps.step("samples onto the claim mint-samples") as step:
         copied = stage.stage(kube, NAMESPACE, stage.folders(samples), samples.root.name, image_of(cluster.values()))
         step.note = "copied" if copied else "reused"
-        stage.unload(kube, NAMESPACE)
     with steps.step("kubectl apply -f crds/samples") as step:
         said = kube.kubectl("apply", "-n", NAMESPACE, "-f", str(release.ROOT / "crds" / "samples"))
         step.note = "reused" if said.count("unchanged") == said.count("\n") else "applied"
@@ -71,7 +72,9 @@ def _mint(gateway: str, *words: str) -> None:
     verb, *rest = words
     print(f"\n$ mint {shlex.join(words)}", flush=True)
     program = Path(sys.executable).with_name("mint")
-    subprocess.run([program, verb, "--gateway", gateway, *rest], check=True, timeout=300)
+    wide = {} if sys.stdout.isatty() else {"COLUMNS": PLAIN_WIDTH}
+    command = [program, verb, "--gateway", gateway, *rest]
+    subprocess.run(command, check=True, timeout=300, env={**os.environ, **wide})
 
 
 def _farewell(cluster: Cluster) -> None:

@@ -28,8 +28,16 @@ def stage(kube: Kube, namespace: str, wanted: dict[str, Path], digest: str, imag
     `image` has the keys repository, tag, pullPolicy and runtimeClassName of an image with python3.
     """
     kube.apply(_claim(), namespace)
+    _unload(kube, namespace)  # one that an earlier run left may have another image
     kube.apply(_pod(image), namespace)
-    kube.wait(f"pod/{POD}", "Ready", namespace)
+    try:
+        kube.wait(f"pod/{POD}", "Ready", namespace)
+        return _fill(kube, namespace, wanted, digest)
+    finally:
+        _unload(kube, namespace)
+
+
+def _fill(kube: Kube, namespace: str, wanted: dict[str, Path], digest: str) -> bool:
     try:
         if _exec(kube, namespace, f"import pathlib; print(pathlib.Path('/data/{STAMP}').read_text())") == digest:
             return False
@@ -41,8 +49,7 @@ def stage(kube: Kube, namespace: str, wanted: dict[str, Path], digest: str, imag
     return True
 
 
-def unload(kube: Kube, namespace: str) -> None:
-    """Remove the loader pod; the claim stays."""
+def _unload(kube: Kube, namespace: str) -> None:
     kube.kubectl("delete", "pod", POD, "-n", namespace, "--ignore-not-found", "--grace-period=0", "--force")
 
 

@@ -19,7 +19,7 @@ REASONS = {
     "nan-weights": errors.NonFiniteWeights,
     "truncated": errors.CorruptFile,
     "pickle-only": errors.UnsafeFormat,
-    "missing-config": errors.CorruptFile,
+    "missing-config": errors.SourceNotFound,
     "bad-config": errors.CorruptFile,
 }
 GOOD = TRAINED[0].name
