@@ -10,6 +10,7 @@ import structlog
 
 from mint_contracts.errors import CapacityExceeded, Internal, Overloaded
 from mint_contracts.records import Tier
+from mint_engine import residency_metrics as metrics
 from mint_engine.adapter import AdapterWeights
 from mint_engine.books import Books
 from mint_engine.copies import Copy
@@ -69,6 +70,7 @@ class Climber:
             raise Internal(f"adapter {copy.adapter!r}", "has no idle slot to take")
         copy.for_wave = False
         await _on(self._copying, lambda: self._memory.clear(slot))
+        metrics.VACATED.inc()
         log.info("slot_cleared", adapter=copy.adapter, revision=copy.revision, slot=slot, tier=self._books.tier(copy))
         return slot
 

@@ -114,7 +114,7 @@ class Process:
             address=self._start.address,
             incarnation=self._incarnation,
             ready=self._server.ready and not self._leaving,
-            slots_used=residency.slots.count - len(residency.slots.free) if residency else 0,
+            slots_used=residency.slots.used if residency else 0,
             slots_total=told.device_slots,
             running=load.running,
             waiting=load.waiting,

@@ -17,6 +17,7 @@ from mint_contracts.errors import Internal, MintError, Overloaded
 from mint_contracts.names import check_adapter
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
+from mint_engine import residency_metrics as metrics
 from mint_engine.books import Books
 from mint_engine.climb import Climber, SlotMemory
 from mint_engine.copies import Copy, again
@@ -175,6 +176,8 @@ class Residency:
             copy.load = None
         seconds = time.monotonic() - began
         self._load_s += 0.2 * (seconds - self._load_s)
+        metrics.LOADS.labels("loaded" if error is None else error.reason).inc()
+        metrics.LOAD_SECONDS.observe(seconds)
         told = log.bind(adapter=copy.adapter, source=copy.source.uri, seconds=round(seconds, 4))
         if error is None:
             copy.recovered()
@@ -193,5 +196,8 @@ class Residency:
 
     def _changed(self) -> None:
         self.books.settle()
+        metrics.SLOTS_USED.set(self.slots.used)
+        metrics.HOST_BYTES.set(self.books.host.ledger.used)
+        metrics.DISK_BYTES.set(self.books.disk.ledger.used)
         self._wake.set()
         self.on_change()

@@ -20,6 +20,11 @@ class SlotTable:
         self.free = list(range(count))[::-1]
         self._waiters: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def used(self) -> int:
+        """Slots that are not free, those being filled or cleared among them."""
+        return self.count - len(self.free)
+
     async def take(self, copy: Copy) -> "int | Copy":
         """A free slot, or the idle copy whose slot the caller must take and clear at once.
 

@@ -1,0 +1,16 @@
+"""What Prometheus may scrape of residency. Adapters are never labels: there can be a million of them."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+LOADS = Counter(
+    "mint_engine_adapter_loads", "Loads of adapters that ended, by outcome: loaded, or the error", ["outcome"]
+)
+LOAD_SECONDS = Histogram(
+    "mint_engine_adapter_load_seconds",
+    "From the start of an adapter's load to its end, fetching included",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+VACATED = Counter("mint_engine_slots_vacated", "Slots that were taken from an adapter and cleared")
+SLOTS_USED = Gauge("mint_engine_slots_used", "Slots that are not free")
+HOST_BYTES = Gauge("mint_engine_host_tier_bytes", "Bytes of adapters in host memory")
+DISK_BYTES = Gauge("mint_engine_disk_tier_bytes", "Bytes of adapters in the disk cache")

@@ -1,0 +1,70 @@
+"""A base that can not be loaded yet: the engine says why, and serves as soon as it can."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mint_contracts.functions import connect
+from mint_contracts.map_reader import MapReader
+from mint_contracts.settings import REDIS_URL, EngineSettings
+from mint_contracts.source import Source
+from mint_engine import process
+from mint_engine.environment import Start
+from mint_engine.serve import listen
+from tests.engine.running import save_base
+from tests.engine.waiting import until
+
+BASE = "default/mended"
+
+
+@pytest.mark.parametrize("broken", ["absent", "truncated", "pickled"])
+async def test_a_base_that_is_mended_is_served_without_a_restart(
+    broken: str, tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "RECHECK_S", 0.05)
+    monkeypatch.setenv(REDIS_URL, redis_server)
+    folder = tmp_path / "base"
+    reason = {"absent": "SourceNotFound", "truncated": "CorruptFile", "pickled": "UnsafeFormat"}[broken]
+    if broken != "absent":
+        folder.mkdir()
+    if broken == "truncated":
+        save_base(folder)
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[:-100])
+    if broken == "pickled":
+        (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+    told = EngineSettings(
+        base_model=BASE, source=Source(f"file://{folder}"), device="cpu", dtype="float32", context_length=64,
+        kv_cache_bytes=1 << 20, max_rank=4, device_slots=1, host_bytes=1 << 20, disk_bytes=1 << 20,
+    )  # fmt: skip
+    server = await listen(told, broken, 0)
+    engine = process.Process(Start(told, broken, "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
+    redis = connect(redis_server)
+    following = asyncio.create_task(engine.agent.run())
+    rising = asyncio.create_task(engine.bring_up())
+
+    async def record() -> msgspec.Struct | None:
+        views = await MapReader(redis).engines(BASE)
+        return next((view.record for view in views if view.engine == broken), None)
+
+    async def refused() -> bool:
+        found = await record()
+        return bool(found and found.failure and found.failure.reason == reason and not found.ready)
+
+    async def ready() -> bool:
+        found = await record()
+        return bool(found and found.ready and found.failure is None)
+
+    await until(refused, 20)
+    folder.mkdir(exist_ok=True)
+    save_base(folder)
+    await until(ready, 20)
+    await rising
+    await engine.drain()
+    following.cancel()
+    await asyncio.wait({following})
+    await engine.agent.leave()
+    await redis.aclose()
