@@ -1,0 +1,135 @@
+"""Two real engines of a tiny base behind a gateway: the same answers whoever gives them, also after one is killed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mint_contracts import errors, settings
+from mint_contracts.map_reporter import HEARTBEAT_TTL_S
+from mint_contracts.records import Assignment, MapChange, Tier
+from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source, child
+from mint_gateway.client import Answer, Client, question
+from tests.engine.running import save_adapter, save_base
+from tests.gateway.scene import BASE, Scene
+from tests.redis_process import RedisProcess, free_port
+from tests.waiting import until
+
+ADAPTERS = ("demo/one", "demo/two")
+START_S = 180.0  # two imports of torch, on a machine that does other things as well
+
+
+class Process:
+    """One `mint-engine` process."""
+
+    def __init__(self, name: str, told: EngineSettings, redis_url: str, folder: Path) -> None:
+        self.name, port = name, free_port()
+        environment = os.environ | {
+            settings.ENGINE_SETTINGS: msgspec.json.encode(told).decode(),
+            settings.ENGINE_NAME: name,
+            settings.ENGINE_ADDRESS: f"127.0.0.1:{port}",
+            settings.REDIS_URL: redis_url,
+            settings.CACHE_FOLDER: str(folder / name),
+        }
+        ports = ("--port", str(port), "--metrics-port", str(free_port()))
+        with (folder / f"{name}.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mint_engine.main", *ports], env=environment, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Source:
+    """base/ and adapters/demo/{one,two}; returns the latter's folder."""
+    (tmp_path / "base").mkdir()
+    base = save_base(tmp_path / "base")
+    for rank, adapter in enumerate(ADAPTERS, 4):
+        save_adapter(base, tmp_path / "adapters" / adapter, rank=rank)
+    return Source(f"file://{tmp_path}/adapters")
+
+
+@pytest.fixture
+async def engines(
+    fragile: Scene, own_redis: RedisProcess, store: Source, tmp_path: Path
+) -> AsyncIterator[dict[str, Process]]:
+    """Two engines, ready, the gateway in front of them, and each adapter placed on one of them."""
+    told = EngineSettings(
+        base_model=BASE,
+        source=Source(f"file://{tmp_path}/base"),
+        device="cpu",
+        dtype="float32",
+        context_length=128,
+        kv_cache_bytes=1 << 20,
+        max_rank=16,
+        device_slots=4,
+        host_bytes=1 << 20,
+        disk_bytes=1 << 20,
+        store=store,
+    )
+    with ExitStack() as stack:
+        started = {}
+        for name in ("e-0", "e-1"):
+            started[name] = Process(name, told, own_redis.url, tmp_path)
+            stack.callback(started[name].kill)
+        await fragile.base(store=store.uri)
+        for name, adapter in zip(started, ADAPTERS, strict=True):
+            source = child(store, adapter)
+            await fragile.place(adapter, name, source=source.uri)
+            wanted = Assignment(adapter, source, Tier.DEVICE, ("demo/wave",))
+            await fragile.writer.apply(BASE, MapChange(set_assigned={name: (wanted,)}))
+        await fragile.open()
+
+        def all_held() -> bool:
+            view = fragile.gateway.mirror.views.get(BASE)
+            held = {e.name: set(e.held) for e in view.engines.values() if e.available} if view else {}
+            return held == {"e-0": {ADAPTERS[0]}, "e-1": {ADAPTERS[1]}}
+
+        await until(all_held, START_S)
+        yield started
+
+
+async def ask(client: Client, adapter: str) -> Answer:
+    request = question("the quick brown fox", adapter=adapter, raw=True, max_tokens=12, logprobs=0)
+    return await client.answer(request, timeout_s=60)
+
+
+async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
+    fragile: Scene, engines: dict[str, Process]
+) -> None:
+    bare = await ask(fragile.client, "")
+    answers = {adapter: await ask(fragile.client, adapter) for adapter in ADAPTERS}
+    assert [answers[adapter].engine for adapter in ADAPTERS] == ["e-0", "e-1"]
+    assert all(answer.revision.startswith("sha256:") for answer in answers.values())
+    assert len({answer.token_ids for answer in (bare, *answers.values())}) == 3
+    assert len(bare.logprobs) == len(bare.token_ids) > 0
+
+    why = await fragile.client.explain(ADAPTERS[0])
+    assert (why.chosen_engine, why.chosen_because) == ("e-0", "holds it in Device")
+    with pytest.raises(errors.AdapterNotFound):
+        await ask(fragile.client, "demo/nobody")
+    with pytest.raises(errors.PromptTooLong):
+        await fragile.client.answer(question("fox " * 500, adapter=ADAPTERS[0], raw=True), timeout_s=60)
+
+    # The engine dies; its adapter is in the store, so the other engine loads it and says the very same.
+    engines["e-0"].kill()
+    async with Client(fragile.target, patience_s=90.0) as patient:
+        again = await ask(patient, ADAPTERS[0])
+    assert (again.engine, again.token_ids, again.revision) == (
+        "e-1",
+        answers[ADAPTERS[0]].token_ids,
+        answers[ADAPTERS[0]].revision,
+    )
+    await until(lambda: not fragile.gateway.mirror.views[BASE].engines["e-0"].alive, HEARTBEAT_TTL_S + 3)
+    why = await fragile.client.explain(ADAPTERS[0])
+    assert why.chosen_engine == "e-1"
+    assert {holder.engine: holder.available for holder in why.holders} == {"e-0": False, "e-1": True}
