@@ -1,40 +1,23 @@
-"""https://, s3://, gs:// and hf:// sources through fsspec: list, open, and one meaning for every library's errors.
+"""https://, s3://, gs:// and hf:// sources: list, open, and one meaning for every library's errors.
 
-Credentials come from the environment (AWS_*, GOOGLE_*, HF_TOKEN), never from a URI, and never get into a message:
-of a storage library's error only its class and HTTP status are told.
+No credential gets into a message: of a storage library's error only its class and HTTP status are told.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
-import aiohttp
-import httpx2
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from fsspec.exceptions import FSTimeoutError
-from fsspec.implementations.http import HTTPFileSystem
 from fsspec.spec import AbstractFileSystem
-from gcsfs.core import GCSFileSystem  # not gcsfs's own choice, which asks for each bucket's type by gRPC first
-from gcsfs.retry import HttpError
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
-from huggingface_hub import HfApi, HfFileSystem
-from s3fs import S3FileSystem
 
 from mint_contracts.errors import MintError, SourceForbidden, SourceNotFound, SourceUnavailable
 from mint_contracts.source import Location, Source, locate
+from mint_engine.backends import Errors, backend, commit_of
 from mint_engine.local import LocalFolder, disk_full, local_path
 
-CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 30.0
 BLOCK_BYTES = 8 << 20
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LIBRARY_ERRORS = (OSError, aiohttp.ClientError, BotoCoreError, ClientError, FSTimeoutError, GoogleAuthError,
-                   HttpError, httpx2.HTTPError, TimeoutError)  # fmt: skip
-_NO_CREDENTIALS = (NoCredentialsError, DefaultCredentialsError)
 
 
 class Folder(Protocol):
@@ -77,8 +60,8 @@ class RemoteFolder:
 
     def files(self, *names: str) -> dict[str, int | None]:
         """Files directly in the folder. Raises SourceNotFound, SourceForbidden or SourceUnavailable."""
-        with storage_errors(self.subject):
-            files, root = _filesystem(self._location.scheme), self._resolved_root()
+        with storage_errors(self._location.scheme, self.subject):
+            files, root = backend(self._location.scheme).files, self._resolved_root()
             if self._location.scheme in {"http", "https"}:
                 return _probe(files, root, names)
             entries = files.ls(root, detail=True)
@@ -88,9 +71,9 @@ class RemoteFolder:
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """One file for reading from its start to its end, in blocks. Maps errors while it is read too."""
-        with storage_errors(self.subject):
+        with storage_errors(self._location.scheme, self.subject):
             path = f"{self._resolved_root()}/{name}"
-            opened = _filesystem(self._location.scheme).open(
+            opened = backend(self._location.scheme).files.open(
                 path, "rb", block_size=BLOCK_BYTES, cache_type="readahead"
             )
             with opened as file:
@@ -113,27 +96,10 @@ class RemoteFolder:
     def _commit(self, repository: str) -> str:
         if _COMMIT.fullmatch(self._revision):
             return self._revision
-        info = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).model_info(
-            repository, revision=self._revision, timeout=CONNECT_TIMEOUT_S
-        )
-        if not info.sha or not _COMMIT.fullmatch(info.sha):
+        commit = commit_of(repository, self._revision)
+        if not commit or not _COMMIT.fullmatch(commit):
             raise SourceUnavailable(self.subject, "the hub named no commit for the revision; retrying")
-        return info.sha
-
-
-@cache
-def _filesystem(scheme: str) -> AbstractFileSystem:
-    """One connection pool and one set of credentials a scheme; listings are never cached."""
-    plain: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme in {"http", "https"}:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-        return HTTPFileSystem(client_kwargs={"timeout": timeout, "trust_env": True}, **plain)
-    if scheme == "s3":
-        limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
-        return S3FileSystem(config_kwargs={**limits, "retries": {"max_attempts": 1}}, **plain)
-    if scheme == "gs":
-        return GCSFileSystem(requests_timeout=READ_TIMEOUT_S, **plain)
-    return HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"), **plain)
+        return commit
 
 
 def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, int | None]:
@@ -150,14 +116,14 @@ def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict
 
 
 @contextmanager
-def storage_errors(subject: str) -> Iterator[None]:
-    """Turn what storage libraries raise into SourceNotFound, SourceForbidden or SourceUnavailable."""
+def storage_errors(scheme: str, subject: str) -> Iterator[None]:
+    """Turn what a scheme's library raises into SourceNotFound, SourceForbidden or SourceUnavailable."""
     try:
         yield
     except MintError:
         raise
-    except _LIBRARY_ERRORS as error:
-        raise _meaning(_cause_of(error), subject) from error
+    except backend(scheme).errors as error:
+        raise _meaning(_cause_of(error), backend(scheme).no_credentials, subject) from error
 
 
 def _cause_of(error: Exception) -> Exception:
@@ -179,13 +145,13 @@ def _status(error: BaseException) -> int | None:
     return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdigit()) else None
 
 
-def _meaning(error: Exception, subject: str) -> MintError:
+def _meaning(error: Exception, no_credentials: Errors, subject: str) -> MintError:
     status = _status(error)
     what = type(error).__name__ + (f", HTTP {status}" if status else "")
     if full := disk_full(error, subject):
         return full
     if isinstance(error, FileNotFoundError) or status in {404, 410}:
         return SourceNotFound(subject, "holds nothing there; check its path and revision")
-    if isinstance(error, (PermissionError, *_NO_CREDENTIALS)) or status in {401, 403}:
+    if isinstance(error, (PermissionError, *no_credentials)) or status in {401, 403}:
         return SourceForbidden(subject, f"storage refused access ({what}); check the credentials of secretRef")
     return SourceUnavailable(subject, f"storage did not answer ({what}); retrying")

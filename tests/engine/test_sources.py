@@ -15,7 +15,7 @@ import torch
 
 from mint_contracts import errors
 from mint_contracts.source import Source, child
-from mint_engine import storage
+from mint_engine import backends
 from mint_engine.disk import DiskTier
 from mint_engine.fetch import CONFIG, WEIGHTS, copy_adapter
 from mint_engine.fetch_base import fetch_base
@@ -57,7 +57,7 @@ def opened(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     with ExitStack() as stack:
 
         def open_store(scheme: str) -> Source:
-            storage._filesystem.cache_clear()
+            backends.backend.cache_clear()
             for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
                 monkeypatch.delenv(variable, raising=False)
             if scheme == "file":
@@ -85,7 +85,7 @@ def opened(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
             return Source(f"gs://{stores.BUCKET}/team/store")
 
         yield open_store
-    storage._filesystem.cache_clear()
+    backends.backend.cache_clear()
 
 
 def loader(tmp_path: Path, budget: int = 1 << 20) -> Loader:
@@ -173,7 +173,7 @@ def test_https_is_trusted_by_its_authority_alone(shelf: Path, tmp_path: Path) ->
 def test_storage_that_does_not_answer_is_tried_again_later(
     scheme: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    storage._filesystem.cache_clear()
+    backends.backend.cache_clear()
     address = f"http://127.0.0.1:{free_port()}"
     for variable in ("AWS_ENDPOINT_URL", "HF_ENDPOINT"):
         monkeypatch.setenv(variable, address)
@@ -188,7 +188,7 @@ def test_storage_that_does_not_answer_is_tried_again_later(
 
 
 def test_a_short_disturbance_is_outlived(shelf: Path, tmp_path: Path) -> None:
-    storage._filesystem.cache_clear()
+    backends.backend.cache_clear()
     with stores.serving(stores.Files, shelf) as (address, handler):
         handler.faults |= {WEIGHTS: 3, CONFIG: 1}
         source = Source(f"http://{address}/team/store/acme/good")
@@ -199,14 +199,14 @@ def test_a_short_disturbance_is_outlived(shelf: Path, tmp_path: Path) -> None:
 
 
 def test_what_storage_forbids_is_terminal(shelf: Path, tmp_path: Path) -> None:
-    storage._filesystem.cache_clear()
+    backends.backend.cache_clear()
     with stores.serving(stores.Files, shelf) as (address, _), pytest.raises(errors.SourceForbidden) as caught:
         loader(tmp_path).fetch(Source(f"http://{address}/private/adapter"))
     assert caught.value.terminal
 
 
 def test_tensors_are_not_asked_for_before_the_header_was_checked(tmp_path: Path) -> None:
-    storage._filesystem.cache_clear()
+    backends.backend.cache_clear()
     peft_adapter(tmp_path / "wide", r=16, target_modules="all-linear")
     with stores.serving(stores.Files, tmp_path) as (address, _):
         asked: list[int] = []
@@ -218,7 +218,7 @@ def test_tensors_are_not_asked_for_before_the_header_was_checked(tmp_path: Path)
 def test_a_branch_is_pinned_to_the_commit_that_it_names(
     shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    storage._filesystem.cache_clear()
+    backends.backend.cache_clear()
     with stores.serving(stores.Hub, shelf) as (address, handler):
         monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
         loader(tmp_path).fetch(Source("hf://team/store/acme/good", "main"))
@@ -265,7 +265,7 @@ def test_a_cache_that_is_too_small_is_said_with_numbers(opened: Callable[[str], 
 
 
 def test_a_server_that_hangs_up_early_is_tried_again(shelf: Path, tmp_path: Path) -> None:
-    storage._filesystem.cache_clear()
+    backends.backend.cache_clear()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
         source = Source(f"http://127.0.0.1:{listener.getsockname()[1]}/a")

@@ -1,0 +1,82 @@
+"""The storage libraries behind each scheme: fsspec's filesystems, bounded in time, and the errors that they raise.
+
+Each is imported when its scheme is first used: most engines need one or none, and together they cost seconds.
+Credentials come from the environment (AWS_*, GOOGLE_*, HF_TOKEN), never from a URI.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fsspec.spec import AbstractFileSystem
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 30.0
+
+Errors = tuple[type[Exception], ...]
+
+_PLAIN: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One scheme's filesystem, all that it raises, and those of its errors that tell of missing credentials."""
+
+    files: AbstractFileSystem
+    errors: Errors
+    no_credentials: Errors = ()
+
+
+@cache
+def backend(scheme: str) -> Backend:
+    """The backend of a scheme: one connection pool and one set of credentials; listings are never cached."""
+    return {"http": _web, "https": _web, "s3": _s3, "gs": _gs, "hf": _hf}[scheme]()
+
+
+def commit_of(repository: str, revision: str) -> str | None:
+    """The commit that a branch or tag of a hub's repository names now. Raises what the hf backend raises."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    return api.model_info(repository, revision=revision, timeout=CONNECT_TIMEOUT_S).sha
+
+
+def _web() -> Backend:
+    import aiohttp
+    from fsspec.exceptions import FSTimeoutError
+    from fsspec.implementations.http import HTTPFileSystem
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+    files = HTTPFileSystem(client_kwargs={"timeout": timeout, "trust_env": True}, **_PLAIN)
+    return Backend(files, (OSError, aiohttp.ClientError, FSTimeoutError))
+
+
+def _s3() -> Backend:
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from fsspec.exceptions import FSTimeoutError
+    from s3fs import S3FileSystem
+
+    limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 1}}
+    files = S3FileSystem(config_kwargs=limits, **_PLAIN)
+    return Backend(files, (OSError, BotoCoreError, ClientError, FSTimeoutError), (NoCredentialsError,))
+
+
+def _gs() -> Backend:
+    import aiohttp
+    from fsspec.exceptions import FSTimeoutError
+    from gcsfs.core import GCSFileSystem  # not gcsfs's own choice, which asks for each bucket's type by gRPC first
+    from gcsfs.retry import HttpError
+    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+
+    files = GCSFileSystem(requests_timeout=READ_TIMEOUT_S, **_PLAIN)
+    return Backend(
+        files, (OSError, aiohttp.ClientError, FSTimeoutError, GoogleAuthError, HttpError), (DefaultCredentialsError,)
+    )
+
+
+def _hf() -> Backend:
+    import httpx2
+    from huggingface_hub import HfFileSystem
+
+    return Backend(HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"), **_PLAIN), (OSError, httpx2.HTTPError))
