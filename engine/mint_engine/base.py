@@ -1,6 +1,7 @@
 """Loads a base model once, from local files: a folder of safetensors, or one GGUF file (dequantised)."""
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,8 @@ _LIBRARY_ERRORS = (
     ImportError,
     AssertionError,
     IndexError,
+    OverflowError,
+    struct.error,
     SafetensorError,
 )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from mint_contracts.errors import CapacityExceeded
+from mint_engine.device import zeros
 from mint_engine.pages import PAGE_TOKENS
 
 
@@ -21,8 +22,8 @@ class KvCache:
         self.heads = heads
         self.head_dim = head_dim
         self.pages = pages
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = zeros(shape, dtype, device)
+        self.values = zeros(shape, dtype, device)
 
     @property
     def bytes(self) -> int:

@@ -1,6 +1,7 @@
 """The one place that chooses devices, number types and threads."""
 
 import math
+import mmap
 import os
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def choose_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UnsupportedBase(f"dtype {name!r}", f"must be one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of zeros. On CPU its memory comes from the system page by page, as it is first written.
+
+    So what a large, partly used tensor leaves alone costs nothing; torch.zeros writes all of it.
+    """
+    count = math.prod(shape)
+    if device.type != "cpu" or count == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def count_threads(limit: int | None = None) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from mint_engine.slots import NO_SLOT, Stack
 
-LONG_SEGMENT = 4  # rows from which two plain matmuls beat the gather; measured by tests/bench, r8 and r32
+LONG_SEGMENT = 16  # rows; below, the gather is faster. Break-even measured at 24 (r8) and 10 (r32) in bf16 on 2 cores
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 
 from mint_contracts.errors import RankTooLarge, ShapeMismatch, UnknownTargetModules
 from mint_engine.adapter import AdapterWeights, Delta, Module
+from mint_engine.device import zeros
 
 NO_SLOT = -1  # the bare base
 
@@ -47,11 +48,11 @@ class Slots:
         self.stacks = {path: self._stack(module) for path, module in self.modules.items()}
 
     def _stack(self, module: Module) -> Stack:
-        # torch.zeros gets untouched pages from the system: rows that no adapter's rank reaches cost no memory.
+        # Rows that no adapter's rank reaches are never written, and so cost no memory on CPU.
         return Stack(
             module=module,
-            a=torch.zeros(self.count, self.max_rank, module.in_features, dtype=self.dtype, device=self.device),
-            b=torch.zeros(self.count, self.max_rank, module.out_features, dtype=self.dtype, device=self.device),
+            a=zeros((self.count, self.max_rank, module.in_features), self.dtype, self.device),
+            b=zeros((self.count, self.max_rank, module.out_features), self.dtype, self.device),
             scaling=torch.zeros(self.count, dtype=torch.float32, device=self.device),
             ranks=[0] * self.count,
         )

@@ -43,7 +43,7 @@ def save_tokenizer(folder: Path) -> int:
     tokenizer.train_from_iterator(
         ["the quick brown fox jumps over the lazy dog and then over the other dog"], trainer
     )
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token="<|end|>", additional_special_tokens=["<|start|>"]
     )
     fast.chat_template = TEMPLATE
@@ -138,8 +138,8 @@ class Running:
     server: EngineServer
     holder: FixedHolder
     channel: grpc.aio.Channel
-    sampler: sampling_pb2_grpc.SamplerStub
-    engine: engine_pb2_grpc.EngineStub
+    sampler: "sampling_pb2_grpc.SamplerAsyncStub"
+    engine: "engine_pb2_grpc.EngineAsyncStub"
 
     @property
     def free_pages(self) -> int:

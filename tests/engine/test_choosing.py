@@ -44,7 +44,7 @@ def test_filters_are_those_of_transformers(
         warpers.append(TopPLogitsWarper(top_p))
     if min_p:
         warpers.append(MinPLogitsWarper(min_p))
-    expected = torch.softmax(warpers(torch.zeros(1, 1, dtype=torch.long), logits.clone()), -1)[0]
+    expected = torch.softmax(warpers(torch.LongTensor([[0]]), torch.FloatTensor(logits.clone())), -1)[0]
     found = torch.softmax(logits[0] / temperature, -1)
     keep_likely(found, Sampling(1, 0, temperature, top_k=top_k, top_p=top_p, min_p=min_p))
     torch.testing.assert_close(found / found.sum(), expected, rtol=1e-4, atol=1e-6)

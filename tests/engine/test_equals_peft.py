@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import ALL_SEVEN, ask, peft_answer, peft_scores, read_adapter, running, save_adapter, save_base
 
 from mint_engine.scheduler import Limits
+from tests.engine.running import (
+    ALL_SEVEN,
+    ask,
+    peft_answer,
+    peft_scores,
+    read_adapter,
+    running,
+    save_adapter,
+    save_base,
+)
 
 NEW_TOKENS = 12
 ADAPTERS = {"a/four": 4, "a/eight": 8, "a/sixteen": 16, "b/three": 3}

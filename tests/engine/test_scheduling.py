@@ -96,7 +96,8 @@ TestArrivals = Arrivals.TestCase
 
 @given(st.lists(st.integers(0, 6), max_size=40))
 def test_pages_are_never_shared_nor_lost(takes: list[int]) -> None:
-    pages, owners = Pages(TOTAL_PAGES), []
+    pages = Pages(TOTAL_PAGES)
+    owners: list[list[int]] = []
     for count in takes:
         taken = pages.take(count)
         if taken is None:

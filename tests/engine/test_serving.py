@@ -10,7 +10,6 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from running import ALL_SEVEN, CONTEXT, Running, ask, collect, running, save_adapter, save_base, settings_for
 from transformers import AutoTokenizer
 
 from mint_contracts import engine_pb2, sampling_pb2
@@ -30,6 +29,17 @@ from mint_contracts.wire import from_rpc_error
 from mint_engine.request import Event
 from mint_engine.scheduler import Limits
 from mint_engine.serve import listen
+from tests.engine.running import (
+    ALL_SEVEN,
+    CONTEXT,
+    Running,
+    ask,
+    collect,
+    running,
+    save_adapter,
+    save_base,
+    settings_for,
+)
 
 LONG = 150  # new tokens: far more than a test waits for
 
@@ -90,7 +100,7 @@ async def test_stream_of_text_prompt(base: Path) -> None:
         assert answer.started.revision == ""
         assert answer.finished.reason == sampling_pb2.Finished.LENGTH
         assert answer.finished.completion_tokens == len(answer.tokens) == 9
-        assert answer.text == tokenizer.decode(answer.tokens, skip_special_tokens=True).rstrip("\ufffd")
+        assert answer.text == str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True)).rstrip("\ufffd")
         assert not answer.scores
 
 
@@ -98,7 +108,7 @@ async def test_chat_goes_through_the_template(base: Path) -> None:
     """The same tokens as the template gives; control tokens inside a message stay text."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     honest = [{"role": "user", "content": "the dog"}]
-    tokens = tokenizer.apply_chat_template(honest, add_generation_prompt=True, return_dict=False)
+    tokens: Any = tokenizer.apply_chat_template(honest, add_generation_prompt=True, return_dict=False)
     async with running(base) as engine:
         chat = GenerateRequest(
             chat=Chat(messages=[Message(**honest[0])]), sampling=SamplingParams(max_tokens=8, ignore_eos=True)
@@ -262,7 +272,7 @@ async def test_a_defect_in_a_step_fails_that_step_alone(base: Path) -> None:
                 raise RuntimeError("a kernel broke")
             return run(*args)
 
-        forward.run = break_once  # type: ignore[method-assign]
+        forward.run = break_once  # type: ignore[assignment, method-assign]
         refused = await refusal(
             engine, GenerateRequest(text="dog", sampling=SamplingParams(max_tokens=9, ignore_eos=True))
         )

@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from running import save_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_engine.text import TextStream
+from tests.engine.running import save_tokenizer
 
 
 def letters(ids: list[int]) -> str:

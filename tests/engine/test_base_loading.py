@@ -1,0 +1,283 @@
+"""Loading a base: what is served, and one clear error for everything that is not."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from e2e.samples import Samples
+from mint_contracts.errors import (
+    CapacityExceeded,
+    CorruptFile,
+    MintError,
+    NonFiniteWeights,
+    SourceNotFound,
+    UnsafeFormat,
+    UnsupportedBase,
+)
+from mint_engine.base import load_base
+from mint_engine.device import choose_device, choose_dtype, count_threads, zeros
+from mint_engine.modules import find_modules
+from mint_engine.scheduler import Limits
+from mint_engine.serve import build
+from tests.engine.running import ALL_SEVEN, ask, peft_answer, running, save_base, save_tokenizer, settings_for
+
+CPU = torch.device("cpu")
+PROMPT = [5, 9, 200, 31, 7, 5, 88, 90, 14]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(good, tmp_path / "base"))
+
+
+def load(path: Path) -> Any:
+    return load_base(path, torch.float32, CPU)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
+    path = folder / "model.safetensors"
+    tensors: dict[str, torch.Tensor | None] = {**load_file(path), **changes}
+    save_file({k: v for k, v in tensors.items() if v is not None}, path, metadata={"format": "pt"})
+
+
+def test_a_base_is_frozen_and_knows_its_end(good: Path) -> None:
+    base = load(good)
+    assert not base.model.training
+    assert not any(weight.requires_grad for weight in base.model.parameters())
+    assert base.eos == {0}
+    assert base.context_length == 256
+    assert base.architecture == "LlamaForCausalLM"
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match=r"spec\.source"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(SourceNotFound, match=r"no \*\.safetensors"):
+        load(tmp_path)
+
+
+def test_pickles_are_never_opened(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnsafeFormat, match=r"pytorch_model\.bin"):
+        load(folder)
+    with pytest.raises(UnsafeFormat):
+        load(folder / "pytorch_model.bin")
+
+
+def test_truncated_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CorruptFile, match=r"model\.safetensors is truncated"):
+        load(folder)
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04 something else")
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(CorruptFile, match="GGUF"):
+            load(path)
+
+
+def test_a_truncated_gguf(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    with pytest.raises((UnsupportedBase, CorruptFile)):
+        load(tmp_path)
+
+
+def test_several_ggufs(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(UnsupportedBase, match=r"a\.gguf, b\.gguf"):
+        load(tmp_path)
+
+
+def test_a_shard_that_is_not_there(folder: Path) -> None:
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptFile, match="model-00002-of-00002"):
+        load(folder)
+    (folder / "model.safetensors.index.json").write_text("[")
+    with pytest.raises(CorruptFile, match=r"unreadable model\.safetensors\.index\.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"model_type": "nothing-known"}, UnsupportedBase, "configuration"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, UnsupportedBase, "configuration"),
+        ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedBase, "quantised"),
+        ({"num_hidden_layers": 3}, CorruptFile, "lacks"),
+        ({"hidden_size": 128}, (CorruptFile, UnsupportedBase), "base"),
+    ],
+)
+def test_configurations(folder: Path, changes: dict[str, Any], error: type[MintError], says: str) -> None:
+    edit_config(folder, **changes)
+    with pytest.raises(error, match=says):
+        load(folder)
+
+
+def test_no_configuration(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CorruptFile, match="not JSON"):
+        load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CorruptFile, match=r"no config\.json"):
+        load(folder)
+
+
+def test_a_missing_weight(folder: Path) -> None:
+    edit_weights(folder, {"model.layers.1.mlp.up_proj.weight": None})
+    with pytest.raises(CorruptFile, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(folder)
+
+
+def test_nan_weights(folder: Path) -> None:
+    edit_weights(folder, {"model.norm.weight": torch.full((64,), torch.nan)})
+    with pytest.raises(NonFiniteWeights, match=r"model\.norm\.weight"):
+        load(folder)
+
+
+def test_no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UnsupportedBase, match="tokenizer"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"context_length": 300}, UnsupportedBase, "knows 256 positions"),
+        ({"kv_cache_bytes": 1 << 12}, CapacityExceeded, "give at least"),
+        ({"dtype": "int8"}, UnsupportedBase, "bfloat16"),
+        ({"device": "abacus"}, UnsupportedBase, "not there"),
+        ({"target_modules": ("q_proj", "w_qkv")}, UnsupportedBase, "w_qkv.*offers down_proj"),
+    ],
+)
+def test_settings_that_do_not_fit(good: Path, changes: dict[str, Any], error: type[MintError], says: str) -> None:
+    with pytest.raises(error, match=says):
+        build(settings_for(good, **changes), good, Limits())
+
+
+def test_target_modules_limit_what_adapters_reach(good: Path) -> None:
+    model = load(good).model
+    every = find_modules(model)
+    assert {path.rpartition(".")[2] for path in every} == set(ALL_SEVEN)
+    assert "lm_head" not in every
+    assert len(every) == 14
+    some = find_modules(model, ("q_proj", "down_proj"))
+    assert sorted(some) == sorted(path for path in every if path.endswith(("q_proj", "down_proj")))
+    down = some["model.layers.1.mlp.down_proj"]
+    assert (down.in_features, down.out_features) == (96, 64)
+
+
+def test_dtypes_devices_and_threads() -> None:
+    assert choose_dtype("bfloat16") is torch.bfloat16
+    assert choose_device("cpu") == CPU
+    assert 1 <= count_threads(1) <= count_threads()
+
+
+def test_zeros_cost_memory_only_where_they_are_written() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before, size = resident_bytes(), 512 << 20
+    many = zeros((512, 1 << 20), torch.uint8, CPU)
+    many[3].fill_(1)
+    assert resident_bytes() - before < size // 4
+    assert many[:8].sum() == 1 << 20
+
+
+# Architectures whose attention is plain causal: transformers' own code, unchanged.
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+SERVED: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "gemma": {},
+    "mistral": {"sliding_window": None},
+    "phi3": {"sliding_window": None},
+    "granite": {},
+    "olmo2": {},
+    "smollm3": {},
+}
+REFUSED: dict[str, dict[str, Any]] = {
+    "gemma2": {},  # caps attention's logits, slides its window
+    "mistral": {"sliding_window": 32},
+}
+
+
+def save_architecture(folder: Path, kind: str, changes: dict[str, Any]) -> Path:
+    vocab = save_tokenizer(folder)
+    torch.manual_seed(5)
+    config = AutoConfig.for_model(kind, **(SMALL | {"vocab_size": vocab} | changes))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    return folder
+
+
+@pytest.mark.parametrize("kind", SERVED)
+async def test_architectures_served(kind: str, tmp_path: Path) -> None:
+    base = save_architecture(tmp_path, kind, SERVED[kind])
+    tokens, scores = peft_answer(base, None, PROMPT, 8)
+    async with running(base) as engine:
+        answer = await ask(engine, PROMPT, max_tokens=8, logprobs=0, ignore_eos=True)
+    assert answer.tokens == tokens
+    assert answer.logprobs == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_architectures_refused(kind: str, tmp_path: Path) -> None:
+    """Never silently wrong: what the attention can't do is refused when the base is loaded."""
+    base = save_architecture(tmp_path, kind, REFUSED[kind])
+    with pytest.raises(UnsupportedBase, match="sliding_window"):
+        build(settings_for(base), base, Limits())
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    from e2e.samples import prepare
+
+    return prepare()
+
+
+def test_gguf_equals_safetensors(samples: Samples) -> None:
+    """The GGUF, dequantised, has the same weights and logits as the safetensors copy."""
+    packed, plain = load(samples.base_gguf_file), load(samples.base)
+    theirs = dict(plain.model.named_parameters())
+    for name, weight in packed.model.named_parameters():
+        assert torch.equal(weight, theirs[name]), name
+    tokens = packed.tokenizer.encode("The capital of France is")
+    assert tokens == plain.tokenizer.encode("The capital of France is")
+    assert packed.eos == plain.eos
+    with torch.inference_mode():
+        logits = [each.model(input_ids=torch.tensor([tokens])).logits for each in (packed, plain)]
+    assert torch.equal(*logits)

@@ -1,0 +1,56 @@
+"""SmolLM2 and its adapters, all in one batch over gRPC: the answers are PEFT's, token by token."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from e2e.samples import GOOD, Samples, prepare, questions
+from e2e.samples.reference import BASE, reference
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams
+from mint_engine.scheduler import Limits
+from tests.engine.running import collect, running
+
+NEW_TOKENS = 24
+QUESTIONS = 2
+CLEAR_GAP = 1e-3  # logits: a nearer tie may fall either way with another order of summation
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    return prepare()
+
+
+async def test_everyone_at_once(samples: Samples) -> None:
+    names = [BASE, *(adapter.name for adapter in GOOD)]
+    asked = questions()[:QUESTIONS]
+    expected = reference(samples, asked, names, NEW_TOKENS)
+    folders: dict[str, Path] = {name: samples.adapters / name for name in names if name != BASE}
+    async with running(
+        samples.base,
+        folders,
+        Limits(step_tokens=96),
+        max_rank=32,
+        device_slots=len(folders),
+        context_length=256,
+        kv_cache_bytes=128 << 20,
+    ) as engine:
+        requests = {
+            (name, question): GenerateRequest(
+                adapter=name,
+                chat=Chat(messages=[Message(role="user", content=question)]),
+                sampling=SamplingParams(max_tokens=NEW_TOKENS),
+            )
+            for question in asked
+            for name in names
+        }
+        answers = dict(
+            zip(requests, await asyncio.gather(*(collect(engine, each) for each in requests.values())), strict=True)
+        )
+    compared = 0
+    for name in names:
+        for question, wanted in zip(asked, expected[name], strict=True):
+            clear = next((n for n, gap in enumerate(wanted.gaps) if gap < CLEAR_GAP), len(wanted.token_ids))
+            assert answers[name, question].tokens[:clear] == wanted.token_ids[:clear], (name, question)
+            compared += clear
+    assert compared > len(requests) * NEW_TOKENS / 3
