@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
+from mint_contracts.transport import SERVER_OPTIONS
 from mint_engine import metrics
 from mint_engine.base import Base, load_base
 from mint_engine.cache import KvCache, count_pages, page_bytes
@@ -55,7 +56,7 @@ class EngineServer:
         self._services = services
         self._limits = limits
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
         self._watch: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
         self.port = 0

@@ -8,24 +8,21 @@ from typing import TYPE_CHECKING
 import grpc
 
 from mint_contracts.sampling_pb2_grpc import SamplerStub
+from mint_contracts.transport import CHANNEL_OPTIONS
 
 if TYPE_CHECKING:
     from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub  # known to the stubs alone
 
 CONNECT_TIMEOUT_MS = 1500
-KEEPALIVE_MS = 10_000
-KEEPALIVE_TIMEOUT_MS = 5_000
 MAX_MESSAGE_BYTES = 64 << 20  # log-probabilities of a long prompt come in one event
 
 _OPTIONS = [
-    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    *CHANNEL_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
     # Also bounds one attempt to connect: a node that vanished refuses nothing, it is just silent.
     ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_retries", 0),  # the router retries, on another engine
     ("grpc.use_local_subchannel_pool", 1),  # a new channel starts afresh, without another's backoff
 ]

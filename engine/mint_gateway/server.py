@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import placement_pb2, placement_pb2_grpc, sampling_pb2, sampling_pb2_grpc
 from mint_contracts.map_reader import MapReader
+from mint_contracts.transport import SERVER_OPTIONS
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
@@ -65,13 +66,7 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
         mirror, channels, in_flight, limits.patience, lambda error: metrics.retries.labels(error.reason).inc()
     )
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages)
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.so_reuseport", 0),
-        ]
-    )
+    server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
     sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(router, metrics), server)
     placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror), server)
     healthy = health.aio.HealthServicer()

@@ -14,6 +14,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord, Failure, Held, Tier
 from mint_contracts.source import Source
+from mint_contracts.transport import SERVER_OPTIONS
 from mint_contracts.wire import to_status
 
 HEARTBEAT_S = 1.0
@@ -77,7 +78,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
 
     async def listen(self) -> None:
         """Serve, on the same port as before if there was one."""
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
         sampling_pb2_grpc.add_SamplerServicer_to_server(self, self._server)
         port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"

@@ -7,6 +7,7 @@ import pytest
 
 from mint_contracts import errors
 from mint_contracts.records import Failure, Tier
+from mint_contracts.transport import KEEPALIVE_MS
 from mint_gateway.client import Client, question
 from mint_gateway.route import Patience
 from mint_gateway.server import Limits
@@ -290,3 +291,18 @@ async def test_a_client_with_patience_lives_through_an_engines_absence(scene: Sc
         await until(lambda: (ended("mint_gateway_requests_total", {"code": "UNAVAILABLE"}) or 0) >= 2)
         await engine.listen()
         assert (await asyncio.wait_for(asking, 10)).text == "Hello there."
+
+
+async def test_the_silence_of_a_long_load_does_not_cost_the_connection(scene: Scene) -> None:
+    """A server that takes our pings for an attack ends the connection at the third (too_many_pings)."""
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open()
+    await scene.seen(engine)
+    asking = asyncio.create_task(scene.client.answer(question("Ahoy?")))
+    await asyncio.wait_for(engine.started.wait(), 5)
+    # gRPC lets no channel ping more often than every 10 s, so this takes as long as it takes.
+    asyncio.get_running_loop().call_later(3.3 * KEEPALIVE_MS / 1000, engine.hold_before.set)
+    assert (await asking).text == "Hello there."
+    assert len(engine.seen) == 1

@@ -1,0 +1,22 @@
+"""How both ends of a gRPC connection between our own programs behave: one side's pings are within the other's limits.
+
+A server with gRPC's defaults takes a client that pings more often than every five minutes for an attacker, and ends
+the whole connection with every stream on it (too_many_pings): the silence of one cold load would cost its neighbours
+their answers. https://github.com/grpc/grpc/blob/master/doc/keepalive.md
+"""
+
+KEEPALIVE_MS = 10_000  # a peer that vanished without a word is noticed after this and the next
+KEEPALIVE_TIMEOUT_MS = 5_000
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.keepalive_time_ms", 6 * KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+)
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.max_pings_without_data", 0),  # no limit: a load may be silent for minutes
+)
