@@ -29,6 +29,7 @@ class Candidate(msgspec.Struct, frozen=True):
     engine: str
     address: str
     why: str
+    behind: bool = False  # placed by a version of the map that the engine has yet to read
 
 
 def candidates(view: MapView, adapter: str, now: Now) -> list[Candidate]:
@@ -46,7 +47,11 @@ def candidates(view: MapView, adapter: str, now: Now) -> list[Candidate]:
         ordered = _for_adapter(view, adapter, able, now)
     sure = [(engine, why) for engine, why in ordered if not _doubt(engine, now)]
     unsure = [(engine, f"{why}; {_doubt(engine, now)}") for engine, why in ordered if _doubt(engine, now)]
-    return [Candidate(engine.name, engine.record.address, why) for engine, why in sure + unsure]
+    placed = adapter in view.placements
+    return [
+        Candidate(engine.name, engine.record.address, why, placed and engine.record.map_version < (view.version or 0))
+        for engine, why in sure + unsure
+    ]
 
 
 def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:

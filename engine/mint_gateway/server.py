@@ -19,8 +19,9 @@ from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
-from mint_gateway.route import Patience, Router
+from mint_gateway.route import Router
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
+from mint_gateway.tries import Patience
 
 SERVICES = (
     sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,

@@ -11,8 +11,8 @@ from mint_contracts.records import BaseRecord, Place, Placement, Tier
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.source import Source
 from mint_gateway.client import Client
-from mint_gateway.route import Patience
 from mint_gateway.server import Gateway, Limits, serve
+from mint_gateway.tries import Patience
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
 

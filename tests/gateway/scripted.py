@@ -34,7 +34,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         self.remaining_s: list[float | None] = []  # each request's deadline
         self.started, self.cancelled = asyncio.Event(), asyncio.Event()
         self.ready, self.running = True, 0
-        self.reported_full = 0
+        self.reported_full = self.map_version = 0
         self.failure: Failure | None = None
         self.held: dict[str, Held] = {}
         self.address = ""
@@ -141,7 +141,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             slots_total=8,
             running=self.running,
             waiting=0,
-            map_version=0,
+            map_version=self.map_version,
             sequence=self._sequence,
             failure=self.failure,
         )

@@ -9,8 +9,8 @@ from mint_contracts import errors
 from mint_contracts.records import Failure, Tier
 from mint_contracts.transport import KEEPALIVE_MS
 from mint_gateway.client import Client, question
-from mint_gateway.route import Patience
 from mint_gateway.server import Limits
+from mint_gateway.tries import Patience
 from tests.gateway.scene import BASE, LIMITS, STORE, Scene
 from tests.waiting import until
 
@@ -29,6 +29,7 @@ async def test_the_warmest_holder_answers_whoever_the_plan_named(scene: Scene) -
     assert (answer.engine, answer.text) == ("e-1", "Hello there.")
     assert answer.revision == "sha256:e-1-demo/pirate"
     assert not cool.seen
+    assert not warm.cancelled.is_set()  # it was let finish
 
 
 async def test_a_new_holder_is_chosen_as_soon_as_it_reports(scene: Scene) -> None:
@@ -218,6 +219,28 @@ async def test_an_adapter_that_loads_nowhere_is_refused_with_its_own_error(scene
     with pytest.raises(errors.RankTooLarge, match="rank 128 above 64"):
         await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
     assert not engine.seen
+
+
+async def test_an_engine_that_has_yet_to_read_the_map_is_given_a_moment(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.refuse = errors.AdapterNotFound("adapter 'demo/pirate'", "is in no wave")
+    await scene.open()
+    await scene.place("demo/pirate", "e-0")
+    await scene.seen(engine)
+    asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
+    await until(lambda: len(engine.seen) >= 2)
+    engine.refuse = None
+    assert (await asyncio.wait_for(asking, 5)).engine == "e-0"
+    # Once it has read the map, its word counts.
+    engine.refuse = errors.AdapterNotFound("adapter 'demo/pirate'", "is in no wave")
+    engine.map_version = scene.versions[BASE]
+    await engine.report()
+    await scene.seen(engine)
+    engine.seen.clear()
+    with pytest.raises(errors.AdapterNotFound):
+        await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
+    assert len(engine.seen) == 1
 
 
 async def test_a_clients_cancellation_reaches_the_engine(scene: Scene) -> None:
