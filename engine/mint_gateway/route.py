@@ -164,7 +164,7 @@ async def _forward(call: "Call", events: list[sampling_pb2.GenerateEvent], send:
         await send(ready)
     finished = events[-1].HasField("finished")
     try:
-        # To the stream's end, not only to Finished: ending it sooner would look to the engine like a client that left.
+        # To the stream's end, not only to Finished: ending it sooner would look like a client that left.
         while isinstance(event := await call.read(), sampling_pb2.GenerateEvent):
             finished = event.HasField("finished")
             await send(event)
