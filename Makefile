@@ -35,8 +35,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 .PHONY: tools
-tools: env ## Install or build what tests need beside Python: Kubernetes, helm, etcd, containerd, redis-server
+tools: env ## Install or make what tests need beside Python: Kubernetes, helm, etcd, containerd, redis-server, samples
 	@$(BIN)/python -m e2e.cluster tools
+	@$(BIN)/python -m e2e.samples
 
 .PHONY: lint
 lint: env ## Formatter, linter, types, import layers

@@ -73,7 +73,7 @@ def _mint(gateway: str, *words: str) -> None:
     print(f"\n$ mint {shlex.join(words)}", flush=True)
     program = Path(sys.executable).with_name("mint")
     wide = {} if sys.stdout.isatty() else {"COLUMNS": PLAIN_WIDTH}
-    command = [program, verb, "--gateway", gateway, *rest]
+    command = [str(program), verb, "--gateway", gateway, *rest]
     subprocess.run(command, check=True, timeout=300, env={**os.environ, **wide})
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from e2e.samples import GOOD, TRAINED, questions
-from e2e.samples.reference import BASE, Answer, reference
+from e2e.samples.answering import Answer
+from e2e.samples.reference import BASE, reference
 from e2e.world import NAMESPACE, Waves, World, wave
 from mint_contracts import sampling_pb2
 from mint_gateway import client
