@@ -24,6 +24,7 @@ from mint_engine.holding import AdapterStatus, Held
 from mint_engine.scheduler import Limits
 from mint_engine.serve import EngineServer, listen
 from mint_engine.slots import Slots
+from mint_engine.stepper import Stepper
 
 ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONTEXT = 192
@@ -140,6 +141,12 @@ class Running:
     channel: grpc.aio.Channel
     sampler: "sampling_pb2_grpc.SamplerAsyncStub"
     engine: "engine_pb2_grpc.EngineAsyncStub"
+
+    @property
+    def stepper(self) -> Stepper:
+        parts = self.server._services.parts
+        assert parts is not None
+        return parts.stepper
 
     @property
     def free_pages(self) -> int:

@@ -64,7 +64,8 @@ async def refusal(engine: Running, request: GenerateRequest) -> MintError:
 class Gate:
     """Holds the step thread between two steps, so that tests decide what happens meanwhile."""
 
-    def __init__(self, engine: Running) -> None:
+    def __init__(self, engine: Running, after: int = 0) -> None:
+        self._left = after
         self._generation = engine.server.generation
         self._step = self._generation.step
         self._open = threading.Event()
@@ -72,8 +73,10 @@ class Gate:
         self._generation.step = self._gated  # type: ignore[method-assign]
 
     def _gated(self) -> list[Any]:
-        self.reached.set()
-        assert self._open.wait(30)
+        if self._left == 0:
+            self.reached.set()
+            assert self._open.wait(30)
+        self._left = max(0, self._left - 1)
         return self._step()
 
     async def closed(self) -> None:
@@ -211,20 +214,24 @@ async def test_a_completion_ends_with_the_context(base: Path) -> None:
 
 
 async def test_a_client_that_goes_away_frees_its_pages(base: Path, adapter: Path) -> None:
+    """Not when the completion would have ended, but before the next step."""
     async with running(base, {"a": adapter}) as engine:
+        gate = Gate(engine, after=3)
         request = GenerateRequest(
             tokens=TokenIds(ids=[5, 6]), adapter="a", sampling=SamplingParams(max_tokens=LONG, ignore_eos=True)
         )
         call = engine.sampler.Generate(request)
-        async for event in call:
-            if event.WhichOneof("event") == "chunk":
-                break
+        await gate.closed()
+        [sequence] = engine.server.generation.scheduler.running
         assert engine.free_pages < engine.all_pages
         assert engine.holder.users == {"a": 1}
         call.cancel()
+        await until(lambda: len(engine.stepper._cancelled) == 1)
+        gate.open()
         await until(lambda: engine.holder.users == {"a": 0})
         assert engine.free_pages == engine.all_pages
         assert engine.server.load_now.running == 0
+        assert sequence.completion_tokens == 4
 
 
 async def test_a_slot_is_held_until_no_step_reads_it(base: Path, adapter: Path) -> None:
