@@ -103,7 +103,7 @@ class Climber:
             weights = weights or await self._weights(copy)
             ready = weights
             await _on(self._copying, lambda: self._memory.load(slot, ready))
-        except Exception:
+        except Exception:  # of any kind: half an adapter must not stay in a slot
             await _on(self._copying, lambda: self._memory.clear(slot))
             self._table.give_back(slot)
             raise

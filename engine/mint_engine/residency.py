@@ -167,7 +167,7 @@ class Residency:
             await self._climber.climb(copy)
         except MintError as failed:
             error = failed
-        except Exception as defect:
+        except Exception as defect:  # whatever is wrong with one adapter, the engine goes on serving
             log.exception("load_defect", adapter=copy.adapter, source=copy.source.uri)
             error = Internal(
                 f"adapter {copy.adapter!r}", f"could not be loaded ({type(defect).__name__}); see the log"

@@ -21,6 +21,8 @@ from tests.redis_process import free_port
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BUCKET = "shelf"
 
+Entry = dict[str, object]
+
 
 class Files(SimpleHTTPRequestHandler):
     """Plain files of `folder`. `faults` counts, by the end of a path, the 503 answers still to be given."""
@@ -83,7 +85,7 @@ class Hub(Files):
             case _:
                 self._json(None)
 
-    def _tree(self, owner: str, name: str, rest: list[str]) -> list[dict] | None:
+    def _tree(self, owner: str, name: str, rest: list[str]) -> list[Entry] | None:
         root = Path(self.directory, owner, name)
         folder = root.joinpath(*rest)
         if not folder.is_dir():
@@ -91,7 +93,7 @@ class Hub(Files):
         found = [self._entry(root, str(path.relative_to(root))) for path in sorted(folder.iterdir())]
         return [each for each in found if each]
 
-    def _entry(self, root: Path, path: str) -> dict | None:
+    def _entry(self, root: Path, path: str) -> Entry | None:
         here = root / path
         if not here.exists():
             return None

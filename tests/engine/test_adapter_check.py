@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,9 @@ def read(folder: Path, fit: Fit | None = None, dtype: torch.dtype = torch.float3
     ],
     ids=str,
 )  # fmt: skip
-def test_what_peft_writes_is_read_with_pefts_own_ranks_scalings_and_values(tmp_path: Path, options: dict) -> None:
+def test_what_peft_writes_is_read_with_pefts_own_ranks_scalings_and_values(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     model = peft_adapter(tmp_path, **options)
     weights = read(tmp_path)
 
@@ -137,7 +140,7 @@ def _nan(_name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor | None]:
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
-BROKEN: dict[str, tuple[Callable[[Path], None], type[errors.MintError], str]] = {
+BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] = {
     "no config": (lambda f: (f / CONFIG).unlink(), errors.SourceNotFound, CONFIG),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), errors.SourceNotFound, WEIGHTS),
     "no folder": (shutil.rmtree, errors.SourceNotFound, "does not exist"),

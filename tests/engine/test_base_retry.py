@@ -3,11 +3,11 @@
 import asyncio
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
+from mint_contracts.records import EngineRecord
 from mint_contracts.settings import REDIS_URL, EngineSettings
 from mint_contracts.source import Source
 from mint_engine import process
@@ -46,7 +46,7 @@ async def test_a_base_that_is_mended_is_served_without_a_restart(
     following = asyncio.create_task(engine.agent.run())
     rising = asyncio.create_task(engine.bring_up())
 
-    async def record() -> msgspec.Struct | None:
+    async def record() -> EngineRecord | None:
         views = await MapReader(redis).engines(BASE)
         return next((view.record for view in views if view.engine == broken), None)
 
@@ -63,7 +63,9 @@ async def test_a_base_that_is_mended_is_served_without_a_restart(
     save_base(folder)
     await until(ready, 20)
     await rising
+    await until(lambda: server.ready, 5)
     await engine.drain()
+    assert not server.ready
     following.cancel()
     await asyncio.wait({following})
     await engine.agent.leave()

@@ -158,6 +158,7 @@ async def test_a_map_that_is_flushed_hears_everything_again(
         await there.writer.apply(BASE, MapChange(set_assigned={ENGINE: (want,)}))
         await is_tier(there, "team/one", Tier.DEVICE)
         await there.redis.flushall()
+        assert await there.engine() is None
         await is_tier(there, "team/one", Tier.DEVICE)
 
 

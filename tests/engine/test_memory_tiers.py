@@ -1,6 +1,7 @@
 """Host and disk tiers: budgets kept, what is wanted or in use never evicted, nothing half there."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_what_the_host_tier_drops_is_freed() -> None:
 
 
 def store(tier: DiskTier, name: str, nbytes: int) -> Path:
-    def copy(into: Path, admit) -> None:
+    def copy(into: Path, admit: Callable[[int], None]) -> None:
         admit(nbytes)
         (into / "file").write_bytes(bytes(nbytes))
 
@@ -151,7 +152,7 @@ def test_the_disk_tier_keeps_its_budget_by_removing_folders(tmp_path: Path) -> N
 def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 100)
 
-    def copy(into: Path, admit) -> None:
+    def copy(into: Path, admit: Callable[[int], None]) -> None:
         admit(40)
         (into / "file").write_bytes(b"half")
         raise OSError("the line went dead")
@@ -165,7 +166,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_a_copy_in_progress_is_not_there_yet(tmp_path: Path) -> None:
     tier, seen = DiskTier(tmp_path, 100), []
 
-    def copy(into: Path, admit) -> None:
+    def copy(into: Path, admit: Callable[[int], None]) -> None:
         admit(40)
         seen.append(tier.get(source("a")))
 

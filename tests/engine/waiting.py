@@ -2,13 +2,21 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def until(look: Callable[[], Awaitable[T | None] | T | None], seconds: float = 60.0) -> T:
+@overload
+async def until(look: Callable[[], Coroutine[Any, Any, T | None]], seconds: float = ...) -> T: ...
+
+
+@overload
+async def until(look: Callable[[], object], seconds: float = ...) -> object: ...
+
+
+async def until(look: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first true answer of `look`, which may be a coroutine function. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while True:

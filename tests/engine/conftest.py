@@ -1,0 +1,50 @@
+"""What tests of the engine share: a store of tiny adapters, and a residency over it."""
+
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mint_contracts.source import Source
+from mint_engine.fetch import WEIGHTS
+from tests.engine.made import edit_tensors, lora_names, peft_adapter
+from tests.engine.tiers import NAMES, Scene
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    peft_adapter(folder / NAMES[0])
+    name = lora_names(folder / NAMES[0])[0]
+    for index, other in enumerate(NAMES[1:], start=1):
+        shutil.copytree(folder / NAMES[0], folder / other)
+        edit_tensors(folder / other, {name: load_file(folder / NAMES[0] / WEIGHTS)[name] * (index + 1)})
+    return folder
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A store of one's own: eight adapters."""
+    return shutil.copytree(made, tmp_path / "store")
+
+
+@pytest.fixture
+async def scene(store: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Scene]]:
+    """`scene(slots=..., host=..., store=...)` makes and starts one."""
+    made: list[Scene] = []
+    own = Source(f"file://{store}")
+
+    def make(slots: int = 2, host: int = 1 << 20, store: Source | None = own, **limits: float) -> Scene:
+        here = Scene(tmp_path, slots, host, store, **limits)
+        here.residency.start()
+        made.append(here)
+        return here
+
+    yield make
+    for here in made:
+        here.slots.gate.set()
+        here.loader.gate.set()
+        await here.residency.close()
+        here.residency.check()

@@ -1,0 +1,253 @@
+"""Adapters that waves want: in their tier, replaced without a gap, told truthfully. Only the base is tiny."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mint_contracts import errors
+from mint_contracts.records import Tier
+from mint_contracts.source import Source
+from mint_engine.adapter import AdapterWeights
+from mint_engine.fetch import WEIGHTS
+from tests.engine.made import edit_config, edit_tensors, lora_names
+from tests.engine.tiers import NAMES, Scene, Watched, once, wanted
+from tests.engine.waiting import until
+
+
+async def test_waves_get_what_they_want_in_the_tier_they_want(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene(store=None)
+    here.residency.want(
+        wanted(store, NAMES[0]) + wanted(store, NAMES[1], tier=Tier.HOST) + wanted(store, NAMES[2], tier=Tier.DISK)
+    )
+    await until(lambda: [here.tier(name) for name in NAMES[:3]] == [Tier.DEVICE, Tier.HOST, Tier.DISK])
+    told = here.residency.report()
+    assert all(told[name].revision.startswith("sha256:") and told[name].rank == 4 for name in NAMES[:3])
+    assert len({told[name].revision for name in NAMES[:3]}) == 3
+    assert await once(here, NAMES[2]) == told[NAMES[2]].revision, "and a request finds any of them"
+
+
+async def test_an_unassigned_adapter_leaves_its_slot_when_idle_and_is_zeroed(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(store=None)
+    here.residency.want(wanted(store, NAMES[0]))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    async with here.residency.hold(NAMES[0]) as held:
+        here.residency.want([])
+        with pytest.raises(errors.AdapterNotFound):
+            await once(here, NAMES[0])
+        assert here.slots.tenants == {held.slot: held.revision}, "a running request keeps its slot"
+    await until(lambda: not here.slots.tenants and here.residency.slots.free and not here.host.ledger.used)
+    assert here.slots.empty(held.slot)
+    await until(lambda: not here.residency.books.copies)
+
+
+async def test_waves_adapters_are_not_evicted_by_requests(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene(slots=2, slot_wait_s=0.05)
+    here.residency.want(wanted(store, NAMES[0]))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    for name in NAMES[1:6]:
+        await once(here, name)
+        assert here.tier(NAMES[0]) is Tier.DEVICE
+    here.residency.want(wanted(store, NAMES[0], NAMES[1]))
+    await until(lambda: here.tier(NAMES[1]) is Tier.DEVICE)
+    with pytest.raises(errors.Overloaded, match="wanted by waves"):
+        await once(here, NAMES[2])
+
+
+async def test_a_new_source_takes_over_and_the_old_one_serves_until_then(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(store=None)
+    here.residency.want(wanted(store, NAMES[0], version="1"))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    async with here.residency.hold(NAMES[0]) as old:
+        name = lora_names(store / NAMES[0])[0]
+        edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+        here.loader.gate.clear()
+        here.residency.want(wanted(store, NAMES[0], version="2"))
+        await until(lambda: len(here.loader.fetches) == 2)
+        assert await once(here, NAMES[0]) == old.revision, "while the new one loads"
+        assert here.residency.report()[NAMES[0]].source.revision == "1"
+        here.loader.gate.set()
+        await until(lambda: here.residency.report()[NAMES[0]].source.revision == "2")
+        async with here.residency.hold(NAMES[0]) as new:
+            assert new.revision != old.revision
+            assert here.slots.tenants == {old.slot: old.revision, new.slot: new.revision}
+    await until(lambda: here.slots.tenants == {new.slot: new.revision})
+    assert here.slots.empty(old.slot)
+
+
+async def test_a_new_source_takes_over_even_when_every_slot_is_taken(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(slots=1, store=None)
+    here.residency.want(wanted(store, NAMES[0], version="1"))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    async with here.residency.hold(NAMES[0]) as old:
+        name = lora_names(store / NAMES[0])[0]
+        edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+        here.residency.want(wanted(store, NAMES[0], version="2"))
+        await until(lambda: len(here.loader.fetches) == 2)
+        waiting = asyncio.create_task(once(here, NAMES[0]))
+        assert here.slots.tenants == {old.slot: old.revision}
+    assert await waiting in {old.revision, here.residency.report()[NAMES[0]].revision}
+    await until(lambda: here.residency.report()[NAMES[0]].source.revision == "2")
+    assert await once(here, NAMES[0]) != old.revision
+
+
+async def test_a_failed_replacement_is_told_and_keeps_the_old_revision_serving(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(slots=1, store=None)
+    here.residency.want(wanted(store, NAMES[0], version="1"))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    old = await once(here, NAMES[0])
+    tensors = load_file(store / NAMES[0] / WEIGHTS)
+    name = min(tensors)
+    edit_tensors(store / NAMES[0], {name: tensors[name] * float("nan")})
+    here.residency.want(wanted(store, NAMES[0], version="2"))
+    await until(lambda: here.failure(NAMES[0]) == "NonFiniteWeights")
+    told = here.residency.report()[NAMES[0]]
+    assert (told.tier, told.revision, told.source.revision) == (Tier.DEVICE, old, "2")
+    assert told.failure is not None
+    assert told.failure.terminal
+    assert await once(here, NAMES[0]) == old
+    fetched = len(here.loader.fetches)
+    here.residency.want(wanted(store, NAMES[0], version="2"))
+    await once(here, NAMES[0])
+    assert len(here.loader.fetches) == fetched, "a terminal failure is not tried again"
+    edit_tensors(store / NAMES[0], {name: tensors[name] * 3})
+    here.residency.want(wanted(store, NAMES[0], version="3"))
+    await until(lambda: here.failure(NAMES[0]) == "" and here.residency.report()[NAMES[0]].source.revision == "3")
+    assert await once(here, NAMES[0]) != old
+
+
+async def test_a_retryable_failure_is_tried_again_by_itself(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_engine.copies.FIRST_RETRY_S", 0.02)
+    here, away = scene(store=None), [3]
+    fetch = here.loader.fetch
+
+    def flaky(source: Source) -> None:
+        if away[0]:
+            away[0] -= 1
+            raise errors.SourceUnavailable("store", "does not answer")
+        fetch(source)
+
+    monkeypatch.setattr(here.loader, "fetch", flaky)
+    here.residency.want(wanted(store, NAMES[0]))
+    await until(lambda: here.failure(NAMES[0]) == "SourceUnavailable")
+    with pytest.raises(errors.SourceUnavailable) as caught:
+        await once(here, NAMES[0])
+    assert not caught.value.terminal
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    assert here.failure(NAMES[0]) == ""
+
+
+async def test_each_failure_stays_with_its_adapter(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene(store=None, slots=4)
+    edit_config(store / NAMES[0], r=99)
+    (store / NAMES[1] / WEIGHTS).write_bytes(b"")
+    here.residency.want(wanted(store, *NAMES[:4]))
+    await until(lambda: (here.failure(NAMES[0]), here.failure(NAMES[1])) == ("RankTooLarge", "CorruptFile"))
+    await until(lambda: here.tier(NAMES[2]) is here.tier(NAMES[3]) is Tier.DEVICE)
+    with pytest.raises(errors.RankTooLarge):
+        await once(here, NAMES[0])
+    status = next(each for each in here.residency.states() if each.adapter == NAMES[0])
+    assert (status.failure_reason, status.residency) == ("RankTooLarge", Tier.REMOTE)
+
+
+async def test_a_defect_in_one_load_is_told_and_survived(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, load = scene(store=None), Watched.load
+
+    def broken(self: Watched, slot: int, weights: AdapterWeights) -> None:
+        load(self, slot, weights)
+        if weights.adapter == NAMES[0]:
+            raise RuntimeError("device says no")
+
+    monkeypatch.setattr(Watched, "load", broken)
+    here.residency.want(wanted(store, NAMES[0], NAMES[1]))
+    await until(lambda: here.failure(NAMES[0]) == "Internal" and here.tier(NAMES[1]) is Tier.DEVICE)
+    assert len(here.residency.slots.free) == 1
+    assert here.slots.empty(here.residency.slots.free[0]), "the slot of a load that failed is cleared"
+
+
+async def test_host_memory_that_can_never_hold_an_adapter_is_terminal(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(store=None, host=100)
+    here.residency.want(wanted(store, NAMES[0], tier=Tier.HOST) + wanted(store, NAMES[1]))
+    await until(lambda: here.failure(NAMES[0]) == "CapacityExceeded")
+    await until(lambda: here.tier(NAMES[1]) is Tier.DEVICE)
+    assert here.host.ledger.used == 0, "the way to the device needs no place in host memory"
+
+
+async def test_host_memory_full_of_wanted_adapters_is_waited_for(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_engine.climb.FULL_RETRY_S", 0.05)
+    one = sum(tensor.nbytes for tensor in load_file(store / NAMES[0] / WEIGHTS).values())
+    here = scene(store=None, host=int(one * 1.5))
+    here.residency.want(wanted(store, NAMES[0], tier=Tier.HOST))
+    await until(lambda: here.tier(NAMES[0]) is Tier.HOST)
+    here.residency.want(wanted(store, NAMES[0], NAMES[1], tier=Tier.HOST))
+    await until(lambda: here.failure(NAMES[1]) == "Overloaded")
+    assert here.tier(NAMES[0]) is Tier.HOST
+    here.residency.want(wanted(store, NAMES[1], tier=Tier.HOST))
+    await until(lambda: here.tier(NAMES[1]) is Tier.HOST)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_books_balance_under_any_schedule(scene: Callable[..., Scene], store: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    one = sum(tensor.nbytes for tensor in load_file(store / NAMES[0] / WEIGHTS).values())
+    here = scene(slots=3, host=one * 3, slot_wait_s=0.05)
+    truth = {name: await once(here, name) for name in NAMES}
+    refused = 0
+
+    @asynccontextmanager
+    async def holding(name: str) -> AsyncIterator[None]:
+        async with here.residency.hold(name) as held:
+            assert held.revision == truth[name] == here.slots.tenants[held.slot]
+            yield
+            assert here.slots.tenants[held.slot] == truth[name], "the slot was pinned throughout"
+
+    async def client() -> None:
+        nonlocal refused
+        for _ in range(30):
+            try:
+                async with holding(draw.choice(NAMES)):
+                    for _ in range(draw.randrange(5)):
+                        await asyncio.sleep(0)
+            except errors.Overloaded:
+                refused += 1
+
+    async def operator() -> None:
+        for _ in range(25):
+            names = draw.sample(NAMES, draw.randrange(3))
+            here.residency.want(wanted(store, *names, tier=draw.choice([Tier.DEVICE, Tier.HOST, Tier.DISK])))
+            for _ in range(draw.randrange(8)):
+                await asyncio.sleep(0.001)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(6):
+            group.create_task(client())
+        group.create_task(operator())
+    assert refused < 90, "most are served"
+    last = wanted(store, *NAMES[:3])
+    here.residency.want(last)
+    await until(lambda: all(here.tier(each.adapter) is Tier.DEVICE for each in last))
+    here.residency.check()
+    assert set(here.slots.tenants.values()) == {truth[each.adapter] for each in last}
+    here.residency.want([])
+    await until(lambda: len(here.residency.slots.free) == 3)
+    assert all(here.slots.empty(slot) for slot in range(3))

@@ -1,0 +1,95 @@
+"""One engine's residency with real slots and real files, that tells what it did and can be made to wait."""
+
+import threading
+from pathlib import Path
+
+import torch
+
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.source import Source
+from mint_engine.adapter import AdapterWeights
+from mint_engine.disk import DiskTier
+from mint_engine.host import HostTier
+from mint_engine.loading import Loader
+from mint_engine.residency import Residency
+from mint_engine.slots import Slots
+from tests.engine.made import tiny_fit
+
+NAMES = [f"team/a{index}" for index in range(8)]
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+class Watched(Slots):
+    """Real slots that also remember who is in which, and can be made to wait."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(tiny_fit().modules, count, 16, torch.float32, torch.device("cpu"))
+        self.tenants: dict[int, str] = {}
+        self.loads: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def load(self, slot: int, weights: AdapterWeights) -> None:
+        assert self.gate.wait(20)
+        assert slot not in self.tenants, "a slot is cleared before it is filled"
+        super().load(slot, weights)
+        self.tenants[slot] = weights.revision
+        self.loads.append(weights.adapter)
+
+    def clear(self, slot: int) -> None:
+        self.tenants.pop(slot, None)
+        super().clear(slot)
+
+    def empty(self, slot: int) -> bool:
+        """Nothing of any tenant is left in a slot."""
+        stacks = self.stacks.values()
+        return all(
+            not stack.a[slot].any() and not stack.b[slot].any() and stack.scaling[slot] == 0 for stack in stacks
+        )
+
+
+class CountingLoader(Loader):
+    """A real loader that counts, and can be made to wait."""
+
+    def __init__(self, disk: DiskTier) -> None:
+        super().__init__(disk, tiny_fit(), torch.float32)
+        self.fetches: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def fetch(self, source: Source) -> None:
+        self.fetches.append(source.uri)
+        assert self.gate.wait(20)
+        super().fetch(source)
+
+
+class Scene:
+    """One engine's residency, and its parts to look at."""
+
+    def __init__(self, folder: Path, slots: int, host: int, store: Source | None, **limits: float) -> None:
+        self.slots, self.host = Watched(slots), HostTier(host)
+        self.loader = CountingLoader(DiskTier(folder / "disk", 1 << 20))
+        self.residency = Residency(self.slots, self.loader, self.host, store=store, **limits)  # type: ignore[arg-type]
+        self.changes = 0
+        self.residency.on_change = self._changed
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self.residency.check()
+
+    def tier(self, adapter: str) -> Tier:
+        held = self.residency.report().get(adapter)
+        return held.tier if held else Tier.REMOTE
+
+    def failure(self, adapter: str) -> str:
+        held = self.residency.report().get(adapter)
+        return held.failure.reason if held and held.failure else ""
+
+
+def wanted(store: Path, *names: str, tier: Tier = Tier.DEVICE, version: str = "") -> list[Assignment]:
+    return [Assignment(name, Source(f"file://{store}/{name}", version), tier) for name in names]
+
+
+async def once(here: Scene, name: str) -> str:
+    async with here.residency.hold(name) as held:
+        return held.revision
