@@ -242,7 +242,9 @@ class Started(_message.Message):
     """Content digest of the revision that answers; empty for the bare base."""
     prompt_tokens: _builtins.int
     @_builtins.property
-    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """One for each token of the prompt from the second on: the first has nothing before it."""
+
     def __init__(
         self,
         *,
