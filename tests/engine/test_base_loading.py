@@ -269,6 +269,7 @@ def samples() -> Samples:
     return prepare()
 
 
+@pytest.mark.timeout(1200)  # the first run on a machine makes the samples
 def test_gguf_equals_safetensors(samples: Samples) -> None:
     """The GGUF, dequantised, has the same weights and logits as the safetensors copy."""
     packed, plain = load(samples.base_gguf_file), load(samples.base)

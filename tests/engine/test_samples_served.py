@@ -21,6 +21,7 @@ def samples() -> Samples:
     return prepare()
 
 
+@pytest.mark.timeout(1200)  # the first run on a machine makes the samples, and PEFT's answers
 async def test_everyone_at_once(samples: Samples) -> None:
     names = [BASE, *(adapter.name for adapter in GOOD)]
     asked = questions()[:QUESTIONS]
