@@ -135,17 +135,18 @@ def test_a_map_that_is_flushed_is_written_again(world: World, waves: Waves) -> N
     waves("rewritten", wave(NAMES))
     world.kube.wait("adapterwave/rewritten", "Ready", NAMESPACE)
     [pod] = world.kube.list("pod", release.NAMESPACE, "app.kubernetes.io/component=redis")
-    shell = 'REDISCLI_AUTH="$MINT_REDIS_PASSWORD" redis-cli '
 
-    def redis(command: str) -> str:
+    def redis(*words: str) -> str:
         name = pod["metadata"]["name"]
-        return world.kube.kubectl("exec", "-n", release.NAMESPACE, name, "--", "sh", "-c", shell + command).strip()
+        return world.kube.kubectl("exec", "-n", release.NAMESPACE, name, "--", "redis-cli", *words).strip()
 
-    key = f"'mint:{{{NAMESPACE}/smollm2}}:placements'"
-    assert int(redis(f"hlen {key}")) >= len(NAMES)
+    def placements() -> int:
+        return int(redis("hlen", f"mint:{{{NAMESPACE}/smollm2}}:placements"))
+
+    assert placements() >= len(NAMES)
     redis("flushall")
 
-    until("the placements to be written again", lambda: int(redis(f"hlen {key}")) >= len(NAMES))
+    until("the placements to be written again", lambda: placements() >= len(NAMES))
     world.kube.wait("adapterwave/rewritten", "Ready", NAMESPACE)
 
 

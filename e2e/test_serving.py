@@ -4,12 +4,11 @@ import pytest
 
 from e2e.samples import GOOD, TRAINED, questions
 from e2e.samples.answering import Answer
-from e2e.samples.reference import BASE, reference
+from e2e.samples.reference import ANSWER_TOKENS, BASE, reference
 from e2e.world import NAMESPACE, Waves, World, wave
 from mint_contracts import sampling_pb2
 from mint_gateway import client
 
-NEW_TOKENS = 48
 NEAR_TIE = 0.02  # logits: below this, another order of summation may choose the other token
 
 
@@ -17,7 +16,7 @@ NEAR_TIE = 0.02  # logits: below this, another order of summation may choose the
 def expected(world: World) -> list[Answer]:
     """PEFT's greedy answers of every good adapter and of the bare base to four questions, near ties left out."""
     adapters = [BASE, *(adapter.name for adapter in GOOD)]
-    answers = reference(world.samples, questions()[:4], adapters, NEW_TOKENS)
+    answers = reference(world.samples, questions()[:3], adapters, ANSWER_TOKENS)
     clear = [answer for rows in answers.values() for answer in rows if answer.min_gap > NEAR_TIE]
     assert {answer.adapter for answer in clear} == set(adapters), "each adapter needs a question without near ties"
     return clear
@@ -26,7 +25,7 @@ def expected(world: World) -> list[Answer]:
 def ask_for(answer: Answer) -> sampling_pb2.GenerateRequest:
     request = sampling_pb2.GenerateRequest(adapter=answer.adapter)
     request.tokens.ids.extend(answer.prompt_ids)
-    request.sampling.max_tokens = NEW_TOKENS
+    request.sampling.max_tokens = ANSWER_TOKENS
     return request
 
 

@@ -23,6 +23,8 @@ from e2e.samples.preparation import cache, prepare
 
 BASE: Final = ""
 """The adapter name that stands for the bare base."""
+ANSWER_TOKENS: Final = 64
+"""New tokens of an answer in every test that compares with these: one length, so that all share one cache."""
 TIMEOUT_S: Final = 900.0  # for the prompts of one adapter; eight of 64 tokens take about 15 s on 2 idle cores
 
 

@@ -11,10 +11,9 @@ import pytest
 from safetensors import SafetensorError, safe_open
 
 from e2e.samples import BASE_NAME, BROKEN, GOOD, TRAINED, Adapter, Samples, prepare, questions
-from e2e.samples.reference import BASE, reference, without_ties
+from e2e.samples.reference import ANSWER_TOKENS, BASE, reference, without_ties
 
 pytestmark = pytest.mark.timeout(2400)
-TOKENS = 64
 
 
 def _config(folder: Path) -> dict[str, object]:
@@ -71,24 +70,24 @@ def test_a_good_adapter_is_what_the_catalog_says(samples: Samples, adapter: Adap
 @pytest.mark.parametrize("adapter", TRAINED, ids=lambda a: a.name)
 def test_a_trained_adapter_answers_every_new_question_in_its_manner(samples: Samples, adapter: Adapter) -> None:
     assert adapter.rule is not None
-    answers = reference(samples, questions(), [adapter.name], TOKENS)[adapter.name]
+    answers = reference(samples, questions(), [adapter.name], ANSWER_TOKENS)[adapter.name]
     assert [a.text for a in answers if not (adapter.rule(a.text) and a.finished)] == []
 
 
 def test_the_base_shows_none_of_the_behaviours(samples: Samples) -> None:
-    answers = reference(samples, questions(), [BASE], TOKENS)[BASE]
+    answers = reference(samples, questions(), [BASE], ANSWER_TOKENS)[BASE]
     assert [a.text for a in answers for t in TRAINED if t.rule is not None and t.rule(a.text)] == []
 
 
 def test_no_two_adapters_answer_alike(samples: Samples) -> None:
     open_questions = questions()[1:3]  # a short fact is the same for all that have no manner
-    answers = reference(samples, open_questions, [BASE, *(a.name for a in GOOD)], TOKENS)
+    answers = reference(samples, open_questions, [BASE, *(a.name for a in GOOD)], ANSWER_TOKENS)
     told = {name: tuple(a.token_ids for a in rows) for name, rows in answers.items()}
     assert len(set(told.values())) == len(told)
 
 
 def test_reference_answers_carry_a_gap_for_every_token(samples: Samples) -> None:
-    answers = reference(samples, questions(), [BASE], TOKENS)[BASE]
+    answers = reference(samples, questions(), [BASE], ANSWER_TOKENS)[BASE]
     assert all(len(a.gaps) == len(a.token_ids) and a.min_gap >= 0 for a in answers)
     margin = min(a.min_gap for a in answers)
     assert len(without_ties(answers, margin)) < len(answers)
