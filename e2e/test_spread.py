@@ -1,10 +1,12 @@
 """Two engines, six adapters, two copies of one: spread as the plan says, and told as it is."""
 
+import asyncio
 from collections import Counter
 
 from e2e.kube import until
 from e2e.samples import GOOD
 from e2e.world import NAMESPACE, Waves, World, wave
+from mint_contracts import placement_pb2
 from mint_gateway.client import Client
 
 TWICE, *ONCE = [adapter.name for adapter in GOOD]
@@ -16,8 +18,7 @@ async def test_six_adapters_one_of_them_twice_are_spread_over_two_engines(world:
     for name in ("once", "twice"):
         world.kube.wait(f"adapterwave/{name}", "Ready", NAMESPACE)
 
-    async with Client(world.gateway) as client:
-        placements = {row.adapter: row for row in await client.placements(f"{NAMESPACE}/smollm2")}
+    placements = {row.adapter: row for row in await _placements(world)}
 
     placed = {name: [holder for holder in placements[name].holders if holder.wanted] for name in [TWICE, *ONCE]}
     per_engine = Counter(holder.engine for holders in placed.values() for holder in holders)
@@ -36,7 +37,7 @@ async def test_explain_says_which_engine_would_answer_and_why(world: World, wave
     async with Client(world.gateway) as client:
         said = await client.explain(TWICE, f"{NAMESPACE}/smollm2")
 
-    assert list(said.waves) == ["explained"]
+    assert list(said.waves) == [f"{NAMESPACE}/explained"]
     assert said.chosen_engine in {"smollm2-0", "smollm2-1"}
     assert said.chosen_because
 
@@ -55,13 +56,25 @@ def test_status_counts_copies_by_residency_and_engine(world: World, waves: Waves
 
 
 def test_deleting_a_wave_frees_its_slots(world: World, waves: Waves) -> None:
-    def used() -> int:
+    names = {TWICE, ONCE[0]}
+
+    def on_device(names: set[str] | None) -> int:
+        rows = [row for row in asyncio.run(_placements(world)) if names is None or row.adapter in names]
+        return sum(holder.residency == "Device" for row in rows for holder in row.holders)
+
+    def told() -> int:
         return int(world.status("basemodel", "smollm2")["slots"]["used"])
 
-    waves("freed", wave([TWICE, ONCE[0]], replicas=2))
+    waves("freed", wave(sorted(names), replicas=2))
     world.kube.wait("adapterwave/freed", "Ready", NAMESPACE)
-    held = until("slots in use", used)
+    until("four slots in use", lambda: on_device(names) == 4)
 
     world.kube.kubectl("delete", "adapterwave", "freed", "-n", NAMESPACE, "--timeout=30s")
 
-    until("the wave's slots to be free", lambda: used() <= held - 4, timeout_s=60)
+    until("the wave's slots to be free", lambda: on_device(names) == 0)
+    until("the base's status to say so", lambda: told() == on_device(None))
+
+
+async def _placements(world: World) -> list[placement_pb2.Explanation]:
+    async with Client(world.gateway) as client:
+        return await client.placements(f"{NAMESPACE}/smollm2")
