@@ -16,7 +16,9 @@ import torch
 
 from mint_engine.slots import NO_SLOT, Stack
 
-LONG_SEGMENT = 16  # rows; below, the gather is faster. Break-even measured at 24 (r8) and 10 (r32) in bf16 on 2 cores
+# Rows from which a segment goes by itself. In bf16 on 2 busy cores the gather won at 8 rows (ranks 8 and 32) and lost
+# at 64; 16 is interpolated between them.
+LONG_SEGMENT = 16
 
 
 @dataclass(frozen=True)
