@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from e2e import release
 from e2e.kube import until
 from e2e.samples import GOOD, TRAINED
-from e2e.world import NAMESPACE, Waves, World, wave
+from e2e.world import NAMESPACE, Waves, World, base_model, wave
 from mint_contracts.errors import MintError, Unavailable
 from mint_gateway.client import Answer, Client, question
 
@@ -134,34 +135,56 @@ async def test_serving_goes_on_without_redis_and_state_is_right_afterwards(world
 def test_a_map_that_is_flushed_is_written_again(world: World, waves: Waves) -> None:
     waves("rewritten", wave(NAMES))
     world.kube.wait("adapterwave/rewritten", "Ready", NAMESPACE)
-    [pod] = world.kube.list("pod", release.NAMESPACE, "app.kubernetes.io/component=redis")
-
-    def redis(*words: str) -> str:
-        name = pod["metadata"]["name"]
-        return world.kube.kubectl("exec", "-n", release.NAMESPACE, name, "--", "redis-cli", *words).strip()
 
     def placements() -> int:
-        return int(redis("hlen", f"mint:{{{NAMESPACE}/smollm2}}:placements"))
+        return int(_redis(world, "hlen", f"mint:{{{NAMESPACE}/smollm2}}:placements"))
 
     assert placements() >= len(NAMES)
-    redis("flushall")
+    _redis(world, "flushall")
 
     until("the placements to be written again", lambda: placements() >= len(NAMES))
     world.kube.wait("adapterwave/rewritten", "Ready", NAMESPACE)
 
 
-def test_a_base_and_its_wave_are_deleted_while_redis_is_away(world: World, waves: Waves) -> None:
+def test_a_base_and_a_wave_are_deleted_while_redis_is_away_and_forgotten_when_it_is_back(
+    world: World, waves: Waves
+) -> None:
     redis = ["-n", release.NAMESPACE, "statefulset/mint-redis"]
     waves("leaving", wave(NAMES))
     world.kube.wait("adapterwave/leaving", "Ready", NAMESPACE)
+    world.kube.apply(base_model("leaving", engines=1, uri="pvc://mint-samples/nothing-there"), NAMESPACE)
+    until("its StatefulSet", lambda: _names(world, "statefulset", "leaving"))
+    until("its keys in the map", lambda: f"{NAMESPACE}/leaving" in _bases(world))
     world.kube.kubectl("scale", *redis, "--replicas=0")
     try:
-        until(
-            "redis to be gone",
-            lambda: not world.kube.list("pod", release.NAMESPACE, "app.kubernetes.io/component=redis"),
-        )
-        world.kube.kubectl("delete", "adapterwave", "leaving", "-n", NAMESPACE, "--timeout=20s")
+        until("redis to be gone", lambda: not _redis_pods(world))
+        world.kube.kubectl("delete", "adapterwave/leaving", "basemodel/leaving", "-n", NAMESPACE, "--timeout=20s")
+        until("its StatefulSet to be gone", lambda: not _names(world, "statefulset", "leaving"))
     finally:
         world.kube.kubectl("scale", *redis, "--replicas=1")
+
+    until("redis to be back", lambda: [pod for pod in _redis_pods(world) if _ready(pod)])
+    until("the base to be forgotten", lambda: f"{NAMESPACE}/leaving" not in _bases(world))
     waves("arriving", wave(NAMES[:1]))
     world.kube.wait("adapterwave/arriving", "Ready", NAMESPACE)
+    assert _names(world, "adapterwave", "leaving") == []
+
+
+def _names(world: World, kind: str, name: str) -> list[str]:
+    found = [each["metadata"]["name"] for each in world.kube.list(kind, NAMESPACE)]
+    return [each for each in found if each == name]
+
+
+def _redis_pods(world: World) -> list[dict[str, Any]]:
+    return world.kube.list("pod", release.NAMESPACE, "app.kubernetes.io/component=redis")
+
+
+def _bases(world: World) -> list[str]:
+    return _redis(world, "smembers", "mint:bases").split()
+
+
+def _redis(world: World, *words: str) -> str:
+    [pod] = _redis_pods(world)
+    return world.kube.kubectl(
+        "exec", "-n", release.NAMESPACE, pod["metadata"]["name"], "--", "redis-cli", *words
+    ).strip()
