@@ -9,17 +9,21 @@ STAMP := $(VENV)/.stamp
 PROTOS := $(wildcard protos/mint_contracts/*.proto)
 CHECKED := protos/mint_contracts operator/mint_operator engine/mint_engine engine/mint_gateway tests e2e
 
+# make demo CONTEXT=my-cluster MINT_VALUES=my-values.yaml: on a cluster of your own, with images that it can pull.
+CONTEXT_FLAG := $(if $(CONTEXT),--context $(CONTEXT))
+export MINT_VALUES
+
 .PHONY: help
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 .PHONY: demo
 demo: env ## Cluster, chart, samples, and the same questions to three adapters and the bare base
-	@$(BIN)/python -m e2e.demo up
+	@$(BIN)/python -m e2e.demo up $(CONTEXT_FLAG)
 
 .PHONY: demo-down
 demo-down: ## End the demo's cluster and leave nothing behind
-	@if test -x $(BIN)/python; then $(BIN)/python -m e2e.demo down; fi
+	@if test -x $(BIN)/python; then $(BIN)/python -m e2e.demo down $(CONTEXT_FLAG); fi
 
 .PHONY: test
 test: env tools lint unit e2e ## Every check and test: lint, unit, component, end to end on a real cluster

@@ -3,14 +3,18 @@
 import os
 from pathlib import Path
 
-from e2e.cluster.backend import Cluster
+import yaml
+
+from e2e.cluster.backend import Cluster, Values
 from e2e.cluster.clients import find_clients
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Steps
 
+VALUES_FILE = "MINT_VALUES"
+
 
 class ContextBackend:
-    """Uses the named context of `KUBECONFIG` (its first file) or `~/.kube/config`."""
+    """Uses a context of `KUBECONFIG` (its first file) or `~/.kube/config`, and the Helm values in `MINT_VALUES`."""
 
     name = "context"
 
@@ -18,8 +22,13 @@ class ContextBackend:
         self._context = context
 
     def up(self, steps: Steps) -> Cluster:
-        """Check that the context answers; its images are named by values that its owner gives."""
+        """Check that the context answers and that its owner has said which images it can pull."""
         cluster = self._cluster(steps)
+        if "images" not in cluster.values():
+            raise ClusterError(
+                f"set {VALUES_FILE} to a file of Helm values whose `images` context {self._context} can pull"
+                " (build them from the Dockerfile; the keys are in charts/mint/values.yaml)"
+            )
         with steps.step(f"ask context {self._context}"):
             cluster.kubectl_run("get", "--raw", "/readyz", limit_s=20.0)
         return cluster
@@ -49,4 +58,18 @@ class ContextBackend:
         first = os.environ.get("KUBECONFIG", "").split(os.pathsep)[0]
         kubeconfig = Path(first) if first else Path.home() / ".kube" / "config"
         clients = find_clients(steps)
-        return Cluster(self.name, kubeconfig, clients.kubectl, clients.helm, self._context)
+        return Cluster(self.name, kubeconfig, clients.kubectl, clients.helm, self._context, given_values())
+
+
+def given_values() -> Values:
+    """The owner's Helm values; empty when none are given. Raises ClusterError when the file does not hold any."""
+    path = os.environ.get(VALUES_FILE)
+    if not path:
+        return {}
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ClusterError(f"{VALUES_FILE}={path} cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ClusterError(f"{VALUES_FILE}={path} must hold a mapping like charts/mint/values.yaml")
+    return values
