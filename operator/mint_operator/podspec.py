@@ -14,6 +14,7 @@ Body = dict[str, Any]
 
 PVC_ROOT = "/mint/pvc"
 CACHE_FOLDER = "/mint/cache"
+TEMPORARY_FOLDER = "/mint/tmp"  # not /tmp: a mount there would hide what a development cluster lends from below it
 CA_FOLDER = "/mint/redis"
 USER = 65532
 GRACE_S = 40  # an engine drains for at most 30
@@ -119,6 +120,7 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
         {"name": settings.PVC_ROOT, "value": PVC_ROOT},
         {"name": settings.CACHE_FOLDER, "value": CACHE_FOLDER},
         {"name": settings.REDIS_URL, "value": release.redis_url},
+        {"name": "TMPDIR", "value": TEMPORARY_FOLDER},
     ]
     if release.redis_password:
         key = {"name": secret, "key": "password"}
@@ -154,7 +156,10 @@ def _probes() -> Body:
 
 
 def _mounts(release: Release, claims: Sequence[str]) -> list[Body]:
-    mounts: list[Body] = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "cache", "mountPath": CACHE_FOLDER}]  # noqa: S108
+    mounts: list[Body] = [
+        {"name": "tmp", "mountPath": TEMPORARY_FOLDER},
+        {"name": "cache", "mountPath": CACHE_FOLDER},
+    ]
     mounts += [
         {"name": f"claim-{index}", "mountPath": f"{PVC_ROOT}/{claim}", "readOnly": True}
         for index, claim in enumerate(sorted(claims))

@@ -64,7 +64,7 @@ def test_every_pod_is_confined(values: Values) -> None:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
-        assert "/tmp" in {mount["mountPath"] for mount in container(workload)["volumeMounts"]}
+        assert "/mint/tmp" in {mount["mountPath"] for mount in container(workload)["volumeMounts"]}
 
 
 @every_variant

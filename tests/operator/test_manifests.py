@@ -106,7 +106,7 @@ def test_pods_run_as_nobody_with_nothing_to_write_but_their_own_folders() -> Non
     }
     assert not spec["automountServiceAccountToken"]
     writable = [mount["mountPath"] for mount in only["volumeMounts"] if not mount.get("readOnly")]
-    assert writable == ["/tmp", "/mint/cache"]
+    assert writable == ["/mint/tmp", "/mint/cache"]
 
 
 def test_claims_are_mounted_read_only_under_their_names() -> None:

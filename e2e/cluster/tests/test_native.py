@@ -49,7 +49,7 @@ def restricted_pod(command: str) -> dict[str, Any]:
         "command": ["sh", "-c", command],
         "securityContext": security,
         "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
-        "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "tmp", "mountPath": "/mint/tmp"}],
     }
     spec = {
         "runtimeClassName": RUNTIME_HANDLER,
