@@ -280,7 +280,7 @@ async def test_the_clients_deadline_is_the_engines_deadline(scene: Scene) -> Non
         await call.read()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert engine.remaining_s[0] is not None
-    assert engine.remaining_s[0] <= 0.7
+    assert engine.remaining_s[0] <= 0.8  # gRPC rounds a deadline up where it writes it on the wire
     await asyncio.wait_for(engine.cancelled.wait(), 5)
 
 
