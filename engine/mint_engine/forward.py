@@ -42,7 +42,7 @@ class Forward:
         """
         device = self.base.device
         positions = [at for span in spans for at in range(span.position, span.position + span.length)]
-        self._current.rows = sort_rows(_segments(spans), self.slots.ranks, self.slots.max_rank, device)
+        self._current.rows = sort_rows(_segments(spans), self.slots)
         try:
             output = self.base.model(
                 input_ids=torch.tensor([tokens], device=device),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapter import Module
 from mint_engine.lora import Rows, add_lora
-from mint_engine.slots import Slots, Stack
+from mint_engine.slots import Slots
 
 
 class Current:
@@ -23,13 +23,14 @@ class Current:
 class LoraLinear(nn.Module):
     """A linear module of the base that adds each row's own adapter."""
 
-    def __init__(self, linear: nn.Linear, stack: Stack, current: Current) -> None:
+    def __init__(self, linear: nn.Linear, slots: Slots, module: int, current: Current) -> None:
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.weight = linear.weight
         self.bias = linear.bias
-        self._stack = stack
+        self._slots = slots
+        self._module = module
         self._current = current
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -37,7 +38,7 @@ class LoraLinear(nn.Module):
         y = functional.linear(x, self.weight, self.bias)
         rows = self._current.rows
         if rows is not None:
-            add_lora(y.view(-1, self.out_features), x.reshape(-1, self.in_features), self._stack, rows)
+            add_lora(y.view(-1, self.out_features), x.reshape(-1, self.in_features), self._slots, self._module, rows)
         return y
 
 
@@ -65,9 +66,9 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
 def replace_modules(model: PreTrainedModel, slots: Slots) -> Current:
     """Swap each module of `slots` for a LoraLinear with the same weights; returns what tells them their rows."""
     current = Current()
-    for path, stack in slots.stacks.items():
+    for path, module in slots.index.items():
         linear = cast(nn.Linear, model.get_submodule(path))
-        model.set_submodule(path, LoraLinear(linear, stack, current))
+        model.set_submodule(path, LoraLinear(linear, slots, module, current))
     return current
 
 

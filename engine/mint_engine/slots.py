@@ -1,10 +1,13 @@
-"""Fixed places for adapters: per module one stacked A and B, a slot of each belongs to one revision at a time.
+"""Fixed places for adapters: a slot is one row of memory, in which one revision's weights lie packed.
 
-Letters in shapes: S slots, R the largest rank, T tokens.
+Packed means: for each module that the adapter targets, in the order of the base's modules, A [r, in] and then B
+transposed [r, out], without gaps. Small tables tell where in its row each slot's part of each module begins, so that
+adapters of any ranks and targets live side by side and none is padded.
+
+Letters in shapes: S slots, M modules, W elements of a slot, R the largest rank.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
@@ -13,20 +16,7 @@ from mint_engine.adapter import AdapterWeights, Delta, Module
 from mint_engine.device import zeros
 
 NO_SLOT = -1  # the bare base
-
-
-@dataclass(frozen=True)
-class Stack:
-    """All slots of one module. B is kept transposed, so that the rows of a rank lie together in both.
-
-    Rows from a slot's own rank upwards are zero, in every slot, always.
-    """
-
-    module: Module
-    a: torch.Tensor  # [S, R, in]
-    b: torch.Tensor  # [S, R, out]
-    scaling: torch.Tensor  # [S] float32
-    ranks: list[int]  # [S], 0 where the slot's adapter leaves the module alone
+ABSENT = -1  # the place of a module that an adapter leaves alone
 
 
 class Slots:
@@ -34,6 +24,7 @@ class Slots:
 
     `load` and `clear` run on any thread, but only on a slot that no running request refers to: a step reads
     nothing but the slots of its own rows, so it can never see half of an adapter. Who calls them sees to that.
+    What lies in a row beyond its tenant's weights is zero, always.
     """
 
     def __init__(
@@ -44,23 +35,29 @@ class Slots:
         self.max_rank = max_rank
         self.dtype = dtype
         self.device = device
-        self.ranks = [0] * count  # the largest rank over a slot's modules
-        self.stacks = {path: self._stack(module) for path, module in self.modules.items()}
-
-    def _stack(self, module: Module) -> Stack:
-        # Rows that no adapter's rank reaches are never written, and so cost no memory on CPU.
-        return Stack(
-            module=module,
-            a=zeros((self.count, self.max_rank, module.in_features), self.dtype, self.device),
-            b=zeros((self.count, self.max_rank, module.out_features), self.dtype, self.device),
-            scaling=torch.zeros(self.count, dtype=torch.float32, device=self.device),
-            ranks=[0] * self.count,
-        )
+        self.index = {path: at for at, path in enumerate(self.modules)}
+        self.shapes = [(module.in_features, module.out_features) for module in self.modules.values()]
+        # What no adapter reaches is never written, and so costs no memory on CPU.
+        self.memory = zeros((count, max_rank * sum(map(sum, self.shapes))), dtype, device)  # [S, W]
+        # Always in host memory: steps are planned there.
+        self.places = torch.full((len(self.shapes), count), ABSENT, dtype=torch.int64)  # [M, S], in elements
+        self.ranks = torch.zeros((len(self.shapes), count), dtype=torch.int32)  # [M, S]
+        self.scalings = torch.zeros((len(self.shapes), count), dtype=torch.float32)  # [M, S]
+        self.filled = [0] * count  # elements of each row that its tenant has written
 
     @property
     def bytes(self) -> int:
         """Bytes reserved for all slots on the device."""
-        return sum(stack.a.nbytes + stack.b.nbytes + stack.scaling.nbytes for stack in self.stacks.values())
+        return self.memory.nbytes
+
+    def part(self, module: int, slot: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A [r, in] and B transposed [r, out] of a slot's tenant, where they lie; None where it leaves that alone."""
+        place, rank = int(self.places[module, slot]), int(self.ranks[module, slot])
+        if place == ABSENT:
+            return None
+        wide, high = self.shapes[module]
+        row, middle = self.memory[slot], place + rank * wide
+        return row[place:middle].view(rank, wide), row[middle : middle + rank * high].view(rank, high)
 
     def load(self, slot: int, weights: AdapterWeights) -> None:
         """Put one revision into `slot`, in place of whatever was there.
@@ -70,24 +67,28 @@ class Slots:
         for path, delta in weights.deltas.items():
             self._check(weights, path, delta)
         self.clear(slot)
-        for path, delta in weights.deltas.items():
-            stack, rank = self.stacks[path], delta.a.shape[0]
-            stack.a[slot, :rank].copy_(delta.a)
-            stack.b[slot, :rank].copy_(delta.b.t())
-            stack.scaling[slot] = delta.scaling
-            stack.ranks[slot] = rank
-        self.ranks[slot] = max((delta.a.shape[0] for delta in weights.deltas.values()), default=0)
+        row, at = self.memory[slot], 0
+        for path, module in self.index.items():
+            delta_of = weights.deltas.get(path)
+            if delta_of is None:
+                continue
+            rank, (wide, high) = delta_of.a.shape[0], self.shapes[module]
+            self.filled[slot] = at + rank * (wide + high)
+            row[at : at + rank * wide].view(rank, wide).copy_(delta_of.a)
+            row[at + rank * wide : self.filled[slot]].view(rank, high).copy_(delta_of.b.t())
+            self.places[module, slot] = at
+            self.ranks[module, slot] = rank
+            self.scalings[module, slot] = delta_of.scaling
+            at = self.filled[slot]
         self._settle()
 
     def clear(self, slot: int) -> None:
         """Zero everything that the slot's tenant wrote."""
-        for stack in self.stacks.values():
-            rank = stack.ranks[slot]
-            stack.a[slot, :rank].zero_()
-            stack.b[slot, :rank].zero_()
-            stack.scaling[slot] = 0.0
-            stack.ranks[slot] = 0
-        self.ranks[slot] = 0
+        self.places[:, slot] = ABSENT
+        self.ranks[:, slot] = 0
+        self.scalings[:, slot] = 0.0
+        self.memory[slot, : self.filled[slot]].zero_()
+        self.filled[slot] = 0
         self._settle()
 
     def _check(self, weights: AdapterWeights, path: str, delta: Delta) -> None:

@@ -127,7 +127,9 @@ class FixedHolder:
 
     def states(self) -> list[AdapterStatus]:
         return [
-            AdapterStatus(name, f"sha256:{name}", Tier.DEVICE, self.slots.ranks[slot], self.users.get(name, 0))
+            AdapterStatus(
+                name, f"sha256:{name}", Tier.DEVICE, int(self.slots.ranks[:, slot].max()), self.users.get(name, 0)
+            )
             for name, slot in self.places.items()
         ]
 

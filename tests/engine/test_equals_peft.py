@@ -102,7 +102,7 @@ async def test_a_slot_that_another_adapter_has_used(base: Path, adapters: dict[s
         assert await answer() == small
         slots.clear(0)
         assert await answer() == bare
-        assert not any(stack.a.any() or stack.b.any() for stack in slots.stacks.values())
+        assert not slots.memory.any()
 
 
 async def test_logprobs_of_the_prompt(base: Path, adapters: dict[str, Path]) -> None:

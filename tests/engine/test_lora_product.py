@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mint_contracts.errors import MintError, RankTooLarge, ShapeMismatch, UnknownTargetModules
 from mint_engine.adapter import AdapterWeights, Delta, Module
-from mint_engine.lora import LONG_SEGMENT, Segment, add_lora, bucket, sort_rows
+from mint_engine.lora import LONG_SEGMENT, Segment, add_lora, sort_rows
 from mint_engine.slots import NO_SLOT, Slots
 
 CPU = torch.device("cpu")
@@ -67,12 +67,12 @@ def test_any_mix_equals_the_formula(
     for slot, length in runs:
         segments.append(Segment(row, length, slot))
         row += length
-    rows = sort_rows(segments, slots.ranks, MAX_RANK, CPU)
+    rows = sort_rows(segments, slots)
     for module in (LEFT, RIGHT):
         x, y = torch.randn(row, module.in_features), torch.randn(row, module.out_features)
         expected = naive(y, x, segments, tenants, module.path)
         if rows is not None:
-            add_lora(y, x, slots.stacks[module.path], rows)
+            add_lora(y, x, slots, slots.index[module.path], rows)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -85,23 +85,18 @@ def test_a_neighbour_with_nan_stays_alone() -> None:
     slots.load(1, adapter(8, seed=1))
     for length in (1, LONG_SEGMENT):
         segments = [Segment(0, length, 0), Segment(length, length, 1), Segment(2 * length, 1, NO_SLOT)]
-        rows = sort_rows(segments, slots.ranks, MAX_RANK, CPU)
+        rows = sort_rows(segments, slots)
         assert rows is not None
         y = torch.zeros(2 * length + 1, LEFT.out_features)
-        add_lora(y, torch.ones(2 * length + 1, LEFT.in_features), slots.stacks[LEFT.path], rows)
+        add_lora(y, torch.ones(2 * length + 1, LEFT.in_features), slots, slots.index[LEFT.path], rows)
         assert y[:length].isnan().all()
         assert y[length:].isfinite().all()
 
 
 def test_bare_rows_cost_nothing() -> None:
     slots = make_slots()
-    assert sort_rows([Segment(0, 4, NO_SLOT)], slots.ranks, MAX_RANK, CPU) is None
-    assert sort_rows([Segment(0, 4, 2)], slots.ranks, MAX_RANK, CPU) is None, "an empty slot is the bare base"
-
-
-@pytest.mark.parametrize(("rank", "expected"), [(0, 0), (1, 1), (3, 4), (8, 8), (9, 16), (20, 24)])
-def test_ranks_share_buckets(rank: int, expected: int) -> None:
-    assert bucket(rank, 24) == expected
+    assert sort_rows([Segment(0, 4, NO_SLOT)], slots) is None
+    assert sort_rows([Segment(0, 4, 2)], slots) is None, "an empty slot is the bare base"
 
 
 def test_a_slot_never_shows_its_former_tenant() -> None:
@@ -117,16 +112,16 @@ def test_a_slot_never_shows_its_former_tenant() -> None:
             modules = draw.choice(((LEFT,), (RIGHT,), (LEFT, RIGHT)))
             tenants[slot] = adapter(draw.randint(1, MAX_RANK), modules, seed=turn)
             slots.load(slot, tenants[slot])
-    for path, stack in slots.stacks.items():
-        for slot in range(COUNT):
-            delta = tenants[slot].deltas.get(path) if slot in tenants else None
-            rank = delta.a.shape[0] if delta else 0
-            assert not stack.a[slot, rank:].any()
-            assert not stack.b[slot, rank:].any()
-            assert stack.ranks[slot] == rank
-            if delta:
-                assert torch.equal(stack.a[slot, :rank], delta.a)
-                assert torch.equal(stack.b[slot, :rank], delta.b.t())
+    for slot in range(COUNT):
+        held = 0
+        for path, module in slots.index.items():
+            delta, part = tenants[slot].deltas.get(path) if slot in tenants else None, slots.part(module, slot)
+            assert (delta is None) == (part is None)
+            if delta is not None and part is not None:
+                assert torch.equal(part[0], delta.a)
+                assert torch.equal(part[1], delta.b.t())
+                held += delta.a.numel() + delta.b.numel()
+        assert not slots.memory[slot, held:].any()
 
 
 @pytest.mark.parametrize(
@@ -140,14 +135,13 @@ def test_a_slot_never_shows_its_former_tenant() -> None:
 def test_what_does_not_fit_changes_nothing(weights: AdapterWeights, error: type[MintError]) -> None:
     slots = make_slots()
     slots.load(3, adapter(4))
-    before = {path: (stack.a.clone(), stack.b.clone()) for path, stack in slots.stacks.items()}
+    before = [each.clone() for each in (slots.memory, slots.places, slots.ranks, slots.scalings)]
     with pytest.raises(error):
         slots.load(3, weights)
-    for path, (a, b) in before.items():
-        assert torch.equal(slots.stacks[path].a, a)
-        assert torch.equal(slots.stacks[path].b, b)
+    for was, now in zip(before, (slots.memory, slots.places, slots.ranks, slots.scalings), strict=True):
+        assert torch.equal(was, now)
 
 
 def test_bytes_are_those_of_the_tensors() -> None:
-    per_slot = MAX_RANK * (LEFT.in_features + LEFT.out_features + RIGHT.in_features + RIGHT.out_features) * 4 + 2 * 4
+    per_slot = MAX_RANK * (LEFT.in_features + LEFT.out_features + RIGHT.in_features + RIGHT.out_features) * 4
     assert make_slots().bytes == COUNT * per_slot

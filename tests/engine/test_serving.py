@@ -293,8 +293,7 @@ async def test_an_adapter_that_overflows_spoils_nobody_else(base: Path, adapter:
     """NaN from one adapter ends its own request; its neighbour, and who gets its pages next, stay right."""
     async with running(base, {"good": adapter, "bad": adapter}, kv_cache_bytes=220 << 10) as engine:
         expected = await ask(engine, [5, 6, 7], "good", max_tokens=12, ignore_eos=True)
-        for stack in engine.server.slots.stacks.values():
-            stack.b[engine.holder.places["bad"], :4] = torch.inf
+        engine.server.slots.memory[engine.holder.places["bad"]] = torch.inf
         bad = GenerateRequest(tokens=TokenIds(ids=[5] * 40), adapter="bad", sampling=SamplingParams(max_tokens=12))
         for _ in range(6):
             refused, answer = await asyncio.gather(

@@ -42,10 +42,7 @@ class Watched(Slots):
 
     def empty(self, slot: int) -> bool:
         """Nothing of any tenant is left in a slot."""
-        stacks = self.stacks.values()
-        return all(
-            not stack.a[slot].any() and not stack.b[slot].any() and stack.scaling[slot] == 0 for stack in stacks
-        )
+        return not (self.memory[slot].any() or self.scalings[:, slot].any() or self.ranks[:, slot].any())
 
 
 class CountingLoader(Loader):
