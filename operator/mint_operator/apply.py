@@ -142,8 +142,12 @@ class Applier:
         counts: Counter[str],
     ) -> None:
         meta, now = of.meta, time.monotonic()
-        key = (kind, meta.uid)
-        if not status_write.due(of.status, status, now - self._written.get(key, float("-inf"))):
+        key, part = (kind, meta.uid), Part.BASES if kind == "BaseModel" else Part.WAVES
+        wait_s = status_write.owed_in(of.status, status, now - self._written.get(key, float("-inf")))
+        if wait_s is None:
+            return
+        if wait_s > 0:
+            self._dirt.mark_in(part, wait_s)
             return
         # The uid makes the write miss an object that was deleted and made anew meanwhile.
         patch = {"metadata": {"uid": meta.uid}, "status": status_write.body(status)}
@@ -156,7 +160,7 @@ class Applier:
                 log.warning("status not written", kind=kind, key=meta.key, error=str(error))
             return
         self._written[key] = now
-        self._dirt.note(Part.BASES if kind == "BaseModel" else Part.WAVES)
+        self._dirt.note(part)
         self._count(counts, "statuses")
         if of.status.phase != status.phase:
             log.info("phase changed", kind=kind, key=meta.key, before=of.status.phase, phase=status.phase)

@@ -1,6 +1,7 @@
 """What has changed since the loop last looked: marked from anywhere, taken by the loop, debounced."""
 
 import asyncio
+from contextlib import suppress
 from enum import StrEnum
 
 
@@ -18,33 +19,53 @@ class Part(StrEnum):
 EVERYTHING = frozenset(Part)
 DEBOUNCE_S = 0.1
 RESYNC_S = 5.0
+RESYNC_SHARE = 0.1  # of the loop's time, at most: where a look at everything takes long, it is rarer than RESYNC_S
 
 
 class Dirt:
-    """The marks. `mark` may be called from any thread."""
+    """The marks. `mark` may be called from any thread, all else only from the loop's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, resync_s: float = RESYNC_S) -> None:
         self._loop = asyncio.get_running_loop()
-        self._parts: set[Part] = set(Part)
+        self._resync_s = resync_s
+        self._resync_at = self._loop.time()  # the first look is at everything
+        self._whole_since: float | None = None  # when the loop took everything, if that is what it now works on
+        self._parts: set[Part] = set()
         self._marked = asyncio.Event()
-        self._marked.set()
+        self._later: dict[Part, asyncio.TimerHandle] = {}
 
     def mark(self, part: Part) -> None:
         """Something of this part changed: look soon."""
         self._loop.call_soon_threadsafe(self._mark, part)
 
+    def mark_in(self, part: Part, after_s: float) -> None:
+        """Mark it after a while, for what is owed by then; of several for one part the earliest counts."""
+        due, waiting = self._loop.time() + after_s, self._later.get(part)
+        if waiting is None or due < waiting.when():
+            if waiting is not None:
+                waiting.cancel()
+            self._later[part] = self._loop.call_at(due, self._mark_now, part)
+
     def note(self, part: Part) -> None:
-        """Look at this part when the loop looks next, without waking it. Only from the loop's own thread."""
+        """Look at this part when the loop looks next, without waking it."""
         self._parts.add(part)
 
-    async def take(self, timeout_s: float = RESYNC_S) -> frozenset[Part]:
-        """Wait for a mark and a little longer for those that follow; everything when none comes in time."""
-        try:
-            await asyncio.wait_for(self._marked.wait(), timeout_s)
-        except TimeoutError:
+    async def take(self) -> frozenset[Part]:
+        """Wait for a mark and a little longer for those that follow; everything, once it is time for that again.
+
+        Marks never put that time off: heartbeats mark the map more often than it comes.
+        """
+        now = self._loop.time()
+        if self._whole_since is not None:
+            took_s, self._whole_since = now - self._whole_since, None
+            self._resync_at = now + max(self._resync_s, took_s / RESYNC_SHARE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._resync_at):
+                await self._marked.wait()
+                await asyncio.sleep(DEBOUNCE_S)
+        if self._loop.time() >= self._resync_at:
+            self._whole_since = self._loop.time()
             self._parts.update(Part)
-        else:
-            await asyncio.sleep(DEBOUNCE_S)
         parts = frozenset(self._parts)
         self._parts.clear()
         self._marked.clear()
@@ -57,3 +78,7 @@ class Dirt:
     def _mark(self, part: Part) -> None:
         self._parts.add(part)
         self._marked.set()
+
+    def _mark_now(self, part: Part) -> None:
+        del self._later[part]
+        self._mark(part)

@@ -16,11 +16,11 @@ def body(status: msgspec.Struct) -> dict[str, Any]:
     return {field.encode_name: _plain(getattr(status, field.name)) for field in msgspec.structs.fields(status)}
 
 
-def due(old: Status, new: Status, since_s: float) -> bool:
-    """Whether `new` should be written over `old`, last written `since_s` seconds ago."""
+def owed_in(old: Status, new: Status, since_s: float) -> float | None:
+    """In how many seconds `new` should be written over `old`, last written `since_s` seconds ago; None: never."""
     if old == new:
-        return False
-    return _picture(old) != _picture(new) or since_s >= COUNTS_EVERY_S
+        return None
+    return 0.0 if _picture(old) != _picture(new) else max(0.0, COUNTS_EVERY_S - since_s)
 
 
 def _picture(status: Status) -> object:

@@ -57,7 +57,7 @@ class PlayedEngine:
     async def report(self, *, ready: bool = True, failure: Failure | None = None) -> None:
         """Beat the heart and tell everything held."""
         self._sequence += 1
-        record = EngineRecord(
+        self._record = EngineRecord(
             engine=self.name,
             address="10.0.0.1:8470",
             incarnation=self._incarnation,
@@ -70,7 +70,11 @@ class PlayedEngine:
             sequence=self._sequence,
             failure=failure,
         )
-        await self._reporter.report(record, list(self.holds.values()), [], full=True)
+        await self._reporter.report(self._record, list(self.holds.values()), [], full=True)
+
+    async def beat(self) -> None:
+        """Beat the heart, with nothing new to tell since `report`."""
+        await self._reporter.report(self._record, [], [], full=False)
 
     async def assigned(self) -> dict[str, Assignment]:
         """What the map asks of this engine."""
@@ -101,6 +105,7 @@ class Stage:
     epoch: int = 1
     release: Release = RELEASE
     loop: Loop = field(init=False)
+    dirt: Dirt = field(init=False)
     applier: Applier = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,12 +113,12 @@ class Stage:
 
     def operator(self, epoch: int) -> Loop:
         """A fresh operator of that epoch, which remembers nothing."""
-        dirt = Dirt()
+        self.dirt = Dirt()
         view = MapView(MapReader(self.redis), [self.namespace])
         secrets = bool(self.release.redis_password)
         cluster = ClusterView(self.kube, [self.namespace], secrets=secrets)
-        self.applier = Applier(self.kube, MapWriter(self.redis, epoch), view, dirt)
-        self.loop = Loop(Observer(cluster, view, self.release), self.applier, dirt)
+        self.applier = Applier(self.kube, MapWriter(self.redis, epoch), view, self.dirt)
+        self.loop = Loop(Observer(cluster, view, self.release), self.applier, self.dirt)
         return self.loop
 
     @property

@@ -75,10 +75,29 @@ async def test_bases_of_other_namespaces_are_left_to_other_operators(redis_clien
 
 
 async def test_dirt_gathers_marks_from_any_thread_and_resyncs_without_any() -> None:
-    dirt = Dirt()
+    dirt = Dirt(resync_s=1.0)
     assert await dirt.take() == EVERYTHING  # the first look is at everything
     await asyncio.to_thread(dirt.mark, Part.WAVES)
     dirt.mark(Part.MAP)
     assert await dirt.take() == {Part.WAVES, Part.MAP}
     dirt.note(Part.PODS)
-    assert await dirt.take(timeout_s=0.01) == EVERYTHING
+    assert await dirt.take() == EVERYTHING
+
+
+async def test_dirt_resyncs_in_time_however_often_something_is_marked() -> None:
+    dirt, looks = Dirt(resync_s=0.5), 0
+    await dirt.take()
+    dirt.mark(Part.MAP)
+    while await dirt.take() != EVERYTHING:
+        looks += 1
+        dirt.mark(Part.MAP)
+    assert 1 <= looks <= 5  # a look every debounce of 0.1 s until then
+
+
+async def test_dirt_marks_what_is_owed_later_at_the_earliest_time_asked_for() -> None:
+    dirt = Dirt(resync_s=60.0)
+    await dirt.take()
+    for after_s in (50.0, 0.05, 40.0):
+        dirt.mark_in(Part.BASES, after_s)
+    async with asyncio.timeout(5.0):
+        assert await dirt.take() == {Part.BASES}

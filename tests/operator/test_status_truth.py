@@ -223,20 +223,20 @@ def _status(**changes: Any) -> AdapterWaveStatus:
 
 
 @pytest.mark.parametrize(
-    ("changes", "since_s", "due"),
+    ("changes", "since_s", "owed_in"),
     [
-        ({}, 100.0, False),
-        ({"counts": WaveCounts(ready=1)}, 1.0, False),
-        ({"counts": WaveCounts(ready=1)}, 6.0, True),
-        ({"phase": "Ready"}, 0.0, True),
-        ({"observed_generation": 2}, 0.0, True),
-        ({"conditions": []}, 0.0, True),
+        ({}, 100.0, None),
+        ({"counts": WaveCounts(ready=1)}, 1.0, 4.0),
+        ({"counts": WaveCounts(ready=1)}, 6.0, 0.0),
+        ({"phase": "Ready"}, 0.0, 0.0),
+        ({"observed_generation": 2}, 0.0, 0.0),
+        ({"conditions": []}, 0.0, 0.0),
     ],
 )
 def test_counts_are_written_at_a_pace_and_the_picture_at_once(
-    changes: Mapping[str, Any], since_s: float, due: bool
+    changes: Mapping[str, Any], since_s: float, owed_in: float | None
 ) -> None:
-    assert status_write.due(_status(), _status(**changes), since_s) is due
+    assert status_write.owed_in(_status(), _status(**changes), since_s) == owed_in
 
 
 def test_a_written_status_names_every_field_also_the_zeros() -> None:

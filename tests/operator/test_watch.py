@@ -45,18 +45,18 @@ async def test_a_loop_that_stalls_fails_the_probe(
 
 async def test_events_mark_their_part(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
-    dirt = Dirt()
+    dirt = Dirt(resync_s=60.0)
     watch = Watch(dirt, [stage.namespace], free_port(), progress=lambda: None, ended=lambda: None)
     watch.start()
     try:
         await dirt.take()
         stage.apply(base_model())
-        assert await dirt.take(20.0) == {Part.BASES}
+        assert await dirt.take() == {Part.BASES}
         await stage.once()  # makes the StatefulSet, and writes the base's status
         seen: set[Part] = set()
 
         async def marked() -> bool:
-            parts = await dirt.take(20.0)
+            parts = await dirt.take()
             assert parts != EVERYTHING, "no event came, only the resync"
             seen.update(parts)
             return Part.STATEFULSETS in seen

@@ -1,0 +1,56 @@
+"""The loop as it runs, among heartbeats that come faster than it resyncs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+from mint_contracts.map_reader import MapReader
+from mint_contracts.records import Held, Tier
+from mint_contracts.source import Source
+from mint_operator import hints
+from tests.operator.stage import PlayedEngine, Stage, base_model, until
+
+HEARTBEAT_S = 0.5
+
+
+@asynccontextmanager
+async def running(stage: Stage, engine: PlayedEngine) -> AsyncIterator[None]:
+    """The operator's loop and its ear, and an engine whose heart beats."""
+
+    async def beat() -> None:
+        while True:
+            await engine.beat()
+            await asyncio.sleep(HEARTBEAT_S)
+
+    work = [stage.loop.run(), hints.follow(MapReader(stage.redis), stage.dirt), beat()]
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks)
+
+
+def held(count: int) -> dict[str, Held]:
+    names = [f"demo/{index}" for index in range(count)]
+    return {name: Held(name, Source(uri=f"pvc://samples/adapters/{name}"), Tier.DEVICE, "sha256:0") for name in names}
+
+
+async def test_counts_held_back_for_their_pace_are_told_although_only_heartbeats_follow(stage: Stage) -> None:
+    stage.apply(base_model())
+    engine = stage.engine()
+    await engine.report()
+
+    async with running(stage, engine):
+        for count in (3, 2):  # the second follows too soon after the first to be written at once
+            engine.holds = held(count)
+            await engine.report()
+            await until(f"{count} slots to be told", partial(_told, stage, count))
+
+
+async def _told(stage: Stage, count: int) -> bool:
+    slots: dict[str, int] = (await stage.status("BaseModel", "smol")).get("slots", {})
+    return slots.get("used") == count
