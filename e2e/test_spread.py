@@ -58,17 +58,21 @@ def test_status_counts_copies_by_residency_and_engine(world: World, waves: Waves
 def test_deleting_a_wave_frees_its_slots(world: World, waves: Waves) -> None:
     names = {TWICE, ONCE[0]}
 
-    def on_device() -> int:
-        rows = [row for row in asyncio.run(_placements(world)) if row.adapter in names]
+    def on_device(names: set[str] | None) -> int:
+        rows = [row for row in asyncio.run(_placements(world)) if names is None or row.adapter in names]
         return sum(holder.residency == "Device" for row in rows for holder in row.holders)
+
+    def told() -> int:
+        return int(world.status("basemodel", "smollm2")["slots"]["used"])
 
     waves("freed", wave(sorted(names), replicas=2))
     world.kube.wait("adapterwave/freed", "Ready", NAMESPACE)
-    until("four slots in use", lambda: on_device() == 4)
+    until("four slots in use", lambda: on_device(names) == 4)
 
     world.kube.kubectl("delete", "adapterwave", "freed", "-n", NAMESPACE, "--timeout=30s")
 
-    until("the wave's slots to be free", lambda: on_device() == 0)
+    until("the wave's slots to be free", lambda: on_device(names) == 0)
+    until("the base's status to say so", lambda: told() == on_device(None))
 
 
 async def _placements(world: World) -> list[placement_pb2.Explanation]:
