@@ -5,13 +5,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2e.cache import cache_folder
 from e2e.cluster.backend import Backend
 from e2e.cluster.commands import answers
 from e2e.cluster.context import ContextBackend
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kind import KindBackend
 from e2e.cluster.native.backend import NativeBackend
-from e2e.cluster.paths import cache_folder, short_id
+from e2e.cluster.paths import short_id
 
 NAMES = ("context", "kind", "native")
 

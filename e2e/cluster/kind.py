@@ -4,11 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
+from e2e.cache import cache_folder
 from e2e.cluster.backend import Cluster, Values
 from e2e.cluster.clients import find_clients
 from e2e.cluster.commands import run
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.paths import REPOSITORY, cache_folder, short_id
+from e2e.cluster.paths import REPOSITORY, short_id
 from e2e.cluster.progress import Steps
 
 KIND_MODULE = "sigs.k8s.io/kind@v0.30.0"  # its default node is Kubernetes 1.34

@@ -1,4 +1,4 @@
-"""Where the cluster keeps its things: the data folder of one cluster, and the cache that all of them share."""
+"""Where a cluster keeps its things, and what it is called by them."""
 
 import hashlib
 import os
@@ -11,12 +11,6 @@ def data_folder() -> Path:
     """The folder of this checkout's cluster: `MINT_CLUSTER_DIR`, or `build/cluster` in the repository."""
     chosen = os.environ.get("MINT_CLUSTER_DIR")
     return Path(chosen).expanduser().resolve() if chosen else REPOSITORY / "build" / "cluster"
-
-
-def cache_folder() -> Path:
-    """What outlives a cluster: `MINT_CACHE`, or `~/.cache/mint`."""
-    chosen = os.environ.get("MINT_CACHE")
-    return Path(chosen).expanduser().resolve() if chosen else Path.home() / ".cache" / "mint"
 
 
 def short_id(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,22 +10,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from e2e.cache import cache_folder, evict, mark_used
 from e2e.samples.base import SampleError, Say
 from e2e.samples.child import run_module
 from e2e.samples.layout import Samples
 
 # Versions that can change a byte of what is written.
 PINNED: Final = ("gguf", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
-# Sources that read the samples and make none of them.
-READERS: Final = frozenset({"__main__.py", "answering.py", "reference.py"})
+# Sources that keep or read the samples and make none of them.
+READERS: Final = frozenset({"__main__.py", "answering.py", "preparation.py", "reference.py"})
 MAKE_TIMEOUT_S: Final = 1800.0  # ten times what it takes on 2 idle cores
 LOCK_TIMEOUT_S: Final = MAKE_TIMEOUT_S + 60.0
 LOCK_POLL_S: Final = 0.5
-
-
-def cache() -> Path:
-    """The folder that survives between runs: `$MINT_CACHE`, or `~/.cache/mint`."""
-    return Path(os.environ.get("MINT_CACHE") or Path.home() / ".cache" / "mint")
 
 
 def key() -> str:
@@ -45,9 +40,10 @@ def prepare(say: Say = print) -> Samples:
 
     Safe to call from several processes at once: one makes them, the others wait. Raises `SampleError`.
     """
-    home = cache() / "samples"
+    home = cache_folder() / "samples"
     samples = Samples(home / key())
     if samples.root.is_dir():
+        mark_used(samples.root)
         say(f"samples: reused {samples.root}")
         return samples
     home.mkdir(parents=True, exist_ok=True)
@@ -62,6 +58,7 @@ def prepare(say: Say = print) -> Samples:
         run_module("e2e.samples.making", str(unfinished), say=say, timeout_s=MAKE_TIMEOUT_S, keep_open=(held,))
         unfinished.rename(samples.root)
         say(f"samples: made {samples.root} in {time.monotonic() - began:.0f}s")
+        evict(home, lambda line: say(f"samples: {line}"))
     return samples
 
 

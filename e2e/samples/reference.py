@@ -14,12 +14,13 @@ from typing import Final
 
 import msgspec
 
+from e2e.cache import cache_folder
 from e2e.samples.answering import Answer, Request
 from e2e.samples.base import Say
 from e2e.samples.catalog import GOOD, questions
 from e2e.samples.child import run_module
 from e2e.samples.layout import Samples
-from e2e.samples.preparation import cache, prepare
+from e2e.samples.preparation import prepare
 
 BASE: Final = ""
 """The adapter name that stands for the bare base."""
@@ -56,7 +57,7 @@ def without_ties(answers: Sequence[Answer], margin: float) -> list[Answer]:
 def _path(samples: Samples, adapter: str, prompt: str, max_new_tokens: int) -> Path:
     how = hashlib.sha256(Path(__file__).with_name("answering.py").read_bytes()).hexdigest()
     inputs = json.dumps([how, samples.digest, adapter, prompt, max_new_tokens])
-    return cache() / "reference" / f"{hashlib.sha256(inputs.encode()).hexdigest()[:24]}.json"
+    return cache_folder() / "reference" / f"{hashlib.sha256(inputs.encode()).hexdigest()[:24]}.json"
 
 
 def _compute(request: Request, paths: dict[str, Path]) -> None:

@@ -9,14 +9,7 @@ import pytest
 
 from e2e.samples import SampleError, preparation
 from e2e.samples.child import run_module
-from e2e.samples.preparation import cache, key, prepare
-
-
-def test_the_cache_is_where_mint_cache_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MINT_CACHE", str(tmp_path))
-    assert cache() == tmp_path
-    monkeypatch.delenv("MINT_CACHE")
-    assert cache() == Path.home() / ".cache" / "mint"
+from e2e.samples.preparation import key, prepare
 
 
 def test_another_pinned_version_gives_another_key(monkeypatch: pytest.MonkeyPatch) -> None:

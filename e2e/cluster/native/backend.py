@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from e2e.cache import cache_folder, mark_used
 from e2e.cluster.backend import Cluster, Values
 from e2e.cluster.commands import run
 from e2e.cluster.errors import ClusterError
@@ -18,7 +19,7 @@ from e2e.cluster.native.config import CONTAINERD_SOCKET, RUNTIME_HANDLER
 from e2e.cluster.native.images import HOST_IMAGE
 from e2e.cluster.native.layout import KUBERNETES_VERSION, NODE_NAME, Layout
 from e2e.cluster.native.sources import source_tag
-from e2e.cluster.paths import cache_folder, short_id
+from e2e.cluster.paths import short_id
 from e2e.cluster.progress import Steps
 
 READY_MARK = "ready.json"
@@ -60,6 +61,7 @@ class NativeBackend:
             found = self.find()
             if found is not None:
                 steps.say(f"reused: Kubernetes {KUBERNETES_VERSION} is up in {self._data}")
+                mark_used(found.kubectl.parent.parent)
                 self._tag()
                 return found
             self._clear(steps)

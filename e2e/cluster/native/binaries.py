@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2e.cache import cache_folder, evict, mark_used
 from e2e.cluster.commands import run, tail
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.native.layout import KUBERNETES_VERSION
-from e2e.cluster.paths import cache_folder
 from e2e.cluster.progress import Step, Steps
 
 HERE = Path(__file__).resolve().parent
@@ -100,6 +100,7 @@ def ensure(steps: Steps, names: Iterable[str] = ALL) -> Path:
     wanted = tuple(names)
     if all((bin_folder / name).exists() for name in wanted):
         steps.say(f"Kubernetes {KUBERNETES_VERSION} binaries reused from {bin_folder}")
+        mark_used(bin_folder.parent)
         return bin_folder
     if shutil.which("go") is None:
         raise ClusterError("Go is needed to build Kubernetes: put Go 1.26 on PATH (1.21 and newer fetch it)")
@@ -110,6 +111,8 @@ def ensure(steps: Steps, names: Iterable[str] = ALL) -> Path:
             if absent:
                 _build(target.only(absent), bin_folder, steps)
         shutil.rmtree(bin_folder.parent / "gocache", ignore_errors=True)
+    mark_used(bin_folder.parent)
+    evict(bin_folder.parent.parent, steps.say)
     return bin_folder
 
 
