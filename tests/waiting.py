@@ -2,18 +2,32 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, overload
+
+POLL_S = 0.01
 
 T = TypeVar("T")
 
 
-async def until(look: Callable[[], Awaitable[T] | T], timeout_s: float = 10.0) -> T:
-    """The first true answer of `look`, which may be a coroutine function. Raises TimeoutError."""
+@overload
+async def until(look: Callable[[], Coroutine[Any, Any, T | None]], timeout_s: float = ...) -> T: ...
+
+
+@overload
+async def until(look: Callable[[], object], timeout_s: float = ...) -> object: ...
+
+
+async def until(look: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    """The first true answer of `look`, which may be a coroutine function. Raises TimeoutError.
+
+    The limit is generous, since only a test that fails waits for it, and machines that run tests are busy.
+    """
     async with asyncio.timeout(timeout_s):
         while True:
             found = look()
-            answer: T = await found if inspect.isawaitable(found) else found
-            if answer:
-                return answer
-            await asyncio.sleep(0.005)
+            if inspect.isawaitable(found):
+                found = await found
+            if found:
+                return found
+            await asyncio.sleep(POLL_S)

@@ -8,9 +8,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded
-from mint_contracts.records import Assignment, BaseRecord, EngineRecord, Held, Placement
-from mint_contracts.records import EngineView as EngineView
-from mint_contracts.records import MapState as MapState
+from mint_contracts.records import Assignment, BaseRecord, EngineRecord, EngineView, Held, MapState, Placement
 
 
 class Pulse(msgspec.Struct, frozen=True):

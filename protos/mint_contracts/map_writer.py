@@ -8,8 +8,7 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded, call, text
-from mint_contracts.records import Assignment, Placement
-from mint_contracts.records import MapChange as MapChange
+from mint_contracts.records import Assignment, MapChange, Placement
 
 OPS_PER_CALL = 1000
 

@@ -14,7 +14,7 @@ from mint_engine import process
 from mint_engine.environment import Start
 from mint_engine.serve import listen
 from tests.engine.running import save_base
-from tests.engine.waiting import until
+from tests.waiting import until
 
 BASE = "default/mended"
 

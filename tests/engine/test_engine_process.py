@@ -19,15 +19,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mint_contracts import sampling_pb2, sampling_pb2_grpc, settings
 from mint_contracts.functions import connect
-from mint_contracts.map_reader import EngineView, MapReader
+from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
-from mint_contracts.map_writer import MapChange, MapWriter
-from mint_contracts.records import Assignment, Tier
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import Assignment, EngineView, MapChange, Tier
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
 from tests.engine.running import save_adapter, save_base
-from tests.engine.waiting import until
 from tests.redis_process import RedisProcess, free_port
+from tests.waiting import until
 
 BASE = "default/tiny"
 

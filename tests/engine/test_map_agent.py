@@ -13,10 +13,10 @@ import torch
 from mint_contracts import keys
 from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.functions import connect
-from mint_contracts.map_reader import EngineView, MapReader
+from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
-from mint_contracts.map_writer import MapChange, MapWriter
-from mint_contracts.records import Assignment, EngineRecord, Held, Tier
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import Assignment, EngineRecord, EngineView, Held, MapChange, Tier
 from mint_contracts.source import Source
 from mint_engine import agent as agents
 from mint_engine.agent import Agent, Body
@@ -26,8 +26,8 @@ from mint_engine.loading import Loader
 from mint_engine.residency import Residency
 from mint_engine.slots import Slots
 from tests.engine.made import peft_adapter, tiny_fit
-from tests.engine.waiting import until
 from tests.redis_process import RedisProcess
+from tests.waiting import until
 
 BASE, ENGINE = "default/tiny", "tiny-0"
 

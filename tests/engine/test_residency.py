@@ -14,7 +14,7 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
 from mint_engine.fetch import WEIGHTS
 from tests.engine.tiers import NAMES, Q0, Scene, once
-from tests.engine.waiting import until
+from tests.waiting import until
 
 
 async def test_a_request_loads_its_adapter_and_finds_it_warm_the_next_time(
@@ -30,7 +30,7 @@ async def test_a_request_loads_its_adapter_and_finds_it_warm_the_next_time(
         assert here.residency.states()[0].requests_in_flight == 1
     async with here.residency.hold(NAMES[0]) as again:
         assert again == held
-    assert here.slots.loads == [NAMES[0]]
+    assert len(here.slots.loads) == 1
     assert here.tier(NAMES[0]) is Tier.DEVICE
 
 
@@ -149,4 +149,4 @@ async def test_a_store_child_is_the_same_copy_for_waves_and_requests(
     await once(here, NAMES[0])
     here.residency.want([Assignment(NAMES[0], child(Source(f"file://{store}"), NAMES[0]), Tier.DEVICE)])
     await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
-    assert here.slots.loads == [NAMES[0]]
+    assert len(here.slots.loads) == 1

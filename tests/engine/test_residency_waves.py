@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from mint_contracts import errors
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
-from mint_engine.adapter import AdapterWeights
 from mint_engine.fetch import WEIGHTS
-from tests.engine.made import edit_config, edit_tensors, lora_names
+from mint_engine.packed import Packed
+from tests.engine.made import edit_config, edit_tensors, lora_names, read_tiny
 from tests.engine.tiers import NAMES, Scene, Watched, once, wanted
-from tests.engine.waiting import until
+from tests.waiting import until
 
 
 async def test_waves_get_what_they_want_in_the_tier_they_want(scene: Callable[..., Scene], store: Path) -> None:
@@ -167,11 +167,11 @@ async def test_each_failure_stays_with_its_adapter(scene: Callable[..., Scene], 
 async def test_a_defect_in_one_load_is_told_and_survived(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, load = scene(store=None), Watched.load
+    here, load, broken_one = scene(store=None), Watched.load, read_tiny(store / NAMES[0]).revision
 
-    def broken(self: Watched, slot: int, weights: AdapterWeights) -> None:
-        load(self, slot, weights)
-        if weights.adapter == NAMES[0]:
+    def broken(self: Watched, slot: int, packed: Packed) -> None:
+        load(self, slot, packed)
+        if packed.revision == broken_one:
             raise RuntimeError("device says no")
 
     monkeypatch.setattr(Watched, "load", broken)
@@ -195,7 +195,7 @@ async def test_host_memory_full_of_wanted_adapters_is_waited_for(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mint_engine.climb.FULL_RETRY_S", 0.05)
-    one = sum(tensor.nbytes for tensor in load_file(store / NAMES[0] / WEIGHTS).values())
+    one = read_tiny(store / NAMES[0]).nbytes
     here = scene(store=None, host=int(one * 1.5))
     here.residency.want(wanted(store, NAMES[0], tier=Tier.HOST))
     await until(lambda: here.tier(NAMES[0]) is Tier.HOST)
@@ -209,7 +209,7 @@ async def test_host_memory_full_of_wanted_adapters_is_waited_for(
 @pytest.mark.parametrize("seed", range(4))
 async def test_books_balance_under_any_schedule(scene: Callable[..., Scene], store: Path, seed: int) -> None:
     draw = random.Random(seed)
-    one = sum(tensor.nbytes for tensor in load_file(store / NAMES[0] / WEIGHTS).values())
+    one = read_tiny(store / NAMES[0]).nbytes
     here = scene(slots=3, host=one * 3, slot_wait_s=0.05)
     truth = {name: await once(here, name) for name in NAMES}
     refused = 0

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import grpc
 from redis.asyncio import Redis
 
-from mint_contracts.map_writer import MapChange, MapWriter
-from mint_contracts.records import BaseRecord, Place, Placement, Tier
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.source import Source
 from mint_gateway.client import Client

@@ -5,8 +5,7 @@ from structlog.testing import capture_logs
 
 from mint_contracts import errors, keys
 from mint_contracts.map_reporter import HEARTBEAT_TTL_S
-from mint_contracts.map_writer import MapChange
-from mint_contracts.records import Tier
+from mint_contracts.records import MapChange, Tier
 from mint_gateway.client import question
 from tests.gateway.scene import BASE, STORE, Scene
 from tests.redis_process import RedisProcess

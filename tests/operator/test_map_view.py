@@ -5,8 +5,8 @@ import asyncio
 from redis.asyncio import Redis
 
 from mint_contracts.map_reader import MapReader
-from mint_contracts.map_writer import MapChange, MapWriter
-from mint_contracts.records import BaseRecord, Place, Placement, Tier
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_operator.dirt import EVERYTHING, Dirt, Part
 from mint_operator.map_view import MapView
