@@ -12,9 +12,8 @@ import pytest
 
 from e2e import cluster as clusters
 from e2e import release, stage
-from e2e.cluster import Cluster
+from e2e.cluster import Cluster, Kube
 from e2e.forward import forward
-from e2e.kube import Kube
 from e2e.samples import Samples, prepare
 from e2e.world import NAMESPACE, Waves, World, base_model, image_of
 from mint_contracts.settings import GATEWAY_PORT
@@ -32,7 +31,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def kube(cluster: Cluster) -> Kube:
     """Its kubectl and helm."""
-    return Kube(cluster.kubectl, cluster.helm, cluster.kubeconfig, cluster.context)
+    return cluster.kube
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from e2e.cluster import Cluster, ClusterError
 from e2e.cluster.paths import data_folder
 from e2e.cluster.progress import Steps
 from e2e.forward import forward
-from e2e.kube import CommandFailedError, Kube
 from e2e.samples import TRAINED, prepare, questions
 from e2e.world import image_of
 from mint_contracts.settings import GATEWAY_PORT
@@ -29,11 +28,11 @@ PLAIN_WIDTH = "150"  # columns of a log file
 
 
 def up(context: str | None) -> None:
-    """Get a cluster, install MinT, apply crds/samples, and ask. Raises ClusterError or CommandFailedError."""
+    """Get a cluster, install MinT, apply crds/samples, and ask. Raises ClusterError."""
     steps = Steps(title="demo")
     samples = prepare(steps.say)
     cluster = clusters.up(context=context, steps=steps)
-    kube = Kube(cluster.kubectl, cluster.helm, cluster.kubeconfig, cluster.context)
+    kube = cluster.kube
     with steps.step("helm upgrade --install mint charts/mint") as step:
         step.note = "reusing the release" if release.installed(kube) else "first install"
         release.install(kube, _values(cluster))
@@ -92,7 +91,7 @@ def down(context: str | None) -> None:
     """Remove what `up` made: the whole cluster, or on a cluster of your own the demo and the release."""
     cluster = clusters.find(context=context)
     if cluster is not None and cluster.backend == "context":
-        kube = Kube(cluster.kubectl, cluster.helm, cluster.kubeconfig, cluster.context)
+        kube = cluster.kube
         kube.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout_s=180)
         release.uninstall(kube)
         kube.kubectl("delete", "--ignore-not-found", "-f", str(release.ROOT / "crds"))
@@ -108,7 +107,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         {"up": up, "down": down}[args.verb](args.context)
-    except (ClusterError, CommandFailedError, TimeoutError) as error:
+    except (ClusterError, TimeoutError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as error:

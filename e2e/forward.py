@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from e2e.kube import Kube
+from e2e.cluster import Kube
 
 _READY = re.compile(r"Forwarding from (127\.0\.0\.1:\d+) ->")
 START_TIMEOUT_S = 20

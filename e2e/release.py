@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from e2e.kube import Kube
+from e2e.cluster import Kube
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "mint"

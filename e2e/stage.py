@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from e2e.kube import CommandFailedError, Kube
+from e2e.cluster import CommandFailedError, Kube
 from e2e.samples import Samples
 
 CLAIM = "mint-samples"

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from e2e.kube import CommandFailedError, until
+from e2e.cluster import CommandFailedError
 from e2e.samples import TRAINED
+from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, base_model, wave
 from mint_contracts import errors
 from mint_gateway import client

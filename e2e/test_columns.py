@@ -1,7 +1,7 @@
 """What kubectl shows a person."""
 
-from e2e.kube import until
 from e2e.samples import TRAINED
+from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, wave
 
 

@@ -16,7 +16,7 @@ def context(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     monkeypatch.setenv("PATH", cluster.env()["PATH"])
     monkeypatch.delenv(VALUES_FILE, raising=False)
-    return cluster.kubectl_run("config", "current-context").strip()
+    return cluster.kube.kubectl("config", "current-context").strip()
 
 
 def test_its_owner_is_asked_for_images(context: str) -> None:
@@ -36,7 +36,7 @@ def test_with_images_it_is_used_and_left_as_it_is(
     backend.down(Steps())
 
     assert found.values() == cluster.values()
-    assert found.kubectl_run("get", "nodes", "-o", "name").startswith("node/")
+    assert found.kube.kubectl("get", "nodes", "-o", "name").startswith("node/")
 
 
 def test_a_context_that_is_not_there_is_said_not_to_answer(context: str) -> None:

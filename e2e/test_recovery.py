@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from e2e import release
-from e2e.kube import until
 from e2e.samples import GOOD, TRAINED
+from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, base_model, wave
 from mint_contracts.errors import MintError, Unavailable
 from mint_gateway.client import Answer, Client, question

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from e2e import release
-from e2e.kube import Kube, until
+from e2e.cluster import Kube
+from e2e.waiting import until
 from e2e.world import World
 
 NAME = NAMESPACE = "mint-second"

@@ -3,8 +3,8 @@
 import asyncio
 from collections import Counter
 
-from e2e.kube import until
 from e2e.samples import GOOD
+from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, wave
 from mint_contracts import placement_pb2
 from mint_gateway.client import Client

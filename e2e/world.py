@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from e2e.kube import Kube
+from e2e.cluster import Kube
 from e2e.samples import Samples
 
 NAMESPACE = "mint-e2e"

@@ -2,16 +2,17 @@
 
 from e2e.cluster import up
 cluster = up()
-cluster.kubectl_run("get", "nodes")
+cluster.kube.kubectl("get", "nodes")
 """
 
 from e2e.cluster import choice
 from e2e.cluster.backend import Backend, Cluster
-from e2e.cluster.errors import ClusterError
+from e2e.cluster.errors import ClusterError, CommandFailedError
+from e2e.cluster.kube import Kube
 from e2e.cluster.paths import data_folder
 from e2e.cluster.progress import Steps
 
-__all__ = ["Cluster", "ClusterError", "backend", "down", "find", "up"]
+__all__ = ["Cluster", "ClusterError", "CommandFailedError", "Kube", "backend", "down", "find", "up"]
 
 
 def backend(wanted: str | None = None, context: str | None = None) -> Backend:

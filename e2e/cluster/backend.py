@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from e2e.cluster.commands import run
+from e2e.cluster.kube import Kube
 from e2e.cluster.progress import Steps
 
 Values = dict[str, object]
@@ -35,11 +35,10 @@ class Cluster:
         env["PATH"] = os.pathsep.join([*folders, env.get("PATH", os.defpath)])
         return env
 
-    def kubectl_run(self, *words: str, stdin: str | None = None, limit_s: float = 60.0) -> str:
-        """Run kubectl against this cluster and return its output; ClusterError when it fails."""
-        chosen = ["--context", self.context] if self.context else []
-        argv: list[str | Path] = [self.kubectl, "--kubeconfig", self.kubeconfig, *chosen, *words]
-        return run(argv, stdin=stdin, limit_s=limit_s)
+    @property
+    def kube(self) -> Kube:
+        """Its kubectl and helm, to be called."""
+        return Kube(self.kubectl, self.helm, self.kubeconfig, self.context)
 
 
 class Backend(Protocol):

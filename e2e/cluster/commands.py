@@ -4,10 +4,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from e2e.cluster.errors import ClusterError
+from e2e.cluster.errors import ClusterError, CommandFailedError
 
 DEFAULT_LIMIT_S = 60.0
 TAIL_LINES = 20
+SHOWN_WORDS = 12
 
 
 def tail(text: str, lines: int = TAIL_LINES) -> str:
@@ -25,7 +26,8 @@ def run(
 ) -> str:
     """Run `argv` and return its standard output.
 
-    Raises ClusterError with the last lines of its output when it fails, is missing or outlasts `limit_s` seconds.
+    Raises CommandFailedError with the last lines of its output when it fails, and ClusterError when it is missing or
+    outlasts `limit_s` seconds.
     """
     words = [str(word) for word in argv]
     try:
@@ -35,10 +37,10 @@ def run(
     except FileNotFoundError as error:
         raise ClusterError(f"{words[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"`{' '.join(words[:6])}` took longer than {limit_s:.0f} s") from error
+        raise ClusterError(f"`{' '.join(words[:SHOWN_WORDS])}` took longer than {limit_s:.0f} s") from error
     if done.returncode != 0:
         said = tail(done.stderr or done.stdout)
-        raise ClusterError(f"`{' '.join(words[:6])}` failed with status {done.returncode}:\n{said}")
+        raise CommandFailedError(f"`{' '.join(words[:SHOWN_WORDS])}` failed with status {done.returncode}:\n{said}")
     return done.stdout
 
 

@@ -30,7 +30,7 @@ class ContextBackend:
                 " (build them from the Dockerfile; the keys are in charts/mint/values.yaml)"
             )
         with steps.step(f"ask context {self._context}"):
-            cluster.kubectl_run("get", "--raw", "/readyz", limit_s=20.0)
+            cluster.kube.kubectl("get", "--raw", "/readyz", timeout_s=20.0)
         return cluster
 
     def down(self, steps: Steps) -> None:
@@ -41,7 +41,7 @@ class ContextBackend:
         """The context, if it answers."""
         cluster = self._cluster(None)
         try:
-            cluster.kubectl_run("get", "--raw", "/readyz", limit_s=20.0)
+            cluster.kube.kubectl("get", "--raw", "/readyz", timeout_s=20.0)
         except ClusterError:
             return None
         return cluster

@@ -73,7 +73,7 @@ class KindBackend:
             return None
         try:
             cluster = self._cluster(None)
-            cluster.kubectl_run("get", "--raw", "/readyz", limit_s=20.0)
+            cluster.kube.kubectl("get", "--raw", "/readyz", timeout_s=20.0)
         except ClusterError:
             return None
         return cluster

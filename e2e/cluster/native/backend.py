@@ -159,7 +159,7 @@ class NativeBackend:
             _wait(lambda: health.api_ready(layout), data, supervisor, "kube-apiserver")
         with steps.step("apply the runtime class and the storage class"):
             apply = ["apply", "--server-side", "--force-conflicts", "-f", "-"]
-            _cluster(layout).kubectl_run(*apply, stdin=addons.manifests())
+            _cluster(layout).kube.kubectl(*apply, stdin=addons.manifests())
         with steps.step("wait for the node and DNS"):
             _wait(lambda: health.node_ready(layout), data, supervisor, "kubelet", NODE_POLL_S)
             _wait(lambda: health.dns_ready(layout), data, supervisor, "coredns", NODE_POLL_S)

@@ -79,13 +79,13 @@ def apply_web(cluster: Cluster) -> None:
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": deployment},
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": service},
     ]
-    cluster.kubectl_run("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-    cluster.kubectl_run("rollout", "status", "deployment/web", "--timeout=60s", limit_s=70.0)
+    cluster.kube.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    cluster.kube.kubectl("rollout", "status", "deployment/web", "--timeout=60s", timeout_s=70.0)
 
 
 def in_web(cluster: Cluster, code: str) -> str:
     """What a line of Python prints in one of the servers."""
-    return cluster.kubectl_run("exec", "deployment/web", "--", "python", "-c", code).strip()
+    return cluster.kube.kubectl("exec", "deployment/web", "--", "python", "-c", code).strip()
 
 
 def test_restricted_pods_have_storage_names_services_and_torch(cluster: Cluster) -> None:
@@ -99,10 +99,10 @@ def test_restricted_pods_have_storage_names_services_and_torch(cluster: Cluster)
 
 def test_a_pod_deleted_by_force_is_replaced_in_seconds(cluster: Cluster) -> None:
     apply_web(cluster)
-    pod = cluster.kubectl_run("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}")
+    pod = cluster.kube.kubectl("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}")
     started = time.monotonic()
-    cluster.kubectl_run("delete", "pod", pod, "--force", "--grace-period=0")
-    cluster.kubectl_run("rollout", "status", "deployment/web", "--timeout=60s", limit_s=70.0)
+    cluster.kube.kubectl("delete", "pod", pod, "--force", "--grace-period=0")
+    cluster.kube.kubectl("rollout", "status", "deployment/web", "--timeout=60s", timeout_s=70.0)
     assert time.monotonic() - started < REPLACEMENT_LIMIT_S
 
 
@@ -124,7 +124,7 @@ def test_a_killed_cluster_is_made_again_and_an_ended_one_leaves_nothing(
     supervisor = machine.running(folder)
     assert supervisor is not None
     assert supervisor != killed
-    assert fresh.kubectl_run("get", "deployments", "-o", "name") == ""
+    assert fresh.kube.kubectl("get", "deployments", "-o", "name") == ""
     namespace = Path(f"/proc/{supervisor.inner.pid}/ns/mnt").readlink().name
     assert supervisor.inner.pid in processes_in(namespace)
     backend.down(Steps())

@@ -1,21 +1,13 @@
-"""kubectl and helm as a person uses them, with bounded waits that say what they wait for."""
+"""kubectl and helm as a person uses them, told which cluster, each call bounded."""
 
 import json
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-POLL_S = 0.25
-
-T = TypeVar("T")
-
-
-class CommandFailedError(RuntimeError):
-    """A command exited non-zero; the message holds the command and what it printed."""
+from e2e.cluster.commands import run
+from e2e.cluster.errors import CommandFailedError
 
 
 @dataclass(frozen=True)
@@ -34,14 +26,14 @@ class Kube:
         return [str(self.kubectl_path), "--kubeconfig", str(self.kubeconfig), *chosen]
 
     def kubectl(self, *args: str, stdin: str | None = None, timeout_s: float = 120) -> str:
-        """Run kubectl and return what it printed. Raises CommandFailedError."""
-        return _run([*self.kubectl_command, *args], stdin, timeout_s)
+        """Run kubectl and return what it printed. Raises ClusterError."""
+        return run([*self.kubectl_command, *args], stdin=stdin, limit_s=timeout_s)
 
     def helm(self, *args: str, timeout_s: float = 300) -> str:
-        """Run helm and return what it printed. Raises CommandFailedError."""
+        """Run helm and return what it printed. Raises ClusterError."""
         chosen = ["--kube-context", self.context] if self.context else []
         command = [str(self.helm_path), "--kubeconfig", str(self.kubeconfig), *chosen, *args]
-        return _run(command, None, timeout_s)
+        return run(command, limit_s=timeout_s)
 
     def apply(self, manifest: str | Mapping[str, Any], namespace: str) -> str:
         """`kubectl apply` of YAML text or of one object."""
@@ -74,22 +66,3 @@ class Kube:
         except CommandFailedError as error:
             described = self.kubectl("describe", kind_and_name, "-n", namespace)
             raise CommandFailedError(f"{error}\n{described}") from None
-
-
-def until(what: str, probe: Callable[[], T], timeout_s: float = 120) -> T:
-    """Call `probe` until it returns something true, and return that. Raises TimeoutError naming what was awaited."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = probe()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout_s:.0f} s for {what}; last seen: {found!r}")
-        threading.Event().wait(POLL_S)
-
-
-def _run(command: Sequence[str], stdin: str | None, timeout_s: float) -> str:
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
-    if done.returncode != 0:
-        raise CommandFailedError(f"{' '.join(command)} exited {done.returncode}: {done.stderr or done.stdout}")
-    return done.stdout
