@@ -63,6 +63,11 @@ unit: env tools ## Unit, property and component tests
 e2e: env tools ## The tests on a real cluster
 	$(BIN)/pytest e2e
 
+# make bench ONLY=serve DEVICE=cuda MODEL=path/to/base: a part of it, on another device, over another base.
+.PHONY: bench
+bench: env tools ## Measure what the README promises of speed, against its peers (half an hour on two idle cores)
+	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(DEVICE),--device $(DEVICE)) $(if $(MODEL),--model $(MODEL))
+
 .PHONY: protos
 protos: env ## Generate the protobuf and gRPC code from protos/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --mypy_out=quiet:protos \

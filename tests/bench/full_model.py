@@ -1,0 +1,111 @@
+"""The way without adapters: merge the adapter into the base, save it, load it into an engine, and ask.
+
+python -m tests.bench.full_model '{"base": ..., "adapter": ..., "merged": ..., "device": ..., "prompt": [...]}'
+"""
+
+import gc
+import json
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source
+from mint_engine.device import choose_device, count_threads
+from mint_engine.generation import Generation
+from mint_engine.request import Done, Event, Failed, Request, Sampling
+from mint_engine.scheduler import Limits
+from mint_engine.serve import build
+from mint_engine.stepper import Stepper
+from tests.bench.speaking import Answer, serve
+
+_FIRST_S = 300.0
+
+
+class Full:
+    """Holds the trained model, as a trainer would, until it is handed over."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        self._setup = setup
+        self._model: Any = None
+
+    def start(self) -> Answer:
+        """Have the base and the adapter in memory."""
+        torch.set_num_threads(count_threads())
+        base: Any = AutoModelForCausalLM.from_pretrained(self._setup["base"], dtype=torch.bfloat16)
+        base = base.to(choose_device(self._setup["device"]))
+        self._model = PeftModel.from_pretrained(base, self._setup["adapter"], autocast_adapter_dtype=False)
+        return {}
+
+    def hand_over(self) -> Answer:
+        """Merge, save, load and ask; seconds of each, and of all."""
+        merged = Path(self._setup["merged"])
+        began = time.perf_counter()
+        model = self._model.merge_and_unload()
+        at_merge = time.perf_counter()
+        model.save_pretrained(merged)
+        at_save = time.perf_counter()
+        self._model = model = None
+        gc.collect()  # two of them would not fit everywhere; not counted
+        for file in Path(self._setup["base"]).iterdir():
+            if file.name.startswith(("tokenizer", "chat_template", "special_tokens")):
+                shutil.copy(file, merged / file.name)
+        freed = time.perf_counter()
+        generation = self._load(merged)
+        at_load = time.perf_counter()
+        _ask(generation, tuple(self._setup["prompt"]))
+        done = time.perf_counter()
+        parts = {
+            "merge": at_merge - began,
+            "save": at_save - at_merge,
+            "load": at_load - freed,
+            "first": done - at_load,
+        }
+        return {"seconds": sum(parts.values()), **parts}
+
+    def _load(self, merged: Path) -> Generation:
+        settings = EngineSettings(
+            base_model="bench/full",
+            source=Source(f"file://{merged}"),
+            device=self._setup["device"],
+            dtype="bfloat16",
+            context_length=256,
+            kv_cache_bytes=256 << 20,
+            max_rank=1,
+            device_slots=1,
+            host_bytes=1 << 20,
+            disk_bytes=1 << 20,
+        )
+        return build(settings, merged, Limits())[2]
+
+
+def _ask(generation: Generation, prompt: tuple[int, ...]) -> None:
+    """One token. Raises what the request fails with."""
+    ended = threading.Event()
+    events: list[Event] = []
+
+    def sink(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Done | Failed):
+            ended.set()
+
+    stepper = Stepper(generation, lambda deliver: deliver())
+    stepper.start()
+    stepper.submit(Request("first", prompt, Sampling(max_tokens=1, seed=0, ignore_eos=True)), sink)
+    if not ended.wait(_FIRST_S):
+        raise TimeoutError(f"no token in {_FIRST_S:.0f} s")
+    stepper.stop(_FIRST_S)
+    if isinstance(events[-1], Failed):
+        raise events[-1].error
+
+
+if __name__ == "__main__":
+    full = Full(json.loads(sys.argv[1]))
+    serve({"start": full.start, "hand_over": full.hand_over})

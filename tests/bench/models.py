@@ -1,0 +1,126 @@
+"""The bases that are measured: the sample base in bfloat16, or a random dense model of Qwen3-4B's shape."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
+
+from tests.bench.places import bench_cache, made_once
+
+_SHARD_BYTES = 2 << 30
+_POOL = 1 << 24  # distinct random numbers, of which every tensor takes a stretch
+_STD = 0.02
+
+
+def sample_base(samples: Path) -> Path:
+    """A bfloat16 copy of the sample base, so that every side reads the very same weights."""
+    with (samples / "model.safetensors").open("rb") as file:  # samples made anew mostly hold the same base
+        key = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+    def make(folder: Path) -> None:
+        _copy_rest(samples, folder)
+        tensors = {name: each.to(torch.bfloat16) for name, each in load_file(samples / "model.safetensors").items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return made_once(bench_cache() / "models" / f"sample-{key}", make)
+
+
+def vocabulary(base: Path) -> int:
+    """How many token ids a base knows."""
+    return int(json.loads((base / "config.json").read_text())["vocab_size"])
+
+
+def linears(base: Path) -> dict[str, tuple[int, int]]:
+    """Every linear module of a base's decoder layers: path to (in, out) features, in the model's order."""
+    model = _empty(AutoConfig.from_pretrained(base))
+    return {
+        path: (module.in_features, module.out_features)
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layers." in path
+    }
+
+
+def write_dense_4b(tokenizer_from: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """A random model of Qwen3-4B's shape in bfloat16 (8 GB), with another base's tokenizer."""
+    for file in tokenizer_from.iterdir():
+        if file.name.startswith(("tokenizer", "chat_template", "special_tokens")):
+            shutil.copy(file, folder / file.name)
+    write_random(qwen3_4b(), folder, say)
+
+
+def qwen3_4b() -> PreTrainedConfig:
+    """Qwen3-4B's shape, as its published config.json gives it."""
+    return Qwen3Config(
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        max_position_embeddings=40960,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        tie_word_embeddings=True,
+        eos_token_id=2,
+        dtype="bfloat16",
+    )
+
+
+def write_random(config: PreTrainedConfig, folder: Path, say: Callable[[str], None]) -> None:
+    """Random weights of a configuration, in shards. Cheap: tensors take stretches of one pool of random numbers."""
+    model = _empty(config)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    torch.manual_seed(4)
+    pool = torch.randn(_POOL).mul_(_STD).to(torch.bfloat16)
+    tied = getattr(model, "_tied_weights_keys", None) if config.tie_word_embeddings else None
+    shapes = {name: each.shape for name, each in model.state_dict().items() if name not in (tied or ())}
+    shards = list(_shards(shapes))
+    index: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        say(file)
+        save_file({name: _stretch(pool, name, shapes[name]) for name in names}, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    total = sum(shape.numel() * 2 for shape in shapes.values())
+    document = {"metadata": {"total_size": total}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(document))
+
+
+def _shards(shapes: dict[str, torch.Size]) -> Iterator[list[str]]:
+    names: list[str] = []
+    held = 0
+    for name, shape in shapes.items():
+        if names and held + shape.numel() * 2 > _SHARD_BYTES:
+            yield names
+            names, held = [], 0
+        names.append(name)
+        held += shape.numel() * 2
+    yield names
+
+
+def _stretch(pool: torch.Tensor, name: str, shape: torch.Size) -> torch.Tensor:
+    if len(shape) == 1:  # the norms
+        return torch.ones(shape, dtype=torch.bfloat16)
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") % _POOL
+    return pool.roll(-start).repeat(-(-shape.numel() // _POOL))[: shape.numel()].view(shape)
+
+
+def _empty(config: PreTrainedConfig) -> torch.nn.Module:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def _copy_rest(source: Path, folder: Path) -> None:
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder / file.name)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))

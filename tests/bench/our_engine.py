@@ -1,0 +1,246 @@
+"""Our side: one engine in this process, put together as `mint-engine` does it, with its clients beside it.
+
+python -m tests.bench.our_engine '{"base": ..., "store": ..., ...}'      (JSON of Setup)
+"""
+
+import asyncio
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import torch
+from safetensors.torch import load_file, save_file
+
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source, child
+from mint_engine.check import Fit
+from mint_engine.disk import DiskTier
+from mint_engine.host import HostTier
+from mint_engine.loading import Loader
+from mint_engine.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.residency import Residency
+from mint_engine.scheduler import Limits
+from mint_engine.serve import build
+from mint_engine.stepper import Stepper
+from tests.bench.adapters import CONFIG, WEIGHTS
+from tests.bench.memory import forget_pages, resident_bytes
+from tests.bench.our_setup import Setup
+from tests.bench.speaking import Answer, requests
+from tests.bench.timing import Round
+from tests.bench.workload import Work
+
+REACH_S = 300.0
+STREAMS = 4  # loads at once: as many as a residency's workers
+
+
+class Engine:
+    """The engine and its clients; each public method is one command (see `tests.bench.side`)."""
+
+    def __init__(self, setup: Setup) -> None:
+        loop = asyncio.get_running_loop()
+        store = Source(setup.store) if setup.store else None
+        settings = EngineSettings(
+            base_model="bench/base",
+            source=Source(f"file://{setup.base}"),
+            device=setup.device,
+            dtype="bfloat16",
+            context_length=setup.context,
+            kv_cache_bytes=setup.kv_bytes,
+            max_rank=setup.max_rank,
+            device_slots=setup.slots,
+            host_bytes=setup.host_bytes,
+            disk_bytes=setup.disk_bytes,
+            store=store,
+        )
+        self._base, self._slots, generation = build(settings, Path(setup.base), Limits())
+        loader = Loader(
+            DiskTier(Path(setup.cache), setup.disk_bytes),
+            Fit(modules=self._slots.modules, max_rank=setup.max_rank),
+            self._slots.dtype,
+        )
+        self.residency = Residency(self._slots, loader, HostTier(setup.host_bytes), store=store)
+        self.stepper = Stepper(generation, lambda deliver: _post(loop, deliver))
+        self._store = store
+        self._numbers = itertools.count()
+        self._streaming = False
+        self._cache = Path(setup.cache)
+        self.residency.start()
+        self.stepper.start()
+
+    async def generate(self, stream: Sequence[str] = (), **work: Any) -> Answer:
+        """One round of requests; how long it took, and each request's first token and gaps.
+
+        Meanwhile the adapters of `stream` pass through the slots that are left, over and over, read from the disk.
+        """
+        plan = msgspec.convert(work, Work)
+        round_, streaming = Round(), asyncio.create_task(self._stream(stream))
+        waiting = asyncio.Semaphore(plan.together)
+
+        async def client(index: int, prompt: list[int]) -> None:
+            async with waiting:
+                await self._ask(plan.adapter(index), prompt, plan.new_tokens, round_)
+
+        try:
+            await _all(client(index, prompt) for index, prompt in enumerate(plan.prompts()))
+        finally:
+            self._streaming = False
+            streamed = await streaming
+        return {**round_.told(), "streamed": streamed}
+
+    async def hold(self, names: list[str], tier: str) -> Answer:
+        """Have these adapters, and no others, wanted in `tier`; returns once they are there, and how long it took."""
+        began, goal = time.perf_counter(), Tier(tier)
+        assert self._store is not None
+        self.residency.want([Assignment(name, child(self._store, name), goal) for name in names])
+        deadline = time.monotonic() + REACH_S
+        while not self._reached(names, goal):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(names)} adapters not in {tier} after {REACH_S:.0f} s")
+            await asyncio.sleep(0.005)
+        return {"seconds": time.perf_counter() - began}
+
+    async def touch(self, names: list[str]) -> Answer:
+        """Bring each adapter through a slot once, a few at a time, without asking it anything."""
+        began, few = time.perf_counter(), asyncio.Semaphore(4)
+
+        async def once(name: str) -> None:
+            async with few, self.residency.hold(name):
+                pass
+
+        await _all(once(name) for name in names)
+        return {"seconds": time.perf_counter() - began}
+
+    async def publish(self, name: str, source: str, into: str, prompt: list[int]) -> Answer:
+        """Publish a trained adapter's tensors, in memory at first, as a new revision of a live one, and ask it.
+
+        Timed: writing the files, the engine taking them in beside the old revision, and the first token of the new.
+        """
+        tensors, config = load_file(Path(source) / WEIGHTS), (Path(source) / CONFIG).read_bytes()
+        before = {each.revision for each in self.residency.states() if each.adapter == name}
+        changed, round_ = asyncio.Event(), Round()
+        self.residency.on_change = changed.set
+        began = time.perf_counter()
+        await asyncio.to_thread(_write, Path(into), tensors, config)
+        written = time.perf_counter()
+        self.residency.want([Assignment(name, Source(f"file://{into}"), Tier.DEVICE)])
+        while not self._reached([name], Tier.DEVICE) or self._revision(name) in before:
+            changed.clear()
+            async with asyncio.timeout(REACH_S):
+                await changed.wait()
+        live = time.perf_counter()
+        await self._ask(name, prompt, 1, round_)
+        done = time.perf_counter()
+        return {"seconds": done - began, "write": written - began, "load": live - written, "first": done - live}
+
+    async def memory(self) -> Answer:
+        """What the process holds, and what the engine says of its tiers."""
+        books = self.residency.books
+        return {
+            "resident": resident_bytes(),
+            "host": books.host.ledger.used,
+            "disk": books.disk.ledger.used,
+            "slots": self.residency.slots.used,
+        }
+
+    async def _stream(self, names: Sequence[str]) -> int:
+        """Load these adapters in turn, a few at a time, until told to stop; how many were loaded."""
+        turns, loaded = itertools.cycle(names), 0
+        self._streaming = bool(names)
+
+        async def one_after_another() -> None:
+            nonlocal loaded
+            while self._streaming:
+                async with self.residency.hold(next(turns)):
+                    loaded += 1
+                if loaded % len(names) == 0:
+                    await asyncio.to_thread(forget_pages, self._cache)
+
+        if names:
+            await _all(one_after_another() for _ in range(STREAMS))
+        return loaded
+
+    async def _ask(self, adapter: str, prompt: list[int], new_tokens: int, round_: Round) -> None:
+        began, ended = time.perf_counter(), asyncio.get_running_loop().create_future()
+        stamps: list[float] = []
+
+        def sink(event: Event) -> None:
+            if isinstance(event, Tokens):
+                stamps.extend([time.perf_counter()] * len(event.token_ids))
+            elif isinstance(event, Done | Failed) and not ended.done():
+                ended.set_result(event)
+
+        sampling = Sampling(max_tokens=new_tokens, seed=0, ignore_eos=True)
+        number = str(next(self._numbers))
+        if adapter:
+            async with self.residency.hold(adapter) as held:
+                request = Request(number, tuple(prompt), sampling, adapter, held.revision, held.slot)
+                self.stepper.submit(request, sink)
+                result = await ended
+        else:
+            self.stepper.submit(Request(number, tuple(prompt), sampling), sink)
+            result = await ended
+        if isinstance(result, Failed):
+            raise result.error
+        round_.add(began, stamps)
+
+    def _revision(self, name: str) -> str:
+        return self.residency.report()[name].revision
+
+    def _reached(self, names: list[str], goal: Tier) -> bool:
+        report = self.residency.report()
+        for name in names:
+            held = report.get(name)
+            if held is not None and held.failure is not None:
+                raise RuntimeError(f"{name}: {held.failure.message}")
+            if held is None or held.tier.warmth < goal.warmth:
+                return False
+        return True
+
+
+def _write(folder: Path, tensors: dict[str, torch.Tensor], config: bytes) -> None:
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_bytes(config)
+
+
+def _post(loop: asyncio.AbstractEventLoop, deliver: Callable[[], None]) -> None:
+    loop.call_soon_threadsafe(deliver)
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for each in work:
+            group.create_task(each)
+
+
+async def main(setup: Setup) -> None:
+    """Bring the engine up, then obey until standard input ends."""
+    loop, asked = asyncio.get_running_loop(), requests()
+    engine: Engine | None = None
+    while (got := await loop.run_in_executor(None, next, asked, None)) is not None:
+        request, send = got
+        try:
+            if request["do"] == "start":
+                began = time.perf_counter()
+                engine = Engine(setup)
+                send({"ok": {"seconds": time.perf_counter() - began}})
+            else:
+                send({"ok": await getattr(engine, request.pop("do"))(**request)})
+        except Exception as error:
+            logging.exception("command failed")
+            send({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    asyncio.run(main(msgspec.json.decode(sys.argv[1], type=Setup)))

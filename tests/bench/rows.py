@@ -1,0 +1,69 @@
+"""What a benchmark found: one row a promise, from several rounds of both sides."""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+import msgspec
+
+from tests.bench.promises import BY_METRIC
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One promise as measured. `theirs` and `ratio` are null, and `holds` is false, where it could not be."""
+
+    metric: str
+    unit: str
+    ours: float | None
+    theirs: float | None
+    peer: str
+    ratio: float | None
+    goal: str
+    holds: bool
+    note: str = ""
+
+
+def measured(metric: str, ours: Sequence[float], theirs: Sequence[float], note: str = "") -> Row:
+    """A row from the rounds of both sides: the median of each, and the ratio of the medians."""
+    promise, our_median, their_median = BY_METRIC[metric], median(ours), median(theirs)
+    ratio = promise.ratio(our_median, their_median)
+    spread = f"{len(ours)} rounds, ours {_span(ours)}, theirs {_span(theirs)}"
+    return Row(
+        metric=metric,
+        unit=promise.unit,
+        ours=our_median,
+        theirs=their_median,
+        peer=promise.peer,
+        ratio=ratio,
+        goal=promise.goal,
+        holds=promise.holds(ratio),
+        note="; ".join(filter(None, (spread, note))),
+    )
+
+
+def unmeasured(metric: str, note: str, ours: Sequence[float] = ()) -> Row:
+    """A row of a promise that could not be put to the test, and why."""
+    promise = BY_METRIC[metric]
+    return Row(
+        metric=metric,
+        unit=promise.unit,
+        ours=median(ours) if ours else None,
+        theirs=None,
+        peer=promise.peer,
+        ratio=None,
+        goal=promise.goal,
+        holds=False,
+        note=note,
+    )
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest-rank percentile: the least value that `percent` of all do not exceed."""
+    if not values:
+        raise ValueError("a percentile of nothing")
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{min(values):.4g}-{max(values):.4g}"

