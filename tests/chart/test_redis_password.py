@@ -1,0 +1,63 @@
+"""The chart's Redis, started by its own command: it asks for the password, and no list of processes shows it."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import AuthenticationError, Redis
+
+from tests.chart.rendering import DEFAULTS, container, of_kind, render, workloads
+from tests.redis_process import free_port
+
+PASSWORD = r"""a "quoted" 'word' \ with $(echo more) and spaces """
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def started(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """The container's command with its files in `tmp_path`, ready for connections."""
+    objects = render(DEFAULTS)
+    own = container(workloads(objects)["mint-redis"])
+    config = of_kind(objects, "ConfigMap")["mint-redis"]["data"]["redis.conf"]
+    (tmp_path / "redis.conf").write_text(config.replace("/data", str(tmp_path)).replace("6379", str(port)))
+    command = [word.replace("/etc/redis", str(tmp_path)) for word in own["command"]]
+    command = [word.replace("$(REDISCLI_AUTH)", PASSWORD) for word in command]  # as the kubelet would
+    env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "REDISCLI_AUTH": PASSWORD}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Ready to accept connections" in line:
+                break
+        else:
+            raise AssertionError("".join(said))
+        yield process
+        process.terminate()
+        process.communicate(timeout=10)
+        assert process.returncode == 0, "SIGTERM must reach Redis itself"
+
+
+@pytest.mark.usefixtures("started")
+def test_only_who_knows_the_password_is_let_in(port: int) -> None:
+    with Redis(port=port, password=PASSWORD) as knows:
+        assert knows.set("key", "value")
+        assert knows.function_list() == []
+    for wrong in (None, PASSWORD.strip()):
+        with Redis(port=port, password=wrong) as stranger, pytest.raises(AuthenticationError):
+            stranger.get("key")
+
+
+def test_the_password_is_in_no_argument_and_in_no_file(started: subprocess.Popen[str], tmp_path: Path) -> None:
+    words = Path(f"/proc/{started.pid}/cmdline").read_bytes()
+    assert words.startswith(b"redis-server")
+    assert b"quoted" not in words
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"quoted" in path.read_bytes() for path in files)
