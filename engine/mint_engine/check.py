@@ -1,4 +1,4 @@
-"""Does an adapter fit this base? Pure decisions over its config, its safetensors header and the base's shapes."""
+"""Does an adapter fit this base? Pure decisions over its config, its file's header and the base's shapes."""
 
 import re
 from collections.abc import Mapping
@@ -14,11 +14,16 @@ from mint_contracts.errors import (
 )
 from mint_engine.adapter import Module
 from mint_engine.header import Header, TensorSpec
+from mint_engine.packed import Header as PackedHeader
 from mint_engine.peft_config import LoraConfig
 
 _PREFIX = "base_model.model."
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as peft finds a layer's number when layers_pattern is not given
+_EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
+
+PLAIN = -1  # in place of an expert's number: the module is no stack
+MAX_SCALING = 3e38  # what float32 holds
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,14 @@ class Fit:
 
 @dataclass(frozen=True)
 class Part:
-    """One module's two tensors in the file, and the scaling of their product."""
+    """One module's tensors in the file, A [r, in] and B [out, r], and the scaling of their product.
+
+    A plain module has one pair; stacked experts have one each, in their order, all of one rank and scaling.
+    """
 
     path: str
-    a: TensorSpec  # [r, in]
-    b: TensorSpec  # [out, r]
+    rank: int
+    pairs: tuple[tuple[TensorSpec, TensorSpec], ...]
     scaling: float
 
 
@@ -56,29 +64,64 @@ def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
 
 
 def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) -> tuple[Part, ...]:
-    """The parts of the adapter, sorted by path.
+    """The parts of the adapter, in the order of the base's modules.
 
     Raises UnknownTargetModules, UnsupportedAdapter, CorruptFile, RankTooLarge or ShapeMismatch.
     """
-    halves = _halves(header, subject)
-    unknown = sorted(path for path in halves if path not in fit.modules)
+    halves = _halves(header, fit, subject)
+    unknown = sorted(path for path, _ in halves if path not in fit.modules)
     if unknown:
         raise UnknownTargetModules(subject, _unknown(unknown, fit))
-    parts = []
-    for path, found in sorted(halves.items()):
+    by_path: dict[str, dict[int, dict[str, TensorSpec]]] = {}
+    for (path, expert), found in sorted(halves.items()):
         if len(found) != 2:
-            raise CorruptFile(subject, f"has lora_{next(iter(found))} of {path} without its other half")
-        _check_targeted(config, path, subject)
-        part = Part(path, found["A"], found["B"], config.scaling_of(path))
-        _check_shapes(part, fit.modules[path], config.rank_of(path), fit.max_rank, subject)
-        parts.append(part)
+            missing = f"lora_{next(iter(found))} of {_named(path, expert)}"
+            raise CorruptFile(subject, f"has {missing} without its other half")
+        by_path.setdefault(path, {})[expert] = found
+    parts = [
+        _part(config, fit, module, by_path[path], subject) for path, module in fit.modules.items() if path in by_path
+    ]
     if not parts:
         raise CorruptFile(subject, "holds no LoRA tensors")
     return tuple(parts)
 
 
-def _halves(header: Header, subject: str) -> dict[str, dict[str, TensorSpec]]:
-    halves: dict[str, dict[str, TensorSpec]] = {}
+def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
+    """Does a packed adapter fit this base, part by part? Its paths are unique, its places checked.
+
+    Raises UnknownTargetModules, RankTooLarge, ShapeMismatch or CorruptFile.
+    """
+    unknown = [place.path for place in header.layout.places if place.path not in fit.modules]
+    if unknown:
+        raise UnknownTargetModules(subject, _unknown(unknown, fit))
+    for place, scaling in zip(header.layout.places, header.scalings, strict=True):
+        module = fit.modules[place.path]
+        if place.rank > fit.max_rank:
+            raise _too_large(place.rank, place.path, fit.max_rank, subject)
+        want = (module.experts, module.in_features, module.out_features)
+        if (place.experts, place.in_features, place.out_features) != want:
+            raise ShapeMismatch(
+                subject,
+                f"has {_linear(place.experts, place.in_features, place.out_features)} at {place.path} where the base "
+                f"model has {_linear(*want)}",
+            )
+        if not abs(scaling) <= MAX_SCALING:
+            raise CorruptFile(subject, f"has a scaling of {scaling} at {place.path}, which is out of range")
+
+
+def check_told(header: PackedHeader, config: LoraConfig, subject: str) -> None:
+    """A packed adapter's ranks and scalings must be those that its own config gives. Raises CorruptFile."""
+    for place, scaling in zip(header.layout.places, header.scalings, strict=True):
+        for expert in range(place.experts) or (PLAIN,):
+            name = _named(place.path, expert)
+            if (place.rank, scaling) != (config.rank_of(name), config.scaling_of(name)):
+                raise CorruptFile(subject, f"has another rank or scaling at {name} than its own config gives")
+            _check_targeted(config, name, subject)
+
+
+def _halves(header: Header, fit: Fit, subject: str) -> dict[tuple[str, int], dict[str, TensorSpec]]:
+    """Tensors by module path and expert (`PLAIN` where there is none), then "A" and "B"."""
+    halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
     for name, spec in header.tensors.items():
         suffix = next((each for each in _HALVES if name.endswith(each)), None)
         if suffix is None or not name.startswith(_PREFIX):
@@ -86,8 +129,53 @@ def _halves(header: Header, subject: str) -> dict[str, dict[str, TensorSpec]]:
                 subject,
                 f"holds the tensor {name[:200]!r}; only {_PREFIX}<module>.lora_A.weight and lora_B are served",
             )
-        halves.setdefault(name.removeprefix(_PREFIX).removesuffix(suffix), {})[_HALVES[suffix]] = spec
+        key = _stacked(name.removeprefix(_PREFIX).removesuffix(suffix), fit)
+        halves.setdefault(key, {})[_HALVES[suffix]] = spec
     return halves
+
+
+def _stacked(name: str, fit: Fit) -> tuple[str, int]:
+    """The base's path and the expert that PEFT's name of a module means."""
+    expert = _EXPERT.fullmatch(name) if name not in fit.modules else None
+    if expert is not None:
+        path = f"{expert[1]}.{expert[3]}"
+        if path in fit.modules and int(expert[2]) < fit.modules[path].experts:
+            return path, int(expert[2])
+    return name, PLAIN
+
+
+def _named(path: str, expert: int) -> str:
+    """PEFT's name of a module: with the expert's number before its last part."""
+    return path if expert == PLAIN else expert_path(path, expert)
+
+
+def expert_path(path: str, expert: int) -> str:
+    """PEFT's name of one expert of a stacked module: "...experts.up_proj" and 5 are "...experts.5.up_proj"."""
+    head, _, leaf = path.rpartition(".experts.")
+    return f"{head}.experts.{expert}.{leaf}"
+
+
+def _part(
+    config: LoraConfig, fit: Fit, module: Module, found: dict[int, dict[str, TensorSpec]], subject: str
+) -> Part:
+    wanted = range(module.experts) if module.experts else (PLAIN,)
+    if found.keys() != set(wanted):
+        raise UnsupportedAdapter(
+            subject, f"adapts {len(found)} of {module.experts} experts of {module.path}; adapt all of them, or none"
+        )
+    kinds = set()
+    for expert in wanted:
+        name = _named(module.path, expert)
+        _check_targeted(config, name, subject)
+        rank = config.rank_of(name)
+        _check_shapes(found[expert], name, (module.in_features, module.out_features), rank, fit.max_rank, subject)
+        kinds.add((rank, config.scaling_of(name)))
+    if len(kinds) > 1:
+        raise UnsupportedAdapter(subject, f"gives the experts of {module.path} different ranks or scalings")
+    rank, scaling = kinds.pop()
+    if not abs(scaling) <= MAX_SCALING:
+        raise CorruptFile(subject, f"has a scaling of {scaling} at {module.path}, which is out of range")
+    return Part(module.path, rank, tuple((found[expert]["A"], found[expert]["B"]) for expert in wanted), scaling)
 
 
 def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:
@@ -99,18 +187,24 @@ def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:
         raise CorruptFile(subject, f"holds tensors of {path}, which its layers_to_transform do not name")
 
 
-def _check_shapes(part: Part, module: Module, rank: int, max_rank: int, subject: str) -> None:
-    if len(part.a.shape) == 2 and part.a.shape[0] > max_rank:
-        raise RankTooLarge(
-            subject, f"has rank {part.a.shape[0]} at {part.path}; the base model takes up to {max_rank}"
-        )
-    for spec, want in ((part.a, (rank, module.in_features)), (part.b, (module.out_features, rank))):
-        if spec.shape != want:
-            half = "lora_A" if spec is part.a else "lora_B"
+def _check_shapes(
+    found: dict[str, TensorSpec], name: str, linear: tuple[int, int], rank: int, max_rank: int, subject: str
+) -> None:
+    if len(found["A"].shape) == 2 and found["A"].shape[0] > max_rank:
+        raise _too_large(found["A"].shape[0], name, max_rank, subject)
+    for half, want in (("A", (rank, linear[0])), ("B", (linear[1], rank))):
+        if (shape := found[half].shape) != want:
             raise ShapeMismatch(
-                subject,
-                f"has {half} {list(spec.shape)} at {part.path} where the base model and rank need {list(want)}",
+                subject, f"has lora_{half} {list(shape)} at {name} where the base model and rank need {list(want)}"
             )
+
+
+def _too_large(rank: int, path: str, max_rank: int, subject: str) -> RankTooLarge:
+    return RankTooLarge(subject, f"has rank {rank} at {path}; the base model takes up to {max_rank}")
+
+
+def _linear(experts: int, in_features: int, out_features: int) -> str:
+    return f"{in_features} to {out_features} features" + (f" of {experts} experts" if experts else "")
 
 
 def _unknown(names: list[str], fit: Fit) -> str:

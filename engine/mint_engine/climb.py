@@ -1,9 +1,10 @@
-"""Bringing a copy from tier to tier: its files to disk, its weights to host memory, then into a slot."""
+"""Bringing a copy from tier to tier: packed to disk, mapped or copied into host memory, then into a slot."""
 
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import structlog
@@ -11,10 +12,10 @@ import structlog
 from mint_contracts.errors import CapacityExceeded, Internal, Overloaded
 from mint_contracts.records import Tier
 from mint_engine import residency_metrics as metrics
-from mint_engine.adapter import AdapterWeights
 from mint_engine.books import Books
 from mint_engine.copies import Copy
 from mint_engine.loading import Loader
+from mint_engine.packed import Packed
 from mint_engine.slot_table import SlotTable
 
 COPY_THREADS = 2
@@ -25,16 +26,20 @@ log = structlog.get_logger(__name__)
 
 
 class SlotMemory(Protocol):
-    """The device's slots, as `mint_engine.slots.Slots` has them; called on worker threads."""
+    """The device's slots, as `mint_engine.slots.Slots` has them; the first two are called on worker threads."""
 
     count: int
 
-    def load(self, slot: int, weights: AdapterWeights) -> None:
-        """Fill a slot."""
+    def load(self, slot: int, packed: Packed) -> None:
+        """Fill a slot, in place of whatever was in it."""
         ...
 
     def clear(self, slot: int) -> None:
         """Zero a slot."""
+        ...
+
+    def is_empty(self, slot: int) -> bool:
+        """Nothing of any tenant is left in a slot."""
         ...
 
 
@@ -54,64 +59,73 @@ class Climber:
         self._copying.shutdown(wait=False, cancel_futures=True)
 
     async def climb(self, copy: Copy) -> None:
-        """Bring a copy up to its goal, which a request may raise meanwhile. Raises every error of a load."""
+        """Bring a copy up to its goal, which a request may raise meanwhile. Raises every error of a load.
+
+        It is read to the end before a slot is taken for it: no slot is idle, and none is lost to a load that fails.
+        """
         with self._pinned(copy):
-            if self._books.host.get(copy.key) is None:
-                await _on(self._fetching, lambda: self._loader.fetch(copy.source))
-            if copy.goal is not Tier.DEVICE:
-                await self._to_host(copy)
+            packed = await self._packed(copy)
+            if copy.goal is Tier.HOST and self._books.host.get(copy.key) is None:
+                self._refuse_host(copy, packed)
             if copy.goal is Tier.DEVICE and copy.slot is None:
-                await self._to_device(copy)
+                await self._to_device(copy, packed)
 
     async def vacate(self, copy: Copy) -> int:
         """Take an idle copy's slot; it comes back cleared and belongs to the caller."""
-        slot, copy.slot = copy.slot, None
-        if slot is None or copy.users:
-            raise Internal(f"adapter {copy.adapter!r}", "has no idle slot to take")
-        copy.for_wave = False
+        slot = self._take_from(copy)
         await _on(self._copying, lambda: self._memory.clear(slot))
-        metrics.VACATED.inc()
-        log.info("slot_cleared", adapter=copy.adapter, revision=copy.revision, slot=slot, tier=self._books.tier(copy))
         return slot
 
-    async def _to_host(self, copy: Copy) -> None:
-        weights = await self._weights(copy)
-        if copy.goal is Tier.HOST and self._books.host.get(copy.key) is None:
-            subject, budget = f"adapter {copy.adapter!r}", self._books.host.ledger.budget
-            if weights.nbytes > budget:
-                raise CapacityExceeded(subject, f"needs {weights.nbytes} bytes of {budget}; raise hostMemory")
-            raise Overloaded(
-                subject, "finds host memory full of wanted adapters; raise hostMemory", retry_after_s=FULL_RETRY_S
-            )
+    def _take_from(self, copy: Copy) -> int:
+        """Take an idle copy's slot, which is still full of it."""
+        slot = None if copy.users else self._books.unseat(copy)
+        if slot is None:
+            raise Internal(f"adapter {copy.adapter!r}", "has no idle slot to take")
+        metrics.VACATED.inc()
+        log.info("slot_vacated", adapter=copy.adapter, revision=copy.revision, slot=slot, tier=self._books.tier(copy))
+        return slot
 
-    async def _weights(self, copy: Copy) -> AdapterWeights:
-        """The weights, from the host tier or read anew; unless Disk is the goal they stay there where they fit."""
-        weights = self._books.host.get(copy.key)
-        if weights is None:
-            weights = await _on(self._copying, lambda: self._loader.read(copy.adapter, copy.source))
+    def _refuse_host(self, copy: Copy, packed: Packed) -> None:
+        subject, budget = f"adapter {copy.adapter!r}", self._books.host.ledger.budget
+        if packed.nbytes > budget:
+            raise CapacityExceeded(subject, f"needs {packed.nbytes} bytes of {budget}; raise hostMemory")
+        raise Overloaded(
+            subject, "finds host memory full of wanted adapters; raise hostMemory", retry_after_s=FULL_RETRY_S
+        )
+
+    async def _packed(self, copy: Copy) -> Packed:
+        """The packed adapter, from the host tier or by way of the disk tier.
+
+        Unless Disk is the goal it stays in host memory where it fits; only pinned memory needs a copy for that.
+        """
+        packed = self._books.host.get(copy.key)
+        if packed is None:
+            threads = self._copying if self._books.disk.holds(copy.source) else self._fetching
+            packed = await _on(threads, lambda: self._loader.load(copy.source))
             if copy.goal.warmth >= Tier.HOST.warmth:
-                self._books.host.put(copy.key, weights)
-        copy.revision, copy.rank = weights.revision, weights.rank
-        return weights
+                packed = await self._keep(copy, packed)
+        copy.revision, copy.rank = packed.revision, packed.rank
+        return packed
 
-    async def _to_device(self, copy: Copy) -> None:
-        # Whoever replaces a copy that serves is read to the end before that one may lose its slot to it.
-        replaces = self._books.current.get(copy.adapter) not in {None, copy}
-        weights = await self._weights(copy) if replaces else None
-        slot = await self._slot_for(copy)
+    async def _keep(self, copy: Copy, packed: Packed) -> Packed:
+        """Put an adapter into the host tier where it fits."""
+        host = self._books.host
+        if host.pinned and packed.nbytes <= host.ledger.budget:
+            mapped = packed
+            packed = await _on(self._copying, lambda: replace(mapped, run=mapped.run.pin_memory()))
+        self._books.evicted(host.put(copy.key, packed) or ())
+        return packed
+
+    async def _to_device(self, copy: Copy, packed: Packed) -> None:
+        taken = await self._table.take(copy)
+        slot = self._take_from(taken) if isinstance(taken, Copy) else taken
         try:
-            weights = weights or await self._weights(copy)
-            ready = weights
-            await _on(self._copying, lambda: self._memory.load(slot, ready))
+            await _on(self._copying, lambda: self._memory.load(slot, packed))
         except Exception:  # of any kind: half an adapter must not stay in a slot
             await _on(self._copying, lambda: self._memory.clear(slot))
             self._table.give_back(slot)
             raise
-        copy.slot, copy.used = slot, self._books.tick()
-
-    async def _slot_for(self, copy: Copy) -> int:
-        taken = await self._table.take(copy)
-        return await self.vacate(taken) if isinstance(taken, Copy) else taken
+        self._books.seat(copy, slot)
 
     @contextmanager
     def _pinned(self, copy: Copy) -> Iterator[None]:

@@ -29,9 +29,11 @@ class CopyView(msgspec.Struct, frozen=True):
 
 
 class Actions(msgspec.Struct, frozen=True):
-    """Copies to load, most urgent first; to take out of their slots; and to take out of host memory as well."""
+    """Copies to load, most urgent first, and adapters that must wait for room to load; copies to take out of their
+    slots; and to take out of host memory as well."""
 
     load: tuple[tuple[Key, Tier], ...] = ()
+    wait: tuple[str, ...] = ()
     vacate: tuple[Key, ...] = ()
     drop: tuple[Key, ...] = ()
 
@@ -58,8 +60,8 @@ def stale(view: CopyView, wants: Wants, store: Source | None) -> bool:
     return view.source != want.source and not view.current
 
 
-def decide(views: Sequence[CopyView], wants: Wants, store: Source | None, *, workers: int) -> Actions:
-    """The next steps from `views` towards `wants`; at most `workers` loads run at once for waves.
+def decide(views: Sequence[CopyView], wants: Wants, store: Source | None, *, room: int) -> Actions:
+    """The next steps from `views` towards `wants`; at most `room` loads may start now.
 
     A slot is never taken from a request: what is in use stays until it is idle.
     """
@@ -69,14 +71,19 @@ def decide(views: Sequence[CopyView], wants: Wants, store: Source | None, *, wor
         view = by_key.get((want.adapter, want.source))
         if view is None or not (view.loading or view.blocked or satisfied(view, wants)):
             loads.append(((want.adapter, want.source), want.residency))
-    loads.sort(key=lambda each: (-each[1].warmth, each[0][0]))
-    busy = sum(view.loading and wanted_tier(wants, view.key) is not Tier.REMOTE for view in views)
+    loads.sort(key=lambda each: urgency(each[0][0], each[1]))
     idle = [view for view in views if view.users == 0 and not view.loading]
     return Actions(
-        load=tuple(loads[: max(0, workers - busy)]),
+        load=tuple(loads[: max(0, room)]),
+        wait=tuple(key[0] for key, _ in loads[max(0, room) :]),
         vacate=tuple(view.key for view in idle if view.tier is Tier.DEVICE and _leaves(view, wants, store)),
         drop=tuple(view.key for view in idle if view.tier is Tier.HOST and stale(view, wants, store)),
     )
+
+
+def urgency(adapter: str, tier: Tier) -> tuple[int, str]:
+    """Which of two wants is met first: the smaller."""
+    return -tier.warmth, adapter
 
 
 def _leaves(view: CopyView, wants: Wants, store: Source | None) -> bool:

@@ -2,43 +2,53 @@
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
 
-def evictions(entries: Sequence[tuple[K, int]], pinned: Collection[K], budget: int, need: int) -> list[K] | None:
-    """What to evict so that `need` bytes fit: the fewest from the front (least recently used) of `entries`.
+def evictions(open_to: Iterable[tuple[K, int]], free: int, need: int) -> list[K] | None:
+    """What to evict so that `need` bytes fit: the fewest from the front (least recently used) of `open_to`.
 
-    `entries` are (key, bytes). None when even evicting all that is not pinned leaves too little.
+    `open_to` are (key, bytes) of what is not pinned; `free` bytes there are already, fewer than none where a budget
+    was overdrawn. None when even evicting all of it leaves too little.
     """
-    free = budget - sum(nbytes for _, nbytes in entries)
     chosen: list[K] = []
-    for key, nbytes in entries:
+    if free >= need:
+        return chosen
+    for key, nbytes in open_to:
+        chosen.append(key)
+        free += nbytes
         if free >= need:
-            break
-        if key not in pinned:
-            chosen.append(key)
-            free += nbytes
-    return chosen if free >= need else None
+            return chosen
+    return None
 
 
 class Ledger(Generic[K]):
-    """Bytes by key within a budget. A key is pinned while it is `kept` (wanted) or in use."""
+    """Bytes by key within a budget. A key is pinned while it is `kept` (wanted) or in use.
+
+    Entering a key takes time for what it evicts alone, however many keys there are.
+    """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._entries: OrderedDict[K, int] = OrderedDict()
+        self._entries: dict[K, int] = {}
+        self._open: OrderedDict[K, int] = OrderedDict()  # those not pinned, least recently used first
         self._kept: frozenset[K] = frozenset()
         self._in_use: Counter[K] = Counter()
+        self._used = 0
         self._lock = threading.Lock()
 
     @property
     def used(self) -> int:
         """Bytes of all entries."""
         with self._lock:
-            return sum(self._entries.values())
+            return self._used
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._entries)
 
     def __contains__(self, key: object) -> bool:
         with self._lock:
@@ -47,14 +57,15 @@ class Ledger(Generic[K]):
     def keep(self, keys: frozenset[K]) -> None:
         """From now on these keys, and no others, are kept."""
         with self._lock:
-            self._kept = keys
+            changed, self._kept = self._kept ^ keys, keys
+            for key in changed:
+                self._sort(key)
 
     def use(self, key: K) -> None:
-        """Pin a key (present or not yet) until `release`; it becomes the most recently used."""
+        """Pin a key (present or not yet) until `release`, by which it becomes the most recently used."""
         with self._lock:
             self._in_use[key] += 1
-            if key in self._entries:
-                self._entries.move_to_end(key)
+            self._sort(key)
 
     def release(self, key: K) -> None:
         """End one `use`."""
@@ -62,27 +73,53 @@ class Ledger(Generic[K]):
             self._in_use[key] -= 1
             if self._in_use[key] <= 0:
                 del self._in_use[key]
+            self._sort(key)
 
     def add(self, key: K, nbytes: int) -> list[K] | None:
         """Enter a key; returns the keys evicted for it, off the books already; None, no change, if it can not fit."""
         with self._lock:
-            others = [(each, size) for each, size in self._entries.items() if each != key]
-            pinned = self._kept | self._in_use.keys()
-            chosen = evictions(others, pinned, self.budget, nbytes)
+            free = self.budget - self._used + self._entries.get(key, 0)
+            open_to = ((each, size) for each, size in self._open.items() if each != key)
+            chosen = evictions(open_to, free, nbytes)
             if chosen is None:
                 return None
             for each in chosen:
-                del self._entries[each]
+                self._remove(each)
+            self._remove(key)
             self._entries[key] = nbytes
-            self._entries.move_to_end(key)
+            self._used += nbytes
+            self._sort(key)
             return chosen
 
     def remove(self, key: K) -> None:
         """Take a key off the books, if it is there."""
         with self._lock:
-            self._entries.pop(key, None)
+            self._remove(key)
 
     def keys(self) -> list[K]:
-        """All keys, least recently used first."""
+        """All keys."""
         with self._lock:
             return list(self._entries)
+
+    def imbalance(self) -> str:
+        """What does not add up, or "" when all is well."""
+        with self._lock:
+            total = sum(self._entries.values())
+            if total != self._used or total > self.budget:
+                return f"{total} bytes entered, {self._used} counted, {self.budget} allowed"
+            pinned = {key for key in self._entries if key in self._kept or key in self._in_use}
+            if self._open.keys() != self._entries.keys() - pinned or any(n <= 0 for n in self._in_use.values()):
+                return "pins and entries do not agree"
+            return ""
+
+    def _remove(self, key: K) -> None:
+        self._used -= self._entries.pop(key, 0)
+        self._open.pop(key, None)
+
+    def _sort(self, key: K) -> None:
+        """Put a key among those not pinned, as the most recent, or take it from there."""
+        if key in self._entries and key not in self._kept and key not in self._in_use:
+            self._open[key] = self._entries[key]
+            self._open.move_to_end(key)
+        else:
+            self._open.pop(key, None)

@@ -1,20 +1,26 @@
-"""Bringing one adapter from its source into host memory; blocking, for worker threads."""
+"""Bringing one adapter from its source to this machine's disk, packed, and mapping it; blocks its thread."""
 
+import hashlib
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from typing import BinaryIO
 
+import structlog
 import torch
 
+from mint_contracts.errors import CorruptFile, SourceUnavailable
 from mint_contracts.source import Source, locate
-from mint_engine.adapter import AdapterWeights
-from mint_engine.check import Fit
+from mint_engine import packed_file
+from mint_engine.check import Fit, check_packed
 from mint_engine.disk import DiskTier
-from mint_engine.fetch import check_adapter, copy_adapter
+from mint_engine.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.local import LocalFolder, local_path
+from mint_engine.mapped import Opener
+from mint_engine.packed import Packed, fingerprint
 from mint_engine.read import read_adapter
 from mint_engine.retry import retrying
-from mint_engine.storage import subject_of
+from mint_engine.storage import folder_of, subject_of
+
+log = structlog.get_logger(__name__)
 
 
 class Loader:
@@ -24,39 +30,55 @@ class Loader:
         self.disk = disk
         self._fit = fit
         self._dtype = dtype
+        self._base = f"{dtype} {fingerprint(fit.modules)} {packed_file.VERSION}"
+        self._opener = Opener()
 
-    def fetch(self, source: Source) -> None:
-        """Have a source's files on this machine, checked as far as that goes without reading the tensors.
+    def load(self, source: Source) -> Packed:
+        """The packed adapter of a source, from the disk tier; first brought there, if it is not there or has changed.
 
-        Transient errors are tried again a few times. Raises every error of `check`, Source*, Overloaded,
-        CapacityExceeded.
+        Call inside `disk.using(source)`. Transient errors are tried again a few times. Raises every error of `read`,
+        Source*, Overloaded, CapacityExceeded.
         """
-        if is_local(source):
-            retrying(lambda: check_adapter(_local_folder(source), self._fit))
-        elif self.disk.get(source) is None:
-            retrying(lambda: self.disk.store(source, partial(self._copy, source)))
+        identity = self._identity(source)
+        path = self.disk.get(source, identity)
+        if path is not None:
+            try:
+                return self._open(source, identity)
+            except (CorruptFile, FileNotFoundError) as error:
+                log.warning("cached_adapter_broken", source=source.uri, error=str(error))
+                self.disk.drop(source)
+        retrying(lambda: self._ingest(source))
+        return self._open(source, self._identity(source))
 
-    def read(self, adapter: str, source: Source) -> AdapterWeights:
-        """Check and read the files that `fetch` brought. A copy on disk that proves broken is dropped."""
-        if is_local(source):
-            return retrying(lambda: read_adapter(adapter, _local_folder(source), self._fit, self._dtype))
-        path = self.disk.get(source)
+    def _open(self, source: Source, identity: str) -> Packed:
+        subject = subject_of(source)
+        path = self.disk.get(source, identity)
         if path is None:
-            self.fetch(source)
-            path = self.disk.get(source)
-        if path is None:
-            raise FileNotFoundError(f"the disk tier lost {source.uri} while it was in use")
-        return read_adapter(adapter, LocalFolder(path, subject_of(source)), self._fit, self._dtype)
+            raise SourceUnavailable(subject, "changed while it was loaded; retrying")
+        packed = self._opener.open(path, subject)
+        check_packed(packed.header, self._fit, subject)
+        return packed
 
-    def _copy(self, source: Source, into: Path, admit: Callable[[int], None]) -> None:
-        copy_adapter(source, self._fit, into, admit)
+    def _ingest(self, source: Source) -> None:
+        """Read, check and lay out what the source holds, and write it to the disk tier."""
+        identity = self._identity(source)
 
+        def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
+            packed = read_adapter(folder_of(source), self._fit, self._dtype, admit)
+            if self._identity(source) != identity:
+                raise SourceUnavailable(subject_of(source), "changed while it was read; retrying")
+            packed_file.write(packed, file)
 
-def is_local(source: Source) -> bool:
-    """The source lies on a volume of this machine and is read in place."""
-    return locate(source).scheme in {"file", "pvc"}
+        self._opener.trust(self.disk.store(source, identity, write))
 
+    def _identity(self, source: Source) -> str:
+        """What tells this content of a source, packed for this base, from another: 16 hex digits.
 
-def _local_folder(source: Source) -> LocalFolder:
-    path, fence = local_path(locate(source))
-    return LocalFolder(path, subject_of(source), fence=fence)
+        A local source's files are looked at. A remote one is taken to be what its URI and revision name, for good.
+        """
+        told = hashlib.sha256(self._base.encode())
+        location = locate(source)
+        if location.scheme in {"file", "pvc"}:
+            path, fence = local_path(location)
+            told.update(LocalFolder(path, subject_of(source), fence=fence).state(CONFIG, WEIGHTS, PACKED))
+        return told.hexdigest()[:16]

@@ -5,7 +5,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mint_contracts.errors import MintError, Overloaded, SourceForbidden, SourceNotFound, SourceUnavailable
@@ -54,6 +54,17 @@ class LocalFolder:
                 if stat.S_ISREG(about.st_mode):
                     found[entry.name] = about.st_size
         return found
+
+    def state(self, *names: str) -> bytes:
+        """Bytes and times of change of those of the named files that there are. Raises SourceNotFound."""
+        found = []
+        with os_errors(self.subject):
+            os.stat(self.path)
+            for name in names:
+                with suppress(FileNotFoundError):
+                    about = os.stat(self.path / name)
+                    found.append((name, about.st_size, about.st_mtime_ns))
+        return repr(found).encode()
 
     def resolve(self, name: str) -> Path:
         """The real path of one of the folder's files. Raises SourceForbidden when a link leads outside."""

@@ -92,7 +92,8 @@ class Process:
         disk = DiskTier(self._start.cache / "adapters", told.disk_bytes)
         fit = Fit(modules=slots.modules, max_rank=told.max_rank, base_names=told.base_names)
         loader = Loader(disk, fit, slots.dtype)
-        residency = Residency(slots, loader, HostTier(told.host_bytes), store=told.store)
+        host = HostTier(told.host_bytes, pinned=slots.device.type == "cuda")
+        residency = Residency(slots, loader, host, store=told.store)
         residency.on_change = self.agent.changed
         residency.want(self._wants)
         residency.start()

@@ -1,62 +1,112 @@
-"""Reading a checked adapter into host memory: one pass over its bytes for digest, tensors and the NaN guard."""
+"""Reading what a source holds of an adapter into a packed run: checked whole, guarded against NaN, laid out once.
 
-import hashlib
+Config and header are checked before the weights are even asked for, and the very bytes that are checked are used, so
+that a file which changes meanwhile can not slip through.
+"""
+
+from collections.abc import Callable
+from typing import BinaryIO
 
 import torch
 
-from mint_contracts.errors import CorruptFile, NonFiniteWeights
-from mint_engine import peft_config
-from mint_engine.adapter import AdapterWeights, Delta
-from mint_engine.check import Fit, Part, check_config, check_tensors
-from mint_engine.copying import read_bounded
-from mint_engine.fetch import CONFIG, WEIGHTS, adapter_files, read_header
+from mint_contracts.errors import CorruptFile, NonFiniteWeights, SourceUnavailable
+from mint_engine import packed_file, peft_config
+from mint_engine.check import Fit, check_config, check_packed, check_tensors, check_told
+from mint_engine.copying import read_bounded, read_up_to
+from mint_engine.fetch import CONFIG, PACKED, WEIGHTS, adapter_files, read_header
 from mint_engine.header import TensorSpec
-from mint_engine.local import LocalFolder
+from mint_engine.packed import Header, Packed, bytes_of, fingerprint, first_broken, halves, is_finite, lay_out
+from mint_engine.storage import Folder
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
+Admit = Callable[[int], None]
 
-def read_adapter(adapter: str, folder: LocalFolder, fit: Fit, dtype: torch.dtype) -> AdapterWeights:
-    """Check and read an adapter's folder; its tensors come in the base's `dtype`.
 
-    The very bytes that are checked are hashed and used, so a file that changes meanwhile can not slip through.
-    `revision` is "sha256:" over the canonical config, a zero byte and the safetensors file. Raises every error of
-    `check`, NonFiniteWeights naming the tensor, and Source* errors.
+def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit = lambda _: None) -> Packed:
+    """Read an adapter from its source; its run comes in the base's `dtype`.
+
+    The bytes that its packed file takes are told to `admit` before the weights arrive; it raises where there is no
+    room. Raises every error of `check`, NonFiniteWeights naming the tensor, and Source* errors.
     """
     found = adapter_files(folder)
+    if PACKED in found:
+        return _read_packed(folder, found[PACKED], fit, dtype, admit)
     config = peft_config.parse(read_bounded(folder, CONFIG, peft_config.MAX_CONFIG_BYTES), folder.subject)
     check_config(config, fit, folder.subject)
     with folder.open(WEIGHTS) as file:
-        start, table = read_header(file, folder.subject, found[WEIGHTS])
+        table = read_header(file, folder.subject, found[WEIGHTS])
         parts = check_tensors(config, table, fit, folder.subject)
-        blob = bytearray(table.file_bytes - len(start))
-        view, filled = memoryview(blob), 0
-        while filled < len(blob) and (count := file.readinto(view[filled:])):
-            filled += count
-        if filled < len(blob) or file.read(1):
-            raise CorruptFile(folder.subject, "changed while it was read; write it once, then leave it alone")
-    digest = hashlib.sha256(config.canonical + b"\0" + start)
-    digest.update(blob)
-    deltas = {part.path: _delta(part, blob, len(start), dtype, folder.subject) for part in parts}
-    rank = max(delta.a.shape[0] for delta in deltas.values())
-    return AdapterWeights(adapter=adapter, revision=f"sha256:{digest.hexdigest()}", rank=rank, deltas=deltas)
+        layout = lay_out(fit.modules, {part.path: part.rank for part in parts})
+        admit(layout.elements * dtype.itemsize)
+        size = sum(spec.end - spec.begin for spec in table.tensors.values())
+        blob = bytearray(size)
+        _fill(memoryview(blob), file, folder.subject, known=found[WEIGHTS] is not None)
+    run = torch.empty(layout.elements, dtype=dtype)
+    for part, (_, a, b) in zip(parts, halves(layout, run), strict=True):
+        for expert, (a_spec, b_spec) in enumerate(part.pairs):
+            a[expert].copy_(_tensor(a_spec, blob, table.file_bytes - size))
+            b[expert].copy_(_tensor(b_spec, blob, table.file_bytes - size).t())
+    scalings = tuple(part.scaling for part in parts)
+    header = packed_file.describe(config.canonical, fingerprint(fit.modules), layout, scalings, run)
+    return _finite(Packed(header, run), folder.subject)
 
 
-def _delta(part: Part, blob: bytearray, start: int, dtype: torch.dtype, subject: str) -> Delta:
-    a, b = (_tensor(spec, blob, start, dtype, subject) for spec in (part.a, part.b))
-    return Delta(a=a, b=b, scaling=part.scaling)
+def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.dtype, admit: Admit) -> Packed:
+    subject = folder.subject
+    with folder.open(PACKED) as file:
+        start = read_up_to(file, packed_file.PREFIX.size)
+        rest = read_up_to(file, packed_file.rest_bytes(start, subject, file_bytes))
+        header = packed_file.parse(start, rest, subject, file_bytes=file_bytes)
+        _check_source(header, start + rest, fit, subject)
+        admit(header.file_bytes)
+        run = torch.empty(header.layout.elements, dtype=header.dtype)
+        _fill(bytes_of(run), file, subject, known=file_bytes is not None)
+    packed_file.verify(header, run, subject)
+    if header.dtype != dtype:
+        base = fingerprint(fit.modules)
+        run = run.to(dtype)
+        header = packed_file.describe(header.config, base, header.layout, header.scalings, run)
+    return _finite(Packed(header, run), subject)
 
 
-def _tensor(spec: TensorSpec, blob: bytearray, start: int, dtype: torch.dtype, subject: str) -> torch.Tensor:
-    """One tensor in `dtype`; it shares the file's bytes where the file has that dtype already."""
+def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
+    """All that is checked of PEFT's files, of a packed file from outside."""
+    config = peft_config.parse(header.config, subject)
+    check_config(config, fit, subject)
+    check_packed(header, fit, subject)
+    check_told(header, config, subject)
+    if config.canonical != header.config or not packed_file.is_canonical(header, start):
+        raise CorruptFile(subject, "is a packed adapter that is not in canonical form; pack it anew")
+
+
+def _fill(view: memoryview, file: BinaryIO, subject: str, *, known: bool) -> None:
+    """Read exactly so many bytes, to the file's end. `known`: the storage told the right size before."""
+    filled = 0
+    while filled < len(view) and (part := file.read(min(len(view) - filled, 8 << 20))):
+        view[filled : filled + len(part)] = part
+        filled += len(part)
+    if filled < len(view):
+        told = f"gave {filled} bytes of weights where its header tells of {len(view)}"
+        if known:
+            raise SourceUnavailable(subject, f"{told}; retrying")
+        raise CorruptFile(subject, f"is truncated: {told}; upload it again")
+    if file.read(1):
+        raise CorruptFile(subject, f"has bytes beyond the {len(view)} that its header tells of")
+
+
+def _tensor(spec: TensorSpec, blob: bytearray, start: int) -> torch.Tensor:
+    """One tensor as it is stored; it shares the file's bytes where they are aligned for its dtype."""
     stored, offset = _DTYPES[spec.dtype], spec.begin - start
+    count = (spec.end - spec.begin) // stored.itemsize
     if offset % stored.itemsize:
-        piece = blob[offset : spec.end - start]
-        tensor = torch.frombuffer(piece, dtype=stored)
-    else:
-        count = (spec.end - spec.begin) // stored.itemsize
-        tensor = torch.frombuffer(blob, dtype=stored, count=count, offset=offset)
-    tensor = tensor.view(spec.shape).to(dtype)
-    if not bool(torch.isfinite(tensor).all()):
-        raise NonFiniteWeights(subject, f"holds NaN or infinity in {spec.name[:200]} (as {dtype}); train it again")
-    return tensor
+        blob, offset = blob[offset : spec.end - start], 0
+    return torch.frombuffer(blob, dtype=stored, count=count, offset=offset).view(spec.shape)
+
+
+def _finite(packed: Packed, subject: str) -> Packed:
+    if not is_finite(packed.run):
+        name = first_broken(packed.header.layout, packed.run)
+        dtype = packed.header.dtype
+        raise NonFiniteWeights(subject, f"holds NaN or infinity in {name[:200]} (as {dtype}); train it again")
+    return packed

@@ -1,7 +1,8 @@
 """Which adapters are where on this engine: Remote, Disk, Host, Device; on demand and as the map asks.
 
-Level-based: a keeper compares what waves want with what there is, whenever either changes, and takes the next steps
-that `decide` names. All state belongs to the event loop; blocking work runs on a few worker threads.
+Level-based: a keeper compares what waves want with what there is, for the adapters of which either has changed, and
+takes the next steps that `decide` names. All state belongs to the event loop;
+blocking work runs on a few worker threads.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from mint_contracts.names import check_adapter
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine import residency_metrics as metrics
+from mint_engine.audit import find_imbalance
 from mint_engine.books import Books
 from mint_engine.climb import Climber, SlotMemory
 from mint_engine.copies import Copy, again
@@ -26,11 +28,13 @@ from mint_engine.holding import AdapterStatus, Held
 from mint_engine.host import HostTier
 from mint_engine.loading import Loader
 from mint_engine.slot_table import SlotTable
+from mint_engine.wanting import Queue
 
 WORKERS = 4  # loads for waves at once, and threads that wait for storage
 LOADS_WAITING = 256
 SLOT_WAIT_S = 10.0
 CLOSE_S = 5.0
+AUDIT_S = 5.0  # at most so often, however often the engine falls idle
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +55,11 @@ class Residency:
     ) -> None:
         self.books = Books(host, loader.disk, store)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s)
+        self._memory = memory
         self._climber = Climber(self.books, self.slots, memory, loader, workers)
         self._workers, self._loads_waiting = workers, loads_waiting
+        self._queue = Queue()
+        self._audit_at = 0.0
         self._wake = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -92,6 +99,7 @@ class Residency:
             copy.users -= 1
             copy.used = self.books.tick()
             if copy.users == 0:
+                self.books.changed(copy)
                 self.slots.moved()
                 self._wake.set()
 
@@ -104,26 +112,54 @@ class Residency:
         return self.books.report()
 
     def check(self) -> None:
-        """Raise Internal unless the books balance."""
-        self.books.check(self.slots.free, self.slots.count)
+        """Raise Internal unless the books balance: slots, references and bytes."""
+        if problem := self._imbalance():
+            raise Internal("residency", problem)
 
     async def _keep(self) -> None:
         while True:
             self._wake.clear()
             self.books.settle()
-            views = [self.books.view(copy) for copy in self.books.copies.values()]
-            actions = decide(views, self.books.wants, self.books.store, workers=self._workers)
-            for key, tier in actions.load:
-                self._start(self.books.copy_of(key), tier)
-            for key in actions.vacate:
-                self._spawn(self._free(self.books.copies[key]))
-            for key in actions.drop:
-                self.books.host.drop(key)
-                self._wake.set()
+            self._step()
             self.on_change()
+            self._audit()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.books.next_retry_s()):
                     await self._wake.wait()
+
+    def _step(self) -> None:
+        """Start what `decide` names for the adapters that are due, and for those that waited for room to load."""
+        busy = sum(self.books.wanted(copy) for copy in self.books.loading)
+        names, self.books.due = self.books.due, set()
+        names |= self._queue.first(self._workers - busy)
+        views, wants = self.books.picture(names)
+        actions = decide(views, wants, self.books.store, room=self._workers - busy)
+        for key, tier in actions.load:
+            self._start(self.books.copy_of(key), tier)
+        for name in actions.wait:
+            self._queue.add(name, wants[name].residency)
+        for key in actions.vacate:
+            self._spawn(self._free(self.books.copies[key]))
+        for key in actions.drop:
+            self.books.host.drop(key)
+            self.books.evicted([key])
+            self._wake.set()
+        if self._queue and busy + len(actions.load) < self._workers:
+            self._wake.set()
+
+    def _audit(self) -> None:
+        """While nothing goes on, look whether the books balance; a defect is told, and serving goes on."""
+        now = time.monotonic()
+        if self._tasks or now < self._audit_at:
+            return
+        self._audit_at = now + AUDIT_S
+        problem = self._imbalance()
+        metrics.BALANCED.set(not problem)
+        if problem:
+            log.error("books_do_not_balance", part="residency", problem=problem)
+
+    def _imbalance(self) -> str:
+        return find_imbalance(self.books, self.slots.free, self.slots.count, self._memory, busy=bool(self._tasks))
 
     async def _free(self, copy: Copy) -> None:
         if copy.slot is not None and copy.users == 0:
@@ -147,7 +183,7 @@ class Residency:
         return copy.slot
 
     def _admit(self, copy: Copy) -> None:
-        loading = sum(each.load is not None for each in self.books.copies.values())
+        loading = len(self.books.loading)
         if loading >= self._loads_waiting:
             raise Overloaded(
                 f"adapter {copy.adapter!r}",
@@ -158,6 +194,8 @@ class Residency:
     def _start(self, copy: Copy, goal: Tier) -> "asyncio.Task[MintError | None]":
         copy.goal = goal
         copy.load = self._spawn(self._load(copy))
+        self.books.loading.add(copy)
+        self.books.changed(copy)
         return copy.load
 
     async def _load(self, copy: Copy) -> MintError | None:
@@ -174,6 +212,8 @@ class Residency:
             )
         finally:
             copy.load = None
+            self.books.loading.discard(copy)
+            self.books.changed(copy)
         seconds = time.monotonic() - began
         self._load_s += 0.2 * (seconds - self._load_s)
         metrics.LOADS.labels("loaded" if error is None else error.reason).inc()
@@ -183,7 +223,7 @@ class Residency:
             copy.recovered()
             told.info("loaded", revision=copy.revision, tier=self.books.tier(copy), slot=copy.slot, rank=copy.rank)
         else:
-            copy.failed(error, time.monotonic(), wanted=self.books.wanted(copy))
+            self.books.failed(copy, error)
             told.warning("load_failed", reason=error.reason, error=str(error), terminal=error.terminal)
         self._changed()
         return error

@@ -14,3 +14,4 @@ VACATED = Counter("mint_engine_slots_vacated", "Slots that were taken from an ad
 SLOTS_USED = Gauge("mint_engine_slots_used", "Slots that are not free")
 HOST_BYTES = Gauge("mint_engine_host_tier_bytes", "Bytes of adapters in host memory")
 DISK_BYTES = Gauge("mint_engine_disk_tier_bytes", "Bytes of adapters in the disk cache")
+BALANCED = Gauge("mint_engine_residency_books_balanced", "1 while slots, references and bytes add up, 0 when not")

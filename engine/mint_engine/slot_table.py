@@ -26,7 +26,7 @@ class SlotTable:
         return self.count - len(self.free)
 
     async def take(self, copy: Copy) -> "int | Copy":
-        """A free slot, or the idle copy whose slot the caller must take and clear at once.
+        """A free slot, or the idle copy whose slot the caller must take at once.
 
         Waits within a bound, then raises Overloaded. A copy that replaces another may take that one's slot where
         there is no other: new requests then wait for the new one, while the old one finishes those it has.
@@ -36,17 +36,18 @@ class SlotTable:
         while True:
             if self.free:
                 return self.free.pop()
-            in_slots = [each for each in self._books.copies.values() if each.slot is not None]
-            key = victim([self._books.view(each) for each in in_slots], self._books.wants)
+            key = victim([self._books.view(each) for each in self._books.in_slots.values()], self._books.wants)
             if key is not None:
                 return self._books.copies[key]
             if predecessor is not None and predecessor is not copy and predecessor.slot is not None:
                 self._books.current[copy.adapter] = copy
+                self._books.changed(copy)
                 if predecessor.users == 0:
                     return predecessor
             if not await self._wait(deadline):
                 if predecessor is not None and predecessor.slot is not None:
                     self._books.current[copy.adapter] = predecessor
+                    self._books.changed(copy)
                 raise Overloaded(
                     f"adapter {copy.adapter!r}",
                     f"finds all {self.count} slots in use or wanted by waves; come back, or raise deviceSlots",

@@ -1,6 +1,7 @@
 """Tiny bases and adapters for tests: written by PEFT itself, or broken on purpose."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mint_engine.adapter import Module
+from mint_engine import packed_file
+from mint_engine.adapter import Delta, Module
 from mint_engine.check import Fit
 from mint_engine.fetch import CONFIG, WEIGHTS
+from mint_engine.local import LocalFolder
+from mint_engine.packed import Packed, fingerprint, halves, lay_out
+from mint_engine.read import read_adapter
 
 BASE_NAME = "tests/tiny-llama"
 ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -55,6 +60,11 @@ def peft_adapter(folder: Path, *, seed: int = 0, **options: Any) -> PeftModel:
     return model
 
 
+def read_tiny(folder: Path) -> Packed:
+    """An adapter over the tiny base as an engine of float32 reads it."""
+    return read_adapter(LocalFolder(folder, str(folder)), tiny_fit(), torch.float32)
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     """Change fields of an adapter's config."""
     path = folder / CONFIG
@@ -70,3 +80,17 @@ def edit_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
 def lora_names(folder: Path) -> list[str]:
     """The names of an adapter's tensors, sorted."""
     return sorted(load_file(folder / WEIGHTS))
+
+
+def pack(modules: Mapping[str, Module], deltas: Mapping[str, Delta], dtype: torch.dtype = torch.float32) -> Packed:
+    """An adapter packed straight from its tensors; modules that the base lacks come last."""
+    known = {**modules, **{p: Module(p, d.a.shape[-1], d.b.shape[-2]) for p, d in deltas.items() if p not in modules}}
+    shapes = {path: Module(path, deltas[path].a.shape[-1], deltas[path].b.shape[-2], module.experts)
+              for path, module in known.items() if path in deltas}  # fmt: skip
+    layout = lay_out(shapes, {path: delta.a.shape[-2] for path, delta in deltas.items()})
+    run = torch.empty(layout.elements, dtype=dtype)
+    for place, a, b in halves(layout, run):
+        a.copy_(deltas[place.path].a.view(a.shape))
+        b.copy_(deltas[place.path].b.mT.view(b.shape) if place.experts else deltas[place.path].b.t()[None])
+    scalings = tuple(deltas[place.path].scaling for place in layout.places)
+    return Packed(packed_file.describe(b"{}", fingerprint(modules), layout, scalings, run), run)

@@ -1,6 +1,5 @@
 """A real engine on a loopback port over a tiny base, real PEFT adapters, and PEFT's own answers to compare with."""
 
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from typing import Any
 import grpc
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -19,8 +17,11 @@ from mint_contracts.errors import AdapterNotFound
 from mint_contracts.records import Tier
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
-from mint_engine.adapter import AdapterWeights, Delta
+from mint_engine.check import Fit
 from mint_engine.holding import AdapterStatus, Held
+from mint_engine.local import LocalFolder
+from mint_engine.packed import Packed
+from mint_engine.read import read_adapter
 from mint_engine.scheduler import Limits
 from mint_engine.serve import EngineServer, listen
 from mint_engine.slots import Slots
@@ -85,21 +86,9 @@ def save_adapter(base: Path, folder: Path, *, rank: int, targets: Sequence[str] 
     return folder
 
 
-def read_adapter(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> AdapterWeights:
-    """A PEFT folder of one rank as the engine's residency half would hand it over."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = load_file(folder / "adapter_model.safetensors")
-    prefix, suffix = "base_model.model.", ".lora_A.weight"
-    paths = [key.removeprefix(prefix).removesuffix(suffix) for key in tensors if key.endswith(suffix)]
-    deltas = {
-        path: Delta(
-            a=tensors[f"{prefix}{path}.lora_A.weight"].to(dtype),
-            b=tensors[f"{prefix}{path}.lora_B.weight"].to(dtype),
-            scaling=config["lora_alpha"] / config["r"],
-        )
-        for path in paths
-    }
-    return AdapterWeights(adapter=name, revision=f"sha256:{name}", rank=config["r"], deltas=deltas)
+def packed(folder: Path, slots: Slots) -> Packed:
+    """A PEFT folder as the engine's residency half reads it."""
+    return read_adapter(LocalFolder(folder, str(folder)), Fit(slots.modules, slots.max_rank), slots.dtype)
 
 
 @dataclass
@@ -113,7 +102,7 @@ class FixedHolder:
     def __post_init__(self) -> None:
         self.places = {name: slot for slot, name in enumerate(self.adapters)}
         for name, folder in self.adapters.items():
-            self.slots.load(self.places[name], read_adapter(folder, name, self.slots.dtype))
+            self.slots.load(self.places[name], packed(folder, self.slots))
 
     @asynccontextmanager
     async def hold(self, adapter: str) -> AsyncIterator[Held]:
@@ -152,7 +141,7 @@ class Running:
 
     @property
     def free_pages(self) -> int:
-        return self.server.generation.scheduler.pages.free
+        return self.server.generation.scheduler.prefix.available
 
     @property
     def all_pages(self) -> int:
@@ -190,8 +179,9 @@ async def running(
             )
     finally:
         await server.drain(30)
-    pages = server.generation.scheduler.pages
-    assert pages.free == pages.total
+    scheduler = server.generation.scheduler
+    assert not scheduler.busy
+    assert scheduler.prefix.available == scheduler.pages.total
     assert not any(holder.users.values())
 
 

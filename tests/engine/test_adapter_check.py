@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from mint_contracts import errors
 from mint_engine import peft_config
-from mint_engine.adapter import AdapterWeights
 from mint_engine.check import Fit
 from mint_engine.fetch import CONFIG, WEIGHTS
 from mint_engine.local import LocalFolder
+from mint_engine.packed import Packed
 from mint_engine.read import read_adapter
 from tests.engine.made import (
     ALL_SEVEN,
@@ -43,8 +43,8 @@ def adapter(good: Path, tmp_path: Path) -> Path:
     return shutil.copytree(good, tmp_path / "adapter")
 
 
-def read(folder: Path, fit: Fit | None = None, dtype: torch.dtype = torch.float32) -> AdapterWeights:
-    return read_adapter("a", LocalFolder(folder, "adapter 'a'"), fit or tiny_fit(), dtype)
+def read(folder: Path, fit: Fit | None = None, dtype: torch.dtype = torch.float32) -> Packed:
+    return read_adapter(LocalFolder(folder, "adapter 'a'"), fit or tiny_fit(), dtype)
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,16 @@ def test_what_peft_writes_is_read_with_pefts_own_ranks_scalings_and_values(
 ) -> None:
     model = peft_adapter(tmp_path, **options)
     weights = read(tmp_path)
+    deltas = weights.deltas()
 
     layers = {
         name.removeprefix("base_model.model."): module
         for name, module in model.named_modules()
         if hasattr(module, "lora_A") and "default" in module.lora_A
     }
-    assert weights.deltas.keys() == layers.keys()
+    assert deltas.keys() == layers.keys()
     for path, layer in layers.items():
-        delta = weights.deltas[path]
+        delta = deltas[path]
         assert delta.scaling == layer.scaling["default"]
         assert torch.equal(delta.a, layer.lora_A["default"].weight)
         assert torch.equal(delta.b, layer.lora_B["default"].weight)
@@ -86,18 +87,17 @@ def test_what_peft_writes_is_read_with_pefts_own_ranks_scalings_and_values(
 
 def test_tensors_come_in_the_bases_dtype_and_sum_up_to_what_is_held(adapter: Path) -> None:
     exact, rounded = read(adapter), read(adapter, dtype=torch.bfloat16)
-    assert all(delta.a.dtype == delta.b.dtype == torch.bfloat16 for delta in rounded.deltas.values())
-    assert rounded.nbytes * 2 == exact.nbytes
-    path = next(iter(exact.deltas))
-    assert torch.equal(rounded.deltas[path].a, exact.deltas[path].a.to(torch.bfloat16))
+    assert rounded.run.dtype == torch.bfloat16
+    assert rounded.run.nbytes * 2 == exact.run.nbytes
+    assert torch.equal(rounded.run, exact.run.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
 def test_half_precision_files_are_read(adapter: Path, stored: torch.dtype) -> None:
     halves = {name: tensor.to(stored) for name, tensor in load_file(adapter / WEIGHTS).items()}
     edit_tensors(adapter, dict(halves))
-    path = next(iter(read(adapter).deltas))
-    assert torch.equal(read(adapter).deltas[path].a, halves[f"base_model.model.{path}.lora_A.weight"].float())
+    path, delta = next(iter(read(adapter).deltas().items()))
+    assert torch.equal(delta.a, halves[f"base_model.model.{path}.lora_A.weight"].float())
 
 
 def test_the_revision_is_the_content(adapter: Path) -> None:

@@ -28,49 +28,49 @@ def want(name: str, tier: Tier = Tier.DEVICE, version: int = 0) -> dict[str, Ass
 
 def test_what_is_wanted_and_absent_is_loaded_warmest_first() -> None:
     wants = want("a", Tier.DISK) | want("b") | want("c", Tier.HOST)
-    assert [key[0] for key, _ in decide([], wants, STORE, workers=4).load] == ["b", "c", "a"]
+    assert [key[0] for key, _ in decide([], wants, STORE, room=4).load] == ["b", "c", "a"]
 
 
-def test_loads_for_waves_are_bounded_and_those_of_requests_do_not_count() -> None:
+def test_loads_are_bounded_and_what_has_no_room_waits() -> None:
     wants = want("a") | want("b") | want("c")
-    loading = [copy("a", Tier.REMOTE, loading=True), copy("x", Tier.REMOTE, loading=True)]
-    assert len(decide(loading, wants, STORE, workers=2).load) == 1
+    actions = decide([copy("a", Tier.REMOTE, loading=True)], wants, STORE, room=1)
+    assert ([key[0] for key, _ in actions.load], actions.wait) == (["b"], ("c",))
 
 
 def test_a_blocked_copy_is_left_alone() -> None:
-    assert decide([copy("a", Tier.REMOTE, blocked=True)], want("a"), STORE, workers=4).load == ()
+    assert decide([copy("a", Tier.REMOTE, blocked=True)], want("a"), STORE, room=4).load == ()
 
 
 def test_a_waves_adapter_leaves_its_slot_with_the_wave_once_idle() -> None:
     idle, busy = copy("a", Tier.DEVICE, for_wave=True), copy("a", Tier.DEVICE, for_wave=True, users=1)
-    assert decide([idle], {}, STORE, workers=4).vacate == (idle.key,)
-    assert decide([busy], {}, STORE, workers=4).vacate == ()
-    assert decide([idle], want("a", Tier.HOST), STORE, workers=4).vacate == (idle.key,)
+    assert decide([idle], {}, STORE, room=4).vacate == (idle.key,)
+    assert decide([busy], {}, STORE, room=4).vacate == ()
+    assert decide([idle], want("a", Tier.HOST), STORE, room=4).vacate == (idle.key,)
 
 
 def test_an_adapter_that_a_request_loaded_stays_until_its_slot_is_needed() -> None:
     here = copy("a", Tier.DEVICE)
-    assert decide([here], {}, STORE, workers=4).vacate == ()
+    assert decide([here], {}, STORE, room=4).vacate == ()
     assert victim([here], {}) == here.key
 
 
 def test_what_the_store_no_longer_means_leaves_at_once() -> None:
     here = copy("a", Tier.DEVICE, version=1)
-    assert decide([here], {}, STORE, workers=4).vacate == (here.key,)
+    assert decide([here], {}, STORE, room=4).vacate == (here.key,)
     warm = copy("a", Tier.HOST, version=1)
-    assert decide([warm], {}, STORE, workers=4).drop == (warm.key,)
+    assert decide([warm], {}, STORE, room=4).drop == (warm.key,)
 
 
 def test_the_old_revision_stays_until_the_new_one_is_there() -> None:
     old = copy("a", Tier.DEVICE, version=1, for_wave=True, current=True)
     wants = want("a", version=2)
-    assert decide([old], wants, STORE, workers=4).vacate == ()
+    assert decide([old], wants, STORE, room=4).vacate == ()
     assert victim([old], wants) is None
     failed = copy("a", Tier.REMOTE, version=2, blocked=True)
-    assert decide([old, failed], wants, STORE, workers=4).vacate == ()
+    assert decide([old, failed], wants, STORE, room=4).vacate == ()
     new = copy("a", Tier.DEVICE, version=2, for_wave=True, current=True)
     replaced = copy("a", Tier.DEVICE, version=1, for_wave=True)
-    assert decide([replaced, new], wants, STORE, workers=4).vacate == (replaced.key,)
+    assert decide([replaced, new], wants, STORE, room=4).vacate == (replaced.key,)
 
 
 views = st.builds(
@@ -86,12 +86,12 @@ wishes = st.dictionaries(st.sampled_from(NAMES), st.tuples(st.sampled_from(WANTA
 
 @given(pictures, wishes, st.integers(0, 3))
 def test_a_decision_never_touches_what_is_in_use_wanted_or_current(
-    copies: list[CopyView], wants: dict[str, Assignment], workers: int
+    copies: list[CopyView], wants: dict[str, Assignment], room: int
 ) -> None:
     by_key = {view.key: view for view in copies}
-    actions = decide(copies, wants, STORE, workers=workers)
-    assert actions == decide(copies, wants, STORE, workers=workers), "the same picture, the same decision"
-    assert len(actions.load) <= workers
+    actions = decide(copies, wants, STORE, room=room)
+    assert actions == decide(copies, wants, STORE, room=room), "the same picture, the same decision"
+    assert len(actions.load) <= room
     for key, tier in actions.load:
         assert wanted_tier(wants, key) is tier
         assert key not in by_key or not (by_key[key].loading or by_key[key].blocked or satisfied(by_key[key], wants))

@@ -11,9 +11,9 @@ from mint_engine.scheduler import Limits
 from tests.engine.running import (
     ALL_SEVEN,
     ask,
+    packed,
     peft_answer,
     peft_scores,
-    read_adapter,
     running,
     save_adapter,
     save_base,
@@ -98,7 +98,7 @@ async def test_a_slot_that_another_adapter_has_used(base: Path, adapters: dict[s
             return (await ask(engine, prompt, "slot", max_tokens=NEW_TOKENS, ignore_eos=True)).tokens
 
         assert await answer() == big
-        slots.load(0, read_adapter(adapters["b/three"], "slot"))
+        slots.load(0, packed(adapters["b/three"], slots))
         assert await answer() == small
         slots.clear(0)
         assert await answer() == bare

@@ -8,29 +8,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.errors import MintError, RankTooLarge, ShapeMismatch, UnknownTargetModules
-from mint_engine.adapter import AdapterWeights, Delta, Module
+from mint_engine.adapter import Delta, Module
 from mint_engine.lora import LONG_SEGMENT, Segment, add_lora, sort_rows
+from mint_engine.packed import Packed
 from mint_engine.slots import NO_SLOT, Slots
+from tests.engine.made import pack
 
 CPU = torch.device("cpu")
 LEFT, RIGHT = Module("layers.0.left", 12, 20), Module("layers.0.right", 20, 8)
+MODULES = {module.path: module for module in (LEFT, RIGHT)}
 COUNT, MAX_RANK = 5, 16
 
 
 def naive(
-    y: torch.Tensor, x: torch.Tensor, segments: list[Segment], tenants: dict[int, AdapterWeights], path: str
+    y: torch.Tensor, x: torch.Tensor, segments: list[Segment], tenants: dict[int, Packed], path: str
 ) -> torch.Tensor:
     """PEFT's formula, a row at a time."""
     y = y.clone()
     for segment in segments:
-        delta = tenants[segment.slot].deltas.get(path) if segment.slot in tenants else None
+        delta = tenants[segment.slot].deltas().get(path) if segment.slot in tenants else None
         if delta is not None:
             for row in range(segment.start, segment.start + segment.length):
                 y[row] += (delta.b @ (delta.a @ x[row])) * delta.scaling
     return y
 
 
-def adapter(rank: int, modules: tuple[Module, ...] = (LEFT, RIGHT), seed: int = 0) -> AdapterWeights:
+def adapter(rank: int, modules: tuple[Module, ...] = (LEFT, RIGHT), seed: int = 0) -> Packed:
     draw = torch.Generator().manual_seed(seed * 31 + rank)
     deltas = {
         module.path: Delta(
@@ -40,11 +43,11 @@ def adapter(rank: int, modules: tuple[Module, ...] = (LEFT, RIGHT), seed: int = 
         )
         for module in modules
     }
-    return AdapterWeights(f"rank-{rank}", f"sha256:{rank}-{seed}", rank, deltas)
+    return pack(MODULES, deltas)
 
 
 def make_slots() -> Slots:
-    return Slots({module.path: module for module in (LEFT, RIGHT)}, COUNT, MAX_RANK, torch.float32, CPU)
+    return Slots(MODULES, COUNT, MAX_RANK, torch.float32, CPU)
 
 
 @settings(max_examples=150, deadline=None)
@@ -79,8 +82,7 @@ def test_any_mix_equals_the_formula(
 def test_a_neighbour_with_nan_stays_alone() -> None:
     """One tenant's NaN weights, in short and in long segments, reach no other row."""
     slots, broken = make_slots(), adapter(8)
-    for delta in broken.deltas.values():
-        delta.a.fill_(torch.nan)
+    broken.run.fill_(torch.nan)
     slots.load(0, broken)
     slots.load(1, adapter(8, seed=1))
     for length in (1, LONG_SEGMENT):
@@ -102,7 +104,7 @@ def test_bare_rows_cost_nothing() -> None:
 def test_a_slot_never_shows_its_former_tenant() -> None:
     """After any sequence of loads and clears a slot holds its tenant's values and zeros."""
     slots, draw = make_slots(), random.Random(0)
-    tenants: dict[int, AdapterWeights] = {}
+    tenants: dict[int, Packed] = {}
     for turn in range(60):
         slot = draw.randrange(COUNT)
         if draw.random() < 0.3:
@@ -115,7 +117,7 @@ def test_a_slot_never_shows_its_former_tenant() -> None:
     for slot in range(COUNT):
         held = 0
         for path, module in slots.index.items():
-            delta, part = tenants[slot].deltas.get(path) if slot in tenants else None, slots.part(module, slot)
+            delta, part = tenants[slot].deltas().get(path) if slot in tenants else None, slots.part(module, slot)
             assert (delta is None) == (part is None)
             if delta is not None and part is not None:
                 assert torch.equal(part[0], delta.a)
@@ -132,7 +134,7 @@ def test_a_slot_never_shows_its_former_tenant() -> None:
         (adapter(4, (LEFT, Module(RIGHT.path, 20, 9))), ShapeMismatch),
     ],
 )
-def test_what_does_not_fit_changes_nothing(weights: AdapterWeights, error: type[MintError]) -> None:
+def test_what_does_not_fit_changes_nothing(weights: Packed, error: type[MintError]) -> None:
     slots = make_slots()
     slots.load(3, adapter(4))
     before = [each.clone() for each in (slots.memory, slots.places, slots.ranks, slots.scalings)]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
-from mint_engine.adapter import AdapterWeights, Delta
+from mint_engine.adapter import Delta, Module
 from mint_engine.disk import DiskTier
 from mint_engine.host import HostTier
 from mint_engine.ledger import Ledger, evictions
+from mint_engine.packed import Packed
+from tests.engine.made import pack
 
 SIZES = st.integers(0, 50)
 
@@ -24,9 +27,11 @@ def source(name: str) -> Source:
     return Source(f"https://store/{name}")
 
 
-def weights(name: str, floats: int = 10) -> AdapterWeights:
-    delta = Delta(torch.zeros(1, floats), torch.zeros(1, 1), 1.0)
-    return AdapterWeights(adapter=name, revision=f"sha256:{name}", rank=1, deltas={"q": delta})
+def adapter(floats: int = 10) -> Packed:
+    return pack({"q": Module("q", floats, 1)}, {"q": Delta(torch.zeros(1, floats), torch.zeros(1, 1), 1.0)})
+
+
+ONE = adapter().nbytes
 
 
 @given(
@@ -36,18 +41,17 @@ def weights(name: str, floats: int = 10) -> AdapterWeights:
 def test_evictions_are_the_fewest_least_recent_unpinned_that_make_room(
     entries: list[tuple[int, int]], pinned: set[int], budget: int, need: int
 ) -> None:
-    chosen = evictions(entries, pinned, budget, need)
-    unpinned = [key for key, _ in entries if key not in pinned]
-    sizes = dict(entries)
+    open_to = [(key, size) for key, size in entries if key not in pinned]
+    free = budget - sum(size for _, size in entries)
+    chosen = evictions(open_to, free, need)
     if chosen is None:
-        assert budget - sum(size for key, size in entries if key in pinned) < need
+        assert free + sum(size for _, size in open_to) < need
         return
-    assert chosen == unpinned[: len(chosen)], "least recently used first"
-    assert sum(size for key, size in entries if key not in chosen) + need <= budget
+    assert chosen == [key for key, _ in open_to][: len(chosen)], "least recently used first"
+    sizes = dict(entries)
+    assert free + sum(sizes[key] for key in chosen) >= need
     if chosen:
-        assert sum(size for key, size in entries if key not in chosen[:-1]) + need > budget, "no more than needed"
-    assert not set(chosen) & pinned
-    assert all(key in sizes for key in chosen)
+        assert free + sum(sizes[key] for key in chosen[:-1]) < need, "no more than needed"
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -93,36 +97,38 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def budget_is_kept(self) -> None:
         assert self.ledger.used <= 100
+        assert self.ledger.imbalance() == ""
 
 
 TestLedger = LedgerMachine.TestCase
 
 
 def test_the_host_tier_lets_go_of_the_least_recently_used() -> None:
-    host = HostTier(100)
-    for name in "ab":
-        assert host.put((name, source(name)), weights(name))
-    host.ledger.use(("a", source("a")))
-    host.ledger.release(("a", source("a")))
-    assert host.put(("c", source("c")), weights("c"))
-    assert host.get(("b", source("b"))) is None
-    assert host.get(("a", source("a"))) is not None
-    assert host.ledger.used == 88
+    host = HostTier(ONE * 5 // 2)
+    a, b, c = (("a", source("a")), ("b", source("b")), ("c", source("c")))
+    assert host.put(a, adapter()) == host.put(b, adapter()) == []
+    host.ledger.use(a)
+    host.ledger.release(a)
+    assert host.put(c, adapter()) == [b]
+    assert host.get(b) is None
+    assert host.get(a) is not None
+    assert host.ledger.used == 2 * ONE
+    assert host.imbalance() == ""
 
 
 def test_the_host_tier_refuses_rather_than_evict_what_is_wanted() -> None:
-    host = HostTier(50)
+    host = HostTier(ONE)
     host.ledger.keep(frozenset({("a", source("a"))}))
-    assert host.put(("a", source("a")), weights("a"))
-    assert not host.put(("b", source("b")), weights("b"))
+    assert host.put(("a", source("a")), adapter()) == []
+    assert host.put(("b", source("b")), adapter()) is None
     assert host.get(("b", source("b"))) is None
 
 
 def test_what_the_host_tier_drops_is_freed() -> None:
     import weakref
 
-    host, held = HostTier(1000), weights("a")
-    gone = weakref.ref(held.deltas["q"].a)
+    host, held = HostTier(1 << 20), adapter()
+    gone = weakref.ref(held.run)
     host.put(("a", source("a")), held)
     del held
     assert gone() is not None
@@ -130,74 +136,94 @@ def test_what_the_host_tier_drops_is_freed() -> None:
     assert gone() is None
 
 
-def store(tier: DiskTier, name: str, nbytes: int) -> Path:
-    def copy(into: Path, admit: Callable[[int], None]) -> None:
+IDENTITY, OTHER = "0" * 16, "1" * 16
+
+
+def store(tier: DiskTier, name: str, nbytes: int, identity: str = IDENTITY) -> Path:
+    def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
         admit(nbytes)
-        (into / "file").write_bytes(bytes(nbytes))
+        file.write(bytes(nbytes))
 
     with tier.using(source(name)):
-        return tier.store(source(name), copy)
+        return tier.store(source(name), identity, write)
 
 
-def test_the_disk_tier_keeps_its_budget_by_removing_folders(tmp_path: Path) -> None:
+def test_the_disk_tier_keeps_its_budget_by_removing_files(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 100)
     for name in "abc":
         store(tier, name, 40)
-    assert tier.get(source("a")) is None
-    assert tier.get(source("b")) is not None
+    assert not tier.holds(source("a"))
+    assert tier.get(source("a"), IDENTITY) is None
+    assert tier.get(source("b"), IDENTITY) is not None
     assert tier.ledger.used == 80
     assert len(list(tmp_path.iterdir())) == 2
+    assert tier.imbalance() == ""
+
+
+def test_a_source_that_changed_takes_the_place_of_what_it_was(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 100)
+    store(tier, "a", 40)
+    assert tier.get(source("a"), OTHER) is None
+    path = store(tier, "a", 70, OTHER)
+    assert tier.get(source("a"), OTHER) == path
+    assert tier.get(source("a"), IDENTITY) is None
+    assert (tier.ledger.used, list(tmp_path.iterdir())) == (70, [path])
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 100)
 
-    def copy(into: Path, admit: Callable[[int], None]) -> None:
+    def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
         admit(40)
-        (into / "file").write_bytes(b"half")
+        file.write(b"half")
         raise OSError("the line went dead")
 
     with pytest.raises(OSError, match="dead"):
-        tier.store(source("a"), copy)
-    assert tier.get(source("a")) is None
+        tier.store(source("a"), IDENTITY, write)
+    assert not tier.holds(source("a"))
     assert (tier.ledger.used, list(tmp_path.iterdir())) == (0, [])
 
 
 def test_a_copy_in_progress_is_not_there_yet(tmp_path: Path) -> None:
     tier, seen = DiskTier(tmp_path, 100), []
 
-    def copy(into: Path, admit: Callable[[int], None]) -> None:
+    def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
         admit(40)
-        seen.append(tier.get(source("a")))
+        file.write(b"whole")
+        seen.append(tier.get(source("a"), IDENTITY))
 
-    tier.store(source("a"), copy)
+    tier.store(source("a"), IDENTITY, write)
     assert seen == [None]
-    assert tier.get(source("a")) is not None
+    assert tier.get(source("a"), IDENTITY) is not None
+    assert tier.ledger.used == 5, "what was written counts, not what was expected"
 
 
 def test_the_disk_tier_refuses_rather_than_evict_what_is_wanted(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 100)
     store(tier, "a", 60)
-    tier.ledger.keep(frozenset({source("a")}))
+    tier.keep(frozenset({source("a")}))
     with pytest.raises(Overloaded) as caught:
         store(tier, "b", 60)
     assert caught.value.retry_after_s
     with pytest.raises(CapacityExceeded):
         store(tier, "c", 101)
-    assert tier.get(source("a")) is not None
+    assert tier.holds(source("a"))
 
 
 def test_a_restart_finds_what_was_complete_and_sweeps_the_rest(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 100)
-    kept, broken = store(tier, "a", 30), store(tier, "b", 30)
-    os.utime(kept, (1, 1))
-    (broken / "entry.json").write_text("{")
-    (tmp_path / ".partial-x").mkdir()
+    kept, older = store(tier, "a", 30), store(tier, "b", 30)
+    os.utime(older, (1, 1))
+    newer = older.with_name(older.name.replace(IDENTITY, OTHER))
+    newer.write_bytes(bytes(20))  # a crash came between publishing and removing what it replaced
+    (tmp_path / ".partial-x").write_bytes(b"half")
+    (tmp_path / "folder").mkdir()
     (tmp_path / "stray").write_text("")
 
     again = DiskTier(tmp_path, 100)
-    assert again.get(source("a")) == kept
-    assert again.get(source("b")) is None
-    assert again.ledger.used == 30
-    assert list(tmp_path.iterdir()) == [kept]
+    assert again.get(source("a"), IDENTITY) == kept
+    assert again.get(source("b"), OTHER) == newer
+    assert again.ledger.used == 50
+    assert set(tmp_path.iterdir()) == {kept, newer}
+    assert again.imbalance() == ""
     assert DiskTier(tmp_path, 10).ledger.used == 0, "a smaller budget holds for what is found, too"

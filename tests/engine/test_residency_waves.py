@@ -133,15 +133,15 @@ async def test_a_retryable_failure_is_tried_again_by_itself(
 ) -> None:
     monkeypatch.setattr("mint_engine.copies.FIRST_RETRY_S", 0.02)
     here, away = scene(store=None), [3]
-    fetch = here.loader.fetch
+    load = here.loader.load
 
-    def flaky(source: Source) -> None:
+    def flaky(source: Source) -> Packed:
         if away[0]:
             away[0] -= 1
             raise errors.SourceUnavailable("store", "does not answer")
-        fetch(source)
+        return load(source)
 
-    monkeypatch.setattr(here.loader, "fetch", flaky)
+    monkeypatch.setattr(here.loader, "load", flaky)
     here.residency.want(wanted(store, NAMES[0]))
     await until(lambda: here.failure(NAMES[0]) == "SourceUnavailable")
     with pytest.raises(errors.SourceUnavailable) as caught:

@@ -17,11 +17,13 @@ from mint_contracts import errors
 from mint_contracts.source import Source, child
 from mint_engine import backends
 from mint_engine.disk import DiskTier
-from mint_engine.fetch import CONFIG, WEIGHTS, copy_adapter
+from mint_engine.fetch import CONFIG, WEIGHTS
 from mint_engine.fetch_base import fetch_base
 from mint_engine.loading import Loader
+from mint_engine.read import read_adapter
+from mint_engine.storage import folder_of
 from tests.engine import stores
-from tests.engine.made import edit_config, peft_adapter, tiny_fit, tiny_llama
+from tests.engine.made import edit_config, peft_adapter, read_tiny, tiny_fit, tiny_llama
 from tests.redis_process import free_port
 
 SCHEMES = ("file", "pvc", "http", "s3", "gs", "hf")
@@ -98,18 +100,13 @@ def test_an_adapter_is_fetched_checked_and_read(
 ) -> None:
     store, here = opened(scheme), loader(tmp_path)
     source = child(store, "acme/good")
-    here.fetch(source)
-    weights = here.read("acme/good", source)
-    in_place = here.read("acme/good", Source(f"file://{shelf}/team/store/acme/good"))
-    assert weights.revision == in_place.revision
-    assert all(torch.equal(weights.deltas[path].a, in_place.deltas[path].a) for path in in_place.deltas)
-    copied = here.disk.get(source)
-    if scheme in {"file", "pvc"}:
-        assert copied is None, "local files are read where they lie"
-    else:
-        assert copied is not None
-        assert (copied / WEIGHTS).read_bytes() == (shelf / "team/store/acme/good" / WEIGHTS).read_bytes()
-        assert here.disk.ledger.used == sum((copied / name).stat().st_size for name in (CONFIG, WEIGHTS))
+    packed = here.load(source)
+    truth = read_tiny(shelf / "team/store/acme/good")
+    assert packed.revision == truth.revision
+    assert torch.equal(packed.run, truth.run)
+    assert here.disk.ledger.used == packed.nbytes == (only := next((tmp_path / "disk").iterdir())).stat().st_size
+    assert here.load(source).revision == packed.revision
+    assert [only] == list((tmp_path / "disk").iterdir()), "the second time it is there already"
 
     for name, error in {
         "acme/absent": errors.SourceNotFound,
@@ -118,10 +115,10 @@ def test_an_adapter_is_fetched_checked_and_read(
         "acme/high": errors.RankTooLarge,
     }.items():
         with pytest.raises(errors.MintError) as caught:
-            here.fetch(child(store, name))
+            here.load(child(store, name))
         assert type(caught.value) is error, (name, caught.value)
-        assert here.disk.get(child(store, name)) is None
-    assert list((tmp_path / "disk").glob(".partial-*")) == [], "nothing remains of what failed"
+        assert not here.disk.holds(child(store, name))
+    assert [only] == list((tmp_path / "disk").iterdir()), "nothing remains of what failed"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -182,7 +179,7 @@ def test_storage_that_does_not_answer_is_tried_again_later(
     monkeypatch.setenv("HF_TOKEN", "TOPSECRET")
     source = {"http": Source(f"{address}/a/b"), "s3": Source("s3://a/b"), "hf": Source("hf://a/b", "v1")}[scheme]
     with pytest.raises(errors.SourceUnavailable) as caught:
-        copy_adapter(source, tiny_fit(), tmp_path, lambda _: None)
+        read_adapter(folder_of(source), tiny_fit(), torch.float32)
     assert not caught.value.terminal
     assert "TOPSECRET" not in str(caught.value)
 
@@ -193,15 +190,14 @@ def test_a_short_disturbance_is_outlived(shelf: Path, tmp_path: Path) -> None:
         handler.faults |= {WEIGHTS: 3, CONFIG: 1}
         source = Source(f"http://{address}/team/store/acme/good")
         here = loader(tmp_path)
-        here.fetch(source)
-        assert here.disk.get(source) is not None
+        here.load(source)
         assert handler.faults == {WEIGHTS: 0, CONFIG: 0}
 
 
 def test_what_storage_forbids_is_terminal(shelf: Path, tmp_path: Path) -> None:
     backends.backend.cache_clear()
     with stores.serving(stores.Files, shelf) as (address, _), pytest.raises(errors.SourceForbidden) as caught:
-        loader(tmp_path).fetch(Source(f"http://{address}/private/adapter"))
+        loader(tmp_path).load(Source(f"http://{address}/private/adapter"))
     assert caught.value.terminal
 
 
@@ -210,8 +206,9 @@ def test_tensors_are_not_asked_for_before_the_header_was_checked(tmp_path: Path)
     peft_adapter(tmp_path / "wide", r=16, target_modules="all-linear")
     with stores.serving(stores.Files, tmp_path) as (address, _):
         asked: list[int] = []
+        wide = folder_of(Source(f"http://{address}/wide"))
         with pytest.raises(errors.RankTooLarge):
-            copy_adapter(Source(f"http://{address}/wide"), tiny_fit(max_rank=8), tmp_path / "x", asked.append)
+            read_adapter(wide, tiny_fit(max_rank=8), torch.float32, asked.append)
         assert asked == []
 
 
@@ -221,12 +218,12 @@ def test_a_branch_is_pinned_to_the_commit_that_it_names(
     backends.backend.cache_clear()
     with stores.serving(stores.Hub, shelf) as (address, handler):
         monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
-        loader(tmp_path).fetch(Source("hf://team/store/acme/good", "main"))
+        loader(tmp_path).load(Source("hf://team/store/acme/good", "main"))
         asked = [line for line in handler.seen if "/resolve/" in line or "/tree/" in line]
         assert asked
         assert all(stores.COMMIT in line for line in asked)
         with pytest.raises(errors.SourceNotFound):
-            loader(tmp_path).fetch(Source("hf://team/store/acme/good", "no-such-branch"))
+            loader(tmp_path).load(Source("hf://team/store/acme/good", "no-such-branch"))
 
 
 @pytest.mark.parametrize("name", ["link", "deep"])
@@ -241,7 +238,7 @@ def test_links_out_of_a_claim_are_refused(name: str, monkeypatch: pytest.MonkeyP
         (tmp_path / "claims" / "mine" / "deep" / WEIGHTS).symlink_to(tmp_path / "theirs" / WEIGHTS)
     monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path / "claims"))
     with pytest.raises(errors.SourceForbidden, match="symbolic link"):
-        loader(tmp_path).fetch(Source(f"pvc://mine/{name}"))
+        loader(tmp_path).load(Source(f"pvc://mine/{name}"))
 
 
 def test_links_inside_a_claim_are_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -249,19 +246,19 @@ def test_links_inside_a_claim_are_followed(monkeypatch: pytest.MonkeyPatch, tmp_
     peft_adapter(claim / "versions" / "7")
     (claim / "current").symlink_to("versions/7")
     monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path / "claims"))
-    assert loader(tmp_path).read("a", Source("pvc://mine/current")).rank == 4
+    assert loader(tmp_path).load(Source("pvc://mine/current")).rank == 4
 
 
 def test_a_claim_that_is_not_mounted_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINT_PVC_ROOT", str(tmp_path))
     with pytest.raises(errors.SourceForbidden, match="volumeClaims"):
-        loader(tmp_path).fetch(Source("pvc://elsewhere/a"))
+        loader(tmp_path).load(Source("pvc://elsewhere/a"))
 
 
 def test_a_cache_that_is_too_small_is_said_with_numbers(opened: Callable[[str], Source], tmp_path: Path) -> None:
     source = child(opened("http"), "acme/good")
     with pytest.raises(errors.CapacityExceeded, match="of a disk cache of 999"):
-        loader(tmp_path, budget=999).fetch(source)
+        loader(tmp_path, budget=999).load(source)
 
 
 def test_a_server_that_hangs_up_early_is_tried_again(shelf: Path, tmp_path: Path) -> None:
@@ -280,4 +277,4 @@ def test_a_server_that_hangs_up_early_is_tried_again(shelf: Path, tmp_path: Path
 
         threading.Thread(target=hang_up, daemon=True).start()
         with pytest.raises(errors.SourceUnavailable):
-            copy_adapter(source, tiny_fit(), tmp_path, lambda _: None)
+            read_adapter(folder_of(source), tiny_fit(), torch.float32)

@@ -7,10 +7,10 @@ import torch
 
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
-from mint_engine.adapter import AdapterWeights
 from mint_engine.disk import DiskTier
 from mint_engine.host import HostTier
 from mint_engine.loading import Loader
+from mint_engine.packed import Packed
 from mint_engine.residency import Residency
 from mint_engine.slots import Slots
 from tests.engine.made import tiny_fit
@@ -24,17 +24,16 @@ class Watched(Slots):
 
     def __init__(self, count: int) -> None:
         super().__init__(tiny_fit().modules, count, 16, torch.float32, torch.device("cpu"))
-        self.tenants: dict[int, str] = {}
+        self.tenants: dict[int, str] = {}  # revisions
         self.loads: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
 
-    def load(self, slot: int, weights: AdapterWeights) -> None:
+    def load(self, slot: int, packed: Packed) -> None:
         assert self.gate.wait(20)
-        assert slot not in self.tenants, "a slot is cleared before it is filled"
-        super().load(slot, weights)
-        self.tenants[slot] = weights.revision
-        self.loads.append(weights.adapter)
+        super().load(slot, packed)
+        self.tenants[slot] = packed.revision
+        self.loads.append(packed.revision)
 
     def clear(self, slot: int) -> None:
         self.tenants.pop(slot, None)
@@ -54,18 +53,20 @@ class CountingLoader(Loader):
         self.gate = threading.Event()
         self.gate.set()
 
-    def fetch(self, source: Source) -> None:
+    def load(self, source: Source) -> Packed:
         self.fetches.append(source.uri)
         assert self.gate.wait(20)
-        super().fetch(source)
+        return super().load(source)
 
 
 class Scene:
     """One engine's residency, and its parts to look at."""
 
-    def __init__(self, folder: Path, slots: int, host: int, store: Source | None, **limits: float) -> None:
+    def __init__(
+        self, folder: Path, slots: int, host: int, store: Source | None, disk: int = 1 << 20, **limits: float
+    ) -> None:
         self.slots, self.host = Watched(slots), HostTier(host)
-        self.loader = CountingLoader(DiskTier(folder / "disk", 1 << 20))
+        self.loader = CountingLoader(DiskTier(folder / "disk", disk))
         self.residency = Residency(self.slots, self.loader, self.host, store=store, **limits)  # type: ignore[arg-type]
         self.changes = 0
         self.residency.on_change = self._changed
