@@ -19,10 +19,11 @@ _CHILDREN = ("Service", "ServiceAccount", "PodDisruptionBudget")
 class ClusterView:
     """What the API server says, as of each part's last listing."""
 
-    def __init__(self, kube: Kube, namespaces: Sequence[str], *, secrets: bool) -> None:
+    def __init__(self, kube: Kube, namespaces: Sequence[str], *, secrets: bool, policies: bool) -> None:
         self._kube = kube
         self._namespaces = namespaced(namespaces)
         self._secrets = secrets  # whether engines need a Secret for Redis
+        self._kinds = (*_CHILDREN, "NetworkPolicy") if policies else _CHILDREN
         self.bases: dict[str, ObservedBase] = {}
         self.waves: tuple[ObservedWave, ...] = ()
         self.pods: dict[str, tuple[EnginePod, ...]] = {}
@@ -65,8 +66,8 @@ class ClusterView:
         self._statefulsets = _by_key(decode.child("StatefulSet", raw) for raw in raws)
 
     async def _read_children(self) -> dict[tuple[str, str, str], Child]:
-        lists = await asyncio.gather(*[self._items(kind, OURS) for kind in _CHILDREN])
-        found = [decode.child(kind, raw) for kind, raws in zip(_CHILDREN, lists, strict=True) for raw in raws]
+        lists = await asyncio.gather(*[self._items(kind, OURS) for kind in self._kinds])
+        found = [decode.child(kind, raw) for kind, raws in zip(self._kinds, lists, strict=True) for raw in raws]
         if self._secrets:
             namespaces = sorted({base.meta.namespace for base in self.bases.values()})
             secrets = await asyncio.gather(*[self._kube.get("Secret", each, REDIS_SECRET) for each in namespaces])

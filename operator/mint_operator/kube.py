@@ -27,6 +27,7 @@ _ROOTS = {
     "AdapterWave": (f"/apis/{GROUP}/{VERSION}", "adapterwaves"),
     "StatefulSet": ("/apis/apps/v1", "statefulsets"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "Pod": ("/api/v1", "pods"),
     "Service": ("/api/v1", "services"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from mint_contracts import settings
 from mint_contracts.resources import GROUP, VERSION
 from mint_operator.podspec import pod_spec
 from mint_operator.snapshot import ObservedBase, Release
@@ -43,9 +44,11 @@ class Manifest(msgspec.Struct, frozen=True):
 
 def render(base: ObservedBase, release: Release, claims: Sequence[str], engines: int) -> tuple[Manifest, ...]:
     """Every object of one base that runs `engines` engines, which mount `claims`."""
+    guard = (network_policy(base, release),) if release.gateway_labels else ()
     bodies = (
         service_account(base),
         service(base),
+        *guard,  # before the engines that it guards
         disruption_budget(base),
         statefulset(base, release, claims, engines),
     )
@@ -102,8 +105,14 @@ def service_account(base: ObservedBase) -> Body:
 def service(base: ObservedBase) -> Body:
     """The headless Service that gives engines stable names; gateways dial their addresses from the map."""
     ports = [
-        {"name": "grpc", "port": 8470, "targetPort": "grpc", "protocol": "TCP", "appProtocol": "grpc"},
-        {"name": "metrics", "port": 9470, "targetPort": "metrics", "protocol": "TCP"},
+        {
+            "name": "grpc",
+            "port": settings.ENGINE_PORT,
+            "targetPort": "grpc",
+            "protocol": "TCP",
+            "appProtocol": "grpc",
+        },
+        {"name": "metrics", "port": settings.METRICS_PORT, "targetPort": "metrics", "protocol": "TCP"},
     ]
     spec = {
         "clusterIP": "None",
@@ -112,6 +121,28 @@ def service(base: ObservedBase) -> Body:
         "ports": ports,
     }
     return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(base, base.meta.name), "spec": spec}
+
+
+def network_policy(base: ObservedBase, release: Release) -> Body:
+    """Only the release's gateways may ask the engines; anybody may read their metrics."""
+    gateways = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": release.gateway_namespace}},
+        "podSelector": {"matchLabels": dict(release.gateway_labels)},
+    }
+    spec = {
+        "podSelector": {"matchLabels": selector(base.meta.name)},
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [gateways], "ports": [{"port": settings.ENGINE_PORT, "protocol": "TCP"}]},
+            {"ports": [{"port": settings.METRICS_PORT, "protocol": "TCP"}]},
+        ],
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(base, base.meta.name),
+        "spec": spec,
+    }
 
 
 def disruption_budget(base: ObservedBase) -> Body:

@@ -19,6 +19,7 @@ ENGINE_IMAGE = "MINT_ENGINE_IMAGE"
 ENGINE_PULL_POLICY = "MINT_ENGINE_PULL_POLICY"
 ENGINE_RUNTIME_CLASS = "MINT_ENGINE_RUNTIME_CLASS"
 ENGINE_PULL_SECRETS = "MINT_ENGINE_PULL_SECRETS"
+GATEWAY_LABELS = "MINT_GATEWAY_LABELS"  # of the gateways' pods, key=value,...; empty: engines get no NetworkPolicy
 PORT_OF_LIVENESS = "MINT_LIVENESS_PORT"  # ports are set where several operators share one network
 PORT_OF_METRICS = "MINT_METRICS_PORT"
 LIVENESS_PORT = 8080
@@ -64,6 +65,8 @@ def _release(env: Mapping[str, str]) -> Release:
         redis_password=password,
         redis_ca=ca,
         redis_digest=_digest(password + ca) if password or ca else "",
+        gateway_namespace=_needed(env, NAMESPACE),
+        gateway_labels=_labels(env.get(GATEWAY_LABELS, "")),
     )
 
 
@@ -76,6 +79,10 @@ def _needed(env: Mapping[str, str], name: str) -> str:
     if not value:
         raise InvalidRequest(f"environment variable {name}", "must be set; the chart sets it")
     return value
+
+
+def _labels(text: str) -> dict[str, str]:
+    return {key: value for key, _, value in (each.partition("=") for each in _list(text))}
 
 
 def _list(text: str) -> tuple[str, ...]:

@@ -104,6 +104,8 @@ class Release(msgspec.Struct, frozen=True):
     redis_password: str = ""
     redis_ca: str = ""
     redis_digest: str = ""  # changes with the password and the CA, so that engines start anew with them
+    gateway_namespace: str = ""
+    gateway_labels: Mapping[str, str] = {}  # of the pods that may ask engines; empty: no NetworkPolicy says so
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -61,6 +61,7 @@ NEEDED = [
     *[("apps", "statefulsets", "", verb, "") for verb in ("get", "list", "watch", "create", "patch")],
     *[("", kind, "", verb, "") for kind in ("services", "serviceaccounts") for verb in ("list", "create", "patch")],
     *[("policy", "poddisruptionbudgets", "", verb, "") for verb in ("list", "create", "patch")],
+    *[("networking.k8s.io", "networkpolicies", "", verb, "") for verb in ("list", "create", "patch")],
     *[("", "pods", "", verb, "") for verb in ("get", "list", "watch")],
     ("", "events", "", "create", ""),
     ("", "secrets", "", "create", ""),

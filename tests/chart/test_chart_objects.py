@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from mint_contracts import settings
+from mint_operator import settings as operator_settings
 from tests.chart.rendering import (
     BARE,
     CHART,
@@ -23,6 +24,7 @@ from tests.chart.rendering import (
     of_kind,
     pod,
     render,
+    rules,
     workloads,
 )
 
@@ -113,8 +115,7 @@ def test_services_and_policies_name_ports_that_exist(values: Values) -> None:
     for name, service in of_kind(objects, "Service").items():
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports[name]
     for name, policy in of_kind(objects, "NetworkPolicy").items():
-        if name != "mint-engines":
-            assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= ports[name]
+        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= ports[name]
 
 
 def test_ports_are_those_of_the_contracts() -> None:
@@ -243,23 +244,20 @@ def test_redis_is_reached_by_operator_gateways_and_engines_alone() -> None:
     assert allowed == {"mint-operator", "mint-gateway", "engine"}
 
 
-def test_engines_are_asked_by_gateways_alone_wherever_they_run() -> None:
-    objects = render(NAMESPACED)
-    policies = [each for each in objects if each["kind"] == "NetworkPolicy" and "engines" in each["metadata"]["name"]]
-    assert [policy["metadata"]["namespace"] for policy in policies] == ["team-a", "team-b"]
-    for policy in policies:
-        assert matches(policy["spec"]["podSelector"], ENGINE_LABELS)
-        grpc, metrics = policy["spec"]["ingress"]
-        assert grpc["ports"] == [{"port": settings.ENGINE_PORT}]
-        assert metrics["ports"] == [{"port": settings.METRICS_PORT}]
-        (peer,) = grpc["from"]
-        assert peer["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}
-        allowed = [name for name, each in workloads(objects).items() if matches(peer["podSelector"], labels(each))]
-        assert allowed == ["mint-gateway"]
+@every_variant
+def test_the_operator_is_told_which_pods_are_gateways(values: Values) -> None:
+    objects = render(values)
+    told = environment(workloads(objects)["mint-operator"])
+    if values.get("networkPolicy") == {"enabled": False}:
+        assert operator_settings.GATEWAY_LABELS not in told
+        return
+    given = dict(pair.split("=") for pair in told[operator_settings.GATEWAY_LABELS].split(","))
+    assert [name for name, each in workloads(objects).items() if matches(given, labels(each))] == ["mint-gateway"]
 
 
 def test_policies_can_be_left_out() -> None:
     assert of_kind(render(BARE), "NetworkPolicy") == {}
+    assert "networkpolicies" not in {resource for _, resource, _, _ in rules(render(BARE))}
 
 
 def test_gateways_roll_without_a_gap_and_spread() -> None:

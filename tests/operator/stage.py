@@ -26,7 +26,12 @@ from mint_operator.snapshot import Release
 from tests.apiserver import ApiServer
 
 POLL_S = 0.05
-RELEASE = Release(image="mint.dev/host:dev", redis_url="redis://redis.mint.svc:6379/0")
+RELEASE = Release(
+    image="mint.dev/host:dev",
+    redis_url="redis://redis.mint.svc:6379/0",
+    gateway_namespace="mint",
+    gateway_labels={"app.kubernetes.io/name": "mint", "app.kubernetes.io/component": "gateway"},
+)
 
 T = TypeVar("T")
 
@@ -115,8 +120,8 @@ class Stage:
         """A fresh operator of that epoch, which remembers nothing."""
         self.dirt = Dirt()
         view = MapView(MapReader(self.redis), [self.namespace])
-        secrets = bool(self.release.redis_password)
-        cluster = ClusterView(self.kube, [self.namespace], secrets=secrets)
+        secrets, policies = bool(self.release.redis_password), bool(self.release.gateway_labels)
+        cluster = ClusterView(self.kube, [self.namespace], secrets=secrets, policies=policies)
         self.applier = Applier(self.kube, MapWriter(self.redis, epoch), view, self.dirt)
         self.loop = Loop(Observer(cluster, view, self.release), self.applier, self.dirt)
         return self.loop

@@ -7,12 +7,15 @@ import msgspec
 import pytest
 
 from mint_contracts.resources import AdapterLimits, AdapterStore, BaseSource, EngineSpec, Resources, SecretRef
-from mint_contracts.settings import ENGINE_SETTINGS, EngineSettings
+from mint_contracts.settings import ENGINE_PORT, ENGINE_SETTINGS, METRICS_PORT, EngineSettings
 from mint_operator.manifests import APPLIED, Manifest, redis_secret, render
 from mint_operator.snapshot import ObservedBase, Release
 from tests.operator.worlds import RELEASE, base
 
 Body = dict[str, Any]
+
+
+GATEWAYS = {"app.kubernetes.io/name": "mint", "app.kubernetes.io/component": "gateway"}
 
 
 def rendered(of: ObservedBase, release: Release = RELEASE, engines: int = 2) -> dict[str, Manifest]:
@@ -46,6 +49,31 @@ def test_engines_have_stable_names_and_start_together() -> None:
     assert spec["selector"]["matchLabels"].items() <= labels.items()
     assert labels["app.kubernetes.io/managed-by"] == "mint"
     assert labels["mint.dev/base-model"] == "smol"
+
+
+def test_engines_are_asked_by_the_releases_gateways_alone_and_measured_by_anybody() -> None:
+    release = msgspec.structs.replace(RELEASE, gateway_namespace="mint-system", gateway_labels=GATEWAYS)
+    found = rendered(base(), release)
+    policy = found["NetworkPolicy"].body["spec"]
+    labels = found["StatefulSet"].body["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policy["policyTypes"] == ["Ingress"]
+    grpc, metrics = policy["ingress"]
+    assert grpc["ports"] == [{"port": ENGINE_PORT, "protocol": "TCP"}]
+    assert metrics == {"ports": [{"port": METRICS_PORT, "protocol": "TCP"}]}
+    (peer,) = grpc["from"]
+    assert peer["podSelector"]["matchLabels"] == GATEWAYS
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "mint-system"}
+
+
+def test_where_the_installation_wants_no_policies_there_are_none() -> None:
+    assert "NetworkPolicy" not in rendered(base())
+
+
+def test_the_guard_stands_before_the_engines() -> None:
+    release = msgspec.structs.replace(RELEASE, gateway_labels=GATEWAYS)
+    kinds = list(rendered(base(), release))
+    assert kinds.index("NetworkPolicy") < kinds.index("StatefulSet")
 
 
 def test_service_and_budget_select_the_engines() -> None:

@@ -24,6 +24,7 @@ async def test_a_base_becomes_its_objects_owned_by_it(stage: Stage) -> None:
         ("StatefulSet", "smol"),
         ("Service", "smol"),
         ("PodDisruptionBudget", "smol"),
+        ("NetworkPolicy", "smol"),
         ("ServiceAccount", "smol-engine"),
     ]:
         found = await stage.get(kind, name)

@@ -11,6 +11,15 @@ app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
+{{/* By which engines' NetworkPolicies know the gateways, as key=value,... */}}
+{{- define "mint.gateway.labels" -}}
+{{- $pairs := list }}
+{{- range $key, $value := include "mint.selector" (list . "gateway") | fromYaml }}
+{{- $pairs = append $pairs (printf "%s=%s" $key $value) }}
+{{- end }}
+{{- join "," $pairs }}
+{{- end }}
+
 {{/* All labels. Takes (list $ component). */}}
 {{- define "mint.labels" -}}
 {{ include "mint.selector" . }}
