@@ -1,11 +1,11 @@
-"""A digest of what pods run from this checkout, so that an image tag changes when the code does."""
+"""A digest of what pods run from this checkout, compiled kernels too, so that an image tag changes when the code does."""
 
 import hashlib
 
 from e2e.cluster.paths import REPOSITORY
 
 PACKAGES = ("operator/mint_operator", "engine/mint_engine", "engine/mint_gateway", "protos/mint_contracts")
-SUFFIXES = {".py", ".lua"}
+SUFFIXES = {".py", ".lua", ".so"}
 
 
 def source_tag() -> str:
