@@ -101,8 +101,20 @@ class FixedHolder:
 
     def __post_init__(self) -> None:
         self.places = {name: slot for slot, name in enumerate(self.adapters)}
+        self.revisions: dict[str, str] = {}
         for name, folder in self.adapters.items():
-            self.slots.load(self.places[name], packed(folder, self.slots))
+            self.load(name, folder)
+
+    def load(self, name: str, folder: Path) -> None:
+        """Put what a PEFT folder holds into the slot of that name."""
+        revision = packed(folder, self.slots)
+        self.slots.load(self.places[name], revision)
+        self.revisions[name] = revision.revision
+
+    def clear(self, name: str) -> None:
+        """Empty the slot of that name: requests for it then get the bare base."""
+        self.slots.clear(self.places[name])
+        self.revisions[name] = "none"
 
     @asynccontextmanager
     async def hold(self, adapter: str) -> AsyncIterator[Held]:
@@ -110,14 +122,14 @@ class FixedHolder:
             raise AdapterNotFound(f"adapter {adapter}", "is in no wave and no store")
         self.users[adapter] = self.users.get(adapter, 0) + 1
         try:
-            yield Held(slot=self.places[adapter], revision=f"sha256:{adapter}")
+            yield Held(slot=self.places[adapter], revision=self.revisions[adapter])
         finally:
             self.users[adapter] -= 1
 
     def states(self) -> list[AdapterStatus]:
         return [
             AdapterStatus(
-                name, f"sha256:{name}", Tier.DEVICE, int(self.slots.ranks[:, slot].max()), self.users.get(name, 0)
+                name, self.revisions[name], Tier.DEVICE, int(self.slots.ranks[:, slot].max()), self.users.get(name, 0)
             )
             for name, slot in self.places.items()
         ]

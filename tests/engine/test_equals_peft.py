@@ -11,7 +11,6 @@ from mint_engine.scheduler import Limits
 from tests.engine.running import (
     ALL_SEVEN,
     ask,
-    packed,
     peft_answer,
     peft_scores,
     running,
@@ -54,7 +53,7 @@ async def test_one_request_alone(base: Path, adapters: dict[str, Path], name: st
         answer = await ask(engine, prompt, name, max_tokens=NEW_TOKENS, logprobs=0, ignore_eos=True)
     assert answer.tokens == tokens
     assert answer.logprobs == pytest.approx(scores, abs=1e-4)
-    assert answer.started.revision == (f"sha256:{name}" if name else "")
+    assert answer.started.revision == engine.holder.revisions.get(name, "")
 
 
 @pytest.mark.parametrize("step_tokens", [512, 24], ids=["whole prompts", "prompts in small chunks"])
@@ -92,17 +91,16 @@ async def test_a_slot_that_another_adapter_has_used(base: Path, adapters: dict[s
     bare, _ = peft_answer(base, None, prompt, NEW_TOKENS)
     assert len({big, small, bare}) == 3
     async with running(base, {"slot": adapters["a/sixteen"]}) as engine:
-        slots = engine.server.slots
 
         async def answer() -> tuple[int, ...]:
             return (await ask(engine, prompt, "slot", max_tokens=NEW_TOKENS, ignore_eos=True)).tokens
 
         assert await answer() == big
-        slots.load(0, packed(adapters["b/three"], slots))
+        engine.holder.load("slot", adapters["b/three"])
         assert await answer() == small
-        slots.clear(0)
+        engine.holder.clear("slot")
         assert await answer() == bare
-        assert not slots.memory.any()
+        assert not engine.server.slots.memory.any()
 
 
 async def test_logprobs_of_the_prompt(base: Path, adapters: dict[str, Path]) -> None:
