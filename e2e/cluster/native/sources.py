@@ -1,4 +1,4 @@
-"""A digest of what pods run from this checkout, compiled kernels too, so that an image tag changes when the code does."""
+"""A digest of what pods run from this checkout, compiled kernels too: an image tag changes when the code does."""
 
 import hashlib
 
