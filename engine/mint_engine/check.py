@@ -17,7 +17,7 @@ from mint_engine.header import Header, TensorSpec
 from mint_engine.packed import Header as PackedHeader
 from mint_engine.peft_config import LoraConfig
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as peft finds a layer's number when layers_pattern is not given
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
@@ -124,12 +124,12 @@ def _halves(header: Header, fit: Fit, subject: str) -> dict[tuple[str, int], dic
     halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
     for name, spec in header.tensors.items():
         suffix = next((each for each in _HALVES if name.endswith(each)), None)
-        if suffix is None or not name.startswith(_PREFIX):
+        if suffix is None or not name.startswith(PREFIX):
             raise UnsupportedAdapter(
                 subject,
-                f"holds the tensor {name[:200]!r}; only {_PREFIX}<module>.lora_A.weight and lora_B are served",
+                f"holds the tensor {name[:200]!r}; only {PREFIX}<module>.lora_A.weight and lora_B are served",
             )
-        key = _stacked(name.removeprefix(_PREFIX).removesuffix(suffix), fit)
+        key = _stacked(name.removeprefix(PREFIX).removesuffix(suffix), fit)
         halves.setdefault(key, {})[_HALVES[suffix]] = spec
     return halves
 

@@ -1,0 +1,259 @@
+"""The packed format: what is written is read, and whatever else claims to be one is refused clearly."""
+
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mint_contracts.errors import CorruptFile, MintError
+from mint_engine import packed_file
+from mint_engine.adapter import Delta, Module
+from mint_engine.mapped import MAP_FROM_BYTES, Opener
+from mint_engine.packed import Packed, lay_out
+from mint_engine.packed_file import ALIGNMENT, MAX_BODY_BYTES, PREFIX
+from tests.engine.made import pack
+
+MODULES = {
+    "layers.0.q": Module("layers.0.q", 6, 4),
+    "layers.0.experts.up": Module("layers.0.experts.up", 3, 5, experts=3),
+    "layers.1.q": Module("layers.1.q", 4, 6),
+}
+
+
+def adapter(dtype: torch.dtype = torch.float32, seed: int = 0) -> Packed:
+    draw = torch.Generator().manual_seed(seed)
+    deltas = {
+        "layers.1.q": Delta(torch.randn(2, 4, generator=draw), torch.randn(6, 2, generator=draw), 0.5),
+        "layers.0.experts.up": Delta(
+            torch.randn(3, 2, 3, generator=draw), torch.randn(3, 5, 2, generator=draw), 1 / 3
+        ),
+    }
+    return pack(MODULES, deltas, dtype)
+
+
+def written(packed: Packed) -> bytes:
+    file = io.BytesIO()
+    packed_file.write(packed, file)
+    return file.getvalue()
+
+
+def read(blob: bytes, folder: Path) -> Packed:
+    path = folder / "adapter.mint"
+    path.write_bytes(blob)
+    return Opener().open(path, "file")
+
+
+GOOD = written(adapter())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_was_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    packed = adapter(dtype)
+    again = read(written(packed), tmp_path)
+    assert torch.equal(again.run, packed.run)
+    assert again.header.scalings == (1 / 3, 0.5)
+    assert [place.path for place in again.header.layout.places] == ["layers.0.experts.up", "layers.1.q"]
+    assert again.header.layout.places == packed.header.layout.places
+    assert (again.revision, again.rank) == (packed.revision, 2)
+    assert again.nbytes == len(written(packed))
+    assert written(again) == written(packed), "there is one form of one content"
+    assert again.header.head_bytes % ALIGNMENT == 0
+
+
+def test_the_run_holds_a_and_b_transposed_of_each_module_in_the_bases_order() -> None:
+    packed = adapter()
+    a, b = packed.deltas()["layers.0.experts.up"].a, packed.deltas()["layers.0.experts.up"].b
+    c, d = packed.deltas()["layers.1.q"].a, packed.deltas()["layers.1.q"].b
+    assert torch.equal(packed.run, torch.cat([each.reshape(-1) for each in (a, b.mT, c, d.t())]))
+
+
+def test_a_revision_is_its_content(tmp_path: Path) -> None:
+    assert adapter().revision == adapter().revision == read(GOOD, tmp_path).revision
+    assert adapter().revision != adapter(seed=1).revision
+    assert adapter().revision != adapter(torch.bfloat16).revision
+
+
+def test_a_long_run_is_mapped_and_needs_no_file_descriptor(tmp_path: Path) -> None:
+    wide = Module("wide", 1 << 18, 8)
+    packed = pack({"wide": wide}, {"wide": Delta(torch.randn(2, 1 << 18), torch.randn(8, 2), 1.0)})
+    assert packed.run.nbytes > MAP_FROM_BYTES
+    path = tmp_path / "adapter.mint"
+    path.write_bytes(written(packed))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    opener = Opener()
+    held = [opener.open(path, "file") for _ in range(20)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert all(torch.equal(each.run, packed.run) for each in held)
+    assert str(path) in Path("/proc/self/maps").read_text()
+    path.unlink()
+    assert torch.equal(held[0].run, packed.run), "what is mapped outlives its name"
+    del held
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+def test_adapters_of_one_kind_share_their_layout(tmp_path: Path) -> None:
+    one, other = read(GOOD, tmp_path), read(written(adapter(seed=1)), tmp_path)
+    assert one.header.layout is other.header.layout
+
+
+def test_a_digest_is_checked_once_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[str] = []
+    verify = packed_file.verify
+
+    def counted(header: Any, run: torch.Tensor, subject: str) -> None:
+        verified.append(subject)
+        verify(header, run, subject)
+
+    monkeypatch.setattr(packed_file, "verify", counted)
+    path, opener = tmp_path / "adapter.mint", Opener()
+    path.write_bytes(GOOD)
+    for _ in range(3):
+        opener.open(path, "file")
+    assert len(verified) == 1
+    path.unlink()
+    path.write_bytes(written(adapter(seed=1)))
+    opener.open(path, "file")
+    assert len(verified) == 2, "another file under the same name"
+    Opener().open(path, "file")
+    assert len(verified) == 3, "and another process"
+
+
+@given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
+def test_any_changed_byte_is_found(tmp_path_factory: pytest.TempPathFactory, at: int, change: int) -> None:
+    blob = bytearray(GOOD)
+    blob[at] ^= change
+    with pytest.raises(CorruptFile):
+        read(bytes(blob), tmp_path_factory.getbasetemp())
+
+
+@given(st.integers(0, len(GOOD) - 1))
+def test_any_truncation_is_found(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
+    with pytest.raises(CorruptFile):
+        read(GOOD[:length], tmp_path_factory.getbasetemp())
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, blob: bytes) -> None:
+    for start in (b"", GOOD[:8], GOOD[:16], GOOD[:48]):
+        with pytest.raises(CorruptFile):
+            read(start + blob, tmp_path_factory.getbasetemp())
+
+
+def forged(change: Callable[[dict[str, Any]], object], run: bytes | None = None) -> bytes:
+    """A file whose header says something else, under a digest that is right."""
+    length = PREFIX.unpack(GOOD[: PREFIX.size])[2]
+    told = json.loads(GOOD[PREFIX.size : PREFIX.size + length])
+    told = change(told) or told
+    body = told if isinstance(told, bytes) else json.dumps(told, separators=(",", ":")).encode()
+    prefix = PREFIX.pack(b"MINTLORA", 1, len(body), hashlib.sha256(body).digest())
+    head = (prefix + body).ljust(-(-(len(body) + PREFIX.size) // ALIGNMENT) * ALIGNMENT, b"\0")
+    return head + (GOOD[-adapter().run.nbytes :] if run is None else run)
+
+
+def _part(index: int, field: int, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(told: dict[str, Any]) -> None:
+        told["parts"][index][field] = value
+
+    return change
+
+
+def _said(**fields: object) -> Callable[[dict[str, Any]], None]:
+    return lambda told: told.update(fields)
+
+
+FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a gap": (_part(1, 5, 49), "gap or overlap"),
+    "an overlap": (_part(1, 5, 47), "gap or overlap"),
+    "a first part that does not begin": (_part(0, 5, 4), "gap or overlap"),
+    "an offset below zero": (_part(1, 5, -48), "Expected `int` >= 0"),
+    "an offset above all": (_part(1, 5, 1 << 62), "Expected `int` <="),
+    "an offset that is too long": (_part(1, 5, 10**40), "not right"),
+    "a larger rank": (_part(1, 2, 3), "is truncated"),
+    "a smaller rank": (_part(1, 2, 1), "beyond its run"),
+    "rank zero": (_part(1, 2, 0), "Expected `int` >= 1"),
+    "sizes whose product overflows": (lambda told: told["parts"].__setitem__(
+        1, ["layers.1.q", 65536, 65536, 1 << 31, 1 << 31, 48]), "is truncated"),
+    "the same path twice": (_part(1, 0, "layers.0.experts.up"), "there twice"),
+    "no path": (_part(1, 0, ""), "length >= 1"),
+    "no parts": (_said(parts=[], scalings=[]), "no parts"),
+    "parts that are none": (_said(parts={}), "not right"),
+    "parts nested without end": (lambda _: b'{"dtype":"float32","base":"' + b"0" * 64 + b'","run":"' + b"0" * 64
+                                 + b'","config":"{}","scalings":[],"parts":' + b"[" * 100_000 + b"}", "not right"),
+    "too few scalings": (_said(scalings=[1.0]), "1 scalings for 2 parts"),
+    "a scaling that is text": (_said(scalings=["x", 1.0]), "not right"),
+    "a dtype of tomorrow": (_said(dtype="float4"), "not right"),
+    "another dtype": (_said(dtype="bfloat16"), "beyond its run"),
+    "a digest that is none": (_said(run="x"), "not right"),
+    "another digest": (_said(run="0" * 64), "do not match their digest"),
+    "a field of tomorrow": (_said(quantised=True), "unknown field"),
+    "no config": (lambda told: told.pop("config") and None, "missing required field"),
+    "JSON that is none": (lambda _: b"{", "not right"),
+    "text that is no UTF-8": (lambda _: b'{"dtype":"\xff\xff"}', "not right"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_each_forgery_is_told(tmp_path: Path, kind: str) -> None:
+    change, told = FORGERIES[kind]
+    with pytest.raises(CorruptFile, match=told):
+        read(forged(change), tmp_path)
+
+
+def test_a_forgery_of_nothing_is_the_file_itself(tmp_path: Path) -> None:
+    assert torch.equal(read(forged(lambda _: None), tmp_path).run, adapter().run), (
+        "the tests above forge what they say"
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (b"", "0 bytes"),
+        (GOOD[:47], "47 bytes"),
+        (b"PK\x03\x04" + GOOD[4:], "MINTLORA"),
+        (struct.pack("<8sII32s", b"MINTLORA", 2, 10, b""), "format 2"),
+        (struct.pack("<8sII32s", b"MINTLORA", 1, MAX_BODY_BYTES + 1, b""), "claims"),
+        (struct.pack("<8sII32s", b"MINTLORA", 1, (1 << 32) - 1, b""), "claims"),
+    ],
+)
+def test_a_header_of_absurd_length_is_never_asked_for(start: bytes, told: str) -> None:
+    with pytest.raises(CorruptFile, match=told):
+        packed_file.rest_bytes(start, "file")
+
+
+PARTS = st.lists(
+    st.tuples(
+        st.text(max_size=4), st.integers(-1, 3), st.integers(-1, 3), st.integers(-1, 1 << 40), st.integers(0, 4),
+        st.integers(-5, 1 << 64),
+    ),
+    max_size=3,
+)  # fmt: skip
+
+
+@given(PARTS, st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3), st.binary(max_size=100))
+def test_any_parts_are_refused_or_fill_the_file(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[Any], scalings: list[float], run: bytes
+) -> None:
+    digest = hashlib.sha256(run).hexdigest()
+    blob = forged(_said(parts=parts, scalings=scalings, run=digest), run)
+    try:
+        packed = read(blob, tmp_path_factory.getbasetemp())
+    except MintError:
+        return
+    assert packed.run.nbytes == len(run)
+    assert sum(place.elements for place in packed.header.layout.places) * 4 == len(run)
+
+
+def test_a_layout_goes_by_the_bases_modules() -> None:
+    layout = lay_out(MODULES, {"layers.1.q": 1, "layers.0.q": 2})
+    assert [(place.path, place.offset, place.elements) for place in layout.places] == [
+        ("layers.0.q", 0, 20), ("layers.1.q", 20, 10),
+    ]  # fmt: skip
