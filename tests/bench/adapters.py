@@ -2,20 +2,20 @@
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from tests.bench.places import bench_cache, made_once
+from tests.bench.shapes import Shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _A_STD, _B_STD = 0.04, 0.02  # enough to change what the base says, too little to break it
-_FORMAT = 1  # another number makes all adapters anew
-
-Shapes = Mapping[str, tuple[int, int]]
+_POOL = 1 << 21  # more than any one tensor has
+_FORMAT = 2  # another number makes all adapters anew
 
 
 def make_adapters(base_key: str, shapes: Shapes, rank: int, count: int) -> Path:
@@ -53,14 +53,16 @@ def names(rank: int, count: int) -> list[str]:
 
 
 def write_weights(folder: Path, shapes: Shapes, rank: int, seed: int) -> None:
-    """One adapter's tensors, random by `seed`."""
+    """One adapter's tensors, random by `seed`: each takes the next stretch of one pool of random numbers."""
     chance = torch.Generator().manual_seed(1000 * rank + seed)
+    pool, at = torch.randn(_POOL, generator=chance).to(torch.bfloat16), 0
     tensors = {}
     for path, (wide, high) in shapes.items():
-        a = torch.randn(rank, wide, generator=chance) * _A_STD
-        b = torch.randn(high, rank, generator=chance) * _B_STD
-        tensors[f"base_model.model.{path}.lora_A.weight"] = a.to(torch.bfloat16)
-        tensors[f"base_model.model.{path}.lora_B.weight"] = b.to(torch.bfloat16)
+        for name, shape, size in (("lora_A", (rank, wide), _A_STD), ("lora_B", (high, rank), _B_STD)):
+            count = math.prod(shape)
+            at = at if at + count <= _POOL else at % 997
+            tensors[f"base_model.model.{path}.{name}.weight"] = pool[at : at + count].view(shape) * size
+            at += count
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 

@@ -1,10 +1,85 @@
-"""To come."""
+"""An adapter from local disk into a live slot, packed, from PEFT's files and as one memcpy; and a cached one's bytes.
 
+Files are in the system's page cache for both sides, as they are for an adapter that was used before: what is compared
+is the work of loading, not the disk.
+"""
+
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+from tests.bench.adapters import WEIGHTS, make_adapters, names
 from tests.bench.bench import Bench
-from tests.bench.rows import Row
+from tests.bench.models import linears
+from tests.bench.our_setup import Setup
+from tests.bench.places import scratch
+from tests.bench.rows import Row, measured
+from tests.bench.shapes import MOE, moe_30b_a3b
+from tests.bench.side import Side
+
+_MS = 1000.0
+_ROUNDS = 7  # they are short
+_CACHED = 32  # adapters whose memory is weighed
 
 
 def measure(bench: Bench) -> Iterator[list[Row]]:
-    yield from ()
+    """All rows of loading."""
+    with bench.doing("adapters of rank 32"):
+        store = make_adapters(bench.base_key, linears(bench.base), 32, _CACHED)
+    yield _loads(bench, "r32", store, str(bench.base), rank=32, count=8)
+    if not bench.quick:
+        with bench.doing("adapters of 37,248 tensors, in the layout of a 30B-A3B"):
+            store_moe = make_adapters(MOE, moe_30b_a3b(), 1, 3)
+        yield _loads(bench, "moe", store_moe, MOE, rank=1, count=3)
+    yield [_weigh(bench, store)]
+
+
+def _loads(bench: Bench, kind: str, store: Path, base: str, rank: int, count: int) -> list[Row]:
+    """So many adapters in turn into as many slots, by each way in turn."""
+    chosen = names(rank, count)
+    with scratch("loads") as cache:
+        setup = {
+            "cache": str(cache),
+            "device": bench.device,
+            "rank": rank,
+            "base": base,
+            "folders": [str(store / name) for name in chosen],
+        }
+        with bench.side("loads", sys.executable, "tests.bench.our_loads", setup) as side:
+            bench.start(side)
+            with bench.doing(f"{kind}: packed, unpacked, memcpy") as step:
+                side.ask("round")  # warm-up
+                rounds = [side.ask("round") for _ in range(_ROUNDS)]
+                step.note = "ms " + ", ".join(f"{way} {rounds[-1][way] * _MS:.2f}" for way in rounds[-1])
+    ways = {way: [found[way] * _MS for found in rounds] for way in rounds[0]}
+    size = (store / chosen[0] / WEIGHTS).stat().st_size / 1e6
+    told = f"{size:.0f} MB; checked and packed anew it takes {sorted(ways['taken_in'])[len(rounds) // 2]:.0f} ms"
+    return [
+        measured(f"load.packed_over_unpacked.{kind}", ways["packed"], ways["unpacked"], told),
+        measured(f"load.packed_over_memcpy.{kind}", ways["packed"], ways["memcpy"], f"{size:.0f} MB"),
+    ]
+
+
+def _weigh(bench: Bench, store: Path) -> Row:
+    """What the process grows by with adapters in host memory, or what the engine counts for them, if that is more."""
+    chosen = names(32, _CACHED)
+    files = sum((store / name / WEIGHTS).stat().st_size for name in chosen)
+    with scratch("engine") as cache:
+        setup = Setup(str(bench.base), str(cache), bench.device, f"file://{store}", 32, slots=4)
+        with bench.ours(sys.executable, setup) as ours:
+            bench.start(ours)
+            with bench.doing("ours: adapters taken in once"):
+                ours.ask("hold", names=chosen, tier="Disk")
+            before = _memory(ours)
+            with bench.doing("ours: adapters into host memory"):
+                ours.ask("hold", names=chosen, tier="Host")
+                ours.ask("touch", names=chosen)  # every page of them is used
+            after = _memory(ours)
+    grown = after["resident"] - before["resident"] - (after["slot_bytes"] - before["slot_bytes"])
+    held = max(grown, after["host"] - before["host"]) / _CACHED / 1e6
+    note = f"mean of {_CACHED} of rank 32; the process grew by {grown / files:.2f} of the files' bytes"
+    return measured("load.host_bytes_over_file", [held], [files / _CACHED / 1e6], note)
+
+
+def _memory(ours: Side) -> dict[str, int]:
+    return {key: int(value) for key, value in ours.ask("memory").items()}

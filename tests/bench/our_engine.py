@@ -147,6 +147,7 @@ class Engine:
             "host": books.host.ledger.used,
             "disk": books.disk.ledger.used,
             "slots": self.residency.slots.used,
+            "slot_bytes": sum(self._slots.filled) * self._slots.dtype.itemsize,
         }
 
     async def _stream(self, names: Sequence[str]) -> int:

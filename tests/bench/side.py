@@ -18,6 +18,7 @@ from typing import Any, Self
 
 _TAIL_BYTES = 2000
 _END_S = 10.0
+_POLL_S = 0.001
 
 
 class SideFailed(Exception):
@@ -54,8 +55,7 @@ class Side:
             self._write(json.dumps({"do": do, **arguments}))
             answer = json.loads(self._read_line(do, timeout_s))
         finally:
-            self._signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # it stops in its own time
+            self._pause()
         if "error" in answer:
             raise SideFailed(f"{self.name}: {do}: {answer['error']}")
         found = answer["ok"]
@@ -105,6 +105,17 @@ class Side:
             self._unread += piece
         line, self._unread = self._unread.split(b"\n", 1)
         return line
+
+    def _pause(self) -> None:
+        """Stop the group, and see it stopped. Raises SideFailed where it goes on all the same."""
+        deadline = time.monotonic() + _END_S
+        while True:
+            self._signal(signal.SIGSTOP)
+            if os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+                return
+            if time.monotonic() > deadline:
+                raise self._failed("does not stop")
+            time.sleep(_POLL_S)
 
     def _failed(self, what: str) -> SideFailed:
         with self._log.open("rb") as log:

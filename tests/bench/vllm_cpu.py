@@ -36,6 +36,7 @@ class Peer:
             dtype="bfloat16",
             max_model_len=self._setup["context"],
             max_num_seqs=TOGETHER,
+            enforce_eager=True,
             seed=0,
             **(lora if rank else {}),
         )

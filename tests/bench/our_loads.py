@@ -1,0 +1,144 @@
+"""One process that loads the same adapters in each way: packed, from PEFT's files, as one memcpy of as many bytes.
+
+python -m tests.bench.our_loads '{"cache": ..., "device": ..., "rank": 8, "base": ..., "folders": []}'
+"""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mint_contracts.source import Source
+from mint_engine.adapter import Module
+from mint_engine.check import Fit
+from mint_engine.device import choose_device, count_threads
+from mint_engine.disk import DiskTier
+from mint_engine.loading import Loader
+from mint_engine.slots import Slots
+from tests.bench.adapters import WEIGHTS
+from tests.bench.models import linears
+from tests.bench.shapes import MOE, moe_30b_a3b
+from tests.bench.speaking import Answer, serve
+
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.([^.]+)")
+_PREFIX = "base_model.model."
+Target = tuple[str, str, int, int, int, tuple[int, int]]
+
+
+class Loads:
+    """Slots, and a loader with a disk tier of its own."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        torch.set_num_threads(count_threads())
+        self._cache = Path(setup["cache"])
+        self._folders = [Path(folder) for folder in setup["folders"]]
+        self._linears = moe_30b_a3b() if setup["base"] == MOE else linears(Path(setup["base"]))
+        modules = stacked(self._linears)
+        device = choose_device(setup["device"])
+        self._slots = Slots(modules, len(self._folders), setup["rank"], torch.bfloat16, device)
+        self._fit = Fit(modules=modules, max_rank=setup["rank"])
+        self._disk = DiskTier(self._cache / "adapters", 64 << 30)
+        self._loader = Loader(self._disk, self._fit, torch.bfloat16)
+        self._targets: list[Target] = []
+
+    def start(self) -> Answer:
+        """Take every adapter in, once, and see that both ways fill a slot alike."""
+        for slot in range(len(self._folders)):
+            self._packed(slot)
+        wanted = self._slots.memory[0].clone()
+        self._targets = self._find_targets()
+        self._slots.memory[0].zero_()
+        self._unpacked(0)
+        if not torch.equal(self._slots.memory[0], wanted):
+            raise ValueError("loading PEFT's files by tensors fills a slot otherwise than loading packed ones")
+        return {}
+
+    def round(self) -> Answer:
+        """Median seconds of each way to load one adapter, the ways taking turns; and of taking one in."""
+        ways: dict[str, Callable[[int], None]] = {
+            "packed": self._packed,
+            "unpacked": self._unpacked,
+            "memcpy": self._memcpy,
+        }
+        taken: dict[str, list[float]] = {way: [] for way in ways}
+        count = len(self._folders)
+        for turn in range(count):
+            for number, (way, load) in enumerate(ways.items()):
+                slot = (turn + number * count // len(ways)) % count  # never one that a cache still holds
+                self._settle()
+                began = time.perf_counter()
+                load(slot)
+                self._settle()
+                taken[way].append(time.perf_counter() - began)
+        return {**{way: median(times) for way, times in taken.items()}, "taken_in": self._take_in()}
+
+    def _packed(self, slot: int) -> None:
+        """As the engine does it."""
+        source = Source(f"file://{self._folders[slot]}")
+        with self._disk.using(source):
+            self._slots.load(slot, self._loader.load(source))
+
+    def _unpacked(self, slot: int) -> None:
+        """The least that PEFT's layout allows: no checks, no digest, a copy a tensor to its place in the slot."""
+        tensors, row = load_file(self._folders[slot] / WEIGHTS), self._slots.memory[slot]
+        for name_a, name_b, a, b, rank, (wide, high) in self._targets:
+            row[a : a + rank * wide].view(rank, wide).copy_(tensors[name_a])
+            row[b : b + rank * high].view(rank, high).copy_(tensors[name_b].t())
+
+    def _memcpy(self, slot: int) -> None:
+        """One copy of as many bytes between the same kinds of memory: host memory to the slot's."""
+        other = self._slots.memory[(slot + 1) % len(self._folders)]
+        count = self._slots.filled[slot]
+        self._slots.memory[slot][:count].copy_(other[:count])
+
+    def _take_in(self) -> float:
+        """Seconds to check, lay out and write one adapter that the disk tier does not have, and to load it."""
+        source = Source(f"file://{self._folders[0]}")
+        self._disk.drop(source)
+        began = time.perf_counter()
+        self._packed(0)
+        return time.perf_counter() - began
+
+    def _find_targets(self) -> "list[Target]":
+        """For each linear PEFT's two names, where A and B begin in a slot's row, the rank, and its features."""
+        places = dict(zip(self._slots.modules, range(len(self._slots.modules)), strict=True))
+        found = []
+        for path, (wide, high) in self._linears.items():
+            expert = _EXPERT.fullmatch(path)
+            module, number = (f"{expert[1]}.{expert[3]}", int(expert[2])) if expert else (path, 0)
+            at = places[module]
+            place, rank = int(self._slots.places[at, 0]), int(self._slots.ranks[at, 0])
+            experts = max(self._slots.modules[module].experts, 1)
+            a, b = place + number * rank * wide, place + experts * rank * wide + number * rank * high
+            name = f"{_PREFIX}{path}.lora_"
+            found.append((f"{name}A.weight", f"{name}B.weight", a, b, rank, (wide, high)))
+        return found
+
+    def _settle(self) -> None:
+        if self._slots.device.type == "cuda":
+            torch.cuda.synchronize(self._slots.device)
+
+
+def stacked(singles: dict[str, tuple[int, int]]) -> dict[str, Module]:
+    """The modules that a base of these linears has, experts stacked, in order."""
+    modules: dict[str, Module] = {}
+    for path, (wide, high) in singles.items():
+        expert = _EXPERT.fullmatch(path)
+        if expert is None:
+            modules[path] = Module(path, wide, high)
+        else:
+            name, number = f"{expert[1]}.{expert[3]}", int(expert[2])
+            modules[name] = Module(name, wide, high, experts=number + 1)
+    return modules
+
+
+if __name__ == "__main__":
+    loads = Loads(json.loads(sys.argv[1]))
+    serve({"start": loads.start, "round": loads.round})

@@ -1,0 +1,25 @@
+"""The linears that adapters are for: path to (in, out) features. Experts are single linears, as PEFT has them."""
+
+from collections.abc import Mapping
+
+MOE = "30b-a3b"
+Shapes = Mapping[str, tuple[int, int]]
+
+
+def moe_30b_a3b() -> dict[str, tuple[int, int]]:
+    """Qwen3-30B-A3B as its config.json gives it: 48 layers of 4 attention linears and 128 experts of 3."""
+    hidden, heads, kv, wide, experts = 2048, 32 * 128, 4 * 128, 768, 128
+    shapes: dict[str, tuple[int, int]] = {}
+    for layer in range(48):
+        path = f"model.layers.{layer}"
+        shapes |= {
+            f"{path}.self_attn.q_proj": (hidden, heads),
+            f"{path}.self_attn.k_proj": (hidden, kv),
+            f"{path}.self_attn.v_proj": (hidden, kv),
+            f"{path}.self_attn.o_proj": (heads, hidden),
+        }
+        for expert in range(experts):
+            shapes[f"{path}.mlp.experts.{expert}.gate_proj"] = (hidden, wide)
+            shapes[f"{path}.mlp.experts.{expert}.up_proj"] = (hidden, wide)
+            shapes[f"{path}.mlp.experts.{expert}.down_proj"] = (wide, hidden)
+    return shapes
