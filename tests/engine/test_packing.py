@@ -1,0 +1,306 @@
+"""From PEFT's files to a packed one and back, with experts; and sources that hold a packed file already."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from mint_contracts import errors
+from mint_contracts.source import Source
+from mint_engine import pack as command
+from mint_engine import packed_file
+from mint_engine.adapter import Module
+from mint_engine.check import Fit
+from mint_engine.disk import DiskTier
+from mint_engine.export import export
+from mint_engine.fetch import CONFIG, PACKED, WEIGHTS
+from mint_engine.loading import Loader
+from mint_engine.local import LocalFolder
+from mint_engine.packed import Packed
+from mint_engine.read import read_adapter
+from mint_engine.slots import Slots
+from tests.engine.made import (
+    ALL_SEVEN,
+    BASE_NAME,
+    edit_config,
+    edit_tensors,
+    lora_names,
+    peft_adapter,
+    read_tiny,
+    tiny_fit,
+    tiny_llama,
+)
+
+EXPERTS = 4
+MOE = Fit(
+    {
+        path: Module(path, wide, high, experts)
+        for path, wide, high, experts in (
+            ("model.layers.0.self_attn.q_proj", 8, 8, 0),
+            ("model.layers.0.mlp.experts.gate_proj", 8, 6, EXPERTS),
+            ("model.layers.0.mlp.experts.down_proj", 6, 8, EXPERTS),
+        )
+    },
+    max_rank=8,
+    base_names=(BASE_NAME,),
+)
+
+
+def moe_adapter(folder: Path, *, rank: int = 2, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+    """A random adapter of every module and every expert, under PEFT's names."""
+    folder.mkdir()
+    draw, tensors = torch.Generator().manual_seed(5), {}
+    for path, module in MOE.modules.items():
+        for expert in range(module.experts or 1):
+            name = path.replace(".experts.", f".experts.{expert}.")
+            for half, shape in (("A", (rank, module.in_features)), ("B", (module.out_features, rank))):
+                tensor = torch.randn(shape, generator=draw).to(dtype)
+                tensors[f"base_model.model.{name}.lora_{half}.weight"] = tensor
+    save_file(tensors, folder / WEIGHTS)
+    told = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": 4, "base_model_name_or_path": BASE_NAME,
+        "target_modules": ["q_proj", "gate_proj", "down_proj"], **config,
+    }  # fmt: skip
+    (folder / CONFIG).write_text(json.dumps(told))
+    return folder
+
+
+def read(folder: Path, fit: Fit = MOE, dtype: torch.dtype = torch.float32) -> Packed:
+    return read_adapter(LocalFolder(folder, "adapter"), fit, dtype)
+
+
+def write(packed: Packed, path: Path) -> None:
+    with path.open("wb") as file:
+        packed_file.write(packed, file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_pefts_tensors_come_back_byte_for_byte(tmp_path: Path, dtype: torch.dtype) -> None:
+    before = load_file(moe_adapter(tmp_path / "peft", dtype=dtype) / WEIGHTS)
+    export(read(tmp_path / "peft", dtype=dtype), tmp_path / "again")
+    after = load_file(tmp_path / "again" / WEIGHTS)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == dtype for name in before)
+    assert read(tmp_path / "again", dtype=dtype).revision == read(tmp_path / "peft", dtype=dtype).revision
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [CONFIG, WEIGHTS]
+    with pytest.raises(errors.InvalidRequest, match="exists already"):
+        export(read(tmp_path / "peft"), tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ALL_SEVEN, "rank_pattern": {"q_proj": 2, "down_proj": 7}, "use_rslora": True},
+        {"target_modules": ["v_proj"], "layers_to_transform": [1], "alpha_pattern": {"v_proj": 3}},
+    ],
+    ids=["patterns", "one layer"],
+)
+def test_peft_loads_what_is_exported_and_answers_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = peft_adapter(tmp_path / "peft", **options).eval()
+    write(read_tiny(tmp_path / "peft"), tmp_path / PACKED)
+    assert command.main(["unpack", str(tmp_path / PACKED), str(tmp_path / "again")]) == 0
+    again = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "again")).eval()
+    prompt = torch.arange(10)[None]
+    assert torch.equal(model(input_ids=prompt).logits, again(input_ids=prompt).logits)
+
+
+def test_all_experts_of_a_module_lie_in_one_part_in_their_order(tmp_path: Path) -> None:
+    tensors = load_file(moe_adapter(tmp_path / "peft") / WEIGHTS)
+    deltas = read(tmp_path / "peft").deltas()
+    assert deltas.keys() == MOE.modules.keys()
+    for path in ("model.layers.0.mlp.experts.gate_proj", "model.layers.0.mlp.experts.down_proj"):
+        for expert in range(EXPERTS):
+            name = f"base_model.model.{path.replace('.experts.', f'.experts.{expert}.')}"
+            assert torch.equal(deltas[path].a[expert], tensors[f"{name}.lora_A.weight"])
+            assert torch.equal(deltas[path].b[expert], tensors[f"{name}.lora_B.weight"])
+        assert deltas[path].scaling == 2.0
+
+
+def test_experts_fill_a_slot_and_leave_it(tmp_path: Path) -> None:
+    packed = read(moe_adapter(tmp_path / "peft"))
+    slots = Slots(MOE.modules, 2, MOE.max_rank, torch.float32, torch.device("cpu"))
+    slots.load(1, packed)
+    module = slots.index["model.layers.0.mlp.experts.down_proj"]
+    part = slots.part(module, 1)
+    assert part is not None
+    delta = packed.deltas()["model.layers.0.mlp.experts.down_proj"]
+    assert torch.equal(part[0], delta.a.flatten(0, 1))
+    assert torch.equal(part[1], delta.b.mT.flatten(0, 1))
+    assert int(slots.ranks[module, 1]) == 2
+    assert not slots.is_empty(1)
+    slots.clear(1)
+    assert slots.is_empty(1)
+    assert not slots.memory.any()
+
+
+E3 = "base_model.model.model.layers.0.mlp.experts.3.gate_proj"
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "error", "told"),
+    [
+        ({f"{E3}.lora_A.weight": None, f"{E3}.lora_B.weight": None}, {}, errors.UnsupportedAdapter, "3 of 4 experts"),
+        ({f"{E3}.lora_A.weight": None}, {}, errors.CorruptFile, "experts.3.gate_proj without its other half"),
+        ({}, {"rank_pattern": {"experts.3.gate_proj": 3}}, errors.ShapeMismatch, "[3, 8]"),
+        ({}, {"alpha_pattern": {"experts.3.gate_proj": 3}}, errors.UnsupportedAdapter, "different ranks or scalings"),
+        ({E3.replace("3", "4") + ".lora_A.weight": torch.ones(2, 8)}, {}, errors.UnknownTargetModules, "experts.4"),
+        ({E3.replace("3", "03") + ".lora_A.weight": torch.ones(2, 8)}, {}, errors.UnknownTargetModules, "experts.03"),
+        ({E3.replace("3.", "") + ".lora_A.weight": torch.ones(2, 8), E3.replace("3.", "") + ".lora_B.weight":
+          torch.ones(6, 2)}, {}, errors.UnsupportedAdapter, "5 of 4 experts"),
+        ({f"{E3}.lora_A.weight": torch.full((2, 8), torch.nan)}, {}, errors.NonFiniteWeights, "gate_proj.lora_A"),
+        ({}, {"target_modules": ["q_proj", "down_proj"]}, errors.CorruptFile, "target_modules do not name"),
+    ],
+)  # fmt: skip
+def test_experts_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], config: dict[str, Any], error: type, told: str
+) -> None:
+    edit_tensors(moe_adapter(tmp_path / "peft", **config), changes)
+    with pytest.raises(errors.MintError) as caught:
+        read(tmp_path / "peft")
+    assert type(caught.value) is error, caught.value
+    assert told in caught.value.message
+
+
+def packed_source(folder: Path, packed: Packed) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write(packed, folder / PACKED)
+    return folder
+
+
+def test_a_source_may_hold_a_packed_file(tmp_path: Path) -> None:
+    packed = read(moe_adapter(tmp_path / "peft"))
+    again = read(packed_source(tmp_path / "packed", packed))
+    assert again.revision == packed.revision
+    assert torch.equal(again.run, packed.run)
+
+
+def test_a_packed_file_of_another_dtype_is_converted_as_pefts_files_are(tmp_path: Path) -> None:
+    packed = read(moe_adapter(tmp_path / "peft"))
+    again = read(packed_source(tmp_path / "packed", packed), dtype=torch.bfloat16)
+    assert again.revision == read(tmp_path / "peft", dtype=torch.bfloat16).revision
+
+
+def _tampered(packed: Packed, **changes: Any) -> Packed:
+    told = packed.header
+    run = packed.run if (fill := changes.get("fill")) is None else torch.full_like(packed.run, fill)
+    config, scalings = changes.get("config", told.config), changes.get("scalings", told.scalings)
+    return Packed(packed_file.describe(config, told.base, told.layout, scalings, run), run)
+
+
+@pytest.mark.parametrize(
+    ("fit", "changes", "error", "told"),
+    [
+        (Fit(MOE.modules, 1, MOE.base_names), {}, errors.RankTooLarge, "rank 2"),
+        (Fit(MOE.modules, 8, ("other/base",)), {}, errors.WrongBase, BASE_NAME),
+        (Fit({p: m for p, m in MOE.modules.items() if "gate" not in p}, 8), {}, errors.UnknownTargetModules, "gate"),
+        (Fit({p: Module(p, m.in_features, m.out_features + 1, m.experts) for p, m in MOE.modules.items()}, 8), {},
+         errors.ShapeMismatch, "8 to 9 features"),
+        (Fit({p: Module(p, m.in_features, m.out_features, m.experts and 2) for p, m in MOE.modules.items()}, 8), {},
+         errors.ShapeMismatch, "of 2 experts"),
+        (MOE, {"scalings": (2.0, 2.0, 3.0)}, errors.CorruptFile, "than its own config gives"),
+        (MOE, {"config": b"[]"}, errors.CorruptFile, "not a JSON object"),
+        (MOE, {"config": b'{"peft_type":"LOHA"}'}, errors.UnsupportedAdapter, "LOHA"),
+        (MOE, {"fill": torch.inf}, errors.NonFiniteWeights, "q_proj.lora_A"),
+    ],
+)  # fmt: skip
+def test_a_packed_file_from_outside_is_checked_as_pefts_files_are(
+    tmp_path: Path, fit: Fit, changes: dict[str, Any], error: type, told: str
+) -> None:
+    packed = read(moe_adapter(tmp_path / "peft"))
+    packed_source(tmp_path / "packed", _tampered(packed, **changes))
+    with pytest.raises(errors.MintError) as caught:
+        read(tmp_path / "packed", fit)
+    assert type(caught.value) is error, caught.value
+    assert told in caught.value.message
+
+
+def test_a_packed_file_has_one_form(tmp_path: Path) -> None:
+    """The revision keys what is cached of an adapter: one content must not come under two."""
+    packed = read(moe_adapter(tmp_path / "peft"))
+    spaced = packed.header.config.replace(b'":', b'": ', 1)
+    packed_source(tmp_path / "packed", _tampered(packed, config=spaced))
+    with pytest.raises(errors.CorruptFile, match="canonical form"):
+        read(tmp_path / "packed")
+
+
+def loader(folder: Path, budget: int = 1 << 20) -> Loader:
+    return Loader(DiskTier(folder / "disk", budget), tiny_fit(), torch.float32)
+
+
+def test_a_local_source_is_packed_once_and_anew_when_it_has_changed(tmp_path: Path) -> None:
+    peft_adapter(tmp_path / "a")
+    here, source = loader(tmp_path), Source(f"file://{tmp_path}/a")
+    first = here.load(source)
+    (only,) = (tmp_path / "disk").iterdir()
+    written = only.stat()
+    assert here.load(source).revision == first.revision == read_tiny(tmp_path / "a").revision
+    assert only.stat() == written, "no second time"
+    name = lora_names(tmp_path / "a")[0]
+    edit_tensors(tmp_path / "a", {name: load_file(tmp_path / "a" / WEIGHTS)[name] * 2})
+    assert here.load(source).revision == read_tiny(tmp_path / "a").revision != first.revision
+    assert len(list((tmp_path / "disk").iterdir())) == 1, "what it was is gone"
+    edit_config(tmp_path / "a", lora_alpha=1)
+    assert here.load(source).revision == read_tiny(tmp_path / "a").revision
+    packed_source(tmp_path / "a", first)
+    assert here.load(source).revision == first.revision, "a packed file is taken before PEFT's"
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(errors.SourceNotFound):
+        here.load(source)
+
+
+def test_a_restart_finds_what_was_packed_and_another_base_does_not(tmp_path: Path) -> None:
+    peft_adapter(tmp_path / "a")
+    source = Source(f"file://{tmp_path}/a")
+    first = loader(tmp_path).load(source)
+    (only,) = (tmp_path / "disk").iterdir()
+    os.utime(only, ns=(7, 7))
+    assert loader(tmp_path).load(source).revision == first.revision
+    assert only.stat().st_mtime_ns == 7, "it was not written anew"
+    halved = Loader(DiskTier(tmp_path / "disk", 1 << 20), tiny_fit(), torch.bfloat16)
+    assert (
+        halved.load(source).revision
+        == read_adapter(LocalFolder(tmp_path / "a", "a"), tiny_fit(), torch.bfloat16).revision
+    )
+    assert not only.exists()
+
+
+def test_a_cached_file_that_broke_is_packed_anew(tmp_path: Path) -> None:
+    peft_adapter(tmp_path / "a")
+    source = Source(f"file://{tmp_path}/a")
+    first = loader(tmp_path).load(source)
+    (only,) = (tmp_path / "disk").iterdir()
+    blob = bytearray(only.read_bytes())
+    blob[-5] ^= 1
+    only.write_bytes(blob)
+    assert loader(tmp_path).load(source).revision == first.revision
+    only.write_bytes(blob[:100])
+    assert loader(tmp_path).load(source).revision == first.revision
+
+
+def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peft_adapter(tmp_path / "a")
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    order = ["pack", str(tmp_path / "a"), str(tmp_path / PACKED), "--base", str(tmp_path / "base")]
+    assert command.main([*order, "--dtype", "float32"]) == 0
+    revision = read_tiny(tmp_path / "a").revision
+    assert capsys.readouterr().out.startswith(f"{revision} rank 4 float32: 4 parts, ")
+    assert read(packed_source(tmp_path / "s", read_tiny(tmp_path / "a")), tiny_fit()).revision == revision
+    assert command.main(["show", str(tmp_path / PACKED)]) == 0
+    assert revision in capsys.readouterr().out
+
+    for arguments, told in (
+        ([*order, "--max-rank", "2"], "RankTooLarge"),
+        (["show", str(tmp_path / "absent")], "SourceNotFound"),
+        (["show", str(tmp_path / "a" / WEIGHTS)], "CorruptFile"),
+        (["unpack", str(tmp_path / PACKED), str(tmp_path / "a")], "InvalidRequest"),
+        (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "a")], "UnsupportedBase"),
+    ):
+        assert command.main(arguments) == 1
+        assert capsys.readouterr().err.startswith(f"{told}: ")
+    assert not list(tmp_path.glob(".partial*"))
