@@ -64,6 +64,7 @@ class Loop:
         metrics.observe(snapshot, wanted)
         log.info(
             "pass",
+            parts=sorted(parts),
             bases=len(snapshot.bases),
             waves=len(snapshot.waves),
             redis_ok=snapshot.redis_ok,

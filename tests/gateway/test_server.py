@@ -40,7 +40,7 @@ async def test_health_serves_once_the_map_was_read_and_stays_so_when_redis_dies(
     await fragile.open()
     assert await health(fragile.target) == NOT_SERVING
     own_redis.start()
-    await asyncio.wait_for(fragile.gateway.mirror.first_read.wait(), 10)
+    await asyncio.wait_for(fragile.gateway.mirror.first_read.wait(), 60)
     for service in ("", "mint.v1.Sampler", "mint.v1.Placement"):
         assert await health(fragile.target, service) == SERVING
     own_redis.kill()
@@ -116,21 +116,21 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
     )
     assert process.stderr
     try:
-        port = json.loads(await asyncio.wait_for(process.stderr.readline(), 20))["port"]
-        followed = json.loads(await asyncio.wait_for(process.stderr.readline(), 20))
+        port = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))["port"]
+        followed = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))
         assert followed["event"] == "placement map is followed"
         async with Client(f"127.0.0.1:{port}") as client:
             asking = asyncio.create_task(client.answer(question("Ahoy?", base_model=BASE)))
-            await asyncio.wait_for(engine.started.wait(), 20)
+            await asyncio.wait_for(engine.started.wait(), 60)
             scraped = await asyncio.to_thread(_scrape, metrics_port)
             assert re.search(r"^mint_gateway_in_flight 1\.0$", scraped, re.MULTILINE)
             process.send_signal(signal.SIGTERM)
-            line = json.loads(await asyncio.wait_for(process.stderr.readline(), 20))
+            line = json.loads(await asyncio.wait_for(process.stderr.readline(), 60))
             assert (line["event"], line["in_flight"]) == ("gateway drains", 1)
             assert await health(f"127.0.0.1:{port}") == NOT_SERVING
             engine.hold_before.set()
-            assert (await asyncio.wait_for(asking, 20)).text == "Hello there."
-        assert await asyncio.wait_for(process.wait(), 20) == 0
+            assert (await asyncio.wait_for(asking, 60)).text == "Hello there."
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     finally:
         if process.returncode is None:
             process.kill()

@@ -36,7 +36,7 @@ RELEASE = Release(
 T = TypeVar("T")
 
 
-async def until(what: str, probe: Callable[[], Awaitable[T]], timeout_s: float = 20.0) -> T:
+async def until(what: str, probe: Callable[[], Awaitable[T]], timeout_s: float = 60.0) -> T:
     """Await `probe` until it gives something true; that is returned."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -143,7 +143,7 @@ class Stage:
 
     def delete(self, kind: str, name: str) -> None:
         """`kubectl delete`, waiting until it is gone: a finalizer would hang it."""
-        self.server.kubectl("delete", kind, name, "-n", self.namespace, "--timeout=10s")
+        self.server.kubectl("delete", kind, name, "-n", self.namespace, "--timeout=30s")
 
     async def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """One object as JSON."""

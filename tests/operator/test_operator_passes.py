@@ -52,8 +52,8 @@ async def test_a_wave_becomes_placements_and_then_ready_as_engines_report(stage:
     assert (status["phase"], status["summary"]) == ("Ready", "3/3")
     assert status["counts"]["device"] == 3
     assert status["engines"] == [{"name": "smol-0", "wanted": 3, "ready": 3}]
-    stage.server.kubectl("wait", "-n", stage.namespace, "--for=condition=Ready", "adapterwave/demo", "--timeout=5s")
-    stage.server.kubectl("wait", "-n", stage.namespace, "--for=condition=Ready", "basemodel/smol", "--timeout=5s")
+    stage.server.kubectl("wait", "-n", stage.namespace, "--for=condition=Ready", "adapterwave/demo", "--timeout=30s")
+    stage.server.kubectl("wait", "-n", stage.namespace, "--for=condition=Ready", "basemodel/smol", "--timeout=30s")
 
 
 async def test_a_pass_that_finds_everything_right_writes_nothing(stage: Stage) -> None:
