@@ -6,7 +6,7 @@ import msgspec
 
 from mint_contracts.errors import MintError
 from mint_engine.holding import Holder
-from mint_engine.request import Done, Event, Failed, Request, Sampling
+from mint_engine.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, siblings
 from mint_engine.slots import NO_SLOT
 from mint_engine.stepper import Stepper
 
@@ -26,13 +26,21 @@ class Begun(msgspec.Struct, frozen=True):
     revision: str
 
 
-Inbox = asyncio.Queue[Begun | Event]  # bounded by the request's own max_tokens
+class Told(msgspec.Struct, frozen=True):
+    """What came of one of the request's completions."""
+
+    index: int
+    event: Event
+
+
+Inbox = asyncio.Queue[Begun | Told]  # bounded by the request's own max_tokens and n
 
 
 async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> None:
-    """Put Begun and the request's events into `inbox`; the last is Done or Failed.
+    """Put Begun and the events of each completion into `inbox`; the last of each is Done or Failed.
 
-    A cancelled life ends the request, and lasts until the step thread has let go of it.
+    What fails before it has begun is told of the first completion. Where one fails, the others are cancelled. A
+    cancelled life ends the request, and lasts until the step thread has let go of all of it.
     """
     try:
         if not asked.adapter:
@@ -41,16 +49,26 @@ async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> 
         async with holder.hold(asked.adapter) as held:
             await _run(asked, held.revision, held.slot, stepper, inbox)
     except MintError as error:
-        inbox.put_nowait(Failed(error))
+        inbox.put_nowait(Told(0, Failed(error)))
 
 
 async def _run(asked: Asked, revision: str, slot: int, stepper: Stepper, inbox: Inbox) -> None:
     ended = asyncio.Event()
+    left = asked.sampling.n
+    sequences: list[Sequence] = []
 
-    def sink(event: Event) -> None:
-        inbox.put_nowait(event)
-        if isinstance(event, Done | Failed):
-            ended.set()
+    def sink_of(index: int) -> Sink:
+        def sink(event: Event) -> None:
+            nonlocal left
+            inbox.put_nowait(Told(index, event))
+            if isinstance(event, Failed):
+                _cancel(stepper, sequences)
+            if isinstance(event, Done | Failed):
+                left -= 1
+                if not left:
+                    ended.set()
+
+        return sink
 
     request = Request(
         request_id=asked.request_id,
@@ -60,11 +78,17 @@ async def _run(asked: Asked, revision: str, slot: int, stepper: Stepper, inbox: 
         revision=revision,
         slot=slot,
     )
-    sequence = stepper.submit(request, sink)
+    sequences += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
     inbox.put_nowait(Begun(revision))
     try:
         await ended.wait()
     except asyncio.CancelledError:
-        stepper.cancel(sequence)
+        _cancel(stepper, sequences)
         await ended.wait()  # a step in progress may still read the slot
         raise
+
+
+def _cancel(stepper: Stepper, sequences: list[Sequence]) -> None:
+    """End all completions; those that have ended already take no notice."""
+    while sequences:
+        stepper.cancel(sequences.pop())

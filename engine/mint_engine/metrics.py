@@ -22,7 +22,14 @@ STEP = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
 STEP_FAILURES = Counter("mint_engine_step_failures", "Steps that a defect ended")
-IMBALANCES = Counter("mint_engine_imbalances", "Times that the books of pages did not add up")
+STEP_ADAPTERS = Histogram(
+    "mint_engine_step_adapters",
+    "Different adapters in one step, the bare base counted as one",
+    buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64),
+)
+PREEMPTIONS = Counter("mint_engine_preemptions", "Requests that gave their pages up and went back to the queue")
+REUSED_TOKENS = Counter("mint_engine_reused_tokens", "Tokens of prompts whose keys and values were still cached")
+IMBALANCES = Counter("mint_engine_imbalances", "Times that the engine's books did not add up")
 RUNNING = Gauge("mint_engine_requests_running", "Requests decoding")
 WAITING = Gauge("mint_engine_requests_waiting", "Requests queued")
 CACHE_BYTES = Gauge("mint_engine_kv_cache_bytes", "Size of the KV cache")

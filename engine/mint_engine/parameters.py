@@ -11,6 +11,7 @@ DEFAULT_MAX_TOKENS = 256
 MOST_LOGPROBS = 20
 MOST_STOPS = 16
 LONGEST_STOP = 256
+MOST_COMPLETIONS = 16
 HOTTEST = 100.0
 
 
@@ -24,6 +25,7 @@ def read_sampling(params: SamplingParams, room: int) -> Sampling:
     _within("top_k", params.top_k, 0, math.inf)
     _within("top_p", params.top_p, 0, 1)
     _within("min_p", params.min_p, 0, 1)
+    _within("n", params.n, 0, MOST_COMPLETIONS)
     _within("logprobs", params.logprobs, 0, MOST_LOGPROBS)
     if len(params.stop) > MOST_STOPS:
         raise InvalidRequest("sampling.stop", f"has {len(params.stop)} strings; at most {MOST_STOPS} are looked for")
@@ -41,6 +43,7 @@ def read_sampling(params: SamplingParams, room: int) -> Sampling:
         logprobs=params.logprobs if params.HasField("logprobs") else None,
         prompt_logprobs=params.prompt_logprobs,
         ignore_eos=params.ignore_eos,
+        n=params.n or 1,
     )
 
 

@@ -1,29 +1,38 @@
-"""Choosing the next token from logits, in float32. What one request gets never depends on its neighbours.
+"""Choosing the next token from logits. What one request gets never depends on its neighbours.
 
-Temperature, top-k, top-p and min-p are applied in this order, as transformers does. A token is drawn by inverting the
-distribution at a number that depends on nothing but the request's seed and the token's index, so a request gives the
-same tokens again in whatever batch it runs.
+A greedy row costs an argmax in the logits' own dtype; only rows with a temperature go through float32. Temperature,
+top-k, top-p and min-p are applied in this order, as transformers does. A token is drawn by inverting the distribution
+at a number that depends on nothing but the request's seed and the token's index, so a request gives the same tokens
+again in whatever batch it runs.
 """
 
 import hashlib
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional
 
+from mint_engine.likeliest import likeliest
 from mint_engine.request import Sampling, Scored
 
 _NUCLEUS = 256  # candidates among which top-p is first tried, before the whole vocabulary is sorted
+_BLOCK = 256  # tokens whose mass is added up first when a distribution is inverted
 
 
-def choose_tokens(logits: torch.Tensor, wanted: Sequence[tuple[Sampling, int]]) -> list[int]:
-    """One token for each row of logits [n, V]; `wanted` has each row's parameters and its token's index."""
-    chosen: list[int] = logits.argmax(dim=-1).tolist()
-    drawn = [row for row, (sampling, _) in enumerate(wanted) if sampling.temperature > 0]
+def choose_tokens(logits: torch.Tensor, wanted: Sequence[tuple[Sampling, int]]) -> list[int | None]:
+    """One token for each row of logits [n, V]; `wanted` has each row's parameters and its token's index.
+
+    None where the row's peak is NaN or infinite: its weights overflowed.
+    """
+    best, sound = likeliest(logits)
+    chosen: list[int | None] = [token if sound[row] else None for row, token in enumerate(best)]
+    drawn = [row for row, (sampling, _) in enumerate(wanted) if sampling.temperature > 0 and sound[row]]
     if drawn:
+        rows = (logits if len(drawn) == len(wanted) else logits[drawn]).float()
         temperatures = torch.tensor([wanted[row][0].temperature for row in drawn], device=logits.device)
         # The peak is taken off first: a small temperature must not overflow.
-        scaled = logits[drawn] - logits[drawn].amax(dim=-1, keepdim=True)
-        probabilities = torch.softmax(scaled / temperatures[:, None], dim=-1)
+        scaled = (rows - rows.amax(dim=-1, keepdim=True)).div_(temperatures[:, None])
+        probabilities = torch.softmax(scaled, dim=-1)
         for at, row in enumerate(drawn):
             keep_likely(probabilities[at], wanted[row][0])
         numbers = [uniform(wanted[row][0].seed, wanted[row][1]) for row in drawn]
@@ -62,10 +71,22 @@ def uniform(seed: int, index: int) -> float:
 
 
 def invert(probabilities: torch.Tensor, numbers: Sequence[float]) -> list[int]:
-    """For each row of unnormalised probabilities [n, V], the token where their running sum passes numbers[n]."""
-    running = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    at = torch.tensor(numbers, dtype=torch.float64, device=probabilities.device)[:, None] * running[:, -1:]
-    tokens: list[int] = torch.searchsorted(running, at, right=True).squeeze(1).tolist()
+    """For each row of unnormalised probabilities [n, V], the token where their running sum passes numbers[n].
+
+    The sum runs over blocks of tokens first, and then over the tokens of one block.
+    """
+    rows, vocab = probabilities.shape
+    blocks = functional.pad(probabilities, (0, -vocab % _BLOCK)).view(rows, -1, _BLOCK)  # [n, V / 256, 256]
+    masses = blocks.sum(dim=-1, dtype=torch.float64)
+    running = masses.cumsum(dim=-1)
+    sought = torch.tensor(numbers, dtype=torch.float64, device=probabilities.device)[:, None] * running[:, -1:]
+    block = torch.searchsorted(running, sought, right=True)  # [n, 1], never one without mass
+    rest = sought - (running.gather(1, block) - masses.gather(1, block))
+    inner = blocks[torch.arange(rows, device=block.device), block[:, 0]].cumsum(dim=-1, dtype=torch.float64)
+    # Rounding must not lead out of the block.
+    rest = rest.clamp(min=0).minimum(torch.nextafter(inner[:, -1:], torch.zeros_like(rest)))
+    within = torch.searchsorted(inner, rest, right=True)
+    tokens: list[int] = (block * _BLOCK + within).squeeze(1).tolist()
     return tokens
 
 
@@ -73,7 +94,7 @@ def score_tokens(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[
     """Log-probabilities of `tokens` [n] and of the `top` likeliest under each row of logits [n, V]."""
     if not tokens:
         return []
-    scores = torch.log_softmax(logits, dim=-1)
+    scores = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     index = torch.tensor(tokens, device=logits.device)[:, None]
     own: list[float] = scores.gather(1, index).squeeze(1).tolist()
     likeliest = torch.topk(scores, min(top, scores.shape[1]), dim=-1)

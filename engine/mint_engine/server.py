@@ -78,7 +78,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             life = asyncio.create_task(live(asked, parts.holder, parts.stepper, inbox))
             self._lives.add(life)
             life.add_done_callback(self._lives.discard)
-            first = True
+            first, ended = True, 0
             async for event in answer(asked, inbox, self._engine, self._settings.base_model):
                 kind = event.WhichOneof("event")
                 if kind == "chunk":
@@ -87,7 +87,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
                         metrics.TOKENS.labels("prompt").inc(len(asked.prompt))
                         first = False
                     metrics.TOKENS.labels("completion").inc(len(event.chunk.token_ids))
-                elif kind == "finished":
+                elif kind == "finished" and (ended := ended + 1) == asked.sampling.n:
                     outcome = sampling_pb2.Finished.Reason.Name(event.finished.reason).lower()
                 yield event
         except MintError as error:
@@ -158,8 +158,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if len(request.request_id) > _LONGEST_ID:
             raise InvalidRequest("request_id", f"has more than {_LONGEST_ID} characters")
         adapter = check_adapter(request.adapter) if request.adapter else ""
-        read_sampling(request.sampling, parts.context_length)  # refused before the prompt costs anything
-        parts.stepper.check_room()
+        wanted = read_sampling(request.sampling, parts.context_length)  # refused before the prompt costs anything
+        parts.stepper.check_room(adapter, wanted.n)
         prompt = await asyncio.to_thread(
             read_prompt, request, parts.base.tokenizer, parts.base.vocab_size, parts.context_length
         )

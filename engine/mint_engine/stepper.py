@@ -8,8 +8,9 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from mint_contracts.errors import Draining, MintError, Overloaded
+from mint_contracts.errors import Draining, InvalidRequest, MintError, Overloaded
 from mint_engine import metrics
+from mint_engine.crowd import Crowd
 from mint_engine.generation import Generation, Outcome
 from mint_engine.integrity import find_imbalance
 from mint_engine.pace import Pace
@@ -46,6 +47,8 @@ class Stepper:
         self._inbox: list[Sequence] = []
         self._cancelled: list[Sequence] = []
         self._stopping = False
+        limits = self._scheduler.limits
+        self._crowd = Crowd(limits.running + limits.waiting)
         self._pace = Pace()
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="mint-step", daemon=True)
@@ -54,21 +57,37 @@ class Stepper:
         """Begin to serve."""
         self._thread.start()
 
-    def check_room(self) -> None:
-        """Raise Overloaded when the queue is full, so that a request can be refused before it costs a load."""
+    def check_room(self, adapter: str = "", count: int = 1) -> None:
+        """Raise Overloaded when the queue has no place for so many, so that nothing is loaded in vain.
+
+        Raises InvalidRequest where there never is.
+        """
         with self._wake:
-            self._check_room()
+            self._check_room(adapter, count)
 
     def submit(self, request: Request, sink: Sink) -> Sequence:
-        """Queue a request; returns what `cancel` takes. Raises Overloaded or Draining."""
-        sequence = self._generation.begin(request, sink)
+        """Queue a request for one completion; returns what `cancel` takes. Raises Overloaded or Draining."""
+        return self.submit_all([request], [sink])[0]
+
+    def submit_all(self, requests: list[Request], sinks: list[Sink]) -> list[Sequence]:
+        """Queue completions of one prompt, all of them or none: the first computes it, the others share it.
+
+        Raises as `submit` does.
+        """
+        leader: Sequence | None = None
+        sequences: list[Sequence] = []
+        for request, sink in zip(requests, sinks, strict=True):
+            sequences.append(self._generation.begin(request, sink, leader))
+            leader = leader or sequences[0]
+        adapter = requests[0].adapter
         with self._wake:
             if self._stopping:
                 raise Draining("engine", "is ending and takes no new requests")
-            self._check_room()
-            self._inbox.append(sequence)
+            self._check_room(adapter, len(sequences))
+            self._crowd.enter(adapter, len(sequences))
+            self._inbox += sequences
             self._wake.notify()
-        return sequence
+        return sequences
 
     def cancel(self, sequence: Sequence) -> None:
         """End a request that nobody waits for: before the next step its pages are free and Failed is posted."""
@@ -88,7 +107,8 @@ class Stepper:
     @property
     def load(self) -> Load:
         """Requests running and waiting now."""
-        return Load(len(self._scheduler.running), len(self._scheduler.waiting) + len(self._inbox))
+        running = len(self._scheduler.running)
+        return Load(running, max(0, self._crowd.total - running))
 
     def stalled_s(self) -> float:
         """Seconds since the step thread last got on: 0 while it has nothing to do, endless once it has died."""
@@ -97,23 +117,29 @@ class Stepper:
         load = self.load
         return time.monotonic() - self._beat if load.running or load.waiting else 0.0
 
-    def _check_room(self) -> None:
+    def _check_room(self, adapter: str, count: int) -> None:
         # Counted together: what waits while places are free is about to run.
-        load, limits = self.load, self._scheduler.limits
-        if load.running + load.waiting >= limits.running + limits.waiting:
-            retry_after_s = self._pace.retry_after_s(load.waiting, time.monotonic())
-            raise Overloaded(
-                "engine",
-                f"{load.running} requests run and {load.waiting} wait; retry in {retry_after_s:.1f} s",
-                retry_after_s=retry_after_s,
-            )
+        crowd = self._crowd
+        if count > crowd.places:
+            raise InvalidRequest("sampling.n", f"is {count}; this engine has {crowd.places} places")
+        if crowd.has_room(adapter, count):
+            return
+        load, own = self.load, crowd.of(adapter)
+        retry_after_s = self._pace.retry_after_s(load.waiting, time.monotonic())
+        raise Overloaded(
+            "engine",
+            f"{load.running} requests run and {load.waiting} wait, {own} of them for {adapter or 'the bare base'}; "
+            f"retry in {retry_after_s:.1f} s",
+            retry_after_s=retry_after_s,
+        )
 
     def _run(self) -> None:
         while True:
             self._beat = time.monotonic()
+            if not self._generation.busy:
+                self._check_books()
             with self._wake:
                 while not (self._inbox or self._cancelled or self._stopping or self._generation.busy):
-                    self._check_books()
                     self._wake.wait()
                     self._beat = time.monotonic()
                 for sequence in self._inbox:
@@ -122,7 +148,7 @@ class Stepper:
                 stopping = self._stopping
             self._deliver(self._generation.fail(cancelled, Cancelled("request", "was cancelled")))
             if stopping:
-                left = [*self._scheduler.running, *self._scheduler.waiting]
+                left = self._scheduler.live
                 self._deliver(self._generation.fail(left, Draining("engine", "ended before the request did")))
                 self._check_books()
                 return
@@ -137,10 +163,13 @@ class Stepper:
     def _deliver(self, outcomes: list[Outcome]) -> None:
         if not outcomes:
             return
-        now = time.monotonic()
-        for _, event in outcomes:
-            if isinstance(event, Done | Failed):
-                self._pace.ended(now)
+        ended = [sequence for sequence, event in outcomes if isinstance(event, Done | Failed)]
+        if ended:
+            now = time.monotonic()
+            with self._wake:
+                for sequence in ended:
+                    self._pace.ended(now)
+                    self._crowd.leave(sequence.request.adapter)
         try:
             self._post(lambda: _hand_over(outcomes))
         except RuntimeError:  # the event loop has closed: nobody is left to tell
@@ -154,5 +183,5 @@ class Stepper:
 
 
 def _hand_over(outcomes: list[Outcome]) -> None:
-    for sink, event in outcomes:
-        sink(event)
+    for sequence, event in outcomes:
+        sequence.sink(event)

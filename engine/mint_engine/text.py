@@ -1,42 +1,31 @@
 """From tokens to text, piece by piece: never half a character, never part of a stop string."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-Decode = Callable[[list[int]], str]
+from mint_engine.pieces import ByteDecoder, WindowDecoder
 
-_INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character yet
-_CONTEXT = 6  # tokens of the prompt that the first ones are decoded after: some tokenizers strip a leading space
+Decoder = ByteDecoder | WindowDecoder
 
 
 class TextStream:
-    """One completion's text. `decode` turns token ids into text and skips special tokens."""
+    """One completion's text."""
 
-    def __init__(self, decode: Decode, prompt: Sequence[int], stop: Sequence[str]) -> None:
-        self._decode = decode
+    def __init__(self, decoder: Decoder, stop: Sequence[str] = ()) -> None:
+        self._decoder = decoder
         self._stop = tuple(stop)
-        # The tokens that the next ones are decoded after, and those of them whose text is already out.
-        self._window = list(prompt[-_CONTEXT:])
-        self._known = len(self._window)
         self._held = ""  # complete characters that may begin a stop string
 
     def push(self, token: int) -> tuple[str, bool]:
         """Take one more token; returns the text that became final, and whether a stop string ended it."""
-        self._window.append(token)
-        fresh = self._fresh()
-        if fresh.endswith(_INCOMPLETE):
-            return "", False
-        self._window, self._known = self._window[self._known :], len(self._window) - self._known
-        return self._release(fresh)
+        fresh = self._decoder.push(token)
+        return self._release(fresh) if self._stop else (fresh, False)
 
     def finish(self) -> str:
         """The rest, when no more tokens come. Bytes that never became a character are dropped."""
-        text, _ = self._release(self._fresh().rstrip(_INCOMPLETE))
+        text, _ = self._release(self._decoder.finish())
         text += self._held
         self._held = ""
         return text
-
-    def _fresh(self) -> str:
-        return self._decode(self._window)[len(self._decode(self._window[: self._known])) :]
 
     def _release(self, fresh: str) -> tuple[str, bool]:
         text = self._held + fresh

@@ -34,7 +34,8 @@ class SamplerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SamplerAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_sampling_pb2.GenerateRequest, _sampling_pb2.GenerateEvent]
-    """Streams one request's tokens. The first event is Started, the last is Finished; an error ends the stream
+    """Streams one request's tokens. The first event is Started, then come the chunks of its n completions as they are
+    made, with a Finished at the end of each; after the last of them the stream ends. An error ends the whole stream
     with a gRPC status that carries google.rpc.ErrorInfo (reason, object) and, where a retry helps, RetryInfo.
     """
 
@@ -42,7 +43,8 @@ class SamplerStub:
 class SamplerAsyncStub(SamplerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_sampling_pb2.GenerateRequest, _sampling_pb2.GenerateEvent]  # type: ignore[assignment]
-    """Streams one request's tokens. The first event is Started, the last is Finished; an error ends the stream
+    """Streams one request's tokens. The first event is Started, then come the chunks of its n completions as they are
+    made, with a Finished at the end of each; after the last of them the stream ends. An error ends the whole stream
     with a gRPC status that carries google.rpc.ErrorInfo (reason, object) and, where a retry helps, RetryInfo.
     """
 
@@ -53,7 +55,8 @@ class SamplerServicer(metaclass=_abc_1.ABCMeta):
         request: _sampling_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sampling_pb2.GenerateEvent], _abc.AsyncIterator[_sampling_pb2.GenerateEvent]]:
-        """Streams one request's tokens. The first event is Started, the last is Finished; an error ends the stream
+        """Streams one request's tokens. The first event is Started, then come the chunks of its n completions as they are
+        made, with a Finished at the end of each; after the last of them the stream ends. An error ends the whole stream
         with a gRPC status that carries google.rpc.ErrorInfo (reason, object) and, where a retry helps, RetryInfo.
         """
 

@@ -1,161 +1,184 @@
-"""Pages and scheduler under any order of arrivals and cancellations: nothing over capacity, nobody starves."""
+"""Admission, growth and preemption under any order of arrivals and cancellations: nothing over capacity, everybody
+ends, and no generated token is lost."""
 
 import pytest
-from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mint_engine.integrity import find_imbalance
-from mint_engine.pages import PAGE_TOKENS, Pages, pages_for
-from mint_engine.request import Request, Sampling, Sequence
-from mint_engine.scheduler import Limits, Scheduler, split_budget
-from mint_engine.text import TextStream
-
-TOTAL_PAGES = 12
-LIMITS = Limits(running=4, waiting=8, step_tokens=20)
-
-
-def sequence(prompt: int, new: int, name: str = "") -> Sequence:
-    request = Request(name, tuple(range(prompt)), Sampling(max_tokens=new, seed=0))
-    return Sequence(request, lambda event: None, TextStream(lambda ids: "", (), ()))
-
-
-def advance(scheduler: Scheduler) -> list[Sequence]:
-    """What a step does to the books; returns who ended."""
-    ended = []
-    for share in scheduler.next_step():
-        samples = share.samples
-        share.sequence.computed += share.length
-        if samples:
-            share.sequence.tokens.append(0)
-            if share.sequence.completion_tokens >= share.sequence.request.sampling.max_tokens:
-                ended.append(share.sequence)
-    for each in ended:
-        scheduler.remove(each)
-    return ended
+from mint_engine.pages import PAGE_TOKENS
+from mint_engine.request import Sequence, State
+from mint_engine.scheduler import Limits, split_budget
+from tests.engine.scheduled import LIMITS, TOTAL_PAGES, advance, run, scheduler, sequence
 
 
 class Arrivals(RuleBasedStateMachine):
-    """Random arrivals, cancellations and steps."""
+    """Random arrivals of three adapters' requests, some with siblings, cancellations and steps."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(LIMITS, Pages(TOTAL_PAGES))
-        self.arrived: list[Sequence] = []
+        self.scheduler = scheduler()
+        self.generated: dict[Sequence, int] = {}
 
-    @rule(prompt=st.integers(1, 100), new=st.integers(1, 60))
-    def arrive(self, prompt: int, new: int) -> None:
-        each = sequence(prompt, new)
-        self.scheduler.add(each)
-        self.arrived.append(each)
+    @rule(
+        prompt=st.integers(1, 100),
+        new=st.integers(1, 60),
+        adapter=st.sampled_from(["", "a", "b"]),
+        count=st.integers(1, 3),
+        scored=st.booleans(),
+    )
+    def arrive(self, prompt: int, new: int, adapter: str, count: int, scored: bool) -> None:
+        leader = sequence(prompt, new, adapter, scored=scored)
+        for each in (leader, *(sequence(prompt, new, adapter, leader=leader) for _ in range(count - 1))):
+            self.scheduler.add(each)
+            self.generated[each] = 0
 
     @rule()
     def step(self) -> None:
-        before = list(self.scheduler.waiting)
-        admitted = self.scheduler.admit()
-        assert admitted == before[: len(admitted)], "first in, first out"
-        shares = self.scheduler.next_step()
+        shares, _ = advance(self.scheduler)
         assert sum(share.length for share in shares) <= LIMITS.step_tokens
-        assert all(1 <= share.length <= share.sequence.pending for share in shares)
-        decoding = [each for each in self.scheduler.running if each.pending == 1]
+        assert all(share.length >= 1 for share in shares)
+        assert shares or not self.scheduler.busy, "a step always gets on"
+        decoding = [each for each in self.scheduler.running if each.completion_tokens and each.pending == 1]
         assert {id(each) for each in decoding} <= {id(share.sequence) for share in shares}, "decoding never waits"
-        advance(self.scheduler)
 
-    @precondition(lambda self: self.scheduler.running or self.scheduler.waiting)
+    @precondition(lambda self: self.scheduler.live)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        live = [*self.scheduler.running, *self.scheduler.waiting]
-        victim = data.draw(st.sampled_from(live))
-        free, owned = self.scheduler.pages.free, len(victim.pages)
+        victim = data.draw(st.sampled_from(self.scheduler.live))
+        available, owned = self.scheduler.prefix.available, list(victim.pages)
+        alone = sum(self.scheduler.pages.references(page) == 1 for page in owned)
         self.scheduler.remove(victim)
-        assert self.scheduler.pages.free == free + owned, "pages are free at once"
+        assert self.scheduler.prefix.available == available + alone, "its pages are available at once"
 
     @invariant()
     def books_balance(self) -> None:
         assert find_imbalance(self.scheduler) == ""
 
     @invariant()
-    def everyone_has_room_to_finish(self) -> None:
-        for each in self.scheduler.running:
-            assert len(each.pages) * PAGE_TOKENS >= each.request.most_tokens
+    def no_token_is_lost(self) -> None:
+        for each, before in self.generated.items():
+            assert each.completion_tokens >= before
+            self.generated[each] = each.completion_tokens
 
     def teardown(self) -> None:
-        """Whatever has happened, all that arrived ends, within the steps that its tokens need."""
-        live = [*self.scheduler.running, *self.scheduler.waiting]
-        bound = sum(each.request.most_tokens for each in live) + len(live)
-        for _ in range(bound):
-            self.scheduler.admit()
+        """Whatever has happened, all that arrived ends: no two steps in a row that generate a token lie further apart
+        than it takes to compute all pages."""
+        since = 0
+        while self.scheduler.busy:
+            before = sum(each.completion_tokens for each in self.generated)
             advance(self.scheduler)
-        assert not self.scheduler.running
-        assert not self.scheduler.waiting
-        assert self.scheduler.pages.free == TOTAL_PAGES
+            generated = sum(each.completion_tokens for each in self.generated) > before
+            since = 0 if generated else since + 1
+            assert since <= TOTAL_PAGES * PAGE_TOKENS / (LIMITS.step_tokens - LIMITS.running) + 1
+        assert self.scheduler.prefix.available == TOTAL_PAGES
+        assert not self.scheduler.fairness.active
+        assert all(each.state is State.ENDED for each in self.generated)
 
 
 TestArrivals = Arrivals.TestCase
+TestArrivals.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
-@given(st.lists(st.integers(0, 6), max_size=40))
-def test_pages_are_never_shared_nor_lost(takes: list[int]) -> None:
-    pages = Pages(TOTAL_PAGES)
-    owners: list[list[int]] = []
-    for count in takes:
-        taken = pages.take(count)
-        if taken is None:
-            assert count > pages.free
-            if owners:
-                pages.give_back(owners.pop(0))
-        else:
-            owners.append(taken)
-        owned = [page for owner in owners for page in owner]
-        assert len(set(owned)) == len(owned)
-        assert all(1 <= page <= TOTAL_PAGES for page in owned), "page 0 is nobody's"
-        assert len(owned) + pages.free == TOTAL_PAGES
+def test_a_request_takes_pages_as_it_grows() -> None:
+    books = scheduler()
+    each = sequence(20, 30)
+    books.add(each)
+    advance(books)
+    owned = []
+    while books.busy:
+        owned.append((len(each.tokens), len(each.pages)))
+        advance(books)
+    assert [pages for tokens, pages in owned if tokens in {21, 33, 34, 49}] == [2, 2, 3, 3]
+    assert books.pages.free == TOTAL_PAGES - 3, "and the full ones are kept"
 
 
-def test_a_page_goes_back_once() -> None:
-    pages = Pages(2)
-    taken = pages.take(1)
-    assert taken is not None
-    pages.give_back(taken)
-    for wrong in (taken, [0], [3]):
-        with pytest.raises(ValueError, match="not taken"):
-            pages.give_back(wrong)
+def test_the_least_served_is_never_preempted() -> None:
+    """Two that grow to more than all pages: the later one gives way, and both end with all of their tokens."""
+    books = scheduler(pages=6)
+    first, second = sequence(range(30), 60), sequence(range(100, 130), 60)
+    books.add(first)
+    books.add(second)
+    preempted = []
+    while books.busy:
+        advance(books)
+        if second.state is State.WAITING and second.completion_tokens:
+            preempted.append(second.completion_tokens)
+        assert first.state is not State.WAITING
+    assert preempted, "there was not room for both"
+    assert (first.completion_tokens, second.completion_tokens) == (60, 60)
 
 
-def test_a_large_request_is_not_overtaken() -> None:
+def test_of_two_adapters_the_one_served_most_gives_way() -> None:
+    books = scheduler(pages=6)
+    hot, cold = sequence(range(40), 40, "hot"), sequence(range(100, 130), 40, "cold")
+    books.add(hot)
+    books.add(cold)
+    while hot.state is not State.WAITING or not hot.completion_tokens:
+        advance(books)
+        assert cold.state is State.RUNNING, "though it came later"
+    run(books)
+
+
+def test_a_preempted_request_comes_back_before_later_ones_of_its_adapter() -> None:
+    books = scheduler(Limits(running=2, step_tokens=64), pages=6)
+    first, second, third = sequence(range(30), 60), sequence(range(100, 130), 60), sequence(range(200, 210), 2)
+    for each in (first, second, third):
+        books.add(each)
+    while second.state is not State.WAITING or not second.completion_tokens:
+        advance(books)
+    while third.state is State.WAITING:
+        advance(books)
+        assert second.state is not State.WAITING or third.state is State.WAITING
+    run(books)
+
+
+def test_what_was_generated_becomes_prompt_and_is_charged_once() -> None:
+    books = scheduler(pages=6)
+    first, second = sequence(range(30), 60, "a"), sequence(range(100, 130), 60, "b")
+    for each in (first, second):
+        books.add(each)
+    run(books)
+    assert books.fairness._left == {"a": 30 + 2 * 60, "b": 30 + 2 * 60}
+
+
+def test_a_request_that_needs_many_pages_is_not_overtaken() -> None:
     """One that must wait for pages holds the queue, so that small ones can't starve it."""
-    scheduler = Scheduler(LIMITS, Pages(TOTAL_PAGES))
-    for each in (sequence(100, 60, "first"), sequence(100, 60, "large"), sequence(1, 1, "small")):
-        scheduler.add(each)
-    assert [each.request.request_id for each in scheduler.admit()] == ["first"]
-    assert [each.request.request_id for each in scheduler.admit()] == []
+    books = scheduler()
+    first, large, small = sequence(100, 30), sequence(range(200, 300), 60), sequence(1, 1)
+    for each in (first, large, small):
+        books.add(each)
+    advance(books)
+    assert [each.state for each in (first, large, small)] == [State.RUNNING, State.WAITING, State.WAITING]
+    assert run(books)[0] is first
 
 
-def test_prompts_share_what_decoding_leaves() -> None:
+def test_a_page_is_left_for_each_that_runs() -> None:
+    """A newcomer whose pages are just there waits all the same, or it would be preempted at once."""
+    books = scheduler(pages=4)
+    books.add(sequence(range(32), 4))
+    books.add(sequence(range(100, 132), 4))
+    advance(books)
+    assert [len(books.running), len(books.waiting)] == [1, 1]
+
+
+def test_prompts_share_what_decoding_leaves_the_least_served_first() -> None:
     decoding, long, short = sequence(1, 5), sequence(30, 5), sequence(4, 5)
-    shares = split_budget([long, decoding, short], 20)
-    assert [(share.sequence is decoding, share.length) for share in shares] == [(True, 1), (False, 19)]
+    served = {long: 1, short: 2}
+    shares = split_budget([long, decoding, short], 20, lambda each: (served[each], 0))
+    assert [(share.sequence, share.length) for share in shares] == [(decoding, 1), (long, 19)]
     long.computed = 19
-    shares = split_budget([long, decoding, short], 20)
-    assert [share.length for share in shares] == [1, 11, 4]
-    assert [share.samples for share in shares] == [True, True, True]
-
-
-@pytest.mark.parametrize(("tokens", "pages"), [(1, 1), (16, 1), (17, 2), (160, 10)])
-def test_pages_for_tokens(tokens: int, pages: int) -> None:
-    assert pages_for(tokens) == pages
+    shares = split_budget([long, decoding, short], 20, lambda each: (served[each], 0))
+    assert [(share.sequence, share.length, share.samples) for share in shares] == [
+        (decoding, 1, True),
+        (long, 11, True),
+        (short, 4, True),
+    ]
+    served[long] = 3
+    assert split_budget([long, decoding, short], 20, lambda each: (served[each], 0))[1].sequence is short
 
 
 def test_limits_leave_room_for_prompts() -> None:
     with pytest.raises(ValueError, match="must exceed"):
         Limits(running=64, step_tokens=64)
-
-
-def test_an_imbalance_is_found() -> None:
-    scheduler = Scheduler(LIMITS, Pages(TOTAL_PAGES))
-    scheduler.add(sequence(20, 20))
-    [running] = scheduler.admit()
-    lost = running.pages.pop()
-    assert "owned" in find_imbalance(scheduler)
-    running.pages += [lost, lost]
-    assert "two owners" in find_imbalance(scheduler)

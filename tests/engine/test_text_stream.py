@@ -1,11 +1,17 @@
 """Text in pieces: whole characters only, nothing of a stop string, and together exactly the tokens' text."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mint_engine.text import TextStream
+from mint_engine.pieces import _BYTE_OF, INCOMPLETE, ByteDecoder, WindowDecoder, choose_decoder
+from mint_engine.text import Decoder, TextStream
 from tests.engine.running import save_tokenizer
 
 
@@ -16,7 +22,7 @@ def letters(ids: list[int]) -> str:
 
 def run(text: str, stop: tuple[str, ...]) -> tuple[list[str], bool]:
     """Push a text letter by letter, as the engine does; returns the pieces and whether a stop string ended it."""
-    stream, pieces = TextStream(letters, (), stop), []
+    stream, pieces = TextStream(WindowDecoder(letters, ()), stop), []
     for letter in text:
         piece, stopped = stream.push(ord(letter))
         pieces.append(piece)
@@ -38,7 +44,7 @@ def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> N
 def test_no_piece_has_to_be_taken_back(text: str, stop: list[str]) -> None:
     """Whatever comes next, what is out stays right: pieces of a text begin the text of any longer one."""
     for length in range(len(text)):
-        stream = TextStream(letters, (), tuple(stop))
+        stream = TextStream(WindowDecoder(letters, ()), tuple(stop))
         out = ""
         for letter in text[:length]:
             piece, stopped = stream.push(ord(letter))
@@ -55,22 +61,56 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
     return AutoTokenizer.from_pretrained(folder)
 
 
+def decode_with(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@pytest.fixture(params=["by bytes", "by the tokenizer"])
+def decoder(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], Decoder]:
+    """The decoder of a completion after a prompt, both ways."""
+    if request.param == "by bytes":
+        return choose_decoder(tokenizer)
+    return lambda prompt: WindowDecoder(decode_with(tokenizer), prompt)
+
+
 @pytest.mark.parametrize(
     "text", ["plain", "naïve café", "日本語です", "👩‍👩‍👧 family 🎉🎉", "𐍈𐌰 gothic", "ends with 🎉"]
 )
-def test_characters_of_several_tokens_come_whole(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
-
+def test_characters_of_several_tokens_come_whole(
+    tokenizer: PreTrainedTokenizerBase, decoder: Callable[[list[int]], Decoder], text: str
+) -> None:
     prompt, tokens = tokenizer.encode("the prompt "), tokenizer.encode(text)
-    stream = TextStream(decode, prompt, ("never",))
+    stream = TextStream(decoder(prompt), ("never",))
     pieces = [stream.push(token)[0] for token in tokens] + [stream.finish()]
     assert "".join(pieces) == text
-    assert not any("\ufffd" in piece for piece in pieces)
+    assert not any(INCOMPLETE in piece for piece in pieces)
 
 
-def test_half_a_character_at_the_end_is_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_half_a_character_at_the_end_is_dropped(
+    tokenizer: PreTrainedTokenizerBase, decoder: Callable[[list[int]], Decoder]
+) -> None:
     tokens = tokenizer.encode("a🎉")
-    stream = TextStream(lambda ids: str(tokenizer.decode(ids)), (), ())
+    stream = TextStream(decoder([]))
     pieces = [stream.push(token)[0] for token in tokens[:-1]] + [stream.finish()]
     assert "".join(pieces) == "a"
+
+
+@given(st.lists(st.integers(0, 299), max_size=30))
+def test_bytes_give_what_the_tokenizer_gives(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> None:
+    """Any tokens at all: special ones show nothing, and bytes that are no character show as the tokenizer has it."""
+    decoder = choose_decoder(tokenizer)([])
+    assert isinstance(decoder, ByteDecoder)
+    assert "".join(map(decoder.push, tokens)) == decode_with(tokenizer)(tokens).rstrip(INCOMPLETE)
+
+
+def test_every_byte_has_its_letter() -> None:
+    assert set(_BYTE_OF) == set(ByteLevel.alphabet())
+    assert sorted(_BYTE_OF.values()) == list(range(256))
+
+
+def test_another_kind_of_tokenizer_decodes_itself(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Whose decoder is not byte-level (here: it strips spaces and turns marks into them) is not taken for one."""
+    tokenizer.save_pretrained(tmp_path)
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    other.backend_tokenizer.decoder = decoders.Metaspace()
+    assert isinstance(choose_decoder(other)([1]), WindowDecoder)

@@ -1,0 +1,111 @@
+"""From tokens to characters, one token at a time.
+
+A byte-level tokenizer (GPT-2's kind: Llama 3, Qwen, SmolLM and others) gives each token its bytes, which only have to
+be decoded as they come. For any other kind the tokenizer itself decodes a window of the newest tokens.
+"""
+
+import codecs
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+Decode = Callable[[list[int]], str]
+
+INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character (yet)
+_CONTEXT = 6  # tokens of the prompt that the first ones are decoded after: some tokenizers strip a leading space
+_PROBED = 512  # tokens on which the two ways are compared
+
+
+class Pieces(dict[int, bytes]):
+    """The bytes of each token of a byte-level vocabulary, worked out when first asked for. b"": shows nothing."""
+
+    def __init__(self, backend: Any) -> None:
+        super().__init__()
+        self._name = backend.id_to_token
+        self._skipped = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
+
+    def __missing__(self, token: int) -> bytes:
+        name = None if token in self._skipped else self._name(token)
+        try:
+            piece = bytes(_BYTE_OF[letter] for letter in name or "")
+        except KeyError:  # an added token is written as it is
+            piece = (name or "").encode()
+        self[token] = piece
+        return piece
+
+
+class ByteDecoder:
+    """One completion's bytes -> characters."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._open = b""  # the beginning of a character
+        self._doubtful = ""  # INCOMPLETE at the end: shown only if more follows
+
+    def push(self, token: int) -> str:
+        """The characters that became complete with one more token."""
+        data = self._open + self._pieces[token]
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._open = data[used:]
+        if self._doubtful or text.endswith(INCOMPLETE):
+            text = self._doubtful + text
+            sound = text.rstrip(INCOMPLETE)
+            self._doubtful = text[len(sound) :]
+            return sound
+        return text
+
+    def finish(self) -> str:
+        """Nothing: what is left never became a character."""
+        return ""
+
+
+class WindowDecoder:
+    """One completion, decoded by the tokenizer: the newest tokens after those whose text is already out."""
+
+    def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
+        self._decode = decode
+        self._window = list(prompt[-_CONTEXT:])
+        self._known = len(self._window)
+
+    def push(self, token: int) -> str:
+        """The characters that became complete with one more token."""
+        self._window.append(token)
+        fresh = self._fresh()
+        if fresh.endswith(INCOMPLETE):
+            return ""
+        self._window, self._known = self._window[self._known :], len(self._window) - self._known
+        return fresh
+
+    def finish(self) -> str:
+        """What was held back because bytes that never became a character came after it."""
+        return self._fresh().rstrip(INCOMPLETE)
+
+    def _fresh(self) -> str:
+        return self._decode(self._window)[len(self._decode(self._window[: self._known])) :]
+
+
+def choose_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], ByteDecoder | WindowDecoder]:
+    """What makes the decoder of a completion after a prompt: the fast way where it gives what the tokenizer gives."""
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and type(backend.decoder).__name__ == "ByteLevel":
+        pieces, size = Pieces(backend), len(tokenizer)
+        probe = list(range(0, size, max(1, size // _PROBED)))
+        decoder = ByteDecoder(pieces)
+        if "".join(map(decoder.push, probe)) == decode(probe).rstrip(INCOMPLETE):
+            return lambda prompt: ByteDecoder(pieces)
+    return lambda prompt: WindowDecoder(decode, prompt)
+
+
+def _byte_of() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for: GPT-2's table."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + at): byte for at, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_of()

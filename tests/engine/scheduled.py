@@ -1,0 +1,66 @@
+"""A scheduler without a model: sequences of chosen sizes, and what a step does to the books."""
+
+from collections.abc import Sequence as List
+
+from mint_engine.integrity import find_imbalance
+from mint_engine.pages import Pages
+from mint_engine.pieces import WindowDecoder
+from mint_engine.prefix import extend_keys
+from mint_engine.request import Request, Sampling, Sequence, State
+from mint_engine.scheduler import Limits, Scheduler, Share
+from mint_engine.slots import NO_SLOT
+from mint_engine.text import TextStream
+
+TOTAL_PAGES = 12
+LIMITS = Limits(running=4, waiting=8, step_tokens=20)
+
+
+def scheduler(limits: Limits = LIMITS, pages: int = TOTAL_PAGES) -> Scheduler:
+    return Scheduler(limits, Pages(pages))
+
+
+def sequence(
+    prompt: int | List[int], new: int = 1, adapter: str = "", *, leader: Sequence | None = None, scored: bool = False
+) -> Sequence:
+    """A request for `new` tokens after a prompt of a length (all its own tokens) or of given tokens."""
+    tokens = tuple(range(prompt)) if isinstance(prompt, int) else tuple(prompt)
+    slot = sum(map(ord, adapter)) if adapter else NO_SLOT
+    sampling = Sampling(max_tokens=new, seed=0, prompt_logprobs=scored)
+    revision = f"sha256:{adapter}" if adapter else ""
+    request = Request("", tokens, sampling, adapter=adapter, revision=revision, slot=slot)
+    made = Sequence(request, lambda event: None, TextStream(WindowDecoder(lambda ids: "", ())), leader)
+    extend_keys(made.keys, revision, tokens)
+    return made
+
+
+def advance(scheduler: Scheduler) -> tuple[list[Share], list[Sequence]]:
+    """One step on the books: what it computed, and who ended."""
+    shares, ended = scheduler.next_step(), []
+    assert find_imbalance(scheduler) == ""
+    for share in shares:
+        each, samples = share.sequence, share.samples
+        scheduler.computed(each, share.length)
+        if samples:
+            each.prompt_scored = True
+            each.tokens.append(len(each.tokens))
+            scheduler.generated(each)
+            if each.completion_tokens >= each.request.sampling.max_tokens:
+                scheduler.remove(each)
+                ended.append(each)
+    assert find_imbalance(scheduler) == ""
+    return shares, ended
+
+
+def run(scheduler: Scheduler, steps: int = 10_000) -> list[Sequence]:
+    """Steps until nobody is left; returns who ended, in order. Fails where that takes too many."""
+    ended: list[Sequence] = []
+    for _ in range(steps):
+        if not scheduler.busy:
+            return ended
+        ended += advance(scheduler)[1]
+    raise AssertionError(f"{len(scheduler.live)} requests did not end in {steps} steps")
+
+
+def running(scheduler: Scheduler) -> list[Sequence]:
+    assert all(each.state is State.RUNNING for each in scheduler.running)
+    return list(scheduler.running)

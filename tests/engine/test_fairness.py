@@ -1,0 +1,131 @@
+"""Fair share between adapters: whoever was served least goes first, and nobody starves another."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_engine.crowd import Crowd
+from mint_engine.fairness import FairShare
+from mint_engine.request import State
+from mint_engine.scheduler import Limits
+from tests.engine.scheduled import advance, run, scheduler, sequence
+
+
+def test_the_least_served_goes_first_and_equals_by_arrival() -> None:
+    books = scheduler(Limits(running=1, step_tokens=64))
+    asked = [sequence(10, 5, name) for name in ("hot", "hot", "hot", "cold", "mild")]
+    for each in asked:
+        books.add(each)
+    assert [each.request.adapter for each in run(books)] == ["hot", "cold", "mild", "hot", "hot"]
+
+
+def test_a_newcomer_starts_with_the_least_of_the_active() -> None:
+    """It gets its turn next, but not all turns until it has caught up with the service of those before it."""
+    fair = FairShare()
+    fair.enter("a")
+    fair.enter("b")
+    fair.charge("a", 100)
+    fair.charge("b", 70)
+    fair.enter("c")
+    assert fair.service("c") == 70
+
+
+def test_leaving_neither_forgives_nor_saves() -> None:
+    fair = FairShare()
+    fair.enter("a")
+    fair.enter("b")
+    fair.charge("a", 100)
+    fair.charge("b", 70)
+    fair.leave("a")
+    fair.enter("a")
+    assert fair.service("a") == 100, "what it had before it left counts"
+    fair.leave("b")
+    fair.charge("a", 50)
+    fair.enter("b")
+    assert fair.service("b") == 150, "what others had meanwhile counts"
+    fair.leave("a")
+    fair.leave("b")
+    fair.enter("c")
+    assert fair.service("c") == 150, "also after nobody was there"
+
+
+def test_counters_of_adapters_that_left_are_bounded() -> None:
+    fair = FairShare()
+    for at in range(5000):
+        fair.enter(str(at))
+        fair.leave(str(at))
+    assert len(fair._left) <= 1024
+    assert not fair._service
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hot=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=10, max_size=60),
+    cold=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=8),
+    late=st.integers(0, 60),
+)
+def test_a_hot_adapter_does_not_starve_another(
+    hot: list[tuple[int, int]], cold: list[tuple[int, int]], late: int
+) -> None:
+    """However many requests one adapter has queued, another's get as much service while both have some waiting:
+    the difference stays within twice the largest batch that can run (the paper's bound), wherever they come in."""
+    books = scheduler(Limits(running=4, waiting=100, step_tokens=40), pages=24)
+    for prompt, new in hot:
+        books.add(sequence(prompt, new, "hot"))
+    for _ in range(late):
+        if books.busy:
+            advance(books)
+    start = books.fairness.service("hot") if "hot" in books.fairness.active else 0
+    came = [sequence(prompt, new, "cold") for prompt, new in cold]
+    for each in came:
+        books.add(each)
+    base = books.fairness.service("cold")
+    bound = 2 * 4 * (60 + 2 * 40)
+    while books.busy and any(each.state is State.WAITING for each in came):
+        advance(books)
+        active = books.fairness.active
+        if {"hot", "cold"} <= set(active) and any(each.state is State.WAITING for each in came):
+            had = books.fairness.service("hot") - start, books.fairness.service("cold") - base
+            assert had[0] - had[1] <= bound
+    run(books)
+
+
+def test_prompts_of_the_hot_adapter_yield_the_budget() -> None:
+    """A newcomer's short prompt is not computed after long ones that came before it, but beside their chunks."""
+    books = scheduler(Limits(running=4, step_tokens=20), pages=40)
+    for at in range(2):
+        books.add(sequence(range(at * 200, at * 200 + 150), 5, "hot"))
+    advance(books)
+    cold = sequence(range(900, 910), 1, "cold")
+    books.add(cold)
+    advance(books)  # both were served alike before this step
+    advance(books)
+    assert cold.state is State.ENDED
+
+
+@given(places=st.integers(1, 400), asks=st.lists(st.sampled_from("abcdefgh"), max_size=500))
+def test_there_is_always_room_for_somebody_new(places: int, asks: list[str]) -> None:
+    crowd = Crowd(places)
+    for name in asks:
+        if crowd.has_room(name, 1):
+            crowd.enter(name, 1)
+    assert crowd.total <= places
+    if places >= 5:
+        hog = Crowd(places)
+        while hog.has_room("hog", 1):
+            hog.enter("hog", 1)
+        assert 0.7 * places <= hog.total < places, "it gets most, and not all"
+        for newcomer in "bc":
+            assert hog.has_room(newcomer, 1) or hog.total == places
+            hog.enter(newcomer, 1)
+
+
+def test_room_is_for_all_siblings_or_none() -> None:
+    crowd = Crowd(20)
+    assert crowd.has_room("a", 16)
+    crowd.enter("a", 16)
+    assert not crowd.has_room("a", 1)
+    assert crowd.has_room("b", 4)
+    assert not crowd.has_room("b", 5)
+    for _ in range(16):
+        crowd.leave("a")
+    assert (crowd.total, crowd.of("a")) == (0, 0)

@@ -1,0 +1,102 @@
+"""The engine finds what is wrong with its own books."""
+
+from collections.abc import Callable
+
+import pytest
+
+from mint_engine.integrity import find_imbalance
+from mint_engine.request import State
+from mint_engine.scheduler import Scheduler
+from tests.engine.scheduled import advance, scheduler, sequence
+
+
+def busy() -> Scheduler:
+    """Two running requests that share two pages, one parked and one waiting, and idle pages of one that ended."""
+    books = scheduler()
+    books.add(sequence(range(300, 320)))
+    advance(books)
+    advance(books)
+    leader = sequence(40, 9, "a")
+    for each in (leader, sequence(40, 9, "a", leader=leader)):
+        books.add(each)
+    while len(books.running) < 2:
+        advance(books)
+    late = sequence(range(50, 90), 9, "b")
+    for each in (late, sequence(range(50, 90), 9, "b", leader=late), *(sequence(40, 9, "c") for _ in range(2))):
+        books.add(each)
+    books._admit()
+    assert (len(books.running), len(books.waiting), len(books.parked), len(books.prefix.idle)) == (3, 2, 1, 1)
+    assert find_imbalance(books) == ""
+    return books
+
+
+def lose_a_page(books: Scheduler) -> None:
+    books.running[0].pages.pop()
+
+
+def own_a_page_twice(books: Scheduler) -> None:
+    books.running[2].pages.append(books.running[0].pages[-1])
+
+
+def leak_a_page(books: Scheduler) -> None:
+    books.pages.take(1)
+
+
+def refer_to_an_idle_page(books: Scheduler) -> None:
+    [page] = books.prefix.idle
+    books.pages.share(page)
+
+
+def swap_shared_pages(books: Scheduler) -> None:
+    for each in books.running[:2]:
+        each.pages[:2] = each.pages[1::-1]
+
+
+def write_to_a_shared_page(books: Scheduler) -> None:
+    books.running[0].computed = 20
+
+
+def keep_pages_while_waiting(books: Scheduler) -> None:
+    next(iter(books.waiting)).pages = [1]
+
+
+def mistake_a_state(books: Scheduler) -> None:
+    books.parked[0].state = State.RUNNING
+
+
+def forget_a_key(books: Scheduler) -> None:
+    books.prefix._page_of.popitem()
+
+
+def change_a_slots_tenant(books: Scheduler) -> None:
+    other = sequence(5, 1, "z")
+    other.request = type(other.request)(
+        "", (1,), other.request.sampling, "z", "sha256:z", books.running[0].request.slot
+    )
+    books.add(other)
+
+
+def forget_an_active_adapter(books: Scheduler) -> None:
+    books.fairness.leave("c")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lose_a_page, "references"),
+        (own_a_page_twice, "references"),
+        (leak_a_page, "references"),
+        (refer_to_an_idle_page, "references"),
+        (swap_shared_pages, "other tokens"),
+        (write_to_a_shared_page, "still written to"),
+        (keep_pages_while_waiting, "owns pages"),
+        (mistake_a_state, "another state"),
+        (forget_a_key, "no pairs"),
+        (change_a_slots_tenant, "slot"),
+        (forget_an_active_adapter, "active"),
+    ],
+)
+def test_damage_is_found(damage: Callable[[Scheduler], None], says: str) -> None:
+    books = busy()
+    damage(books)
+    assert says in find_imbalance(books)

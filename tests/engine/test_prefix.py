@@ -1,0 +1,202 @@
+"""Pages by reference, and full ones found again by what they were computed from."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mint_engine.pages import PAGE_TOKENS, Pages, pages_for
+from mint_engine.prefix import PrefixCache, extend_keys
+from mint_engine.request import State
+from tests.engine.scheduled import TOTAL_PAGES, advance, run, scheduler, sequence
+
+
+def keys_of(tokens: list[int], revision: str = "") -> list[bytes]:
+    keys: list[bytes] = []
+    extend_keys(keys, revision, tokens)
+    return keys
+
+
+@given(st.lists(st.integers(0, 6), max_size=40))
+def test_pages_are_never_lost(takes: list[int]) -> None:
+    pages = Pages(TOTAL_PAGES)
+    owners: list[list[int]] = []
+    for count in takes:
+        taken = pages.take(count)
+        if taken is None:
+            assert count > pages.free
+            if owners:
+                gone = owners.pop(0)
+                assert all(pages.drop(page) for page in gone)
+                pages.free_idle(gone)
+        else:
+            owners.append(taken)
+        owned = [page for owner in owners for page in owner]
+        assert len(set(owned)) == len(owned)
+        assert all(1 <= page <= TOTAL_PAGES for page in owned), "page 0 is nobody's"
+        assert len(owned) + pages.free == TOTAL_PAGES
+
+
+def test_references_are_counted() -> None:
+    pages = Pages(2)
+    [page] = pages.take(1) or []
+    pages.share(page)
+    assert not pages.drop(page)
+    with pytest.raises(ValueError, match="referred to"):
+        pages.free_idle([page])
+    assert pages.drop(page)
+    with pytest.raises(ValueError, match="nobody refers"):
+        pages.drop(page)
+    pages.free_idle([page])
+    for wrong in (page, 0, 3):
+        for act in (pages.share, pages.drop, lambda each: pages.free_idle([each])):
+            with pytest.raises(ValueError, match="not taken"):
+                act(wrong)
+
+
+@pytest.mark.parametrize(("tokens", "pages"), [(1, 1), (16, 1), (17, 2), (160, 10)])
+def test_pages_for_tokens(tokens: int, pages: int) -> None:
+    assert pages_for(tokens) == pages
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), max_size=70), st.integers(0, 70))
+def test_keys_are_the_same_however_they_were_come_by(tokens: list[int], cut: int) -> None:
+    keys = keys_of(tokens[:cut])
+    extend_keys(keys, "", tokens)
+    assert keys == keys_of(tokens)
+    assert len(keys) == len(tokens) // PAGE_TOKENS
+
+
+def test_a_key_is_of_the_revision_and_all_tokens_before() -> None:
+    tokens = list(range(48))
+    keys = keys_of(tokens, "sha256:a")
+    assert len(set(keys)) == 3
+    assert not set(keys) & set(keys_of(tokens, "sha256:b"))
+    assert not set(keys) & set(keys_of(tokens))
+    changed = keys_of([7, *tokens[1:]], "sha256:a")
+    assert not set(keys) & set(changed), "the first token is in the keys of all pages"
+    assert keys_of([*tokens[:47], 7], "sha256:a")[:2] == keys[:2]
+
+
+def cache_of(*tokens: list[int], pages: int = 6) -> PrefixCache:
+    """A cache that keeps the full pages of some texts, all idle."""
+    cache = PrefixCache(Pages(pages))
+    for each in tokens:
+        keys = keys_of(each)
+        taken = cache.take(len(keys))
+        assert taken is not None
+        for key, page in zip(keys, taken, strict=True):
+            cache.publish(key, page)
+        cache.release(taken)
+    return cache
+
+
+def test_what_was_published_is_found_as_far_as_it_goes() -> None:
+    text = list(range(64))
+    cache = cache_of(text)
+    assert cache.available == 6
+    found = cache.share(keys_of([*text[:40], 99, *text[41:]]))
+    assert len(found) == 2
+    assert cache.available == 4, "what is referred to is not for the taking"
+    cache.release(found)
+    assert cache.share(keys_of([99, *text[1:]])) == []
+
+
+def test_idle_pages_go_longest_unused_first_and_ends_before_beginnings() -> None:
+    old, new = list(range(100, 148)), list(range(200, 248))
+    cache = cache_of(old, new)
+    assert cache.pages.free == 0
+    cache.release(cache.share(keys_of(old)))  # now `new` was used longer ago
+    assert cache.take(2) is not None
+    assert len(cache.share(keys_of(new))) == 1
+    assert len(cache.share(keys_of(old))) == 3
+    assert cache.take(3) is None, "pages that are referred to are nobody else's"
+    assert cache.find_imbalance() == ""
+
+
+def test_a_second_page_of_the_same_text_stays_private() -> None:
+    cache = cache_of(list(range(16)))
+    [key] = keys_of(list(range(16)))
+    [twin] = cache.take(1) or []
+    cache.publish(key, twin)
+    cache.release([twin])
+    assert twin not in cache.idle
+    assert cache.find_imbalance() == ""
+
+
+def test_the_last_token_is_always_computed() -> None:
+    books = scheduler()
+    for length, computed in ((32, [32]), (32, [16]), (33, [1]), (34, [2])):
+        each = sequence(length)
+        books.add(each)
+        lengths = []
+        while each.state is not State.ENDED:
+            lengths += [share.length for share in advance(books)[0]]
+        assert sum(lengths) == sum(computed), length
+
+
+def test_another_revision_finds_nothing() -> None:
+    books = scheduler()
+    for adapter in ("", "a", "b"):
+        books.add(sequence(32, 1, adapter))
+        assert sum(share.length for share in advance(books)[0]) == 20
+        run(books)
+
+
+def test_what_has_no_revision_shares_nothing() -> None:
+    """A slot without a digest says nothing of what it holds."""
+    books = scheduler()
+    for _ in range(2):
+        each = sequence(18, 1, "a")
+        each.request = type(each.request)("", each.request.prompt, each.request.sampling, "a", "", 3)
+        books.add(each)
+        assert sum(share.length for share in advance(books)[0]) == 18
+        assert not books.prefix.idle
+
+
+def test_scores_of_the_prompt_are_computed_and_not_found() -> None:
+    books = scheduler()
+    for _ in range(2):
+        books.add(sequence(18, 1, scored=True))
+        assert sum(share.length for share in advance(books)[0]) == 18
+
+
+def test_only_pages_taken_anew_are_wiped() -> None:
+    books = scheduler()
+    books.add(sequence(40, 20))
+    advance(books)
+    assert books.unwiped == books.running[0].pages
+    shared = books.running[0].pages[:1]
+    books.unwiped.clear()
+    books.add(sequence(range(20), 1))
+    advance(books)
+    other = next(each for each in books.running if len(each.request.prompt) == 20)
+    assert other.pages[:1] == shared
+    assert books.unwiped == other.pages[1:]
+
+
+def test_siblings_wait_for_their_prompt() -> None:
+    """The first of them computes it; the others then need only what is beyond its full pages."""
+    books = scheduler()
+    leader = sequence(38, 3)
+    followers = [sequence(38, 3, leader=leader) for _ in range(2)]
+    for each in (leader, *followers):
+        books.add(each)
+    computed = dict.fromkeys((leader, *followers), 0)
+    while books.busy:
+        fresh = {each for each in computed if not each.completion_tokens}
+        for share in advance(books)[0]:
+            computed[share.sequence] += share.length if share.sequence in fresh else 0
+    assert list(computed.values()) == [38, 38 - 32, 38 - 32]
+    assert all(each.state is State.ENDED for each in computed)
+
+
+def test_siblings_of_a_leader_that_ended_compute_it_themselves() -> None:
+    books = scheduler()
+    leader = sequence(38, 3)
+    follower = sequence(38, 3, leader=leader)
+    books.add(leader)
+    books.add(follower)
+    advance(books)
+    assert follower.state is State.PARKED
+    books.remove(leader)
+    assert run(books) == [follower]
