@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
+import pytest
+
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Held, Tier
 from mint_contracts.source import Source
-from mint_operator import hints
-from tests.operator.stage import PlayedEngine, Stage, base_model, until
+from mint_operator import engines, hints
+from tests.operator.stage import PlayedEngine, Stage, adapter_wave, base_model, until
 
 HEARTBEAT_S = 0.5
 
@@ -49,6 +51,20 @@ async def test_counts_held_back_for_their_pace_are_told_although_only_heartbeats
             engine.holds = held(count)
             await engine.report()
             await until(f"{count} slots to be told", partial(_told, stage, count))
+
+
+async def test_adapters_of_an_engine_that_stays_away_go_elsewhere_although_only_heartbeats_follow(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "AWAY_GRACE_S", 1.0)
+    stage.apply(base_model(2, 2), adapter_wave("demo", ["demo/pirate"]))
+    leaving, staying = stage.engine(0), stage.engine(1)
+    for engine in (leaving, staying):
+        await engine.report()
+    async with running(stage, staying):
+        await until("the adapter's place", leaving.assigned)
+        await leaving.leave()
+        await until("another place", staying.assigned)
 
 
 async def _told(stage: Stage, count: int) -> bool:
