@@ -8,32 +8,20 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from e2e.cluster.progress import Steps
 from e2e.samples import prepare
 from tests.bench import cold, handoff, load, results, serve
-from tests.bench.bench import Bench
+from tests.bench.bench import Bench, Group
 from tests.bench.models import sample_base, vocabulary
-from tests.bench.promises import PROMISES
+from tests.bench.promises import BY_METRIC, PROMISES
 from tests.bench.rows import Row, unmeasured
 from tests.bench.side import SideFailed
 from tests.bench.table import table
 from tests.bench.workload import NEW_TOKENS
 
-FAMILIES: dict[str, Callable[[Bench], Iterator[list[Row]]]] = {
-    "serve": serve.measure,
-    "load": load.measure,
-    "cold": cold.measure,
-    "handoff": handoff.measure,
-}
-METRICS = {
-    "serve": tuple(each.metric for each in PROMISES if each.metric.startswith("serve.") and "itl" not in each.metric),
-    "load": tuple(each.metric for each in PROMISES if each.metric.startswith("load.") and "cold" not in each.metric),
-    "cold": ("load.cold64_p95_over_warm_p95", "serve.itl_p95_during_loads_over_idle", "ttft.cold_over_warm"),
-    "handoff": ("handoff.dense_over_full",),
-}
+FAMILIES = {"serve": serve.GROUPS, "load": load.GROUPS, "cold": cold.GROUPS, "handoff": handoff.GROUPS}
 
 
 def main() -> int:
@@ -42,33 +30,31 @@ def main() -> int:
     steps = Steps(title="bench")
     bench = _bench(options, steps)
     found: dict[str, Row] = {}
-    for family in options.only:
-        steps.say(f"== {family}")
-        for row in _rows(bench, family):
-            found[row.metric] = row
-            ours = [found[metric] for metric in METRICS[family] if metric in found]
-            results.write(family, f"{family}: {bench.base.name} on {bench.device}", ours)
-    rows = [found[promise.metric] for promise in PROMISES if promise.metric in found]
-    results.write("all", f"Promises, {bench.base.name} on {bench.device}", rows)
-    print(table(rows))
+    for family, groups in FAMILIES.items():
+        for group in groups:
+            if not options.only or {family, *group.metrics} & set(options.only):
+                steps.say(f"== {', '.join(group.metrics)}")
+                found |= {row.metric: row for row in _rows(bench, group)}
+                _write(family, [metric for each in groups for metric in each.metrics], found, bench)
+    if not options.only:
+        _write("all", [promise.metric for promise in PROMISES], found, bench)
+    print(table([found[promise.metric] for promise in PROMISES if promise.metric in found]))
     return 0
 
 
-def _rows(bench: Bench, family: str) -> Iterator[Row]:
-    """A family's rows as they come; what could not be measured is told in rows as well."""
-    told = set()
-    why = "not measured"
+def _rows(bench: Bench, group: Group) -> list[Row]:
+    """A group's rows; where it could not be measured, rows that say why."""
     try:
-        for group in FAMILIES[family](bench):
-            for row in group:
-                told.add(row.metric)
-                yield row
+        return group.measure(bench)
     except SideFailed as error:
         bench.steps.say(str(error))
-        why = str(error).splitlines()[0]
-    for metric in METRICS[family]:
-        if metric not in told:
-            yield unmeasured(metric, why)
+        return [unmeasured(metric, str(error).splitlines()[0]) for metric in group.metrics]
+
+
+def _write(name: str, metrics: list[str], found: dict[str, Row], bench: Bench) -> None:
+    base = bench.base.name if bench.chosen else "SmolLM2-135M-Instruct"
+    title = f"{name}: {base} in bfloat16 on {bench.device}"
+    results.write(name, title, [found[metric] for metric in metrics if metric in found])
 
 
 def _bench(options: argparse.Namespace, steps: Steps) -> Bench:
@@ -90,7 +76,7 @@ def _bench(options: argparse.Namespace, steps: Steps) -> Bench:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=_families, default=tuple(FAMILIES), help=f"some of {', '.join(FAMILIES)}")
+    parser.add_argument("--only", type=_parts, default=(), help=f"some of {', '.join(FAMILIES)}, or metrics")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", type=Path, help="a base in safetensors with its tokenizer; default: the sample")
     parser.add_argument("--rounds", type=int, default=3)
@@ -101,11 +87,12 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _families(text: str) -> tuple[str, ...]:
+def _parts(text: str) -> tuple[str, ...]:
+    """Names of families or metrics."""
     chosen = tuple(filter(None, text.replace(",", " ").split()))
-    unknown = [name for name in chosen if name not in FAMILIES]
+    unknown = sorted(set(chosen) - FAMILIES.keys() - BY_METRIC.keys())
     if unknown or not chosen:
-        raise argparse.ArgumentTypeError(f"names some of {', '.join(FAMILIES)}")
+        raise argparse.ArgumentTypeError(f"names families ({', '.join(FAMILIES)}) or metrics")
     return chosen
 
 

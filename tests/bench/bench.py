@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -13,6 +13,7 @@ from e2e.cluster.paths import REPOSITORY
 from e2e.cluster.progress import Steps
 from tests.bench.our_setup import Setup
 from tests.bench.places import LOGS
+from tests.bench.rows import Row
 from tests.bench.side import Side
 from tests.bench.workload import Work
 
@@ -74,6 +75,13 @@ class Bench:
     def doing(self, what: str) -> AbstractContextManager[Any]:
         """Show `what` while it is done."""
         return self.steps.step(what)
+
+
+class Group(NamedTuple):
+    """Promises that are measured together."""
+
+    metrics: tuple[str, ...]
+    measure: Callable[[Bench], list[Row]]
 
 
 def take_turns(rounds: int, sides: Mapping[str, Callable[[int], T]]) -> dict[str, list[T]]:

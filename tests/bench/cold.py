@@ -4,12 +4,11 @@ Cold is: packed on local disk, neither in a slot nor in host memory. Warm is: in
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.bench.adapters import make_adapters, names
-from tests.bench.bench import Bench, take_turns
+from tests.bench.bench import Bench, Group, take_turns
 from tests.bench.models import linears
 from tests.bench.our_setup import Setup
 from tests.bench.places import scratch
@@ -24,18 +23,16 @@ _LITTLE = 1 << 20  # bytes of host memory: none of these adapters fits, so what 
 _MS = 1000.0
 
 
-def measure(bench: Bench) -> Iterator[list[Row]]:
-    """All rows of loading under load."""
+def _made(bench: Bench) -> tuple[Path, list[str]]:
     with bench.doing(f"adapters of rank {RANK}"):
         store = make_adapters(bench.base_key, linears(bench.base), RANK, 2 * TOGETHER)
-    everyone = names(RANK, 2 * TOGETHER)
-    yield [_together(bench, store, everyone[:TOGETHER], everyone[TOGETHER:])]
-    yield [_alone(bench, store, everyone)]
-    yield [_beside(bench, store, everyone)]
+    return store, names(RANK, 2 * TOGETHER)
 
 
-def _together(bench: Bench, store: Path, these: list[str], those: list[str]) -> Row:
+def _together(bench: Bench) -> list[Row]:
     """64 requests at once for 64 cold adapters, then the same for the same ones, warm; all slots full before."""
+    store, everyone = _made(bench)
+    these, those = everyone[:TOGETHER], everyone[TOGETHER:]
     with scratch("engine") as cache, _engine(bench, store, cache, TOGETHER) as ours:
         with bench.doing("ours: adapters taken in once"):
             ours.ask("touch", names=[*these, *those])
@@ -46,13 +43,13 @@ def _together(bench: Bench, store: Path, these: list[str], those: list[str]) -> 
             for crowd in (those, these):  # each comes cold, since the other has all the slots
                 found["cold"].append(ask(2 * number, crowd, "64 cold"))
                 found["warm"].append(ask(2 * number + 1, crowd, "the same 64, warm"))
-    return measured(
-        "load.cold64_p95_over_warm_p95", found["cold"], found["warm"], f"rank {RANK}, p95 of first tokens"
-    )
+    note = f"rank {RANK}, p95 of first tokens"
+    return [measured("load.cold64_p95_over_warm_p95", found["cold"], found["warm"], note)]
 
 
-def _alone(bench: Bench, store: Path, everyone: list[str]) -> Row:
+def _alone(bench: Bench) -> list[Row]:
     """One request at a time, each for an adapter that left its slot, then again at once."""
+    store, everyone = _made(bench)
     few = everyone[: 4 if bench.quick else ALONE]
     with scratch("engine") as cache, _engine(bench, store, cache, len(few) // 2) as ours:
         with bench.doing("ours: adapters taken in once"):
@@ -70,11 +67,12 @@ def _alone(bench: Bench, store: Path, everyone: list[str]) -> Row:
                 for name in few:  # more than there are slots, in turn: each was put out by those before it
                     cold.append(first(name))
                     warm.append(first(name))
-    return measured("ttft.cold_over_warm", cold, warm, f"rank {RANK}")
+    return [measured("ttft.cold_over_warm", cold, warm, f"rank {RANK}")]
 
 
-def _beside(bench: Bench, store: Path, everyone: list[str]) -> Row:
+def _beside(bench: Bench) -> list[Row]:
     """Gaps between tokens of 16 adapters' requests, while others stream from the disk through the slots left."""
+    store, everyone = _made(bench)
     busy, streaming = everyone[:DECODING], everyone[DECODING:]
     with scratch("engine") as cache, _engine(bench, store, cache, 2 * DECODING) as ours:
         with bench.doing("ours: adapters taken in once"):
@@ -94,7 +92,7 @@ def _beside(bench: Bench, store: Path, everyone: list[str]) -> Row:
         gaps([])(10**6)
         found = take_turns(bench.rounds, {"idle": gaps([]), "loads": gaps(streaming)})
     note = f"rank {RANK}, {DECODING} decode, {sum(loads) / len(loads):.0f} loads/s read from the disk"
-    return measured("serve.itl_p95_during_loads_over_idle", found["loads"], found["idle"], note)
+    return [measured("serve.itl_p95_during_loads_over_idle", found["loads"], found["idle"], note)]
 
 
 def _engine(bench: Bench, store: Path, cache: Path, slots: int) -> Side:
@@ -114,3 +112,10 @@ def _p95_of(bench: Bench, ours: Side, what: str) -> Any:
         return percentile(found[what], 95) * _MS
 
     return ask
+
+
+GROUPS = (
+    Group(("load.cold64_p95_over_warm_p95",), _together),
+    Group(("ttft.cold_over_warm",), _alone),
+    Group(("serve.itl_p95_during_loads_over_idle",), _beside),
+)

@@ -7,11 +7,10 @@ has the machine to itself in turn, since each holds the whole base; only what is
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.adapters import WEIGHTS, names, write_config, write_weights
-from tests.bench.bench import Bench
+from tests.bench.bench import Bench, Group
 from tests.bench.models import linears, write_dense_4b
 from tests.bench.our_setup import Setup
 from tests.bench.places import scratch
@@ -23,8 +22,7 @@ HANDOFFS = 3  # revisions that one live engine is given in a round
 FULL_S = 1800.0
 
 
-def measure(bench: Bench) -> Iterator[list[Row]]:
-    """The one row of handing over."""
+def _handoff(bench: Bench) -> list[Row]:
     with scratch("handoff") as folder:
         base = bench.base
         if not (bench.quick or bench.chosen):
@@ -45,7 +43,7 @@ def measure(bench: Bench) -> Iterator[list[Row]]:
         spent = ", ".join(f"{name} {parts[-1][name]:.1f} s" for name in ("merge", "save", "load", "first"))
         size = (revisions[0] / WEIGHTS).stat().st_size / 1e6
         note = f"rank {RANK}, {size:.0f} MB; the full model's last round: {spent}"
-        yield [measured("handoff.dense_over_full", ours, theirs, note)]
+    return [measured("handoff.dense_over_full", ours, theirs, note)]
 
 
 def _revision(folder: Path, shapes: dict[str, tuple[int, int]], number: int) -> Path:
@@ -91,3 +89,6 @@ def _replace(bench: Bench, base: Path, merged: Path, revision: Path) -> dict[str
             step.note = f"{found['seconds']:.1f} s"
     shutil.rmtree(merged)
     return {key: float(value) for key, value in found.items()}
+
+
+GROUPS = (Group(("handoff.dense_over_full",), _handoff),)

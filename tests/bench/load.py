@@ -5,11 +5,10 @@ is the work of loading, not the disk.
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.bench.adapters import WEIGHTS, make_adapters, names
-from tests.bench.bench import Bench
+from tests.bench.bench import Bench, Group
 from tests.bench.models import linears
 from tests.bench.our_setup import Setup
 from tests.bench.places import scratch
@@ -22,16 +21,19 @@ _ROUNDS = 7  # they are short
 _CACHED = 32  # adapters whose memory is weighed
 
 
-def measure(bench: Bench) -> Iterator[list[Row]]:
-    """All rows of loading."""
+def _dense(bench: Bench) -> list[Row]:
+    return _loads(bench, "r32", _store(bench), str(bench.base), rank=32, count=8)
+
+
+def _moe(bench: Bench) -> list[Row]:
+    with bench.doing("adapters of 37,248 tensors, in the layout of a 30B-A3B"):
+        store = make_adapters(MOE, moe_30b_a3b(), 1, 3)
+    return _loads(bench, "moe", store, MOE, rank=1, count=3)
+
+
+def _store(bench: Bench) -> Path:
     with bench.doing("adapters of rank 32"):
-        store = make_adapters(bench.base_key, linears(bench.base), 32, _CACHED)
-    yield _loads(bench, "r32", store, str(bench.base), rank=32, count=8)
-    if not bench.quick:
-        with bench.doing("adapters of 37,248 tensors, in the layout of a 30B-A3B"):
-            store_moe = make_adapters(MOE, moe_30b_a3b(), 1, 3)
-        yield _loads(bench, "moe", store_moe, MOE, rank=1, count=3)
-    yield [_weigh(bench, store)]
+        return make_adapters(bench.base_key, linears(bench.base), 32, _CACHED)
 
 
 def _loads(bench: Bench, kind: str, store: Path, base: str, rank: int, count: int) -> list[Row]:
@@ -60,9 +62,9 @@ def _loads(bench: Bench, kind: str, store: Path, base: str, rank: int, count: in
     ]
 
 
-def _weigh(bench: Bench, store: Path) -> Row:
+def _weigh(bench: Bench) -> list[Row]:
     """What the process grows by with adapters in host memory, or what the engine counts for them, if that is more."""
-    chosen = names(32, _CACHED)
+    store, chosen = _store(bench), names(32, _CACHED)
     files = sum((store / name / WEIGHTS).stat().st_size for name in chosen)
     with scratch("engine") as cache:
         setup = Setup(str(bench.base), str(cache), bench.device, f"file://{store}", 32, slots=4)
@@ -78,8 +80,15 @@ def _weigh(bench: Bench, store: Path) -> Row:
     grown = after["resident"] - before["resident"] - (after["slot_bytes"] - before["slot_bytes"])
     held = max(grown, after["host"] - before["host"]) / _CACHED / 1e6
     note = f"mean of {_CACHED} of rank 32; the process grew by {grown / files:.2f} of the files' bytes"
-    return measured("load.host_bytes_over_file", [held], [files / _CACHED / 1e6], note)
+    return [measured("load.host_bytes_over_file", [held], [files / _CACHED / 1e6], note)]
 
 
 def _memory(ours: Side) -> dict[str, int]:
     return {key: int(value) for key, value in ours.ask("memory").items()}
+
+
+GROUPS = (
+    Group(("load.packed_over_unpacked.r32", "load.packed_over_memcpy.r32"), _dense),
+    Group(("load.packed_over_unpacked.moe", "load.packed_over_memcpy.moe"), _moe),
+    Group(("load.host_bytes_over_file",), _weigh),
+)

@@ -1,12 +1,13 @@
 """Throughput: the bare base, 64 adapters in one batch, and 2,000 adapters through 64 slots, against every peer."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.bench.adapters import make_adapters, make_many, names
-from tests.bench.bench import Bench, take_turns
+from tests.bench.bench import Bench, Group, take_turns
 from tests.bench.models import linears
 from tests.bench.our_setup import Setup
 from tests.bench.places import bench_cache, scratch
@@ -21,23 +22,14 @@ _WARM = 1_000_000  # seeds of warm-up rounds lie from here on, those of measured
 _APART = 1000  # keeps the prompts of two measured kinds of rounds apart
 
 
-def measure(bench: Bench) -> Iterator[list[Row]]:
-    """All rows of serving, a group at a time."""
-    yield _base(bench)
-    yield _mixed(bench, 8, with_peft=True)
-    yield _mixed(bench, 32, with_peft=False)
-    yield _many(bench)
-
-
 def _base(bench: Bench) -> list[Row]:
-    metric = "serve.base_over_vllm_cpu"
     with scratch("engine") as cache, ExitStack() as sides:
         ours = sides.enter_context(bench.ours(sys.executable, Setup(str(bench.base), str(cache), bench.device)))
         bench.start(ours)
         turns = {"ours": _rate(bench, ours, "base", ())}
         why = _join_vllm(bench, sides, turns, 0, {}, ())
         found = _rounds(bench, turns)
-    return [_against(metric, found, "ours", "vllm", why)]
+    return [_against("serve.base_over_vllm_cpu", found, "ours", "vllm", why)]
 
 
 def _mixed(bench: Bench, rank: int, *, with_peft: bool) -> list[Row]:
@@ -123,6 +115,8 @@ def vllm(bench: Bench, rank: int, folders: dict[str, str]) -> Iterator[Side]:
     environment = {
         "VLLM_CACHE_ROOT": str(bench_cache() / "vllm"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        # All cores for computing: there is no server process beside it that would need one.
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
         "VLLM_NO_USAGE_STATS": "1",
     }
     with bench.side("vllm", str(python), "tests.bench.vllm_cpu", setup, **environment) as side:
@@ -147,3 +141,17 @@ def _against(metric: str, found: dict[str, list[float]], ours: str, theirs: str,
     if theirs not in found:
         return unmeasured(metric, why, found[ours])
     return measured(metric, found[ours], found[theirs])
+
+
+GROUPS = (
+    Group(("serve.base_over_vllm_cpu",), _base),
+    Group(
+        ("serve.mixed64_r8_over_vllm_cpu", "serve.mixed64_r8_over_base", "serve.mixed64_over_peft"),
+        lambda bench: _mixed(bench, 8, with_peft=True),
+    ),
+    Group(
+        ("serve.mixed64_r32_over_vllm_cpu", "serve.mixed64_r32_over_base"),
+        lambda bench: _mixed(bench, 32, with_peft=False),
+    ),
+    Group(("serve.distinct2000_over_5",), _many),
+)
