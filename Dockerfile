@@ -9,7 +9,7 @@ ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL}
 WORKDIR /src
 RUN python3 -m venv /opt/mint
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md hatch_build.py ./
 # Empty packages are enough to install the dependencies, so that a change of the sources reuses their layer.
 RUN for package in operator/mint_operator engine/mint_engine engine/mint_gateway protos/mint_contracts; do \
       mkdir -p "$package" && touch "$package/__init__.py"; done
@@ -22,6 +22,7 @@ COPY protos protos
 RUN /opt/mint/bin/pip install --no-deps --force-reinstall .
 
 FROM build AS build-engine
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN /opt/mint/bin/pip install --constraint constraints.txt '.[engine]'
 COPY operator operator
 COPY engine engine

@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PROTOS := $(wildcard protos/mint_contracts/*.proto)
-CHECKED := protos/mint_contracts operator/mint_operator engine/mint_engine engine/mint_gateway tests e2e
+CHECKED := hatch_build.py protos/mint_contracts operator/mint_operator engine/mint_engine engine/mint_gateway tests e2e
 
 # make demo CONTEXT=my-cluster MINT_VALUES=my-values.yaml: on a cluster of your own, with images that it can pull.
 CONTEXT_FLAG := $(if $(CONTEXT),--context $(CONTEXT))
@@ -18,7 +18,7 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 .PHONY: demo
-demo: env ## Cluster, chart, samples, and the same questions to three adapters and the bare base
+demo: env kernels ## Cluster, chart, samples, and the same questions to three adapters and the bare base
 	@$(BIN)/python -m e2e.demo up $(CONTEXT_FLAG)
 
 .PHONY: demo-down
@@ -26,7 +26,7 @@ demo-down: ## End the demo's cluster and leave nothing behind
 	@if test -x $(BIN)/python; then $(BIN)/python -m e2e.demo down $(CONTEXT_FLAG); fi
 
 .PHONY: test
-test: env tools lint unit e2e ## Every check and test: lint, unit, component, end to end on a real cluster
+test: env tools kernels lint unit e2e ## Every check and test: lint, unit, component, end to end on a real cluster
 
 .PHONY: env
 env: $(STAMP) ## Make the virtual environment with everything that development needs
@@ -43,6 +43,10 @@ tools: env ## Install or make what tests need beside Python: Kubernetes, helm, e
 	@$(BIN)/python -m e2e.cluster tools
 	@$(BIN)/python -m e2e.samples
 
+.PHONY: kernels
+kernels: env ## Compile the engine's kernels, where a C++ compiler is and they are older than their sources
+	@$(BIN)/python engine/mint_engine/kernels/compile.py
+
 .PHONY: lint
 lint: env ## Formatter, linter, types, import layers
 	$(BIN)/ruff format --check .
@@ -56,11 +60,11 @@ format: env ## Format and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 
 .PHONY: unit
-unit: env tools ## Unit, property and component tests
+unit: env tools kernels ## Unit, property and component tests
 	$(BIN)/pytest tests
 
 .PHONY: e2e
-e2e: env tools ## The tests on a real cluster
+e2e: env tools kernels ## The tests on a real cluster
 	$(BIN)/pytest e2e
 
 # make bench ONLY=serve DEVICE=cuda MODEL=path/to/base: a part of it, on another device, over another base.

@@ -1,5 +1,9 @@
 """The paged KV cache: keys and values of every request, layer by layer, in pages of 16 tokens.
 
+All of a layer's heads lie together in a page, keys before values, so that a request's past is read in long runs.
+How a head's 16 x D numbers are arranged within the page is up to the pass that uses the cache (`mint_engine.kernels`
+keeps pairs together); `write` and `read` here are the generic pass's, token by token.
+
 Letters in shapes: L layers, K key/value heads, P pages (page 0 is the null page), D head size, T tokens.
 """
 
@@ -13,31 +17,32 @@ from mint_engine.pages import PAGE_TOKENS
 
 
 class KvCache:
-    """Keys and values [L, K, P, 16, D] each. One head's tokens of a page lie together, to be gathered whole."""
+    """Keys and values of all pages: `pool` [L, P, 2, K, 16, D]."""
 
     def __init__(
         self, layers: int, heads: int, head_dim: int, pages: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (layers, heads, pages + 1, PAGE_TOKENS, head_dim)
         self.heads = heads
         self.head_dim = head_dim
         self.pages = pages
-        self.keys = zeros(shape, dtype, device)
-        self.values = zeros(shape, dtype, device)
+        self.pool = zeros((layers, pages + 1, 2, heads, PAGE_TOKENS, head_dim), dtype, device)
 
     @property
     def bytes(self) -> int:
         """Bytes of the whole cache."""
-        return self.keys.nbytes + self.values.nbytes
+        return self.pool.nbytes
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values [K, T, D] at token places `slots` [T] (page * 16 + offset)."""
-        self.keys[layer].view(self.heads, -1, self.head_dim).index_copy_(1, slots, keys)
-        self.values[layer].view(self.heads, -1, self.head_dim).index_copy_(1, slots, values)
+        pages, within = slots // PAGE_TOKENS, slots % PAGE_TOKENS
+        self.pool[layer, pages, 0, :, within] = keys.transpose(0, 1)
+        self.pool[layer, pages, 1, :, within] = values.transpose(0, 1)
 
     def read(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [K, n * 16, D] of `pages` [n], page after page."""
-        return self._pages_of(self.keys[layer], pages), self._pages_of(self.values[layer], pages)
+        chosen = self.pool[layer].index_select(0, pages).permute(1, 2, 0, 3, 4)  # [2, K, n, 16, D]
+        keys, values = chosen.reshape(2, self.heads, -1, self.head_dim)
+        return keys, values
 
     def wipe(self, pages: Sequence[int]) -> None:
         """Zero pages before a new request has them.
@@ -45,13 +50,7 @@ class KvCache:
         Masked positions weigh nothing in attention, but nothing times infinity is NaN: what a former request left
         behind must not reach the next one.
         """
-        index = torch.tensor(pages, dtype=torch.int64, device=self.values.device)
-        self.keys.index_fill_(2, index, 0)
-        self.values.index_fill_(2, index, 0)
-
-    def _pages_of(self, layer: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-        flat = layer.view(self.heads, -1, PAGE_TOKENS * self.head_dim)
-        return flat.index_select(1, pages).view(self.heads, -1, self.head_dim)
+        self.pool.index_fill_(1, torch.tensor(pages, dtype=torch.int64, device=self.pool.device), 0)
 
 
 def page_bytes(layers: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:

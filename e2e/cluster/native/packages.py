@@ -12,6 +12,7 @@ from e2e.cluster.progress import Steps
 
 # What must be found -> the package that brings it. A name without a slash is looked up on PATH.
 NEEDED: Mapping[str, str] = {
+    "g++": "g++",
     "containerd": "containerd",
     "ctr": "containerd",
     "runc": "runc",

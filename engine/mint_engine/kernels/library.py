@@ -1,0 +1,167 @@
+"""The compiled kernels as Python functions over contiguous CPU tensors. Shapes are those of the C++ sources.
+
+Nothing is checked here that would cost time on every call: callers are `mint_engine.lean` and tests.
+"""
+
+import ctypes
+import platform
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mint_engine.kernels.compile import VARIANTS, library_path
+from mint_engine.slots import Slots
+
+ROWS = 8  # rows of a LoRA work item at most
+MAX_RANK = 1024
+MOST_QUERIES = 1024  # query rows of one key/value head in an attention work item
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_P, _I = _POINTER, _INT
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "add_norm": (_P, _P, _P, _P, _I, _I, _FLOAT),
+    "rope": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _P, _P, _FLOAT, _P, _P),
+    "silu_mul": (_P, _P, _I, _I),
+    "argmax": (_P, _I, _I, _P, _P),
+    "attend": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _FLOAT),
+    "lora": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _P, _I),
+}
+_DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+_NEEDS = {"avx512_bf16": {"avx512_bf16", "avx512bw", "avx512vl"}, "avx2": {"avx2", "fma"}, "asimd": {"asimd"}}
+
+
+class Kernels:
+    """The kernels of one number type."""
+
+    def __init__(self, library: ctypes.CDLL, variant: str, dtype: torch.dtype) -> None:
+        self.variant = variant
+        for name, signature in _SIGNATURES.items():
+            function = getattr(library, f"mint_{name}_{_DTYPES[dtype]}")
+            function.argtypes, function.restype = signature, None
+            setattr(self, f"_{name}", function)
+
+    _add_norm: Callable[..., None]
+    _rope: Callable[..., None]
+    _silu_mul: Callable[..., None]
+    _argmax: Callable[..., None]
+    _attend: Callable[..., None]
+    _lora: Callable[..., None]
+
+    def add_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, epsilon: float
+    ) -> torch.Tensor:
+        """hidden [T, H] += delta, in place; returns RMSNorm(hidden) * weight [T, H]."""
+        out = torch.empty_like(hidden)
+        self._add_norm(
+            hidden.data_ptr(), delta.data_ptr() if delta is not None else None, weight.data_ptr(), out.data_ptr(),
+            hidden.shape[0], hidden.shape[1], epsilon,
+        )  # fmt: skip
+        return out
+
+    def rope(
+        self, qkv: torch.Tensor, heads: tuple[int, int, int], positions: torch.Tensor, angles: "Angles",
+        norms: "HeadNorms", places: torch.Tensor, pool: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Norm and rotate queries and keys of qkv [T, (Q + 2 K) D] in place; write keys and values to pages.
+
+        `heads` is (Q, K, D); positions and places [T] int64; pool [P, 2, K, 16, D] is a layer's pages, in pairs.
+        """
+        query, key, dim = heads
+        self._rope(
+            qkv.data_ptr(), qkv.shape[0], query, key, dim, positions.data_ptr(), angles.cos.data_ptr(),
+            angles.sin.data_ptr(), angles.cos.shape[1], _address(norms.query), _address(norms.key), norms.epsilon,
+            places.data_ptr(), pool.data_ptr(),
+        )  # fmt: skip
+
+    def attend(
+        self, qkv: torch.Tensor, heads: tuple[int, int, int], items: torch.Tensor, tables: torch.Tensor,
+        pool: torch.Tensor, scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        """Causal attention of rotated qkv over a layer's pages -> [T, Q D].
+
+        items [n, 4] int64: first row, tokens, position of the first, index of its page table in `tables` [*] int32.
+        """
+        query, key, dim = heads
+        out = qkv.new_empty((qkv.shape[0], query * dim))
+        self._attend(
+            qkv.data_ptr(), out.data_ptr(), query, key, dim, items.data_ptr(), items.shape[0], tables.data_ptr(),
+            pool.data_ptr(), scale,
+        )  # fmt: skip
+        return out
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """gate_up [T, 2 I] -> silu(gate) * up [T, I]."""
+        rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty((rows, size))
+        self._silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, size)
+        return out
+
+    def argmax(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits [n, V] -> each row's first largest [n] int64 and its value [n] float32, NaN if it has one."""
+        tokens = torch.empty(logits.shape[0], dtype=torch.int64)
+        peaks = torch.empty(logits.shape[0], dtype=torch.float32)
+        self._argmax(logits.data_ptr(), logits.shape[0], logits.shape[1], tokens.data_ptr(), peaks.data_ptr())
+        return tokens, peaks
+
+    def lora(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, parts: torch.Tensor) -> None:
+        """y [T, *] += each row's adapter of x [T, *], in place.
+
+        items [n, 3] int32: first row, rows (`ROWS` at most), slot; parts [p, 4] int64: module, column of y, in, out.
+        """
+        self._lora(
+            y.data_ptr(), y.shape[1], x.data_ptr(), x.shape[1], items.data_ptr(), items.shape[0],
+            slots.memory.data_ptr(), slots.memory.shape[1], slots.places.data_ptr(), slots.ranks.data_ptr(),
+            slots.scalings.data_ptr(), slots.count, parts.data_ptr(), parts.shape[0],
+        )  # fmt: skip
+
+
+class Angles:
+    """Cosines and sines of every position [positions, half a head's rotated part] float32."""
+
+    def __init__(self, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
+
+
+class HeadNorms:
+    """RMSNorm weights [D] of each query and key head, where a family has them."""
+
+    def __init__(self, query: torch.Tensor | None, key: torch.Tensor | None, epsilon: float) -> None:
+        self.query, self.key, self.epsilon = query, key, epsilon
+
+
+NO_NORMS = HeadNorms(None, None, 0.0)
+
+
+def find_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
+    """The fastest kernels that this machine runs, or None: another device or type, or nothing was compiled for it."""
+    if device.type != "cpu" or dtype not in _DTYPES:
+        return None
+    found = _load()
+    return Kernels(*found, dtype) if found else None
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL, str] | None:
+    # Torch must be loaded before: the kernels then share its OpenMP threads.
+    flags = _cpu_flags()
+    for variant in VARIANTS.get(platform.machine(), {}):
+        path = library_path(variant)
+        if path.exists() and flags >= _NEEDS[variant]:
+            return ctypes.CDLL(str(path)), variant
+    return None
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return tensor.data_ptr() if tensor is not None else None

@@ -1,0 +1,209 @@
+"""Each compiled kernel against its formula in plain torch, in both number types."""
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_engine.adapter import Module
+from mint_engine.kernels.library import NO_NORMS, ROWS, Angles, HeadNorms, Kernels, find_kernels
+from mint_engine.pages import PAGE_TOKENS, pages_for
+from mint_engine.slots import ABSENT, Slots
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+CLOSE: dict[torch.dtype, dict[str, Any]] = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+}
+
+
+def kernels(dtype: torch.dtype) -> Kernels:
+    found = find_kernels(dtype, CPU)
+    assert found is not None, "the kernels are not compiled; run make kernels"
+    return found
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [16, 40, 576])
+def test_add_norm(dtype: torch.dtype, size: int) -> None:
+    hidden, delta, weight = (draw(5, size, dtype=dtype), draw(5, size, dtype=dtype, seed=1), draw(size, dtype=dtype))
+    summed = hidden + delta
+    scale = torch.rsqrt(summed.float().pow(2).mean(-1, keepdim=True) + 1e-5)
+    expected = weight * (summed.float() * scale).to(dtype)
+    found = kernels(dtype).add_norm(hidden, delta, weight, 1e-5)
+    assert torch.equal(hidden, summed)
+    torch.testing.assert_close(found, expected, **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [8, 96, 1536])
+def test_silu_mul(dtype: torch.dtype, size: int) -> None:
+    gate_up = draw(7, 2 * size, dtype=dtype) * 6
+    expected = torch.nn.functional.silu(gate_up[:, :size]) * gate_up[:, size:]
+    torch.testing.assert_close(kernels(dtype).silu_mul(gate_up), expected, **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_mul_keeps_what_is_not_finite(dtype: torch.dtype) -> None:
+    gate_up = torch.ones(1, 32, dtype=dtype)
+    gate_up[0, 0], gate_up[0, 1] = torch.nan, torch.inf
+    found = kernels(dtype).silu_mul(gate_up)[0]
+    assert found[0].isnan()
+    assert not found[1].isfinite()
+    assert found[2:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=50, deadline=None)
+@given(size=st.integers(1, 700), seed=st.integers(0, 99))
+def test_argmax_takes_the_first_of_the_largest(dtype: torch.dtype, size: int, seed: int) -> None:
+    logits = draw(3, size, dtype=dtype, seed=seed)
+    logits[1] = logits[1, 0]  # all the same
+    tokens, peaks = kernels(dtype).argmax(logits)
+    assert tokens.tolist() == [int((row == row.max()).nonzero()[0]) for row in logits.float()]
+    assert peaks.tolist() == logits.float().amax(-1).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_argmax_tells_of_nan(dtype: torch.dtype) -> None:
+    logits = draw(2, 600, dtype=dtype)
+    logits[0, 300] = torch.nan
+    _, peaks = kernels(dtype).argmax(logits)
+    assert math.isnan(peaks[0])
+    assert math.isfinite(peaks[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    ranks=st.lists(st.integers(0, 33), min_size=4, max_size=4),
+    lengths=st.lists(st.integers(1, ROWS), min_size=1, max_size=9),
+    seed=st.integers(0, 9),
+)
+def test_lora(dtype: torch.dtype, shape: tuple[int, int], ranks: list[int], lengths: list[int], seed: int) -> None:
+    """Two modules read one x and write side by side into one y; rank 0 leaves a module alone."""
+    wide, high = shape
+    modules = {name: Module(name, wide, high) for name in ("first", "second")}
+    slots = Slots(modules, 4, 40, dtype, CPU)
+    for slot, rank in enumerate(ranks):
+        for module in range(2):
+            own = max(0, rank - module)
+            if own:
+                at = module * 34 * (wide + high)
+                slots.places[module, slot], slots.ranks[module, slot] = at, own
+                slots.scalings[module, slot] = 0.5 + slot
+                count = own * (wide + high)
+                slots.memory[slot, at : at + count] = draw(count, dtype=dtype, seed=seed + slot) * 0.2
+    items, row, chance = [], 0, random.Random(seed)
+    for length in lengths:
+        items.append((row, length, chance.randrange(4)))
+        row += length
+    x, y = draw(row, wide, dtype=dtype, seed=seed), draw(row, 2 * high, dtype=dtype, seed=seed + 1)
+    expected = y.float().clone()
+    for start, length, slot in items:
+        for module in range(2):
+            part = slots.part(module, slot) if slots.places[module, slot] != ABSENT else None
+            if part is not None:
+                middle = (x[start : start + length].float() @ part[0].float().t()) * slots.scalings[module, slot]
+                expected[start : start + length, module * high : (module + 1) * high] += (
+                    middle.to(dtype).float() @ part[1].float()
+                )
+    parts = torch.tensor([(module, module * high, wide, high) for module in range(2)])
+    kernels(dtype).lora(y, x, torch.tensor(items, dtype=torch.int32), slots, parts)
+    torch.testing.assert_close(y.float(), expected, rtol=CLOSE[dtype]["rtol"], atol=5 * CLOSE[dtype]["atol"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "dim"), [((6, 2), 64), ((4, 4), 16), ((9, 3), 32), ((8, 1), 48), ((5, 1), 16)])
+@pytest.mark.parametrize("lengths", [[(0, 1)], [(0, 40), (17, 1), (16, 16), (95, 1)], [(31, 2)] * 3 + [(5, 1)] * 30])
+def test_rope_and_attention(
+    dtype: torch.dtype, heads: tuple[int, int], dim: int, lengths: list[tuple[int, int]]
+) -> None:
+    """Sequences with a past of (position) tokens get (count) more: as plain causal attention over all of them."""
+    query, key, shape = *heads, (*heads, dim)
+    width, run = (query + 2 * key) * dim, kernels(dtype)
+    half = dim // 2
+    theta = torch.outer(torch.arange(128.0), 100 ** (-torch.arange(half) / half))
+    angles, norms = Angles(theta.cos(), theta.sin()), HeadNorms(draw(dim, dtype=dtype), draw(dim, dtype=dtype), 1e-6)
+    pool = torch.zeros(1 + sum(pages_for(at + count) for at, count in lengths), 2, key, PAGE_TOKENS, dim, dtype=dtype)
+    free = list(range(1, pool.shape[0]))
+    random.Random(0).shuffle(free)
+    tables = [[free.pop() for _ in range(pages_for(at + count))] for at, count in lengths]
+    whole = [draw(at + count, width, dtype=dtype, seed=n) for n, (at, count) in enumerate(lengths)]
+
+    def compute(rows: list[tuple[int, int, int]]) -> torch.Tensor:
+        """Each (sequence, first, count): its tokens in one batch."""
+        qkv = torch.cat([whole[n][first : first + count] for n, first, count in rows])
+        positions = torch.tensor([at for _, first, count in rows for at in range(first, first + count)])
+        places = torch.tensor(
+            [
+                tables[n][at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
+                for n, first, count in rows
+                for at in range(first, first + count)
+            ]
+        )
+        items: list[tuple[int, int, int, int]] = []
+        flat: list[int] = []
+        row = 0
+        for n, first, count in rows:
+            items.append((row, count, first, len(flat)))
+            flat += tables[n]
+            row += count
+        run.rope(qkv, shape, positions, angles, norms, places, pool)
+        return run.attend(qkv, shape, torch.tensor(items), torch.tensor(flat, dtype=torch.int32), pool, dim**-0.5)
+
+    past = [(n, 0, at) for n, (at, _) in enumerate(lengths) if at]
+    if past:
+        compute(past)
+    found = compute([(n, at, count) for n, (at, count) in enumerate(lengths)])
+    expected = torch.cat(
+        [plain(whole[n], shape, angles, norms)[at : at + count] for n, (at, count) in enumerate(lengths)]
+    )
+    torch.testing.assert_close(found.float(), expected, rtol=CLOSE[dtype]["rtol"], atol=3 * CLOSE[dtype]["atol"])
+
+
+def plain(qkv: torch.Tensor, shape: tuple[int, int, int], angles: Angles, norms: HeadNorms) -> torch.Tensor:
+    """One whole sequence in float32: norm, rotate, attend. [T, (Q + 2 K) D] -> [T, Q D]"""
+    query, key, dim = shape
+    count, dtype = qkv.shape[0], qkv.dtype
+    rows = qkv.float().view(count, -1, dim)
+    q, k, v = rows[:, :query], rows[:, query : query + key], rows[:, query + key :]
+    q, k = (turn(each, weight, angles, norms.epsilon, dtype) for each, weight in ((q, norms.query), (k, norms.key)))
+    k, v = (each.repeat_interleave(query // key, dim=1).transpose(0, 1) for each in (k, v))
+    scores = (q.transpose(0, 1) @ k.transpose(1, 2)) * dim**-0.5
+    scores.masked_fill_(torch.ones(count, count).triu(1).bool(), -torch.inf)
+    attended: torch.Tensor = (scores.softmax(-1) @ v).transpose(0, 1).reshape(count, query * dim)
+    return attended
+
+
+def turn(
+    x: torch.Tensor, weight: torch.Tensor | None, angles: Angles, epsilon: float, dtype: torch.dtype
+) -> torch.Tensor:
+    if weight is not None:
+        x = (weight.float() * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)).to(dtype).float()).to(
+            dtype
+        )
+    one, two = x.float().chunk(2, dim=-1)
+    cos, sin = angles.cos[: x.shape[0], None], angles.sin[: x.shape[0], None]
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1).to(dtype).float()
+
+
+def test_heads_without_norms_are_left_as_they_are() -> None:
+    qkv = draw(1, 3 * 16, dtype=torch.float32)
+    before, pool = qkv.clone(), torch.zeros(2, 2, 1, PAGE_TOKENS, 16)
+    angles = Angles(torch.ones(1, 8), torch.zeros(1, 8))
+    zero = torch.zeros(1, dtype=torch.int64)
+    kernels(torch.float32).rope(qkv, (1, 1, 16), zero, angles, NO_NORMS, zero + PAGE_TOKENS, pool)
+    assert torch.equal(qkv, before)
+    assert pool[0].abs().sum() == 0
+    assert pool[1, 1, 0].flatten()[::2][:16].tolist() == before[0, 32:].tolist(), "values: token 0 of each pair"

@@ -1,0 +1,131 @@
+"""The lean pass computes what the generic pass does, for every family it takes; others are told why not."""
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from mint_engine.attention import Span
+from mint_engine.base import Base
+from mint_engine.cache import KvCache
+from mint_engine.forward import Forward
+from mint_engine.linear import Linear
+from mint_engine.modules import find_modules
+from mint_engine.pages import pages_for
+from mint_engine.slots import NO_SLOT, Slots
+
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 128, "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}  # fmt: skip
+TAKEN = {
+    "llama": LlamaConfig(**SIZES),
+    "llama3 rope": LlamaConfig(
+        **SIZES,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    ),
+    "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES),
+}  # fmt: skip
+LEFT = {"gemma": GemmaConfig(**SIZES), "granite": GraniteConfig(**SIZES)}
+
+
+def make(config: PreTrainedConfig, dtype: torch.dtype, *, lean: bool) -> Forward:
+    """The same base and the same adapters each time."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # type: ignore[no-untyped-call]
+    model.train(False)
+    base = Base(model, None, frozenset(), type(model).__name__, 256, config.vocab_size, dtype, CPU)  # type: ignore[arg-type]
+    slots = Slots(find_modules(model), 3, 16, dtype, CPU)
+    draw = torch.Generator().manual_seed(5)
+    for slot, rank in enumerate((4, 16, 3)):
+        fill(slots, slot, rank, draw)
+    return Forward(base, slots, KvCache(2, 2, 32, 40, dtype, CPU), lean=lean)
+
+
+def fill(slots: Slots, slot: int, rank: int, draw: torch.Generator) -> None:
+    """Random weights for every other module from the slot's number on."""
+    at = 0
+    for module, (wide, high) in enumerate(slots.shapes):
+        if (module + slot) % 2:
+            continue
+        count = rank * (wide + high)
+        slots.memory[slot, at : at + count] = torch.randn(count, generator=draw) * 0.1
+        slots.places[module, slot], slots.ranks[module, slot], slots.scalings[module, slot] = at, rank, 1.5
+        at += count
+    slots.filled[slot] = at
+
+
+def play(forward: Forward, turns: list[list[tuple[int, int]]]) -> torch.Tensor:
+    """Every turn's logits: each sequence (0 on the bare base) gets so many of its tokens more, all in one batch."""
+    draw = random.Random(1)
+    texts = [[draw.randrange(128) for _ in range(200)] for _ in range(4)]
+    tables = [list(range(1 + 10 * n, 11 + 10 * n)) for n in range(4)]
+    done, found = [0] * 4, []
+    for turn in turns:
+        tokens: list[int] = []
+        spans = []
+        for who, count in turn:
+            pages = tables[who][: pages_for(done[who] + count)]
+            spans.append(Span(len(tokens), count, done[who], pages, who - 1 if who else NO_SLOT))
+            tokens += texts[who][done[who] : done[who] + count]
+            done[who] += count
+        found.append(forward.run(tokens, spans, range(len(tokens))).float())
+    return torch.cat(found)
+
+
+TURNS = [[(0, 20), (1, 33)], [(0, 1), (1, 1), (2, 50)], [(3, 1)], [(0, 5), (1, 1), (2, 1), (3, 40)], [(2, 1)]]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
+@pytest.mark.parametrize("family", TAKEN)
+def test_lean_equals_generic(family: str, dtype: torch.dtype, tolerance: float) -> None:
+    lean, generic = (make(TAKEN[family], dtype, lean=lean) for lean in (True, False))
+    assert lean.compute.startswith("lean")
+    assert generic.compute == "generic"
+    found, expected = play(lean, TURNS), play(generic, TURNS)
+    assert (found - expected).norm() / expected.norm() < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
+    """Bit for bit the same logits, alone or in a batch."""
+    forward = make(TAKEN["llama"], dtype, lean=True)
+    alone = play(forward, [[(1, 20)], [(1, 1)]])[-1]
+    crowd = play(forward, [[(1, 20)], [(0, 17), (1, 1), (2, 33), (3, 2)]])[20 + 17]
+    assert torch.equal(alone, crowd)
+
+
+@pytest.mark.parametrize("family", LEFT)
+def test_other_bases_take_the_generic_pass(family: str) -> None:
+    assert make(LEFT[family], torch.float32, lean=True).compute == "generic"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 16, 65])
+def test_a_reordered_linear_is_a_linear(dtype: torch.dtype, rows: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(*shape, generator=draw).to(dtype) for shape in ((48, 80), (48,)))
+    x = torch.randn(rows, 80, generator=draw).to(dtype)
+    linear = Linear(weight, bias)
+    assert linear.reordered, "this torch has no reordered product any more: see mint_engine.linear"
+    expected = torch.nn.functional.linear(x.float(), weight.float(), bias.float())
+    torch.testing.assert_close(linear(x).float(), expected, rtol=1e-2, atol=1e-1 if dtype == torch.bfloat16 else 1e-4)
