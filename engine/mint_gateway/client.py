@@ -29,7 +29,7 @@ _OURS = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}  # the ca
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One whole answer, and who gave it."""
+    """One whole completion, and who gave it."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -41,6 +41,7 @@ class Answer(msgspec.Struct, frozen=True):
     revision: str
     prompt_tokens: int
     completion_tokens: int
+    index: int = 0  # among the n completions of a request
 
 
 def question(
@@ -54,10 +55,12 @@ def question(
     seed: int | None = None,
     stop: Sequence[str] = (),
     logprobs: int | None = None,
+    n: int = 1,
 ) -> sampling_pb2.GenerateRequest:
-    """A request for one answer: a chat of one user message, or with `raw` the text as it stands.
+    """A request: a chat of one user message, or with `raw` the text as it stands.
 
-    `max_tokens` 0 takes the engine's default; `temperature` 0 is greedy.
+    `max_tokens` 0 takes the engine's default; `temperature` 0 is greedy; `n` completions are drawn with seed,
+    seed + 1, and so on.
     """
     request = sampling_pb2.GenerateRequest(base_model=base_model, adapter=adapter)
     if raw:
@@ -65,7 +68,7 @@ def question(
     else:
         request.chat.messages.add(role="user", content=prompt)
     sampling = request.sampling
-    sampling.max_tokens, sampling.temperature = max_tokens, temperature
+    sampling.max_tokens, sampling.temperature, sampling.n = max_tokens, temperature, n
     sampling.stop.extend(stop)
     if seed is not None:
         sampling.seed = seed
@@ -112,7 +115,13 @@ class Client:
                 call.cancel()
 
     async def answer(self, request: sampling_pb2.GenerateRequest, *, timeout_s: float | None = None) -> Answer:
-        """One whole answer."""
+        """One whole answer: the first completion."""
+        return (await self.completions(request, timeout_s=timeout_s))[0]
+
+    async def completions(
+        self, request: sampling_pb2.GenerateRequest, *, timeout_s: float | None = None
+    ) -> list[Answer]:
+        """All n completions of a request, by index."""
         return collect([event async for event in self.ask(request, timeout_s=timeout_s)])
 
     async def explain(self, adapter: str, base_model: str = "") -> placement_pb2.Explanation:
@@ -156,18 +165,23 @@ class _Patience:
         await asyncio.sleep(delay)
 
 
-def collect(events: Sequence[sampling_pb2.GenerateEvent]) -> Answer:
-    """The answer that a whole stream of events makes."""
-    started, finished = sampling_pb2.Started(), sampling_pb2.Finished()
-    chunks: list[sampling_pb2.Chunk] = []
+def collect(events: Sequence[sampling_pb2.GenerateEvent]) -> list[Answer]:
+    """The completions that a whole stream of events makes, by index."""
+    started = next((event.started for event in events if event.HasField("started")), sampling_pb2.Started())
+    chunks: dict[int, list[sampling_pb2.Chunk]] = {}
+    finished: list[sampling_pb2.Finished] = []
     for event in events:
-        match event.WhichOneof("event"):
-            case "started":
-                started = event.started
-            case "chunk":
-                chunks.append(event.chunk)
-            case "finished":
-                finished = event.finished
+        if event.HasField("chunk"):
+            chunks.setdefault(event.chunk.index, []).append(event.chunk)
+        elif event.HasField("finished"):
+            finished.append(event.finished)
+    finished.sort(key=lambda end: end.index)
+    return [_answer(started, chunks.get(end.index, []), end) for end in finished]
+
+
+def _answer(
+    started: sampling_pb2.Started, chunks: Sequence[sampling_pb2.Chunk], finished: sampling_pb2.Finished
+) -> Answer:
     return Answer(
         text="".join(chunk.text for chunk in chunks),
         token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
@@ -179,6 +193,7 @@ def collect(events: Sequence[sampling_pb2.GenerateEvent]) -> Answer:
         revision=started.revision,
         prompt_tokens=finished.prompt_tokens,
         completion_tokens=finished.completion_tokens,
+        index=finished.index,
     )
 
 

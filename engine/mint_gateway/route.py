@@ -141,14 +141,14 @@ class Router:
                     return False
                 trail.first_token_at = asyncio.get_running_loop().time()
                 trail.revision = next((e.started.revision for e in events if e.HasField("started")), "")
-                await _forward(call, events, send, candidate)
+                await _forward(call, events, send, candidate, completions=max(1, request.sampling.n))
             finally:
                 call.cancel()
         return True
 
 
 async def _until_first_token(call: "Call", candidate: Candidate) -> list[sampling_pb2.GenerateEvent]:
-    """The events up to the first that carries a token, or the end."""
+    """The events up to the first that carries a token, of whichever completion, or the end."""
     events: list[sampling_pb2.GenerateEvent] = []
     while not events or events[-1].HasField("started"):
         event = await call.read()
@@ -158,20 +158,25 @@ async def _until_first_token(call: "Call", candidate: Candidate) -> list[samplin
     return events
 
 
-async def _forward(call: "Call", events: list[sampling_pb2.GenerateEvent], send: Send, candidate: Candidate) -> None:
-    """Send what was read and all that follows; a stream that breaks can only be asked anew by the client."""
+async def _forward(
+    call: "Call", events: list[sampling_pb2.GenerateEvent], send: Send, candidate: Candidate, *, completions: int
+) -> None:
+    """Send what was read and all that follows; a stream that breaks can only be asked anew by the client.
+
+    It is whole when each of the request's `completions` has its Finished.
+    """
     for ready in events:
         await send(ready)
-    finished = events[-1].HasField("finished")
+    finished = sum(event.HasField("finished") for event in events)
     try:
         # To the stream's end, not only to Finished: ending it sooner would look like a client that left.
         while isinstance(event := await call.read(), sampling_pb2.GenerateEvent):
-            finished = event.HasField("finished")
+            finished += event.HasField("finished")
             await send(event)
     except grpc.aio.AioRpcError as error:
-        if not finished and not lost(error):
+        if finished < completions and not lost(error):
             raise
-    if not finished:
+    if finished < completions:
         _ended_early(candidate)
 
 

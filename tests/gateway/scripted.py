@@ -58,16 +58,23 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             self.started.set()
             if self.hold_before:
                 await self.hold_before.wait()
-            for number, word in enumerate(self.words):
-                if number == self.hold_after:
-                    await asyncio.Event().wait()
-                chunk = sampling_pb2.Chunk(text=word, token_ids=[number])
-                await context.write(sampling_pb2.GenerateEvent(chunk=chunk))
-            finished = sampling_pb2.Finished(reason=sampling_pb2.Finished.STOP, completion_tokens=len(self.words))
-            await context.write(sampling_pb2.GenerateEvent(finished=finished))
+            for index in range(max(1, request.sampling.n)):
+                await self._complete(context, index)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+    async def _complete(self, context: "grpc.aio.ServicerContext[Any, Any]", index: int) -> None:
+        """One completion: its words, the index before each but the first completion's."""
+        for number, word in enumerate(self.words, start=index * len(self.words)):
+            if number == self.hold_after:
+                await asyncio.Event().wait()
+            chunk = sampling_pb2.Chunk(text=f"{index or ''}{word}", token_ids=[number], index=index)
+            await context.write(sampling_pb2.GenerateEvent(chunk=chunk))
+        finished = sampling_pb2.Finished(
+            reason=sampling_pb2.Finished.STOP, completion_tokens=len(self.words), index=index
+        )
+        await context.write(sampling_pb2.GenerateEvent(finished=finished))
 
     async def start(self, redis: Redis) -> None:
         """Listen, report, and keep the heart beating."""

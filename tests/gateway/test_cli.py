@@ -55,6 +55,19 @@ async def test_several_answers_stand_side_by_side(scene: Scene) -> None:
     assert "e-1, 2 tokens" in out
 
 
+async def test_several_completions_stand_side_by_side_too(scene: Scene) -> None:
+    await play(scene)
+    code, out, _ = await mint(scene.target, "ask", "-n", "2", "--adapter", "demo/pirate", "Hello?")
+    assert code == 0
+    heads = next(line for line in out.splitlines() if "demo/pirate #0" in line)
+    assert heads.index("demo/pirate #0") < heads.index("demo/pirate #1")
+    assert "1Arr1, matey" in out
+    _, out, _ = await mint(scene.target, "ask", "-n", "2", "-o", "json", "--adapter", "demo/pirate", "Hello?")
+    assert [(each["index"], each["text"]) for each in json.loads(out)] == [(0, "Arr, matey"), (1, "1Arr1, matey")]
+    code, _, err = await mint(scene.target, "ask", "-n", "3", "--adapter", "demo/nobody", "Hello?")
+    assert (code, err.count("AdapterNotFound")) == (1, 1)
+
+
 async def test_sampling_options_reach_the_engine(scene: Scene) -> None:
     await scene.base()
     engine = await scene.engine("e-0")

@@ -112,6 +112,54 @@ async def test_an_engine_that_dies_after_its_first_token_ends_the_stream_as_unav
     assert not other.seen
 
 
+async def test_completions_of_one_request_are_told_apart(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    engine = await scene.engine("e-0")
+    await scene.open()
+    await scene.seen(engine)
+    answers = await scene.client.completions(question("Ahoy?", adapter="demo/pirate", n=3))
+    assert [(answer.index, answer.text) for answer in answers] == [
+        (0, "Hello there."),
+        (1, "1Hello1 there1."),
+        (2, "2Hello2 there2."),
+    ]
+    assert engine.seen[0].sampling.n == 3
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate", n=2))).text == "Hello there."
+
+
+async def test_an_engine_that_dies_between_two_completions_ends_the_stream_as_unavailable(scene: Scene) -> None:
+    """One Finished of two is not the end, and after the first token nobody else is asked."""
+    await scene.base(store=STORE)
+    dying, other = await scene.engine("e-0"), await scene.engine("e-1")
+    await dying.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    dying.hold_after = len(dying.words)
+    await scene.open()
+    await scene.seen(dying, other)
+    kinds = []
+
+    async def listen() -> None:
+        async for event in scene.client.ask(question("Ahoy?", adapter="demo/pirate", n=2)):
+            kinds.append(event.WhichOneof("event"))
+            if event.HasField("finished"):
+                await dying.deafen()
+
+    with pytest.raises(errors.EngineUnavailable, match="retry the request"):
+        await listen()
+    assert kinds.count("finished") == 1
+    assert not other.seen
+
+
+async def test_several_completions_move_to_the_next_engine_before_the_first_token(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    full, free = await scene.engine("e-0"), await scene.engine("e-1")
+    full.refuse = errors.Overloaded("engine e-0", "queue is full", retry_after_s=1.0)
+    await full.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await scene.open()
+    await scene.seen(full, free)
+    answers = await scene.client.completions(question("Ahoy?", adapter="demo/pirate", n=2))
+    assert [(answer.index, answer.engine) for answer in answers] == [(0, "e-1"), (1, "e-1")]
+
+
 async def test_an_engine_whose_heart_stops_is_not_asked(scene: Scene) -> None:
     await scene.base(store=STORE)
     silent, other = await scene.engine("e-0"), await scene.engine("e-1")

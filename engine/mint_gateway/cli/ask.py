@@ -37,6 +37,9 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     verb.add_argument("--seed", type=natural, metavar="N", help="the same seed gives the same tokens")
+    verb.add_argument(
+        "-n", type=natural, default=1, metavar="N", help="completions of each, drawn with SEED, SEED+1 and so on"
+    )
     verb.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; may be repeated")
     verb.add_argument("--raw", action="store_true", help="the prompt as it stands, without the chat template")
     verb.set_defaults(run=run)
@@ -57,17 +60,18 @@ async def run(options: argparse.Namespace) -> int:
         adapters.append("")
     requests = [_request(options, adapter) for adapter in adapters]
     async with Client(options.gateway, patience_s=options.patience) as client:
-        if len(requests) == 1 and options.output == "text":
+        if len(requests) == 1 and options.n <= 1 and options.output == "text":
             await _stream(client, requests[0])
             return 0
-        columns = [Column(adapter) for adapter in adapters]
-        await _ask_all(client, requests, columns, live=options.output == "text")
+        groups = [_columns(adapter, options.n) for adapter in adapters]
+        columns = [column for group in groups for column in group]
+        await _ask_all(client, requests, groups, live=options.output == "text")
     if options.output == "json":
         print(json.dumps([_as_dict(column) for column in columns], indent=2, ensure_ascii=False))
-    for column in columns:
-        if column.error:
-            print(f"mint: {column.error.reason}: {column.error}", file=sys.stderr)
-    return 1 if any(column.error for column in columns) else 0
+    errors = list(dict.fromkeys(column.error for column in columns if column.error))
+    for error in errors:
+        print(f"mint: {error.reason}: {error}", file=sys.stderr)
+    return 1 if errors else 0
 
 
 async def _stream(client: Client, request: GenerateRequest) -> None:
@@ -78,21 +82,31 @@ async def _stream(client: Client, request: GenerateRequest) -> None:
             print(event.chunk.text, end="", flush=True)
     print()
     if sys.stderr.isatty():
-        answer = collect(events)
+        [answer] = collect(events)
         who = answer.adapter or f"bare {answer.base_model}"
         print(f"[{who} on {answer.engine}, {answer.completion_tokens} tokens]", file=sys.stderr)
 
 
-async def _ask_all(client: Client, requests: list[GenerateRequest], columns: list[Column], *, live: bool) -> None:
-    console = Console(highlight=False)
+def _columns(adapter: str, count: int) -> list[Column]:
+    """One for each completion that is asked for."""
+    return [Column(adapter)] if count <= 1 else [Column(adapter, index) for index in range(count)]
 
-    async def fill(request: GenerateRequest, column: Column) -> None:
+
+async def _ask_all(
+    client: Client, requests: list[GenerateRequest], groups: list[list[Column]], *, live: bool
+) -> None:
+    console, columns = Console(highlight=False), [column for group in groups for column in group]
+
+    async def fill(request: GenerateRequest, group: list[Column]) -> None:
         try:
-            column.answer = collect([event async for event in _typed(client.ask(request), column)])
+            answers = collect([event async for event in _typed(client.ask(request), group)])
+            for column, answer in zip(group, answers, strict=True):
+                column.answer = answer
         except MintError as error:
-            column.error = error
+            for column in group:
+                column.error = error
 
-    asking = asyncio.gather(*(fill(request, column) for request, column in zip(requests, columns, strict=True)))
+    asking = asyncio.gather(*(fill(request, group) for request, group in zip(requests, groups, strict=True)))
     if live and console.is_terminal:
         with Live(get_renderable=lambda: answers_table(columns), console=console, refresh_per_second=12):
             await asking
@@ -102,10 +116,10 @@ async def _ask_all(client: Client, requests: list[GenerateRequest], columns: lis
             console.print(answers_table(columns))
 
 
-async def _typed(events: AsyncIterator[GenerateEvent], column: Column) -> AsyncIterator[GenerateEvent]:
-    """The events, with their text added to the column as they pass."""
+async def _typed(events: AsyncIterator[GenerateEvent], group: list[Column]) -> AsyncIterator[GenerateEvent]:
+    """The events, with their text added to the columns of their completions as they pass."""
     async for event in events:
-        column.text += event.chunk.text
+        group[event.chunk.index].text += event.chunk.text
         yield event
 
 
@@ -119,6 +133,7 @@ def _request(options: argparse.Namespace, adapter: str) -> GenerateRequest:
         temperature=options.temperature,
         seed=options.seed,
         stop=options.stop,
+        n=options.n,
     )
 
 

@@ -18,6 +18,7 @@ class Column:
     """One answer of several, growing while it comes."""
 
     adapter: str
+    index: int | None = None  # among several completions of one request
     text: str = ""
     answer: Answer | None = None
     error: MintError | None = None
@@ -27,7 +28,7 @@ def answers_table(columns: Sequence[Column]) -> Table:
     """Answers side by side; under each, who gave it."""
     table = Table(show_lines=False, expand=True)
     for column in columns:
-        table.add_column(escape(column.adapter or "(bare base)"), overflow="fold", ratio=1, footer=_footer(column))
+        table.add_column(escape(_head(column)), overflow="fold", ratio=1, footer=_footer(column))
     table.show_footer = any(column.answer for column in columns)
     table.add_row(*(_cell(column) for column in columns))
     return table
@@ -77,6 +78,11 @@ def _tier(holder: Holder) -> str:
     if not holder.available:
         return "[red]away[/]"
     return f"[red]{holder.residency or 'failed'}[/]" if holder.failure else holder.residency or "-"
+
+
+def _head(column: Column) -> str:
+    who = column.adapter or "(bare base)"
+    return who if column.index is None else f"{who} #{column.index}"
 
 
 def _cell(column: Column) -> str:
