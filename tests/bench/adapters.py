@@ -14,6 +14,7 @@ from tests.bench.shapes import Shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _A_STD, _B_STD = 0.04, 0.02  # enough to change what the base says, too little to break it
+MADE = 128  # adapters of each rank, of which a benchmark takes as many as it needs
 _POOL = 1 << 21  # more than any one tensor has
 _FORMAT = 2  # another number makes all adapters anew
 
@@ -30,21 +31,21 @@ def make_adapters(base_key: str, shapes: Shapes, rank: int, count: int) -> Path:
     return made_once(bench_cache() / "adapters" / f"{_key(base_key, shapes)}-r{rank}-{count}", make)
 
 
-def make_many(base_key: str, shapes: Shapes, rank: int, count: int, distinct: int) -> Path:
-    """A folder of `count` adapters that share `distinct` files of weights by hard links.
+def make_many(base_key: str, shapes: Shapes, rank: int, count: int) -> Path:
+    """A folder of `count` adapters that share `MADE` files of weights by hard links.
 
     Each has its own scaling in a config of its own, so each is a revision of its own, which an engine must hold, load
     and key its caches by itself; and what it packs for each is a file of its own. Only the sources share disk.
     """
-    few = make_adapters(base_key, shapes, rank, distinct)
+    few = make_adapters(base_key, shapes, rank, MADE)
 
     def make(folder: Path) -> None:
         for index, name in enumerate(names(rank, count)):
             (folder / name).mkdir(parents=True)
-            os.link(few / names(rank, distinct)[index % distinct] / WEIGHTS, folder / name / WEIGHTS)
+            os.link(few / names(rank, MADE)[index % MADE] / WEIGHTS, folder / name / WEIGHTS)
             write_config(folder / name, shapes, rank, alpha=2.0 * rank * (1 + index / count))
 
-    return made_once(bench_cache() / "adapters" / f"{_key(base_key, shapes)}-r{rank}-{count}-of-{distinct}", make)
+    return made_once(bench_cache() / "adapters" / f"{_key(base_key, shapes)}-r{rank}-{count}-of-{MADE}", make)
 
 
 def names(rank: int, count: int) -> list[str]:

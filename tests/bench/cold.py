@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bench.adapters import make_adapters, names
+from tests.bench.adapters import MADE, make_adapters, names
 from tests.bench.bench import Bench, Group, take_turns
 from tests.bench.models import linears
 from tests.bench.our_setup import Setup
@@ -25,8 +25,8 @@ _MS = 1000.0
 
 def _made(bench: Bench) -> tuple[Path, list[str]]:
     with bench.doing(f"adapters of rank {RANK}"):
-        store = make_adapters(bench.base_key, linears(bench.base), RANK, 2 * TOGETHER)
-    return store, names(RANK, 2 * TOGETHER)
+        store = make_adapters(bench.base_key, linears(bench.base), RANK, MADE)
+    return store, names(RANK, MADE)
 
 
 def _together(bench: Bench) -> list[Row]:

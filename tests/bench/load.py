@@ -7,7 +7,7 @@ is the work of loading, not the disk.
 import sys
 from pathlib import Path
 
-from tests.bench.adapters import WEIGHTS, make_adapters, names
+from tests.bench.adapters import MADE, WEIGHTS, make_adapters, names
 from tests.bench.bench import Bench, Group
 from tests.bench.models import linears
 from tests.bench.our_setup import Setup
@@ -33,7 +33,7 @@ def _moe(bench: Bench) -> list[Row]:
 
 def _store(bench: Bench) -> Path:
     with bench.doing("adapters of rank 32"):
-        return make_adapters(bench.base_key, linears(bench.base), 32, _CACHED)
+        return make_adapters(bench.base_key, linears(bench.base), 32, MADE)
 
 
 def _loads(bench: Bench, kind: str, store: Path, base: str, rank: int, count: int) -> list[Row]:

@@ -34,7 +34,8 @@ class Peer:
         base = base.to(device)
         for number, (name, folder) in enumerate(self._setup["adapters"].items()):
             theirs = self._names[name] = f"adapter{number}"
-            options: dict[str, Any] = {"adapter_name": theirs, "autocast_adapter_dtype": False}
+            options: dict[str, Any] = {"adapter_name": theirs, "low_cpu_mem_usage": True}
+            options["autocast_adapter_dtype"] = False
             if self._model is None:
                 self._model = PeftModel.from_pretrained(base, folder, **options)
             else:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.bench.adapters import make_adapters, make_many, names
+from tests.bench.adapters import MADE, make_adapters, make_many, names
 from tests.bench.bench import Bench, Group, take_turns
 from tests.bench.models import linears
 from tests.bench.our_setup import Setup
@@ -17,7 +17,6 @@ from tests.bench.vllm_venv import PeerUnavailable, vllm_python
 from tests.bench.workload import TOGETHER, Work, draw
 
 MANY, FEW = 2000, 5
-DISTINCT = 64  # files of weights that the 2,000 share
 _WARM = 1_000_000  # seeds of warm-up rounds lie from here on, those of measured ones below
 _APART = 1000  # keeps the prompts of two measured kinds of rounds apart
 
@@ -35,7 +34,7 @@ def _base(bench: Bench) -> list[Row]:
 def _mixed(bench: Bench, rank: int, *, with_peft: bool) -> list[Row]:
     """64 adapters of one rank in one batch: ours and our bare base, vLLM, and PEFT."""
     with bench.doing(f"adapters of rank {rank}"):
-        store = make_adapters(bench.base_key, linears(bench.base), rank, TOGETHER)
+        store = make_adapters(bench.base_key, linears(bench.base), rank, MADE)
     chosen = tuple(names(rank, TOGETHER))
     folders = {name: str(store / name) for name in chosen}
     with scratch("engine") as cache, ExitStack() as sides:
@@ -65,7 +64,7 @@ def _many(bench: Bench) -> list[Row]:
     """2,000 adapters through 64 slots, all on local disk, against 5 that stay in theirs."""
     many = 4 * TOGETHER if bench.quick else MANY
     with bench.doing(f"{many} adapters"):
-        store = make_many(bench.base_key, linears(bench.base), 8, many, DISTINCT)
+        store = make_many(bench.base_key, linears(bench.base), 8, many)
     everyone = names(8, many)
     with scratch("engine") as cache:
         setup = Setup(str(bench.base), str(cache), bench.device, f"file://{store}", max_rank=8, host_bytes=1 << 30)
