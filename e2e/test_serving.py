@@ -1,14 +1,19 @@
 """The main job: apply a base and a wave, and get PEFT's own answers from a gateway's address and a name."""
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from e2e.forward import forward
 from e2e.samples import GOOD, TRAINED, questions
 from e2e.samples.answering import Answer
 from e2e.samples.reference import ANSWER_TOKENS, BASE, reference
 from e2e.world import NAMESPACE, Waves, World, wave
 from mint_contracts import sampling_pb2
+from mint_contracts.errors import MintError
+from mint_contracts.settings import ENGINE_PORT, METRICS_PORT
 from mint_gateway import client
 
+ENGINE = "smollm2-0"
 NEAR_TIE = 0.02  # logits: below this, another order of summation may choose the other token
 
 
@@ -29,18 +34,44 @@ def ask_for(answer: Answer) -> sampling_pb2.GenerateRequest:
     return request
 
 
-async def test_mixed_in_one_batch_every_adapter_and_the_base_answer_as_peft_does(
+async def test_asked_at_once_every_adapter_and_the_base_answer_as_peft_does(
     world: World, waves: Waves, expected: list[Answer]
 ) -> None:
     waves("all-six", wave([adapter.name for adapter in GOOD]))
     world.kube.wait("adapterwave/all-six", "Ready", NAMESPACE)
 
-    got = await client.answers(world.gateway, [ask_for(answer) for answer in expected])
+    check(expected, await client.answers(world.gateway, [ask_for(answer) for answer in expected]))
 
+
+async def test_one_step_of_an_engine_holds_all_six_adapters_and_the_base(
+    world: World, waves: Waves, expected: list[Answer]
+) -> None:
+    """With two copies of each, one engine has all six; its own metrics tell what its steps held."""
+    waves("all-six-twice", wave([adapter.name for adapter in GOOD], replicas=2))
+    world.kube.wait("adapterwave/all-six-twice", "Ready", NAMESPACE)
+    before = steps_of_more_adapters_than(len(GOOD), world)
+
+    with forward(world.kube, f"pod/{ENGINE}", ENGINE_PORT, NAMESPACE) as engine:
+        got = await client.answers(engine, [ask_for(answer) for answer in expected])
+
+    check(expected, got)
+    assert steps_of_more_adapters_than(len(GOOD), world) > before
+
+
+def check(expected: list[Answer], got: list[client.Answer | MintError]) -> None:
     for answer, reply in zip(expected, got, strict=True):
         assert isinstance(reply, client.Answer), reply
         assert reply.adapter == answer.adapter
         assert reply.token_ids in {answer.token_ids, answer.content_ids}, (answer.adapter, reply.text, answer.text)
+
+
+def steps_of_more_adapters_than(count: int, world: World) -> float:
+    """How many steps of the engine held more adapters than that, the bare base counted as one."""
+    where = f"/api/v1/namespaces/{NAMESPACE}/pods/{ENGINE}:{METRICS_PORT}/proxy/metrics"
+    text = world.kube.kubectl("get", "--raw", where)
+    steps = [family for family in text_string_to_metric_families(text) if family.name == "mint_engine_step_adapters"]
+    values = {sample.labels.get("le", sample.name): sample.value for family in steps for sample in family.samples}
+    return values["+Inf"] - values[f"{count:.1f}"]
 
 
 async def test_a_person_can_tell_the_adapters_apart(world: World, waves: Waves) -> None:
