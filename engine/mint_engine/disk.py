@@ -106,8 +106,7 @@ class DiskTier:
     def imbalance(self) -> str:
         """What does not add up, or "" when all is well. Files being written are on the books before they are seen."""
         with self._lock:
-            paths = dict(self._paths)
-        lost = [path.name for key, path in paths.items() if key in self.ledger and not path.is_file()]
+            lost = [path.name for path in self._paths.values() if not path.is_file()]
         return self.ledger.imbalance() or (f"lost {lost[0]}" if lost else "")
 
     def _publish(self, key: str, partial: Path, target: Path) -> None:

@@ -1,0 +1,90 @@
+"""A whole engine but for its server: residency, slots and step thread over one base, in this process."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mint_contracts.source import Source
+from mint_engine.check import Fit
+from mint_engine.disk import DiskTier
+from mint_engine.host import HostTier
+from mint_engine.loading import Loader
+from mint_engine.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.residency import Residency
+from mint_engine.scheduler import Limits
+from mint_engine.serve import build
+from mint_engine.slots import Slots
+from mint_engine.stepper import Stepper
+from tests.engine.running import settings_for
+
+
+@dataclass(frozen=True)
+class Told:
+    """One greedy completion, and the revision that it began with."""
+
+    tokens: tuple[int, ...]
+    scores: tuple[float, ...]
+    revision: str
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The parts, and a way to ask them."""
+
+    slots: Slots
+    loader: Loader
+    residency: Residency
+    stepper: Stepper
+
+    async def ask(
+        self, adapter: str, prompt: tuple[int, ...], count: int, heard: Callable[[int], None] = lambda _: None
+    ) -> Told:
+        """`count` tokens after the prompt; `heard` is told of each how many there are by then."""
+        tokens: list[int] = []
+        scores: list[float] = []
+        failed: list[Failed] = []
+        async with self.residency.hold(adapter) as held:
+            ended = asyncio.Event()
+
+            def sink(event: Event) -> None:
+                if isinstance(event, Tokens):
+                    tokens.extend(event.token_ids)
+                    scores.extend(score.logprob for score in event.scores)
+                    heard(len(tokens))
+                elif isinstance(event, Done | Failed):
+                    failed.extend([event] if isinstance(event, Failed) else [])
+                    ended.set()
+
+            sampling = Sampling(max_tokens=count, seed=0, logprobs=0, ignore_eos=True)
+            self.stepper.submit(Request(adapter, prompt, sampling, adapter, held.revision, held.slot), sink)
+            await ended.wait()
+        assert not failed, failed[0].error
+        return Told(tuple(tokens), tuple(scores), held.revision)
+
+
+@asynccontextmanager
+async def engine_of(
+    base: Path, folder: Path, *, slots: int, max_rank: int, store: Source | None, host: int, disk: int, **limits: Any
+) -> AsyncIterator[Engine]:
+    """Bring one up, and end it with its books balanced."""
+    settings = settings_for(base, device_slots=slots, max_rank=max_rank)
+    _, memory, generation = build(settings, base, Limits())
+    loop = asyncio.get_running_loop()
+
+    def post(deliver: Callable[[], None]) -> None:
+        loop.call_soon_threadsafe(deliver)
+
+    stepper = Stepper(generation, post)
+    loader = Loader(DiskTier(folder / "disk", disk), Fit(memory.modules, max_rank), memory.dtype)
+    residency = Residency(memory, loader, HostTier(host), store=store, **limits)
+    residency.start()
+    stepper.start()
+    try:
+        yield Engine(memory, loader, residency, stepper)
+    finally:
+        await residency.close()
+        assert stepper.stop(20)
+    residency.check()
