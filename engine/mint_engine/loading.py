@@ -47,8 +47,7 @@ class Loader:
             except (CorruptFile, FileNotFoundError) as error:
                 log.warning("cached_adapter_broken", source=source.uri, error=str(error))
                 self.disk.drop(source)
-        retrying(lambda: self._ingest(source))
-        return self._open(source, self._identity(source))
+        return self._open(source, retrying(lambda: self._ingest(source)))
 
     def _open(self, source: Source, identity: str) -> Packed:
         subject = subject_of(source)
@@ -59,8 +58,8 @@ class Loader:
         check_packed(packed.header, self._fit, subject)
         return packed
 
-    def _ingest(self, source: Source) -> None:
-        """Read, check and lay out what the source holds, and write it to the disk tier."""
+    def _ingest(self, source: Source) -> str:
+        """Read, check and lay out what the source holds, and write it to the disk tier; its identity."""
         identity = self._identity(source)
 
         def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
@@ -70,6 +69,7 @@ class Loader:
             packed_file.write(packed, file)
 
         self._opener.trust(self.disk.store(source, identity, write))
+        return identity
 
     def _identity(self, source: Source) -> str:
         """What tells this content of a source, packed for this base, from another: 16 hex digits.

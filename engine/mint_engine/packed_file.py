@@ -108,7 +108,7 @@ def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None = N
             subject, f"is truncated: its header of {head_bytes} bytes is not all there; upload it again"
         )
     digest = hashlib.sha256(body)
-    if digest.digest() != PREFIX.unpack(start)[3] or any(padding):
+    if digest.digest() != PREFIX.unpack(start)[3] or padding.strip(b"\0"):
         raise CorruptFile(subject, "has a header that does not match its digest; upload it again")
     try:
         told = msgspec.json.decode(body, type=_Body)
