@@ -1,0 +1,109 @@
+"""The books of residency: who waits for room, and what an audit finds when they do not balance."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mint_contracts import errors
+from mint_contracts.records import Tier
+from mint_contracts.source import Source
+from mint_engine.audit import find_imbalance
+from mint_engine.wanting import Queue
+from tests.engine.tiers import NAMES, Scene, once, wanted
+from tests.waiting import until
+
+
+def test_the_most_urgent_leave_the_queue_first_and_each_is_in_it_once() -> None:
+    queue = Queue()
+    for name, tier in (
+        ("c", Tier.DISK),
+        ("b", Tier.DEVICE),
+        ("a", Tier.HOST),
+        ("b", Tier.DEVICE),
+        ("d", Tier.DEVICE),
+    ):
+        queue.add(name, tier)
+    assert (len(queue), queue.first(0), queue.first(-1)) == (4, set(), set())
+    assert (queue.first(2), queue.first(1), queue.first(9), queue.first(1)) == ({"b", "d"}, {"a"}, {"c"}, set())
+    queue.add("b", Tier.DISK)
+    assert queue.first(1) == {"b"}
+
+
+async def test_more_wants_than_workers_are_all_met(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene(slots=8, store=None, workers=1)
+    here.residency.want(wanted(store, *NAMES))
+    await until(lambda: all(here.tier(name) is Tier.DEVICE for name in NAMES))
+    assert len(here.loader.fetches) == len(NAMES)
+
+
+async def test_what_a_wave_no_longer_wants_is_not_loaded_when_its_turn_comes(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(slots=8, store=None, workers=1)
+    here.loader.gate.clear()
+    here.residency.want(wanted(store, *NAMES))
+    await until(lambda: here.loader.fetches)
+    here.residency.want(wanted(store, NAMES[7]))
+    here.loader.gate.set()
+    await until(lambda: here.tier(NAMES[7]) is Tier.DEVICE)
+    assert len(here.loader.fetches) == 2, "the one that was loading, and the one still wanted"
+
+
+def _seat_nobody(here: Scene) -> None:
+    here.residency.slots.free.append(here.residency.slots.free[0])
+
+
+def _lose_a_slot(here: Scene) -> None:
+    here.residency.slots.free.pop()
+
+
+def _unseat(here: Scene) -> None:
+    here.residency.books.in_slots.clear()
+
+
+def _over_release(here: Scene) -> None:
+    next(iter(here.residency.books.copies.values())).users = -1
+
+
+def _leave_a_tenant(here: Scene) -> None:
+    here.slots.filled[here.residency.slots.free[0]] = 7
+
+
+def _count_wrong(here: Scene) -> None:
+    here.host.ledger.remove(here.host.ledger.keys()[0])
+
+
+def _lose_a_file(here: Scene) -> None:
+    for path in here.loader.disk._folder.iterdir():
+        path.unlink()
+
+
+def _load_nobody(here: Scene) -> None:
+    here.residency.books.loading.add(next(iter(here.residency.books.copies.values())))
+
+
+DEFECTS = {
+    "slots are entered wrongly": _seat_nobody,
+    "are not 3": _lose_a_slot,
+    "entered as taken": _unseat,
+    "has -1 users": _over_release,
+    "free and not empty": _leave_a_tenant,
+    "the host tier": _count_wrong,
+    "the disk tier: lost": _lose_a_file,
+    "not entered as loading": _load_nobody,
+}
+
+
+@pytest.mark.parametrize("told", DEFECTS)
+async def test_each_defect_is_found(store: Path, tmp_path: Path, told: str) -> None:
+    here = Scene(tmp_path, 3, 1 << 20, Source(f"file://{store}"))
+    await once(here, NAMES[0])
+    here.slots.is_empty = lambda slot: here.slots.filled[slot] == 0  # type: ignore[method-assign]
+    here.residency.check()
+    DEFECTS[told](here)
+    with pytest.raises(errors.Internal, match=told):
+        here.residency.check()
+    table = here.residency.slots
+    assert told in find_imbalance(here.residency.books, table.free, 3, here.slots, busy=False)
+    await here.residency.close()
