@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -36,7 +37,7 @@ async def scene(store: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Scen
     made: list[Scene] = []
     own = Source(f"file://{store}")
 
-    def make(slots: int = 2, host: int = 1 << 20, store: Source | None = own, **limits: float) -> Scene:
+    def make(slots: int = 2, host: int = 1 << 20, store: Source | None = own, **limits: Any) -> Scene:
         here = Scene(tmp_path, slots, host, store, **limits)
         here.residency.start()
         made.append(here)

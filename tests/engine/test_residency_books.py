@@ -16,13 +16,8 @@ from tests.waiting import until
 
 def test_the_most_urgent_leave_the_queue_first_and_each_is_in_it_once() -> None:
     queue = Queue()
-    for name, tier in (
-        ("c", Tier.DISK),
-        ("b", Tier.DEVICE),
-        ("a", Tier.HOST),
-        ("b", Tier.DEVICE),
-        ("d", Tier.DEVICE),
-    ):
+    tiers = {"c": Tier.DISK, "b": Tier.DEVICE, "a": Tier.HOST, "d": Tier.DEVICE}
+    for name, tier in (*tiers.items(), ("b", Tier.DEVICE)):
         queue.add(name, tier)
     assert (len(queue), queue.first(0), queue.first(-1)) == (4, set(), set())
     assert (queue.first(2), queue.first(1), queue.first(9), queue.first(1)) == ({"b", "d"}, {"a"}, {"c"}, set())
