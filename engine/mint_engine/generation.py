@@ -31,6 +31,11 @@ class Generation:
         self.scheduler = Scheduler(limits, Pages(forward.cache.pages))
 
     @property
+    def compute(self) -> str:
+        """What computes, see `Forward.compute`."""
+        return self._forward.compute
+
+    @property
     def busy(self) -> bool:
         """Whether a step has something to do."""
         return self.scheduler.busy

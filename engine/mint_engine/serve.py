@@ -104,7 +104,7 @@ class EngineServer:
         holder = make_holder(slots)
         stepper.start()
         self._generation = generation
-        self._services.parts = Parts(base, self._settings.context_length, slots, holder, stepper)
+        self._services.parts = Parts(base, self._settings.context_length, slots, holder, stepper, generation.compute)
         self._watch = asyncio.create_task(self._watch_steps())
         await self._set_health()
         _log.info(

@@ -42,6 +42,7 @@ class Parts:
     slots: Slots
     holder: Holder
     stepper: Stepper
+    compute: str  # see Forward.compute
 
 
 class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer):
@@ -118,6 +119,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if self.parts is not None:
             load, states = self.parts.stepper.load, self.parts.holder.states()
             info.architecture = self.parts.base.architecture
+            info.compute = self.parts.compute
             info.requests_running, info.requests_waiting = load.running, load.waiting
             info.slots_used = sum(state.residency is Tier.DEVICE for state in states)
             info.target_modules[:] = sorted({path.rpartition(".")[2] for path in self.parts.slots.modules})

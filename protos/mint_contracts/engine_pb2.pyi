@@ -50,6 +50,7 @@ class EngineInfo(_message.Message):
     REQUESTS_RUNNING_FIELD_NUMBER: _builtins.int
     REQUESTS_WAITING_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
+    COMPUTE_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     base_model: _builtins.str
     architecture: _builtins.str
@@ -64,6 +65,8 @@ class EngineInfo(_message.Message):
     requests_waiting: _builtins.int
     ready: _builtins.bool
     """False while draining or before the base is loaded."""
+    compute: _builtins.str
+    """What computes: "lean (avx512_bf16)" for own kernels and their instruction set, or "generic" for transformers' modules."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -82,10 +85,11 @@ class EngineInfo(_message.Message):
         requests_running: _builtins.int = ...,
         requests_waiting: _builtins.int = ...,
         ready: _builtins.bool = ...,
+        compute: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "engine", b"engine", "max_rank", b"max_rank", "ready", b"ready", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "slots_total", b"slots_total", "slots_used", b"slots_used", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "compute", b"compute", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "engine", b"engine", "max_rank", b"max_rank", "ready", b"ready", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "slots_total", b"slots_total", "slots_used", b"slots_used", "target_modules", b"target_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

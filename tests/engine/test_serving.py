@@ -307,6 +307,7 @@ async def test_an_adapter_that_overflows_spoils_nobody_else(base: Path, adapter:
 async def test_info_and_adapters(base: Path, adapter: Path) -> None:
     async with running(base, {"a": adapter}) as engine:
         info = await engine.engine.GetInfo(engine_pb2.GetInfoRequest())
+        assert info.compute.startswith("lean ("), "a llama of these sizes is computed by the kernels"
         assert (info.architecture, info.context_length, info.slots_used, info.slots_total) == (
             "LlamaForCausalLM",
             CONTEXT,
