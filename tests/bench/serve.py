@@ -1,6 +1,5 @@
 """Throughput: the bare base, 64 adapters in one batch, and 2,000 adapters through 64 slots, against every peer."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -114,8 +113,6 @@ def vllm(bench: Bench, rank: int, folders: dict[str, str]) -> Iterator[Side]:
     environment = {
         "VLLM_CACHE_ROOT": str(bench_cache() / "vllm"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        # All cores for computing: there is no server process beside it that would need one.
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
         "VLLM_NO_USAGE_STATS": "1",
     }
     with bench.side("vllm", str(python), "tests.bench.vllm_cpu", setup, **environment) as side:
