@@ -5,7 +5,7 @@ text and scores are what the naive engine gives, and the books balance after eac
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -243,7 +243,7 @@ SAMPLINGS = st.builds(
 )
 
 
-def machine_of(place: Place) -> Callable[[], RuleBasedStateMachine]:
+def machine_of(place: Place) -> type[RuleBasedStateMachine]:
     class Random(RuleBasedStateMachine):
         """Arrivals, cancellations, handoffs and steps in any order."""
 
@@ -281,7 +281,7 @@ def counted(metric: object) -> float:
 
 def test_random_schedules(place: Place) -> None:
     preempted, reused = counted(metrics.PREEMPTIONS), counted(metrics.REUSED_TOKENS)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine_of(place),
         settings=settings(max_examples=120, stateful_step_count=25, deadline=None, derandomize=True),
     )

@@ -1,0 +1,145 @@
+"""Several completions of one prompt, over gRPC: told apart, ended together, counted each."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from mint_contracts.errors import Internal, InvalidRequest, Overloaded
+from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
+from mint_contracts.wire import from_rpc_error
+from mint_engine.scheduler import Limits
+from tests.engine.running import Running, ask, running, save_adapter, save_base
+from tests.engine.test_serving import Gate, refusal, until
+
+PROMPT = list(range(5, 45))
+HOT: dict[str, Any] = {"temperature": 1.0, "max_tokens": 9, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4)
+
+
+def request_of(n: int, adapter: str = "", **sampling: Any) -> GenerateRequest:
+    params = SamplingParams(n=n, **(HOT | sampling))
+    return GenerateRequest(tokens=TokenIds(ids=PROMPT), adapter=adapter, sampling=params)
+
+
+async def stream(engine: Running, request: GenerateRequest) -> list[GenerateEvent]:
+    return [event async for event in engine.sampler.Generate(request, timeout=60)]
+
+
+async def test_each_is_what_its_seed_gives_alone(base: Path, adapter: Path) -> None:
+    """Started first, then the chunks of all, a Finished each, and nothing after the last."""
+    async with running(base, {"a": adapter}) as engine:
+        events = await stream(engine, request_of(3, "a", seed=7, logprobs=0))
+        assert events[0].HasField("started")
+        assert events[-1].HasField("finished")
+        assert sum(event.HasField("started") for event in events) == 1
+        ends = {event.finished.index: event.finished for event in events if event.HasField("finished")}
+        assert sorted(ends) == [0, 1, 2]
+        for index, end in ends.items():
+            chunks = [event.chunk for event in events if event.HasField("chunk") and event.chunk.index == index]
+            alone = await ask(engine, PROMPT, "a", seed=7 + index, logprobs=0, **HOT)
+            assert tuple(token for chunk in chunks for token in chunk.token_ids) == alone.tokens
+            assert "".join(chunk.text for chunk in chunks) == alone.text
+            assert all(len(chunk.logprobs) == 1 for chunk in chunks)
+            assert (end.reason, end.completion_tokens, end.prompt_tokens) == (Finished.LENGTH, 9, len(PROMPT))
+
+
+async def test_the_prompts_scores_come_once_and_first(base: Path) -> None:
+    for prompt in (PROMPT, PROMPT[:5]):
+        async with running(base, limits=Limits(running=4, step_tokens=7)) as engine:
+            request = request_of(3, prompt_logprobs=True)
+            request.tokens.ids[:] = prompt
+            events = await stream(engine, request)
+            assert len(events[0].started.prompt_logprobs) == len(prompt) - 1
+            assert sum(event.HasField("finished") for event in events) == 3
+
+
+@pytest.mark.parametrize("n", [-1, 17])
+async def test_a_wrong_number_is_refused(base: Path, n: int) -> None:
+    async with running(base) as engine:
+        refused = await refusal(engine, request_of(n))
+        assert isinstance(refused, InvalidRequest)
+        assert "sampling.n" in str(refused)
+
+
+async def test_more_than_an_engine_has_places_for_is_refused_for_good(base: Path) -> None:
+    async with running(base, limits=Limits(running=1, waiting=2, step_tokens=64)) as engine:
+        assert isinstance(await refusal(engine, request_of(4)), InvalidRequest)
+        assert len([event for event in await stream(engine, request_of(3)) if event.HasField("finished")]) == 3
+
+
+async def test_a_client_that_goes_away_ends_all(base: Path, adapter: Path) -> None:
+    """Also when one of them has ended already; the slot is held until the last is gone."""
+    async with running(base, {"a": adapter}) as engine:
+        gate = Gate(engine, after=3)
+        call = engine.sampler.Generate(request_of(3, "a", max_tokens=100))
+        await gate.closed()
+        assert engine.holder.users == {"a": 1}
+        assert engine.server.load_now.running == 3
+        call.cancel()
+        await until(lambda: len(engine.stepper._cancelled) == 3)
+        gate.open()
+        await until(lambda: engine.holder.users == {"a": 0})
+        assert not engine.server.generation.busy
+        assert engine.free_pages == engine.all_pages
+
+
+async def test_one_that_fails_ends_all(base: Path, adapter: Path) -> None:
+    """NaN in one completion is an error of the request; the others stop, and neighbours go on."""
+    async with running(base, {"a": adapter}) as engine:
+        generation = engine.server.generation
+        run, steps = generation._forward.run, 0
+
+        def spoil(*args: Any) -> torch.Tensor:
+            nonlocal steps
+            steps += 1
+            logits = run(*args).clone()
+            if steps == 4:
+                logits[0] = torch.nan
+            return logits
+
+        generation._forward.run = spoil  # type: ignore[assignment, method-assign]
+        assert isinstance(await refusal(engine, request_of(3, "a", max_tokens=100)), Internal)
+        await until(lambda: engine.holder.users == {"a": 0})
+        assert steps < 20
+        assert len((await ask(engine, PROMPT, **HOT)).tokens) == 9
+
+
+async def test_one_adapter_can_not_fill_the_queue(base: Path, adapter: Path) -> None:
+    """Most of it, and then it is told to come back, while another adapter still finds room."""
+    limits = Limits(running=2, waiting=8, step_tokens=64)
+    async with running(base, {"a": adapter}, limits=limits) as engine:
+        gate = Gate(engine)
+        first = asyncio.create_task(ask(engine, PROMPT, "a", max_tokens=2))
+        await gate.closed()
+        taken = [first, *(asyncio.create_task(ask(engine, PROMPT, "a", max_tokens=2)) for _ in range(7))]
+        await until(lambda: engine.server.load_now.waiting == 8)
+        refused = await refusal(engine, request_of(1, "a"))
+        assert isinstance(refused, Overloaded)
+        assert refused.retry_after_s
+        assert "8 of them for a" in str(refused)
+        taken.append(asyncio.create_task(ask(engine, PROMPT, max_tokens=2)))
+        await until(lambda: engine.server.load_now.waiting == 9)
+        gate.open()
+        await asyncio.gather(*taken)
+
+
+async def test_a_request_without_n_is_one(base: Path) -> None:
+    async with running(base) as engine:
+        events = await stream(engine, request_of(0))
+        assert [event.chunk.index for event in events if event.HasField("chunk")] == [0] * 9
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream(engine, request_of(1, "no/such"))
+        assert from_rpc_error(caught.value).terminal
