@@ -7,6 +7,7 @@ the promises hold: a figure is not a test.
 import argparse
 import hashlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ FAMILIES = {"serve": serve.GROUPS, "load": load.GROUPS, "cold": cold.GROUPS, "ha
 def main() -> int:
     """Measure what was asked for; return the exit status."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaving ends every side
     steps = Steps(title="bench")
     bench = _bench(options, steps)
     found: dict[str, Row] = {}

@@ -77,6 +77,7 @@ def _replace(bench: Bench, base: Path, merged: Path, revision: Path) -> dict[str
     """Seconds of handing the full model over, and of its parts."""
     setup = {
         "base": str(base),
+        "small": str(bench.base),
         "adapter": str(revision),
         "merged": str(merged),
         "device": bench.device,

@@ -2,9 +2,9 @@
 
 python -m tests.bench.vllm_cpu '{"base": ..., "rank": 8, "adapters": {"name": "folder"}, "context": 256}'
 
-Imports nothing of ours beyond the standard library. It runs as it is fastest: compiled (eager gave 344-354 tok/s where
-compiled gave 381-415, on two cores), with threads as it chooses them (bound to both cores by hand it hardly moved);
-`rank` 0 turns LoRA off, its fastest way to serve the bare base.
+Imports nothing of ours beyond the standard library. It runs as it is fastest: compiled (on two cores
+eager gave 344-354 tok/s where compiled gave 381-415), with threads as it chooses them (bound to both cores by hand it
+hardly moved); `rank` 0 turns LoRA off, its fastest way to serve the bare base.
 """
 
 import json
