@@ -59,6 +59,9 @@ format: env ## Format and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Several torch processes share a machine's few cores in tests: threads that wait must sleep, not spin.
+unit e2e: export OMP_WAIT_POLICY := PASSIVE
+
 .PHONY: unit
 unit: env tools kernels ## Unit, property and component tests
 	$(BIN)/pytest tests
