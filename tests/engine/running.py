@@ -19,6 +19,7 @@ from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_engine.check import Fit
 from mint_engine.holding import AdapterStatus, Held
+from mint_engine.integrity import find_imbalance
 from mint_engine.local import LocalFolder
 from mint_engine.packed import Packed
 from mint_engine.read import read_adapter
@@ -193,6 +194,7 @@ async def running(
         await server.drain(30)
     scheduler = server.generation.scheduler
     assert not scheduler.busy
+    assert find_imbalance(scheduler) == ""
     assert scheduler.prefix.available == scheduler.pages.total
     assert not any(holder.users.values())
 
