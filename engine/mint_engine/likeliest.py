@@ -1,10 +1,8 @@
 """Each row's likeliest token, in the logits' own dtype, and whether the row is sound."""
 
-from functools import cache
-
 import torch
 
-from mint_engine.kernels.library import Kernels, find_kernels
+from mint_engine.kernels.library import find_kernels
 
 
 def likeliest(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
@@ -12,14 +10,9 @@ def likeliest(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
 
     A row with a NaN or an infinite peak, or nothing but -inf, is not sound: its weights overflowed.
     """
-    kernels = _kernels(logits.dtype, logits.device)
+    kernels = find_kernels(logits.dtype, logits.device)
     if kernels is not None:
         tokens, peaks = kernels.argmax(logits.contiguous())
     else:
         peaks, tokens = logits.max(dim=-1)
     return tokens.tolist(), torch.isfinite(peaks).tolist()
-
-
-@cache
-def _kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
-    return find_kernels(dtype, device)

@@ -1,9 +1,9 @@
 """Choosing the next token from logits. What one request gets never depends on its neighbours.
 
-A greedy row costs an argmax in the logits' own dtype; only rows with a temperature go through float32. Temperature,
-top-k, top-p and min-p are applied in this order, as transformers does. A token is drawn by inverting the distribution
-at a number that depends on nothing but the request's seed and the token's index, so a request gives the same tokens
-again in whatever batch it runs.
+A greedy row costs an argmax in the logits' own dtype; only rows with a temperature are weighed, in float32.
+Temperature, top-k, top-p and min-p are applied in this order, as transformers does. A token is drawn by inverting the
+distribution at a number that depends on nothing but the request's seed and the token's index, so a request gives the
+same tokens again in whatever batch it runs. The kernel that draws is held against `draw_plainly` by tests.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from mint_engine.kernels.library import find_kernels
 from mint_engine.likeliest import likeliest
 from mint_engine.request import Sampling, Scored
 
@@ -28,17 +29,37 @@ def choose_tokens(logits: torch.Tensor, wanted: Sequence[tuple[Sampling, int]]) 
     chosen: list[int | None] = [token if sound[row] else None for row, token in enumerate(best)]
     drawn = [row for row, (sampling, _) in enumerate(wanted) if sampling.temperature > 0 and sound[row]]
     if drawn:
-        rows = (logits if len(drawn) == len(wanted) else logits[drawn]).float()
-        temperatures = torch.tensor([wanted[row][0].temperature for row in drawn], device=logits.device)
-        # The peak is taken off first: a small temperature must not overflow.
-        scaled = (rows - rows.amax(dim=-1, keepdim=True)).div_(temperatures[:, None])
-        probabilities = torch.softmax(scaled, dim=-1)
-        for at, row in enumerate(drawn):
-            keep_likely(probabilities[at], wanted[row][0])
         numbers = [uniform(wanted[row][0].seed, wanted[row][1]) for row in drawn]
-        for row, token in zip(drawn, invert(probabilities, numbers), strict=True):
+        rows = logits if len(drawn) == len(wanted) else logits[drawn]
+        for row, token in zip(drawn, _draw(rows, [wanted[row][0] for row in drawn], numbers), strict=True):
             chosen[row] = token
     return chosen
+
+
+def _draw(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence[float]) -> list[int]:
+    kernels = find_kernels(logits.dtype, logits.device)
+    if kernels is None:
+        return draw_plainly(logits, samplings, numbers)
+    tokens: list[int] = kernels.draw(
+        logits.contiguous(),
+        torch.tensor([each.temperature for each in samplings], dtype=torch.float32),
+        torch.tensor([each.top_k for each in samplings], dtype=torch.int64),
+        torch.tensor([each.top_p for each in samplings], dtype=torch.float32),
+        torch.tensor([each.min_p for each in samplings], dtype=torch.float32),
+        torch.tensor(numbers, dtype=torch.float64),
+    ).tolist()
+    return tokens
+
+
+def draw_plainly(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence[float]) -> list[int]:
+    """A token of each row of logits [n, V], drawn at `numbers` [n], in plain torch."""
+    temperatures = torch.tensor([each.temperature for each in samplings], device=logits.device)
+    rows = logits.float()
+    # The peak is taken off first: a small temperature must not overflow.
+    probabilities = torch.softmax((rows - rows.amax(dim=-1, keepdim=True)).div_(temperatures[:, None]), dim=-1)
+    for at, sampling in enumerate(samplings):
+        keep_likely(probabilities[at], sampling)
+    return invert(probabilities, numbers)
 
 
 def keep_likely(probabilities: torch.Tensor, sampling: Sampling) -> None:

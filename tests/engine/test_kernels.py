@@ -4,6 +4,7 @@ import math
 import random
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from mint_engine.adapter import Module
 from mint_engine.kernels.library import NO_NORMS, ROWS, Angles, HeadNorms, Kernels, find_kernels
 from mint_engine.pages import PAGE_TOKENS, pages_for
+from mint_engine.request import Sampling
+from mint_engine.sampling import draw_plainly
 from mint_engine.slots import ABSENT, Slots
 
 CPU = torch.device("cpu")
@@ -207,3 +210,54 @@ def test_heads_without_norms_are_left_as_they_are() -> None:
     assert torch.equal(qkv, before)
     assert pool[0].abs().sum() == 0
     assert pool[1, 1, 0].flatten()[::2][:16].tolist() == before[0, 32:].tolist(), "values: token 0 of each pair"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=150)
+@given(
+    size=st.integers(1, 900),
+    temperature=st.sampled_from([0.05, 0.7, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 7, 50, 2000]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.01]),
+    min_p=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    number=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 99),
+)
+def test_draw(
+    dtype: torch.dtype,
+    size: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    number: float,
+    seed: int,
+) -> None:
+    """The token that plain torch draws, or one that rounding could make it: at a border of the running sum."""
+    logits = draw(1, size, dtype=dtype, seed=seed) * 3
+    sampling = Sampling(1, seed=0, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    columns = (
+        torch.tensor([temperature]),
+        torch.tensor([top_k]),
+        torch.tensor([top_p]),
+        torch.tensor([min_p]),
+        torch.tensor([number], dtype=torch.float64),
+    )
+    [found] = kernels(dtype).draw(logits, *columns).tolist()
+    near = {
+        draw_plainly(
+            logits, [msgspec.structs.replace(sampling, top_p=top_p + shift)], [min(max(at, 0.0), 1 - 2**-53)]
+        )[0]
+        for shift in ((0.0, -1e-6, 1e-6) if top_p < 1 else (0.0,))
+        for at in (number, number - 1e-5, number + 1e-5)
+    }
+    assert found in near
+
+
+def test_draw_never_takes_what_weighs_nothing() -> None:
+    logits = torch.full((1, 600), -torch.inf)
+    logits[0, 3], logits[0, 599] = 1.0, 1.0
+    for number, token in ((0.0, 3), (0.49, 3), (0.51, 599), (1 - 2**-53, 599)):
+        columns = (torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.zeros(1))
+        found = kernels(torch.float32).draw(logits, *columns, torch.tensor([number], dtype=torch.float64))
+        assert found.tolist() == [token]

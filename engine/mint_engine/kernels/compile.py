@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("attend.cpp", "lora.cpp", "rows.cpp")
+SOURCES = ("attend.cpp", "draw.cpp", "lora.cpp", "rows.cpp")
 HEADERS = ("number.h",)
 # No fused multiply-add where the source does not say so: results must not depend on how a loop was vectorised.
 # GCC 12 takes its own intrinsics for uninitialised (bug 105593).

@@ -26,6 +26,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rope": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _P, _P, _FLOAT, _P, _P),
     "silu_mul": (_P, _P, _I, _I),
     "argmax": (_P, _I, _I, _P, _P),
+    "draw": (_P, _I, _I, _P, _P, _P, _P, _P, _P),
     "attend": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _FLOAT),
     "lora": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _P, _I),
 }
@@ -47,6 +48,7 @@ class Kernels:
     _rope: Callable[..., None]
     _silu_mul: Callable[..., None]
     _argmax: Callable[..., None]
+    _draw: Callable[..., None]
     _attend: Callable[..., None]
     _lora: Callable[..., None]
 
@@ -106,6 +108,21 @@ class Kernels:
         self._argmax(logits.data_ptr(), logits.shape[0], logits.shape[1], tokens.data_ptr(), peaks.data_ptr())
         return tokens, peaks
 
+    def draw(
+        self, logits: torch.Tensor, temperatures: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor,
+        min_p: torch.Tensor, numbers: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """logits [n, V] -> a token of each row [n] int64, drawn at `numbers` [n] float64 in [0, 1).
+
+        temperatures above 0, top_p (1 is off) and min_p (0 is off) [n] float32, top_k (0 is off) [n] int64.
+        """
+        tokens = torch.empty(logits.shape[0], dtype=torch.int64)
+        self._draw(
+            logits.data_ptr(), logits.shape[0], logits.shape[1], temperatures.data_ptr(), top_k.data_ptr(),
+            top_p.data_ptr(), min_p.data_ptr(), numbers.data_ptr(), tokens.data_ptr(),
+        )  # fmt: skip
+        return tokens
+
     def lora(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, parts: torch.Tensor) -> None:
         """y [T, *] += each row's adapter of x [T, *], in place.
 
@@ -135,6 +152,7 @@ class HeadNorms:
 NO_NORMS = HeadNorms(None, None, 0.0)
 
 
+@cache
 def find_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
     """The fastest kernels that this machine runs, or None: another device or type, or nothing was compiled for it."""
     if device.type != "cpu" or dtype not in _DTYPES:

@@ -1,0 +1,151 @@
+// Drawing a token from a row of logits: temperature, then top-k, top-p and min-p, then the distribution inverted at a
+// given number. Sums run in double. Thresholds are found by a histogram of the weights' leading bits, which order as
+// the weights do, so that only one bucket is ever sorted.
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "number.h"
+
+namespace {
+constexpr int SHIFT = 20;                             // sign, exponent and three bits of the fraction remain
+constexpr int BUCKETS = (0x3f800000 >> SHIFT) + 1;    // weights are at most 1
+constexpr float SMALLEST = -103.0f;                   // what is less likely than e^-103 weighs nothing
+
+inline int bucket_of(float weight) {
+  uint32_t bits;
+  std::memcpy(&bits, &weight, 4);
+  return int(bits >> SHIFT);
+}
+
+// e^((logit - peak) / temperature), 1 for the likeliest.
+template <typename T>
+void weigh_row(const T* logits, int64_t size, float temperature, float* weights) {
+  float peak = wide(logits[0]);
+  for (int64_t i = 1; i < size; ++i) peak = std::max(peak, wide(logits[i]));
+  int64_t i = 0;
+#ifdef MINT_AVX512_BF16
+  for (; i + 16 <= size; i += 16) {
+    float raw[16];
+    for (int lane = 0; lane < 16; ++lane) raw[lane] = wide(logits[i + lane]);
+    const __m512 x = _mm512_div_ps(_mm512_sub_ps(_mm512_loadu_ps(raw), _mm512_set1_ps(peak)),
+                                   _mm512_set1_ps(temperature));
+    const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(SMALLEST), _CMP_GE_OQ);
+    _mm512_storeu_ps(weights + i, _mm512_maskz_mov_ps(kept, exp_below_zero(x)));
+  }
+#endif
+  for (; i < size; ++i) {
+    const float x = (wide(logits[i]) - peak) / temperature;
+    weights[i] = x >= SMALLEST ? std::exp(x) : 0.0f;
+  }
+}
+
+struct Histogram {
+  int64_t counts[BUCKETS] = {};
+  double sums[BUCKETS] = {};
+
+  Histogram(const float* weights, int64_t size) {
+    for (int64_t i = 0; i < size; ++i) {
+      const int bucket = bucket_of(weights[i]);
+      ++counts[bucket];
+      sums[bucket] += weights[i];
+    }
+  }
+};
+
+// The members of one bucket, largest first.
+std::vector<float> members(const float* weights, int64_t size, int bucket) {
+  std::vector<float> found;
+  for (int64_t i = 0; i < size; ++i)
+    if (bucket_of(weights[i]) == bucket) found.push_back(weights[i]);
+  std::sort(found.begin(), found.end(), std::greater<float>());
+  return found;
+}
+
+// The k-th largest weight.
+float kth(const Histogram& histogram, const float* weights, int64_t size, int64_t k) {
+  int bucket = BUCKETS - 1;
+  for (; k > histogram.counts[bucket]; --bucket) k -= histogram.counts[bucket];
+  return members(weights, size, bucket)[k - 1];
+}
+
+// The least of the fewest weights that together reach `share` of the mass of all from `least` on.
+float nucleus(const Histogram& histogram, const float* weights, int64_t size, float share, float least) {
+  double mass = 0;
+  for (int64_t i = 0; i < size; ++i) mass += weights[i] >= least ? weights[i] : 0.0f;
+  const double target = share * mass;
+  double reached = 0;
+  for (int bucket = BUCKETS - 1; bucket >= bucket_of(least); --bucket) {
+    if (reached + histogram.sums[bucket] < target) {
+      reached += histogram.sums[bucket];
+      continue;
+    }
+    for (const float weight : members(weights, size, bucket)) {
+      if (weight < least) return least;
+      reached += weight;
+      if (reached >= target) return weight;
+    }
+  }
+  return least;
+}
+
+template <typename T>
+int64_t draw_row(const T* logits, int64_t size, float temperature, int64_t top_k, float top_p, float min_p,
+                 double number, float* weights) {
+  weigh_row(logits, size, temperature, weights);
+  float least = 0;
+  if ((top_k > 0 && top_k < size) || top_p < 1) {
+    const Histogram histogram(weights, size);
+    if (top_k > 0 && top_k < size) least = kth(histogram, weights, size, top_k);
+    if (top_p < 1) least = std::max(least, nucleus(histogram, weights, size, top_p, least));
+  }
+  least = std::max(least, min_p);  // the likeliest weighs 1
+  constexpr int64_t BLOCK = 256;
+  std::vector<double> masses((size + BLOCK - 1) / BLOCK);
+  double total = 0;
+  for (int64_t at = 0; at < size; at += BLOCK) {
+    double mass = 0;
+    for (int64_t i = at; i < std::min(at + BLOCK, size); ++i) mass += weights[i] >= least ? weights[i] : 0.0f;
+    masses[at / BLOCK] = mass;
+    total += mass;
+  }
+  const double sought = number * total;
+  double running = 0;
+  int64_t last = 0;  // rounding must not lead past the last token that weighs anything
+  for (int64_t at = 0; at < size; at += BLOCK) {
+    if (masses[at / BLOCK] == 0) continue;
+    const bool here = running + masses[at / BLOCK] > sought;
+    double within = running;
+    for (int64_t i = at; i < std::min(at + BLOCK, size); ++i) {
+      if (weights[i] < least || weights[i] == 0) continue;
+      last = i;
+      within += weights[i];
+      if (here && within > sought) return i;
+    }
+    if (here) return last;
+    running += masses[at / BLOCK];
+  }
+  return last;
+}
+
+template <typename T>
+void draw(const T* logits, int64_t rows, int64_t size, const float* temperatures, const int64_t* top_k,
+          const float* top_p, const float* min_p, const double* numbers, int64_t* tokens) {
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t row = 0; row < rows; ++row) {
+    std::vector<float> weights(size);
+    tokens[row] = draw_row(logits + row * size, size, temperatures[row], top_k[row], top_p[row], min_p[row],
+                           numbers[row], weights.data());
+  }
+}
+}  // namespace
+
+// logits [rows, size], finite at their peaks; each row's temperature above 0, top_k (0: off), top_p (1: off), min_p
+// (0: off) and number in [0, 1) -> its token.
+#define MINT_DRAW(NAME, T)                                                                                             \
+  extern "C" void NAME(const T* logits, int64_t rows, int64_t size, const float* temperatures, const int64_t* top_k,   \
+                       const float* top_p, const float* min_p, const double* numbers, int64_t* tokens) {               \
+    draw<T>(logits, rows, size, temperatures, top_k, top_p, min_p, numbers, tokens);                                   \
+  }
+MINT_DRAW(mint_draw_bfloat16, bf16)
+MINT_DRAW(mint_draw_float32, float)
