@@ -72,7 +72,7 @@ e2e: env tools kernels ## The tests on a real cluster
 
 # make bench ONLY=serve DEVICE=cuda MODEL=path/to/base: a part of it, on another device, over another base.
 .PHONY: bench
-bench: env tools kernels ## Measure what the README promises of speed, against its peers (half an hour on two idle cores)
+bench: env tools kernels ## Measure what the README promises of speed, against its peers (more than an hour on two idle cores)
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(DEVICE),--device $(DEVICE)) $(if $(MODEL),--model $(MODEL))
 
 .PHONY: protos
