@@ -40,7 +40,7 @@ def pour(file: BinaryIO, out: BinaryIO, limit: int) -> int:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Make a folder, complete under a temporary name, visible under its own, at once and for good."""
+    """Make a file or folder, complete under a temporary name, visible under its own, at once and for good."""
     sync(partial)
     partial.rename(target)
     sync(target.parent)

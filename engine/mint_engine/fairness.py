@@ -18,9 +18,8 @@ class FairShare:
     def __init__(self) -> None:
         self._service: dict[str, int] = {}  # of active adapters
         self._requests: dict[str, int] = {}
-        self._left: OrderedDict[str, int] = (
-            OrderedDict()
-        )  # of adapters that were active, the last to leave at the end
+        # Of adapters that were active, the last to leave at the end.
+        self._left: OrderedDict[str, int] = OrderedDict()
 
     @property
     def active(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from mint_engine import attention
 from mint_engine.attention import Span, plan_attention
 from mint_engine.base import Base
 from mint_engine.cache import KvCache
-from mint_engine.lora import Segment, sort_rows
+from mint_engine.lora import merge_spans, sort_rows
 from mint_engine.modules import replace_modules
 from mint_engine.slots import Slots
 
@@ -28,7 +28,7 @@ class Generic:
         """As `Forward.run`, in the base's dtype."""
         device = self._base.device
         positions = [at for span in spans for at in range(span.position, span.position + span.length)]
-        self._current.rows = sort_rows(_segments(spans), self._slots)
+        self._current.rows = sort_rows(merge_spans(spans), self._slots)
         try:
             output = self._base.model(
                 input_ids=torch.tensor([tokens], device=device),
@@ -41,14 +41,3 @@ class Generic:
             self._current.rows = None
         logits: torch.Tensor = output.logits[0]
         return logits
-
-
-def _segments(spans: Sequence[Span]) -> list[Segment]:
-    """Neighbouring spans of one slot as one segment."""
-    merged: list[Segment] = []
-    for span in spans:
-        if merged and merged[-1].slot == span.slot:
-            merged[-1] = Segment(merged[-1].start, merged[-1].length + span.length, span.slot)
-        else:
-            merged.append(Segment(span.row, span.length, span.slot))
-    return merged

@@ -16,12 +16,12 @@ from mint_engine.attention import Span
 from mint_engine.cache import KvCache
 from mint_engine.kernels.library import ROWS, Kernels
 from mint_engine.lean_layers import CHUNK_TOKENS, Layer, Llama, Product
+from mint_engine.lora import merge_spans, with_adapters
 from mint_engine.pages import PAGE_TOKENS, pages_for
-from mint_engine.slots import NO_SLOT, Slots
+from mint_engine.slots import Slots
 
-_FEWEST_ROWS = (
-    2  # a single row takes another kernel of oneDNN, which rounds differently: rows must not depend on how many
-)
+# A single row takes another kernel of oneDNN, which rounds differently: a row must not depend on how many there are.
+_FEWEST_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,8 @@ def plan_step(spans: Sequence[Span], slots: Slots, rows: int) -> Step:
 
 def _split_by_slot(spans: Sequence[Span], slots: Slots) -> list[tuple[int, int, int]]:
     """Work items of at most `ROWS` rows of one slot; neighbouring spans of a slot share them."""
-    items: list[tuple[int, int, int]] = []
-    for span in spans:
-        if span.slot == NO_SLOT or not slots.filled[span.slot]:
-            continue
-        row, left = span.row, span.length
-        if items and items[-1][2] == span.slot and items[-1][0] + items[-1][1] == row:
-            start, length, _ = items[-1]
-            more = min(ROWS - length, left)
-            items[-1] = (start, length + more, span.slot)
-            row, left = row + more, left - more
-        items += [(row + done, min(ROWS, left - done), span.slot) for done in range(0, left, ROWS)]
-    return items
+    return [
+        (segment.start + done, min(ROWS, segment.length - done), segment.slot)
+        for segment in with_adapters(merge_spans(spans), slots)
+        for done in range(0, segment.length, ROWS)
+    ]

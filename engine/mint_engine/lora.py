@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mint_engine.attention import Span
 from mint_engine.slots import ABSENT, NO_SLOT, Slots
 
 # Rows from which a segment goes by itself. In bf16 on 2 busy cores the gather won at 8 rows (ranks 8 and 32) and lost
@@ -37,6 +38,7 @@ class Gather:
 
     rows: torch.Tensor  # [n] int64
     slots: torch.Tensor  # [n] int64
+    scalings: torch.Tensor  # [M, n], in the slots' dtype
     example: int  # one of the slots
 
 
@@ -48,9 +50,25 @@ class Rows:
     gathers: tuple[Gather, ...]
 
 
+def merge_spans(spans: Sequence[Span]) -> list[Segment]:
+    """Neighbouring spans of one slot as one segment."""
+    merged: list[Segment] = []
+    for span in spans:
+        if merged and merged[-1].slot == span.slot:
+            merged[-1] = Segment(merged[-1].start, merged[-1].length + span.length, span.slot)
+        else:
+            merged.append(Segment(span.row, span.length, span.slot))
+    return merged
+
+
+def with_adapters(segments: Sequence[Segment], slots: Slots) -> list[Segment]:
+    """Those whose slot holds an adapter."""
+    return [each for each in segments if each.slot != NO_SLOT and slots.filled[each.slot]]
+
+
 def sort_rows(segments: Sequence[Segment], slots: Slots) -> Rows | None:
     """Sort a step's segments into long ones and gathers; None where no row has an adapter."""
-    tenants = [each for each in segments if each.slot != NO_SLOT and slots.filled[each.slot]]
+    tenants = with_adapters(segments, slots)
     if not tenants:
         return None
     alike: dict[tuple[bytes, bytes], list[Segment]] = {}
@@ -60,7 +78,7 @@ def sort_rows(segments: Sequence[Segment], slots: Slots) -> Rows | None:
             alike.setdefault((places.tobytes(), ranks.tobytes()), []).append(each)
     return Rows(
         long=tuple(each for each in tenants if each.length >= LONG_SEGMENT),
-        gathers=tuple(_gather(members, slots.device) for members in alike.values()),
+        gathers=tuple(_gather(members, slots) for members in alike.values()),
     )
 
 
@@ -84,11 +102,16 @@ def _add_gathered(y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int, g
     packed = slots.memory[:, place : place + rank * (wide + high)].index_select(0, gather.slots)
     a, b = packed[:, : rank * wide].view(count, rank, wide), packed[:, rank * wide :].view(count, rank, high)
     middle = torch.bmm(x.index_select(0, gather.rows).unsqueeze(1), a.transpose(1, 2))  # [n, 1, r]
-    middle *= slots.scalings[module].to(x.device).index_select(0, gather.slots).to(middle.dtype)[:, None, None]
+    middle *= gather.scalings[module][:, None, None]
     y.index_add_(0, gather.rows, torch.bmm(middle, b).squeeze(1))
 
 
-def _gather(members: Sequence[Segment], device: torch.device) -> Gather:
+def _gather(members: Sequence[Segment], slots: Slots) -> Gather:
     rows = [row for each in members for row in range(each.start, each.start + each.length)]
     owners = [each.slot for each in members for _ in range(each.length)]
-    return Gather(torch.tensor(rows, device=device), torch.tensor(owners, device=device), members[0].slot)
+    return Gather(
+        rows=torch.tensor(rows, device=slots.device),
+        slots=torch.tensor(owners, device=slots.device),
+        scalings=slots.scalings[:, owners].to(slots.device, slots.dtype),
+        example=members[0].slot,
+    )

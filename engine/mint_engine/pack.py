@@ -20,12 +20,13 @@ from mint_contracts.errors import MintError, SourceNotFound, UnsupportedBase
 from mint_engine import packed_file
 from mint_engine.adapter import Module
 from mint_engine.check import Fit
-from mint_engine.copying import sync
+from mint_engine.copying import publish
+from mint_engine.device import DTYPES
 from mint_engine.export import export
 from mint_engine.local import LocalFolder, os_errors
 from mint_engine.mapped import Opener
 from mint_engine.modules import find_modules
-from mint_engine.packed import DTYPES, Packed
+from mint_engine.packed import Packed
 from mint_engine.read import read_adapter
 
 
@@ -90,9 +91,7 @@ def _write(packed: Packed, file: Path) -> None:
         with os_errors(f"file {str(file)!r}"):
             with partial.open("xb") as out:
                 packed_file.write(packed, out)
-            sync(partial)
-            partial.rename(file)
-            sync(file.parent)
+            publish(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 

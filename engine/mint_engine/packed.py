@@ -19,8 +19,6 @@ import torch
 
 from mint_engine.adapter import Delta, Module
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
 
 @dataclass(frozen=True)
 class Place:

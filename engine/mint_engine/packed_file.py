@@ -14,7 +14,8 @@ import torch
 from msgspec import Meta
 
 from mint_contracts.errors import CorruptFile
-from mint_engine.packed import DTYPES, Header, Layout, Packed, Place, bytes_of
+from mint_engine.device import DTYPES
+from mint_engine.packed import Header, Layout, Packed, Place, bytes_of
 
 MAGIC = b"MINTLORA"
 VERSION = 1

@@ -29,9 +29,8 @@ class Tries:
         self._give_up_at: float | None = None
         self._rounds = 0
         self.count = 0
-        self.failed: dict[
-            str, grpc.aio.AioRpcError | None
-        ] = {}  # in this round, by address; None: said nothing of use
+        # In this round, by address; None: said nothing of use.
+        self.failed: dict[str, grpc.aio.AioRpcError | None] = {}
 
     def remaining_s(self) -> float | None:
         """Seconds to the client's deadline."""

@@ -10,6 +10,16 @@ from mint_engine.scheduler import Limits
 from tests.engine.scheduled import advance, run, scheduler, sequence
 
 
+def served(**service: int) -> FairShare:
+    """Active adapters that have had so much."""
+    fair = FairShare()
+    for adapter in service:
+        fair.enter(adapter)
+    for adapter, amount in service.items():
+        fair.charge(adapter, amount)
+    return fair
+
+
 def test_the_least_served_goes_first_and_equals_by_arrival() -> None:
     books = scheduler(Limits(running=1, step_tokens=64))
     asked = [sequence(10, 5, name) for name in ("hot", "hot", "hot", "cold", "mild")]
@@ -20,21 +30,13 @@ def test_the_least_served_goes_first_and_equals_by_arrival() -> None:
 
 def test_a_newcomer_starts_with_the_least_of_the_active() -> None:
     """It gets its turn next, but not all turns until it has caught up with the service of those before it."""
-    fair = FairShare()
-    fair.enter("a")
-    fair.enter("b")
-    fair.charge("a", 100)
-    fair.charge("b", 70)
+    fair = served(a=100, b=70)
     fair.enter("c")
     assert fair.service("c") == 70
 
 
 def test_leaving_neither_forgives_nor_saves() -> None:
-    fair = FairShare()
-    fair.enter("a")
-    fair.enter("b")
-    fair.charge("a", 100)
-    fair.charge("b", 70)
+    fair = served(a=100, b=70)
     fair.leave("a")
     fair.enter("a")
     assert fair.service("a") == 100, "what it had before it left counts"

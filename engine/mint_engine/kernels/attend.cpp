@@ -13,7 +13,7 @@ constexpr int PAGE = 16;
 constexpr int MOST_ROWS = 1024;  // query rows of one key/value head in a work item; the caller refuses more
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
-// One query row's state: the largest score, the sum of weights, and the weighted sum of values.
+// One query row's state: the largest score, and the sum of weights relative to it.
 struct State {
   float peak, sum;
 };
