@@ -14,6 +14,10 @@ call can change them together, and bases spread over shards.
 | mint:{ns/name}:engines            | hash   | engine -> incarnation                 | engines  |
 | mint:{ns/name}:engine:ENGINE      | string | EngineRecord, expires with heartbeat  | engine   |
 | mint:{ns/name}:held:ENGINE        | hash   | adapter -> Held                       | engine   |
+| mint:{ns/name}:training           | hash   | wave -> WaveTraining                  | operator |
+| mint:{ns/name}:trains:ENGINE      | hash   | policy -> TrainAssignment             | operator |
+| mint:{ns/name}:progress:ENGINE    | hash   | policy -> Progress                    | engine   |
+| mint:{ns/name}:rewards:POLICY     | list   | mean reward of each finished step     | engine   |
 | mint:{ns/name}:changed            | pubsub | "map" or "engine NAME": something new | both     |
 
 Losing all of it loses nothing: the operator rewrites its keys from the API server, each engine its own from memory.
@@ -61,6 +65,26 @@ def engine(base: str, name: str) -> str:
 def held(base: str, name: str) -> str:
     """Hash: adapter to Held, as one engine reports it."""
     return f"mint:{{{base}}}:held:{name}"
+
+
+def training(base: str) -> str:
+    """Hash: wave to WaveTraining."""
+    return f"mint:{{{base}}}:training"
+
+
+def trains(base: str, engine: str) -> str:
+    """Hash: policy to TrainAssignment, for one engine."""
+    return f"mint:{{{base}}}:trains:{engine}"
+
+
+def progress(base: str, engine: str) -> str:
+    """Hash: policy to Progress, as one engine reports it."""
+    return f"mint:{{{base}}}:progress:{engine}"
+
+
+def rewards(base: str, policy: str) -> str:
+    """List: the mean reward of each finished step of a policy, the oldest first."""
+    return f"mint:{{{base}}}:rewards:{policy}"
 
 
 def changed(base: str) -> str:

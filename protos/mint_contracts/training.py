@@ -1,0 +1,216 @@
+"""What a wave's `spec.train` says: the same structs in the resource, the placement map and the engine.
+
+Defaults are those of TRL's GRPO (dapo, groups of 8, epsilon 0.2, beta 0) and of Tinker's Adam (0.9, 0.95).
+"""
+
+from typing import Literal
+
+import msgspec
+
+Algorithm = Literal["GRPO", "SFT"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "ppo", "importance_sampling", "cross_entropy"]
+Scaling = Literal["group", "batch", "none"]
+Schedule = Literal["constant", "linear", "cosine"]
+Replay = Literal["auto", "on", "off"]
+
+
+class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
+    """camelCase on the wire; unset fields stay off it."""
+
+
+class Loss(_Camel, frozen=True):
+    """How advantages become a loss."""
+
+    type: LossType = "dapo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coefficient: float = 0.0  # of the k3 estimator against the base: the adapter switched off
+    scale_rewards: Scaling = "group"  # what the advantage is divided by: (R - mean) / (std + 1e-4)
+    filter_groups: bool = True  # leave out groups whose rewards are all alike: they carry no signal
+    ratio_low: float = 0.0  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
+    ratio_high: float = 0.0
+
+
+class Optimizer(_Camel, frozen=True):
+    """AdamW of one policy."""
+
+    learning_rate: float = 1e-4
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # of the policy's own gradient; 0 leaves it as it is
+
+
+class TrainSampling(_Camel, frozen=True):
+    """How rollouts are drawn; seeds come from the policy's seed, the step, the prompt and the place in its group."""
+
+    max_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: list[str] = []
+
+
+class ConfigMapKey(_Camel, frozen=True):
+    """A key of a ConfigMap of the wave's namespace, of JSON lines."""
+
+    name: str
+    key: str = "data.jsonl"
+
+
+class Dataset(_Camel, frozen=True):
+    """Examples: exactly one of `uri` (JSONL or Parquet, by its ending), `config_map` and `lines` is set.
+
+    Each example has a prompt (text, or chat messages) and, where the reward or SFT needs it, an answer.
+    """
+
+    uri: str = ""
+    revision: str = ""
+    config_map: ConfigMapKey | None = None
+    lines: list[str] = []  # JSON lines themselves; what the operator puts in place of config_map
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+    system: str = ""  # put before each prompt as a chat's system message; with it, text prompts become chats
+    chat: bool = False  # text prompts become the user's message of a chat
+    shuffle_seed: int = 0
+
+
+class ExactMatch(_Camel, frozen=True):
+    """1 where the completion, stripped, is the answer."""
+
+    ignore_case: bool = False
+
+
+class Regex(_Camel, frozen=True):
+    """1 where the pattern matches; `{answer}` in it stands for the example's answer, escaped."""
+
+    pattern: str
+    full: bool = False  # the whole completion, stripped
+
+
+class NumericAnswer(_Camel, frozen=True):
+    """1 where the last number of the completion is the answer, within the tolerance."""
+
+    tolerance: float = 1e-6
+
+
+class JsonSchema(_Camel, frozen=True):
+    """1 where the completion is JSON that the schema accepts."""
+
+    schema: str  # JSON text, at most 64 KiB
+
+
+class Length(_Camel, frozen=True):
+    """1 at `target` characters, falling linearly to 0 at `tolerance` away."""
+
+    target: int
+    tolerance: int
+
+
+class RewardService(_Camel, frozen=True):
+    """A user's own `Reward` service (training.proto)."""
+
+    address: str  # host:port
+    tls: bool = False
+    ca_secret: str = ""  # Secret of the wave's namespace with ca.crt
+    timeout_s: float = 30.0
+    retries: int = 3
+    batch: int = 64  # completions a call
+
+
+class Weighted(_Camel, frozen=True):
+    """One part of a sum."""
+
+    weight: float
+    reward: "Reward"
+
+
+class Reward(_Camel, frozen=True):
+    """Exactly one of the fields is set."""
+
+    exact_match: ExactMatch | None = None
+    regex: Regex | None = None
+    numeric_answer: NumericAnswer | None = None
+    json_schema: JsonSchema | None = None
+    length: Length | None = None
+    service: RewardService | None = None
+    sum: list[Weighted] = []
+
+
+class PolicyTemplate(_Camel, frozen=True):
+    """What policies made by count have in common."""
+
+    name_prefix: str = (
+        ""  # empty: the wave's name; policy i is named "<prefix>-<i>", in the wave's namespace: "ns/..."
+    )
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: list[str] = []  # empty: all that the base offers
+    seed: int = 0  # policy i gets seed + i
+    start_from: str = ""  # an adapter whose newest revision is the start; empty: B is zero, A random (PEFT's)
+
+
+class Policy(_Camel, frozen=True):
+    """One policy with its own task; what is left out is the wave's or the template's."""
+
+    name: str  # the adapter that it is published as
+    rank: int = 0
+    alpha: float = 0.0
+    target_modules: list[str] = []
+    seed: int | None = None
+    start_from: str = ""
+    dataset: Dataset | None = None
+    reward: Reward | None = None
+    optimizer: Optimizer | None = None
+
+
+class Policies(_Camel, frozen=True):
+    """Exactly one of `count` (of the template), `list` and `manifest` (JSON lines of Policy at a URI) is set."""
+
+    template: PolicyTemplate = PolicyTemplate()
+    count: int = 0
+    list: "tuple[Policy, ...]" = ()
+    manifest: str = ""
+
+
+class Evaluation(_Camel, frozen=True):
+    """Greedy answers, scored by the reward, every so many steps."""
+
+    every_steps: int = 10
+    prompts: int = 16
+    dataset: Dataset | None = None  # None: the training set's first examples
+
+
+class FailurePolicy(_Camel, frozen=True):
+    """How many policies may fail before the wave is failed; None: any number, as long as one goes on."""
+
+    max_failed: int | None = None
+
+
+class Train(_Camel, frozen=True):
+    """A wave's training."""
+
+    policies: Policies
+    dataset: Dataset | None = None
+    reward: Reward | None = None
+    algorithm: Algorithm = "GRPO"
+    steps: int = 50
+    group_size: int = 8
+    prompts_per_step: int = 4
+    inner_epochs: int = 1
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    sampling: TrainSampling = TrainSampling()
+    evaluation: Evaluation | None = None
+    checkpoint_every_steps: int = 1
+    publish_every_steps: int = 1  # 0: only at the end
+    admission: Literal["Gang", "Elastic"] = "Gang"
+    failure_policy: FailurePolicy = FailurePolicy()
+    expert_replay: Replay = (
+        "auto"  # R3: routes of the rollout are replayed in the update, where the base routes experts
+    )
+    paused: bool = False
+    cancelled: bool = False

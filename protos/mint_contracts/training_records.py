@@ -1,0 +1,82 @@
+"""The placement map's records about training, JSON in Redis. `keys` says which lives where."""
+
+from enum import StrEnum
+
+import msgspec
+
+from mint_contracts.records import Failure
+from mint_contracts.source import Source
+from mint_contracts.training import Policy, Train
+
+
+class Order(StrEnum):
+    """What the engine is to do with a policy."""
+
+    RUN = "Run"
+    PAUSE = "Pause"  # finish the step, save, keep nothing on the device
+    CANCEL = "Cancel"  # save what is complete, publish nothing more, let go
+
+
+class Stage(StrEnum):
+    """Where a policy's training stands."""
+
+    LOADING = "Loading"
+    RUNNING = "Running"
+    PAUSED = "Paused"
+    COMPLETE = "Complete"
+    CANCELLED = "Cancelled"
+    FAILED = "Failed"
+
+
+class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A record; unset fields stay off the wire so that it is compact."""
+
+
+class WaveTraining(_Record, frozen=True):
+    """One training wave as its engines must know it. Writer: operator."""
+
+    wave: str  # "namespace/name"
+    generation: int
+    train: Train  # config maps replaced by their lines, policies by none: each engine gets its own
+    store: Source  # where checkpoints and revisions are kept; must be writable
+
+
+class TrainAssignment(_Record, frozen=True):
+    """The exclusive right, and the duty, of one engine to train one policy. Writer: operator.
+
+    `lease` is the fencing token: it only grows from one grant to the next (milliseconds since 1970 at the grant, or
+    one more than the last), and is part of every name that the trainer writes to the store.
+    """
+
+    policy: str
+    wave: str
+    lease: int
+    settings: Policy  # complete: the wave's and the template's values filled in
+    order: Order = Order.RUN
+
+
+class Published(_Record, frozen=True):
+    """A revision that a policy has published."""
+
+    revision: str
+    step: int
+    source: Source
+
+
+class Progress(_Record, frozen=True):
+    """How one policy's training stands. Writer: the engine that holds the lease."""
+
+    policy: str
+    wave: str
+    lease: int
+    stage: Stage
+    step: int = 0  # finished steps
+    steps: int = 0
+    reward_mean: float | None = None  # of the last step's completions
+    reward_best: float | None = None  # the best step's mean
+    reward_recent: float | None = None  # mean over the last 10 steps
+    evaluation: float | None = None  # mean reward of the last evaluation
+    tokens: int = 0  # prompt and completion tokens that were learnt from
+    step_s: float = 0.0  # seconds of a step, smoothed
+    published: Published | None = None
+    failure: Failure | None = None
