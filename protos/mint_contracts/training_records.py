@@ -1,5 +1,6 @@
 """The placement map's records about training, JSON in Redis. `keys` says which lives where."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
@@ -33,26 +34,33 @@ class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WaveTraining(_Record, frozen=True):
-    """One training wave as its engines must know it. Writer: operator."""
+    """One training wave as its engines, and those who watch it, must know it. Writer: operator."""
 
     wave: str  # "namespace/name"
     generation: int
     train: Train  # config maps replaced by their lines, policies by none: each engine gets its own
     store: Source  # where checkpoints and revisions are kept; must be writable
+    run: str = ""  # uid of the AdapterWave: one made anew under the same name starts anew, beside the old checkpoints
+    policies: tuple[str, ...] = ()  # all of them, also those that wait for an engine
+    phase: str = ""  # of the wave's status, with its message, for WatchWave; engines pass over both
+    message: str = ""
 
 
 class TrainAssignment(_Record, frozen=True):
     """The exclusive right, and the duty, of one engine to train one policy. Writer: operator.
 
     `lease` is the fencing token: it only grows from one grant to the next (milliseconds since 1970 at the grant, or
-    one more than the last), and is part of every name that the trainer writes to the store.
+    one more than the last), and is part of every name that the trainer writes to the store. It is granted to one
+    start of the engine: a later incarnation leaves it alone until it is granted anew, which takes a moment.
     """
 
     policy: str
     wave: str
     lease: int
-    settings: Policy  # complete: the wave's and the template's values filled in
+    settings: Policy  # the template's values filled in; dataset, reward, optimizer: None stands for the wave's
     order: Order = Order.RUN
+    incarnation: int = 0  # EngineRecord.incarnation of the start that it was granted to
+    run: str = ""  # as in WaveTraining
 
 
 class Published(_Record, frozen=True):
@@ -70,6 +78,7 @@ class Progress(_Record, frozen=True):
     wave: str
     lease: int
     stage: Stage
+    run: str = ""  # as in TrainAssignment; an assignment of another run says nothing of this progress
     step: int = 0  # finished steps
     steps: int = 0
     reward_mean: float | None = None  # of the last step's completions
@@ -80,3 +89,26 @@ class Progress(_Record, frozen=True):
     step_s: float = 0.0  # seconds of a step, smoothed
     published: Published | None = None
     failure: Failure | None = None
+
+
+class TrainState(msgspec.Struct, frozen=True):
+    """The operator's part of the map about training of one base, and what engines say to it."""
+
+    training: Mapping[str, WaveTraining] = {}
+    trains: Mapping[str, Mapping[str, TrainAssignment]] = {}  # engine -> policy -> assignment
+    progress: Mapping[str, Mapping[str, Progress]] = {}  # engine -> policy -> progress, also of engines that are gone
+
+
+class TrainChange(msgspec.Struct, frozen=True):
+    """What one apply writes about training of one base: records to set and names to delete."""
+
+    set_training: tuple[WaveTraining, ...] = ()
+    del_training: tuple[str, ...] = ()
+    set_trains: Mapping[str, tuple[TrainAssignment, ...]] = {}
+    del_trains: Mapping[str, tuple[str, ...]] = {}
+    del_rewards: tuple[str, ...] = ()  # policies whose history goes with their wave
+
+    def __bool__(self) -> bool:
+        """True if there is anything to write."""
+        lists = (self.set_training, self.del_training, self.set_trains, self.del_trains, self.del_rewards)
+        return any(lists)
