@@ -10,6 +10,7 @@ import structlog
 
 from mint_contracts.errors import Draining, InvalidRequest, MintError, Overloaded
 from mint_engine import metrics
+from mint_engine.background import Background, NoBackground
 from mint_engine.crowd import Crowd
 from mint_engine.generation import Generation, Outcome
 from mint_engine.integrity import find_imbalance
@@ -37,10 +38,12 @@ class Stepper:
 
     Events reach a request's sink through `post`, which must run what it is given in order (an event loop's
     call_soon_threadsafe, say). After a Done or Failed nothing refers to the request's slot any more.
+    Between steps, `background` gets on with a piece of its own work.
     """
 
-    def __init__(self, generation: Generation, post: Post) -> None:
+    def __init__(self, generation: Generation, post: Post, background: Background | None = None) -> None:
         self._generation = generation
+        self._background = background or NoBackground()
         self._scheduler = generation.scheduler
         self._post = post
         self._wake = threading.Condition()
@@ -95,6 +98,11 @@ class Stepper:
             self._cancelled.append(sequence)
             self._wake.notify()
 
+    def wake(self) -> None:
+        """The background has something to do."""
+        with self._wake:
+            self._wake.notify()
+
     def stop(self, timeout_s: float) -> bool:
         """End the thread after the step in progress; requests left fail with Draining. False if it hangs."""
         with self._wake:
@@ -115,7 +123,8 @@ class Stepper:
         if not self._thread.is_alive():
             return math.inf
         load = self.load
-        return time.monotonic() - self._beat if load.running or load.waiting else 0.0
+        busy = load.running or load.waiting or self._background.busy
+        return time.monotonic() - self._beat if busy else 0.0
 
     def _check_room(self, adapter: str, count: int) -> None:
         # Counted together: what waits while places are free is about to run.
@@ -136,10 +145,10 @@ class Stepper:
     def _run(self) -> None:
         while True:
             self._beat = time.monotonic()
-            if not self._generation.busy:
+            if not self._busy:
                 self._check_books()
             with self._wake:
-                while not (self._inbox or self._cancelled or self._stopping or self._generation.busy):
+                while not (self._inbox or self._cancelled or self._stopping or self._busy):
                     self._wake.wait()
                     self._beat = time.monotonic()
                 for sequence in self._inbox:
@@ -153,6 +162,12 @@ class Stepper:
                 self._check_books()
                 return
             self._step()
+            if self._background.busy:
+                self._background.advance(len(self._scheduler.live))
+
+    @property
+    def _busy(self) -> bool:
+        return self._generation.busy or self._background.busy
 
     def _step(self) -> None:
         if self._generation.busy:

@@ -1,0 +1,25 @@
+"""What the step thread does beside serving: training, a bounded piece at a time between two steps."""
+
+from typing import Protocol
+
+
+class Background(Protocol):
+    """Work of the step thread. Whoever gives it something to do wakes the thread (`Stepper.wake`)."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do."""
+        ...
+
+    def advance(self, requests: int) -> None:
+        """Do one bounded piece, or none where `requests` that have not ended should go first. Never raises."""
+        ...
+
+
+class NoBackground:
+    """An engine that only serves."""
+
+    busy = False
+
+    def advance(self, requests: int) -> None:
+        """Nothing."""

@@ -1,0 +1,71 @@
+"""The step thread gets on with work in the background, alone and between the steps of requests."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mint_engine.request import Done, Event, Request, Sampling
+from mint_engine.scheduler import Limits
+from mint_engine.serve import build
+from mint_engine.stepper import Stepper
+from tests.engine.running import save_base, settings_for
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@dataclass
+class Countdown:
+    """Pieces to do, and who was being served when each was done."""
+
+    left: int = 0
+    beside: list[int] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+
+    @property
+    def busy(self) -> bool:
+        return self.left > 0
+
+    def advance(self, requests: int) -> None:
+        self.left -= 1
+        self.beside.append(requests)
+        self.threads.add(threading.current_thread().name)
+
+
+async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(base: Path) -> None:
+    _, _, generation = build(settings_for(base), base, Limits())
+    loop, work = asyncio.get_running_loop(), Countdown()
+
+    def post(deliver: Callable[[], None]) -> None:
+        loop.call_soon_threadsafe(deliver)
+
+    stepper = Stepper(generation, post, work)
+    stepper.start()
+    try:
+        work.left = 3
+        stepper.wake()
+        await until(lambda: not work.busy)
+        assert work.beside == [0, 0, 0]
+
+        work.left, ended = 1000, asyncio.Event()
+
+        def sink(event: Event) -> None:
+            if isinstance(event, Done):
+                ended.set()
+
+        stepper.submit(Request("one", (5, 6, 7), Sampling(max_tokens=8, seed=0, ignore_eos=True)), sink)
+        await ended.wait()
+        # One piece follows each of the seven steps that did not end the request; the eighth's finds it gone.
+        assert work.beside.count(1) == 7
+        assert stepper.stalled_s() < 20
+        await until(lambda: not work.busy)
+    finally:
+        assert stepper.stop(20)
+    assert work.threads == {"mint-step"}
