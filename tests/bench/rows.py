@@ -10,7 +10,10 @@ from tests.bench.promises import BY_METRIC
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One promise as measured. `theirs` and `ratio` are null, and `holds` is false, where it could not be."""
+    """One promise as measured. `theirs` and `ratio` are null, and `holds` is false, where it could not be.
+
+    Of a promise without a peer `theirs` is null and `ratio` is the figure itself.
+    """
 
     metric: str
     unit: str
@@ -23,11 +26,12 @@ class Row(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-def measured(metric: str, ours: Sequence[float], theirs: Sequence[float], note: str = "") -> Row:
-    """A row from the rounds of both sides: the median of each, and the ratio of the medians."""
-    promise, our_median, their_median = BY_METRIC[metric], median(ours), median(theirs)
-    ratio = promise.ratio(our_median, their_median)
-    spread = f"{len(ours)} rounds, ours {_span(ours)}, theirs {_span(theirs)}"
+def measured(metric: str, ours: Sequence[float], theirs: Sequence[float] = (), note: str = "") -> Row:
+    """A row from the rounds of both sides (of ours alone for a promise without a peer): medians and their ratio."""
+    promise, our_median = BY_METRIC[metric], median(ours)
+    their_median = None if promise.peerless else median(theirs)
+    ratio = promise.ratio(our_median, their_median or 0.0)
+    spread = f"{len(ours)} rounds, ours {_span(ours)}" + (f", theirs {_span(theirs)}" if theirs else "")
     return Row(
         metric=metric,
         unit=promise.unit,

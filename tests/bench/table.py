@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tests.bench.promises import BY_METRIC
 from tests.bench.rows import Row
 
 _TITLES = ("metric", "ours", "theirs", "unit", "ratio", "goal", "holds", "against")
@@ -33,6 +34,6 @@ def times(value: float | None) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     held = "yes" if row.holds else "NO" if row.ratio is not None else "not measured"
-    return (
-        row.metric, number(row.ours), number(row.theirs), row.unit, times(row.ratio), f"{row.goal}x", held, row.peer
-    )  # fmt: skip
+    peerless = BY_METRIC[row.metric].peerless
+    ratio, goal = ("-", f"{row.goal} {row.unit}") if peerless else (times(row.ratio), f"{row.goal}x")
+    return (row.metric, number(row.ours), number(row.theirs), row.unit, ratio, goal, held, row.peer)

@@ -10,9 +10,10 @@ import pytest
 from tests.bench.__main__ import FAMILIES
 from tests.bench.bench import take_turns
 from tests.bench.picture import beyond_goal, picture
-from tests.bench.promises import BY_METRIC, PROMISES
+from tests.bench.promises import BY_METRIC, PROMISES, SCALE, Promise
 from tests.bench.results import read, write
 from tests.bench.rows import measured, percentile, unmeasured
+from tests.bench.scale import families as scale_families
 from tests.bench.side import Side, SideFailed
 from tests.bench.table import table
 from tests.bench.timing import Round
@@ -24,7 +25,10 @@ REPOSITORY = Path(__file__).parents[2]
 
 def test_every_promise_is_measured_by_exactly_one_family() -> None:
     told = [metric for groups in FAMILIES.values() for group in groups for metric in group.metrics]
-    assert sorted(told) == sorted(BY_METRIC)
+    scale = [metric for groups in scale_families.FAMILIES.values() for group in groups for metric in group.metrics]
+    assert sorted(told) == sorted(promise.metric for promise in PROMISES)
+    assert sorted(scale) == sorted(promise.metric for promise in SCALE)
+    assert len(BY_METRIC) == len(told) + len(scale)
 
 
 def test_written_rows_keep_their_contract(tmp_path: Path) -> None:
@@ -63,6 +67,14 @@ def test_a_promise_holds_from_its_bound_on(
     row = measured(metric, [ours], [theirs])
     assert row.ratio == pytest.approx(ratio)
     assert row.holds is holds
+
+
+def test_a_promise_without_a_peer_bounds_the_figure_itself() -> None:
+    promise = Promise("scale.bytes", "B", "none", "ours", "<=", 250.0)
+    assert promise.goal == "<= 250"
+    assert promise.ratio(249.0, 0.0) == 249.0
+    assert promise.holds(promise.ratio(250.0, 0.0))
+    assert not promise.holds(promise.ratio(251.0, 0.0))
 
 
 def test_a_percentile_is_a_value_that_was_seen() -> None:

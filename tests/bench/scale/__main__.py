@@ -1,0 +1,65 @@
+"""Measure the control plane's promises: python -m tests.bench.scale [--only catalog] [--quick].
+
+Prints one table, and writes build/bench/scale.json and scale.svg. The exit status is 0 whether or not the promises
+hold: a figure is not a test.
+"""
+
+import argparse
+import signal
+import sys
+
+from e2e.cluster.progress import Steps
+from tests.bench import results
+from tests.bench.promises import SCALE
+from tests.bench.rows import Row, unmeasured
+from tests.bench.scale.families import FAMILIES
+from tests.bench.scale.scale import Group, Scale
+from tests.bench.side import SideFailed
+from tests.bench.table import table
+
+
+def main() -> int:
+    """Measure what was asked for; return the exit status."""
+    options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaving ends every process
+    scale = Scale(quick=options.quick, rounds=options.rounds, steps=Steps(title="bench-scale"))
+    found: dict[str, Row] = {}
+    for family, groups in FAMILIES.items():
+        for group in groups:
+            if not options.only or {family, *group.metrics} & set(options.only):
+                scale.steps.say(f"== {', '.join(group.metrics)}")
+                found |= {row.metric: row for row in _rows(scale, group)}
+                rows = [found[promise.metric] for promise in SCALE if promise.metric in found]
+                results.write("scale", "scale: the control plane" + (" (quick)" if scale.quick else ""), rows)
+    print(table([found[promise.metric] for promise in SCALE if promise.metric in found]))
+    return 0
+
+
+def _rows(scale: Scale, group: Group) -> list[Row]:
+    """A group's rows; where it could not be measured, rows that say why."""
+    try:
+        return group.measure(scale)
+    except SideFailed as error:
+        scale.steps.say(str(error))
+        return [unmeasured(metric, str(error).splitlines()[0]) for metric in group.metrics]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=_parts, default=(), help=f"some of {', '.join(FAMILIES)}, or metrics")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a hundredth of everything: tries the machinery")
+    return parser.parse_args()
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """Names of families or metrics."""
+    chosen = tuple(filter(None, text.replace(",", " ").split()))
+    unknown = sorted(set(chosen) - FAMILIES.keys() - {promise.metric for promise in SCALE})
+    if unknown or not chosen:
+        raise argparse.ArgumentTypeError(f"names families ({', '.join(FAMILIES)}) or metrics")
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())
