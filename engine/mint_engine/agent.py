@@ -17,11 +17,11 @@ from redis.exceptions import ResponseError
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader
-from mint_contracts.map_reporter import MapReporter
+from mint_contracts.map_reporter import Heard, MapReporter
 from mint_contracts.records import Assignment, EngineRecord, Held
 
-POLL_S = 1.0
-REREAD_S = 10.0  # a map that was lost and rewritten can come to the same version again
+LISTEN_S = 5.0
+REREAD_S = 10.0  # a map that was lost and rewritten can come to the same edition again
 HEARTBEAT_S = 2.0
 COALESCE_S = 0.05
 FIRST_RETRY_S = 0.2
@@ -49,7 +49,8 @@ class Agent:
         self._base, self._engine, self._body = base, engine, body
         self._outage = _Outage()
         self._version: int | None = None
-        self._polled_at = self._read_at = 0.0
+        self._edition: int | None = None  # of the part last read; None: read it as soon as the map is known
+        self._stale = asyncio.Event()
         self._changed = asyncio.Event()
         self._told: dict[str, Held] = {}
         self._sequence = 0
@@ -64,6 +65,7 @@ class Agent:
         """Follow and report."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen())
                 tasks.create_task(self._follow())
                 tasks.create_task(self._report())
         except ExceptionGroup as failed:
@@ -87,40 +89,51 @@ class Agent:
         except _OUTAGES as error:
             log.warning("leave_unheard", engine=self._engine, error=str(error))
 
-    async def _follow(self) -> None:
+    async def _listen(self) -> None:
+        """Every call makes the part stale; so does whatever happened while nobody listened."""
         failures = 0
         while True:
             try:
-                async with self._reader.changes(self._base) as wait:
-                    await self._pull(hinted=True)
-                    failures = 0
+                async with self._reader.calls(self._base, self._engine) as wait:
+                    self._stale.set()
                     while True:
-                        hint = await wait(POLL_S)
-                        await self._pull(hinted=hint == "map")
+                        if await wait(LISTEN_S) is not None:
+                            self._stale.set()
+                        failures = 0
             except _OUTAGES as error:
                 failures += 1
                 self._outage.failed(error, self._engine)
             await asyncio.sleep(delay_s(failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
 
-    async def _pull(self, *, hinted: bool) -> None:
-        """Read the map's version, at most once a poll interval unless hinted; and this engine's part if it is new."""
-        now = time.monotonic()
-        if not hinted and now - self._polled_at < POLL_S:
-            return
-        self._polled_at = now
-        version = await self._reader.version(self._base)
+    async def _follow(self) -> None:
+        """Read this engine's part whenever it is stale, and now and then in any case."""
+        failures = 0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REREAD_S * (0.9 + 0.1 * random.random())):  # noqa: S311 - spreads engines
+                    await self._stale.wait()
+            self._stale.clear()
+            try:
+                await self._pull()
+                failures = 0
+            except _OUTAGES as error:
+                failures += 1
+                self._stale.set()
+                self._outage.failed(error, self._engine)
+                await asyncio.sleep(delay_s(failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
+
+    async def _pull(self) -> None:
+        part = await self._reader.part(self._base, self._engine)
         self._outage.over(self._engine)
-        if version is None:  # not known, which is not the same as nothing wanted
-            self._version = None
+        news, self._version = part.version != self._version, part.version
+        if part.version is None:  # not known, which is not the same as nothing wanted
+            self._edition = None
             return
-        if version == self._version and not hinted and now - self._read_at < REREAD_S:
-            return
-        assigned = await self._reader.assigned(self._base, self._engine)
-        self._body.want(assigned.values())
-        if version != self._version:
-            log.info("map_read", engine=self._engine, version=version, assigned=len(assigned))
-        self._version, self._read_at = version, now
-        self._changed.set()
+        self._edition = part.edition
+        self._body.want(part.assigned.values())
+        if news:
+            log.info("map_read", engine=self._engine, version=part.version, assigned=len(part.assigned))
+            self._changed.set()
 
     async def _report(self) -> None:
         failures = 0
@@ -143,16 +156,26 @@ class Agent:
         gone = [name for name in self._told if name not in held]
         self._sequence += bool(changed or gone)
         record = self._body.describe(self._version or 0, self._sequence)
-        known = not self._full and await self._reporter.report(record, changed, gone, full=False)
-        if not known:
-            if not self._full:
+        heard = None if self._full else await self._reporter.report(record, changed, gone, full=False)
+        if not heard:
+            if heard is not None:
                 log.info("map_forgot_us", engine=self._engine)
-            await self._reporter.report(record, list(held.values()), (), full=True)
+            heard = await self._reporter.report(record, list(held.values()), (), full=True)
+        self._hear(heard)
         self._told, self._full = held, False
         self._waiting = [each for each in self._waiting if each not in waiting]
         for done in waiting:
             if not done.done():
                 done.set_result(None)
+
+    def _hear(self, heard: Heard) -> None:
+        """What a report was answered: a call that was lost costs a heartbeat, not more."""
+        if heard.version is None:
+            self._version = self._edition = None
+        elif heard.edition == self._edition:
+            self._version = heard.version
+        else:
+            self._stale.set()
 
     async def _next_report(self) -> None:
         """Wait for the next heartbeat, or for a change and what comes with it."""

@@ -1,9 +1,11 @@
 -- The placement map's writes. Each is one atomic step; the library's name carries a digest of this file, so that
 -- two versions of MinT can share a Redis while one replaces the other.
 
--- KEYS: epoch, version, base, placements, assigned...   ARGV: epoch, channel, base record or "", commit 0|1, ops
+-- KEYS: epoch, version, base, placements, editions, assigned...
+-- ARGV: epoch, channel, base record or "", commit 0|1, ops, called
 -- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "assigned": [{"set":, "del":}...]}
--- with one element of "assigned" for each key after the fourth.
+-- with one element of "assigned" for each key after the fifth. called (JSON): [[engine, its channel]...], every engine
+-- whose part the whole change touches; they are called when it commits.
 local function change(key, ops)
   for _, pair in ipairs(ops.set) do redis.call('HSET', key, pair[1], pair[2]) end
   for _, field in ipairs(ops.del) do redis.call('HDEL', key, field) end
@@ -22,10 +24,14 @@ local function apply(keys, argv)
   if argv[3] ~= '' then redis.call('SET', keys[3], argv[3]) end
   local ops = cjson.decode(argv[5])
   change(keys[4], ops.placements)
-  for i, each in ipairs(ops.assigned) do change(keys[4 + i], each) end
+  for i, each in ipairs(ops.assigned) do change(keys[5 + i], each) end
   if argv[4] == '1' then
     redis.call('INCR', keys[2])
     redis.call('PUBLISH', argv[2], 'map')
+    for _, each in ipairs(cjson.decode(argv[6])) do
+      redis.call('HINCRBY', keys[5], each[1], 1)
+      redis.call('PUBLISH', each[2], 'map')
+    end
   end
   return tonumber(redis.call('GET', keys[2]) or '0')
 end
@@ -38,8 +44,10 @@ local function forget(keys, argv)
   return #keys - 1
 end
 
--- KEYS: engines, engine, held   ARGV: engine, incarnation, record, ttl ms, full 0|1, set (JSON pairs), del (JSON), channel
--- Returns 1 when the map knew this incarnation's holdings, 0 when a full report is needed.
+-- KEYS: engines, engine, held, version, editions
+-- ARGV: engine, incarnation, record, ttl ms, full 0|1, set (JSON pairs), del (JSON), channel, news 0|1
+-- Returns {1 when the map knew this incarnation's holdings, 0 when a full report is needed; version or -1; edition}.
+-- A heartbeat without news calls nobody: with a thousand engines the calls alone would keep every follower busy.
 local function report(keys, argv)
   local known = redis.call('HGET', keys[1], argv[1])
   local incarnation, full = argv[2], argv[5] == '1'
@@ -47,15 +55,16 @@ local function report(keys, argv)
   if known and (#known > #incarnation or (#known == #incarnation and known > incarnation)) then
     return redis.error_reply('STALEINCARNATION ' .. known)
   end
-  if known ~= incarnation and not full then return 0 end
+  if known ~= incarnation and not full then return { 0, -1, 0 } end
   if full then
     redis.call('DEL', keys[3])
     redis.call('HSET', keys[1], argv[1], incarnation)
   end
   change(keys[3], { set = cjson.decode(argv[6]), del = cjson.decode(argv[7]) })
   redis.call('SET', keys[2], argv[3], 'PX', argv[4])
-  redis.call('PUBLISH', argv[8], 'engine ' .. argv[1])
-  return 1
+  if argv[9] == '1' then redis.call('PUBLISH', argv[8], 'engine ' .. argv[1]) end
+  local version = tonumber(redis.call('GET', keys[4]) or '-1')
+  return { 1, version, tonumber(redis.call('HGET', keys[5], argv[1]) or '0') }
 end
 
 redis.register_function('LIBRARY_apply', apply)

@@ -11,6 +11,7 @@ call can change them together, and bases spread over shards.
 | mint:{ns/name}:base               | string | BaseRecord                            | operator |
 | mint:{ns/name}:placements         | hash   | adapter -> Placement                  | operator |
 | mint:{ns/name}:assigned:ENGINE    | hash   | adapter -> Assignment                 | operator |
+| mint:{ns/name}:editions           | hash   | engine -> grows as its part changes   | operator |
 | mint:{ns/name}:engines            | hash   | engine -> incarnation                 | engines  |
 | mint:{ns/name}:engine:ENGINE      | string | EngineRecord, expires with heartbeat  | engine   |
 | mint:{ns/name}:held:ENGINE        | hash   | adapter -> Held                       | engine   |
@@ -19,6 +20,7 @@ call can change them together, and bases spread over shards.
 | mint:{ns/name}:progress:ENGINE    | hash   | policy -> Progress                    | engine   |
 | mint:{ns/name}:rewards:POLICY     | list   | mean reward of each finished step     | engine   |
 | mint:{ns/name}:changed            | pubsub | "map" or "engine NAME": something new | both     |
+| mint:{ns/name}:called:ENGINE      | pubsub | its edition has grown                 | operator |
 
 Losing all of it loses nothing: the operator rewrites its keys from the API server, each engine its own from memory.
 A missing `version` means "not known", never "nothing is wanted": readers keep what they have.
@@ -50,6 +52,11 @@ def placements(base: str) -> str:
 def assigned(base: str, engine: str) -> str:
     """Hash: adapter to Assignment, for one engine."""
     return f"mint:{{{base}}}:assigned:{engine}"
+
+
+def editions(base: str) -> str:
+    """Hash: engine to a number that grows whenever what it must hold changes, so that others need not look."""
+    return f"mint:{{{base}}}:editions"
 
 
 def engines(base: str) -> str:
@@ -90,3 +97,8 @@ def rewards(base: str, policy: str) -> str:
 def changed(base: str) -> str:
     """Channel: a hint that something changed; losing one only costs a poll interval."""
     return f"mint:{{{base}}}:changed"
+
+
+def called(base: str, engine: str) -> str:
+    """Channel: a hint that this engine's edition has grown, so that a thousand engines do not wake for one."""
+    return f"mint:{{{base}}}:called:{engine}"

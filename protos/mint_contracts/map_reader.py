@@ -1,7 +1,8 @@
 """Reading the placement map: anybody may. Raises MapUnavailable when Redis does not answer in time."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import msgspec
 from redis.asyncio import Redis
@@ -10,6 +11,10 @@ from mint_contracts import keys
 from mint_contracts.functions import bounded
 from mint_contracts.records import Assignment, BaseRecord, EngineRecord, EngineView, Held, MapState, Placement
 
+HASHES_PER_CALL = 100
+
+T = TypeVar("T")
+
 
 class Pulse(msgspec.Struct, frozen=True):
     """What tells a follower whether anything changed: small, and read in two round trips however much is held."""
@@ -17,6 +22,14 @@ class Pulse(msgspec.Struct, frozen=True):
     version: int | None  # of the operator's part; None: never completed, or lost
     epoch: int | None  # None: no operator has written here, or everything was lost
     engines: dict[str, EngineRecord | None]  # every engine that ever reported; None: its heartbeat has run out
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One engine's own part of the map. Version None: nothing is known, which is not that nothing is wanted."""
+
+    version: int | None
+    edition: int
+    assigned: dict[str, Assignment]
 
 
 class MapReader:
@@ -60,13 +73,24 @@ class MapReader:
 
     async def placements(self, base: str) -> dict[str, Placement]:
         """Every explicit placement of a base, by adapter."""
-        raw = await bounded(lambda: self._redis.hgetall(keys.placements(base)))
-        return {name: msgspec.json.decode(text, type=Placement) for name, text in raw.items()}
+        return _decoded(await bounded(lambda: self._redis.hgetall(keys.placements(base))), Placement)
 
     async def assigned(self, base: str, engine: str) -> dict[str, Assignment]:
         """What one engine must hold, by adapter."""
-        raw = await bounded(lambda: self._redis.hgetall(keys.assigned(base, engine)))
-        return {name: msgspec.json.decode(text, type=Assignment) for name, text in raw.items()}
+        return _decoded(await bounded(lambda: self._redis.hgetall(keys.assigned(base, engine))), Assignment)
+
+    async def part(self, base: str, engine: str) -> Part:
+        """One engine's part, in one round trip."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.get(keys.version(base))
+        pipeline.hget(keys.editions(base), engine)  # before the part itself: what comes between is read again
+        pipeline.hgetall(keys.assigned(base, engine))
+        version, edition, raw = await bounded(pipeline.execute)
+        return Part(
+            version=None if version is None else int(version),
+            edition=int(edition or 0),
+            assigned=_decoded(raw, Assignment),
+        )
 
     async def engines(self, base: str) -> list[EngineView]:
         """Every engine that ever reported, sorted by name, with what it says it holds."""
@@ -74,28 +98,43 @@ class MapReader:
         if not names:
             return []
         records = await bounded(lambda: self._redis.mget([keys.engine(base, name) for name in names]))
+        held = await self.holdings(base, names)
         views = []
         for name, text in zip(names, records, strict=True):
-            held = await self.held(base, name)
             record = None if text is None else msgspec.json.decode(text, type=EngineRecord)
-            views.append(EngineView(engine=name, record=record, held=held))
+            views.append(EngineView(engine=name, record=record, held=held[name]))
         return views
 
     async def held(self, base: str, engine: str) -> dict[str, Held]:
         """What one engine says it holds, by adapter."""
-        raw = await bounded(lambda: self._redis.hgetall(keys.held(base, engine)))
-        return {name: msgspec.json.decode(text, type=Held) for name, text in raw.items()}
+        return _decoded(await bounded(lambda: self._redis.hgetall(keys.held(base, engine))), Held)
+
+    async def holdings(self, base: str, engines: Sequence[str]) -> dict[str, dict[str, Held]]:
+        """What each of these engines says it holds."""
+        raws = await self._hashes([keys.held(base, engine) for engine in engines])
+        return {engine: _decoded(raw, Held) for engine, raw in zip(engines, raws, strict=True)}
 
     async def state(self, base: str, engines: Sequence[str]) -> MapState:
         """The operator's own part, over the named engines and every one that ever reported."""
         reported = await bounded(lambda: self._redis.hkeys(keys.engines(base)))
         names = sorted({*engines, *reported})
+        raws = await self._hashes([keys.assigned(base, name) for name in names])
         return MapState(
             version=await self.version(base),
             base=await self.base_record(base),
             placements=await self.placements(base),
-            assigned={name: await self.assigned(base, name) for name in names},
+            assigned={name: _decoded(raw, Assignment) for name, raw in zip(names, raws, strict=True)},
         )
+
+    async def _hashes(self, names: Sequence[str]) -> list[dict[str, str]]:
+        """Many hashes whole, HASHES_PER_CALL a round trip, so that no answer keeps Redis from others for long."""
+        found: list[dict[str, str]] = []
+        for start in range(0, len(names), HASHES_PER_CALL):
+            pipeline = self._redis.pipeline(transaction=False)
+            for name in names[start : start + HASHES_PER_CALL]:
+                pipeline.hgetall(name)
+            found += await bounded(pipeline.execute)
+        return found
 
     @asynccontextmanager
     async def changes(self, *bases: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
@@ -103,12 +142,26 @@ class MapReader:
 
         With no base named, hints of all bases. A lost connection shows as MapUnavailable from `wait`.
         """
+        async with self._listening([keys.changed(base) for base in bases], "mint:*:changed") as wait:
+            yield wait
+
+    @asynccontextmanager
+    async def calls(self, base: str, engine: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
+        """Hints that this engine's part changed, as `changes` gives them."""
+        async with self._listening([keys.called(base, engine)]) as wait:
+            yield wait
+
+    @asynccontextmanager
+    async def _listening(
+        self, channels: Sequence[str], pattern: str = ""
+    ) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
+        """The channels, or all that match the pattern where none is named."""
         pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
-            if bases:
-                await bounded(lambda: pubsub.subscribe(*[keys.changed(base) for base in bases]))
+            if channels:
+                await bounded(lambda: pubsub.subscribe(*channels))
             else:
-                await bounded(lambda: pubsub.psubscribe("mint:*:changed"))
+                await bounded(lambda: pubsub.psubscribe(pattern))
 
             async def wait(timeout_s: float) -> str | None:
                 message = await bounded(lambda: pubsub.get_message(timeout=timeout_s))
@@ -117,3 +170,7 @@ class MapReader:
             yield wait
         finally:
             await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+
+def _decoded(raw: Mapping[str, str], kind: type[T]) -> dict[str, T]:
+    return {name: msgspec.json.decode(text, type=kind) for name, text in raw.items()}

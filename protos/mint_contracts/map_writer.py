@@ -1,7 +1,7 @@
 """Writing the placement map: the operator alone may, fenced by its epoch."""
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
@@ -11,6 +11,8 @@ from mint_contracts.functions import bounded, call, text
 from mint_contracts.records import Assignment, MapChange, Placement
 
 OPS_PER_CALL = 1000
+
+T = TypeVar("T")
 
 
 class MapWriter:
@@ -23,13 +25,14 @@ class MapWriter:
     async def apply(self, base: str, change: MapChange) -> int:
         """Write a change; readers see its version grow once the whole of it is there. Returns that version."""
         await bounded(lambda: self._redis.sadd(keys.BASES, base))
-        calls = _split(change)
-        version = 0
-        for index, part in enumerate(calls):
-            version = await self._apply_part(base, part, commit=index == len(calls) - 1)
-        return version
+        called = sorted({*change.set_assigned, *change.del_assigned})
+        parts = _split(change)
+        for part in parts[:-1]:
+            await self._apply_part(base, part, None)
+        return await self._apply_part(base, parts[-1], called)
 
-    async def _apply_part(self, base: str, part: MapChange, *, commit: bool) -> int:
+    async def _apply_part(self, base: str, part: MapChange, called: Sequence[str] | None) -> int:
+        """One call; `called` commits the whole change and calls these engines."""
         engines = sorted({*part.set_assigned, *part.del_assigned})
         ops = {
             "placements": _ops(part.set_placements, part.del_placements),
@@ -38,9 +41,18 @@ class MapWriter:
             ],
         }
         names = [keys.epoch(base), keys.version(base), keys.base_record(base), keys.placements(base)]
+        names.append(keys.editions(base))
         names += [keys.assigned(base, engine) for engine in engines]
         record = "" if part.base is None else text(part.base)
-        args = [str(self.epoch), keys.changed(base), record, "1" if commit else "0", text(ops)]
+        channels = [[engine, keys.called(base, engine)] for engine in called or ()]
+        args = [
+            str(self.epoch),
+            keys.changed(base),
+            record,
+            "0" if called is None else "1",
+            text(ops),
+            text(channels),
+        ]
         return int(await call(self._redis, "apply", names, args))
 
     async def forget(self, base: str) -> None:
@@ -62,16 +74,27 @@ def _split(change: MapChange) -> list[MapChange]:
         parts.append(MapChange(set_placements=change.set_placements[start : start + OPS_PER_CALL]))
     for start in range(0, len(change.del_placements), OPS_PER_CALL):
         parts.append(MapChange(del_placements=change.del_placements[start : start + OPS_PER_CALL]))
-    for engine, records in sorted(change.set_assigned.items()):
-        for start in range(0, len(records), OPS_PER_CALL):
-            parts.append(MapChange(set_assigned={engine: records[start : start + OPS_PER_CALL]}))
-    for engine, names in sorted(change.del_assigned.items()):
-        for start in range(0, len(names), OPS_PER_CALL):
-            parts.append(MapChange(del_assigned={engine: names[start : start + OPS_PER_CALL]}))
+    parts += [MapChange(set_assigned=records) for records in _packed(change.set_assigned)]
+    parts += [MapChange(del_assigned=names) for names in _packed(change.del_assigned)]
     if not parts:
         parts.append(MapChange())
     parts[0] = msgspec.structs.replace(parts[0], base=change.base)
     return parts
+
+
+def _packed(by_engine: Mapping[str, tuple[T, ...]]) -> Iterator[dict[str, tuple[T, ...]]]:
+    """The operations of many engines, as many together as one call may carry."""
+    room, packed = OPS_PER_CALL, dict[str, tuple[T, ...]]()
+    for engine, operations in sorted(by_engine.items()):
+        rest = operations
+        while rest:
+            packed[engine], rest = rest[:room], rest[room:]
+            room -= len(packed[engine])
+            if room == 0:
+                yield packed
+                room, packed = OPS_PER_CALL, {}
+    if packed:
+        yield packed
 
 
 async def _scan(redis: Redis, pattern: str) -> AsyncIterator[str]:

@@ -14,7 +14,7 @@ from mint_contracts import keys
 from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
-from mint_contracts.map_reporter import MapReporter
+from mint_contracts.map_reporter import Heard, MapReporter
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineRecord, EngineView, Held, MapChange, Tier
 from mint_contracts.source import Source
@@ -226,7 +226,7 @@ async def test_only_what_changed_is_sent(
 
     async def watched(
         self: MapReporter, record: EngineRecord, changed: list[Held], gone: list[str], *, full: bool
-    ) -> bool:
+    ) -> Heard:
         sent.append(([each.adapter for each in changed], list(gone), full))
         return await report(self, record, changed, gone, full=full)
 
