@@ -6,10 +6,11 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from mint_contracts.claims import local_path
 from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable, UnsafeFormat
 from mint_contracts.source import Source, locate
 from mint_engine.copying import folder_name, pour, publish, read_bounded, sync
-from mint_engine.local import LocalFolder, local_path
+from mint_engine.local import LocalFolder
 from mint_engine.retry import retrying
 from mint_engine.storage import Folder, folder_of, subject_of
 

@@ -7,13 +7,14 @@ from typing import BinaryIO
 import structlog
 import torch
 
+from mint_contracts.claims import local_path
 from mint_contracts.errors import CorruptFile, SourceUnavailable
 from mint_contracts.source import Source, locate
 from mint_engine import packed_file
 from mint_engine.check import Fit, check_packed
 from mint_engine.disk import DiskTier
 from mint_engine.fetch import CONFIG, PACKED, WEIGHTS
-from mint_engine.local import LocalFolder, local_path
+from mint_engine.local import LocalFolder
 from mint_engine.mapped import Opener
 from mint_engine.packed import Packed, fingerprint
 from mint_engine.read import read_adapter

@@ -1,6 +1,5 @@
 """file:// and pvc:// sources: read in place, and never anything outside the folder that was named."""
 
-import errno
 import io
 import os
 import stat
@@ -8,30 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mint_contracts.errors import MintError, Overloaded, SourceForbidden, SourceNotFound, SourceUnavailable
-from mint_contracts.settings import PVC_ROOT
-from mint_contracts.source import Location
-
-DEFAULT_PVC_ROOT = "/mint/pvc"
-
-
-def local_path(location: Location) -> tuple[Path, Path | None]:
-    """Where a file:// or pvc:// source lies, links resolved, and the folder that it may not leave (a pvc:// claim).
-
-    Raises SourceForbidden for a claim that is not mounted or a link that leaves it.
-    """
-    if location.scheme == "file":
-        return Path(os.path.realpath("/" + location.path)), None
-    root = Path(os.environ.get(PVC_ROOT, DEFAULT_PVC_ROOT))
-    claim = root / location.host
-    subject = f"source 'pvc://{location.host}/{location.path}'"
-    if location.host.startswith(".") or "/" in location.host or not claim.is_dir():
-        raise SourceForbidden(subject, f"claim {location.host!r} is not mounted; add it to adapters.volumeClaims")
-    claim = Path(os.path.realpath(claim))
-    path = Path(os.path.realpath(claim / location.path))
-    if not path.is_relative_to(claim):
-        raise SourceForbidden(subject, "leads out of its claim by a symbolic link")
-    return path, claim
+from mint_contracts.errors import SourceForbidden
+from mint_contracts.storage_errors import os_errors
 
 
 class LocalFolder:
@@ -82,25 +59,3 @@ class LocalFolder:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise SourceForbidden(self.subject, f"{name} is not a regular file")
                 yield file
-
-
-@contextmanager
-def os_errors(subject: str) -> Iterator[None]:
-    """Turn the operating system's errors about a source into MintErrors."""
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceNotFound(subject, "does not exist; check its path") from error
-    except PermissionError as error:
-        raise SourceForbidden(subject, "may not be read by the engine's user; check its permissions") from error
-    except OSError as error:
-        raise disk_full(error, subject) or SourceUnavailable(
-            subject, f"could not be read ({error.strerror}); retrying"
-        ) from error
-
-
-def disk_full(error: BaseException, subject: str) -> MintError | None:
-    """Overloaded, if the error says that this machine's own disk took no more."""
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return Overloaded(subject, "finds the engine's disk full; raise diskCache", retry_after_s=5.0)
-    return None

@@ -17,13 +17,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mint_contracts.errors import MintError, SourceNotFound, UnsupportedBase
+from mint_contracts.storage_errors import os_errors
 from mint_engine import packed_file
 from mint_engine.adapter import Module
 from mint_engine.check import Fit
 from mint_engine.copying import publish
 from mint_engine.device import DTYPES
 from mint_engine.export import export
-from mint_engine.local import LocalFolder, os_errors
+from mint_engine.local import LocalFolder
 from mint_engine.mapped import Opener
 from mint_engine.modules import find_modules
 from mint_engine.packed import Packed

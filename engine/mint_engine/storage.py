@@ -1,7 +1,4 @@
-"""https://, s3://, gs:// and hf:// sources: list, open, and one meaning for every library's errors.
-
-No credential gets into a message: of a storage library's error only its class and HTTP status are told.
-"""
+"""https://, s3://, gs:// and hf:// sources: list and open."""
 
 import re
 from collections.abc import Iterator
@@ -10,10 +7,12 @@ from typing import BinaryIO, Protocol, cast
 
 from fsspec.spec import AbstractFileSystem
 
-from mint_contracts.errors import MintError, SourceForbidden, SourceNotFound, SourceUnavailable
+from mint_contracts.backends import backend, commit_of
+from mint_contracts.claims import local_path
+from mint_contracts.errors import SourceUnavailable
 from mint_contracts.source import Location, Source, locate
-from mint_engine.backends import Errors, backend, commit_of
-from mint_engine.local import LocalFolder, disk_full, local_path
+from mint_contracts.storage_errors import cause_of, storage_errors
+from mint_engine.local import LocalFolder
 
 BLOCK_BYTES = 8 << 20
 
@@ -108,50 +107,8 @@ def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict
         try:
             size = files.info(f"{root}/{name}").get("size")
         except FileNotFoundError as error:
-            if _cause_of(error) is not error:
+            if cause_of(error) is not error:
                 raise
             continue
         found[name] = None if size is None else int(size)
     return found
-
-
-@contextmanager
-def storage_errors(scheme: str, subject: str) -> Iterator[None]:
-    """Turn what a scheme's library raises into SourceNotFound, SourceForbidden or SourceUnavailable."""
-    try:
-        yield
-    except MintError:
-        raise
-    except backend(scheme).errors as error:
-        raise _meaning(_cause_of(error), backend(scheme).no_credentials, subject) from error
-
-
-def _cause_of(error: Exception) -> Exception:
-    """fsspec's http tells every failure as FileNotFoundError; its cause knows better."""
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _status(cause) != 404:
-        return cause if not isinstance(cause, FileNotFoundError) else error
-    return error
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error carries, if it does."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    found = (
-        getattr(error, "status", None) or getattr(error, "code", None) or getattr(response, "status_code", response)
-    )
-    return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdigit()) else None
-
-
-def _meaning(error: Exception, no_credentials: Errors, subject: str) -> MintError:
-    status = _status(error)
-    what = type(error).__name__ + (f", HTTP {status}" if status else "")
-    if full := disk_full(error, subject):
-        return full
-    if isinstance(error, FileNotFoundError) or status in {404, 410}:
-        return SourceNotFound(subject, "holds nothing there; check its path and revision")
-    if isinstance(error, (PermissionError, *no_credentials)) or status in {401, 403}:
-        return SourceForbidden(subject, f"storage refused access ({what}); check the credentials of secretRef")
-    return SourceUnavailable(subject, f"storage did not answer ({what}); retrying")

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mint_contracts import errors
+from mint_contracts import backends, errors
 from mint_contracts.source import Source, child
-from mint_engine import backends
 from mint_engine.disk import DiskTier
 from mint_engine.fetch import CONFIG, WEIGHTS
 from mint_engine.fetch_base import fetch_base

@@ -1,0 +1,29 @@
+"""Where file:// and pvc:// sources lie on this machine."""
+
+import os
+from pathlib import Path
+
+from mint_contracts.errors import SourceForbidden
+from mint_contracts.settings import PVC_ROOT
+from mint_contracts.source import Location
+
+DEFAULT_PVC_ROOT = "/mint/pvc"
+
+
+def local_path(location: Location) -> tuple[Path, Path | None]:
+    """Where a file:// or pvc:// source lies, links resolved, and the folder that it may not leave (a pvc:// claim).
+
+    Raises SourceForbidden for a claim that is not mounted or a link that leaves it.
+    """
+    if location.scheme == "file":
+        return Path(os.path.realpath("/" + location.path)), None
+    root = Path(os.environ.get(PVC_ROOT, DEFAULT_PVC_ROOT))
+    claim = root / location.host
+    subject = f"source 'pvc://{location.host}/{location.path}'"
+    if location.host.startswith(".") or "/" in location.host or not claim.is_dir():
+        raise SourceForbidden(subject, f"claim {location.host!r} is not mounted; add it to adapters.volumeClaims")
+    claim = Path(os.path.realpath(claim))
+    path = Path(os.path.realpath(claim / location.path))
+    if not path.is_relative_to(claim):
+        raise SourceForbidden(subject, "leads out of its claim by a symbolic link")
+    return path, claim

@@ -1,0 +1,75 @@
+"""One meaning for every error that storage raises: the operating system's, and each library's.
+
+No credential gets into a message: of a storage library's error only its class and HTTP status are told.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mint_contracts.backends import Errors, backend
+from mint_contracts.errors import MintError, Overloaded, SourceForbidden, SourceNotFound, SourceUnavailable
+
+
+@contextmanager
+def storage_errors(scheme: str, subject: str) -> Iterator[None]:
+    """Turn what a scheme's library raises into SourceNotFound, SourceForbidden or SourceUnavailable."""
+    try:
+        yield
+    except MintError:
+        raise
+    except backend(scheme).errors as error:
+        raise _meaning(cause_of(error), backend(scheme).no_credentials, subject) from error
+
+
+def cause_of(error: Exception) -> Exception:
+    """The failure itself: fsspec's http tells every failure as FileNotFoundError; its cause knows better."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _status(cause) != 404:
+        return cause if not isinstance(cause, FileNotFoundError) else error
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error carries, if it does."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    found = (
+        getattr(error, "status", None) or getattr(error, "code", None) or getattr(response, "status_code", response)
+    )
+    return int(found) if isinstance(found, int) or (isinstance(found, str) and found.isdigit()) else None
+
+
+def _meaning(error: Exception, no_credentials: Errors, subject: str) -> MintError:
+    status = _status(error)
+    what = type(error).__name__ + (f", HTTP {status}" if status else "")
+    if full := disk_full(error, subject):
+        return full
+    if isinstance(error, FileNotFoundError) or status in {404, 410}:
+        return SourceNotFound(subject, "holds nothing there; check its path and revision")
+    if isinstance(error, (PermissionError, *no_credentials)) or status in {401, 403}:
+        return SourceForbidden(subject, f"storage refused access ({what}); check the credentials of secretRef")
+    return SourceUnavailable(subject, f"storage did not answer ({what}); retrying")
+
+
+@contextmanager
+def os_errors(subject: str) -> Iterator[None]:
+    """Turn the operating system's errors about a source into MintErrors."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceNotFound(subject, "does not exist; check its path") from error
+    except PermissionError as error:
+        raise SourceForbidden(subject, "may not be read by the engine's user; check its permissions") from error
+    except OSError as error:
+        raise disk_full(error, subject) or SourceUnavailable(
+            subject, f"could not be read ({error.strerror}); retrying"
+        ) from error
+
+
+def disk_full(error: BaseException, subject: str) -> MintError | None:
+    """Overloaded, if the error says that this machine's own disk took no more."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return Overloaded(subject, "finds the engine's disk full; raise diskCache", retry_after_s=5.0)
+    return None
