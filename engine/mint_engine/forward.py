@@ -7,13 +7,13 @@ import structlog
 import torch
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.attention import Span
 from mint_engine.base import Base
-from mint_engine.cache import KvCache
+from mint_engine.cache import Cache, KvCache
 from mint_engine.generic import Generic
 from mint_engine.kernels.library import find_kernels
 from mint_engine.lean import Lean
 from mint_engine.lean_layers import Unlike, read_llama
+from mint_engine.paged import Span
 from mint_engine.pages import PAGE_TOKENS, pages_for
 from mint_engine.slots import NO_SLOT, Slots
 
@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 class Forward:
     """A base ready to serve. Owned by the step thread once it is made."""
 
-    def __init__(self, base: Base, slots: Slots, cache: KvCache, *, lean: bool = True) -> None:
+    def __init__(self, base: Base, slots: Slots, cache: Cache, *, lean: bool = True) -> None:
         """Choose the pass and prove on a short prompt that it computes what transformers does.
 
         `lean=False` takes the generic pass whatever the base. Raises UnsupportedBase where that is not right either.
@@ -74,6 +74,8 @@ class Forward:
             llama = read_llama(self.base, self.slots, positions)
         except Unlike as why:
             _log.info("lean_pass_unavailable", architecture=self.base.architecture, why=str(why))
+            return None
+        if not isinstance(self.cache, KvCache):
             return None
         return Lean(llama, kernels, self.slots, self.cache)
 

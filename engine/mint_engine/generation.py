@@ -5,8 +5,8 @@ import torch
 
 from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_engine import metrics
-from mint_engine.attention import Span
 from mint_engine.forward import Forward
+from mint_engine.paged import Span
 from mint_engine.pages import Pages, pages_for
 from mint_engine.pieces import choose_decoder
 from mint_engine.prefix import extend_keys

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mint_engine.attention import Span
 from mint_engine.cache import KvCache
 from mint_engine.kernels.library import ROWS, Kernels
 from mint_engine.lean_layers import CHUNK_TOKENS, Layer, Llama, Product
 from mint_engine.lora import merge_spans, with_adapters
+from mint_engine.paged import Span
 from mint_engine.pages import PAGE_TOKENS, pages_for
 from mint_engine.slots import Slots
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mint_engine.attention import Span
+from mint_engine.paged import Span
 from mint_engine.slots import ABSENT, NO_SLOT, Slots
 
 # Rows from which a segment goes by itself. In bf16 on 2 busy cores the gather won at 8 rows (ranks 8 and 32) and lost

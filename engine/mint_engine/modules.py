@@ -1,7 +1,9 @@
-"""Finds the linear modules that adapters may target, and puts multi-LoRA ones in their place."""
+"""Finds the modules that adapters may target, and puts multi-LoRA ones in their place."""
 
 from collections.abc import Iterable
-from typing import cast
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -10,14 +12,22 @@ from transformers import PreTrainedModel
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapter import Module
+from mint_engine.expert_lora import ExpertRows
+from mint_engine.experts import ExpertModules, is_stack, stacked_modules
+from mint_engine.indexer import rotation_of, select
+from mint_engine.latent import is_latent, up_projection
 from mint_engine.lora import Rows, add_lora
+from mint_engine.paged import PagedAttention
 from mint_engine.slots import Slots
 
 
+@dataclass
 class Current:
-    """What the step in progress computes; its modules look here, because a linear takes one argument only."""
+    """What the step in progress computes; modules look here, because most are told nothing but their input."""
 
     rows: Rows | None = None
+    expert_rows: ExpertRows | None = None
+    paged: PagedAttention | None = None
 
 
 class LoraLinear(nn.Module):
@@ -38,21 +48,30 @@ class LoraLinear(nn.Module):
         y = functional.linear(x, self.weight, self.bias)
         rows = self._current.rows
         if rows is not None:
-            add_lora(y.view(-1, self.out_features), x.reshape(-1, self.in_features), self._slots, self._module, rows)
+            flat, dtype = x.reshape(-1, self.in_features), self._slots.dtype
+            if y.dtype == dtype:
+                add_lora(y.view(-1, self.out_features), flat, self._slots, self._module, rows)
+            else:  # a module that the base keeps in float32
+                added = torch.zeros_like(y, dtype=dtype)
+                add_lora(added.view(-1, self.out_features), flat.to(dtype), self._slots, self._module, rows)
+                y = y + added
         return y
 
 
 def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> dict[str, Module]:
-    """Every nn.Linear of the decoder layers by path, or only those whose last name is in `target_modules`.
+    """Every linear of the decoder layers by path, or only those whose last name is in `target_modules`.
 
-    Raises UnsupportedBase for a model without decoder layers and for a target that it lacks.
+    Experts' linears are stacked, one module for all of a layer; routers are none. Raises UnsupportedBase for a model
+    without decoder layers and for a target that it lacks.
     """
     prefix = _layers_prefix(model)
-    linears = {
-        path: Module(path, linear.in_features, linear.out_features)
-        for path, linear in model.named_modules()
-        if isinstance(linear, nn.Linear) and path.startswith(prefix)
-    }
+    linears: dict[str, Module] = {}
+    for path, module in model.named_modules():
+        if path.startswith(prefix):
+            if isinstance(module, nn.Linear):
+                linears[path] = Module(path, module.in_features, module.out_features)
+            elif is_stack(module):
+                linears |= stacked_modules(path, module)
     offered = {path.rpartition(".")[2] for path in linears}
     wanted = set(target_modules) or offered
     if missing := sorted(wanted - offered):
@@ -64,12 +83,50 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
 
 
 def replace_modules(model: PreTrainedModel, slots: Slots) -> Current:
-    """Swap each module of `slots` for a LoraLinear with the same weights; returns what tells them their rows."""
+    """Swap what reads slots or pages for its own kind with the same weights; returns what tells them of a step.
+
+    Each linear of `slots` becomes a LoraLinear. Stacked experts get to know their modules. Latent attention passes a
+    step's latents on as they are while there are pages, and its indexer chooses among those.
+    """
     current = Current()
-    for path, module in slots.index.items():
-        linear = cast(nn.Linear, model.get_submodule(path))
-        model.set_submodule(path, LoraLinear(linear, slots, module, current))
+    for path, at in slots.index.items():
+        if not slots.modules[path].experts:
+            linear = cast(nn.Linear, model.get_submodule(path))
+            model.set_submodule(path, LoraLinear(linear, slots, at, current))
+    for path, module in model.named_modules():
+        if is_stack(module):
+            _prepare_experts(module, path, slots, current)
+        elif is_latent(module):
+            _prepare_latent(module, path, slots, current)
     return current
+
+
+def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current) -> None:
+    gate, up, down = (slots.index.get(f"{path}.{name}") for name in ("gate_proj", "up_proj", "down_proj"))
+    experts.mint_modules = ExpertModules(slots, gate, up, down)
+    experts.mint_current = current
+
+
+def _prepare_latent(attention: Any, path: str, slots: Slots, current: Current) -> None:
+    attention.mint_up = up_projection(attention, slots, path)
+    attention.expand_kv = partial(_keep_latent, attention.expand_kv, current)
+    indexer = getattr(attention, "indexer", None)
+    if indexer is not None:
+        rotation_of(indexer.config.model_type)
+        indexer.forward = partial(_choose_pages, indexer, indexer.forward, current)
+
+
+def _keep_latent(expand: Any, current: Current, latent: torch.Tensor, rotated: torch.Tensor) -> Any:
+    return (latent, rotated) if current.paged is not None else expand(latent, rotated)
+
+
+def _choose_pages(
+    indexer: Any, forward: Any, current: Current, hidden: torch.Tensor, compressed: torch.Tensor, angles: Any,
+    *others: Any, **options: Any,
+) -> Any:  # fmt: skip
+    if current.paged is None:
+        return forward(hidden, compressed, angles, *others, **options)
+    return select(indexer, hidden, compressed, angles, current.paged)
 
 
 def _layers_prefix(model: PreTrainedModel) -> str:

@@ -24,12 +24,14 @@ from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_engine import metrics
 from mint_engine.base import Base, load_base
-from mint_engine.cache import KvCache, count_pages, page_bytes
+from mint_engine.cache import Cache, count_pages
+from mint_engine.cache_shape import cache_shape
 from mint_engine.device import choose_device, choose_dtype, count_threads
 from mint_engine.forward import Forward
 from mint_engine.generation import Generation
 from mint_engine.holding import Holder
 from mint_engine.modules import find_modules
+from mint_engine.pages import PAGE_TOKENS
 from mint_engine.scheduler import Limits
 from mint_engine.server import Parts, Services
 from mint_engine.slots import Slots
@@ -191,13 +193,11 @@ def build(settings: EngineSettings, base_path: Path, limits: Limits) -> tuple[Ba
     return base, slots, Generation(Forward(base, slots, cache), limits)
 
 
-def make_cache(settings: EngineSettings, base: Base) -> KvCache:
-    """A cache as large as the settings allow. Raises CapacityExceeded where that is too small for one request."""
-    config = base.config
-    layers, heads = int(config.num_hidden_layers), int(config.num_attention_heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    pages = count_pages(
-        settings.kv_cache_bytes, page_bytes(layers, heads, head_dim, base.dtype), settings.context_length
-    )
-    return KvCache(layers, heads, head_dim, pages, base.dtype, base.device)
+def make_cache(settings: EngineSettings, base: Base) -> Cache:
+    """A cache as large as the settings allow.
+
+    Raises UnsupportedBase for attention that no cache here fits, CapacityExceeded where one request would not fit.
+    """
+    shape = cache_shape(base.config)
+    page = shape.token_elements * PAGE_TOKENS * base.dtype.itemsize
+    return shape.make(count_pages(settings.kv_cache_bytes, page, settings.context_length), base.dtype, base.device)

@@ -207,7 +207,7 @@ def test_zeros_cost_memory_only_where_they_are_written() -> None:
     assert many[:8].sum() == 1 << 20
 
 
-# Architectures whose attention is plain causal: transformers' own code, unchanged.
+# Architectures by transformers' own code; more of them, with adapters, in test_families.
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -224,15 +224,17 @@ SERVED: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 32},
     "gemma": {},
-    "mistral": {"sliding_window": None},
+    "gemma2": {"sliding_window": 7},
+    "mistral": {"sliding_window": 7},
     "phi3": {"sliding_window": None},
     "granite": {},
     "olmo2": {},
     "smollm3": {},
 }
-REFUSED: dict[str, dict[str, Any]] = {
-    "gemma2": {},  # caps attention's logits, slides its window
-    "mistral": {"sliding_window": 32},
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "gemma3_text": ({"use_bidirectional_attention": True}, "attends to later tokens too"),
+    "llama4_text": ({"attention_chunk_size": 32, "layer_types": ["chunked_attention"] * 2}, "chunked_attention"),
+    "qwen3_next": ({}, "linear_attention"),
 }
 
 
@@ -257,8 +259,9 @@ async def test_architectures_served(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", REFUSED)
 def test_architectures_refused(kind: str, tmp_path: Path) -> None:
     """Never silently wrong: what the attention can't do is refused when the base is loaded."""
-    base = save_architecture(tmp_path, kind, REFUSED[kind])
-    with pytest.raises(UnsupportedBase, match="sliding_window"):
+    changes, why = REFUSED[kind]
+    base = save_architecture(tmp_path, kind, changes)
+    with pytest.raises(UnsupportedBase, match=why):
         build(settings_for(base), base, Limits())
 
 

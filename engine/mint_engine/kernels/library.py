@@ -1,6 +1,6 @@
 """The compiled kernels as Python functions over contiguous CPU tensors. Shapes are those of the C++ sources.
 
-Nothing is checked here that would cost time on every call: callers are `mint_engine.lean` and tests.
+Nothing is checked here that would cost time on every call: callers are the passes and tests.
 """
 
 import ctypes
@@ -29,6 +29,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "draw": (_P, _I, _I, _P, _P, _P, _P, _P, _P),
     "attend": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _FLOAT),
     "lora": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _P, _I),
+    "lora_experts": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I),
 }
 _DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _NEEDS = {"avx512_bf16": {"avx512_bf16", "avx512bw", "avx512vl"}, "avx2": {"avx2", "fma"}, "asimd": {"asimd"}}
@@ -51,6 +52,7 @@ class Kernels:
     _draw: Callable[..., None]
     _attend: Callable[..., None]
     _lora: Callable[..., None]
+    _lora_experts: Callable[..., None]
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, epsilon: float
@@ -132,6 +134,18 @@ class Kernels:
             y.data_ptr(), y.shape[1], x.data_ptr(), x.shape[1], items.data_ptr(), items.shape[0],
             slots.memory.data_ptr(), slots.memory.shape[1], slots.places.data_ptr(), slots.ranks.data_ptr(),
             slots.scalings.data_ptr(), slots.count, parts.data_ptr(), parts.shape[0],
+        )  # fmt: skip
+
+    def lora_experts(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, module: int) -> None:
+        """y [P, out] += each pair's adapter of x [P, in], in place; y may be columns of a wider tensor.
+
+        items [n, 4] int32: first pair, pairs (`ROWS` at most), slot, expert.
+        """
+        wide, high = slots.shapes[module]
+        self._lora_experts(
+            y.data_ptr(), y.stride(0), x.data_ptr(), x.shape[1], items.data_ptr(), items.shape[0],
+            slots.memory.data_ptr(), slots.memory.shape[1], slots.places[module].data_ptr(),
+            slots.ranks[module].data_ptr(), slots.scalings[module].data_ptr(), slots.experts[module], wide, high,
         )  # fmt: skip
 
 

@@ -185,6 +185,23 @@ void add(T* y, int64_t ldy, const T* x, int64_t ldx, const int32_t* items, int64
     }
   }
 }
+// One module of stacked experts: their A lie one after another in a slot's row, and then their B.
+template <typename T>
+void add_experts(T* y, int64_t ldy, const T* x, int64_t ldx, const int32_t* items, int64_t item_count, const T* memory,
+                 int64_t width, const int64_t* places, const int32_t* ranks, const float* scalings, int64_t experts,
+                 int64_t in, int64_t out) {
+#pragma omp parallel for schedule(dynamic, 4)
+  for (int64_t i = 0; i < item_count; ++i) {
+    float middle[ROWS * MAX_RANK];
+    const int32_t start = items[4 * i], rows = items[4 * i + 1], slot = items[4 * i + 2], expert = items[4 * i + 3];
+    if (places[slot] < 0) continue;
+    const Part part{ranks[slot], in, out, scalings[slot]};
+    const T* first = memory + slot * width + places[slot];
+    const T* b = first + experts * part.rank * in + expert * part.rank * out;
+    shrink<T>(x + start * ldx, ldx, rows, first + expert * part.rank * in, part, middle);
+    expand<T>(y + start * ldy, ldy, rows, b, part, middle, b, 0);
+  }
+}
 }  // namespace
 
 // y [T, ldy], x [T, ldx]; items [n, 3]: first row, rows (8 at most), slot; memory [S, width]; places, ranks, scalings
@@ -197,3 +214,13 @@ void add(T* y, int64_t ldy, const T* x, int64_t ldx, const int32_t* items, int64
   }
 MINT_LORA(mint_lora_bfloat16, bf16)
 MINT_LORA(mint_lora_float32, float)
+
+// As above for one module; items [n, 4]: first row, rows (8 at most), slot, expert; places, ranks, scalings [S].
+#define MINT_LORA_EXPERTS(NAME, T)                                                                                     \
+  extern "C" void NAME(T* y, int64_t ldy, const T* x, int64_t ldx, const int32_t* items, int64_t item_count,           \
+                       const T* memory, int64_t width, const int64_t* places, const int32_t* ranks,                    \
+                       const float* scalings, int64_t experts, int64_t in, int64_t out) {                              \
+    add_experts<T>(y, ldy, x, ldx, items, item_count, memory, width, places, ranks, scalings, experts, in, out);       \
+  }
+MINT_LORA_EXPERTS(mint_lora_experts_bfloat16, bf16)
+MINT_LORA_EXPERTS(mint_lora_experts_float32, float)

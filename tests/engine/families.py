@@ -1,0 +1,155 @@
+"""Tiny random bases of every family that is served, and what transformers computes of them with adapters merged."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV32Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GlmMoeDsaConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from mint_engine.base import Base
+from mint_engine.cache_shape import cache_shape
+from mint_engine.forward import Forward
+from mint_engine.modules import find_modules
+from mint_engine.slots import ABSENT, Slots
+
+CPU = torch.device("cpu")
+VOCABULARY = 96
+SIZES: dict[str, Any] = {
+    "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
+    "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 1,
+}  # fmt: skip
+LATENT: dict[str, Any] = SIZES | {
+    "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 20, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12,
+    "v_head_dim": 10, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 2, "topk_group": 1,
+    "moe_intermediate_size": 40, "first_k_dense_replace": 1, "n_shared_experts": 1,
+}  # fmt: skip
+# Many indexer heads: with few, most scores are zero, and which of equals are taken is up to the library.
+SPARSE: dict[str, Any] = LATENT | {"index_topk": 9, "index_n_heads": 24, "index_head_dim": 16}
+del LATENT["head_dim"], SPARSE["head_dim"]
+MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "smollm2": LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SIZES),
+    "mistral": MistralConfig(**SIZES, sliding_window=11),
+    "gemma2": Gemma2Config(
+        **SIZES,
+        sliding_window=11,
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=300.0,
+        query_pre_attn_scalar=30,
+    ),
+    "gemma3": Gemma3TextConfig(
+        **SIZES,
+        sliding_window=11,
+        query_pre_attn_scalar=30,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, norm_topk_prob=True),
+    "gpt_oss": GptOssConfig(
+        **SIZES,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=11,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "deepseek_v3": DeepseekV3Config(**LATENT),
+    "kimi_k2": DeepseekV3Config(**(LATENT | {"n_group": 1, "rope_parameters": YARN})),
+    "deepseek_v3_plain_query": DeepseekV3Config(**(LATENT | {"q_lora_rank": None})),
+    "deepseek_v32": DeepseekV32Config(**SPARSE),
+    "glm_5": GlmMoeDsaConfig(**(SPARSE | {"indexer_types": ["full", "shared", "full"]})),
+}
+ROUTED = ("qwen3_moe", "gpt_oss", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_5")
+
+
+def make_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The same base each time; what is initialised to zero or one is random too."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # type: ignore[no-untyped-call]
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, each in sorted((*model.named_parameters(), *model.named_buffers())):
+            if "norm" in name or "bias" in name or "sinks" in name:
+                each.add_(torch.randn(each.shape, generator=draw).to(each) * 0.2)
+            elif "mlp.gate.weight" in name or "router.weight" in name:
+                each.copy_(torch.randn(each.shape, generator=draw).to(each) * 0.3)
+    model.train(False)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def make_forward(
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    slots: int = 4,
+    pages: int = 60,
+    lean: bool = False,
+) -> Forward:
+    """A base with empty slots."""
+    model = make_model(config, dtype)
+    base = Base(model, None, frozenset(), type(model).__name__, 256, VOCABULARY, dtype, CPU)  # type: ignore[arg-type]
+    memory = Slots(find_modules(model), slots, 8, dtype, CPU)
+    return Forward(base, memory, cache_shape(base.config).make(pages, dtype, CPU), lean=lean)
+
+
+def fill(slots: Slots, slot: int, rank: int, *, every: int = 1) -> None:
+    """Random weights for every module of a slot, or every second one."""
+    draw, at = torch.Generator().manual_seed(100 + slot), 0
+    for module, (wide, high) in enumerate(slots.shapes):
+        if (module + slot) % every:
+            continue
+        count = slots.experts[module] * rank * (wide + high)
+        slots.memory[slot, at : at + count] = torch.randn(count, generator=draw).to(slots.dtype) * 0.15
+        slots.places[module, slot], slots.ranks[module, slot], slots.scalings[module, slot] = at, rank, 1.5
+        at += count
+    slots.filled[slot] = at
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel, slots: Slots, slot: int) -> PreTrainedModel:
+    """Add a slot's adapter to the model's own weights."""
+    for at, (path, module) in enumerate(slots.modules.items()):
+        part = slots.part(at, slot)
+        if part is None or slots.places[at, slot] == ABSENT:
+            continue
+        count = slots.experts[at]
+        a, b = (each.view(count, -1, each.shape[1]).float() for each in part)
+        delta = torch.einsum("eri,ero->eoi", a, b) * float(slots.scalings[at, slot])  # [E, out, in]
+        if not module.experts:
+            model.get_parameter(f"{path}.weight").add_(delta[0])
+            continue
+        weight = model.get_parameter(module.part_of)
+        if model.get_submodule(path.rpartition(".")[0]).is_transposed:
+            weight[:, :, module.outputs].add_(delta.mT)
+        else:
+            weight[:, module.outputs].add_(delta)
+    return model
+
+
+@torch.no_grad()
+def plain_logits(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
+    """transformers' own logits [T, V], by eager attention."""
+    model.set_attn_implementation("eager")
+    logits: torch.Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float()
+    return logits

@@ -1,0 +1,89 @@
+"""The expert product against its naive reference: one pair of token and expert after another."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_engine.adapter import Module
+from mint_engine.expert_lora import add_expert_lora, plan_experts, sort_pairs
+from mint_engine.kernels.library import ROWS, find_kernels
+from mint_engine.lora import Segment
+from mint_engine.slots import NO_SLOT, Slots
+
+CPU = torch.device("cpu")
+EXPERTS, WIDE, HIGH, SLOTS = 5, 40, 24, 3
+
+
+def some_slots(dtype: torch.dtype) -> Slots:
+    """Ranks 4, 4 (laid out alike) and 7; a plain module lies before the stacked one."""
+    modules = {"q": Module("q", WIDE, HIGH), "experts.up": Module("experts.up", WIDE, HIGH, EXPERTS)}
+    slots, draw = Slots(modules, SLOTS, 8, dtype, CPU), torch.Generator().manual_seed(0)
+    for slot, rank in enumerate((4, 4, 7)):
+        plain, stacked = rank * (WIDE + HIGH), EXPERTS * rank * (WIDE + HIGH)
+        slots.memory[slot, : plain + stacked] = torch.randn(plain + stacked, generator=draw).to(dtype)
+        slots.places[:, slot] = torch.tensor([0, plain])
+        slots.ranks[:, slot] = rank
+        slots.scalings[:, slot] = 0.5 + slot
+        slots.filled[slot] = plain + stacked
+    return slots
+
+
+def naive(y: torch.Tensor, x: torch.Tensor, slots: Slots, routes: torch.Tensor, owners: list[int]) -> torch.Tensor:
+    """y, x and the result in the order of routes [T, k], flattened."""
+    out = y.float().clone()
+    for pair, expert in enumerate(routes.flatten().tolist()):
+        slot = owners[pair // routes.shape[1]]
+        part = slots.part(1, slot) if slot != NO_SLOT else None
+        if part is not None:
+            a, b = (each.view(EXPERTS, -1, each.shape[1])[expert].float() for each in part)
+            out[pair] += (a @ x[pair].float()) * float(slots.scalings[1, slot]) @ b
+    return out
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "kernel"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 2 * ROWS + 1), st.integers(NO_SLOT, SLOTS - 1)), min_size=1, max_size=5),
+       st.integers(1, 3), st.integers(0, 1 << 20))  # fmt: skip
+def test_equals_the_naive_product(
+    compiled: bool, dtype: torch.dtype, tolerance: float, runs: list[tuple[int, int]], each: int, seed: int
+) -> None:
+    kernels = find_kernels(dtype, CPU) if compiled else None
+    if compiled and kernels is None:
+        pytest.skip("no compiled kernels here")
+    slots, draw = some_slots(dtype), torch.Generator().manual_seed(seed)
+    owners = [slot for length, slot in runs for _ in range(length)]
+    starts = [sum(length for length, _ in runs[:at]) for at in range(len(runs))]
+    segments = [Segment(start, length, slot) for start, (length, slot) in zip(starts, runs, strict=True)]
+    routes = torch.stack([torch.randperm(EXPERTS, generator=draw)[:each] for _ in owners])
+    x, y = (torch.randn(len(owners) * each, size, generator=draw).to(dtype) for size in (WIDE, 2 * HIGH))
+    rows = plan_experts(segments, len(owners), slots, kernels)
+    pairs = sort_pairs(routes, rows, EXPERTS)
+    found = y[pairs.order]
+    if rows is not None:
+        with torch.inference_mode():
+            add_expert_lora([(found[:, HIGH:], 1)], x[pairs.order], slots, rows, pairs)
+    expected = y.float()
+    expected[:, HIGH:] = naive(y[:, HIGH:], x, slots, routes, owners)
+    expected = expected[pairs.order]
+    assert (found.float() - expected).norm() <= tolerance * expected.norm()
+    assert list(pairs.bounds) == [int((routes < expert).sum()) for expert in range(EXPERTS + 1)]
+
+
+def test_experts_stay_differentiable() -> None:
+    """Training goes through the same modules: where gradients are wanted, the compiled kernel is passed by."""
+    slots = some_slots(torch.float32)
+    rows = plan_experts([Segment(0, 4, 2)], 4, slots, find_kernels(torch.float32, CPU))
+    assert rows is not None
+    pairs = sort_pairs(torch.tensor([[0], [1], [1], [4]]), rows, EXPERTS)
+    x = torch.randn(4, WIDE, requires_grad=True)
+    y = torch.zeros(4, HIGH)
+    add_expert_lora([(y, 1)], x, slots, rows, pairs)
+    y.sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    part = slots.part(1, 2)
+    assert part is not None
+    a, b = (each.view(EXPERTS, -1, each.shape[1]) for each in part)
+    expected = torch.stack([b[expert].sum(1) @ a[expert] * slots.scalings[1, 2] for expert in (0, 1, 1, 4)])
+    torch.testing.assert_close(x.grad, expected)

@@ -1,0 +1,103 @@
+"""Every family's generic pass computes what transformers does: chunks and decoding, alone and mixed, pages reused."""
+
+import random
+
+import pytest
+import torch
+
+from mint_engine.forward import Forward
+from mint_engine.paged import Span
+from mint_engine.pages import PAGE_TOKENS, pages_for
+from mint_engine.slots import NO_SLOT
+from tests.engine.families import FAMILIES, fill, make_forward, make_model, merge, plain_logits
+
+LENGTH = 45
+# Whose turn it is, and how many tokens: chunks long and short, single tokens, several sequences in one step.
+TURNS = [
+    [(0, 20), (1, 33)], [(0, 1), (1, 1), (2, 37)], [(3, 1)], [(0, 2), (1, 1), (2, 1), (3, 30)],
+    [(0, 22), (1, 10), (2, 7), (3, 14)],
+]  # fmt: skip
+
+
+def text(who: int) -> list[int]:
+    draw = random.Random(who)
+    return [draw.randrange(2, 96) for _ in range(LENGTH)]
+
+
+def filled(name: str, *, every: int = 1) -> Forward:
+    """Three adapters of other ranks in slots 0 to 2; slot 3 stays empty."""
+    forward = make_forward(FAMILIES[name])
+    for slot, rank in enumerate((4, 8, 3)):
+        fill(forward.slots, slot, rank, every=every)
+    return forward
+
+
+def play(forward: Forward, turns: list[list[tuple[int, int]]], slots: list[int]) -> list[torch.Tensor]:
+    """Each sequence's logits, computed turn by turn over pages of its own."""
+    count = pages_for(LENGTH)
+    tables = [list(range(1 + count * who, 1 + count * (who + 1))) for who in range(len(slots))]
+    done = [0] * len(slots)
+    found: list[list[torch.Tensor]] = [[] for _ in slots]
+    for turn in turns:
+        tokens: list[int] = []
+        spans, starts = [], []
+        for who, length in sorted(turn, key=lambda each: slots[each[0]]):
+            pages = tables[who][: pages_for(done[who] + length)]
+            spans.append(Span(len(tokens), length, done[who], pages, slots[who]))
+            starts.append((who, len(tokens), length))
+            tokens += text(who)[done[who] : done[who] + length]
+            done[who] += length
+        logits = forward.run(tokens, spans, range(len(tokens))).float()
+        for who, start, length in starts:
+            found[who].append(logits[start : start + length])
+    return [torch.cat(parts) if parts else torch.empty(0) for parts in found]
+
+
+def check(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Log-probabilities equal to rounding, and the same likeliest token in every row."""
+    torch.testing.assert_close(torch.log_softmax(found, -1), torch.log_softmax(expected, -1), rtol=0, atol=2e-3)
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_in_one_batch_equal_merged_weights(name: str) -> None:
+    """Adapters on every linear, low-rank projections, shared and routed experts included, beside the bare base."""
+    forward = filled(name)
+    slots = [0, 1, 2, NO_SLOT]
+    for who, (found, slot) in enumerate(zip(play(forward, TURNS, slots), slots, strict=True)):
+        model = make_model(FAMILIES[name])
+        reference = model if slot == NO_SLOT else merge(model, forward.slots, slot)
+        check(found, plain_logits(reference, text(who)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_alone_as_in_company(name: str) -> None:
+    """Adapters on every second module, in slots of other layouts, give what they give alone."""
+    forward = filled(name, every=2)
+    slots = [2, 0, 1, 0]
+    together = play(forward, TURNS, slots)
+    for who in range(4):
+        turns = [[each for each in turn if each[0] == who] for turn in TURNS]
+        alone = play(forward, [turn for turn in turns if turn], slots)
+        check(together[who], alone[who])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_shared_prefix_is_read_from_another_requests_pages(name: str) -> None:
+    """Two requests of one adapter share two full pages: the second computes only what follows them."""
+    forward = filled(name)
+    tokens, shared = text(0), 2 * PAGE_TOKENS
+    first = Span(0, LENGTH, 0, [1, 2, 3], 1)
+    whole = forward.run(tokens, [first], range(LENGTH)).float()
+    rest = forward.run(tokens[shared:], [Span(0, LENGTH - shared, shared, [1, 2, 7], 1)], range(LENGTH - shared))
+    check(rest.float(), whole[shared:])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pages_are_wiped_for_the_next(name: str) -> None:
+    forward = filled(name)
+    span = Span(0, LENGTH, 0, [4, 2, 9], 0)
+    expected = forward.run(text(1), [span], range(LENGTH))
+    forward.cache.pool.fill_(torch.nan)  # what a former request left, at its worst
+    forward.cache.wipe([0, 4, 2, 9])
+    assert torch.equal(forward.run(text(1), [span], range(LENGTH)), expected)
