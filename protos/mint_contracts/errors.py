@@ -5,11 +5,13 @@ A *terminal* error needs a person or a changed object; any other goes away by it
 
     MintError
     ├── InvalidRequest          the request itself is wrong
-    │   └── PromptTooLong       more tokens than the context holds
+    │   ├── PromptTooLong       more tokens than the context holds
+    │   └── BadExample          a line of a data set, or an example, that nothing can be learnt from
     ├── NotFound
     │   ├── BaseModelNotFound   no such BaseModel
     │   ├── AdapterNotFound     no wave, store or file knows the adapter
-    │   └── SourceNotFound      the URI was read and holds nothing
+    │   ├── SourceNotFound      the URI was read and holds nothing
+    │   └── PolicyNotFound      no policy of that name is here, or has a checkpoint
     ├── Rejected                the object was read and may not be used
     │   ├── SourceForbidden     scheme, path or claim that may not be read
     │   ├── UnsafeFormat        pickled weights: only safetensors are loaded
@@ -20,15 +22,19 @@ A *terminal* error needs a person or a changed object; any other goes away by it
     │   ├── UnsupportedAdapter  a PEFT feature that the engine does not serve
     │   ├── ShapeMismatch       tensors that do not fit the base model
     │   ├── NonFiniteWeights    NaN or infinity among the weights
-    │   └── UnsupportedBase     base weights that no engine here can load
+    │   ├── UnsupportedBase     base weights that no engine here can load
+    │   ├── BadReward           a reward that is no finite number, or a service that refuses to give one
+    │   └── OutOfOrder          a call of a policy whose predecessor has not come
     ├── CapacityExceeded        can never fit as things are declared
     ├── Overloaded              a queue is full: come back after `retry_after_s`
     ├── Unavailable             someone needed is away for now
     │   ├── SourceUnavailable   storage did not answer
     │   ├── EngineUnavailable   no engine can answer now
     │   ├── Draining            this engine is about to end
-    │   └── MapUnavailable      Redis did not answer
+    │   ├── MapUnavailable      Redis did not answer
+    │   └── RewardUnavailable   a user's reward service did not answer
     ├── StaleEpoch              another operator has taken over the map
+    ├── StaleLease              another engine, or a later start of this one, trains the policy
     └── Internal                a defect of ours
 """
 
@@ -67,6 +73,10 @@ class PromptTooLong(InvalidRequest):
     """The prompt and its new tokens do not fit the context."""
 
 
+class BadExample(InvalidRequest):
+    """A line of a data set, or an example, that nothing can be learnt from."""
+
+
 class NotFound(MintError):
     """Something that was named does not exist."""
 
@@ -84,6 +94,10 @@ class AdapterNotFound(NotFound):
 
 class SourceNotFound(NotFound):
     """The URI was read and holds nothing."""
+
+
+class PolicyNotFound(NotFound):
+    """No policy of that name is here, or has a checkpoint."""
 
 
 class Rejected(MintError):
@@ -133,6 +147,14 @@ class UnsupportedBase(Rejected):
     """Base weights that no engine here can load."""
 
 
+class BadReward(Rejected):
+    """A reward that is no finite number, or a service that refuses to give one."""
+
+
+class OutOfOrder(Rejected):
+    """A call of a policy whose predecessor has not come."""
+
+
 class CapacityExceeded(MintError):
     """Can never fit as things are declared; raise the limit or ask for less."""
 
@@ -172,8 +194,19 @@ class MapUnavailable(Unavailable):
     """Redis did not answer."""
 
 
+class RewardUnavailable(Unavailable):
+    """A user's reward service did not answer."""
+
+
 class StaleEpoch(MintError):
     """Another operator has taken over the placement map."""
+
+    grpc_status = grpc.StatusCode.ABORTED
+    http_status = 409
+
+
+class StaleLease(MintError):
+    """Another engine, or a later start of this one, trains the policy now."""
 
     grpc_status = grpc.StatusCode.ABORTED
     http_status = 409

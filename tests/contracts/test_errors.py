@@ -39,7 +39,7 @@ def test_what_goes_away_by_itself_is_what_clients_retry() -> None:
     passing = {kind for kind in EVERY if not kind.terminal}
     assert passing == {
         *(errors.Overloaded, errors.Unavailable, errors.SourceUnavailable, errors.EngineUnavailable),
-        *(errors.Draining, errors.MapUnavailable),
+        *(errors.Draining, errors.MapUnavailable, errors.RewardUnavailable),
     }
     assert {kind.grpc_status for kind in passing} == {
         grpc.StatusCode.UNAVAILABLE,

@@ -1,0 +1,1 @@
+"""What policies learn from: reading examples, rendering their prompts, and which of them a step takes."""

@@ -1,0 +1,86 @@
+"""A data set's examples, all of them in memory: JSON lines or Parquet by URI, or lines that the map told.
+
+Blocks its thread. Whatever is wrong with a line is told with the line's number.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mint_contracts.errors import BadExample, CapacityExceeded, InvalidRequest, SourceNotFound
+from mint_contracts.source import Source
+from mint_contracts.training import Dataset
+from mint_engine.copying import read_up_to
+from mint_engine.examples.example import Example, read_line, read_object
+from mint_engine.retry import retrying
+from mint_engine.storage import folder_of
+
+MAX_BYTES = 256 << 20
+MAX_LINE = 1 << 20
+MAX_EXAMPLES = 1_000_000
+
+
+def read_dataset(told: Dataset) -> Sequence[Example]:
+    """Every example, at least one.
+
+    Raises BadExample naming the line, InvalidRequest, CapacityExceeded for too many, and the errors of a source.
+    """
+    if told.lines:
+        examples = list(_from_lines((line.encode() for line in told.lines), told, "dataset"))
+    elif told.uri.endswith(".parquet"):
+        examples = list(_from_parquet(_content(told), told))
+    elif told.uri.endswith((".jsonl", ".json", ".ndjson")):
+        examples = list(_from_lines(_content(told).splitlines(), told, f"dataset {told.uri!r}"))
+    elif told.uri:
+        raise InvalidRequest(f"dataset {told.uri!r}", "must end in .jsonl or .parquet")
+    else:
+        raise InvalidRequest("dataset", "names neither a uri nor lines")
+    if not examples:
+        raise BadExample(f"dataset {told.uri!r}" if told.uri else "dataset", "holds no examples")
+    return examples
+
+
+def _from_lines(lines: Iterator[bytes] | list[bytes], told: Dataset, subject: str) -> Iterator[Example]:
+    for number, line in enumerate(lines, start=1):
+        _check_count(number, subject)
+        if len(line) > MAX_LINE:
+            raise BadExample(f"{subject} line {number}", f"has more than {MAX_LINE} bytes")
+        if line.strip():
+            yield read_line(line, told, f"{subject} line {number}")
+
+
+def _from_parquet(content: bytes, told: Dataset) -> Iterator[Example]:
+    from pyarrow import ArrowException, parquet  # only where a data set needs it: it takes a second
+
+    subject = f"dataset {told.uri!r}"
+    try:
+        file = parquet.ParquetFile(io.BytesIO(content))
+        _check_count(file.metadata.num_rows, subject)
+        rows: Iterator[dict[str, Any]] = (row for batch in file.iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield read_object(row, told, f"{subject} row {number}")
+    except (ArrowException, OSError) as error:
+        raise BadExample(subject, f"is no Parquet file: {str(error)[:200]}") from None
+
+
+def _check_count(count: int, subject: str) -> None:
+    if count > MAX_EXAMPLES:
+        raise CapacityExceeded(subject, f"has more than {MAX_EXAMPLES} examples; split it")
+
+
+def _content(told: Dataset) -> bytes:
+    """The file's bytes, by the code that fetches adapters, with its rules of what may be read."""
+    parent, _, name = told.uri.rpartition("/")
+    folder = folder_of(Source(parent, told.revision))
+    subject = f"dataset {told.uri!r}"
+
+    def fetch() -> bytes:
+        if name not in folder.files(name):
+            raise SourceNotFound(subject, "does not exist; check its path")
+        with folder.open(name) as file:
+            return read_up_to(file, MAX_BYTES + 1)
+
+    content = retrying(fetch)
+    if len(content) > MAX_BYTES:
+        raise CapacityExceeded(subject, f"has more than {MAX_BYTES >> 20} MiB; split it")
+    return content

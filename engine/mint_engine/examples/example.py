@@ -1,0 +1,81 @@
+"""One example of a data set, from its JSON object."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from mint_contracts.errors import BadExample
+from mint_contracts.training import Dataset
+
+ROLES = ("system", "user", "assistant")
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+class Example(msgspec.Struct, frozen=True):
+    """A prompt, as text or as a chat, the answer where there is one, and the whole of it as JSON."""
+
+    prompt: str | tuple[Message, ...]
+    answer: str | None
+    json: str
+
+    @property
+    def text(self) -> str:
+        """The prompt as a reward is told of it: of a chat, its last turn."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1].content
+
+
+def read_line(line: str | bytes, told: Dataset, subject: str) -> Example:
+    """An example from a JSON line. Raises BadExample."""
+    try:
+        found = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadExample(subject, f"is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadExample(subject, f"is no JSON object but {type(found).__name__}")
+    return read_object(found, told, subject)
+
+
+def read_object(found: Mapping[str, Any], told: Dataset, subject: str) -> Example:
+    """An example from an object with the fields that the data set names. Raises BadExample."""
+    if told.prompt_field not in found:
+        raise BadExample(subject, f"has no field {told.prompt_field!r}; it has {sorted(map(str, found))[:10]}")
+    prompt = _prompt(found[told.prompt_field], subject)
+    if isinstance(prompt, str) and (told.chat or told.system):
+        prompt = (Message("user", prompt),)
+    if told.system and isinstance(prompt, tuple):
+        prompt = (Message("system", told.system), *prompt)
+    answer = found.get(told.answer_field)
+    if isinstance(answer, dict | list):
+        raise BadExample(subject, f"has an answer that is neither text nor number: {str(answer)[:100]}")
+    if answer is not None and not isinstance(answer, str):
+        answer = msgspec.json.encode(answer).decode()
+    try:
+        whole = msgspec.json.encode(found).decode()
+    except (TypeError, msgspec.MsgspecError) as error:
+        raise BadExample(subject, f"can't be told as JSON: {error}") from None
+    return Example(prompt, answer, whole)
+
+
+def _prompt(value: Any, subject: str) -> str | tuple[Message, ...]:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, list) and value:
+        return tuple(_message(each, subject) for each in value)
+    raise BadExample(subject, "has a prompt that is neither text nor a list of chat messages, or is empty")
+
+
+def _message(value: Any, subject: str) -> Message:
+    try:
+        message = msgspec.convert(value, Message)
+    except msgspec.ValidationError as error:
+        raise BadExample(subject, f"has a chat message that is none: {error}") from None
+    if message.role not in ROLES:
+        raise BadExample(subject, f"has a message of role {message.role[:40]!r}; roles are {', '.join(ROLES)}")
+    return message

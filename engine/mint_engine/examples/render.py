@@ -1,0 +1,47 @@
+"""An example as the base reads it: its prompt's token ids, and for supervised learning those of its answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from mint_contracts import sampling_pb2
+from mint_contracts.errors import BadExample, InvalidRequest
+from mint_engine.examples.example import Example
+from mint_engine.prompts import read_prompt
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A base's tokenizer with its limits."""
+
+    tokenizer: PreTrainedTokenizerBase
+    vocab_size: int
+    context_length: int
+    eos: int | None  # ends an answer; None where the base has none
+
+    def prompt(self, example: Example, room: int) -> tuple[int, ...]:
+        """The prompt's tokens, leaving `room` for new ones. Raises BadExample."""
+        request = sampling_pb2.GenerateRequest()
+        if isinstance(example.prompt, str):
+            request.text = example.prompt
+        else:
+            request.chat.messages.extend(
+                sampling_pb2.Message(role=each.role, content=each.content) for each in example.prompt
+            )
+        try:
+            return read_prompt(request, self.tokenizer, self.vocab_size, self.context_length - room + 1)
+        except InvalidRequest as error:
+            raise BadExample(f"example {example.text[:80]!r}", f"can't be asked: {error}") from None
+
+    def answer(self, example: Example, room: int) -> tuple[int, ...]:
+        """The answer's tokens and the one that ends it, at most `room`. Raises BadExample."""
+        if not example.answer:
+            raise BadExample(f"example {example.text[:80]!r}", "has no answer to learn")
+        tokens: Sequence[int] = self.tokenizer.encode(example.answer, add_special_tokens=False)
+        ended = [*tokens, *([] if self.eos is None else [self.eos])]
+        if len(ended) > room:
+            raise BadExample(
+                f"example {example.text[:80]!r}", f"has an answer of {len(ended)} tokens; there is room for {room}"
+            )
+        return tuple(ended)

@@ -1,0 +1,84 @@
+"""Rewards that need nobody else: each a pure function of one completion, 0 to 1."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import regex
+
+from mint_contracts.errors import BadExample, InvalidRequest
+from mint_contracts.training import ExactMatch, JsonSchema, Length, NumericAnswer, Regex, Reward
+from mint_engine.rewards.completion import Completion
+from mint_engine.rewards.patterns import ANSWER, compile_for, compile_pattern, matches
+from mint_engine.rewards.schemas import Schema
+
+Judge = Callable[[Completion], float]
+
+_ANSWERS_CACHED = 1024
+_NUMBER = regex.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+def judge_of(reward: Reward) -> Judge | None:
+    """The function that a built-in reward stands for; None for a service or a sum. Raises InvalidRequest."""
+    if reward.exact_match is not None:
+        return _exact(reward.exact_match)
+    if reward.regex is not None:
+        return _regex(reward.regex)
+    if reward.numeric_answer is not None:
+        return _numeric(reward.numeric_answer)
+    if reward.json_schema is not None:
+        return _schema(reward.json_schema)
+    if reward.length is not None:
+        return _length(reward.length)
+    return None
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text; commas between digits group thousands."""
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _exact(told: ExactMatch) -> Judge:
+    def same(completion: Completion) -> float:
+        said, answer = completion.text.strip(), completion.answer.strip()
+        return float(said.casefold() == answer.casefold() if told.ignore_case else said == answer)
+
+    return same
+
+
+def _regex(told: Regex) -> Judge:
+    fixed = compile_pattern(told.pattern.replace(ANSWER, ""))  # refused now where it is wrong
+    cached = lru_cache(_ANSWERS_CACHED)(lambda answer: compile_for(told.pattern, answer))
+
+    def found(completion: Completion) -> float:
+        compiled = cached(completion.answer) if ANSWER in told.pattern else fixed
+        return float(matches(compiled, completion.text.strip(), full=told.full))
+
+    return found
+
+
+def _numeric(told: NumericAnswer) -> Judge:
+    def near(completion: Completion) -> float:
+        wanted, said = last_number(completion.answer), last_number(completion.text)
+        if wanted is None:
+            raise BadExample(f"answer {completion.answer[:100]!r}", "is no number, which numericAnswer compares with")
+        return float(said is not None and abs(said - wanted) <= told.tolerance)
+
+    return near
+
+
+def _schema(told: JsonSchema) -> Judge:
+    schema = Schema(told.schema)
+    return lambda completion: float(schema.accepts(completion.text))
+
+
+def _length(told: Length) -> Judge:
+    if told.tolerance < 1:
+        raise InvalidRequest(
+            "reward.length.tolerance", f"is {told.tolerance}; it is the distance that gets 0, above 0"
+        )
+
+    def near(completion: Completion) -> float:
+        return max(0.0, 1.0 - abs(len(completion.text.strip()) - told.target) / told.tolerance)
+
+    return near

@@ -1,0 +1,12 @@
+"""What a reward is given."""
+
+import msgspec
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """One completion of one example. Texts are as a user would read them: no special tokens, no stop string."""
+
+    prompt: str
+    text: str
+    answer: str = ""
+    example: str = "{}"  # the whole example, as JSON

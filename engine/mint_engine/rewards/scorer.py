@@ -1,0 +1,80 @@
+"""A wave's reward, ready to score: what is built in on a thread, what a user serves over gRPC, and sums of both."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mint_contracts.errors import BadReward, InvalidRequest
+from mint_contracts.training import Reward
+from mint_engine.rewards.builtin import Judge, judge_of
+from mint_engine.rewards.completion import Completion
+from mint_engine.rewards.service import ServiceClient
+
+MAX_PARTS = 32  # of a sum, sums within it counted too
+
+_FIELDS = ("exact_match", "regex", "numeric_answer", "json_schema", "length", "service")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one reward counts in the sum: exactly one of `judge` and `service` is there."""
+
+    name: str
+    weight: float
+    judge: Judge | None = None
+    service: ServiceClient | None = None
+
+
+class Scorer:
+    """Scores completions by one `Reward`. Raises InvalidRequest where that can't be used."""
+
+    def __init__(self, reward: Reward, ca: bytes | None = None) -> None:
+        self._parts = _parts(reward, 1.0, ca)
+        if len(self._parts) > MAX_PARTS:
+            raise InvalidRequest("reward.sum", f"has {len(self._parts)} parts; at most {MAX_PARTS}")
+
+    async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
+        """The reward of each completion.
+
+        Raises BadReward for a reward that is no finite number, RewardUnavailable, InvalidRequest or BadExample.
+        """
+        totals = [0.0] * len(completions)
+        for part in self._parts:
+            if part.service is not None:
+                rewards = await part.service.score(policy, step, completions)
+            else:
+                rewards = await asyncio.to_thread(_judged, part.judge, completions)
+            for at, reward in enumerate(rewards):
+                if not math.isfinite(reward):
+                    raise BadReward(
+                        f"policy {policy!r}",
+                        f"got {reward} from {part.name} for {completions[at].text[:80]!r} at step {step}; "
+                        "a reward must be a finite number",
+                    )
+                totals[at] += part.weight * reward
+        return totals
+
+    async def close(self) -> None:
+        """End connections."""
+        for part in self._parts:
+            if part.service is not None:
+                await part.service.close()
+
+
+def _judged(judge: Judge | None, completions: Sequence[Completion]) -> list[float]:
+    return [judge(each) for each in completions] if judge is not None else []
+
+
+def _parts(reward: Reward, weight: float, ca: bytes | None) -> list[Part]:
+    named = [name for name in _FIELDS if getattr(reward, name) is not None]
+    if len(named) + bool(reward.sum) != 1:
+        told = ", ".join([*named, *(["sum"] if reward.sum else [])]) or "none"
+        raise InvalidRequest("reward", f"must be exactly one kind; it has {told}")
+    if not math.isfinite(weight):
+        raise InvalidRequest("reward.sum", f"has a weight of {weight}")
+    if reward.sum:
+        return [part for each in reward.sum for part in _parts(each.reward, weight * each.weight, ca)]
+    if reward.service is not None:
+        return [Part("service", weight, service=ServiceClient(reward.service, ca))]
+    return [Part(named[0], weight, judge=judge_of(reward))]

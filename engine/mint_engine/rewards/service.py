@@ -1,0 +1,100 @@
+"""A user's own `Reward` service: batched, bounded in time, tried again while it may come back."""
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+
+import grpc
+
+from mint_contracts import training_pb2, training_pb2_grpc
+from mint_contracts.backoff import delay_s
+from mint_contracts.errors import BadReward, RewardUnavailable
+from mint_contracts.training import RewardService
+from mint_contracts.transport import CHANNEL_OPTIONS
+from mint_engine.rewards.completion import Completion
+
+CALLS_AT_ONCE = 4
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 10.0
+
+_AWAY = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+}
+
+
+class ServiceClient:
+    """One connection to one service. An async context manager."""
+
+    def __init__(self, told: RewardService, ca: bytes | None = None) -> None:
+        """`ca`: certificates to trust, as PEM; None trusts the system's."""
+        options = list(CHANNEL_OPTIONS)
+        if told.tls:
+            credentials = grpc.ssl_channel_credentials(root_certificates=ca)
+            self._channel = grpc.aio.secure_channel(told.address, credentials, options=options)
+        else:
+            self._channel = grpc.aio.insecure_channel(told.address, options=options)
+        self._told = told
+        self._stub: training_pb2_grpc.RewardAsyncStub = training_pb2_grpc.RewardStub(self._channel)
+        self._room = asyncio.Semaphore(CALLS_AT_ONCE)
+
+    async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
+        """A reward for each completion. Raises RewardUnavailable, or BadReward for an answer that is none."""
+        size = max(1, self._told.batch)
+        batches = [completions[at : at + size] for at in range(0, len(completions), size)]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                calls = [tasks.create_task(self._call(policy, step, batch)) for batch in batches]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [reward for call in calls for reward in call.result()]
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> "ServiceClient":
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, policy: str, step: int, batch: Sequence[Completion]) -> list[float]:
+        request = training_pb2.ScoreRequest(
+            policy=policy,
+            step=step,
+            completions=[
+                training_pb2.ScoredCompletion(
+                    prompt=each.prompt, completion=each.text, answer=each.answer, example=each.example
+                )
+                for each in batch
+            ],
+        )
+        async with self._room:
+            rewards = list((await self._answer(request)).rewards)
+        if len(rewards) != len(batch):
+            raise BadReward(self._subject, f"gave {len(rewards)} rewards for {len(batch)} completions")
+        return rewards
+
+    async def _answer(self, request: training_pb2.ScoreRequest) -> training_pb2.ScoreResponse:
+        attempt = 0
+        while True:
+            try:
+                return await self._stub.Score(request, timeout=self._told.timeout_s)
+            except grpc.aio.AioRpcError as error:
+                attempt += 1
+                code, why = error.code(), (error.details() or "")[:200]
+                if code not in _AWAY:
+                    raise BadReward(self._subject, f"refused completions with {code.name}: {why}") from None
+                if attempt > self._told.retries:
+                    raise RewardUnavailable(
+                        self._subject, f"did not answer {attempt} times, last with {code.name}: {why}"
+                    ) from None
+            await asyncio.sleep(delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
+
+    @property
+    def _subject(self) -> str:
+        return f"reward service {self._told.address!r}"

@@ -1,0 +1,111 @@
+"""Data sets: read from lines, JSONL and Parquet, refused by line, drawn by step without any state."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from mint_contracts.errors import BadExample, CapacityExceeded, InvalidRequest, SourceForbidden, SourceNotFound
+from mint_contracts.training import Dataset
+from mint_engine.examples import dataset
+from mint_engine.examples.dataset import read_dataset
+from mint_engine.examples.draw import draw, rollout_seed
+from mint_engine.examples.example import Message
+
+
+def test_lines_become_examples_with_prompts_as_told() -> None:
+    lines = ['{"q": "1+1?", "a": 2, "level": "easy"}', "", '{"q": "2+2?"}']
+    first, second = read_dataset(Dataset(lines=lines, prompt_field="q", answer_field="a"))
+    assert (first.prompt, first.answer) == ("1+1?", "2")
+    assert json.loads(first.json)["level"] == "easy"
+    assert (second.prompt, second.answer) == ("2+2?", None)
+
+
+def test_text_becomes_a_chat_where_that_is_asked_for() -> None:
+    lines = ['{"prompt": "hi"}', '{"prompt": [{"role": "user", "content": "ho"}]}']
+    assert [each.prompt for each in read_dataset(Dataset(lines=lines, chat=True))] == [
+        (Message("user", "hi"),),
+        (Message("user", "ho"),),
+    ]
+    assert [each.prompt for each in read_dataset(Dataset(lines=lines, system="be brief"))] == [
+        (Message("system", "be brief"), Message("user", "hi")),
+        (Message("system", "be brief"), Message("user", "ho")),
+    ]
+
+
+def test_files_are_read_by_uri(tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {n}", "answer": str(n)} for n in range(5)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
+    for name in ("train.jsonl", "train.parquet"):
+        found = read_dataset(Dataset(uri=f"file://{tmp_path}/{name}"))
+        assert [(each.prompt, each.answer) for each in found] == [(r["prompt"], r["answer"]) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{", "dataset line 2: is no JSON"),
+        ("[1]", "dataset line 2: is no JSON object but list"),
+        ('{"text": "x"}', r"line 2: has no field 'prompt'; it has \['text'\]"),
+        ('{"prompt": ""}', "line 2: has a prompt that is neither"),
+        ('{"prompt": 3}', "line 2: has a prompt that is neither"),
+        ('{"prompt": [{"role": "robot", "content": "x"}]}', "line 2: has a message of role 'robot'"),
+        ('{"prompt": [{"role": "user"}]}', "line 2: has a chat message that is none"),
+        ('{"prompt": "x", "answer": {"a": 1}}', "line 2: has an answer that is neither"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(line: str, why: str) -> None:
+    with pytest.raises(BadExample, match=why):
+        read_dataset(Dataset(lines=['{"prompt": "fine"}', line]))
+
+
+def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "many.jsonl").write_text('{"prompt": "x"}\n' * 4)
+    with pytest.raises(BadExample, match="is no Parquet file"):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/broken.parquet"))
+    with pytest.raises(BadExample, match="holds no examples"):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/empty.jsonl"))
+    with pytest.raises(SourceNotFound):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/absent.jsonl"))
+    with pytest.raises(SourceForbidden):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/../secret.jsonl"))
+    with pytest.raises(InvalidRequest, match=r"must end in .jsonl or .parquet"):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/train.csv"))
+    with pytest.raises(InvalidRequest, match="neither a uri nor lines"):
+        read_dataset(Dataset())
+    monkeypatch.setattr(dataset, "MAX_EXAMPLES", 3)
+    with pytest.raises(CapacityExceeded):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/many.jsonl"))
+    monkeypatch.setattr(dataset, "MAX_BYTES", 10)
+    with pytest.raises(CapacityExceeded):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/many.jsonl"))
+
+
+@given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 7), st.integers(1, 6))
+def test_each_epoch_takes_every_example_once_in_an_order_of_its_own(
+    count: int, seed: int, places: int, epochs: int
+) -> None:
+    taken = [at for step in range(-(-count * epochs // places)) for at in draw(count, seed, step, places)]
+    for epoch in range(epochs):
+        assert Counter(taken[epoch * count : (epoch + 1) * count]) == Counter(range(count))
+
+
+def test_draws_are_the_same_whenever_they_are_made_and_differ_by_seed() -> None:
+    assert [draw(10, 1, step, 4) for step in (0, 1, 2)] == [[2, 7, 1, 0], [3, 9, 8, 5], [4, 6, 3, 2]]
+    assert draw(10, 1, 2, 4) == [4, 6, 3, 2]
+    assert draw(10, 2, 0, 4) != draw(10, 1, 0, 4)
+
+
+def test_every_completion_has_a_seed_of_its_own() -> None:
+    seeds = {rollout_seed(p, s, e, g) for p in range(3) for s in range(4) for e in range(5) for g in range(6)}
+    assert len(seeds) == 3 * 4 * 5 * 6
+    assert rollout_seed(1, 23, 4, 5) == rollout_seed(1, 23, 4, 5)
+    assert all(0 <= seed < 2**64 for seed in seeds)

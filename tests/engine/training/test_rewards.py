@@ -1,0 +1,202 @@
+"""What a completion is worth: built-in rewards, sums of them, and a user's own service over a real socket."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from mint_contracts import training_pb2, training_pb2_grpc
+from mint_contracts.errors import BadExample, BadReward, InvalidRequest, MintError, RewardUnavailable
+from mint_contracts.training import (
+    ExactMatch,
+    JsonSchema,
+    Length,
+    NumericAnswer,
+    Regex,
+    Reward,
+    RewardService,
+    Weighted,
+)
+from mint_engine.rewards import patterns, service
+from mint_engine.rewards.completion import Completion
+from mint_engine.rewards.scorer import Scorer
+
+PERSON = json.dumps(
+    {"type": "object", "properties": {"name": {"type": "string", "pattern": "^[A-Z]"}}, "required": ["name"]}
+)
+
+
+async def worth(reward: Reward, text: str, answer: str = "", prompt: str = "") -> float:
+    (value,) = await Scorer(reward).score("acme/one", 3, [Completion(prompt, text, answer)])
+    return value
+
+
+@pytest.mark.parametrize(
+    ("reward", "text", "answer", "value"),
+    [
+        (Reward(exact_match=ExactMatch()), " yes\n", "yes", 1.0),
+        (Reward(exact_match=ExactMatch()), "Yes", "yes", 0.0),
+        (Reward(exact_match=ExactMatch(ignore_case=True)), "YES", "yes", 1.0),
+        (Reward(regex=Regex(pattern=r"\bb+\b")), "a bbb c", "", 1.0),
+        (Reward(regex=Regex(pattern=r"b+", full=True)), "a bbb c", "", 0.0),
+        (Reward(regex=Regex(pattern=r"b.+d", full=True)), "\nb\nc\nd ", "", 1.0),
+        (Reward(regex=Regex(pattern=r"answer: {answer}!")), "answer: 1+1!", "1+1", 1.0),
+        (Reward(regex=Regex(pattern=r"answer: {answer}!")), "answer: 11!", "1+1", 0.0),
+        (Reward(numeric_answer=NumericAnswer()), "12 apples, so 1,234.50", "1234.5", 1.0),
+        (Reward(numeric_answer=NumericAnswer()), "it is -3", "3", 0.0),
+        (Reward(numeric_answer=NumericAnswer(tolerance=0.5)), "3.4 or so", "3", 1.0),
+        (Reward(numeric_answer=NumericAnswer()), "no idea", "3", 0.0),
+        (Reward(numeric_answer=NumericAnswer()), "1e3", "1000", 1.0),
+        (Reward(json_schema=JsonSchema(schema=PERSON)), ' {"name": "Ada"} ', "", 1.0),
+        (Reward(json_schema=JsonSchema(schema=PERSON)), '{"name": "ada"}', "", 0.0),
+        (Reward(json_schema=JsonSchema(schema=PERSON)), '{"name": 3}', "", 0.0),
+        (Reward(json_schema=JsonSchema(schema="true")), '{"name": NaN}', "", 0.0),
+        (Reward(json_schema=JsonSchema(schema="true")), "[" * 100_000, "", 0.0),
+        (Reward(length=Length(target=10, tolerance=5)), "0123456789", "", 1.0),
+        (Reward(length=Length(target=10, tolerance=5)), "01234567", "", 0.6),
+        (Reward(length=Length(target=10, tolerance=5)), "0" * 40, "", 0.0),
+    ],
+)
+async def test_built_in_rewards(reward: Reward, text: str, answer: str, value: float) -> None:
+    assert await worth(reward, text, answer) == pytest.approx(value)
+
+
+async def test_a_sum_weighs_its_parts_and_sums_within_it() -> None:
+    inner = Reward(sum=[Weighted(2.0, Reward(exact_match=ExactMatch())), Weighted(1.0, Reward(length=Length(3, 3)))])
+    reward = Reward(sum=[Weighted(0.5, inner), Weighted(-1.0, Reward(regex=Regex("x")))])
+    assert await worth(reward, "yes", "yes") == pytest.approx(0.5 * (2 + 1))
+    assert await worth(reward, "xes", "yes") == pytest.approx(0.5 * 1 - 1)
+
+
+async def test_a_pattern_that_would_take_for_ever_is_an_error_in_bounded_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(patterns, "MATCH_S", 0.1)
+    slow = "^(x|xx)+[ab]"
+    with pytest.raises(InvalidRequest, match="takes more than"):
+        await worth(Reward(regex=Regex(pattern=slow)), "x" * 60)
+    with pytest.raises(InvalidRequest, match="takes more than"):
+        await worth(Reward(json_schema=JsonSchema(schema=json.dumps({"pattern": slow}))), json.dumps("x" * 60))
+
+
+@pytest.mark.parametrize(
+    ("reward", "why"),
+    [
+        (Reward(), "it has none"),
+        (Reward(exact_match=ExactMatch(), length=Length(1, 1)), "it has exact_match, length"),
+        (Reward(regex=Regex("(")), "no regular expression"),
+        (Reward(json_schema=JsonSchema(schema="{")), "no JSON"),
+        (Reward(json_schema=JsonSchema(schema='{"type": 3}')), "no JSON schema"),
+        (Reward(json_schema=JsonSchema(schema='{"patternProperties": {}}')), "patternProperties"),
+        (Reward(length=Length(3, 0)), "above 0"),
+        (Reward(sum=[Weighted(math.nan, Reward(length=Length(1, 1)))]), "weight of nan"),
+        (Reward(sum=[Weighted(1.0, Reward(length=Length(1, 1)))] * 33), "33 parts"),
+    ],
+)
+def test_a_reward_that_can_not_be_used_is_refused_before_anything_is_scored(reward: Reward, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why):
+        Scorer(reward)
+
+
+async def test_a_schema_never_fetches_what_it_refers_to() -> None:
+    reward = Reward(json_schema=JsonSchema(schema='{"$ref": "http://127.0.0.1:1/schema"}'))
+    with pytest.raises(InvalidRequest, match="does not hold"):
+        await worth(reward, "{}")
+
+
+async def test_an_answer_that_is_no_number_is_the_data_sets_fault() -> None:
+    with pytest.raises(BadExample, match="is no number"):
+        await worth(Reward(numeric_answer=NumericAnswer()), "3", "three")
+
+
+class Judge(training_pb2_grpc.RewardServicer):
+    """A user's service: the length of each completion, after what `trouble` makes of the call."""
+
+    def __init__(self, trouble: Callable[[int], Any]) -> None:
+        self.trouble, self.requests = trouble, list[training_pb2.ScoreRequest]()
+
+    async def Score(  # noqa: N802 - the name is the proto's
+        self, request: training_pb2.ScoreRequest, context: Any
+    ) -> training_pb2.ScoreResponse:
+        self.requests.append(request)
+        told = self.trouble(len(self.requests))
+        if isinstance(told, grpc.StatusCode):
+            await context.abort(told, "not now")
+        if told is not None:
+            return training_pb2.ScoreResponse(rewards=told)
+        return training_pb2.ScoreResponse(rewards=[len(each.completion) for each in request.completions])
+
+
+@asynccontextmanager
+async def serving(trouble: Callable[[int], Any] = lambda _: None) -> AsyncIterator[tuple[Judge, str]]:
+    judge, server = Judge(trouble), grpc.aio.server()
+    training_pb2_grpc.add_RewardServicer_to_server(judge, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield judge, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+async def scored(told: RewardService, count: int = 5) -> list[float]:
+    scorer = Scorer(Reward(service=told))
+    try:
+        return await scorer.score("acme/one", 7, [Completion("say", "x" * n, f"a{n}", "{}") for n in range(count)])
+    finally:
+        await scorer.close()
+
+
+async def test_a_service_is_asked_in_batches_and_told_everything() -> None:
+    async with serving() as (judge, address):
+        assert await scored(RewardService(address=address, batch=2)) == [0, 1, 2, 3, 4]
+        assert sorted(len(each.completions) for each in judge.requests) == [1, 2, 2]
+        request = next(each for each in judge.requests if each.completions[0].completion == "")
+        assert (request.policy, request.step) == ("acme/one", 7)
+        assert request.completions[1].prompt == "say"
+        assert request.completions[1].answer == "a1"
+
+
+async def test_a_service_that_is_away_is_asked_again_and_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "FIRST_RETRY_S", 0.001)
+
+    def flaky(call: int) -> Any:
+        return grpc.StatusCode.UNAVAILABLE if call < 3 else None
+
+    async with serving(flaky) as (judge, address):
+        assert await scored(RewardService(address=address, retries=2)) == [0, 1, 2, 3, 4]
+        assert len(judge.requests) == 3
+    async with serving(lambda _: grpc.StatusCode.RESOURCE_EXHAUSTED) as (judge, address):
+        with pytest.raises(RewardUnavailable, match="did not answer 2 times, last with RESOURCE_EXHAUSTED"):
+            await scored(RewardService(address=address, retries=1))
+        assert len(judge.requests) == 2
+
+
+async def test_a_service_that_hangs_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = await asyncio.start_server(lambda _r, _w: asyncio.sleep(60), "127.0.0.1", 0)
+    port = hanging.sockets[0].getsockname()[1]
+    with pytest.raises(RewardUnavailable, match="did not answer 1 times"):
+        await scored(RewardService(address=f"127.0.0.1:{port}", timeout_s=0.2, retries=0))
+    hanging.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ([math.nan] * 5, "got nan from service for '' at step 7"),
+        ([1, math.inf, 1, 1, 1], "got inf"),
+        ([1.0], "gave 1 rewards for 5"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "refused completions with INVALID_ARGUMENT"),
+    ],
+)
+async def test_what_is_no_reward_is_refused_by_name(answer: Any, why: str) -> None:
+    async with serving(lambda _: answer) as (judge, address):
+        with pytest.raises(BadReward, match=why) as refused:
+            await scored(RewardService(address=address))
+        assert isinstance(refused.value, MintError)
+        assert len(judge.requests) == 1
