@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from mint_contracts.source import Source
+from mint_contracts.training import Train
 
 GROUP = "mint.dev"
 VERSION = "v1alpha1"
@@ -92,12 +93,31 @@ class AdapterLimits(_Camel, frozen=True):
     volume_claims: list[str] = []  # further claims that pvc:// sources of waves may name
 
 
+class TrainingStore(_Camel, frozen=True):
+    """A folder that engines may write: checkpoints and published revisions of what is trained on the base."""
+
+    uri: str
+    secret_ref: SecretRef | None = None
+
+    @property
+    def source(self) -> Source:
+        """The place alone, without the credentials."""
+        return Source(uri=self.uri)
+
+
+class TrainingLimits(_Camel, frozen=True):
+    """What training on a base needs."""
+
+    store: TrainingStore
+
+
 class BaseModelSpec(_Camel, frozen=True):
     """One base model that stays resident in its engines."""
 
     source: BaseSource
     engine: EngineSpec = EngineSpec()
     adapters: AdapterLimits = AdapterLimits()
+    training: TrainingLimits | None = None  # None: nothing is trained on it
 
 
 class BaseModelRef(_Camel, frozen=True):
@@ -129,11 +149,12 @@ class Serve(_Camel, frozen=True):
 
 
 class AdapterWaveSpec(_Camel, frozen=True):
-    """A set of adapters wanted together."""
+    """A set of adapters wanted together: exactly one of `adapters` and `train` is given."""
 
     base_model_ref: BaseModelRef
-    adapters: WaveAdapters
-    serve: Serve = Serve()
+    adapters: WaveAdapters = WaveAdapters()
+    train: Train | None = None
+    serve: Serve = Serve()  # with `train`: how the published revision of a policy is held once the policy has ended
     priority: int = 0
 
 
@@ -212,6 +233,40 @@ class WaveFailure(_Camel, frozen=True):
     message: str
 
 
+class PolicyCounts(_Camel, frozen=True):
+    """Policies of a training wave by stage; `waiting` have no engine yet, or load."""
+
+    total: int = 0
+    waiting: int = 0
+    running: int = 0
+    paused: int = 0
+    complete: int = 0
+    cancelled: int = 0
+    failed: int = 0
+
+
+class RewardStatus(_Camel, frozen=True):
+    """Rewards, each a mean over the policies of a wave; unset before the first step."""
+
+    last: float | None = None  # of the last step's completions
+    recent: float | None = None  # over the last 10 steps
+    best: float | None = None  # of each policy's best step
+    evaluation: float | None = None  # of the last evaluation
+
+
+class TrainingStatus(_Camel, frozen=True):
+    """How the training of a wave stands, in aggregate; `mint wave watch` shows each policy."""
+
+    step: int = 0  # finished steps of the policy that is furthest behind, failed and cancelled ones left aside
+    steps: int = 0
+    progress: str = ""  # "step/steps", for the printer column
+    reward: RewardStatus = RewardStatus()
+    tokens: int = 0
+    eta_seconds: int | None = None
+    eta: str = ""  # the same for people, e.g. "4m10s"
+    policies: PolicyCounts = PolicyCounts()
+
+
 class AdapterWaveStatus(_Camel, frozen=True):
     """What is true of a wave now. `failures` holds the first ten."""
 
@@ -222,3 +277,4 @@ class AdapterWaveStatus(_Camel, frozen=True):
     summary: str = ""  # "ready/wanted", for the printer column
     engines: list[WaveEngine] = []
     failures: list[WaveFailure] = []
+    training: TrainingStatus | None = None

@@ -8,6 +8,7 @@ import pytest
 
 from mint_contracts.resources import AdapterWaveSpec, BaseModelRef, WaveAdapters
 from tests.apiserver import ApiServer, KubectlError
+from tests.crds import test_training_admission
 from tests.crds.admission import Admission, merged, resource
 from tests.crds.schemas import rules
 
@@ -65,7 +66,6 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
 BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"baseModelRef": None}, "spec.baseModelRef: Required value"),
     ({"baseModelRef": {"name": "Not A Name"}}, "spec.baseModelRef.name"),
-    ({"adapters": None}, "spec.adapters: Required value"),
     (names(), "spec.adapters.names: Invalid value"),
     (sources(), "spec.adapters.sources: Invalid value"),
     (names("a", "b", "a"), "spec.adapters.names[2]: Duplicate value"),
@@ -76,7 +76,7 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"serve": {"replicas": 0}}, "spec.serve.replicas"),
     ({"serve": {"residency": "Remote"}}, 'supported values: "Device", "Host", "Disk"'),
     ({"priority": 1000001}, "spec.priority"),
-    ({"train": {}}, 'unknown field "spec.train"'),
+    ({"wanted": {}}, 'unknown field "spec.wanted"'),
 ]
 
 
@@ -116,7 +116,7 @@ def test_all_else_of_a_wave_may_change(api_server: ApiServer, stored: str) -> No
 
 
 def test_every_rule_is_shown_above() -> None:
-    shown = [why for _, why in BY_RULE] + [IMMUTABLE]
+    shown = [why for _, why in BY_RULE] + [IMMUTABLE] + test_training_admission.SHOWN
     assert [message for message in rules("AdapterWave") if not any(message.startswith(why) for why in shown)] == []
 
 
@@ -134,7 +134,20 @@ def test_columns_tell_the_state_at_a_glance(api_server: ApiServer, stored: str) 
     patch = msgspec.json.encode({"status": status}).decode()
     api_server.kubectl("patch", "-n", stored, "aw/sample", "--subresource=status", "--type=merge", "-p", patch)
     header, row = api_server.kubectl("get", "-n", stored, "aw").splitlines()
-    assert header.split() == ["NAME", "BASE", "PHASE", "ADAPTERS", "READY", "DEVICE", "HOST", "DISK", "AGE"]
+    assert header.split() == [
+        "NAME",
+        "BASE",
+        "PHASE",
+        "ADAPTERS",
+        "READY",
+        "DEVICE",
+        "HOST",
+        "DISK",
+        "STEP",
+        "REWARD",
+        "ETA",
+        "AGE",
+    ]
     assert row.split()[:-1] == ["sample", "smollm2", "Placing", "3", "2/3", "2", "1", "0"]
 
 

@@ -21,6 +21,10 @@ def adapters(**fields: Any) -> dict[str, Any]:
     return {"adapters": fields}
 
 
+def training(**fields: Any) -> dict[str, Any]:
+    return {"training": {"store": fields}}
+
+
 def resources(requests: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
     return engine(resources={"requests": requests, "limits": limits})
 
@@ -47,6 +51,8 @@ ACCEPTED = [
     adapters(volumeClaims=["more-adapters", "more.adapters"]),
     adapters(store={"uri": "gs://adapters/all"}),
     adapters(store={"uri": "hf://acme/adapters", "revision": "v1", "secretRef": {"name": "hub"}}),
+    training(uri="pvc://training/runs"),
+    training(uri="s3://bucket/runs", secretRef={"name": "aws"}),
 ]
 
 BY_RULE: list[tuple[dict[str, Any], str]] = [
@@ -71,6 +77,8 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     ({"source": {"uri": "https://"}}, "uri must name a claim, bucket"),
     ({"source": {"uri": "pvc://Models/base"}}, "a pvc source must name a PersistentVolumeClaim"),
     (adapters(store={"uri": "pvc:///adapters"}), "a pvc source must name a PersistentVolumeClaim"),
+    (training(uri="https://host/runs"), "a training store must be one that engines can write"),
+    (training(uri="pvc://training/../x"), "uri must be a plain path"),
     (adapters(hostMemory="4"), "must be at least 1Mi"),
     (adapters(diskCache="-1Gi"), "must be at least 1Mi"),
     (engine(kvCacheMemory=0), "must be at least 1Mi"),
@@ -96,6 +104,7 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (engine(dtype="int8"), 'supported values: "bfloat16", "float16", "float32"'),
     (engine(contextLength=15), "spec.engine.contextLength"),
     (engine(contextLength=1048577), "spec.engine.contextLength"),
+    ({"training": {}}, "spec.training.store: Required value"),
     (adapters(maxRank=0), "spec.adapters.maxRank"),
     (adapters(maxRank=513), "spec.adapters.maxRank"),
     (adapters(deviceSlots=0), "spec.adapters.deviceSlots"),

@@ -15,45 +15,60 @@ PARTS = [
     ("AdapterWave", "spec", resources.AdapterWaveSpec),
     ("AdapterWave", "status", resources.AdapterWaveStatus),
 ]
-SCALARS: dict[Any, str] = {int: "integer", str: "string", bool: "boolean"}
+SCALARS: dict[Any, str] = {int: "integer", str: "string", bool: "boolean", float: "number"}
 
 
-def differences(declared: Any, node: Schema, path: str) -> list[str]:
-    """What differs between a type of the structs and a schema node; empty if they agree."""
+def differences(declared: Any, node: Schema, path: str, above: tuple[Any, ...] = ()) -> list[str]:
+    """What differs between a type of the structs and a schema node; empty if they agree.
+
+    A schema cannot refer to itself: of a struct that holds its like, the inner one lacks the fields that would go on
+    (`above` are the structs around this one).
+    """
     declared = _without_none(declared)
     if get_origin(declared) is Literal:
         return _unequal(path, "enum", list(get_args(declared)), node.get("enum")) + _type(path, "string", node)
     if set(get_args(declared)) == {str, int}:
         return _unequal(path, "x-kubernetes-int-or-string", True, node.get("x-kubernetes-int-or-string"))
-    if get_origin(declared) is list:
-        return _type(path, "array", node) + differences(get_args(declared)[0], node.get("items", {}), f"{path}[]")
+    if get_origin(declared) in {list, tuple}:
+        return _type(path, "array", node) + differences(
+            get_args(declared)[0], node.get("items", {}), f"{path}[]", above
+        )
     if declared == dict[str, Any]:  # Kubernetes' own shape, passed on as it is
         return _type(path, "object", node)
     if get_origin(declared) is dict:
         values = node.get("additionalProperties", {})
-        return _type(path, "object", node) + differences(get_args(declared)[1], values, f"{path}{{}}")
+        return _type(path, "object", node) + differences(get_args(declared)[1], values, f"{path}{{}}", above)
     if isinstance(declared, type) and issubclass(declared, msgspec.Struct):
-        return _type(path, "object", node) + _fields(declared, node, path)
+        return _type(path, "object", node) + _fields(declared, node, path, above)
     return _type(path, SCALARS[declared], node)
 
 
-def _fields(struct: type[msgspec.Struct], node: Schema, path: str) -> list[str]:
-    fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+def _fields(struct: type[msgspec.Struct], node: Schema, path: str, above: tuple[Any, ...]) -> list[str]:
     types = get_type_hints(struct)
+    fields = {
+        field.encode_name: field
+        for field in msgspec.structs.fields(struct)
+        if struct not in above or not set(get_args(types[field.name])) & set(above)
+    }
     found = _unequal(path, "fields", sorted(fields), sorted(node.get("properties", {})))
     required = sorted(name for name, field in fields.items() if field.required)
     found += _unequal(path, "required", required, sorted(node.get("required", [])))
     for name in fields.keys() & node.get("properties", {}).keys():
         child = node["properties"][name]
-        found += differences(types[fields[name].name], child, f"{path}.{name}")
+        found += differences(types[fields[name].name], child, f"{path}.{name}", (*above, struct))
         found += _default(fields[name], types[fields[name].name], child, f"{path}.{name}")
     return found
 
 
 def _default(field: msgspec.structs.FieldInfo, declared: Any, node: Schema, path: str) -> list[str]:
-    """An empty default is an absent field, as is generation 0, which no object has; any other is the API server's."""
+    """An empty default is an absent field, as is generation 0, which no object has; any other is the API server's.
+
+    A struct whose fields are all empty may be either.
+    """
     value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-    empty = value in (None, "", [], {}) or (field.name == "observed_generation" and value == 0)
+    empty = value in (None, "", [], {}, ()) or (field.name == "observed_generation" and value == 0)
+    if isinstance(value, msgspec.Struct) and "default" not in node:
+        empty = not any(msgspec.to_builtins(value, builtin_types=()).values())
     if field.required or empty:
         return [f"{path}: default {node['default']!r} is not the struct's"] if "default" in node else []
     if "default" not in node:
@@ -138,10 +153,11 @@ def _bounded(node: Schema) -> bool:
     bounds = {
         "string": {"maxLength", "enum"},
         "integer": {"maximum"},
+        "number": {"maximum"},
         "array": {"maxItems"},
         "object": {"properties", "maxProperties"},
     }
-    return bool(bounds[node["type"]] & node.keys())
+    return node["type"] == "boolean" or bool(bounds[node["type"]] & node.keys())
 
 
 @pytest.mark.parametrize("kind", ["BaseModel", "AdapterWave"])

@@ -57,7 +57,7 @@ def test_locating_any_text_gives_a_place_or_a_refusal(uri: str) -> None:
         assert locate(Source(uri=uri, revision="v1")).scheme in SCHEMES
 
 
-def test_all_three_places_of_a_uri_obey_the_same_rules() -> None:
+def test_all_places_of_a_uri_obey_the_same_rules() -> None:
     base = schema("BaseModel")["properties"]["spec"]["properties"]
     store = base["adapters"]["properties"]["store"]
     wave = schema("AdapterWave")["properties"]["spec"]["properties"]["adapters"]["properties"]["sources"]["items"]
@@ -66,3 +66,10 @@ def test_all_three_places_of_a_uri_obey_the_same_rules() -> None:
         for node in (base["source"], store, wave)
     ]
     assert rules[0] == rules[1] == rules[2]
+    train = schema("AdapterWave")["properties"]["spec"]["properties"]["train"]["properties"]
+    places = [
+        base["training"]["properties"]["store"]["properties"]["uri"],
+        train["dataset"]["properties"]["uri"],
+        train["policies"]["properties"]["manifest"],
+    ]
+    assert [place["x-kubernetes-validations"] for place in places] == [rules[0][1]] * 3

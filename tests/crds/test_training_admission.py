@@ -1,0 +1,228 @@
+"""What the API server takes and refuses of `spec.train`, and that each refusal says what to do."""
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+
+from mint_contracts.resources import AdapterWaveSpec, BaseModelRef
+from mint_contracts.training import Dataset, ExactMatch, Policies, Policy, Reward, Train
+from tests.apiserver import ApiServer, KubectlError
+from tests.crds.admission import Admission, merged, resource
+
+NUMBERS = itertools.count()
+LINES = {"lines": ['{"prompt": "2+2=", "answer": "4"}']}
+EXACT: dict[str, Any] = {"exactMatch": {}}
+SMALLEST: dict[str, Any] = {
+    "baseModelRef": {"name": "smollm2"},
+    "train": {"policies": {"count": 8}, "dataset": LINES, "reward": EXACT},
+}
+
+
+def train(**fields: Any) -> dict[str, Any]:
+    return {"train": fields}
+
+
+def policies(**fields: Any) -> dict[str, Any]:
+    return train(policies={"count": None} | fields)
+
+
+def listed(*given: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"train": {"policies": {"count": None, "list": list(given)}} | fields}
+
+
+def dataset(**fields: Any) -> dict[str, Any]:
+    return train(dataset={"lines": None} | fields)
+
+
+def reward(**fields: Any) -> dict[str, Any]:
+    return train(reward={"exactMatch": None} | fields)
+
+
+def weighted(*parts: dict[str, Any]) -> dict[str, Any]:
+    return reward(sum=[{"weight": 0.5, "reward": part} for part in parts])
+
+
+ACCEPTED = [
+    {},
+    policies(count=1024),
+    policies(count=2, template={"namePrefix": "acme/support", "rank": 4, "seed": 7}),
+    listed({"name": "acme/a"}, {"name": "acme/b", "rank": 4, "optimizer": {"learningRate": 0.001}}),
+    listed({"name": "a", "dataset": LINES, "reward": EXACT}, dataset=None, reward=None),
+    listed(*({"name": f"acme/{number}", "dataset": LINES, "reward": EXACT} for number in range(256))),
+    policies(manifest="s3://bucket/policies.jsonl"),
+    {"train": {"policies": {"count": None, "manifest": "s3://bucket/p.jsonl"}, "dataset": None, "reward": None}},
+    dataset(uri="pvc://data/train.jsonl"),
+    dataset(uri="hf://acme/data/train.parquet", revision="9f3c2ab"),
+    dataset(configMap={"name": "questions"}),
+    dataset(configMap={"name": "questions", "key": "hard.jsonl"}, system="Answer in a word."),
+    dataset(lines=["{}"] * 1024),
+    reward(regex={"pattern": "^{answer}$", "full": True}),
+    reward(numericAnswer={"tolerance": 0}),
+    reward(jsonSchema={"schema": '{"type": "object"}'}),
+    reward(length={"target": 20, "tolerance": 10}),
+    reward(service={"address": "judge.acme.svc:9000", "tls": True, "caSecret": "judge-ca"}),
+    weighted(EXACT, {"length": {"target": 0, "tolerance": 1}}, {"service": {"address": "judge:1"}}),
+    train(algorithm="SFT", reward=None),
+    train(steps=1, groupSize=2, promptsPerStep=1, innerEpochs=4),
+    train(loss={"type": "cispo", "klCoefficient": 0.1, "ratioLow": 0.5, "ratioHigh": 2}),
+    train(optimizer={"learningRate": 0.003, "schedule": "cosine", "warmupSteps": 5}),
+    train(evaluation={"everySteps": 5}),
+    train(admission="Elastic", failurePolicy={"maxFailed": 0}, paused=True),
+    {"serve": {"replicas": 2, "residency": "Host"}},
+]
+
+BY_RULE: list[tuple[dict[str, Any], str]] = [
+    ({"adapters": {"names": ["a"]}}, "set exactly one of adapters (to serve what exists) and train"),
+    ({"train": None}, "set exactly one of adapters (to serve what exists) and train"),
+    (policies(), "set exactly one of count (policies that are all alike), list"),
+    (policies(count=2, list=[{"name": "a"}]), "set exactly one of count (policies that are all alike), list"),
+    (policies(count=2, manifest="s3://b/p"), "set exactly one of count (policies that are all alike), list"),
+    (policies(count=1, template={"namePrefix": "../x"}), "is not the beginning of an adapter's name"),
+    (policies(count=1, template={"startFrom": "a//b"}), "is not an adapter's name"),
+    (listed({"name": "two words"}), "is not an adapter's name"),
+    (train(dataset=None), "set dataset, or a dataset for each policy of policies.list"),
+    (
+        listed({"name": "a", "dataset": LINES}, {"name": "b"}, dataset=None),
+        "set dataset, or a dataset for each policy",
+    ),
+    (train(reward=None), "GRPO needs a reward"),
+    (listed({"name": "a", "reward": EXACT}, {"name": "b"}, reward=None), "GRPO needs a reward"),
+    (train(loss={"type": "cross_entropy"}), "GRPO has no cross_entropy loss"),
+    (train(loss={"ratioLow": 3, "ratioHigh": 2}), "ratioLow must not be above ratioHigh"),
+    (dataset(), "set exactly one of uri (JSONL or Parquet), configMap"),
+    (dataset(uri="s3://b/x.jsonl", **LINES), "set exactly one of uri (JSONL or Parquet), configMap"),
+    (dataset(uri="hf://acme/data/train.jsonl"), "an hf:// source needs a revision"),
+    (dataset(uri="ftp://host/x"), "uri must begin with file://"),
+    (train(evaluation={"dataset": {}}), "set exactly one of uri (JSONL or Parquet), configMap"),
+    (reward(), "set exactly one of exactMatch, regex, numericAnswer, jsonSchema, length, service and sum"),
+    (
+        reward(exactMatch={}, regex={"pattern": "x"}),
+        "set exactly one of exactMatch, regex, numericAnswer, jsonSchema",
+    ),
+    (weighted({}), "set exactly one of exactMatch, regex, numericAnswer, jsonSchema, length and service"),
+    (weighted(EXACT | {"service": {"address": "judge:1"}}), "set exactly one of exactMatch, regex"),
+]
+
+BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
+    (train(policies=None), "spec.train.policies: Required value"),
+    (policies(count=1025), "spec.train.policies.count"),
+    (listed({"name": "a"}, {"name": "a"}), "spec.train.policies.list[1]: Duplicate value"),
+    (listed(*({"name": f"a{number}"} for number in range(257))), "spec.train.policies.list: Too many"),
+    (policies(count=1, template={"rank": 513}), "spec.train.policies.template.rank"),
+    (train(groupSize=1), "spec.train.groupSize"),
+    (train(steps=0), "spec.train.steps"),
+    (train(promptsPerStep=0), "spec.train.promptsPerStep"),
+    (train(algorithm="DPO"), 'supported values: "GRPO", "SFT"'),
+    (train(loss={"type": "best"}), "spec.train.loss.type"),
+    (train(optimizer={"learningRate": 2}), "spec.train.optimizer.learningRate"),
+    (train(optimizer={"beta2": 1}), "spec.train.optimizer.beta2"),
+    (train(sampling={"temperature": 0}), "spec.train.sampling.temperature"),
+    (weighted({"sum": []}), 'unknown field "spec.train.reward.sum[0].reward.sum"'),
+    (weighted(*[EXACT] * 9), "spec.train.reward.sum: Too many"),
+    (reward(service={"address": "no port"}), "spec.train.reward.service.address"),
+    (dataset(lines=["{}"] * 1025), "spec.train.dataset.lines: Too many"),
+]
+
+CHANGES = [
+    {"steps": 100},
+    {"paused": True},
+    {"cancelled": True},
+    {"admission": "Elastic", "failurePolicy": {"maxFailed": 3}},
+    {"publishEverySteps": 5, "checkpointEverySteps": 5},
+]
+
+FROZEN = "what a policy learns and how cannot change"
+REFUSED_CHANGES = [
+    ({"policies": {"count": 9}}, FROZEN),
+    ({"policies": {"template": {"rank": 4}}}, FROZEN),
+    ({"dataset": {"lines": ["{}"]}}, FROZEN),
+    ({"reward": {"exactMatch": {"ignoreCase": True}}}, FROZEN),
+    ({"optimizer": {"learningRate": 0.01}}, FROZEN),
+    ({"sampling": {"maxTokens": 8}}, FROZEN),
+    ({"loss": {"type": "grpo"}}, FROZEN),
+    ({"groupSize": 4}, FROZEN),
+    ({"evaluation": {"everySteps": 1}}, "dataset, reward and evaluation can neither be added nor removed"),
+]
+LATER = ["a cancelled wave cannot go on", "a wave that serves cannot become one that trains", FROZEN]
+SHOWN = [why for _, why in BY_RULE] + [why for _, why in REFUSED_CHANGES] + LATER
+
+
+@pytest.mark.parametrize("changes", ACCEPTED, ids=lambda changes: repr(changes)[:80])
+def test_accepted(admission: Admission, changes: dict[str, Any]) -> None:
+    assert admission.refusal(resource("AdapterWave", merged(SMALLEST, changes))) == ""
+
+
+@pytest.mark.parametrize(("changes", "why"), BY_RULE + BY_SCHEMA, ids=lambda part: repr(part)[:80])
+def test_refused(admission: Admission, changes: dict[str, Any], why: str) -> None:
+    assert why in admission.refusal(resource("AdapterWave", merged(SMALLEST, changes)))
+
+
+@pytest.fixture
+def stored(api_server: ApiServer) -> str:
+    """A training wave that exists, in the returned namespace."""
+    namespace = api_server.namespace(f"training-{next(NUMBERS)}")
+    text = msgspec.json.encode(resource("AdapterWave", SMALLEST)).decode()
+    api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=text)
+    return namespace
+
+
+def patch(api_server: ApiServer, namespace: str, spec: dict[str, Any]) -> None:
+    text = msgspec.json.encode({"spec": spec}).decode()
+    api_server.kubectl("patch", "-n", namespace, "aw/sample", "--type=merge", "-p", text)
+
+
+def test_how_long_and_whether_it_goes_on_may_change(api_server: ApiServer, stored: str) -> None:
+    for change in CHANGES:
+        patch(api_server, stored, {"train": change})
+
+
+def test_what_is_learnt_may_not_change(api_server: ApiServer, stored: str) -> None:
+    for change, why in REFUSED_CHANGES:
+        with pytest.raises(KubectlError, match=why):
+            patch(api_server, stored, {"train": change})
+
+
+def test_what_is_over_stays_over(api_server: ApiServer, stored: str) -> None:
+    patch(api_server, stored, {"train": {"cancelled": True}})
+    with pytest.raises(KubectlError, match="a cancelled wave cannot go on"):
+        patch(api_server, stored, {"train": {"cancelled": False}})
+    with pytest.raises(KubectlError, match="a wave that serves cannot become one that trains"):
+        patch(api_server, stored, {"train": None, "adapters": {"names": ["a"]}})
+
+
+def test_defaults_are_those_of_the_structs(admission: Admission) -> None:
+    stored = admission.created(resource("AdapterWave", SMALLEST))["spec"]
+    wanted = Train(
+        policies=Policies(count=8), dataset=Dataset(lines=LINES["lines"]), reward=Reward(exact_match=ExactMatch())
+    )
+    assert msgspec.convert(stored, AdapterWaveSpec) == AdapterWaveSpec(
+        base_model_ref=BaseModelRef(name="smollm2"), train=wanted
+    )
+
+
+def test_a_policy_of_a_list_keeps_what_it_leaves_out(admission: Admission) -> None:
+    stored = admission.created(resource("AdapterWave", merged(SMALLEST, listed({"name": "acme/a"}))))["spec"]
+    train_ = msgspec.convert(stored, AdapterWaveSpec).train
+    assert train_ is not None
+    assert train_.policies.list == (Policy(name="acme/a"),)
+
+
+def test_columns_tell_how_training_stands(api_server: ApiServer, stored: str) -> None:
+    training = {"step": 12, "steps": 50, "progress": "12/50", "reward": {"recent": 0.625}, "eta": "4m10s"}
+    status = {"phase": "Training", "training": training, "summary": "8/8", "counts": {"adapters": 8}}
+    text = msgspec.json.encode({"status": status}).decode()
+    api_server.kubectl("patch", "-n", stored, "aw/sample", "--subresource=status", "--type=merge", "-p", text)
+    header, row = api_server.kubectl("get", "-n", stored, "aw").splitlines()
+    assert header.split()[-4:] == ["STEP", "REWARD", "ETA", "AGE"]
+    assert row.split()[2] == "Training"
+    assert row.split()[-4:-1] == ["12/50", "0.625", "4m10s"]
+
+
+def test_waiting_for_the_end_works(api_server: ApiServer, stored: str) -> None:
+    done = {"type": "Complete", "status": "True", "reason": "TrainingComplete", "message": "8 of 8 policies"}
+    conditions = [done | {"lastTransitionTime": "2026-01-01T00:00:00Z"}]
+    text = msgspec.json.encode({"status": {"phase": "Complete", "conditions": conditions}}).decode()
+    api_server.kubectl("patch", "-n", stored, "aw/sample", "--subresource=status", "--type=merge", "-p", text)
+    api_server.kubectl("wait", "-n", stored, "aw/sample", "--for=condition=Complete", "--timeout=5s")
