@@ -1,0 +1,79 @@
+"""What one forward and backward over the base computes: rows of several policies, and where their gradients go."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mint_engine.packed import halves
+from mint_engine.training.pieces import Piece, Tree
+from mint_engine.training.policy import Form
+
+ROW_MULTIPLE = 16  # products of fewer rows take other kernels, which round differently (see tests/engine/training)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of one policy. `a` [E, r, in] and `b` [E, r, out] (B transposed) in the base's dtype, E is 1 but for
+    stacked experts; the gradients of the same shapes in float32."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+    a_gradient: torch.Tensor
+    b_gradient: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows `start` to `stop`: one piece of a policy with these parts, by module path."""
+
+    start: int
+    stop: int
+    parts: dict[str, Part]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T rows, a multiple of `ROW_MULTIPLE`; those beyond the last segment are padding, alone with themselves."""
+
+    tokens: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64
+    trees: tuple[Tree, ...]
+    segments: tuple[Segment, ...]  # () computes the bare base
+
+    @property
+    def rows(self) -> int:
+        """T"""
+        return self.tokens.shape[0]
+
+
+# From the last layer's normed output [T, H] to the gradient with respect to it, or None where no gradient is wanted.
+Score = Callable[[torch.Tensor], torch.Tensor | None]
+
+
+def parts_of(form: Form, run: torch.Tensor, gradient: torch.Tensor) -> dict[str, Part]:
+    """A policy's parts as views of its weights in the base's dtype and of its gradient, both [n]."""
+    pairs = zip(halves(form.layout, run), halves(form.layout, gradient), form.scalings, strict=True)
+    return {
+        place.path: Part(a, b, scaling, a_gradient, b_gradient)
+        for (place, a, b), (_, a_gradient, b_gradient), scaling in pairs
+    }
+
+
+def make_batch(pieces: Sequence[tuple[Piece, dict[str, Part]]], device: torch.device) -> Batch:
+    """Put pieces of several policies side by side."""
+    rows = sum(piece.rows for piece, _ in pieces)
+    tokens, positions = (np.zeros(-(-rows // ROW_MULTIPLE) * ROW_MULTIPLE, dtype=np.int64) for _ in range(2))
+    trees: list[Tree] = []
+    segments, start = [], 0
+    for piece, parts in pieces:
+        stop = start + piece.rows
+        tokens[start:stop], positions[start:stop] = piece.tokens, piece.positions
+        trees += (Tree(start + tree.row, tree.trunk, tree.branches) for tree in piece.trees)
+        segments.append(Segment(start, stop, parts))
+        start = stop
+    return Batch(
+        torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), tuple(trees), tuple(segments)
+    )

@@ -1,0 +1,76 @@
+"""The multi-LoRA linear with its gradients: to the input through the frozen weight and the rows' own A and B, and to
+A and B straight into their policy's accumulator, a segment at a time."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mint_engine.training.batch import Part, Segment
+
+
+class Current:
+    """What is being computed; modules look here, because a linear takes one argument only."""
+
+    segments: tuple[Segment, ...] = ()
+
+
+class TrainedLinear(nn.Module):
+    """A linear module of the base, sharing its frozen weight, that adds each row's own adapter."""
+
+    def __init__(self, linear: nn.Module, path: str, current: Current) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self._path, self._current = path, current
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [1, T, in] -> [1, T, out]"""
+        y = functional.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
+        owned = [(each, each.parts[self._path]) for each in self._current.segments if self._path in each.parts]
+        if not owned:
+            return y
+        delta: torch.Tensor = AddDelta.apply(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), owned)
+        return delta.view(y.shape)
+
+
+class AddDelta(torch.autograd.Function):
+    """y [T, out] += the adapters of x [T, in], in place."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, owned: list[tuple[Segment, Part]]) -> torch.Tensor:
+        """Mid-products are kept: they are as narrow as the rank."""
+        middles = []
+        for segment, part in owned:
+            span = slice(segment.start, segment.stop)
+            middles.append(shrink(x[span], part))
+            y[span].addmm_(middles[-1], part.b[0])
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x)
+        ctx.middles, ctx.owned = middles, owned
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """The input's gradient through the adapters alone: autograd adds what goes through the frozen weight."""
+        (dy,), (x,) = gradients, ctx.saved_tensors
+        dx = torch.zeros_like(x)
+        for (segment, part), middle in zip(ctx.owned, ctx.middles, strict=True):
+            span = slice(segment.start, segment.stop)
+            back = accumulate(x[span], dy[span], middle, part)
+            torch.mm(back, part.a[0], out=dx[span])
+        return dy, dx, None
+
+
+def shrink(x: torch.Tensor, part: Part) -> torch.Tensor:
+    """x [n, in] -> x A^T scaling [n, r]"""
+    return (x @ part.a[0].t()).mul_(part.scaling)
+
+
+def accumulate(x: torch.Tensor, dy: torch.Tensor, middle: torch.Tensor, part: Part) -> torch.Tensor:
+    """Add a segment's gradients of A and B to their accumulators; returns dy B scaling [n, r]."""
+    back = (dy @ part.b[0].t()).mul_(part.scaling)
+    part.a_gradient[0].add_(back.t() @ x)
+    part.b_gradient[0].add_(middle.t() @ dy)
+    return back

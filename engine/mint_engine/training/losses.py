@@ -1,0 +1,70 @@
+"""Losses of one policy, token by token, from the log-probabilities that it gives the tokens now.
+
+Letters: l the policy's log-probability of a token, s the sampler's, r = exp(l - s) their ratio, A the advantage.
+
+| type                          | loss of a token                              | divided by            |
+|-------------------------------|----------------------------------------------|-----------------------|
+| grpo (arXiv 2402.03300)       | -min(r A, clip(r) A), mean of a completion   | completions           |
+| bnpo, dapo (arXiv 2503.14476) | -min(r A, clip(r) A)                         | tokens                |
+| dr_grpo (arXiv 2503.20783)    | -min(r A, clip(r) A)                         | completions x longest |
+| cispo (arXiv 2506.13585)      | -clip(r) A l, with no gradient through clip  | tokens                |
+| ppo (arXiv 1707.06347)        | -min(r A, clip(r) A)                         | nothing: a sum        |
+| importance_sampling           | -r A                                         | nothing: a sum        |
+| cross_entropy                 | -l                                           | nothing: a sum        |
+
+clip(r) keeps r within 1 - clip_low and 1 + clip_high. A KL coefficient adds it times Schulman's k3 against the base,
+exp(b - l) - (b - l) - 1 with the base's log-probability b. A ratio band (IcePop) silences tokens outside of it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from mint_contracts.training import Loss
+
+_MOST_LOG_RATIO = 20.0  # as verl bounds it: e^20 is already beyond any clip, and nothing overflows
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Of n tokens; all [n] float32."""
+
+    loss: torch.Tensor
+    ratio: torch.Tensor  # r
+    clipped: torch.Tensor  # bool: the clip holds the token's gradient back
+    kept: torch.Tensor  # bool: within the ratio band
+    kl: torch.Tensor  # k3 against the base; 0 without a KL coefficient
+
+
+def token_losses(
+    loss: Loss, now: torch.Tensor, sampler: torch.Tensor, advantages: torch.Tensor, base: torch.Tensor | None
+) -> TokenLosses:
+    """The losses of n tokens; gradients flow to `now`. `base` is needed with a KL coefficient only."""
+    ratio = torch.exp((now - sampler).clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO))
+    bounded = ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high)
+    never = torch.zeros_like(ratio, dtype=torch.bool)
+    clipped = ((ratio < 1 - loss.clip_low) & (advantages < 0)) | ((ratio > 1 + loss.clip_high) & (advantages > 0))
+    if loss.type == "cross_entropy":
+        value, clipped = -now, never
+    elif loss.type == "importance_sampling":
+        value, clipped = -ratio * advantages, never
+    elif loss.type == "cispo":
+        value, clipped = -bounded.detach() * advantages * now, ratio != bounded
+    else:
+        value = -torch.minimum(ratio * advantages, bounded * advantages)
+    kl = torch.zeros_like(ratio)
+    if base is not None and loss.kl_coefficient:
+        kl = torch.exp((base - now).clamp(max=_MOST_LOG_RATIO)) - (base - now) - 1
+        value = value + loss.kl_coefficient * kl
+    kept = within_band(loss, ratio) if loss.type != "cross_entropy" else ~never
+    return TokenLosses(torch.where(kept, value, 0.0), ratio.detach(), clipped, kept, kl.detach())
+
+
+def within_band(loss: Loss, ratio: torch.Tensor) -> torch.Tensor:
+    """Which ratios of trainer to sampler lie in the band (IcePop, arXiv 2510.18855); NaN stays to be seen. bool"""
+    kept = torch.ones_like(ratio, dtype=torch.bool)
+    if loss.ratio_low:
+        kept &= ~(ratio < loss.ratio_low)
+    if loss.ratio_high:
+        kept &= ~(ratio > loss.ratio_high)
+    return kept

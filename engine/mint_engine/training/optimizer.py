@@ -1,0 +1,48 @@
+"""AdamW and the gradient's clip of one policy: torch.optim.AdamW and clip_grad_norm_ over one flat vector."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from mint_contracts.training import Optimizer
+from mint_engine.training.policy import Policy
+
+_CLIP_EPSILON = 1e-6  # torch's, beside the norm
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What came of one optimizer step."""
+
+    step: int  # steps taken so far
+    grad_norm: float  # before the clip
+    skipped: bool  # the loss or the gradient was not finite: it was dropped and nothing else changed
+
+
+def take_step(policy: Policy, optimizer: Optimizer) -> StepOutcome:
+    """Take the policy's gradient, divided by its normaliser, for one step; afterwards there is none."""
+    gradient = policy.gradient
+    if gradient is None:
+        raise RuntimeError(f"policy {policy.name} has no gradient")
+    gradient /= max(1.0, policy.normaliser)  # TRL's bound: a batch of no tokens has no gradient either
+    norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+    skipped = policy.broken or not math.isfinite(norm)
+    if not skipped:
+        if optimizer.max_grad_norm:
+            gradient *= min(1.0, optimizer.max_grad_norm / (norm + _CLIP_EPSILON))
+        policy.step += 1
+        _adamw(policy, gradient, optimizer)
+    policy.forget_gradient()
+    return StepOutcome(policy.step, norm, skipped)
+
+
+def _adamw(policy: Policy, gradient: torch.Tensor, optimizer: Optimizer) -> None:
+    """Decoupled weight decay (arXiv 1711.05101), in the order of torch.optim.AdamW's own operations."""
+    rate, beta1, beta2 = optimizer.learning_rate, optimizer.beta1, optimizer.beta2
+    policy.weights.mul_(1 - rate * optimizer.weight_decay)
+    policy.exp_avg.lerp_(gradient, 1 - beta1)
+    policy.exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = math.sqrt(1 - beta2**policy.step)
+    spread = (policy.exp_avg_sq.sqrt() / root).add_(optimizer.epsilon)
+    policy.weights.addcdiv_(policy.exp_avg, spread, value=-rate / (1 - beta1**policy.step))

@@ -1,0 +1,126 @@
+"""A policy's numbers: flat vectors in exactly the packed layout of its adapter, so that each thing is one operation.
+
+Weights (the masters), the gradient and Adam's two moments are float32 [n]; a revision is the weights cast to the
+base's dtype, a checkpoint is these vectors, and nothing of one policy lies beside another's.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from mint_contracts.errors import InvalidRequest, RankTooLarge, UnknownTargetModules
+from mint_engine import packed_file
+from mint_engine.adapter import Module
+from mint_engine.packed import Layout, Packed, fingerprint, halves, lay_out
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """What a new policy is. `target_modules` are last names of modules; empty: all that the base offers."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What a policy's adapter looks like: the same for all policies of one kind, and never changing."""
+
+    config: bytes  # PEFT's adapter_config.json in canonical form
+    base: str  # `fingerprint` of the base's modules
+    layout: Layout
+    scalings: tuple[float, ...]
+
+
+@dataclass(eq=False)
+class Policy:
+    """One adapter in training. Owned by the step thread."""
+
+    name: str
+    form: Form
+    weights: torch.Tensor  # [n] float32
+    exp_avg: torch.Tensor  # [n] float32
+    exp_avg_sq: torch.Tensor  # [n] float32
+    step: int = 0  # optimizer steps taken
+    sequence: int = 0  # the last call that took effect, kept for who orders calls
+    gradient: torch.Tensor | None = None  # [n] float32, of sums; None: nothing since the last step
+    normaliser: float = 0.0  # what the gradient is still to be divided by
+    sums: str = ""  # of which type of loss the gradient is a sum
+    broken: bool = False  # something that has accumulated was not finite
+    busy: bool = field(default=False, repr=False)  # some work is computing its gradient
+
+    def forget_gradient(self) -> None:
+        """As after a step."""
+        self.gradient, self.normaliser, self.sums, self.broken = None, 0.0, "", False
+
+
+def form_of(
+    settings: PolicySettings, modules: Mapping[str, Module], max_rank: int, base_name: str, name: str
+) -> Form:
+    """The form of a new policy. Raises RankTooLarge, UnknownTargetModules or InvalidRequest, naming the policy."""
+    subject = f"policy {name}"
+    if not 1 <= settings.rank <= max_rank:
+        raise RankTooLarge(subject, f"has rank {settings.rank}; the base model takes 1 to {max_rank}")
+    if not 0 < abs(settings.alpha) < float("inf"):
+        raise InvalidRequest(subject, f"has alpha {settings.alpha}; give a finite number that is not 0")
+    offered = {path.rpartition(".")[2] for path in modules}
+    wanted = set(settings.target_modules) or offered
+    if unknown := sorted(wanted - offered):
+        raise UnknownTargetModules(
+            subject, f"targets {', '.join(unknown)}; the base model offers {', '.join(sorted(offered))}"
+        )
+    ranks = {path: settings.rank for path in modules if path.rpartition(".")[2] in wanted}
+    layout = lay_out(modules, ranks)
+    return Form(
+        config=_peft_config(settings, sorted(wanted), base_name),
+        base=fingerprint(modules),
+        layout=layout,
+        scalings=(settings.alpha / settings.rank,) * len(layout.places),
+    )
+
+
+def fresh(name: str, form: Form, seed: int, device: torch.device) -> Policy:
+    """A policy that changes nothing yet: PEFT's own start, A uniform as nn.Linear's weights (Kaiming), B zero."""
+    weights = torch.zeros(form.layout.elements)
+    draw = torch.Generator().manual_seed(seed)
+    for place, a, _ in halves(form.layout, weights):
+        bound = place.in_features**-0.5  # kaiming_uniform_ with a = sqrt(5)
+        a.uniform_(-bound, bound, generator=draw)
+    return _still(name, form, weights.to(device))
+
+
+def continued(name: str, start: Packed, device: torch.device) -> Policy:
+    """A policy that starts from a revision, and keeps its ranks and scalings."""
+    header = start.header
+    form = Form(header.config, header.base, header.layout, header.scalings)
+    return _still(name, form, start.run.to(device, torch.float32, copy=True))
+
+
+def packed(policy: Policy, dtype: torch.dtype) -> Packed:
+    """The policy's weights as a revision in the slots' dtype."""
+    form, run = policy.form, policy.weights.to("cpu", dtype, copy=True)
+    return Packed(packed_file.describe(form.config, form.base, form.layout, form.scalings, run), run)
+
+
+def _still(name: str, form: Form, weights: torch.Tensor) -> Policy:
+    return Policy(name, form, weights, torch.zeros_like(weights), torch.zeros_like(weights))
+
+
+def _peft_config(settings: PolicySettings, targets: list[str], base_name: str) -> bytes:
+    config = {
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": settings.rank,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+    }
+    return json.dumps(config, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,103 @@
+"""A policy at rest: one safetensors file of its vectors, with what else there is to it as JSON in the metadata.
+
+A policy read back goes on with the very numbers that it would have had.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from mint_contracts.errors import CorruptFile, WrongBase
+from mint_engine.adapter import Module
+from mint_engine.header import LENGTH_BYTES
+from mint_engine.packed import Layout, fingerprint, lay_out
+from mint_engine.training.policy import Form, Policy
+
+VERSION = 1
+_TOLD = "mint.policy"
+_VECTORS = ("weights", "exp_avg", "exp_avg_sq")
+_GRADIENT = "gradient"  # only of a policy that was saved between two steps
+
+
+class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The metadata. `ranks` and `scalings` are by module path, in the order of the base's modules."""
+
+    version: int
+    base: str
+    config: str
+    ranks: dict[str, int]
+    scalings: list[float]
+    step: int
+    sequence: int
+    normaliser: float
+    sums: str
+    broken: bool
+
+
+def to_bytes(policy: Policy) -> bytes:
+    """The file of a policy."""
+    form = policy.form
+    told = _Told(
+        version=VERSION,
+        base=form.base,
+        config=form.config.decode(),
+        ranks={place.path: place.rank for place in form.layout.places},
+        scalings=list(form.scalings),
+        step=policy.step,
+        sequence=policy.sequence,
+        normaliser=policy.normaliser,
+        sums=policy.sums,
+        broken=policy.broken,
+    )
+    tensors = {name: getattr(policy, name) for name in _VECTORS}
+    if policy.gradient is not None:
+        tensors[_GRADIENT] = policy.gradient
+    return save(tensors, {_TOLD: msgspec.json.encode(told).decode()})
+
+
+def from_bytes(data: bytes, name: str, modules: Mapping[str, Module], device: torch.device, subject: str) -> Policy:
+    """The policy of a file, under the name `name`.
+
+    Raises CorruptFile for what is no such file, and WrongBase where it was trained over other modules.
+    """
+    told = _read_told(data, subject)
+    if told.base != fingerprint(modules) or not modules.keys() >= told.ranks.keys():
+        raise WrongBase(subject, "holds a policy that was trained over another base's modules")
+    form = Form(told.config.encode(), told.base, lay_out(modules, told.ranks), tuple(told.scalings))
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError) as error:
+        raise CorruptFile(subject, f"is no readable safetensors file ({error})") from None
+    _check_vectors(tensors, form.layout, subject)
+    ready = {key: tensor.to(device) for key, tensor in tensors.items()}
+    return Policy(
+        name, form, ready["weights"], ready["exp_avg"], ready["exp_avg_sq"], step=told.step, sequence=told.sequence,
+        gradient=ready.get(_GRADIENT), normaliser=told.normaliser, sums=told.sums, broken=told.broken,
+    )  # fmt: skip
+
+
+def _read_told(data: bytes, subject: str) -> _Told:
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    try:
+        header = msgspec.json.decode(data[LENGTH_BYTES : LENGTH_BYTES + length], type=dict[str, msgspec.Raw])
+        metadata = msgspec.json.decode(header["__metadata__"], type=dict[str, str])
+        told = msgspec.json.decode(metadata[_TOLD], type=_Told)
+    except (msgspec.MsgspecError, KeyError, UnicodeError) as error:
+        raise CorruptFile(subject, f"is no saved policy ({type(error).__name__}: {error})") from None
+    if told.version != VERSION:
+        raise CorruptFile(subject, f"is a saved policy of format {told.version}; this engine reads {VERSION}")
+    return told
+
+
+def _check_vectors(tensors: Mapping[str, torch.Tensor], layout: Layout, subject: str) -> None:
+    if tensors.keys() - {_GRADIENT} != set(_VECTORS):
+        raise CorruptFile(subject, f"holds {', '.join(sorted(tensors))} where {', '.join(_VECTORS)} must be")
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or tensor.shape != (layout.elements,):
+            raise CorruptFile(
+                subject,
+                f"holds {name} of {tensor.dtype} {list(tensor.shape)} where {layout.elements} float32 must be",
+            )

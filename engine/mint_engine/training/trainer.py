@@ -1,0 +1,133 @@
+"""Trains many policies at once over one resident base. Owned by the step thread, as all that it makes.
+
+    trainer = Trainer(base, modules, max_rank=32)         # before serving swaps the base's modules
+    trainer.create("acme/support-7", PolicySettings(rank=8, alpha=16.0, seed=1))
+    work = trainer.begin([PolicyBatch("acme/support-7", examples, Loss(type="dapo"))])
+    while work.advance():                                 # bounded: decode between two of them
+        ...
+    work.results()["acme/support-7"].loss_sum
+    trainer.step({"acme/support-7": schedule.settled(Optimizer(), step, steps)})
+    slots.load(slot, trainer.packed("acme/support-7"))
+
+One forward and backward carries the tokens of all policies of the work. Each policy's gradient, normaliser, clip,
+Adam moments and guard against NaN are its own, and its numbers are the same bit for bit whoever else is in the batch.
+Gradients of several works accumulate until `step`; split into several works they are those of one.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from mint_contracts.errors import InvalidRequest, NotFound
+from mint_contracts.training import Optimizer
+from mint_engine.adapter import Module
+from mint_engine.base import Base
+from mint_engine.packed import Packed
+from mint_engine.training import policy as policies
+from mint_engine.training import state
+from mint_engine.training.example import PolicyBatch, check_examples
+from mint_engine.training.generic_pass import GenericPass
+from mint_engine.training.optimizer import StepOutcome, take_step
+from mint_engine.training.policy import Form, Policy, PolicySettings
+from mint_engine.training.work import Work, make_share
+
+
+class Trainer:
+    """The policies of one engine."""
+
+    def __init__(self, base: Base, modules: Mapping[str, Module], max_rank: int, base_name: str = "") -> None:
+        """`modules` are those that adapters may target, as `Slots` has them; `base_name` goes into PEFT's config."""
+        self._base, self._modules = base, dict(modules)
+        self._max_rank, self._base_name = max_rank, base_name
+        self._policies: dict[str, Policy] = {}
+        self._forms: dict[tuple[object, ...], Form] = {}
+        self._pass = GenericPass(base, modules)
+
+    @property
+    def compute(self) -> str:
+        """Which pass computes."""
+        return self._pass.name
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The policies that are here."""
+        return frozenset(self._policies)
+
+    def create(self, name: str, settings: PolicySettings, start: Packed | None = None) -> None:
+        """Begin a policy: as PEFT would, or from the revision `start`, whose ranks and scalings then count.
+
+        Raises InvalidRequest where it exists, RankTooLarge or UnknownTargetModules.
+        """
+        self._refuse_known(name)
+        device = self._base.device
+        if start is not None:
+            self._policies[name] = policies.continued(name, start, device)
+        else:
+            self._policies[name] = policies.fresh(name, self._form(name, settings), settings.seed, device)
+
+    def restore(self, name: str, data: bytes) -> None:
+        """Go on with what `save` gave. Raises InvalidRequest where the policy exists, CorruptFile or WrongBase."""
+        self._refuse_known(name)
+        self._policies[name] = state.from_bytes(data, name, self._modules, self._base.device, f"policy {name}")
+
+    def drop(self, name: str) -> None:
+        """Let a policy go; a work that computes for it goes on in vain. Unknown ones are gone already."""
+        self._policies.pop(name, None)
+
+    def policy(self, name: str) -> Policy:
+        """To look at, and to count its `sequence`. Raises NotFound."""
+        if name not in self._policies:
+            raise NotFound(f"policy {name}", "is not trained on this engine")
+        return self._policies[name]
+
+    def begin(self, batches: Sequence[PolicyBatch]) -> Work:
+        """Work that computes these policies' gradients, one batch each; nothing is computed yet.
+
+        Raises NotFound, and InvalidRequest for examples that make no sense, for a policy that is in other unfinished
+        work, and where its gradient so far is that of another type of loss.
+        """
+        if len({batch.policy for batch in batches}) != len(batches):
+            raise InvalidRequest("work", "has two batches of one policy; put their examples into one")
+        for batch in batches:
+            self._check(batch)
+        shares = [make_share(self.policy(batch.policy), batch, self._base.dtype) for batch in batches]
+        for share in shares:
+            share.policy.busy = True
+        return Work(self._pass, shares, self._base.device)
+
+    def step(self, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:
+        """One optimizer step of each of these policies, with its own settings; `schedule.settled` gives their rates.
+
+        Raises NotFound, and InvalidRequest for a policy without a gradient or in unfinished work, before any step.
+        """
+        for name in wanted:
+            if self.policy(name).busy or self.policy(name).gradient is None:
+                raise InvalidRequest(f"policy {name}", "has no finished gradient; compute one first")
+        return {name: take_step(self.policy(name), optimizer) for name, optimizer in wanted.items()}
+
+    def packed(self, name: str) -> Packed:
+        """The policy's weights as a revision, in the base's dtype. Raises NotFound."""
+        return policies.packed(self.policy(name), self._base.dtype)
+
+    def save(self, name: str) -> bytes:
+        """Everything that `restore` needs, here or on another engine of this base. Raises NotFound."""
+        return state.to_bytes(self.policy(name))
+
+    def _check(self, batch: PolicyBatch) -> None:
+        policy = self.policy(batch.policy)
+        if policy.busy:
+            raise InvalidRequest(f"policy {policy.name}", "is in unfinished work; let that end first")
+        if policy.gradient is not None and policy.sums != batch.loss.type:
+            raise InvalidRequest(
+                f"policy {policy.name}", f"has a gradient of {policy.sums}; take a step before {batch.loss.type}"
+            )
+        check_examples(batch, self._base.vocab_size, self._base.context_length)
+
+    def _form(self, name: str, settings: PolicySettings) -> Form:
+        """One form for all policies of a kind: slots then know their layout already."""
+        key = (settings.rank, settings.alpha, tuple(sorted(settings.target_modules)))
+        if key not in self._forms:
+            self._forms[key] = policies.form_of(settings, self._modules, self._max_rank, self._base_name, name)
+        return self._forms[key]
+
+    def _refuse_known(self, name: str) -> None:
+        if name in self._policies:
+            raise InvalidRequest(f"policy {name}", "is trained here already; drop it first")

@@ -1,0 +1,138 @@
+"""A tiny base, policies over it and what they learn from; and the same by PEFT and torch.optim.AdamW, one by one."""
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+
+from mint_contracts.training import Loss, Optimizer
+from mint_engine.base import Base
+from mint_engine.modules import find_modules
+from mint_engine.packed import halves
+from mint_engine.training.example import Example, PolicyBatch, completion
+from mint_engine.training.policy import PolicySettings
+from mint_engine.training.trainer import Trainer
+from mint_engine.training.work import LossOutcome
+
+CPU = torch.device("cpu")
+VOCABULARY = 128
+SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": VOCABULARY, "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}  # fmt: skip
+LLAMA = LlamaConfig(**SIZES)
+DAPO = Loss()
+OPTIMIZER = Optimizer(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0)
+
+
+def model_of(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The same random model each time."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # type: ignore[no-untyped-call]
+    model.train(False)
+    model.requires_grad_(False)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def base_of(config: PreTrainedConfig, dtype: torch.dtype) -> Base:
+    model = model_of(config, dtype)
+    return Base(model, None, frozenset(), type(model).__name__, 256, config.vocab_size, dtype, CPU)  # type: ignore[arg-type]
+
+
+def trainer_of(config: PreTrainedConfig = LLAMA, dtype: torch.dtype = torch.float32, **options: Any) -> Trainer:
+    base = base_of(config, dtype)
+    return Trainer(base, find_modules(base.model), max_rank=16, **options)
+
+
+def awaken(trainer: Trainer, name: str, seed: int = 0) -> None:
+    """Let B be something, as after some steps: otherwise A would have no gradient."""
+    policy = trainer.policy(name)
+    draw = torch.Generator().manual_seed(seed)
+    for _, _, b in halves(policy.form.layout, policy.weights):
+        b.normal_(0, 0.05, generator=draw)
+
+
+def groups(seed: int, prompts: int = 2, size: int = 3) -> list[Example]:
+    """Random completions of random prompts, with what a sampler and a reward could have made of them."""
+    draw = random.Random(seed)
+    found = []
+    for _ in range(prompts):
+        prompt = [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 20))]
+        for _ in range(size):
+            tokens = [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 15))]
+            logprobs = [draw.uniform(-6.0, -3.0) for _ in tokens]
+            found.append(completion(prompt, tokens, logprobs, draw.uniform(-1.5, 1.5)))
+    return found
+
+
+def learn(trainer: Trainer, batches: Sequence[PolicyBatch]) -> dict[str, LossOutcome]:
+    """The whole of one work."""
+    work = trainer.begin(batches)
+    while work.advance():
+        pass
+    return work.results()
+
+
+def policies(trainer: Trainer, count: int, ranks: Sequence[int] = (8, 4, 16, 1)) -> list[str]:
+    """So many awake policies of different ranks and targets, named and seeded by their number."""
+    names = [f"p/{number}" for number in range(count)]
+    for number, name in enumerate(names):
+        targets = ("q_proj", "v_proj") if number % 3 == 2 else ()
+        trainer.create(name, PolicySettings(ranks[number % len(ranks)], 16.0, targets, seed=number))
+        awaken(trainer, name, seed=number)
+    return names
+
+
+def peft_of(
+    trainer: Trainer, name: str, config: PreTrainedConfig = LLAMA, dtype: torch.dtype = torch.float32
+) -> PeftModel:
+    """PEFT's model with the policy's present weights, which stay float32 as PEFT has them by default."""
+    policy = trainer.policy(name)
+    rank, scaling = policy.form.layout.rank, policy.form.scalings[0]
+    targets = sorted({place.path.rpartition(".")[2] for place in policy.form.layout.places})
+    options = LoraConfig(r=rank, lora_alpha=round(scaling * rank), target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(model_of(config, dtype), options)
+    with torch.no_grad():
+        for place, a, b in halves(policy.form.layout, policy.weights):
+            module: Any = model.get_submodule(f"base_model.model.{place.path}")
+            module.lora_A["default"].weight.copy_(a[0])
+            module.lora_B["default"].weight.copy_(b[0].t())
+    model.train(False)
+    return model
+
+
+def peft_vector(trainer: Trainer, name: str, model: PeftModel, *, gradient: bool) -> torch.Tensor:
+    """PEFT's weights, or their gradients, in the policy's layout."""
+    policy = trainer.policy(name)
+    found = torch.zeros_like(policy.weights)
+    for place, a, b in halves(policy.form.layout, found):
+        module: Any = model.get_submodule(f"base_model.model.{place.path}")
+        left, right = (module.lora_A["default"].weight, module.lora_B["default"].weight)
+        a[0] = left.grad if gradient else left.detach()
+        b[0] = (right.grad if gradient else right.detach()).t()
+    return found
+
+
+def peft_logprobs(model: PeftModel, example: Example) -> torch.Tensor:
+    """Log-probabilities of an example's targets [T], by one plain forward."""
+    logits: torch.Tensor = model(input_ids=torch.tensor([list(example.tokens)]), use_cache=False).logits[0].float()
+    return logits.log_softmax(-1).gather(1, torch.tensor(list(example.targets))[:, None])[:, 0]
+
+
+def dapo(model: PeftModel, examples: Sequence[Example], loss: Loss = DAPO) -> torch.Tensor:
+    """TRL's default loss over completions, written out plainly."""
+    total, tokens = torch.zeros(()), 0.0
+    for example in examples:
+        sampler, weights = torch.tensor(example.sampler_logprobs), torch.tensor(example.weights)
+        advantages = torch.tensor(example.advantages)
+        ratio = (peft_logprobs(model, example) - sampler).exp()
+        bounded = ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high)
+        total = total - (torch.minimum(ratio * advantages, bounded * advantages) * weights).sum()
+        tokens += float(weights.sum())
+    return total / tokens

@@ -1,0 +1,54 @@
+"""A mixed batch's gradients and updated weights are those of separate runs of PEFT and torch.optim.AdamW."""
+
+import pytest
+import torch
+
+from mint_engine.training.example import PolicyBatch
+from tests.engine.training.scene import (
+    OPTIMIZER,
+    dapo,
+    groups,
+    learn,
+    peft_of,
+    peft_vector,
+    policies,
+    trainer_of,
+)
+
+
+def test_gradients_and_weights_of_a_mixed_batch() -> None:
+    """Four policies of different ranks and targets in one forward and backward, three steps long."""
+    trainer = trainer_of()
+    names = policies(trainer, 4)
+    models = {name: peft_of(trainer, name) for name in names}
+    adams = {
+        name: torch.optim.AdamW(
+            [each for each in models[name].parameters() if each.requires_grad],
+            lr=OPTIMIZER.learning_rate, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.epsilon,
+            weight_decay=OPTIMIZER.weight_decay,
+        )
+        for name in names
+    }  # fmt: skip
+    for turn in range(3):
+        examples = {name: groups(10 * turn + number) for number, name in enumerate(names)}
+        found = learn(trainer, [PolicyBatch(name, examples[name]) for name in names])
+        for name in names:
+            policy, outcome = trainer.policy(name), found[name]
+            adams[name].zero_grad()
+            loss = dapo(models[name], examples[name])
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert policy.gradient is not None
+            assert outcome.finite
+            assert outcome.loss_sum / outcome.tokens == pytest.approx(float(loss.detach()), rel=1e-4)
+            expected = peft_vector(trainer, name, models[name], gradient=True)
+            assert expected.norm() > 0
+            torch.testing.assert_close(policy.gradient / policy.normaliser, expected, rtol=1e-3, atol=1e-6)
+        stepped = trainer.step(dict.fromkeys(names, OPTIMIZER))
+        for name in names:
+            trained = [each for each in models[name].parameters() if each.requires_grad]
+            norm = torch.nn.utils.clip_grad_norm_(trained, OPTIMIZER.max_grad_norm)
+            adams[name].step()
+            assert stepped[name].grad_norm == pytest.approx(float(norm), rel=1e-4)
+            assert stepped[name].step == turn + 1
+            expected = peft_vector(trainer, name, models[name], gradient=False)
+            torch.testing.assert_close(trainer.policy(name).weights, expected, rtol=1e-4, atol=2e-5)

@@ -1,0 +1,107 @@
+"""A policy's numbers are the same, bit for bit, whoever trains beside it; and nothing of one reaches another."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from mint_contracts.training import Loss, LossType
+from mint_engine.training.example import Example, PolicyBatch
+from mint_engine.training.trainer import Trainer
+from tests.engine.training.scene import OPTIMIZER, groups, learn, policies, trainer_of
+
+DTYPES = [torch.float32, torch.bfloat16]
+LOSSES: tuple[LossType, ...] = (
+    "dapo",
+    "grpo",
+    "cispo",
+    "ppo",
+    "dr_grpo",
+    "importance_sampling",
+    "bnpo",
+    "cross_entropy",
+)
+STEPS = 2
+
+
+def batch_of(number: int, turn: int, examples: Sequence[Example] | None = None) -> PolicyBatch:
+    """Every policy with a loss of its own, some with a KL to the base."""
+    loss = Loss(type=LOSSES[number % len(LOSSES)], kl_coefficient=0.1 * (number % 2))
+    return PolicyBatch(f"p/{number}", examples or groups(100 * turn + number), loss, completion_tokens=15)
+
+
+def train(trainer: Trainer, numbers: Sequence[int], broken: Sequence[int] = ()) -> None:
+    """Some steps of these policies together; the broken ones see what is not finite."""
+    for turn in range(STEPS):
+        batches = [batch_of(number, turn) for number in numbers]
+        for number in broken:
+            spoiled = [Example(e.tokens, e.targets, e.weights, e.sampler_logprobs, [float("nan")] * len(e.tokens))
+                       for e in groups(100 * turn + number)]  # fmt: skip
+            batches.append(batch_of(number, turn, spoiled))
+        learn(trainer, batches)
+        trainer.step({batch.policy: OPTIMIZER for batch in batches})
+
+
+def alone(number: int, dtype: torch.dtype) -> torch.Tensor:
+    """The policy's numbers after training with nobody beside it."""
+    trainer = trainer_of(dtype=dtype)
+    policies(trainer, 8)
+    train(trainer, [number])
+    return everything(trainer, number)
+
+
+def everything(trainer: Trainer, number: int) -> torch.Tensor:
+    policy = trainer.policy(f"p/{number}")
+    return torch.stack([policy.weights, policy.exp_avg, policy.exp_avg_sq])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_beside_seven_others(dtype: torch.dtype) -> None:
+    trainer = trainer_of(dtype=dtype)
+    policies(trainer, 8)
+    train(trainer, range(8))
+    for number in (0, 3, 6, 7):
+        assert torch.equal(everything(trainer, number), alone(number, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_beside_one_that_is_broken(dtype: torch.dtype) -> None:
+    """NaN among a neighbour's advantages, and NaN among another's weights, before and behind in the batch."""
+    trainer = trainer_of(dtype=dtype)
+    policies(trainer, 8)
+    trainer.policy("p/2").weights.fill_(torch.nan)
+    train(trainer, [2, 4, 5], broken=[0])
+    for number in (4, 5):
+        assert torch.equal(everything(trainer, number), alone(number, dtype))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_what_is_not_finite_is_dropped(number: int) -> None:
+    """The step is skipped and says so; the policy is as before and goes on with the next."""
+    trainer = trainer_of()
+    policies(trainer, 3)
+    before = everything(trainer, number).clone()
+    spoiled = [Example(e.tokens, e.targets, e.weights, [-torch.inf] * len(e.tokens), [torch.nan] * len(e.tokens))
+               for e in groups(1)]  # fmt: skip
+    found = learn(trainer, [PolicyBatch(f"p/{number}", spoiled)])[f"p/{number}"]
+    assert not found.finite
+    outcome = trainer.step({f"p/{number}": OPTIMIZER})[f"p/{number}"]
+    assert outcome.skipped
+    assert outcome.step == 0
+    assert torch.equal(everything(trainer, number), before)
+    learn(trainer, [PolicyBatch(f"p/{number}", groups(2))])
+    assert not trainer.step({f"p/{number}": OPTIMIZER})[f"p/{number}"].skipped
+    assert not torch.equal(everything(trainer, number), before)
+
+
+def test_one_broken_part_spoils_the_whole_step() -> None:
+    """A gradient that accumulates over several works is dropped if any of them was not finite."""
+    trainer = trainer_of()
+    policies(trainer, 1)
+    before = everything(trainer, 0).clone()
+    spoiled = [Example(e.tokens, e.targets, e.weights, e.sampler_logprobs, [torch.nan] * len(e.tokens))
+               for e in groups(1)]  # fmt: skip
+    learn(trainer, [PolicyBatch("p/0", spoiled)])
+    learn(trainer, [PolicyBatch("p/0", groups(2))])
+    assert trainer.step({"p/0": OPTIMIZER})["p/0"].skipped
+    assert torch.equal(everything(trainer, 0), before)

@@ -1,0 +1,262 @@
+"""Policies as they come, rest and go: their start, their revisions, their files, and what is refused."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from mint_contracts.errors import (
+    CorruptFile,
+    InvalidRequest,
+    MintError,
+    NotFound,
+    RankTooLarge,
+    UnknownTargetModules,
+    WrongBase,
+)
+from mint_contracts.training import Loss
+from mint_engine.adapter import Module
+from mint_engine.check import Fit, check_packed, check_told
+from mint_engine.modules import find_modules
+from mint_engine.packed import halves, is_finite
+from mint_engine.peft_config import parse
+from mint_engine.slots import Slots
+from mint_engine.training import state
+from mint_engine.training.example import Example, PolicyBatch, completion
+from mint_engine.training.pieces import plan_pieces
+from mint_engine.training.policy import PolicySettings
+from mint_engine.training.trainer import Trainer
+from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, groups, learn, model_of, policies, trainer_of
+
+
+def test_a_new_policy_starts_as_peft_starts_it() -> None:
+    """B is zero; A is uniform within the bounds that PEFT's kaiming_uniform_ has, and of the same spread."""
+    trainer = trainer_of()
+    trainer.create("p", PolicySettings(rank=16, seed=3))
+    model = get_peft_model(model_of(LLAMA, torch.float32), LoraConfig(r=16, target_modules="all-linear"))
+    policy = trainer.policy("p")
+    for place, a, b in halves(policy.form.layout, policy.weights):
+        theirs = model.get_submodule(f"base_model.model.{place.path}").lora_A["default"].weight  # type: ignore[index,union-attr]
+        bound = place.in_features**-0.5
+        assert a.abs().max() <= bound
+        assert theirs.abs().max() <= bound
+        assert float(a.std()) == pytest.approx(float(theirs.detach().std()), rel=0.1)
+        assert not b.any()
+
+
+def test_seeds_tell_policies_apart() -> None:
+    trainer = trainer_of()
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainer.create(name, PolicySettings(seed=seed))
+    assert torch.equal(trainer.policy("a").weights, trainer.policy("b").weights)
+    assert not torch.equal(trainer.policy("a").weights, trainer.policy("c").weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
+    """It passes what is checked of a packed adapter, goes into a slot as it is, and is named by its content."""
+    trainer = trainer_of(dtype=dtype)
+    trainer.create("p", PolicySettings(rank=4, alpha=12.0, target_modules=("q_proj", "down_proj"), seed=1))
+    modules = find_modules(model_of(LLAMA, dtype))
+    slots = Slots(modules, 2, 16, dtype, CPU)
+    packed = trainer.packed("p")
+    config = parse(packed.header.config, "p")
+    check_packed(packed.header, Fit(modules, 16), "p")
+    check_told(packed.header, config, "p")
+    assert config.canonical == packed.header.config
+    assert json.loads(packed.header.config)["target_modules"] == ["down_proj", "q_proj"]
+    assert is_finite(packed.run)
+    slots.load(1, packed)
+    assert torch.equal(slots.memory[1, : packed.run.numel()], trainer.policy("p").weights.to(dtype))
+    again = trainer.packed("p")
+    assert again.revision == packed.revision
+    assert again.header.layout is packed.header.layout
+    learn(trainer, [PolicyBatch("p", groups(1))])
+    trainer.step({"p": OPTIMIZER})
+    assert trainer.packed("p").revision != packed.revision
+    assert torch.equal(slots.memory[1, : packed.run.numel()], packed.run), "a published revision never changes"
+
+
+def test_what_a_policy_does_not_adapt_stays_untouched() -> None:
+    """Updates reach a slot's tenant alone: what lies beyond it, and the other slots, stay zero."""
+    trainer = trainer_of()
+    trainer.create("p", PolicySettings(rank=2, target_modules=("v_proj",)))
+    slots = Slots(find_modules(model_of(LLAMA, torch.float32)), 3, 16, torch.float32, CPU)
+    for turn in range(3):
+        slots.load(1, trainer.packed("p"))
+        learn(trainer, [PolicyBatch("p", groups(turn))])
+        trainer.step({"p": OPTIMIZER})
+    slots.load(1, trainer.packed("p"))
+    held = trainer.policy("p").weights.numel()
+    assert slots.memory[1, :held].any()
+    assert not slots.memory[1, held:].any()
+    assert not slots.memory[[0, 2]].any()
+
+
+def test_a_name_used_again_starts_from_zero() -> None:
+    """Nothing of a dropped policy is left in the next of its name: weights, moments, gradient, count."""
+    trainer, other = trainer_of(), trainer_of()
+    policies(trainer, 1)
+    learn(trainer, [PolicyBatch("p/0", groups(1))])
+    trainer.step({"p/0": OPTIMIZER})
+    learn(trainer, [PolicyBatch("p/0", groups(2))])
+    trainer.drop("p/0")
+    for each in (trainer, other):
+        each.create("p/0", PolicySettings(rank=8, seed=5))
+        learn(each, [PolicyBatch("p/0", groups(3))])
+        each.step({"p/0": OPTIMIZER})
+    assert trainer.save("p/0") == other.save("p/0")
+
+
+@pytest.mark.parametrize("between_steps", [True, False])
+def test_a_policy_read_back_goes_on_with_the_same_numbers(between_steps: bool) -> None:
+    """Saved after a step, or with a gradient that has accumulated, and restored on another engine of the base."""
+    whole, before, after = trainer_of(), trainer_of(), trainer_of()
+    for trainer in (whole, before):
+        policies(trainer, 1)
+        learn(trainer, [PolicyBatch("p/0", groups(1))])
+        if between_steps:
+            trainer.step({"p/0": OPTIMIZER})
+        trainer.policy("p/0").sequence = 7
+    after.restore("p/0", before.save("p/0"))
+    assert after.policy("p/0").sequence == 7
+    for trainer in (whole, after):
+        learn(trainer, [PolicyBatch("p/0", groups(2))])
+        trainer.step({"p/0": OPTIMIZER})
+    assert after.save("p/0") == whole.save("p/0")
+
+
+def test_a_policy_can_start_from_a_revision() -> None:
+    trainer = trainer_of()
+    trainer.create("first", PolicySettings(rank=4, alpha=12.0))
+    learn(trainer, [PolicyBatch("first", groups(1))])
+    trainer.step({"first": OPTIMIZER})
+    trainer.create("second", PolicySettings(), start=trainer.packed("first"))
+    assert torch.equal(trainer.policy("second").weights, trainer.policy("first").weights)
+    assert trainer.policy("second").form.scalings[0] == 3.0
+    assert trainer.packed("second").revision == trainer.packed("first").revision
+
+
+def test_split_accumulation_equals_combined() -> None:
+    """Three works of a few examples each, then a step: the same update as one work of them all, up to rounding."""
+    for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "ppo", "importance_sampling", "cross_entropy"):
+        loss = Loss(type=loss_type, kl_coefficient=0.1)
+        examples = groups(5, prompts=4)
+        one, many = trainer_of(), trainer_of()
+        for trainer, parts in ((one, [examples]), (many, [examples[:3], examples[3:8], examples[8:]])):
+            policies(trainer, 1)
+            for part in parts:
+                learn(trainer, [PolicyBatch("p/0", part, loss, completion_tokens=20)])
+            trainer.step({"p/0": OPTIMIZER})
+        torch.testing.assert_close(one.policy("p/0").exp_avg, many.policy("p/0").exp_avg, rtol=1e-3, atol=1e-7)
+
+
+def test_pieces_change_nothing_but_rounding() -> None:
+    """Completions that share a prompt, cut anywhere or computed one by one, give the same gradient."""
+    examples = groups(6, prompts=3, size=4)
+    # Interleaved, no two neighbours share a prompt: nothing is shared.
+    lonely = [examples[group * 4 + place] for place in range(4) for group in range(3)]
+    shared, apart = trainer_of(), trainer_of()
+    outcomes = []
+    for trainer, part in ((shared, examples), (apart, lonely)):
+        policies(trainer, 1)
+        outcomes.append(learn(trainer, [PolicyBatch("p/0", part)])["p/0"])
+    assert outcomes[0].rows < outcomes[1].rows
+    assert outcomes[0].tokens == outcomes[1].tokens
+    torch.testing.assert_close(shared.policy("p/0").gradient, apart.policy("p/0").gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, 20, 40, 1000])
+def test_every_weighted_token_is_in_one_piece(most: int) -> None:
+    batch = PolicyBatch("p", groups(7, prompts=3, size=4))
+    pieces = plan_pieces(batch, most)
+    found = [(e, at) for piece in pieces for e, at in zip(piece.entries.examples, piece.entries.places, strict=True)]
+    assert sorted(found) == [
+        (number, at) for number, each in enumerate(batch.examples) for at, weight in enumerate(each.weights) if weight
+    ]
+    for piece in pieces:
+        assert piece.rows <= most or len(set(piece.entries.examples)) == 1
+        for row, number, at in zip(piece.entries.rows, piece.entries.examples, piece.entries.places, strict=True):
+            example = batch.examples[number]
+            assert piece.tokens[row] == example.tokens[at]
+            assert piece.positions[row] == at
+
+
+def test_a_work_given_up_leaves_no_trace() -> None:
+    trainer = trainer_of()
+    policies(trainer, 1)
+    before = trainer.save("p/0")
+    work = trainer.begin([PolicyBatch("p/0", groups(1))])
+    work.advance()
+    work.cancel()
+    assert not work.advance()
+    assert trainer.save("p/0") == before
+    trainer.begin([PolicyBatch("p/0", groups(1))])  # it is free again
+
+
+def over(**changes: object) -> Example:
+    fields: dict[str, object] = {
+        "tokens": [1, 2], "targets": [2, 3], "weights": [0, 1], "sampler_logprobs": [0, -1], "advantages": [0, 1],
+    }  # fmt: skip
+    return Example(**(fields | changes))  # type: ignore[arg-type]
+
+
+REFUSED: list[tuple[type[MintError], str, Callable[[Trainer], object]]] = [
+    (RankTooLarge, "policy q: has rank 17", lambda t: t.create("q", PolicySettings(rank=17))),
+    (RankTooLarge, "policy q: has rank 0", lambda t: t.create("q", PolicySettings(rank=0))),
+    (InvalidRequest, "policy q: has alpha nan", lambda t: t.create("q", PolicySettings(alpha=float("nan")))),
+    (UnknownTargetModules, "policy q: targets lm", lambda t: t.create("q", PolicySettings(target_modules=("lm",)))),
+    (InvalidRequest, "policy p/0: is trained here", lambda t: t.create("p/0", PolicySettings())),
+    (InvalidRequest, "policy p/0: is trained here", lambda t: t.restore("p/0", t.save("p/0"))),
+    (NotFound, "policy q: is not trained", lambda t: t.begin([PolicyBatch("q", [])])),
+    (InvalidRequest, "policy p/0: has no finished gradient", lambda t: t.step({"p/0": OPTIMIZER})),
+    (InvalidRequest, "has two batches", lambda t: t.begin([PolicyBatch("p/0", []), PolicyBatch("p/0", [])])),
+    (InvalidRequest, "example 0: has 0 tokens", lambda t: t.begin([PolicyBatch("p/0", [over(tokens=[])])])),
+    (InvalidRequest, "has 300 tokens", lambda t: t.begin([PolicyBatch("p/0", [over(tokens=[1] * 300)])])),
+    (InvalidRequest, "not below 128", lambda t: t.begin([PolicyBatch("p/0", [over(targets=[1, 128])])])),
+    (InvalidRequest, "has 1 advantages for 2", lambda t: t.begin([PolicyBatch("p/0", [over(advantages=[1])])])),
+    (InvalidRequest, "weight that is not", lambda t: t.begin([PolicyBatch("p/0", [over(weights=[0, torch.inf])])])),
+    (InvalidRequest, "needs completion_tokens", lambda t: t.begin([PolicyBatch("p/0", [over()], Loss("dr_grpo"))])),
+    (CorruptFile, "policy q: is no saved policy", lambda t: t.restore("q", b"nothing")),
+    (CorruptFile, "policy q: ", lambda t: t.restore("q", t.save("p/0")[:-4])),
+]
+
+
+@pytest.mark.parametrize(("error", "says", "act"), REFUSED)
+def test_what_is_refused(error: type[MintError], says: str, act: Callable[[Trainer], object]) -> None:
+    """One clear error that names the policy, and nothing has changed."""
+    trainer = trainer_of()
+    policies(trainer, 1)
+    before = trainer.save("p/0")
+    with pytest.raises(error, match=says):
+        act(trainer)
+    assert trainer.names == {"p/0"}
+    assert trainer.save("p/0") == before
+
+
+def test_a_policy_in_unfinished_work_is_left_alone() -> None:
+    trainer = trainer_of()
+    policies(trainer, 1)
+    work = trainer.begin([PolicyBatch("p/0", groups(1))])
+    for act in (lambda: trainer.begin([PolicyBatch("p/0", groups(1))]), lambda: trainer.step({"p/0": OPTIMIZER})):
+        with pytest.raises(InvalidRequest):
+            act()
+    while work.advance():
+        pass
+    with pytest.raises(InvalidRequest, match="has a gradient of dapo"):
+        trainer.begin([PolicyBatch("p/0", groups(1), Loss(type="grpo"))])
+
+
+def test_a_policy_of_another_base_is_refused() -> None:
+    trainer = trainer_of()
+    policies(trainer, 1)
+    with pytest.raises(WrongBase):
+        state.from_bytes(trainer.save("p/0"), "p", {"x": Module("x", 4, 4)}, CPU, "policy p")
+
+
+def test_a_completion_needs_a_prompt_and_logprobs() -> None:
+    for prompt, tokens, logprobs in (([], [1], [0.0]), ([1], [], []), ([1], [1], [])):
+        with pytest.raises(InvalidRequest):
+            completion(prompt, tokens, logprobs, 1.0)
