@@ -1,0 +1,166 @@
+"""Losses and advantages are TRL's own, and the golden values of its papers' other implementations."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import nanstd
+
+from mint_contracts.training import Loss, LossType, Scaling
+from mint_engine.training.advantages import group_advantages, has_signal
+from mint_engine.training.example import PolicyBatch, completion
+from mint_engine.training.losses import token_losses
+from mint_engine.training.pieces import normaliser, plan_pieces
+
+LONGEST = 9  # new tokens
+LENGTHS = (9, 1, 4, 7)
+
+
+def trl_loss(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """GRPOTrainer's own loss of log-probabilities [B, T], with everything of the trainer that it reads."""
+    cispo = loss.type == "cispo"
+    trainer = SimpleNamespace(
+        loss_type=loss.type, beta=loss.kl_coefficient, epsilon_low=loss.clip_low,
+        epsilon_high=1 + loss.clip_high if cispo else loss.clip_high,  # TRL's bound of cispo is the ratio's own
+        max_completion_length=LONGEST, importance_sampling_level="token", top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None, aux_loss_enabled=False, use_vllm=False, _entropy_bonus_enabled=False,
+        model=SimpleNamespace(training=False), args=SimpleNamespace(use_bias_correction_kl=False, delta=None),
+        accelerator=SimpleNamespace(num_processes=1, gather=lambda each: each, reduce=lambda each, reduction: each),
+        _metrics={"eval": defaultdict(list)},
+        _get_per_token_logps_and_entropies=lambda *_, **__: (now, torch.zeros_like(now), None),
+    )  # fmt: skip
+    compute: Any = GRPOTrainer._compute_loss
+    found = compute(trainer, None, inputs)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def scene(seed: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    shape = (len(LENGTHS), LONGEST)
+    sampler = -torch.rand(shape, generator=draw) * 4
+    return {
+        "prompt_ids": torch.ones((len(LENGTHS), 1), dtype=torch.int64),
+        "prompt_mask": torch.ones((len(LENGTHS), 1), dtype=torch.int64),
+        "completion_ids": torch.ones(shape, dtype=torch.int64),
+        "completion_mask": (torch.arange(LONGEST)[None] < torch.tensor(LENGTHS)[:, None]).long(),
+        "advantages": torch.randn(len(LENGTHS), generator=draw),
+        "old_per_token_logps": sampler,
+        "ref_per_token_logps": sampler + torch.randn(shape, generator=draw) * 0.5,
+        "num_items_in_batch": torch.tensor(float(sum(LENGTHS))),
+        "now": sampler + torch.randn(shape, generator=draw) * 0.3,
+    }
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.2])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"])
+def test_value_and_gradient_are_trls(loss_type: LossType, kl: float) -> None:
+    # TRL's cispo has no lower bound: 1 - clip_low is then 0.
+    loss = Loss(type=loss_type, clip_low=1.0 if loss_type == "cispo" else 0.2, clip_high=0.28, kl_coefficient=kl)
+    for seed in range(5):
+        inputs = scene(seed)
+        now = inputs.pop("now").requires_grad_()
+        theirs = trl_loss(loss, now, inputs)
+        (their_gradient,) = torch.autograd.grad(theirs, now)
+        ours, our_gradient = ours_of(loss, now, inputs)
+        assert float(ours) == pytest.approx(float(theirs.detach()), rel=1e-5)
+        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-5, atol=1e-7)
+
+
+def ours_of(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by examples, pieces and the normaliser; the gradient put back where TRL has it [B, T]."""
+    sampler, mask = inputs["old_per_token_logps"], inputs["completion_mask"].bool()
+    batch = PolicyBatch(
+        "p",
+        [
+            completion([1], [1] * length, sampler[row, :length].tolist(), float(inputs["advantages"][row]))
+            for row, length in enumerate(LENGTHS)
+        ],
+        loss,
+        completion_tokens=LONGEST,
+    )
+    (piece,) = plan_pieces(batch)
+    entries = piece.entries
+    found = token_losses(
+        loss, now[mask], torch.from_numpy(entries.sampler), torch.from_numpy(entries.advantages),
+        inputs["ref_per_token_logps"][mask] if loss.kl_coefficient else None,
+    )  # fmt: skip
+    value = (found.loss * torch.from_numpy(entries.weights * entries.shares)).sum() / normaliser(batch)
+    return value.detach(), torch.autograd.grad(value, now)[0]
+
+
+def test_sums_over_tokens() -> None:
+    """Tinker's losses by their formulas; their normaliser adds nothing."""
+    now, sampler = torch.tensor([-1.0, -2.0, -0.5]).requires_grad_(), torch.tensor([-1.2, -1.0, -3.0])
+    advantages, ratio = torch.tensor([1.0, -2.0, 0.5]), torch.exp(torch.tensor([0.2, -1.0, 2.5]))
+    formulas: list[tuple[LossType, torch.Tensor]] = [
+        ("cross_entropy", -now),
+        ("importance_sampling", -ratio * advantages),
+        ("ppo", -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)),
+    ]
+    for loss_type, expected in formulas:
+        found = token_losses(Loss(type=loss_type), now, sampler, advantages, None)
+        torch.testing.assert_close(found.loss, expected)
+        assert normaliser(PolicyBatch("p", [], Loss(type=loss_type))) == 0.0
+
+
+def test_a_clipped_token_gives_no_gradient() -> None:
+    now = torch.tensor([0.0, -2.0, 0.0, -2.0]).requires_grad_()
+    found = token_losses(Loss(), now, torch.full((4,), -1.0), torch.tensor([1.0, 1.0, -1.0, -1.0]), None)
+    found.loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert found.clipped.tolist() == [True, False, False, True]
+    assert now.grad is not None
+    assert (now.grad != 0).tolist() == [False, True, True, False]
+
+
+def test_the_ratio_band_silences_what_drifted() -> None:
+    """IcePop: outside of the band a token has neither loss nor gradient; NaN is not silenced."""
+    now = torch.tensor([-1.0, -3.0, 1.0, torch.nan]).requires_grad_()
+    loss = Loss(ratio_low=0.5, ratio_high=2.0, kl_coefficient=0.1)
+    found = token_losses(loss, now, torch.full((4,), -1.0), torch.ones(4), torch.zeros(4))
+    assert found.kept.tolist() == [True, False, False, True]
+    assert found.loss.isnan().tolist() == [False, False, False, True]
+    (gradient,) = torch.autograd.grad(found.loss[:3].sum(), now)
+    assert gradient[0] != 0
+    assert not gradient[1:3].any()
+
+
+def test_a_ratio_never_overflows() -> None:
+    found = token_losses(Loss("importance_sampling"), torch.zeros(1), torch.full((1,), -1e4), torch.ones(1), None)
+    assert found.loss.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"), [("group", (1.49970, -0.49990)), ("none", (0.75, -0.25))], ids=["TRL", "Tinker cookbook"]
+)
+def test_golden_advantages(scaling: Scaling, expected: tuple[float, float]) -> None:
+    """Rewards 1, 0, 0, 0."""
+    (found,) = group_advantages([[1.0, 0.0, 0.0, 0.0]], scaling)
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    assert found[1:] == pytest.approx([expected[1]] * 3, abs=1e-5)
+
+
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_advantages_are_trls(groups: list[list[float]]) -> None:
+    """As GRPOTrainer computes them, with its own nanstd."""
+    rewards = torch.tensor(groups, dtype=torch.float64)
+    centred = rewards - rewards.nanmean(dim=1, keepdim=True)
+    scales: dict[Scaling, Any] = {
+        "group": nanstd(rewards, dim=1)[:, None] + 1e-4, "batch": nanstd(rewards) + 1e-4, "none": 1.0
+    }  # fmt: skip
+    for scaling, scale in scales.items():
+        found = torch.tensor(group_advantages(groups, scaling), dtype=torch.float64)
+        torch.testing.assert_close(found, centred / scale, rtol=1e-5, atol=1e-5)
+
+
+def test_groups_without_signal() -> None:
+    assert not has_signal([])
+    assert not has_signal([0.5, 0.5, 0.5])
+    assert has_signal([0.5, 0.5, 0.6])
+    assert group_advantages([[2.0], []]) == [[0.0], []]
+    assert group_advantages([[0.5, 0.5]]) == [[0.0, 0.0]]

@@ -1,0 +1,38 @@
+"""Learning rates over the steps: those of transformers' schedules, but that no step is wasted at rate 0."""
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from mint_contracts.training import Optimizer, Schedule
+from mint_engine.training.schedule import rate, settled
+
+STEPS = 20
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_without_warmup_rates_are_those_of_transformers(kind: Schedule) -> None:
+    adam = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.5)
+    theirs = get_scheduler(kind, adam, num_warmup_steps=0, num_training_steps=STEPS)
+    for step in range(STEPS):
+        assert rate(Optimizer(learning_rate=0.5, schedule=kind), step, STEPS) == pytest.approx(
+            theirs.get_last_lr()[0]
+        )
+        adam.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_warming_up_climbs_to_the_whole(kind: Schedule) -> None:
+    optimizer = Optimizer(learning_rate=1.0, schedule=kind, warmup_steps=4)
+    found = [rate(optimizer, step, STEPS) for step in range(STEPS)]
+    assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert found[5:] == sorted(found[5:], reverse=True)
+    assert found[-1] > 0
+
+
+def test_settled_changes_the_rate_alone() -> None:
+    optimizer = Optimizer(learning_rate=1.0, schedule="linear", weight_decay=0.3)
+    found = settled(optimizer, 10, STEPS)
+    assert found.learning_rate == 0.5
+    assert found.weight_decay == 0.3
