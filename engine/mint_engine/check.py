@@ -13,6 +13,7 @@ from mint_contracts.errors import (
     WrongBase,
 )
 from mint_engine.adapter import Module
+from mint_engine.fused import check_stack, tensor_paths, told_parameters
 from mint_engine.header import Header, TensorSpec
 from mint_engine.packed import Header as PackedHeader
 from mint_engine.peft_config import LoraConfig
@@ -39,13 +40,15 @@ class Fit:
 class Part:
     """One module's tensors in the file, A [r, in] and B [out, r], and the scaling of their product.
 
-    A plain module has one pair; stacked experts have one each, in their order, all of one rank and scaling.
+    A plain module has one pair; stacked experts have one each, in their order, all of one rank and scaling, or one
+    pair for all of them, which may hold other modules too (`fused`, see `mint_engine.fused`).
     """
 
     path: str
     rank: int
     pairs: tuple[tuple[TensorSpec, TensorSpec], ...]
     scaling: float
+    fused: bool = False
 
 
 def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
@@ -59,6 +62,8 @@ def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
         )
     leaves = [f".{path}" for path in fit.modules]
     unknown = [name for name in config.targets or () if not any(leaf.endswith(f".{name}") for leaf in leaves)]
+    stacks = {f".{module.part_of}" for module in fit.modules.values()}
+    unknown += [name for name in config.parameters if not any(stack.endswith(f".{name}") for stack in stacks)]
     if unknown:
         raise UnknownTargetModules(subject, _unknown(unknown, fit))
 
@@ -68,8 +73,9 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
 
     Raises UnknownTargetModules, UnsupportedAdapter, CorruptFile, RankTooLarge or ShapeMismatch.
     """
-    halves = _halves(header, fit, subject)
-    unknown = sorted(path for path, _ in halves if path not in fit.modules)
+    parameters = told_parameters(config, fit.modules)
+    halves = _halves(header, fit, tensor_paths(parameters), subject)
+    unknown = sorted(path for path, _ in halves if path not in fit.modules and path not in parameters)
     if unknown:
         raise UnknownTargetModules(subject, _unknown(unknown, fit))
     by_path: dict[str, dict[int, dict[str, TensorSpec]]] = {}
@@ -78,9 +84,16 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
             missing = f"lora_{next(iter(found))} of {_named(path, expert)}"
             raise CorruptFile(subject, f"has {missing} without its other half")
         by_path.setdefault(path, {})[expert] = found
-    parts = [
-        _part(config, fit, module, by_path[path], subject) for path, module in fit.modules.items() if path in by_path
-    ]
+    parts = []
+    for path, module in fit.modules.items():
+        if module.part_of in by_path and module.part_of in parameters:
+            found, name = by_path[module.part_of][PLAIN], module.part_of
+            check_stack(config, parameters[name], fit.max_rank, (found["A"].shape, found["B"].shape), subject)
+            _check_scaling(config.scaling_of(name), name, subject)
+            pair = ((found["A"], found["B"]),)
+            parts.append(Part(path, config.rank_of(name), pair, config.scaling_of(name), fused=True))
+        elif path in by_path:
+            parts.append(_part(config, fit, module, by_path[path], subject))
     if not parts:
         raise CorruptFile(subject, "holds no LoRA tensors")
     return tuple(parts)
@@ -105,22 +118,29 @@ def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
                 f"has {_linear(place.experts, place.in_features, place.out_features)} at {place.path} where the base "
                 f"model has {_linear(*want)}",
             )
-        if not abs(scaling) <= MAX_SCALING:
-            raise CorruptFile(subject, f"has a scaling of {scaling} at {place.path}, which is out of range")
+        _check_scaling(scaling, place.path, subject)
 
 
-def check_told(header: PackedHeader, config: LoraConfig, subject: str) -> None:
+def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str) -> None:
     """A packed adapter's ranks and scalings must be those that its own config gives. Raises CorruptFile."""
+    parameters = told_parameters(config, fit.modules)
     for place, scaling in zip(header.layout.places, header.scalings, strict=True):
-        for expert in range(place.experts) or (PLAIN,):
-            name = _named(place.path, expert)
+        whole = fit.modules[place.path].part_of
+        names = [_named(place.path, expert) for expert in range(place.experts) or (PLAIN,)]
+        for name in [whole] if whole in parameters else names:
             if (place.rank, scaling) != (config.rank_of(name), config.scaling_of(name)):
                 raise CorruptFile(subject, f"has another rank or scaling at {name} than its own config gives")
-            _check_targeted(config, name, subject)
+            if whole not in parameters:
+                _check_targeted(config, name, subject)
 
 
-def _halves(header: Header, fit: Fit, subject: str) -> dict[tuple[str, int], dict[str, TensorSpec]]:
-    """Tensors by module path and expert (`PLAIN` where there is none), then "A" and "B"."""
+def _halves(
+    header: Header, fit: Fit, fused: Mapping[str, str], subject: str
+) -> dict[tuple[str, int], dict[str, TensorSpec]]:
+    """Tensors by module path and expert (`PLAIN` where there is none), then "A" and "B".
+
+    Those that `fused` names go by the path of their parameter.
+    """
     halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
     for name, spec in header.tensors.items():
         suffix = next((each for each in _HALVES if name.endswith(each)), None)
@@ -129,7 +149,8 @@ def _halves(header: Header, fit: Fit, subject: str) -> dict[tuple[str, int], dic
                 subject,
                 f"holds the tensor {name[:200]!r}; only {PREFIX}<module>.lora_A.weight and lora_B are served",
             )
-        key = _stacked(name.removeprefix(PREFIX).removesuffix(suffix), fit)
+        path = name.removeprefix(PREFIX).removesuffix(suffix)
+        key = (fused[path], PLAIN) if path in fused else _stacked(path, fit)
         halves.setdefault(key, {})[_HALVES[suffix]] = spec
     return halves
 
@@ -173,9 +194,13 @@ def _part(
     if len(kinds) > 1:
         raise UnsupportedAdapter(subject, f"gives the experts of {module.path} different ranks or scalings")
     rank, scaling = kinds.pop()
-    if not abs(scaling) <= MAX_SCALING:
-        raise CorruptFile(subject, f"has a scaling of {scaling} at {module.path}, which is out of range")
+    _check_scaling(scaling, module.path, subject)
     return Part(module.path, rank, tuple((found[expert]["A"], found[expert]["B"]) for expert in wanted), scaling)
+
+
+def _check_scaling(scaling: float, path: str, subject: str) -> None:
+    if not abs(scaling) <= MAX_SCALING:
+        raise CorruptFile(subject, f"has a scaling of {scaling} at {path}, which is out of range")
 
 
 def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:

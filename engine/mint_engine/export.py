@@ -1,8 +1,10 @@
 """A packed adapter as PEFT's two files again: the same values by PEFT's names, and the config that it came with."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,6 +14,7 @@ from mint_engine.check import PREFIX, expert_path
 from mint_engine.copying import publish, sync
 from mint_engine.fetch import CONFIG, WEIGHTS
 from mint_engine.packed import Packed, halves
+from mint_engine.peft_config import parse
 
 
 def peft_tensors(packed: Packed) -> dict[str, torch.Tensor]:
@@ -25,6 +28,31 @@ def peft_tensors(packed: Packed) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def peft_config(packed: Packed) -> dict[str, Any]:
+    """The config that it came with. Where that targets stacked experts as one parameter, it names each instead.
+
+    Their tensors are written expert by expert (`peft_tensors`), which says the same of every expert's A and B.
+    """
+    config: dict[str, Any] = json.loads(packed.header.config)
+    if not config.get("target_parameters"):
+        return config
+    told = parse(packed.header.config, f"revision {packed.revision}")
+    ranks, alphas, targets = {}, {}, list(told.targets or ())
+    for place in packed.header.layout.places:
+        head, _, leaf = place.path.rpartition(".")
+        whole = f"{head}.{'gate_up_proj' if leaf in ('gate_proj', 'up_proj') else leaf}"
+        if place.experts and any(f".{whole}".endswith(f".{name}") for name in told.parameters):
+            pattern = rf"{re.escape(head)}\.[0-9]+\.{leaf}"
+            ranks[pattern], alphas[pattern] = place.rank, told.alpha_of(whole)
+            targets += [leaf] if leaf not in targets else []
+    return config | {
+        "target_parameters": None,
+        "target_modules": targets,
+        "rank_pattern": ranks | (config.get("rank_pattern") or {}),
+        "alpha_pattern": alphas | (config.get("alpha_pattern") or {}),
+    }
+
+
 def export(packed: Packed, folder: Path) -> None:
     """Write PEFT's files into a new folder, all or nothing. Raises InvalidRequest if it exists."""
     if folder.exists():
@@ -34,7 +62,7 @@ def export(packed: Packed, folder: Path) -> None:
         partial = Path(temporary) / "files"
         partial.mkdir()
         save_file(peft_tensors(packed), partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / CONFIG).write_text(json.dumps(json.loads(packed.header.config), indent=2) + "\n")
+        (partial / CONFIG).write_text(json.dumps(peft_config(packed), indent=2) + "\n")
         for name in (WEIGHTS, CONFIG):
             sync(partial / name)
         publish(partial, folder)

@@ -17,7 +17,7 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_PATTERNS = 4096
 
 _READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
-         "target_modules", "layers_to_transform", "init_lora_weights", "bias"}  # fmt: skip
+         "target_modules", "target_parameters", "layers_to_transform", "init_lora_weights", "bias"}  # fmt: skip
 # Who trained it, and how: nothing that a forward pass reads. The tensors themselves say which modules are adapted.
 _SILENT = {"task_type", "inference_mode", "revision", "peft_version", "auto_mapping", "lora_dropout",
            "exclude_modules", "layers_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config",
@@ -33,13 +33,17 @@ _QUANTIFIER = re.compile(r"(?<!\()[*+?]")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What decides an adapter's numbers. `targets` is None where PEFT is given a regular expression instead."""
+    """What decides an adapter's numbers. `targets` is None where PEFT is given a regular expression instead.
+
+    `parameters` are stacked tensors that are targeted by name, see `fused`.
+    """
 
     base_name: str
     rank: int
     alpha: float
     rslora: bool
     targets: tuple[str, ...] | None
+    parameters: tuple[str, ...]
     layers: frozenset[int] | None
     canonical: bytes  # the same JSON in one fixed form, for the digest
     _ranks: tuple[tuple[re.Pattern[str], int], ...]
@@ -54,10 +58,13 @@ class LoraConfig:
         """The rank of the module at `path`: the first matching rank_pattern, or r."""
         return next((rank for pattern, rank in self._ranks if pattern.match(path)), self.rank)
 
+    def alpha_of(self, path: str) -> float:
+        """The alpha of the module at `path`: the first matching alpha_pattern, or lora_alpha."""
+        return next((value for pattern, value in self._alphas if pattern.match(path)), self.alpha)
+
     def scaling_of(self, path: str) -> float:
         """alpha/r of the module at `path`, alpha/sqrt(r) with rsLoRA, each by its pattern, as PEFT computes it."""
-        alpha = next((value for pattern, value in self._alphas if pattern.match(path)), self.alpha)
-        rank = self.rank_of(path)
+        alpha, rank = self.alpha_of(path), self.rank_of(path)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
@@ -76,13 +83,15 @@ def parse(text: bytes, subject: str) -> LoraConfig:
     if not isinstance(raw, dict):
         raise CorruptFile(subject, "has an adapter_config.json that is not a JSON object")
     _refuse_unserved(raw, subject)
-    name = raw.get("base_model_name_or_path")
+    name, modules = raw.get("base_model_name_or_path"), raw.get("target_modules")
+    parameters = _names(raw.get("target_parameters") or [], "target_parameters", subject)
     return LoraConfig(
         base_name=name if isinstance(name, str) else "",
         rank=_rank(raw.get("r"), "r", subject),
         alpha=_number(raw.get("lora_alpha"), "lora_alpha", subject),
         rslora=_flag(raw, "use_rslora", subject),
-        targets=_targets(raw.get("target_modules"), subject),
+        targets=_targets(modules, subject) if modules or not parameters else (),
+        parameters=parameters,
         layers=_layers(raw.get("layers_to_transform"), subject),
         canonical=canonical,
         _ranks=tuple(
@@ -144,9 +153,15 @@ def _flag(raw: dict[str, Any], field: str, subject: str) -> bool:
 def _targets(value: object, subject: str) -> tuple[str, ...] | None:
     if isinstance(value, str) and value:
         return None
-    if isinstance(value, list) and value and all(isinstance(each, str) and each for each in value):
+    if not value:
+        raise CorruptFile(subject, f"has target_modules {_show(value)} in adapter_config.json where names must be")
+    return _names(value, "target_modules", subject)
+
+
+def _names(value: object, field: str, subject: str) -> tuple[str, ...]:
+    if isinstance(value, list) and all(isinstance(each, str) and each for each in value):
         return tuple(value)
-    raise CorruptFile(subject, f"has target_modules {_show(value)} in adapter_config.json where names must be")
+    raise CorruptFile(subject, f"has {field} {_show(value)} in adapter_config.json where names must be")
 
 
 def _layers(value: object, subject: str) -> frozenset[int] | None:

@@ -14,6 +14,7 @@ from mint_engine import packed_file, peft_config
 from mint_engine.check import Fit, check_config, check_packed, check_tensors, check_told
 from mint_engine.copying import read_bounded, read_up_to
 from mint_engine.fetch import CONFIG, PACKED, WEIGHTS, adapter_files, read_header
+from mint_engine.fused import unstack
 from mint_engine.header import TensorSpec
 from mint_engine.packed import Header, Packed, bytes_of, fingerprint, first_broken, halves, is_finite, lay_out
 from mint_engine.storage import Folder
@@ -44,9 +45,15 @@ def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit = la
         _fill(memoryview(blob), file, folder.subject, known=found[WEIGHTS] is not None)
     run = torch.empty(layout.elements, dtype=dtype)
     for part, (_, a, b) in zip(parts, halves(layout, run), strict=True):
-        for expert, (a_spec, b_spec) in enumerate(part.pairs):
-            a[expert].copy_(_tensor(a_spec, blob, table.file_bytes - size))
-            b[expert].copy_(_tensor(b_spec, blob, table.file_bytes - size).t())
+        for expert, pair in enumerate(part.pairs):
+            a_tensor, b_tensor = (_tensor(spec, blob, table.file_bytes - size) for spec in pair)
+            if part.fused:
+                a_stack, b_stack = unstack(a_tensor, b_tensor, fit.modules[part.path])
+                a.copy_(a_stack)
+                b.copy_(b_stack)
+            else:
+                a[expert].copy_(a_tensor)
+                b[expert].copy_(b_tensor.t())
     scalings = tuple(part.scaling for part in parts)
     header = packed_file.describe(config.canonical, fingerprint(fit.modules), layout, scalings, run)
     return _finite(Packed(header, run), folder.subject)
@@ -75,7 +82,7 @@ def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
     config = peft_config.parse(header.config, subject)
     check_config(config, fit, subject)
     check_packed(header, fit, subject)
-    check_told(header, config, subject)
+    check_told(header, config, fit, subject)
     if config.canonical != header.config or not packed_file.is_canonical(header, start):
         raise CorruptFile(subject, "is a packed adapter that is not in canonical form; pack it anew")
 

@@ -190,7 +190,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] 
     "B with bias": (_config(lora_bias=True), errors.UnsupportedAdapter, "lora_bias"),
     "fan in fan out": (_config(fan_in_fan_out=True), errors.UnsupportedAdapter, "fan_in_fan_out"),
     "saved modules": (_config(modules_to_save=["lm_head"]), errors.UnsupportedAdapter, "modules_to_save"),
-    "parameters": (_config(target_parameters=["experts.w"]), errors.UnsupportedAdapter, "target_parameters"),
+    "parameters": (_config(target_parameters=["experts.w"]), errors.UnknownTargetModules, "experts.w"),
     "replicated layers": (_config(layer_replication=[[0, 1]]), errors.UnsupportedAdapter, "layer_replication"),
     "activated LoRA": (_config(alora_invocation_tokens=[1]), errors.UnsupportedAdapter, "alora_invocation_tokens"),
     "PiSSA": (_config(init_lora_weights="pissa"), errors.UnsupportedAdapter, "init_lora_weights"),

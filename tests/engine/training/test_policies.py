@@ -64,7 +64,7 @@ def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
     packed = trainer.packed("p")
     config = parse(packed.header.config, "p")
     check_packed(packed.header, Fit(modules, 16), "p")
-    check_told(packed.header, config, "p")
+    check_told(packed.header, config, Fit(modules, 16), "p")
     assert config.canonical == packed.header.config
     assert json.loads(packed.header.config)["target_modules"] == ["down_proj", "q_proj"]
     assert is_finite(packed.run)

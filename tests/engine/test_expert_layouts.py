@@ -1,0 +1,137 @@
+"""PEFT's layouts of adapters on routed experts: each answers as PEFT's own model does, or is refused by name."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from mint_contracts import errors
+from mint_engine.check import Fit
+from mint_engine.export import export
+from mint_engine.fetch import CONFIG, WEIGHTS
+from mint_engine.forward import Forward
+from mint_engine.local import LocalFolder
+from mint_engine.packed import Packed
+from mint_engine.paged import Span
+from mint_engine.read import read_adapter
+from tests.engine.families import FAMILIES, make_forward, make_model, plain_logits
+
+TOKENS = list(range(2, 42))
+ATTENTION = {
+    "qwen3_moe": ["q_proj", "v_proj"],
+    "gpt_oss": ["q_proj", "v_proj"],
+    "deepseek_v3": ["kv_b_proj", "q_a_proj"],
+}
+BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "both parameters": {"target_parameters": BOTH},
+    "gate and up only": {"target_parameters": BOTH[:1]},
+    "down only": {"target_parameters": BOTH[1:]},
+    "parameters alone": {"target_parameters": BOTH, "target_modules": []},
+    "own ranks": {
+        "target_parameters": BOTH,
+        "rank_pattern": {".*gate_up_proj": 6},
+        "alpha_pattern": {"down_proj": 1},
+    },
+    "rsLoRA": {"target_parameters": BOTH, "use_rslora": True},
+}
+
+
+def save(folder: Path, name: str, **options: Any) -> torch.nn.Module:
+    """Write a random adapter by PEFT's own writer; returns PEFT's model."""
+    options = {"target_modules": ATTENTION[name], "r": 3, "lora_alpha": 5, **options}
+    model = get_peft_model(make_model(FAMILIES[name]), LoraConfig(task_type="CAUSAL_LM", **options))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for path, each in sorted(model.named_parameters()):
+            if "lora_" in path:
+                each.normal_(0, 0.15)
+    model.save_pretrained(str(folder))
+    model.train(False)
+    return model
+
+
+def read(forward: Forward, folder: Path) -> Packed:
+    return read_adapter(LocalFolder(folder, "adapter"), Fit(forward.slots.modules, 8), torch.float32)
+
+
+def answer(forward: Forward, packed: Packed) -> torch.Tensor:
+    forward.slots.load(1, packed)
+    return forward.run(TOKENS, [Span(0, len(TOKENS), 0, [1, 2, 3], 1)], range(len(TOKENS)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_answers_as_peft_does(name: str, layout: str, tmp_path: Path) -> None:
+    """And again from PEFT's files that the packed adapter gives, expert by expert."""
+    reference = save(tmp_path / "a", name, **LAYOUTS[layout])
+    forward = make_forward(FAMILIES[name])
+    packed = read(forward, tmp_path / "a")
+    with torch.no_grad():
+        expected = reference(input_ids=torch.tensor([TOKENS]), use_cache=False).logits[0]
+    found = answer(forward, packed)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
+    assert (found - plain_logits(make_model(FAMILIES[name]), TOKENS)).norm() > 0.05 * expected.norm()
+    export(packed, tmp_path / "again")
+    again = read(forward, tmp_path / "again")
+    assert torch.equal(again.run, packed.run)
+    assert again.header.scalings == packed.header.scalings
+
+
+def test_linears_of_experts_as_peft_converts_them(tmp_path: Path) -> None:
+    """Given the names of old, PEFT makes one parameter of gate and up, of twice the rank, with one A."""
+    reference = save(tmp_path, "qwen3_moe", target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"])
+    forward = make_forward(FAMILIES["qwen3_moe"])
+    packed = read(forward, tmp_path)
+    ranks = {place.path.rpartition(".")[2]: place.rank for place in packed.header.layout.places}
+    assert ranks == {"q_proj": 3, "gate_proj": 6, "up_proj": 6, "down_proj": 3}
+    with torch.no_grad():
+        expected = reference(input_ids=torch.tensor([TOKENS]), use_cache=False).logits[0]
+    torch.testing.assert_close(answer(forward, packed), expected, rtol=1e-3, atol=2e-3)
+
+
+def _config(**changes: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / CONFIG
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def _tensors(change: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        made: dict[str, torch.Tensor] = {}
+        for name, each in load_file(folder / WEIGHTS).items():
+            made |= change(name, each) if ".experts." in name else {name: each}
+        save_file(made, folder / WEIGHTS)
+
+    return edit
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], type[errors.MintError], str]] = {
+    "unknown parameter": (_config(target_parameters=["experts.up"]), errors.UnknownTargetModules, "experts.up"),
+    "parameters no list": (_config(target_parameters="mlp"), errors.CorruptFile, "target_parameters"),
+    "one of two named": (_config(target_parameters=BOTH[1:]), errors.UnknownTargetModules, "base_layer"),
+    "another rank": (_config(rank_pattern={"down_proj": 4}), errors.ShapeMismatch, "[24, "),
+    "rank above the limit": (_config(rank_pattern={"gate_up_proj": 9}), errors.RankTooLarge, "9"),
+    "A without B": (
+        _tensors(lambda name, each: {} if "lora_B" in name else {name: each}), errors.CorruptFile, "other half"),
+    "three dimensions": (_tensors(lambda name, each: {name: each[None]}), errors.ShapeMismatch, "[1, "),
+    "NaN": (_tensors(lambda name, each: {name: each * torch.nan}), errors.NonFiniteWeights, "experts"),
+    "an infinite scaling": (_config(lora_alpha=3e38 * 4), errors.CorruptFile, "scaling"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str, tmp_path: Path) -> None:
+    save(tmp_path, "qwen3_moe", target_parameters=BOTH)
+    edit, error, message = REFUSED[case]
+    edit(tmp_path)
+    with pytest.raises(error, match=message.replace("[", r"\[")) as raised:
+        read(make_forward(FAMILIES["qwen3_moe"]), tmp_path)
+    assert "adapter" in str(raised.value)
