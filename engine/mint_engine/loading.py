@@ -2,21 +2,22 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO
+from weakref import WeakSet
 
 import structlog
 import torch
 
-from mint_contracts.claims import local_path
 from mint_contracts.errors import CorruptFile, SourceUnavailable
 from mint_contracts.source import Source, locate
 from mint_engine import packed_file
 from mint_engine.check import Fit, check_packed
 from mint_engine.disk import DiskTier
 from mint_engine.fetch import CONFIG, PACKED, WEIGHTS
-from mint_engine.local import LocalFolder
+from mint_engine.local import state_of
 from mint_engine.mapped import Opener
-from mint_engine.packed import Packed, fingerprint
+from mint_engine.packed import Header, Packed, fingerprint
 from mint_engine.read import read_adapter
 from mint_engine.retry import retrying
 from mint_engine.storage import folder_of, subject_of
@@ -33,6 +34,7 @@ class Loader:
         self._dtype = dtype
         self._base = f"{dtype} {fingerprint(fit.modules)} {packed_file.VERSION}"
         self._opener = Opener()
+        self._fitting: WeakSet[Header] = WeakSet()  # headers that were checked against the base
 
     def load(self, source: Source) -> Packed:
         """The packed adapter of a source, from the disk tier; first brought there, if it is not there or has changed.
@@ -40,27 +42,29 @@ class Loader:
         Call inside `disk.using(source)`. Transient errors are tried again a few times. Raises every error of `read`,
         Source*, Overloaded, CapacityExceeded.
         """
-        identity = self._identity(source)
-        path = self.disk.get(source, identity)
+        path = self.disk.get(source, self._identity(source))
         if path is not None:
             try:
-                return self._open(source, identity)
+                return self._open(path, source)
             except (CorruptFile, FileNotFoundError) as error:
                 log.warning("cached_adapter_broken", source=source.uri, error=str(error))
                 self.disk.drop(source)
-        return self._open(source, retrying(lambda: self._ingest(source)))
+        path = retrying(lambda: self._ingest(source))
+        try:
+            return self._open(path, source)
+        except FileNotFoundError:  # another load of this source found other content, and replaced the file
+            raise SourceUnavailable(subject_of(source), "changed while it was loaded; retrying") from None
 
-    def _open(self, source: Source, identity: str) -> Packed:
+    def _open(self, path: Path, source: Source) -> Packed:
         subject = subject_of(source)
-        path = self.disk.get(source, identity)
-        if path is None:
-            raise SourceUnavailable(subject, "changed while it was loaded; retrying")
         packed = self._opener.open(path, subject)
-        check_packed(packed.header, self._fit, subject)
+        if packed.header not in self._fitting:
+            check_packed(packed.header, self._fit, subject)
+            self._fitting.add(packed.header)
         return packed
 
-    def _ingest(self, source: Source) -> str:
-        """Read, check and lay out what the source holds, and write it to the disk tier; its identity."""
+    def _ingest(self, source: Source) -> Path:
+        """Read, check and lay out what the source holds, and write it to the disk tier; its file."""
         identity = self._identity(source)
 
         def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
@@ -69,8 +73,9 @@ class Loader:
                 raise SourceUnavailable(subject_of(source), "changed while it was read; retrying")
             packed_file.write(packed, file)
 
-        self._opener.trust(self.disk.store(source, identity, write))
-        return identity
+        path = self.disk.store(source, identity, write)
+        self._opener.trust(path)
+        return path
 
     def _identity(self, source: Source) -> str:
         """What tells this content of a source, packed for this base, from another: 16 hex digits.
@@ -80,6 +85,5 @@ class Loader:
         told = hashlib.sha256(self._base.encode())
         location = locate(source)
         if location.scheme in {"file", "pvc"}:
-            path, fence = local_path(location)
-            told.update(LocalFolder(path, subject_of(source), fence=fence).state(CONFIG, WEIGHTS, PACKED))
+            told.update(state_of(location, (CONFIG, WEIGHTS, PACKED), subject_of(source)))
         return told.hexdigest()[:16]

@@ -3,12 +3,31 @@
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mint_contracts.claims import local_path, named_path
 from mint_contracts.errors import SourceForbidden
+from mint_contracts.source import Location
 from mint_contracts.storage_errors import os_errors
+
+
+def state_of(location: Location, names: Sequence[str], subject: str) -> bytes:
+    """Bytes and times of change of those of the named files that a file:// or pvc:// source has.
+
+    Links are followed wherever they lead: what is read is looked up again, by `LocalFolder` in its fence.
+    Raises SourceNotFound, and what `local_path` does.
+    """
+    folder, found = named_path(location), []
+    with os_errors(subject):
+        for name in names:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                about = os.stat(f"{folder}/{name}")
+                found.append((name, about.st_size, about.st_mtime_ns, about.st_ino))
+        if not found:
+            os.stat(local_path(location)[0])
+    return repr(found).encode()
 
 
 class LocalFolder:
@@ -31,17 +50,6 @@ class LocalFolder:
                 if stat.S_ISREG(about.st_mode):
                     found[entry.name] = about.st_size
         return found
-
-    def state(self, *names: str) -> bytes:
-        """Bytes and times of change of those of the named files that there are. Raises SourceNotFound."""
-        found = []
-        with os_errors(self.subject):
-            os.stat(self.path)
-            for name in names:
-                with suppress(FileNotFoundError):
-                    about = os.stat(self.path / name)
-                    found.append((name, about.st_size, about.st_mtime_ns))
-        return repr(found).encode()
 
     def resolve(self, name: str) -> Path:
         """The real path of one of the folder's files. Raises SourceForbidden when a link leads outside."""

@@ -1,9 +1,8 @@
 """Opening packed adapters of this machine's disk: their header is read, their run is mapped, nothing is copied."""
 
 import os
-import threading
-from collections import OrderedDict
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import cast
 
@@ -11,13 +10,14 @@ import torch
 
 from mint_contracts.errors import CorruptFile
 from mint_engine import packed_file
+from mint_engine.file_identity import Identity, KnownFile, identity_of
 from mint_engine.packed import Header, Packed, bytes_of
+from mint_engine.recent import Recent
 
 # A shorter run is read instead: that is as fast, and a process may have but 65,530 mappings.
 MAP_FROM_BYTES = 1 << 20
-REMEMBERED = 1 << 16
-
-_Identity = tuple[int, int, int, int]  # device, inode, bytes, time of change
+VERIFIED = 1 << 16
+HEADERS = 1 << 10  # of some 20 KB: 700 scalings and a config
 
 
 class Opener:
@@ -28,46 +28,47 @@ class Opener:
     """
 
     def __init__(self) -> None:
-        self._verified: OrderedDict[_Identity, None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._verified: Recent[Identity, bool] = Recent(VERIFIED)
+        self._headers: Recent[Identity, Header] = Recent(HEADERS)
 
     def open(self, path: Path, subject: str) -> Packed:
-        """The packed adapter in a file. Raises CorruptFile, and FileNotFoundError where it is gone."""
+        """The packed adapter in a file. Raises CorruptFile, and FileNotFoundError where it is gone.
+
+        Files that were opened lately share one object of their header.
+        """
         with path.open("rb", buffering=0) as file:
-            identity = _identity(os.fstat(file.fileno()))
-            start = file.read(packed_file.PREFIX.size)
-            rest = file.read(packed_file.rest_bytes(start, subject, identity[2]))
-            header = packed_file.parse(start, rest, subject, file_bytes=identity[2])
-            if header.run_bytes < MAP_FROM_BYTES:
-                run = torch.empty(header.layout.elements, dtype=header.dtype)
-                if file.readinto(bytes_of(run)) != header.run_bytes:
-                    raise CorruptFile(subject, "was cut short while it was read")
-            else:
-                run = _map(path, header)
-        if _identity(path.stat()) != identity:  # the mapping is made by name
+            identity = identity_of(os.fstat(file.fileno()))
+            header = self._headers.get(identity)
+            if header is None:
+                header = _read_header(file, identity.nbytes, subject)
+                self._headers.put(identity, header)
+            short = header.run_bytes < MAP_FROM_BYTES
+            run = _read(file, header, subject) if short else _map(path, header)
+        if identity_of(path.stat()) != identity:  # the mapping is made by name
             raise CorruptFile(subject, "changed while it was opened; write it once, then leave it alone")
-        if not self._known(identity):
+        if not self._verified.get(identity):
             packed_file.verify(header, run, subject)
-            self._remember(identity)
-        return Packed(header, run)
+            self._verified.put(identity, True)
+        return Packed(header, run, None if short else KnownFile(path, identity))
 
     def trust(self, path: Path) -> None:
         """This process has just written the file from a run whose digest it took."""
         with suppress(FileNotFoundError):
-            self._remember(_identity(path.stat()))
+            self._verified.put(identity_of(path.stat()), True)
 
-    def _known(self, identity: _Identity) -> bool:
-        with self._lock:
-            if identity in self._verified:
-                self._verified.move_to_end(identity)
-                return True
-            return False
 
-    def _remember(self, identity: _Identity) -> None:
-        with self._lock:
-            self._verified[identity] = None
-            while len(self._verified) > REMEMBERED:
-                self._verified.popitem(last=False)
+def _read_header(file: FileIO, file_bytes: int, subject: str) -> Header:
+    start = file.read(packed_file.PREFIX.size)
+    rest = file.read(packed_file.rest_bytes(start, subject, file_bytes))
+    return packed_file.parse(start, rest, subject, file_bytes=file_bytes)
+
+
+def _read(file: FileIO, header: Header, subject: str) -> torch.Tensor:
+    run = torch.empty(header.layout.elements, dtype=header.dtype)
+    file.seek(header.head_bytes)
+    if file.readinto(bytes_of(run)) != header.run_bytes:
+        raise CorruptFile(subject, "was cut short while it was read")
+    return run
 
 
 def _map(path: Path, header: Header) -> torch.Tensor:
@@ -75,7 +76,3 @@ def _map(path: Path, header: Header) -> torch.Tensor:
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=header.file_bytes)
     every = torch.empty(0, dtype=header.dtype).set_(cast(torch.UntypedStorage, storage))
     return every[header.head_bytes // header.dtype.itemsize :]
-
-
-def _identity(about: os.stat_result) -> _Identity:
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns

@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 
 from mint_engine.adapter import Delta, Module
+from mint_engine.file_identity import KnownFile
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,14 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """One revision of an adapter, ready for a slot. `run` [elements] may be a mapped file: only read it."""
+    """One revision of an adapter, ready for a slot. `run` [elements] may be a mapped file: only read it.
+
+    `file` holds the same content, as long as it stays what it was.
+    """
 
     header: Header
     run: torch.Tensor
+    file: KnownFile | None = None
 
     @property
     def revision(self) -> str:

@@ -22,6 +22,7 @@ VERSION = 1
 PREFIX = struct.Struct("<8sII32s")
 ALIGNMENT = 4096  # of the run: a page
 MAX_BODY_BYTES = 4 << 20  # 672 parts of a large model need 60 KiB, and a PEFT config has its own limit of 1 MiB
+MAX_HEAD_BYTES = MAX_BODY_BYTES + ALIGNMENT
 CACHED_TEXT_BYTES = 256 << 10
 
 _HEX = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

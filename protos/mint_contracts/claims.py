@@ -17,8 +17,7 @@ def local_path(location: Location) -> tuple[Path, Path | None]:
     """
     if location.scheme == "file":
         return Path(os.path.realpath("/" + location.path)), None
-    root = Path(os.environ.get(PVC_ROOT, DEFAULT_PVC_ROOT))
-    claim = root / location.host
+    claim = _root() / location.host
     subject = f"source 'pvc://{location.host}/{location.path}'"
     if location.host.startswith(".") or "/" in location.host or not claim.is_dir():
         raise SourceForbidden(subject, f"claim {location.host!r} is not mounted; add it to adapters.volumeClaims")
@@ -27,3 +26,12 @@ def local_path(location: Location) -> tuple[Path, Path | None]:
     if not path.is_relative_to(claim):
         raise SourceForbidden(subject, "leads out of its claim by a symbolic link")
     return path, claim
+
+
+def named_path(location: Location) -> str:
+    """The same as it is named, links and claims not looked at: for stat, not for reading (see `local_path`)."""
+    return f"{_root()}/{location.host}/{location.path}" if location.scheme == "pvc" else f"/{location.path}"
+
+
+def _root() -> Path:
+    return Path(os.environ.get(PVC_ROOT, DEFAULT_PVC_ROOT))

@@ -1,5 +1,8 @@
 """One process that loads the same adapters in each way: packed, from PEFT's files, as one memcpy of as many bytes.
 
+The engine's way has slots of its own, which on a CPU hold the packed files' pages; both other ways fill slots that
+own their memory and have been written before, so that neither waits for the system to find memory for it.
+
 python -m tests.bench.our_loads '{"cache": ..., "device": ..., "rank": 8, "base": ..., "folders": []}'
 """
 
@@ -8,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +25,7 @@ from mint_engine.check import Fit
 from mint_engine.device import choose_device, count_threads
 from mint_engine.disk import DiskTier
 from mint_engine.loading import Loader
+from mint_engine.packed import Packed
 from mint_engine.slots import Slots
 from tests.bench.adapters import WEIGHTS
 from tests.bench.models import linears
@@ -42,7 +47,9 @@ class Loads:
         self._linears = moe_30b_a3b() if setup["base"] == MOE else linears(Path(setup["base"]))
         modules = stacked(self._linears)
         device = choose_device(setup["device"])
-        self._slots = Slots(modules, len(self._folders), setup["rank"], torch.bfloat16, device)
+        self._slots, self._copies = (
+            Slots(modules, len(self._folders), setup["rank"], torch.bfloat16, device) for _ in range(2)
+        )
         self._fit = Fit(modules=modules, max_rank=setup["rank"])
         self._disk = DiskTier(self._cache / "adapters", 64 << 30)
         self._loader = Loader(self._disk, self._fit, torch.bfloat16)
@@ -51,21 +58,30 @@ class Loads:
     def start(self) -> Answer:
         """Take every adapter in, once, and see that both ways fill a slot alike."""
         for slot in range(len(self._folders)):
-            self._packed(slot)
-        wanted = self._slots.memory[0].clone()
+            self._copies.load(slot, replace(self._packed(slot), file=None))
+        wanted = self._copies.memory[0].clone()
         self._targets = self._find_targets()
-        self._slots.memory[0].zero_()
+        self._copies.memory[0, : self._copies.filled[0]].zero_()
         self._unpacked(0)
-        if not torch.equal(self._slots.memory[0], wanted):
+        alike = all(
+            torch.equal(ours, theirs)
+            for module in range(len(self._slots.modules))
+            for ours, theirs in zip(
+                self._slots.part(module, 0) or (), self._copies.part(module, 0) or (), strict=True
+            )
+        )
+        if not alike or not torch.equal(self._copies.memory[0], wanted):
             raise ValueError("loading PEFT's files by tensors fills a slot otherwise than loading packed ones")
         return {}
 
     def round(self) -> Answer:
-        """Median seconds of each way to load one adapter, the ways taking turns; and of taking one in."""
-        ways: dict[str, Callable[[int], None]] = {
+        """Median seconds of each way to load one adapter, the ways taking turns; of taking one in; of reading one."""
+        ways: dict[str, Callable[[int], object]] = {
             "packed": self._packed,
             "unpacked": self._unpacked,
             "memcpy": self._memcpy,
+            "read": lambda slot: self._read(self._slots, slot),
+            "read_copy": lambda slot: self._read(self._copies, slot),
         }
         taken: dict[str, list[float]] = {way: [] for way in ways}
         count = len(self._folders)
@@ -79,24 +95,30 @@ class Loads:
                 taken[way].append(time.perf_counter() - began)
         return {**{way: median(times) for way, times in taken.items()}, "taken_in": self._take_in()}
 
-    def _packed(self, slot: int) -> None:
+    def _packed(self, slot: int) -> Packed:
         """As the engine does it."""
         source = Source(f"file://{self._folders[slot]}")
         with self._disk.using(source):
-            self._slots.load(slot, self._loader.load(source))
+            packed = self._loader.load(source)
+            self._slots.load(slot, packed)
+        return packed
 
     def _unpacked(self, slot: int) -> None:
         """The least that PEFT's layout allows: no checks, no digest, a copy a tensor to its place in the slot."""
-        tensors, row = load_file(self._folders[slot] / WEIGHTS), self._slots.memory[slot]
+        tensors, row = load_file(self._folders[slot] / WEIGHTS), self._copies.memory[slot]
         for name_a, name_b, a, b, rank, (wide, high) in self._targets:
             row[a : a + rank * wide].view(rank, wide).copy_(tensors[name_a])
             row[b : b + rank * high].view(rank, high).copy_(tensors[name_b].t())
 
     def _memcpy(self, slot: int) -> None:
         """One copy of as many bytes between the same kinds of memory: host memory to the slot's."""
-        other = self._slots.memory[(slot + 1) % len(self._folders)]
-        count = self._slots.filled[slot]
-        self._slots.memory[slot][:count].copy_(other[:count])
+        other = self._copies.memory[(slot + 1) % len(self._folders)]
+        count = self._copies.filled[slot]
+        self._copies.memory[slot][:count].copy_(other[:count])
+
+    def _read(self, slots: Slots, slot: int) -> None:
+        """Read a whole slot once, as a step does."""
+        slots.memory[slot][: slots.filled[slot]].view(torch.float32).sum()
 
     def _take_in(self) -> float:
         """Seconds to check, lay out and write one adapter that the disk tier does not have, and to load it."""
@@ -108,14 +130,13 @@ class Loads:
 
     def _find_targets(self) -> "list[Target]":
         """For each linear PEFT's two names, where A and B begin in a slot's row, the rank, and its features."""
-        places = dict(zip(self._slots.modules, range(len(self._slots.modules)), strict=True))
+        slots = self._copies
         found = []
         for path, (wide, high) in self._linears.items():
             expert = _EXPERT.fullmatch(path)
             module, number = (f"{expert[1]}.{expert[3]}", int(expert[2])) if expert else (path, 0)
-            at = places[module]
-            place, rank = int(self._slots.places[at, 0]), int(self._slots.ranks[at, 0])
-            experts = max(self._slots.modules[module].experts, 1)
+            at = slots.index[module]
+            place, rank, experts = int(slots.places[at, 0]), int(slots.ranks[at, 0]), slots.experts[at]
             a, b = place + number * rank * wide, place + experts * rank * wide + number * rank * high
             name = f"{_PREFIX}{path}.lora_"
             found.append((f"{name}A.weight", f"{name}B.weight", a, b, rank, (wide, high)))

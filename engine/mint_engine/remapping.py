@@ -1,0 +1,81 @@
+"""Memory whose pieces a file can take the place of, and give back: mmap and madvise at addresses of our choice.
+
+A file that lies in the system's page cache is put into place without a byte being copied, and in pages of 2 MiB where
+the filesystem keeps it in such: 0.11 ms for 20 MB where a copy took 2 ms, and reading it afterwards was as fast
+(measured, ext4 of Linux 6.18, 2 cores). CPython's own mmap can neither be told an address nor populate a private
+mapping without copying it.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+
+import numpy as np
+
+HUGE = 2 << 20  # bytes of a large page, to which addresses and offsets in a file must agree
+PAGE = mmap.PAGESIZE
+
+# Linux's own numbers (include/uapi/asm-generic/mman-common.h); Python 3.11 names neither.
+_MAP_FIXED, _MADV_POPULATE_READ = 0x10, 22
+_FAILED = ctypes.c_void_p(-1).value
+_WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong
+]  # fmt: skip
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
+def reserve(nbytes: int) -> Bytes:
+    """So many zero bytes, from where a large page can begin; none of them costs memory before it is used."""
+    memory = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    every = np.frombuffer(memory, dtype=np.uint8)
+    start = -every.ctypes.data % HUGE
+    return every[start : start + nbytes]
+
+
+def put_file(address: int, descriptor: int, nbytes: int) -> bool:
+    """Let a file's first bytes take the place of what is at `address`, present so that no reader waits for a disk.
+
+    What is written there later stays there and does not reach the file. False, and zeros in its place, where this
+    system can not do it. Raises OSError, with zeros in its place, where the file can not be read.
+    """
+    try:
+        _map(address, nbytes, mmap.MAP_PRIVATE | _MAP_FIXED, descriptor)
+        _madvise(address, nbytes, mmap.MADV_HUGEPAGE)
+        _madvise(address, nbytes, _MADV_POPULATE_READ)
+    except OSError as error:
+        put_zeros(address, nbytes)
+        if error.errno in {errno.EINVAL, errno.ENODEV, errno.EPERM, errno.EACCES}:
+            return False
+        raise
+    return True
+
+
+def put_zeros(address: int, nbytes: int) -> None:
+    """Let zeros take the place of what is at `address`, a page's beginning; its memory is given back. OSError."""
+    if nbytes > 0:
+        whole = -(-nbytes // PAGE) * PAGE
+        _map(address, whole, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED, -1)
+        _madvise(address, whole, mmap.MADV_HUGEPAGE)
+
+
+def _map(address: int, nbytes: int, flags: int, descriptor: int) -> None:
+    if _libc.mmap(address, nbytes, _WRITABLE, flags, descriptor, 0) == _FAILED:
+        raise _error()
+
+
+def _madvise(address: int, nbytes: int, advice: int) -> None:
+    if _libc.madvise(address, nbytes, advice):
+        raise _error()
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

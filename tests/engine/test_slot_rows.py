@@ -1,0 +1,200 @@
+"""Rows of large slots: a packed file takes its place there without a copy, and leaves nothing behind."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_contracts.errors import SourceUnavailable
+from mint_engine import packed_file
+from mint_engine.adapter import Delta, Module
+from mint_engine.mapped import MAP_FROM_BYTES, Opener
+from mint_engine.packed import Packed
+from mint_engine.remapping import HUGE, PAGE, put_file, put_zeros, reserve
+from mint_engine.slots import Slots
+from tests.engine.made import pack
+
+CPU = torch.device("cpu")
+LEFT, RIGHT = Module("left", 40_000, 20_000), Module("right", 20_001, 30_003)
+MODULES = {module.path: module for module in (LEFT, RIGHT)}
+MAX_RANK, COUNT = 8, 3
+
+
+def adapter(rank: int, modules: tuple[Module, ...] = (LEFT, RIGHT), seed: int = 0) -> Packed:
+    draw = torch.Generator().manual_seed(seed)
+    deltas = {
+        module.path: Delta(
+            torch.randn(rank, module.in_features, generator=draw),
+            torch.randn(module.out_features, rank, generator=draw),
+            0.5 + seed,
+        )
+        for module in modules
+    }
+    return pack(MODULES, deltas)
+
+
+def filed(packed: Packed, path: Path) -> Packed:
+    with path.open("wb") as file:
+        packed_file.write(packed, file)
+    return Opener().open(path, "file")
+
+
+def make_slots() -> Slots:
+    return Slots(MODULES, COUNT, MAX_RANK, torch.float32, CPU)
+
+
+def holds(slots: Slots, slot: int, packed: Packed | None) -> bool:
+    """The slot's parts are the adapter's, to the last bit, and nothing lies beyond its end."""
+    deltas = packed.deltas() if packed is not None else {}
+    for path, module in slots.index.items():
+        part, delta = slots.part(module, slot), deltas.get(path)
+        if part is None or delta is None:
+            if part is not None or delta is not None:
+                return False
+        elif not (torch.equal(part[0], delta.a) and torch.equal(part[1], delta.b.t())):
+            return False
+    return not slots.memory[slot, slots.filled[slot] :].any()
+
+
+def maps(path: Path) -> int:
+    """How many mappings this process has of a file."""
+    return Path("/proc/self/maps").read_text().count(f" {path}")
+
+
+def memory_of(slots: Slots) -> int:
+    """Bytes of memory that all rows have of their own, files' pages not counted; and some of their neighbours'."""
+    start = slots.memory.data_ptr()
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in (addresses := line.split(maxsplit=1)[0]) and not addresses.endswith(":"):
+            first, last = (int(each, 16) for each in addresses.split("-"))
+            inside = first < start + slots.memory.nbytes and last > start
+        elif inside and line.startswith("Anonymous:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def test_a_packed_file_takes_its_place_in_a_slot_without_a_copy(tmp_path: Path) -> None:
+    slots, path = make_slots(), tmp_path / "adapter.mint"
+    packed = filed(adapter(8), path)
+    assert packed.run.nbytes > MAP_FROM_BYTES
+    before = memory_of(slots)
+    for slot in range(COUNT):
+        slots.load(slot, packed)
+    assert maps(path) == 1 + COUNT
+    assert memory_of(slots) - before < packed.run.nbytes / 2, "three copies would be six times as much"
+    assert all(holds(slots, slot, packed) for slot in range(COUNT))
+
+
+def test_an_unload_lets_go_of_the_file_and_of_memory(tmp_path: Path) -> None:
+    slots, path = make_slots(), tmp_path / "adapter.mint"
+    packed, copied = filed(adapter(8), path), adapter(8, seed=1)
+    slots.load(0, packed)
+    del packed
+    before = memory_of(slots)
+    slots.load(1, copied)
+    assert memory_of(slots) - before >= copied.run.nbytes
+    for slot in (0, 1):
+        slots.clear(slot)
+        assert holds(slots, slot, None)
+        assert slots.is_empty(slot)
+    assert maps(path) == 0
+    assert memory_of(slots) - before < copied.run.nbytes / 2
+
+
+def test_what_is_written_to_a_slot_does_not_reach_the_file(tmp_path: Path) -> None:
+    slots, packed = make_slots(), filed(adapter(8), tmp_path / "adapter.mint")
+    slots.load(0, packed)
+    slots.memory[0].fill_(7.0)
+    slots.load(1, packed)
+    assert holds(slots, 1, packed)
+    assert holds(slots, 1, adapter(8))
+
+
+@pytest.mark.parametrize("fate", ["gone", "another"])
+def test_a_file_that_is_no_longer_there_is_not_needed(tmp_path: Path, fate: str) -> None:
+    slots, path = make_slots(), tmp_path / "adapter.mint"
+    packed = filed(adapter(8), path)
+    path.unlink()
+    if fate == "another":
+        filed(adapter(8, seed=1), path)
+    slots.load(0, packed)
+    assert holds(slots, 0, adapter(8))
+
+
+def test_a_file_that_can_not_be_read_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a disk that fails: the mapped pages beyond a cut file's end can not be read either."""
+    slots, path = make_slots(), tmp_path / "adapter.mint"
+    packed, cut = filed(adapter(8), path), tmp_path / "cut"
+    cut.write_bytes(path.read_bytes()[: 2 * PAGE])
+
+    def failing(address: int, _descriptor: int, nbytes: int) -> bool:
+        with cut.open("rb") as file:
+            return put_file(address, file.fileno(), nbytes)
+
+    slots.load(0, adapter(4))
+    with monkeypatch.context() as patched:
+        patched.setattr("mint_engine.slot_rows.put_file", failing)
+        with pytest.raises(SourceUnavailable, match="could not be read"):
+            slots.load(0, packed)
+    assert slots.part(0, 0) is None, "the slot has no tenant"
+    slots.clear(0)
+    assert holds(slots, 0, None)
+    assert not slots.memory[0].any()
+    slots.load(0, packed)
+    assert holds(slots, 0, packed)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 1 << 30))
+def test_any_order_of_loads_and_unloads_leaves_what_was_loaded_last(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    slots, draw, folder = make_slots(), random.Random(seed), tmp_path_factory.mktemp("files")
+    tenants: dict[int, Packed] = {}
+    for turn in range(8):
+        slot = draw.randrange(COUNT)
+        if draw.random() < 0.25:
+            slots.clear(slot)
+            tenants.pop(slot, None)
+            continue
+        packed = adapter(draw.choice((1, 5, 8)), draw.choice(((LEFT,), (RIGHT,), (LEFT, RIGHT))), seed=turn)
+        tenants[slot] = filed(packed, folder / str(turn)) if draw.random() < 0.6 else packed
+        slots.load(slot, tenants[slot])
+    for slot in range(COUNT):
+        assert holds(slots, slot, tenants.get(slot))
+
+
+def test_memory_begins_where_large_pages_can_and_is_zero() -> None:
+    memory = reserve(3 * PAGE)
+    assert memory.ctypes.data % HUGE == 0
+    assert not memory.any()
+
+
+def test_a_file_and_then_zeros_take_the_place_of_memory(tmp_path: Path) -> None:
+    memory, path = reserve(4 * PAGE), tmp_path / "file"
+    path.write_bytes(os.urandom(PAGE + 5))
+    memory[:] = 1
+    with path.open("rb") as file:
+        assert put_file(memory.ctypes.data, file.fileno(), PAGE + 5)
+    assert memory[: PAGE + 5].tobytes() == path.read_bytes()
+    assert not memory[PAGE + 5 : 2 * PAGE].any(), "the rest of a file's last page is zero"
+    assert memory[2 * PAGE :].all(), "and what lies beyond is left alone"
+    put_zeros(memory.ctypes.data + PAGE, 1)
+    assert memory[:PAGE].tobytes() == path.read_bytes()[:PAGE]
+    assert not memory[PAGE : 2 * PAGE].any()
+
+
+def test_what_can_not_be_mapped_is_told_and_leaves_zeros() -> None:
+    memory, (reader, writer) = reserve(PAGE), os.pipe()
+    memory[:] = 1
+    try:
+        assert not put_file(memory.ctypes.data, reader, PAGE)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert not memory.any()
