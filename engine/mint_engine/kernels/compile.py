@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("attend.cpp", "draw.cpp", "lora.cpp", "rows.cpp")
-HEADERS = ("number.h",)
+SOURCES = ("attend.cpp", "backward.cpp", "draw.cpp", "lora.cpp", "rows.cpp", "trees.cpp")
+HEADERS = ("number.h", "tiles.h")
 # No fused multiply-add where the source does not say so: results must not depend on how a loop was vectorised.
 # GCC 12 takes its own intrinsics for uninitialised (bug 105593).
 FLAGS = (

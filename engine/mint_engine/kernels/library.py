@@ -31,7 +31,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lora": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _P, _I),
     "lora_experts": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I),
 }
-_DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # of the kernels, as their names end
 _NEEDS = {"avx512_bf16": {"avx512_bf16", "avx512bw", "avx512vl"}, "avx2": {"avx2", "fma"}, "asimd": {"asimd"}}
 
 
@@ -41,7 +41,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, variant: str, dtype: torch.dtype) -> None:
         self.variant = variant
         for name, signature in _SIGNATURES.items():
-            function = getattr(library, f"mint_{name}_{_DTYPES[dtype]}")
+            function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
             function.argtypes, function.restype = signature, None
             setattr(self, f"_{name}", function)
 
@@ -169,14 +169,15 @@ NO_NORMS = HeadNorms(None, None, 0.0)
 @cache
 def find_kernels(dtype: torch.dtype, device: torch.device) -> Kernels | None:
     """The fastest kernels that this machine runs, or None: another device or type, or nothing was compiled for it."""
-    if device.type != "cpu" or dtype not in _DTYPES:
+    if device.type != "cpu" or dtype not in DTYPES:
         return None
-    found = _load()
+    found = load_library()
     return Kernels(*found, dtype) if found else None
 
 
 @cache
-def _load() -> tuple[ctypes.CDLL, str] | None:
+def load_library() -> tuple[ctypes.CDLL, str] | None:
+    """The best library that this machine runs and its variant, or None."""
     # Torch must be loaded before: the kernels then share its OpenMP threads.
     flags = _cpu_flags()
     for variant in VARIANTS.get(platform.machine(), {}):

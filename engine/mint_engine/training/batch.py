@@ -1,6 +1,6 @@
 """What one forward and backward over the base computes: rows of several policies, and where their gradients go."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,8 +49,9 @@ class Batch:
         return self.tokens.shape[0]
 
 
-# From the last layer's normed output [T, H] to the gradient with respect to it, or None where no gradient is wanted.
-Score = Callable[[torch.Tensor], torch.Tensor | None]
+# From the last layer's normed output [T, H] to the gradient with respect to it, or None where no gradient is wanted;
+# pauses between two bounded parts of the work.
+Score = Callable[[torch.Tensor], Generator[None, None, torch.Tensor | None]]
 
 
 def parts_of(form: Form, run: torch.Tensor, gradient: torch.Tensor) -> dict[str, Part]:

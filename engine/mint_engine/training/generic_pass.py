@@ -6,6 +6,7 @@ decoder layer is checkpointed: of a batch only the layers' inputs stay in memory
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,20 +44,18 @@ class GenericPass:
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
         """Compute a batch: its forward, what `score` makes of it, and the backward where that wants one."""
-        self._current.segments = batch.segments
-        try:
-            with torch.enable_grad():
-                # Autograd goes back to the first layer only if something there wants a gradient.
-                embedded = self._body.get_input_embeddings()(batch.tokens[None]).requires_grad_(bool(batch.segments))
-                hidden = self._body(
-                    inputs_embeds=embedded, position_ids=batch.positions[None], use_cache=False, trees=batch.trees
-                ).last_hidden_state
-            gradient = score(hidden[0].detach())
-            if gradient is not None:
-                torch.autograd.backward(hidden, gradient[None], inputs=[embedded])
-        finally:
-            self._current.segments = ()
+        with self._computing(batch), torch.enable_grad():
+            # Autograd goes back to the first layer only if something there wants a gradient.
+            embedded = self._body.get_input_embeddings()(batch.tokens[None]).requires_grad_(bool(batch.segments))
+            hidden = self._body(
+                inputs_embeds=embedded, position_ids=batch.positions[None], use_cache=False, trees=batch.trees
+            ).last_hidden_state
         yield
+        gradient = yield from score(hidden[0].detach())
+        if gradient is not None:
+            with self._computing(batch):
+                torch.autograd.backward(hidden, gradient[None], inputs=[embedded])
+            yield
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, V] of normed outputs [n, H], as the model's own code has them; differentiable."""
@@ -67,6 +66,15 @@ class GenericPass:
         finally:
             self._given.hidden = None
         return logits[0]
+
+    @contextmanager
+    def _computing(self, batch: Batch) -> Iterator[None]:
+        """The modules see this batch; between two parts of the work another one may be computed."""
+        self._current.segments = batch.segments
+        try:
+            yield
+        finally:
+            self._current.segments = ()
 
 
 class _Given(nn.Module):

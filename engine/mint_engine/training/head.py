@@ -3,7 +3,7 @@
 A chunk's logits are used for both directions at once, because the gradient of a token's loss needs nothing of others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 
 import torch
@@ -21,10 +21,11 @@ Grade = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 def score(
     head: Head, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, grade: Grade
-) -> torch.Tensor | None:
+) -> Generator[None, None, torch.Tensor | None]:
     """The gradient with respect to hidden [T, H] of the loss that `grade` makes of n tokens' log-probabilities.
 
-    Token i is targets[i], predicted by row rows[i]; a row may predict several. rows, targets [n] int64.
+    Token i is targets[i], predicted by row rows[i]; a row may predict several. rows, targets [n] int64. Pauses after
+    every chunk.
     """
     gradient = None
     wanted, index = torch.unique(rows, return_inverse=True)
@@ -35,6 +36,7 @@ def score(
         if back is not None:
             gradient = torch.zeros_like(hidden) if gradient is None else gradient
             gradient[chunk] = torch.autograd.grad(logits, inputs, back)[0][: len(chunk)]
+        yield
     return gradient
 
 

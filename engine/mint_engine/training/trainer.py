@@ -24,8 +24,8 @@ from mint_engine.packed import Packed
 from mint_engine.training import policy as policies
 from mint_engine.training import state
 from mint_engine.training.example import PolicyBatch, check_examples
-from mint_engine.training.generic_pass import GenericPass
 from mint_engine.training.optimizer import StepOutcome, take_step
+from mint_engine.training.passes import choose_pass
 from mint_engine.training.policy import Form, Policy, PolicySettings
 from mint_engine.training.work import Work, make_share
 
@@ -33,13 +33,18 @@ from mint_engine.training.work import Work, make_share
 class Trainer:
     """The policies of one engine."""
 
-    def __init__(self, base: Base, modules: Mapping[str, Module], max_rank: int, base_name: str = "") -> None:
-        """`modules` are those that adapters may target, as `Slots` has them; `base_name` goes into PEFT's config."""
+    def __init__(
+        self, base: Base, modules: Mapping[str, Module], max_rank: int, base_name: str = "", *, lean: bool = True
+    ) -> None:
+        """`modules` are those that adapters may target, as `Slots` has them; `base_name` goes into PEFT's config.
+
+        `lean=False` takes the generic pass whatever the base.
+        """
         self._base, self._modules = base, dict(modules)
         self._max_rank, self._base_name = max_rank, base_name
         self._policies: dict[str, Policy] = {}
         self._forms: dict[tuple[object, ...], Form] = {}
-        self._pass = GenericPass(base, modules)
+        self._pass = choose_pass(base, modules, lean=lean)
 
     @property
     def compute(self) -> str:

@@ -1,6 +1,6 @@
 """One forward and backward of many policies, in bounded pieces of work between which an engine decodes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from mint_engine.training import head
 from mint_engine.training.batch import Batch, Part, Score, make_batch, parts_of
 from mint_engine.training.example import PolicyBatch
-from mint_engine.training.generic_pass import GenericPass
 from mint_engine.training.losses import token_losses
+from mint_engine.training.passes import Pass
 from mint_engine.training.pieces import PIECE_ROWS, Piece, normaliser, plan_pieces
 from mint_engine.training.policy import Policy
-
-Pass = GenericPass
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,11 @@ class Work:
         yield from self._pass.run(batch, self._scorer(items, learn=True))
 
     def _scorer(self, items: Sequence[Item], *, learn: bool) -> Score:
-        def scored(hidden: torch.Tensor) -> torch.Tensor | None:
+        def scored(hidden: torch.Tensor) -> Generator[None, None, torch.Tensor | None]:
             gradient, start = torch.zeros_like(hidden) if learn else None, 0
             for item in items:
                 span = slice(start, start + item.piece.rows)
-                back = self._score(item, hidden[span], learn=learn)
+                back = yield from self._score(item, hidden[span], learn=learn)
                 if gradient is not None and back is not None:
                     gradient[span] = back
                 start = span.stop
@@ -136,7 +134,7 @@ class Work:
 
         return scored
 
-    def _score(self, item: Item, hidden: torch.Tensor, *, learn: bool) -> torch.Tensor | None:
+    def _score(self, item: Item, hidden: torch.Tensor, *, learn: bool) -> Generator[None, None, torch.Tensor | None]:
         entries = item.piece.entries
         found = torch.zeros(len(entries.rows), device=self._device)
 
@@ -145,7 +143,7 @@ class Work:
             return _grade(item, taken, logprobs) if learn else None
 
         rows, targets = (torch.from_numpy(each).to(self._device) for each in (entries.rows, entries.targets))
-        back = head.score(self._pass.head, hidden, rows, targets, grade)
+        back = yield from head.score(self._pass.head, hidden, rows, targets, grade)
         if learn:
             _note(item.share, entries.examples, entries.places, found)
         else:

@@ -27,7 +27,8 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 LLAMA = LlamaConfig(**SIZES)
 DAPO = Loss()
-OPTIMIZER = Optimizer(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0)
+# With this epsilon, gradients that are rounding alone do not decide where a weight goes.
+OPTIMIZER = Optimizer(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0, epsilon=1e-5)
 
 
 def model_of(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -10,7 +10,12 @@ from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import OPTIMIZER, groups, learn, policies, trainer_of
 
-DTYPES = [torch.float32, torch.bfloat16]
+KINDS = [
+    pytest.param((dtype, lean), id=f"{dtype}, {'lean' if lean else 'generic'}")
+    for dtype in (torch.float32, torch.bfloat16)
+    for lean in (True, False)
+]
+Kind = tuple[torch.dtype, bool]
 LOSSES: tuple[LossType, ...] = (
     "dapo",
     "grpo",
@@ -42,9 +47,9 @@ def train(trainer: Trainer, numbers: Sequence[int], broken: Sequence[int] = ()) 
         trainer.step({batch.policy: OPTIMIZER for batch in batches})
 
 
-def alone(number: int, dtype: torch.dtype) -> torch.Tensor:
+def alone(number: int, kind: Kind) -> torch.Tensor:
     """The policy's numbers after training with nobody beside it."""
-    trainer = trainer_of(dtype=dtype)
+    trainer = trainer_of(dtype=kind[0], lean=kind[1])
     policies(trainer, 8)
     train(trainer, [number])
     return everything(trainer, number)
@@ -55,24 +60,24 @@ def everything(trainer: Trainer, number: int) -> torch.Tensor:
     return torch.stack([policy.weights, policy.exp_avg, policy.exp_avg_sq])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_beside_seven_others(dtype: torch.dtype) -> None:
-    trainer = trainer_of(dtype=dtype)
+@pytest.mark.parametrize("kind", KINDS)
+def test_beside_seven_others(kind: Kind) -> None:
+    trainer = trainer_of(dtype=kind[0], lean=kind[1])
     policies(trainer, 8)
     train(trainer, range(8))
     for number in (0, 3, 6, 7):
-        assert torch.equal(everything(trainer, number), alone(number, dtype))
+        assert torch.equal(everything(trainer, number), alone(number, kind))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_beside_one_that_is_broken(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_beside_one_that_is_broken(kind: Kind) -> None:
     """NaN among a neighbour's advantages, and NaN among another's weights, before and behind in the batch."""
-    trainer = trainer_of(dtype=dtype)
+    trainer = trainer_of(dtype=kind[0], lean=kind[1])
     policies(trainer, 8)
     trainer.policy("p/2").weights.fill_(torch.nan)
     train(trainer, [2, 4, 5], broken=[0])
     for number in (4, 5):
-        assert torch.equal(everything(trainer, number), alone(number, dtype))
+        assert torch.equal(everything(trainer, number), alone(number, kind))
 
 
 @pytest.mark.parametrize("number", [0, 2])

@@ -1,0 +1,95 @@
+// Small matrix products in float for one thread: C [m, n] (+)= A [m, k] B [k, n], n a multiple of 16, C in registers.
+// Every element's sum runs over k in order, with fused multiply-adds: it does not depend on m, n or where it lies.
+#pragma once
+#include "number.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+constexpr int64_t LANES = 16;
+#if defined(__AVX512F__)
+constexpr int VECTORS = 4;  // of a tile: 24 sums, 4 numbers and a weight in 32 registers
+#else
+constexpr int VECTORS = 1;
+#endif
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
+
+inline void multiply_add(float a, const Lanes& b, Lanes& sum) {
+#if defined(__AVX512F__)
+  sum = (Lanes)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)sum);
+#else
+  for (int64_t i = 0; i < LANES; ++i) sum[i] = __builtin_fmaf(a, b[i], sum[i]);
+#endif
+}
+
+inline void load_lanes(const float* from, Lanes& to) { to = *(const Lanes*)from; }
+inline void load_lanes(const bf16* from, Lanes& to) {
+#ifdef MINT_AVX512_BF16
+  to = (Lanes)widen(_mm256_loadu_si256((const __m256i*)from));
+#else
+  for (int64_t i = 0; i < LANES; ++i) to[i] = wide(from[i]);
+#endif
+}
+
+// A's element (i, k) is a[i * row + k * step].
+struct Left {
+  const float* a;
+  int64_t row, step;
+};
+
+template <int M, int V, typename T>
+inline void tile(int64_t k, Left left, const T* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  Lanes sum[M][V];
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < V; ++v) {
+      sum[i][v] = Lanes{};
+      if (add) load_lanes(c + i * ldc + v * LANES, sum[i][v]);
+    }
+  for (int64_t at = 0; at < k; ++at) {
+    Lanes right[V];
+    for (int v = 0; v < V; ++v) load_lanes(b + at * ldb + v * LANES, right[v]);
+    for (int i = 0; i < M; ++i) {
+      const float weight = left.a[i * left.row + at * left.step];
+      for (int v = 0; v < V; ++v) multiply_add(weight, right[v], sum[i][v]);
+    }
+  }
+  for (int i = 0; i < M; ++i)
+    for (int v = 0; v < V; ++v) *(Lanes*)(c + i * ldc + v * LANES) = sum[i][v];
+}
+
+template <int V, typename T>
+inline void stripe(int64_t m, int64_t k, Left left, const T* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  int64_t i = 0;
+  for (; i + 6 <= m; i += 6) tile<6, V>(k, {left.a + i * left.row, left.row, left.step}, b, ldb, c + i * ldc, ldc, add);
+  for (; i + 2 <= m; i += 2) tile<2, V>(k, {left.a + i * left.row, left.row, left.step}, b, ldb, c + i * ldc, ldc, add);
+  for (; i < m; ++i) tile<1, V>(k, {left.a + i * left.row, left.row, left.step}, b, ldb, c + i * ldc, ldc, add);
+}
+
+template <typename T>
+inline void multiply(int64_t m, int64_t n, int64_t k, Left left, const T* b, int64_t ldb, float* c, int64_t ldc,
+                     bool add) {
+  int64_t j = 0;
+  for (; j + VECTORS * LANES <= n; j += VECTORS * LANES) stripe<VECTORS>(m, k, left, b + j, ldb, c + j, ldc, add);
+  for (; j < n; j += LANES) stripe<1>(m, k, left, b + j, ldb, c + j, ldc, add);
+}
+
+// exp for values at or below zero to a few units of float's last place (Cephes); plain operations, so that a loop over
+// it is vectorised and gives the same wherever an element lies. NaN stays NaN.
+inline float exp_down(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // rounded to nearest
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+  const int32_t bits = (int32_t(n == n ? n : 0.0f) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return p * power;
+}
+}  // namespace

@@ -1,0 +1,209 @@
+// Attention over trees of rows and its gradients, for training: a trunk's rows and then those of its branches, of which
+// each sees the trunk and its own past. No row is padded and no key expanded for its group of query heads; of the
+// weights only each row's sum is kept (FlashAttention-2, arXiv 2307.08691). A tree's numbers depend on nothing outside
+// of it. Products and sums are in float.
+#include <algorithm>
+#include <vector>
+#include "tiles.h"
+
+namespace {
+constexpr int64_t TOKENS = 32;  // tokens of queries that are computed together
+inline int64_t aligned(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+
+struct Shape {
+  int64_t heads, kv_heads, dim;
+  float scale;
+  int64_t group() const { return heads / kv_heads; }
+  int64_t width() const { return (heads + 2 * kv_heads) * dim; }
+};
+
+// One key/value head of one tree: its keys and values as floats, those of the branch in turn behind the trunk's.
+template <typename T>
+struct Head {
+  const Shape& shape;
+  int64_t head, places;  // places: the trunk's and the longest branch's, a multiple of 16
+  std::vector<float> k, kt, v, vt, dk, dv;
+  std::vector<float> q, s, o, dp;
+
+  Head(const Shape& shape, int64_t head, int64_t most, bool back) : shape(shape), head(head), places(aligned(most)) {
+    const int64_t rows = TOKENS * shape.group();
+    for (auto* each : {&k, &kt, &v}) each->assign(places * shape.dim, 0.0f);
+    if (back)
+      for (auto* each : {&vt, &dk, &dv}) each->assign(places * shape.dim, 0.0f);
+    q.resize(rows * shape.dim), o.resize(rows * shape.dim), s.resize(rows * places), dp.resize(back ? rows * places : 0);
+  }
+
+  void load(const T* qkv, int64_t row, int64_t count, int64_t place) {
+    const int64_t dim = shape.dim;
+    for (int64_t n = 0; n < count; ++n) {
+      const T* key = qkv + (row + n) * shape.width() + (shape.heads + head) * dim;
+      const T* value = key + shape.kv_heads * dim;
+      for (int64_t d = 0; d < dim; ++d) {
+        k[(place + n) * dim + d] = kt[d * places + place + n] = wide(key[d]);
+        v[(place + n) * dim + d] = wide(value[d]);
+      }
+      if (!vt.empty())
+        for (int64_t d = 0; d < dim; ++d) vt[d * places + place + n] = wide(value[d]);
+    }
+  }
+
+  // q [tokens * group, dim] of the rows from `row` on, scaled.
+  void load_queries(const T* qkv, int64_t row, int64_t tokens) {
+    const int64_t group = shape.group(), dim = shape.dim;
+    for (int64_t i = 0; i < tokens * group; ++i) {
+      const T* from = qkv + (row + i / group) * shape.width() + (head * group + i % group) * dim;
+      for (int64_t d = 0; d < dim; ++d) q[i * dim + d] = wide(from[d]) * shape.scale;
+    }
+  }
+
+  // s = q k^T for the first `keys` places, and what is beyond them up to a multiple of 16, which nobody reads.
+  void score(int64_t rows, int64_t keys) {
+    multiply(rows, aligned(keys), shape.dim, {q.data(), shape.dim, 1}, kt.data(), places, s.data(), places, false);
+  }
+
+  void attend(const T* qkv, T* out, float* sums, int64_t row, int64_t count, int64_t before) {
+    const int64_t group = shape.group(), dim = shape.dim;
+    for (int64_t at = 0; at < count; at += TOKENS) {
+      const int64_t tokens = std::min(TOKENS, count - at), keys = before + at + tokens;
+      load_queries(qkv, row + at, tokens);
+      score(tokens * group, keys);
+      for (int64_t i = 0; i < tokens * group; ++i) {
+        const int64_t seen = before + at + i / group + 1, token = row + at + i / group, h = head * group + i % group;
+        sums[token * shape.heads + h] = weigh(s.data() + i * places, seen, keys);
+      }
+      multiply(tokens * group, dim, keys, {s.data(), places, 1}, v.data(), dim, o.data(), dim, false);
+      for (int64_t i = 0; i < tokens * group; ++i) {
+        T* to = out + ((row + at + i / group) * shape.heads + head * group + i % group) * dim;
+        for (int64_t d = 0; d < dim; ++d) to[d] = narrow<T>(o[i * dim + d]);
+      }
+    }
+  }
+
+  // Scores to weights, in place, 0 for what is not seen; returns the logarithm of the sum of their exponentials.
+  static float weigh(float* scores, int64_t seen, int64_t keys) {
+    float peak = scores[0], sum = 0;
+#pragma omp simd reduction(max : peak)
+    for (int64_t n = 0; n < seen; ++n) peak = scores[n] > peak ? scores[n] : peak;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t n = 0; n < seen; ++n) sum += scores[n] = exp_down(scores[n] - peak);
+    const float inverse = 1.0f / sum;
+#pragma omp simd
+    for (int64_t n = 0; n < seen; ++n) scores[n] *= inverse;
+    for (int64_t n = seen; n < keys; ++n) scores[n] = 0;
+    return peak + std::log(sum);
+  }
+
+  void attend_back(const T* qkv, const T* out, const float* sums, const T* dout, T* dqkv, int64_t row, int64_t count,
+                   int64_t before) {
+    const int64_t group = shape.group(), dim = shape.dim;
+    for (int64_t at = 0; at < count; at += TOKENS) {
+      const int64_t tokens = std::min(TOKENS, count - at), keys = before + at + tokens, rows = tokens * group;
+      load_queries(qkv, row + at, tokens);
+      score(rows, keys);
+      for (int64_t i = 0; i < rows; ++i) {
+        const T* from = dout + ((row + at + i / group) * shape.heads + head * group + i % group) * dim;
+        for (int64_t d = 0; d < dim; ++d) o[i * dim + d] = wide(from[d]);
+      }
+      multiply(rows, aligned(keys), dim, {o.data(), dim, 1}, vt.data(), places, dp.data(), places, false);
+      for (int64_t i = 0; i < rows; ++i) {
+        const int64_t seen = before + at + i / group + 1, token = row + at + i / group, h = head * group + i % group;
+        const T* given = out + (token * shape.heads + h) * dim;
+        float both = 0;
+#pragma omp simd reduction(+ : both)
+        for (int64_t d = 0; d < dim; ++d) both += wide(given[d]) * o[i * dim + d];
+        weigh_back(s.data() + i * places, dp.data() + i * places, sums[token * shape.heads + h], both, seen, keys);
+      }
+      multiply(keys, dim, rows, {s.data(), 1, places}, o.data(), dim, dv.data(), dim, true);
+      multiply(keys, dim, rows, {dp.data(), 1, places}, q.data(), dim, dk.data(), dim, true);
+      multiply(rows, dim, keys, {dp.data(), places, 1}, k.data(), dim, o.data(), dim, false);
+      for (int64_t i = 0; i < rows; ++i) {
+        T* to = dqkv + (row + at + i / group) * shape.width() + (head * group + i % group) * dim;
+        for (int64_t d = 0; d < dim; ++d) to[d] = narrow<T>(o[i * dim + d] * shape.scale);
+      }
+    }
+  }
+
+  // Scores to weights again, and the weights' gradients to those of the scores, both in place.
+  static void weigh_back(float* scores, float* gradients, float sum, float both, int64_t seen, int64_t keys) {
+#pragma omp simd
+    for (int64_t n = 0; n < seen; ++n) {
+      scores[n] = exp_down(scores[n] - sum);
+      gradients[n] = scores[n] * (gradients[n] - both);
+    }
+    for (int64_t n = seen; n < keys; ++n) scores[n] = gradients[n] = 0;
+  }
+
+  void store_back(T* dqkv, int64_t row, int64_t count, int64_t place) {
+    const int64_t dim = shape.dim;
+    for (int64_t n = 0; n < count; ++n) {
+      T* key = dqkv + (row + n) * shape.width() + (shape.heads + head) * dim;
+      T* value = key + shape.kv_heads * dim;
+      for (int64_t d = 0; d < dim; ++d) {
+        key[d] = narrow<T>(dk[(place + n) * dim + d]);
+        value[d] = narrow<T>(dv[(place + n) * dim + d]);
+      }
+    }
+    std::fill(dk.begin() + place * dim, dk.end(), 0.0f);
+    std::fill(dv.begin() + place * dim, dv.end(), 0.0f);
+  }
+};
+
+// A tree is row, trunk, branches, where its branches' lengths begin in `lengths`.
+template <typename T, typename Visit>
+void each_head(const int64_t* trees, int64_t count, const int64_t* lengths, const Shape& shape, bool back, Visit visit) {
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t item = 0; item < count * shape.kv_heads; ++item) {
+    const int64_t* tree = trees + 4 * (item / shape.kv_heads);
+    int64_t longest = 0;
+    for (int64_t b = 0; b < tree[2]; ++b) longest = std::max(longest, lengths[tree[3] + b]);
+    Head<T> head(shape, item % shape.kv_heads, tree[1] + longest, back);
+    visit(head, tree[0], tree[1], lengths + tree[3], tree[2]);
+  }
+}
+
+template <typename T>
+void attend(const T* qkv, T* out, float* sums, const int64_t* trees, int64_t count, const int64_t* lengths,
+            const Shape& shape) {
+  each_head<T>(trees, count, lengths, shape, false,
+               [&](Head<T>& head, int64_t row, int64_t trunk, const int64_t* branches, int64_t many) {
+                 head.load(qkv, row, trunk, 0);
+                 head.attend(qkv, out, sums, row, trunk, 0);
+                 for (int64_t b = 0, at = row + trunk; b < many; at += branches[b++]) {
+                   head.load(qkv, at, branches[b], trunk);
+                   head.attend(qkv, out, sums, at, branches[b], trunk);
+                 }
+               });
+}
+
+template <typename T>
+void attend_back(const T* qkv, const T* out, const float* sums, const T* dout, T* dqkv, const int64_t* trees,
+                 int64_t count, const int64_t* lengths, const Shape& shape) {
+  each_head<T>(trees, count, lengths, shape, true,
+               [&](Head<T>& head, int64_t row, int64_t trunk, const int64_t* branches, int64_t many) {
+                 head.load(qkv, row, trunk, 0);
+                 head.attend_back(qkv, out, sums, dout, dqkv, row, trunk, 0);
+                 for (int64_t b = 0, at = row + trunk; b < many; at += branches[b++]) {
+                   head.load(qkv, at, branches[b], trunk);
+                   head.attend_back(qkv, out, sums, dout, dqkv, at, branches[b], trunk);
+                   head.store_back(dqkv, at, branches[b], trunk);
+                 }
+                 head.store_back(dqkv, row, trunk, 0);
+               });
+}
+}  // namespace
+
+// qkv, dqkv [T, (heads + 2 kv_heads) dim]; out, dout [T, heads dim]; sums [T, heads]; trees [count, 4]: first row, rows
+// of the trunk, branches, where their rows' numbers begin in `lengths`. Rows of no tree are left as they are.
+#define MINT_TREES(NAME, T)                                                                                            \
+  extern "C" void mint_attend_trees_##NAME(const T* qkv, T* out, float* sums, const int64_t* trees, int64_t count,     \
+                                           const int64_t* lengths, int64_t heads, int64_t kv_heads, int64_t dim,       \
+                                           float scale) {                                                              \
+    attend<T>(qkv, out, sums, trees, count, lengths, {heads, kv_heads, dim, scale});                                   \
+  }                                                                                                                    \
+  extern "C" void mint_attend_trees_back_##NAME(const T* qkv, const T* out, const float* sums, const T* dout, T* dqkv, \
+                                                const int64_t* trees, int64_t count, const int64_t* lengths,           \
+                                                int64_t heads, int64_t kv_heads, int64_t dim, float scale) {           \
+    attend_back<T>(qkv, out, sums, dout, dqkv, trees, count, lengths, {heads, kv_heads, dim, scale});                  \
+  }
+MINT_TREES(bfloat16, bf16)
+MINT_TREES(float32, float)

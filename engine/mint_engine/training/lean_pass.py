@@ -1,0 +1,141 @@
+"""The lean training pass: a llama-like base's forward and backward written out, on own kernels and without autograd.
+
+Products run over all rows at once; of each layer what is costly to compute again is kept, and norms and activations
+are not. Frozen weights need no gradients, so each layer is twice its forward. Letters in shapes: T rows, H hidden, Q
+query and K key/value heads, D head size, I the network's inner size. Tests hold it against the generic pass.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from mint_engine.adapter import Module
+from mint_engine.base import Base
+from mint_engine.kernels.library import Kernels
+from mint_engine.training.batch import Batch, Score
+from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
+from mint_engine.training.llama import Layer, Llama, Product, read_llama
+
+_Middles = list[torch.Tensor]  # x A^T scaling [n, r] of each segment's part of a product, in their order
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a layer's backward needs of its forward."""
+
+    before: torch.Tensor  # [T, H]: what came in
+    raw: torch.Tensor | None  # [T, (Q + 2 K) D]: queries, keys, values before norms of heads, where there are any
+    qkv: torch.Tensor  # the same, turned
+    attended: torch.Tensor  # [T, Q D]
+    sums: torch.Tensor  # [T, Q]
+    between: torch.Tensor  # [T, H]: after attention
+    gate_up: torch.Tensor  # [T, 2 I]
+    middles: tuple[_Middles, _Middles, _Middles, _Middles]  # of qkv, output, gate_up, down
+
+
+class LeanPass:
+    """Made from a base; its modules see the same weights as before."""
+
+    def __init__(
+        self, base: Base, modules: Mapping[str, Module], kernels: Kernels, training: TrainingKernels
+    ) -> None:
+        """Raises Unlike where the base is not llama-like."""
+        self._llama: Llama = read_llama(base, modules)
+        self._kernels, self._training = kernels, training
+        self.name = f"lean ({kernels.variant})"
+
+    def run(self, batch: Batch, score: Score) -> Iterator[None]:
+        """As `GenericPass.run`, a layer at a time."""
+        llama, trees = self._llama, lay_trees(batch.trees)
+        hidden = functional.embedding(batch.tokens, llama.embedding)
+        kept = []
+        for layer in llama.layers:
+            hidden, found = self._forward(layer, hidden, batch, trees)
+            if batch.segments:
+                kept.append(found)
+            yield
+        gradient = yield from score(self._norm(hidden, llama.norm))
+        if gradient is None:
+            return
+        back = torch.zeros_like(hidden)
+        self._training.norm_back(back, gradient, hidden, llama.norm, llama.epsilon)
+        while kept:
+            layer, found = llama.layers[len(kept) - 1], kept.pop()
+            self._backward(layer, found, back, batch, trees, lowest=not kept)
+            yield
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [n, V] of normed outputs [n, H]; differentiable."""
+        logits: torch.Tensor = self._llama.head(hidden)
+        return logits
+
+    def _forward(self, layer: Layer, before: torch.Tensor, batch: Batch, trees: Trees) -> tuple[torch.Tensor, _Kept]:
+        llama, training = self._llama, self._training
+        qkv, qkv_middles = _product(layer.qkv, self._norm(before, layer.attention_norm), batch)
+        raw = qkv.clone() if layer.head_norms else None
+        if layer.head_norms:
+            training.head_norm(qkv, llama.heads, *layer.head_norms, llama.epsilon)
+        training.turn(qkv, llama.heads, batch.positions, llama.cos, llama.sin)
+        attended, sums = training.attend(qkv, trees, llama.heads)
+        output, output_middles = _product(layer.output, attended, batch)
+        between = output.add_(before)
+        gate_up, gate_up_middles = _product(layer.gate_up, self._norm(between, layer.mlp_norm), batch)
+        down, down_middles = _product(layer.down, self._kernels.silu_mul(gate_up), batch)
+        middles = (qkv_middles, output_middles, gate_up_middles, down_middles)
+        return down.add_(between), _Kept(before, raw, qkv, attended, sums, between, gate_up, middles)
+
+    def _backward(
+        self, layer: Layer, kept: _Kept, back: torch.Tensor, batch: Batch, trees: Trees, *, lowest: bool
+    ) -> None:
+        """`back` [T, H], the gradient of what the layer gave, becomes that of what it took, but for the lowest."""
+        llama, training = self._llama, self._training
+        qkv_middles, output_middles, gate_up_middles, down_middles = kept.middles
+        inner = self._product_back(layer.down, back, self._kernels.silu_mul(kept.gate_up), down_middles, batch)
+        wide = training.silu_mul_back(kept.gate_up, inner)
+        x = self._norm(kept.between, layer.mlp_norm)
+        narrow = self._product_back(layer.gate_up, wide, x, gate_up_middles, batch)
+        training.norm_back(back, narrow, kept.between, layer.mlp_norm, llama.epsilon)
+        attended = self._product_back(layer.output, back, kept.attended, output_middles, batch)
+        qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, attended, trees, llama.heads)
+        training.turn(qkv, llama.heads, batch.positions, llama.cos, llama.sin, back=True)
+        if layer.head_norms and kept.raw is not None:
+            training.head_norm_back(qkv, kept.raw, llama.heads, *layer.head_norms, llama.epsilon)
+        x = self._norm(kept.before, layer.attention_norm)
+        narrow = self._product_back(layer.qkv, qkv, x, qkv_middles, batch)
+        if not lowest:
+            training.norm_back(back, narrow, kept.before, layer.attention_norm, llama.epsilon)
+
+    def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self._kernels.add_norm(hidden, None, weight, self._llama.epsilon)
+
+    def _product_back(
+        self, product: Product, dy: torch.Tensor, x: torch.Tensor, middles: _Middles, batch: Batch
+    ) -> torch.Tensor:
+        """dy [T, out] -> dx [T, in]; adds to the gradients of A and B."""
+        dx, kept = dy @ product.weight, iter(middles)
+        for segment in batch.segments:
+            rows = slice(segment.start, segment.stop)
+            for target in product.targets:
+                part = segment.parts.get(target.path)
+                if part is not None:
+                    given = dy[rows, target.columns]
+                    back = (given @ part.b[0].t()).mul_(part.scaling)
+                    dx[rows].addmm_(back, part.a[0])
+                    self._training.outer(back, x[rows], part.a_gradient[0])
+                    self._training.outer(next(kept), given, part.b_gradient[0])
+        return dx
+
+
+def _product(product: Product, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, _Middles]:
+    """x [T, in] -> y [T, out] with every row's adapter, and what its backward needs."""
+    y, middles = functional.linear(x, product.weight, product.bias), []
+    for segment in batch.segments:
+        rows = slice(segment.start, segment.stop)
+        for target in product.targets:
+            part = segment.parts.get(target.path)
+            if part is not None:
+                middles.append((x[rows] @ part.a[0].t()).mul_(part.scaling))
+                y[rows, target.columns].addmm_(middles[-1], part.b[0])
+    return y, middles

@@ -1,0 +1,136 @@
+"""A llama-like base as the lean training pass wants it: fused products, without a second copy of any weight.
+
+Weights that are multiplied together are laid side by side once, and transformers' modules see their parts of that.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mint_engine.adapter import Module
+from mint_engine.base import Base
+from mint_engine.lean_layers import FAMILIES
+from mint_engine.training.kernels import Heads
+
+_ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a sequence's length
+
+
+class Unlike(Exception):
+    """The base is not llama-like; the message says where."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module that adapters may target, as columns of a fused product."""
+
+    path: str
+    columns: slice
+
+
+@dataclass(frozen=True)
+class Product:
+    """y = x W^T + bias, of several modules at once. weight [out, in]"""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer."""
+
+    attention_norm: torch.Tensor  # [H]
+    qkv: Product
+    head_norms: tuple[torch.Tensor, torch.Tensor] | None  # of queries and keys [D]
+    output: Product
+    mlp_norm: torch.Tensor  # [H]
+    gate_up: Product
+    down: Product
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A whole base; cos and sin [positions, half] float32 are the angles of each position."""
+
+    embedding: torch.Tensor  # [V, H]
+    layers: tuple[Layer, ...]
+    norm: torch.Tensor  # [H]
+    head: nn.Linear
+    cos: torch.Tensor
+    sin: torch.Tensor
+    heads: Heads
+    epsilon: float
+
+
+def read_llama(base: Base, modules: Mapping[str, Module]) -> Llama:
+    """The base, over its own weights. Raises Unlike where it is not llama-like; then it stays as it is."""
+    config, model = base.config, base.model
+    _check(config)
+    decoder: Any = model.model
+    attention = decoder.layers[0].self_attn
+    heads = Heads(
+        int(config.num_attention_heads), int(config.num_key_value_heads), int(attention.head_dim),
+        float(attention.scaling),
+    )  # fmt: skip
+    if heads.dim % 16 or heads.queries % heads.keys:
+        raise Unlike(f"heads of {heads.dim}, {heads.queries} over {heads.keys}, fit no kernel")
+    cos, sin = decoder.rotary_emb(
+        torch.empty(0, dtype=base.dtype), torch.arange(base.context_length or config.max_position_embeddings)[None]
+    )
+    half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
+    head: Any = model.lm_head
+    return Llama(
+        embedding=decoder.embed_tokens.weight,
+        layers=tuple(_layer(f"model.layers.{at}", layer, modules) for at, layer in enumerate(decoder.layers)),
+        norm=decoder.norm.weight,
+        head=head,
+        cos=cos[0, :, :half].float().contiguous(),
+        sin=sin[0, :, :half].float().contiguous(),
+        heads=heads,
+        epsilon=float(config.rms_norm_eps),
+    )
+
+
+def _check(config: Any) -> None:
+    if config.model_type not in FAMILIES:
+        raise Unlike(f"the family {config.model_type} has no lean pass")
+    if config.hidden_act != "silu":
+        raise Unlike(f"the activation is {config.hidden_act}")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise Unlike("attention slides over a window")
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope not in _ROPES:
+        raise Unlike(f"rotary positions are of type {rope}")
+
+
+def _layer(path: str, layer: Any, modules: Mapping[str, Module]) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
+    return Layer(
+        attention_norm=layer.input_layernorm.weight,
+        qkv=_fuse(f"{path}.self_attn", attention, ("q_proj", "k_proj", "v_proj"), modules),
+        head_norms=norms,
+        output=_fuse(f"{path}.self_attn", attention, ("o_proj",), modules),
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate_up=_fuse(f"{path}.mlp", mlp, ("gate_proj", "up_proj"), modules),
+        down=_fuse(f"{path}.mlp", mlp, ("down_proj",), modules),
+    )
+
+
+def _fuse(path: str, parent: nn.Module, names: Sequence[str], modules: Mapping[str, Module]) -> Product:
+    linears: list[Any] = [getattr(parent, name) for name in names]
+    weight, targets, row = linears[0].weight, [], 0
+    if len(linears) > 1:
+        weight = torch.cat([linear.weight for linear in linears])
+    for name, linear in zip(names, linears, strict=True):
+        columns = slice(row, row + linear.weight.shape[0])
+        linear.weight.data = weight[columns]  # the part of the whole takes the place of the old one
+        if f"{path}.{name}" in modules:
+            targets.append(Target(f"{path}.{name}", columns))
+        row = columns.stop
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    return Product(weight.detach(), torch.cat(biases) if biases else None, tuple(targets))

@@ -1,0 +1,29 @@
+"""Which pass computes a base's forward and backward: lean where base and machine allow it, generic otherwise."""
+
+from collections.abc import Mapping
+
+import structlog
+
+from mint_engine.adapter import Module
+from mint_engine.base import Base
+from mint_engine.kernels.library import find_kernels
+from mint_engine.training.generic_pass import GenericPass
+from mint_engine.training.kernels import find_training_kernels
+from mint_engine.training.lean_pass import LeanPass
+from mint_engine.training.llama import Unlike
+
+Pass = GenericPass | LeanPass
+
+_log = structlog.get_logger(__name__)
+
+
+def choose_pass(base: Base, modules: Mapping[str, Module], *, lean: bool = True) -> Pass:
+    """The fastest pass that computes this base; `lean=False` takes the generic one whatever the base."""
+    kernels = find_kernels(base.dtype, base.device) if lean else None
+    training = find_training_kernels(base.dtype, base.device)
+    if kernels is not None and training is not None:
+        try:
+            return LeanPass(base, modules, kernels, training)
+        except Unlike as why:
+            _log.info("lean_training_unavailable", architecture=base.architecture, why=str(why))
+    return GenericPass(base, modules)

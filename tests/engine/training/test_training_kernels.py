@@ -1,0 +1,141 @@
+"""Each kernel of the lean training pass against plain torch and its autograd."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mint_engine.training.attend import visible
+from mint_engine.training.kernels import Heads, TrainingKernels, find_training_kernels, lay_trees
+from mint_engine.training.pieces import Tree
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+DTYPES = list(TOLERANCE)
+TREES = (Tree(0, 5, (3, 0, 7)), Tree(15, 1, (0,)), Tree(16, 70, (33, 1, 40)), Tree(160, 90, (2,)))
+ROWS = 256  # the last four belong to no tree
+
+
+def kernels_of(dtype: torch.dtype) -> TrainingKernels:
+    kernels = find_training_kernels(dtype, torch.device("cpu"))
+    assert kernels is not None, "run `make kernels`"
+    return kernels
+
+
+def near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    found, expected = found.float(), expected.detach().float()
+    assert float((found.detach() - expected).norm() / expected.norm()) < TOLERANCE[dtype]
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def attend_plainly(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
+    """[T, (Q + 2 K) D] -> [T, Q D] in float32."""
+    q, k, v = qkv.view(ROWS, -1, heads.dim).tensor_split((heads.queries, heads.queries + heads.keys), dim=1)
+    out = torch.zeros(ROWS, heads.queries, heads.dim)
+    for tree in TREES:
+        span = slice(tree.row, tree.row + tree.rows)
+        query, key, value = (each[span].transpose(0, 1)[None] for each in (q, k, v))
+        seen = visible(tree.trunk, tree.branches)
+        out[span] = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, scale=heads.scale, enable_gqa=True
+        )[0].transpose(0, 1)
+    return out.view(ROWS, -1)
+
+
+@pytest.mark.parametrize("heads", [Heads(6, 2, 32, 0.2), Heads(4, 4, 16, 1.0), Heads(9, 3, 64, 0.125)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_over_trees(dtype: torch.dtype, heads: Heads) -> None:
+    kernels, trees = kernels_of(dtype), lay_trees(TREES)
+    qkv = normal(ROWS, heads.width, seed=1, dtype=dtype)
+    dout = normal(ROWS, heads.queries * heads.dim, seed=2, dtype=dtype)
+    given = qkv.float().requires_grad_()
+    expected = attend_plainly(given, heads)
+    (back,) = torch.autograd.grad(expected, given, dout.float())
+    out, sums = kernels.attend(qkv, trees, heads)
+    near(out, expected, dtype)
+    near(kernels.attend_back(qkv, out, sums, dout, trees, heads), back, dtype)
+    assert not out[252:].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tree_depends_on_nothing_outside(dtype: torch.dtype) -> None:
+    """Bit for bit the same alone or beside others, one of them full of NaN."""
+    kernels, heads = kernels_of(dtype), Heads(6, 2, 32, 0.2)
+    qkv = normal(ROWS, heads.width, seed=1, dtype=dtype)
+    dout = normal(ROWS, heads.queries * heads.dim, seed=2, dtype=dtype)
+    qkv[15:16] = qkv[16:160] = dout[16:160] = torch.nan
+    together = kernels.attend(qkv, lay_trees(TREES), heads)
+    back = kernels.attend_back(qkv, *together, dout, lay_trees(TREES), heads)
+    for tree in (TREES[0], TREES[3]):
+        span = slice(tree.row, tree.row + tree.rows)
+        alone = lay_trees([Tree(0, tree.trunk, tree.branches)])
+        out, sums = kernels.attend(qkv[span], alone, heads)
+        assert torch.equal(out, together[0][span])
+        assert torch.equal(kernels.attend_back(qkv[span], out, sums, dout[span], alone, heads), back[span])
+        assert out.isfinite().all()
+        assert back[span].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_back(dtype: torch.dtype) -> None:
+    x, dy, dx = (normal(20, 80, seed=seed, dtype=dtype) for seed in (1, 2, 3))
+    weight = normal(80, seed=4, dtype=dtype)
+    given = x.float().requires_grad_()
+    (back,) = torch.autograd.grad(functional.rms_norm(given, (80,), weight.float(), 1e-5), given, dy.float())
+    expected = dx.float() + back
+    kernels_of(dtype).norm_back(dx, dy, x, weight, 1e-5)
+    near(dx, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_mul_back(dtype: torch.dtype) -> None:
+    gate_up, dy = normal(20, 160, seed=1, dtype=dtype) * 5, normal(20, 80, seed=2, dtype=dtype)
+    gate_up[0, :4] = torch.tensor([200.0, -200.0, 0.0, -88.0])
+    given = gate_up.float().requires_grad_()
+    (back,) = torch.autograd.grad(functional.silu(given[:, :80]) * given[:, 80:], given, dy.float())
+    near(kernels_of(dtype).silu_mul_back(gate_up, dy), back, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_turning_heads_and_back(dtype: torch.dtype) -> None:
+    kernels, heads = kernels_of(dtype), Heads(3, 2, 32, 1.0)
+    qkv = normal(20, heads.width, seed=1, dtype=dtype)
+    angles = torch.rand(50, 16, generator=torch.Generator().manual_seed(2)) * 6
+    positions = torch.arange(20) * 2
+    turned = qkv.clone()
+    kernels.turn(turned, heads, positions, angles.cos(), angles.sin())
+    first, second = qkv.float().view(20, 7, 2, 16)[:, :5].unbind(2)
+    cos, sin = (each[positions][:, None] for each in (angles.cos(), angles.sin()))
+    expected = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
+    near(turned.view(20, 7, 32)[:, :5], expected, dtype)
+    assert torch.equal(turned.view(20, 7, 32)[:, 5:], qkv.view(20, 7, 32)[:, 5:])
+    kernels.turn(turned, heads, positions, angles.cos(), angles.sin(), back=True)
+    near(turned, qkv, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_head_norms_and_back(dtype: torch.dtype) -> None:
+    kernels, heads = kernels_of(dtype), Heads(3, 2, 32, 1.0)
+    raw, dy = (normal(20, heads.width, seed=seed, dtype=dtype) for seed in (1, 2))
+    query, key = (normal(32, seed=seed, dtype=dtype) for seed in (3, 4))
+    given = raw.float().requires_grad_()
+    q, k, v = given.view(20, 7, 32).tensor_split((3, 5), dim=1)
+    normed = [functional.rms_norm(each, (32,), weight.float(), 1e-6) for each, weight in ((q, query), (k, key))]
+    expected = torch.cat([*normed, v], dim=1).view(20, -1)
+    (back,) = torch.autograd.grad(expected, given, dy.float())
+    found = raw.clone()
+    kernels.head_norm(found, heads, query, key, 1e-6)
+    near(found, expected, dtype)
+    kernels.head_norm_back(dy, raw, heads, query, key, 1e-6)
+    near(dy, back, dtype)
+
+
+@pytest.mark.parametrize("size", [16, 64, 200])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_outer_sums_in_float(dtype: torch.dtype, size: int) -> None:
+    left, right = normal(300, 9, seed=1, dtype=dtype), normal(300, 400, seed=2, dtype=dtype)
+    total = normal(8, size, seed=3, dtype=torch.float32)
+    expected = total.double() + left[:, :8].double().t() @ right[:, 50 : 50 + size].double()
+    kernels_of(dtype).outer(left[:, :8], right[:, 50 : 50 + size], total)
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-4)
