@@ -9,9 +9,9 @@ from mint_engine.base import Base
 from mint_engine.cache import Cache
 from mint_engine.expert_lora import plan_experts
 from mint_engine.experts import is_stack
-from mint_engine.kernels.library import MAX_RANK, find_kernels
-from mint_engine.lora import merge_spans, sort_rows
-from mint_engine.modules import replace_modules
+from mint_engine.kernels.library import MAX_RANK, ROWS, find_kernels
+from mint_engine.lora import merge_spans, sort_rows, work_items
+from mint_engine.modules import CompiledRows, replace_modules
 from mint_engine.paged import Span, plan_attention
 from mint_engine.slots import Slots
 
@@ -40,7 +40,10 @@ class Generic:
         device, current = self._base.device, self._current
         positions = [at for span in spans for at in range(span.position, span.position + span.length)]
         segments = merge_spans(spans)
-        current.rows = sort_rows(segments, self._slots)
+        if self._kernels is None:
+            current.rows = sort_rows(segments, self._slots)
+        elif (items := work_items(segments, self._slots, ROWS)).shape[0]:
+            current.compiled = CompiledRows(self._kernels, items)
         if self._routed:
             current.expert_rows = plan_experts(segments, len(tokens), self._slots, self._kernels)
         current.paged = plan_attention(spans, self._cache, device)
@@ -54,6 +57,6 @@ class Generic:
                 paged=current.paged,
             )
         finally:
-            current.rows = current.expert_rows = current.paged = None
+            current.rows = current.compiled = current.expert_rows = current.paged = None
         logits: torch.Tensor = output.logits[0]
         return logits

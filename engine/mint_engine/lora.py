@@ -66,6 +66,16 @@ def with_adapters(segments: Sequence[Segment], slots: Slots) -> list[Segment]:
     return [each for each in segments if each.slot != NO_SLOT and slots.filled[each.slot]]
 
 
+def work_items(segments: Sequence[Segment], slots: Slots, most: int) -> torch.Tensor:
+    """For a kernel: first row, rows (`most` at most) and slot of each work item, [n, 3] int32."""
+    items = [
+        (segment.start + done, min(most, segment.length - done), segment.slot)
+        for segment in with_adapters(segments, slots)
+        for done in range(0, segment.length, most)
+    ]
+    return torch.tensor(items, dtype=torch.int32).view(-1, 3)
+
+
 def sort_rows(segments: Sequence[Segment], slots: Slots) -> Rows | None:
     """Sort a step's segments into long ones and gathers; None where no row has an adapter."""
     tenants = with_adapters(segments, slots)

@@ -15,10 +15,19 @@ from mint_engine.adapter import Module
 from mint_engine.expert_lora import ExpertRows
 from mint_engine.experts import ExpertModules, is_stack, stacked_modules
 from mint_engine.indexer import rotation_of, select
+from mint_engine.kernels.library import Kernels
 from mint_engine.latent import is_latent, up_projection
 from mint_engine.lora import Rows, add_lora
 from mint_engine.paged import PagedAttention
 from mint_engine.slots import Slots
+
+
+@dataclass(frozen=True)
+class CompiledRows:
+    """One step's rows as the kernels want them; gradients do not pass through these."""
+
+    kernels: Kernels
+    items: torch.Tensor  # [n, 3] int32, see Kernels.lora
 
 
 @dataclass
@@ -26,6 +35,7 @@ class Current:
     """What the step in progress computes; modules look here, because most are told nothing but their input."""
 
     rows: Rows | None = None
+    compiled: CompiledRows | None = None  # instead of rows, where kernels add adapters
     expert_rows: ExpertRows | None = None
     paged: PagedAttention | None = None
 
@@ -42,20 +52,27 @@ class LoraLinear(nn.Module):
         self._slots = slots
         self._module = module
         self._current = current
+        self._part = torch.tensor([[module, 0, self.in_features, self.out_features]])  # see Kernels.lora
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [1, T, in] -> [1, T, out]."""
         y = functional.linear(x, self.weight, self.bias)
-        rows = self._current.rows
-        if rows is not None:
-            flat, dtype = x.reshape(-1, self.in_features), self._slots.dtype
-            if y.dtype == dtype:
-                add_lora(y.view(-1, self.out_features), flat, self._slots, self._module, rows)
-            else:  # a module that the base keeps in float32
-                added = torch.zeros_like(y, dtype=dtype)
-                add_lora(added.view(-1, self.out_features), flat.to(dtype), self._slots, self._module, rows)
-                y = y + added
-        return y
+        if self._current.rows is None and self._current.compiled is None:
+            return y
+        dtype = self._slots.dtype
+        if y.dtype == dtype:
+            self._add(y.view(-1, self.out_features), x.reshape(-1, self.in_features))
+            return y
+        added = torch.zeros_like(y, dtype=dtype)  # the base keeps this module in float32
+        self._add(added.view(-1, self.out_features), x.reshape(-1, self.in_features).to(dtype))
+        return y + added
+
+    def _add(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        compiled, rows = self._current.compiled, self._current.rows
+        if compiled is not None:
+            compiled.kernels.lora(y, x, compiled.items, self._slots, self._part)
+        elif rows is not None:
+            add_lora(y, x, self._slots, self._module, rows)
 
 
 def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> dict[str, Module]:

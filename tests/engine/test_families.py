@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from mint_engine import generic
 from mint_engine.forward import Forward
 from mint_engine.paged import Span
 from mint_engine.pages import PAGE_TOKENS, pages_for
@@ -59,9 +60,14 @@ def check(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_adapters_in_one_batch_equal_merged_weights(name: str) -> None:
+def test_adapters_in_one_batch_equal_merged_weights(
+    name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Adapters on every linear, low-rank projections, shared and routed experts included, beside the bare base."""
+    if not compiled:
+        monkeypatch.setattr(generic, "find_kernels", lambda dtype, device: None)
     forward = filled(name)
     slots = [0, 1, 2, NO_SLOT]
     for who, (found, slot) in enumerate(zip(play(forward, TURNS, slots), slots, strict=True)):
