@@ -13,7 +13,7 @@ from pathlib import Path
 
 from e2e.cluster.progress import Steps
 from e2e.samples import prepare
-from tests.bench import cold, handoff, load, results, serve
+from tests.bench import cold, handoff, load, moe, results, serve
 from tests.bench.bench import Bench, Group
 from tests.bench.models import sample_base, vocabulary
 from tests.bench.promises import BY_METRIC, PROMISES
@@ -22,7 +22,12 @@ from tests.bench.side import SideFailed
 from tests.bench.table import table
 from tests.bench.workload import NEW_TOKENS
 
-FAMILIES = {"serve": serve.GROUPS, "load": load.GROUPS, "cold": cold.GROUPS, "handoff": handoff.GROUPS}
+FAMILIES = {
+    "serve": (*serve.GROUPS, *moe.GROUPS),
+    "load": load.GROUPS,
+    "cold": cold.GROUPS,
+    "handoff": handoff.GROUPS,
+}
 
 
 def main() -> int:

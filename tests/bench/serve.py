@@ -24,9 +24,9 @@ def _base(bench: Bench) -> list[Row]:
     with scratch("engine") as cache, ExitStack() as sides:
         ours = sides.enter_context(bench.ours(sys.executable, Setup(str(bench.base), str(cache), bench.device)))
         bench.start(ours)
-        turns = {"ours": _rate(bench, ours, "base", ())}
+        turns = {"ours": rate(bench, ours, "base", ())}
         why = _join_vllm(bench, sides, turns, 0, {}, ())
-        found = _rounds(bench, turns)
+        found = rounds(bench, turns)
     return [_against("serve.base_over_vllm_cpu", found, "ours", "vllm", why)]
 
 
@@ -42,14 +42,14 @@ def _mixed(bench: Bench, rank: int, *, with_peft: bool) -> list[Row]:
         bench.start(ours)
         with bench.doing("ours: adapters into slots"):
             ours.ask("hold", names=list(chosen), tier="Device")
-        turns = {"mixed": _rate(bench, ours, f"64 of rank {rank}", chosen), "base": _rate(bench, ours, "base", ())}
+        turns = {"mixed": rate(bench, ours, f"64 of rank {rank}", chosen), "base": rate(bench, ours, "base", ())}
         why = _join_vllm(bench, sides, turns, rank, folders, chosen)
         if with_peft:
             setup_of = {"base": str(bench.base), "adapters": folders, "device": bench.device}
             peft = sides.enter_context(bench.side("peft", sys.executable, "tests.bench.peft_peer", setup_of))
             bench.start(peft)
-            turns["peft"] = _rate(bench, peft, f"64 of rank {rank}", chosen)
-        found = _rounds(bench, turns)
+            turns["peft"] = rate(bench, peft, f"64 of rank {rank}", chosen)
+        found = rounds(bench, turns)
     rows = [
         _against(f"serve.mixed64_r{rank}_over_vllm_cpu", found, "mixed", "vllm", why),
         measured(f"serve.mixed64_r{rank}_over_base", found["mixed"], found["base"]),
@@ -80,7 +80,7 @@ def _many(bench: Bench) -> list[Row]:
 
                 return ask
 
-            found = _rounds(bench, {"many": one(everyone, 0), "few": one(everyone[:FEW], _APART)})
+            found = rounds(bench, {"many": one(everyone, 0), "few": one(everyone[:FEW], _APART)})
     return [measured("serve.distinct2000_over_5", found["many"], found["few"], f"{many} of rank 8 over 64 slots")]
 
 
@@ -101,7 +101,7 @@ def _join_vllm(
     except (PeerUnavailable, SideFailed) as error:
         bench.steps.say(f"peer not available: {error}")
         return f"peer not available: {str(error).splitlines()[0]}"
-    turns["vllm"] = _rate(bench, peer, f"64 of rank {rank}" if rank else "base", chosen)
+    turns["vllm"] = rate(bench, peer, f"64 of rank {rank}" if rank else "base", chosen)
     return ""
 
 
@@ -119,7 +119,9 @@ def vllm(bench: Bench, rank: int, folders: dict[str, str]) -> Iterator[Side]:
         yield side
 
 
-def _rate(bench: Bench, side: Side, what: str, adapters: tuple[str, ...]) -> Callable[[int], float]:
+def rate(bench: Bench, side: Side, what: str, adapters: tuple[str, ...]) -> Callable[[int], float]:
+    """Asks a side for one round, by its number; tokens a second."""
+
     def ask(number: int) -> float:
         work: Work = bench.work(number, adapters=adapters)
         return float(bench.round(side, work, what)["rate"])
@@ -127,7 +129,8 @@ def _rate(bench: Bench, side: Side, what: str, adapters: tuple[str, ...]) -> Cal
     return ask
 
 
-def _rounds(bench: Bench, turns: dict[str, Callable[[int], float]]) -> dict[str, list[float]]:
+def rounds(bench: Bench, turns: dict[str, Callable[[int], float]]) -> dict[str, list[float]]:
+    """The rates of all rounds, after one of each to warm up."""
     for ask in turns.values():
         ask(_WARM)
     return take_turns(bench.rounds, turns)

@@ -1,9 +1,24 @@
 """The linears that adapters are for: path to (in, out) features. Experts are single linears, as PEFT has them."""
 
 from collections.abc import Mapping
+from pathlib import Path
+
+from mint_engine.check import expert_path
+from mint_engine.pack import base_modules
 
 MOE = "30b-a3b"
 Shapes = Mapping[str, tuple[int, int]]
+
+
+def expert_shapes(base: Path) -> dict[str, tuple[int, int]]:
+    """Every linear of a base with routed experts, each expert's too, by PEFT's names."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for path, module in base_modules(base).items():
+        for expert in range(module.experts):
+            shapes[expert_path(path, expert)] = (module.in_features, module.out_features)
+        if not module.experts:
+            shapes[path] = (module.in_features, module.out_features)
+    return shapes
 
 
 def moe_30b_a3b() -> dict[str, tuple[int, int]]:
