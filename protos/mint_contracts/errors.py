@@ -10,6 +10,7 @@ A *terminal* error needs a person or a changed object; any other goes away by it
     ├── NotFound
     │   ├── BaseModelNotFound   no such BaseModel
     │   ├── AdapterNotFound     no wave, store or file knows the adapter
+    │   ├── CatalogNotFound     the base model keeps no catalog
     │   ├── SourceNotFound      the URI was read and holds nothing
     │   └── PolicyNotFound      no policy of that name is here, or has a checkpoint
     ├── Rejected                the object was read and may not be used
@@ -90,6 +91,10 @@ class BaseModelNotFound(NotFound):
 
 class AdapterNotFound(NotFound):
     """No wave, store or file knows the adapter."""
+
+
+class CatalogNotFound(NotFound):
+    """The base model keeps no catalog."""
 
 
 class SourceNotFound(NotFound):

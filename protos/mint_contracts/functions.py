@@ -1,4 +1,4 @@
-"""The placement map's Redis connection and its function library (functions.lua): every call bounded in time."""
+"""The Redis connection and the function libraries (functions.lua, catalog.lua): every call bounded in time."""
 
 import asyncio
 import hashlib
@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
+from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError, ResponseError
 
 from mint_contracts.errors import MapUnavailable, StaleEpoch
@@ -17,9 +18,23 @@ from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
 
 CALL_TIMEOUT_S = 3.0
 
-_SOURCE = resources.files("mint_contracts").joinpath("functions.lua").read_text()
-_LIBRARY = f"mint_{hashlib.sha256(_SOURCE.encode()).hexdigest()[:12]}"
-_CODE = f"#!lua name={_LIBRARY}\n" + _SOURCE.replace("LIBRARY", _LIBRARY)
+
+class Library(msgspec.Struct, frozen=True):
+    """Functions that Redis runs, each as one atomic step; the name carries a digest of their code."""
+
+    name: str
+    code: str
+
+
+def library(file: str) -> Library:
+    """The library of one of this package's Lua files."""
+    source = resources.files("mint_contracts").joinpath(file).read_text()
+    name = f"mint_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    return Library(name, f"#!lua name={name}\n" + source.replace("LIBRARY", name))
+
+
+MAP = library("functions.lua")
+CATALOG = library("catalog.lua")
 
 
 def connect(url: str | None = None) -> Redis:
@@ -38,18 +53,43 @@ def connect(url: str | None = None) -> Redis:
 
 
 async def call(redis: Redis, function: str, names: Sequence[str], args: Sequence[str]) -> Any:
-    """FCALL, loading the library first if this Redis has not seen it (a fresh one, or one that lost its data)."""
-    name = f"{_LIBRARY}_{function}"
+    """A function of the map's library. Raises StaleEpoch when a newer writer has taken over."""
     try:
-        return await bounded(lambda: redis.fcall(name, len(names), *names, *args))
+        return await run(redis, MAP, function, names, args)
     except ResponseError as error:
         text = str(error)
         if text.startswith(("STALEEPOCH", "STALEINCARNATION")):
             raise StaleEpoch(names[0], f"a newer writer has taken over ({text})") from None
-        if "Function not found" not in text:
+        raise
+
+
+async def run(
+    redis: Redis,
+    functions: Library,
+    function: str,
+    names: Sequence[str],
+    args: Sequence[str | bytes],
+    *,
+    raw: bool = False,
+) -> Any:
+    """FCALL, loading the library first if this Redis has not seen it (a fresh one, or one that lost its data).
+
+    With `raw` the answer is bytes, whatever the connection decodes.
+    """
+    command = ("FCALL", f"{functions.name}_{function}", len(names), *names, *args)
+    options = {NEVER_DECODE: True} if raw else {}
+
+    def send() -> Awaitable[Any]:
+        sent: Awaitable[Any] = redis.execute_command(*command, **options)  # type: ignore[no-untyped-call]
+        return sent
+
+    try:
+        return await bounded(send)
+    except ResponseError as error:
+        if "Function not found" not in str(error):
             raise
-    await bounded(lambda: redis.function_load(_CODE, replace=True))
-    return await bounded(lambda: redis.fcall(name, len(names), *names, *args))
+    await bounded(lambda: redis.function_load(functions.code, replace=True))
+    return await bounded(send)
 
 
 async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:

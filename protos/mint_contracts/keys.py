@@ -21,8 +21,18 @@ call can change them together, and bases spread over shards.
 | mint:{ns/name}:rewards:POLICY     | list   | mean reward of each finished step     | engine   |
 | mint:{ns/name}:changed            | pubsub | "map" or "engine NAME": something new | both     |
 | mint:{ns/name}:called:ENGINE      | pubsub | its edition has grown                 | operator |
+| mint:{ns/name}:catalog            | hash   | count, version, sequence, complete    | gateways |
+| mint:{ns/name}:catalog:directory  | zset   | the name that each leaf begins at     | gateways |
+| mint:{ns/name}:catalog:leaf:NAME  | hash   | names from NAME on -> packed state    | gateways |
+| mint:{ns/name}:catalog:roots      | hash   | number -> beginning of URIs           | gateways |
+| mint:{ns/name}:catalog:labels     | hash   | number -> labels, JSON                | gateways |
+| mint:{ns/name}:catalog:roots:numbers, :labels:numbers   | the same two, the other way round   | gateways |
+| mint:{ns/name}:catalog:parts      | zset   | manifest parts that are in, lately    | gateways |
+| mint:{ns/name}:catalog:keeper     | string | the gateway that reads manifests now  | gateways |
+| mint:{ns/name}:catalog:news       | pubsub | names that changed, or "*"            | gateways |
 
-Losing all of it loses nothing: the operator rewrites its keys from the API server, each engine its own from memory.
+Losing all of it loses nothing: the operator rewrites its keys from the API server, each engine its own from memory,
+the gateways the catalog from its manifests (catalog.lua has its layout, and is its only writer).
 A missing `version` means "not known", never "nothing is wanted": readers keep what they have.
 """
 
@@ -102,3 +112,13 @@ def changed(base: str) -> str:
 def called(base: str, engine: str) -> str:
     """Channel: a hint that this engine's edition has grown, so that a thousand engines do not wake for one."""
     return f"mint:{{{base}}}:called:{engine}"
+
+
+def catalog(base: str, part: str = "") -> str:
+    """Hash: what is true of the whole catalog; with `part`, one of its other keys or its channel."""
+    return f"mint:{{{base}}}:catalog" + (f":{part}" if part else "")
+
+
+def catalog_leaf(base: str, first: str) -> str:
+    """Hash: the catalog's adapters from the name `first` on, up to where the next leaf begins."""
+    return f"mint:{{{base}}}:catalog:leaf:{first}"

@@ -6,9 +6,11 @@ from mint_contracts.errors import InvalidRequest
 
 ADAPTER_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?){0,3}$"
 ADAPTER_MAX_LENGTH = 200
+REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:+/-]{0,127}$"
 BASE_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 
 _ADAPTER = re.compile(ADAPTER_PATTERN)
+_REVISION = re.compile(REVISION_PATTERN)
 _BASE = re.compile(BASE_PATTERN)
 
 
@@ -24,6 +26,23 @@ def check_adapter(name: str) -> str:
             "is not a valid name; use up to four segments like 'team/support-7' of letters, digits, '.', '-', '_'",
         )
     return name
+
+
+def check_asked(name: str) -> str:
+    """`name` itself, if a request may ask for it: an adapter's name, or NAME@REVISION. Raises InvalidRequest."""
+    adapter, revision = split_asked(name)
+    check_adapter(adapter)
+    if "@" in name and not _REVISION.fullmatch(revision):
+        raise InvalidRequest(
+            f"adapter {name[:ADAPTER_MAX_LENGTH]!r}", "asks for no revision that can be; write NAME or NAME@REVISION"
+        )
+    return name
+
+
+def split_asked(name: str) -> tuple[str, str]:
+    """The adapter and the revision, if any, that a request asks for as NAME or NAME@REVISION."""
+    adapter, _, revision = name.partition("@")
+    return adapter, revision
 
 
 def check_base(name: str) -> str:

@@ -36,9 +36,10 @@ class BaseRecord(_Record, frozen=True):
     store: Source | None = None
     context_length: int = 0
     device_slots: int = 0
+    catalog: Source | None = None  # where its manifests are
 
 
-class Place(_Record, frozen=True, gc=False):
+class Place(_Record, frozen=True):
     """One engine that must hold an adapter, and why the plan chose it."""
 
     engine: str
@@ -46,7 +47,7 @@ class Place(_Record, frozen=True, gc=False):
     why: str
 
 
-class Placement(_Record, frozen=True, gc=False):
+class Placement(_Record, frozen=True):
     """Everything the plan decided about one adapter. Writer: operator."""
 
     adapter: str
@@ -55,7 +56,7 @@ class Placement(_Record, frozen=True, gc=False):
     places: tuple[Place, ...]
 
 
-class Assignment(_Record, frozen=True, gc=False):
+class Assignment(_Record, frozen=True):
     """One adapter that one engine must hold, in `residency` or warmer. Writer: operator."""
 
     adapter: str
@@ -72,7 +73,7 @@ class Failure(_Record, frozen=True):
     terminal: bool
 
 
-class Held(_Record, frozen=True, gc=False):
+class Held(_Record, frozen=True):
     """One adapter as an engine holds it, or failed to. Writer: that engine."""
 
     adapter: str
@@ -81,7 +82,6 @@ class Held(_Record, frozen=True, gc=False):
     revision: str = ""  # content digest; empty until the files were read
     rank: int = 0
     failure: Failure | None = None
-    bytes: int = 0  # packed, as it lies in memory or on disk
 
 
 class EngineRecord(_Record, frozen=True):
@@ -108,8 +108,8 @@ class MapState(msgspec.Struct, frozen=True):
 
     version: int | None  # None: never completed, or lost
     base: BaseRecord | None
-    placements: Mapping[str, Placement]
-    assigned: Mapping[str, Mapping[str, Assignment]]  # engine -> adapter -> Assignment
+    placements: dict[str, Placement]
+    assigned: dict[str, dict[str, Assignment]]  # engine -> adapter -> Assignment
 
 
 class EngineView(msgspec.Struct, frozen=True):

@@ -111,12 +111,21 @@ class TrainingLimits(_Camel, frozen=True):
     store: TrainingStore
 
 
-class Tenant(_Camel, frozen=True):
-    """A namespace that may hold adapters on a base: its weight against others, and the slots that it may have."""
+class Manifests(_Camel, frozen=True):
+    """A folder that the gateways write: file://, pvc://, s3:// or gs://."""
 
-    namespace: str
-    weight: int = 1
-    device_slots: int = 0  # 0: as many as there are
+    uri: str
+
+
+class Catalog(_Camel, frozen=True):
+    """Every adapter of the base that can be named; its manifests are the catalog, and Redis a copy."""
+
+    manifests: Manifests
+
+    @property
+    def source(self) -> Source:
+        """Where the manifests are."""
+        return Source(uri=self.manifests.uri)
 
 
 class BaseModelSpec(_Camel, frozen=True):
@@ -126,14 +135,13 @@ class BaseModelSpec(_Camel, frozen=True):
     engine: EngineSpec = EngineSpec()
     adapters: AdapterLimits = AdapterLimits()
     training: TrainingLimits | None = None  # None: nothing is trained on it
-    tenants: list[Tenant] = []  # beside the base's own namespace, which needs no entry
+    catalog: Catalog | None = None  # None: adapters are known by waves and the store alone
 
 
 class BaseModelRef(_Camel, frozen=True):
-    """A BaseModel of the wave's own namespace, or of another that has it among its tenants."""
+    """A BaseModel of the wave's own namespace."""
 
     name: str
-    namespace: str = ""
 
 
 class NamedSource(_Camel, frozen=True):
@@ -156,7 +164,6 @@ class Serve(_Camel, frozen=True):
 
     replicas: int = 1
     residency: Residency = "Device"
-    engines: list[int] = []  # ordinals of the only engines that may hold them; empty: any may
 
 
 class AdapterWaveSpec(_Camel, frozen=True):
@@ -285,7 +292,6 @@ class AdapterWaveStatus(_Camel, frozen=True):
     observed_generation: int = 0
     conditions: list[Condition] = []
     counts: WaveCounts = WaveCounts()
-    position: int = 0  # in the queue of waves that wait to be admitted, from 1; 0: not waiting
     summary: str = ""  # "ready/wanted", for the printer column
     engines: list[WaveEngine] = []
     failures: list[WaveFailure] = []

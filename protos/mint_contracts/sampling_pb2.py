@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmint_contracts/sampling.proto\x12\x07mint.v1\"\xd3\x01\n\x0fGenerateRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12#\n\x06tokens\x18\x04 \x01(\x0b\x32\x11.mint.v1.TokenIdsH\x00\x12\x1d\n\x04\x63hat\x18\x05 \x01(\x0b\x32\r.mint.v1.ChatH\x00\x12)\n\x08sampling\x18\x06 \x01(\x0b\x32\x17.mint.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"*\n\x04\x43hat\x12\"\n\x08messages\x18\x01 \x03(\x0b\x32\x10.mint.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xec\x01\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\r\n\x05top_p\x18\x04 \x01(\x02\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x15\n\x08logprobs\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\x0fprompt_logprobs\x18\t \x01(\x08\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\t\n\x01n\x18\x0b \x01(\x05\x42\x07\n\x05_seedB\x0b\n\t_logprobs\"\x85\x01\n\rGenerateEvent\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x10.mint.v1.StartedH\x00\x12\x1f\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0e.mint.v1.ChunkH\x00\x12%\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x11.mint.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\xab\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x15\n\rprompt_tokens\x18\x06 \x01(\x05\x12.\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x15.mint.v1.TokenLogprob\"`\n\x05\x43hunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\'\n\x08logprobs\x18\x03 \x03(\x0b\x32\x15.mint.v1.TokenLogprob\x12\r\n\x05index\x18\x04 \x01(\x05\"U\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\"\n\x03top\x18\x03 \x03(\x0b\x32\x15.mint.v1.TokenLogprob\"\xad\x01\n\x08\x46inished\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.mint.v1.Finished.Reason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\x05\x12\r\n\x05index\x18\x04 \x01(\x05\"6\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x32I\n\x07Sampler\x12>\n\x08Generate\x12\x18.mint.v1.GenerateRequest\x1a\x16.mint.v1.GenerateEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmint_contracts/sampling.proto\x12\x07mint.v1\"\xf4\x01\n\x0fGenerateRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12#\n\x06tokens\x18\x04 \x01(\x0b\x32\x11.mint.v1.TokenIdsH\x00\x12\x1d\n\x04\x63hat\x18\x05 \x01(\x0b\x32\r.mint.v1.ChatH\x00\x12)\n\x08sampling\x18\x06 \x01(\x0b\x32\x17.mint.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x1f\n\x06whence\x18\x08 \x01(\x0b\x32\x0f.mint.v1.WhenceB\x08\n\x06prompt\"\'\n\x06Whence\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"*\n\x04\x43hat\x12\"\n\x08messages\x18\x01 \x03(\x0b\x32\x10.mint.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xec\x01\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\r\n\x05top_p\x18\x04 \x01(\x02\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x15\n\x08logprobs\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\x0fprompt_logprobs\x18\t \x01(\x08\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\t\n\x01n\x18\x0b \x01(\x05\x42\x07\n\x05_seedB\x0b\n\t_logprobs\"\x85\x01\n\rGenerateEvent\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x10.mint.v1.StartedH\x00\x12\x1f\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0e.mint.v1.ChunkH\x00\x12%\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x11.mint.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\xab\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x15\n\rprompt_tokens\x18\x06 \x01(\x05\x12.\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x15.mint.v1.TokenLogprob\"`\n\x05\x43hunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\'\n\x08logprobs\x18\x03 \x03(\x0b\x32\x15.mint.v1.TokenLogprob\x12\r\n\x05index\x18\x04 \x01(\x05\"U\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\"\n\x03top\x18\x03 \x03(\x0b\x32\x15.mint.v1.TokenLogprob\"\xad\x01\n\x08\x46inished\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.mint.v1.Finished.Reason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\x05\x12\r\n\x05index\x18\x04 \x01(\x05\"6\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x32I\n\x07Sampler\x12>\n\x08Generate\x12\x18.mint.v1.GenerateRequest\x1a\x16.mint.v1.GenerateEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,27 +32,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mint_contracts.sampling_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=43
-  _globals['_GENERATEREQUEST']._serialized_end=254
-  _globals['_TOKENIDS']._serialized_start=256
-  _globals['_TOKENIDS']._serialized_end=279
-  _globals['_CHAT']._serialized_start=281
-  _globals['_CHAT']._serialized_end=323
-  _globals['_MESSAGE']._serialized_start=325
-  _globals['_MESSAGE']._serialized_end=365
-  _globals['_SAMPLINGPARAMS']._serialized_start=368
-  _globals['_SAMPLINGPARAMS']._serialized_end=604
-  _globals['_GENERATEEVENT']._serialized_start=607
-  _globals['_GENERATEEVENT']._serialized_end=740
-  _globals['_STARTED']._serialized_start=743
-  _globals['_STARTED']._serialized_end=914
-  _globals['_CHUNK']._serialized_start=916
-  _globals['_CHUNK']._serialized_end=1012
-  _globals['_TOKENLOGPROB']._serialized_start=1014
-  _globals['_TOKENLOGPROB']._serialized_end=1099
-  _globals['_FINISHED']._serialized_start=1102
-  _globals['_FINISHED']._serialized_end=1275
-  _globals['_FINISHED_REASON']._serialized_start=1221
-  _globals['_FINISHED_REASON']._serialized_end=1275
-  _globals['_SAMPLER']._serialized_start=1277
-  _globals['_SAMPLER']._serialized_end=1350
+  _globals['_GENERATEREQUEST']._serialized_end=287
+  _globals['_WHENCE']._serialized_start=289
+  _globals['_WHENCE']._serialized_end=328
+  _globals['_TOKENIDS']._serialized_start=330
+  _globals['_TOKENIDS']._serialized_end=353
+  _globals['_CHAT']._serialized_start=355
+  _globals['_CHAT']._serialized_end=397
+  _globals['_MESSAGE']._serialized_start=399
+  _globals['_MESSAGE']._serialized_end=439
+  _globals['_SAMPLINGPARAMS']._serialized_start=442
+  _globals['_SAMPLINGPARAMS']._serialized_end=678
+  _globals['_GENERATEEVENT']._serialized_start=681
+  _globals['_GENERATEEVENT']._serialized_end=814
+  _globals['_STARTED']._serialized_start=817
+  _globals['_STARTED']._serialized_end=988
+  _globals['_CHUNK']._serialized_start=990
+  _globals['_CHUNK']._serialized_end=1086
+  _globals['_TOKENLOGPROB']._serialized_start=1088
+  _globals['_TOKENLOGPROB']._serialized_end=1173
+  _globals['_FINISHED']._serialized_start=1176
+  _globals['_FINISHED']._serialized_end=1349
+  _globals['_FINISHED_REASON']._serialized_start=1295
+  _globals['_FINISHED_REASON']._serialized_end=1349
+  _globals['_SAMPLER']._serialized_start=1351
+  _globals['_SAMPLER']._serialized_end=1424
 # @@protoc_insertion_point(module_scope)

@@ -32,10 +32,13 @@ class GenerateRequest(_message.Message):
     CHAT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WHENCE_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """"namespace/name" of the BaseModel. May be empty at a gateway when the adapter's name leaves no doubt."""
     adapter: _builtins.str
-    """Name of the adapter, e.g. "acme/support-7"; empty asks the bare base."""
+    """Name of the adapter, e.g. "acme/support-7"; empty asks the bare base. Where the base has a catalog,
+    NAME@REVISION asks for one revision.
+    """
     text: _builtins.str
     request_id: _builtins.str
     """Appears in logs; a fresh one is made when empty."""
@@ -45,6 +48,10 @@ class GenerateRequest(_message.Message):
     def chat(self) -> Global___Chat: ...
     @_builtins.property
     def sampling(self) -> Global___SamplingParams: ...
+    @_builtins.property
+    def whence(self) -> Global___Whence:
+        """Set by gateways alone, which drop what clients say here: where the catalog has the adapter."""
+
     def __init__(
         self,
         *,
@@ -55,16 +62,39 @@ class GenerateRequest(_message.Message):
         chat: Global___Chat | None = ...,
         sampling: Global___SamplingParams | None = ...,
         request_id: _builtins.str = ...,
+        whence: Global___Whence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "whence", b"whence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "chat", b"chat", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "chat", b"chat", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "tokens", b"tokens", "whence", b"whence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "tokens", "chat"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class Whence(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    revision: _builtins.str
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Whence: _TypeAlias = Whence  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):

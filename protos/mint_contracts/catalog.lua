@@ -1,0 +1,228 @@
+-- The catalog's writes and reads (keys.py says what lives where). Names are kept in leaves: hashes of neighbouring
+-- names, few enough for Redis's compact encoding, that split when they are full, as those of a B-tree. A directory
+-- tells where each leaf begins. Leaf keys are made here, in the slot of the keys that are given.
+--
+-- A leaf's fields: NAME -> newest state of an adapter, NAME "@" ID -> an older revision.
+-- A value: sequence (8 bytes), ID of the revision (6 bytes; zeros: retired), number of its root and of its labels
+-- (2 bytes each; 65535: the text follows, after its length in 2 bytes), then what only clients read.
+-- A state with a larger sequence replaces one with a smaller: what is newest does not depend on the order of calls.
+
+local LEAF_FIELDS = 128   -- Redis's own default for hash-max-listpack-entries
+local DICTIONARY = 60000  -- texts that are numbered; more are written out
+local INLINE = 65535
+local OLDER = 8           -- revisions kept of each name beside the newest
+local RETIRED = '\0\0\0\0\0\0'
+
+local function sequence_of(value) return (struct.unpack('>I8', value)) end
+local function id_of(value) return string.sub(value, 9, 14) end
+
+local function leaf_of(directory, name)
+  return redis.call('ZREVRANGEBYLEX', directory, '[' .. name, '-', 'LIMIT', 0, 1)[1]
+end
+
+-- The number of a text, given once; 65535 when the dictionary is full.
+local function number_of(texts, numbers, text)
+  local known = redis.call('HGET', numbers, text)
+  if known then return tonumber(known) end
+  local number = redis.call('HLEN', texts)
+  if number >= DICTIONARY then return INLINE end
+  redis.call('HSET', texts, number, text)
+  redis.call('HSET', numbers, text, number)
+  return number
+end
+
+-- What stands in a value for each text of a batch's list at `at`: its number, and the text itself where it has none.
+local function numbered(texts, numbers, batch, at)
+  local found, count, text = {}
+  count, at = struct.unpack('>I2', batch, at)
+  for i = 1, count do
+    text, at = struct.unpack('>I2c0', batch, at)
+    local number = number_of(texts, numbers, text)
+    found[i] = { struct.pack('>I2', number), number == INLINE and struct.pack('>I2', #text) .. text or '' }
+  end
+  return found, at
+end
+
+-- Forget retired names from before `horizon`; move the upper half of a full leaf into one of its own.
+local function split(keys, leaf, horizon)
+  local key, names = keys.leaves .. leaf, keys.meta .. ':split'
+  local all, ranked = redis.call('HGETALL', key), {}
+  for i = 1, #all, 2 do
+    if id_of(all[i + 1]) == RETIRED and sequence_of(all[i + 1]) < horizon then
+      redis.call('HDEL', key, all[i])
+    else
+      redis.call('ZADD', names, 0, string.match(all[i], '^[^@]*'))
+    end
+  end
+  local count = redis.call('ZCARD', names)
+  if redis.call('HLEN', key) >= LEAF_FIELDS and count > 1 then
+    local middle = redis.call('ZRANGE', names, math.floor(count / 2), math.floor(count / 2))[1]
+    for _, name in ipairs(redis.call('ZRANGE', names, math.floor(count / 2), -1)) do ranked[name] = true end
+    for i = 1, #all, 2 do
+      if ranked[string.match(all[i], '^[^@]*')] then
+        redis.call('HSET', keys.leaves .. middle, all[i], all[i + 1])
+        redis.call('HDEL', key, all[i])
+      end
+    end
+    redis.call('ZADD', keys.directory, 0, middle)
+  end
+  redis.call('DEL', names)
+end
+
+-- The older revisions of a name in a leaf, as fields.
+local function older_of(key, name)
+  local found, start = {}, name .. '@'
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if string.sub(field, 1, #start) == start then found[#found + 1] = field end
+  end
+  return found
+end
+
+local function keep_older(key, name, value)
+  local field = name .. '@' .. id_of(value)
+  local known = redis.call('HGET', key, field)
+  if known and sequence_of(known) >= sequence_of(value) then return end
+  redis.call('HSET', key, field, value)
+  local fields = older_of(key, name)
+  if #fields <= OLDER then return end
+  local oldest, least
+  for _, each in ipairs(fields) do
+    local sequence = sequence_of(redis.call('HGET', key, each))
+    if not least or sequence < least then oldest, least = each, sequence end
+  end
+  redis.call('HDEL', key, oldest)
+end
+
+-- Merge one state into its leaf; returns by how many the number of adapters grew.
+local function put(key, name, value, old)
+  local retired, was_retired = id_of(value) == RETIRED, not old or id_of(old) == RETIRED
+  if old and sequence_of(value) <= sequence_of(old) then
+    if not retired and not was_retired and id_of(value) ~= id_of(old) then keep_older(key, name, value) end
+    return 0
+  end
+  if retired then
+    for _, field in ipairs(older_of(key, name)) do redis.call('HDEL', key, field) end
+  elseif old then
+    redis.call('HDEL', key, name .. '@' .. id_of(value))
+    if not was_retired and id_of(value) ~= id_of(old) then keep_older(key, name, old) end
+  end
+  redis.call('HSET', key, name, value)
+  return (was_retired and 0 or -1) + (retired and 0 or 1)
+end
+
+local function named(keys)
+  return { meta = keys[1], directory = keys[2], roots = keys[3], root_numbers = keys[4],
+           labels = keys[5], label_numbers = keys[6] }
+end
+
+-- KEYS: catalog, directory, roots, numbers of roots, labels, numbers of labels
+-- ARGV: beginning of leaf keys, batch, horizon, channel, news
+-- batch: how many roots, each after its length; the same of labels; rows until the end: length of the name, name, head
+-- (14 bytes), which root, which labels (from 1; 0 of a retired name), length of the rest, rest. A name's length has one
+-- byte, every other number two.
+local function apply(given, argv)
+  local keys = named(given)
+  keys.leaves = argv[1]
+  local batch, horizon, grown = argv[2], tonumber(argv[3]), 0
+  local roots, labels, at
+  roots, at = numbered(keys.roots, keys.root_numbers, batch, 1)
+  labels, at = numbered(keys.labels, keys.label_numbers, batch, at)
+  if redis.call('EXISTS', keys.directory) == 0 then redis.call('ZADD', keys.directory, 0, '') end
+  while at <= #batch do
+    local name, value, root, label, rest
+    name, value, root, label, rest, at = struct.unpack('>I1c0c14I2I2I2c0', batch, at)
+    if root > 0 then
+      root, label = roots[root], labels[label]
+      value = value .. root[1] .. label[1] .. root[2] .. label[2] .. rest
+    end
+    local leaf = leaf_of(keys.directory, name)
+    local key = keys.leaves .. leaf
+    local old = redis.call('HGET', key, name)
+    grown = grown + put(key, name, value, old)
+    if redis.call('HLEN', key) >= LEAF_FIELDS then split(keys, leaf, horizon) end
+  end
+  if grown ~= 0 then redis.call('HINCRBY', keys.meta, 'count', grown) end
+  local version = redis.call('HINCRBY', keys.meta, 'version', 1)
+  redis.call('PUBLISH', argv[4], argv[5])
+  return version
+end
+
+local function incomplete(key)
+  if redis.call('HGET', key, 'complete') ~= '1' then return redis.error_reply('CATALOGINCOMPLETE') end
+end
+
+-- KEYS: catalog   ARGV: a sequence. From now on what is here is all that there is; later sequences are larger.
+local function complete(keys, argv)
+  local last = tonumber(redis.call('HGET', keys[1], 'sequence') or '0')
+  redis.call('HSET', keys[1], 'sequence', string.format('%.0f', math.max(last, tonumber(argv[1]))), 'complete', 1)
+  return redis.call('HINCRBY', keys[1], 'version', 1)
+end
+
+-- KEYS: catalog   ARGV: how many. Returns the first of so many sequences that nobody else has: microseconds since
+-- 1970, so that they go on growing even where Redis has lost the last one.
+local function sequences(keys, argv)
+  local refused = incomplete(keys[1])
+  if refused then return refused end
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  local first = math.max(now, tonumber(redis.call('HGET', keys[1], 'sequence') or '0') + 1)
+  redis.call('HSET', keys[1], 'sequence', string.format('%.0f', first + tonumber(argv[1]) - 1))
+  return string.format('%.0f', first)
+end
+
+-- A state with the texts of its root and labels.
+local function told(keys, value)
+  local root, label = struct.unpack('>I2I2', value, 15)
+  return { value, redis.call('HGET', keys.roots, root) or '', redis.call('HGET', keys.labels, label) or '' }
+end
+
+-- KEYS: as of apply   ARGV: beginning of leaf keys, name, ID or "". Returns {} or {value, root, labels}.
+local function find(given, argv)
+  local keys = named(given)
+  local refused = incomplete(keys.meta)
+  if refused then return refused end
+  local leaf = leaf_of(keys.directory, argv[2])
+  local value = leaf and redis.call('HGET', argv[1] .. leaf, argv[2])
+  if value and argv[3] ~= '' and id_of(value) ~= argv[3] and id_of(value) ~= RETIRED then
+    value = redis.call('HGET', argv[1] .. leaf, argv[2] .. '@' .. argv[3])
+  end
+  if not value or id_of(value) == RETIRED then return {} end
+  return told(keys, value)
+end
+
+-- KEYS: as of apply   ARGV: beginning of leaf keys, name, leaves at most. Returns where the next leaf begins ("" after
+-- the last), [number, root...], [number, labels...] and the leaves from that of `name` on, each [field, value...].
+local function leaves(given, argv)
+  local keys = named(given)
+  local refused = incomplete(keys.meta)
+  if refused then return refused end
+  local first = leaf_of(keys.directory, argv[2])
+  if not first then return { '', {}, {} } end
+  local count = tonumber(argv[3])
+  local found = redis.call('ZRANGEBYLEX', keys.directory, '[' .. first, '+', 'LIMIT', 0, count + 1)
+  local answer, seen = { found[count + 1] or '', {}, {} }, { {}, {} }
+  for i = 1, math.min(count, #found) do
+    local all = redis.call('HGETALL', argv[1] .. found[i])
+    for j = 2, #all, 2 do
+      if id_of(all[j]) ~= RETIRED then
+        local root, label = struct.unpack('>I2I2', all[j], 15)
+        seen[1][root], seen[2][label] = true, true
+      end
+    end
+    answer[3 + i] = all
+  end
+  for kind, key in ipairs({ keys.roots, keys.labels }) do
+    seen[kind][INLINE] = nil  -- not a number that anything has
+    for number in pairs(seen[kind]) do
+      local list = answer[1 + kind]
+      list[#list + 1], list[#list + 2] = number, redis.call('HGET', key, number) or ''
+    end
+  end
+  return answer
+end
+
+redis.register_function('LIBRARY_apply', apply)
+redis.register_function('LIBRARY_complete', complete)
+redis.register_function('LIBRARY_sequences', sequences)
+redis.register_function{ function_name = 'LIBRARY_find', callback = find, flags = { 'no-writes' } }
+redis.register_function{ function_name = 'LIBRARY_leaves', callback = leaves, flags = { 'no-writes' } }

@@ -1,0 +1,30 @@
+"""Calls of catalog.lua's functions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from mint_contracts import keys
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.functions import CATALOG, run
+
+INCOMPLETE_RETRY_S = 1.0
+
+_PARTS = ("", "directory", "roots", "roots:numbers", "labels", "labels:numbers")
+
+
+async def call(redis: Redis, function: str, base: str, args: Sequence[str | bytes]) -> Any:
+    """One function, its answer as bytes.
+
+    Raises MapUnavailable when Redis does not answer, or has not all of the catalog.
+    """
+    try:
+        return await run(redis, CATALOG, function, [keys.catalog(base, part) for part in _PARTS], args, raw=True)
+    except ResponseError as error:
+        if "CATALOGINCOMPLETE" not in str(error):
+            raise
+    raise MapUnavailable(
+        f"catalog of {base}", "is being read from its manifests; retry", retry_after_s=INCOMPLETE_RETRY_S
+    )

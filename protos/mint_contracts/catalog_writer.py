@@ -1,0 +1,65 @@
+"""Writing the catalog in Redis: what is in its manifests, and nothing else. Any gateway may, in any order."""
+
+import asyncio
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from mint_contracts import keys
+from mint_contracts.catalog_calls import call
+from mint_contracts.catalog_reader import EVERYTHING
+from mint_contracts.entries import Entry
+from mint_contracts.functions import bounded
+from mint_contracts.packed_entries import batch
+
+ROWS_PER_CALL = 256  # Redis does nothing else for about a millisecond
+CALLS_AT_ONCE = 4
+NAMES_TOLD = 64
+
+Row = tuple[int, Entry]  # an entry with its sequence
+
+
+class CatalogWriter:
+    """Brings entries into Redis. The state with the largest sequence is a name's newest, whatever comes first."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def sequences(self, base: str, count: int) -> int:
+        """The first of `count` sequences that nobody else is given: microseconds since 1970, by Redis's clock.
+
+        Raises MapUnavailable, also while the catalog is not complete.
+        """
+        return int(await call(self._redis, "sequences", base, [str(count)]))
+
+    async def apply(self, base: str, rows: Sequence[Row], part: str, *, horizon: int = 0) -> None:
+        """Bring in the entries of a manifest part, and note then that it is in.
+
+        Names that were retired before the sequence `horizon` may be forgotten.
+        """
+        ordered = sorted(rows, key=lambda row: row[1].name)  # neighbours share a leaf
+        pieces = [ordered[at : at + ROWS_PER_CALL] for at in range(0, len(ordered), ROWS_PER_CALL)]
+        gate = asyncio.Semaphore(CALLS_AT_ONCE)
+
+        async def send(piece: Sequence[Row]) -> None:
+            async with gate:
+                await self._apply(base, piece, horizon)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for piece in pieces:
+                    tasks.create_task(send(piece))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        first = min((sequence for sequence, _ in rows), default=0)
+        await bounded(lambda: self._redis.zadd(keys.catalog(base, "parts"), {part: first}))
+
+    async def complete(self, base: str, sequence: int) -> None:
+        """What is in Redis is now all that the manifests hold, whose largest sequence this is."""
+        await call(self._redis, "complete", base, [str(sequence)])
+
+    async def _apply(self, base: str, rows: Sequence[Row], horizon: int) -> None:
+        names = [entry.name for _, entry in rows]
+        told = " ".join(names) if len(names) <= NAMES_TOLD else EVERYTHING
+        where, news = keys.catalog_leaf(base, ""), keys.catalog(base, "news")
+        await call(self._redis, "apply", base, [where, batch(rows), str(horizon), news, told])

@@ -1,0 +1,110 @@
+"""What the catalog holds of one adapter, as one line of JSON: the form of manifests, and of what is registered."""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+import msgspec
+
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.names import REVISION_PATTERN, check_adapter
+from mint_contracts.source import Source, locate
+
+LABELS_MAX = 32
+LABEL_KEY_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$"
+LABEL_VALUE_PATTERN = r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$"
+URI_MAX_LENGTH = 1024
+RANK_MAX = 65536
+BYTES_MAX = 1 << 50
+
+_LABEL_KEY, _LABEL_VALUE = re.compile(LABEL_KEY_PATTERN), re.compile(LABEL_VALUE_PATTERN)
+_REVISION = re.compile(REVISION_PATTERN)
+_BLANK = re.compile(r"[\x00-\x20\x7f]")
+_PLAIN_TAIL = re.compile(r"(/?[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One revision of an adapter: where it is fetched from, and what it may be chosen by.
+
+    `revision` pins a commit of an hf:// source; elsewhere it is the registrar's own word for this state, a digest at
+    best. The newest entry of a name is what the name means; an older one is asked for as NAME@REVISION. A field of
+    another name is refused: it would be a misspelt one.
+    """
+
+    name: str
+    uri: str = ""
+    revision: str = ""
+    labels: dict[str, str] = {}
+    rank: int = 0  # 0: not told
+    bytes: int = 0  # of its files; 0: not told
+    retired: bool = False  # the name means nothing from here on
+
+    @property
+    def source(self) -> Source:
+        """Where it is fetched from."""
+        return Source(uri=self.uri, revision=self.revision)
+
+
+_line = msgspec.json.Decoder(Entry)
+
+
+def read_line(text: bytes) -> Entry:
+    """The entry of one line. Raises InvalidRequest, or what `check` raises."""
+    try:
+        entry = _line.decode(text)
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest("line", f"is not an entry ({error}); write one JSON object with name and uri") from None
+    return check(entry)
+
+
+def read_lines(text: bytes) -> list[Entry]:
+    """The entries of whole lines, unchecked: the quick way, which raises MsgspecError if any of them is bad."""
+    return _line.decode_lines(text)
+
+
+def check(entry: Entry) -> Entry:
+    """The entry itself, if its every part may be used. Raises InvalidRequest or SourceForbidden."""
+    check_adapter(entry.name)
+    subject = f"adapter {entry.name!r}"
+    if entry.retired:
+        return entry
+    if not 0 < len(entry.uri) <= URI_MAX_LENGTH or _BLANK.search(entry.uri):
+        raise InvalidRequest(subject, f"needs a uri of at most {URI_MAX_LENGTH} characters without blanks")
+    if not 0 <= entry.rank <= RANK_MAX or not 0 <= entry.bytes <= BYTES_MAX:
+        raise InvalidRequest(subject, f"has rank {entry.rank} and {entry.bytes} bytes, which no adapter has")
+    if entry.revision and not _REVISION.fullmatch(entry.revision):
+        raise InvalidRequest(
+            subject,
+            f"has revision {entry.revision[:128]!r}; use up to 128 letters, digits and '.', '_', ':', '+', '/', '-'",
+        )
+    root, tail = split_uri(entry.uri, entry.name)
+    if _PLAIN_TAIL.fullmatch(tail) and root != entry.uri:
+        _check_root(root, pinned=bool(entry.revision))
+    else:
+        locate(entry.source)
+    if entry.labels:
+        check_labels(entry.labels, subject)
+    return entry
+
+
+def check_labels(labels: Mapping[str, str], subject: str) -> None:
+    """Labels obey the rules of Kubernetes' own, so that waves can match them. Raises InvalidRequest."""
+    if len(labels) > LABELS_MAX:
+        raise InvalidRequest(subject, f"has {len(labels)} labels; {LABELS_MAX} are the most")
+    for key, value in labels.items():
+        if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+            raise InvalidRequest(
+                subject, f"has label {key[:63]!r}: {value[:63]!r}; keys and values are short words as Kubernetes' are"
+            )
+
+
+def split_uri(uri: str, name: str) -> tuple[str, str]:
+    """A URI as what comes before the adapter's name and what comes after; all of it before if it lacks the name."""
+    at = uri.rfind(f"/{name}") + 1
+    return (uri[:at], uri[at + len(name) :]) if at else (uri, "")
+
+
+@lru_cache(maxsize=65536)
+def _check_root(root: str, *, pinned: bool) -> None:
+    """Whether a URI that begins so and goes on plainly can be located; many entries begin alike."""
+    locate(Source(uri=f"{root}x", revision="r" if pinned else ""))

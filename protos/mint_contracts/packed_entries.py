@@ -1,0 +1,145 @@
+"""Entries as Redis holds them: a few dozen bytes each (catalog.lua has the layout, and a value's first 18 bytes).
+
+What follows those and the texts that have no number is MessagePack: [tail, revision, rank, bytes]. The tail is what
+the URI has after its root and the adapter's name. A revision that is a SHA-256 digest takes its 32 bytes.
+"""
+
+import hashlib
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from mint_contracts.entries import Entry, split_uri
+
+NO_NAME = "\x01"  # begins a tail that follows its root directly, in a URI without the adapter's name
+REVISION = "\x02"  # stands in a tail for the revision
+INLINE = 65535
+RETIRED = bytes(6)
+_DIGEST = "sha256:"
+
+_BYTE = [bytes((number,)) for number in range(256)]
+_head = struct.Struct(">Q6sHHH").pack
+_pack = msgspec.msgpack.Encoder().encode
+_rest = msgspec.msgpack.Decoder()  # untyped: a type of both str and bytes is not to be had
+_labels_text = msgspec.json.Encoder(order="sorted").encode
+_labels = msgspec.json.Decoder(dict[str, str])
+
+
+class Found(NamedTuple):
+    """A value from a leaf, with the texts of its numbers."""
+
+    value: bytes
+    root: str
+    labels: bytes
+
+
+def identity(entry: Entry) -> bytes:
+    """The six bytes by which two revisions of one name are told apart; never six zeros."""
+    return identity_of(entry.revision or f"\0{entry.uri}")
+
+
+def identity_of(revision: str) -> bytes:
+    """The same, of a revision that was given a word."""
+    return hashlib.blake2b(revision.encode(), digest_size=6).digest() if revision else RETIRED
+
+
+def batch(rows: Iterable[tuple[int, Entry]]) -> bytes:
+    """Entries with their sequences as catalog.lua's `apply` takes them."""
+    roots: dict[bytes, int] = {}
+    labels: dict[bytes, int] = {}
+    pieces: list[bytes] = []
+    for sequence, entry in rows:
+        name = entry.name.encode()
+        if entry.retired:
+            pieces += (_BYTE[len(name)], name, _head(sequence, RETIRED, 0, 0, 0))
+            continue
+        root, tail = _parts(entry)
+        text = _labels_text(entry.labels) if entry.labels else b""
+        rest = _pack((tail, _packed_revision(entry.revision), entry.rank, entry.bytes))
+        at_root = roots.setdefault(root.encode(), len(roots) + 1)
+        at_labels = labels.setdefault(text, len(labels) + 1)
+        head = _head(sequence, identity(entry), at_root, at_labels, len(rest))
+        pieces += (_BYTE[len(name)], name, head, rest)
+    return b"".join([*_texts(roots), *_texts(labels), *pieces])
+
+
+def unpack(name: str, found: Found) -> Entry:
+    """The entry that a value tells of, unless it is retired."""
+    value, (root_number, labels_number) = found.value, numbers(found.value)
+    root, labels, at = found.root, found.labels, 18
+    if root_number == INLINE:
+        text, at = _inline(value, at)
+        root = text.decode()
+    if labels_number == INLINE:
+        labels, at = _inline(value, at)
+    tail, revision, rank, size = _rest.decode(memoryview(value)[at:])
+    if isinstance(revision, bytes):
+        revision = _DIGEST + revision.hex()
+    if REVISION in tail:
+        tail = tail.replace(REVISION, revision.removeprefix(_DIGEST))
+    uri = root + tail[1:] if tail.startswith(NO_NAME) else root + name + tail
+    return Entry(name, uri, revision, _labels.decode(labels) if labels else {}, rank, size)
+
+
+def numbers(value: bytes) -> tuple[int, int]:
+    """The numbers of a value's root and labels."""
+    root, labels = struct.unpack_from(">HH", value, 14)
+    return root, labels
+
+
+def is_retired(value: bytes) -> bool:
+    """Whether a value only says that its name was retired."""
+    return value[8:14] == RETIRED
+
+
+def labels_match(wanted: Sequence[tuple[str, str]], text: bytes) -> bool:
+    """Whether the labels that a text tells have every wanted pair."""
+    if not wanted:
+        return True
+    if not text:
+        return False
+    labels = _labels.decode(text)
+    return all(labels.get(key) == value for key, value in wanted)
+
+
+def labels_of(found: Found) -> bytes:
+    """The text of a value's labels, wherever it stands."""
+    root_number, labels_number = numbers(found.value)
+    if labels_number != INLINE:
+        return found.labels
+    at = _inline(found.value, 18)[1] if root_number == INLINE else 18
+    return _inline(found.value, at)[0]
+
+
+def _texts(texts: Collection[bytes]) -> Iterable[bytes]:
+    yield struct.pack(">H", len(texts))
+    for text in texts:
+        yield struct.pack(">H", len(text))
+        yield text
+
+
+def _parts(entry: Entry) -> tuple[str, str]:
+    """The root that many URIs share, and the tail that is this one's own."""
+    root, tail = split_uri(entry.uri, entry.name)
+    if root == entry.uri:
+        folder, slash, last = entry.uri.rpartition("/")
+        root, tail = folder + slash, NO_NAME + last
+    word = entry.revision.removeprefix(_DIGEST)
+    return root, tail.replace(word, REVISION) if len(word) > 1 and word in tail else tail
+
+
+def _packed_revision(revision: str) -> str | bytes:
+    digits = revision.removeprefix(_DIGEST)
+    if len(digits) == 64 and digits != revision and digits == digits.lower():
+        try:
+            return bytes.fromhex(digits)
+        except ValueError:
+            return revision
+    return revision
+
+
+def _inline(value: bytes, at: int) -> tuple[bytes, int]:
+    (length,) = struct.unpack_from(">H", value, at)
+    return value[at + 2 : at + 2 + length], at + 2 + length

@@ -1,0 +1,213 @@
+"""The catalog in Redis, against plain dictionaries: newest states, pinned revisions, pages, and what it costs."""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from mint_contracts import keys
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_writer import CatalogWriter, Row
+from mint_contracts.entries import Entry
+from mint_contracts.errors import MapUnavailable
+from tests.contracts.catalogs import chosen, newest
+from tests.waiting import until
+
+BASE = "demo/smollm2"
+
+
+@pytest.fixture
+async def writer(redis_client: Redis) -> CatalogWriter:
+    """Of an empty catalog that is complete."""
+    writer = CatalogWriter(redis_client)
+    await writer.complete(BASE, 0)
+    return writer
+
+
+@pytest.fixture
+def reader(redis_client: Redis) -> CatalogReader:
+    return CatalogReader(redis_client)
+
+
+def entry(name: str, revision: str = "", **labels: str) -> Entry:
+    return Entry(name, f"s3://adapters/{name}/{revision or 'only'}", revision, labels, 8, 1000)
+
+
+def many(count: int) -> list[Entry]:
+    tiers = ("gold", "silver", "free")
+    return [entry(f"team-{n % 7}/bot-{n:05d}", f"r{n}", tier=tiers[n % 3]) for n in range(count)]
+
+
+def rows(entries: list[Entry], first: int = 1) -> list[Row]:
+    return list(enumerate(entries, first))
+
+
+async def test_what_was_never_complete_says_so_rather_than_no(redis_client: Redis, reader: CatalogReader) -> None:
+    writer = CatalogWriter(redis_client)
+    await writer.apply(BASE, rows([entry("a/b")]), "p")
+    for asking in (reader.find(BASE, "a/b"), reader.page(BASE, limit=1), writer.sequences(BASE, 1)):
+        with pytest.raises(MapUnavailable, match="being read from its manifests"):
+            await asking
+    await writer.complete(BASE, 1)
+    assert await reader.find(BASE, "a/b") == entry("a/b")
+
+
+async def test_thousands_of_names_are_found_counted_and_listed(writer: CatalogWriter, reader: CatalogReader) -> None:
+    everything = many(3000)
+    shuffled = random.Random(1).sample(everything, len(everything))
+    await writer.apply(BASE, rows(shuffled), "p")
+    assert (await reader.state(BASE)).count == 3000
+    assert await reader.find(BASE, "team-3/bot-00003") == everything[3]
+    assert await reader.find(BASE, "team-3/bot-99999") is None
+    states = {each.name: each for each in everything}
+    assert await reader.all(BASE, limit=10_000) == chosen(states, "", {})
+    assert await reader.all(BASE, prefix="team-4/", limit=10_000) == chosen(states, "team-4/", {})
+    assert await reader.all(BASE, prefix="team-4/bot-0000", labels={"tier": "gold"}, limit=9) == chosen(
+        states, "team-4/bot-0000", {"tier": "gold"}
+    )
+    assert len(await reader.all(BASE, limit=100)) == 101  # one more tells that there are more
+
+
+async def test_leaves_stay_in_the_compact_encoding(
+    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    await writer.apply(BASE, rows(many(2000)), "p")
+    begins = await redis_client.zrange(keys.catalog(BASE, "directory"), 0, -1)
+    assert len(begins) > 2000 / 128
+    for begin in begins:
+        assert await redis_client.object("encoding", keys.catalog_leaf(BASE, str(begin))) == "listpack"
+
+
+async def test_pages_are_whole_and_in_order_whatever_their_size(writer: CatalogWriter, reader: CatalogReader) -> None:
+    everything = many(700)
+    await writer.apply(BASE, rows(everything), "p")
+    for size in (1, 7, 128, 699, 700, 1000):
+        found, after = [], ""
+        while True:
+            page = await reader.page(BASE, prefix="team-1", after=after, limit=size)
+            assert len(page.entries) <= size
+            found += [each.name for each in page.entries]
+            after = page.after
+            if not after:
+                break
+        assert found == [each.name for each in chosen({e.name: e for e in everything}, "team-1", {})]
+
+
+async def test_a_page_that_finds_little_ends_and_says_where_to_go_on(
+    writer: CatalogWriter, reader: CatalogReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_contracts.catalog_reader.LEAVES_PER_PAGE", 16)
+    everything = [*many(4000), entry("zebra/last", tier="rare")]
+    await writer.apply(BASE, rows(everything), "p")
+    first = await reader.page(BASE, labels={"tier": "rare"}, limit=10)
+    assert first.entries == ()
+    assert first.after
+    assert await reader.all(BASE, labels={"tier": "rare"}, limit=10) == [everything[-1]]
+    assert await reader.all(BASE, limit=10_000) == chosen({e.name: e for e in everything}, "", {})
+
+
+async def test_the_newest_is_what_a_name_means_and_older_ones_are_asked_for(
+    writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    states = [entry("a/b", f"r{number}") for number in range(12)]
+    await writer.apply(BASE, rows(states), "p")
+    assert await reader.find(BASE, "a/b") == states[11]
+    assert await reader.find(BASE, "a/b", "r11") == states[11]
+    assert await reader.find(BASE, "a/b", "r3") == states[3]
+    assert await reader.find(BASE, "a/b", "r2") is None  # eight older ones are kept
+    assert await reader.find(BASE, "a/b", "nope") is None
+    assert await reader.all(BASE, limit=9) == [states[11]]
+    assert (await reader.state(BASE)).count == 1
+
+
+async def test_going_back_to_an_older_revision_makes_it_the_newest(
+    writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    one, two = entry("a/b", "r1"), entry("a/b", "r2")
+    await writer.apply(BASE, rows([one, two, one]), "p")
+    assert await reader.find(BASE, "a/b") == one
+    assert await reader.find(BASE, "a/b", "r2") == two
+
+
+async def test_a_retired_name_means_nothing_until_it_is_registered_again(
+    writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    one, two = entry("a/b", "r1"), entry("a/b", "r2")
+    await writer.apply(BASE, [(1, one), (2, two), (5, Entry("a/b", retired=True))], "p")
+    for revision in ("", "r1", "r2"):
+        assert await reader.find(BASE, "a/b", revision) is None
+    assert (await reader.state(BASE)).count == 0
+    await writer.apply(BASE, [(4, two)], "late")  # on its way since before
+    assert await reader.find(BASE, "a/b") is None
+    assert await reader.all(BASE, limit=9) == []
+    await writer.apply(BASE, [(6, two)], "again")
+    assert await reader.find(BASE, "a/b") == two
+    assert await reader.find(BASE, "a/b", "r1") is None
+
+
+async def test_retired_names_of_long_ago_are_forgotten_when_a_leaf_is_full(
+    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    old = [Entry(f"a/gone-{number:03d}", retired=True) for number in range(100)]
+    await writer.apply(BASE, rows(old), "p")
+    leaf = keys.catalog_leaf(BASE, "")
+    assert await redis_client.hlen(leaf) == 100
+    await writer.apply(BASE, rows([entry(f"a/here-{number:03d}") for number in range(60)], 1000), "q", horizon=1000)
+    assert await redis_client.zcard(keys.catalog(BASE, "directory")) == 1
+    assert await redis_client.hlen(leaf) == 60
+
+
+async def test_sequences_only_grow(redis_client: Redis, writer: CatalogWriter) -> None:
+    first = await writer.sequences(BASE, 1000)
+    assert await writer.sequences(BASE, 1) >= first + 1000
+    await redis_client.flushall()
+    await writer.complete(BASE, first + 10**12)  # manifests from a clock that was ahead
+    assert await writer.sequences(BASE, 1) > first + 10**12
+
+
+async def test_texts_beyond_the_dictionary_are_kept_all_the_same(
+    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    full = {f"text {number}": number for number in range(60_000)}
+    await redis_client.hset(keys.catalog(BASE, "labels"), mapping={n: text for text, n in full.items()})
+    await redis_client.hset(keys.catalog(BASE, "roots"), mapping={n: text for text, n in full.items()})
+    everything = [entry(f"a/b-{number}", who=f"u{number}") for number in range(50)]
+    await writer.apply(BASE, rows(everything), "p")
+    assert await reader.find(BASE, "a/b-7") == everything[7]
+    assert await reader.all(BASE, labels={"who": "u9"}, limit=9) == [everything[9]]
+
+
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["a", "a/b", "a/c", "b"]), st.sampled_from(["", "r1", "r2", "r3"]), st.booleans()),
+    max_size=12,
+)
+
+
+@given(CHANGES, st.randoms(use_true_random=False))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_the_newest_states_do_not_depend_on_the_order_of_writes(
+    redis_client: Redis, changes: list[tuple[str, str, bool]], order: random.Random
+) -> None:
+    await redis_client.flushall()
+    writer, reader = CatalogWriter(redis_client), CatalogReader(redis_client)
+    await writer.complete(BASE, 0)
+    everything = rows([Entry(n, retired=True) if gone else entry(n, revision) for n, revision, gone in changes])
+    for number, row in enumerate(order.sample(everything, len(everything))):
+        await writer.apply(BASE, [row], f"p{number}")
+    states = newest(everything)
+    assert await reader.all(BASE, limit=99) == chosen(states, "", {})
+    assert (await reader.state(BASE)).count == len(states)
+    for name, state in states.items():
+        assert await reader.find(BASE, name) == state
+        if state.revision:
+            assert await reader.find(BASE, name, state.revision) == state
+
+
+async def test_news_tell_which_names_changed(writer: CatalogWriter, reader: CatalogReader) -> None:
+    async with reader.news(BASE) as wait:
+        await writer.apply(BASE, rows([entry("a/b"), entry("a/c")]), "p")
+        assert await until(lambda: wait(10.0)) == ["a/b", "a/c"]
+        await writer.apply(BASE, rows(many(100)), "q")
+        assert await until(lambda: wait(10.0)) == ["*"]
