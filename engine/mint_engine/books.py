@@ -103,6 +103,7 @@ class Books:
             blocked=copy.blocked(time.monotonic()),
             for_wave=copy.for_wave,
             current=self.current.get(copy.adapter) is copy,
+            told=copy.told,
         )
 
     def picture(self, adapters: Iterable[str]) -> tuple[list[CopyView], Wants]:
@@ -138,17 +139,30 @@ class Books:
             self._tell(name)
         self.due |= names
 
-    def for_request(self, adapter: str) -> Copy:
-        """The copy that a request made now is answered by. Raises AdapterNotFound."""
+    def for_request(self, adapter: str, told: Source | None = None) -> Copy:
+        """The copy that a request made now is answered by. Raises AdapterNotFound.
+
+        It is a wave's, else the catalog's, which the request has been `told` of, else the store's.
+        """
         want, serving = self.wants.get(adapter), self.current.get(adapter)
         if want is not None:
             known = serving is not None and (serving.load is not None or self.tier(serving) is not Tier.REMOTE)
             return serving if serving is not None and known else self.copy_of((adapter, want.source))
+        if told is not None:
+            return self._told_of(adapter, told)
         if self.store is None:
             raise AdapterNotFound(
                 f"adapter {adapter!r}", "is in no wave, and the base model has no adapter store; add it to a wave"
             )
         return self.copy_of((adapter, child(self.store, adapter)))
+
+    def _told_of(self, adapter: str, source: Source) -> Copy:
+        copy = self.copy_of((adapter, source))
+        if not copy.told:
+            for each in self.of_adapter[adapter]:
+                each.told = each is copy
+            self.changed(copy)
+        return copy
 
     def for_client(self, copy: Copy, error: MintError) -> MintError:
         """A load's error as a request must see it: a name that nobody placed and no store holds is unknown."""

@@ -27,6 +27,7 @@ class Copy:
     users: int = 0
     used: int = 0
     for_wave: bool = False
+    told: bool = False  # the catalog has its adapter here, by the last request's word
     goal: Tier = Tier.REMOTE  # what the running load is for
     load: "asyncio.Task[MintError | None] | None" = None
     error: MintError | None = None

@@ -21,6 +21,7 @@ class CopyView(msgspec.Struct, frozen=True):
     blocked: bool  # its last load failed, and it is not yet time to try again
     for_wave: bool  # a wave wanted it on the device since it came there
     current: bool  # new requests are answered by it
+    told: bool = False  # the catalog has its adapter here
 
     @property
     def key(self) -> Key:
@@ -56,7 +57,7 @@ def stale(view: CopyView, wants: Wants, store: Source | None) -> bool:
     """No new request can be answered by the copy: its adapter is now taken from elsewhere."""
     want = wants.get(view.adapter)
     if want is None:
-        return store is None or view.source != child(store, view.adapter)
+        return not view.told and (store is None or view.source != child(store, view.adapter))
     return view.source != want.source and not view.current
 
 

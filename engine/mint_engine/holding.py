@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from mint_contracts.records import Tier
+from mint_contracts.source import Source
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -30,8 +31,10 @@ class AdapterStatus(msgspec.Struct, frozen=True):
 class Holder(Protocol):
     """Keeps adapters resident and lends their slots."""
 
-    def hold(self, adapter: str) -> AbstractAsyncContextManager[Held]:
+    def hold(self, adapter: str, source: Source | None = None) -> AbstractAsyncContextManager[Held]:
         """Pin the adapter's current revision in a slot until exit, loading it first if it is cold.
+
+        `source` is where the catalog has it, for an adapter that no wave wants here.
 
         Raises a MintError on entry: AdapterNotFound, a Rejected, Overloaded, SourceUnavailable.
         """

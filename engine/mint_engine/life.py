@@ -5,6 +5,7 @@ import asyncio
 import msgspec
 
 from mint_contracts.errors import MintError
+from mint_contracts.source import Source
 from mint_engine.holding import Holder
 from mint_engine.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, siblings
 from mint_engine.slots import NO_SLOT
@@ -18,6 +19,7 @@ class Asked(msgspec.Struct, frozen=True):
     adapter: str  # "" asks the bare base
     prompt: tuple[int, ...]
     sampling: Sampling
+    source: Source | None = None  # where the catalog has the adapter
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -46,7 +48,7 @@ async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> 
         if not asked.adapter:
             await _run(asked, "", NO_SLOT, stepper, inbox)
             return
-        async with holder.hold(asked.adapter) as held:
+        async with holder.hold(asked.adapter, asked.source) as held:
             await _run(asked, held.revision, held.slot, stepper, inbox)
     except MintError as error:
         inbox.put_nowait(Told(0, Failed(error)))

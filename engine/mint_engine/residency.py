@@ -15,7 +15,7 @@ import structlog
 
 from mint_contracts import records
 from mint_contracts.errors import Internal, MintError, Overloaded
-from mint_contracts.names import check_adapter
+from mint_contracts.names import check_asked
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine import residency_metrics as metrics
@@ -88,9 +88,9 @@ class Residency:
         self._changed()
 
     @asynccontextmanager
-    async def hold(self, adapter: str) -> AsyncIterator[Held]:
+    async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Held]:
         """Pin the adapter's current revision in a slot until exit, loading it first if it is cold (see `Holder`)."""
-        copy = self.books.for_request(check_adapter(adapter))
+        copy = self.books.for_request(check_asked(adapter), source)
         copy.users += 1
         try:
             slot = await self._in_slot(copy)

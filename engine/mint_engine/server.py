@@ -12,9 +12,10 @@ import structlog
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
 from mint_contracts.errors import BaseModelNotFound, Draining, EngineUnavailable, InvalidRequest, MintError
-from mint_contracts.names import check_adapter
+from mint_contracts.names import check_asked
 from mint_contracts.records import Tier
 from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source
 from mint_contracts.wire import to_status
 from mint_engine import metrics
 from mint_engine.answers import answer
@@ -159,11 +160,12 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             raise BaseModelNotFound(subject, f"is not served here; this is {self._settings.base_model}")
         if len(request.request_id) > _LONGEST_ID:
             raise InvalidRequest("request_id", f"has more than {_LONGEST_ID} characters")
-        adapter = check_adapter(request.adapter) if request.adapter else ""
+        adapter = check_asked(request.adapter) if request.adapter else ""
         wanted = read_sampling(request.sampling, parts.context_length)  # refused before the prompt costs anything
         parts.stepper.check_room(adapter, wanted.n)
         prompt = await asyncio.to_thread(
             read_prompt, request, parts.base.tokenizer, parts.base.vocab_size, parts.context_length
         )
         sampling = read_sampling(request.sampling, parts.context_length - len(prompt))
-        return Asked(request.request_id or uuid.uuid4().hex, adapter, prompt, sampling)
+        source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
+        return Asked(request.request_id or uuid.uuid4().hex, adapter, prompt, sampling, source)

@@ -63,7 +63,7 @@ def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
             return MapUnavailable(view.base, "the placement map is not complete yet; retry", retry_after_s=1.0)
         return AdapterNotFound(
             f"adapter {adapter!r}",
-            f"no wave serves it on {view.base}, and that base has no adapter store; check the name, "
+            f"no wave serves it on {view.base}, and {_nowhere(view)}; check the name, "
             "or apply an AdapterWave that names it",
         )
     asked = _asked(view, adapter)
@@ -142,6 +142,12 @@ def _asked(view: MapView, adapter: str) -> list[Engine]:
     placement = view.placements.get(adapter)
     names = sorted({place.engine for place in placement.places}) if placement else sorted(view.engines)
     return [view.engines[name] for name in names if name in view.engines]
+
+
+def _nowhere(view: MapView) -> str:
+    if view.record is not None and view.record.catalog is not None:
+        return "it is not in that base's catalog"
+    return "that base has no adapter store"
 
 
 def _refused(view: MapView, engine: Engine, adapter: str) -> bool:

@@ -7,14 +7,15 @@ async with Client("127.0.0.1:8470") as client:
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
 import grpc
 import msgspec
 
-from mint_contracts import placement_pb2, sampling_pb2
+from mint_contracts import catalog_pb2, placement_pb2, sampling_pb2
 from mint_contracts.backoff import delay_s
+from mint_contracts.catalog_pb2_grpc import CatalogStub
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2_grpc import PlacementStub
 from mint_contracts.sampling_pb2_grpc import SamplerStub
@@ -22,6 +23,7 @@ from mint_contracts.wire import from_rpc_error
 
 PATIENCE_S = 30.0
 CALL_TIMEOUT_S = 10.0  # of one try of a call that is not a stream
+RETIRE_TIMEOUT_S = 60.0
 MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
 
 _T = TypeVar("_T")
@@ -86,6 +88,7 @@ class Client:
         )
         self._sampler = SamplerStub(self._channel)
         self._placement = PlacementStub(self._channel)
+        self._catalog = CatalogStub(self._channel)
         self._patience_s = patience_s
 
     async def __aenter__(self) -> Self:
@@ -134,6 +137,40 @@ class Client:
         request = placement_pb2.ListPlacementsRequest(base_model=base_model)
         reply = await self._call(lambda: self._placement.ListPlacements(request, timeout=CALL_TIMEOUT_S))
         return list(reply.placements)
+
+    async def register(
+        self, requests: AsyncIterator[catalog_pb2.RegisterRequest], *, timeout_s: float | None = None
+    ) -> catalog_pb2.RegisterResponse:
+        """Register a stream of adapters; not tried again, since the stream is used up. Sending all again is safe."""
+        try:
+            return await self._catalog.Register(requests, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+
+    async def catalog_page(
+        self,
+        base_model: str = "",
+        *,
+        prefix: str = "",
+        labels: Mapping[str, str] | None = None,
+        size: int = 0,
+        token: str = "",
+    ) -> catalog_pb2.ListResponse:
+        """Some adapters of the catalog, by name; `token` goes on from the page before."""
+        request = catalog_pb2.ListRequest(
+            base_model=base_model, prefix=prefix, labels=labels, page_size=size, page_token=token
+        )
+        return await self._call(lambda: self._catalog.List(request, timeout=CALL_TIMEOUT_S))
+
+    async def resolve(self, adapter: str, base_model: str = "") -> catalog_pb2.CatalogEntry:
+        """What the catalog says of NAME, or of NAME@REVISION."""
+        request = catalog_pb2.ResolveRequest(base_model=base_model, adapter=adapter)
+        return await self._call(lambda: self._catalog.Resolve(request, timeout=CALL_TIMEOUT_S))
+
+    async def retire(self, names: Sequence[str], base_model: str = "") -> None:
+        """Take names out of the catalog."""
+        request = catalog_pb2.RetireRequest(base_model=base_model, names=names)
+        await self._call(lambda: self._catalog.Retire(request, timeout=RETIRE_TIMEOUT_S))
 
     async def _call(self, send: Callable[[], Awaitable[_T]]) -> _T:
         patience = _Patience(self._patience_s)

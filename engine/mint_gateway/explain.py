@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from mint_contracts import placement_pb2
 from mint_contracts.records import Held, Placement, Tier
 from mint_gateway.choose import Now, candidates, refusal
@@ -38,7 +40,9 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
 
 def explain_all(view: MapView, now: Now) -> Iterable[placement_pb2.Explanation]:
     """Every adapter that is placed or held, by name."""
-    held = {adapter for engine in view.engines.values() for adapter in engine.held}
+    held = {adapter: copy.source for engine in view.engines.values() for adapter, copy in engine.held.items()}
+    if view.record is not None and view.record.catalog is not None:
+        view = msgspec.structs.replace(view, catalogued=held)  # whatever the catalog says of them by now
     for adapter in sorted({*view.placements, *held}):
         # A copy that outlived both its wave and its store is left out: nobody can ask for it.
         if view.source(adapter) is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, InvalidRequest
-from mint_contracts.names import check_adapter, check_base
+from mint_contracts.names import check_asked, check_base
 from mint_gateway.view import MapView
 
 
@@ -11,11 +11,11 @@ def resolve(views: Mapping[str, MapView], base: str, adapter: str) -> MapView:
     """The view of the base that is named, or that the adapter's name leaves no doubt about.
 
     Without a base: the only one where the adapter is placed, else the only one that holds a copy, else the only one
-    whose store may have it. Without either name: the only base. Raises InvalidRequest (which lists the bases that
-    are possible), BaseModelNotFound, AdapterNotFound.
+    whose catalog or store may have it. Without either name: the only base. Raises InvalidRequest (which lists the
+    bases that are possible), BaseModelNotFound, AdapterNotFound.
     """
     if adapter:
-        check_adapter(adapter)
+        check_asked(adapter)
     if base:
         check_base(base)
         if base not in views:
@@ -42,7 +42,7 @@ def _knowing(views: Mapping[str, MapView], adapter: str) -> list[list[MapView]]:
     return [
         [view for view in everyone if adapter in view.placements],
         [view for view in everyone if any(view.copy(engine, adapter) for engine in view.engines.values())],
-        [view for view in everyone if view.stored(adapter)],
+        [view for view in everyone if view.stored(adapter) or (view.record and view.record.catalog)],
     ]
 
 

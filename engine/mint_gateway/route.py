@@ -9,7 +9,9 @@ import msgspec
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, EngineUnavailable, MapUnavailable, MintError
+from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
+from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.channels import Channels
 from mint_gateway.choose import Candidate, Now, candidates, refusal
 from mint_gateway.explain import silence
@@ -36,6 +38,7 @@ class Trail(msgspec.Struct):
     why: str = ""
     tries: int = 0
     first_token_at: float | None = None  # the event loop's clock
+    source: Source | None = None  # where the catalog has the adapter
 
 
 class Router:
@@ -46,12 +49,14 @@ class Router:
         mirror: Mirror,
         channels: Channels,
         in_flight: InFlight,
+        catalog: Resolver,
         patience: Patience | None = None,
         on_retry: Callable[[MintError], None] = lambda error: None,
     ) -> None:
         self._mirror = mirror
         self._channels = channels
         self._in_flight = in_flight
+        self._catalog = catalog
         self._patience = patience or Patience()
         self._on_retry = on_retry
 
@@ -60,6 +65,15 @@ class Router:
         if not self._mirror.ready:
             raise MapUnavailable("gateway", "has not read the placement map yet; retry", retry_after_s=1.0)
         return resolve(self._mirror.views, base, adapter)
+
+    async def locate(self, base: str, adapter: str) -> tuple[MapView, Source | None]:
+        """The view of `find`, and where the base's catalog has an adapter that no wave serves there."""
+        view = self.find(base, adapter)
+        unknown = adapter and adapter not in view.placements
+        if not unknown or view.record is None or view.record.catalog is None:
+            return view, None
+        entry = await self._catalog.find(view.base, adapter)
+        return view, None if entry is None else entry.source
 
     def now(self, view: MapView) -> Now:
         """What the gateway itself knows of the engines of a view."""
@@ -80,10 +94,9 @@ class Router:
         """
         trail.adapter, trail.base_model = request.adapter, request.base_model
         with self._in_flight.admit():
-            trail.base_model = self.find(request.base_model, request.adapter).base
-            forwarded = sampling_pb2.GenerateRequest()
-            forwarded.CopyFrom(request)
-            forwarded.base_model, forwarded.request_id = trail.base_model, trail.request_id
+            view, trail.source = await self.locate(request.base_model, request.adapter)
+            trail.base_model = view.base
+            forwarded = _forwarded(request, trail)
             loop = asyncio.get_running_loop()
             deadline = None if remaining_s is None else loop.time() + remaining_s
             tries = Tries(self._patience, deadline)
@@ -102,6 +115,7 @@ class Router:
             view = self._mirror.views.get(trail.base_model)
             if view is None:
                 raise BaseModelNotFound(f"base model {trail.base_model!r}", "is served no longer")
+            view = view.told(trail.adapter, trail.source)
             now = self.now(view)
             if error := refusal(view, trail.adapter, now):
                 raise error
@@ -145,6 +159,17 @@ class Router:
             finally:
                 call.cancel()
         return True
+
+
+def _forwarded(request: sampling_pb2.GenerateRequest, trail: Trail) -> sampling_pb2.GenerateRequest:
+    """What engines are asked."""
+    forwarded = sampling_pb2.GenerateRequest()
+    forwarded.CopyFrom(request)
+    forwarded.base_model, forwarded.request_id = trail.base_model, trail.request_id
+    forwarded.ClearField("whence")
+    if trail.source is not None:
+        forwarded.whence.uri, forwarded.whence.revision = trail.source.uri, trail.source.revision
+    return forwarded
 
 
 async def _until_first_token(call: "Call", candidate: Candidate) -> list[sampling_pb2.GenerateEvent]:

@@ -12,9 +12,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from redis.asyncio import Redis
 
-from mint_contracts import placement_pb2, placement_pb2_grpc, sampling_pb2, sampling_pb2_grpc
+from mint_contracts import (
+    catalog_pb2,
+    catalog_pb2_grpc,
+    placement_pb2,
+    placement_pb2_grpc,
+    sampling_pb2,
+    sampling_pb2_grpc,
+)
 from mint_contracts.map_reader import MapReader
 from mint_contracts.transport import SERVER_OPTIONS
+from mint_gateway.catalog.catalogs import Catalogs
+from mint_gateway.catalog.servicer import CatalogServicer
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
@@ -26,6 +35,7 @@ from mint_gateway.tries import Patience
 SERVICES = (
     sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,
     placement_pb2.DESCRIPTOR.services_by_name["Placement"].full_name,
+    catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].full_name,
 )
 
 _log = structlog.get_logger()
@@ -63,13 +73,20 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
         channels.keep({e.record.address for view in mirror.views.values() for e in view.engines.values()})
 
     mirror = Mirror(MapReader(redis), on_read=keep_channels)
+    catalogs = Catalogs(redis, mirror)
     router = Router(
-        mirror, channels, in_flight, limits.patience, lambda error: metrics.retries.labels(error.reason).inc()
+        mirror,
+        channels,
+        in_flight,
+        catalogs.resolver,
+        limits.patience,
+        lambda error: metrics.retries.labels(error.reason).inc(),
     )
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages)
     server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
     sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(router, metrics), server)
     placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror), server)
+    catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogServicer(router, redis, catalogs), server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -80,6 +97,7 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     await server.start()
     _log.info("gateway listens", address=address, port=port)
     following = asyncio.create_task(mirror.run())
+    keeping = asyncio.create_task(catalogs.run())
     announcing = asyncio.create_task(_announce(mirror, healthy))
     try:
         yield Gateway(port, mirror, metrics, following)
@@ -91,7 +109,8 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
         await asyncio.sleep(limits.farewell_s)
         await server.stop(limits.grace_s)
         following.cancel()
-        await asyncio.wait([following])
+        keeping.cancel()
+        await asyncio.wait([following, keeping])
         await channels.close()
         _log.info("gateway ended")
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -19,7 +19,7 @@ from mint_gateway.route import Router, Trail
 
 REQUEST_ID_MAX_LENGTH = 128
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 _log = structlog.get_logger()
 
 
@@ -80,18 +80,18 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
     ) -> placement_pb2.Explanation:
         """Why is this adapter where it is, and which engine would answer now?"""
 
-        def answer() -> placement_pb2.Explanation:
-            view = self._router.find(request.base_model, request.adapter)
-            return explain(view, request.adapter, self._router.now(view))
+        async def answer() -> placement_pb2.Explanation:
+            view, source = await self._router.locate(request.base_model, request.adapter)
+            return explain(view.told(request.adapter, source), request.adapter, self._router.now(view))
 
-        return await _answer(answer, context)
+        return await answered(answer, context)
 
     async def ListPlacements(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ListPlacementsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> placement_pb2.ListPlacementsResponse:
         """Every adapter that is placed or held, of one base or of all."""
 
-        def answer() -> placement_pb2.ListPlacementsResponse:
+        async def answer() -> placement_pb2.ListPlacementsResponse:
             if request.base_model:
                 views = [self._router.find(check_base(request.base_model), "")]
             else:
@@ -99,12 +99,13 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
             placements = [e for view in views for e in explain_all(view, self._router.now(view))]
             return placement_pb2.ListPlacementsResponse(placements=placements)
 
-        return await _answer(answer, context)
+        return await answered(answer, context)
 
 
-async def _answer(make: Callable[[], _T], context: "grpc.aio.ServicerContext[Any, Any]") -> _T:
+async def answered(make: Callable[[], Awaitable[T]], context: "grpc.aio.ServicerContext[Any, Any]") -> T:
+    """What `make` gives; its MintError ends the call."""
     try:
-        return make()
+        return await make()
     except MintError as error:
         await context.abort_with_status(to_status(error))
         raise  # abort has raised already

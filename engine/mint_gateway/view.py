@@ -31,17 +31,26 @@ class MapView(msgspec.Struct, frozen=True):
     record: BaseRecord | None = None
     placements: Mapping[str, Placement] = {}
     engines: Mapping[str, Engine] = {}
+    catalogued: Mapping[str, Source] = {}  # what the catalog says of adapters that a request asks for
 
     def source(self, adapter: str) -> Source | None:
-        """Where the adapter is fetched from: its placement's source, else the base's store; None if neither."""
+        """Where the adapter is fetched from: its placement's source, else the catalog's, else the base's store."""
         if placement := self.placements.get(adapter):
             return placement.source
         return self.stored(adapter)
 
     def stored(self, adapter: str) -> Source | None:
-        """The adapter's place in the base's store, which any engine of the base reads on demand."""
+        """The adapter's place in the catalog or the base's store, which any engine of the base reads on demand."""
+        if known := self.catalogued.get(adapter):
+            return known
+        if "@" in adapter:  # only the catalog knows revisions
+            return None
         store = self.record.store if self.record else None
         return child(store, adapter) if store else None
+
+    def told(self, adapter: str, source: Source | None) -> "MapView":
+        """The same view, to which the catalog has told where an adapter is."""
+        return self if source is None else msgspec.structs.replace(self, catalogued={adapter: source})
 
     def copy(self, engine: Engine, adapter: str) -> Held | None:
         """The engine's copy of the adapter, if it can answer from it: on disk or warmer, from the right source."""

@@ -4,16 +4,14 @@
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 
 import msgspec
 
 from mint_contracts.records import EngineView, Failure, MapState, Placement
 from mint_contracts.resources import AdapterWaveSpec, AdapterWaveStatus, BaseModelSpec, BaseModelStatus
-from mint_operator.sizes import Size
 
 
-class Meta(msgspec.Struct, frozen=True, dict=True):
+class Meta(msgspec.Struct, frozen=True):
     """Identity of a Kubernetes object."""
 
     namespace: str
@@ -23,7 +21,7 @@ class Meta(msgspec.Struct, frozen=True, dict=True):
     created: str = ""  # RFC 3339
     deleting: bool = False
 
-    @cached_property
+    @property
     def key(self) -> str:
         """ "namespace/name"."""
         return f"{self.namespace}/{self.name}"
@@ -52,8 +50,7 @@ class ObservedWave(msgspec.Struct, frozen=True):
     @property
     def base(self) -> str:
         """ "namespace/name" of the base model that it names."""
-        named = self.spec.base_model_ref
-        return f"{named.namespace or self.meta.namespace}/{named.name}"
+        return f"{self.meta.namespace}/{self.spec.base_model_ref.name}"
 
 
 class EnginePod(msgspec.Struct, frozen=True):
@@ -93,7 +90,6 @@ class BaseMap(msgspec.Struct, frozen=True):
     engines: tuple[EngineView, ...] = ()
     away_s: Mapping[str, float] = {}
     remembered: Mapping[str, Placement] = {}
-    sizes: Mapping[str, Size] = {}
     lost_s: float = 0.0  # how long the map has been without a version
 
 

@@ -25,6 +25,10 @@ def training(**fields: Any) -> dict[str, Any]:
     return {"training": {"store": fields}}
 
 
+def catalog(**fields: Any) -> dict[str, Any]:
+    return {"catalog": {"manifests": fields}}
+
+
 def resources(requests: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
     return engine(resources={"requests": requests, "limits": limits})
 
@@ -53,6 +57,7 @@ ACCEPTED = [
     adapters(store={"uri": "hf://acme/adapters", "revision": "v1", "secretRef": {"name": "hub"}}),
     training(uri="pvc://training/runs"),
     training(uri="s3://bucket/runs", secretRef={"name": "aws"}),
+    catalog(uri="s3://bucket/catalog"),
 ]
 
 BY_RULE: list[tuple[dict[str, Any], str]] = [
@@ -79,6 +84,8 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (adapters(store={"uri": "pvc:///adapters"}), "a pvc source must name a PersistentVolumeClaim"),
     (training(uri="https://host/runs"), "a training store must be one that engines can write"),
     (training(uri="pvc://training/../x"), "uri must be a plain path"),
+    (catalog(uri="hf://org/model"), "a catalog's manifests must be where gateways can write"),
+    (catalog(uri="s3://key@bucket/x"), "uri must carry no credentials"),
     (adapters(hostMemory="4"), "must be at least 1Mi"),
     (adapters(diskCache="-1Gi"), "must be at least 1Mi"),
     (engine(kvCacheMemory=0), "must be at least 1Mi"),

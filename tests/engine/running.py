@@ -118,7 +118,7 @@ class FixedHolder:
         self.revisions[name] = "none"
 
     @asynccontextmanager
-    async def hold(self, adapter: str) -> AsyncIterator[Held]:
+    async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Held]:
         if adapter not in self.places:
             raise AdapterNotFound(f"adapter {adapter}", "is in no wave and no store")
         self.users[adapter] = self.users.get(adapter, 0) + 1

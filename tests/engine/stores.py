@@ -12,10 +12,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import boto3
+import pytest
 from gcp_storage_emulator.server import create_server
 from gcsfs.core import GCSFileSystem
 from moto.server import ThreadedMotoServer
 
+from mint_contracts import backends
 from tests.redis_process import free_port
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -203,3 +205,14 @@ def gs(folder: Path) -> Iterator[str]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+@contextmanager
+def credentials(monkeypatch: pytest.MonkeyPatch, s3_url: str) -> Iterator[None]:
+    """An environment in which s3:// means the server at that address."""
+    backends.backend.cache_clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
+    for name, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    yield
+    backends.backend.cache_clear()

@@ -8,7 +8,6 @@ import urllib.request
 import pytest
 
 from mint_operator.dirt import EVERYTHING, Dirt, Part
-from mint_operator.feed import Feed
 from mint_operator.watch import STALLED_S, Watch
 from tests.operator.stage import Stage, base_model, until
 from tests.redis_process import free_port
@@ -32,7 +31,7 @@ async def test_a_loop_that_stalls_fails_the_probe(
     monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
     port = free_port()
     last = None if age_s is None else time.monotonic() - age_s
-    watch = Watch(Dirt(), Feed(), [stage.namespace], port, progress=lambda: last, ended=lambda: None)
+    watch = Watch(Dirt(), [stage.namespace], port, progress=lambda: last, ended=lambda: None)
     watch.start()
     try:
 
@@ -46,18 +45,13 @@ async def test_a_loop_that_stalls_fails_the_probe(
 
 async def test_events_mark_their_part(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
-    dirt, feed = Dirt(resync_s=60.0), Feed()
-    watch = Watch(dirt, feed, [stage.namespace], free_port(), progress=lambda: None, ended=lambda: None)
+    dirt = Dirt(resync_s=60.0)
+    watch = Watch(dirt, [stage.namespace], free_port(), progress=lambda: None, ended=lambda: None)
     watch.start()
     try:
         await dirt.take()
         stage.apply(base_model())
-
-        async def fed() -> bool:
-            await dirt.take()
-            return any(news.kind == "BaseModel" and not news.gone for news in feed.take())
-
-        await until("the BaseModel's event", fed)
+        assert await dirt.take() == {Part.BASES}
         await stage.once()  # makes the StatefulSet, and writes the base's status
         seen: set[Part] = set()
 

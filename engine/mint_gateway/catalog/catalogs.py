@@ -1,0 +1,48 @@
+"""What a gateway does about catalogs beside answering: keeps them whole, and forgets what changes."""
+
+import asyncio
+from contextlib import suppress
+
+from redis.asyncio import Redis
+
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.source import Source
+from mint_gateway.catalog.keeper import Keeper
+from mint_gateway.catalog.resolver import Resolver
+from mint_gateway.mirror import Mirror
+
+LOOK_S = 0.5
+
+
+class Catalogs:
+    """The catalogs of the bases that the mirror knows."""
+
+    def __init__(self, redis: Redis, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self.reader = CatalogReader(redis)
+        self.resolver = Resolver(self.reader)
+        self._keeper = Keeper(redis, self.manifests)
+
+    def manifests(self) -> dict[str, Source]:
+        """Where each base that has a catalog keeps its manifests."""
+        records = {base: view.record for base, view in self._mirror.views.items()}
+        return {base: record.catalog for base, record in records.items() if record and record.catalog}
+
+    async def run(self) -> None:
+        """Keep and follow, until cancelled."""
+        following: dict[str, asyncio.Task[None]] = {}
+        keeping = asyncio.create_task(self._keeper.run())
+        try:
+            while not keeping.done():
+                wanted = self.manifests()
+                for base in wanted.keys() - following.keys():
+                    following[base] = asyncio.create_task(self.resolver.follow(base))
+                for base in following.keys() - wanted.keys():
+                    following.pop(base).cancel()
+                await asyncio.sleep(LOOK_S)
+            await keeping  # raises the defect that ended it
+        finally:
+            for task in (keeping, *following.values()):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task

@@ -1,0 +1,143 @@
+"""Keeping the catalogs in Redis whole: read from their manifests when Redis has lost them, or has missed a part.
+
+Any gateway may, one at a time: the others see that it is done. Doing it twice does no harm.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from mint_contracts import keys
+from mint_contracts.catalog_parts import Parts, sequence_of
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_writer import CatalogWriter, Row
+from mint_contracts.errors import MapUnavailable, MintError
+from mint_contracts.functions import bounded
+from mint_contracts.source import Source
+
+LOOK_S = 1.0
+SWEEP_S = 60.0
+ON_ITS_WAY_S = 120.0  # a part younger than this may still be brought in by who wrote it
+HOLD_S = 15.0  # a keeper that says nothing for so long is gone
+READ_AHEAD = 4  # parts
+
+_US = 1_000_000
+_log = structlog.get_logger()
+
+
+class Keeper:
+    """Looks after the catalogs of all bases, until cancelled. `manifests()` tells where each base has its own."""
+
+    def __init__(self, redis: Redis, manifests: Callable[[], Mapping[str, Source]]) -> None:
+        self._redis = redis
+        self._reader, self._writer = CatalogReader(redis), CatalogWriter(redis)
+        self._manifests = manifests
+        self._swept: dict[str, float] = {}
+        self._versions: dict[str, int] = {}
+        self._token = secrets.token_hex(8)
+
+    async def run(self) -> None:
+        """Look at every catalog once a second."""
+        while True:
+            for base, source in self._manifests().items():
+                try:
+                    await self.look(base, source)
+                except (MintError, ResponseError) as error:
+                    _log.warning("catalog not looked after", base_model=base, error=str(error))
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self, base: str, manifests: Source) -> None:
+        """Make one catalog whole if it is not. Raises MapUnavailable, SourceUnavailable and the like."""
+        state = await self._reader.state(base)
+        went_back = state.version < self._versions.get(base, 0)  # Redis came back older than it was
+        self._versions[base] = state.version
+        if not state.complete:
+            await self._alone(base, lambda: self.rebuild(base, manifests))
+        elif went_back or time.monotonic() - self._swept.get(base, 0.0) > SWEEP_S:
+            await self._alone(base, lambda: self.sweep(base, manifests))
+
+    async def rebuild(self, base: str, manifests: Source) -> int:
+        """Read every part, the oldest first; returns how many entries were read."""
+        began, parts, count, last = time.monotonic(), Parts(manifests), 0, 0
+        names = await parts.names()
+        async for name, rows in self._read(parts, names):
+            await self._writer.apply(base, rows, name)
+            count, last = count + len(rows), max(last, rows[-1][0] if rows else 0)
+            await self._hold(base)
+        await self._writer.complete(base, last)
+        await self._settled(base, names)
+        _log.info(
+            "catalog read from its manifests",
+            base_model=base,
+            parts=len(names),
+            entries=count,
+            seconds=round(time.monotonic() - began, 2),
+        )
+        return count
+
+    async def sweep(self, base: str, manifests: Source) -> list[str]:
+        """Bring in the parts that are in the store and not in Redis: their writer ended in between."""
+        parts = Parts(manifests)
+        names = await parts.names()
+        floor = int(await bounded(lambda: self._redis.hget(keys.catalog(base), "settled")) or 0)
+        known = set(await bounded(lambda: self._redis.zrange(keys.catalog(base, "parts"), 0, -1)))
+        missed = [name for name in names if name not in known and floor < (sequence_of(name) or 0) < _settling()]
+        async for name, rows in self._read(parts, missed):
+            await self._writer.apply(base, rows, name)
+            _log.info("catalog part brought in", base_model=base, part=name, entries=len(rows))
+            await self._hold(base)
+        await self._settled(base, names)
+        return missed
+
+    async def _settled(self, base: str, names: Sequence[str]) -> None:
+        """Note up to which sequence every part is in, and forget those parts' names."""
+        settled = max([sequence_of(name) or 0 for name in names if (sequence_of(name) or 0) < _settling()], default=0)
+        await bounded(lambda: self._redis.hset(keys.catalog(base), "settled", settled))
+        await bounded(lambda: self._redis.zremrangebyscore(keys.catalog(base, "parts"), "-inf", settled))
+        self._swept[base] = time.monotonic()
+
+    async def _read(self, parts: Parts, names: Sequence[str]) -> AsyncIterator[tuple[str, list[Row]]]:
+        """Parts in their order, some of them read ahead."""
+        waiting = list(reversed(names))
+        reading: list[tuple[str, asyncio.Task[list[Row]]]] = []
+        try:
+            while waiting or reading:
+                while waiting and len(reading) < READ_AHEAD:
+                    name = waiting.pop()
+                    reading.append((name, asyncio.create_task(parts.read(name))))
+                name, task = reading.pop(0)
+                yield name, await task
+        finally:
+            for _, task in reading:
+                task.cancel()
+
+    async def _alone(self, base: str, work: Callable[[], Awaitable[object]]) -> None:
+        """Do the work unless another gateway is at it."""
+        key = keys.catalog(base, "keeper")
+        if not await bounded(lambda: self._redis.set(key, self._token, nx=True, px=int(HOLD_S * 1000))):
+            return
+        try:
+            await work()
+        finally:
+            await self._let_go(base)
+
+    async def _hold(self, base: str) -> None:
+        """Say that this gateway is still at it."""
+        key = keys.catalog(base, "keeper")
+        await bounded(lambda: self._redis.set(key, self._token, px=int(HOLD_S * 1000)))
+
+    async def _let_go(self, base: str) -> None:
+        try:
+            await bounded(lambda: self._redis.delete(keys.catalog(base, "keeper")))
+        except MapUnavailable:
+            return  # it runs out by itself
+
+
+def _settling() -> int:
+    """Parts before this sequence are in, or their writer has ended."""
+    return int((time.time() - ON_ITS_WAY_S) * _US)

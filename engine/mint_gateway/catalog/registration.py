@@ -1,0 +1,127 @@
+"""Registering: lines to entries, entries to manifest parts, and then, once a part is durable, to Redis."""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from mint_contracts.catalog_parts import Parts, part_name
+from mint_contracts.catalog_writer import CatalogWriter
+from mint_contracts.entries import Entry, check, read_line, read_lines
+from mint_contracts.errors import MintError
+
+PART_ENTRIES = 10_000
+PARTS_AT_ONCE = 2  # being written while the next is filled
+PART_TIMEOUT_S = 60.0
+SLICE_BYTES = 64 << 10  # read at once: about two milliseconds in which nobody else is answered
+REFUSALS_TOLD = 1000
+FORGET_RETIRED_S = 3600.0  # far longer than a part is on its way
+
+_US = 1_000_000
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A line that was not registered, and why."""
+
+    line: int  # from 1
+    error: MintError
+
+
+class Registration:
+    """One stream of entries. `finish` returns when all that were not refused are durable and visible."""
+
+    def __init__(self, base: str, parts: Parts, writer: CatalogWriter) -> None:
+        self._base, self._parts, self._writer = base, parts, writer
+        self._entries: list[Entry] = []
+        self._writing: list[asyncio.Task[None]] = []
+        self._line = 0
+        self.registered = self.refused = self.parts = 0
+        self.refusals: list[Refusal] = []  # the first ones
+
+    async def add_lines(self, text: bytes) -> None:
+        """Whole lines of JSON."""
+        for piece in _slices(text):
+            self._read(piece)
+            await self._write_full_parts()
+            await asyncio.sleep(0)
+
+    async def add(self, entries: Sequence[Entry]) -> None:
+        """Entries, each a line."""
+        for entry in entries:
+            self._line += 1
+            try:
+                self._entries.append(check(entry))
+            except MintError as error:
+                self._refuse(self._line, error)
+        await self._write_full_parts()
+
+    async def finish(self) -> None:
+        """Write what is left, and see all of it in."""
+        if self._entries:
+            await self._write(self._entries)
+            self._entries = []
+        while self._writing:
+            await self._writing.pop(0)
+
+    async def abandon(self) -> None:
+        """Give up: what is being written may or may not come in."""
+        for task in self._writing:
+            task.cancel()
+        await asyncio.gather(*self._writing, return_exceptions=True)
+
+    def _read(self, text: bytes) -> None:
+        """Take in lines: all at once where all are good, else each by itself."""
+        try:
+            entries = read_lines(text)
+            for entry in entries:
+                check(entry)
+        except (msgspec.MsgspecError, MintError):
+            self._read_one_by_one(text)
+        else:
+            self._entries += entries
+            self._line += text.count(b"\n") + (not text.endswith(b"\n"))
+
+    def _read_one_by_one(self, text: bytes) -> None:
+        for line in text.removesuffix(b"\n").split(b"\n"):
+            self._line += 1
+            if not line.strip():
+                continue
+            try:
+                self._entries.append(read_line(line))
+            except MintError as error:
+                self._refuse(self._line, error)
+
+    def _refuse(self, line: int, error: MintError) -> None:
+        self.refused += 1
+        if len(self.refusals) < REFUSALS_TOLD:
+            self.refusals.append(Refusal(line, error))
+
+    async def _write_full_parts(self) -> None:
+        while len(self._entries) >= PART_ENTRIES:
+            part, self._entries = self._entries[:PART_ENTRIES], self._entries[PART_ENTRIES:]
+            await self._write(part)
+
+    async def _write(self, entries: list[Entry]) -> None:
+        while len(self._writing) >= PARTS_AT_ONCE:
+            await self._writing.pop(0)
+        first = await self._writer.sequences(self._base, len(entries))  # in the order of the stream
+        self._writing.append(asyncio.create_task(self._write_part(first, entries)))
+
+    async def _write_part(self, first: int, entries: list[Entry]) -> None:
+        name, horizon = part_name(first), first - int(FORGET_RETIRED_S * _US)
+        async with asyncio.timeout(PART_TIMEOUT_S):
+            await self._parts.write(name, entries)
+        await self._writer.apply(self._base, list(enumerate(entries, first)), name, horizon=horizon)
+        self.registered += len(entries)
+        self.parts += 1
+
+
+def _slices(text: bytes) -> Sequence[bytes]:
+    """Whole lines, about SLICE_BYTES of them at a time."""
+    found, at = [], 0
+    while at < len(text):
+        end = text.find(b"\n", at + SLICE_BYTES)
+        end = len(text) if end < 0 else end + 1
+        found.append(text[at:end])
+        at = end
+    return found

@@ -1,0 +1,97 @@
+"""Names to entries, for every request: what was found lately is remembered, and forgotten when it changes."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+import structlog
+from redis.exceptions import ResponseError
+
+from mint_contracts.backoff import delay_s
+from mint_contracts.catalog_reader import EVERYTHING, CatalogReader
+from mint_contracts.entries import Entry
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.names import split_asked
+
+REMEMBERED = 65_536  # about 50 MB
+FRESH_S = 2.0  # news can be lost: nothing older is taken without asking, unless Redis is away
+NEWS_WAIT_S = 1.0
+
+Key = tuple[str, str]  # base, and the name as it was asked for
+
+_log = structlog.get_logger()
+
+
+class Resolver:
+    """The entries that requests ask for. `clock` is in seconds and never goes back."""
+
+    def __init__(
+        self, reader: CatalogReader, *, remembered: int = REMEMBERED, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._reader = reader
+        self._remembered, self._clock = remembered, clock
+        self._known: OrderedDict[Key, tuple[Entry | None, float]] = OrderedDict()
+        self._asking: dict[Key, asyncio.Task[Entry | None]] = {}
+
+    async def find(self, base: str, asked: str) -> Entry | None:
+        """What NAME or NAME@REVISION means; None where the catalog has no such. Raises MapUnavailable.
+
+        While Redis is away, what was found before goes on counting.
+        """
+        known = self._known.get((base, asked))
+        if known is not None and self._clock() - known[1] < FRESH_S:
+            self._known.move_to_end((base, asked))
+            return known[0]
+        try:
+            return await asyncio.shield(self._ask((base, asked)))
+        except MapUnavailable:
+            if known is None:
+                raise
+            return known[0]
+
+    def forget(self, base: str, names: Iterable[str]) -> None:
+        """These names have changed."""
+        for name in names:
+            if name == EVERYTHING:
+                self._known.clear()
+                self._asking.clear()
+                return
+            self._known.pop((base, name), None)
+            self._asking.pop((base, name), None)
+
+    async def follow(self, base: str) -> None:
+        """Forget what changes in a base's catalog, until cancelled."""
+        failures = 0
+        while True:
+            try:
+                async with self._reader.news(base) as wait:
+                    self._known.clear()  # whatever was told before was not heard
+                    failures = 0
+                    while True:
+                        self.forget(base, await wait(NEWS_WAIT_S))
+            except (MapUnavailable, ResponseError) as error:
+                failures += 1
+                _log.warning("catalog's news are not heard", base_model=base, error=str(error))
+            await asyncio.sleep(delay_s(failures, first_s=0.1, cap_s=2.0))
+
+    def _ask(self, key: Key) -> "asyncio.Task[Entry | None]":
+        """One question to Redis, whoever waits for its answer."""
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = self._asking[key] = asyncio.create_task(self._find(key))
+        return asking
+
+    async def _find(self, key: Key) -> Entry | None:
+        try:
+            entry = await self._reader.find(key[0], *split_asked(key[1]))
+        finally:
+            heard_of = self._asking.get(key) is not asyncio.current_task()  # it has changed since it was asked for
+            if not heard_of:
+                del self._asking[key]
+        if not heard_of:
+            self._known[key] = entry, self._clock()
+            self._known.move_to_end(key)
+            while len(self._known) > self._remembered:
+                self._known.popitem(last=False)
+        return entry

@@ -1,0 +1,169 @@
+"""The gateway's Catalog service."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+from redis.asyncio import Redis
+
+from mint_contracts import catalog_pb2, catalog_pb2_grpc
+from mint_contracts.catalog_parts import Parts
+from mint_contracts.catalog_reader import PAGE_MAX
+from mint_contracts.catalog_writer import CatalogWriter
+from mint_contracts.entries import Entry, check_labels
+from mint_contracts.errors import AdapterNotFound, CatalogNotFound, InvalidRequest, Overloaded
+from mint_contracts.names import check_adapter, check_asked
+from mint_contracts.source import Source
+from mint_gateway.catalog.catalogs import Catalogs
+from mint_gateway.catalog.registration import Registration
+from mint_gateway.route import Router
+from mint_gateway.servicers import answered
+
+STREAMS = 4  # registering at once
+RETIRED_AT_ONCE = 10_000
+PAGE = 100
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_log = structlog.get_logger()
+
+
+class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
+    """Registers, lists, resolves and retires adapters of the bases that have a catalog."""
+
+    def __init__(self, router: Router, redis: Redis, catalogs: Catalogs) -> None:
+        self._router = router
+        self._catalogs = catalogs
+        self._writer = CatalogWriter(redis)
+        self._registering = 0
+
+    async def Register(  # noqa: N802 - the proto's name
+        self, request_iterator: AsyncIterator[catalog_pb2.RegisterRequest], context: _Context
+    ) -> catalog_pb2.RegisterResponse:
+        """Take in a stream of entries."""
+        return await answered(lambda: self._register(request_iterator), context)
+
+    async def List(  # noqa: N802
+        self, request: catalog_pb2.ListRequest, context: _Context
+    ) -> catalog_pb2.ListResponse:
+        """One page."""
+
+        async def answer() -> catalog_pb2.ListResponse:
+            base, _ = self._catalog(request.base_model)
+            if not 0 <= request.page_size <= PAGE_MAX:
+                raise InvalidRequest("page_size", f"is {request.page_size}; {PAGE_MAX} are the most")
+            check_labels(request.labels, "labels")
+            page, state = await asyncio.gather(
+                self._catalogs.reader.page(
+                    base,
+                    prefix=request.prefix,
+                    labels=dict(request.labels),
+                    after=request.page_token,
+                    limit=request.page_size or PAGE,
+                ),
+                self._catalogs.reader.state(base),
+            )
+            entries = [_message(entry) for entry in page.entries]
+            return catalog_pb2.ListResponse(entries=entries, next_page_token=page.after, total=state.count)
+
+        return await answered(answer, context)
+
+    async def Resolve(  # noqa: N802
+        self, request: catalog_pb2.ResolveRequest, context: _Context
+    ) -> catalog_pb2.CatalogEntry:
+        """One entry."""
+
+        async def answer() -> catalog_pb2.CatalogEntry:
+            base, _ = self._catalog(request.base_model)
+            entry = await self._catalogs.resolver.find(base, check_asked(request.adapter))
+            if entry is None:
+                said = f"is not in the catalog of {base}; check the name and the revision, or register it"
+                raise AdapterNotFound(f"adapter {request.adapter!r}", said)
+            return _message(entry)
+
+        return await answered(answer, context)
+
+    async def Retire(  # noqa: N802
+        self, request: catalog_pb2.RetireRequest, context: _Context
+    ) -> catalog_pb2.RetireResponse:
+        """Take names out."""
+
+        async def answer() -> catalog_pb2.RetireResponse:
+            base, manifests = self._catalog(request.base_model)
+            if not 0 < len(request.names) <= RETIRED_AT_ONCE:
+                raise InvalidRequest("names", f"must be 1 to {RETIRED_AT_ONCE} in one call")
+            entries = [Entry(check_adapter(name), retired=True) for name in request.names]
+            registration = Registration(base, Parts(manifests), self._writer)
+            await registration.add(entries)
+            await registration.finish()
+            _log.info("retired", base_model=base, adapters=len(entries))
+            return catalog_pb2.RetireResponse()
+
+        return await answered(answer, context)
+
+    async def _register(self, requests: AsyncIterator[catalog_pb2.RegisterRequest]) -> catalog_pb2.RegisterResponse:
+        if self._registering >= STREAMS:
+            raise Overloaded("catalog", f"{STREAMS} streams are registering; come back later", retry_after_s=2.0)
+        self._registering += 1
+        registration: Registration | None = None
+        try:
+            async for request in requests:
+                if registration is None:
+                    base, manifests = self._catalog(request.base_model)
+                    registration = Registration(base, Parts(manifests), self._writer)
+                await registration.add_lines(request.lines)
+                await registration.add([_entry(each) for each in request.entries])
+            if registration is None:
+                raise InvalidRequest("stream", "is empty; send at least one message")
+            await registration.finish()
+        finally:
+            self._registering -= 1
+            if registration is not None:
+                await registration.abandon()
+        _log.info("registered", base_model=base, adapters=registration.registered, refused=registration.refused)
+        return _response(registration)
+
+    def _catalog(self, base_model: str) -> tuple[str, Source]:
+        """The base that is meant, and where its manifests are. Raises CatalogNotFound."""
+        view = self._router.find(base_model, "")
+        if view.record is None or view.record.catalog is None:
+            said = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel"
+            raise CatalogNotFound(f"base model {view.base!r}", said)
+        return view.base, view.record.catalog
+
+
+def _message(entry: Entry) -> catalog_pb2.CatalogEntry:
+    return catalog_pb2.CatalogEntry(
+        name=entry.name,
+        uri=entry.uri,
+        revision=entry.revision,
+        labels=entry.labels,
+        rank=entry.rank,
+        bytes=entry.bytes,
+    )
+
+
+def _entry(message: catalog_pb2.CatalogEntry) -> Entry:
+    return Entry(
+        name=message.name,
+        uri=message.uri,
+        revision=message.revision,
+        labels=dict(message.labels),
+        rank=message.rank,
+        bytes=message.bytes,
+        retired=message.retired,
+    )
+
+
+def _response(registration: Registration) -> catalog_pb2.RegisterResponse:
+    refusals = [
+        catalog_pb2.RefusedLine(line=each.line, reason=each.error.reason, message=str(each.error)[:1000])
+        for each in registration.refusals
+    ]
+    return catalog_pb2.RegisterResponse(
+        registered=registration.registered,
+        refused=registration.refused,
+        refusals=refusals,
+        parts=registration.parts,
+    )

@@ -1,0 +1,67 @@
+"""Adapters that no wave wants and no store has, asked for with the place that the catalog has told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mint_contracts.errors import AdapterNotFound, InvalidRequest
+from mint_contracts.records import Tier
+from mint_contracts.source import Source
+from tests.engine.tiers import NAMES, Scene, wanted
+from tests.waiting import until
+
+
+def told(store: Path, index: int) -> Source:
+    return Source(f"file://{store}/{NAMES[index]}", f"r{index}")
+
+
+async def test_an_adapter_is_fetched_from_where_the_request_says_and_stays_warm(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(store=None)
+    for _ in range(2):
+        async with here.residency.hold("named/elsewhere", told(store, 3)):
+            pass
+    assert here.loader.fetches == [told(store, 3).uri]
+    assert here.tier("named/elsewhere") is Tier.DEVICE
+    assert here.residency.report()["named/elsewhere"].source == told(store, 3)
+    with pytest.raises(AdapterNotFound):
+        async with here.residency.hold("named/elsewhere2"):
+            pass
+
+
+async def test_two_revisions_answer_side_by_side(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene(slots=4, store=None)
+    async with (
+        here.residency.hold("a/b", told(store, 2)) as newest,
+        here.residency.hold("a/b@r1", told(store, 1)) as pinned,
+    ):
+        assert newest.slot != pinned.slot
+        assert newest.revision != pinned.revision
+    assert sorted(here.residency.report()) == ["a/b", "a/b@r1"]
+
+
+async def test_what_the_catalog_has_elsewhere_now_is_let_go_of(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene(store=None)
+    async with here.residency.hold("a/b", told(store, 1)) as old:
+        async with here.residency.hold("a/b", told(store, 2)) as new:
+            assert old.revision != new.revision
+        assert here.slots.tenants[old.slot] == old.revision  # in use until its request ends
+    await until(lambda: list(here.slots.tenants.values()) == [new.revision])
+    assert here.residency.report()["a/b"].source == told(store, 2)
+
+
+async def test_a_wave_knows_better_than_the_catalog(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene()
+    here.residency.want(wanted(store, NAMES[0]))
+    async with here.residency.hold(NAMES[0], told(store, 5)):
+        pass
+    assert here.loader.fetches == [f"file://{store}/{NAMES[0]}"]
+
+
+@pytest.mark.parametrize("name", ["a/b@", "a b@r1", "a/b@r 1", "a/b@r1@r2"])
+async def test_what_nobody_can_mean_is_refused(scene: Callable[..., Scene], store: Path, name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        async with scene().residency.hold(name, told(store, 0)):
+            pass

@@ -1,0 +1,294 @@
+"""The catalog through a gateway: registered in bulk, never lost, resolved for requests, retired."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts import keys
+from mint_contracts.catalog_parts import Parts, part_name
+from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest, RegisterResponse
+from mint_contracts.entries import Entry
+from mint_contracts.errors import AdapterNotFound, CatalogNotFound, InvalidRequest, Overloaded
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import BaseRecord, MapChange
+from mint_contracts.source import Source
+from mint_gateway.catalog.keeper import Keeper
+from mint_gateway.client import Client, question
+from tests.engine import stores
+from tests.gateway.scene import BASE, Scene
+from tests.waiting import until
+
+COUNT = 2500
+
+
+@pytest.fixture(params=["file", "s3"])
+def manifests(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder for manifests in a real store."""
+    if request.param == "file":
+        yield f"file://{tmp_path}/catalog"
+        return
+    (tmp_path / "shelf").mkdir()
+    with stores.s3(tmp_path / "shelf") as url, stores.credentials(monkeypatch, url):
+        yield f"s3://{stores.BUCKET}/catalog"
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/catalog"
+
+
+def entry(name: str, revision: str = "", **labels: str) -> Entry:
+    return Entry(name, f"s3://adapters/{name}/{revision or 'only'}", revision, labels, 8, 1000)
+
+
+def many(count: int = COUNT) -> list[Entry]:
+    return [entry(f"team-{n % 5}/bot-{n:05d}", "r1", tier=("gold", "free")[n % 2]) for n in range(count)]
+
+
+def lines(entries: list[Entry]) -> bytes:
+    return b"".join(msgspec.json.encode(each) + b"\n" for each in entries)
+
+
+async def opened(scene: Scene, manifests: str) -> Client:
+    """A gateway, over a base with a catalog that is complete."""
+    await declare(scene.redis, manifests)
+    await scene.open()
+    await complete(scene.redis)
+    await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].record)
+    return scene.client
+
+
+async def declare(redis: Redis, manifests: str, base: str = BASE) -> None:
+    record = BaseRecord(base_model=base, catalog=Source(manifests))
+    await MapWriter(redis, epoch=1).apply(base, MapChange(base=record))
+
+
+async def complete(redis: Redis) -> None:
+    async def look() -> bool:
+        return await redis.hget(keys.catalog(BASE), "complete") == "1"
+
+    await until(look)
+
+
+async def test_a_stream_is_registered_listed_resolved_and_retired(scene: Scene, manifests: str) -> None:
+    client = await opened(scene, manifests)
+    everything = many()
+    told = await client.register(in_pieces(lines(everything)))
+    assert (told.registered, told.refused, told.parts) == (COUNT, 0, 1)
+    first = await client.catalog_page(BASE, prefix="team-1/", labels={"tier": "gold"}, size=7)
+    assert first.total == COUNT
+    gold = [each.name for each in everything if each.labels["tier"] == "gold"]
+    wanted = sorted(name for name in gold if name.startswith("team-1/"))
+    assert [each.name for each in first.entries] == wanted[:7]
+    second = await client.catalog_page(BASE, prefix="team-1/", labels={"tier": "gold"}, token=first.next_page_token)
+    assert [each.name for each in second.entries] == wanted[7:107]
+    found = await client.resolve(everything[5].name)
+    assert (found.uri, found.revision, found.rank, dict(found.labels)) == (
+        everything[5].uri, "r1", 8, everything[5].labels
+    )  # fmt: skip
+    await client.retire([everything[5].name])
+    with pytest.raises(AdapterNotFound, match="not in the catalog"):
+        await client.resolve(everything[5].name)
+
+
+async def test_losing_redis_loses_nothing(scene: Scene, manifests: str) -> None:
+    client = await opened(scene, manifests)
+    everything = many()
+    await client.register(in_pieces(lines(everything)))
+    await client.register(in_pieces(lines([entry(everything[0].name, "r2")])))
+    await client.retire([everything[1].name])
+    before = await listed(client)
+    await scene.redis.flushall()
+    await declare(scene.redis, manifests)
+    await complete(scene.redis)
+    assert await listed(client) == before
+    assert len(before) == COUNT - 1
+    assert before[everything[0].name].revision == "r2"
+    assert (await client.resolve(f"{everything[0].name}@r1")).uri == everything[0].uri
+
+
+async def test_bad_lines_are_refused_each_by_its_number_and_the_others_registered(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    text = lines([entry("a/one")]) + b"\n" + b'{"name": "a/two"}\n' + lines([entry("a/three")]) + b"nonsense\n"
+    text += lines([Entry("a/four", "ftp://x/a/four")])
+    told = await client.register(in_pieces(text, size=40))
+    assert told.registered == 2
+    assert [(each.line, each.reason) for each in told.refusals] == [
+        (3, "InvalidRequest"),
+        (5, "InvalidRequest"),
+        (6, "SourceForbidden"),
+    ]
+    assert "needs a uri" in told.refusals[0].message
+    assert list(await listed(client)) == ["a/one", "a/three"]
+
+
+async def test_entries_count_as_lines_too(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+
+    async def requests() -> AsyncIterator[RegisterRequest]:
+        yield RegisterRequest(base_model=BASE, lines=lines([entry("a/one")]), entries=[CatalogEntry(name="a b")])
+        yield RegisterRequest(entries=[CatalogEntry(name="a/two", uri="s3://b/a/two", labels={"tier": "gold"})])
+
+    told = await client.register(requests())
+    assert (told.registered, [each.line for each in told.refusals]) == (2, [2])
+    assert (await client.resolve("a/two")).labels == {"tier": "gold"}
+
+
+async def test_several_register_at_once(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    groups = [[entry(f"g{group}/bot-{n:04d}") for n in range(600)] for group in range(4)]
+    same = [entry("shared/bot", f"r{group}") for group in range(4)]
+    streams = [lines([*group, each]) for group, each in zip(groups, same, strict=True)]
+    await asyncio.gather(*[client.register(in_pieces(text)) for text in streams])
+    found = await listed(client)
+    assert sorted(found) == sorted({each.name for group in groups for each in group} | {"shared/bot"})
+    before = found["shared/bot"].revision
+    await scene.redis.flushall()
+    await declare(scene.redis, local)
+    await complete(scene.redis)
+    assert (await listed(client))["shared/bot"].revision == before  # its manifests say the same as Redis did
+
+
+async def test_streams_beyond_the_limit_are_told_when_to_come_back(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    held = asyncio.Event()
+
+    async def slow() -> AsyncIterator[RegisterRequest]:
+        yield RegisterRequest(base_model=BASE, lines=b"")
+        await held.wait()
+
+    registering = [asyncio.create_task(client.register(slow())) for _ in range(4)]
+
+    async def refused() -> bool:
+        try:
+            await client.register(in_pieces(b""))
+        except Overloaded as error:
+            return error.retry_after_s is not None
+        return False
+
+    await until(refused)
+    held.set()
+    await asyncio.gather(*registering)
+
+
+async def test_a_base_without_a_catalog_says_how_to_get_one(scene: Scene) -> None:
+    await scene.base()
+    await scene.open()
+    await scene.seen()
+    with pytest.raises(CatalogNotFound, match=r"spec\.catalog\.manifests\.uri"):
+        await scene.client.catalog_page(BASE)
+
+
+async def test_what_no_page_can_be_is_refused(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    with pytest.raises(InvalidRequest, match="page_size"):
+        await client.catalog_page(BASE, size=1001)
+    with pytest.raises(InvalidRequest, match="label"):
+        await client.catalog_page(BASE, labels={"a b": "c"})
+    with pytest.raises(InvalidRequest, match="names"):
+        await client.retire([])
+
+
+async def test_a_part_whose_writer_ended_before_redis_had_it_is_brought_in(redis_client: Redis, local: str) -> None:
+    manifests = Source(local)
+    keeper = Keeper(redis_client, lambda: {BASE: manifests})
+    await keeper.look(BASE, manifests)
+    await Parts(manifests).write(part_name(1_000_000), [entry("a/lost")])
+    young = part_name(10**16 - 1)  # somebody may still be at it
+    await Parts(manifests).write(young, [entry("a/young")])
+    assert len(await keeper.sweep(BASE, manifests)) == 1
+    assert await redis_client.hget(keys.catalog(BASE), "count") == "1"
+    assert await keeper.sweep(BASE, manifests) == []
+
+
+async def test_an_unreadable_line_of_a_manifest_costs_only_itself(
+    redis_client: Redis, local: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (folder / part_name(1000)).write_bytes(lines([entry("a/one")]) + b"{torn\n" + lines([entry("a/two")]))
+    (folder / "README").write_text("not a part")
+    assert await Keeper(redis_client, dict).rebuild(BASE, Source(local)) == 2
+
+
+async def test_a_request_goes_where_the_catalog_says(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    engine = await scene.engine("one")
+    await scene.seen(engine)
+    await client.register(in_pieces(lines([entry("a/b", "r1"), entry("a/b", "r2")])))
+    sneaky = question("hi", adapter="a/b")
+    sneaky.whence.uri = "file:///etc"
+    await client.answer(sneaky)
+    await client.answer(question("hi", adapter="a/b@r1"))
+    assert [(each.adapter, each.whence.uri) for each in engine.seen] == [
+        ("a/b", "s3://adapters/a/b/r2"),
+        ("a/b@r1", "s3://adapters/a/b/r1"),
+    ]
+    assert (await client.explain("a/b@r1")).source_uri == "s3://adapters/a/b/r1"
+    with pytest.raises(AdapterNotFound, match="not in that base's catalog"):
+        await client.answer(question("hi", adapter="a/b@r9"))
+
+
+async def test_a_new_revision_is_what_the_next_request_gets(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    engine = await scene.engine("one")
+    await scene.seen(engine)
+    for revision in ("r1", "r2", "r3"):
+        await client.register(in_pieces(lines([entry("a/b", revision)])))
+
+        async def newest(revision: str = revision) -> bool:
+            await client.answer(question("hi", adapter="a/b"))
+            return engine.seen[-1].whence.revision == revision
+
+        await until(newest, timeout_s=10.0)
+
+
+async def test_a_placed_adapter_stays_where_its_wave_has_it(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    engine = await scene.engine("one")
+    await client.register(in_pieces(lines([entry("a/b", "r2")])))
+    await scene.place("a/b", "one", source="s3://adapters/a/b/r1")
+    await scene.seen(engine)
+    await client.answer(question("hi", adapter="a/b"))
+    assert not engine.seen[-1].HasField("whence")
+
+
+async def in_pieces(text: bytes, size: int = 60_000) -> AsyncIterator[RegisterRequest]:
+    """Whole lines, about `size` bytes of them a message."""
+    pending = b""
+    for line in text.splitlines(keepends=True):
+        pending += line
+        if len(pending) >= size:
+            yield RegisterRequest(base_model=BASE, lines=pending)
+            pending = b""
+    yield RegisterRequest(base_model=BASE, lines=pending)
+
+
+async def listed(client: Client) -> dict[str, CatalogEntry]:
+    found: dict[str, CatalogEntry] = {}
+    token = ""
+    while True:
+        page = await client.catalog_page(BASE, size=1000, token=token)
+        found |= {each.name: each for each in page.entries}
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+async def test_a_stream_that_breaks_leaves_the_gateway_as_it_was(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+
+    async def broken() -> AsyncIterator[RegisterRequest]:
+        yield RegisterRequest(base_model=BASE, lines=lines(many(100)))
+        raise RuntimeError("the client ended")
+
+    for _ in range(6):  # more often than streams may be open at once
+        with pytest.raises((grpc.aio.AioRpcError, RuntimeError, asyncio.CancelledError)):
+            await client.register(broken())
+    told: RegisterResponse = await client.register(in_pieces(lines(many(100))))
+    assert told.registered == 100
