@@ -32,6 +32,7 @@ class Books:
         self.wants: dict[str, Assignment] = {}
         self.in_slots: dict[int, Copy] = {}
         self.loading: set[Copy] = set()
+        self.serving = 0  # requests that have their slot
         self.due: set[str] = set()  # adapters that the keeper must look at
         self._changed: set[str] = set()  # adapters to settle
         self._blocked: set[Copy] = set()

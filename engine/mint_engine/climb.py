@@ -14,6 +14,7 @@ from mint_contracts.records import Tier
 from mint_engine import residency_metrics as metrics
 from mint_engine.books import Books
 from mint_engine.copies import Copy
+from mint_engine.gentle import Gentle
 from mint_engine.loading import Loader
 from mint_engine.packed import Packed
 from mint_engine.slot_table import SlotTable
@@ -52,6 +53,8 @@ class Climber:
         self._books, self._table, self._memory, self._loader = books, table, memory, loader
         self._fetching = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
         self._copying = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="copy")
+        # A device of its own has its own time, and what copies to it wants to keep up with it.
+        self._gentle = Gentle(lambda: books.serving > 0 and not books.host.pinned)
 
     def close(self) -> None:
         """Start nothing more."""
@@ -73,7 +76,7 @@ class Climber:
     async def vacate(self, copy: Copy) -> int:
         """Take an idle copy's slot; it comes back cleared and belongs to the caller."""
         slot = self._take_from(copy)
-        await _on(self._copying, lambda: self._memory.clear(slot))
+        await self._copy(lambda: self._memory.clear(slot))
         return slot
 
     def _take_from(self, copy: Copy) -> int:
@@ -100,8 +103,8 @@ class Climber:
         """
         packed = self._books.host.get(copy.key)
         if packed is None:
-            threads = self._copying if self._books.disk.holds(copy.source) else self._fetching
-            packed = await _on(threads, lambda: self._loader.load(copy.source))
+            load = self._copy if self._books.disk.holds(copy.source) else self._fetch
+            packed = await load(lambda: self._loader.load(copy.source))
             if copy.goal.warmth >= Tier.HOST.warmth:
                 packed = await self._keep(copy, packed)
         copy.revision, copy.rank = packed.revision, packed.rank
@@ -112,7 +115,7 @@ class Climber:
         host = self._books.host
         if host.pinned and packed.nbytes <= host.ledger.budget:
             mapped = packed
-            packed = await _on(self._copying, lambda: replace(mapped, run=mapped.run.pin_memory()))
+            packed = await self._copy(lambda: replace(mapped, run=mapped.run.pin_memory()))
         self._books.evicted(host.put(copy.key, packed) or ())
         return packed
 
@@ -120,9 +123,9 @@ class Climber:
         taken = await self._table.take(copy)
         slot = self._take_from(taken) if isinstance(taken, Copy) else taken
         try:
-            await _on(self._copying, lambda: self._memory.load(slot, packed))
+            await self._copy(lambda: self._memory.load(slot, packed))
         except Exception:  # of any kind: half an adapter must not stay in a slot
-            await _on(self._copying, lambda: self._memory.clear(slot))
+            await self._copy(lambda: self._memory.clear(slot))
             self._table.give_back(slot)
             raise
         self._books.seat(copy, slot)
@@ -137,6 +140,8 @@ class Climber:
         finally:
             self._books.host.ledger.release(copy.key)
 
+    async def _copy(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._copying, self._gentle.run, work)
 
-async def _on(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(threads, work)
+    async def _fetch(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._fetching, work)

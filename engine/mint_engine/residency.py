@@ -94,7 +94,11 @@ class Residency:
         copy.users += 1
         try:
             slot = await self._in_slot(copy)
-            yield Held(slot=slot, revision=copy.revision)
+            self.books.serving += 1
+            try:
+                yield Held(slot=slot, revision=copy.revision)
+            finally:
+                self.books.serving -= 1
         finally:
             copy.users -= 1
             copy.used = self.books.tick()

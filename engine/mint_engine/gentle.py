@@ -1,0 +1,35 @@
+"""Work beside the step: on a CPU loads compute on the step's own cores, and each moment of theirs is one of its."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SHARE = 1 / 25  # of a core, that a thread takes in the long run while requests run
+LONGEST_REST_S = 0.1
+
+
+class Gentle:
+    """Lets each thread that works through it rest after its work, in proportion to the processor time that it took.
+
+    The rest comes before the thread's next work, so that no result waits for it, and only while `busy` says so: where
+    nothing runs, nothing is slowed.
+    """
+
+    def __init__(self, busy: Callable[[], bool], share: float = SHARE) -> None:
+        self._busy, self._share = busy, share
+        self._rested = threading.local()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Rest as long as this thread still has to, then work."""
+        left = getattr(self._rested, "at", 0.0) - time.monotonic()
+        if left > 0 and self._busy():
+            time.sleep(left)
+        began = time.thread_time()
+        try:
+            return work()
+        finally:
+            rest = (time.thread_time() - began) * (1 / self._share - 1)
+            self._rested.at = time.monotonic() + min(rest, LONGEST_REST_S)
