@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("attend.cpp", "backward.cpp", "draw.cpp", "lora.cpp", "rows.cpp", "trees.cpp")
+SOURCES = ("attend.cpp", "backward.cpp", "draw.cpp", "logits.cpp", "lora.cpp", "rows.cpp", "trees.cpp")
 HEADERS = ("number.h", "tiles.h")
 # No fused multiply-add where the source does not say so: results must not depend on how a loop was vectorised.
 # GCC 12 takes its own intrinsics for uninitialised (bug 105593).

@@ -20,6 +20,7 @@ from mint_engine.base import Base
 from mint_engine.training import attend
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.delta import Current, TrainedLinear
+from mint_engine.training.head import Head
 
 
 class GenericPass:
@@ -38,6 +39,7 @@ class GenericPass:
         self._body = self._model.get_submodule(self._model.base_model_prefix)
         for layer in self._body.layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        self.head = Head(self._logits)
         self._given = _Given()
         self._top = _share(base.model)  # only what comes after the body is used of it
         self._top.set_submodule(self._top.base_model_prefix, self._given)
@@ -57,7 +59,7 @@ class GenericPass:
                 torch.autograd.backward(hidden, gradient[None], inputs=[embedded])
             yield
 
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, V] of normed outputs [n, H], as the model's own code has them; differentiable."""
         self._given.hidden = hidden[None]
         try:

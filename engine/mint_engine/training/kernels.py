@@ -21,6 +21,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "head_norm": (_P, _I, _I, _I, _I, _I, _P, _F),
     "head_norm_back": (_P, _P, _I, _I, _I, _I, _I, _P, _F),
     "outer": (_P, _I, _P, _I, _P, _I, _I, _I),
+    "log_sums": (_P, _I, _I, _P),
+    "logits_back": (_P, _I, _I, _P, _P, _P, _P, _P),
 }
 
 
@@ -74,6 +76,8 @@ class TrainingKernels:
     _head_norm: Callable[..., None]
     _head_norm_back: Callable[..., None]
     _outer: Callable[..., None]
+    _log_sums: Callable[..., None]
+    _logits_back: Callable[..., None]
 
     def attend(self, qkv: torch.Tensor, trees: Trees, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
         """qkv [T, (Q + 2 K) D] -> attended [T, Q D], zero for rows of no tree, and sums [T, Q] for the way back."""
@@ -145,6 +149,26 @@ class TrainingKernels:
         self._outer(
             left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), total.data_ptr(), left.shape[0],
             left.shape[1], right.shape[1],
+        )  # fmt: skip
+
+    def log_sums(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits [n, V] -> the logarithm of the sum of each row's exponentials [n] float32."""
+        sums = torch.empty(logits.shape[0])
+        self._log_sums(logits.data_ptr(), *logits.shape, sums.data_ptr())
+        return sums
+
+    def logits_back(
+        self, logits: torch.Tensor, sums: torch.Tensor, starts: torch.Tensor, targets: torch.Tensor,
+        given: torch.Tensor, slopes: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """logits [n, V] become the gradient of a loss over k tokens' log-probabilities, whose slopes are given.
+
+        Tokens starts[i] to starts[i + 1] are those of row i; starts [n + 1] and targets [k] int64, given [k] float32
+        their logits, slopes [k] float32.
+        """
+        self._logits_back(
+            logits.data_ptr(), *logits.shape, sums.data_ptr(), starts.data_ptr(), targets.data_ptr(),
+            given.data_ptr(), slopes.data_ptr(),
         )  # fmt: skip
 
 

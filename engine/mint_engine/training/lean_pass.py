@@ -15,6 +15,7 @@ from mint_engine.adapter import Module
 from mint_engine.base import Base
 from mint_engine.kernels.library import Kernels
 from mint_engine.training.batch import Batch, Score
+from mint_engine.training.head import Head
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
 from mint_engine.training.llama import Layer, Llama, Product, read_llama
 
@@ -44,6 +45,7 @@ class LeanPass:
         """Raises Unlike where the base is not llama-like."""
         self._llama: Llama = read_llama(base, modules)
         self._kernels, self._training = kernels, training
+        self.head = Head(self._llama.head, training)
         self.name = f"lean ({kernels.variant})"
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
@@ -65,11 +67,6 @@ class LeanPass:
             layer, found = llama.layers[len(kept) - 1], kept.pop()
             self._backward(layer, found, back, batch, trees, lowest=not kept)
             yield
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [n, V] of normed outputs [n, H]; differentiable."""
-        logits: torch.Tensor = self._llama.head(hidden)
-        return logits
 
     def _forward(self, layer: Layer, before: torch.Tensor, batch: Batch, trees: Trees) -> tuple[torch.Tensor, _Kept]:
         llama, training = self._llama, self._training

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mint_engine.training import head
 from mint_engine.training.batch import Batch, Part, Score, make_batch, parts_of
 from mint_engine.training.example import PolicyBatch
+from mint_engine.training.head import score
 from mint_engine.training.losses import token_losses
 from mint_engine.training.passes import Pass
 from mint_engine.training.pieces import PIECE_ROWS, Piece, normaliser, plan_pieces
@@ -143,7 +143,7 @@ class Work:
             return _grade(item, taken, logprobs) if learn else None
 
         rows, targets = (torch.from_numpy(each).to(self._device) for each in (entries.rows, entries.targets))
-        back = yield from head.score(self._pass.head, hidden, rows, targets, grade)
+        back = yield from score(self._pass.head, hidden, rows, targets, grade)
         if learn:
             _note(item.share, entries.examples, entries.places, found)
         else:

@@ -139,3 +139,19 @@ def test_outer_sums_in_float(dtype: torch.dtype, size: int) -> None:
     expected = total.double() + left[:, :8].double().t() @ right[:, 50 : 50 + size].double()
     kernels_of(dtype).outer(left[:, :8], right[:, 50 : 50 + size], total)
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_back(dtype: torch.dtype) -> None:
+    """Rows that predict several tokens, one of them twice, and rows that predict none."""
+    kernels, logits = kernels_of(dtype), normal(5, 500, seed=1, dtype=dtype) * 8
+    rows, targets = torch.tensor([0, 0, 0, 2, 4]), torch.tensor([7, 499, 7, 0, 3])
+    slopes, given = torch.tensor([0.5, -1.0, 2.0, 0.3, -0.1]), logits.float().requires_grad_()
+    logprobs = given.log_softmax(-1)[rows, targets]
+    (expected,) = torch.autograd.grad(logprobs, given, slopes)
+    sums = kernels.log_sums(logits)
+    torch.testing.assert_close(sums, given.detach().logsumexp(-1))
+    starts = torch.searchsorted(rows, torch.arange(6))
+    kernels.logits_back(logits, sums, starts, targets, logits[rows, targets].float(), slopes)
+    near(logits, expected, dtype)
+    assert not logits[[1, 3]].any()

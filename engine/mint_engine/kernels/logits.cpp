@@ -1,0 +1,63 @@
+// Rows of logits to log-probabilities, and the gradient of a loss over some tokens' log-probabilities back to the logits,
+// in their place: no second array of that size is ever there. A row's numbers depend on nothing but itself.
+#include "tiles.h"
+
+namespace {
+// The logarithm of the sum of a row's exponentials; NaN where it holds one.
+template <typename T>
+float log_sum(const T* row, int64_t size) {
+  float peak = wide(row[0]), sum = 0;
+#pragma omp simd reduction(max : peak)
+  for (int64_t i = 0; i < size; ++i) peak = wide(row[i]) > peak ? wide(row[i]) : peak;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += exp_down(wide(row[i]) - peak);
+  return peak + std::log(sum);
+}
+
+template <typename T>
+void log_sums(const T* logits, int64_t rows, int64_t size, float* sums) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) sums[row] = log_sum(logits + row * size, size);
+}
+
+// d log p(target) / d logits is one at the target, less the probabilities.
+template <typename T>
+void back_row(T* row, int64_t size, float sum, const int64_t* targets, const float* given, const float* slopes,
+              int64_t count) {
+  float total = 0;
+  for (int64_t e = 0; e < count; ++e) total += slopes[e];
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) row[i] = narrow<T>(-total * exp_down(wide(row[i]) - sum));
+  for (int64_t e = 0; e < count; ++e) {
+    float value = -total * exp_down(given[e] - sum);
+    for (int64_t other = 0; other < count; ++other)
+      if (targets[other] == targets[e]) value += slopes[other];
+    row[targets[e]] = narrow<T>(value);
+  }
+}
+
+template <typename T>
+void logits_back(T* logits, int64_t rows, int64_t size, const float* sums, const int64_t* starts,
+                 const int64_t* targets, const float* given, const float* slopes) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = starts[row];
+    back_row(logits + row * size, size, sums[row], targets + at, given + at, slopes + at, starts[row + 1] - at);
+  }
+}
+}  // namespace
+
+#define MINT_LOGITS(T, NAME)                                                                                           \
+  /* logits [rows, size] -> sums [rows] */                                                                             \
+  extern "C" void mint_log_sums_##NAME(const T* logits, int64_t rows, int64_t size, float* sums) {                     \
+    log_sums<T>(logits, rows, size, sums);                                                                             \
+  }                                                                                                                    \
+  /* logits become their gradient; row i's tokens are starts[i] to starts[i + 1] of targets, given (their logits) and   \
+     slopes (the loss's gradient to their log-probabilities) */                                                        \
+  extern "C" void mint_logits_back_##NAME(T* logits, int64_t rows, int64_t size, const float* sums,                    \
+                                          const int64_t* starts, const int64_t* targets, const float* given,           \
+                                          const float* slopes) {                                                       \
+    logits_back<T>(logits, rows, size, sums, starts, targets, given, slopes);                                          \
+  }
+MINT_LOGITS(bf16, bfloat16)
+MINT_LOGITS(float, float32)
