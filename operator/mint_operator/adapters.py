@@ -9,25 +9,37 @@ from mint_contracts.names import check_adapter
 from mint_contracts.records import Tier
 from mint_contracts.source import Source, child, locate
 from mint_operator import conditions
+from mint_operator.engines import engine_name
 from mint_operator.snapshot import ObservedBase, ObservedWave
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Why a wave is not admitted. A terminal one needs a person."""
+    """Why a wave is not admitted. A terminal one needs a person; any other has a position in the queue, from 1."""
 
     reason: str
     message: str
     terminal: bool = True
+    position: int = 0
+
+    def at(self, position: int, length: int) -> "Refusal":
+        """The same, at its place in a queue of that length."""
+        said = f"{self.message}; position {position} of {length} in the queue"
+        return msgspec.structs.replace(self, message=said, position=position)
 
 
-class Want(msgspec.Struct, frozen=True):
-    """One adapter that admitted waves want: on `replicas` engines, in `residency` or warmer."""
+class Want(msgspec.Struct, frozen=True, gc=False):
+    """One adapter that admitted waves want: on `replicas` engines, in `residency` or warmer.
+
+    `pins` are the only engines that may hold it; none: any may.
+    """
 
     adapter: str
     source: Source
     residency: Tier
     replicas: int
     waves: tuple[str, ...]
+    priority: int = 0
+    pins: tuple[str, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -51,8 +63,9 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
     twice = _twice(name for name, _ in named)
     if twice:
         return Refusal("InvalidRequest", f"names {', '.join(twice)} more than once; name each adapter once")
-    residency, replicas = Tier(spec.serve.residency), spec.serve.replicas
-    return tuple(Want(name, source, residency, replicas, (wave.meta.key,)) for name, source in named)
+    residency, replicas, waves = Tier(spec.serve.residency), spec.serve.replicas, (wave.meta.key,)
+    pins = tuple(engine_name(base.meta.name, ordinal) for ordinal in sorted(set(spec.serve.engines)))
+    return tuple(Want(name, source, residency, replicas, waves, spec.priority, pins) for name, source in named)
 
 
 def claims(base: ObservedBase) -> frozenset[str]:

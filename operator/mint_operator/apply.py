@@ -18,6 +18,7 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_operator import decode, events, metrics, status_write
 from mint_operator.conditions import APPLY_FAILED
 from mint_operator.dirt import Dirt, Part
+from mint_operator.feed import Feed, News
 from mint_operator.kube import Kube, KubeError
 from mint_operator.manifests import MANAGED_BY, MANAGER, Manifest
 from mint_operator.map_view import MapView
@@ -29,6 +30,9 @@ GONE = 404
 CONFLICT = 409
 
 log = structlog.get_logger()
+
+
+_Said = tuple[str, ObservedBase | ObservedWave, BaseModelStatus | AdapterWaveStatus]
 
 
 class _Refused(msgspec.Struct):
@@ -43,31 +47,37 @@ class _Refused(msgspec.Struct):
 class Applier:
     """The only writer. Raises StaleEpoch, which ends the operator; every other failure is logged and tried again."""
 
-    def __init__(self, kube: Kube, writer: MapWriter, placement_map: MapView, dirt: Dirt) -> None:
+    def __init__(self, kube: Kube, writer: MapWriter, placement_map: MapView, dirt: Dirt, feed: Feed) -> None:
         self._kube = kube
         self._writer = writer
         self._map = placement_map
         self._dirt = dirt
+        self._feed = feed
+        self.owes = False  # a write that failed, or that is held back, is still to be done
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._refused: dict[tuple[str, str, str], _Refused] = {}
         self._written: dict[tuple[str, str], float] = {}
+        self._settled: dict[tuple[str, str], object] = {}  # statuses of plans that said nothing new
         self.failures: dict[str, Failure] = {}  # by base: why its objects could not be applied
 
     async def apply(self, plan: Plan, snapshot: Snapshot) -> Counter[str]:
         """Write the difference; returns how much of what was written, failures under "failed"."""
         counts: Counter[str] = Counter()
+        self.owes = False
         await self._manifests(plan, counts)
         await asyncio.gather(
             *[self._change(base, plan, counts) for base in plan.changes],
             *[self._forget(base, counts) for base in plan.forgets],
         )
-        bases = [(snapshot.bases[key], status) for key, status in plan.base_statuses.items()]
         waves = {wave.meta.key: wave for wave in snapshot.waves}
-        await asyncio.gather(
-            *[self._status("BaseModel", base, status, counts) for base, status in bases],
-            *[self._status("AdapterWave", waves[key], status, counts) for key, status in plan.wave_statuses.items()],
-        )
+        statuses: list[_Said] = [
+            ("BaseModel", snapshot.bases[key], status) for key, status in plan.base_statuses.items()
+        ]
+        statuses += [("AdapterWave", waves[key], status) for key, status in plan.wave_statuses.items()]
+        new = [each for each in statuses if self._settled.get((each[0], each[1].meta.uid)) is not each[2]]
+        await asyncio.gather(*[self._status(kind, of, status, counts) for kind, of, status in new])
         self._prune(snapshot)
+        self.owes |= bool(counts["failed"] or self._refused)
         return counts
 
     async def _manifests(self, plan: Plan, counts: Counter[str]) -> None:
@@ -117,7 +127,12 @@ class Applier:
         self._dirt.note(Part.STATEFULSETS)
 
     async def _change(self, base: str, plan: Plan, counts: Counter[str]) -> None:
-        await self._to_map(base, "changes", lambda: self._writer.apply(base, plan.changes[base]), counts)
+        async def write() -> None:
+            version = await self._writer.apply(base, plan.changes[base])
+            if base in plan.known:
+                self._map.wrote(base, plan.known[base].written(version))
+
+        await self._to_map(base, "changes", write, counts)
 
     async def _forget(self, base: str, counts: Counter[str]) -> None:
         await self._to_map(base, "forgets", lambda: self._writer.forget(base), counts)
@@ -145,22 +160,25 @@ class Applier:
         key, part = (kind, meta.uid), Part.BASES if kind == "BaseModel" else Part.WAVES
         wait_s = status_write.owed_in(of.status, status, now - self._written.get(key, float("-inf")))
         if wait_s is None:
+            self._settled[key] = status
             return
         if wait_s > 0:
-            self._dirt.mark_in(part, wait_s)
+            self._dirt.mark_in(Part.MAP, wait_s)
+            self.owes = True
             return
         # The uid makes the write miss an object that was deleted and made anew meanwhile.
         patch = {"metadata": {"uid": meta.uid}, "status": status_write.body(status)}
         try:
             async with self._gate:
-                await self._kube.patch_status(kind, meta.namespace, meta.name, patch)
+                raw = await self._kube.patch_status(kind, meta.namespace, meta.name, patch)
         except KubeError as error:
             if error.status not in {GONE, CONFLICT}:
                 self._count(counts, "statuses", failed=True)
                 log.warning("status not written", kind=kind, key=meta.key, error=str(error))
+            self._dirt.note(part)
             return
         self._written[key] = now
-        self._dirt.note(part)
+        self._feed.saw(meta.uid, News(kind, raw, own=True))
         self._count(counts, "statuses")
         if of.status.phase != status.phase:
             log.info("phase changed", kind=kind, key=meta.key, before=of.status.phase, phase=status.phase)
@@ -186,6 +204,7 @@ class Applier:
         alive = {("BaseModel", base.meta.uid) for base in snapshot.bases.values()}
         alive |= {("AdapterWave", wave.meta.uid) for wave in snapshot.waves}
         self._written = {key: at for key, at in self._written.items() if key in alive}
+        self._settled = {key: status for key, status in self._settled.items() if key in alive}
 
     @staticmethod
     def _count(counts: Counter[str], what: str, *, failed: bool = False) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mint_contracts.records import Failure, Tier
+from mint_contracts.records import Failure
 from mint_contracts.resources import BaseModelStatus, EngineCounts, SlotCounts, TierCounts
 from mint_operator import conditions
 from mint_operator.conditions import Finding, truth
@@ -35,7 +35,7 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
         _source(facts, bool(ready)),
         _engines(facts, len(ready)),
     ]
-    tiers = [held.tier for engine in engines for held in engine.held.values()]
+    device, host, disk = (sum(counts) for counts in zip(*[engine.tiers for engine in engines], strict=True))
     records = [engine.record for engine in engines if engine.record is not None and engine.record.ready]
     return BaseModelStatus(
         phase=_phase(base, facts, verdict, len(ready)),
@@ -45,9 +45,7 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
         slots=SlotCounts(
             used=sum(record.slots_used for record in records), total=sum(record.slots_total for record in records)
         ),
-        adapters=TierCounts(
-            device=tiers.count(Tier.DEVICE), host=tiers.count(Tier.HOST), disk=tiers.count(Tier.DISK)
-        ),
+        adapters=TierCounts(device=device, host=host, disk=disk),
     )
 
 

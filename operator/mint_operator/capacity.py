@@ -1,18 +1,50 @@
-"""How much a base can hold, in engines and device slots, and what does not fit."""
+"""How much a base can hold, in engines, device slots and bytes, and what does not fit."""
+
+from collections.abc import Mapping
 
 import msgspec
 
+from mint_contracts.records import Tier
 from mint_operator import conditions
-from mint_operator.adapters import Refusal
+from mint_operator.adapters import Refusal, Want
+from mint_operator.asking import Ask
+from mint_operator.sizes import Size
 from mint_operator.snapshot import ObservedBase
+
+_UNREAD = Size(rank=0)
+
+
+class Demand(msgspec.Struct, frozen=True, gc=False):
+    """What copies take, over all engines. Bytes of adapters that nobody has read yet are not counted."""
+
+    slots: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+
+    def plus(self, other: "Demand") -> "Demand":
+        """Both together."""
+        return Demand(
+            self.slots + other.slots, self.host_bytes + other.host_bytes, self.disk_bytes + other.disk_bytes
+        )
+
+    def minus(self, other: "Demand") -> "Demand":
+        """What is left without the other."""
+        return Demand(
+            self.slots - other.slots, self.host_bytes - other.host_bytes, self.disk_bytes - other.disk_bytes
+        )
+
+
+NOTHING = Demand()
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """The engines that a base may have, and the slots of each."""
+    """The engines that a base may have, and what each can hold."""
 
     low: int
     high: int
     slots: int
+    host_bytes: int
+    disk_bytes: int
 
     @property
     def total(self) -> int:
@@ -31,11 +63,34 @@ class Bounds(msgspec.Struct, frozen=True):
 def bounds(base: ObservedBase) -> Bounds:
     """The bounds of a base."""
     replicas = base.spec.engine.replicas
-    return Bounds(low=replicas.min, high=max(replicas.min, replicas.max), slots=base.spec.adapters.device_slots)
+    return Bounds(
+        low=replicas.min,
+        high=max(replicas.min, replicas.max),
+        slots=base.spec.adapters.device_slots,
+        host_bytes=base.host_bytes,
+        disk_bytes=base.disk_bytes,
+    )
 
 
-def never(limits: Bounds, slots: int, replicas: int, adapters: int) -> Refusal | None:
+def of(want: Want, sizes: Mapping[str, Size]) -> Demand:
+    """What one want takes."""
+    if want.residency is Tier.DEVICE:
+        return Demand(slots=want.replicas)
+    taken = want.replicas * sizes.get(want.adapter, _UNREAD).bytes
+    return Demand(host_bytes=taken) if want.residency is Tier.HOST else Demand(disk_bytes=taken)
+
+
+def demand(each: Ask, sizes: Mapping[str, Size]) -> Demand:
+    """What one wave takes by itself."""
+    if each.slots or not each.wants:  # a wave has one residency
+        return Demand(slots=each.slots)
+    taken = sum(want.replicas * sizes.get(want.adapter, _UNREAD).bytes for want in each.wants)
+    return Demand(host_bytes=taken) if each.wants[0].residency is Tier.HOST else Demand(disk_bytes=taken)
+
+
+def never(limits: Bounds, each: Ask, quota: int) -> Refusal | None:
     """Why a wave cannot fit even if it were alone; None if it can."""
+    replicas, adapters, slots = each.replicas, len(each.wants), each.slots
     if replicas > limits.high:
         return Refusal(
             "CapacityExceeded",
@@ -49,16 +104,44 @@ def never(limits: Bounds, slots: int, replicas: int, adapters: int) -> Refusal |
             f"{limits.slots} slots = {limits.total}; ask for less, for residency Host or Disk, or raise "
             "spec.engine.replicas.max or spec.adapters.deviceSlots of the BaseModel",
         )
+    if quota and slots > quota:
+        return Refusal(
+            "CapacityExceeded",
+            f"wants {slots} device slots, but namespace {each.wave.meta.namespace} may hold {quota} of this base; "
+            "ask for less, or have deviceSlots raised in its entry of spec.tenants of the BaseModel",
+        )
     return None
 
 
-def now(limits: Bounds, taken: int, more: int) -> Refusal | None:
-    """Why a wave has to wait while others hold `taken` slots; None if its `more` slots fit too."""
-    if taken + more <= limits.total:
+def over_quota(namespace: str, quota: int, taken: int, more: int) -> Refusal | None:
+    """Why a wave has to wait for other waves of its own namespace; None without a quota, or within it."""
+    if not quota or taken + more <= quota:
         return None
     return Refusal(
-        conditions.WAITING_FOR_CAPACITY,
-        f"needs {more} more device slots; waves before it hold {taken} of {limits.total} "
-        f"({limits.high} engines x {limits.slots}), {limits.total - taken} are free",
+        conditions.WAITING_FOR_QUOTA,
+        f"needs {more} more device slots; namespace {namespace} holds {taken} of the {quota} that it may",
         terminal=False,
     )
+
+
+def now(limits: Bounds, taken: Demand, more: Demand) -> Refusal | None:
+    """Why a wave has to wait while others hold `taken`; None if it fits too."""
+    if taken.slots + more.slots > limits.total:
+        return Refusal(
+            conditions.WAITING_FOR_CAPACITY,
+            f"needs {more.slots} more device slots; waves before it hold {taken.slots} of {limits.total} "
+            f"({limits.high} engines x {limits.slots}), {limits.total - taken.slots} are free",
+            terminal=False,
+        )
+    for tier, held, needed, each in (
+        ("host memory", taken.host_bytes, more.host_bytes, limits.host_bytes),
+        ("disk cache", taken.disk_bytes, more.disk_bytes, limits.disk_bytes),
+    ):
+        if needed and held + needed > limits.high * each:
+            return Refusal(
+                conditions.WAITING_FOR_CAPACITY,
+                f"needs {needed} bytes more of {tier}; waves before it hold {held} of {limits.high * each} "
+                f"({limits.high} engines x {each})",
+                terminal=False,
+            )
+    return None

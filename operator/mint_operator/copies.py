@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
-from mint_contracts.records import Failure, Place, Tier
+from mint_contracts.records import Failure, Placement, Tier
 from mint_operator.adapters import Want
 from mint_operator.engines import Engine
 
@@ -22,7 +22,7 @@ class Standing(StrEnum):
 _ORDER = {standing: index for index, standing in enumerate(Standing)}
 
 
-class Copy(msgspec.Struct, frozen=True):
+class Copy(msgspec.Struct, frozen=True, gc=False):
     """One copy that a wave wants, on the engine that the plan chose for it."""
 
     adapter: str
@@ -32,16 +32,18 @@ class Copy(msgspec.Struct, frozen=True):
     failure: Failure | None = None
 
 
-def copies(
-    wants: Sequence[Want], placed: Mapping[str, tuple[Place, ...]], engines: Mapping[str, Engine]
-) -> tuple[Copy, ...]:
+def copies(wants: Sequence[Want], placed: Mapping[str, Placement], engines: Mapping[str, Engine]) -> tuple[Copy, ...]:
     """The copies of a wave: of each adapter as many as the wave wants, the best if other waves want more."""
     found: list[Copy] = []
     for want in wants:
-        each = [_copy(want, engines[place.engine]) for place in placed.get(want.adapter, ())]
+        placement = placed.get(want.adapter)
+        if placement is None:
+            continue
+        each = [_copy(want, engines[place.engine]) for place in placement.places]
         if len(each) > want.replicas:
             each.sort(key=lambda copy: (_ORDER[copy.standing], -copy.tier.warmth))
-        found += each[: want.replicas]
+            del each[want.replicas :]
+        found += each
     return tuple(found)
 
 

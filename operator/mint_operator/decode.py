@@ -37,6 +37,7 @@ class _Metadata(_Camel, frozen=True):
     name: str
     namespace: str = ""
     uid: str = ""
+    resource_version: str = "0"
     generation: int = 0
     creation_timestamp: str = ""
     deletion_timestamp: str | None = None
@@ -133,6 +134,12 @@ def adapter_wave(raw: bytes | msgspec.Raw) -> ObservedWave:
     except msgspec.ValidationError as error:
         nothing = AdapterWaveSpec(base_model_ref=BaseModelRef(name=""), adapters=WaveAdapters())
         return ObservedWave(meta=custom.metadata.meta(), spec=nothing, status=status, defect=str(error))
+
+
+def identity(raw: bytes | msgspec.Raw) -> tuple[str, int]:
+    """The uid of any object, and its resource version, which grows with every change."""
+    metadata = msgspec.json.decode(raw, type=_Child).metadata
+    return metadata.uid, int(metadata.resource_version or 0)
 
 
 def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:

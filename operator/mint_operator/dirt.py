@@ -17,8 +17,10 @@ class Part(StrEnum):
 
 
 EVERYTHING = frozenset(Part)
-DEBOUNCE_S = 0.1
-RESYNC_S = 5.0
+DEBOUNCE_S = 0.05
+MOST_DEBOUNCE_S = 1.0
+HEARTS_EVERY_S = 2.0  # engines that fall silent tell nobody: the map is looked at this often in any case
+RESYNC_S = 15.0  # the watch tells of changes at once; this finds what it missed
 RESYNC_SHARE = 0.1  # of the loop's time, at most: where a look at everything takes long, it is rarer than RESYNC_S
 
 
@@ -29,6 +31,7 @@ class Dirt:
         self._loop = asyncio.get_running_loop()
         self._resync_s = resync_s
         self._resync_at = self._loop.time()  # the first look is at everything
+        self._taken_at = self._loop.time()
         self._whole_since: float | None = None  # when the loop took everything, if that is what it now works on
         self._parts: set[Part] = set()
         self._marked = asyncio.Event()
@@ -37,6 +40,10 @@ class Dirt:
     def mark(self, part: Part) -> None:
         """Something of this part changed: look soon."""
         self._loop.call_soon_threadsafe(self._mark, part)
+
+    def wake(self) -> None:
+        """Look soon, at whatever there is to see without listing anything. From any thread."""
+        self._loop.call_soon_threadsafe(self._marked.set)
 
     def mark_in(self, part: Part, after_s: float) -> None:
         """Mark it after a while, for what is owed by then; of several for one part the earliest counts."""
@@ -56,17 +63,22 @@ class Dirt:
         Marks never put that time off: heartbeats mark the map more often than it comes.
         """
         now = self._loop.time()
+        busy_s, self._taken_at = now - self._taken_at, now
         if self._whole_since is not None:
             took_s, self._whole_since = now - self._whole_since, None
             self._resync_at = now + max(self._resync_s, took_s / RESYNC_SHARE)
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._resync_at):
+            async with asyncio.timeout_at(min(self._resync_at, now + HEARTS_EVERY_S)):
                 await self._marked.wait()
-                await asyncio.sleep(DEBOUNCE_S)
+                # The longer a pass takes, the more it should gather: planning never takes more than half the time.
+                await asyncio.sleep(min(max(DEBOUNCE_S, busy_s), MOST_DEBOUNCE_S))
         if self._loop.time() >= self._resync_at:
             self._whole_since = self._loop.time()
             self._parts.update(Part)
+        if not self._parts and not self._marked.is_set():
+            self._parts.add(Part.MAP)
         parts = frozenset(self._parts)
+        self._taken_at = self._loop.time()
         self._parts.clear()
         self._marked.clear()
         return parts

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import EngineRecord, EngineView, Failure, Held
+from mint_contracts.records import EngineRecord, EngineView, Failure, Held, Tier
 from mint_operator.snapshot import BaseMap, EnginePod
 
 AWAY_GRACE_S = 30.0  # a pod that was deleted is back within this on a healthy node, and loads again what it held
 
 _NOBODY = EnginePod(name="")
+_NOTHING: Mapping[str, Held] = {}
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -25,6 +26,7 @@ class Engine(msgspec.Struct, frozen=True):
     held: Mapping[str, Held] = {}
     pod: EnginePod = _NOBODY
     lost: bool = False
+    tiers: tuple[int, int, int] = (0, 0, 0)  # copies that it reports: Device, Host, Disk
 
     @property
     def alive(self) -> bool:
@@ -47,23 +49,41 @@ def engine_name(base_name: str, ordinal: int) -> str:
     return f"{base_name}-{ordinal}"
 
 
-def expected(base_name: str, count: int, pods: Sequence[EnginePod], known: BaseMap | None) -> tuple[Engine, ...]:
-    """The engines 0 to `count` - 1 of a base, in that order. `known` is None when the map could not be read."""
+def expected(
+    base_name: str,
+    count: int,
+    pods: Sequence[EnginePod],
+    known: BaseMap | None,
+    before: Sequence[Engine] = (),
+) -> tuple[Engine, ...]:
+    """The engines 0 to `count` - 1 of a base, in that order. `known` is None when the map could not be read.
+
+    One of which nothing changed stays the same object as in `before`.
+    """
     by_pod = {pod.name: pod for pod in pods}
     views = {} if known is None else {view.engine: view for view in known.engines}
-    engines = []
+    seen = []
     for ordinal in range(count):
         name = engine_name(base_name, ordinal)
         pod, view = by_pod.get(name, _NOBODY), views.get(name)
         record = trusted(view, pod)
-        held = view.held if view is not None and record is not None else {}
-        engines.append(Engine(name=name, ordinal=ordinal, record=record, held=held, pod=pod))
-    if known is None or not any(engine.ready for engine in engines):
-        return tuple(engines)
-    return tuple(
-        msgspec.structs.replace(engine, lost=not engine.alive and known.away_s.get(engine.name, 0.0) > AWAY_GRACE_S)
-        for engine in engines
-    )
+        seen.append((name, pod, record, view.held if view is not None and record is not None else _NOTHING))
+    away = {} if known is None or not any(record and record.ready for _, _, record, _ in seen) else known.away_s
+    engines = []
+    for ordinal, (name, pod, record, held) in enumerate(seen):
+        lost = record is None and away.get(name, 0.0) > AWAY_GRACE_S
+        old = before[ordinal] if ordinal < len(before) else None
+        same = old is not None and old.record is record and old.held is held and old.lost is lost
+        if old is not None and same and old.pod == pod:
+            engines.append(old)
+        else:
+            engines.append(Engine(name, ordinal, record, held, pod, lost, _tiers(held)))
+    return tuple(engines)
+
+
+def _tiers(held: Mapping[str, Held]) -> tuple[int, int, int]:
+    tiers = [each.tier for each in held.values()]
+    return tiers.count(Tier.DEVICE), tiers.count(Tier.HOST), tiers.count(Tier.DISK)
 
 
 def trusted(view: EngineView | None, pod: EnginePod) -> EngineRecord | None:

@@ -110,10 +110,10 @@ class Kube:
         where = path(body["kind"], metadata["namespace"], metadata["name"])
         await self._send("PATCH", where, query, body, "application/apply-patch+yaml")
 
-    async def patch_status(self, kind: str, namespace: str, name: str, body: Mapping[str, Any]) -> None:
-        """Merge patch of the status subresource."""
+    async def patch_status(self, kind: str, namespace: str, name: str, body: Mapping[str, Any]) -> bytes:
+        """Merge patch of the status subresource; returns the object as it is then."""
         where = path(kind, namespace, name, "status")
-        await self._send("PATCH", where, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json")
+        return await self._send("PATCH", where, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json")
 
     async def create(self, body: Mapping[str, Any]) -> bytes:
         """Create an object; KubeError 409 if it exists."""

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 import structlog
 
@@ -10,6 +11,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import StaleEpoch
 from mint_operator import metrics
 from mint_operator.apply import Applier
+from mint_operator.base_plan import Known
 from mint_operator.dirt import EVERYTHING, Dirt, Part
 from mint_operator.kube import KubeError
 from mint_operator.observe import Observer
@@ -26,6 +28,7 @@ class Loop:
         self._applier = applier
         self._dirt = dirt
         self._failures = 0
+        self._known: Mapping[str, Known] = {}
         self.last_pass = time.monotonic()  # when a pass last ended, well or badly
 
     async def run(self) -> None:
@@ -51,9 +54,10 @@ class Loop:
         started = time.perf_counter()
         snapshot = await self._observer.observe(parts, self._applier.failures)
         observed = time.perf_counter()
-        if self._observer.quiet and parts <= {Part.MAP}:
+        if self._observer.quiet and not self._applier.owes:
             return Counter()
-        wanted = await asyncio.to_thread(plan, snapshot)
+        wanted = await asyncio.to_thread(plan, snapshot, self._known)
+        self._known = wanted.known
         planned = time.perf_counter()
         counts = await self._applier.apply(wanted, snapshot)
         ended = time.perf_counter()

@@ -20,6 +20,7 @@ from mint_operator.apply import Applier
 from mint_operator.cluster_view import ClusterView
 from mint_operator.dirt import Dirt
 from mint_operator.epoch import Leadership, LeadershipLost
+from mint_operator.feed import Feed
 from mint_operator.loop import Loop
 from mint_operator.map_view import MapView
 from mint_operator.observe import Observer
@@ -42,7 +43,7 @@ def main() -> None:
 async def run(config: settings.OperatorSettings) -> int:
     """The operator's life; returns its exit code."""
     start_http_server(config.metrics_port)
-    dirt, stop, broken, api = Dirt(), asyncio.Event(), asyncio.Event(), kube.connect()
+    dirt, feed, stop, broken, api = Dirt(), Feed(), asyncio.Event(), asyncio.Event(), kube.connect()
     running = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(each, stop.set)
@@ -54,10 +55,10 @@ async def run(config: settings.OperatorSettings) -> int:
     def progress() -> float | None:
         return loops[0].last_pass if loops else None
 
-    watch = Watch(dirt, config.namespaces, config.liveness_port, progress, kopf_ended)
+    watch = Watch(dirt, feed, config.namespaces, config.liveness_port, progress, kopf_ended)
     watch.start()
     try:
-        await first(_lead(config, api, dirt, loops), stop.wait(), broken.wait())
+        await first(_lead(config, api, dirt, feed, loops), stop.wait(), broken.wait())
     except (LeadershipLost, StaleEpoch) as error:
         log.error("no longer the leader; ending so that nothing stale is written", error=str(error))
         return 1
@@ -80,18 +81,18 @@ async def first(*work: Coroutine[Any, Any, Any]) -> None:
         task.result()
 
 
-async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, loops: list[Loop]) -> None:
+async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, feed: Feed, loops: list[Loop]) -> None:
     """Stand by, lead, and hand over when cancelled. Raises LeadershipLost or StaleEpoch."""
     lease_api = kube.connect()  # of its own: a queue of other calls must not delay a renewal
     leadership = Leadership(lease_api, config.namespace, config.identity)
     epoch = await leadership.acquire()
     redis = functions.connect(config.release.redis_url)
     reader = MapReader(redis)
-    view = MapView(reader, config.namespaces)
+    view = MapView(reader, config.namespaces, epoch=epoch)
     secrets = bool(config.release.redis_password or config.release.redis_ca)
     policies = bool(config.release.gateway_labels)
-    cluster = ClusterView(api, config.namespaces, secrets=secrets, policies=policies)
-    applier = Applier(api, MapWriter(redis, epoch), view, dirt)
+    cluster = ClusterView(api, config.namespaces, feed, secrets=secrets, policies=policies)
+    applier = Applier(api, MapWriter(redis, epoch), view, dirt, feed)
     loop = Loop(Observer(cluster, view, config.release), applier, dirt)
     loops.append(loop)
     try:

@@ -13,10 +13,13 @@ from redis.exceptions import ResponseError
 
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
-from mint_contracts.records import EngineRecord, EngineView, Held, MapState, Placement
+from mint_contracts.records import EngineRecord, EngineView, MapState, Placement
+from mint_operator.shards import Shards
+from mint_operator.sizes import Size, learnt
 from mint_operator.snapshot import BaseMap
 
 FULL_READ_S = 30.0  # whatever the pulse says: a write that went astray is noticed by then
+FULL_READ_SHARE = 0.02  # of the time, at most: where the map is large, it is read whole more rarely
 AT_ONCE = 16
 
 
@@ -25,9 +28,10 @@ class _Memory(msgspec.Struct):
 
     pulse: Pulse | None = None
     state: MapState | None = None
-    read_at: float = 0.0
-    held: dict[str, tuple[tuple[int, int], dict[str, Held]]] = {}
-    remembered: dict[str, Placement] = {}
+    read_again_at: float = 0.0
+    views: dict[str, EngineView] = {}
+    sizes: Shards[Size] = Shards()
+    remembered: Mapping[str, Placement] = {}
     lost_at: float | None = None
     last_alive: dict[str, float] = {}
 
@@ -36,17 +40,29 @@ class MapView:
     """What Redis says. `clock` is monotonic, in seconds."""
 
     def __init__(
-        self, reader: MapReader, namespaces: Sequence[str] = (), clock: Callable[[], float] = time.monotonic
+        self,
+        reader: MapReader,
+        namespaces: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+        epoch: int | None = None,
     ) -> None:
         self._reader = reader
         self._namespaces = frozenset(namespaces)
         self._clock = clock
+        self.epoch = epoch  # under which this operator writes
         self._memory: dict[str, _Memory] = {}
 
     def invalidate(self, base: str) -> None:
         """Read this base anew next time: a write to it may have been cut off."""
         if base in self._memory:
             self._memory[base].pulse = None
+
+    def wrote(self, base: str, state: MapState) -> None:
+        """The operator, the only writer, has written this: so the map says, until somebody else's version shows."""
+        memory = self._memory.get(base)
+        if memory is not None and memory.pulse is not None:
+            memory.state = state
+            memory.pulse = msgspec.structs.replace(memory.pulse, version=state.version, epoch=self.epoch)
 
     async def look(self, engines: Mapping[str, Sequence[str]]) -> dict[str, BaseMap]:
         """The map of every base in `engines` (base -> engines that it should have now) and every other it knows.
@@ -73,13 +89,14 @@ class MapView:
             memory, now = self._memory.setdefault(base, _Memory()), self._clock()
             pulse = await self._reader.pulse(base)
             last = memory.pulse
-            stale = last is None or memory.state is None or now - memory.read_at > FULL_READ_S
+            stale = last is None or memory.state is None or now >= memory.read_again_at
             if stale or last is None or (last.version, last.epoch) != (pulse.version, pulse.epoch):
                 memory.state = await self._reader.state(base, self._named(memory, engines))
-                memory.read_at = now
+                took_s = self._clock() - now
+                memory.read_again_at = now + max(FULL_READ_S, took_s / FULL_READ_SHARE)
                 if stale:
-                    memory.held.clear()
-            views = tuple([await self._view(base, name, record, memory) for name, record in pulse.engines.items()])
+                    memory.views.clear()
+            views = await self._views(base, pulse, memory)
             memory.pulse = pulse
         state = memory.state
         assert state is not None  # noqa: S101 - read above
@@ -90,13 +107,25 @@ class MapView:
         placed = {place.engine for each in memory.remembered.values() for place in each.places}
         return sorted({*engines, *placed})
 
-    async def _view(self, base: str, name: str, record: EngineRecord | None, memory: _Memory) -> EngineView:
-        cached = memory.held.get(name)
-        stamp = (record.incarnation, record.sequence) if record else (cached[0] if cached else (0, 0))
-        if cached is None or cached[0] != stamp:
-            cached = (stamp, await self._reader.held(base, name))
-            memory.held[name] = cached
-        return EngineView(engine=name, record=record, held=cached[1])
+    async def _views(self, base: str, pulse: Pulse, memory: _Memory) -> tuple[EngineView, ...]:
+        """Every engine; one that says nothing new stays the same object, whatever its heartbeat counts."""
+        old = memory.views
+        stale = [name for name, record in pulse.engines.items() if name not in old or _newer(old[name], record)]
+        held = await self._reader.holdings(base, stale) if stale else {}
+        for holdings in held.values():
+            if news := learnt(memory.sizes, holdings.values()):
+                memory.sizes = memory.sizes.changed(news)
+        views = {}
+        for name, record in pulse.engines.items():
+            view = old.get(name)
+            if name in held:
+                views[name] = EngineView(name, record, held[name])
+            elif view is not None and _same(view.record, record):
+                views[name] = view
+            else:
+                views[name] = EngineView(name, record, old[name].held)
+        memory.views = views
+        return tuple(views.values())
 
     def _base_map(
         self, memory: _Memory, state: MapState, views: tuple[EngineView, ...], engines: Sequence[str], now: float
@@ -113,5 +142,32 @@ class MapView:
             engines=views,
             away_s={name: now - at for name, at in memory.last_alive.items() if name not in alive},
             remembered=memory.remembered,
+            sizes=memory.sizes,
             lost_s=0.0 if memory.lost_at is None else now - memory.lost_at,
         )
+
+
+def _newer(view: EngineView, record: EngineRecord | None) -> bool:
+    """Whether an engine's holdings have changed since it was looked at."""
+    if record is None:
+        return False
+    known = view.record
+    return known is None or (known.incarnation, known.sequence) != (record.incarnation, record.sequence)
+
+
+def _same(old: EngineRecord | None, new: EngineRecord | None) -> bool:
+    """Whether two records say the same of what planning asks."""
+    return old is new or (old is not None and new is not None and _judged(old) == _judged(new))
+
+
+def _judged(record: EngineRecord) -> object:
+    """What planning and statuses ask of an engine's word; how busy it is at the moment they do not."""
+    return (
+        record.incarnation,
+        record.sequence,
+        record.address,
+        record.ready,
+        record.slots_used,
+        record.slots_total,
+        record.failure,
+    )

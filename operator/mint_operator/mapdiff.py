@@ -1,17 +1,32 @@
 """What has to be written so that the placement map of a base says what the plan says."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mint_contracts.records import Assignment, BaseRecord, MapChange, MapState, Placement
+from mint_operator.shards import flat
+
+Assigned = Mapping[str, Mapping[str, Assignment]]  # engine -> adapter -> what it must hold
 
 
-def difference(state: MapState, record: BaseRecord, wanted: Mapping[str, Placement]) -> MapChange:
-    """The change from `state` to `record` and `wanted`; empty when the map says so already."""
-    assigned = assignments(wanted)
+def difference(
+    state: MapState,
+    record: BaseRecord,
+    wanted: Mapping[str, Placement],
+    assigned: Assigned,
+    names: Collection[str] | None = None,
+) -> MapChange:
+    """The change from `state` to `record` and `wanted`; empty when the map says so already.
+
+    `assigned` is `assignments(wanted)`. `names` are the only adapters whose placement may differ; None: any may.
+    """
+    there = flat(state.placements) if names is None else state.placements
+    wanted = flat(wanted) if names is None else wanted
+    names = sorted({*wanted, *there} if names is None else names)
     set_assigned, del_assigned = {}, {}
     for engine in sorted({*assigned, *state.assigned}):
         after, before = assigned.get(engine, {}), state.assigned.get(engine, {})
+        if after is before or after == before:
+            continue
         if new := tuple(after[name] for name in sorted(after) if before.get(name) != after[name]):
             set_assigned[engine] = new
         if gone := tuple(sorted(before.keys() - after.keys())):
@@ -19,8 +34,8 @@ def difference(state: MapState, record: BaseRecord, wanted: Mapping[str, Placeme
     unknown = state.version is None  # nobody may take an unfinished map for an empty one: complete it
     return MapChange(
         base=record if unknown or state.base != record else None,
-        set_placements=tuple(wanted[name] for name in sorted(wanted) if state.placements.get(name) != wanted[name]),
-        del_placements=tuple(sorted(state.placements.keys() - wanted.keys())),
+        set_placements=tuple(wanted[name] for name in names if _new(wanted.get(name), there.get(name))),
+        del_placements=tuple(name for name in names if name in there and name not in wanted),
         set_assigned=set_assigned,
         del_assigned=del_assigned,
     )
@@ -34,12 +49,35 @@ def cleared(state: MapState) -> MapChange:
     )
 
 
-def assignments(wanted: Mapping[str, Placement]) -> dict[str, dict[str, Assignment]]:
-    """Placements turned around: engine -> adapter -> what it must hold."""
-    found: dict[str, dict[str, Assignment]] = defaultdict(dict)
-    for name, placement in wanted.items():
-        for place in placement.places:
-            found[place.engine][name] = Assignment(
-                adapter=name, source=placement.source, residency=place.residency, waves=placement.waves
+def assignments(
+    wanted: Mapping[str, Placement],
+    before: Mapping[str, Placement] | None = None,
+    last: Assigned | None = None,
+    names: Collection[str] | None = None,
+) -> Assigned:
+    """Placements turned around. Where only `names` differ from `before`, it goes on from `last`, made from that."""
+    before, last = before or {}, last or {}
+    wanted = flat(wanted) if names is None else wanted
+    found = dict(last)
+    own: dict[str, dict[str, Assignment]] = {}
+
+    def of(engine: str) -> dict[str, Assignment]:
+        if engine not in own:
+            found[engine] = own[engine] = dict(last.get(engine, {}))
+        return own[engine]
+
+    for name in wanted if names is None else names:
+        old, new = before.get(name), wanted.get(name)
+        if old is new:
+            continue
+        for place in old.places if old else ():
+            of(place.engine).pop(name, None)
+        for place in new.places if new else ():
+            of(place.engine)[name] = Assignment(
+                adapter=name, source=wanted[name].source, residency=place.residency, waves=wanted[name].waves
             )
     return found
+
+
+def _new(after: Placement | None, before: Placement | None) -> bool:
+    return after is not None and after is not before and after != before

@@ -7,9 +7,9 @@ import structlog
 
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.records import Failure
+from mint_operator import engines
 from mint_operator.cluster_view import ClusterView
 from mint_operator.dirt import Part
-from mint_operator.engines import engine_name
 from mint_operator.map_view import MapView
 from mint_operator.snapshot import BaseMap, Release, Snapshot
 
@@ -29,8 +29,9 @@ class Observer:
 
     async def observe(self, parts: frozenset[Part], apply_failures: Mapping[str, Failure]) -> Snapshot:
         """A snapshot of now. Raises KubeError; a Redis that is away is part of the picture instead."""
-        await self._cluster.refresh(parts)
+        changed = await self._cluster.refresh(parts)
         await self._look_at_map()
+        self.quiet = self.quiet and not changed
         cluster = self._cluster
         return Snapshot(
             now=time.time(),
@@ -45,7 +46,7 @@ class Observer:
         )
 
     async def _look_at_map(self) -> None:
-        before = _fingerprint(self._maps), self._redis_ok
+        before, answered = self._maps, self._redis_ok
         try:
             self._maps = await self._map.look(self._engines())
         except MapUnavailable as error:
@@ -56,7 +57,7 @@ class Observer:
             if not self._redis_ok:
                 log.info("placement map is back", bases=len(self._maps))
             self._redis_ok = True
-        self.quiet = before == (_fingerprint(self._maps), self._redis_ok)
+        self.quiet = self._redis_ok and answered and _same(before, self._maps)
 
     def _engines(self) -> dict[str, list[str]]:
         """The engines that each base has been given so far."""
@@ -65,25 +66,24 @@ class Observer:
         for key, base in self._cluster.bases.items():
             given = children.get(("StatefulSet", base.meta.namespace, base.meta.name))
             count = given.replicas if given else 0
-            found[key] = [engine_name(base.meta.name, ordinal) for ordinal in range(count)]
+            found[key] = [engines.engine_name(base.meta.name, ordinal) for ordinal in range(count)]
         return found
 
 
-def _fingerprint(maps: Mapping[str, BaseMap]) -> object:
-    """What of the map a plan depends on: heartbeats that say nothing new leave it as it is."""
-    return {
-        base: (
-            known.state,
-            known.remembered if known.state.version is None else None,
-            [
-                (view.engine, view.held)
-                + (
-                    (view.record.incarnation, view.record.ready, view.record.slots_used, view.record.failure)
-                    if view.record
-                    else ()
-                )
-                for view in known.engines
-            ],
-        )
-        for base, known in maps.items()
-    }
+def _same(before: Mapping[str, BaseMap], after: Mapping[str, BaseMap]) -> bool:
+    """Whether the maps say the same: heartbeats that say nothing new leave them as they are."""
+    return before.keys() == after.keys() and all(_same_base(before[base], known) for base, known in after.items())
+
+
+def _same_base(before: BaseMap, after: BaseMap) -> bool:
+    return (
+        after.state is before.state
+        and after.state.version is not None
+        and len(after.engines) == len(before.engines)
+        and all(new is old for new, old in zip(after.engines, before.engines, strict=True))
+        and _lost(after) == _lost(before)
+    )
+
+
+def _lost(known: BaseMap) -> set[str]:
+    return {name for name, away_s in known.away_s.items() if away_s > engines.AWAY_GRACE_S}

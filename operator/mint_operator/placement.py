@@ -1,142 +1,191 @@
-"""Which engines hold which adapters: as little movement as can be, then as even a spread as can be.
+"""Which engines hold which adapters: as little movement as can be, then as even a load as can be.
 
-Pure. The order of decisions, each stated in the `why` of a place:
-1. A place that is still allowed stays.
-2. A place on a lost engine goes to another if it fits there.
-3. A missing copy goes to the engine with fewest copies, then to one that already holds the adapter warm.
-4. If only engines that hold a copy have slots left, one other adapter makes room.
+Pure. Each policy is one file: `place_keep` says what stays, then `POLICIES` see to what lacks a good copy, the most
+urgent first. Every place states in its `why` what decided.
+
+A placement is worked out again from the last one where only some adapters changed; the result is the same as from
+nothing (a property test holds that), since what stays where it is depends on nothing but itself.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Place, Tier
+from mint_contracts.records import Place, Placement
 from mint_operator.adapters import Want
-from mint_operator.board import Board
-from mint_operator.engines import AWAY_GRACE_S, Engine
+from mint_operator.asking import Ask
+from mint_operator.board import Board, Copies, Limits, Load
+from mint_operator.engines import Engine
+from mint_operator.place_keep import keep, keep_within
+from mint_operator.place_lost import leave_lost
+from mint_operator.place_pack import pack
+from mint_operator.shards import Shards, differing, flat, shards
+from mint_operator.sizes import Size
+from mint_operator.table import Policy, Table, Warmth, warmth
 
-Places = Mapping[str, tuple[Place, ...]]
-
-
-def place(engines: Sequence[Engine], slots: int, wants: Mapping[str, Want], existing: Places) -> Places:
-    """Places of every want, in the order of `wants`; fewer than asked for only if there are too few engines."""
-    board = Board(engines, slots)
-    holders = _holders(engines, wants)
-    placed: dict[str, list[Place]] = {name: [] for name in wants}
-    for in_slot in (True, False):  # what has its slot already comes before what wants a warmer tier now
-        for name, want in wants.items():
-            _keep(board, want, existing.get(name, ()), placed[name], holders.get(name, {}), in_slot=in_slot)
-    for name, want in wants.items():
-        warmth = holders.get(name, {})
-        _leave_lost(board, want, placed[name], warmth)
-        while len(placed[name]) < want.replicas:
-            found = _fill(board, want, placed[name], warmth) or _make_room(board, want, placed, wants)
-            if found is None:
-                break
-            placed[name].append(found)
-    return {name: tuple(places) for name, places in placed.items()}
+POLICIES: tuple[Policy, ...] = (leave_lost, pack)
 
 
-def adopted(engines: Sequence[Engine], wants: Mapping[str, Want]) -> Places:
+class Task(msgspec.Struct, frozen=True):
+    """What a placement is worked out from. `existing` is what the map says now.
+
+    `turns` gives each admitted wave its turn; `listed` says which adapters it names.
+    """
+
+    engines: Sequence[Engine]
+    limits: Limits
+    wants: Mapping[str, Want]
+    existing: Mapping[str, Placement]
+    sizes: Mapping[str, Size] = {}
+    turns: Mapping[str, int] = {}
+    listed: Mapping[str, Ask] = {}
+
+    def in_turn(self, names: Collection[str]) -> list[str]:
+        """Adapters in the order of their most urgent waves, as each wave lists them."""
+        waves = {wave for name in names for wave in self.wants[name].waves}
+        ordered: dict[str, None] = {}
+        for wave in sorted(waves & self.turns.keys(), key=self.turns.__getitem__):
+            ordered |= {name: None for name in self.listed[wave].by_name if name in names}
+        return [*ordered, *sorted(names - ordered.keys())]
+
+    @property
+    def floor(self) -> object:
+        """What every adapter's place depends on."""
+        return self.limits, [(engine.name, engine.lost) for engine in self.engines]
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """A placement with what is needed to go on from it. `pending` lack a copy, or have one on a lost engine."""
+
+    task: Task
+    records: Mapping[str, Placement]
+    loads: Mapping[str, Load]
+    given: Copies
+    pending: frozenset[str]
+    changed: frozenset[str]  # adapters that were looked at: what all others had, they have
+    afresh: bool  # worked out from nothing
+
+
+def place(task: Task, before: Placed | None = None) -> Placed:
+    """Places of every want; fewer than asked for only if there are too few engines."""
+    if before is None or before.task.floor != task.floor:
+        return _place_all(task)
+    names = _changed(task, before)
+    board = Board(task.engines, task.limits, task.sizes, before.loads, before.given)
+    for name in (name for name in names if name in before.records):
+        size = before.task.sizes.get(name, Size(rank=task.limits.max_rank))
+        for each in before.records[name].places:
+            board.take(each.engine, name, size)
+    kept = _keep(board, task, names)
+    return _place_all(task) if board.crowded() else _finish(task, board, kept, before.records, names)
+
+
+def _place_all(task: Task) -> Placed:
+    whole = task
+    task = msgspec.structs.replace(task, wants=flat(task.wants), existing=flat(task.existing))
+    board = Board(task.engines, task.limits, task.sizes)
+    kept = _keep(board, task, task.wants)
+    if board.crowded():
+        board = Board(task.engines, task.limits, task.sizes)
+        kept = _keep_within(board, task)
+    placed = _finish(task, board, kept, {}, {*task.wants, *task.existing}, afresh=True)
+    return msgspec.structs.replace(placed, task=whole)
+
+
+def _changed(task: Task, before: Placed) -> set[str]:
+    """Adapters whose place may not be what it was."""
+    names = set(before.pending)
+    names |= differing(task.wants, before.task.wants)
+    names |= differing(task.existing, before.records)
+    names |= {name for name in differing(task.sizes, before.task.sizes) if name in before.records}
+    return names
+
+
+def _keep(board: Board, task: Task, names: Iterable[str]) -> dict[str, list[Place]]:
+    """The places that stay, whether or not engines can hold them."""
+    kept, crowd = {}, dict[str, Want]()
+    for name in names:
+        want = task.wants.get(name)
+        if want is None:
+            continue
+        before = _existing(task, name)
+        if len(before) > want.replicas:
+            crowd[name] = want
+        else:
+            kept[name] = keep(board, want, before, {}) if before else []
+    known = warmth(task.engines, crowd) if crowd else {}
+    for name, want in crowd.items():
+        kept[name] = keep(board, want, _existing(task, name), known.get(name, {}))
+    return kept
+
+
+def _keep_within(board: Board, task: Task) -> dict[str, list[Place]]:
+    kept: dict[str, list[Place]] = {name: [] for name in task.in_turn(set(task.wants))}
+    known = warmth(task.engines, task.wants)
+    for in_slot in (True, False):
+        for name, places in kept.items():
+            before = _existing(task, name)
+            keep_within(board, task.wants[name], before, places, known.get(name, {}), in_slot=in_slot)
+    return kept
+
+
+def _existing(task: Task, name: str) -> Sequence[Place]:
+    record = task.existing.get(name)
+    return () if record is None else record.places
+
+
+def _finish(
+    task: Task,
+    board: Board,
+    kept: dict[str, list[Place]],
+    settled: Mapping[str, Placement],
+    names: Collection[str],
+    *,
+    afresh: bool = False,
+) -> Placed:
+    """Let the policies see to what lacks a good copy."""
+    needy = task.in_turn({name for name, places in kept.items() if _lacks(board, task.wants[name], places)})
+    known: Warmth = warmth(task.engines, {name: task.wants[name] for name in needy}) if needy else {}
+    table = Table(board, task.wants, needy, kept, settled, known)
+    for policy in POLICIES:
+        policy(table)
+    placed = table.placed
+    return Placed(
+        task=task,
+        records=_merged(task, settled, placed, names),
+        loads=board.loads,
+        given=board.given,
+        pending=frozenset(name for name in needy if _lacks(board, task.wants[name], placed[name])),
+        changed=frozenset(names) | placed.keys(),
+        afresh=afresh,
+    )
+
+
+def _lacks(board: Board, want: Want, places: Sequence[Place]) -> bool:
+    return len(places) < want.replicas or (board.any_lost and any(board.lost(place.engine) for place in places))
+
+
+def _merged(
+    task: Task, settled: Mapping[str, Placement], placed: Mapping[str, Sequence[Place]], names: Iterable[str]
+) -> Shards[Placement]:
+    """The map's records; one that the map has already stays the same object."""
+    made = {}
+    for name, places in placed.items():
+        want = task.wants[name]
+        record = Placement(name, want.source, want.waves, tuple(places))
+        known = task.existing.get(name)
+        made[name] = known if known is not None and known == record else record
+    return shards(settled).changed(made, [name for name in names if name not in placed]) if settled else Shards(made)
+
+
+def adopted(engines: Sequence[Engine], wants: Mapping[str, Want]) -> dict[str, Placement]:
     """Where engines hold what is wanted already: what stands in for existing places when the map was lost."""
     found = {}
-    for name, holders in _holders(engines, wants).items():
-        enough = sorted(engine for engine, warmth in holders.items() if warmth >= wants[name].residency.warmth)
+    why = "held here when the placement map was lost"
+    for name, holders in warmth(engines, wants).items():
+        want = wants[name]
+        enough = sorted(engine for engine, held in holders.items() if held >= want.residency.warmth)
         if enough:
-            why = "held here when the placement map was lost"
-            found[name] = tuple(Place(engine=engine, residency=wants[name].residency, why=why) for engine in enough)
+            places = tuple(Place(engine=engine, residency=want.residency, why=why) for engine in enough)
+            found[name] = Placement(adapter=name, source=want.source, waves=want.waves, places=places)
     return found
-
-
-def _holders(engines: Sequence[Engine], wants: Mapping[str, Want]) -> dict[str, dict[str, int]]:
-    """Adapter -> engine -> warmth, of what live engines hold from the wanted source."""
-    found: dict[str, dict[str, int]] = defaultdict(dict)
-    for engine in engines:
-        for name, held in engine.held.items():
-            want = wants.get(name)
-            if want is not None and held.source == want.source and held.tier.warmth > 0:
-                found[name][engine.name] = held.tier.warmth
-    return found
-
-
-def _keep(
-    board: Board, want: Want, before: Sequence[Place], kept: list[Place], warmth: Mapping[str, int], *, in_slot: bool
-) -> None:
-    """Add to `kept` the existing places that stay; if there are more than wanted, those of live and warm engines."""
-    legal = [
-        place
-        for place in before
-        if place.engine in board and (want.residency in (place.residency, Tier.HOST, Tier.DISK)) is in_slot
-    ]
-    legal.sort(key=lambda place: (board.lost(place.engine), -warmth.get(place.engine, 0)))
-    for place in legal:
-        twice = any(other.engine == place.engine for other in kept)
-        if len(kept) < want.replicas and not twice and board.fits(place.engine, want.residency):
-            board.put(place.engine, want.residency)
-            kept.append(msgspec.structs.replace(place, residency=want.residency))
-    kept.sort(key=lambda place: [each.engine for each in before].index(place.engine))
-
-
-def _leave_lost(board: Board, want: Want, places: list[Place], warmth: Mapping[str, int]) -> None:
-    for index, place in enumerate(places):
-        if not board.lost(place.engine):
-            continue
-        without = {other.engine for other in places}
-        target = board.least(want.residency, without, warmth, lost=False)
-        if target is None:
-            continue
-        board.take(place.engine, want.residency)
-        board.put(target, want.residency)
-        why = f"moved from {place.engine}, which has been away for over {AWAY_GRACE_S:.0f} s"
-        places[index] = Place(engine=target, residency=want.residency, why=why)
-
-
-def _fill(board: Board, want: Want, places: Sequence[Place], warmth: Mapping[str, int]) -> Place | None:
-    without = {place.engine for place in places}
-    for lost in (False, True):
-        engine = board.least(want.residency, without, warmth, lost=lost)
-        if engine is not None:
-            why = _why(board, engine, warmth, lost=lost)
-            board.put(engine, want.residency)
-            return Place(engine=engine, residency=want.residency, why=why)
-    return None
-
-
-def _why(board: Board, engine: str, warmth: Mapping[str, int], *, lost: bool) -> str:
-    if len(board) == 1:
-        return "the only engine"
-    why = f"fewest copies ({board.copies(engine)}) among {len(board)} engines"
-    if engine in warmth:
-        why += f", and already on {next(tier for tier in Tier if tier.warmth == warmth[engine])} there"
-    return why + (", all others being full; away now" if lost else "")
-
-
-def _make_room(board: Board, want: Want, placed: dict[str, list[Place]], wants: Mapping[str, Want]) -> Place | None:
-    """Move another adapter from an engine without a copy of ours to one that has both our copy and a free slot.
-
-    There is always one to move: the full engine holds more other adapters than the one with the free slot.
-    """
-    ours = [place.engine for place in placed[want.adapter]]
-    able = (engine for engine in ours if board.fits(engine, want.residency) and not board.lost(engine))
-    target = next(able, None)
-    if target is None:
-        return None
-    for other in reversed(placed):
-        places = placed[other]
-        if other == want.adapter or wants[other].residency is not Tier.DEVICE:
-            continue
-        if any(place.engine == target for place in places):
-            continue
-        for index, place in enumerate(places):
-            if place.engine in ours:
-                continue
-            board.take(place.engine, Tier.DEVICE)
-            board.put(target, Tier.DEVICE)
-            why = f"made room on {place.engine} for a copy of {want.adapter}"
-            places[index] = Place(engine=target, residency=Tier.DEVICE, why=why)
-            board.put(place.engine, want.residency)
-            reason = f"the only engines without a copy were full; {other} made room here"
-            return Place(engine=place.engine, residency=want.residency, why=reason)
-    return None

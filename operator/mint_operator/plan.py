@@ -1,25 +1,18 @@
 """plan(snapshot) -> Plan: what should be, worked out from what is. Pure: the same snapshot gives the same plan."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
-from mint_contracts.errors import MintError
-from mint_contracts.records import BaseRecord, Failure, MapChange, Placement
+from mint_contracts.records import MapChange
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
-from mint_operator.adapters import Refusal, claims
-from mint_operator.admission import Admission, admit
-from mint_operator.base_status import BaseFacts, base_status
-from mint_operator.copies import copies
-from mint_operator.engines import Engine, expected
-from mint_operator.manifests import Manifest, redis_secret, render, selector_text
-from mint_operator.mapdiff import cleared, difference
-from mint_operator.placement import Places, adopted, place
-from mint_operator.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot
-from mint_operator.wave_status import WaveFacts, refused_status, unknown_status, wave_status
-
-REPORT_GRACE_S = 10.0  # after the map was lost, engines that run report again within a heartbeat or two
+from mint_operator.adapters import Refusal
+from mint_operator.base_plan import BasePlan, Known, plan_base
+from mint_operator.manifests import Manifest, redis_secret
+from mint_operator.mapdiff import cleared
+from mint_operator.snapshot import ObservedBase, ObservedWave, Snapshot
+from mint_operator.wave_status import refused_status
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -30,29 +23,24 @@ class Plan(msgspec.Struct, frozen=True):
     forgets: tuple[str, ...] = ()
     base_statuses: Mapping[str, BaseModelStatus] = {}
     wave_statuses: Mapping[str, AdapterWaveStatus] = {}
+    known: Mapping[str, Known] = {}  # for the next plan
 
 
-class BasePlan(msgspec.Struct, frozen=True):
-    """The part of a plan that concerns one base."""
-
-    status: BaseModelStatus
-    waves: Mapping[str, AdapterWaveStatus]
-    manifests: tuple[Manifest, ...] = ()
-    change: MapChange = MapChange()
-
-
-def plan(snapshot: Snapshot) -> Plan:
-    """The whole plan."""
+def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
+    """The whole plan. `before` is the last plan's `known`: with it the same plan costs only what has changed."""
+    before = before or {}
     waves: dict[str, list[ObservedWave]] = defaultdict(list)
-    for wave in snapshot.waves:
-        if not wave.meta.deleting:
-            waves[wave.base].append(wave)
+    outside = {wave.meta.key: wave for wave in snapshot.waves if not wave.meta.deleting}
+    for key, wave in list(outside.items()):
+        base = snapshot.bases.get(wave.base)
+        if base is not None and not base.meta.deleting and _may_use(wave, base):
+            waves[wave.base].append(outside.pop(key))
     parts = {
-        key: plan_base(snapshot, base, waves.pop(key, []))
+        key: plan_base(snapshot, base, waves.get(key, ()), before.get(key))
         for key, base in sorted(snapshot.bases.items())
         if not base.meta.deleting
     }
-    orphans = {wave.meta.key: _without_base(wave, snapshot) for each in waves.values() for wave in each}
+    orphans = {key: _without_base(wave, snapshot) for key, wave in outside.items()}
     changes = {key: part.change for key, part in parts.items() if part.change}
     forgets, clears = _gone(snapshot)
     manifests = [manifest for part in parts.values() for manifest in part.manifests]
@@ -63,104 +51,28 @@ def plan(snapshot: Snapshot) -> Plan:
         forgets=forgets,
         base_statuses={key: part.status for key, part in parts.items()},
         wave_statuses=orphans | {key: status for part in parts.values() for key, status in part.waves.items()},
+        known={key: part.known for key, part in parts.items()},
     )
 
 
-def plan_base(snapshot: Snapshot, base: ObservedBase, waves: Sequence[ObservedWave]) -> BasePlan:
-    """The plan of one base and the waves over it; it depends on no other base."""
-    key, now = base.meta.key, snapshot.now
-    admission = admit(base, waves)
-    known = snapshot.maps.get(key) if snapshot.redis_ok else None
-    pods = snapshot.pods.get(key, ())
-    engines = expected(base.meta.name, admission.engines, pods, known)
-    refusal = _unusable(base)
-    facts = BaseFacts(
-        engines=engines,
-        selector=selector_text(base.meta.name),
-        redis_ok=known is not None,
-        refusal=refusal or snapshot.apply_failures.get(key),
-    )
-    status = base_status(base, facts, now)
-    manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), admission.engines)
-    placed = None if known is None else _places(base, admission, engines, known)
-    statuses = _wave_statuses(waves, admission, placed, engines, status, now)
-    if known is None or placed is None:
-        return BasePlan(status=status, waves=statuses, manifests=manifests)
-    change = difference(known.state, _record(base), _placements(admission, placed))
-    return BasePlan(status=status, waves=statuses, manifests=manifests, change=change)
-
-
-def _places(base: ObservedBase, admission: Admission, engines: Sequence[Engine], known: BaseMap) -> Places | None:
-    """Where every adapter goes; None while the map is lost and running engines have yet to say what they hold."""
-    existing: Places = {name: placement.places for name, placement in known.state.placements.items()}
-    if known.state.version is None and not existing:
-        existing = {name: placement.places for name, placement in known.remembered.items()}
-        silent = any(engine.pod.ready and not engine.alive for engine in engines)
-        if not existing and silent and known.lost_s < REPORT_GRACE_S:
-            return None
-        existing = existing or adopted(engines, admission.wants)
-    return place(engines, base.spec.adapters.device_slots, admission.wants, existing)
-
-
-def _placements(admission: Admission, placed: Places) -> dict[str, Placement]:
-    return {
-        name: Placement(adapter=name, source=want.source, waves=want.waves, places=placed[name])
-        for name, want in admission.wants.items()
-    }
-
-
-def _record(base: ObservedBase) -> BaseRecord:
-    store = base.spec.adapters.store
-    return BaseRecord(
-        base_model=base.meta.key,
-        store=store.source if store else None,
-        context_length=base.spec.engine.context_length,
-        device_slots=base.spec.adapters.device_slots,
-        catalog=base.spec.catalog.source if base.spec.catalog else None,
-    )
-
-
-def _wave_statuses(
-    waves: Sequence[ObservedWave],
-    admission: Admission,
-    placed: Places | None,
-    engines: Sequence[Engine],
-    base: BaseModelStatus,
-    now: float,
-) -> dict[str, AdapterWaveStatus]:
-    """Statuses of the waves of one base; `placed` is None while the map is not known."""
-    by_name = {engine.name: engine for engine in engines}
-    statuses = {}
-    for wave in waves:
-        key = wave.meta.key
-        if key in admission.refused:
-            statuses[key] = refused_status(wave, admission.refused[key], now)
-            continue
-        wants = admission.wanted[key]
-        facts = WaveFacts(wants=wants, copies=copies(wants, placed or {}, by_name), base=base)
-        statuses[key] = unknown_status(wave, facts, now) if placed is None else wave_status(wave, facts, now)
-    return statuses
+def _may_use(wave: ObservedWave, base: ObservedBase) -> bool:
+    """A base serves its own namespace and its tenants'."""
+    namespace = wave.meta.namespace
+    return namespace == base.meta.namespace or any(tenant.namespace == namespace for tenant in base.spec.tenants)
 
 
 def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
     if wave.defect:
         return refused_status(wave, Refusal("InvalidRequest", wave.defect), snapshot.now)
-    name = wave.spec.base_model_ref.name
-    said = f"no BaseModel {name} in namespace {wave.meta.namespace}; create it, or name another in spec.baseModelRef"
-    if wave.base in snapshot.bases:
+    name, base = wave.spec.base_model_ref.name, snapshot.bases.get(wave.base)
+    namespace = wave.base.partition("/")[0]
+    said = f"no BaseModel {name} in namespace {namespace}; create it, or name another in spec.baseModelRef"
+    # Of a base that may not be used nothing is told, not even that it exists.
+    if base is not None and _may_use(wave, base):
         said = f"BaseModel {name} is being deleted"
+    elif namespace != wave.meta.namespace:
+        said += f"; it must also have namespace {wave.meta.namespace} among its spec.tenants"
     return refused_status(wave, Refusal("BaseModelNotFound", said, terminal=False), snapshot.now)
-
-
-def _unusable(base: ObservedBase) -> Failure | None:
-    """Why no engine can be made from the spec."""
-    if base.defect:
-        return Failure(reason="InvalidRequest", message=base.defect, terminal=True)
-    try:
-        claims(base)
-    except MintError as error:
-        return Failure(reason=error.reason, message=str(error), terminal=True)
-    return None
 
 
 def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:

@@ -4,14 +4,16 @@
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import msgspec
 
 from mint_contracts.records import EngineView, Failure, MapState, Placement
 from mint_contracts.resources import AdapterWaveSpec, AdapterWaveStatus, BaseModelSpec, BaseModelStatus
+from mint_operator.sizes import Size
 
 
-class Meta(msgspec.Struct, frozen=True):
+class Meta(msgspec.Struct, frozen=True, dict=True):
     """Identity of a Kubernetes object."""
 
     namespace: str
@@ -21,7 +23,7 @@ class Meta(msgspec.Struct, frozen=True):
     created: str = ""  # RFC 3339
     deleting: bool = False
 
-    @property
+    @cached_property
     def key(self) -> str:
         """ "namespace/name"."""
         return f"{self.namespace}/{self.name}"
@@ -50,7 +52,8 @@ class ObservedWave(msgspec.Struct, frozen=True):
     @property
     def base(self) -> str:
         """ "namespace/name" of the base model that it names."""
-        return f"{self.meta.namespace}/{self.spec.base_model_ref.name}"
+        named = self.spec.base_model_ref
+        return f"{named.namespace or self.meta.namespace}/{named.name}"
 
 
 class EnginePod(msgspec.Struct, frozen=True):
@@ -90,6 +93,7 @@ class BaseMap(msgspec.Struct, frozen=True):
     engines: tuple[EngineView, ...] = ()
     away_s: Mapping[str, float] = {}
     remembered: Mapping[str, Placement] = {}
+    sizes: Mapping[str, Size] = {}
     lost_s: float = 0.0  # how long the map has been without a version
 
 

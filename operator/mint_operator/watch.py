@@ -15,6 +15,7 @@ import kopf
 import structlog
 
 from mint_operator.dirt import Dirt
+from mint_operator.feed import Feed
 from mint_operator.handlers import adapterwaves, basemodels, engines
 from mint_operator.settings import LIVENESS_PATH
 
@@ -34,12 +35,14 @@ class Watch:
     def __init__(
         self,
         dirt: Dirt,
+        feed: Feed,
         namespaces: Sequence[str],
         liveness_port: int,
         progress: Callable[[], float | None],
         ended: Callable[[], None],
     ) -> None:
         self._dirt = dirt
+        self._feed = feed
         self._namespaces = list(namespaces)
         self._endpoint = f"http://0.0.0.0:{liveness_port}{LIVENESS_PATH}"
         self._progress = progress
@@ -89,9 +92,9 @@ class Watch:
         settings.watching.connect_timeout = 10
 
     def _register(self, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:
-        basemodels.register(registry, self._dirt)
-        adapterwaves.register(registry, self._dirt)
-        engines.register(registry, settings, self._dirt)
+        basemodels.register(registry, self._dirt, self._feed)
+        adapterwaves.register(registry, self._dirt, self._feed)
+        engines.register(registry, settings, self._dirt, self._feed)
 
         @kopf.on.login(registry=registry)
         def login(**kwargs: Any) -> kopf.ConnectionInfo | None:

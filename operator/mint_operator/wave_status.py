@@ -50,6 +50,7 @@ def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterW
         observed_generation=wave.meta.generation,
         conditions=conditions.follow(wave.status.conditions, findings, wave.meta.generation, now),
         counts=WaveCounts(adapters=adapters, wanted=wanted),
+        position=refusal.position,
         summary=f"0/{wanted}",
     )
 

@@ -39,7 +39,7 @@ class BaseRecord(_Record, frozen=True):
     catalog: Source | None = None  # where its manifests are
 
 
-class Place(_Record, frozen=True):
+class Place(_Record, frozen=True, gc=False):
     """One engine that must hold an adapter, and why the plan chose it."""
 
     engine: str
@@ -47,7 +47,7 @@ class Place(_Record, frozen=True):
     why: str
 
 
-class Placement(_Record, frozen=True):
+class Placement(_Record, frozen=True, gc=False):
     """Everything the plan decided about one adapter. Writer: operator."""
 
     adapter: str
@@ -56,7 +56,7 @@ class Placement(_Record, frozen=True):
     places: tuple[Place, ...]
 
 
-class Assignment(_Record, frozen=True):
+class Assignment(_Record, frozen=True, gc=False):
     """One adapter that one engine must hold, in `residency` or warmer. Writer: operator."""
 
     adapter: str
@@ -73,7 +73,7 @@ class Failure(_Record, frozen=True):
     terminal: bool
 
 
-class Held(_Record, frozen=True):
+class Held(_Record, frozen=True, gc=False):
     """One adapter as an engine holds it, or failed to. Writer: that engine."""
 
     adapter: str
@@ -82,6 +82,7 @@ class Held(_Record, frozen=True):
     revision: str = ""  # content digest; empty until the files were read
     rank: int = 0
     failure: Failure | None = None
+    bytes: int = 0  # packed, as it lies in memory or on disk
 
 
 class EngineRecord(_Record, frozen=True):
@@ -108,8 +109,8 @@ class MapState(msgspec.Struct, frozen=True):
 
     version: int | None  # None: never completed, or lost
     base: BaseRecord | None
-    placements: dict[str, Placement]
-    assigned: dict[str, dict[str, Assignment]]  # engine -> adapter -> Assignment
+    placements: Mapping[str, Placement]
+    assigned: Mapping[str, Mapping[str, Assignment]]  # engine -> adapter -> Assignment
 
 
 class EngineView(msgspec.Struct, frozen=True):

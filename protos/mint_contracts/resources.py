@@ -128,6 +128,14 @@ class Catalog(_Camel, frozen=True):
         return Source(uri=self.manifests.uri)
 
 
+class Tenant(_Camel, frozen=True):
+    """A namespace that may hold adapters on a base: its weight against others, and the slots that it may have."""
+
+    namespace: str
+    weight: int = 1
+    device_slots: int = 0  # 0: as many as there are
+
+
 class BaseModelSpec(_Camel, frozen=True):
     """One base model that stays resident in its engines."""
 
@@ -136,12 +144,14 @@ class BaseModelSpec(_Camel, frozen=True):
     adapters: AdapterLimits = AdapterLimits()
     training: TrainingLimits | None = None  # None: nothing is trained on it
     catalog: Catalog | None = None  # None: adapters are known by waves and the store alone
+    tenants: list[Tenant] = []  # beside the base's own namespace, which needs no entry
 
 
 class BaseModelRef(_Camel, frozen=True):
-    """A BaseModel of the wave's own namespace."""
+    """A BaseModel of the wave's own namespace, or of another that has it among its tenants."""
 
     name: str
+    namespace: str = ""
 
 
 class NamedSource(_Camel, frozen=True):
@@ -164,6 +174,7 @@ class Serve(_Camel, frozen=True):
 
     replicas: int = 1
     residency: Residency = "Device"
+    engines: list[int] = []  # ordinals of the only engines that may hold them; empty: any may
 
 
 class AdapterWaveSpec(_Camel, frozen=True):
@@ -292,6 +303,7 @@ class AdapterWaveStatus(_Camel, frozen=True):
     observed_generation: int = 0
     conditions: list[Condition] = []
     counts: WaveCounts = WaveCounts()
+    position: int = 0  # in the queue of waves that wait to be admitted, from 1; 0: not waiting
     summary: str = ""  # "ready/wanted", for the printer column
     engines: list[WaveEngine] = []
     failures: list[WaveFailure] = []

@@ -18,6 +18,7 @@ from mint_contracts.records import Assignment, EngineRecord, Failure, Held, Tier
 from mint_operator.apply import Applier
 from mint_operator.cluster_view import ClusterView
 from mint_operator.dirt import EVERYTHING, Dirt, Part
+from mint_operator.feed import Feed
 from mint_operator.kube import Kube
 from mint_operator.loop import Loop
 from mint_operator.map_view import MapView
@@ -112,17 +113,18 @@ class Stage:
     loop: Loop = field(init=False)
     dirt: Dirt = field(init=False)
     applier: Applier = field(init=False)
+    feed: Feed = field(init=False)
 
     def __post_init__(self) -> None:
         self.operator(self.epoch)
 
     def operator(self, epoch: int) -> Loop:
         """A fresh operator of that epoch, which remembers nothing."""
-        self.dirt = Dirt()
-        view = MapView(MapReader(self.redis), [self.namespace])
+        self.dirt, self.feed = Dirt(), Feed()
+        view = MapView(MapReader(self.redis), [self.namespace], epoch=epoch)
         secrets, policies = bool(self.release.redis_password), bool(self.release.gateway_labels)
-        cluster = ClusterView(self.kube, [self.namespace], secrets=secrets, policies=policies)
-        self.applier = Applier(self.kube, MapWriter(self.redis, epoch), view, self.dirt)
+        cluster = ClusterView(self.kube, [self.namespace], self.feed, secrets=secrets, policies=policies)
+        self.applier = Applier(self.kube, MapWriter(self.redis, epoch), view, self.dirt, self.feed)
         self.loop = Loop(Observer(cluster, view, self.release), self.applier, self.dirt)
         return self.loop
 

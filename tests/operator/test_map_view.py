@@ -96,7 +96,7 @@ async def test_dirt_resyncs_in_time_however_often_something_is_marked() -> None:
     while await dirt.take() != EVERYTHING:
         looks += 1
         dirt.mark(Part.MAP)
-    assert looks <= 5  # at most one every debounce of 0.1 s
+    assert looks <= 10  # at most one every debounce of 0.05 s
 
 
 async def test_dirt_marks_what_is_owed_later_at_the_earliest_time_asked_for() -> None:

@@ -44,7 +44,7 @@ def test_existing_places_stay_where_they_are_when_a_wave_comes_or_goes() -> None
 
 def test_every_place_says_why() -> None:
     first = placed(plan(snapshot(base(2, 2), [wave("one", ["a/b"])])))
-    assert first["a/b"].places[0].why == "fewest copies (0) among 2 engines"
+    assert first["a/b"].places[0].why == "least loaded (0 copies) among 2 engines"
     warm = [engine(0), engine(1, {"a/b": Tier.HOST})]
     second = placed(plan(snapshot(base(2, 2), [wave("one", ["a/b"])], warm, placements={})))
     assert second["a/b"].places[0].engine == "smol-1"
@@ -81,7 +81,8 @@ def test_a_wave_is_admitted_whole_or_not_at_all_and_a_smaller_one_behind_it_may_
     assert [status(of, name).phase for name in ("a-large", "b-waits", "c-small")] == ["Placing", "Pending", "Placing"]
     assert reason(of, "b-waits") == (
         "WaitingForCapacity",
-        "needs 3 more device slots; waves before it hold 6 of 8 (1 engines x 8), 2 are free",
+        "needs 3 more device slots; waves before it hold 6 of 8 (1 engines x 8), 2 are free; "
+        "position 1 of 1 in the queue",
     )
     assert len(placed(plan(of))) == 7
 

@@ -66,6 +66,8 @@ def wave(
     replicas: int = 1,
     residency: Residency = "Device",
     priority: int = 0,
+    engines: Sequence[int] = (),
+    namespace: str = "team",
     created: str = "2026-01-01T00:00:00Z",
     sources: Mapping[str, str] | None = None,
     base_name: str = "smol",
@@ -75,12 +77,12 @@ def wave(
         names=list(adapters), sources=[NamedSource(name=name, uri=uri) for name, uri in (sources or {}).items()]
     )
     spec = AdapterWaveSpec(
-        base_model_ref=BaseModelRef(name=base_name),
+        base_model_ref=BaseModelRef(name=base_name, namespace="" if namespace == "team" else "team"),
         adapters=wanted,
-        serve=Serve(replicas=replicas, residency=residency),
+        serve=Serve(replicas=replicas, residency=residency, engines=list(engines)),
         priority=priority,
     )
-    meta = Meta(namespace="team", name=name, uid=f"uid-{name}", generation=1, created=created)
+    meta = Meta(namespace=namespace, name=name, uid=f"uid-{name}", generation=1, created=created)
     return ObservedWave(meta=meta, spec=spec, status=status or AdapterWaveStatus())
 
 

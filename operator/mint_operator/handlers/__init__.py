@@ -1,1 +1,1 @@
-"""Kopf handlers: one file a kind, each only marks what is dirty."""
+"""Kopf handlers: one file a kind, each only passes on what it saw."""

@@ -5,12 +5,14 @@ from typing import Any
 import kopf
 
 from mint_contracts.resources import GROUP, VERSION
-from mint_operator.dirt import Dirt, Part
+from mint_operator.dirt import Dirt
+from mint_operator.feed import Feed
+from mint_operator.handlers.seen import saw
 
 
-def register(registry: kopf.OperatorRegistry, dirt: Dirt) -> None:
-    """Mark base models dirty on any event."""
+def register(registry: kopf.OperatorRegistry, dirt: Dirt, feed: Feed) -> None:
+    """Pass on any event."""
 
     @kopf.on.event(GROUP, VERSION, "basemodels", registry=registry)
-    async def base_model_changed(**_: Any) -> None:
-        dirt.mark(Part.BASES)
+    async def base_model_changed(body: kopf.Body, event: kopf.RawEvent, **_: Any) -> None:
+        saw(feed, dirt, "BaseModel", body, event)

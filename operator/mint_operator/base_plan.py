@@ -1,0 +1,131 @@
+"""The plan of one base and the waves over it. Pure; it depends on no other base.
+
+`Known` is what the last plan of the base knew. With it only what changed since is worked out again, at a cost that
+does not grow with the number of waves; the plan is the same as without it, which a property test holds.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.errors import MintError
+from mint_contracts.records import BaseRecord, Failure, MapChange, MapState, Placement
+from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
+from mint_operator.adapters import claims
+from mint_operator.admission import Admission, admit
+from mint_operator.base_status import BaseFacts, base_status
+from mint_operator.board import Limits
+from mint_operator.engines import Engine, expected
+from mint_operator.manifests import Manifest, render, selector_text
+from mint_operator.mapdiff import Assigned, assignments, difference
+from mint_operator.placement import Placed, Task, adopted, place
+from mint_operator.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot
+from mint_operator.statuses import Told, statuses
+
+REPORT_GRACE_S = 10.0  # after the map was lost, engines that run report again within a heartbeat or two
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What a plan of a base knew."""
+
+    admission: Admission
+    engines: tuple[Engine, ...]
+    placed: Placed | None
+    assigned: Assigned
+    told: Told
+    record: BaseRecord
+
+    def written(self, version: int) -> MapState:
+        """The map's state once the plan's change is written."""
+        placements = {} if self.placed is None else self.placed.records
+        return MapState(version=version, base=self.record, placements=placements, assigned=self.assigned)
+
+
+class BasePlan(msgspec.Struct, frozen=True):
+    """The part of a plan that concerns one base."""
+
+    status: BaseModelStatus
+    waves: Mapping[str, AdapterWaveStatus]
+    known: Known
+    manifests: tuple[Manifest, ...] = ()
+    change: MapChange = MapChange()
+
+
+def plan_base(
+    snapshot: Snapshot, base: ObservedBase, waves: Sequence[ObservedWave], before: Known | None = None
+) -> BasePlan:
+    """What should be for one base."""
+    key, now = base.meta.key, snapshot.now
+    known = snapshot.maps.get(key) if snapshot.redis_ok else None
+    admission = admit(base, waves, before.admission if before else None, known.sizes if known else None)
+    pods = snapshot.pods.get(key, ())
+    engines = expected(base.meta.name, admission.engines, pods, known, before.engines if before else ())
+    refusal = _unusable(base)
+    facts = BaseFacts(
+        engines=engines,
+        selector=selector_text(base.meta.name),
+        redis_ok=known is not None,
+        refusal=refusal or snapshot.apply_failures.get(key),
+    )
+    status = base_status(base, facts, now)
+    manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), admission.engines)
+    task = None if known is None else _task(base, admission, engines, known)
+    placed = None if task is None else place(task, before.placed if before else None)
+    told = statuses(waves, admission, placed, engines, status, now, before.told if before else None)
+    assigned = _assigned(placed, before)
+    record = _record(base)
+    found = Known(admission, engines, placed, assigned, told, record)
+    if known is None or placed is None:
+        return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
+    names = placed.changed if placed.task.existing is known.state.placements else None
+    change = difference(known.state, record, placed.records, assigned, names)
+    return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests, change=change)
+
+
+def _task(base: ObservedBase, admission: Admission, engines: Sequence[Engine], known: BaseMap) -> Task | None:
+    """What to place; None while the map is lost and running engines have yet to say what they hold."""
+    existing: Mapping[str, Placement] = known.state.placements
+    if known.state.version is None and not existing:
+        existing = known.remembered
+        silent = any(engine.pod.ready and not engine.alive for engine in engines)
+        if not existing and silent and known.lost_s < REPORT_GRACE_S:
+            return None
+        existing = existing or adopted(engines, admission.wants)
+    limits = Limits(
+        slots=base.spec.adapters.device_slots,
+        host_bytes=base.host_bytes,
+        disk_bytes=base.disk_bytes,
+        max_rank=base.spec.adapters.max_rank,
+    )
+    listed = admission.asks.by_wave
+    return Task(engines, limits, admission.wants, existing, known.sizes, admission.turns, listed)
+
+
+def _assigned(placed: Placed | None, before: Known | None) -> Assigned:
+    if placed is None:
+        return {}
+    if before is None or before.placed is None or placed.afresh:
+        return assignments(placed.records)
+    return assignments(placed.records, before.placed.records, before.assigned, placed.changed)
+
+
+def _record(base: ObservedBase) -> BaseRecord:
+    store = base.spec.adapters.store
+    return BaseRecord(
+        base_model=base.meta.key,
+        store=store.source if store else None,
+        context_length=base.spec.engine.context_length,
+        device_slots=base.spec.adapters.device_slots,
+        catalog=base.spec.catalog.source if base.spec.catalog else None,
+    )
+
+
+def _unusable(base: ObservedBase) -> Failure | None:
+    """Why no engine can be made from the spec."""
+    if base.defect:
+        return Failure(reason="InvalidRequest", message=base.defect, terminal=True)
+    try:
+        claims(base)
+    except MintError as error:
+        return Failure(reason=error.reason, message=str(error), terminal=True)
+    return None

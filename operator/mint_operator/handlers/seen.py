@@ -1,0 +1,14 @@
+"""What every handler does with an event: pass the object on, and wake the loop."""
+
+import kopf
+import msgspec
+
+from mint_operator.dirt import Dirt
+from mint_operator.feed import Feed, News
+
+
+def saw(feed: Feed, dirt: Dirt, kind: str, body: kopf.Body, event: kopf.RawEvent) -> None:
+    """Pass an object on as the watch has seen it."""
+    news = News(kind, msgspec.json.encode(dict(body)), gone=event["type"] == "DELETED")
+    feed.saw(body.metadata.uid or "", news)
+    dirt.wake()

@@ -1,0 +1,113 @@
+"""A mapping that is never changed and costs little to change a copy of: its entries lie in many small dictionaries.
+
+A plan over 64,000 adapters that differs from the last in one wave shares all but a few of them with it, and which
+those are is told by identity (the idea of Bagwell's hash array mapped tries, EPFL 2001, with one level).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar, overload
+
+V = TypeVar("V")
+D = TypeVar("D")
+
+COUNT = 2048  # a power of two; some thirty entries each where a base has 64,000
+
+_EMPTY: dict[str, Any] = {}
+
+
+class Shards(Mapping[str, V]):
+    """Iterates in no particular order."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, entries: Mapping[str, V] | None = None) -> None:
+        parts: list[dict[str, V]] = [_EMPTY] * COUNT
+        for name, value in (entries or {}).items():
+            index = hash(name) & (COUNT - 1)
+            if parts[index] is _EMPTY:
+                parts[index] = {}
+            parts[index][name] = value
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> V:
+        return self._parts[hash(name) & (COUNT - 1)][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts[hash(name) & (COUNT - 1)]
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self._parts:
+            if part:
+                yield from part
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __bool__(self) -> bool:
+        return any(self._parts)
+
+    @overload
+    def get(self, name: str, /) -> V | None: ...
+    @overload
+    def get(self, name: str, /, default: V | D) -> V | D: ...
+    def get(self, name: str, /, default: Any = None) -> Any:
+        """As a dictionary's, and as fast as can be."""
+        return self._parts[hash(name) & (COUNT - 1)].get(name, default)
+
+    def changed(self, entries: Mapping[str, V], gone: Iterable[str] = ()) -> "Shards[V]":
+        """A copy with these entries, and without those that are `gone`; the rest is shared."""
+        parts, own = list(self._parts), set[int]()
+        for name, value in entries.items():
+            index = hash(name) & (COUNT - 1)
+            if index not in own:
+                own.add(index)
+                parts[index] = dict(parts[index])
+            parts[index][name] = value
+        for name in gone:
+            index = hash(name) & (COUNT - 1)
+            if index not in own:
+                own.add(index)
+                parts[index] = dict(parts[index])
+            parts[index].pop(name, None)
+        made = Shards[V]()
+        made._parts = parts
+        return made
+
+    def flat(self) -> dict[str, V]:
+        """All of it in one dictionary, for who reads all of it."""
+        found: dict[str, V] = {}
+        for part in self._parts:
+            if part:
+                found.update(part)
+        return found
+
+    def parts(self) -> list[dict[str, V]]:
+        """The dictionaries, to be read only; equal hashes share an index in every mapping of a process."""
+        return self._parts
+
+
+def flat(entries: Mapping[str, V]) -> Mapping[str, V]:
+    """The mapping as one dictionary."""
+    return entries.flat() if isinstance(entries, Shards) else entries
+
+
+def shards(entries: Mapping[str, V]) -> Shards[V]:
+    """The mapping as shards; itself if it is one."""
+    return entries if isinstance(entries, Shards) else Shards(entries)
+
+
+def differing(new: Mapping[str, object], old: Mapping[str, object]) -> set[str]:
+    """Keys whose values differ, or that only one has."""
+    if new is old:
+        return set()
+    if isinstance(new, Shards) and isinstance(old, Shards):
+        pairs = zip(new.parts(), old.parts(), strict=True)
+        return {name for after, before in pairs if after is not before for name in _differing(after, before)}
+    return _differing(new, old)
+
+
+def _differing(new: Mapping[str, object], old: Mapping[str, object]) -> set[str]:
+    if new == old:
+        return set()
+    found = {name for name, value in new.items() if old.get(name) is not value and old.get(name) != value}
+    return found | (old.keys() - new.keys())

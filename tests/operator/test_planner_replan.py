@@ -1,0 +1,119 @@
+"""Planning from the last plan gives what planning from nothing gives, whatever happened between the two."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_contracts.records import Assignment, MapChange, MapState, Tier
+from mint_operator.base_plan import Known
+from mint_operator.plan import Plan, plan
+from mint_operator.sizes import Size
+from mint_operator.snapshot import BaseMap, Snapshot
+from tests.operator.test_planner_properties import NAMES, RESIDENCIES
+from tests.operator.worlds import KEY, base, engine, snapshot, wave
+
+SLOTS = 3
+
+
+def written(state: MapState, change: MapChange) -> MapState:
+    """The map after a change, as a naive reader would see it."""
+    placements = dict(state.placements) | {each.adapter: each for each in change.set_placements}
+    assigned = {name: dict(each) for name, each in state.assigned.items()}
+    for name, records in change.set_assigned.items():
+        assigned.setdefault(name, {}).update({each.adapter: each for each in records})
+    for name in change.del_placements:
+        del placements[name]
+    for name, gone in change.del_assigned.items():
+        for adapter in gone:
+            del assigned[name][adapter]
+    return MapState((state.version or 0) + 1, change.base or state.base, placements, assigned)
+
+
+def said(of: Plan) -> dict[str, Any]:
+    """Everything that a plan says to do."""
+    return {field: getattr(of, field) for field in of.__struct_fields__ if field != "known"}
+
+
+@st.composite
+def wave_of(draw: st.DrawFn, index: int) -> Any:
+    return wave(
+        f"w{index}",
+        draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True)),
+        replicas=draw(st.sampled_from([1, 1, 2, 3])),
+        residency=draw(st.sampled_from(RESIDENCIES)),
+        priority=draw(st.integers(-1, 1)),
+        engines=draw(st.sampled_from([(), (), (), (0,), (0, 1, 2)])),
+    )
+
+
+class World:
+    """A world that changes step by step."""
+
+    def __init__(self, draw: st.DataObject) -> None:
+        self.draw = draw
+        self.base = base(1, draw.draw(st.integers(1, 3)), SLOTS)
+        self.waves: dict[int, Any] = {}
+        self.views = {ordinal: engine(ordinal) for ordinal in range(3)}
+        self.away: dict[str, float] = {}
+        self.sizes: Mapping[str, Size] = {}
+        self.state = MapState(1, None, {}, {})
+
+    def step(self) -> None:
+        """Something happens."""
+        kind = self.draw.draw(
+            st.sampled_from(["wave", "wave", "gone", "engine", "lost", "size", "bounds", "nothing"])
+        )
+        index = self.draw.draw(st.integers(0, 4))
+        if kind == "wave":
+            self.waves[index] = self.draw.draw(wave_of(index))
+        elif kind == "gone":
+            self.waves.pop(index, None)
+        elif kind == "engine":
+            held = {name: self.draw.draw(st.sampled_from(Tier)) for name in NAMES[: index + 1]}
+            self.views[index % 3] = engine(index % 3, held, ready=self.draw.draw(st.booleans()))
+            self.away.pop(f"smol-{index % 3}", None)
+        elif kind == "lost":
+            self.views[index % 3] = engine(index % 3, alive=False)
+            self.away[f"smol-{index % 3}"] = self.draw.draw(st.sampled_from([1.0, 100.0]))
+        elif kind == "size":
+            name = self.draw.draw(st.sampled_from(NAMES))
+            size = Size(self.draw.draw(st.integers(1, 64)), self.draw.draw(st.sampled_from([0, 1 << 18, 1 << 20])))
+            self.sizes = {**self.sizes, name: size}
+        elif kind == "bounds":
+            self.base = base(1, self.draw.draw(st.integers(1, 3)), self.draw.draw(st.sampled_from([1, SLOTS])))
+
+    def seen(self) -> Snapshot:
+        """What the operator observes now."""
+        of = snapshot(self.base, list(self.waves.values()), list(self.views.values()), state=self.state)
+        known = BaseMap(self.state, of.maps[KEY].engines, dict(self.away), {}, self.sizes)
+        return msgspec.structs.replace(of, maps={KEY: known})
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_planning_from_the_last_plan_gives_what_planning_from_nothing_gives(data: st.DataObject) -> None:
+    world = World(data)
+    known: Mapping[str, Known] | None = None
+    for _ in range(data.draw(st.integers(2, 8))):
+        world.step()
+        of = world.seen()
+        going_on, from_nothing = plan(of, known), plan(of)
+        assert said(going_on) == said(from_nothing)
+        known = going_on.known
+        if data.draw(st.sampled_from([True, True, False])):  # else the write failed
+            world.state = written(world.state, going_on.changes.get(KEY, MapChange()))
+            wanted = turned_around(world.state)
+            assert {name: each for name, each in world.state.assigned.items() if each} == wanted
+
+
+def turned_around(state: MapState) -> dict[str, dict[str, Assignment]]:
+    """The naive reading of placements, engine by engine."""
+    found: dict[str, dict[str, Assignment]] = {}
+    for name, placement in state.placements.items():
+        for place in placement.places:
+            asked = Assignment(name, placement.source, place.residency, placement.waves)
+            found.setdefault(place.engine, {})[name] = asked
+    return found
