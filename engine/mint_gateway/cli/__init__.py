@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mint_contracts.errors import MintError
 from mint_contracts.settings import GATEWAY_PORT
-from mint_gateway.cli import ask, explain, placements
+from mint_gateway.cli import ask, explain, placements, plan
 
 GATEWAY = "MINT_GATEWAY"  # "host:port"
 
@@ -47,4 +47,5 @@ def parser() -> argparse.ArgumentParser:
     verbs = root.add_subparsers(required=True, metavar="VERB")
     for verb in (ask, explain, placements):
         verb.add(verbs, common)
+    plan.add(verbs)
     return root

@@ -1,0 +1,95 @@
+"""`mint plan`: what fits of a base and a wave mix on a device, from the base's config.json alone."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+
+from mint_contracts.errors import CorruptFile, InvalidRequest, SourceNotFound
+from mint_gateway.cli.plan_table import adapters_table, plan_table
+from mint_gateway.planning.config import read_shape
+from mint_gateway.planning.devices import DEVICES, Device
+from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Storage, make_plan
+from mint_gateway.planning.shape import KINDS
+
+_QUANTITY = re.compile(r"([1-9][0-9]*)(?:([KMGT])(i)?)?")
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add(verbs: "Verbs") -> None:
+    """Declare the verb. It asks no gateway, so that it takes none of the common options."""
+    verb = verbs.add_parser("plan", help="what fits of a base and a wave mix on a device")
+    verb.add_argument("config", type=Path, metavar="BASE", help="a base's folder, or its config.json")
+    verb.add_argument("--device", choices=sorted(DEVICES), default="h100")
+    verb.add_argument(
+        "--memory", type=_size, metavar="SIZE", help="of one device, e.g. 64Gi (default: the device's own)"
+    )
+    verb.add_argument("--tensor-parallel", type=_positive, default=1, metavar="N", help="devices of one engine")
+    verb.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16")
+    verb.add_argument("--adapters", type=_positive, default=64, metavar="N", help="in slots at once")
+    verb.add_argument("--rank", type=_positive, default=8)
+    verb.add_argument("--targets", choices=sorted(KINDS), default="all", help="dense: all but routed experts")
+    verb.add_argument("--requests", type=_positive, default=64, metavar="N", help="that run together")
+    verb.add_argument("--context", type=_positive, default=4096, metavar="TOKENS", help="of each of them")
+    verb.add_argument("--disk", type=_positive, default=1_400_000_000, metavar="BYTES/S", help="local reads")
+    verb.add_argument("--network", type=_positive, default=1_250_000_000, metavar="BYTES/S", help="from storage")
+    verb.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    verb.set_defaults(run=run)
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Count and print; 0 where the mix fits one engine or several, 2 where it fits none."""
+    shape = read_shape(_read(options.config))
+    device = DEVICES[options.device]
+    if options.memory:
+        device = Device(device.name, options.memory, device.link)
+    mix = Mix(options.adapters, options.rank, options.targets, options.requests, options.context)
+    if 0 < shape.context_length < mix.context:
+        raise InvalidRequest("--context", f"is {mix.context}, but the base knows {shape.context_length} positions")
+    storage = Storage(options.disk, options.network)
+    plan = make_plan(shape, device, options.tensor_parallel, mix, options.dtype, storage)
+    if options.output == "json":
+        print(json.dumps(msgspec.to_builtins(plan) | {"fits": plan.fits, "share": plan.share}, indent=2))
+    else:
+        console = Console(highlight=False)
+        console.print(plan_table(shape, device, options.tensor_parallel, mix, plan))
+        console.print(adapters_table(shape, DTYPE_BYTES[options.dtype], plan.weights, max(plan.room, 0)))
+    return 0 if plan.fits else 2
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise SourceNotFound(
+            f"base {path}", "holds no config.json; name a base's folder, or its config.json"
+        ) from None
+    except (OSError, ValueError):
+        raise CorruptFile(f"file {file}", "is not JSON that can be read") from None
+    if not isinstance(found, dict):
+        raise CorruptFile(f"file {file}", "is not a JSON object")
+    return found
+
+
+def _size(text: str) -> int:
+    """As Kubernetes writes quantities of bytes: 64Gi, 80G or 80000000000."""
+    found = _QUANTITY.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 64Gi")
+    count = int(found[1])
+    for _ in range(" KMGT".index(found[2] or " ")):
+        count *= 1024 if found[3] else 1000
+    return count
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)

@@ -1,0 +1,39 @@
+"""The configurations of frontier bases, from public facts, as their config.json files say them.
+
+Kimi-K2: moonshotai/Kimi-K2-Instruct (arXiv 2507.20534, table 2). DeepSeek-V3.2: deepseek-ai/DeepSeek-V3.2-Exp
+(arXiv 2512.02556). GLM-5: zai-org/GLM-5 and the table of its report. Qwen3-30B-A3B: arXiv 2505.09388.
+"""
+
+from typing import Any
+
+_LATENT: dict[str, Any] = {
+    "kv_lora_rank": 512, "qk_rope_head_dim": 64, "n_shared_experts": 1, "num_experts_per_tok": 8,
+    "moe_intermediate_size": 2048, "attention_bias": False, "tie_word_embeddings": False, "hidden_act": "silu",
+}  # fmt: skip
+KIMI_K2: dict[str, Any] = _LATENT | {
+    "model_type": "kimi_k2", "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61,
+    "num_attention_heads": 64, "num_key_value_heads": 64, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+    "v_head_dim": 128, "n_routed_experts": 384, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    "vocab_size": 163840, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+DEEPSEEK_V32: dict[str, Any] = _LATENT | {
+    "model_type": "deepseek_v32", "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61,
+    "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+    "v_head_dim": 128, "n_routed_experts": 256, "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4,
+    "vocab_size": 129280, "max_position_embeddings": 163840, "index_head_dim": 128, "index_n_heads": 64,
+    "index_topk": 2048,
+}  # fmt: skip
+GLM_5: dict[str, Any] = _LATENT | {
+    "model_type": "glm_moe_dsa", "hidden_size": 6144, "intermediate_size": 12288, "num_hidden_layers": 78,
+    "num_attention_heads": 64, "num_key_value_heads": 64, "q_lora_rank": 2048, "qk_nope_head_dim": 192,
+    "v_head_dim": 256, "n_routed_experts": 256, "first_k_dense_replace": 3, "n_group": 1, "topk_group": 1,
+    "vocab_size": 154880, "max_position_embeddings": 202752, "index_head_dim": 128, "index_n_heads": 32,
+    "index_topk": 2048,
+}  # fmt: skip
+QWEN3_30B_A3B: dict[str, Any] = {
+    "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+    "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": False, "attention_bias": False,
+}  # fmt: skip
+FRONTIER = {"kimi_k2": KIMI_K2, "deepseek_v32": DEEPSEEK_V32, "glm_5": GLM_5, "qwen3_30b_a3b": QWEN3_30B_A3B}

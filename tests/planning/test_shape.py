@@ -1,0 +1,82 @@
+"""A shape counted from config.json comes to what transformers builds and the engine lays out, element for element."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.cache_shape import cache_shape
+from mint_engine.modules import find_modules
+from mint_engine.packed import lay_out
+from mint_gateway.planning.config import read_shape
+from tests.engine.families import FAMILIES, make_forward
+from tests.planning.frontier import FRONTIER
+
+# Billions, as their makers round them; without layers for predicting several tokens, which nobody serves here.
+PUBLISHED = {"kimi_k2": 1040, "deepseek_v32": 671, "glm_5": 744, "qwen3_30b_a3b": 30.5}
+
+
+def built(told: dict[str, Any]) -> PreTrainedModel:
+    """The whole model, with shapes but no memory."""
+    kind = {"kimi_k2": "deepseek_v3"}.get(told["model_type"], told["model_type"])
+    config = AutoConfig.for_model(kind, **{name: each for name, each in told.items() if name != "model_type"})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def told_by(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a config.json of it holds."""
+    found = json.loads(config.to_json_string(use_diff=False))
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("name", FRONTIER)
+def test_frontier_bases_to_the_last_byte(name: str) -> None:
+    model, shape = built(FRONTIER[name]), read_shape(FRONTIER[name])
+    parameters = dict(model.named_parameters())
+    assert shape.parameters == sum(each.numel() for each in parameters.values())
+    # transformers keeps routers and the like in float32: a few bytes in ten thousand beyond two a parameter.
+    real = sum(each.nbytes for each in (*parameters.values(), *model.buffers()))
+    assert 2 * shape.parameters <= real <= 2.001 * shape.parameters
+    assert shape.parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.02)
+    modules = find_modules(model)
+    everywhere = dict.fromkeys(modules, 1)
+    assert shape.adapter_elements(1, "all") == lay_out(modules, everywhere).elements
+    attention = {path: 1 for path in modules if ".self_attn." in path}
+    assert shape.adapter_elements(1, "attention") == lay_out(modules, attention).elements
+    assert shape.adapter_tensors("all") == 2 * sum(max(module.experts, 1) for module in modules.values())
+    assert shape.cache_elements == cache_shape(model.config).token_elements
+
+
+@pytest.mark.parametrize("name", FRONTIER)
+def test_rank_one_on_everything_is_less_than_a_hundredth_of_the_base(name: str) -> None:
+    shape = read_shape(FRONTIER[name])
+    assert shape.adapter_elements(1, "all") < shape.parameters / 100
+
+
+def test_the_tensors_of_a_30b_adapter() -> None:
+    """MinT's layout of 37,248 tensors (arXiv 2605.13779)."""
+    assert read_shape(FRONTIER["qwen3_30b_a3b"]).adapter_tensors("all") == 37248
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_small_bases_as_the_engine_holds_them(name: str) -> None:
+    """Weights, slots and cache of a real engine's parts, in bytes of float32."""
+    forward = make_forward(FAMILIES[name], slots=2, pages=7)
+    shape = read_shape(told_by(forward.base.model.config))
+    assert 4 * shape.parameters == sum(each.nbytes for each in forward.base.model.parameters())
+    assert 4 * 2 * shape.adapter_elements(8, "all") == forward.slots.bytes
+    assert 4 * 16 * 8 * shape.cache_elements == forward.cache.bytes
+
+
+def test_what_is_not_known_is_refused() -> None:
+    with pytest.raises(UnsupportedBase, match="mamba2"):
+        read_shape({"model_type": "mamba2"})
+    with pytest.raises(UnsupportedBase, match="hidden_size"):
+        read_shape({"model_type": "llama", "num_hidden_layers": 2})
