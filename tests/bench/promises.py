@@ -67,6 +67,8 @@ PROMISES = (
     _limit("load.host_bytes_over_file", "MB", "the adapter's file", 1.05),
     _limit("serve.itl_p95_during_loads_over_idle", "ms", "own, nothing loads", 1.3),
     Promise("handoff.dense_over_full", "s", "merge + save + load of the full model", "theirs/ours", ">=", 100.0),
+    Promise("train.update8_over_peft", "s", "peft + AdamW, policy by policy", "theirs/ours", ">=", 1.5),
+    _limit("train.peak_memory_8_over_1", "MB", "own, one policy", 1.2),
     _limit("ttft.cold_over_warm", "ms", "own, adapter in a slot", 1.1),
 )
 

@@ -1,0 +1,42 @@
+"""What a GRPO step's rollouts leave to learn from: random groups of completions, the same for both sides.
+
+Standard library alone, as `workload`.
+"""
+
+import random
+from dataclasses import dataclass
+
+from tests.bench.workload import FIRST_TOKEN_ID
+
+Group = tuple[list[int], list[list[int]], list[float]]  # a prompt, its completions, and an advantage for each
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One update of `policies` policies: each has `prompts` groups of `size` completions."""
+
+    seed: int
+    vocabulary: int
+    policies: int = 8
+    prompts: int = 4
+    size: int = 8
+    prompt_tokens: int = 64
+    new_tokens: int = 64
+
+    def groups(self, policy: int) -> list[Group]:
+        """What one policy learns from."""
+        chance = random.Random(1000 * self.seed + policy)
+        ids = range(FIRST_TOKEN_ID, self.vocabulary)
+        return [
+            (
+                chance.choices(ids, k=self.prompt_tokens),
+                [chance.choices(ids, k=self.new_tokens) for _ in range(self.size)],
+                [chance.uniform(-1.5, 1.5) for _ in range(self.size)],
+            )
+            for _ in range(self.prompts)
+        ]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences, prompts counted with each."""
+        return self.policies * self.prompts * self.size * (self.prompt_tokens + self.new_tokens)

@@ -1,0 +1,74 @@
+"""An update of many policies: against PEFT and torch's AdamW, policy by policy, and the memory that it takes."""
+
+import sys
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from tests.bench.bench import ROUND_S, Bench, Group, take_turns
+from tests.bench.experience import Experience
+from tests.bench.rows import Row, measured
+from tests.bench.side import Side
+
+_POLICIES = 8
+_RANK = 8
+
+
+def _update(bench: Bench) -> list[Row]:
+    setup = _setup(bench)
+    with (
+        bench.side("ours", sys.executable, "tests.bench.our_update", setup) as ours,
+        bench.side("peft", sys.executable, "tests.bench.peft_update", setup) as peft,
+    ):
+        for side in (ours, peft):
+            bench.start(side)
+            _ask(bench, side, "update", _small(bench))
+        sides = {side.name: partial(_round, bench, side, "update", _POLICIES) for side in (ours, peft)}
+        rounds = take_turns(bench.rounds, sides)
+    seconds = {name: [found["seconds"] for found in each] for name, each in rounds.items()}
+    tokens, rows = _whole(bench, 1).tokens, rounds["ours"][0]["rows"]
+    note = f"{tokens} tokens of {_POLICIES} policies of rank {_RANK}; we compute {rows} rows: a prompt once a group"
+    return [measured("train.update8_over_peft", seconds["ours"], seconds["peft"], note)]
+
+
+def _peak(bench: Bench) -> list[Row]:
+    """The same trainer with one policy and with all, in turns."""
+    with bench.side("ours", sys.executable, "tests.bench.our_update", _setup(bench)) as ours:
+        bench.start(ours)
+        _ask(bench, ours, "peak", _whole(bench, 0, policies=_POLICIES))
+        ways = {"one": 1, "all": _POLICIES}
+        sides = {name: partial(_round, bench, ours, "peak", count) for name, count in ways.items()}
+        rounds = take_turns(bench.rounds, sides)
+    sizes = {name: [found["bytes"] / 1e6 for found in each] for name, each in rounds.items()}
+    return [measured("train.peak_memory_8_over_1", sizes["all"], sizes["one"], "the whole process, base included")]
+
+
+def _setup(bench: Bench) -> dict[str, Any]:
+    return {"base": str(bench.base), "device": bench.device, "policies": _POLICIES, "rank": _RANK}
+
+
+def _whole(bench: Bench, seed: int, policies: int = _POLICIES) -> Experience:
+    """A small wave as tenants have it; only tried with --quick."""
+    return Experience(seed, bench.vocabulary, policies, prompts=1 if bench.quick else 4, new_tokens=bench.new_tokens)
+
+
+def _round(bench: Bench, side: Side, what: str, policies: int, number: int) -> dict[str, Any]:
+    return _ask(bench, side, what, _whole(bench, number + 1, policies))
+
+
+def _small(bench: Bench) -> Experience:
+    """To warm up."""
+    return Experience(0, bench.vocabulary, policies=1, prompts=1, new_tokens=8)
+
+
+def _ask(bench: Bench, side: Side, what: str, experience: Experience) -> dict[str, Any]:
+    with bench.doing(f"{side.name}: {what} of {experience.policies}") as step:
+        found = side.ask(what, ROUND_S, **asdict(experience))
+        step.note = f"{found['seconds']:.1f} s"
+    return found
+
+
+GROUPS = (
+    Group(("train.update8_over_peft",), _update),
+    Group(("train.peak_memory_8_over_1",), _peak),
+)
