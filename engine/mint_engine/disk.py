@@ -1,10 +1,10 @@
 """The disk tier: packed adapters in the cache folder, one file a source, within a budget; they outlive a restart.
 
 A file is named by its source's hash and by the identity of what the source held (see `Loader`), so a source that has
-changed is never mistaken for the one that was packed.
+changed is never mistaken for the one that was packed. Nobody waits until the disk has it: what a crash of the machine
+leaves of one is found by its size or its digest when it is opened again (see `Opener`), and its source still has it.
 """
 
-import os
 import re
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
-from mint_engine.copying import folder_name, sync
+from mint_engine.copying import folder_name
 from mint_engine.ledger import Ledger
 from mint_engine.storage import subject_of
 
@@ -74,7 +74,7 @@ class DiskTier:
             self.ledger.release(key)
 
     def store(self, source: Source, identity: str, write: Write) -> Path:
-        """Let `write(file, admit)` write a source's packed file, then publish it in place of an older one.
+        """Let `write(file, admit)` write a source's packed file, then show it in place of an older one.
 
         `admit(nbytes)` makes room; it raises CapacityExceeded where the budget can never do, Overloaded where it is
         taken by what is wanted now. Nothing remains of a file that fails, nor of the older one, which is of no use
@@ -86,7 +86,6 @@ class DiskTier:
             try:
                 write(cast(BinaryIO, file), lambda nbytes: self._admit(source, key, nbytes))
                 file.flush()
-                os.fsync(file.fileno())
                 self._admit(source, key, file.tell())
                 self._publish(key, Path(file.name), target)
             except BaseException:
@@ -116,7 +115,6 @@ class DiskTier:
             self._paths[key] = target
             if older is not None and older != target:
                 older.unlink(missing_ok=True)
-        sync(self._folder)
 
     def _admit(self, source: Source, key: str, nbytes: int) -> None:
         if nbytes > self.ledger.budget:

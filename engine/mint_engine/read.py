@@ -5,6 +5,7 @@ that a file which changes meanwhile can not slip through.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import torch
@@ -56,7 +57,7 @@ def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit = la
                 b[expert].copy_(b_tensor.t())
     scalings = tuple(part.scaling for part in parts)
     header = packed_file.describe(config.canonical, fingerprint(fit.modules), layout, scalings, run)
-    return _finite(Packed(header, run), folder.subject)
+    return _refuse_broken(Packed(header, run), folder.subject, finite=is_finite(run))
 
 
 def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.dtype, admit: Admit) -> Packed:
@@ -69,12 +70,16 @@ def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.
         admit(header.file_bytes)
         run = torch.empty(header.layout.elements, dtype=header.dtype)
         _fill(bytes_of(run), file, subject, known=file_bytes is not None)
-    packed_file.verify(header, run, subject)
+    with ThreadPoolExecutor(1) as beside:  # both passes take as long, and each its own core
+        verified = beside.submit(packed_file.verify, header, run, subject)
+        finite = is_finite(run)
+        verified.result()
     if header.dtype != dtype:
         base = fingerprint(fit.modules)
         run = run.to(dtype)
         header = packed_file.describe(header.config, base, header.layout, header.scalings, run)
-    return _finite(Packed(header, run), subject)
+        finite = is_finite(run)
+    return _refuse_broken(Packed(header, run), subject, finite=finite)
 
 
 def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
@@ -111,8 +116,8 @@ def _tensor(spec: TensorSpec, blob: bytearray, start: int) -> torch.Tensor:
     return torch.frombuffer(blob, dtype=stored, count=count, offset=offset).view(spec.shape)
 
 
-def _finite(packed: Packed, subject: str) -> Packed:
-    if not is_finite(packed.run):
+def _refuse_broken(packed: Packed, subject: str, *, finite: bool) -> Packed:
+    if not finite:
         name = first_broken(packed.header.layout, packed.run)
         dtype = packed.header.dtype
         raise NonFiniteWeights(subject, f"holds NaN or infinity in {name[:200]} (as {dtype}); train it again")

@@ -53,15 +53,24 @@ def _loads(bench: Bench, kind: str, store: Path, base: str, rank: int, count: in
             with bench.doing(f"{kind}: packed, unpacked, memcpy") as step:
                 side.ask("round")  # warm-up
                 rounds = [side.ask("round") for _ in range(_ROUNDS)]
+                streamed = [side.ask("stream") for _ in range(_ROUNDS)]
+                weighed = side.ask("weigh")
                 step.note = "ms " + ", ".join(f"{way} {rounds[-1][way] * _MS:.2f}" for way in rounds[-1])
     ways = {way: [found[way] * _MS for found in rounds] for way in rounds[0]}
     size = (store / chosen[0] / WEIGHTS).stat().st_size / 1e6
     middle = {way: median(found) for way, found in ways.items()}
     told = f"{size:.0f} MB; checked and packed anew it takes {middle['taken_in']:.0f} ms"
     read = f"{size:.0f} MB; a slot is then read in {middle['read']:.2f} ms, a copied one in {middle['read_copy']:.2f}"
+    files = sum((store / name / WEIGHTS).stat().st_size for name in chosen)
+    held = max(weighed["grown"], weighed["counted"])
+    speeds = {way: [found[way] / 1e6 for found in streamed] for way in streamed[0]}
     return [
         measured(f"load.packed_over_unpacked.{kind}", ways["packed"], ways["unpacked"], told),
         measured(f"load.packed_over_memcpy.{kind}", ways["packed"], ways["memcpy"], read),
+        measured(f"load.streams_over_disk.{kind}", speeds["loads"], speeds["direct"], f"{count} at {size:.0f} MB"),
+        measured(
+            f"load.host_bytes_over_file.{kind}", [held / count / 1e6], [files / count / 1e6], f"mean of {count}"
+        ),
     ]
 
 
@@ -90,8 +99,13 @@ def _memory(ours: Side) -> dict[str, int]:
     return {key: int(value) for key, value in ours.ask("memory").items()}
 
 
+def _of(kind: str) -> tuple[str, ...]:
+    ways = ("packed_over_unpacked", "packed_over_memcpy", "streams_over_disk", "host_bytes_over_file")
+    return tuple(f"load.{name}.{kind}" for name in ways)
+
+
 GROUPS = (
-    Group(("load.packed_over_unpacked.r32", "load.packed_over_memcpy.r32"), _dense),
-    Group(("load.packed_over_unpacked.moe", "load.packed_over_memcpy.moe"), _moe),
+    Group(_of("r32"), _dense),
+    Group(_of("moe"), _moe),
     Group(("load.host_bytes_over_file",), _weigh),
 )

@@ -14,8 +14,6 @@ from typing import Any
 
 import msgspec
 import structlog
-import torch
-from safetensors.torch import load_file, save_file
 
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.settings import EngineSettings
@@ -24,14 +22,16 @@ from mint_engine.check import Fit
 from mint_engine.disk import DiskTier
 from mint_engine.host import HostTier
 from mint_engine.loading import Loader
+from mint_engine.local import LocalFolder
+from mint_engine.read import read_adapter
 from mint_engine.request import Done, Event, Failed, Request, Sampling, Tokens
 from mint_engine.residency import Residency
 from mint_engine.scheduler import Limits
 from mint_engine.serve import build
 from mint_engine.stepper import Stepper
-from tests.bench.adapters import CONFIG, WEIGHTS
 from tests.bench.memory import forget_pages, resident_bytes
 from tests.bench.our_setup import Setup
+from tests.bench.publishing import publish_packed
 from tests.bench.speaking import Answer, requests
 from tests.bench.timing import Round
 from tests.bench.workload import Work
@@ -118,16 +118,18 @@ class Engine:
         return {"seconds": time.perf_counter() - began}
 
     async def publish(self, name: str, source: str, into: str, prompt: list[int]) -> Answer:
-        """Publish a trained adapter's tensors, in memory at first, as a new revision of a live one, and ask it.
+        """Publish a trained adapter, in memory at first, as a new revision of a live one, and ask it.
 
-        Timed: writing the files, the engine taking them in beside the old revision, and the first token of the new.
+        Timed: its digest and its file, the engine taking it in beside the old revision, the first token of the new.
+        It begins as a trainer holds it: in a slot's layout.
         """
-        tensors, config = load_file(Path(source) / WEIGHTS), (Path(source) / CONFIG).read_bytes()
+        fit = Fit(modules=self._slots.modules, max_rank=self._slots.max_rank)
+        trained = read_adapter(LocalFolder(Path(source), name), fit, self._slots.dtype)
         before = {each.revision for each in self.residency.states() if each.adapter == name}
         changed, round_ = asyncio.Event(), Round()
         self.residency.on_change = changed.set
         began = time.perf_counter()
-        await asyncio.to_thread(_write, Path(into), tensors, config)
+        await asyncio.to_thread(publish_packed, trained, Path(into))
         written = time.perf_counter()
         self.residency.want([Assignment(name, Source(f"file://{into}"), Tier.DEVICE)])
         while not self._reached([name], Tier.DEVICE) or self._revision(name) in before:
@@ -203,12 +205,6 @@ class Engine:
             if held is None or held.tier.warmth < goal.warmth:
                 return False
         return True
-
-
-def _write(folder: Path, tensors: dict[str, torch.Tensor], config: bytes) -> None:
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_bytes(config)
 
 
 def _post(loop: asyncio.AbstractEventLoop, deliver: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -22,12 +23,15 @@ from safetensors.torch import load_file
 from mint_contracts.source import Source
 from mint_engine.adapter import Module
 from mint_engine.check import Fit
+from mint_engine.climb import COPY_THREADS
 from mint_engine.device import choose_device, count_threads
 from mint_engine.disk import DiskTier
+from mint_engine.host import HostTier
 from mint_engine.loading import Loader
 from mint_engine.packed import Packed
 from mint_engine.slots import Slots
 from tests.bench.adapters import WEIGHTS
+from tests.bench.memory import forget_pages, read_directly, resident_bytes
 from tests.bench.models import linears
 from tests.bench.shapes import MOE, moe_30b_a3b
 from tests.bench.speaking import Answer, serve
@@ -94,6 +98,31 @@ class Loads:
                 self._settle()
                 taken[way].append(time.perf_counter() - began)
         return {**{way: median(times) for way, times in taken.items()}, "taken_in": self._take_in()}
+
+    def stream(self) -> Answer:
+        """Bytes a second of all adapters from the disk into slots, and of direct reads of their files."""
+        paths = sorted((self._cache / "adapters").glob("*.mint"))
+        size = sum(path.stat().st_size for path in paths)
+        with ThreadPoolExecutor(COPY_THREADS) as threads:
+            seconds = []
+            for work, each in ((self._packed, range(len(self._folders))), (read_directly, paths)):
+                for slot in range(len(self._folders)):
+                    self._slots.clear(slot)  # what is mapped is not forgotten
+                forget_pages(self._cache)
+                began = time.perf_counter()
+                list(threads.map(work, each))
+                seconds.append(time.perf_counter() - began)
+        return {"loads": size / seconds[0], "direct": size / seconds[1]}
+
+    def weigh(self) -> Answer:
+        """What this process grows by with every adapter in host memory, all of it read, and what the tier counts."""
+        host, before = HostTier(64 << 30), resident_bytes()
+        for folder in self._folders:
+            source = Source(f"file://{folder}")
+            packed = self._loader.load(source)
+            host.put((folder.name, source), packed)
+            packed.run.view(torch.float32).sum()
+        return {"grown": resident_bytes() - before, "counted": host.ledger.used}
 
     def _packed(self, slot: int) -> Packed:
         """As the engine does it."""
@@ -162,4 +191,4 @@ def stacked(singles: dict[str, tuple[int, int]]) -> dict[str, Module]:
 
 if __name__ == "__main__":
     loads = Loads(json.loads(sys.argv[1]))
-    serve({"start": loads.start, "round": loads.round})
+    serve({"start": loads.start, "round": loads.round, "weigh": loads.weigh, "stream": loads.stream})
