@@ -71,7 +71,7 @@ class Forward:
             return None
         positions = min(self.cache.pages * PAGE_TOKENS, self.base.context_length or self.cache.pages * PAGE_TOKENS)
         try:
-            llama = read_llama(self.base, self.slots, positions)
+            llama = read_llama(self.base, self.slots, kernels, positions)
         except Unlike as why:
             _log.info("lean_pass_unavailable", architecture=self.base.architecture, why=str(why))
             return None

@@ -1,4 +1,4 @@
-"""Reads a llama-like base out of transformers' modules for the lean pass: fused and reordered, or refused.
+"""Reads a llama-like base out of transformers' modules for the lean pass: fused and packed, or refused.
 
 Llama-like means: pre-norm layers of grouped-query attention with rotary positions and a gated SiLU network, as in
 Llama, Mistral, Qwen2, Qwen3 and SmolLM2.
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from mint_engine.base import Base
-from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, NO_NORMS, Angles, HeadNorms
-from mint_engine.linear import Linear
+from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
+from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms, Linear
 from mint_engine.slots import Slots
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
@@ -26,24 +26,16 @@ class Unlike(Exception):
 
 
 @dataclass(frozen=True)
-class Product:
-    """A fused linear map, and the modules of `Slots` that add to it: [p, 4] int64 (module, first column, in, out)."""
-
-    linear: Linear
-    parts: torch.Tensor
-
-
-@dataclass(frozen=True)
 class Layer:
     """One decoder layer."""
 
     attention_norm: torch.Tensor  # [H]
-    qkv: Product
+    qkv: Linear
     head_norms: HeadNorms
-    output: Product
+    output: Linear
     mlp_norm: torch.Tensor  # [H]
-    gate_up: Product
-    down: Product
+    gate_up: Linear
+    down: Linear
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ class Llama:
     epsilon: float
 
 
-def read_llama(base: Base, slots: Slots, positions: int) -> Llama:
+def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int) -> Llama:
     """The base for `positions` positions. Raises Unlike where it is not llama-like; the base stays as it is."""
     config, model = base.config, base.model
     _check(config, slots)
@@ -70,11 +62,12 @@ def read_llama(base: Base, slots: Slots, positions: int) -> Llama:
     heads = (int(config.num_attention_heads), int(config.num_key_value_heads), dim)
     if dim % 16 or heads[0] % heads[1] or heads[0] // heads[1] * CHUNK_TOKENS > MOST_QUERIES:
         raise Unlike(f"heads of {dim}, {heads[0]} over {heads[1]}, fit no kernel")
+    read = _Reader(kernels, slots.index)
     return Llama(
         embedding=decoder.embed_tokens.weight,
-        layers=tuple(_layer(f"model.layers.{at}", layer, slots.index) for at, layer in enumerate(decoder.layers)),
+        layers=tuple(read.layer(f"model.layers.{at}", layer) for at, layer in enumerate(decoder.layers)),
         norm=decoder.norm.weight,
-        head=Linear(model.lm_head.weight, model.lm_head.bias),
+        head=read.fused({"lm_head": model.lm_head}),
         angles=_angles(decoder.rotary_emb, base, positions),
         heads=heads,
         scale=float(attention.scaling),
@@ -92,38 +85,49 @@ def _check(config: Any, slots: Slots) -> None:
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope not in _ROPES:
         raise Unlike(f"rotary positions are of type {rope}")
+    if config.hidden_size % 2 or config.intermediate_size % 2:
+        raise Unlike("its sizes are odd, and kernels take inputs by twos")
     if slots.max_rank > MAX_RANK:
         raise Unlike(f"ranks up to {slots.max_rank} fit no kernel")
 
 
-def _layer(path: str, layer: Any, index: Mapping[str, int]) -> Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    norms = [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
-    head_norms = HeadNorms(norms[0].weight, norms[1].weight, norms[0].variance_epsilon) if norms else NO_NORMS
-    at = f"{path}.self_attn"
-    return Layer(
-        attention_norm=layer.input_layernorm.weight,
-        qkv=_product({f"{at}.{name}": getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}, index),
-        head_norms=head_norms,
-        output=_product({f"{at}.o_proj": attention.o_proj}, index),
-        mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_product({f"{path}.mlp.{name}": getattr(mlp, name) for name in ("gate_proj", "up_proj")}, index),
-        down=_product({f"{path}.mlp.down_proj": mlp.down_proj}, index),
-    )
+@dataclass(frozen=True)
+class _Reader:
+    """Packs what belongs together into one linear map; `index` numbers the modules that adapters may target."""
 
+    kernels: Kernels
+    index: Mapping[str, int]
 
-def _product(linears: Mapping[str, nn.Linear], index: Mapping[str, int]) -> Product:
-    weights: list[torch.Tensor] = [linear.weight for linear in linears.values()]
-    biases: list[torch.Tensor] = [linear.bias for linear in linears.values() if linear.bias is not None]
-    parts, column = [], 0
-    for path, linear in linears.items():
-        if path in index:
-            parts.append((index[path], column, linear.in_features, linear.out_features))
-        column += linear.out_features
-    return Product(
-        Linear(torch.cat(weights), torch.cat(biases) if biases else None),
-        torch.tensor(parts, dtype=torch.int64).view(-1, 4),
-    )
+    def layer(self, path: str, layer: Any) -> Layer:
+        """One of transformers' decoder layers."""
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+        head_norms = HeadNorms(norms[0].weight, norms[1].weight, norms[0].variance_epsilon) if norms else NO_NORMS
+        at = f"{path}.self_attn"
+        return Layer(
+            attention_norm=layer.input_layernorm.weight,
+            qkv=self.fused({f"{at}.{name}": getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}),
+            head_norms=head_norms,
+            output=self.fused({f"{at}.o_proj": attention.o_proj}),
+            mlp_norm=layer.post_attention_layernorm.weight,
+            gate_up=self.fused({f"{path}.mlp.{name}": getattr(mlp, name) for name in ("gate_proj", "up_proj")}),
+            down=self.fused({f"{path}.mlp.down_proj": mlp.down_proj}),
+        )
+
+    def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:
+        """Linears of one input, by path, as one map with their outputs side by side."""
+        weights: list[torch.Tensor] = [linear.weight for linear in linears.values()]
+        biases: list[torch.Tensor] = [linear.bias for linear in linears.values() if linear.bias is not None]
+        targets, column = [], 0
+        for path, linear in linears.items():
+            if path in self.index:
+                targets.append((self.index[path], column, linear.in_features, linear.out_features))
+            column += linear.out_features
+        return self.kernels.pack(
+            torch.cat(weights),
+            torch.cat(biases) if biases else None,
+            torch.tensor(targets, dtype=torch.int64).view(-1, 4),
+        )
 
 
 def _angles(rotary: Any, base: Base, positions: int) -> Angles:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_engine.adapter import Module
-from mint_engine.kernels.library import NO_NORMS, ROWS, Angles, HeadNorms, Kernels, find_kernels
+from mint_engine.kernels.library import ROWS, Kernels, find_kernels
+from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms
 from mint_engine.pages import PAGE_TOKENS, pages_for
 from mint_engine.request import Sampling
 from mint_engine.sampling import draw_plainly
@@ -33,6 +34,23 @@ def kernels(dtype: torch.dtype) -> Kernels:
 
 def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("wide", "high"), [(2, 1), (64, 48), (80, 49), (130, 200)])
+def test_a_product_gives_each_row_alone_what_it_gives_it_among_others(
+    dtype: torch.dtype, biased: bool, wide: int, high: int
+) -> None:
+    """As plain torch within rounding, and bit for bit the same however many rows there are."""
+    weight, x = draw(high, wide, dtype=dtype), draw(37, wide, dtype=dtype, seed=1)
+    bias = draw(high, dtype=dtype, seed=2) if biased else None
+    linear = kernels(dtype).pack(weight, bias, torch.empty(0, 4, dtype=torch.int64))
+    found = kernels(dtype).multiply(x, linear)
+    expected = torch.nn.functional.linear(x.float(), weight.float(), bias.float() if bias is not None else None)
+    torch.testing.assert_close(found.float(), expected, rtol=CLOSE[dtype]["rtol"], atol=5 * CLOSE[dtype]["atol"])
+    for count in (1, 2, 7, 8, 9, 17):
+        assert torch.equal(kernels(dtype).multiply(x[:count], linear), found[:count])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

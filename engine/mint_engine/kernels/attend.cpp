@@ -1,221 +1,27 @@
-// Causal attention of a packed batch over the paged cache, softmax online (Milakov and Gimelshein 2018; FlashAttention,
-// Dao et al. 2022). A page holds 16 tokens of one key/value head: keys as [D/2][16][2], values as [8][D][2], so that
-// each load feeds the dot-product instruction.
-#include <omp.h>
-
-#include <algorithm>
-#include <limits>
-#include <vector>
-#include "number.h"
+// Attention by itself.
+#include "attend.h"
 
 namespace {
-constexpr int PAGE = 16;
-constexpr int MOST_ROWS = 1024;  // query rows of one key/value head in a work item; the caller refuses more
-constexpr float NEVER = -std::numeric_limits<float>::infinity();
-
-// One query row's state: the largest score, and the sum of weights relative to it.
-struct State {
-  float peak, sum;
-};
-
-// scores[row][16] of one page; queries are rows of `q`, each of dim numbers.
 template <typename T>
-void score(const T* const* q, int rows, const T* keys, const T*, int64_t dim, float scale, float* scores) {
-  for (int row = 0; row < rows; ++row)
-    for (int t = 0; t < PAGE; ++t) {
-      float sum = 0;
-      for (int64_t d = 0; d < dim; ++d) sum += wide(q[row][d]) * wide(keys[(d / 2) * 32 + t * 2 + d % 2]);
-      scores[row * PAGE + t] = sum * scale;
-    }
-}
-
-// Weights of the page's tokens, at most `visible` of them; returns what earlier sums shrink by.
-inline float weigh(float* scores, int visible, State& state) {
-  float peak = state.peak;
-  for (int t = 0; t < visible; ++t) peak = std::max(peak, scores[t]);
-  const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
-  float sum = 0;
-  for (int t = 0; t < PAGE; ++t) {
-    scores[t] = t < visible ? std::exp(scores[t] - peak) : 0.0f;
-    sum += scores[t];
-  }
-  state = {peak, state.sum * shrink + sum};
-  return shrink;
-}
-
-template <typename T>
-void gather(const float* weights, const T* values, int64_t dim, float shrink, float* out) {
-  for (int64_t d = 0; d < dim; ++d) {
-    float sum = out[d] * shrink;
-    for (int t = 0; t < PAGE; ++t) sum += wide(narrow<T>(weights[t])) * wide(values[(t / 2) * 2 * dim + d * 2 + t % 2]);
-    out[d] = sum;
-  }
-}
-
-#ifdef MINT_AVX512_BF16
-// Two sums a row, so that no product waits for the one before. `next` is what the next page's scores will read.
-template <int N>
-inline void score_block(const bf16* const* q, const bf16* keys, const bf16* next, int64_t dim, float scale,
-                        float* scores) {
-  __m512 even[N], odd[N];
-  for (int n = 0; n < N; ++n) even[n] = odd[n] = _mm512_setzero_ps();
-  for (int64_t d = 0; d < dim; d += 4) {
-    const __m512bh one = load_bf16(keys + d * 16), two = load_bf16(keys + d * 16 + 32);
-    _mm_prefetch((const char*)(next + d * 16), _MM_HINT_T0);
-    _mm_prefetch((const char*)(next + d * 16 + 32), _MM_HINT_T0);
-    for (int n = 0; n < N; ++n) {
-      uint32_t pair[2];
-      std::memcpy(pair, q[n] + d, 8);
-      even[n] = _mm512_dpbf16_ps(even[n], one, (__m512bh)_mm512_set1_epi32(pair[0]));
-      odd[n] = _mm512_dpbf16_ps(odd[n], two, (__m512bh)_mm512_set1_epi32(pair[1]));
-    }
-  }
-  for (int n = 0; n < N; ++n)
-    _mm512_storeu_ps(scores + n * PAGE, _mm512_mul_ps(_mm512_add_ps(even[n], odd[n]), _mm512_set1_ps(scale)));
-}
-
-template <>
-void score<bf16>(const bf16* const* q, int rows, const bf16* keys, const bf16* next, int64_t dim, float scale,
-                 float* scores) {
-  int row = 0;
-  for (; row + 6 <= rows; row += 6) score_block<6>(q + row, keys, next, dim, scale, scores + row * PAGE);
-  for (; row + 3 <= rows; row += 3) score_block<3>(q + row, keys, next, dim, scale, scores + row * PAGE);
-  for (; row < rows; ++row) score_block<1>(q + row, keys, next, dim, scale, scores + row * PAGE);
-}
-
-inline float weigh_fast(float* scores, int visible, State& state) {
-  const __mmask16 mask = first16(visible);
-  const __m512 raw = _mm512_loadu_ps(scores);
-  const float peak = std::max(state.peak, _mm512_mask_reduce_max_ps(mask, raw));
-  const __m512 both = exp_below_zero(_mm512_sub_ps(raw, _mm512_set1_ps(peak)));
-  const __m512 weights = _mm512_maskz_mov_ps(mask, both);
-  const float shrink = state.peak == NEVER ? 0.0f : std::exp(state.peak - peak);
-  _mm512_storeu_ps(scores, weights);
-  state = {peak, state.sum * shrink + _mm512_reduce_add_ps(weights)};
-  return shrink;
-}
-
-// 32 numbers of a head for N rows: 8 pairs of tokens.
-template <int N>
-inline void gather_block(const uint32_t* pairs, const bf16* values, const bf16* next, int64_t dim, const float* shrink,
-                         float* out) {
-  for (int64_t d = 0; d < dim; d += 32) {
-    __m512 one[N], two[N];
-    for (int n = 0; n < N; ++n) {
-      const __m512 s = _mm512_set1_ps(shrink[n]);
-      one[n] = _mm512_mul_ps(_mm512_loadu_ps(out + n * dim + d), s);
-      two[n] = _mm512_mul_ps(_mm512_loadu_ps(out + n * dim + d + 16), s);
-    }
-    for (int t = 0; t < PAGE / 2; ++t) {
-      const bf16* v = values + t * 2 * dim + 2 * d;
-      const __m512bh left = load_bf16(v), right = load_bf16(v + 32);
-      _mm_prefetch((const char*)(next + (v - values)), _MM_HINT_T0);
-      _mm_prefetch((const char*)(next + (v - values) + 32), _MM_HINT_T0);
-      for (int n = 0; n < N; ++n) {
-        const __m512bh weight = (__m512bh)_mm512_set1_epi32(pairs[n * (PAGE / 2) + t]);
-        one[n] = _mm512_dpbf16_ps(one[n], left, weight);
-        two[n] = _mm512_dpbf16_ps(two[n], right, weight);
-      }
-    }
-    for (int n = 0; n < N; ++n) {
-      _mm512_storeu_ps(out + n * dim + d, one[n]);
-      _mm512_storeu_ps(out + n * dim + d + 16, two[n]);
-    }
-  }
-}
-#endif
-
-// Weighs and gathers `rows` rows of one page, of whose tokens each row sees `visible` ones.
-template <typename T>
-void gather_rows(float* scores, const int* visible, State* states, int rows, const T* values, const T*, int64_t dim,
-                 float* out) {
-  for (int row = 0; row < rows; ++row) {
-    const float shrink = weigh(scores + row * PAGE, visible[row], states[row]);
-    gather<T>(scores + row * PAGE, values, dim, shrink, out + row * dim);
-  }
-}
-#ifdef MINT_AVX512_BF16
-template <>
-void gather_rows<bf16>(float* scores, const int* visible, State* states, int rows, const bf16* values,
-                       const bf16* next, int64_t dim, float* out) {
-  if (dim % 32) {
-    for (int row = 0; row < rows; ++row)
-      gather<bf16>(scores + row * PAGE, values, dim, weigh_fast(scores + row * PAGE, visible[row], states[row]),
-                   out + row * dim);
-    return;
-  }
-  uint32_t pairs[MOST_ROWS * PAGE / 2];
-  float shrink[MOST_ROWS];
-  for (int row = 0; row < rows; ++row) {
-    shrink[row] = weigh_fast(scores + row * PAGE, visible[row], states[row]);
-    _mm256_storeu_si256((__m256i*)(pairs + row * (PAGE / 2)),
-                        (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(scores + row * PAGE)));
-  }
-  int row = 0;
-  for (; row + 3 <= rows; row += 3)
-    gather_block<3>(pairs + row * (PAGE / 2), values, next, dim, shrink + row, out + row * dim);
-  for (; row < rows; ++row)
-    gather_block<1>(pairs + row * (PAGE / 2), values, next, dim, shrink + row, out + row * dim);
-}
-#endif
-
-// Query rows of key/value heads `first` to `last`: `tokens` of a sequence from `position` on, `group` heads each.
-template <typename T>
-void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t position, const int32_t* table,
-                  const T* pool, int64_t kv_heads, int64_t first, int64_t last, int64_t dim, float scale, T* out,
-                  int64_t out_width) {
-  const int rows = tokens * int(group), heads = int(last - first);
-  std::vector<float> sums(heads * rows * dim, 0.0f), scores(rows * PAGE);
-  std::vector<int> visible(rows);
-  std::vector<State> states(heads * rows, State{NEVER, 0.0f});
-  std::vector<const T*> queries(heads * rows);
-  for (int head = 0; head < heads; ++head)
-    for (int row = 0; row < rows; ++row)
-      queries[head * rows + row] = q + (row / group) * width + ((first + head) * group + row % group) * dim;
-  const int64_t pages = (position + tokens + PAGE - 1) / PAGE, size = PAGE * dim;
-  for (int64_t page = 0; page < pages; ++page) {
-    const T* keys = pool + int64_t(table[page]) * 2 * kv_heads * size;
-    const int64_t begin = page * PAGE;
-    // Tokens before the page see nothing of it.
-    const int skip = int(std::max<int64_t>(0, begin - position)) * int(group);
-    for (int row = skip; row < rows; ++row) visible[row] = int(std::min<int64_t>(PAGE, position + row / group + 1 - begin));
-    const int64_t after = page + 1 < pages ? (int64_t(table[page + 1]) - table[page]) * 2 * kv_heads * size : 0;
-    for (int head = 0; head < heads; ++head) {
-      const T *k = keys + (first + head) * size, *v = k + kv_heads * size;
-      score<T>(queries.data() + head * rows + skip, rows - skip, k, k + after, dim, scale, scores.data());
-      gather_rows<T>(scores.data(), visible.data() + skip, states.data() + head * rows + skip, rows - skip, v, v + after,
-                     dim, sums.data() + (head * rows + skip) * dim);
-    }
-  }
-  for (int head = 0; head < heads; ++head)
-    for (int row = 0; row < rows; ++row) {
-      T* to = out + (row / group) * out_width + ((first + head) * group + row % group) * dim;
-      const float inverse = 1.0f / states[head * rows + row].sum;
-      for (int64_t d = 0; d < dim; ++d) to[d] = narrow<T>(sums[(head * rows + row) * dim + d] * inverse);
-    }
-}
-
-template <typename T>
-void attend(const T* qkv, T* out, int64_t heads, int64_t kv_heads, int64_t dim, const int64_t* items,
-            int64_t item_count, const int32_t* tables, const T* pool, float scale) {
-  const int64_t width = (heads + 2 * kv_heads) * dim, group = heads / kv_heads;
-  // A page's heads lie side by side: whoever reads one reads them all, unless threads would have nothing to do.
-  const int64_t share = item_count >= 4 * omp_get_max_threads() ? kv_heads : 1, shares = kv_heads / share;
+void attend(const T* qkv, T* out, int64_t heads, int64_t kv_heads, int64_t dim, const Stretch* stretches, int64_t count,
+            const int32_t* tables, const T* pool, float scale) {
+  const int64_t width = (heads + 2 * kv_heads) * dim;
 #pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t i = 0; i < item_count * shares; ++i) {
-    const int64_t *item = items + (i / shares) * 4, first = (i % shares) * share;
-    attend_block<T>(qkv + item[0] * width, width, group, int(item[1]), item[2], tables + item[3], pool, kv_heads, first,
-                    first + share, dim, scale, out + item[0] * heads * dim, heads * dim);
+  for (int64_t i = 0; i < count; ++i) {
+    const Stretch& each = stretches[i];
+    attend_block<T>(qkv + each.row * width, width, heads / kv_heads, int(each.tokens), each.position,
+                    tables + each.table, pool, kv_heads, 0, kv_heads, dim, scale, out + each.row * heads * dim,
+                    heads * dim);
   }
 }
 }  // namespace
 
-// qkv as `mint_rope` left it; out [rows, heads dim]; items [n, 4]: first row, tokens, position of the first, where its
-// page table begins in `tables`; pool: one layer's pages [pages, 2, kv_heads, 16 dim], keys before values.
+// qkv as `mint_rope` left it; out [rows, heads dim]; stretches [n, 4]; pool: one layer's pages
+// [pages, 2, kv_heads, 16 dim], keys before values.
 #define MINT_ATTEND(NAME, T)                                                                                           \
-  extern "C" void NAME(const T* qkv, T* out, int64_t heads, int64_t kv_heads, int64_t dim, const int64_t* items,       \
-                       int64_t item_count, const int32_t* tables, const T* pool, float scale) {                        \
-    attend<T>(qkv, out, heads, kv_heads, dim, items, item_count, tables, pool, scale);                                 \
+  extern "C" void NAME(const T* qkv, T* out, int64_t heads, int64_t kv_heads, int64_t dim, const Stretch* stretches,   \
+                       int64_t count, const int32_t* tables, const T* pool, float scale) {                             \
+    attend<T>(qkv, out, heads, kv_heads, dim, stretches, count, tables, pool, scale);                                  \
   }
 MINT_ATTEND(mint_attend_bfloat16, bf16)
 MINT_ATTEND(mint_attend_float32, float)

@@ -12,23 +12,40 @@ from typing import Any
 
 import torch
 
+from mint_engine.device import zeros
 from mint_engine.kernels.compile import VARIANTS, library_path
+from mint_engine.kernels.structs import (
+    Angles,
+    BaseStruct,
+    HeadNorms,
+    Linear,
+    RoomStruct,
+    SlotsStruct,
+    StepStruct,
+    heads_struct,
+    linear_struct,
+    slots_struct,
+)
 from mint_engine.slots import Slots
 
 ROWS = 8  # rows of a LoRA work item at most
 MAX_RANK = 1024
 MOST_QUERIES = 1024  # query rows of one key/value head in an attention work item
+PANEL = 48  # a multiple of every instruction set's panels of outputs
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _P, _I = _POINTER, _INT
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "pass": (_P, _P, _P, _P),
+    "pack": (_P, _I, _I, _P),
+    "multiply": (_P, _I, _P, _P),
     "add_norm": (_P, _P, _P, _P, _I, _I, _FLOAT),
-    "rope": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _P, _P, _FLOAT, _P, _P),
+    "rope": (_P, _I, _P, _P, _P, _P),
     "silu_mul": (_P, _P, _I, _I),
     "argmax": (_P, _I, _I, _P, _P),
     "draw": (_P, _I, _I, _P, _P, _P, _P, _P, _P),
     "attend": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _FLOAT),
-    "lora": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _P, _I),
+    "lora": (_P, _I, _P, _I, _P, _I, _P, _P, _I),
     "lora_experts": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I),
 }
 DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # of the kernels, as their names end
@@ -45,6 +62,9 @@ class Kernels:
             function.argtypes, function.restype = signature, None
             setattr(self, f"_{name}", function)
 
+    _pass: Callable[..., None]
+    _pack: Callable[..., None]
+    _multiply: Callable[..., None]
     _add_norm: Callable[..., None]
     _rope: Callable[..., None]
     _silu_mul: Callable[..., None]
@@ -53,6 +73,23 @@ class Kernels:
     _attend: Callable[..., None]
     _lora: Callable[..., None]
     _lora_experts: Callable[..., None]
+
+    def run(self, base: BaseStruct, slots: SlotsStruct, step: StepStruct, room: RoomStruct) -> None:
+        """One step of a whole base, on all threads."""
+        self._pass(ctypes.byref(base), ctypes.byref(slots), ctypes.byref(step), ctypes.byref(room))
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> Linear:
+        """Lay a linear map's weight [out, in] out for the kernels; `in` is even."""
+        high, wide = weight.shape
+        packed = zeros((-(-high // PANEL) * PANEL * wide,), weight.dtype, weight.device)
+        self._pack(weight.contiguous().data_ptr(), high, wide, packed.data_ptr())
+        return Linear(packed, bias, wide, high, targets)
+
+    def multiply(self, x: torch.Tensor, by: Linear) -> torch.Tensor:
+        """x [T, in] -> x W^T + b [T, out], adapters aside."""
+        y = x.new_empty((x.shape[0], by.out_features))
+        self._multiply(x.data_ptr(), x.shape[0], ctypes.byref(linear_struct(by)), y.data_ptr())
+        return y
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, epsilon: float
@@ -66,19 +103,17 @@ class Kernels:
         return out
 
     def rope(
-        self, qkv: torch.Tensor, heads: tuple[int, int, int], positions: torch.Tensor, angles: "Angles",
-        norms: "HeadNorms", places: torch.Tensor, pool: torch.Tensor,
+        self, qkv: torch.Tensor, heads: tuple[int, int, int], positions: torch.Tensor, angles: Angles,
+        norms: HeadNorms, places: torch.Tensor, pool: torch.Tensor,
     ) -> None:  # fmt: skip
         """Norm and rotate queries and keys of qkv [T, (Q + 2 K) D] in place; write keys and values to pages.
 
         `heads` is (Q, K, D); positions and places [T] int64; pool [P, 2, K, 16, D] is a layer's pages, in pairs.
         """
-        query, key, dim = heads
+        of = heads_struct(heads, angles, norms)
         self._rope(
-            qkv.data_ptr(), qkv.shape[0], query, key, dim, positions.data_ptr(), angles.cos.data_ptr(),
-            angles.sin.data_ptr(), angles.cos.shape[1], _address(norms.query), _address(norms.key), norms.epsilon,
-            places.data_ptr(), pool.data_ptr(),
-        )  # fmt: skip
+            qkv.data_ptr(), qkv.shape[0], ctypes.byref(of), positions.data_ptr(), places.data_ptr(), pool.data_ptr()
+        )
 
     def attend(
         self, qkv: torch.Tensor, heads: tuple[int, int, int], items: torch.Tensor, tables: torch.Tensor,
@@ -132,8 +167,7 @@ class Kernels:
         """
         self._lora(
             y.data_ptr(), y.shape[1], x.data_ptr(), x.shape[1], items.data_ptr(), items.shape[0],
-            slots.memory.data_ptr(), slots.memory.shape[1], slots.places.data_ptr(), slots.ranks.data_ptr(),
-            slots.scalings.data_ptr(), slots.count, parts.data_ptr(), parts.shape[0],
+            ctypes.byref(slots_struct(slots)), parts.data_ptr(), parts.shape[0],
         )  # fmt: skip
 
     def lora_experts(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, module: int) -> None:
@@ -147,23 +181,6 @@ class Kernels:
             slots.memory.data_ptr(), slots.memory.shape[1], slots.places[module].data_ptr(),
             slots.ranks[module].data_ptr(), slots.scalings[module].data_ptr(), slots.experts[module], wide, high,
         )  # fmt: skip
-
-
-class Angles:
-    """Cosines and sines of every position [positions, half a head's rotated part] float32."""
-
-    def __init__(self, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
-
-
-class HeadNorms:
-    """RMSNorm weights [D] of each query and key head, where a family has them."""
-
-    def __init__(self, query: torch.Tensor | None, key: torch.Tensor | None, epsilon: float) -> None:
-        self.query, self.key, self.epsilon = query, key, epsilon
-
-
-NO_NORMS = HeadNorms(None, None, 0.0)
 
 
 @cache
@@ -194,7 +211,3 @@ def _cpu_flags() -> frozenset[str]:
         return frozenset()
     line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return frozenset(line.partition(":")[2].split())
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return tensor.data_ptr() if tensor is not None else None

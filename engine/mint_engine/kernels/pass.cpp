@@ -1,0 +1,218 @@
+// One step of a llama-like base: from tokens to logits, all layers, in one call that needs no interpreter.
+#include <omp.h>
+
+#include <memory>
+#include <vector>
+
+#include "step.h"
+#include "team.h"
+
+namespace {
+// The part of `item` within a team's rows.
+inline Item within(const Item& item, const Place& place) {
+  const int32_t start = std::max<int32_t>(item.start, int32_t(place.first));
+  return {start, std::min<int32_t>(item.start + item.rows, int32_t(place.last)) - start, item.slot};
+}
+
+inline Stretch within(const Stretch& all, const Place& place) {
+  const int64_t row = std::max(all.row, place.first);
+  return {row, std::min(all.row + all.tokens, place.last) - row, all.position + row - all.row, all.table};
+}
+
+// The items that one thread adds for one product, and their weights, to be read ahead.
+template <typename T>
+struct Share {
+  const Step<T>& step;
+  const Slots<T>& slots;
+  const Linear<T>& linear;
+  const Place& place;
+  int64_t at;  // of all items: the next that is this thread's, or item_count
+
+  Share(const Step<T>& s, const Slots<T>& of, const Linear<T>& by, const Place& p)
+      : step(s), slots(of), linear(by), place(p), at(by.target_count ? -1 : s.item_count) {
+    if (by.target_count) advance(place.member + 1);
+  }
+  bool more() const { return at < step.item_count; }
+  void advance(int64_t count) {
+    while (count > 0 && ++at < step.item_count) count -= within(step.items[at], place).rows > 0;
+  }
+  static std::pair<const void*, const void*> run(void* from) {
+    Share& share = *(Share*)from;
+    if (!share.more()) return {nullptr, nullptr};
+    const Linear<T>& linear = share.linear;
+    const auto run = run_of(share.slots, share.step.items[share.at].slot, linear.targets, linear.target_count);
+    share.advance(share.place.members);
+    return {run.first ? run.first : share.slots.memory, run.second};
+  }
+};
+
+template <typename T>
+class Walk {
+ public:
+  Walk(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Place& place,
+       bool divided)
+      : base_(base), slots_(slots), step_(step), room_(room), place_(place), divided_(divided) {}
+
+  void run() {
+    const int64_t hidden = base_.head.in;
+    each_row([&](int64_t row) {
+      std::copy_n(base_.embedding + step_.tokens[row] * hidden, hidden, room_.hidden + row * hidden);
+    });
+    for (int64_t at = 0; at < base_.layer_count; ++at) layer(base_.layers[at], at > 0);
+    place_.all->wait();
+    for (int64_t at = place_.thread; at < step_.kept; at += place_.threads) {
+      const int64_t row = step_.keep[at] * hidden;
+      const T* delta = base_.layer_count ? room_.delta + row : nullptr;
+      add_norm<T>(room_.hidden + row, delta, base_.norm, room_.x + at * hidden, hidden, base_.epsilon);
+    }
+    place_.all->wait();
+    Stream nothing;
+    multiply(room_.x, step_.kept, base_.head, step_.logits, place_.thread, place_.threads, nothing);
+  }
+
+ private:
+  void layer(const Layer<T>& layer, bool moved) {
+    const Heads<T>& heads = layer.heads;
+    const int64_t width = heads.width(), inner = layer.down.in;
+    T *qkv = own(room_.wide, room_.wide_width, width), *gate_up = own(room_.wide, room_.wide_width, 2 * inner);
+    T *attended = own(room_.narrow, room_.narrow_width, layer.output.in), *gated = own(room_.narrow, room_.narrow_width, inner);
+    add_and_norm(moved, layer.attention_norm);
+    product(layer.qkv, room_.x, qkv);
+    each_row([&](int64_t row) {
+      rope<T>(qkv + row * width, heads, step_.positions[row], step_.places[row], layer.pool);
+    });
+    if (divided_) place_.all->wait();
+    attend(layer, qkv, attended);
+    product(layer.output, attended, room_.delta);
+    add_and_norm(true, layer.mlp_norm);
+    product(layer.gate_up, room_.x, gate_up);
+    each_row([&](int64_t row) {
+      silu_mul<T>(gate_up + row * 2 * inner, gated + row * inner, inner);
+    });
+    product(layer.down, gated, room_.delta);
+  }
+
+  // Where rows of `width` numbers begin, were they counted from 0: a team's lie in its own part of a room whose rows
+  // are `widest`, since other teams keep rows of another width there at the same time.
+  T* own(T* room, int64_t widest, int64_t width) const { return room + place_.first * (widest - width); }
+
+  template <typename F>
+  void each_row(F act) {
+    for (int64_t row = place_.first + place_.member; row < place_.last; row += place_.members) act(row);
+    place_.team->wait();
+  }
+
+  void add_and_norm(bool moved, const T* weight) {
+    const int64_t hidden = base_.head.in;
+    each_row([&](int64_t row) {
+      const T* delta = moved ? room_.delta + row * hidden : nullptr;
+      add_norm<T>(room_.hidden + row * hidden, delta, weight, room_.x + row * hidden, hidden, base_.epsilon);
+    });
+  }
+
+  // y = x W^T + b and every row's adapter, whose weights come nearer while the product is computed.
+  void product(const Linear<T>& linear, const T* x, T* y) {
+    const int64_t rows = place_.last - place_.first;
+    Share<T> soon(step_, slots_, linear, place_), share = soon;
+    Stream ahead{nullptr, nullptr, Share<T>::run, &soon};
+    multiply(x + place_.first * linear.in, rows, linear, y + place_.first * linear.out, place_.member, place_.members,
+             ahead);
+    place_.team->wait();
+    if (!step_.item_count || !linear.target_count) return;
+    while (share.more()) {
+      const Item item = within(step_.items[share.at], place_);
+      share.advance(place_.members);
+      std::pair<const T*, const T*> next{nullptr, nullptr};
+      if (share.more())
+        next = run_of(slots_, step_.items[share.at].slot, linear.targets, linear.target_count);
+      add_lora<T>(y, linear.out, x, linear.in, item, slots_, linear.targets, linear.target_count, next.first,
+                  (next.second - next.first) * int64_t(sizeof(T)));
+    }
+    place_.team->wait();
+  }
+
+  void attend(const Layer<T>& layer, const T* qkv, T* attended) {
+    const Heads<T>& heads = layer.heads;
+    const int64_t width = heads.width(), out = heads.heads * heads.dim;
+    // A page's heads lie side by side: whoever reads one reads them all, unless threads would have nothing to do.
+    const int64_t share = step_.stretch_count >= 4 * place_.members ? heads.kv_heads : 1;
+    int64_t turn = 0;
+    for (int64_t at = 0; at < step_.stretch_count; ++at) {
+      const Stretch each = within(step_.stretches[at], place_);
+      if (each.tokens <= 0) continue;
+      for (int64_t first = 0; first < heads.kv_heads; first += share)
+        if (turn++ % place_.members == place_.member)
+          attend_block<T>(qkv + each.row * width, width, heads.heads / heads.kv_heads, int(each.tokens),
+                          each.position, step_.tables + each.table, layer.pool, heads.kv_heads, first, first + share,
+                          heads.dim, base_.scale, attended + each.row * out, out);
+    }
+    place_.team->wait();
+  }
+
+  const Base<T>& base_;
+  const Slots<T>& slots_;
+  const Step<T>& step_;
+  const Room<T>& room_;
+  const Place& place_;
+  const bool divided_;
+};
+
+// Whether teams hold tokens of one sequence, and so must see each other's keys and values.
+template <typename T>
+bool divides(const Step<T>& step, const std::vector<int64_t>& cuts) {
+  for (size_t cut = 1; cut + 1 < cuts.size(); ++cut) {
+    int64_t before = -1, after = -2;
+    for (int64_t at = 0; at < step.stretch_count; ++at) {
+      const Stretch& each = step.stretches[at];
+      if (each.row < cuts[cut] && each.row + each.tokens >= cuts[cut]) before = each.table;
+      if (each.row <= cuts[cut] && each.row + each.tokens > cuts[cut]) after = each.table;
+    }
+    if (before == after) return true;
+  }
+  return false;
+}
+
+template <typename T>
+void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room) {
+  std::unique_ptr<Barrier> all;
+  std::vector<std::unique_ptr<Barrier>> teams;
+  std::vector<int64_t> cuts;
+  bool divided = false;
+#pragma omp parallel
+  {
+    const int threads = omp_get_num_threads(), thread = omp_get_thread_num();
+#pragma omp single
+    {
+      const int count = count_teams(threads, step.rows);
+      all = std::make_unique<Barrier>(threads);
+      for (int team = 0; team < count; ++team) {
+        teams.push_back(std::make_unique<Barrier>(threads / count));
+        cuts.push_back(step.rows * team / count);
+      }
+      cuts.push_back(step.rows);
+      divided = divides(step, cuts);
+    }
+    const int members = threads / int(teams.size()), team = thread / members;
+    const Place place{cuts[team], cuts[team + 1], thread % members,  members,
+                      thread,     threads,        teams[team].get(), all.get()};
+    Walk<T>(base, slots, step, room, place, divided).run();
+  }
+}
+}  // namespace
+
+#define MINT_PASS(NAME, T)                                                                                             \
+  extern "C" void mint_pass_##NAME(const Base<T>* base, const Slots<T>* slots, const Step<T>* step,                    \
+                                   const Room<T>* room) {                                                              \
+    pass<T>(*base, *slots, *step, *room);                                                                              \
+  }                                                                                                                    \
+  /* weight [out, in] -> packed, of as many numbers as `out` rounded up to a multiple of WIDTH has rows of `in` */     \
+  extern "C" void mint_pack_##NAME(const T* weight, int64_t out, int64_t in, T* packed) {                              \
+    pack<T>(weight, out, in, packed);                                                                                  \
+  }                                                                                                                    \
+  /* y [rows, out] = x [rows, in] W^T + b */                                                                           \
+  extern "C" void mint_multiply_##NAME(const T* x, int64_t rows, const Linear<T>* by, T* y) {                          \
+    Stream nothing;                                                                                                    \
+    multiply<T>(x, rows, *by, y, 0, 1, nothing);                                                                       \
+  }
+MINT_PASS(bfloat16, bf16)
+MINT_PASS(float32, float)

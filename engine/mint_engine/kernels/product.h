@@ -1,0 +1,150 @@
+// Products with frozen weights: y = x W^T + b. A weight is packed once into panels of WIDTH outputs, which a tile of
+// TILE rows reads from front to back while its sums stay in registers (Goto and van de Geijn 2008). Each sum is taken
+// in the order of its inputs, so a row's result does not depend on how many rows there are.
+#pragma once
+#include <algorithm>
+#include "lanes.h"
+#include "stream.h"
+
+#if defined(__AVX512F__)
+constexpr int TILE = 8, VECTORS = 3;  // 24 sums, 3 weights and a row's number: 28 of 32 registers
+#elif defined(__ARM_NEON)
+constexpr int TILE = 6, VECTORS = 1;  // 24 sums of 4 lanes, 4 weights, a number: 29 of 32
+#else
+constexpr int TILE = 6, VECTORS = 1;  // 12 sums of 8 lanes, 2 weights, a number: 15 of 16
+#endif
+constexpr int WIDTH = LANES * VECTORS;
+
+// Inputs that are multiplied together: one, or a pair where the instruction set has a dot product of pairs.
+template <typename T>
+constexpr int GROUP = 1;
+template <typename T>
+struct Of {
+  using Weights = Lanes;
+};
+inline Lanes load_weights(const float* from) { return load(from); }
+inline Lanes spread_input(const float* from) { return spread(*from); }
+inline Lanes multiply_add_inputs(Lanes weights, Lanes inputs, Lanes sum) { return multiply_add(weights, inputs, sum); }
+#ifdef MINT_AVX512_BF16
+template <>
+constexpr int GROUP<bf16> = 2;
+template <>
+struct Of<bf16> {
+  using Weights = __m512bh;
+};
+inline __m512bh load_weights(const bf16* from) { return load_bf16(from); }
+inline __m512bh spread_input(const bf16* from) {
+  uint32_t pair;
+  std::memcpy(&pair, from, 4);
+  return (__m512bh)_mm512_set1_epi32(pair);
+}
+inline Lanes multiply_add_inputs(__m512bh weights, __m512bh inputs, Lanes sum) {
+  return {_mm512_dpbf16_ps(sum.all, weights, inputs)};
+}
+#else
+inline Lanes load_weights(const bf16* from) { return load(from); }
+inline Lanes spread_input(const bf16* from) { return spread(wide(*from)); }
+#endif
+template <typename T>
+using Weights = typename Of<T>::Weights;
+
+struct Target;  // see lora.h
+
+template <typename T>
+struct Linear {
+  const T* weight;  // packed
+  const T* bias;    // [out], null: none
+  int64_t in, out;
+  const Target* targets;  // modules whose adapters add to it
+  int64_t target_count;
+  int64_t panels() const { return (out + WIDTH - 1) / WIDTH; }
+};
+
+// weight [out, in] -> panels [in / GROUP, WIDTH, GROUP], one after another; the last one's missing outputs are zero.
+template <typename T>
+void pack(const T* weight, int64_t out, int64_t in, T* packed) {
+#pragma omp parallel for schedule(static)
+  for (int64_t first = 0; first < out; first += WIDTH)
+    for (int64_t o = 0; o < WIDTH; ++o) {
+      T* to = packed + first * in + o * GROUP<T>;
+      for (int64_t i = 0; i < in; ++i)
+        to[i / GROUP<T> * WIDTH * GROUP<T> + i % GROUP<T>] =
+            first + o < out ? weight[(first + o) * in + i] : narrow<T>(0.0f);
+    }
+}
+
+// The sums of N rows and one panel. They begin and stay in registers: nothing here may call out.
+template <int N, typename T>
+inline void sum_tile(const T* x, int64_t ldx, const T* panel, int64_t in, Lanes (&sums)[N][VECTORS], Stream& ahead) {
+  Lanes own[N][VECTORS];
+  for (int n = 0; n < N; ++n)
+    for (int v = 0; v < VECTORS; ++v) own[n][v] = zero();
+  Stream soon = ahead;
+  for (int64_t i = 0; i < in; i += GROUP<T>, panel += WIDTH * GROUP<T>) {
+    Weights<T> weights[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) weights[v] = load_weights(panel + v * LANES * GROUP<T>);
+    soon.step();
+    for (int n = 0; n < N; ++n) {
+      const Weights<T> one = spread_input(x + n * ldx + i);
+      for (int v = 0; v < VECTORS; ++v) own[n][v] = multiply_add_inputs(weights[v], one, own[n][v]);
+    }
+  }
+  ahead = soon;
+  for (int n = 0; n < N; ++n)
+    for (int v = 0; v < VECTORS; ++v) sums[n][v] = own[n][v];
+}
+
+// Rounds a tile's sums and writes those of the first `width` outputs.
+template <int N, typename T>
+inline void put_tile(Lanes (&sums)[N][VECTORS], const T* bias, int64_t width, T* y, int64_t ldy) {
+  for (int n = 0; n < N; ++n) {
+#ifdef MINT_AVX512_BF16
+    if constexpr (GROUP<T> == 2) {
+      for (int v = 0; v < VECTORS; ++v) {
+        const __mmask16 mask = width > LANES * v ? first16(width - LANES * v) : __mmask16(0);
+        __m512 sum = sums[n][v].all;
+        if (bias) sum = _mm512_add_ps(sum, load_wide(bias + LANES * v, mask));
+        store_narrow(y + n * ldy + LANES * v, sum, mask);
+      }
+      continue;
+    }
+#endif
+    float row[WIDTH];
+    for (int v = 0; v < VECTORS; ++v) store(row + LANES * v, sums[n][v]);
+    for (int64_t o = 0; o < std::min<int64_t>(width, WIDTH); ++o)
+      y[n * ldy + o] = narrow<T>(bias ? row[o] + wide(bias[o]) : row[o]);
+  }
+}
+
+template <int N, typename T>
+inline void multiply_tile(const T* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
+                          Stream& ahead) {
+  Lanes sums[N][VECTORS];
+  ahead.renew();
+  const int64_t first = panel * WIDTH;
+  sum_tile<N>(x, ldx, by.weight + first * by.in, by.in, sums, ahead);
+  put_tile<N, T>(sums, by.bias ? by.bias + first : nullptr, by.out - first, y + first, ldy);
+}
+
+// The last rows, fewer than a tile.
+template <int N, typename T>
+inline void multiply_rest(int64_t rows, const T* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
+                          Stream& ahead) {
+  if constexpr (N > 0) {
+    if (rows == N)
+      multiply_tile<N>(x, ldx, by, panel, y, ldy, ahead);
+    else
+      multiply_rest<N - 1>(rows, x, ldx, by, panel, y, ldy, ahead);
+  }
+}
+
+// y [rows, out] = x [rows, in] W^T + b, of every `step`-th panel from `panel` on. Reads `ahead` meanwhile.
+template <typename T>
+void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t panel, int64_t step, Stream& ahead) {
+  for (; panel < by.panels(); panel += step) {
+    int64_t row = 0;
+    for (; row + TILE <= rows; row += TILE)
+      multiply_tile<TILE>(x + row * by.in, by.in, by, panel, y + row * by.out, by.out, ahead);
+    multiply_rest<TILE - 1>(rows - row, x + row * by.in, by.in, by, panel, y + row * by.out, by.out, ahead);
+  }
+}

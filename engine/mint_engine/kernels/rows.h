@@ -1,0 +1,99 @@
+// What a decoder layer does row by row between its products: norms, rotary positions, the gated activation. Rounding
+// follows transformers' modules, step by step, so that results agree.
+#pragma once
+#include <algorithm>
+#include "number.h"
+
+template <typename T>
+float inverse_rms(const T* row, int64_t size, float epsilon) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += wide(row[i]) * wide(row[i]);
+  return 1.0f / std::sqrt(sum / size + epsilon);
+}
+
+template <typename T>
+void normalize(T* out, const T* row, const T* weight, int64_t size, float epsilon) {
+  const float scale = inverse_rms(row, size, epsilon);
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) out[i] = narrow<T>(wide(weight[i]) * wide(narrow<T>(wide(row[i]) * scale)));
+}
+
+// Halves (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin); what lies beyond `half` pairs stays.
+template <typename T>
+void rotate(T* head, const float* cos, const float* sin, int64_t half) {
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const float one = wide(head[i]), two = wide(head[i + half]);
+    head[i] = narrow<T>(one * cos[i] - two * sin[i]);
+    head[i + half] = narrow<T>(two * cos[i] + one * sin[i]);
+  }
+}
+
+// hidden [size] += delta (null: nothing); out = rms_norm(hidden) * weight
+template <typename T>
+void add_norm(T* hidden, const T* delta, const T* weight, T* out, int64_t size, float epsilon) {
+  if (delta) {
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) hidden[i] = narrow<T>(wide(hidden[i]) + wide(delta[i]));
+  }
+  normalize(out, hidden, weight, size, epsilon);
+}
+
+// Where a layer's attention finds its heads, and how their positions turn.
+template <typename T>
+struct Heads {
+  int64_t heads, kv_heads, dim;
+  const float *cos, *sin;  // [positions, half]
+  int64_t half;
+  const T *q_norm, *k_norm;  // [dim], null: none
+  float epsilon;
+  int64_t width() const { return (heads + 2 * kv_heads) * dim; }
+};
+
+// One row of qkv [(heads + 2 kv_heads) dim]: norm and rotate q and k in place; k and v go to token `place` of `pool`.
+template <typename T>
+void rope(T* q, const Heads<T>& of, int64_t position, int64_t place, T* pool) {
+  const int64_t dim = of.dim;
+  const float *c = of.cos + position * of.half, *s = of.sin + position * of.half;
+  for (int64_t head = 0; head < of.heads + of.kv_heads; ++head) {
+    const T* norm = head < of.heads ? of.q_norm : of.k_norm;
+    if (norm) normalize(q + head * dim, q + head * dim, norm, dim, of.epsilon);
+    rotate(q + head * dim, c, s, of.half);
+  }
+  const int64_t page = place / 16, token = place % 16;
+  for (int64_t head = 0; head < of.kv_heads; ++head) {
+    const T *k = q + (of.heads + head) * dim, *v = q + (of.heads + of.kv_heads + head) * dim;
+    T *to_k = pool + (page * 2 * of.kv_heads + head) * 16 * dim, *to_v = to_k + of.kv_heads * 16 * dim;
+    for (int64_t d = 0; d < dim; ++d) to_k[(d / 2) * 32 + token * 2 + d % 2] = k[d];
+    for (int64_t d = 0; d < dim; ++d) to_v[(token / 2) * 2 * dim + d * 2 + token % 2] = v[d];
+  }
+}
+
+// gate_up [2 size] -> out [size] = silu(gate) * up
+template <typename T>
+void silu_mul(const T* gate, T* out, int64_t size) {
+  const T* up = gate + size;
+  for (int64_t i = 0; i < size; ++i) {
+    const float g = wide(gate[i]);
+    out[i] = narrow<T>(wide(narrow<T>(g / (1.0f + std::exp(-g)))) * wide(up[i]));
+  }
+}
+
+#ifdef MINT_AVX512_BF16
+template <>
+inline void silu_mul<bf16>(const bf16* gate, bf16* out, int64_t size) {
+  const bf16* up = gate + size;
+  for (int64_t i = 0; i < size; i += 16) {
+    const __mmask16 mask = first16(size - i);
+    const __m512 g = load_wide(gate + i, mask), one = _mm512_set1_ps(1.0f);
+    // 1 / (1 + e^-g), from e^-|g| so that nothing overflows; NaN and infinity go through as they are.
+    const __m512 e = exp_below_zero(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
+    const __mmask16 below = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
+    const __m512 top = _mm512_mask_mov_ps(one, below, e);
+    const __m512 silu = _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(one, e));
+    const __m512 rounded = widen((__m256i)_mm512_cvtneps_pbh(silu));
+    store_narrow(out + i, _mm512_mul_ps(rounded, load_wide(up + i, mask)), mask);
+  }
+}
+#endif

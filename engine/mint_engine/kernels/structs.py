@@ -1,0 +1,143 @@
+"""What the compiled kernels are given, as C++ lays it out: each struct here mirrors the one of that name there.
+
+Structs hold addresses alone: whoever makes one keeps its tensors alive.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mint_engine.slots import Slots
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class Angles:
+    """Cosines and sines of every position [positions, half a head's rotated part] float32."""
+
+    def __init__(self, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        self.cos, self.sin = cos.float().contiguous(), sin.float().contiguous()
+
+
+class HeadNorms:
+    """RMSNorm weights [D] of each query and key head, where a family has them."""
+
+    def __init__(self, query: torch.Tensor | None, key: torch.Tensor | None, epsilon: float) -> None:
+        self.query, self.key, self.epsilon = query, key, epsilon
+
+
+NO_NORMS = HeadNorms(None, None, 0.0)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map laid out for the kernels, and the modules of `Slots` whose adapters add to it.
+
+    targets [p, 4] int64: module, first column of the output, in, out.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None  # [out]
+    in_features: int
+    out_features: int
+    targets: torch.Tensor
+
+
+class LinearStruct(ctypes.Structure):
+    """product.h: Linear"""
+
+    _fields_ = (
+        ("weight", _POINTER), ("bias", _POINTER), ("in_", _INT), ("out", _INT), ("targets", _POINTER),
+        ("target_count", _INT),
+    )  # fmt: skip
+
+
+class HeadsStruct(ctypes.Structure):
+    """rows.h: Heads"""
+
+    _fields_ = (
+        ("heads", _INT), ("kv_heads", _INT), ("dim", _INT), ("cos", _POINTER), ("sin", _POINTER), ("half", _INT),
+        ("q_norm", _POINTER), ("k_norm", _POINTER), ("epsilon", _FLOAT),
+    )  # fmt: skip
+
+
+class LayerStruct(ctypes.Structure):
+    """step.h: Layer"""
+
+    _fields_ = (
+        ("attention_norm", _POINTER), ("qkv", LinearStruct), ("output", LinearStruct), ("mlp_norm", _POINTER),
+        ("gate_up", LinearStruct), ("down", LinearStruct), ("heads", HeadsStruct), ("pool", _POINTER),
+    )  # fmt: skip
+
+
+class BaseStruct(ctypes.Structure):
+    """step.h: Base"""
+
+    _fields_ = (
+        ("embedding", _POINTER), ("layers", ctypes.POINTER(LayerStruct)), ("layer_count", _INT), ("norm", _POINTER),
+        ("head", LinearStruct), ("scale", _FLOAT), ("epsilon", _FLOAT),
+    )  # fmt: skip
+
+
+class SlotsStruct(ctypes.Structure):
+    """lora.h: Slots"""
+
+    _fields_ = (
+        ("memory", _POINTER), ("width", _INT), ("places", _POINTER), ("ranks", _POINTER), ("scalings", _POINTER),
+        ("count", _INT),
+    )  # fmt: skip
+
+
+class StepStruct(ctypes.Structure):
+    """step.h: Step"""
+
+    _fields_ = (
+        ("rows", _INT), ("tokens", _POINTER), ("positions", _POINTER), ("places", _POINTER),
+        ("stretches", _POINTER), ("stretch_count", _INT), ("tables", _POINTER), ("items", _POINTER),
+        ("item_count", _INT), ("keep", _POINTER), ("kept", _INT), ("logits", _POINTER),
+    )  # fmt: skip
+
+
+class RoomStruct(ctypes.Structure):
+    """step.h: Room"""
+
+    _fields_ = (
+        ("hidden", _POINTER), ("x", _POINTER), ("delta", _POINTER), ("wide", _POINTER), ("narrow", _POINTER),
+        ("wide_width", _INT), ("narrow_width", _INT),
+    )  # fmt: skip
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Where a tensor's numbers begin; null for none."""
+    return tensor.data_ptr() if tensor is not None else None
+
+
+def linear_struct(linear: Linear) -> LinearStruct:
+    """A linear map."""
+    return LinearStruct(
+        address(linear.weight), address(linear.bias), linear.in_features, linear.out_features,
+        address(linear.targets), linear.targets.shape[0],
+    )  # fmt: skip
+
+
+def heads_struct(heads: tuple[int, int, int], angles: Angles, norms: HeadNorms) -> HeadsStruct:
+    """`heads` is (query heads, key/value heads, head size)."""
+    return HeadsStruct(
+        *heads, address(angles.cos), address(angles.sin), angles.cos.shape[1], address(norms.query),
+        address(norms.key), norms.epsilon,
+    )  # fmt: skip
+
+
+def slots_struct(slots: Slots) -> SlotsStruct:
+    """The slots' memory and tables, which stay where they are."""
+    return SlotsStruct(
+        address(slots.memory), slots.memory.shape[1], address(slots.places), address(slots.ranks),
+        address(slots.scalings), slots.count,
+    )  # fmt: skip
+
+
+def room_struct(room: Sequence[torch.Tensor]) -> RoomStruct:
+    """Tensors [rows, ...] in which a step's numbers lie: hidden, x, delta, wide, narrow."""
+    return RoomStruct(*map(address, room), room[-2].shape[1], room[-1].shape[1])

@@ -1,0 +1,56 @@
+// How threads share a step's rows. Rows are cut into as many ranges as there are teams; a team's threads share each
+// product's outputs, and wait for each other after every part of a layer. A team of one waits for nobody: with two
+// cores and a full batch each thread takes its rows through all layers by itself, from its own nearest caches.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+// Below so many rows a team reads its weights for too little arithmetic: then several threads share one reading.
+constexpr int64_t TEAM_ROWS = 32;
+
+class Barrier {
+ public:
+  explicit Barrier(int members) : members_(members) {}
+
+  void wait() {
+    if (members_ == 1) return;
+    const int turn = turn_.load(std::memory_order_relaxed);
+    if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
+      waiting_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
+      if (spins > PATIENCE) std::this_thread::yield();  // someone else needs this core, perhaps whom we wait for
+#if defined(__x86_64__)
+      else _mm_pause();
+#endif
+    }
+  }
+
+ private:
+  static constexpr int PATIENCE = 2000;
+  const int members_;
+  alignas(64) std::atomic<int> waiting_{0};
+  alignas(64) std::atomic<int> turn_{0};
+};
+
+// The most teams that divide `threads` evenly and have TEAM_ROWS rows each, or one.
+inline int count_teams(int threads, int64_t rows) {
+  for (int teams = threads; teams > 1; --teams)
+    if (threads % teams == 0 && rows >= teams * TEAM_ROWS) return teams;
+  return 1;
+}
+
+// One thread's place: its team's rows, its share of what the team does, and whom it waits for.
+struct Place {
+  int64_t first, last;  // the team's rows
+  int member, members;
+  int thread, threads;
+  Barrier *team, *all;
+};
