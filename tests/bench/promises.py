@@ -49,6 +49,10 @@ def _limit(metric: str, unit: str, peer: str, bound: float) -> Promise:
     return Promise(metric, unit, peer, "ours/theirs", "<=", bound)
 
 
+def _bound(metric: str, unit: str, bound: float) -> Promise:
+    return Promise(metric, unit, "-", "ours", "<=", bound)
+
+
 PROMISES = (
     _higher("serve.base_over_vllm_cpu", VLLM, 1.1),
     _higher("serve.mixed64_r8_over_vllm_cpu", VLLM, 4.5),
@@ -76,7 +80,17 @@ PROMISES = (
     _limit("ttft.cold_over_warm", "ms", "own, adapter in a slot", 1.1),
 )
 
-SCALE: tuple[Promise, ...] = ()
+SCALE: tuple[Promise, ...] = (
+    _limit("scale.waves1000_ready_over_bare_client", "s", "a bare client's create and two status patches", 3.0),
+    _limit("scale.waves1000_over_waves100", "s", "own, 100 waves", 12.0),
+    _bound("scale.one_change_p99_s", "s", 1.0),
+    _limit("scale.one_change_over_10_waves", "s", "own, among 10 waves", 3.0),
+    _bound("scale.api_writes_per_wave", "writes", 4.0),
+    _bound("scale.plan_64k_s", "s", 1.0),
+    _bound("scale.plan_one_wave_ms", "ms", 20.0),
+    _limit("scale.kill_moves_over_lost", "copies", "copies that the engine held", 1.05),
+    _bound("scale.operator_rss_mb", "MB", 400.0),
+)
 """What `make bench-scale` measures; the others are `make bench`'s."""
 
 BY_METRIC = {promise.metric: promise for promise in (*PROMISES, *SCALE)}

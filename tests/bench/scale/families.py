@@ -1,5 +1,6 @@
 """The parts of the scale benchmark, in the order in which they run."""
 
+from tests.bench.scale import planning, waves
 from tests.bench.scale.scale import Group
 
-FAMILIES: dict[str, tuple[Group, ...]] = {}
+FAMILIES: dict[str, tuple[Group, ...]] = {"planning": (planning.GROUP,), "waves": (waves.GROUP,)}

@@ -1,0 +1,207 @@
+"""Where waves are measured: a real API server and Redis, the operator as a process, and simulated engines."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mint_operator.kube import Kube, connect
+from tests.apiserver import ApiServer, serve
+from tests.bench.places import LOGS, scratch
+from tests.bench.scale.fleet import SLOTS
+from tests.bench.side import SideFailed
+from tests.redis_process import RedisProcess, free_port
+
+FLEETS = 2  # processes that the engines are spread over
+ADAPTERS = 64  # of a wave
+CATALOG = 1_000_000  # adapters that waves draw from
+AT_ONCE = 8  # calls in flight, of ours as of the bare client
+POLL_S = 0.02
+
+
+@dataclass
+class Arena:
+    """One namespace of the API server, and everything that runs over it."""
+
+    server: ApiServer
+    kube: Kube
+    redis: RedisProcess
+    namespace: str
+    engines: int
+    operator: subprocess.Popen[bytes]
+    metrics_port: int
+    fleets: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def base(self) -> str:
+        return f"{self.namespace}/smol"
+
+    def figures(self) -> dict[str, float]:
+        """The operator's metrics; none before it serves them."""
+        if self.operator.poll() is not None:
+            raise SideFailed("the operator has ended; see its log")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+        except urllib.error.URLError:
+            return {}
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+    def rss_mb(self) -> float:
+        """The operator's resident memory."""
+        for line in Path(f"/proc/{self.operator.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+        raise SideFailed("the operator has ended")
+
+    def writes(self) -> float:
+        """Writes that the API server took for waves: statuses and events."""
+        raw = self.server.kubectl("get", "--raw", "/metrics")
+        found = 0.0
+        for line in raw.splitlines():
+            if line.startswith("apiserver_request_total{"):
+                status = 'resource="adapterwaves"' in line and 'subresource="status"' in line
+                event = 'resource="events"' in line and 'verb="POST"' in line
+                if (status and 'verb="PATCH"' in line) or event:
+                    found += float(line.rpartition(" ")[2])
+        return found
+
+    def kill(self, engine: int) -> None:
+        """Let an engine fall silent."""
+        fleet = self.fleets[engine * len(self.fleets) // self.engines]
+        assert fleet.stdin is not None
+        fleet.stdin.write(f"kill smol-{engine}\n")
+        fleet.stdin.flush()
+
+
+@contextmanager
+def arena(engines: int) -> Iterator[Arena]:
+    """Everything up, the base model ready on all its engines; ended afterwards."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch("scale"))
+        server = stack.enter_context(serve(folder))
+        redis = stack.enter_context(RedisProcess(folder))
+        namespace = server.namespace("scale")
+        kube = connect(str(server.kubeconfig))
+        stack.callback(kube.close)
+        port = free_port()
+        operator = stack.enter_context(_operator(server, redis, namespace, port))
+        found = Arena(server, kube, redis, namespace, engines, operator, port)
+        for fleet in range(FLEETS):
+            first, last = fleet * engines // FLEETS, (fleet + 1) * engines // FLEETS
+            found.fleets.append(stack.enter_context(_fleet(found, fleet, first, last - first)))
+        apply(server, namespace, base_model(engines))
+        until("the base model to be ready", lambda: found.figures().get('mint_operator_bases{phase="Ready"}') == 1.0)
+        until("all engines", lambda: _ready(found) == engines)
+        yield found
+
+
+def _ready(found: Arena) -> int:
+    raw = asyncio.run(found.kube.get("BaseModel", found.namespace, "smol"))
+    return int(json.loads(raw or b"{}").get("status", {}).get("engines", {}).get("ready", 0))
+
+
+@contextmanager
+def _operator(server: ApiServer, redis: RedisProcess, namespace: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    env = os.environ | {
+        "KUBECONFIG": str(server.kubeconfig),
+        "MINT_NAMESPACE": namespace,
+        "MINT_WATCH_NAMESPACES": namespace,
+        "POD_NAME": "operator",
+        "MINT_ENGINE_IMAGE": "mint.dev/host:dev",
+        "MINT_REDIS_URL": redis.url,
+        "MINT_LIVENESS_PORT": str(free_port()),
+        "MINT_METRICS_PORT": str(port),
+    }
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with (
+        (LOGS / "scale-operator.log").open("wb") as log,
+        subprocess.Popen([sys.executable, "-m", "mint_operator.main"], stdout=log, stderr=log, env=env) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _fleet(found: Arena, number: int, first: int, count: int) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.bench.scale.fleet", found.base, str(first), str(count)]
+    env = os.environ | {"MINT_REDIS_URL": found.redis.url}
+    with (
+        (LOGS / f"scale-fleet-{number}.log").open("wb") as log,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, stdout=log, env=env, text=True) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def apply(server: ApiServer, namespace: str, *objects: dict[str, Any]) -> None:
+    """`kubectl apply`."""
+    listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+    server.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(listed))
+
+
+def base_model(engines: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "mint.dev/v1alpha1",
+        "kind": "BaseModel",
+        "metadata": {"name": "smol"},
+        "spec": {
+            "source": {"uri": "pvc://models/smol"},
+            "engine": {"replicas": {"min": engines, "max": engines}},
+            "adapters": {"deviceSlots": SLOTS, "store": {"uri": "pvc://samples/adapters"}},
+        },
+    }
+
+
+def wave(namespace: str, name: str, first: int) -> dict[str, Any]:
+    """A wave of ADAPTERS adapters, scattered over the catalog from `first` on."""
+    step = CATALOG // ADAPTERS
+    names = [f"acme/support-{(first + index * step) % CATALOG:06d}" for index in range(ADAPTERS)]
+    return {
+        "apiVersion": "mint.dev/v1alpha1",
+        "kind": "AdapterWave",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"baseModelRef": {"name": "smol"}, "adapters": {"names": names}},
+    }
+
+
+async def at_once(work: Sequence[Callable[[], Awaitable[object]]]) -> None:
+    """All of it, AT_ONCE calls in flight."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(call: Callable[[], Awaitable[object]]) -> None:
+        async with gate:
+            await call()
+
+    await asyncio.gather(*[one(call) for call in work])
+
+
+def until(what: str, probe: Callable[[], bool], timeout_s: float = 240.0, poll_s: float = POLL_S) -> float:
+    """Seconds until `probe` is true. Raises SideFailed when it takes too long."""
+    began = time.perf_counter()
+    while not probe():
+        waited = time.perf_counter() - began
+        if waited > timeout_s:
+            raise SideFailed(f"waited {timeout_s:.0f} s for {what}")
+        time.sleep(poll_s)
+    return time.perf_counter() - began
+
+
+def decoded(raws: Sequence[msgspec.Raw]) -> list[dict[str, Any]]:
+    """Objects of a listing."""
+    return [msgspec.json.decode(raw) for raw in raws]
