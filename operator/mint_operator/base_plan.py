@@ -15,8 +15,9 @@ from mint_operator.adapters import claims
 from mint_operator.admission import Admission, admit
 from mint_operator.base_status import BaseFacts, base_status
 from mint_operator.board import Limits
+from mint_operator.elastic import Fleet, fleet, settled
 from mint_operator.engines import Engine, expected
-from mint_operator.manifests import Manifest, render, selector_text
+from mint_operator.manifests import Manifest, render, selector_text, settings_digest
 from mint_operator.mapdiff import Assigned, assignments, difference
 from mint_operator.placement import Placed, Task, adopted, place
 from mint_operator.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot
@@ -34,6 +35,7 @@ class Known(msgspec.Struct, frozen=True):
     assigned: Assigned
     told: Told
     record: BaseRecord
+    fleet: Fleet
 
     def written(self, version: int) -> MapState:
         """The map's state once the plan's change is written."""
@@ -59,8 +61,16 @@ def plan_base(
     known = snapshot.maps.get(key) if snapshot.redis_ok else None
     admission = admit(base, waves, before.admission if before else None, known.sizes if known else None)
     pods = snapshot.pods.get(key, ())
-    engines = expected(base.meta.name, admission.engines, pods, known, before.engines if before else ())
     refusal = _unusable(base)
+    settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
+    live = before.engines if before else ()
+    child = snapshot.children.get(("StatefulSet", base.meta.namespace, base.meta.name))
+    running = child.replicas if child else 0
+    bounds = base.spec.engine.replicas
+    needed = max(admission.engines, min(known.busy, bounds.max) if known else 0)
+    seen = expected(base.meta.name, max(running, needed), pods, known, live)
+    flock = fleet(needed, running, seen, settings, now, before.fleet if before else None)
+    engines = expected(base.meta.name, flock.count, pods, known, live, flock.leaving) if flock.leaving else seen
     facts = BaseFacts(
         engines=engines,
         selector=selector_text(base.meta.name),
@@ -68,13 +78,14 @@ def plan_base(
         refusal=refusal or snapshot.apply_failures.get(key),
     )
     status = base_status(base, facts, now)
-    manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), admission.engines)
     task = None if known is None else _task(base, admission, engines, known)
     placed = None if task is None else place(task, before.placed if before else None)
+    count, partition = _sized(flock, placed, engines)
+    manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), count, partition)
     told = statuses(waves, admission, placed, engines, status, now, before.told if before else None)
     assigned = _assigned(placed, before)
     record = _record(base)
-    found = Known(admission, engines, placed, assigned, told, record)
+    found = Known(admission, engines, placed, assigned, told, record, flock)
     if known is None or placed is None:
         return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
     names = placed.changed if placed.task.existing is known.state.placements else None
@@ -99,6 +110,13 @@ def _task(base: ObservedBase, admission: Admission, engines: Sequence[Engine], k
     )
     listed = admission.asks.by_wave
     return Task(engines, limits, admission.wants, existing, known.sizes, admission.turns, listed)
+
+
+def _sized(flock: Fleet, placed: Placed | None, engines: Sequence[Engine]) -> tuple[int, int]:
+    """Engines to run and the partition of a rolling update; neither moves while the map is not known."""
+    if placed is None:
+        return flock.count, 0 if flock.rolling is None else flock.rolling + 1
+    return settled(flock, placed, engines)
 
 
 def _assigned(placed: Placed | None, before: Known | None) -> Assigned:

@@ -83,7 +83,8 @@ class Board:
         self._ordinals = {engine.name: engine.ordinal for engine in engines}
         self._names = {engine.ordinal: engine.name for engine in engines}
         self._lost = {engine.name for engine in engines if engine.lost}
-        self.any_lost = bool(self._lost)
+        self._leaving = {engine.name for engine in engines if engine.leaving}
+        self.any_lost, self.any_leaving = bool(self._lost), bool(self._leaving)
         self.loads = {name: Load() for name in self._ordinals} if loads is None else dict(loads)
         self.given: dict[str, Mapping[str, Tier]] = {} if given is None else dict(given)
         self._own: dict[str, dict[str, Tier]] = {}  # of `given`, those that this board has changed
@@ -107,6 +108,10 @@ class Board:
     def lost(self, engine: str) -> bool:
         """Whether the engine has been away for too long."""
         return engine in self._lost
+
+    def leaving(self, engine: str) -> bool:
+        """Whether the engine is about to go."""
+        return engine in self._leaving
 
     def ordinal(self, engine: str) -> int:
         """The number of an engine."""
@@ -155,7 +160,7 @@ class Board:
         warm = [
             (-warmth[name], self.loads[name].weight, self._ordinals[name])
             for name in warmth
-            if name in self._ordinals and (name in self._lost) is lost and name not in without
+            if self._able(name, lost) and name not in without
             if not pins or name in pins
             if self.loads[name].weight <= most and self.fits(name, adapter, tier)
         ]
@@ -167,7 +172,7 @@ class Board:
         able = [
             self._entry(name, tier)
             for name in pins
-            if name in self._ordinals and (name in self._lost) is lost and name not in without
+            if self._able(name, lost) and name not in without
             if self.fits(name, adapter, tier)
         ]
         return self._names[min(able)[2]] if able else None
@@ -197,7 +202,7 @@ class Board:
         """Made when first asked for: most plans ask for few."""
         heap = self._heaps.get((lost, tier))
         if heap is None:
-            heap = [self._entry(name, tier) for name in self._ordinals if (name in self._lost) is lost]
+            heap = [self._entry(name, tier) for name in self._ordinals if self._able(name, lost)]
             heapq.heapify(heap)
             self._heaps[lost, tier] = heap
         return heap
@@ -205,6 +210,10 @@ class Board:
     def _entry(self, engine: str, tier: Tier) -> tuple[int, int, int]:
         load = self.loads[engine]
         return load.key(tier), load.copies, self._ordinals[engine]
+
+    def _able(self, engine: str, lost: bool) -> bool:
+        """Whether an engine may be given anything new; of the lost ones, or of the others."""
+        return engine in self._ordinals and engine not in self._leaving and (engine in self._lost) is lost
 
     def _changed(self, engine: str) -> dict[str, Tier]:
         own = self._own.get(engine)
@@ -217,6 +226,8 @@ class Board:
     def _count(self, engine: str, tier: Tier, size: Size, by: int) -> None:
         load = self.loads[engine]
         load.count(tier, size, by)
+        if engine in self._leaving:
+            return
         lost, ordinal = engine in self._lost, self._ordinals[engine]
         for (of_lost, of_tier), heap in self._heaps.items():
             if of_lost is lost:

@@ -16,7 +16,7 @@ from mint_contracts.resources import (
     BaseSource,
     WaveAdapters,
 )
-from mint_operator.manifests import APPLIED, BASE_LABEL
+from mint_operator.manifests import APPLIED, BASE_LABEL, SETTINGS_DIGEST
 from mint_operator.snapshot import Child, EnginePod, Meta, ObservedBase, ObservedWave
 
 # Reasons of a waiting container that are no trouble: every container passes through them.
@@ -152,6 +152,7 @@ def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:
         ready=ready,
         terminating=pod.metadata.deletion_timestamp is not None,
         trouble=_trouble(pod.status),
+        settings=pod.metadata.annotations.get(SETTINGS_DIGEST, ""),
     )
     return f"{pod.metadata.namespace}/{pod.metadata.labels.get(BASE_LABEL, '')}", found
 

@@ -1,6 +1,6 @@
 """The engines of one base as planning sees them: alive, ready, lost, and what they hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -17,7 +17,8 @@ class Engine(msgspec.Struct, frozen=True):
     """One engine that the base should have now.
 
     `alive`: its heartbeat runs, and it is the pod's own. `ready`: a request is answered. `lost`: away for longer
-    than the grace while another engine is ready; its adapters go elsewhere if they fit.
+    than the grace while another engine is ready; its adapters go elsewhere if they fit. `leaving`: about to go, or to
+    start anew; it keeps what it holds until that is ready elsewhere, and is given nothing new.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Engine(msgspec.Struct, frozen=True):
     held: Mapping[str, Held] = {}
     pod: EnginePod = _NOBODY
     lost: bool = False
+    leaving: bool = False
     tiers: tuple[int, int, int] = (0, 0, 0)  # copies that it reports: Device, Host, Disk
 
     @property
@@ -55,6 +57,7 @@ def expected(
     pods: Sequence[EnginePod],
     known: BaseMap | None,
     before: Sequence[Engine] = (),
+    leaving: Collection[int] = (),
 ) -> tuple[Engine, ...]:
     """The engines 0 to `count` - 1 of a base, in that order. `known` is None when the map could not be read.
 
@@ -73,11 +76,14 @@ def expected(
     for ordinal, (name, pod, record, held) in enumerate(seen):
         lost = record is None and away.get(name, 0.0) > AWAY_GRACE_S
         old = before[ordinal] if ordinal < len(before) else None
-        same = old is not None and old.record is record and old.held is held and old.lost is lost
+        goes = ordinal in leaving
+        same = (
+            old is not None and old.record is record and old.held is held and (old.lost, old.leaving) == (lost, goes)
+        )
         if old is not None and same and old.pod == pod:
             engines.append(old)
         else:
-            engines.append(Engine(name, ordinal, record, held, pod, lost, _tiers(held)))
+            engines.append(Engine(name, ordinal, record, held, pod, lost, goes, _tiers(held)))
     return tuple(engines)
 
 

@@ -42,15 +42,20 @@ class Manifest(msgspec.Struct, frozen=True):
         return (self.kind, self.namespace, self.name)
 
 
-def render(base: ObservedBase, release: Release, claims: Sequence[str], engines: int) -> tuple[Manifest, ...]:
-    """Every object of one base that runs `engines` engines, which mount `claims`."""
+def render(
+    base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int = 0
+) -> tuple[Manifest, ...]:
+    """Every object of one base that runs `engines` engines, which mount `claims`.
+
+    Of a rolling update only pods from ordinal `partition` on start anew.
+    """
     guard = (network_policy(base, release),) if release.gateway_labels else ()
     bodies = (
         service_account(base),
         service(base),
         *guard,  # before the engines that it guards
         disruption_budget(base),
-        statefulset(base, release, claims, engines),
+        statefulset(base, release, claims, engines, partition),
     )
     return tuple(_manifest(body, (base,)) for body in bodies)
 
@@ -155,11 +160,20 @@ def disruption_budget(base: ObservedBase) -> Body:
     }
 
 
-def statefulset(base: ObservedBase, release: Release, claims: Sequence[str], engines: int) -> Body:
+def settings_digest(base: ObservedBase, release: Release, claims: Sequence[str]) -> str:
+    """What an engine's pod is made from; a pod with another digest must start anew."""
+    name = base.meta.name
+    return _digest(pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name)))
+
+
+def statefulset(
+    base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int = 0
+) -> Body:
     """The engines: stable names, all started at once, rolled when what they must restart for changes."""
     name = base.meta.name
     pod = pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name))
     annotations = {SETTINGS_DIGEST: _digest(pod)}
+    rolling = {"rollingUpdate": {"partition": partition}} if partition else {}
     if release.redis_digest:
         annotations["mint.dev/redis"] = release.redis_digest
     return {
@@ -170,7 +184,7 @@ def statefulset(base: ObservedBase, release: Release, claims: Sequence[str], eng
             "replicas": engines,
             "serviceName": name,
             "podManagementPolicy": "Parallel",
-            "updateStrategy": {"type": "RollingUpdate"},
+            "updateStrategy": {"type": "RollingUpdate"} | rolling,
             "selector": {"matchLabels": selector(name)},
             "template": {"metadata": {"labels": _labels(name), "annotations": annotations}, "spec": pod},
         },

@@ -5,6 +5,7 @@ lost.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,6 +22,8 @@ from mint_operator.snapshot import BaseMap
 FULL_READ_S = 30.0  # whatever the pulse says: a write that went astray is noticed by then
 FULL_READ_SHARE = 0.02  # of the time, at most: where the map is large, it is read whole more rarely
 AT_ONCE = 16
+SMOOTHED_S = 30.0
+FULL_BATCH = 64  # requests that keep an engine busy: what its step decodes at once
 
 
 class _Memory(msgspec.Struct):
@@ -31,6 +34,8 @@ class _Memory(msgspec.Struct):
     read_again_at: float = 0.0
     views: dict[str, EngineView] = {}
     sizes: Shards[Size] = Shards()
+    in_flight: float = 0.0
+    looked_at: float = 0.0
     remembered: Mapping[str, Placement] = {}
     lost_at: float | None = None
     last_alive: dict[str, float] = {}
@@ -97,6 +102,7 @@ class MapView:
                 if stale:
                     memory.views.clear()
             views = await self._views(base, pulse, memory)
+            _smooth(memory, pulse, now)
             memory.pulse = pulse
         state = memory.state
         assert state is not None  # noqa: S101 - read above
@@ -143,8 +149,17 @@ class MapView:
             away_s={name: now - at for name, at in memory.last_alive.items() if name not in alive},
             remembered=memory.remembered,
             sizes=memory.sizes,
+            busy=math.ceil(memory.in_flight / FULL_BATCH - 0.01),
             lost_s=0.0 if memory.lost_at is None else now - memory.lost_at,
         )
+
+
+def _smooth(memory: _Memory, pulse: Pulse, now: float) -> None:
+    """Requests in flight over all engines, as an exponentially weighted mean."""
+    requests = sum(record.running + record.waiting for record in pulse.engines.values() if record is not None)
+    weight = 1.0 - math.exp(-(now - memory.looked_at) / SMOOTHED_S)
+    memory.in_flight += weight * (requests - memory.in_flight)
+    memory.looked_at = now
 
 
 def _newer(view: EngineView, record: EngineRecord | None) -> bool:

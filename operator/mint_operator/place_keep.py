@@ -10,11 +10,18 @@ from mint_operator.board import Board
 
 
 def keep(board: Board, want: Want, before: Sequence[Place], warmth: Mapping[str, int]) -> list[Place]:
-    """The existing places that stay; if there are more than wanted, those of live and warm engines."""
-    kept = legal(board, want, before)
+    """The existing places that stay; if there are more than wanted, those of live and warm engines.
+
+    Those on engines that are about to go stay beside the wanted ones, until these are as warm as wanted.
+    """
+    there = legal(board, want, before)
+    kept = [place for place in there if not board.leaving(place.engine)]
     if len(kept) > want.replicas:
         best = sorted(kept, key=lambda place: (board.lost(place.engine), -warmth.get(place.engine, 0)))
         kept = [place for place in kept if place in best[: want.replicas]]
+    warm = sum(warmth.get(place.engine, 0) >= want.residency.warmth for place in kept)
+    if warm < want.replicas:
+        kept = [place for place in there if place in kept or board.leaving(place.engine)]
     for place in kept:
         board.put(place.engine, want.adapter, want.residency)
     return kept

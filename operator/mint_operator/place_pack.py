@@ -6,7 +6,7 @@ from mint_contracts.records import Place, Tier
 from mint_operator.adapters import Want
 from mint_operator.board import Board
 from mint_operator.place_room import make_room
-from mint_operator.table import Table
+from mint_operator.table import Table, lacking
 
 _COLD: Mapping[str, int] = {}
 
@@ -15,7 +15,7 @@ def pack(table: Table) -> None:
     """Place whatever is missing."""
     for name in table.needy:
         want, places = table.wants[name], table.placed[name]
-        while len(places) < want.replicas:
+        while lacking(table.board, want, places) > 0:
             found = _fill(table, want, places) or make_room(table, want)
             if found is None:
                 break

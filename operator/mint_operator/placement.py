@@ -21,7 +21,7 @@ from mint_operator.place_lost import leave_lost
 from mint_operator.place_pack import pack
 from mint_operator.shards import Shards, differing, flat, shards
 from mint_operator.sizes import Size
-from mint_operator.table import Policy, Table, Warmth, warmth
+from mint_operator.table import Policy, Table, Warmth, lacking, warmth
 
 POLICIES: tuple[Policy, ...] = (leave_lost, pack)
 
@@ -51,11 +51,14 @@ class Task(msgspec.Struct, frozen=True):
     @property
     def floor(self) -> object:
         """What every adapter's place depends on."""
-        return self.limits, [(engine.name, engine.lost) for engine in self.engines]
+        return self.limits, [(engine.name, engine.lost, engine.leaving) for engine in self.engines]
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """A placement with what is needed to go on from it. `pending` lack a copy, or have one on a lost engine."""
+    """A placement with what is needed to go on from it.
+
+    `pending` lack a copy, or have one on an engine that is lost or about to go.
+    """
 
     task: Task
     records: Mapping[str, Placement]
@@ -109,7 +112,8 @@ def _keep(board: Board, task: Task, names: Iterable[str]) -> dict[str, list[Plac
         if want is None:
             continue
         before = _existing(task, name)
-        if len(before) > want.replicas:
+        going = board.any_leaving and any(board.leaving(place.engine) for place in before)
+        if len(before) > want.replicas or going:
             crowd[name] = want
         else:
             kept[name] = keep(board, want, before, {}) if before else []
@@ -162,7 +166,11 @@ def _finish(
 
 
 def _lacks(board: Board, want: Want, places: Sequence[Place]) -> bool:
-    return len(places) < want.replicas or (board.any_lost and any(board.lost(place.engine) for place in places))
+    if lacking(board, want, places) > 0:
+        return True
+    if not board.any_lost and not board.any_leaving:
+        return False
+    return any(board.lost(place.engine) or board.leaving(place.engine) for place in places)
 
 
 def _merged(

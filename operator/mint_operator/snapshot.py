@@ -64,6 +64,7 @@ class EnginePod(msgspec.Struct, frozen=True):
     ready: bool = False
     terminating: bool = False
     trouble: Failure | None = None
+    settings: str = ""  # digest of what its container was made from
 
 
 class Child(msgspec.Struct, frozen=True):
@@ -94,6 +95,7 @@ class BaseMap(msgspec.Struct, frozen=True):
     away_s: Mapping[str, float] = {}
     remembered: Mapping[str, Placement] = {}
     sizes: Mapping[str, Size] = {}
+    busy: int = 0  # engines that the requests in flight would fill, smoothed over half a minute
     lost_s: float = 0.0  # how long the map has been without a version
 
 

@@ -46,6 +46,12 @@ class Table(msgspec.Struct):
         places[index] = place
 
 
+def lacking(board: Board, want: Want, places: Sequence[Place]) -> int:
+    """Copies that are wanted beyond these, of which those on engines that are about to go do not count."""
+    going = sum(board.leaving(place.engine) for place in places) if board.any_leaving else 0
+    return want.replicas - len(places) + going
+
+
 Policy = Callable[[Table], None]
 """One policy: it improves the copies of all needy adapters, in their order. Policies run one after another."""
 
