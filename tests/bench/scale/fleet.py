@@ -31,19 +31,23 @@ SLOTS = 72
 class SimulatedEngine:
     """One engine: what it was asked to hold, it holds after the time that loading takes."""
 
-    def __init__(self, redis: Redis, base: str, name: str) -> None:
+    def __init__(self, base: str, name: str) -> None:
         self.name = name
+        self._redis: Redis = connect()  # of its own, as every engine has
         self._held: dict[str, Held] = {}
         self._wanted: dict[str, Assignment] = {}
         self._work = asyncio.Event()
         self._incarnation = time.time_ns()
-        self.agent = Agent(redis, base, name, Body(self._describe, lambda: dict(self._held), self._want))
+        self.agent = Agent(self._redis, base, name, Body(self._describe, lambda: dict(self._held), self._want))
 
     async def run(self) -> None:
         """Live until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.agent.run())
-            tasks.create_task(self._load())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.agent.run())
+                tasks.create_task(self._load())
+        finally:
+            await self._redis.aclose()
 
     def _describe(self, map_version: int, sequence: int) -> EngineRecord:
         return EngineRecord(
@@ -83,8 +87,7 @@ def _held(want: Assignment) -> Held:
 async def main(base: str, first: int, count: int) -> None:
     """Run the engines until stdin ends."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    redis = connect()
-    engines = [SimulatedEngine(redis, base, f"{base.partition('/')[2]}-{first + index}") for index in range(count)]
+    engines = [SimulatedEngine(base, f"{base.partition('/')[2]}-{first + index}") for index in range(count)]
     running = {}
     for engine in engines:
         running[engine.name] = asyncio.create_task(engine.run())
@@ -98,7 +101,6 @@ async def main(base: str, first: int, count: int) -> None:
         task.cancel()
     with suppress(asyncio.CancelledError):
         await asyncio.gather(*running.values(), return_exceptions=True)
-    await redis.aclose()
 
 
 if __name__ == "__main__":
