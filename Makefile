@@ -21,6 +21,10 @@ help: ## Show this list
 demo: env kernels ## Cluster, chart, samples, and the same questions to three adapters and the bare base
 	@$(BIN)/python -m e2e.demo up $(CONTEXT_FLAG)
 
+.PHONY: demo-train
+demo-train: env kernels ## The demo, then eight policies trained beside it, their rewards, and what they have learnt
+	@$(BIN)/python -m e2e.demo train $(CONTEXT_FLAG)
+
 .PHONY: demo-down
 demo-down: ## End the demo's cluster and leave nothing behind
 	@if test -x $(BIN)/python; then $(BIN)/python -m e2e.demo down $(CONTEXT_FLAG); fi

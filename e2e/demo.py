@@ -1,4 +1,4 @@
-"""`python -m e2e.demo up|down`: the quick start, one step after another, each shown while it runs.
+"""`python -m e2e.demo up|train|down`: the quick start, one step after another, each shown while it runs.
 
 A second `up` finds everything there, says so, and only asks the questions again.
 """
@@ -13,17 +13,19 @@ from pathlib import Path
 
 from e2e import cluster as clusters
 from e2e import release, stage
-from e2e.cluster import Cluster, ClusterError
+from e2e.cluster import Cluster, ClusterError, Kube
 from e2e.cluster.paths import data_folder
 from e2e.cluster.progress import Steps
 from e2e.forward import forward
 from e2e.samples import TRAINED, prepare, questions
 from e2e.world import image_of
 from mint_contracts.settings import GATEWAY_PORT
+from mint_gateway.cli import GATEWAY
 
 NAMESPACE = "mint-demo"
 ASKED = 3
 NEW_TOKENS = "48"
+LESSONS = "lessons"  # the wave of crds/samples/adapterwave-train.yaml
 PLAIN_WIDTH = "150"  # columns of a log file
 
 
@@ -40,9 +42,8 @@ def up(context: str | None) -> None:
     with steps.step("samples onto the claim mint-samples") as step:
         copied = stage.stage(kube, NAMESPACE, stage.folders(samples), samples.root.name, image_of(cluster.values()))
         step.note = "copied" if copied else "reused"
-    with steps.step("kubectl apply -f crds/samples") as step:
-        said = kube.kubectl("apply", "-n", NAMESPACE, "-f", str(release.ROOT / "crds" / "samples"))
-        step.note = "reused" if said.count("unchanged") == said.count("\n") else "applied"
+    for name in ("basemodel", "adapterwave"):
+        _apply(kube, steps, name)
     for wanted in ("basemodel/smollm2", "adapterwave/demo"):
         with steps.step(f"kubectl wait --for=condition=Ready {wanted}"):
             kube.wait(wanted, "Ready", NAMESPACE, timeout_s=600)
@@ -50,6 +51,40 @@ def up(context: str | None) -> None:
     with forward(kube, "service/mint-gateway", GATEWAY_PORT, release.NAMESPACE) as gateway:
         _ask(gateway)
     _farewell(cluster)
+
+
+def train(context: str | None) -> None:
+    """Train the sample's policies on the demo's base, show their rewards, and ask them. Raises ClusterError."""
+    up(context)
+    steps = Steps(title="demo")
+    kube = clusters.up(context=context, steps=steps).kube
+    _apply(kube, steps, "adapterwave-train")
+    picture = str(data_folder() / "rewards.png")
+    with forward(kube, "service/mint-gateway", GATEWAY_PORT, release.NAMESPACE) as gateway:
+        _mint(gateway, "wave", "watch", "-n", NAMESPACE, LESSONS, timeout_s=3600)
+        _mint(gateway, "wave", "plot", "-n", NAMESPACE, LESSONS, "-o", picture)
+        with steps.step(f"kubectl wait --for=condition=Ready adapterwave/{LESSONS}"):
+            kube.wait(f"adapterwave/{LESSONS}", "Ready", NAMESPACE, timeout_s=600)
+        print(kube.kubectl("get", "adapterwaves", "-n", NAMESPACE))
+        found = kube.get("adapterwave", LESSONS, NAMESPACE)["spec"]["train"]["policies"]["list"]
+        for start in range(0, len(found), ASKED):
+            adapters = [word for policy in found[start : start + ASKED] for word in ("--adapter", policy["name"])]
+            _mint(
+                gateway,
+                "ask",
+                "--base",
+                f"{NAMESPACE}/smollm2",
+                *adapters,
+                "--max-tokens",
+                NEW_TOKENS,
+                questions()[0],
+            )
+
+
+def _apply(kube: Kube, steps: Steps, name: str) -> None:
+    with steps.step(f"kubectl apply -f crds/samples/{name}.yaml") as step:
+        said = kube.kubectl("apply", "-n", NAMESPACE, "-f", str(release.ROOT / "crds" / "samples" / f"{name}.yaml"))
+        step.note = "reused" if "unchanged" in said else "applied"
 
 
 def _values(cluster: Cluster) -> Path:
@@ -67,13 +102,11 @@ def _ask(gateway: str) -> None:
     _mint(gateway, "placements", *base)
 
 
-def _mint(gateway: str, *words: str) -> None:
-    verb, *rest = words
+def _mint(gateway: str, *words: str, timeout_s: float = 300) -> None:
     print(f"\n$ mint {shlex.join(words)}", flush=True)
     program = Path(sys.executable).with_name("mint")
     wide = {} if sys.stdout.isatty() else {"COLUMNS": PLAIN_WIDTH}
-    command = [str(program), verb, "--gateway", gateway, *rest]
-    subprocess.run(command, check=True, timeout=300, env={**os.environ, **wide})
+    subprocess.run([str(program), *words], check=True, timeout=timeout_s, env=os.environ | {GATEWAY: gateway} | wide)
 
 
 def _farewell(cluster: Cluster) -> None:
@@ -102,11 +135,11 @@ def down(context: str | None) -> None:
 def main() -> int:
     """Run the command line; errors are one line."""
     parser = argparse.ArgumentParser(prog="python -m e2e.demo", description="MinT's quick start on a real cluster.")
-    parser.add_argument("verb", choices=["up", "down"])
+    parser.add_argument("verb", choices=["up", "train", "down"])
     parser.add_argument("--context", help="use this context of an existing kubeconfig")
     args = parser.parse_args()
     try:
-        {"up": up, "down": down}[args.verb](args.context)
+        {"up": up, "train": train, "down": down}[args.verb](args.context)
     except (ClusterError, TimeoutError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

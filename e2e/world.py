@@ -54,7 +54,12 @@ def base_model(name: str, engines: int, uri: str = "pvc://mint-samples/base", **
         "apiVersion": "mint.dev/v1alpha1",
         "kind": "BaseModel",
         "metadata": {"name": name},
-        "spec": {"source": {"uri": uri}, "engine": engine, "adapters": limits | adapters},
+        "spec": {
+            "source": {"uri": uri},
+            "engine": engine,
+            "adapters": limits | adapters,
+            "training": {"store": {"uri": "pvc://mint-samples/training"}},
+        },
     }
 
 

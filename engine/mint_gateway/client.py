@@ -7,18 +7,19 @@ async with Client("127.0.0.1:8470") as client:
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
 import grpc
 import msgspec
 
-from mint_contracts import catalog_pb2, placement_pb2, sampling_pb2
+from mint_contracts import catalog_pb2, placement_pb2, sampling_pb2, training_pb2
 from mint_contracts.backoff import delay_s
 from mint_contracts.catalog_pb2_grpc import CatalogStub
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2_grpc import PlacementStub
 from mint_contracts.sampling_pb2_grpc import SamplerStub
+from mint_contracts.training_pb2_grpc import WavesStub
 from mint_contracts.wire import from_rpc_error
 
 PATIENCE_S = 30.0
@@ -89,6 +90,7 @@ class Client:
         self._sampler = SamplerStub(self._channel)
         self._placement = PlacementStub(self._channel)
         self._catalog = CatalogStub(self._channel)
+        self._waves = WavesStub(self._channel)
         self._patience_s = patience_s
 
     async def __aenter__(self) -> Self:
@@ -171,6 +173,28 @@ class Client:
         """Take names out of the catalog."""
         request = catalog_pb2.RetireRequest(base_model=base_model, names=names)
         await self._call(lambda: self._catalog.Retire(request, timeout=RETIRE_TIMEOUT_S))
+
+    async def waves(self, base_model: str = "") -> list[training_pb2.WaveProgress]:
+        """Every training wave of one base, or of all, in aggregate."""
+        request = training_pb2.ListWavesRequest(base_model=base_model)
+        reply = await self._call(lambda: self._waves.ListWaves(request, timeout=CALL_TIMEOUT_S))
+        return list(reply.waves)
+
+    async def watch(self, wave: str, *, history: bool = False) -> AsyncGenerator[training_pb2.WaveProgress, None]:
+        """A wave's progress now and at each change, until it is over; a stream that broke is begun again."""
+        request = training_pb2.WatchWaveRequest(wave=wave, history=history)
+        patience = _Patience(self._patience_s)
+        while True:
+            call = self._waves.WatchWave(request)
+            try:
+                async for progress in call:
+                    yield progress
+                    patience = _Patience(self._patience_s)
+                return
+            except grpc.aio.AioRpcError as error:
+                await patience.wait(error)
+            finally:
+                call.cancel()
 
     async def _call(self, send: Callable[[], Awaitable[_T]]) -> _T:
         patience = _Patience(self._patience_s)

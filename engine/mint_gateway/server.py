@@ -19,8 +19,11 @@ from mint_contracts import (
     placement_pb2_grpc,
     sampling_pb2,
     sampling_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
 )
 from mint_contracts.map_reader import MapReader
+from mint_contracts.train_reader import TrainReader
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.servicer import CatalogServicer
@@ -31,11 +34,14 @@ from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
 from mint_gateway.tries import Patience
+from mint_gateway.wave_servicer import WavesServicer
+from mint_gateway.wave_watch import WaveWatch
 
 SERVICES = (
     sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,
     placement_pb2.DESCRIPTOR.services_by_name["Placement"].full_name,
     catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].full_name,
+    training_pb2.DESCRIPTOR.services_by_name["Waves"].full_name,
 )
 
 _log = structlog.get_logger()
@@ -87,6 +93,8 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(router, metrics), server)
     placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror), server)
     catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogServicer(router, redis, catalogs), server)
+    watch = WaveWatch(TrainReader(redis), lambda: {name: view.engines for name, view in mirror.views.items()})
+    training_pb2_grpc.add_WavesServicer_to_server(WavesServicer(watch), server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

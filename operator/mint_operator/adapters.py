@@ -72,6 +72,7 @@ def claims(base: ObservedBase) -> frozenset[str]:
     """The PersistentVolumeClaims that engines of a base mount. Raises SourceForbidden for a source of no use."""
     spec = base.spec
     sources = [spec.source.source] + ([spec.adapters.store.source] if spec.adapters.store else [])
+    sources += [spec.training.store.source] if spec.training else []
     places = [locate(source) for source in sources]
     return frozenset(spec.adapters.volume_claims) | {place.host for place in places if place.scheme == "pvc"}
 

@@ -15,6 +15,7 @@ from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Failure
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
+from mint_contracts.train_writer import TrainWriter
 from mint_operator import decode, events, metrics, status_write
 from mint_operator.conditions import APPLY_FAILED
 from mint_operator.dirt import Dirt, Part
@@ -24,6 +25,7 @@ from mint_operator.manifests import MANAGED_BY, MANAGER, Manifest
 from mint_operator.map_view import MapView
 from mint_operator.plan import Plan
 from mint_operator.snapshot import Meta, ObservedBase, ObservedWave, Snapshot
+from mint_operator.train_view import TrainView
 
 AT_ONCE = 8
 GONE = 404
@@ -44,13 +46,24 @@ class _Refused(msgspec.Struct):
     retry_at: float
 
 
+class Maps(msgspec.Struct, frozen=True):
+    """The placement map's two parts, each with its writer and what was last read of it."""
+
+    writer: MapWriter
+    view: MapView
+    train_writer: TrainWriter
+    train_view: TrainView
+
+
 class Applier:
     """The only writer. Raises StaleEpoch, which ends the operator; every other failure is logged and tried again."""
 
-    def __init__(self, kube: Kube, writer: MapWriter, placement_map: MapView, dirt: Dirt, feed: Feed) -> None:
+    def __init__(self, kube: Kube, maps: Maps, dirt: Dirt, feed: Feed) -> None:
         self._kube = kube
-        self._writer = writer
-        self._map = placement_map
+        self._writer = maps.writer
+        self._map = maps.view
+        self._train_writer = maps.train_writer
+        self._train_view = maps.train_view
         self._dirt = dirt
         self._feed = feed
         self.owes = False  # a write that failed, or that is held back, is still to be done
@@ -66,7 +79,7 @@ class Applier:
         self.owes = False
         await self._manifests(plan, counts)
         await asyncio.gather(
-            *[self._change(base, plan, counts) for base in plan.changes],
+            *[self._change(base, plan, counts) for base in sorted({*plan.changes, *plan.training})],
             *[self._forget(base, counts) for base in plan.forgets],
         )
         waves = {wave.meta.key: wave for wave in snapshot.waves}
@@ -127,6 +140,16 @@ class Applier:
         self._dirt.note(Part.STATEFULSETS)
 
     async def _change(self, base: str, plan: Plan, counts: Counter[str]) -> None:
+        """Leases first: a map that was lost is known only once its placements are there."""
+        training = plan.training.get(base)
+        if training is not None:
+            self._train_view.invalidate(base)
+            if not await self._to_map(base, "training", lambda: self._train_writer.apply(base, training), counts):
+                return
+        if base in plan.changes:
+            await self._place(base, plan, counts)
+
+    async def _place(self, base: str, plan: Plan, counts: Counter[str]) -> None:
         async def write() -> None:
             version = await self._writer.apply(base, plan.changes[base])
             if base in plan.known:
@@ -137,7 +160,8 @@ class Applier:
     async def _forget(self, base: str, counts: Counter[str]) -> None:
         await self._to_map(base, "forgets", lambda: self._writer.forget(base), counts)
 
-    async def _to_map(self, base: str, what: str, write: Callable[[], Awaitable[Any]], counts: Counter[str]) -> None:
+    async def _to_map(self, base: str, what: str, write: Callable[[], Awaitable[Any]], counts: Counter[str]) -> bool:
+        """Whether it could be written."""
         try:
             async with self._gate:
                 await write()
@@ -145,9 +169,10 @@ class Applier:
             self._map.invalidate(base)
             self._count(counts, what, failed=True)
             log.warning("placement map not written", base=base, what=what, error=str(error))
-        else:
-            self._count(counts, what)
-            log.info("placement map written", base=base, what=what, epoch=self._writer.epoch)
+            return False
+        self._count(counts, what)
+        log.info("placement map written", base=base, what=what, epoch=self._writer.epoch)
+        return True
 
     async def _status(
         self,

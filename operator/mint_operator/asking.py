@@ -11,6 +11,7 @@ from mint_contracts.resources import AdapterWaveSpec, BaseModelSpec
 from mint_operator.adapters import Refusal, Want, resolve
 from mint_operator.shards import Shards
 from mint_operator.snapshot import ObservedBase, ObservedWave
+from mint_operator.train_wants import training_wants
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -65,9 +66,10 @@ def ask(base: ObservedBase, waves: Sequence[ObservedWave], before: Asks = NOBODY
 
 
 def _ask(base: ObservedBase, wave: ObservedWave, before: Ask | None) -> Ask:
-    if before is not None and before.spec is wave.spec and before.base is base.spec:
+    same = before is not None and before.spec is wave.spec and before.base is base.spec
+    if before is not None and same and before.wave.stand == wave.stand:
         return before if before.wave is wave else msgspec.structs.replace(before, wave=wave)
-    found = resolve(wave, base)
+    found = resolve(wave, base) if wave.spec.train is None else training_wants(wave)
     if isinstance(found, Refusal):
         return Ask(wave=wave, base=base.spec, wants=(), by_name={}, refusal=found, slots=0, replicas=0)
     return Ask(

@@ -11,17 +11,20 @@ import msgspec
 from mint_contracts.errors import MintError
 from mint_contracts.records import BaseRecord, Failure, MapChange, MapState, Placement
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
+from mint_contracts.training_records import TrainChange
 from mint_operator.adapters import claims
 from mint_operator.admission import Admission, admit
 from mint_operator.base_status import BaseFacts, base_status
 from mint_operator.board import Limits
+from mint_operator.capacity import Demand
 from mint_operator.elastic import Fleet, fleet, settled
 from mint_operator.engines import Engine, expected
 from mint_operator.manifests import Manifest, render, selector_text, settings_digest
 from mint_operator.mapdiff import Assigned, assignments, difference
 from mint_operator.placement import Placed, Task, adopted, place
-from mint_operator.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot
+from mint_operator.snapshot import BaseMap, EnginePod, ObservedBase, ObservedWave, Snapshot, TrainKnown
 from mint_operator.statuses import Told, statuses
+from mint_operator.train_plan import Training, decided, prepared
 
 REPORT_GRACE_S = 10.0  # after the map was lost, engines that run report again within a heartbeat or two
 
@@ -51,6 +54,7 @@ class BasePlan(msgspec.Struct, frozen=True):
     known: Known
     manifests: tuple[Manifest, ...] = ()
     change: MapChange = MapChange()
+    training: TrainChange = TrainChange()
 
 
 def plan_base(
@@ -59,15 +63,18 @@ def plan_base(
     """What should be for one base."""
     key, now = base.meta.key, snapshot.now
     known = snapshot.maps.get(key) if snapshot.redis_ok else None
-    admission = admit(base, waves, before.admission if before else None, known.sizes if known else None)
-    pods = snapshot.pods.get(key, ())
+    pods, trained = snapshot.pods.get(key, ()), snapshot.training.get(key, TrainKnown())
+    training = prepared(base, waves, _running(snapshot, base, known, pods), known, trained, snapshot.inputs)
+    waves = training.waves
+    last = before.admission if before else None
+    admission = admit(base, waves, last, known.sizes if known else None, Demand(slots=training.demand))
     refusal = _unusable(base)
     settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
     live = before.engines if before else ()
     child = snapshot.children.get(("StatefulSet", base.meta.namespace, base.meta.name))
     running = child.replicas if child else 0
     bounds = base.spec.engine.replicas
-    needed = max(admission.engines, min(known.busy, bounds.max) if known else 0)
+    needed = max(admission.engines, training.engines, min(known.busy, bounds.max) if known else 0)
     seen = expected(base.meta.name, max(running, needed), pods, known, live)
     flock = fleet(needed, running, seen, settings, now, before.fleet if before else None)
     engines = expected(base.meta.name, flock.count, pods, known, live, flock.leaving) if flock.leaving else seen
@@ -78,7 +85,7 @@ def plan_base(
         refusal=refusal or snapshot.apply_failures.get(key),
     )
     status = base_status(base, facts, now)
-    task = None if known is None else _task(base, admission, engines, known)
+    task = None if known is None else _task(base, admission, engines, known, training)
     placed = None if task is None else place(task, before.placed if before else None)
     count, partition = _sized(flock, placed, engines)
     manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), count, partition)
@@ -90,10 +97,26 @@ def plan_base(
         return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
     names = placed.changed if placed.task.existing is known.state.placements else None
     change = difference(known.state, record, placed.records, assigned, names)
-    return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests, change=change)
+    leases = decided(base, training, engines, told.statuses, trained, now)
+    return BasePlan(
+        status=status, waves=told.statuses, known=found, manifests=manifests, change=change, training=leases
+    )
 
 
-def _task(base: ObservedBase, admission: Admission, engines: Sequence[Engine], known: BaseMap) -> Task | None:
+def _running(
+    snapshot: Snapshot, base: ObservedBase, known: BaseMap | None, pods: Sequence[EnginePod]
+) -> Sequence[Engine]:
+    """The engines that there are now, however many there should be."""
+    meta = base.meta
+    given = snapshot.children.get(("StatefulSet", meta.namespace, meta.name))
+    views = len(known.engines) if known else 0
+    count = min(max(given.replicas if given else 0, views), base.spec.engine.replicas.max)
+    return expected(meta.name, count, pods, known)
+
+
+def _task(
+    base: ObservedBase, admission: Admission, engines: Sequence[Engine], known: BaseMap, training: Training
+) -> Task | None:
     """What to place; None while the map is lost and running engines have yet to say what they hold."""
     existing: Mapping[str, Placement] = known.state.placements
     if known.state.version is None and not existing:
@@ -109,7 +132,7 @@ def _task(base: ObservedBase, admission: Admission, engines: Sequence[Engine], k
         max_rank=base.spec.adapters.max_rank,
     )
     listed = admission.asks.by_wave
-    return Task(engines, limits, admission.wants, existing, known.sizes, admission.turns, listed)
+    return Task(engines, limits, admission.wants, existing, known.sizes, admission.turns, listed, training.reserved)
 
 
 def _sized(flock: Fleet, placed: Placed | None, engines: Sequence[Engine]) -> tuple[int, int]:

@@ -76,7 +76,9 @@ class Board:
         sizes: Mapping[str, Size],
         loads: Mapping[str, Load] | None = None,
         given: Copies | None = None,
+        reserved: Mapping[str, int] | None = None,
     ) -> None:
+        """`reserved` slots of an engine are its policies' that train there."""
         self.limits = limits
         self._sizes = sizes
         self._unknown = Size(rank=limits.max_rank)
@@ -85,7 +87,9 @@ class Board:
         self._lost = {engine.name for engine in engines if engine.lost}
         self._leaving = {engine.name for engine in engines if engine.leaving}
         self.any_lost, self.any_leaving = bool(self._lost), bool(self._leaving)
-        self.loads = {name: Load() for name in self._ordinals} if loads is None else dict(loads)
+        taken = reserved or {}
+        fresh = {name: Load(slots=taken.get(name, 0)) for name in self._ordinals}
+        self.loads = fresh if loads is None else dict(loads)
         self.given: dict[str, Mapping[str, Tier]] = {} if given is None else dict(given)
         self._own: dict[str, dict[str, Tier]] = {}  # of `given`, those that this board has changed
         self._heaps: dict[tuple[bool, Tier], list[tuple[int, int, int]]] = {}

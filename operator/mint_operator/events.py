@@ -8,6 +8,7 @@ from mint_operator.snapshot import Meta
 
 COMPONENT = "mint-operator"
 _TOLD = {"Ready": "Normal", "Failed": "Warning", "Degraded": "Warning"}
+_TOLD |= {"Training": "Normal", "Paused": "Normal", "Complete": "Normal", "Cancelled": "Normal"}
 
 
 def transition(

@@ -15,8 +15,10 @@ from mint_contracts.errors import MintError, StaleEpoch
 from mint_contracts.logs import log_as_json
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.train_writer import TrainWriter
 from mint_operator import hints, kube, settings
-from mint_operator.apply import Applier
+from mint_operator.apply import Applier, Maps
 from mint_operator.cluster_view import ClusterView
 from mint_operator.dirt import Dirt
 from mint_operator.epoch import Leadership, LeadershipLost
@@ -24,6 +26,8 @@ from mint_operator.feed import Feed
 from mint_operator.loop import Loop
 from mint_operator.map_view import MapView
 from mint_operator.observe import Observer
+from mint_operator.train_inputs import InputsView
+from mint_operator.train_view import TrainView
 from mint_operator.watch import Watch
 
 log = structlog.get_logger()
@@ -92,8 +96,10 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
     secrets = bool(config.release.redis_password or config.release.redis_ca)
     policies = bool(config.release.gateway_labels)
     cluster = ClusterView(api, config.namespaces, feed, secrets=secrets, policies=policies)
-    applier = Applier(api, MapWriter(redis, epoch), view, dirt, feed)
-    loop = Loop(Observer(cluster, view, config.release), applier, dirt)
+    training, inputs = TrainView(TrainReader(redis)), InputsView(api)
+    maps = Maps(MapWriter(redis, epoch), view, TrainWriter(redis, epoch), training)
+    applier = Applier(api, maps, dirt, feed)
+    loop = Loop(Observer(cluster, view, training, inputs, config.release), applier, dirt)
     loops.append(loop)
     try:
         await first(leadership.keep(), hints.follow(reader, dirt), loop.run())

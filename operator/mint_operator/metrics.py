@@ -22,6 +22,8 @@ DIRTY = Gauge("mint_operator_dirty", "Parts of the world that wait to be looked 
 REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers")
 
 PHASES = ("Pending", "Loading", "Placing", "Ready", "Degraded", "Failed")
+TRAINING_PHASES = ("Queued", "Training", "Paused", "Complete", "Cancelled")
+POLICIES = Gauge("mint_operator_policies", "Policies of training waves, by stage", ["stage"])
 
 
 def observe(snapshot: Snapshot, plan: Plan) -> None:
@@ -32,6 +34,11 @@ def observe(snapshot: Snapshot, plan: Plan) -> None:
     for phase in PHASES:
         WAVES.labels(phase).set(waves[phase])
         BASES.labels(phase).set(bases[phase])
+    for phase in TRAINING_PHASES:
+        WAVES.labels(phase).set(waves[phase])
+    trained = [status.training.policies for status in plan.wave_statuses.values() if status.training]
+    for stage in ("waiting", "running", "paused", "complete", "cancelled", "failed"):
+        POLICIES.labels(stage).set(sum(getattr(each, stage) for each in trained))
     counts = [status.counts for status in plan.wave_statuses.values()]
     for state in ("wanted", "placed", "ready", "failed"):
         COPIES.labels(state).set(sum(getattr(each, state) for each in counts))

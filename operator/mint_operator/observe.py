@@ -12,6 +12,8 @@ from mint_operator.cluster_view import ClusterView
 from mint_operator.dirt import Part
 from mint_operator.map_view import MapView
 from mint_operator.snapshot import BaseMap, Release, Snapshot
+from mint_operator.train_inputs import InputsView
+from mint_operator.train_view import TrainView
 
 log = structlog.get_logger()
 
@@ -19,9 +21,13 @@ log = structlog.get_logger()
 class Observer:
     """Keeps both views; `observe` refreshes what is dirty."""
 
-    def __init__(self, cluster: ClusterView, placement_map: MapView, release: Release) -> None:
+    def __init__(
+        self, cluster: ClusterView, placement_map: MapView, training: TrainView, inputs: InputsView, release: Release
+    ) -> None:
         self._cluster = cluster
         self._map = placement_map
+        self._training = training
+        self._inputs = inputs
         self._release = release
         self._maps: dict[str, BaseMap] = {}
         self._redis_ok = True
@@ -33,6 +39,7 @@ class Observer:
         await self._look_at_map()
         self.quiet = self.quiet and not changed
         cluster = self._cluster
+        await self._inputs.refresh(parts, cluster.waves)
         return Snapshot(
             now=time.time(),
             release=self._release,
@@ -42,13 +49,17 @@ class Observer:
             children=cluster.children,
             redis_ok=self._redis_ok,
             maps=self._maps,
+            training=self._training.known,
+            inputs=self._inputs.inputs,
             apply_failures=apply_failures,
         )
 
     async def _look_at_map(self) -> None:
-        before, answered = self._maps, self._redis_ok
+        before, answered, trained = self._maps, self._redis_ok, self._training.known
         try:
-            self._maps = await self._map.look(self._engines())
+            given = self._engines()
+            self._maps = await self._map.look(given)
+            await self._training.look(self._maps, given)
         except MapUnavailable as error:
             if self._redis_ok:
                 log.warning("placement map unavailable", error=str(error))
@@ -57,7 +68,8 @@ class Observer:
             if not self._redis_ok:
                 log.info("placement map is back", bases=len(self._maps))
             self._redis_ok = True
-        self.quiet = self._redis_ok and answered and _same(before, self._maps)
+        same = _same(before, self._maps) and trained == self._training.known
+        self.quiet = self._redis_ok and answered and same
 
     def _engines(self) -> dict[str, list[str]]:
         """The engines that each base has been given so far."""

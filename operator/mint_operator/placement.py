@@ -39,6 +39,7 @@ class Task(msgspec.Struct, frozen=True):
     sizes: Mapping[str, Size] = {}
     turns: Mapping[str, int] = {}
     listed: Mapping[str, Ask] = {}
+    reserved: Mapping[str, int] = {}  # engine -> slots of policies that train there
 
     def in_turn(self, names: Collection[str]) -> list[str]:
         """Adapters in the order of their most urgent waves, as each wave lists them."""
@@ -51,7 +52,8 @@ class Task(msgspec.Struct, frozen=True):
     @property
     def floor(self) -> object:
         """What every adapter's place depends on."""
-        return self.limits, [(engine.name, engine.lost, engine.leaving) for engine in self.engines]
+        engines = [(engine.name, engine.lost, engine.leaving) for engine in self.engines]
+        return self.limits, self.reserved, engines
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -86,10 +88,10 @@ def place(task: Task, before: Placed | None = None) -> Placed:
 def _place_all(task: Task) -> Placed:
     whole = task
     task = msgspec.structs.replace(task, wants=flat(task.wants), existing=flat(task.existing))
-    board = Board(task.engines, task.limits, task.sizes)
+    board = Board(task.engines, task.limits, task.sizes, reserved=task.reserved)
     kept = _keep(board, task, task.wants)
     if board.crowded():
-        board = Board(task.engines, task.limits, task.sizes)
+        board = Board(task.engines, task.limits, task.sizes, reserved=task.reserved)
         kept = _keep_within(board, task)
     placed = _finish(task, board, kept, {}, {*task.wants, *task.existing}, afresh=True)
     return msgspec.structs.replace(placed, task=whole)

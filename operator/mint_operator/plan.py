@@ -7,11 +7,13 @@ import msgspec
 
 from mint_contracts.records import MapChange
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
+from mint_contracts.training_records import TrainChange
 from mint_operator.adapters import Refusal
 from mint_operator.base_plan import BasePlan, Known, plan_base
 from mint_operator.manifests import Manifest, redis_secret
 from mint_operator.mapdiff import cleared
-from mint_operator.snapshot import ObservedBase, ObservedWave, Snapshot
+from mint_operator.snapshot import ObservedBase, ObservedWave, Snapshot, TrainKnown
+from mint_operator.train_diff import cleared as end_training
 from mint_operator.wave_status import refused_status
 
 
@@ -20,6 +22,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     manifests: tuple[Manifest, ...] = ()
     changes: Mapping[str, MapChange] = {}
+    training: Mapping[str, TrainChange] = {}
     forgets: tuple[str, ...] = ()
     base_statuses: Mapping[str, BaseModelStatus] = {}
     wave_statuses: Mapping[str, AdapterWaveStatus] = {}
@@ -42,12 +45,14 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     }
     orphans = {key: _without_base(wave, snapshot) for key, wave in outside.items()}
     changes = {key: part.change for key, part in parts.items() if part.change}
-    forgets, clears = _gone(snapshot)
+    training = {key: part.training for key, part in parts.items() if part.training}
+    forgets, clears, ends = _gone(snapshot)
     manifests = [manifest for part in parts.values() for manifest in part.manifests]
     manifests += _secrets(snapshot, parts)
     return Plan(
         manifests=tuple(manifest for manifest in manifests if _differs(manifest, snapshot)),
         changes=changes | clears,
+        training=training | ends,
         forgets=forgets,
         base_statuses={key: part.status for key, part in parts.items()},
         wave_statuses=orphans | {key: status for part in parts.values() for key, status in part.waves.items()},
@@ -94,12 +99,12 @@ def _secrets(snapshot: Snapshot, parts: Mapping[str, BasePlan]) -> list[Manifest
     return [redis_secret(bases, snapshot.release) for _, bases in sorted(namespaces.items())]
 
 
-def _gone(snapshot: Snapshot) -> tuple[tuple[str, ...], dict[str, MapChange]]:
+def _gone(snapshot: Snapshot) -> tuple[tuple[str, ...], dict[str, MapChange], dict[str, TrainChange]]:
     """Bases that the map knows and the API server does not: to forget, and to clear while engines still drain.
 
     An engine that drains goes on reporting; its keys can only be removed for good once it has ended.
     """
-    forgets, clears = [], {}
+    forgets, clears, ends = [], {}, {}
     for key, known in sorted(snapshot.maps.items()):
         if key in snapshot.bases:
             continue
@@ -108,6 +113,9 @@ def _gone(snapshot: Snapshot) -> tuple[tuple[str, ...], dict[str, MapChange]]:
             change = cleared(known.state)
             if change:
                 clears[key] = change
+            end = end_training(snapshot.training.get(key, TrainKnown()).written)
+            if end:
+                ends[key] = end
         else:
             forgets.append(key)
-    return tuple(forgets), clears
+    return tuple(forgets), clears, ends

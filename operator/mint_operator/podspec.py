@@ -27,7 +27,7 @@ GPU = "nvidia.com/gpu"
 def pod_spec(
     base: ObservedBase, release: Release, claims: Sequence[str], account: str, secret: str, labels: dict[str, str]
 ) -> Body:
-    """The pod of one engine. `claims` are mounted read-only; `secret` holds what Redis asks for."""
+    """The pod of one engine. `claims` are mounted, read-only but for the training store's; `secret` is for Redis."""
     spec = base.spec.engine
     pod: Body = {
         "serviceAccountName": account,
@@ -96,7 +96,7 @@ def _container(base: ObservedBase, release: Release, claims: Sequence[str], secr
             {"name": "metrics", "containerPort": settings.METRICS_PORT, "protocol": "TCP"},
         ],
         "resources": _resources(base.spec),
-        "volumeMounts": _mounts(release, claims),
+        "volumeMounts": _mounts(base, release, claims),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -139,8 +139,9 @@ def _resources(spec: BaseModelSpec) -> Body:
 
 
 def _secrets(spec: BaseModelSpec) -> list[str]:
-    """Secrets whose keys become environment, in the order of source and store, each once."""
+    """Secrets whose keys become environment, in the order of source, store and training store, each once."""
     refs = [spec.source.secret_ref, spec.adapters.store.secret_ref if spec.adapters.store else None]
+    refs.append(spec.training.store.secret_ref if spec.training else None)
     return list(dict.fromkeys(ref.name for ref in refs if ref is not None))
 
 
@@ -155,13 +156,20 @@ def _probes() -> Body:
     }
 
 
-def _mounts(release: Release, claims: Sequence[str]) -> list[Body]:
+def _read_only(base: ObservedBase, claim: str) -> bool:
+    """Only what training writes to can be written."""
+    store = base.spec.training.store if base.spec.training else None
+    place = locate(store.source) if store else None
+    return place is None or (place.scheme, place.host) != ("pvc", claim)
+
+
+def _mounts(base: ObservedBase, release: Release, claims: Sequence[str]) -> list[Body]:
     mounts: list[Body] = [
         {"name": "tmp", "mountPath": TEMPORARY_FOLDER},
         {"name": "cache", "mountPath": CACHE_FOLDER},
     ]
     mounts += [
-        {"name": f"claim-{index}", "mountPath": f"{PVC_ROOT}/{claim}", "readOnly": True}
+        {"name": f"claim-{index}", "mountPath": f"{PVC_ROOT}/{claim}", "readOnly": _read_only(base, claim)}
         for index, claim in enumerate(sorted(claims))
     ]
     if release.redis_ca:
@@ -173,7 +181,10 @@ def _volumes(base: ObservedBase, release: Release, claims: Sequence[str], secret
     cache: Body = {"sizeLimit": str(base.disk_bytes + CACHE_SLACK_BYTES)} if _reads_in_place(base) else {}
     volumes: list[Body] = [{"name": "tmp", "emptyDir": {}}, {"name": "cache", "emptyDir": cache}]
     volumes += [
-        {"name": f"claim-{index}", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        {
+            "name": f"claim-{index}",
+            "persistentVolumeClaim": {"claimName": claim, "readOnly": _read_only(base, claim)},
+        }
         for index, claim in enumerate(sorted(claims))
     ]
     if release.redis_ca:

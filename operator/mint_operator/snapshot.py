@@ -10,7 +10,10 @@ import msgspec
 
 from mint_contracts.records import EngineView, Failure, MapState, Placement
 from mint_contracts.resources import AdapterWaveSpec, AdapterWaveStatus, BaseModelSpec, BaseModelStatus
+from mint_contracts.training import Policy
+from mint_contracts.training_records import TrainState
 from mint_operator.sizes import Size
+from mint_operator.train_stand import WaveStand
 
 
 class Meta(msgspec.Struct, frozen=True, dict=True):
@@ -48,6 +51,7 @@ class ObservedWave(msgspec.Struct, frozen=True):
     spec: AdapterWaveSpec
     status: AdapterWaveStatus = AdapterWaveStatus()
     defect: str = ""
+    stand: WaveStand | None = None  # worked out while planning, for a wave that trains
 
     @property
     def base(self) -> str:
@@ -99,6 +103,24 @@ class BaseMap(msgspec.Struct, frozen=True):
     lost_s: float = 0.0  # how long the map has been without a version
 
 
+class TrainKnown(msgspec.Struct, frozen=True):
+    """Training of one base: what the map says now, and `state`, which adds what it said before it was lost."""
+
+    written: TrainState = TrainState()
+    state: TrainState = TrainState()
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What training waves name beside themselves.
+
+    ConfigMaps by namespace and name, as key -> text, without those that are not there; manifests by URI, or why one
+    cannot be read.
+    """
+
+    config_maps: Mapping[str, Mapping[str, Mapping[str, str]]] = {}
+    manifests: Mapping[str, tuple[Policy, ...] | Failure] = {}
+
+
 class Release(msgspec.Struct, frozen=True):
     """What the installation, not the BaseModel, says of engines."""
 
@@ -125,4 +147,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     children: Mapping[tuple[str, str, str], Child] = {}
     redis_ok: bool = True
     maps: Mapping[str, BaseMap] = {}  # also of bases that no longer exist; empty when Redis is away
+    training: Mapping[str, TrainKnown] = {}  # as last read, also while Redis is away
+    inputs: Inputs = Inputs()
     apply_failures: Mapping[str, Failure] = {}  # the API server refused an object of this base

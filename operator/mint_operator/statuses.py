@@ -13,6 +13,8 @@ from mint_operator.engines import Engine
 from mint_operator.placement import Placed
 from mint_operator.shards import flat
 from mint_operator.snapshot import ObservedWave
+from mint_operator.train_stand import WaveStand
+from mint_operator.train_status import TrainFacts, training_status
 from mint_operator.wave_status import WaveFacts, refused_status, unknown_status, wave_status
 
 
@@ -67,10 +69,27 @@ def _status(
     base: BaseModelStatus,
     now: float,
 ) -> AdapterWaveStatus:
+    if basis.wave.stand is not None:
+        return _training(basis, basis.wave.stand, records, engines, base, now)
     if basis.refusal is not None:
         return refused_status(basis.wave, basis.refusal, now)
     facts = WaveFacts(wants=basis.wants, copies=copies(basis.wants, records or {}, engines), base=base)
     return unknown_status(basis.wave, facts, now) if records is None else wave_status(basis.wave, facts, now)
+
+
+def _training(
+    basis: Basis,
+    stand: WaveStand,
+    records: Mapping[str, Placement] | None,
+    engines: Mapping[str, Engine],
+    base: BaseModelStatus,
+    now: float,
+) -> AdapterWaveStatus:
+    served = None
+    if records is not None and basis.wants and basis.refusal is None:
+        facts = WaveFacts(wants=basis.wants, copies=copies(basis.wants, records, engines), base=base)
+        served = wave_status(basis.wave, facts, now)
+    return training_status(basis.wave, TrainFacts(stand, engines, served, basis.refusal, records is not None), now)
 
 
 def _same(old: Basis | None, new: Basis) -> bool:

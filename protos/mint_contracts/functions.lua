@@ -36,6 +36,24 @@ local function apply(keys, argv)
   return tonumber(redis.call('GET', keys[2]) or '0')
 end
 
+-- KEYS: epoch, training, editions, trains..., rewards...   ARGV: epoch, ops, called
+-- ops (JSON): {"training": {"set":, "del":}, "trains": [{"set":, "del":}...]} with one element of "trains" for each key
+-- after the third; the keys after those are deleted. called is as in apply. The map's version stays as it is, so a
+-- map that was lost stays unknown: leases are written first, and none is taken for withdrawn because it is not there.
+local function train(keys, argv)
+  local refused = fence(keys[1], tonumber(argv[1]))
+  if refused then return refused end
+  local ops = cjson.decode(argv[2])
+  change(keys[2], ops.training)
+  for i, each in ipairs(ops.trains) do change(keys[3 + i], each) end
+  for i = 4 + #ops.trains, #keys do redis.call('DEL', keys[i]) end
+  for _, each in ipairs(cjson.decode(argv[3])) do
+    redis.call('HINCRBY', keys[3], each[1], 1)
+    redis.call('PUBLISH', each[2], 'map')
+  end
+  return #ops.trains
+end
+
 -- KEYS: epoch, then every other key of the base   ARGV: epoch
 local function forget(keys, argv)
   local refused = fence(keys[1], tonumber(argv[1]))
@@ -68,5 +86,6 @@ local function report(keys, argv)
 end
 
 redis.register_function('LIBRARY_apply', apply)
+redis.register_function('LIBRARY_train', train)
 redis.register_function('LIBRARY_forget', forget)
 redis.register_function('LIBRARY_report', report)

@@ -8,6 +8,7 @@ ADAPTER_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(/[A-Za-z0-9]([A-Za
 ADAPTER_MAX_LENGTH = 200
 REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:+/-]{0,127}$"
 BASE_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+WAVE_MAX_LENGTH = 63 + 1 + 253
 
 _ADAPTER = re.compile(ADAPTER_PATTERN)
 _REVISION = re.compile(REVISION_PATTERN)
@@ -49,4 +50,11 @@ def check_base(name: str) -> str:
     """`name` itself, if it reads "namespace/name" of a BaseModel. Raises InvalidRequest."""
     if not _BASE.fullmatch(name):
         raise InvalidRequest(f"base model {name[:300]!r}", "must read 'namespace/name' of a BaseModel")
+    return name
+
+
+def check_wave(name: str) -> str:
+    """`name` itself, if it reads "namespace/name" of an AdapterWave. Raises InvalidRequest."""
+    if len(name) > WAVE_MAX_LENGTH or not _BASE.fullmatch(name):
+        raise InvalidRequest(f"wave {name[:WAVE_MAX_LENGTH]!r}", "must read 'namespace/name' of an AdapterWave")
     return name

@@ -545,7 +545,49 @@ class WatchWaveRequest(_message.Message):
 Global___WatchWaveRequest: _TypeAlias = WatchWaveRequest  # noqa: Y015
 
 @_typing.final
+class ListWavesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    base_model: _builtins.str
+    """"namespace/name" of a BaseModel; empty: of all."""
+    def __init__(
+        self,
+        *,
+        base_model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWavesRequest: _TypeAlias = ListWavesRequest  # noqa: Y015
+
+@_typing.final
+class ListWavesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def waves(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaveProgress]: ...
+    def __init__(
+        self,
+        *,
+        waves: _abc.Iterable[Global___WaveProgress] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["waves", b"waves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWavesResponse: _TypeAlias = ListWavesResponse  # noqa: Y015
+
+@_typing.final
 class WaveProgress(_message.Message):
+    """Numbers are as in the wave's status; unset before the first step."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WAVE_FIELD_NUMBER: _builtins.int
@@ -556,13 +598,27 @@ class WaveProgress(_message.Message):
     REWARD_BEST_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     ETA_S_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    POLICY_COUNT_FIELD_NUMBER: _builtins.int
+    REWARD_RECENT_FIELD_NUMBER: _builtins.int
     wave: _builtins.str
     phase: _builtins.str
+    """Queued, Placing, Training, Paused, Complete, Failed or Cancelled."""
     steps: _builtins.int
     reward_mean: _builtins.float
+    """Mean over policies of the last step's mean reward, and of each one's best step."""
     reward_best: _builtins.float
     tokens: _builtins.int
     eta_s: _builtins.float
+    base_model: _builtins.str
+    message: _builtins.str
+    """Why it does not train; empty while it does."""
+    step: _builtins.int
+    """Finished steps of the policy that is furthest behind, failed and cancelled ones left aside."""
+    policy_count: _builtins.int
+    reward_recent: _builtins.float
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyProgress]: ...
     def __init__(
@@ -572,16 +628,36 @@ class WaveProgress(_message.Message):
         phase: _builtins.str = ...,
         policies: _abc.Iterable[Global___PolicyProgress] | None = ...,
         steps: _builtins.int = ...,
-        reward_mean: _builtins.float = ...,
-        reward_best: _builtins.float = ...,
+        reward_mean: _builtins.float | None = ...,
+        reward_best: _builtins.float | None = ...,
         tokens: _builtins.int = ...,
-        eta_s: _builtins.float = ...,
+        eta_s: _builtins.float | None = ...,
+        base_model: _builtins.str = ...,
+        message: _builtins.str = ...,
+        step: _builtins.int = ...,
+        policy_count: _builtins.int = ...,
+        reward_recent: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "eta_s", b"eta_s", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta_s", b"eta_s", "phase", b"phase", "policies", b"policies", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "steps", b"steps", "tokens", b"tokens", "wave", b"wave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "base_model", b"base_model", "eta_s", b"eta_s", "message", b"message", "phase", b"phase", "policies", b"policies", "policy_count", b"policy_count", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent", "step", b"step", "steps", b"steps", "tokens", b"tokens", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__eta_s: _TypeAlias = _typing.Literal["eta_s"]  # noqa: Y015
+    _WhichOneofArgType__eta_s: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s"]  # noqa: Y015
+    _WhichOneofReturnType__reward_best: _TypeAlias = _typing.Literal["reward_best"]  # noqa: Y015
+    _WhichOneofArgType__reward_best: _TypeAlias = _typing.Literal["_reward_best", b"_reward_best"]  # noqa: Y015
+    _WhichOneofReturnType__reward_mean: _TypeAlias = _typing.Literal["reward_mean"]  # noqa: Y015
+    _WhichOneofArgType__reward_mean: _TypeAlias = _typing.Literal["_reward_mean", b"_reward_mean"]  # noqa: Y015
+    _WhichOneofReturnType__reward_recent: _TypeAlias = _typing.Literal["reward_recent"]  # noqa: Y015
+    _WhichOneofArgType__reward_recent: _TypeAlias = _typing.Literal["_reward_recent", b"_reward_recent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_s) -> _WhichOneofReturnType__eta_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_best) -> _WhichOneofReturnType__reward_best | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_mean) -> _WhichOneofReturnType__reward_mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_recent) -> _WhichOneofReturnType__reward_recent | None: ...
 
 Global___WaveProgress: _TypeAlias = WaveProgress  # noqa: Y015
 
@@ -606,6 +682,7 @@ class PolicyProgress(_message.Message):
     REWARDS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     stage: _builtins.str
+    """Waiting, Loading, Running, Paused, Complete, Cancelled or Failed."""
     step: _builtins.int
     steps: _builtins.int
     reward_mean: _builtins.float

@@ -455,6 +455,11 @@ class WavesStub:
                 request_serializer=mint__contracts_dot_training__pb2.WatchWaveRequest.SerializeToString,
                 response_deserializer=mint__contracts_dot_training__pb2.WaveProgress.FromString,
                 _registered_method=True)
+        self.ListWaves = channel.unary_unary(
+                '/mint.v1.Waves/ListWaves',
+                request_serializer=mint__contracts_dot_training__pb2.ListWavesRequest.SerializeToString,
+                response_deserializer=mint__contracts_dot_training__pb2.ListWavesResponse.FromString,
+                _registered_method=True)
 
 
 class WavesServicer:
@@ -468,6 +473,13 @@ class WavesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWaves(self, request, context):
+        """Every training wave in aggregate, without its policies.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WavesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -475,6 +487,11 @@ def add_WavesServicer_to_server(servicer, server):
                     servicer.WatchWave,
                     request_deserializer=mint__contracts_dot_training__pb2.WatchWaveRequest.FromString,
                     response_serializer=mint__contracts_dot_training__pb2.WaveProgress.SerializeToString,
+            ),
+            'ListWaves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWaves,
+                    request_deserializer=mint__contracts_dot_training__pb2.ListWavesRequest.FromString,
+                    response_serializer=mint__contracts_dot_training__pb2.ListWavesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -505,6 +522,33 @@ class Waves:
             '/mint.v1.Waves/WatchWave',
             mint__contracts_dot_training__pb2.WatchWaveRequest.SerializeToString,
             mint__contracts_dot_training__pb2.WaveProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWaves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mint.v1.Waves/ListWaves',
+            mint__contracts_dot_training__pb2.ListWavesRequest.SerializeToString,
+            mint__contracts_dot_training__pb2.ListWavesResponse.FromString,
             options,
             channel_credentials,
             insecure,

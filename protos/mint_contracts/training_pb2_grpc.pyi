@@ -157,6 +157,8 @@ class WavesStub:
     def __new__(cls, channel: _aio.Channel) -> WavesAsyncStub: ...
     WatchWave: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchWaveRequest, _training_pb2.WaveProgress]
     """The wave's progress now, and again whenever it changes, until it has ended or the client goes away."""
+    ListWaves: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListWavesRequest, _training_pb2.ListWavesResponse]
+    """Every training wave in aggregate, without its policies."""
 
 @_typing.type_check_only
 class WavesAsyncStub(WavesStub):
@@ -165,6 +167,8 @@ class WavesAsyncStub(WavesStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     WatchWave: _aio.UnaryStreamMultiCallable[_training_pb2.WatchWaveRequest, _training_pb2.WaveProgress]  # type: ignore[assignment]
     """The wave's progress now, and again whenever it changes, until it has ended or the client goes away."""
+    ListWaves: _aio.UnaryUnaryMultiCallable[_training_pb2.ListWavesRequest, _training_pb2.ListWavesResponse]  # type: ignore[assignment]
+    """Every training wave in aggregate, without its policies."""
 
 class WavesServicer(metaclass=_abc_1.ABCMeta):
     """Served by the gateway."""
@@ -176,5 +180,13 @@ class WavesServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.WaveProgress], _abc.AsyncIterator[_training_pb2.WaveProgress]]:
         """The wave's progress now, and again whenever it changes, until it has ended or the client goes away."""
+
+    @_abc_1.abstractmethod
+    def ListWaves(
+        self,
+        request: _training_pb2.ListWavesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ListWavesResponse, _abc.Awaitable[_training_pb2.ListWavesResponse]]:
+        """Every training wave in aggregate, without its policies."""
 
 def add_WavesServicer_to_server(servicer: WavesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

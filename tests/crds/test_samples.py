@@ -9,20 +9,24 @@ from tests.crds.admission import Admission
 SAMPLES = sorted((ROOT / "crds" / "samples").glob("*.yaml"))
 
 
-def test_both_samples_are_accepted(admission: Admission) -> None:
+def test_all_samples_are_accepted(admission: Admission) -> None:
     refusals = {path.name: admission.refusal(yaml.safe_load(path.read_text())) for path in SAMPLES}
-    assert refusals == {"adapterwave.yaml": "", "basemodel.yaml": ""}
+    assert refusals == {"adapterwave-train.yaml": "", "adapterwave.yaml": "", "basemodel.yaml": ""}
 
 
-def test_the_wave_is_of_the_base_and_fits_its_slots() -> None:
-    wave, base = (yaml.safe_load(path.read_text()) for path in SAMPLES)
-    assert wave["spec"]["baseModelRef"]["name"] == base["metadata"]["name"]
-    assert len(wave["spec"]["adapters"]["names"]) <= base["spec"]["adapters"]["deviceSlots"]
-    assert wave["spec"]["serve"]["replicas"] <= base["spec"]["engine"]["replicas"]["max"]
+def test_the_waves_are_of_the_base_and_fit_its_slots() -> None:
+    training, wave, base = (yaml.safe_load(path.read_text()) for path in SAMPLES)
+    for each in (training, wave):
+        assert each["spec"]["baseModelRef"]["name"] == base["metadata"]["name"]
+        assert each["spec"]["serve"]["replicas"] <= base["spec"]["engine"]["replicas"]["max"]
+    adapters = len(wave["spec"]["adapters"]["names"]) + len(training["spec"]["train"]["policies"]["list"])
+    assert adapters <= base["spec"]["adapters"]["deviceSlots"]
+    assert training["spec"]["train"]["policies"]["template"]["rank"] <= base["spec"]["adapters"]["maxRank"]
+    assert "training" in base["spec"]
 
 
 def test_the_samples_name_what_the_demo_prepares() -> None:
-    wave, base = (yaml.safe_load(path.read_text()) for path in SAMPLES)
+    _, wave, base = (yaml.safe_load(path.read_text()) for path in SAMPLES)
     assert wave["spec"]["adapters"]["names"] == [adapter.name for adapter in TRAINED]
     assert max(adapter.rank for adapter in TRAINED) <= base["spec"]["adapters"]["maxRank"]
     assert base["spec"]["adapters"]["baseNames"] == [BASE_NAME]

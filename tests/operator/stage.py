@@ -15,7 +15,9 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineRecord, Failure, Held, Tier
-from mint_operator.apply import Applier
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.train_writer import TrainWriter
+from mint_operator.apply import Applier, Maps
 from mint_operator.cluster_view import ClusterView
 from mint_operator.dirt import EVERYTHING, Dirt, Part
 from mint_operator.feed import Feed
@@ -24,6 +26,8 @@ from mint_operator.loop import Loop
 from mint_operator.map_view import MapView
 from mint_operator.observe import Observer
 from mint_operator.snapshot import Release
+from mint_operator.train_inputs import InputsView
+from mint_operator.train_view import TrainView
 from tests.apiserver import ApiServer
 
 POLL_S = 0.05
@@ -124,8 +128,10 @@ class Stage:
         view = MapView(MapReader(self.redis), [self.namespace], epoch=epoch)
         secrets, policies = bool(self.release.redis_password), bool(self.release.gateway_labels)
         cluster = ClusterView(self.kube, [self.namespace], self.feed, secrets=secrets, policies=policies)
-        self.applier = Applier(self.kube, MapWriter(self.redis, epoch), view, self.dirt, self.feed)
-        self.loop = Loop(Observer(cluster, view, self.release), self.applier, self.dirt)
+        training, inputs = TrainView(TrainReader(self.redis), look_s=0.0), InputsView(self.kube)
+        maps = Maps(MapWriter(self.redis, epoch), view, TrainWriter(self.redis, epoch), training)
+        self.applier = Applier(self.kube, maps, self.dirt, self.feed)
+        self.loop = Loop(Observer(cluster, view, training, inputs, self.release), self.applier, self.dirt)
         return self.loop
 
     @property

@@ -8,8 +8,10 @@ import pytest
 
 from mint_contracts.resources import AdapterLimits, AdapterStore, BaseSource, EngineSpec, Resources, SecretRef
 from mint_contracts.settings import ENGINE_PORT, ENGINE_SETTINGS, METRICS_PORT, EngineSettings
+from mint_operator.adapters import claims as mounted
 from mint_operator.manifests import APPLIED, Manifest, redis_secret, render
 from mint_operator.snapshot import ObservedBase, Release
+from tests.operator.training_worlds import base as training_base
 from tests.operator.worlds import RELEASE, base
 
 Body = dict[str, Any]
@@ -19,7 +21,7 @@ GATEWAYS = {"app.kubernetes.io/name": "mint", "app.kubernetes.io/component": "ga
 
 
 def rendered(of: ObservedBase, release: Release = RELEASE, engines: int = 2) -> dict[str, Manifest]:
-    return {each.kind: each for each in render(of, release, ["models", "samples"], engines)}
+    return {each.kind: each for each in render(of, release, sorted(mounted(of)), engines)}
 
 
 def pod(of: ObservedBase, release: Release = RELEASE) -> Body:
@@ -135,6 +137,19 @@ def test_pods_run_as_nobody_with_nothing_to_write_but_their_own_folders() -> Non
     assert not spec["automountServiceAccountToken"]
     writable = [mount["mountPath"] for mount in only["volumeMounts"] if not mount.get("readOnly")]
     assert writable == ["/mint/tmp", "/mint/cache"]
+
+
+def test_the_claim_that_training_writes_to_can_be_written_and_no_other() -> None:
+    made = pod(training_base())
+    mounts = {mount["mountPath"]: mount for mount in made["containers"][0]["volumeMounts"]}
+    assert not mounts["/mint/pvc/training"]["readOnly"]
+    assert mounts["/mint/pvc/models"]["readOnly"]
+    claims = [volume["persistentVolumeClaim"] for volume in made["volumes"][2:]]
+    assert {claim["claimName"]: claim["readOnly"] for claim in claims} == {
+        "models": True,
+        "samples": True,
+        "training": False,
+    }
 
 
 def test_claims_are_mounted_read_only_under_their_names() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mint_contracts.errors import MintError
 from mint_contracts.settings import GATEWAY_PORT
-from mint_gateway.cli import ask, explain, placements, plan
+from mint_gateway.cli import ask, explain, placements, plan, wave
 
 GATEWAY = "MINT_GATEWAY"  # "host:port"
 
@@ -32,20 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = argparse.ArgumentParser(prog="mint", description="Talk to many adapters on one base model.")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
+    reaching = argparse.ArgumentParser(add_help=False)
+    reaching.add_argument(
         "--gateway",
         metavar="HOST:PORT",
         default=os.environ.get(GATEWAY, f"127.0.0.1:{GATEWAY_PORT}"),
         help=f"the gateway (default ${GATEWAY}, else %(default)s)",
     )
-    common.add_argument("--base", metavar="NS/NAME", default="", help="the base model, where there are several")
-    common.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    common.add_argument(
+    reaching.add_argument("--base", metavar="NS/NAME", default="", help="the base model, where there are several")
+    reaching.add_argument(
         "--patience", type=float, metavar="SECONDS", default=30.0, help="go on trying so long (default %(default)s)"
     )
+    common = argparse.ArgumentParser(add_help=False, parents=[reaching])
+    common.add_argument("-o", "--output", choices=("text", "json"), default="text")
     verbs = root.add_subparsers(required=True, metavar="VERB")
     for verb in (ask, explain, placements):
         verb.add(verbs, common)
     plan.add(verbs)
+    wave.add(verbs, common, reaching)
     return root

@@ -1,0 +1,65 @@
+"""Policies train on the base that serves: to the end, through the death of their engine, and are then served."""
+
+from typing import Any
+
+from e2e.waiting import until
+from e2e.world import NAMESPACE, Waves, World
+from mint_gateway.client import Client, question
+
+STEPS = 4
+PROMPTS = ["What is the sea?", "What is the moon?", "Why does it rain?", "What do bees do?"]
+
+
+def training(name: str, steps: int = STEPS, **train: Any) -> dict[str, Any]:
+    """The spec of a wave of two small policies with quick steps."""
+    lines = [f'{{"prompt": "{prompt}"}}' for prompt in PROMPTS]
+    said = {
+        "policies": {"count": 2, "template": {"namePrefix": name, "rank": 4, "seed": 1}},
+        "dataset": {"lines": lines, "chat": True},
+        "reward": {"length": {"target": 20, "tolerance": 60}},
+        "steps": steps,
+        "groupSize": 4,
+        "promptsPerStep": 1,
+        "sampling": {"maxTokens": 8},
+    }
+    return {"baseModelRef": {"name": "smollm2"}, "train": said | train}
+
+
+def step(world: World, wave: str) -> int:
+    """Finished steps of the policy that is furthest behind."""
+    found: int = world.status("adapterwave", wave).get("training", {}).get("step", 0)
+    return found
+
+
+async def _served(world: World, name: str) -> None:
+    world.kube.wait(f"adapterwave/{name}", "Ready", NAMESPACE)
+    async with Client(world.gateway, patience_s=60) as client:
+        for index in range(2):
+            adapter = f"{NAMESPACE}/{name}-{index}"
+            answer = await client.answer(question("What is the sea?", adapter=adapter, max_tokens=8))
+            assert (answer.adapter, answer.completion_tokens > 0) == (adapter, True)
+            assert answer.revision
+
+
+async def test_a_wave_trains_to_the_end_and_its_adapters_are_served(world: World, waves: Waves) -> None:
+    waves("lessons", training("lessons"))
+    world.kube.wait("adapterwave/lessons", "Complete", NAMESPACE, timeout_s=300)
+    status = world.status("adapterwave", "lessons")
+    assert status["phase"] == "Complete"
+    assert status["training"]["progress"] == f"{STEPS}/{STEPS}"
+    assert status["training"]["policies"]["complete"] == 2
+    assert status["training"]["tokens"] > 0
+    await _served(world, "lessons")
+    async with Client(world.gateway) as client:
+        seen = [update async for update in client.watch(f"{NAMESPACE}/lessons", history=True)]
+    assert [len(policy.rewards) for policy in seen[-1].policies] == [STEPS, STEPS]
+
+
+async def test_a_killed_engine_costs_no_step_that_was_finished(world: World, waves: Waves) -> None:
+    waves("survivor", training("survivor", steps=12))
+    before = until("a finished step", lambda: step(world, "survivor"), timeout_s=300)
+    victim = world.status("adapterwave", "survivor")["engines"][0]["name"]
+    world.kube.kubectl("delete", "pod", victim, "-n", NAMESPACE, "--grace-period=0", "--force")
+    until("a step after the kill", lambda: step(world, "survivor") > before, timeout_s=300)
+    world.kube.wait("adapterwave/survivor", "Complete", NAMESPACE, timeout_s=300)
+    await _served(world, "survivor")

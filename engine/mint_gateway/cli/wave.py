@@ -1,0 +1,95 @@
+"""`mint wave list|watch|plot`: training waves, live and as a picture."""
+
+import argparse
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.live import Live
+
+from mint_contracts.training_pb2 import WaveProgress
+from mint_gateway.cli.wave_plot import plot
+from mint_gateway.cli.wave_tables import line, progress_table, waves_table
+from mint_gateway.client import Client
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_FINE = {"Complete", "Cancelled"}  # phases after which `watch` exits with 0
+
+
+def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.ArgumentParser) -> None:
+    """Declare the verb and its own verbs; a picture goes to a file, so `-o` is not how to print there."""
+    verb = verbs.add_parser("wave", help="watch training waves, and draw their rewards")
+    own = verb.add_subparsers(required=True, metavar="VERB")
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("wave", metavar="[NS/]NAME", help="the AdapterWave")
+    named.add_argument("-n", "--namespace", default="default", help="where NAME names none (default %(default)s)")
+    listing = own.add_parser("list", parents=[common], help="every training wave")
+    listing.set_defaults(run=list_waves)
+    watching = own.add_parser(
+        "watch", parents=[common, named], help="progress and rewards as they come, until the end"
+    )
+    watching.set_defaults(run=watch)
+    drawing = own.add_parser("plot", parents=[reaching, named], help="draw the rewards so far")
+    drawing.add_argument(
+        "-o", "--output", metavar="FILE", default="rewards.png", help="its ending says how (default %(default)s)"
+    )
+    drawing.set_defaults(run=draw)
+
+
+async def list_waves(options: argparse.Namespace) -> int:
+    """Ask the gateway and print."""
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        found = await client.waves(options.base)
+    if options.output == "json":
+        print(json.dumps([_as_dict(each) for each in found], indent=2))
+    else:
+        Console(highlight=False).print(waves_table(found))
+    return 0
+
+
+async def watch(options: argparse.Namespace) -> int:
+    """Show progress until the wave has ended; 1 if it failed."""
+    last = WaveProgress()
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        updates = client.watch(_name(options), history=True)
+        console = Console(highlight=False)
+        if options.output == "text" and console.is_terminal:
+            last = await _live(console, updates)
+        else:
+            async for last in updates:
+                print(json.dumps(_as_dict(last)) if options.output == "json" else line(last), flush=True)
+    return 0 if last.phase in _FINE else 1
+
+
+async def draw(options: argparse.Namespace) -> int:
+    """Write the picture of a wave's rewards so far."""
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        updates = client.watch(_name(options), history=True)
+        progress = await anext(updates)
+        await updates.aclose()
+    steps = plot(progress, Path(options.output))
+    print(f"{options.output}: {len(progress.policies)} policies, {steps} steps", file=sys.stderr)
+    return 0
+
+
+async def _live(console: Console, updates: AsyncIterator[WaveProgress]) -> WaveProgress:
+    last = WaveProgress()
+    with Live(console=console, refresh_per_second=4) as live:
+        async for last in updates:
+            live.update(progress_table(last))
+    return last
+
+
+def _name(options: argparse.Namespace) -> str:
+    name: str = options.wave
+    return name if "/" in name else f"{options.namespace}/{name}"
+
+
+def _as_dict(progress: WaveProgress) -> dict[str, object]:
+    return dict(MessageToDict(progress, preserving_proto_field_name=True))

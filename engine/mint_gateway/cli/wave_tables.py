@@ -1,0 +1,107 @@
+"""Training waves as rich tables and as one line: pure."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
+from mint_gateway.cli.tables import short_revision
+
+SPARKS = "▁▂▃▄▅▆▇█"
+SPARK_WIDTH = 24
+BAR_WIDTH = 20
+_COLOURS = {"Complete": "green", "Failed": "red", "Cancelled": "yellow", "Paused": "yellow", "Running": "cyan"}
+
+
+def waves_table(waves: Iterable[WaveProgress]) -> Table:
+    """One row a wave."""
+    table = Table("wave", "base", "phase", "policies", "step", "reward", "best", "tokens", "left", "why")
+    for wave in waves:
+        table.add_row(
+            escape(wave.wave),
+            escape(wave.base_model),
+            _coloured(wave.phase),
+            str(wave.policy_count),
+            f"{wave.step}/{wave.steps}",
+            number(wave, "reward_recent"),
+            number(wave, "reward_best"),
+            f"{wave.tokens:,}",
+            span(wave.eta_s) if wave.HasField("eta_s") else "-",
+            escape(wave.message),
+        )
+    return table
+
+
+def progress_table(wave: WaveProgress) -> RenderableType:
+    """The wave in a line, then one row a policy with its bar and the course of its rewards."""
+    table = Table("policy", "stage", "step", "", "reward", "best", "eval", "rewards so far", "s/step", "engine")
+    for policy in wave.policies:
+        table.add_row(
+            escape(policy.policy),
+            _coloured(policy.stage),
+            f"{policy.step}/{policy.steps}",
+            _bar(policy),
+            number(policy, "reward_recent"),
+            number(policy, "reward_best"),
+            number(policy, "evaluation"),
+            Text(sparkline(policy.rewards), style=_COLOURS.get(policy.stage, "")),
+            f"{policy.step_s:.1f}" if policy.step_s else "-",
+            escape(policy.failure_message or policy.engine or "-"),
+            end_section=False,
+        )
+    return Group(Text.from_markup(f"[bold]{escape(line(wave))}[/]"), table)
+
+
+def line(wave: WaveProgress) -> str:
+    """The wave in one line."""
+    parts = [f"{wave.wave} {wave.phase} {wave.step}/{wave.steps}", f"{wave.policy_count} policies"]
+    parts += [
+        f"reward {number(wave, 'reward_recent')} (best {number(wave, 'reward_best')})",
+        f"{wave.tokens:,} tokens",
+    ]
+    if wave.HasField("eta_s") and wave.phase == "Training":
+        parts.append(f"{span(wave.eta_s)} left")
+    revisions = {short_revision(policy.revision) for policy in wave.policies if policy.revision}
+    if wave.phase == "Complete":
+        parts.append(f"{len(revisions)} revisions published")
+    return ", ".join(parts) + (f": {wave.message}" if wave.message else "")
+
+
+def number(of: WaveProgress | PolicyProgress, field: str) -> str:
+    """A reward with three digits; "-" before there is one."""
+    return f"{getattr(of, field):.3f}" if of.HasField(field) else "-"  # type: ignore[arg-type]
+
+
+def sparkline(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
+    """The course of some values in `width` characters: each the mean of its share, from the least to the largest."""
+    if not values:
+        return ""
+    count = min(width, len(values))
+    shares = [values[index * len(values) // count : (index + 1) * len(values) // count] for index in range(count)]
+    means = [sum(share) / len(share) for share in shares]
+    low, reach = min(0.0, *means), max(1.0, *means) - min(0.0, *means)
+    return "".join(SPARKS[min(len(SPARKS) - 1, int((mean - low) / reach * len(SPARKS)))] for mean in means)
+
+
+def span(seconds: float) -> str:
+    """A time for people."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _bar(policy: PolicyProgress) -> ProgressBar:
+    style = _COLOURS.get(policy.stage, "grey50")
+    return ProgressBar(
+        total=max(1, policy.steps), completed=policy.step, width=BAR_WIDTH, complete_style=style, finished_style=style
+    )
+
+
+def _coloured(word: str) -> Text:
+    return Text(word, style=_COLOURS.get(word, ""))

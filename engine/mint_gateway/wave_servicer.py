@@ -1,0 +1,40 @@
+"""The gateway's gRPC service Waves, over a WaveWatch."""
+
+from typing import Any
+
+import grpc
+
+from mint_contracts import training_pb2, training_pb2_grpc
+from mint_contracts.errors import MintError
+from mint_contracts.names import check_base
+from mint_contracts.wire import to_status
+from mint_gateway.wave_watch import WaveWatch
+
+
+class WavesServicer(training_pb2_grpc.WavesServicer):
+    """Tells how training waves stand."""
+
+    def __init__(self, watch: WaveWatch) -> None:
+        self._watch = watch
+
+    # Written as a coroutine, not a generator: a client's cancellation then arrives inside the watch at once.
+    async def WatchWave(  # type: ignore[override]  # noqa: N802 - the proto's name
+        self, request: training_pb2.WatchWaveRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> None:
+        """Progress now, and again whenever it changes."""
+        try:
+            async for progress in self._watch.watch(request.wave, history=request.history):
+                await context.write(progress)
+        except MintError as error:
+            await context.abort_with_status(to_status(error))
+
+    async def ListWaves(  # noqa: N802 - the proto's name
+        self, request: training_pb2.ListWavesRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> training_pb2.ListWavesResponse:
+        """Every training wave in aggregate."""
+        try:
+            base = check_base(request.base_model) if request.base_model else ""
+            return training_pb2.ListWavesResponse(waves=await self._watch.list(base))
+        except MintError as error:
+            await context.abort_with_status(to_status(error))
+            raise  # abort has raised already

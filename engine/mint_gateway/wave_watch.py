@@ -1,0 +1,101 @@
+"""Following training waves in the map: one reading of a base serves everybody who watches any of its waves."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import msgspec
+
+from mint_contracts.errors import NotFound, Overloaded
+from mint_contracts.names import check_wave
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.training_pb2 import WaveProgress
+from mint_contracts.training_records import Progress, WaveTraining
+from mint_gateway.waves import OVER, aggregate, wave_progress, words
+
+LOOK_S = 0.5  # between two looks at one base, however many watch
+MOST_WATCHERS = 256
+MOST_POINTS = 200_000  # of history in one message, over all policies
+RETRY_AFTER_S = 5.0
+
+
+class _Reading(msgspec.Struct):
+    """One base as it was last read."""
+
+    lock: asyncio.Lock
+    read_at: float = float("-inf")
+    training: Mapping[str, WaveTraining] = {}
+    told: Mapping[str, Mapping[str, Progress]] = {}
+
+
+class WaveWatch:
+    """`engines` gives every base that the gateway knows, with the names of its engines."""
+
+    def __init__(self, reader: TrainReader, engines: Callable[[], Mapping[str, Iterable[str]]]) -> None:
+        self._reader = reader
+        self._engines = engines
+        self._readings: dict[str, _Reading] = {}
+        self._watchers = 0
+
+    async def list(self, base: str = "") -> list[WaveProgress]:
+        """Every training wave of one base, or of all, in aggregate. Raises MapUnavailable."""
+        found = []
+        for name in [base] if base else sorted(self._engines()):
+            reading = await self._read(name)
+            found += [
+                aggregate(name, each, words(each, reading.told)) for _, each in sorted(reading.training.items())
+            ]
+        return found
+
+    async def watch(self, wave: str, *, history: bool = False) -> AsyncIterator[WaveProgress]:
+        """The wave's progress now and at each change, until it is over.
+
+        Raises NotFound for a wave that the map does not know, or no longer; Overloaded when too many watch;
+        MapUnavailable.
+        """
+        check_wave(wave)
+        with self._counted():
+            last: WaveProgress | None = None
+            while last is None or last.phase not in OVER:
+                now = await self._look(wave, history=history)
+                if now != last:
+                    yield now
+                    last = now
+                else:
+                    await asyncio.sleep(LOOK_S)
+
+    async def _look(self, wave: str, *, history: bool) -> WaveProgress:
+        for base in sorted(self._engines()):
+            reading = await self._read(base)
+            training = reading.training.get(wave)
+            if training is None:
+                continue
+            rewards = None
+            if history and training.policies:
+                most = max(1, MOST_POINTS // len(training.policies))
+                rewards = await self._reader.rewards(base, training.policies, most)
+            return wave_progress(base, training, words(training, reading.told), rewards)
+        said = "is no training wave that the operator has taken up; see kubectl get adapterwaves"
+        raise NotFound(f"wave {wave}", said)
+
+    async def _read(self, base: str) -> _Reading:
+        reading = self._readings.setdefault(base, _Reading(lock=asyncio.Lock()))
+        async with reading.lock:
+            now = asyncio.get_running_loop().time()
+            if now - reading.read_at >= LOOK_S:
+                reading.training = await self._reader.training(base)
+                engines = sorted(self._engines().get(base, ())) if reading.training else []
+                reading.told = await self._reader.progress(base, engines)
+                reading.read_at = now
+        return reading
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self._watchers >= MOST_WATCHERS:
+            said = f"{MOST_WATCHERS} clients watch waves through this gateway already; come back later"
+            raise Overloaded("gateway", said, retry_after_s=RETRY_AFTER_S)
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1

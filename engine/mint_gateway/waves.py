@@ -1,0 +1,100 @@
+"""What a training wave's progress looks like to those who watch it, put together from the map's records. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
+from mint_contracts.training_records import Progress, Stage, WaveTraining
+
+WAITING = "Waiting"  # of a policy that no engine tells of yet
+OVER = frozenset({"Complete", "Failed", "Cancelled"})  # phases of a wave after which nothing more comes
+_STOPPED = frozenset({Stage.FAILED, Stage.CANCELLED})
+
+Words = Mapping[str, tuple[str, Progress]]  # policy -> the engine that tells of it, and what it says
+
+
+def words(training: WaveTraining, told: Mapping[str, Mapping[str, Progress]]) -> Words:
+    """What engines say of a wave's policies; of several that tell of one, the one with the newest lease."""
+    found: dict[str, tuple[str, Progress]] = {}
+    for engine, of in sorted(told.items()):
+        for name, said in of.items():
+            if said.wave != training.wave or said.run != training.run:
+                continue
+            if name not in found or _age(said) > _age(found[name][1]):
+                found[name] = (engine, said)
+    return found
+
+
+def wave_progress(
+    base: str, training: WaveTraining, told: Words, rewards: Mapping[str, Sequence[float]] | None = None
+) -> WaveProgress:
+    """The wave and each of its policies; `rewards` is each one's history, where that was asked for."""
+    progress = aggregate(base, training, told)
+    for name in training.policies:
+        progress.policies.append(_policy(name, training, told.get(name), (rewards or {}).get(name, ())))
+    return progress
+
+
+def aggregate(base: str, training: WaveTraining, told: Words) -> WaveProgress:
+    """The wave without its policies."""
+    said = [each for _, each in told.values()]
+    steps = [told[name][1].step if name in told else 0 for name in training.policies if not _stopped(told, name)]
+    return WaveProgress(
+        wave=training.wave,
+        base_model=base,
+        phase=training.phase,
+        message=training.message,
+        policy_count=len(training.policies),
+        step=min(steps, default=0),
+        steps=training.train.steps,
+        reward_mean=_mean(each.reward_mean for each in said),
+        reward_recent=_mean(each.reward_recent for each in said),
+        reward_best=_mean(each.reward_best for each in said),
+        tokens=sum(each.tokens for each in said),
+        eta_s=_eta(training, said),
+    )
+
+
+def _age(said: Progress) -> tuple[int, int]:
+    return said.lease, said.step
+
+
+def _stopped(told: Words, name: str) -> bool:
+    return name in told and told[name][1].stage in _STOPPED
+
+
+def _policy(
+    name: str, training: WaveTraining, word: tuple[str, Progress] | None, rewards: Iterable[float]
+) -> PolicyProgress:
+    if word is None:
+        return PolicyProgress(policy=name, stage=WAITING, steps=training.train.steps, rewards=rewards)
+    engine, said = word
+    return PolicyProgress(
+        policy=name,
+        stage=said.stage.value,
+        step=said.step,
+        steps=training.train.steps,
+        reward_mean=said.reward_mean,
+        reward_best=said.reward_best,
+        reward_recent=said.reward_recent,
+        evaluation=said.evaluation,
+        tokens=said.tokens,
+        step_s=said.step_s,
+        engine=engine,
+        revision=said.published.revision if said.published else "",
+        failure_reason=said.failure.reason if said.failure else "",
+        failure_message=said.failure.message if said.failure else "",
+        rewards=rewards,
+    )
+
+
+def _eta(training: WaveTraining, said: Sequence[Progress]) -> float | None:
+    """Seconds until the slowest policy that runs ends; None while a pace is missing."""
+    running = [each for each in said if each.stage is Stage.RUNNING]
+    if not running or any(each.step_s <= 0 for each in running):
+        return None
+    return max(max(0, training.train.steps - each.step) * each.step_s for each in running)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

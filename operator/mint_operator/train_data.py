@@ -1,0 +1,75 @@
+"""Datasets of a training wave: what lies in ConfigMaps is put in their place, so that engines need not read any."""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFound
+from mint_contracts.source import Source, locate
+from mint_contracts.training import Dataset, Policy, Train
+
+MOST_BYTES = 1 << 20  # of examples in the placement map for one wave; as much as a ConfigMap holds
+
+Texts = Mapping[str, Mapping[str, str]]  # ConfigMap -> key -> text, of the wave's namespace; without those that lack
+
+
+def config_maps(train: Train) -> frozenset[str]:
+    """The ConfigMaps that a wave reads."""
+    return frozenset(each.config_map.name for each in _datasets(train, train.policies.list) if each.config_map)
+
+
+def inlined(train: Train, policies: tuple[Policy, ...], texts: Texts) -> tuple[Train, tuple[Policy, ...]]:
+    """The wave's training and policies with the lines of their ConfigMaps.
+
+    Raises SourceNotFound for a ConfigMap or key that is not there, InvalidRequest for too many bytes.
+    """
+    train = msgspec.structs.replace(
+        train,
+        dataset=_inline(train.dataset, texts),
+        evaluation=train.evaluation
+        and msgspec.structs.replace(train.evaluation, dataset=_inline(train.evaluation.dataset, texts)),
+    )
+    policies = tuple(
+        msgspec.structs.replace(policy, dataset=_inline(policy.dataset, texts)) if policy.dataset else policy
+        for policy in policies
+    )
+    size = sum(len(line.encode()) for each in _datasets(train, policies) for line in each.lines)
+    if size > MOST_BYTES:
+        raise InvalidRequest(
+            "spec.train",
+            f"has {size} bytes of examples in all; above {MOST_BYTES} put them into a file and give its uri",
+        )
+    return train, policies
+
+
+def check_claims(train: Train, policies: Iterable[Policy], mounted: frozenset[str]) -> None:
+    """That engines can read every dataset which lies in a claim. Raises SourceForbidden."""
+    for each in _datasets(train, policies):
+        place = locate(Source(uri=each.uri, revision=each.revision)) if each.uri else None
+        if place is not None and place.scheme == "pvc" and place.host not in mounted:
+            raise SourceForbidden(
+                f"dataset {each.uri}",
+                f"lies in claim {place.host}, which engines do not mount; add it to spec.adapters.volumeClaims of "
+                f"the BaseModel (mounted now: {', '.join(sorted(mounted)) or 'none'})",
+            )
+
+
+def _datasets(train: Train, policies: Iterable[Policy]) -> list[Dataset]:
+    found = [train.dataset, train.evaluation.dataset if train.evaluation else None]
+    found += [policy.dataset for policy in policies]
+    return [each for each in found if each is not None]
+
+
+def _inline(dataset: Dataset | None, texts: Texts) -> Dataset | None:
+    if dataset is None or dataset.config_map is None:
+        return dataset
+    name, key = dataset.config_map.name, dataset.config_map.key
+    if name not in texts:
+        raise SourceNotFound(f"ConfigMap {name}", "is not in the wave's namespace; create it, with the examples")
+    if key not in texts[name]:
+        has = ", ".join(sorted(texts[name])[:5]) or "none"
+        raise SourceNotFound(f"ConfigMap {name}", f"has no key {key} (its keys: {has}); add it, or name another")
+    lines = [line for line in texts[name][key].splitlines() if line.strip()]
+    if not lines:
+        raise InvalidRequest(f"ConfigMap {name}", f"has no examples under {key}; write one JSON object a line")
+    return msgspec.structs.replace(dataset, config_map=None, lines=lines)

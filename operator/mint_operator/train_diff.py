@@ -1,0 +1,42 @@
+"""What has to be written so that the map says of training what the plan says."""
+
+from collections.abc import Mapping
+
+from mint_contracts.training_records import TrainAssignment, TrainChange, TrainState, WaveTraining
+
+Trains = Mapping[str, Mapping[str, TrainAssignment]]
+
+
+def difference(state: TrainState, training: Mapping[str, WaveTraining], trains: Trains) -> TrainChange:
+    """The change from `state` to these waves and leases; empty when the map says so already."""
+    set_trains, del_trains = {}, {}
+    for engine in sorted({*trains, *state.trains}):
+        after, before = trains.get(engine, {}), state.trains.get(engine, {})
+        if new := tuple(after[name] for name in sorted(after) if before.get(name) != after[name]):
+            set_trains[engine] = new
+        if gone := tuple(sorted(before.keys() - after.keys())):
+            del_trains[engine] = gone
+    return TrainChange(
+        set_training=tuple(training[wave] for wave in sorted(training) if state.training.get(wave) != training[wave]),
+        del_training=tuple(sorted(state.training.keys() - training.keys())),
+        set_trains=set_trains,
+        del_trains=del_trains,
+        del_rewards=_forgotten(state.training, training),
+    )
+
+
+def cleared(state: TrainState) -> TrainChange:
+    """The change that asks no engine to train anything: for a base that was deleted while its engines still drain."""
+    gone = {engine: tuple(sorted(names)) for engine, names in sorted(state.trains.items()) if names}
+    return TrainChange(del_training=tuple(sorted(state.training)), del_trains=gone)
+
+
+def _forgotten(before: Mapping[str, WaveTraining], after: Mapping[str, WaveTraining]) -> tuple[str, ...]:
+    """Policies that no wave names any more, or only a wave made anew: their history is another's."""
+    kept = {
+        name
+        for wave, training in after.items()
+        if wave not in before or before[wave].run == training.run
+        for name in training.policies
+    }
+    return tuple(sorted({name for training in before.values() for name in training.policies} - kept))

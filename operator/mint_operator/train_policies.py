@@ -1,0 +1,61 @@
+"""The policies of a training wave, each complete: what one leaves out is the template's or follows from its place."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from mint_contracts.errors import InvalidRequest, RankTooLarge, UnknownTargetModules
+from mint_contracts.names import check_adapter
+from mint_contracts.resources import AdapterLimits
+from mint_contracts.training import Policy, PolicyTemplate, Train
+
+MOST_NAMED = 5
+
+
+def expand(namespace: str, wave: str, train: Train, manifest: Sequence[Policy] = ()) -> tuple[Policy, ...]:
+    """Every policy of the wave of that name; `manifest` are those of its manifest, if it has one.
+
+    Raises InvalidRequest for a name that is given twice or is none.
+    """
+    given, template = train.policies.list or tuple(manifest), train.policies.template
+    if not given and not train.policies.manifest:
+        prefix = template.name_prefix or wave
+        given = tuple(Policy(name=f"{namespace}/{prefix}-{index}") for index in range(train.policies.count))
+    if not given:
+        raise InvalidRequest("spec.train.policies", "names no policy; set count, list or a manifest that has some")
+    twice = sorted(name for name, count in Counter(policy.name for policy in given).items() if count > 1)
+    if twice:
+        named = ", ".join(twice[:MOST_NAMED])
+        raise InvalidRequest("spec.train.policies", f"names {named} more than once; name each policy once")
+    return tuple(_complete(policy, template, index) for index, policy in enumerate(given))
+
+
+def check(policies: Sequence[Policy], limits: AdapterLimits) -> None:
+    """That a base with these limits can hold every policy. Raises RankTooLarge or UnknownTargetModules."""
+    for policy in policies:
+        if policy.rank > limits.max_rank:
+            raise RankTooLarge(
+                f"policy {policy.name}",
+                f"has rank {policy.rank}, and slots of the base take {limits.max_rank}; lower its rank, or raise "
+                "spec.adapters.maxRank of the BaseModel",
+            )
+        unknown = sorted(set(policy.target_modules) - set(limits.target_modules)) if limits.target_modules else []
+        if unknown:
+            raise UnknownTargetModules(
+                f"policy {policy.name}",
+                f"targets {', '.join(unknown)}, which the base does not offer; choose among "
+                f"{', '.join(sorted(limits.target_modules))}",
+            )
+
+
+def _complete(policy: Policy, template: PolicyTemplate, index: int) -> Policy:
+    check_adapter(policy.name)
+    return msgspec.structs.replace(
+        policy,
+        rank=policy.rank or template.rank,
+        alpha=policy.alpha or template.alpha,
+        target_modules=policy.target_modules or template.target_modules,
+        seed=template.seed + index if policy.seed is None else policy.seed,
+        start_from=policy.start_from or template.start_from,
+    )

@@ -1,0 +1,144 @@
+"""How the policies of a training wave stand: what the map says of each, and whether it still needs an engine."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.records import Failure
+from mint_contracts.training import Policy, Train
+from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, TrainState
+
+_OVER = {Stage.FAILED, Stage.CANCELLED}
+
+
+class PolicyStand(msgspec.Struct, frozen=True):
+    """One policy. `assignment` is the newest one, on `engine`; `token` the highest lease that anybody knows of."""
+
+    settings: Policy
+    engine: str = ""
+    assignment: TrainAssignment | None = None
+    progress: Progress | None = None
+    token: int = 0
+
+    @property
+    def name(self) -> str:
+        """The adapter that it is published as."""
+        return self.settings.name
+
+    @property
+    def stage(self) -> Stage | None:
+        """What an engine said last; None before the first word."""
+        return self.progress.stage if self.progress else None
+
+    @property
+    def step(self) -> int:
+        """Finished steps."""
+        return self.progress.step if self.progress else 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether an engine holds a slot for it, or may: all but what was told to stop and is saved."""
+        lease = self.assignment
+        return lease is not None and not (lease.order is not Order.RUN and self.stage is Stage.PAUSED)
+
+    def ended(self, steps: int) -> bool:
+        """Whether nothing is left to train. One that was complete goes on when its wave asks for more steps."""
+        return self.stage in _OVER or (self.stage is Stage.COMPLETE and self.step >= steps)
+
+
+class WaveStand(msgspec.Struct, frozen=True):
+    """A wave's policies and its training with all data in place. `pins` says where policies train, or should.
+
+    `wants_slot` are the policies that need a slot now, in the order in which they get one. `unfit` says why nothing
+    of it can be trained as it is written, `waiting` why it has to wait.
+    """
+
+    train: Train
+    policies: tuple[PolicyStand, ...] = ()
+    wants_slot: tuple[str, ...] = ()
+    pins: Mapping[str, str] = {}
+    unfit: Failure | None = None
+    waiting: str = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no policy is to go on."""
+        return self.train.cancelled or self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether more policies have failed than may."""
+        count = sum(policy.stage is Stage.FAILED for policy in self.policies)
+        most = self.train.failure_policy.max_failed
+        return count == len(self.policies) > 0 if most is None else count > most
+
+    @property
+    def over(self) -> bool:
+        """Whether every policy has ended, or need not begin any more."""
+        return bool(self.policies) and all(
+            each.ended(self.train.steps) or (self.stopped and each.assignment is None) for each in self.policies
+        )
+
+    @property
+    def leased(self) -> bool:
+        """Whether an engine holds a slot for any of its policies, so that the wave keeps what it has been given."""
+        wanting = frozenset(self.wants_slot)
+        return any(each.holds and each.name in wanting for each in self.policies)
+
+
+def stands(
+    wave: str, run: str, policies: Iterable[Policy], state: TrainState, alive: Mapping[str, int]
+) -> tuple[PolicyStand, ...]:
+    """The stand of every policy of one wave; `alive` are the engines whose heart beats, with their incarnation.
+
+    An assignment that the map has lost is taken from the word of the live engine that still works under it.
+    """
+    return tuple(_stand(wave, run, policy, state, alive) for policy in policies)
+
+
+def wanting(train: Train, policies: Sequence[PolicyStand], *, stopped: bool) -> tuple[str, ...]:
+    """The policies that need a slot now; those that have one come first, then in the wave's order."""
+    needy = [each for each in policies if not each.ended(train.steps) and not _rests(each, train, stopped=stopped)]
+    return tuple(each.name for each in sorted(needy, key=lambda each: not each.holds))
+
+
+def _rests(policy: PolicyStand, train: Train, *, stopped: bool) -> bool:
+    """Whether a policy that has not ended holds no slot: it is saved, or has not begun and is not to."""
+    if policy.assignment is None:
+        return train.paused or stopped
+    return train.paused and policy.stage is Stage.PAUSED
+
+
+def _stand(wave: str, run: str, policy: Policy, state: TrainState, alive: Mapping[str, int]) -> PolicyStand:
+    name = policy.name
+    given = [
+        (each.lease, engine, each)
+        for engine, of in state.trains.items()
+        if (each := of.get(name)) is not None and each.wave == wave and each.run == run
+    ]
+    said = [
+        (told.lease, told.step, engine, told)
+        for engine, of in state.progress.items()
+        if (told := of.get(name)) is not None and told.wave == wave and told.run == run
+    ]
+    found = PolicyStand(policy)
+    if given:
+        token, engine, assignment = max(given, key=lambda item: item[:2])
+        found = PolicyStand(policy, engine, assignment, None, token)
+    if not said:
+        return found
+    heard, _, where, progress = max(said, key=lambda item: item[:3])
+    if heard > found.token and where in alive:
+        return PolicyStand(policy, where, _adopted(policy, progress, alive[where]), progress, heard)
+    return msgspec.structs.replace(found, progress=progress, token=max(found.token, heard))
+
+
+def _adopted(policy: Policy, progress: Progress, incarnation: int) -> TrainAssignment:
+    return TrainAssignment(
+        policy=policy.name,
+        wave=progress.wave,
+        lease=progress.lease,
+        settings=policy,
+        incarnation=incarnation,
+        run=progress.run,
+    )

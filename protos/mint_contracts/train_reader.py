@@ -1,0 +1,72 @@
+"""Reading the map's part about training: anybody may. Raises MapUnavailable when Redis does not answer in time."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+from redis.asyncio import Redis
+
+from mint_contracts import keys
+from mint_contracts.functions import bounded
+from mint_contracts.training_records import Progress, TrainAssignment, TrainState, WaveTraining
+
+HASHES_PER_CALL = 100
+
+T = TypeVar("T")
+
+
+class TrainReader:
+    """Reads who trains what, and how far it is."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def training(self, base: str) -> dict[str, WaveTraining]:
+        """Every training wave of a base."""
+        return _decoded(await bounded(lambda: self._redis.hgetall(keys.training(base))), WaveTraining)
+
+    async def wave(self, base: str, name: str) -> WaveTraining | None:
+        """One training wave; None if the map does not know it."""
+        raw = await bounded(lambda: self._redis.hget(keys.training(base), name))
+        return None if raw is None else msgspec.json.decode(raw, type=WaveTraining)
+
+    async def trains(self, base: str, engines: Sequence[str]) -> dict[str, dict[str, TrainAssignment]]:
+        """The leases of each of these engines."""
+        raws = await self._hashes([keys.trains(base, engine) for engine in engines])
+        return {engine: _decoded(raw, TrainAssignment) for engine, raw in zip(engines, raws, strict=True)}
+
+    async def progress(self, base: str, engines: Sequence[str]) -> dict[str, dict[str, Progress]]:
+        """What each of these engines says of the policies that it trains."""
+        raws = await self._hashes([keys.progress(base, engine) for engine in engines])
+        return {engine: _decoded(raw, Progress) for engine, raw in zip(engines, raws, strict=True)}
+
+    async def state(self, base: str, engines: Sequence[str]) -> TrainState:
+        """All of it, over these engines."""
+        return TrainState(
+            training=await self.training(base),
+            trains=await self.trains(base, engines),
+            progress=await self.progress(base, engines),
+        )
+
+    async def rewards(self, base: str, policies: Sequence[str], most: int) -> dict[str, list[float]]:
+        """The mean rewards of each policy's last `most` steps, the oldest first."""
+        found: list[list[str]] = []
+        for start in range(0, len(policies), HASHES_PER_CALL):
+            pipeline = self._redis.pipeline(transaction=False)
+            for policy in policies[start : start + HASHES_PER_CALL]:
+                pipeline.lrange(keys.rewards(base, policy), -most, -1)
+            found += await bounded(pipeline.execute)
+        return {policy: [float(each) for each in raw] for policy, raw in zip(policies, found, strict=True)}
+
+    async def _hashes(self, names: Sequence[str]) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = []
+        for start in range(0, len(names), HASHES_PER_CALL):
+            pipeline = self._redis.pipeline(transaction=False)
+            for name in names[start : start + HASHES_PER_CALL]:
+                pipeline.hgetall(name)
+            found += await bounded(pipeline.execute)
+        return found
+
+
+def _decoded(raw: dict[str, str], kind: type[T]) -> dict[str, T]:
+    return {name: msgspec.json.decode(text, type=kind) for name, text in raw.items()}

@@ -1,0 +1,98 @@
+"""The map's part about training on a real Redis: who may write it, what is read, and when it becomes known."""
+
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts import keys
+from mint_contracts.errors import StaleEpoch
+from mint_contracts.map_reader import MapReader
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import BaseRecord, MapChange
+from mint_contracts.source import Source
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.train_writer import OPS_PER_CALL, TrainWriter
+from mint_contracts.training import Dataset, ExactMatch, Policies, Policy, Reward, Train
+from mint_contracts.training_records import Order, TrainAssignment, TrainChange, WaveTraining
+
+BASE = "demo/smollm2"
+WAVE = WaveTraining(
+    wave="demo/w",
+    generation=3,
+    train=Train(
+        policies=Policies(), dataset=Dataset(lines=['{"prompt": "x"}']), reward=Reward(exact_match=ExactMatch())
+    ),
+    store=Source("s3://runs"),
+    run="uid",
+    policies=("demo/a", "demo/b"),
+    phase="Training",
+)
+
+
+def lease(policy: str, token: int = 7) -> TrainAssignment:
+    return TrainAssignment(policy, "demo/w", token, Policy(policy, rank=8), Order.PAUSE, incarnation=2, run="uid")
+
+
+def change(*policies: str, engine: str = "e-0") -> TrainChange:
+    return TrainChange(set_training=(WAVE,), set_trains={engine: tuple(lease(policy) for policy in policies)})
+
+
+async def test_every_record_comes_back_as_it_was_written(redis_client: Redis) -> None:
+    await TrainWriter(redis_client, epoch=1).apply(BASE, change("demo/a", "demo/b"))
+    found = await TrainReader(redis_client).state(BASE, ["e-0", "e-1"])
+    assert found.training == {"demo/w": WAVE}
+    assert found.trains == {"e-0": {"demo/a": lease("demo/a"), "demo/b": lease("demo/b")}, "e-1": {}}
+    assert await TrainReader(redis_client).wave(BASE, "demo/w") == WAVE
+    assert await TrainReader(redis_client).wave(BASE, "demo/other") is None
+
+
+async def test_an_older_operator_changes_nothing(redis_client: Redis) -> None:
+    await TrainWriter(redis_client, epoch=2).apply(BASE, change("demo/a"))
+    with pytest.raises(StaleEpoch):
+        await TrainWriter(redis_client, epoch=1).apply(BASE, TrainChange(del_trains={"e-0": ("demo/a",)}))
+    assert (await TrainReader(redis_client).trains(BASE, ["e-0"]))["e-0"].keys() == {"demo/a"}
+
+
+async def test_leases_alone_do_not_make_a_lost_map_known(redis_client: Redis) -> None:
+    writer, leases, reader = MapWriter(redis_client, 1), TrainWriter(redis_client, 1), MapReader(redis_client)
+    await leases.apply(BASE, change("demo/a"))
+    assert await reader.version(BASE) is None
+    await writer.apply(BASE, MapChange(base=BaseRecord(BASE)))
+    known = await reader.version(BASE)
+    assert known is not None
+    await leases.apply(BASE, change("demo/b"))
+    assert await reader.version(BASE) == known
+
+
+async def test_engines_whose_leases_change_are_called_and_no_others(redis_client: Redis) -> None:
+    reader = MapReader(redis_client)
+    async with reader.calls(BASE, "e-0") as first, reader.calls(BASE, "e-1") as second:
+        await TrainWriter(redis_client, 1).apply(BASE, change("demo/a"))
+        assert "map" in [await first(0.5), await first(0.5)]  # the first is the subscription's own
+        assert [await second(0.1), await second(0.1)] == [None, None]
+    assert await redis_client.hgetall(keys.editions(BASE)) == {"e-0": "1"}
+
+
+async def test_large_changes_go_in_parts_and_arrive_whole(redis_client: Redis) -> None:
+    names = [f"demo/{number}" for number in range(2 * OPS_PER_CALL + 3)]
+    await TrainWriter(redis_client, 1).apply(BASE, change(*names))
+    found = await TrainReader(redis_client).state(BASE, ["e-0"])
+    assert found.trains["e-0"].keys() == set(names)
+    gone = TrainChange(del_training=tuple(found.training), del_trains={"e-0": tuple(found.trains["e-0"])})
+    await TrainWriter(redis_client, 1).apply(BASE, gone)
+    left = await TrainReader(redis_client).state(BASE, ["e-0"])
+    assert (left.training, left.trains) == ({}, {"e-0": {}})
+    assert await redis_client.hget(keys.editions(BASE), "e-0") == "2"
+
+
+async def test_history_goes_with_its_wave(redis_client: Redis) -> None:
+    for policy in ("demo/a", "demo/b"):
+        await redis_client.rpush(keys.rewards(BASE, policy), 0.25, 0.5)
+    await TrainWriter(redis_client, 1).apply(BASE, TrainChange(del_rewards=("demo/a",)))
+    assert await TrainReader(redis_client).rewards(BASE, ["demo/a", "demo/b"], 1) == {"demo/a": [], "demo/b": [0.5]}
+
+
+async def test_a_base_that_is_forgotten_takes_its_training_along(redis_client: Redis) -> None:
+    await TrainWriter(redis_client, 1).apply(BASE, change("demo/a"))
+    await MapWriter(redis_client, 1).forget(BASE)
+    found = await TrainReader(redis_client).state(BASE, ["e-0"])
+    assert (found.training, found.trains) == ({}, {"e-0": {}})

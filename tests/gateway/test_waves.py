@@ -1,0 +1,201 @@
+"""Watching training waves through a gateway: over a real Redis, with records as operator and engines write them."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mint_contracts import errors, keys
+from mint_contracts.records import Failure
+from mint_contracts.source import Source
+from mint_contracts.train_writer import TrainWriter
+from mint_contracts.training import Dataset, Policies, Train
+from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
+from mint_contracts.training_records import Progress, Published, Stage, TrainChange, WaveTraining
+from mint_gateway import wave_watch
+from mint_gateway.cli.wave_plot import plot, smoothed
+from mint_gateway.cli.wave_tables import line, span, sparkline
+from mint_gateway.waves import words
+from tests.gateway.scene import BASE, Scene
+from tests.gateway.test_cli import mint
+
+NAMES = ("demo/w-0", "demo/w-1")
+
+
+def wave(phase: str = "Training", run: str = "uid", message: str = "") -> WaveTraining:
+    train = Train(policies=Policies(), dataset=Dataset(lines=["{}"]), steps=4)
+    return WaveTraining("demo/w", 1, train, Source("s3://runs"), run, NAMES, phase, message)
+
+
+def said(
+    policy: str, step: int, stage: Stage = Stage.RUNNING, lease: int = 7, run: str = "uid", **fields: object
+) -> Progress:
+    return Progress(policy, "demo/w", lease, stage, run=run, step=step, steps=4, **fields)  # type: ignore[arg-type]
+
+
+class Training:
+    """One engine that trains the wave's two policies, and the operator's word on the wave."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._writer = TrainWriter(scene.redis, epoch=1)
+
+    async def declare(self, training: WaveTraining) -> None:
+        await self._writer.apply(BASE, TrainChange(set_training=(training,)))
+
+    async def report(self, *progress: Progress, rewards: dict[str, list[float]] | None = None) -> None:
+        for each in progress:
+            await self._scene.redis.hset(keys.progress(BASE, "e-0"), each.policy, msgspec.json.encode(each).decode())
+        for name, values in (rewards or {}).items():
+            await self._scene.redis.delete(keys.rewards(BASE, name))
+            await self._scene.redis.rpush(keys.rewards(BASE, name), *values)
+
+    async def forget(self) -> None:
+        await self._writer.apply(BASE, TrainChange(del_training=("demo/w",)))
+
+
+@pytest.fixture
+async def training(scene: Scene) -> Training:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.open()
+    await scene.seen(engine)
+    return Training(scene)
+
+
+async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, training: Training) -> None:
+    await training.declare(wave())
+    first, second = NAMES
+    await training.report(said(first, 1, reward_recent=0.25, tokens=10, step_s=2.0), rewards={first: [0.25]})
+    updates = scene.client.watch("demo/w", history=True)
+    seen = await anext(updates)
+    assert (seen.wave, seen.base_model, seen.phase, seen.step, seen.steps) == ("demo/w", BASE, "Training", 0, 4)
+    assert [(each.policy, each.stage, each.step, each.engine) for each in seen.policies] == [
+        (first, "Running", 1, "e-0"),
+        (second, "Waiting", 0, ""),
+    ]
+    assert list(seen.policies[0].rewards) == [0.25]
+    assert seen.reward_recent == 0.25
+    await training.report(
+        said(first, 2, reward_recent=0.5), said(second, 1, reward_recent=1.0), rewards={first: [0.25, 0.75]}
+    )
+    seen = await _until(updates, lambda progress: progress.step == 1)
+    assert seen.reward_recent == 0.75
+    end = Published("sha256:abc", 4, Source("s3://runs/abc"))
+    await training.report(*(said(name, 4, Stage.COMPLETE, published=end) for name in NAMES))
+    await training.declare(wave("Complete"))
+    seen = await _until(updates, lambda progress: progress.phase == "Complete")
+    assert {each.revision for each in seen.policies} == {"sha256:abc"}
+    with pytest.raises(StopAsyncIteration):
+        await anext(updates)
+
+
+async def _until(updates: object, holds: object) -> WaveProgress:
+    async with asyncio.timeout(30):
+        async for progress in updates:  # type: ignore[attr-defined]
+            if holds(progress):  # type: ignore[operator]
+                return WaveProgress.FromString(progress.SerializeToString())
+    raise AssertionError("the stream ended before")
+
+
+async def test_a_wave_that_nobody_knows_is_not_found(scene: Scene, training: Training) -> None:
+    with pytest.raises(errors.NotFound, match="wave demo/other: is no training wave"):
+        await anext(scene.client.watch("demo/other"))
+    with pytest.raises(errors.InvalidRequest, match="must read 'namespace/name'"):
+        await anext(scene.client.watch("other"))
+
+
+async def test_a_wave_that_is_deleted_ends_the_watch(scene: Scene, training: Training) -> None:
+    await training.declare(wave())
+    updates = scene.client.watch("demo/w")
+    await anext(updates)
+    await training.forget()
+    with pytest.raises(errors.NotFound):
+        await anext(updates)
+
+
+async def test_too_many_watchers_are_told_when_to_come_back(
+    scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wave_watch, "MOST_WATCHERS", 1)
+    await training.declare(wave())
+    first = scene.client.watch("demo/w")
+    await anext(first)
+    with pytest.raises(errors.Overloaded) as refused:
+        await anext(scene.client.watch("demo/w"))
+    assert refused.value.retry_after_s == wave_watch.RETRY_AFTER_S
+    await first.aclose()
+
+
+async def test_waves_are_listed_in_aggregate(scene: Scene, training: Training) -> None:
+    await training.declare(wave("Queued", message="needs 2 more device slots"))
+    [found] = await scene.client.waves()
+    assert (found.wave, found.phase, found.policy_count, len(found.policies)) == ("demo/w", "Queued", 2, 0)
+    assert not found.HasField("reward_recent")
+    assert await scene.client.waves(BASE) == [found]
+
+
+def test_the_newest_lease_speaks_and_other_runs_do_not() -> None:
+    told = {
+        "e-0": {NAMES[0]: said(NAMES[0], 3, lease=7), NAMES[1]: said(NAMES[1], 1, run="older")},
+        "e-1": {NAMES[0]: said(NAMES[0], 2, lease=8)},
+    }
+    assert words(wave(), told) == {NAMES[0]: ("e-1", told["e-1"][NAMES[0]])}
+
+
+async def test_piped_the_command_prints_a_line_an_update(scene: Scene, training: Training) -> None:
+    await training.declare(wave("Failed", message="the loss is not a number"))
+    why = Failure("NonFiniteWeights", "the loss is not a number", terminal=True)
+    await training.report(said(NAMES[0], 3, Stage.FAILED, failure=why, reward_recent=0.5, tokens=1200))
+    code, out, err = await mint(scene.target, "wave", "watch", "-n", "demo", "w")
+    assert (code, err) == (1, "")
+    assert out == ("demo/w Failed 0/4, 2 policies, reward 0.500 (best -), 1,200 tokens: the loss is not a number\n")
+    code, out, _ = await mint(scene.target, "wave", "watch", "demo/w", "--output", "json")
+    assert json.loads(out)["policies"][0]["failure_reason"] == "NonFiniteWeights"
+
+
+async def test_the_command_lists_waves(scene: Scene, training: Training) -> None:
+    await training.declare(wave())
+    code, out, _ = await mint(scene.target, "wave", "list")
+    assert code == 0
+    assert "demo/w" in out
+    assert "Training" in out
+    assert "0/4" in out
+
+
+async def test_the_command_draws_a_picture(scene: Scene, training: Training, tmp_path: Path) -> None:
+    await training.declare(wave())
+    await training.report(said(NAMES[0], 3), rewards={NAMES[0]: [0.1, 0.5, 0.9]})
+    picture = tmp_path / "rewards.png"
+    code, _, err = await mint(scene.target, "wave", "plot", "demo/w", "-o", str(picture))
+    assert (code, err) == (0, f"{picture}: 2 policies, 3 steps\n")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, _, err = await mint(scene.target, "wave", "plot", "demo/w", "-o", str(tmp_path / "rewards.exe"))
+    assert code == 1
+    assert "cannot be drawn" in err
+
+
+def test_curves_are_smoothed_backwards() -> None:
+    assert smoothed([1.0, 2.0, 3.0, 4.0], window=2) == [1.0, 1.5, 2.5, 3.5]
+
+
+def test_a_picture_without_a_step_is_empty_not_an_error(tmp_path: Path) -> None:
+    progress = WaveProgress(wave="demo/w", policies=[PolicyProgress(policy="demo/w-0", stage="Waiting")])
+    assert plot(progress, tmp_path / "empty.svg") == 0
+
+
+def test_sparklines_rise_with_their_values_and_fit_their_width() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert len(sparkline([0.5] * 1000, width=10)) == 10
+    assert sparkline([]) == ""
+    assert sparkline([-1.0, 1.0]) == "▁█"
+
+
+def test_a_line_says_what_matters() -> None:
+    progress = WaveProgress(
+        wave="demo/w", phase="Training", step=3, steps=50, policy_count=8, reward_recent=0.5, tokens=12000, eta_s=250
+    )
+    assert line(progress) == ("demo/w Training 3/50, 8 policies, reward 0.500 (best -), 12,000 tokens, 4m10s left")
+    assert [span(seconds) for seconds in (5, 65, 3700)] == ["5s", "1m05s", "1h01m"]

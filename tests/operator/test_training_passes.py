@@ -1,0 +1,148 @@
+"""Training waves over a real API server and a real Redis, with engines that the test plays."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts import keys
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment
+from mint_operator.dirt import Part
+from tests.operator.stage import PlayedEngine, adapter_wave, base_model
+from tests.operator.stage import Stage as Theatre
+from tests.operator.training_worlds import published
+from tests.redis_process import RedisProcess
+
+TRAINING: dict[str, Any] = {"training": {"store": {"uri": "pvc://training/runs"}}}
+
+
+def training_wave(name: str, count: int = 2, **train: Any) -> dict[str, Any]:
+    said = {"policies": {"count": count}, "dataset": {"lines": ['{"prompt": "x"}']}, "reward": {"exactMatch": {}}}
+    spec = {"train": said | {"steps": 4} | train}
+    wave = adapter_wave(name, [])
+    wave["spec"] |= spec
+    del wave["spec"]["adapters"]
+    return wave
+
+
+async def leases(stage: Theatre, *engines: str) -> dict[str, TrainAssignment]:
+    found = await TrainReader(stage.redis).trains(stage.base, engines or ["smol-0"])
+    return {name: each for of in found.values() for name, each in of.items()}
+
+
+async def tell(redis: Redis, stage: Theatre, stands: Stage, step: int, **fields: Any) -> None:
+    """What an engine says of all that it trains, as its own record in the map."""
+    for name, lease in (await leases(stage)).items():
+        said = Progress(name, lease.wave, lease.lease, stands, run=lease.run, step=step, steps=4, **fields)
+        await redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(said).decode())
+
+
+async def training(stage: Theatre, engine: PlayedEngine, **train: Any) -> None:
+    """A base whose engine answers, and a wave that has its leases."""
+    stage.apply(base_model(**TRAINING), training_wave("w", **train))
+    await stage.once()
+    await engine.report()
+    await stage.once()
+
+
+async def test_a_wave_trains_and_is_complete_and_served(stage: Theatre) -> None:
+    engine = stage.engine()
+    await training(stage, engine)
+    names = [f"{stage.namespace}/w-{index}" for index in range(2)]
+    found = await leases(stage)
+    assert sorted(found) == names
+    assert {(lease.order, lease.incarnation) for lease in found.values()} == {(Order.RUN, 1)}
+    await tell(stage.redis, stage, Stage.RUNNING, 2, reward_recent=0.5, tokens=64, step_s=1.5)
+    await stage.once()
+    status = await stage.status("AdapterWave", "w")
+    assert (status["phase"], status["training"]["progress"], status["training"]["eta"]) == ("Training", "2/4", "3s")
+    assert status["training"]["policies"]["running"] == 2
+    await tell(stage.redis, stage, Stage.COMPLETE, 4, published=published(4))
+    await stage.once()
+    stage.server.kubectl("wait", "-n", stage.namespace, "--for=condition=Complete", "adapterwave/w", "--timeout=5s")
+    assert sorted(await engine.assigned()) == names
+    await engine.obey()
+    await stage.once()
+    assert (await stage.condition("AdapterWave", "w"))["status"] == "True"
+
+
+async def test_a_pass_that_finds_everything_right_writes_nothing(stage: Theatre) -> None:
+    engine = stage.engine()
+    await training(stage, engine)
+    await tell(stage.redis, stage, Stage.RUNNING, 1)
+    await stage.once()
+    assert sum((await stage.once()).values()) == 0
+
+
+async def test_progress_alone_makes_a_pass_worthwhile(stage: Theatre) -> None:
+    engine = stage.engine()
+    await training(stage, engine)
+    await tell(stage.redis, stage, Stage.RUNNING, 1)
+    assert (await stage.once(frozenset({Part.MAP})))["statuses"] > 0
+
+
+async def test_examples_come_from_a_config_map_once_it_is_there(stage: Theatre) -> None:
+    engine = stage.engine()
+    await training(stage, engine, dataset={"configMap": {"name": "lessons"}})
+    complete = await stage.condition("AdapterWave", "w", "Complete")
+    assert complete["reason"] == "SourceNotFound"
+    assert "ConfigMap lessons" in complete["message"]
+    lessons = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "lessons"}}
+    stage.apply(lessons | {"data": {"data.jsonl": '{"prompt": "1+1="}\n'}})
+    await stage.once()
+    wave = await TrainReader(stage.redis).wave(stage.base, f"{stage.namespace}/w")
+    assert wave is not None
+    assert wave.train.dataset is not None
+    assert wave.train.dataset.lines == ['{"prompt": "1+1="}']
+    assert len(await leases(stage)) == 2
+
+
+async def test_a_new_operator_grants_nothing_anew(stage: Theatre) -> None:
+    engine = stage.engine()
+    await training(stage, engine)
+    before = await leases(stage)
+    stage.operator(2)
+    await stage.once()
+    assert await leases(stage) == before
+
+
+async def test_leases_outlive_a_redis_that_lost_everything(mortal_stage: tuple[Theatre, RedisProcess]) -> None:
+    stage, _ = mortal_stage
+    engine = stage.engine()
+    await training(stage, engine)
+    await tell(stage.redis, stage, Stage.RUNNING, 2)
+    await stage.once()
+    before = await leases(stage)
+    await stage.redis.flushall()
+    stage.operator(2)  # one that remembers nothing, over engines that have told again
+    for name, lease in before.items():
+        said = Progress(name, lease.wave, lease.lease, Stage.RUNNING, run=lease.run, step=2, steps=4)
+        await stage.redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(said).decode())
+    await engine.report()
+    await stage.once()
+    assert await leases(stage) == before
+
+
+async def test_a_wave_that_goes_leaves_nothing_behind(stage: Theatre) -> None:
+    engine = stage.engine()
+    await training(stage, engine)
+    await stage.redis.rpush(keys.rewards(stage.base, f"{stage.namespace}/w-0"), 0.5)
+    stage.delete("adapterwave", "w")
+    await stage.once()
+    assert await leases(stage) == {}
+    assert await TrainReader(stage.redis).training(stage.base) == {}
+    assert not await stage.redis.exists(keys.rewards(stage.base, f"{stage.namespace}/w-0"))
+
+
+@pytest.mark.parametrize("change", [{"paused": True}, {"cancelled": True}])
+async def test_a_person_stops_it(stage: Theatre, change: dict[str, bool]) -> None:
+    engine = stage.engine()
+    await training(stage, engine)
+    patch = json.dumps({"spec": {"train": change}})
+    stage.server.kubectl("patch", "-n", stage.namespace, "aw/w", "--type=merge", "-p", patch)
+    await stage.once()
+    orders = {lease.order for lease in (await leases(stage)).values()}
+    assert orders == {Order.PAUSE if "paused" in change else Order.CANCEL}

@@ -1,0 +1,336 @@
+"""What a plan makes of waves that train: slots, leases, orders, placements of what was published, and statuses."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from mint_contracts.records import EngineView, Failure, Held, Tier
+from mint_contracts.resources import Serve, TrainingStatus
+from mint_contracts.training import ConfigMapKey, Dataset, Policies, Policy, PolicyTemplate
+from mint_contracts.training_records import Order, Stage
+from mint_operator.snapshot import Inputs, ObservedBase
+from tests.operator import worlds
+from tests.operator.training_worlds import (
+    STEPS,
+    World,
+    base,
+    dead,
+    engines,
+    named,
+    published,
+    restarted,
+    training_wave,
+)
+
+
+def condition(world: World, wave: str, kind: str) -> tuple[str, str, str]:
+    found = next(each for each in world.status(wave).conditions if each.type == kind)
+    return found.status, found.reason, found.message
+
+
+def training(world: World) -> TrainingStatus:
+    found = world.status("w").training
+    assert found is not None
+    return found
+
+
+def orders(world: World) -> set[Order]:
+    return {lease.order for _, lease in world.leases.values()}
+
+
+def test_a_wave_trains_together_on_one_engine_and_its_policies_are_complete() -> None:
+    template = PolicyTemplate(name_prefix="acme/x", rank=4, seed=7)
+    world = World(base(2, 2), [training_wave("w", policies=Policies(template=template, count=3))], engines(2))
+    world.step()
+    assert list(world.leases) == [f"team/acme/x-{index}" for index in range(3)]
+    assert len({engine for engine, _ in world.leases.values()}) == 1
+    settings = [lease.settings for _, lease in world.leases.values()]
+    assert [(each.rank, each.alpha, each.seed) for each in settings] == [(4, 16.0, 7), (4, 16.0, 8), (4, 16.0, 9)]
+    record = world.training.training["team/w"]
+    assert record.store.uri == "pvc://training/runs"
+    assert record.train.policies == Policies()
+    assert record.policies == tuple(world.leases)
+    assert world.placements == {}
+
+
+def test_a_wave_that_no_engine_can_take_alone_spreads() -> None:
+    world = World(base(2, 2, slots=3), [training_wave("w", 5)], engines(2))
+    world.step()
+    assert len(world.leases) == 5
+    assert {engine for engine, _ in world.leases.values()} == {"smol-0", "smol-1"}
+
+
+def test_a_gang_has_slots_for_all_or_none() -> None:
+    serving = worlds.wave("s", ["a", "b"])
+    world = World(base(slots=4), [serving, training_wave("w", 3)], engines(1))
+    world.step()
+    assert world.leases == {}
+    assert world.status("w").phase == "Queued"
+    assert condition(world, "w", "Admitted")[:2] == ("False", "WaitingForCapacity")
+    world.waves = [msgspec.structs.replace(serving, spec=worlds.wave("s", ["a"]).spec), world.waves[1]]
+    world.step()
+    world.step()
+    assert len(world.leases) == 3
+
+
+def test_an_elastic_wave_takes_what_is_free_and_the_rest_follows() -> None:
+    world = World(
+        base(slots=4),
+        [worlds.wave("s", ["a", "b"]), training_wave("w", 3, admission="Elastic", serve=Serve(residency="Host"))],
+        engines(1),
+    )
+    world.step()
+    world.step()
+    assert list(world.leases) == named("w", [0, 1])
+    world.say(Stage.COMPLETE, STEPS, "team/w-0", published=published(STEPS))
+    world.step()
+    assert set(world.leases) == set(named("w", [0, 1, 2]))
+    assert training(world).policies.complete == 1
+
+
+def test_what_trains_keeps_its_slots_from_a_wave_of_higher_priority() -> None:
+    world = World(base(slots=4), [training_wave("w", 3)], engines(1))
+    world.step()
+    before = world.leases
+    world.waves.append(worlds.wave("s", ["a", "b", "c"], priority=100))
+    world.step()
+    assert world.leases == before
+    assert world.status("s").phase == "Pending"
+
+
+def test_leases_stay_while_nothing_changes_and_grow_with_each_start_of_the_engine() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    first = world.leases
+    world.step()
+    assert world.leases == first
+    world.engines = [dead(world.engines[0])]
+    world.step()
+    assert world.leases == first
+    world.engines = [restarted(engines(1)[0], 2)]
+    world.step()
+    for name, (engine, lease) in world.leases.items():
+        assert engine == "smol-0"
+        assert lease.incarnation == 2
+        assert lease.lease > first[name][1].lease
+
+
+def test_policies_move_from_an_engine_that_stays_away() -> None:
+    world = World(base(2, 2), [training_wave("w", 2)], engines(2))
+    world.step()
+    home = {engine for engine, _ in world.leases.values()}.pop()
+    before = world.leases
+    ordinal = int(home[-1])
+    world.engines[ordinal] = dead(world.engines[ordinal])
+    world.away_s = {home: 5.0}
+    world.step()
+    assert world.leases == before
+    world.away_s = {home: 60.0}
+    world.step()
+    assert {engine for engine, _ in world.leases.values()} == {f"smol-{1 - ordinal}"}
+    assert all(lease.lease > before[name][1].lease for name, (_, lease) in world.leases.items())
+
+
+def test_pause_frees_the_slots_once_all_is_saved_and_resume_goes_on_under_the_same_lease() -> None:
+    world = World(base(slots=4), [training_wave("w", 3)], engines(1))
+    world.step()
+    before = world.leases
+    world.say(Stage.RUNNING, 2)
+    world.change("w", paused=True)
+    world.step()
+    assert orders(world) == {Order.PAUSE}
+    assert world.status("w").phase == "Training"
+    world.say(Stage.PAUSED, 3)
+    world.waves.append(worlds.wave("s", ["a", "b", "c"]))
+    world.step()
+    assert world.status("w").phase == "Paused"
+    assert len(world.placements) == 3
+    world.change("w", paused=False)
+    world.step()
+    assert world.status("w").phase == "Queued"
+    assert orders(world) == {Order.PAUSE}
+    world.waves.pop()
+    world.step()
+    assert orders(world) == {Order.RUN}
+    assert {name: lease.lease for name, (_, lease) in world.leases.items()} == {
+        name: lease.lease for name, (_, lease) in before.items()
+    }
+
+
+def test_cancel_ends_the_wave() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 2)
+    world.change("w", cancelled=True)
+    world.step()
+    assert orders(world) == {Order.CANCEL}
+    world.say(Stage.CANCELLED, 3, published=published(3))
+    world.step()
+    assert world.status("w").phase == "Cancelled"
+    assert condition(world, "w", "Complete")[:2] == ("False", "TrainingCancelled")
+    assert set(world.placements) == set(named("w", [0, 1]))
+
+
+def test_published_revisions_stay_with_their_engine_and_are_served_as_asked_once_complete() -> None:
+    world = World(base(2, 2), [training_wave("w", 2, serve=Serve(replicas=2))], engines(2))
+    world.step()
+    world.say(Stage.RUNNING, 4, published=published(4))
+    world.step()
+    home = {engine for engine, _ in world.leases.values()}
+    kept = world.placements["team/w-0"]
+    assert [(place.engine, place.residency) for place in kept.places] == [(home.pop(), Tier.DISK)]
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    served = world.placements["team/w-0"]
+    assert served.source == published(STEPS).source
+    assert sorted((place.engine, place.residency) for place in served.places) == [
+        ("smol-0", Tier.DEVICE),
+        ("smol-1", Tier.DEVICE),
+    ]
+    assert world.status("w").phase == "Complete"
+    assert condition(world, "w", "Complete")[0] == "True"
+    assert condition(world, "w", "Ready")[:2] == ("False", "AdaptersLoading")
+    world.engines = [_holding(view, ["team/w-0", "team/w-1"]) for view in engines(2)]
+    world.step()
+    assert condition(world, "w", "Ready")[0] == "True"
+
+
+def _holding(view: EngineView, names: list[str]) -> EngineView:
+    held = {name: Held(name, published(STEPS).source, Tier.DEVICE) for name in names}
+    return msgspec.structs.replace(view, held=held)
+
+
+def test_more_steps_make_a_complete_wave_go_on() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    assert world.status("w").phase == "Complete"
+    world.change("w", steps=STEPS * 2)
+    world.step()
+    assert world.status("w").phase == "Training"
+    assert orders(world) == {Order.RUN}
+    assert world.training.training["team/w"].train.steps == STEPS * 2
+
+
+FAILURE = Failure("NonFiniteWeights", "the loss is not a number", terminal=True)
+
+
+def test_a_failed_policy_does_not_fail_the_wave() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.FAILED, 3, "team/w-0", failure=FAILURE)
+    world.say(Stage.RUNNING, 3, "team/w-1")
+    world.step()
+    assert world.status("w").phase == "Training"
+    assert [each.reason for each in world.status("w").failures] == ["NonFiniteWeights"]
+    world.say(Stage.COMPLETE, STEPS, "team/w-1", published=published(STEPS))
+    world.step()
+    assert world.status("w").phase == "Complete"
+    assert condition(world, "w", "Complete")[2] == "1 of 2 policies complete, 1 failed"
+
+
+def test_a_wave_fails_as_its_failure_policy_says_and_cancels_the_others() -> None:
+    world = World(base(), [training_wave("w", 3, max_failed=0)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 3)
+    world.say(Stage.FAILED, 3, "team/w-0", failure=FAILURE)
+    world.step()
+    assert {world.leases[name][1].order for name in named("w", [1, 2])} == {Order.CANCEL}
+    world.say(Stage.CANCELLED, 4, *named("w", [1, 2]))
+    world.step()
+    assert world.status("w").phase == "Failed"
+    assert "the loss is not a number" in condition(world, "w", "Complete")[2]
+
+
+def test_all_failed_fails_the_wave() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.FAILED, 3, failure=FAILURE)
+    world.step()
+    assert world.status("w").phase == "Failed"
+
+
+def test_status_sums_up_the_policies() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    said = {"reward_mean": 0.5, "reward_recent": 0.25, "reward_best": 0.75, "tokens": 100, "step_s": 30.0}
+    world.say(Stage.RUNNING, 4, "team/w-0", **said)
+    world.say(Stage.RUNNING, 6, "team/w-1", **said | {"reward_recent": 0.75})
+    world.step()
+    found = training(world)
+    assert (found.step, found.steps, found.progress) == (4, 10, "4/10")
+    assert (found.reward.last, found.reward.recent, found.reward.best) == (0.5, 0.5, 0.75)
+    assert (found.tokens, found.eta_seconds, found.eta) == (200, 180, "3m00s")
+    assert (found.policies.total, found.policies.running) == (2, 2)
+    assert condition(world, "w", "Ready")[0] == "True"
+
+
+def test_a_wave_deleted_leaves_nothing_and_one_made_anew_starts_anew() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    world.waves = [training_wave("w", 2, run="another")]
+    found = world.step()
+    assert found.training["team/smol"].del_rewards == tuple(named("w", [0, 1]))
+    assert {lease.run for _, lease in world.leases.values()} == {"another"}
+    assert training(world).step == 0
+    world.waves = []
+    world.step()
+    assert world.leases == {}
+    assert world.training.training == {}
+    assert world.placements == {}
+
+
+def test_leases_are_rebuilt_from_what_engines_say_when_the_map_was_lost() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    before = world.leases
+    world.say(Stage.RUNNING, 3)
+    world.training = msgspec.structs.replace(world.training, training={}, trains={})
+    world.version = None
+    world.step()
+    assert world.leases == before
+
+
+def test_two_waves_can_not_train_one_policy() -> None:
+    given = Policies(list=(Policy(name="team/x"),))
+    world = World(base(), [training_wave("a", policies=given), training_wave("b", policies=given)], engines(1))
+    world.step()
+    assert world.leases["team/x"][1].wave == "team/a"
+    assert condition(world, "b", "Admitted")[1] == "PolicyConflict"
+    world.waves.pop(0)
+    world.step()
+    assert world.leases["team/x"][1].wave == "team/b"
+
+
+@pytest.mark.parametrize(
+    ("of", "fields", "why"),
+    [
+        (base(store=False), {}, "NoTrainingStore"),
+        (base(), {"policies": Policies(template=PolicyTemplate(rank=64), count=1)}, "RankTooLarge"),
+        (base(), {"policies": Policies(list=(Policy(name="../x"),))}, "InvalidRequest"),
+        (base(), {"dataset": Dataset(uri="pvc://elsewhere/x.jsonl")}, "SourceForbidden"),
+        (base(), {"dataset": Dataset(config_map=ConfigMapKey("lessons"))}, "SourceNotFound"),
+        (base(slots=3), {"count": 4}, "CapacityExceeded"),
+        (base(slots=3), {"count": 2, "serve": Serve(replicas=2)}, "CapacityExceeded"),
+    ],
+)
+def test_what_can_never_train_says_so_at_once(of: ObservedBase, fields: dict[str, Any], why: str) -> None:
+    world = World(of, [training_wave("w", **fields)], engines(1))
+    world.step()
+    assert world.status("w").phase == "Failed"
+    assert condition(world, "w", "Complete")[:2] == ("False", why)
+    assert world.leases == {}
+
+
+def test_config_maps_come_to_the_engines_as_lines() -> None:
+    wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
+    texts = {"team": {"lessons": {"data.jsonl": '{"prompt": "a"}\n\n{"prompt": "b"}\n'}}}
+    world = World(base(), [wave], engines(1), inputs=Inputs(config_maps=texts))
+    world.step()
+    dataset = world.training.training["team/w"].train.dataset
+    assert dataset == Dataset(lines=['{"prompt": "a"}', '{"prompt": "b"}'])
+    assert {lease.settings.dataset for _, lease in world.leases.values()} == {None}

@@ -1,0 +1,160 @@
+"""Whatever happens to engines, waves and the map: one lease a policy, tokens that grow, slots given once."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_contracts.records import Tier
+from mint_contracts.resources import Serve
+from mint_contracts.training_records import Order, Stage
+from tests.operator import worlds
+from tests.operator.training_worlds import STEPS, World, base, dead, engines, published, restarted, training_wave
+
+ENGINES = 3
+SLOTS = 4
+ENDED = {Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED}
+
+
+@dataclass
+class Story:
+    """A world to which things happen; `tokens` are the highest leases granted so far."""
+
+    world: World = field(default_factory=lambda: World(base(ENGINES, ENGINES, SLOTS), [], engines(ENGINES)))
+    tokens: dict[str, int] = field(default_factory=dict)
+    starts: int = 1
+
+    def kill(self, ordinal: int) -> None:
+        self.world.engines[ordinal] = dead(self.world.engines[ordinal])
+
+    def stay_away(self, ordinal: int) -> None:
+        self.kill(ordinal)
+        self.world.away_s[f"smol-{ordinal}"] = 60.0
+
+    def start(self, ordinal: int) -> None:
+        self.starts += 1
+        self.world.engines[ordinal] = restarted(engines(ENGINES)[ordinal], self.starts)
+        self.world.away_s.pop(f"smol-{ordinal}", None)
+
+    def train(self, index: int, count: int, *, gang: bool) -> None:
+        name = f"w{index}"
+        if not any(wave.meta.name == name for wave in self.world.waves):
+            serve = Serve(residency="Device" if gang else "Host")
+            wave = training_wave(name, count, admission="Gang" if gang else "Elastic", serve=serve)
+            self.world.waves.append(wave)
+
+    def serve(self, index: int, count: int, priority: int) -> None:
+        name = f"s{index}"
+        if not any(wave.meta.name == name for wave in self.world.waves):
+            adapters = [f"{name}-{number}" for number in range(count)]
+            self.world.waves.append(worlds.wave(name, adapters, priority=priority))
+
+    def delete(self, index: int) -> None:
+        if self.world.waves:
+            del self.world.waves[index % len(self.world.waves)]
+
+    def change(self, index: int, paused: bool, cancelled: bool) -> None:
+        self.world.change(f"w{index}", paused=paused, cancelled=cancelled)
+
+    def say(self, ordinal: int, stage: Stage, step: int) -> None:
+        """A live engine reports so of everything that it trains."""
+        if self.world.engines[ordinal].record is not None:
+            names = list(self.world.training.trains.get(f"smol-{ordinal}", {}))
+            if names:
+                self.world.say(stage, STEPS if stage is Stage.COMPLETE else step, *names, published=published(step))
+
+    def lose_the_map(self) -> None:
+        """Redis lost everything, and live engines have told again how their policies stand."""
+        alive = {view.engine for view in self.world.engines if view.record is not None}
+        before = self.world.training
+        told = {engine: of for engine, of in before.progress.items() if engine in alive}
+        self.world.training = msgspec.structs.replace(before, training={}, trains={}, progress=told)
+        self.world.version, self.world.placements = None, {}
+        # Whatever nobody tells of any more begins under a clock that has gone on.
+        told_of = {name: each.lease for of in told.values() for name, each in of.items()}
+        self.tokens = {name: token for name, token in self.tokens.items() if told_of.get(name) == token}
+
+    def settle(self) -> None:
+        """Plan, write, and hold what must always hold."""
+        self.world.step()
+        found = self.world.leases  # fails where a policy has two
+        for name, (engine, lease) in found.items():
+            assert lease.lease >= self.tokens.get(name, 0)
+            self.tokens[name] = lease.lease
+            assert engine in {view.engine for view in self.world.engines}
+        self._slots_hold()
+
+    def _slots_hold(self) -> None:
+        world = self.world
+        taken = Counter(
+            place.engine
+            for placement in world.placements.values()
+            for place in placement.places
+            if place.residency is Tier.DEVICE
+        )
+        for name, (engine, lease) in world.leases.items():
+            said = world.training.progress.get(engine, {}).get(name)
+            stage = said.stage if said is not None and said.run == lease.run else None
+            saved = lease.order is not Order.RUN and stage is Stage.PAUSED
+            taken[engine] += not saved and stage not in ENDED
+        alive = {view.engine for view in world.engines if view.record is not None}
+        assert all(taken[engine] <= SLOTS for engine in alive), taken
+
+
+ordinals = st.integers(0, ENGINES - 1)
+EVENTS = st.one_of(
+    st.tuples(st.just("kill"), ordinals),
+    st.tuples(st.just("stay_away"), ordinals),
+    st.tuples(st.just("start"), ordinals),
+    st.tuples(st.just("train"), st.integers(0, 2), st.integers(1, 6), st.booleans()),
+    st.tuples(st.just("serve"), st.integers(0, 2), st.integers(1, 6), st.integers(0, 2)),
+    st.tuples(st.just("delete"), st.integers(0, 5)),
+    st.tuples(st.just("change"), st.integers(0, 2), st.booleans(), st.booleans()),
+    st.tuples(st.just("say"), ordinals, st.sampled_from(list(Stage)), st.integers(0, STEPS)),
+    st.tuples(st.just("lose_the_map")),
+)
+
+
+@given(st.lists(EVENTS, max_size=25))
+@settings(max_examples=200, deadline=None)
+def test_leases_are_exclusive_and_fenced_and_slots_are_given_once(events: list[tuple[object, ...]]) -> None:
+    story = Story()
+    for what, *arguments in events:
+        if what == "train":
+            index, count, gang = arguments
+            story.train(index, count, gang=gang)  # type: ignore[arg-type]
+        else:
+            getattr(story, str(what))(*arguments)
+        story.settle()
+
+
+@given(st.lists(EVENTS, max_size=15))
+@settings(max_examples=100, deadline=None)
+def test_a_second_look_changes_nothing(events: list[tuple[object, ...]]) -> None:
+    story = Story()
+    for what, *arguments in events:
+        if what == "train":
+            index, count, gang = arguments
+            story.train(index, count, gang=gang)  # type: ignore[arg-type]
+        else:
+            getattr(story, str(what))(*arguments)
+        story.settle()
+    for _ in range(3):
+        story.settle()
+    leases, placements = story.world.leases, story.world.placements
+    found = story.world.step()
+    assert found.training == {}
+    assert (story.world.leases, story.world.placements) == (leases, placements)
+
+
+@given(st.integers(1, 12), st.integers(0, 12))
+def test_a_gang_gets_all_of_its_slots_or_none(policies: int, served: int) -> None:
+    story = Story()
+    if served:
+        story.serve(0, served, 0)
+        story.settle()
+    story.train(0, policies, gang=True)
+    story.settle()
+    assert len(story.world.leases) == (policies if policies + served <= ENGINES * SLOTS else 0)

@@ -1,0 +1,182 @@
+"""Small worlds that train: waves of policies, what engines say of them, and the map after each plan is written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from mint_contracts.records import EngineView, MapState, Placement
+from mint_contracts.resources import (
+    AdapterWaveSpec,
+    AdapterWaveStatus,
+    BaseModelRef,
+    Serve,
+    TrainingLimits,
+    TrainingStore,
+)
+from mint_contracts.source import Source
+from mint_contracts.training import Dataset, ExactMatch, FailurePolicy, Policies, Reward, Train
+from mint_contracts.training_records import Progress, Published, Stage, TrainAssignment, TrainChange, TrainState
+from mint_operator.plan import Plan, plan
+from mint_operator.snapshot import BaseMap, Inputs, Meta, ObservedBase, ObservedWave, Snapshot, TrainKnown
+from tests.operator import worlds
+from tests.operator.worlds import KEY, NOW, RELEASE
+
+TRAINING = TrainingLimits(store=TrainingStore(uri="pvc://training/runs"))
+STEPS = 10
+Trains = dict[str, dict[str, TrainAssignment]]
+
+
+def base(low: int = 1, high: int = 1, slots: int = 8, *, store: bool = True) -> ObservedBase:
+    of = worlds.base(low, high, slots)
+    return msgspec.structs.replace(of, spec=msgspec.structs.replace(of.spec, training=TRAINING if store else None))
+
+
+def training_wave(
+    name: str,
+    count: int = 4,
+    *,
+    run: str = "",
+    admission: Literal["Gang", "Elastic"] = "Gang",
+    max_failed: int | None = None,
+    priority: int = 0,
+    status: AdapterWaveStatus | None = None,
+    serve: Serve | None = None,
+    **fields: Any,
+) -> ObservedWave:
+    """A wave of `count` policies named team/NAME-i."""
+    train = Train(
+        policies=fields.pop("policies", Policies(count=count)),
+        dataset=fields.pop("dataset", Dataset(lines=['{"prompt": "x", "answer": "y"}'])),
+        reward=Reward(exact_match=ExactMatch()),
+        steps=fields.pop("steps", STEPS),
+        admission=admission,
+        failure_policy=FailurePolicy(max_failed=max_failed),
+        **fields,
+    )
+    spec = AdapterWaveSpec(
+        base_model_ref=BaseModelRef(name="smol"),
+        train=train,
+        serve=serve or Serve(),
+        priority=priority,
+    )
+    meta = Meta(namespace="team", name=name, uid=run or f"uid-{name}", generation=1, created="2026-01-01T00:00:00Z")
+    return ObservedWave(meta=meta, spec=spec, status=status or AdapterWaveStatus())
+
+
+class World(msgspec.Struct):
+    """One base that is planned again and again; `step` writes each plan as the applier would."""
+
+    base: ObservedBase
+    waves: list[ObservedWave]
+    engines: list[EngineView]
+    training: TrainState = TrainState()
+    placements: dict[str, Placement] = {}
+    version: int | None = 1
+    away_s: dict[str, float] = {}
+    inputs: Inputs = Inputs()
+    now: float = NOW
+
+    def plan(self) -> Plan:
+        self.now += 1.0
+        state = MapState(self.version, None, dict(self.placements), {})
+        known = BaseMap(state=state, engines=tuple(self.engines), away_s=self.away_s)
+        return plan(
+            Snapshot(
+                now=self.now,
+                release=RELEASE,
+                bases={KEY: self.base},
+                waves=tuple(self.waves),
+                maps={KEY: known},
+                training={KEY: TrainKnown(self.training, self.training)},
+                inputs=self.inputs,
+            )
+        )
+
+    def step(self) -> Plan:
+        """Plan, write, and give every wave its new status."""
+        found = self.plan()
+        self.placements = worlds.placed(found, self.placements)
+        self.training = written(self.training, found.training.get(KEY, TrainChange()))
+        self.version = self.version or 1
+        self.waves = [
+            msgspec.structs.replace(wave, status=found.wave_statuses.get(wave.meta.key, wave.status))
+            for wave in self.waves
+        ]
+        return found
+
+    def status(self, name: str) -> AdapterWaveStatus:
+        return next(wave.status for wave in self.waves if wave.meta.name == name)
+
+    @property
+    def leases(self) -> dict[str, tuple[str, TrainAssignment]]:
+        """Policy -> engine and lease. A policy that two engines have fails the test."""
+        found: dict[str, tuple[str, TrainAssignment]] = {}
+        for engine, of in self.training.trains.items():
+            for name, lease in of.items():
+                assert name not in found, f"{name} is leased to {engine} and {found[name][0]}"
+                found[name] = (engine, lease)
+        return found
+
+    def say(self, stage: Stage, step: int = 0, *names: str, **fields: Any) -> None:
+        """Engines report so of the policies that they train (all, or those named)."""
+        progress = {engine: dict(of) for engine, of in self.training.progress.items()}
+        for engine, of in self.training.trains.items():
+            for name, lease in of.items():
+                if not names or name in names:
+                    progress.setdefault(engine, {})[name] = Progress(
+                        policy=name,
+                        wave=lease.wave,
+                        lease=lease.lease,
+                        stage=stage,
+                        run=lease.run,
+                        step=step,
+                        steps=STEPS,
+                        **fields,
+                    )
+        self.training = msgspec.structs.replace(self.training, progress=progress)
+
+    def change(self, name: str, **fields: Any) -> None:
+        """A person changes `spec.train` of a wave."""
+        self.waves = [_changed(wave, fields) if wave.meta.name == name else wave for wave in self.waves]
+
+
+def _changed(wave: ObservedWave, fields: Mapping[str, Any]) -> ObservedWave:
+    assert wave.spec.train is not None
+    train = msgspec.structs.replace(wave.spec.train, **fields)
+    return msgspec.structs.replace(wave, spec=msgspec.structs.replace(wave.spec, train=train))
+
+
+def written(state: TrainState, change: TrainChange) -> TrainState:
+    """The map's part about training once a change is written."""
+    training = dict(state.training) | {each.wave: each for each in change.set_training}
+    trains: Trains = {engine: dict(of) for engine, of in state.trains.items()}
+    for engine, leases in change.set_trains.items():
+        trains.setdefault(engine, {}).update({each.policy: each for each in leases})
+    for engine, names in change.del_trains.items():
+        for name in names:
+            del trains[engine][name]
+    for wave in change.del_training:
+        del training[wave]
+    return TrainState(training=training, trains=trains, progress=state.progress)
+
+
+def published(step: int) -> Published:
+    return Published(revision=f"sha256:{step}", step=step, source=Source(uri=f"pvc://training/runs/r{step}"))
+
+
+def engines(count: int) -> list[EngineView]:
+    return [worlds.engine(ordinal) for ordinal in range(count)]
+
+
+def restarted(view: EngineView, incarnation: int) -> EngineView:
+    assert view.record is not None
+    return msgspec.structs.replace(view, record=msgspec.structs.replace(view.record, incarnation=incarnation))
+
+
+def dead(view: EngineView) -> EngineView:
+    return msgspec.structs.replace(view, record=None)
+
+
+def named(wave: str, indices: Sequence[int]) -> list[str]:
+    return [f"team/{wave}-{index}" for index in indices]
