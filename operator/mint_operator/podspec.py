@@ -81,6 +81,7 @@ def engine_settings(base: ObservedBase) -> settings.EngineSettings:
         target_modules=tuple(spec.adapters.target_modules),
         base_names=tuple(spec.adapters.base_names),
         store=spec.adapters.store.source if spec.adapters.store else None,
+        training_store=spec.training.store.source if spec.training else None,
     )
 
 

@@ -39,3 +39,4 @@ class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     target_modules: tuple[str, ...] = ()  # empty: every linear module of the decoder layers
     base_names: tuple[str, ...] = ()
     store: Source | None = None
+    training_store: Source | None = None  # where policies are kept; None: this engine only serves

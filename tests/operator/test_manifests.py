@@ -8,8 +8,10 @@ import pytest
 
 from mint_contracts.resources import AdapterLimits, AdapterStore, BaseSource, EngineSpec, Resources, SecretRef
 from mint_contracts.settings import ENGINE_PORT, ENGINE_SETTINGS, METRICS_PORT, EngineSettings
+from mint_contracts.source import Source
 from mint_operator.adapters import claims as mounted
 from mint_operator.manifests import APPLIED, Manifest, redis_secret, render
+from mint_operator.podspec import engine_settings
 from mint_operator.snapshot import ObservedBase, Release
 from tests.operator.training_worlds import base as training_base
 from tests.operator.worlds import RELEASE, base
@@ -141,6 +143,7 @@ def test_pods_run_as_nobody_with_nothing_to_write_but_their_own_folders() -> Non
 
 def test_the_claim_that_training_writes_to_can_be_written_and_no_other() -> None:
     made = pod(training_base())
+    assert engine_settings(training_base()).training_store == Source(uri="pvc://training/runs")
     mounts = {mount["mountPath"]: mount for mount in made["containers"][0]["volumeMounts"]}
     assert not mounts["/mint/pvc/training"]["readOnly"]
     assert mounts["/mint/pvc/models"]["readOnly"]
