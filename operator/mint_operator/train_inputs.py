@@ -1,4 +1,4 @@
-"""What training waves name beside themselves, read from the API server: the ConfigMaps that hold their examples."""
+"""What training waves name beside themselves: ConfigMaps that hold their examples, and manifests of policies."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from mint_operator.dirt import Part
 from mint_operator.kube import Kube, KubeError
 from mint_operator.snapshot import Inputs, ObservedWave
 from mint_operator.train_data import config_maps
+from mint_operator.train_manifest import Manifests
 
 log = structlog.get_logger()
 
@@ -23,6 +24,7 @@ class InputsView:
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
+        self._manifests = Manifests()
         self.inputs = Inputs()
 
     async def refresh(self, parts: frozenset[Part], waves: Sequence[ObservedWave]) -> None:
@@ -42,7 +44,9 @@ class InputsView:
         for (namespace, name), text in zip(named, texts, strict=True):
             if text is not None:
                 found.setdefault(namespace, {})[name] = text
-        self.inputs = Inputs(config_maps=found, manifests=self.inputs.manifests)
+        trains = [wave.spec.train for wave in waves if wave.spec.train is not None]
+        self._manifests.want(train.policies.manifest for train in trains if train.policies.manifest)
+        self.inputs = Inputs(config_maps=found, manifests=dict(self._manifests.found))
 
     async def _config_map(self, namespace: str, name: str) -> dict[str, str] | None:
         try:

@@ -1,0 +1,63 @@
+"""Manifests of policies as the operator reads them: over HTTP from a server of the test's own."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.records import Failure
+from mint_contracts.training import Policy
+from mint_operator.train_manifest import MOST_POLICIES, Manifests, parsed, read
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[str]:
+    """A folder that is served; yields its URL."""
+    (tmp_path / "policies.jsonl").write_text('{"name": "acme/a", "rank": 4}\n\n{"name": "acme/b"}\n')
+    (tmp_path / "broken.jsonl").write_text('{"name": "acme/a"}\n{"rank": 4}\n')
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+async def test_policies_are_read_a_line_each(shelf: str) -> None:
+    assert await read(f"{shelf}/policies.jsonl") == (Policy("acme/a", rank=4), Policy("acme/b"))
+
+
+async def test_what_is_wrong_is_named(shelf: str) -> None:
+    broken = await read(f"{shelf}/broken.jsonl")
+    assert isinstance(broken, Failure)
+    assert (broken.reason, broken.terminal) == ("InvalidRequest", True)
+    assert "line 2 is no policy" in broken.message
+    away = await read(f"{shelf}/absent.jsonl")
+    assert isinstance(away, Failure)
+    assert (away.reason, away.terminal) == ("SourceUnavailable", False)
+    claim = await read("pvc://claim/policies.jsonl")
+    assert isinstance(claim, Failure)
+    assert claim.reason == "SourceForbidden"
+
+
+async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf: str) -> None:
+    manifests, uri = Manifests(), f"{shelf}/policies.jsonl"
+    async with asyncio.timeout(30):
+        while uri not in manifests.found:
+            manifests.want([uri])
+            await asyncio.sleep(0)
+    first = manifests.found[uri]
+    manifests.want([uri])
+    assert manifests.found[uri] is first
+    manifests.want([])
+    assert manifests.found == {}
+
+
+def test_too_many_policies_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="a wave takes 1 to"):
+        parsed("s3://b/p", b'{"name": "a"}\n' * (MOST_POLICIES + 1))
+    with pytest.raises(InvalidRequest, match="has 0 policies"):
+        parsed("s3://b/p", b"\n")
