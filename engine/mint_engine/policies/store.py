@@ -1,0 +1,161 @@
+"""Where policies outlive their engine: a folder of this machine's or a claim's, or a bucket's prefix.
+
+Paths are relative to the store. A file is there whole or not at all, and once `write` returns it stays.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from mint_contracts.backends import backend
+from mint_contracts.claims import local_path
+from mint_contracts.errors import CapacityExceeded, SourceForbidden
+from mint_contracts.source import Location, Source, locate
+from mint_contracts.storage_errors import disk_full, os_errors, storage_errors
+from mint_engine.copying import publish, sync
+
+WRITABLE = ("file", "pvc", "s3", "gs")
+PARTIAL = ".partial"
+
+
+class Store(Protocol):
+    """Blocks its thread. Raises SourceForbidden, SourceUnavailable, Overloaded (disk full), SourceNotFound."""
+
+    source: Source
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a file there, in place of what was."""
+        ...
+
+    def read(self, path: str, limit: int) -> bytes:
+        """A file's content. Raises CapacityExceeded above `limit` bytes."""
+        ...
+
+    def names(self, path: str) -> list[str]:
+        """What lies directly in a folder, sorted; nothing where there is none."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove a file, or a folder and all in it; nothing where there is none."""
+        ...
+
+
+def store_of(source: Source) -> Store:
+    """The store at a source. Raises SourceForbidden for one that can't be written."""
+    location = locate(source)
+    if location.scheme not in WRITABLE:
+        raise SourceForbidden(f"store {source.uri!r}", f"can't be written; use {', '.join(WRITABLE)}")
+    if location.scheme in {"file", "pvc"}:
+        return LocalStore(source, local_path(location)[0])
+    return BucketStore(source, location)
+
+
+class LocalStore:
+    """A folder, on a file system that keeps what was synced and renames at once."""
+
+    def __init__(self, source: Source, root: Path) -> None:
+        self.source = source
+        self._root, self._subject = root, f"store {source.uri!r}"
+
+    def write(self, path: str, data: bytes) -> None:
+        """By way of a name that no reader looks at."""
+        target = self._root / path
+        with self._errors():
+            _make_folder(target.parent)
+            # Of two writers of one name each has a partial file of its own.
+            partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+            partial.write_bytes(data)
+            publish(partial, target)
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The whole file."""
+        with self._errors(), (self._root / path).open("rb") as file:
+            return _bounded(file.read(limit + 1), limit, f"{self._subject} file {path!r}")
+
+    def names(self, path: str) -> list[str]:
+        """Without what is only half written."""
+        try:
+            return sorted(name for name in os.listdir(self._root / path) if not name.endswith(PARTIAL))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def delete(self, path: str) -> None:
+        """For good, too."""
+        target = self._root / path
+        with self._errors():
+            if target.is_dir():
+                shutil.rmtree(target)
+            elif target.exists():
+                target.unlink()
+            else:
+                return
+            sync(target.parent)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        with os_errors(self._subject):
+            try:
+                yield
+            except OSError as error:
+                raise disk_full(error, self._subject) or error from error
+
+
+class BucketStore:
+    """A prefix of a bucket: an object is visible when its upload has ended, and listings are never stale."""
+
+    def __init__(self, source: Source, location: Location) -> None:
+        self.source = source
+        self._scheme = location.scheme
+        self._root, self._subject = f"{location.host}/{location.path}".rstrip("/"), f"store {source.uri!r}"
+
+    def write(self, path: str, data: bytes) -> None:
+        """One upload."""
+        with storage_errors(self._scheme, self._subject):
+            backend(self._scheme).files.pipe_file(self._at(path), data)
+
+    def read(self, path: str, limit: int) -> bytes:
+        """One download, of one byte more than the limit at most."""
+        with storage_errors(self._scheme, self._subject):
+            data: bytes = backend(self._scheme).files.cat_file(self._at(path), start=0, end=limit + 1)
+        return _bounded(data, limit, f"{self._subject} file {path!r}")
+
+    def names(self, path: str) -> list[str]:
+        """Of objects and of what looks like folders."""
+        with storage_errors(self._scheme, self._subject):
+            try:
+                found = backend(self._scheme).files.ls(self._at(path), detail=False)
+            except FileNotFoundError:
+                return []
+        own = self._at(path).rstrip("/")
+        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in found if name.rstrip("/") != own})
+
+    def delete(self, path: str) -> None:
+        """Every object below."""
+        with storage_errors(self._scheme, self._subject):
+            try:
+                backend(self._scheme).files.rm(self._at(path), recursive=True)
+            except FileNotFoundError:
+                return
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder, and those above it, each there for good before what it holds."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        sync(each.parent)
+
+
+def _bounded(data: bytes, limit: int, subject: str) -> bytes:
+    if len(data) > limit:
+        raise CapacityExceeded(subject, f"has more than {limit} bytes")
+    return data

@@ -1,0 +1,161 @@
+"""Checkpoints and revisions in real stores: whole or not there, fenced by lease, swept, and read as every other."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mint_contracts import backends
+from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceNotFound, StaleLease
+from mint_contracts.source import Source
+from mint_engine.disk import DiskTier
+from mint_engine.loading import Loader
+from mint_engine.policies import revisions
+from mint_engine.policies.checkpoints import BLOB, RECORD, Name, Record, Shelf, digest_of
+from mint_engine.policies.store import LocalStore, Store, store_of
+from tests.engine import stores
+from tests.engine.made import peft_adapter, read_tiny, tiny_fit
+
+SCHEMES = ("file", "pvc", "s3", "gs")
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Store]]:
+    """`opened(scheme)`: an empty store of that kind."""
+    with contextlib.ExitStack() as stack:
+        shelf = tmp_path / "shelf"
+        (shelf / "claim").mkdir(parents=True)
+
+        def open_store(scheme: str) -> Store:
+            backends.backend.cache_clear()
+            for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+                monkeypatch.delenv(variable, raising=False)
+            if scheme == "pvc":
+                monkeypatch.setenv("MINT_PVC_ROOT", str(shelf))
+                return store_of(Source("pvc://claim/runs"))
+            if scheme == "s3":
+                monkeypatch.setenv("AWS_ENDPOINT_URL", stack.enter_context(stores.s3(shelf)))
+                for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+                    monkeypatch.setenv(f"AWS_{name}", "secret")
+                monkeypatch.setenv("AWS_REGION", "us-east-1")
+                return store_of(Source(f"s3://{stores.BUCKET}/runs"))
+            if scheme == "gs":
+                monkeypatch.setenv("STORAGE_EMULATOR_HOST", stack.enter_context(stores.gs(shelf)))
+                return store_of(Source(f"gs://{stores.BUCKET}/runs"))
+            return store_of(Source(f"file://{shelf}/deep/runs"))
+
+        yield open_store
+    backends.backend.cache_clear()
+
+
+@pytest.fixture
+def store(opened: Callable[[str], Store]) -> Store:
+    return opened("file")
+
+
+def record(lease: int, step: int, blob: bytes, run: str = "") -> Record:
+    return Record("acme/one", "default/wave", lease, step, digest_of(blob), run=run, rewards=(0.5,) * step)
+
+
+def save(shelf: Shelf, lease: int, step: int) -> None:
+    blob = f"{lease}:{step}".encode()
+    shelf.save(record(lease, step, blob), blob)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_files_are_written_listed_read_and_deleted(scheme: str, opened: Callable[[str], Store]) -> None:
+    store = opened(scheme)
+    assert store.names("a") == []
+    store.write("a/b/one", b"1")
+    store.write("a/b/two", b"2")
+    store.write("a/b/one", b"one")
+    assert (store.names("a"), store.names("a/b")) == (["b"], ["one", "two"])
+    assert store.read("a/b/one", 10) == b"one"
+    with pytest.raises(CapacityExceeded):
+        store.read("a/b/one", 2)
+    with pytest.raises(SourceNotFound):
+        store.read("a/b/three", 10)
+    store.delete("a/b/two")
+    store.delete("a/b/two")
+    assert store.names("a/b") == ["one"]
+    store.delete("a")
+    assert store.names("a/b") == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_newest_checkpoint_is_found_and_older_ones_are_swept(scheme: str, opened: Callable[[str], Store]) -> None:
+    store = opened(scheme)
+    shelf = Shelf(store, "acme/one")
+    assert shelf.newest() is None
+    for step in (1, 2, 3):
+        save(shelf, 7, step)
+    found = shelf.newest()
+    assert found is not None
+    assert (found[0].lease, found[0].step, found[0].rewards, found[1]) == (7, 3, (0.5,) * 3, b"7:3")
+    assert store.names(shelf.folder) == [str(Name(7, 2)), str(Name(7, 3))]
+
+
+@pytest.mark.parametrize("uri", ["https://host/runs", "hf://a/b"])
+def test_only_what_can_be_written_is_a_store(uri: str) -> None:
+    with pytest.raises(SourceForbidden, match="can't be written"):
+        store_of(Source(uri, "v1"))
+
+
+def test_a_newer_lease_is_preferred_whatever_step_it_is_at_and_an_older_one_may_not_write(store: Store) -> None:
+    shelf = Shelf(store, "acme/one")
+    save(shelf, 1, 5)
+    save(shelf, 2, 4)
+    found = shelf.newest()
+    assert found is not None
+    assert (found[0].lease, found[0].step) == (2, 4)
+    with pytest.raises(StaleLease, match="is trained under lease 2 now, not 1"):
+        save(shelf, 1, 6)
+    assert shelf.newest() == found
+
+
+@pytest.mark.parametrize("harm", ["record gone", "record torn", "blob torn", "blob gone"])
+def test_a_checkpoint_that_is_not_whole_does_not_exist(store: Store, harm: str) -> None:
+    shelf = Shelf(store, "acme/one")
+    save(shelf, 1, 1)
+    save(shelf, 1, 2)
+    file = f"{shelf.folder}/{Name(1, 2)}/{RECORD if harm.startswith('record') else BLOB}"
+    store.delete(file) if harm.endswith("gone") else store.write(file, b"{")
+    found = shelf.newest()
+    assert found is not None
+    assert found[0].step == 1
+    save(shelf, 1, 3)
+    save(shelf, 1, 4)
+    assert store.names(shelf.folder) == [str(Name(1, 3)), str(Name(1, 4))]
+
+
+def test_a_run_begins_anew_and_policies_whose_names_nest_are_apart(store: Store) -> None:
+    save(Shelf(store, "acme/one", "run-1"), 1, 1)
+    assert Shelf(store, "acme/one", "run-2").newest() is None
+    assert Shelf(store, "acme").newest() is None
+    assert Shelf(store, "acme/one", "run-1").newest() is not None
+
+
+def test_a_half_written_file_is_never_seen(store: Store) -> None:
+    assert isinstance(store, LocalStore)
+    store.write("a/one", b"1")
+    (store._root / "a" / ".two.77.partial").write_bytes(b"half")
+    assert store.names("a") == ["one"]
+
+
+def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(store: Store, tmp_path: Path) -> None:
+    loader = Loader(DiskTier(tmp_path / "disk", 1 << 20), tiny_fit(), torch.float32)
+    assert revisions.newest(store, "acme/one") is None
+    told = []
+    for step in range(1, 7):
+        peft_adapter(tmp_path / str(step), seed=step)
+        packed = read_tiny(tmp_path / str(step))
+        told.append(revisions.publish(store, "acme/one", Name(1, step), packed))
+        with loader.disk.using(told[-1].source):
+            loaded = loader.load(told[-1].source)
+        assert (loaded.revision, told[-1].revision, told[-1].step) == (packed.revision, packed.revision, step)
+        assert torch.equal(loaded.run, packed.run)
+    assert revisions.newest(store, "acme/one") == told[-1]
+    kept = {each.revision.rpartition(":")[2] for each in told[-revisions.KEPT :]}
+    assert set(store.names("revisions/acme/one")) == kept | {revisions.ENTRIES}
