@@ -26,6 +26,7 @@ from mint_engine.copies import Copy, again
 from mint_engine.decide import decide
 from mint_engine.holding import AdapterStatus, Held
 from mint_engine.host import HostTier
+from mint_engine.lending import Lending, with_offered
 from mint_engine.loading import Loader
 from mint_engine.slot_table import SlotTable
 from mint_engine.wanting import Queue
@@ -57,6 +58,8 @@ class Residency:
         self.slots = SlotTable(self.books, memory.count, slot_wait_s)
         self._memory = memory
         self._climber = Climber(self.books, self.slots, memory, loader, workers)
+        self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
+        self._wanted: dict[str, Assignment] = {}
         self._workers, self._loads_waiting = workers, loads_waiting
         self._queue = Queue()
         self._audit_at = 0.0
@@ -84,8 +87,8 @@ class Residency:
 
     def want(self, assignments: Iterable[Assignment]) -> None:
         """From now on hold these, each in its tier or warmer, and let go of what waves wanted before."""
-        self.books.set_wants({each.adapter: each for each in assignments})
-        self._changed()
+        self._wanted = {each.adapter: each for each in assignments}
+        self._want_anew()
 
     @asynccontextmanager
     async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Held]:
@@ -231,6 +234,10 @@ class Residency:
             told.warning("load_failed", reason=error.reason, error=str(error), terminal=error.terminal)
         self._changed()
         return error
+
+    def _want_anew(self) -> None:
+        self.books.set_wants(with_offered(self._wanted, self.lending.offered))
+        self._changed()
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         task = asyncio.create_task(work)

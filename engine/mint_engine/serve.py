@@ -18,7 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from transformers.utils import logging as transformers_logging
 
-from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
+from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.transport import SERVER_OPTIONS
@@ -27,15 +27,22 @@ from mint_engine.base import Base, load_base
 from mint_engine.cache import Cache, count_pages
 from mint_engine.cache_shape import cache_shape
 from mint_engine.device import choose_device, choose_dtype, count_threads
+from mint_engine.examples.render import Renderer
 from mint_engine.forward import Forward
 from mint_engine.generation import Generation
 from mint_engine.holding import Holder
 from mint_engine.modules import find_modules
 from mint_engine.pages import PAGE_TOKENS
+from mint_engine.policies.desk import Desk
+from mint_engine.policies.means import Means, Places
+from mint_engine.policies.rollouts import Rollouts
+from mint_engine.policies.service import TrainerService
+from mint_engine.policies.updates import Updates
 from mint_engine.scheduler import Limits
 from mint_engine.server import Parts, Services
 from mint_engine.slots import Slots
 from mint_engine.stepper import Load, Stepper
+from mint_engine.training.trainer import Trainer
 
 MakeHolder = Callable[[Slots], Holder]
 
@@ -61,6 +68,8 @@ class EngineServer:
         self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
         self._watch: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
+        self._updates: Updates | None = None
+        self.trainer = TrainerService()
         self.port = 0
         self.stopping = False  # the drain's time is up, or everything has ended
 
@@ -96,13 +105,21 @@ class EngineServer:
         """
         if self._services.parts is not None:
             raise RuntimeError("the base is loaded already")
-        base, slots, generation = await asyncio.to_thread(build, self._settings, base_path, self._limits)
+        trainers: list[Trainer] = []
+
+        def equip(base: Base, slots: Slots) -> None:
+            if self._settings.training_store is not None:
+                told = self._settings
+                trainers.append(Trainer(base, slots.modules, told.max_rank, next(iter(told.base_names), "")))
+
+        base, slots, generation = await asyncio.to_thread(build, self._settings, base_path, self._limits, equip)
         loop = asyncio.get_running_loop()
 
         def post(deliver: Callable[[], None]) -> None:
             loop.call_soon_threadsafe(deliver)
 
-        stepper = Stepper(generation, post)
+        self._updates = Updates(trainers[0]) if trainers else None
+        stepper = Stepper(generation, post, self._updates)
         holder = make_holder(slots)
         stepper.start()
         self._generation = generation
@@ -118,6 +135,17 @@ class EngineServer:
         )
         return holder
 
+    def means(self, places: Places) -> Means | None:
+        """What policies are trained with; None where this engine only serves."""
+        parts, updates = self._services.parts, self._updates
+        if parts is None or updates is None:
+            return None
+        tokenizer, wake = parts.base.tokenizer, parts.stepper.wake
+        rollouts = Rollouts(parts.stepper, self._limits.running, on_idle=wake)
+        updates.rollouts = lambda: rollouts.in_flight
+        renderer = Renderer(tokenizer, parts.base.vocab_size, parts.context_length, tokenizer.eos_token_id)
+        return Means(Desk(updates, wake), rollouts, parts.slots, places, renderer)
+
     async def drain(self, timeout_s: float) -> bool:
         """Take no more requests, let those taken end, then stop. False when some were cut off at the time's end."""
         self._services.draining = True
@@ -130,6 +158,8 @@ class EngineServer:
                 await self._watch
         if self._services.parts is not None:
             await asyncio.to_thread(self._services.parts.stepper.stop, _STOP_S)
+            if self._updates is not None:
+                self._updates.close()
             finished = await self._services.finish(_STOP_S) and finished
         await self._server.stop(_STOP_S)
         return finished
@@ -138,6 +168,8 @@ class EngineServer:
         """Listen on `port`; 0 picks a free one, which `port` tells."""
         sampling_pb2_grpc.add_SamplerServicer_to_server(self._services, self._server)
         engine_pb2_grpc.add_EngineServicer_to_server(self._services, self._server)
+        if self._settings.training_store is not None:
+            training_pb2_grpc.add_TrainerServicer_to_server(self.trainer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.port = self._server.add_insecure_port(f"[::]:{port}")
@@ -174,8 +206,13 @@ async def listen(settings: EngineSettings, engine: str, port: int, limits: Limit
     return server
 
 
-def build(settings: EngineSettings, base_path: Path, limits: Limits) -> tuple[Base, Slots, Generation]:
-    """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError."""
+def build(
+    settings: EngineSettings, base_path: Path, limits: Limits, equip: Callable[[Base, Slots], None] = lambda *_: None
+) -> tuple[Base, Slots, Generation]:
+    """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
+
+    `equip` sees the base before serving puts its own modules in place.
+    """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(count_threads())
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
@@ -190,6 +227,7 @@ def build(settings: EngineSettings, base_path: Path, limits: Limits) -> tuple[Ba
     cache = make_cache(settings, base)
     metrics.SLOTS_BYTES.set(slots.bytes)
     metrics.CACHE_BYTES.set(cache.bytes)
+    equip(base, slots)
     return base, slots, Generation(Forward(base, slots, cache), limits)
 
 

@@ -9,6 +9,8 @@ from mint_contracts.records import Failure
 from mint_contracts.source import Source
 from mint_contracts.training import Policy, Train
 
+LEASE_TTL_S = 30.0  # an engine that has not read its lease from the map for so long acts on it no more
+
 
 class Order(StrEnum):
     """What the engine is to do with a policy."""

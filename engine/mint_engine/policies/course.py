@@ -1,0 +1,257 @@
+"""One policy's training from its lease to its end: `moves` decides, here it is done. Lives on the event loop."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from statistics import fmean
+
+import msgspec
+import structlog
+
+from mint_contracts.errors import Internal, MintError, NonFiniteWeights
+from mint_contracts.records import Failure
+from mint_contracts.training import Train
+from mint_contracts.training_records import Progress, Stage, TrainAssignment, WaveTraining
+from mint_engine.examples.dataset import read_dataset
+from mint_engine.policies import training_metrics as metrics
+from mint_engine.policies.checkpoints import Record
+from mint_engine.policies.handoff import hand_off, label_of
+from mint_engine.policies.keeping import Keeping
+from mint_engine.policies.lessons import Lessons
+from mint_engine.policies.means import Means
+from mint_engine.policies.moves import Move, Standing, next_move
+from mint_engine.policies.patience import patiently
+from mint_engine.policies.store import store_of
+from mint_engine.policies.terms import Terms, terms_of
+from mint_engine.rewards.scorer import Scorer
+
+UNSURE_S = 0.25
+MOST_SKIPPED = 3  # steps in a row whose gradient is not finite
+RECENT = 10  # steps, as in Progress.reward_recent
+
+_log = structlog.get_logger(__name__)
+
+
+class Course:
+    """A course under one lease. `order` and `train` may change while it runs; `on_change` hears of progress."""
+
+    def __init__(
+        self,
+        means: Means,
+        wave: WaveTraining,
+        assignment: TrainAssignment,
+        sure: Callable[[], bool],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._means, self._wave, self._sure, self._on_change = means, wave, sure, on_change
+        self.assignment = assignment
+        self.train: Train = wave.train
+        self.order = assignment.order
+        self.stage = Stage.LOADING
+        self.rewards: list[float] = []
+        self._standing = Standing()
+        self._failure: Failure | None = None
+        self._evaluation: float | None = None
+        self._tokens, self._step_s, self._skipped = 0, 0.0, 0
+        self.waits = False  # for the map, to be sure of its lease
+        self._slot: int | None = None
+        self._label = ""
+        self._keeping: Keeping | None = None
+        self._lessons: Lessons | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """How it stands, as the map tells it."""
+        rewards, keeping = self.rewards, self._keeping
+        return Progress(
+            policy=self.assignment.policy,
+            wave=self.assignment.wave,
+            lease=self.assignment.lease,
+            stage=self.stage,
+            run=self.assignment.run,
+            step=self._standing.step,
+            steps=self.train.steps,
+            reward_mean=rewards[-1] if rewards else None,
+            reward_best=max(rewards) if rewards else None,
+            reward_recent=fmean(rewards[-RECENT:]) if rewards else None,
+            evaluation=self._evaluation,
+            tokens=self._tokens,
+            step_s=round(self._step_s, 3),
+            published=keeping.published if keeping is not None else None,
+            failure=self._failure,
+        )
+
+    async def run(self) -> None:
+        """Train until the end, an order to stop, or a failure, and let go of everything. Cancelled, at once."""
+        try:
+            await self._live()
+        except MintError as error:
+            self._fail(error)
+        except Exception as defect:  # noqa: BLE001 - whatever is wrong with one policy, the others go on
+            _log.exception("course_defect", policy=self.assignment.policy)
+            self._fail(
+                Internal(f"policy {self.assignment.policy!r}", f"a defect ({type(defect).__name__}: {defect})")
+            )
+        finally:
+            await asyncio.shield(self._let_go())
+            self._on_change()
+
+    async def _live(self) -> None:
+        lessons, keeping = await patiently(self._load, self.assignment.policy, "load")
+        self._lessons, self._keeping = lessons, keeping
+        self._set_stage(Stage.RUNNING)
+        moves: dict[Move, Callable[[], Awaitable[None]]] = {
+            Move.STEP: self._step,
+            Move.EVALUATE: self._evaluate,
+            Move.SAVE: self._save,
+            Move.PUBLISH: self._publish,
+            Move.SETTLE: keeping.settle,
+            Move.WAIT: self._wait,
+        }
+        while True:
+            keeping.raise_failure()
+            standing = msgspec.structs.replace(self._standing, writing=keeping.writing)
+            move = next_move(standing, self.train, self.order, sure=self._sure())
+            self.waits = move is Move.WAIT
+            if isinstance(move, Stage):
+                self._set_stage(move)
+                return
+            await patiently(moves[move], self.assignment.policy, move)
+            self._on_change()
+
+    async def _load(self) -> tuple[Lessons, Keeping]:
+        """Slot, examples, and the policy: from its newest checkpoint, or new."""
+        terms, means = terms_of(self._wave, self.assignment), self._means
+        with metrics.SECONDS.labels("load").time():
+            store = await asyncio.to_thread(store_of, self._wave.store)
+            keeping = Keeping(means, store, terms, self._sure)
+            examples = await asyncio.to_thread(read_dataset, terms.dataset)
+            told = terms.train.evaluation
+            held_out = examples
+            if told is not None and told.dataset is not None:
+                held_out = await asyncio.to_thread(read_dataset, told.dataset)
+            scorer = None if terms.reward is None else Scorer(terms.reward)
+            if self._slot is None:
+                self._slot = await means.places.reserve(terms.policy)
+            await self._restore(terms, keeping, self._slot)
+        held = held_out[: told.prompts] if told is not None else ()
+        return Lessons(means, terms, self._slot, examples, held, scorer), keeping
+
+    async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
+        found = await asyncio.to_thread(keeping.shelf.newest)
+        desk, slots = self._means.desk, self._means.slots
+        await desk.call(lambda trainer: trainer.drop(terms.policy))
+        if found is not None:
+            record, blob = found
+            await desk.call(lambda trainer: trainer.restore(terms.policy, blob))
+            self._take_up(record)
+            keeping.published = record.published
+        else:
+            start = await self._means.places.read(terms.start_from) if terms.start_from else None
+            await desk.call(lambda trainer: trainer.create(terms.policy, terms.form, start))
+            self._standing = Standing(saved=-1 if terms.start_from else 0)
+        self._label = label = label_of(terms.policy, terms.lease, self._standing.step)
+        await desk.call(lambda trainer: hand_off(slots, slot, trainer.policy(terms.policy), label))
+        _log.info(
+            "training", policy=terms.policy, wave=terms.wave, lease=terms.lease, step=self._standing.step, slot=slot
+        )
+
+    def _take_up(self, record: Record) -> None:
+        self.rewards, self._tokens = list(record.rewards), record.tokens
+        self._evaluation = record.evaluation
+        published = record.published.step if record.published is not None else 0
+        self._standing = Standing(record.step, record.step, published, record.step)
+
+    async def _step(self) -> None:
+        lessons, step, began = self._running(), self._standing.step, time.monotonic()
+        next_label = label_of(self.assignment.policy, self.assignment.lease, step + 1)
+        taken = await lessons.take(step, self._label, next_label)
+        if taken.learnt is not None:
+            self._label = next_label
+            self._count_skipped(taken.learnt.step is not None and taken.learnt.step.skipped)
+        self.rewards.append(taken.reward)
+        self._tokens += taken.tokens
+        self._standing = msgspec.structs.replace(self._standing, step=step + 1)
+        seconds = time.monotonic() - began
+        self._step_s += (1.0 if self._step_s == 0.0 else 0.3) * (seconds - self._step_s)
+        metrics.SECONDS.labels("step").observe(seconds)
+        metrics.STEPS.inc()
+        metrics.TOKENS.inc(taken.tokens)
+        _log.info(
+            "step",
+            policy=self.assignment.policy,
+            wave=self.assignment.wave,
+            step=step + 1,
+            reward=round(taken.reward, 4),
+            tokens=taken.tokens,
+            seconds=round(seconds, 3),
+        )
+
+    async def _evaluate(self) -> None:
+        with metrics.SECONDS.labels("evaluate").time():
+            self._evaluation = await self._running().evaluate(self._standing.step, self._label)
+        self._standing = msgspec.structs.replace(self._standing, evaluated=self._standing.step)
+
+    async def _save(self) -> None:
+        keeping, standing, told = self._kept(), self._standing, self.assignment
+        await keeping.save(
+            Record(
+                policy=told.policy,
+                wave=told.wave,
+                lease=told.lease,
+                step=standing.step,
+                digest="",
+                run=told.run,
+                tokens=self._tokens,
+                rewards=tuple(self.rewards),
+                evaluation=self._evaluation,
+                published=keeping.published,
+            )
+        )
+        self._standing = msgspec.structs.replace(standing, saved=standing.step)
+
+    async def _publish(self) -> None:
+        await self._kept().publish(self._standing.step)
+        self._standing = msgspec.structs.replace(self._standing, published=self._standing.step)
+
+    async def _wait(self) -> None:
+        await asyncio.sleep(UNSURE_S)
+
+    def _count_skipped(self, skipped: bool) -> None:
+        self._skipped = self._skipped + 1 if skipped else 0
+        if self._skipped >= MOST_SKIPPED:
+            raise NonFiniteWeights(
+                f"policy {self.assignment.policy!r}",
+                f"has had no finite gradient for {MOST_SKIPPED} steps; lower the learning rate",
+            )
+
+    def _running(self) -> Lessons:
+        if self._lessons is None:
+            raise Internal(f"policy {self.assignment.policy!r}", "has not been loaded")
+        return self._lessons
+
+    def _kept(self) -> Keeping:
+        if self._keeping is None:
+            raise Internal(f"policy {self.assignment.policy!r}", "has not been loaded")
+        return self._keeping
+
+    def _set_stage(self, stage: Stage) -> None:
+        self.stage = stage
+        self._on_change()
+        _log.info("stage", policy=self.assignment.policy, wave=self.assignment.wave, stage=stage)
+
+    def _fail(self, error: MintError) -> None:
+        self._failure = Failure(reason=error.reason, message=str(error), terminal=True)
+        _log.error("policy_failed", policy=self.assignment.policy, reason=error.reason, error=str(error))
+        self._set_stage(Stage.FAILED)
+
+    async def _let_go(self) -> None:
+        """Leave nothing behind: no write, no weights, no slot, no connection."""
+        if self._keeping is not None:
+            await self._keeping.abandon()
+        if self._lessons is not None and self._lessons.scorer is not None:
+            await self._lessons.scorer.close()
+        await self._means.desk.call(lambda trainer: trainer.drop(self.assignment.policy))
+        if self._slot is not None:
+            slot, self._slot = self._slot, None
+            await self._means.places.release(slot)

@@ -1,0 +1,82 @@
+"""The event loop's side of the step thread's training: what is asked there is awaited here."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from mint_contracts.errors import Internal, MintError
+from mint_contracts.training import Optimizer
+from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.trainer import Trainer
+
+T = TypeVar("T")
+
+
+class Desk:
+    """Used from one event loop; `wake` makes the step thread look (`Stepper.wake`)."""
+
+    def __init__(self, updates: Updates, wake: Callable[[], None]) -> None:
+        self._updates, self._wake = updates, wake
+        self._loop = asyncio.get_running_loop()
+
+    async def call(self, work: Callable[[Trainer], T]) -> T:
+        """Something short, done by the step thread between two steps. Raises what it raises."""
+        answer: asyncio.Future[T] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                found = work(self._updates.trainer)
+            except MintError as error:
+                self._tell(lambda error=error: _settle(answer, error))  # type: ignore[misc]
+            except Exception as defect:  # noqa: BLE001 - the step thread must outlive any defect
+                told = Internal("training", f"a defect ({type(defect).__name__}: {defect})")
+                self._tell(lambda: _settle(answer, told))
+            else:
+                self._tell(lambda: _settle(answer, found))
+
+        self._updates.call(run)
+        self._wake()
+        return await _to_its_end(answer)
+
+    async def learn(
+        self,
+        batch: PolicyBatch,
+        optimizer: Optimizer | None,
+        *,
+        epochs: int = 1,
+        finish: Callable[[Trainer], None] = lambda _: None,
+    ) -> Learnt:
+        """A policy's update, together with those of others that are ready. Raises what a job may (see `Job`).
+
+        Cancelled, it lasts until the step thread is done with the policy.
+        """
+        answer: asyncio.Future[Learnt] = self._loop.create_future()
+
+        def resolve(found: Learnt | MintError) -> None:
+            self._tell(lambda: _settle(answer, found))
+
+        self._updates.put(Job(batch, optimizer, finish, resolve, epochs))
+        self._wake()
+        return await _to_its_end(answer)
+
+    def _tell(self, deliver: Callable[[], object]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(deliver)
+
+
+def _settle(answer: "asyncio.Future[T]", found: T | MintError) -> None:
+    if answer.done():
+        return
+    if isinstance(found, MintError):
+        answer.set_exception(found)
+    else:
+        answer.set_result(found)
+
+
+async def _to_its_end(answer: "asyncio.Future[T]") -> T:
+    try:
+        return await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        await asyncio.wait({answer})
+        raise

@@ -1,0 +1,50 @@
+"""From completions and their rewards to what a policy learns: group advantages, without groups that teach nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mint_contracts.training import Loss
+from mint_engine.policies.rollouts import Rollout
+from mint_engine.training.advantages import group_advantages, has_signal
+from mint_engine.training.example import Example, PolicyBatch, completion
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt's completions and their rewards, in the same order."""
+
+    prompt: tuple[int, ...]
+    rollouts: Sequence[Rollout]
+    rewards: Sequence[float]
+
+
+def batch_of(policy: str, groups: Sequence[Group], loss: Loss, max_tokens: int) -> PolicyBatch | None:
+    """What the policy learns from a step's groups; None where no group has a signal, and so nothing would change.
+
+    Groups whose rewards are all alike are left out where the loss says so (arXiv 2503.14476's dynamic sampling, but
+    that no others are drawn in their place). The deviation of a batch is that of the groups that are left.
+    """
+    kept = [group for group in groups if not loss.filter_groups or has_signal(group.rewards)]
+    advantages = group_advantages([group.rewards for group in kept], loss.scale_rewards)
+    if not any(value for group in advantages for value in group) and not (kept and loss.kl_coefficient):
+        return None
+    examples = [
+        completion(group.prompt, rollout.tokens, rollout.logprobs, advantage)
+        for group, values in zip(kept, advantages, strict=True)
+        for rollout, advantage in zip(group.rollouts, values, strict=True)
+    ]
+    return PolicyBatch(policy, examples, loss, completion_tokens=max_tokens)
+
+
+def supervised(policy: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], loss: Loss) -> PolicyBatch:
+    """Prompts with the answers to be learnt: each token of an answer weighs one part of the whole batch's."""
+    count = sum(len(answer) for _, answer in pairs)
+    examples = [
+        Example(
+            tokens=[*prompt, *answer[:-1]],
+            targets=[*prompt[1:], *answer],
+            weights=[0.0] * (len(prompt) - 1) + [1.0 / count] * len(answer),
+        )
+        for prompt, answer in pairs
+    ]
+    return PolicyBatch(policy, examples, loss)

@@ -1,0 +1,20 @@
+"""A policy's new weights in its own slot: a cast and a copy, with no digest to compute and no file to write.
+
+Runs on the step thread while none of the policy's rollouts does, so that none ever mixes two revisions.
+"""
+
+from mint_engine.packed import Header, Packed
+from mint_engine.slots import Slots
+from mint_engine.training.policy import Policy
+
+
+def hand_off(slots: Slots, slot: int, policy: Policy, label: str) -> None:
+    """Put the policy's weights into its slot. `label` names them in the place of a digest, to this engine alone."""
+    form = policy.form
+    header = Header(slots.dtype, form.base, form.config, form.layout, form.scalings, "", label, head_bytes=0)
+    slots.load(slot, Packed(header, policy.weights.to(slots.dtype)))
+
+
+def label_of(policy: str, lease: int, step: int) -> str:
+    """Names what a policy's slot holds after a step. No digest looks like it, and no other policy's label."""
+    return f"{policy}@{lease}.{step}"

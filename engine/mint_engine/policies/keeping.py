@@ -1,0 +1,127 @@
+"""What a course writes to the store, beside the steps that follow: checkpoints and revisions.
+
+One of each is on its way at most. Nothing is begun to be written while the lease is not sure.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from mint_contracts.training_records import Published
+from mint_engine import packed_file
+from mint_engine.packed import Packed
+from mint_engine.policies import revisions
+from mint_engine.policies import training_metrics as metrics
+from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
+from mint_engine.policies.means import Means
+from mint_engine.policies.patience import patiently
+from mint_engine.policies.store import Store
+from mint_engine.policies.terms import Terms
+from mint_engine.training import state
+from mint_engine.training.policy import Policy
+from mint_engine.training.trainer import Trainer
+
+UNSURE_S = 0.25
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+
+
+class Keeping:
+    """One policy's writes under one lease. `sure` tells whether that may still be acted on."""
+
+    def __init__(self, means: Means, store: Store, terms: Terms, sure: Callable[[], bool]) -> None:
+        self._means, self._store, self._terms, self._sure = means, store, terms, sure
+        self.shelf = Shelf(store, terms.policy, terms.run)
+        self.published: Published | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def writing(self) -> bool:
+        """Whether something is on its way."""
+        return any(not task.done() for task in self._tasks.values())
+
+    def raise_failure(self) -> None:
+        """Raise what a write that has ended raised."""
+        for kind in [kind for kind, task in self._tasks.items() if task.done()]:
+            self._tasks.pop(kind).result()
+
+    async def save(self, record: Record) -> None:
+        """Begin to write a checkpoint of the policy as it is now; `record` but for its digest."""
+        await self._room("save")
+        policy = await self._means.desk.call(lambda trainer: _copy(trainer.policy(self._terms.policy)))
+
+        async def write() -> None:
+            blob = await asyncio.to_thread(state.to_bytes, policy)
+            told = msgspec.structs.replace(record, digest=await asyncio.to_thread(digest_of, blob))
+            await self._write(lambda: self.shelf.save(told, blob))
+
+        self._begin("save", write())
+
+    async def publish(self, step: int) -> None:
+        """Begin to publish the policy as it is now; it is served from when it is there."""
+        await self._room("publish")
+        name, dtype, terms = Name(self._terms.lease, step), self._means.dtype, self._terms
+
+        def cast(trainer: Trainer) -> Callable[[], Packed]:
+            policy = trainer.policy(terms.policy)
+            form, run = policy.form, policy.weights.to("cpu", dtype, copy=True)
+            return lambda: Packed(packed_file.describe(form.config, form.base, form.layout, form.scalings, run), run)
+
+        pack = await self._means.desk.call(cast)
+
+        async def write() -> None:
+            packed = await asyncio.to_thread(pack)
+            told = await self._write(lambda: revisions.publish(self._store, terms.policy, name, packed))
+            self.published = told
+            self._means.places.offer(terms.policy, told.source, packed)
+            _log.info("published", policy=terms.policy, wave=terms.wave, revision=told.revision, step=step)
+
+        self._begin("publish", write())
+
+    async def settle(self) -> None:
+        """Wait for what is on its way. Raises what it raised."""
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+        self.raise_failure()
+
+    async def abandon(self) -> None:
+        """Stop writing. What a thread is writing at the moment it ends; the lease in its name keeps it harmless."""
+        for task in self._tasks.values():
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+        self._tasks.clear()
+
+    async def _room(self, kind: str) -> None:
+        if kind in self._tasks:
+            await asyncio.wait({self._tasks[kind]})
+            self._tasks.pop(kind).result()
+
+    def _begin(self, kind: str, work: Coroutine[Any, Any, None]) -> None:
+        async def timed() -> None:
+            with metrics.SECONDS.labels(kind).time():
+                await work
+
+        self._tasks[kind] = asyncio.create_task(timed())
+
+    async def _write(self, work: Callable[[], T]) -> T:
+        """On a thread, once the lease is sure, again after errors that go away by themselves."""
+
+        async def attempt() -> T:
+            while True:
+                if self._sure():
+                    return await asyncio.to_thread(work)
+                await asyncio.sleep(UNSURE_S)
+
+        return await patiently(attempt, self._terms.policy, "write")
+
+
+def _copy(policy: Policy) -> Policy:
+    """A policy's numbers as they are between two steps, apart from those that go on."""
+    vectors = {name: getattr(policy, name).to("cpu", copy=True) for name in ("weights", "exp_avg", "exp_avg_sq")}
+    return dataclasses.replace(policy, **vectors)

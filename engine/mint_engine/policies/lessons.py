@@ -1,0 +1,139 @@
+"""One step of a policy: draw prompts, answer them, score the answers, learn. And its evaluation, by greedy answers.
+
+Everything that a step takes follows from its number and the policy's weights, so that a step that was cut off can be
+taken again with the same outcome.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import msgspec
+
+from mint_contracts.errors import Internal
+from mint_engine.examples.draw import draw, rollout_seed
+from mint_engine.examples.example import Example
+from mint_engine.policies import training_metrics as metrics
+from mint_engine.policies.groups import Group, batch_of, supervised
+from mint_engine.policies.handoff import hand_off
+from mint_engine.policies.means import Means
+from mint_engine.policies.rollouts import Ask
+from mint_engine.policies.terms import Terms
+from mint_engine.policies.updates import Learnt
+from mint_engine.rewards.completion import Completion
+from mint_engine.rewards.scorer import Scorer
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.schedule import settled
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What came of a step. Supervised, the reward is the mean log-probability of the answers' tokens."""
+
+    reward: float
+    tokens: int  # prompt and completion tokens that were learnt from
+    learnt: Learnt | None  # None: no group had a signal, and the weights are what they were
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """A policy in its slot, its examples, and what scores its answers."""
+
+    means: Means
+    terms: Terms
+    slot: int
+    examples: Sequence[Example]
+    held_out: Sequence[Example]  # what evaluations ask
+    scorer: Scorer | None
+
+    async def take(self, step: int, label: str, next_label: str) -> Taken:
+        """Step `step`, counted from 0. `label` names what the slot holds now, `next_label` what it will hold."""
+        if self.terms.supervised:
+            return await self._study(step, next_label)
+        train = self.terms.train
+        examples = [self.examples[at] for at in self._draw(step)]
+        seeds = [
+            tuple(rollout_seed(self.terms.form.seed, step, prompt, place) for place in range(train.group_size))
+            for prompt in range(len(examples))
+        ]
+        groups = await self._answer(examples, seeds, step, label, temperature=self.terms.sampling.temperature)
+        reward = fmean(value for group in groups for value in group.rewards)
+        metrics.REWARD.observe(reward)
+        batch = batch_of(self.terms.policy, groups, self.terms.loss, train.sampling.max_tokens)
+        if batch is None:
+            metrics.SKIPPED.labels("no signal").inc()
+            return Taken(reward, 0, None)
+        learnt = await self._learn(batch, step, next_label)
+        return Taken(reward, sum(len(each.tokens) + 1 for each in batch.examples), learnt)
+
+    async def evaluate(self, step: int, label: str) -> float:
+        """The mean reward of one greedy answer to each of the examples held out."""
+        groups = await self._answer(self.held_out, [(0,)] * len(self.held_out), step, label, temperature=0.0)
+        return fmean(group.rewards[0] for group in groups)
+
+    async def _study(self, step: int, next_label: str) -> Taken:
+        render, most = self.means.renderer, self.terms.train.sampling.max_tokens
+        examples = [self.examples[at] for at in self._draw(step)]
+        pairs = await asyncio.to_thread(lambda: [(render.prompt(x, most), render.answer(x, most)) for x in examples])
+        batch = supervised(self.terms.policy, pairs, self.terms.loss)
+        learnt = await self._learn(batch, step, next_label)
+        return Taken(-learnt.outcome.loss_sum, sum(len(p) + len(a) for p, a in pairs), learnt)
+
+    async def _answer(
+        self,
+        examples: Sequence[Example],
+        seeds: Sequence[tuple[int, ...]],
+        step: int,
+        label: str,
+        *,
+        temperature: float,
+    ) -> list[Group]:
+        """A scored group of completions for each example."""
+        terms, render = self.terms, self.means.renderer
+        sampling = msgspec.structs.replace(terms.sampling, temperature=temperature)
+        prompts = await asyncio.to_thread(lambda: [render.prompt(each, sampling.max_tokens) for each in examples])
+        asks = [
+            Ask(terms.policy, label, self.slot, prompt, sampling, own)
+            for prompt, own in zip(prompts, seeds, strict=True)
+        ]
+        with metrics.SECONDS.labels("rollout").time():
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    running = [tasks.create_task(self.means.rollouts.group(ask)) for ask in asks]
+            except ExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+        answers = [each.result() for each in running]
+        with metrics.SECONDS.labels("reward").time():
+            rewards = iter(await self._score(examples, [[r.text for r in group] for group in answers], step))
+        return [
+            Group(prompt, group, [next(rewards) for _ in group])
+            for prompt, group in zip(prompts, answers, strict=True)
+        ]
+
+    async def _score(self, examples: Sequence[Example], texts: Sequence[Sequence[str]], step: int) -> list[float]:
+        if self.scorer is None:
+            raise Internal(f"policy {self.terms.policy!r}", "has nothing to score its answers with")
+        completions = [
+            Completion(example.text, text, example.answer or "", example.json)
+            for example, group in zip(examples, texts, strict=True)
+            for text in group
+        ]
+        return await self.scorer.score(self.terms.policy, step, completions)
+
+    async def _learn(self, batch: PolicyBatch, step: int, next_label: str) -> Learnt:
+        terms, slots = self.terms, self.means.slots
+        with metrics.SECONDS.labels("update").time():
+            learnt = await self.means.desk.learn(
+                batch,
+                settled(terms.optimizer, step, terms.train.steps),
+                epochs=terms.train.inner_epochs,
+                finish=lambda trainer: hand_off(slots, self.slot, trainer.policy(terms.policy), next_label),
+            )
+        if learnt.step is not None and learnt.step.skipped:
+            metrics.SKIPPED.labels("not finite").inc()
+        return learnt
+
+    def _draw(self, step: int) -> list[int]:
+        seed = self.terms.dataset.shuffle_seed + self.terms.form.seed
+        return draw(len(self.examples), seed, step, self.terms.train.prompts_per_step)

@@ -1,0 +1,53 @@
+"""What the courses of one engine have in common."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from mint_contracts.source import Source
+from mint_engine.examples.render import Renderer
+from mint_engine.packed import Packed
+from mint_engine.policies.desk import Desk
+from mint_engine.policies.rollouts import Rollouts
+from mint_engine.slots import Slots
+
+
+class Places(Protocol):
+    """The engine's residency, as far as training needs it."""
+
+    async def reserve(self, adapter: str) -> int:
+        """A slot for as long as the policy trains, empty. Raises Overloaded where none is free in time."""
+        ...
+
+    async def release(self, slot: int) -> None:
+        """Clear a reserved slot and give it back."""
+        ...
+
+    async def read(self, adapter: str) -> Packed:
+        """The newest revision of an adapter. Raises what loading it raises."""
+        ...
+
+    def withdraw(self, adapter: str) -> None:
+        """Leave it to the map again what the adapter is."""
+        ...
+
+    def offer(self, adapter: str, source: Source, packed: Packed) -> None:
+        """Serve a revision, which lies at `source` by now, to new requests for the adapter."""
+        ...
+
+
+@dataclass(frozen=True)
+class Means:
+    """One engine's."""
+
+    desk: Desk
+    rollouts: Rollouts
+    slots: Slots
+    places: Places
+    renderer: Renderer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of published weights."""
+        return self.slots.dtype

@@ -1,0 +1,67 @@
+"""What a policy does next: a pure function of how far it is, what its wave wants and whether its lease is sure."""
+
+from enum import StrEnum
+
+import msgspec
+
+from mint_contracts.training import Train
+from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
+
+
+class Move(StrEnum):
+    """One thing that a course does, as metrics name it."""
+
+    STEP = "step"
+    EVALUATE = "evaluate"
+    SAVE = "save"  # begins to write; the course goes on meanwhile
+    PUBLISH = "publish"  # likewise
+    SETTLE = "settle"  # wait until what is being written is there
+    WAIT = "wait"  # the lease is not sure: nothing may be written, and nothing new is begun
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How far a policy is: the number of finished steps, now and when each of these things was last begun."""
+
+    step: int = 0
+    saved: int = -1
+    published: int = 0
+    evaluated: int = 0
+    writing: bool = False
+
+
+def next_move(standing: Standing, train: Train, order: Order, *, sure: bool) -> Move | Stage:
+    """The next move, or the stage in which the course ends."""
+    if not sure:
+        return Move.WAIT
+    ended = standing.step >= train.steps
+    leaving = order is not Order.RUN
+    if not leaving and _due_evaluation(standing, train, ended=ended):
+        return Move.EVALUATE
+    if standing.saved < standing.step and (ended or leaving or _due(standing.step, train.checkpoint_every_steps)):
+        return Move.SAVE
+    publishes = ended or _due(standing.step, train.publish_every_steps)
+    if standing.published < standing.step and publishes and order is not Order.CANCEL:
+        return Move.PUBLISH
+    if not (ended or leaving):
+        return Move.STEP
+    if standing.writing:
+        return Move.SETTLE
+    if ended:
+        return Stage.COMPLETE
+    return Stage.PAUSED if order is Order.PAUSE else Stage.CANCELLED
+
+
+def is_sure(confirmed_at: float, now: float) -> bool:
+    """Whether a lease that the map named at `confirmed_at` may still be acted on; both in seconds of one clock."""
+    return now - confirmed_at < LEASE_TTL_S
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _due_evaluation(standing: Standing, train: Train, *, ended: bool) -> bool:
+    told = train.evaluation
+    if told is None or standing.evaluated >= standing.step:
+        return False
+    return ended or _due(standing.step, told.every_steps)

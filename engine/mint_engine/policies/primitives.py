@@ -1,0 +1,70 @@
+"""The Trainer service's messages as the trainer's own nouns, within bounds."""
+
+import math
+from typing import cast, get_args
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.training import Loss, LossType, Optimizer
+from mint_engine.training.example import Example, PolicyBatch
+from mint_engine.training.work import LossOutcome
+
+MOST_EXAMPLES = 1024  # as Tinker's chunks
+MOST_TOKENS = 1 << 18
+
+
+def batch_of_request(request: pb.ForwardBackwardRequest) -> PolicyBatch:
+    """What is to be learnt. Raises InvalidRequest."""
+    if not 0 < len(request.examples) <= MOST_EXAMPLES:
+        raise InvalidRequest("examples", f"are {len(request.examples)}; give 1 to {MOST_EXAMPLES} a call")
+    tokens = sum(len(each.tokens) for each in request.examples)
+    if tokens > MOST_TOKENS:
+        raise InvalidRequest("examples", f"have {tokens} tokens; give at most {MOST_TOKENS} a call")
+    if request.loss not in get_args(LossType):
+        raise InvalidRequest("loss", f"is {request.loss[:40]!r}; it is one of {', '.join(get_args(LossType))}")
+    usual = Loss()
+    loss = Loss(
+        type=cast(LossType, request.loss),
+        clip_low=request.clip_low or usual.clip_low,
+        clip_high=request.clip_high or usual.clip_high,
+        kl_coefficient=request.kl_coefficient,
+    )
+    examples = [
+        Example(
+            tokens=list(each.tokens),
+            targets=list(each.targets),
+            weights=list(each.weights) or [1.0] * len(each.tokens),
+            sampler_logprobs=list(each.sampler_logprobs),
+            advantages=list(each.advantages),
+        )
+        for each in request.examples
+    ]
+    longest = max(sum(weight != 0 for weight in each.weights) for each in examples)
+    return PolicyBatch(request.policy, examples, loss, completion_tokens=longest)
+
+
+def optimizer_of_request(request: pb.OptimStepRequest) -> Optimizer:
+    """How to step; what is 0 is Tinker's default. Raises InvalidRequest."""
+    values = (request.learning_rate, request.weight_decay, request.max_grad_norm, request.epsilon)
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        raise InvalidRequest("optimizer", "has a value that is negative or not finite")
+    if not all(0 <= beta < 1 for beta in (request.beta1, request.beta2)):
+        raise InvalidRequest("optimizer", "has a beta outside of 0 to 1")
+    return Optimizer(
+        learning_rate=request.learning_rate or 1e-4,
+        beta1=request.beta1 or 0.9,
+        beta2=request.beta2 or 0.95,
+        epsilon=request.epsilon or 1e-12,
+        weight_decay=request.weight_decay,
+        max_grad_norm=request.max_grad_norm,
+    )
+
+
+def told_of(outcome: LossOutcome) -> pb.ForwardBackwardResponse:
+    """What came of it."""
+    return pb.ForwardBackwardResponse(
+        loss_sum=outcome.loss_sum,
+        tokens=outcome.tokens,
+        logprobs=[pb.Logprobs(values=each.tolist()) for each in outcome.logprobs],
+        metrics=outcome.metrics,
+    )

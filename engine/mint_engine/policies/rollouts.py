@@ -1,0 +1,155 @@
+"""Completions to learn from, by the serving engine itself: ordinary requests in the batch of everybody else.
+
+How many are in flight is bounded: places are left for tenants who come, and as long as tenants are served the
+rollouts beside them stay few. Owned by the event loop.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mint_contracts.errors import MintError
+from mint_engine.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
+from mint_engine.stepper import Stepper
+
+RESERVED = 16  # one place of so many is left to tenants who come
+LEAST = 8  # rollouts beside tenants' requests, however few those are
+
+Idle = Callable[[], None]
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """One prompt for one policy's slot; a completion for each seed."""
+
+    policy: str
+    revision: str  # what the slot holds, for the cache of prefixes
+    slot: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    seeds: tuple[int, ...]
+
+
+@dataclass
+class Rollout:
+    """One completion; `logprobs` are the sampler's own, of `tokens`."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    stopped: bool = False
+
+
+def window(places: int, tenants: int) -> int:
+    """How many rollouts may be in flight beside so many requests of tenants."""
+    if tenants:
+        return max(LEAST, min(tenants, places // 2))
+    return places - places // RESERVED
+
+
+class Rollouts:
+    """Groups in the order in which they were asked for. `on_idle` is called when none is in flight any more."""
+
+    def __init__(self, stepper: Stepper, places: int, on_idle: Idle = lambda: None) -> None:
+        self._stepper, self._places, self._on_idle = stepper, places, on_idle
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.in_flight = 0
+
+    async def group(self, ask: Ask) -> list[Rollout]:
+        """The prompt's completions, in the order of their seeds. Raises what the engine answers one of them.
+
+        Cancelled, it lasts until no step refers to the slot any more.
+        """
+        await self._admit(len(ask.seeds))
+        rollouts = [Rollout() for _ in ask.seeds]
+        failures: list[MintError] = []
+        sequences: list[Sequence] = []
+        left, ended = len(rollouts), asyncio.Event()
+
+        def sink_of(rollout: Rollout) -> Sink:
+            def sink(event: Event) -> None:
+                nonlocal left
+                _note(rollout, event)
+                if isinstance(event, Failed):
+                    failures.append(event.error)
+                    self._cancel(sequences)
+                if isinstance(event, Done | Failed):
+                    self._leave(1)
+                    left -= 1
+                    if not left:
+                        ended.set()
+
+            return sink
+
+        try:
+            sequences += self._stepper.submit_all(_requests(ask), [sink_of(each) for each in rollouts])
+        except MintError:
+            self._leave(left)
+            raise
+        try:
+            await ended.wait()
+        except asyncio.CancelledError:
+            self._cancel(sequences)
+            await ended.wait()
+            raise
+        if failures:
+            raise failures[0]
+        return rollouts
+
+    def _cancel(self, sequences: list[Sequence]) -> None:
+        while sequences:
+            self._stepper.cancel(sequences.pop())
+
+    async def _admit(self, count: int) -> None:
+        """Wait for so many places, and take them."""
+        if not self._waiting and self._fits(count):
+            self.in_flight += count
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((count, turn))
+        try:
+            await turn  # whoever wakes us has taken them for us
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave(count)
+            raise
+
+    def _fits(self, count: int) -> bool:
+        load = self._stepper.load
+        tenants = max(0, load.running + load.waiting - self.in_flight)
+        return not self.in_flight or self.in_flight + count <= window(self._places, tenants)
+
+    def _leave(self, count: int) -> None:
+        self.in_flight -= count
+        while self._waiting and self._fits(self._waiting[0][0]):
+            count, turn = self._waiting.popleft()
+            if not turn.done():
+                self.in_flight += count
+                turn.set_result(None)
+        if not self.in_flight:
+            self._on_idle()
+
+
+def _note(rollout: Rollout, event: Event) -> None:
+    if isinstance(event, Tokens):
+        rollout.tokens += event.token_ids
+        rollout.logprobs += (score.logprob for score in event.scores)
+        rollout.text += event.text
+    elif isinstance(event, Done):
+        rollout.stopped = event.stopped
+
+
+def _requests(ask: Ask) -> list[Request]:
+    return [
+        Request(
+            request_id=f"{ask.policy}:{place}",
+            prompt=ask.prompt,
+            sampling=msgspec.structs.replace(ask.sampling, seed=seed),
+            adapter=ask.policy,
+            revision=ask.revision,
+            slot=ask.slot,
+        )
+        for place, seed in enumerate(ask.seeds)
+    ]

@@ -1,0 +1,134 @@
+"""All courses of one engine, kept as the map wants them. Level-based; lives on the event loop."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
+from mint_engine.policies import training_metrics as metrics
+from mint_engine.policies.course import Course
+from mint_engine.policies.means import Means
+from mint_engine.policies.moves import is_sure
+
+CLOSE_S = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Running:
+    course: Course
+    task: "asyncio.Task[None]"
+
+    @property
+    def ended(self) -> bool:
+        return self.task.done()
+
+
+class Roster:
+    """The policies that this engine trains. `on_change` is called whenever progress has changed."""
+
+    def __init__(
+        self,
+        means: Means,
+        incarnation: int,
+        on_change: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._means, self._incarnation, self._clock = means, incarnation, clock
+        self.on_change = on_change
+        self._running: dict[str, _Running] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._confirmed_at = clock()
+
+    @property
+    def policies(self) -> frozenset[str]:
+        """Those of waves, which belong to nobody else."""
+        return frozenset(self._running)
+
+    def want(self, waves: Mapping[str, WaveTraining], assignments: Mapping[str, TrainAssignment]) -> None:
+        """Train these, from now on. What is not among them any more, or under another lease, is let go at once."""
+        self.confirm()
+        for policy, running in list(self._running.items()):
+            told = assignments.get(policy)
+            if told is None or _right(told) != _right(running.course.assignment):
+                self._abandon(policy, running)
+        for policy, told in assignments.items():
+            wave = waves.get(told.wave)
+            if wave is not None and told.incarnation in {0, self._incarnation}:
+                self._keep(policy, wave, told)
+
+    def confirm(self) -> None:
+        """The map was read, and still says what it said."""
+        self._confirmed_at = self._clock()
+
+    def progress(self) -> dict[str, Progress]:
+        """How each policy stands."""
+        found = {policy: running.course.progress for policy, running in self._running.items()}
+        stages = Counter(each.stage for each in found.values())
+        for stage in Stage:
+            metrics.POLICIES.labels(stage).set(stages[stage])
+        return found
+
+    def rewards(self) -> dict[str, Sequence[float]]:
+        """The mean reward of each finished step, by policy."""
+        return {policy: running.course.rewards for policy, running in self._running.items()}
+
+    async def close(self) -> None:
+        """Let go of everything, within a bound. What is not saved will be trained again, with the same outcome."""
+        for policy, running in list(self._running.items()):
+            self._abandon(policy, running)
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=CLOSE_S)
+
+    def _keep(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:
+        running = self._running.get(policy)
+        if running is not None and not running.ended:
+            running.course.order, running.course.train = told.order, wave.train
+            return
+        if running is None or _goes_on(running.course, told, wave):
+            self._start(policy, wave, told)
+
+    def _start(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:
+        before = [task for task in self._leaving if task.get_name() == policy]
+        course = Course(self._means, wave, told, self._sure, self._changed)
+
+        async def begin() -> None:
+            if before:  # the last course of this policy may still hold its weights
+                await asyncio.wait(before)
+            await course.run()
+
+        self._running[policy] = _Running(course, asyncio.create_task(begin(), name=policy))
+
+    def _abandon(self, policy: str, running: _Running) -> None:
+        del self._running[policy]
+        self._means.places.withdraw(policy)
+        if not running.ended:
+            _log.info("lease_gone", policy=policy, lease=running.course.assignment.lease)
+            running.task.cancel()
+            self._leaving.add(running.task)
+            running.task.add_done_callback(self._leaving.discard)
+        self._changed()
+
+    def _sure(self) -> bool:
+        return is_sure(self._confirmed_at, self._clock())
+
+    def _changed(self) -> None:
+        self.on_change()
+
+
+def _right(told: TrainAssignment) -> tuple[int, str, int]:
+    """What makes an assignment another one."""
+    return told.lease, told.run, told.incarnation
+
+
+def _goes_on(course: Course, told: TrainAssignment, wave: WaveTraining) -> bool:
+    """Whether a course that has ended is to be taken up again: it was paused, or has got more steps."""
+    if told.order is not Order.RUN:
+        return False
+    more = course.stage is Stage.COMPLETE and wave.train.steps > course.progress.step
+    return course.stage is Stage.PAUSED or more

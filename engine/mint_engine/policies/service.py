@@ -1,0 +1,204 @@
+"""The gRPC Trainer service: an engine's training primitives, over policies that no wave trains.
+
+The compute is that of the waves' policies: calls of many clients share forward and backward.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts import training_pb2_grpc
+from mint_contracts.errors import (
+    EngineUnavailable,
+    InvalidRequest,
+    MintError,
+    Overloaded,
+    PolicyNotFound,
+    SourceForbidden,
+)
+from mint_contracts.names import check_adapter
+from mint_contracts.wire import to_status
+from mint_engine.packed import Packed
+from mint_engine.policies import revisions
+from mint_engine.policies.calls import Calls
+from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
+from mint_engine.policies.means import Means
+from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, told_of
+from mint_engine.policies.store import Store
+from mint_engine.training.policy import PolicySettings
+
+MOST_POLICIES = 256
+RUN = "calls"  # stands for a wave's run in the names of checkpoints
+KEPT = 16  # checkpoints of a policy
+LOADING_RETRY_S, FULL_RETRY_S = 5.0, 10.0
+
+M = TypeVar("M", bound=Message)
+_Context = grpc.aio.ServicerContext[Any, Any]
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Open:
+    """What calls need once the base is loaded. `waves` tells the policies that belong to waves."""
+
+    means: Means
+    store: Store
+    waves: Callable[[], frozenset[str]]
+
+
+class TrainerService(training_pb2_grpc.TrainerServicer):
+    """The servicer. Owned by the event loop."""
+
+    def __init__(self) -> None:
+        self.open: Open | None = None  # None until the base is loaded
+        self._calls: dict[str, Calls] = {}
+        self._lease = time.time_ns() // 1_000_000  # of what this start of the engine saves
+
+    async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
+        """A new policy; asking again for one that is new still is no mistake."""
+
+        async def work() -> pb.PolicyState:
+            here, name = self._open(), self._own(request.policy)
+            known = self._calls.get(name)
+            if known is None:
+                if len(self._calls) >= MOST_POLICIES:
+                    raise Overloaded(
+                        "engine", f"trains {MOST_POLICIES} policies of calls; drop one", retry_after_s=FULL_RETRY_S
+                    )
+                told = PolicySettings(
+                    request.rank or 8, request.alpha or 16.0, tuple(request.target_modules), request.seed
+                )
+                self._calls[name] = Calls(name)
+                try:
+                    await here.means.desk.call(lambda trainer: trainer.create(name, told))
+                except MintError:
+                    del self._calls[name]
+                    raise
+            elif known.sequence:
+                raise InvalidRequest(f"policy {name!r}", f"exists, at call {known.sequence}; drop it first")
+            return pb.PolicyState(policy=name)
+
+        return await _answered(work, context)
+
+    async def ForwardBackward(  # noqa: N802
+        self, request: pb.ForwardBackwardRequest, context: _Context
+    ) -> pb.ForwardBackwardResponse:
+        """Add the gradients of a loss over examples."""
+
+        async def work(here: Open) -> pb.ForwardBackwardResponse:
+            batch = batch_of_request(request)
+            return told_of((await here.means.desk.learn(batch, None)).outcome)
+
+        return await self._once(request.policy, request.sequence, work, context)
+
+    async def OptimStep(self, request: pb.OptimStepRequest, context: _Context) -> pb.OptimStepResponse:  # noqa: N802
+        """Take one step along the gradients."""
+
+        async def work(here: Open) -> pb.OptimStepResponse:
+            name, optimizer = request.policy, optimizer_of_request(request)
+            step = (await here.means.desk.call(lambda trainer: trainer.step({name: optimizer})))[name]
+            return pb.OptimStepResponse(step=step.step, grad_norm=step.grad_norm, skipped=step.skipped)
+
+        return await self._once(request.policy, request.sequence, work, context)
+
+    async def SaveState(self, request: pb.SaveStateRequest, context: _Context) -> pb.SaveStateResponse:  # noqa: N802
+        """Write a checkpoint; it is durable when this returns."""
+
+        async def work(here: Open) -> pb.SaveStateResponse:
+            policy, name = request.policy, Name(self._lease, request.sequence)
+            blob = await here.means.desk.call(lambda trainer: trainer.save(policy))
+            digest = await asyncio.to_thread(digest_of, blob)
+            record = Record(policy, "", name.lease, name.step, digest, RUN, sequence=request.sequence)
+            shelf = Shelf(here.store, policy, RUN, KEPT)
+            await asyncio.to_thread(shelf.save, record, blob)
+            return pb.SaveStateResponse(uri=f"{here.store.source.uri.rstrip('/')}/{shelf.folder}/{name}")
+
+        return await self._once(request.policy, request.sequence, work, context)
+
+    async def LoadState(self, request: pb.LoadStateRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
+        """Go on from one of the policy's own checkpoints."""
+
+        async def work(here: Open) -> pb.PolicyState:
+            policy = request.policy
+            shelf = Shelf(here.store, policy, RUN, KEPT)
+            prefix = f"{here.store.source.uri.rstrip('/')}/{shelf.folder}/"
+            if not request.uri.startswith(prefix):
+                raise SourceForbidden(f"policy {policy!r}", "loads only what it has saved itself, by SaveState's uri")
+            blob = await asyncio.to_thread(shelf.read, request.uri.removeprefix(prefix))
+            step = await here.means.desk.call(lambda trainer: _replace(trainer, policy, blob))
+            return pb.PolicyState(policy=policy, step=step, sequence=request.sequence)
+
+        return await self._once(request.policy, request.sequence, work, context)
+
+    async def Publish(self, request: pb.PublishRequest, context: _Context) -> pb.PublishResponse:  # noqa: N802
+        """Make the policy's weights a revision: durable and served when this returns."""
+
+        async def work(here: Open) -> pb.PublishResponse:
+            policy, name = request.policy, Name(self._lease, request.sequence)
+            packed: Packed = await here.means.desk.call(lambda trainer: trainer.packed(policy))
+            told = await asyncio.to_thread(revisions.publish, here.store, policy, name, packed)
+            here.means.places.offer(policy, told.source, packed)
+            return pb.PublishResponse(revision=told.revision, uri=told.source.uri)
+
+        return await self._once(request.policy, request.sequence, work, context)
+
+    async def DropPolicy(self, request: pb.DropPolicyRequest, context: _Context) -> pb.DropPolicyResponse:  # noqa: N802
+        """Let a policy go; what it has saved and published stays."""
+
+        async def work() -> pb.DropPolicyResponse:
+            here, name = self._open(), self._own(request.policy)
+            if self._calls.pop(name, None) is not None:
+                await here.means.desk.call(lambda trainer: trainer.drop(name))
+                here.means.places.withdraw(name)
+            return pb.DropPolicyResponse()
+
+        return await _answered(work, context)
+
+    async def _once(self, policy: str, sequence: int, work: Callable[[Open], Awaitable[M]], context: _Context) -> M:
+        async def ordered() -> M:
+            here, name = self._open(), self._own(policy)
+            calls = self._calls.get(name)
+            if calls is None:
+                raise PolicyNotFound(f"policy {name!r}", "is not on this engine; create it, and load what it saved")
+            return await calls.once(sequence, lambda: work(here))
+
+        return await _answered(ordered, context)
+
+    def _open(self) -> Open:
+        if self.open is None:
+            raise EngineUnavailable("engine", "is still loading its base model", retry_after_s=LOADING_RETRY_S)
+        return self.open
+
+    def _own(self, policy: str) -> str:
+        """The policy's name, unless a wave trains it."""
+        name = check_adapter(policy)
+        if self.open is not None and name in self.open.waves():
+            raise InvalidRequest(f"policy {name!r}", "is trained by a wave, which alone may change it")
+        return name
+
+
+def _replace(trainer: Any, policy: str, blob: bytes) -> int:
+    before = trainer.save(policy)
+    trainer.drop(policy)
+    try:
+        trainer.restore(policy, blob)
+    except MintError:
+        trainer.restore(policy, before)
+        raise
+    return int(trainer.policy(policy).step)
+
+
+async def _answered(work: Callable[[], Awaitable[M]], context: _Context) -> M:
+    try:
+        return await work()
+    except MintError as error:
+        _log.info("training_call_failed", reason=error.reason, message=str(error))
+        await context.abort_with_status(to_status(error))
+        raise

@@ -1,0 +1,67 @@
+"""What one policy trains by: its wave's settings with its own in their place."""
+
+import msgspec
+
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.training import Dataset, Loss, Optimizer, Reward, Train
+from mint_contracts.training_records import TrainAssignment, WaveTraining
+from mint_engine.request import Sampling
+from mint_engine.training.policy import PolicySettings
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """All that stays as it is for the whole of a course."""
+
+    policy: str
+    wave: str
+    run: str
+    lease: int
+    train: Train
+    form: PolicySettings
+    start_from: str
+    dataset: Dataset
+    reward: Reward | None  # None: supervised
+    optimizer: Optimizer
+    loss: Loss
+    sampling: Sampling  # its seed is each rollout's own
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it learns given answers instead of its own completions."""
+        return self.train.algorithm == "SFT"
+
+
+def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
+    """A policy's terms. Raises InvalidRequest where its wave leaves out what it needs."""
+    train, own, subject = wave.train, assignment.settings, f"policy {assignment.policy!r}"
+    dataset = own.dataset or train.dataset
+    reward = own.reward or train.reward
+    if dataset is None:
+        raise InvalidRequest(subject, "has no dataset; set spec.train.dataset or the policy's own")
+    if reward is None and train.algorithm == "GRPO":
+        raise InvalidRequest(subject, "has no reward; set spec.train.reward or the policy's own")
+    if train.algorithm == "GRPO" and train.loss.type == "cross_entropy":
+        raise InvalidRequest(subject, "can't learn its own completions by cross_entropy; use dapo, or algorithm SFT")
+    told = train.sampling
+    return Terms(
+        policy=assignment.policy,
+        wave=assignment.wave,
+        run=assignment.run,
+        lease=assignment.lease,
+        train=train,
+        form=PolicySettings(own.rank or 8, own.alpha or 16.0, tuple(own.target_modules), own.seed or 0),
+        start_from=own.start_from,
+        dataset=dataset,
+        reward=reward,
+        optimizer=own.optimizer or train.optimizer,
+        loss=train.loss if train.algorithm == "GRPO" else Loss(type="cross_entropy"),
+        sampling=Sampling(
+            max_tokens=told.max_tokens,
+            seed=0,
+            temperature=told.temperature,
+            top_k=told.top_k,
+            top_p=told.top_p,
+            stop=tuple(told.stop),
+            logprobs=0,
+        ),
+    )

@@ -1,0 +1,188 @@
+"""Updates of many policies, on the step thread, between the steps of requests.
+
+Those that are ready when one begins share one forward and backward; which they are changes nobody's numbers. While no
+tenant is served, updates go first: the rollouts that wait meanwhile then decode in fuller batches. While tenants are
+served, one bounded piece is computed after every so many steps, so that few of their tokens ever wait for one.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from mint_contracts.errors import Draining, Internal, MintError
+from mint_contracts.training import Optimizer
+from mint_engine.policies import training_metrics as metrics
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.optimizer import StepOutcome
+from mint_engine.training.trainer import Trainer
+from mint_engine.training.work import LossOutcome, Work
+
+ALONE_S = 0.2  # of updates in one go where only rollouts wait for them
+SHARED_EVERY = 25  # steps of tenants between two pieces: fewer than one token in twenty waits for one
+FULL_ROWS = 1024  # so many tokens fill the matrix products: waiting for more policies would gain nothing
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What came of a job: of its last forward and backward, and of its last optimizer step, if it takes any."""
+
+    outcome: LossOutcome
+    step: StepOutcome | None
+
+
+@dataclass(eq=False)
+class Job:
+    """One policy's update: `epochs` times over a batch, each with a step by `optimizer` (None: gradients only).
+
+    `finish` runs on the step thread when the last step is taken, before anything else; then `resolve` is told.
+    """
+
+    batch: PolicyBatch
+    optimizer: Optimizer | None
+    finish: Callable[[Trainer], None]
+    resolve: Callable[[Learnt | MintError], None]
+    epochs: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Tokens of one epoch, those that completions share counted for each."""
+        return sum(len(each.tokens) for each in self.batch.examples)
+
+
+class Updates:
+    """The step thread's `Background`. `put` and `call` may be called from any thread; who does wakes the thread."""
+
+    def __init__(self, trainer: Trainer, clock: Callable[[], float] = time.monotonic) -> None:
+        self.trainer = trainer
+        self.rollouts: Callable[[], int] = lambda: 0  # in flight now
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._ready: list[Job] = []
+        self._work: Work | None = None
+        self._jobs: list[Job] = []  # of `_work`
+        self._closed = False
+        self._since = 0  # steps of tenants since the last piece
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call waits, work is under way, or enough is ready to begin."""
+        return bool(self._calls) or self._work is not None or self._ripe()
+
+    def put(self, job: Job) -> None:
+        """Have a job done."""
+        with self._lock:
+            if not self._closed:
+                self._ready.append(job)
+                return
+        self._fail([job], Draining("engine", "is ending and trains no more"))
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Have something short done on the step thread, or here once that has ended. It must not raise."""
+        with self._lock:
+            if not self._closed:
+                self._calls.append(work)
+                return
+        work()
+
+    def advance(self, requests: int) -> None:
+        """See `Background`."""
+        while self._calls:
+            self._calls.popleft()()
+        if requests > self.rollouts():
+            self._since += 1
+            if self._since >= SHARED_EVERY:
+                self._since = 0
+                self._piece()
+            return
+        until = self._clock() + ALONE_S
+        while self._piece() and self._clock() < until:
+            pass
+
+    def close(self) -> None:
+        """The step thread has ended: nothing is learnt any more, and what waits for it is told so."""
+        with self._lock:
+            self._closed = True
+            jobs, self._ready = [*self._jobs, *self._ready], []
+        if self._work is not None:
+            self._work.cancel()
+        self._work, self._jobs = None, []
+        while self._calls:
+            self._calls.popleft()()
+        self._fail(jobs, Draining("engine", "is ending and trains no more"))
+
+    def _ripe(self) -> bool:
+        """Enough is ready, or nobody is on the way whom it would pay to wait for."""
+        if not self._ready:
+            return False
+        return not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS
+
+    def _piece(self) -> bool:
+        """Compute one piece; whether there was one."""
+        if self._work is None and self._ripe():
+            self._begin()
+        if self._work is None:
+            return False
+        try:
+            with metrics.PIECE.time():
+                more = self._work.advance()
+        except Exception as defect:  # noqa: BLE001 - whatever is wrong with these updates, the engine goes on serving
+            _log.exception("update_defect", policies=[job.batch.policy for job in self._jobs])
+            self._fail(self._jobs, Internal("update", f"failed ({type(defect).__name__}: {defect}); see the log"))
+        else:
+            if not more:
+                self._end(self._work)
+        return True
+
+    def _begin(self) -> None:
+        with self._lock:
+            jobs, self._ready = self._ready, []
+        try:
+            self._work, self._jobs = self.trainer.begin([job.batch for job in jobs]), jobs
+            metrics.TOGETHER.observe(len(jobs))
+        except MintError as error:
+            if len(jobs) == 1:
+                self._fail(jobs, error)
+            else:
+                self._refuse_bad(jobs)
+
+    def _refuse_bad(self, jobs: list[Job]) -> None:
+        """One bad batch must not stop the others: find it, and have the rest done."""
+        for job in jobs:
+            try:
+                self.trainer.begin([job.batch]).cancel()
+            except MintError as error:
+                self._fail([job], error)
+            else:
+                self.put(job)
+
+    def _end(self, work: Work) -> None:
+        """Take the steps of the jobs whose gradients are there; those with epochs left begin again."""
+        jobs, outcomes = self._jobs, work.results()
+        self._work, self._jobs = None, []
+        for job in jobs:
+            name, step = job.batch.policy, None
+            try:
+                if job.optimizer is not None:
+                    step = self.trainer.step({name: job.optimizer})[name]
+                job.epochs -= 1
+                if job.epochs > 0:
+                    self.put(job)
+                    continue
+                job.finish(self.trainer)
+            except MintError as error:  # it was dropped meanwhile, say
+                self._fail([job], error)
+            else:
+                job.resolve(Learnt(outcomes[name], step))
+
+    def _fail(self, jobs: list[Job], error: MintError) -> None:
+        if jobs is self._jobs:
+            self._work, self._jobs = None, []
+        for job in jobs:
+            job.resolve(type(error)(error.subject, error.message))

@@ -1,0 +1,127 @@
+"""A whole engine that trains, in this process: residency, slots, step thread and courses over a tiny base."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mint_contracts.source import Source
+from mint_contracts.training import Dataset, Length, Optimizer, Policies, Policy, Reward, Train, TrainSampling
+from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
+from mint_engine.check import Fit
+from mint_engine.disk import DiskTier
+from mint_engine.host import HostTier
+from mint_engine.loading import Loader
+from mint_engine.policies.means import Means
+from mint_engine.policies.roster import Roster
+from mint_engine.residency import Residency
+from mint_engine.serve import EngineServer, listen
+from mint_engine.slots import Slots
+from tests.engine.running import settings_for
+from tests.waiting import until
+
+WAVE = "default/wave"
+LINES = [
+    json.dumps({"prompt": f"the quick brown {word}", "answer": word}) for word in ("fox", "dog", "jumps", "lazy")
+]
+
+
+def train(**changes: Any) -> Train:
+    """A small wave: two prompts, four completions each of eight tokens, paid by length."""
+    options: dict[str, Any] = {
+        "policies": Policies(count=1),
+        "dataset": Dataset(lines=LINES),
+        "reward": Reward(length=Length(target=12, tolerance=12)),
+        "steps": 3,
+        "group_size": 4,
+        "prompts_per_step": 2,
+        "optimizer": Optimizer(learning_rate=1e-2),
+        "sampling": TrainSampling(max_tokens=8),
+        "publish_every_steps": 0,
+    }
+    return Train(**(options | changes))
+
+
+def assignment(policy: str, lease: int = 1, order: Order = Order.RUN, **settings: Any) -> TrainAssignment:
+    options: dict[str, Any] = {"rank": 4, "alpha": 8.0, "seed": sum(policy.encode())}
+    return TrainAssignment(policy, WAVE, lease, Policy(name=policy, **(options | settings)), order)
+
+
+@dataclass
+class Scene:
+    """The engine, and what the map would tell it."""
+
+    server: EngineServer
+    residency: Residency
+    roster: Roster
+    means: Means
+    store: Source
+    wave: WaveTraining
+
+    @property
+    def slots(self) -> Slots:
+        return self.server.slots
+
+    def want(self, *assignments: TrainAssignment, told: Train | None = None) -> None:
+        if told is not None:
+            self.wave = msgspec.structs.replace(self.wave, train=told)
+        self.roster.want({WAVE: self.wave}, {each.policy: each for each in assignments})
+
+    async def ended(self, *policies: str, stage: Stage = Stage.COMPLETE) -> Mapping[str, Progress]:
+        """Progress, once all of these policies have come to that stage."""
+
+        def look() -> bool:
+            told = self.roster.progress()
+            for policy in policies:
+                if told[policy].failure is not None and stage is not Stage.FAILED:
+                    raise AssertionError(told[policy].failure)
+            return all(told[policy].stage is stage for policy in policies)
+
+        await until(look)
+        return self.roster.progress()
+
+
+@asynccontextmanager
+async def training(
+    base: Path,
+    folder: Path,
+    told: Train | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: Any,
+) -> AsyncIterator[Scene]:
+    """Bring one up, and end it with its books balanced and no slot lost."""
+    store = Source(f"file://{folder}/runs")
+    options: dict[str, Any] = {"training_store": store, "host_bytes": 64 << 20, "device_slots": 10}
+    server = await listen(settings_for(base, **(options | settings)), "tiny-0", 0)
+    disk = DiskTier(folder / "disk", 64 << 20)
+
+    def make(slots: Slots) -> Residency:
+        loader = Loader(disk, Fit(slots.modules, slots.max_rank), slots.dtype)
+        return Residency(slots, loader, HostTier(64 << 20), store=Source(f"file://{folder}/adapters"))
+
+    residency = await server.load(base, make)
+    assert isinstance(residency, Residency)
+    residency.start()
+    means = server.means(residency.lending)
+    assert means is not None
+    roster = Roster(means, incarnation=0, clock=clock)
+    wave = WaveTraining(WAVE, 1, told or train(), store)
+    try:
+        yield Scene(server, residency, roster, means, store, wave)
+    finally:
+        await roster.close()
+        assert await server.drain(20)
+        await residency.close()
+    residency.check()
+    assert not [copy for copy in residency.books.in_slots.values() if copy.users]
+
+
+async def weights(scene: Scene, policy: str) -> bytes:
+    """A policy's weights, as they are now."""
+    return await scene.means.desk.call(lambda trainer: trainer.policy(policy).weights.numpy().tobytes())

@@ -1,0 +1,229 @@
+"""Policies trained by a whole engine: alone and together with the same numbers, resumed, paused, fenced, refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_contracts.errors import StaleLease
+from mint_contracts.training import (
+    Dataset,
+    Evaluation,
+    ExactMatch,
+    Loss,
+    NumericAnswer,
+    Optimizer,
+    Regex,
+    Reward,
+)
+from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
+from mint_engine.policies import revisions
+from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.store import store_of
+from tests.engine.in_process import Engine
+from tests.engine.running import save_adapter, save_base
+from tests.engine.training.teaching import Scene, assignment, train, training
+from tests.waiting import until
+
+PROMPT = (5, 6, 7, 8)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+def saved(scene: Scene, policy: str) -> tuple[tuple[float, ...], bytes]:
+    """Rewards and state of a policy's newest checkpoint."""
+    found = Shelf(store_of(scene.store), policy).newest()
+    assert found is not None
+    return found[0].rewards, found[1]
+
+
+async def whole(base: Path, folder: Path, policy: str, **changes: Any) -> tuple[tuple[float, ...], bytes]:
+    """What a course gives that nobody disturbs."""
+    async with training(base, folder, train(**changes)) as scene:
+        scene.want(assignment(policy))
+        await scene.ended(policy)
+        return saved(scene, policy)
+
+
+async def test_a_policy_learns_for_its_steps_and_lets_go_of_its_slot(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path) as scene:
+        scene.want(assignment("acme/one"))
+        told = (await scene.ended("acme/one"))["acme/one"]
+        assert (told.step, told.steps, told.stage, told.lease) == (3, 3, Stage.COMPLETE, 1)
+        assert told.tokens > 0
+        assert told.reward_best == max(scene.roster.rewards()["acme/one"])
+        assert len(scene.roster.rewards()["acme/one"]) == 3
+        await until(lambda: len(scene.residency.slots.free) == 10)
+
+
+async def test_numbers_are_the_same_alone_and_together(base: Path, tmp_path: Path) -> None:
+    names = [f"acme/p{n}" for n in range(4)]
+    async with training(base, tmp_path / "together") as scene:
+        scene.want(*[assignment(name) for name in names])
+        await scene.ended(*names)
+        together = {name: saved(scene, name) for name in names}
+    for name in names[:2]:
+        assert await whole(base, tmp_path / name, name) == together[name]
+    assert len({state for _, state in together.values()}) == len(names)
+
+
+async def test_a_policy_that_was_paused_goes_on_as_if_nothing_had_been(base: Path, tmp_path: Path) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=6)
+    async with training(base, tmp_path, train(steps=6)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step >= 2)
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        told = (await scene.ended("acme/one", stage=Stage.PAUSED))["acme/one"]
+        assert 2 <= told.step < 6
+        await until(lambda: len(scene.residency.slots.free) == 10)
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_another_engine_goes_on_where_the_last_checkpoint_is(base: Path, tmp_path: Path) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=5)
+    async with training(base, tmp_path, train(steps=5)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: Shelf(store_of(scene.store), "acme/one").newest())
+        scene.want()  # the lease is gone in the middle of whatever it does
+        await until(lambda: len(scene.residency.slots.free) == 10)
+    async with training(base, tmp_path, train(steps=5)) as scene:
+        scene.want(assignment("acme/one", lease=2))
+        await scene.ended("acme/one")
+        assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_a_cancelled_policy_is_saved_and_publishes_nothing_more(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=100)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step >= 1)
+        scene.want(assignment("acme/one", order=Order.CANCEL))
+        told = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
+        rewards, _ = saved(scene, "acme/one")
+        assert len(rewards) == told.step
+        assert revisions.newest(store_of(scene.store), "acme/one") is None
+
+
+async def test_without_a_sure_lease_nothing_is_begun_or_written(base: Path, tmp_path: Path) -> None:
+    now = [0.0]
+    async with training(base, tmp_path, train(steps=100), clock=lambda: now[0]) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step >= 1)
+        now[0] += LEASE_TTL_S + 1
+        course = scene.roster._running["acme/one"].course
+        await until(lambda: course.waits)
+        at, kept = course.progress.step, Shelf(store_of(scene.store), "acme/one").newest()
+        scene.roster.confirm()
+        await until(lambda: course.progress.step > at)
+        now[0] += LEASE_TTL_S + 1
+        assert kept is None or kept[0].step <= at
+
+
+async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=100)) as scene:
+        shelf = Shelf(store_of(scene.store), "acme/one")
+        scene.want(assignment("acme/one", lease=1))
+        await until(shelf.newest)
+        shelf.save(Record("acme/one", "default/wave", 2, 1, digest_of(b"new")), b"new")
+        told = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
+        assert told.failure is not None
+        assert told.failure.reason == StaleLease.__name__
+        newest = shelf.newest()
+        assert newest is not None
+        assert newest[1] == b"new"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "message"),
+    [
+        ({"dataset": None}, "InvalidRequest", "has no dataset"),
+        ({"reward": None}, "InvalidRequest", "has no reward"),
+        ({"dataset": Dataset(lines=["{"])}, "BadExample", "line 1: is no JSON"),
+        ({"reward": Reward(regex=Regex("("))}, "InvalidRequest", "no regular expression"),
+        ({"reward": Reward(numeric_answer=NumericAnswer())}, "BadExample", "is no number"),
+        ({"loss": Loss(type="cross_entropy")}, "InvalidRequest", "cross_entropy"),
+    ],
+)
+async def test_a_policy_that_can_not_be_trained_fails_with_the_reason_and_alone(
+    base: Path, tmp_path: Path, changes: dict[str, Any], reason: str, message: str
+) -> None:
+    async with training(base, tmp_path, train(**changes)) as scene:
+        scene.want(assignment("acme/one"))
+        failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
+        assert failure is not None
+        assert failure.reason == reason
+        assert message in failure.message
+        await until(lambda: len(scene.residency.slots.free) == 10)
+
+
+async def test_an_update_follows_only_from_groups_with_a_signal(base: Path, tmp_path: Path) -> None:
+    never = Reward(exact_match=ExactMatch())
+    async with training(base, tmp_path, train(reward=never, steps=2)) as scene:
+        scene.want(assignment("acme/one"))
+        told = (await scene.ended("acme/one"))["acme/one"]
+        assert (told.step, told.reward_mean, told.tokens) == (2, 0.0, 0)
+
+
+async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(evaluation=Evaluation(every_steps=2, prompts=3))) as scene:
+        scene.want(assignment("acme/one"))
+        told = (await scene.ended("acme/one"))["acme/one"]
+        assert told.evaluation is not None
+        assert 0.0 <= told.evaluation <= 1.0
+
+
+async def test_supervised_learning_raises_the_likelihood_of_the_answers(base: Path, tmp_path: Path) -> None:
+    told = train(algorithm="SFT", reward=None, steps=12, prompts_per_step=4, optimizer=Optimizer(learning_rate=2e-2))
+    async with training(base, tmp_path, told) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        rewards = scene.roster.rewards()["acme/one"]
+        assert rewards[-1] > rewards[0] + 1.0
+
+
+async def test_a_published_revision_is_served_at_once_without_reading_storage(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(publish_every_steps=1)) as scene:
+        parts = scene.server._services.parts
+        assert parts is not None
+        engine = Engine(scene.slots, scene.residency._climber._loader, scene.residency, parts.stepper)
+        scene.want(assignment("acme/one"))
+        published = (await scene.ended("acme/one"))["acme/one"].published
+        assert published is not None
+        assert published.step == 3
+        told = await engine.ask("acme/one", PROMPT, 4)
+        assert told.revision == published.revision
+        assert not scene.residency.books.disk.holds(published.source)
+        scene.want()
+    # Another engine, which knows nothing but the source, loads the very same.
+    async with training(base, tmp_path / "other") as other:
+        loader = other.residency._climber._loader
+        with loader.disk.using(published.source):
+            assert loader.load(published.source).revision == published.revision
+
+
+async def test_a_policy_starts_from_an_adapter(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "adapters" / "acme" / "parent", rank=4)
+    never = Reward(exact_match=ExactMatch())
+    async with training(base, tmp_path, train(reward=never, steps=1)) as scene:
+        scene.want(assignment("acme/child", start_from="acme/parent"))
+        published = (await scene.ended("acme/child"))["acme/child"].published
+        assert published is not None
+        parent = await scene.residency.lending.read("acme/parent")
+        assert published.source == revisions.source_of(store_of(scene.store), "acme/child", published.revision)
+        with (loader := scene.residency._climber._loader).disk.using(published.source):
+            assert loader.load(published.source).run.equal(parent.run)
+
+
+async def test_more_steps_for_a_complete_policy_are_taken(base: Path, tmp_path: Path) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=4)
+    async with training(base, tmp_path, train(steps=2)) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        scene.want(assignment("acme/one"), told=train(steps=4))
+        await until(lambda: scene.roster.progress()["acme/one"].step == 4)
+        await scene.ended("acme/one")
+        assert saved(scene, "acme/one") == undisturbed

@@ -1,0 +1,121 @@
+"""The Trainer service over a real socket: each call counts once, in order, and wrong ones are refused by name."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts import training_pb2_grpc
+from mint_contracts.errors import MintError
+from mint_contracts.wire import from_rpc_error
+from mint_engine.policies.service import Open
+from mint_engine.policies.store import store_of
+from tests.engine.running import save_base
+from tests.engine.training.teaching import Scene, assignment, train, training
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@asynccontextmanager
+async def called(base: Path, folder: Path) -> AsyncIterator[tuple[Scene, Any]]:
+    async with training(base, folder) as scene:
+        scene.server.trainer.open = Open(scene.means, store_of(scene.store), lambda: scene.roster.policies)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:
+            yield scene, training_pb2_grpc.TrainerStub(channel)
+
+
+def lesson(policy: str, sequence: int, **changes: Any) -> pb.ForwardBackwardRequest:
+    example = pb.Example(tokens=[5, 6, 7, 8], targets=[6, 7, 8, 9], weights=[0, 1, 1, 1])
+    options: dict[str, Any] = {"examples": [example], "loss": "cross_entropy"} | changes
+    return pb.ForwardBackwardRequest(policy=policy, sequence=sequence, **options)
+
+
+def step(policy: str, sequence: int) -> pb.OptimStepRequest:
+    return pb.OptimStepRequest(policy=policy, sequence=sequence, learning_rate=1e-2)
+
+
+async def refused(call: Any) -> MintError:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return from_rpc_error(error.value)
+
+
+async def test_calls_train_and_a_repeat_changes_nothing_and_gets_the_same_answer(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        for name in ("one", "two"):
+            await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4, alpha=8, seed=3))
+        losses: dict[str, list[float]] = {"one": [], "two": []}
+        for at in range(6):
+            for name, times in (("one", 1), ("two", 3)):
+                told = [await stub.ForwardBackward(lesson(name, 2 * at + 1)) for _ in range(times)]
+                steps = [await stub.OptimStep(step(name, 2 * at + 2)) for _ in range(times)]
+                assert all(each == told[0] for each in told)
+                assert all(each == steps[0] for each in steps)
+                assert steps[0].step == at + 1
+                losses[name].append(told[0].loss_sum)
+        assert losses["one"] == losses["two"]
+        assert losses["one"][-1] < losses["one"][0]
+        assert told[0].tokens == 3
+        assert told[0].logprobs[0].values[0] == 0.0
+
+
+async def test_a_gap_and_a_forgotten_repeat_are_refused(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        error = await refused(stub.ForwardBackward(lesson("one", 2)))
+        assert (error.reason, "comes too early; the next is 1") == ("OutOfOrder", error.message.split("call 2 ")[1])
+        failed = await refused(stub.OptimStep(step("one", 1)))
+        assert failed.reason == "InvalidRequest"
+        for at in range(1, 20):
+            await stub.ForwardBackward(lesson("one", at))
+        assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "OutOfOrder"
+
+
+async def test_what_is_saved_is_gone_on_from_with_the_same_numbers(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.ForwardBackward(lesson("one", 1))
+        await stub.OptimStep(step("one", 2))
+        saved = await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=3))
+        first = await stub.ForwardBackward(lesson("one", 4))
+        await stub.OptimStep(step("one", 5))
+        state = await stub.LoadState(pb.LoadStateRequest(policy="one", sequence=6, uri=saved.uri))
+        assert (state.step, state.sequence) == (1, 6)
+        assert (await stub.ForwardBackward(lesson("one", 7))) == first
+        other = await refused(stub.LoadState(pb.LoadStateRequest(policy="one", sequence=8, uri="file:///etc/passwd")))
+        assert other.reason == "SourceForbidden"
+        gone = saved.uri[:-1] + "9"
+        assert (
+            await refused(stub.LoadState(pb.LoadStateRequest(policy="one", sequence=8, uri=gone)))
+        ).reason == "PolicyNotFound"
+        published = await stub.Publish(pb.PublishRequest(policy="one", sequence=8))
+        assert published.revision.startswith("sha256:")
+
+
+async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "PolicyNotFound"
+        assert (await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="../x")))).reason == "InvalidRequest"
+        assert (
+            await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=99)))
+        ).reason == "RankTooLarge"
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        many = [pb.Example(tokens=[5], targets=[6])] * 1025
+        wrong: list[dict[str, Any]] = [{"examples": many}, {"examples": []}, {"loss": "guess"}]
+        for changes in wrong:
+            assert (await refused(stub.ForwardBackward(lesson("one", 1, **changes)))).reason == "InvalidRequest"
+        scene.want(assignment("acme/wave"), told=train(steps=1000))
+        await until(lambda: scene.roster.progress()["acme/wave"].step)
+        error = await refused(stub.DropPolicy(pb.DropPolicyRequest(policy="acme/wave")))
+        assert "trained by a wave" in error.message
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="one"))
+        assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "PolicyNotFound"
