@@ -19,6 +19,7 @@ from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import Heard, MapReporter
 from mint_contracts.records import Assignment, EngineRecord, Held
+from mint_engine.train_link import TrainBody, TrainLink
 
 LISTEN_S = 5.0
 REREAD_S = 10.0  # a map that was lost and rewritten can come to the same edition again
@@ -38,6 +39,7 @@ class Body(msgspec.Struct, frozen=True):
     describe: Callable[[int, int], EngineRecord]
     holdings: Callable[[], dict[str, Held]]
     want: Callable[[Iterable[Assignment]], None]
+    training: TrainBody | None = None  # None: this engine only serves
 
 
 class Agent:
@@ -47,6 +49,7 @@ class Agent:
         self._reader = MapReader(redis)
         self._reporter = MapReporter(redis, base, engine)
         self._base, self._engine, self._body = base, engine, body
+        self._training = None if body.training is None else TrainLink(redis, base, engine, body.training)
         self._outage = _Outage()
         self._version: int | None = None
         self._edition: int | None = None  # of the part last read; None: read it as soon as the map is known
@@ -131,6 +134,8 @@ class Agent:
             return
         self._edition = part.edition
         self._body.want(part.assigned.values())
+        if self._training is not None:
+            await self._training.pull()
         if news:
             log.info("map_read", engine=self._engine, version=part.version, assigned=len(part.assigned))
             self._changed.set()
@@ -157,10 +162,13 @@ class Agent:
         self._sequence += bool(changed or gone)
         record = self._body.describe(self._version or 0, self._sequence)
         heard = None if self._full else await self._reporter.report(record, changed, gone, full=False)
+        in_full = not heard
         if not heard:
             if heard is not None:
                 log.info("map_forgot_us", engine=self._engine)
             heard = await self._reporter.report(record, list(held.values()), (), full=True)
+        if self._training is not None:
+            await self._training.report(record.incarnation, full=in_full)
         self._hear(heard)
         self._told, self._full = held, False
         self._waiting = [each for each in self._waiting if each not in waiting]
@@ -174,6 +182,8 @@ class Agent:
             self._version = self._edition = None
         elif heard.edition == self._edition:
             self._version = heard.version
+            if self._training is not None:
+                self._training.confirm()
         else:
             self._stale.set()
 

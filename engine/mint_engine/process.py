@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 from prometheus_client import start_http_server
@@ -13,6 +13,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import CorruptFile, Internal, MintError, StaleEpoch
 from mint_contracts.functions import connect
 from mint_contracts.records import Assignment, EngineRecord, Failure, Held
+from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
 from mint_engine.agent import Agent, Body
 from mint_engine.check import Fit
 from mint_engine.disk import DiskTier
@@ -20,9 +21,13 @@ from mint_engine.environment import Start
 from mint_engine.fetch_base import cached_base, fetch_base
 from mint_engine.host import HostTier
 from mint_engine.loading import Loader
+from mint_engine.policies.roster import Roster
+from mint_engine.policies.service import Open
+from mint_engine.policies.store import store_of
 from mint_engine.residency import Residency
 from mint_engine.serve import EngineServer, listen
 from mint_engine.slots import Slots
+from mint_engine.train_link import TrainBody
 
 DRAIN_S = 22.0  # of Kubernetes' usual 30; the rest is for saying so before and for ending after
 TELL_S = 2.0
@@ -43,10 +48,14 @@ class Process:
         self._incarnation = time.time_ns()
         self._redis = connect()
         self._wants: tuple[Assignment, ...] = ()
+        self._trains: tuple[Mapping[str, WaveTraining], Mapping[str, TrainAssignment]] = ({}, {})
         self._residency: Residency | None = None
+        self._roster: Roster | None = None
         self._failure: Failure | None = None
         self._leaving = False
-        body = Body(describe=self._describe, holdings=self._holdings, want=self._want)
+        training = TrainBody(want=self._train, confirm=self._confirm, progress=self._progress, rewards=self._rewards)
+        trains = start.settings.training_store is not None
+        body = Body(self._describe, self._holdings, self._want, training if trains else None)
         self.agent = Agent(self._redis, start.settings.base_model, start.engine, body)
 
     async def bring_up(self) -> None:
@@ -67,6 +76,8 @@ class Process:
         self._leaving = True
         told = await self.agent.tell(TELL_S)
         log.info("draining", told=told, running=self._server.load_now.running)
+        if self._roster is not None:
+            await self._roster.close()
         finished = await self._server.drain(DRAIN_S)
         if self._residency is not None:
             await self._residency.close()
@@ -77,6 +88,7 @@ class Process:
         try:
             path = await asyncio.to_thread(fetch_base, source, cache)
             await self._server.load(path, self._make_residency)
+            self._open_training()
         except MintError as error:
             if isinstance(error, CorruptFile):  # a copy in the cache would stay as it is
                 await asyncio.to_thread(shutil.rmtree, cached_base(source, cache), ignore_errors=True)
@@ -99,6 +111,30 @@ class Process:
         residency.start()
         self._residency = residency
         return residency
+
+    def _open_training(self) -> None:
+        source, residency = self._start.settings.training_store, self._residency
+        means = self._server.means(residency.lending) if residency is not None else None
+        if means is None or source is None:
+            return
+        roster = self._roster = Roster(means, self._incarnation, self.agent.changed)
+        self._server.trainer.open = Open(means, store_of(source), lambda: roster.policies)
+        roster.want(*self._trains)
+
+    def _train(self, waves: Mapping[str, WaveTraining], trains: Mapping[str, TrainAssignment]) -> None:
+        self._trains = waves, trains
+        if self._roster is not None and not self._leaving:
+            self._roster.want(waves, trains)
+
+    def _confirm(self) -> None:
+        if self._roster is not None:
+            self._roster.confirm()
+
+    def _progress(self) -> dict[str, Progress]:
+        return self._roster.progress() if self._roster is not None else {}
+
+    def _rewards(self) -> dict[str, Sequence[float]]:
+        return self._roster.rewards() if self._roster is not None else {}
 
     def _want(self, assignments: Iterable[Assignment]) -> None:
         self._wants = tuple(assignments)

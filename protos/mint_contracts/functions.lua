@@ -85,7 +85,33 @@ local function report(keys, argv)
   return { 1, version, tonumber(redis.call('HGET', keys[5], argv[1]) or '0') }
 end
 
+-- KEYS: engines, progress, rewards...   ARGV: engine, incarnation, full 0|1, set (JSON pairs), del (JSON), lists, channel
+-- lists (JSON): [[first, [value...]]...], one for each key after the second: the list's values from `first` on.
+-- Returns -1 when the map does not know this incarnation, else the indices of the lists that are too short for theirs.
+local function progress(keys, argv)
+  local known, incarnation = redis.call('HGET', keys[1], argv[1]), argv[2]
+  if known and (#known > #incarnation or (#known == #incarnation and known > incarnation)) then
+    return redis.error_reply('STALEINCARNATION ' .. known)
+  end
+  if known ~= incarnation then return -1 end
+  if argv[3] == '1' then redis.call('DEL', keys[2]) end
+  change(keys[2], { set = cjson.decode(argv[4]), del = cjson.decode(argv[5]) })
+  local short = {}
+  for i, each in ipairs(cjson.decode(argv[6])) do
+    local key, first = keys[2 + i], each[1]
+    if redis.call('LLEN', key) < first then
+      short[#short + 1] = i
+    else
+      if first == 0 then redis.call('DEL', key) else redis.call('LTRIM', key, 0, first - 1) end
+      for _, value in ipairs(each[2]) do redis.call('RPUSH', key, value) end
+    end
+  end
+  redis.call('PUBLISH', argv[7], 'engine ' .. argv[1])
+  return short
+end
+
 redis.register_function('LIBRARY_apply', apply)
 redis.register_function('LIBRARY_train', train)
+redis.register_function('LIBRARY_progress', progress)
 redis.register_function('LIBRARY_forget', forget)
 redis.register_function('LIBRARY_report', report)

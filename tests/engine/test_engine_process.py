@@ -35,13 +35,16 @@ BASE = "default/tiny"
 class Pod:
     """One engine process and what a cluster knows of it."""
 
-    def __init__(self, folder: Path, redis_url: str, source: Source, store: Source | None, name: str) -> None:
+    def __init__(
+        self, folder: Path, redis_url: str, source: Source, store: Source | None, name: str, **changes: Any
+    ) -> None:
         self.name, self.port, self.metrics_port = name, free_port(), free_port()
         self.log = folder / f"{name}.log"
         told = EngineSettings(
             base_model=BASE, source=source, device="cpu", dtype="float32", context_length=128,
             kv_cache_bytes=1 << 20, max_rank=16, device_slots=4, host_bytes=1 << 20, disk_bytes=1 << 20, store=store,
         )  # fmt: skip
+        told = msgspec.structs.replace(told, **changes)
         environment = {key: value for key, value in os.environ.items() if key not in {"HOME", "HF_HOME"}}
         environment |= {
             settings.ENGINE_SETTINGS: msgspec.json.encode(told).decode(),
@@ -66,9 +69,14 @@ class Pod:
 
 @contextmanager
 def pod(
-    folder: Path, redis: RedisProcess, source: Source, store: Source | None = None, name: str = "tiny-0"
+    folder: Path,
+    redis: RedisProcess,
+    source: Source,
+    store: Source | None = None,
+    name: str = "tiny-0",
+    **changes: Any,
 ) -> Iterator[Pod]:
-    running = Pod(folder, redis.url, source, store, name)
+    running = Pod(folder, redis.url, source, store, name, **changes)
     try:
         yield running
     finally:

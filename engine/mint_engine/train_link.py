@@ -1,0 +1,60 @@
+"""The part of the engine's link to the placement map that is about training: leases read, progress reported."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+from redis.asyncio import Redis
+
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.train_reporter import TrainReporter
+from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
+
+
+class TrainBody(msgspec.Struct, frozen=True):
+    """What is told and asked of whoever trains."""
+
+    want: Callable[[Mapping[str, WaveTraining], Mapping[str, TrainAssignment]], None]
+    confirm: Callable[[], None]  # the map still says what it said
+    progress: Callable[[], dict[str, Progress]]
+    rewards: Callable[[], dict[str, Sequence[float]]]
+
+
+class TrainLink:
+    """Used by the engine's agent."""
+
+    def __init__(self, redis: Redis, base: str, engine: str, body: TrainBody) -> None:
+        self._reader = TrainReader(redis)
+        self._reporter = TrainReporter(redis, base, engine)
+        self._base, self._engine, self._body = base, engine, body
+        self._told: dict[str, Progress] = {}
+        self._sent: dict[str, int] = {}  # rewards that the map has, by policy
+        self._full = True
+
+    async def pull(self) -> None:
+        """Read this engine's leases, then their waves: without its wave, a lease waits for the next look."""
+        trains = (await self._reader.trains(self._base, [self._engine]))[self._engine]
+        waves = await self._reader.training(self._base) if trains else {}
+        self._body.want(waves, trains)
+
+    def confirm(self) -> None:
+        """A look has found nothing new."""
+        self._body.confirm()
+
+    async def report(self, incarnation: int, *, full: bool) -> None:
+        """Tell what has changed, or everything: whenever it is not known what the map has."""
+        full, self._full = full or self._full, True
+        told, progress = {} if full else self._told, self._body.progress()
+        changed = [each for policy, each in progress.items() if told.get(policy) != each]
+        gone = [policy for policy in told if policy not in progress]
+        rewards = {policy: list(values) for policy, values in self._body.rewards().items()}
+        sent = {policy: 0 if full else self._sent.get(policy, 0) for policy in rewards}
+        lists = {policy: (sent[policy], values[sent[policy] :]) for policy, values in rewards.items()}
+        lists = {policy: each for policy, each in lists.items() if each[1] or full}
+        if full or changed or gone or lists:
+            short = await self._reporter.report(incarnation, changed, gone, lists, full=full)
+            if short is None:
+                return  # with the next report of the engine itself, in full
+            if short:
+                again = {policy: (0, rewards[policy]) for policy in short}
+                await self._reporter.report(incarnation, (), (), again, full=False)
+        self._told, self._sent, self._full = progress, {p: len(v) for p, v in rewards.items()}, False
