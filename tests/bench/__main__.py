@@ -13,7 +13,7 @@ from pathlib import Path
 
 from e2e.cluster.progress import Steps
 from e2e.samples import prepare
-from tests.bench import cold, handoff, load, moe, results, serve, train
+from tests.bench import cold, handoff, load, moe, results, serve, train, train_waves
 from tests.bench.bench import Bench, Group
 from tests.bench.models import sample_base, vocabulary
 from tests.bench.promises import BY_METRIC, PROMISES
@@ -28,6 +28,7 @@ FAMILIES = {
     "cold": cold.GROUPS,
     "handoff": handoff.GROUPS,
     "train": train.GROUPS,
+    "waves": train_waves.GROUPS,
 }
 
 

@@ -1,0 +1,230 @@
+"""Our side of training waves: one engine in this process, whose policies take whole steps, together or one by one.
+
+python -m tests.bench.our_waves '{"base": ..., "slots": ...}'      (JSON of Setup)
+"""
+
+import asyncio
+import itertools
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source
+from mint_contracts.training import Dataset, Length, Optimizer, Policies, Reward, Train, TrainSampling
+from mint_engine.base import Base
+from mint_engine.examples.example import Example
+from mint_engine.examples.render import Renderer
+from mint_engine.packed import Packed
+from mint_engine.policies.desk import Desk
+from mint_engine.policies.handoff import hand_off, label_of
+from mint_engine.policies.lessons import Lessons, Taken
+from mint_engine.policies.means import Means
+from mint_engine.policies.rollouts import Rollouts
+from mint_engine.policies.terms import Terms
+from mint_engine.policies.updates import Updates
+from mint_engine.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.rewards.scorer import Scorer
+from mint_engine.scheduler import Limits
+from mint_engine.serve import build
+from mint_engine.slots import Slots
+from mint_engine.stepper import Stepper
+from mint_engine.training.policy import PolicySettings
+from mint_engine.training.trainer import Trainer
+from tests.bench.our_setup import Setup
+from tests.bench.speaking import Answer, requests
+
+PROMPTS, GROUP, RANK = 4, 8, 8
+WORDS = ("river", "stone", "letter", "garden", "engine", "winter", "island", "copper", "market", "shadow")
+TENANTS = 16
+
+
+class _NoPlaces:
+    """Slots are given by number here; nothing is published."""
+
+    async def reserve(self, adapter: str) -> int:
+        raise NotImplementedError(adapter)
+
+    async def release(self, slot: int) -> None:
+        raise NotImplementedError(slot)
+
+    async def read(self, adapter: str) -> Packed:
+        raise NotImplementedError(adapter)
+
+    def offer(self, adapter: str, source: Source, packed: Packed) -> None:
+        raise NotImplementedError(adapter)
+
+    def withdraw(self, adapter: str) -> None:
+        raise NotImplementedError(adapter)
+
+
+class Engine:
+    """The engine with its policies; each public method is one command (see `tests.bench.side`)."""
+
+    def __init__(self, setup: Setup) -> None:
+        loop, trainers = asyncio.get_running_loop(), list[Trainer]()
+        settings = EngineSettings(
+            base_model="bench/base",
+            source=Source(f"file://{setup.base}"),
+            device=setup.device,
+            dtype="bfloat16",
+            context_length=setup.context,
+            kv_cache_bytes=setup.kv_bytes,
+            max_rank=setup.max_rank,
+            device_slots=setup.slots,
+            host_bytes=setup.host_bytes,
+            disk_bytes=setup.disk_bytes,
+        )
+
+        def equip(base: Base, slots: Slots) -> None:
+            trainers.append(Trainer(base, slots.modules, setup.max_rank))
+
+        base, self._slots, generation = build(settings, Path(setup.base), Limits(), equip)
+        updates = Updates(trainers[0])
+        self.compute = trainers[0].compute
+
+        def post(deliver: Callable[[], None]) -> None:
+            loop.call_soon_threadsafe(deliver)
+
+        self.stepper = Stepper(generation, post, updates)
+        rollouts = Rollouts(self.stepper, Limits().running, on_idle=self.stepper.wake)
+        updates.rollouts = lambda: rollouts.in_flight
+        renderer = Renderer(base.tokenizer, base.vocab_size, setup.context, base.tokenizer.eos_token_id)
+        desk = Desk(updates, self.stepper.wake)
+        self._means = Means(desk, rollouts, self._slots, _NoPlaces(), renderer)
+        self._steps: dict[str, int] = {}
+        self._lessons: list[Lessons] = []
+        self._vocabulary = base.vocab_size
+        self.stepper.start()
+
+    async def step(self, policies: int, tokens: int, *, together: bool) -> Answer:
+        """One step of the first `policies`, at once or one after another; the seconds of all of it."""
+        while len(self._lessons) < policies:
+            self._lessons.append(await self._begin(len(self._lessons), tokens))
+        chosen, began = self._lessons[:policies], time.perf_counter()
+        if together:
+            taken = await asyncio.gather(*map(self._take, chosen))
+        else:
+            taken = [await self._take(each) for each in chosen]
+        seconds = time.perf_counter() - began
+        learnt = sum(each.tokens for each in taken)
+        return {"seconds": seconds, "tokens": learnt, "learnt": sum(each.learnt is not None for each in taken)}
+
+    async def hand_over(self, number: int) -> Answer:
+        """From the end of an update to the first token of a rollout on the new weights, and what a memcpy takes."""
+        lessons = self._lessons[0]
+        name, prompt = lessons.terms.policy, tuple(range(100 + number, 116 + number))
+        begun: list[float] = []
+
+        def give(trainer: Trainer) -> None:
+            begun.append(time.perf_counter())
+            hand_off(self._slots, lessons.slot, trainer.policy(name), f"{name}@9.{number}")
+
+        await self._means.desk.call(give)
+        first, later = await self._first(name, f"{name}@9.{number}", lessons.slot, prompt)
+        run = await self._means.desk.call(lambda trainer: trainer.packed(name).run)
+        copy = run.clone()
+        started = time.perf_counter()
+        copy.copy_(run)
+        memcpy = time.perf_counter() - started
+        return {"handoff": max(0.0, first - begun[0] - later), "memcpy": memcpy}
+
+    async def tenants(self, *, train: int, tokens: int) -> Answer:
+        """Gaps between tokens of tenants' requests to the bare base, while so many policies train over and over."""
+        training = [asyncio.create_task(self._over_and_over(each)) for each in self._lessons[:train]]
+        try:
+            gaps = await asyncio.gather(*[self._stream(number, tokens) for number in range(TENANTS)])
+        finally:
+            for task in training:
+                task.cancel()
+            await asyncio.gather(*training, return_exceptions=True)
+        return {"gaps": [gap for each in gaps for gap in each]}
+
+    async def _begin(self, number: int, tokens: int) -> Lessons:
+        name = f"bench/p{number}"
+        told = Train(
+            Policies(count=1), group_size=GROUP, prompts_per_step=PROMPTS, sampling=TrainSampling(max_tokens=tokens),
+            steps=1000,
+        )  # fmt: skip
+        reward, chance = Reward(length=Length(target=200, tolerance=200)), random.Random(number)
+        terms = Terms(
+            policy=name, wave="bench/wave", run="", lease=1, train=told, form=PolicySettings(RANK, 16.0, (), number),
+            start_from="", dataset=Dataset(), reward=reward, optimizer=Optimizer(), loss=told.loss,
+            sampling=Sampling(max_tokens=tokens, seed=0, temperature=1.0, logprobs=0, ignore_eos=True),
+        )  # fmt: skip
+        texts = [" ".join(chance.choices(WORDS, k=20)) for _ in range(64)]
+        examples = [Example(text, None, "{}") for text in texts]
+        await self._means.desk.call(lambda trainer: trainer.create(name, terms.form))
+        label = label_of(name, 1, 0)
+        await self._means.desk.call(lambda trainer: hand_off(self._slots, number, trainer.policy(name), label))
+        return Lessons(self._means, terms, number, examples, (), Scorer(reward))
+
+    async def _take(self, lessons: Lessons) -> Taken:
+        name = lessons.terms.policy
+        step = self._steps.get(name, 0)
+        taken = await lessons.take(step, label_of(name, 1, step), label_of(name, 1, step + 1))
+        self._steps[name] = step + 1
+        return taken
+
+    async def _over_and_over(self, lessons: Lessons) -> None:
+        while True:
+            await self._take(lessons)
+
+    async def _stream(self, number: int, tokens: int) -> list[float]:
+        chance = random.Random(number)
+        prompt = tuple(chance.choices(range(100, self._vocabulary), k=32))
+        times: list[float] = []
+        await self._run(Request(f"t{number}", prompt, Sampling(tokens, 0, ignore_eos=True)), times)
+        return [later - earlier for earlier, later in itertools.pairwise(times[1:])]
+
+    async def _first(self, name: str, label: str, slot: int, prompt: Sequence[int]) -> tuple[float, float]:
+        """When a rollout's first token came, and the seconds to its second: one decode step."""
+        times: list[float] = []
+        await self._run(Request("h", tuple(prompt), Sampling(2, 0, ignore_eos=True), name, label, slot), times)
+        return times[0], times[1] - times[0]
+
+    async def _run(self, request: Request, times: list[float]) -> None:
+        ended = asyncio.Event()
+
+        def sink(event: Event) -> None:
+            if isinstance(event, Tokens):
+                times.append(time.perf_counter())
+            elif isinstance(event, Done | Failed):
+                ended.set()
+
+        self.stepper.submit(request, sink)
+        await ended.wait()
+
+
+async def main(setup: Setup) -> None:
+    """Bring the engine up, then obey until standard input ends."""
+    loop, asked = asyncio.get_running_loop(), requests()
+    engine: Engine | None = None
+    while (got := await loop.run_in_executor(None, next, asked, None)) is not None:
+        request, send = got
+        try:
+            if request["do"] == "start":
+                began = time.perf_counter()
+                engine = Engine(setup)
+                send({"ok": {"seconds": time.perf_counter() - began, "compute": engine.compute}})
+            else:
+                answer: dict[str, Any] = await getattr(engine, request.pop("do"))(**request)
+                send({"ok": answer})
+        except Exception as error:
+            logging.exception("command failed")
+            send({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    asyncio.run(main(msgspec.json.decode(sys.argv[1], type=Setup)))

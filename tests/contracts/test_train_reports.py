@@ -1,0 +1,65 @@
+"""What engines report of training, on a real Redis: progress by its incarnation, rewards by their position."""
+
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts.errors import StaleEpoch
+from mint_contracts.map_reporter import MapReporter
+from mint_contracts.records import EngineRecord
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.train_reporter import TrainReporter
+from mint_contracts.training_records import Progress, Stage
+
+BASE, ENGINE = "demo/smollm2", "e-0"
+
+
+def progress(policy: str, step: int = 0) -> Progress:
+    return Progress(policy, "demo/wave", 7, Stage.RUNNING, step=step)
+
+
+@pytest.fixture
+async def reporter(redis_client: Redis) -> TrainReporter:
+    await start(redis_client, 5)
+    return TrainReporter(redis_client, BASE, ENGINE)
+
+
+async def start(redis: Redis, incarnation: int) -> None:
+    record = EngineRecord(ENGINE, "10.0.0.1:8470", incarnation, True, 1, 8, 0, 0, 3, 1)
+    await MapReporter(redis, BASE, ENGINE).report(record, (), (), full=True)
+
+
+async def test_progress_is_set_changed_deleted_and_replaced_as_a_whole(
+    redis_client: Redis, reporter: TrainReporter
+) -> None:
+    reader = TrainReader(redis_client)
+    assert await reporter.report(5, [progress("a"), progress("b")], (), {}, full=False) == ()
+    await reporter.report(5, [progress("a", 1)], ["b"], {}, full=False)
+    assert await reader.progress(BASE, [ENGINE]) == {ENGINE: {"a": progress("a", 1)}}
+    await reporter.report(5, [progress("c")], (), {}, full=True)
+    assert await reader.progress(BASE, [ENGINE]) == {ENGINE: {"c": progress("c")}}
+
+
+async def test_rewards_are_told_by_position_so_that_telling_them_again_changes_nothing(
+    redis_client: Redis, reporter: TrainReporter
+) -> None:
+    reader = TrainReader(redis_client)
+    for _ in range(2):
+        await reporter.report(5, (), (), {"a": (0, [0.1, 0.2])}, full=False)
+        await reporter.report(5, (), (), {"a": (2, [1 / 3])}, full=False)
+    assert await reader.rewards(BASE, ["a"], 10) == {"a": [0.1, 0.2, 1 / 3]}
+    await reporter.report(5, (), (), {"a": (1, [0.5])}, full=False)
+    assert await reader.rewards(BASE, ["a"], 10) == {"a": [0.1, 0.5]}
+
+
+async def test_a_list_that_was_lost_is_asked_for_from_its_start(reporter: TrainReporter, redis_client: Redis) -> None:
+    short = await reporter.report(5, (), (), {"a": (0, [0.1]), "b": (3, [0.4])}, full=False)
+    assert short == ("b",)
+    assert await TrainReader(redis_client).rewards(BASE, ["a", "b"], 10) == {"a": [0.1], "b": []}
+
+
+async def test_only_the_newest_start_of_an_engine_is_heard(redis_client: Redis, reporter: TrainReporter) -> None:
+    assert await reporter.report(6, [progress("a")], (), {}, full=True) is None
+    await start(redis_client, 6)
+    with pytest.raises(StaleEpoch):
+        await reporter.report(5, [progress("a")], (), {}, full=False)
+    assert await TrainReader(redis_client).progress(BASE, [ENGINE]) == {ENGINE: {}}
