@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,8 @@ from mint_contracts.errors import (
     UnsupportedBase,
 )
 
+# Families that publish another's architecture under a name of their own, with code that is not run here.
+_SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What transformers raises over a file that it can't make sense of.
 _LIBRARY_ERRORS = (
@@ -162,11 +165,23 @@ def _read_config(files: _Files) -> PreTrainedConfig:
             raise CorruptFile(files.subject, "has a config.json that is not a JSON object")
         if raw.get("quantization_config"):
             raise UnsupportedBase(files.subject, "is quantised; give the model in bfloat16, or as one GGUF file")
+        if known := _SAME_ARCHITECTURE.get(str(raw.pop("model_type", ""))):
+            return _config_for(files, known, raw)
     options = {"gguf_file": files.gguf} if files.gguf else {}
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             files.folder, local_files_only=True, trust_remote_code=False, **options
         )
+    except _LIBRARY_ERRORS as error:
+        raise UnsupportedBase(
+            files.subject, f"has a configuration that is not served: {_first_line(error)}"
+        ) from None
+    return config
+
+
+def _config_for(files: _Files, model_type: str, raw: dict[str, Any]) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.for_model(model_type, **raw)
     except _LIBRARY_ERRORS as error:
         raise UnsupportedBase(
             files.subject, f"has a configuration that is not served: {_first_line(error)}"
