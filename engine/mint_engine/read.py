@@ -6,7 +6,7 @@ that a file which changes meanwhile can not slip through.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, cast
 
 import torch
 
@@ -22,7 +22,15 @@ from mint_engine.storage import Folder
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
+_PIECE_BYTES = 8 << 20
+
 Admit = Callable[[int], None]
+
+
+class _IntoMemory(Protocol):
+    """What every file for reading can do, those of fsspec too, though `BinaryIO` does not tell."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
 
 
 def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit = lambda _: None) -> Packed:
@@ -94,10 +102,9 @@ def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
 
 def _fill(view: memoryview, file: BinaryIO, subject: str, *, known: bool) -> None:
     """Read exactly so many bytes, to the file's end. `known`: the storage told the right size before."""
-    filled = 0
-    while filled < len(view) and (part := file.read(min(len(view) - filled, 8 << 20))):
-        view[filled : filled + len(part)] = part
-        filled += len(part)
+    filled, into = 0, cast(_IntoMemory, file)
+    while filled < len(view) and (count := into.readinto(view[filled : filled + _PIECE_BYTES])):
+        filled += count
     if filled < len(view):
         told = f"gave {filled} bytes of weights where its header tells of {len(view)}"
         if known:
