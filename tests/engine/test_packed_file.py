@@ -17,7 +17,7 @@ from mint_contracts.errors import CorruptFile, MintError
 from mint_engine import packed_file
 from mint_engine.adapter import Delta, Module
 from mint_engine.mapped import MAP_FROM_BYTES, Opener
-from mint_engine.packed import Packed, lay_out
+from mint_engine.packed import Packed, is_finite, lay_out
 from mint_engine.packed_file import ALIGNMENT, MAX_BODY_BYTES, PREFIX
 from tests.engine.made import pack
 
@@ -227,6 +227,19 @@ def test_a_forgery_of_nothing_is_the_file_itself(tmp_path: Path) -> None:
 def test_a_header_of_absurd_length_is_never_asked_for(start: bytes, told: str) -> None:
     with pytest.raises(CorruptFile, match=told):
         packed_file.rest_bytes(start, "file")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_only_nan_and_infinity_are_not_finite(dtype: torch.dtype) -> None:
+    """Every number of 16 bits, and in 32 bits those with every sign, exponent and leading bits, as torch has it."""
+    patterns = torch.arange(1 << 16, dtype=torch.int32)
+    bits = (patterns << 16 | 1) if dtype is torch.float32 else patterns.to(torch.int16)
+    numbers = torch.cat([bits.view(dtype), torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)])
+    expected = torch.isfinite(numbers)
+    assert is_finite(numbers[expected])
+    assert all(not is_finite(each) for each in torch.split(numbers[~expected], 1))
+    assert not is_finite(torch.cat([numbers[expected], numbers[~expected][:1]]))
+    assert is_finite(numbers[:0])
 
 
 PARTS = st.lists(
