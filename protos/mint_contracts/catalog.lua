@@ -170,13 +170,14 @@ local function sequences(keys, argv)
   return string.format('%.0f', first)
 end
 
--- A state with the texts of its root and labels.
+-- A state after the texts of its root and labels, each text after its length: one string is read in one piece.
 local function told(keys, value)
   local root, label = struct.unpack('>I2I2', value, 15)
-  return { value, redis.call('HGET', keys.roots, root) or '', redis.call('HGET', keys.labels, label) or '' }
+  root, label = redis.call('HGET', keys.roots, root) or '', redis.call('HGET', keys.labels, label) or ''
+  return struct.pack('>I2c0I2c0', #root, root, #label, label) .. value
 end
 
--- KEYS: as of apply   ARGV: beginning of leaf keys, name, ID or "". Returns {} or {value, root, labels}.
+-- KEYS: as of apply   ARGV: beginning of leaf keys, name, ID or "". Returns "" or as `told` does.
 local function find(given, argv)
   local keys = named(given)
   local refused = incomplete(keys.meta)
@@ -186,7 +187,7 @@ local function find(given, argv)
   if value and argv[3] ~= '' and id_of(value) ~= argv[3] and id_of(value) ~= RETIRED then
     value = redis.call('HGET', argv[1] .. leaf, argv[2] .. '@' .. argv[3])
   end
-  if not value or id_of(value) == RETIRED then return {} end
+  if not value or id_of(value) == RETIRED then return '' end
   return told(keys, value)
 end
 

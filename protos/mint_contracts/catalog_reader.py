@@ -11,7 +11,16 @@ from mint_contracts import keys
 from mint_contracts.catalog_calls import call
 from mint_contracts.entries import Entry
 from mint_contracts.functions import bounded
-from mint_contracts.packed_entries import Found, identity_of, is_retired, labels_match, labels_of, numbers, unpack
+from mint_contracts.packed_entries import (
+    Found,
+    found_in,
+    identity_of,
+    is_retired,
+    labels_match,
+    labels_of,
+    numbers,
+    unpack,
+)
 
 LEAVES_PER_CALL = 16
 LEAVES_PER_PAGE = 256  # looked through at most for one page, however few of them match
@@ -54,8 +63,7 @@ class CatalogReader:
         )
         if not answer:
             return None
-        value, root, labels = answer
-        entry = unpack(name, Found(value, root.decode(), labels))
+        entry = unpack(name, found_in(answer))
         return entry if not revision or entry.revision == revision else None
 
     async def page(

@@ -65,6 +65,13 @@ def batch(rows: Iterable[tuple[int, Entry]]) -> bytes:
     return b"".join([*_texts(roots), *_texts(labels), *pieces])
 
 
+def found_in(answer: bytes) -> Found:
+    """What catalog.lua's `find` answers."""
+    root, at = _inline(answer, 0)
+    labels, at = _inline(answer, at)
+    return Found(answer[at:], root.decode(), labels)
+
+
 def unpack(name: str, found: Found) -> Entry:
     """The entry that a value tells of, unless it is retired."""
     value, (root_number, labels_number) = found.value, numbers(found.value)

@@ -94,6 +94,10 @@ SCALE: tuple[Promise, ...] = (
     _bound("scale.plan_one_wave_ms", "ms", 20.0),
     _limit("scale.kill_moves_over_lost", "copies", "copies that the engine held", 1.05),
     _bound("scale.operator_rss_mb", "MB", 400.0),
+    _bound("scale.catalog_bytes_per_adapter", "B", 250.0),
+    Promise("scale.register_over_redis", "adapters/s", "HSET of the same lines, pipelined", "ours/theirs", ">=", 0.5),
+    _limit("scale.rebuild_1e6_s", "s", "own registration", 1.5),
+    _limit("scale.resolve_p99_ms", "ms", "one GET round trip", 2.0),
 )
 """What `make bench-scale` measures; the others are `make bench`'s."""
 

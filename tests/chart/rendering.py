@@ -29,7 +29,11 @@ EVERYTHING: Values = {
     "imagePullSecrets": ["registry"],
     "runtimeClassName": "mint-host",
     "operator": {"nodeSelector": {"pool": "control"}, "tolerations": [{"key": "control", "operator": "Exists"}]},
-    "gateway": {"replicas": 3, "service": {"type": "LoadBalancer", "annotations": {"a": "b"}}},
+    "gateway": {
+        "replicas": 3,
+        "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
+        "catalog": {"existingSecret": "s3", "claims": ["catalog"]},
+    },
     "redis": {"persistence": {"size": "2Gi", "storageClassName": "fast"}, "priorityClassName": "high"},
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
 }

@@ -273,3 +273,11 @@ def test_one_operator_at_a_time() -> None:
     operator: Object = workloads(render(DEFAULTS))["mint-operator"]
     assert operator["spec"]["replicas"] == 1
     assert operator["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_gateways_get_what_their_catalogs_manifests_need() -> None:
+    gateway = workloads(render(EVERYTHING))["mint-gateway"]
+    assert container(gateway)["envFrom"] == [{"secretRef": {"name": "s3"}}]
+    assert {"name": "claim-0", "mountPath": "/mint/pvc/catalog"} in container(gateway)["volumeMounts"]
+    assert {"name": "claim-0", "persistentVolumeClaim": {"claimName": "catalog"}} in pod(gateway)["volumes"]
+    assert "envFrom" not in container(workloads(render(DEFAULTS))["mint-gateway"])

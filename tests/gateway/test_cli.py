@@ -3,9 +3,14 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
+
+import pyarrow
+from pyarrow import parquet
 
 from mint_contracts import errors
-from mint_contracts.records import Failure, Tier
+from mint_contracts.records import BaseRecord, Failure, MapChange, Tier
+from mint_contracts.source import Source
 from tests.gateway.scene import BASE, STORE, Scene
 
 
@@ -143,3 +148,45 @@ async def test_placements_shows_a_failure_in_place_of_the_plans_reason(scene: Sc
     await scene.seen(engine)
     _, out, _ = await mint(scene.target, "placements")
     assert "CorruptFile: truncated [at 12]" in out
+
+
+async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tmp_path: Path) -> None:
+    record = BaseRecord(base_model=BASE, catalog=Source(f"file://{tmp_path}/catalog"))
+    scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(base=record))
+    await scene.open()
+    await scene.seen()
+    lines = [
+        json.dumps({"name": f"acme/bot-{number}", "uri": f"s3://b/acme/bot-{number}", "labels": {"tier": "gold"}})
+        for number in range(3)
+    ]
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text("\n".join(lines) + "\n")
+    bad.write_text(lines[0] + "\n\nnonsense\n")
+    rows = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"name": ["acme/row"], "uri": ["s3://b/acme/row"], "rank": [4]}), rows)
+    assert await mint(scene.target, "catalog", "register", str(good)) == (0, "3 registered, 0 refused\n", "")
+    assert (await mint(scene.target, "catalog", "register", str(rows)))[:2] == (0, "1 registered, 0 refused\n")
+    code, out, err = await mint(scene.target, "catalog", "register", str(bad))
+    assert (code, out) == (1, "1 registered, 1 refused\n")
+    assert "not an entry" in next(line for line in err.splitlines() if " 3 " in line)
+    code, out, _ = await mint(scene.target, "catalog", "list", "acme/", "--label", "tier=gold", "--limit", "2")
+    assert code == 0
+    assert "acme/bot-0" in out
+    assert "acme/bot-2" not in out
+    assert out.endswith("2 shown; the whole catalog has 4; raise --limit for more\n")
+    code, out, _ = await mint(scene.target, "catalog", "show", "acme/row", "-o", "json")
+    assert json.loads(out) == {"name": "acme/row", "uri": "s3://b/acme/row", "rank": 4}
+    assert (await mint(scene.target, "catalog", "retire", "acme/row"))[:2] == (0, "1 retired\n")
+    code, _, err = await mint(scene.target, "catalog", "show", "acme/row")
+    assert code == 1
+    assert "AdapterNotFound" in err
+
+
+async def test_a_file_that_is_none_is_said(scene: Scene, tmp_path: Path) -> None:
+    code, _, err = await mint("127.0.0.1:1", "catalog", "register", str(tmp_path / "none.jsonl"))
+    assert code == 1
+    assert "does not exist" in err
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    code, _, err = await mint("127.0.0.1:1", "catalog", "register", str(tmp_path / "torn.parquet"))
+    assert code == 1
+    assert "CorruptFile" in err

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mint_contracts.errors import MintError
 from mint_contracts.settings import GATEWAY_PORT
-from mint_gateway.cli import ask, explain, placements, plan, wave
+from mint_gateway.cli import ask, catalog, explain, placements, plan, wave
 
 GATEWAY = "MINT_GATEWAY"  # "host:port"
 
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, parents=[reaching])
     common.add_argument("-o", "--output", choices=("text", "json"), default="text")
     verbs = root.add_subparsers(required=True, metavar="VERB")
-    for verb in (ask, explain, placements):
+    for verb in (ask, catalog, explain, placements):
         verb.add(verbs, common)
     plan.add(verbs)
     wave.add(verbs, common, reaching)

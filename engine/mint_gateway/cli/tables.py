@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
+from mint_contracts.catalog_pb2 import CatalogEntry, RefusedLine
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2 import Explanation, Holder
 from mint_gateway.client import Answer
@@ -66,6 +67,31 @@ def holders_table(explanation: Explanation) -> Table:
             short_revision(holder.revision),
             escape(holder.failure or holder.wanted_because),
         )
+    return table
+
+
+def entries_table(entries: Iterable[CatalogEntry]) -> Table:
+    """One row for each adapter of the catalog."""
+    table = Table("adapter", "revision", "rank", "bytes", "labels", "source")
+    for entry in entries:
+        labels = " ".join(f"{key}={value}" for key, value in sorted(entry.labels.items()))
+        size = f"{entry.bytes:,}" if entry.bytes else "-"
+        table.add_row(
+            escape(entry.name),
+            escape(short_revision(entry.revision)),
+            str(entry.rank or "-"),
+            size,
+            escape(labels or "-"),
+            escape(entry.uri),
+        )
+    return table
+
+
+def refusals_table(refusals: Iterable[RefusedLine]) -> Table:
+    """One row for each line that was not registered."""
+    table = Table("line", "reason", "why")
+    for refusal in refusals:
+        table.add_row(str(refusal.line), refusal.reason, escape(refusal.message))
     return table
 
 

@@ -1,6 +1,10 @@
 """The parts of the scale benchmark, in the order in which they run."""
 
-from tests.bench.scale import planning, waves
+from tests.bench.scale import catalog, planning, waves
 from tests.bench.scale.scale import Group
 
-FAMILIES: dict[str, tuple[Group, ...]] = {"planning": (planning.GROUP,), "waves": (waves.GROUP,)}
+FAMILIES: dict[str, tuple[Group, ...]] = {
+    "catalog": catalog.GROUPS,
+    "planning": (planning.GROUP,),
+    "waves": (waves.GROUP,),
+}

@@ -1,0 +1,131 @@
+"""`mint catalog`: list, show, register and retire the adapters that can be named."""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
+from mint_contracts.errors import InvalidRequest
+from mint_gateway.cli.manifest_file import requests, size_of
+from mint_gateway.cli.tables import entries_table, refusals_table
+from mint_gateway.client import Client
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+LIMIT = 100
+PAGE = 1000
+RETIRED_A_CALL = 10_000
+
+
+def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
+    """Declare the verb and what it may do."""
+    verb = verbs.add_parser("catalog", help="the adapters that can be named: list, show, register, retire")
+    acts = verb.add_subparsers(required=True, metavar="WHAT")
+    listing = acts.add_parser("list", parents=[common], help="adapters by name")
+    listing.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="names that begin so")
+    listing.add_argument("-l", "--label", metavar="KEY=VALUE", action="append", default=[], help="may be repeated")
+    listing.add_argument("--limit", type=int, default=LIMIT, metavar="N", help="at most (default %(default)s)")
+    listing.set_defaults(run=run_list)
+    show = acts.add_parser("show", parents=[common], help="one adapter")
+    show.add_argument("adapter", metavar="NAME[@REVISION]")
+    show.set_defaults(run=run_show)
+    register = acts.add_parser("register", parents=[common], help="every line of a file")
+    register.add_argument("file", metavar="FILE", type=Path, help="JSON lines, or Parquet by its name's end")
+    register.set_defaults(run=run_register)
+    retire = acts.add_parser("retire", parents=[common], help="take names out")
+    retire.add_argument("adapters", metavar="NAME", nargs="+")
+    retire.set_defaults(run=run_retire)
+
+
+async def run_list(options: argparse.Namespace) -> int:
+    """Print adapters, and how many there are in all."""
+    labels = dict(_pair(text) for text in options.label)
+    found: list[CatalogEntry] = []
+    token, total = "", 0
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        while len(found) < options.limit:
+            size = min(PAGE, options.limit - len(found))
+            page = await client.catalog_page(
+                options.base, prefix=options.prefix, labels=labels, size=size, token=token
+            )
+            found += page.entries
+            token, total = page.next_page_token, page.total
+            if not token:
+                break
+    if options.output == "json":
+        print(json.dumps([_as_dict(entry) for entry in found], indent=2))
+        return 0
+    Console(highlight=False).print(entries_table(found))
+    more = "; raise --limit for more" if token else ""
+    print(f"{len(found):,} shown; the whole catalog has {total:,}{more}")
+    return 0
+
+
+async def run_show(options: argparse.Namespace) -> int:
+    """Print one adapter's entry."""
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        entry = await client.resolve(options.adapter, options.base)
+    if options.output == "json":
+        print(json.dumps(_as_dict(entry), indent=2))
+        return 0
+    print(entry.name)
+    print(f"  source    {entry.uri}")
+    print(f"  revision  {entry.revision or '-'}")
+    print(f"  labels    {', '.join(f'{key}={value}' for key, value in sorted(entry.labels.items())) or '-'}")
+    print(f"  rank      {entry.rank or '-'}")
+    print(f"  bytes     {f'{entry.bytes:,}' if entry.bytes else '-'}")
+    return 0
+
+
+async def run_register(options: argparse.Namespace) -> int:
+    """Register a file; 1 if any line was refused."""
+    console = Console(stderr=True, highlight=False)
+    size = await asyncio.to_thread(size_of, options.file)
+    columns = (TextColumn("{task.description}"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task(f"registering {options.file.name}", total=size)
+            told = await client.register(
+                requests(options.file, options.base, lambda read: progress.update(task, completed=read))
+            )
+    if options.output == "json":
+        print(json.dumps(MessageToDict(told, preserving_proto_field_name=True), indent=2))
+    else:
+        _tell(told)
+    return 1 if told.refused else 0
+
+
+async def run_retire(options: argparse.Namespace) -> int:
+    """Retire names."""
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        for at in range(0, len(options.adapters), RETIRED_A_CALL):
+            await client.retire(options.adapters[at : at + RETIRED_A_CALL], options.base)
+    print(f"{len(options.adapters):,} retired")
+    return 0
+
+
+def _tell(told: RegisterResponse) -> None:
+    print(f"{told.registered:,} registered, {told.refused:,} refused")
+    if told.refused:
+        Console(highlight=False, file=sys.stderr).print(refusals_table(told.refusals))
+        if told.refused > len(told.refusals):
+            print(f"and {told.refused - len(told.refusals):,} more", file=sys.stderr)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidRequest(f"label {text!r}", "must read KEY=VALUE")
+    return key, value
+
+
+def _as_dict(entry: CatalogEntry) -> dict[str, Any]:
+    return dict(MessageToDict(entry, preserving_proto_field_name=True))
