@@ -103,7 +103,7 @@ def _add(
         tally.merged.update(merged)
         tally.taken = tally.taken.plus(more)
         tally.by_namespace[namespace] = tally.by_namespace.get(namespace, 0) + more.slots
-        tally.replicas = max(tally.replicas, each.replicas)
+        tally.replicas = max(tally.replicas, each.replicas, 1 + max(each.spec.serve.engines, default=-1))
     return verdict
 
 

@@ -97,6 +97,14 @@ def never(limits: Bounds, each: Ask, quota: int) -> Refusal | None:
             f"wants each adapter on {replicas} engines, but the base may have {limits.high}; "
             f"lower spec.serve.replicas to {limits.high}, or raise spec.engine.replicas.max of the BaseModel",
         )
+    pins = each.spec.serve.engines
+    if pins and (max(pins) >= limits.high or replicas > len(pins) or slots > len(pins) * limits.slots):
+        return Refusal(
+            "CapacityExceeded",
+            f"wants {adapters} adapters x {replicas} replicas on engines {sorted(pins)} alone, "
+            f"of {limits.slots} slots each, and the base may have engines 0 to {limits.high - 1}; "
+            "name other engines or more of them in spec.serve.engines, or ask for less",
+        )
     if slots > limits.total:
         return Refusal(
             "CapacityExceeded",

@@ -11,7 +11,7 @@ from mint_operator.admission import Admission
 from mint_operator.copies import copies
 from mint_operator.engines import Engine
 from mint_operator.placement import Placed
-from mint_operator.shards import flat
+from mint_operator.shards import differing, flat
 from mint_operator.snapshot import ObservedWave
 from mint_operator.train_stand import WaveStand
 from mint_operator.train_status import TrainFacts, training_status
@@ -102,8 +102,13 @@ def _stale(before: Told, placed: Placed | None, engines: Mapping[str, Engine], r
         return None
     names = set(placed.changed)
     for name, engine in engines.items():
-        if before.engines.get(name) is not engine:
+        old = before.engines.get(name)
+        if old is engine:
+            continue
+        if old is None or (old.alive, old.ready) != (engine.alive, engine.ready):
             names.update(placed.given.get(name, ()))
+        else:
+            names |= differing(engine.held, old.held)
     stale: set[str] = set()
     for name in names:
         for record in (placed.records.get(name), before.placed.records.get(name)):

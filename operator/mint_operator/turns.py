@@ -7,6 +7,7 @@ before those that came later, and nobody starves behind smaller ones that pass i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 
 from mint_contracts.resources import Tenant
 from mint_operator.asking import Ask
@@ -17,11 +18,11 @@ def in_turn(asks: Iterable[Ask], tenants: Mapping[str, Tenant]) -> list[Ask]:
     oldest = sorted(asks, key=lambda each: (-each.spec.priority, each.wave.meta.created, each.wave.meta.key))
     if len({each.wave.meta.namespace for each in oldest}) < 2:
         return oldest
-    tags, had = dict[str, float](), dict[tuple[int, str], float]()
+    tags, had = dict[str, Fraction](), dict[tuple[int, str], Fraction]()
     for each in oldest:
         namespace = each.wave.meta.namespace
         account = (each.spec.priority, namespace)
-        had[account] = had.get(account, 0.0) + _share(each) / weight(tenants, namespace)
+        had[account] = had.get(account, Fraction()) + Fraction(_share(each), weight(tenants, namespace))
         tags[each.wave.meta.key] = had[account]
     return sorted(oldest, key=lambda each: (-each.spec.priority, tags[each.wave.meta.key]))
 

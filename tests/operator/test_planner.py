@@ -1,12 +1,13 @@
 """What the planner decides, case by case."""
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
 
 from mint_contracts.records import EngineView, Placement, Tier
-from mint_contracts.resources import AdapterWaveStatus
+from mint_contracts.resources import AdapterWaveStatus, Tenant
 from mint_operator.plan import plan
 from mint_operator.snapshot import Snapshot
 from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, source, wave
@@ -243,3 +244,48 @@ def test_what_cannot_be_served_is_refused_with_its_reason(
 def test_a_bad_wave_leaves_the_others_alone() -> None:
     of = snapshot(base(), [wave("bad", ["../b"]), wave("good", ["a/b"])])
     assert list(placed(plan(of))) == ["a/b"]
+
+
+def test_waves_keep_to_the_engines_that_they_name_and_engines_come_for_them() -> None:
+    of = snapshot(base(high=3, slots=4), [wave("pinned", ["p/1", "p/2"], engines=[2]), wave("free", SIX)])
+    found = plan(of)
+    assert found.base_statuses[KEY].engines.desired == 3
+    where = homes(placed(found))
+    assert where["p/1"] == where["p/2"] == ["smol-2"]
+    assert all(len(engines) == 1 for engines in where.values())
+
+
+@pytest.mark.parametrize("wanted", [{"engines": [3]}, {"engines": [0], "replicas": 2}, {"engines": [1, 2]}])
+def test_a_wave_that_can_never_fit_the_engines_it_names_says_so(wanted: dict[str, Any]) -> None:
+    names = [f"a/{index}" for index in range(9)] if len(wanted["engines"]) > 1 else ["a/b"]
+    found, message = reason(snapshot(base(high=3, slots=4), [wave("pinned", names, **wanted)]), "pinned")
+    assert found == "CapacityExceeded"
+    assert "spec.serve.engines" in message
+
+
+def test_namespaces_take_turns_in_proportion_to_their_weights_and_within_their_quotas() -> None:
+    tenants = [Tenant(namespace="heavy", weight=3), Tenant(namespace="small", device_slots=1)]
+    of = base(slots=8)
+    of = msgspec.structs.replace(of, spec=msgspec.structs.replace(of.spec, tenants=tenants))
+    waves = [
+        wave(
+            f"{namespace}-{index}", [f"{namespace}/{index}"], namespace=namespace, created=f"2026-01-0{day}T00:00:00Z"
+        )
+        for day, namespace in enumerate(("team", "heavy", "small"), start=1)
+        for index in range(8)
+    ]
+    found = plan(snapshot(of, waves))
+    admitted = Counter(key.partition("/")[0] for key in found.known[KEY].admission.turns)
+    assert admitted == {"heavy": 5, "team": 2, "small": 1}
+    waiting = [status for key, status in found.wave_statuses.items() if key.startswith("small/") and status.position]
+    assert {next(c.reason for c in status.conditions if c.type == "Admitted") for status in waiting} == {
+        "WaitingForQuota"
+    }
+
+
+def test_of_a_base_that_may_not_be_used_nothing_is_told() -> None:
+    stranger = wave("stranger", ["a/b"], namespace="strangers")
+    found = plan(snapshot(base(), [stranger])).wave_statuses["strangers/stranger"]
+    missing = plan(snapshot(None, [stranger])).wave_statuses["strangers/stranger"]
+    assert found == missing
+    assert found.conditions[0].reason == "BaseModelNotFound"
