@@ -178,6 +178,9 @@ class Updates:
                 job.finish(self.trainer)
             except MintError as error:  # it was dropped meanwhile, say
                 self._fail([job], error)
+            except Exception as defect:  # noqa: BLE001 - a learning rate beyond all floats, say: its own trouble
+                _log.exception("update_defect", policies=[name])
+                self._fail([job], Internal(f"policy {name!r}", f"took no step ({type(defect).__name__}: {defect})"))
             else:
                 job.resolve(Learnt(outcomes[name], step))
 

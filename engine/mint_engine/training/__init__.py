@@ -1,5 +1,4 @@
 """Training of many policies at once on the base that is serving. `trainer.Trainer` is what others use.
 
-example -> pieces -> work -> lean_pass or generic_pass (passes chooses) -> head, losses -> optimizer; policy and state
-hold the numbers.
+example -> pieces -> work -> generic_pass -> head, losses -> optimizer; policy and state hold the numbers.
 """

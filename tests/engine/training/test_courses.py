@@ -160,6 +160,15 @@ async def test_a_policy_that_can_not_be_trained_fails_with_the_reason_and_alone(
         await until(lambda: len(scene.residency.slots.free) == 10)
 
 
+async def test_a_neighbour_that_fails_changes_nothing(base: Path, tmp_path: Path) -> None:
+    alone = await whole(base, tmp_path / "alone", "acme/one")
+    async with training(base, tmp_path) as scene:
+        wild = Optimizer(learning_rate=1e38, max_grad_norm=0.0)
+        scene.want(assignment("acme/one"), assignment("acme/wild", optimizer=wild))
+        await until(lambda: scene.roster.progress()["acme/one"].stage is Stage.COMPLETE, 20)
+        assert saved(scene, "acme/one") == alone
+
+
 async def test_an_update_follows_only_from_groups_with_a_signal(base: Path, tmp_path: Path) -> None:
     never = Reward(exact_match=ExactMatch())
     async with training(base, tmp_path, train(reward=never, steps=2)) as scene:
