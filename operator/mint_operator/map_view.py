@@ -21,7 +21,7 @@ from mint_operator.snapshot import BaseMap
 
 FULL_READ_S = 30.0  # whatever the pulse says: a write that went astray is noticed by then
 FULL_READ_SHARE = 0.02  # of the time, at most: where the map is large, it is read whole more rarely
-ENTRY_READ_S = 50e-6  # a placement and its assignment, read and decoded: 3.4 s for 64,000 (make bench-scale)
+ENTRY_READ_S = 50e-6  # a placement and its assignment, read and decoded: 3.4 s for 64,000, as the operator logged it
 AT_ONCE = 16
 SMOOTHED_S = 30.0
 FULL_BATCH = 64  # requests that keep an engine busy: what its step decodes at once

@@ -11,7 +11,6 @@ Algorithm = Literal["GRPO", "SFT"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "ppo", "importance_sampling", "cross_entropy"]
 Scaling = Literal["group", "batch", "none"]
 Schedule = Literal["constant", "linear", "cosine"]
-Replay = Literal["auto", "on", "off"]
 
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
@@ -114,8 +113,7 @@ class RewardService(_Camel, frozen=True):
     """A user's own `Reward` service (training.proto)."""
 
     address: str  # host:port
-    tls: bool = False
-    ca_secret: str = ""  # Secret of the wave's namespace with ca.crt
+    tls: bool = False  # against the public authorities
     timeout_s: float = 30.0
     retries: int = 3
     batch: int = 64  # completions a call
@@ -209,8 +207,5 @@ class Train(_Camel, frozen=True):
     publish_every_steps: int = 1  # 0: only at the end
     admission: Literal["Gang", "Elastic"] = "Gang"
     failure_policy: FailurePolicy = FailurePolicy()
-    expert_replay: Replay = (
-        "auto"  # R3: routes of the rollout are replayed in the update, where the base routes experts
-    )
     paused: bool = False
     cancelled: bool = False

@@ -62,7 +62,7 @@ ACCEPTED = [
     reward(numericAnswer={"tolerance": 0}),
     reward(jsonSchema={"schema": '{"type": "object"}'}),
     reward(length={"target": 20, "tolerance": 10}),
-    reward(service={"address": "judge.acme.svc:9000", "tls": True, "caSecret": "judge-ca"}),
+    reward(service={"address": "judge.acme.svc:9000", "tls": True}),
     weighted(EXACT, {"length": {"target": 0, "tolerance": 1}}, {"service": {"address": "judge:1"}}),
     train(algorithm="SFT", reward=None),
     train(steps=1, groupSize=2, promptsPerStep=1, innerEpochs=4),

@@ -143,24 +143,35 @@ class Updates:
     def _begin(self) -> None:
         with self._lock:
             jobs, self._ready = self._ready, []
-        try:
-            self._work, self._jobs = self.trainer.begin([job.batch for job in jobs]), jobs
+        found = self._try_begin(jobs)
+        if isinstance(found, Work):
+            self._work, self._jobs = found, jobs
             metrics.TOGETHER.observe(len(jobs))
-        except MintError as error:
-            if len(jobs) == 1:
-                self._fail(jobs, error)
-            else:
-                self._refuse_bad(jobs)
+        elif len(jobs) == 1:
+            self._fail(jobs, found)
+        else:
+            self._refuse_bad(jobs)
 
     def _refuse_bad(self, jobs: list[Job]) -> None:
         """One bad batch must not stop the others: find it, and have the rest done."""
         for job in jobs:
-            try:
-                self.trainer.begin([job.batch]).cancel()
-            except MintError as error:
-                self._fail([job], error)
-            else:
+            found = self._try_begin([job])
+            if isinstance(found, Work):
+                found.cancel()
                 self.put(job)
+            else:
+                self._fail([job], found)
+
+    def _try_begin(self, jobs: list[Job]) -> Work | MintError:
+        """The work of these jobs, or why it can not begin."""
+        try:
+            return self.trainer.begin([job.batch for job in jobs])
+        except MintError as error:
+            return error
+        except Exception as defect:  # noqa: BLE001 - whatever is wrong with a batch, the step thread goes on serving
+            policies = [job.batch.policy for job in jobs]
+            _log.exception("update_defect", policies=policies)
+            return Internal(f"update of {', '.join(policies)}", f"could not begin ({type(defect).__name__}: {defect})")
 
     def _end(self, work: Work) -> None:
         """Take the steps of the jobs whose gradients are there; those with epochs left begin again."""
