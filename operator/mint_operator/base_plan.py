@@ -73,6 +73,8 @@ def plan_base(
     live = before.engines if before else ()
     child = snapshot.children.get(("StatefulSet", base.meta.namespace, base.meta.name))
     running = child.replicas if child else 0
+    if before is not None:  # engines that somebody else added hold nothing, and go at once
+        running = min(running, before.fleet.count)
     bounds = base.spec.engine.replicas
     needed = max(admission.engines, training.engines, min(known.busy, bounds.max) if known else 0)
     seen = expected(base.meta.name, max(running, needed), pods, known, live)
