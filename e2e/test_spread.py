@@ -9,7 +9,8 @@ from e2e.world import NAMESPACE, Waves, World, wave
 from mint_contracts import placement_pb2
 from mint_gateway.client import Client
 
-TWICE, *ONCE = [adapter.name for adapter in GOOD]
+RANKS = {adapter.name: adapter.rank for adapter in GOOD}
+TWICE, *ONCE = RANKS
 
 
 async def test_six_adapters_one_of_them_twice_are_spread_over_two_engines(world: World, waves: Waves) -> None:
@@ -21,9 +22,15 @@ async def test_six_adapters_one_of_them_twice_are_spread_over_two_engines(world:
     placements = {row.adapter: row for row in await _placements(world)}
 
     placed = {name: [holder for holder in placements[name].holders if holder.wanted] for name in [TWICE, *ONCE]}
-    per_engine = Counter(holder.engine for holders in placed.values() for holder in holders)
+    ranks = Counter[str]()
+    for name, holders in placed.items():
+        for holder in holders:
+            ranks[holder.engine] += RANKS[name]
     assert {name: len(holders) for name, holders in placed.items()} == {TWICE: 2} | dict.fromkeys(ONCE, 1)
-    assert sorted(per_engine.values()) == [3, 4], per_engine
+    # What a step costs grows with ranks, so these are spread, of 92 in all: one that nobody has read yet counts as of
+    # the largest, and one that is warm somewhere stays there while that engine has hardly more to do.
+    assert len(ranks) == 2
+    assert max(ranks.values()) - min(ranks.values()) <= 2 * max(RANKS.values()), ranks
     for holders in placed.values():
         for holder in holders:
             assert (holder.residency, holder.available) == ("Device", True)

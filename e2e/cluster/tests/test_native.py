@@ -50,6 +50,7 @@ def restricted_pod(command: str) -> dict[str, Any]:
         "securityContext": security,
         "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
         "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "tmp", "mountPath": "/mint/tmp"}],
+        "env": [{"name": "TMPDIR", "value": "/mint/tmp"}],
     }
     spec = {
         "runtimeClassName": RUNTIME_HANDLER,

@@ -171,7 +171,9 @@ class Updates:
         except Exception as defect:  # noqa: BLE001 - whatever is wrong with a batch, the step thread goes on serving
             policies = [job.batch.policy for job in jobs]
             _log.exception("update_defect", policies=policies)
-            return Internal(f"update of {', '.join(policies)}", f"could not begin ({type(defect).__name__}: {defect})")
+            return Internal(
+                f"update of {', '.join(policies)}", f"could not begin ({type(defect).__name__}: {defect})"
+            )
 
     def _end(self, work: Work) -> None:
         """Take the steps of the jobs whose gradients are there; those with epochs left begin again."""
