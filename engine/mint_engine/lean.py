@@ -23,7 +23,7 @@ from mint_engine.kernels.structs import (
     slots_struct,
 )
 from mint_engine.lean_layers import CHUNK_TOKENS, Llama
-from mint_engine.lora import merge_spans, with_adapters
+from mint_engine.lora import merge_spans, work_items
 from mint_engine.paged import Span
 from mint_engine.pages import PAGE_TOKENS, pages_for
 from mint_engine.slots import Slots
@@ -115,14 +115,5 @@ def plan_step(spans: Sequence[Span], slots: Slots, rows: int) -> Step:
         places=torch.from_numpy(places),
         stretches=torch.tensor(stretches, dtype=torch.int64).view(-1, 4),
         tables=torch.tensor(tables, dtype=torch.int32),
-        items=torch.tensor(_split_by_slot(spans, slots), dtype=torch.int32).view(-1, 3),
+        items=work_items(merge_spans(spans), slots, ROWS),
     )
-
-
-def _split_by_slot(spans: Sequence[Span], slots: Slots) -> list[tuple[int, int, int]]:
-    """Work items of at most `ROWS` rows of one slot; neighbouring spans of a slot share them."""
-    return [
-        (segment.start + done, min(ROWS, segment.length - done), segment.slot)
-        for segment in with_adapters(merge_spans(spans), slots)
-        for done in range(0, segment.length, ROWS)
-    ]
