@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import grpc
 from redis.asyncio import Redis
 
+from mint_contracts import keys
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.sampling_pb2_grpc import SamplerStub
@@ -81,3 +82,12 @@ class Scene:
             return True
 
         await until(current)
+
+
+async def complete(redis: Redis) -> None:
+    """Wait until a gateway has read the base's catalog."""
+
+    async def look() -> bool:
+        return await redis.hget(keys.catalog(BASE), "complete") == "1"
+
+    await until(look)

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from mint_contracts import errors
 from mint_contracts.records import BaseRecord, Failure, MapChange, Tier
 from mint_contracts.source import Source
-from tests.gateway.scene import BASE, STORE, Scene
+from tests.gateway.scene import BASE, STORE, Scene, complete
 
 
 async def mint(target: str, *arguments: str) -> tuple[int, str, str]:
@@ -155,6 +155,7 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(base=record))
     await scene.open()
     await scene.seen()
+    await complete(scene.redis)
     lines = [
         json.dumps({"name": f"acme/bot-{number}", "uri": f"s3://b/acme/bot-{number}", "labels": {"tier": "gold"}})
         for number in range(3)
