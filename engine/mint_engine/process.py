@@ -14,19 +14,19 @@ from mint_contracts.errors import CorruptFile, Internal, MintError, StaleEpoch
 from mint_contracts.functions import connect
 from mint_contracts.records import Assignment, EngineRecord, Failure, Held
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
+from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
-from mint_engine.check import Fit
-from mint_engine.disk import DiskTier
 from mint_engine.environment import Start
-from mint_engine.fetch_base import cached_base, fetch_base
-from mint_engine.host import HostTier
-from mint_engine.loading import Loader
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
-from mint_engine.residency import Residency
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.residency import Residency
+from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
-from mint_engine.slots import Slots
+from mint_engine.sources.fetch_base import cached_base, fetch_base
 from mint_engine.train_link import TrainBody
 
 DRAIN_S = 22.0  # of Kubernetes' usual 30; the rest is for saying so before and for ending after

@@ -23,25 +23,25 @@ from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_engine import metrics
-from mint_engine.base import Base, load_base
-from mint_engine.cache import Cache, count_pages
-from mint_engine.cache_shape import cache_shape
-from mint_engine.device import choose_device, choose_dtype, count_threads
 from mint_engine.examples.render import Renderer
-from mint_engine.forward import Forward
-from mint_engine.generation import Generation
-from mint_engine.holding import Holder
-from mint_engine.modules import find_modules
-from mint_engine.pages import PAGE_TOKENS
+from mint_engine.model.base import Base, load_base
+from mint_engine.model.cache import Cache, count_pages
+from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.device import choose_device, choose_dtype, count_threads
+from mint_engine.model.forward import Forward
+from mint_engine.model.modules import find_modules
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.means import Means, Places
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.service import TrainerService
 from mint_engine.policies.updates import Updates
-from mint_engine.scheduler import Limits
+from mint_engine.residency.holding import Holder
+from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.generation import Generation
+from mint_engine.scheduling.pages import PAGE_TOKENS
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.scheduling.stepper import Load, Stepper
 from mint_engine.server import Parts, Services
-from mint_engine.slots import Slots
-from mint_engine.stepper import Load, Stepper
 from mint_engine.training.trainer import Trainer
 
 MakeHolder = Callable[[Slots], Holder]

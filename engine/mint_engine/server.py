@@ -18,14 +18,14 @@ from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_contracts.wire import to_status
 from mint_engine import metrics
-from mint_engine.answers import answer
-from mint_engine.base import Base
-from mint_engine.holding import Holder
-from mint_engine.life import Asked, Inbox, live
-from mint_engine.parameters import read_sampling
-from mint_engine.prompts import read_prompt
-from mint_engine.slots import Slots
-from mint_engine.stepper import Stepper
+from mint_engine.model.base import Base
+from mint_engine.requests.answers import answer
+from mint_engine.requests.parameters import read_sampling
+from mint_engine.requests.prompts import read_prompt
+from mint_engine.residency.holding import Holder
+from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.life import Asked, Inbox, live
+from mint_engine.scheduling.stepper import Stepper
 
 _LONGEST_ID = 128
 _LOADING_RETRY_S, _DRAINING_RETRY_S = 5.0, 1.0

@@ -16,16 +16,18 @@ from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Failure
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.train_writer import TrainWriter
-from mint_operator import decode, events, metrics, status_write
-from mint_operator.conditions import APPLY_FAILED
-from mint_operator.dirt import Dirt, Part
-from mint_operator.feed import Feed, News
+from mint_operator import metrics
 from mint_operator.kube import Kube, KubeError
-from mint_operator.manifests import MANAGED_BY, MANAGER, Manifest
-from mint_operator.map_view import MapView
-from mint_operator.plan import Plan
-from mint_operator.snapshot import Meta, ObservedBase, ObservedWave, Snapshot
-from mint_operator.train_view import TrainView
+from mint_operator.observing import decode
+from mint_operator.observing.dirt import Dirt, Part
+from mint_operator.observing.feed import Feed, News
+from mint_operator.observing.map_view import MapView
+from mint_operator.observing.train_view import TrainView
+from mint_operator.planning import events, status_write
+from mint_operator.planning.conditions import APPLY_FAILED
+from mint_operator.planning.manifests import MANAGED_BY, MANAGER, Manifest
+from mint_operator.planning.plan import Plan
+from mint_operator.planning.snapshot import Meta, ObservedBase, ObservedWave, Snapshot
 
 AT_ONCE = 8
 GONE = 404

@@ -11,11 +11,11 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import StaleEpoch
 from mint_operator import metrics
 from mint_operator.apply import Applier
-from mint_operator.base_plan import Known
-from mint_operator.dirt import EVERYTHING, Dirt, Part
 from mint_operator.kube import KubeError
-from mint_operator.observe import Observer
-from mint_operator.plan import plan
+from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
+from mint_operator.observing.observe import Observer
+from mint_operator.planning.base_plan import Known
+from mint_operator.planning.plan import plan
 
 log = structlog.get_logger()
 

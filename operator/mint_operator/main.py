@@ -17,18 +17,19 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
-from mint_operator import hints, kube, settings
+from mint_operator import kube, settings
 from mint_operator.apply import Applier, Maps
-from mint_operator.cluster_view import ClusterView
-from mint_operator.dirt import Dirt
 from mint_operator.epoch import Leadership, LeadershipLost
-from mint_operator.feed import Feed
 from mint_operator.loop import Loop
-from mint_operator.map_view import MapView
-from mint_operator.observe import Observer
-from mint_operator.train_inputs import InputsView
-from mint_operator.train_view import TrainView
-from mint_operator.watch import Watch
+from mint_operator.observing import hints
+from mint_operator.observing.cluster_view import ClusterView
+from mint_operator.observing.dirt import Dirt
+from mint_operator.observing.feed import Feed
+from mint_operator.observing.map_view import MapView
+from mint_operator.observing.observe import Observer
+from mint_operator.observing.train_inputs import InputsView
+from mint_operator.observing.train_view import TrainView
+from mint_operator.observing.watch import Watch
 
 log = structlog.get_logger()
 

@@ -4,8 +4,8 @@ from collections import Counter as Tally
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from mint_operator.plan import Plan
-from mint_operator.snapshot import Snapshot
+from mint_operator.planning.plan import Plan
+from mint_operator.planning.snapshot import Snapshot
 
 PASS_SECONDS = Histogram(
     "mint_operator_pass_seconds",

@@ -10,7 +10,7 @@ import msgspec
 
 from mint_contracts import settings as contracts
 from mint_contracts.errors import InvalidRequest
-from mint_operator.snapshot import Release
+from mint_operator.planning.snapshot import Release
 
 NAMESPACE = "MINT_NAMESPACE"
 POD_NAME = "POD_NAME"

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM
 
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
-from mint_engine.device import choose_device, count_threads
-from mint_engine.generation import Generation
-from mint_engine.request import Done, Event, Failed, Request, Sampling
-from mint_engine.scheduler import Limits
+from mint_engine.model.device import choose_device, count_threads
+from mint_engine.scheduling.generation import Generation
+from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import build
-from mint_engine.stepper import Stepper
 from tests.bench.speaking import Answer, serve
 
 _FIRST_S = 300.0

@@ -18,17 +18,17 @@ import structlog
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
-from mint_engine.check import Fit
-from mint_engine.disk import DiskTier
-from mint_engine.host import HostTier
-from mint_engine.loading import Loader
-from mint_engine.local import LocalFolder
-from mint_engine.read import read_adapter
-from mint_engine.request import Done, Event, Failed, Request, Sampling, Tokens
-from mint_engine.residency import Residency
-from mint_engine.scheduler import Limits
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.read import read_adapter
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.residency import Residency
+from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import build
-from mint_engine.stepper import Stepper
+from mint_engine.sources.local import LocalFolder
 from tests.bench.memory import forget_pages, resident_bytes
 from tests.bench.our_setup import Setup
 from tests.bench.publishing import publish_packed

@@ -21,15 +21,15 @@ import torch
 from safetensors.torch import load_file
 
 from mint_contracts.source import Source
-from mint_engine.adapter import Module
-from mint_engine.check import Fit
-from mint_engine.climb import COPY_THREADS
-from mint_engine.device import choose_device, count_threads
-from mint_engine.disk import DiskTier
-from mint_engine.host import HostTier
-from mint_engine.loading import Loader
-from mint_engine.packed import Packed
-from mint_engine.slots import Slots
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.packed import Packed
+from mint_engine.model.device import choose_device, count_threads
+from mint_engine.residency.climb import COPY_THREADS
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.slots import Slots
 from tests.bench.adapters import WEIGHTS
 from tests.bench.memory import forget_pages, read_directly, resident_bytes
 from tests.bench.models import linears

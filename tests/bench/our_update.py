@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from mint_contracts.training import Optimizer
-from mint_engine.base import load_base
-from mint_engine.device import choose_device, count_threads
-from mint_engine.modules import find_modules
+from mint_engine.model.base import load_base
+from mint_engine.model.device import choose_device, count_threads
+from mint_engine.model.modules import find_modules
 from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer

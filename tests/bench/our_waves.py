@@ -19,10 +19,10 @@ import structlog
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Reward, Train, TrainSampling
-from mint_engine.base import Base
+from mint_engine.adapters.packed import Packed
 from mint_engine.examples.example import Example
 from mint_engine.examples.render import Renderer
-from mint_engine.packed import Packed
+from mint_engine.model.base import Base
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.lessons import Lessons, Taken
@@ -30,12 +30,12 @@ from mint_engine.policies.means import Means
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.terms import Terms
 from mint_engine.policies.updates import Updates
-from mint_engine.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.residency.slots import Slots
 from mint_engine.rewards.scorer import Scorer
-from mint_engine.scheduler import Limits
+from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import build
-from mint_engine.slots import Slots
-from mint_engine.stepper import Stepper
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.bench.our_setup import Setup

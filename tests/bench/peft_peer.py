@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from mint_engine.device import choose_device, count_threads
+from mint_engine.model.device import choose_device, count_threads
 from tests.bench.speaking import Answer, serve
 from tests.bench.workload import Work
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import selective_log_softmax
 
 from mint_contracts.training import Optimizer
-from mint_engine.device import choose_device, count_threads
+from mint_engine.model.device import choose_device, count_threads
 from tests.bench.experience import Experience, Group
 from tests.bench.speaking import Answer, serve
 

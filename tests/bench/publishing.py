@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from mint_engine import packed_file
-from mint_engine.copying import publish
-from mint_engine.fetch import PACKED
-from mint_engine.packed import Packed
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.packed import Packed
+from mint_engine.sources.copying import publish
+from mint_engine.sources.fetch import PACKED
 
 
 def publish_packed(trained: Packed, folder: Path) -> None:

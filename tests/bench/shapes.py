@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from mint_engine.check import expert_path
-from mint_engine.pack import base_modules
+from mint_engine.adapters.check import expert_path
+from mint_engine.adapters.pack import base_modules
 
 MOE = "30b-a3b"
 Shapes = Mapping[str, tuple[int, int]]

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mint_contracts.source import Source
-from mint_engine.fetch import WEIGHTS
+from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.made import edit_tensors, lora_names, peft_adapter
 from tests.engine.tiers import NAMES, Scene
 

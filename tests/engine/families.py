@@ -21,11 +21,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from mint_engine.base import Base
-from mint_engine.cache_shape import cache_shape
-from mint_engine.forward import Forward
-from mint_engine.modules import find_modules
-from mint_engine.slots import ABSENT, Slots
+from mint_engine.model.base import Base
+from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.forward import Forward
+from mint_engine.model.modules import find_modules
+from mint_engine.residency.slots import ABSENT, Slots
 
 CPU = torch.device("cpu")
 VOCABULARY = 96

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from mint_contracts.source import Source
-from mint_engine.check import Fit
-from mint_engine.disk import DiskTier
-from mint_engine.host import HostTier
-from mint_engine.loading import Loader
-from mint_engine.request import Done, Event, Failed, Request, Sampling, Tokens
-from mint_engine.residency import Residency
-from mint_engine.scheduler import Limits
+from mint_engine.adapters.check import Fit
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.residency import Residency
+from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import build
-from mint_engine.slots import Slots
-from mint_engine.stepper import Stepper
 from tests.engine.running import settings_for
 
 

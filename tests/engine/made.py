@@ -11,13 +11,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mint_engine import packed_file
-from mint_engine.adapter import Delta, Module
-from mint_engine.check import Fit
-from mint_engine.fetch import CONFIG, WEIGHTS
-from mint_engine.local import LocalFolder
-from mint_engine.packed import Packed, fingerprint, halves, lay_out
-from mint_engine.read import read_adapter
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.packed import Packed, fingerprint, halves, lay_out
+from mint_engine.adapters.read import read_adapter
+from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from mint_engine.sources.local import LocalFolder
 
 BASE_NAME = "tests/tiny-llama"
 ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

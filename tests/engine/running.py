@@ -17,16 +17,16 @@ from mint_contracts.errors import AdapterNotFound
 from mint_contracts.records import Tier
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
-from mint_engine.check import Fit
-from mint_engine.holding import AdapterStatus, Held
-from mint_engine.integrity import find_imbalance
-from mint_engine.local import LocalFolder
-from mint_engine.packed import Packed
-from mint_engine.read import read_adapter
-from mint_engine.scheduler import Limits
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.read import read_adapter
+from mint_engine.residency.holding import AdapterStatus, Held
+from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.integrity import find_imbalance
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import EngineServer, listen
-from mint_engine.slots import Slots
-from mint_engine.stepper import Stepper
+from mint_engine.sources.local import LocalFolder
 
 ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONTEXT = 192

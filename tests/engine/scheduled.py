@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence as List
 
-from mint_engine.integrity import find_imbalance
-from mint_engine.pages import Pages
-from mint_engine.pieces import WindowDecoder
-from mint_engine.prefix import extend_keys
-from mint_engine.request import Request, Sampling, Sequence, State
-from mint_engine.scheduler import Limits, Scheduler, Share
-from mint_engine.slots import NO_SLOT
-from mint_engine.text import TextStream
+from mint_engine.requests.pieces import WindowDecoder
+from mint_engine.requests.text import TextStream
+from mint_engine.residency.slots import NO_SLOT
+from mint_engine.scheduling.integrity import find_imbalance
+from mint_engine.scheduling.pages import Pages
+from mint_engine.scheduling.prefix import extend_keys
+from mint_engine.scheduling.request import Request, Sampling, Sequence, State
+from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 
 TOTAL_PAGES = 12
 LIMITS = Limits(running=4, waiting=8, step_tokens=20)

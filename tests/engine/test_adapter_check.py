@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from mint_contracts import errors
-from mint_engine import peft_config
-from mint_engine.check import Fit
-from mint_engine.fetch import CONFIG, WEIGHTS
-from mint_engine.local import LocalFolder
-from mint_engine.packed import Packed
-from mint_engine.read import read_adapter
+from mint_engine.adapters import peft_config
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.read import read_adapter
+from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from mint_engine.sources.local import LocalFolder
 from tests.engine.made import (
     ALL_SEVEN,
     BASE_NAME,

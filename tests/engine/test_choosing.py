@@ -15,8 +15,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from mint_engine.request import Sampling
-from mint_engine.sampling import choose_tokens, invert, keep_likely, score_tokens, uniform
+from mint_engine.requests.sampling import choose_tokens, invert, keep_likely, score_tokens, uniform
+from mint_engine.scheduling.request import Sampling
 
 VOCAB = 600
 

@@ -11,7 +11,7 @@ import torch
 from mint_contracts.errors import Internal, InvalidRequest, Overloaded
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
-from mint_engine.scheduler import Limits
+from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import Running, ask, running, save_adapter, save_base
 from tests.engine.test_serving import Gate, refusal, until
 

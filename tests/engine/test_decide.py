@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
-from mint_engine.decide import CopyView, decide, satisfied, stale, victim, wanted_tier
+from mint_engine.residency.decide import CopyView, decide, satisfied, stale, victim, wanted_tier
 
 STORE = Source("pvc://claim/store")
 NAMES = ("a", "b", "c")

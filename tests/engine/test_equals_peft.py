@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mint_engine.scheduler import Limits
+from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import (
     ALL_SEVEN,
     ask,

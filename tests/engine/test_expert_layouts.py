@@ -11,14 +11,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mint_contracts import errors
-from mint_engine.check import Fit
-from mint_engine.export import export
-from mint_engine.fetch import CONFIG, WEIGHTS
-from mint_engine.forward import Forward
-from mint_engine.local import LocalFolder
-from mint_engine.packed import Packed
-from mint_engine.paged import Span
-from mint_engine.read import read_adapter
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.export import export
+from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.read import read_adapter
+from mint_engine.model.forward import Forward
+from mint_engine.model.paged import Span
+from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from mint_engine.sources.local import LocalFolder
 from tests.engine.families import FAMILIES, make_forward, make_model, plain_logits
 
 TOKENS = list(range(2, 42))

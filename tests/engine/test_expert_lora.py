@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_engine.adapter import Module
-from mint_engine.expert_lora import add_expert_lora, plan_experts, sort_pairs
+from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import ROWS, find_kernels
-from mint_engine.lora import Segment
-from mint_engine.slots import NO_SLOT, Slots
+from mint_engine.model.expert_lora import add_expert_lora, plan_experts, sort_pairs
+from mint_engine.model.lora import Segment
+from mint_engine.residency.slots import NO_SLOT, Slots
 
 CPU = torch.device("cpu")
 EXPERTS, WIDE, HIGH, SLOTS = 5, 40, 24, 3

@@ -3,10 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_engine.crowd import Crowd
-from mint_engine.fairness import FairShare
-from mint_engine.request import State
-from mint_engine.scheduler import Limits
+from mint_engine.scheduling.crowd import Crowd
+from mint_engine.scheduling.fairness import FairShare
+from mint_engine.scheduling.request import State
+from mint_engine.scheduling.scheduler import Limits
 from tests.engine.scheduled import advance, run, scheduler, sequence
 
 

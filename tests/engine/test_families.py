@@ -5,11 +5,11 @@ import random
 import pytest
 import torch
 
-from mint_engine import generic
-from mint_engine.forward import Forward
-from mint_engine.paged import Span
-from mint_engine.pages import PAGE_TOKENS, pages_for
-from mint_engine.slots import NO_SLOT
+from mint_engine.model import generic
+from mint_engine.model.forward import Forward
+from mint_engine.model.paged import Span
+from mint_engine.residency.slots import NO_SLOT
+from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 from tests.engine.families import FAMILIES, fill, make_forward, make_model, merge, plain_logits
 
 LENGTH = 45

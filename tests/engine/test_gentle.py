@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from mint_engine import gentle
-from mint_engine.gentle import Gentle
+from mint_engine.residency import gentle
+from mint_engine.residency.gentle import Gentle
 
 
 class Clock:

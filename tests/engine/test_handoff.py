@@ -9,7 +9,7 @@ import pytest
 
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
-from mint_engine.packed import Packed
+from mint_engine.adapters.packed import Packed
 from tests.engine.in_process import Engine, Told, engine_of
 from tests.engine.running import packed, peft_answer, save_adapter, save_base
 from tests.waiting import until

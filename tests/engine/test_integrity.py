@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from mint_engine.integrity import find_imbalance
-from mint_engine.request import State
-from mint_engine.scheduler import Scheduler
+from mint_engine.scheduling.integrity import find_imbalance
+from mint_engine.scheduling.request import State
+from mint_engine.scheduling.scheduler import Scheduler
 from tests.engine.scheduled import advance, scheduler, sequence
 
 

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_engine.adapter import Module
+from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms
-from mint_engine.pages import PAGE_TOKENS, pages_for
-from mint_engine.request import Sampling
-from mint_engine.sampling import draw_plainly
-from mint_engine.slots import ABSENT, Slots
+from mint_engine.requests.sampling import draw_plainly
+from mint_engine.residency.slots import ABSENT, Slots
+from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
+from mint_engine.scheduling.request import Sampling
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]

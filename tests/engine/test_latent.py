@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from mint_engine import latent
-from mint_engine.latent import absorbs
-from mint_engine.modules import find_modules
-from mint_engine.paged import Span
-from mint_engine.selection import choose
-from mint_engine.slots import NO_SLOT
+from mint_engine.model import latent
+from mint_engine.model.latent import absorbs
+from mint_engine.model.modules import find_modules
+from mint_engine.model.paged import Span
+from mint_engine.model.selection import choose
+from mint_engine.residency.slots import NO_SLOT
 from tests.engine.families import FAMILIES, fill, make_forward, make_model, merge, plain_logits
 
 TOKENS = list(range(2, 62))

@@ -17,13 +17,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from mint_engine.attention import Span
-from mint_engine.base import Base
-from mint_engine.cache import KvCache
-from mint_engine.forward import Forward
-from mint_engine.modules import find_modules
-from mint_engine.pages import pages_for
-from mint_engine.slots import NO_SLOT, Slots
+from mint_engine.model.attention import Span
+from mint_engine.model.base import Base
+from mint_engine.model.cache import KvCache
+from mint_engine.model.forward import Forward
+from mint_engine.model.modules import find_modules
+from mint_engine.residency.slots import NO_SLOT, Slots
+from mint_engine.scheduling.pages import pages_for
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {

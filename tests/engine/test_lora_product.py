@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.errors import MintError, RankTooLarge, ShapeMismatch, UnknownTargetModules
-from mint_engine.adapter import Delta, Module
-from mint_engine.lora import LONG_SEGMENT, Segment, add_lora, sort_rows
-from mint_engine.packed import Packed
-from mint_engine.slots import NO_SLOT, Slots
+from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.packed import Packed
+from mint_engine.model.lora import LONG_SEGMENT, Segment, add_lora, sort_rows
+from mint_engine.residency.slots import NO_SLOT, Slots
 from tests.engine.made import pack
 
 CPU = torch.device("cpu")

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mint_contracts.source import Source
-from mint_engine import packed_file
-from mint_engine.fetch import PACKED
-from mint_engine.packed import Packed, fingerprint, lay_out
-from mint_engine.slots import Slots
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.packed import Packed, fingerprint, lay_out
+from mint_engine.residency.slots import Slots
+from mint_engine.sources.fetch import PACKED
 from tests.engine.in_process import Engine, engine_of
 from tests.engine.running import save_base
 

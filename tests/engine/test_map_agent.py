@@ -20,11 +20,11 @@ from mint_contracts.records import Assignment, EngineRecord, EngineView, Held, M
 from mint_contracts.source import Source
 from mint_engine import agent as agents
 from mint_engine.agent import Agent, Body
-from mint_engine.disk import DiskTier
-from mint_engine.host import HostTier
-from mint_engine.loading import Loader
-from mint_engine.residency import Residency
-from mint_engine.slots import Slots
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.residency import Residency
+from mint_engine.residency.slots import Slots
 from tests.engine.made import peft_adapter, tiny_fit
 from tests.redis_process import RedisProcess
 from tests.waiting import until

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_contracts.errors import CorruptFile, MintError
-from mint_engine import packed_file
-from mint_engine.adapter import Delta, Module
-from mint_engine.mapped import MAP_FROM_BYTES, Opener
-from mint_engine.packed import Packed, is_finite, lay_out
-from mint_engine.packed_file import ALIGNMENT, MAX_BODY_BYTES, PREFIX
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.mapped import MAP_FROM_BYTES, Opener
+from mint_engine.adapters.packed import Packed, is_finite, lay_out
+from mint_engine.adapters.packed_file import ALIGNMENT, MAX_BODY_BYTES, PREFIX
 from tests.engine.made import pack
 
 MODULES = {

@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 
 from mint_contracts import errors
 from mint_contracts.source import Source
-from mint_engine import pack as command
-from mint_engine import packed_file
-from mint_engine.adapter import Module
-from mint_engine.check import Fit
-from mint_engine.disk import DiskTier
-from mint_engine.export import export
-from mint_engine.fetch import CONFIG, PACKED, WEIGHTS
-from mint_engine.loading import Loader
-from mint_engine.local import LocalFolder
-from mint_engine.packed import Packed
-from mint_engine.read import read_adapter
-from mint_engine.slots import Slots
+from mint_engine.adapters import pack as command
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.export import export
+from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.read import read_adapter
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.slots import Slots
+from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
+from mint_engine.sources.local import LocalFolder
 from tests.engine.made import (
     ALL_SEVEN,
     BASE_NAME,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_engine.pages import PAGE_TOKENS, Pages, pages_for
-from mint_engine.prefix import PrefixCache, extend_keys
-from mint_engine.request import State
+from mint_engine.scheduling.pages import PAGE_TOKENS, Pages, pages_for
+from mint_engine.scheduling.prefix import PrefixCache, extend_keys
+from mint_engine.scheduling.request import State
 from tests.engine.scheduled import TOTAL_PAGES, advance, run, scheduler, sequence
 
 

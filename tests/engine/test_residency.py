@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
-from mint_engine.fetch import WEIGHTS
+from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.tiers import NAMES, Q0, Scene, once
 from tests.waiting import until
 

@@ -8,8 +8,8 @@ import pytest
 from mint_contracts import errors
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
-from mint_engine.audit import find_imbalance
-from mint_engine.wanting import Queue
+from mint_engine.residency.audit import find_imbalance
+from mint_engine.residency.wanting import Queue
 from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
 

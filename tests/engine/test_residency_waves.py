@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from mint_contracts import errors
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
-from mint_engine.fetch import WEIGHTS
-from mint_engine.packed import Packed
+from mint_engine.adapters.packed import Packed
+from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.made import edit_config, edit_tensors, lora_names, read_tiny
 from tests.engine.tiers import NAMES, Scene, Watched, once, wanted
 from tests.waiting import until
@@ -131,7 +131,7 @@ async def test_a_failed_replacement_is_told_and_keeps_the_old_revision_serving(
 async def test_a_retryable_failure_is_tried_again_by_itself(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mint_engine.copies.FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr("mint_engine.residency.copies.FIRST_RETRY_S", 0.02)
     here, away = scene(store=None), [3]
     load = here.loader.load
 
@@ -194,7 +194,7 @@ async def test_host_memory_that_can_never_hold_an_adapter_is_terminal(
 async def test_host_memory_full_of_wanted_adapters_is_waited_for(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mint_engine.climb.FULL_RETRY_S", 0.05)
+    monkeypatch.setattr("mint_engine.residency.climb.FULL_RETRY_S", 0.05)
     one = read_tiny(store / NAMES[0]).nbytes
     here = scene(store=None, host=int(one * 1.5))
     here.residency.want(wanted(store, NAMES[0], tier=Tier.HOST))

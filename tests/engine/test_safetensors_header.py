@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from mint_contracts.errors import CorruptFile, MintError, UnsafeFormat
-from mint_engine.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, header_bytes, parse
+from mint_engine.adapters.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, header_bytes, parse
 
 GOOD = save({"a": torch.ones(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, metadata={"format": "pt"})
 

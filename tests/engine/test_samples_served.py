@@ -8,7 +8,7 @@ import pytest
 from e2e.samples import GOOD, Samples, prepare, questions
 from e2e.samples.reference import ANSWER_TOKENS, BASE, reference
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams
-from mint_engine.scheduler import Limits
+from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import collect, running
 
 NEW_TOKENS = 24

@@ -18,16 +18,26 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from msgspec.structs import replace
 
 from mint_engine import metrics
-from mint_engine.cache import page_bytes
-from mint_engine.generation import Generation
-from mint_engine.integrity import find_imbalance
-from mint_engine.pages import Pages
-from mint_engine.request import Done, Event, Failed, PromptScored, Request, Sampling, Sequence, Tokens, siblings
-from mint_engine.sampling import choose_tokens, invert, keep_likely, uniform
-from mint_engine.scheduler import Limits, Scheduler
+from mint_engine.model.cache import page_bytes
+from mint_engine.requests.sampling import choose_tokens, invert, keep_likely, uniform
+from mint_engine.residency.slots import NO_SLOT, Slots
+from mint_engine.scheduling.generation import Generation
+from mint_engine.scheduling.integrity import find_imbalance
+from mint_engine.scheduling.pages import Pages
+from mint_engine.scheduling.request import (
+    Done,
+    Event,
+    Failed,
+    PromptScored,
+    Request,
+    Sampling,
+    Sequence,
+    Tokens,
+    siblings,
+)
+from mint_engine.scheduling.scheduler import Limits, Scheduler
+from mint_engine.scheduling.stepper import Cancelled
 from mint_engine.serve import build
-from mint_engine.slots import NO_SLOT, Slots
-from mint_engine.stepper import Cancelled
 from tests.engine.running import packed, peft_model, save_adapter, save_base, settings_for
 
 CONTEXT, PAGES, SLOTS = 96, 8, 4

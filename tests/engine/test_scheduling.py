@@ -6,10 +6,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mint_engine.integrity import find_imbalance
-from mint_engine.pages import PAGE_TOKENS
-from mint_engine.request import Sequence, State
-from mint_engine.scheduler import Limits, split_budget
+from mint_engine.scheduling.integrity import find_imbalance
+from mint_engine.scheduling.pages import PAGE_TOKENS
+from mint_engine.scheduling.request import Sequence, State
+from mint_engine.scheduling.scheduler import Limits, split_budget
 from tests.engine.scheduled import LIMITS, TOTAL_PAGES, advance, run, scheduler, sequence
 
 

@@ -26,8 +26,8 @@ from mint_contracts.errors import (
 )
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
-from mint_engine.request import Event
-from mint_engine.scheduler import Limits
+from mint_engine.scheduling.request import Event
+from mint_engine.scheduling.scheduler import Limits
 from mint_engine.serve import listen
 from tests.engine.running import (
     ALL_SEVEN,

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.errors import SourceUnavailable
-from mint_engine import packed_file
-from mint_engine.adapter import Delta, Module
-from mint_engine.mapped import MAP_FROM_BYTES, Opener
-from mint_engine.packed import Packed
-from mint_engine.remapping import HUGE, PAGE, put_file, put_zeros, reserve
-from mint_engine.slots import Slots
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.mapped import MAP_FROM_BYTES, Opener
+from mint_engine.adapters.packed import Packed
+from mint_engine.residency.remapping import HUGE, PAGE, put_file, put_zeros, reserve
+from mint_engine.residency.slots import Slots
 from tests.engine.made import pack
 
 CPU = torch.device("cpu")
@@ -138,7 +138,7 @@ def test_a_file_that_can_not_be_read_leaves_no_part_of_it(tmp_path: Path, monkey
 
     slots.load(0, adapter(4))
     with monkeypatch.context() as patched:
-        patched.setattr("mint_engine.slot_rows.put_file", failing)
+        patched.setattr("mint_engine.residency.slot_rows.put_file", failing)
         with pytest.raises(SourceUnavailable, match="could not be read"):
             slots.load(0, packed)
     assert slots.part(0, 0) is None, "the slot has no tenant"

@@ -15,12 +15,12 @@ import torch
 
 from mint_contracts import backends, errors
 from mint_contracts.source import Source, child
-from mint_engine.disk import DiskTier
-from mint_engine.fetch import CONFIG, WEIGHTS
-from mint_engine.fetch_base import fetch_base
-from mint_engine.loading import Loader
-from mint_engine.read import read_adapter
-from mint_engine.storage import folder_of
+from mint_engine.adapters.read import read_adapter
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.loading import Loader
+from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from mint_engine.sources.fetch_base import fetch_base
+from mint_engine.sources.storage import folder_of
 from tests.engine import stores
 from tests.engine.made import edit_config, peft_adapter, read_tiny, tiny_fit, tiny_llama
 from tests.redis_process import free_port
@@ -149,7 +149,7 @@ def test_https_is_trusted_by_its_authority_alone(shelf: Path, tmp_path: Path) ->
     context, authority = stores.self_signed(tmp_path)
     code = (
         "import sys, json; from pathlib import Path; from mint_contracts.source import Source; "
-        "from mint_contracts.errors import MintError; from mint_engine.fetch_base import fetch_base\n"
+        "from mint_contracts.errors import MintError; from mint_engine.sources.fetch_base import fetch_base\n"
         "try: print(fetch_base(Source(sys.argv[1]), Path(sys.argv[2])))\n"
         "except MintError as error: print(error.reason)"
     )

@@ -10,8 +10,8 @@ from tokenizers import decoders
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mint_engine.pieces import _BYTE_OF, INCOMPLETE, ByteDecoder, WindowDecoder, choose_decoder
-from mint_engine.text import Decoder, TextStream
+from mint_engine.requests.pieces import _BYTE_OF, INCOMPLETE, ByteDecoder, WindowDecoder, choose_decoder
+from mint_engine.requests.text import Decoder, TextStream
 from tests.engine.running import save_tokenizer
 
 

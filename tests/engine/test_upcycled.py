@@ -5,12 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from e2e.samples import prepare
-from mint_engine.base import Base
-from mint_engine.cache_shape import cache_shape
-from mint_engine.forward import Forward
-from mint_engine.modules import find_modules
-from mint_engine.paged import Span
-from mint_engine.slots import NO_SLOT, Slots
+from mint_engine.model.base import Base
+from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.forward import Forward
+from mint_engine.model.modules import find_modules
+from mint_engine.model.paged import Span
+from mint_engine.residency.slots import NO_SLOT, Slots
 from tests.engine.families import fill
 from tests.upcycle import upcycle
 

@@ -7,12 +7,12 @@ import torch
 
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
-from mint_engine.disk import DiskTier
-from mint_engine.host import HostTier
-from mint_engine.loading import Loader
-from mint_engine.packed import Packed
-from mint_engine.residency import Residency
-from mint_engine.slots import Slots
+from mint_engine.adapters.packed import Packed
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.residency import Residency
+from mint_engine.residency.slots import Slots
 from tests.engine.made import tiny_fit
 
 NAMES = [f"team/a{index}" for index in range(8)]

@@ -18,16 +18,16 @@ from mint_contracts.records import Assignment, EngineRecord, Failure, Held, Tier
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
 from mint_operator.apply import Applier, Maps
-from mint_operator.cluster_view import ClusterView
-from mint_operator.dirt import EVERYTHING, Dirt, Part
-from mint_operator.feed import Feed
 from mint_operator.kube import Kube
 from mint_operator.loop import Loop
-from mint_operator.map_view import MapView
-from mint_operator.observe import Observer
-from mint_operator.snapshot import Release
-from mint_operator.train_inputs import InputsView
-from mint_operator.train_view import TrainView
+from mint_operator.observing.cluster_view import ClusterView
+from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
+from mint_operator.observing.feed import Feed
+from mint_operator.observing.map_view import MapView
+from mint_operator.observing.observe import Observer
+from mint_operator.observing.train_inputs import InputsView
+from mint_operator.observing.train_view import TrainView
+from mint_operator.planning.snapshot import Release
 from tests.apiserver import ApiServer
 
 POLL_S = 0.05

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mint_operator import decode
+from mint_operator.observing import decode
 
 METADATA = {
     "name": "smol",

@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 
 from mint_contracts.records import EngineView, MapChange, MapState, Tier
-from mint_operator.base_plan import Known
-from mint_operator.elastic import SHRINK_AFTER_S
-from mint_operator.plan import Plan, plan
-from mint_operator.snapshot import BaseMap, Child, EnginePod, ObservedWave
+from mint_operator.planning.base_plan import Known
+from mint_operator.planning.elastic import SHRINK_AFTER_S
+from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.snapshot import BaseMap, Child, EnginePod, ObservedWave
 from tests.operator.test_planner_replan import written
 from tests.operator.worlds import KEY, NOW, base, engine, snapshot, wave
 

@@ -9,10 +9,10 @@ import pytest
 from mint_contracts.resources import AdapterLimits, AdapterStore, BaseSource, EngineSpec, Resources, SecretRef
 from mint_contracts.settings import ENGINE_PORT, ENGINE_SETTINGS, METRICS_PORT, EngineSettings
 from mint_contracts.source import Source
-from mint_operator.adapters import claims as mounted
-from mint_operator.manifests import APPLIED, Manifest, redis_secret, render
-from mint_operator.podspec import engine_settings
-from mint_operator.snapshot import ObservedBase, Release
+from mint_operator.planning.adapters import claims as mounted
+from mint_operator.planning.manifests import APPLIED, Manifest, redis_secret, render
+from mint_operator.planning.podspec import engine_settings
+from mint_operator.planning.snapshot import ObservedBase, Release
 from tests.operator.training_worlds import base as training_base
 from tests.operator.worlds import RELEASE, base
 

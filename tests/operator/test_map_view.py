@@ -8,8 +8,8 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
-from mint_operator.dirt import EVERYTHING, Dirt, Part
-from mint_operator.map_view import MapView
+from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
+from mint_operator.observing.map_view import MapView
 from tests.operator.stage import PlayedEngine
 
 KEY = "team/smol"

@@ -10,7 +10,8 @@ import pytest
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Held, Tier
 from mint_contracts.source import Source
-from mint_operator import engines, hints
+from mint_operator.observing import hints
+from mint_operator.planning import engines
 from tests.operator.stage import PlayedEngine, Stage, adapter_wave, base_model, until
 
 HEARTBEAT_S = 0.5

@@ -7,8 +7,8 @@ import pytest
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Failure, Held, Tier
-from mint_operator.dirt import Part
-from mint_operator.snapshot import Release
+from mint_operator.observing.dirt import Part
+from mint_operator.planning.snapshot import Release
 from tests.operator.stage import RELEASE, Stage, adapter_wave, base_model
 from tests.redis_process import RedisProcess
 

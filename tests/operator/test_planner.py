@@ -8,8 +8,8 @@ import pytest
 
 from mint_contracts.records import EngineView, Placement, Tier
 from mint_contracts.resources import AdapterWaveStatus, Tenant
-from mint_operator.plan import plan
-from mint_operator.snapshot import Snapshot
+from mint_operator.planning.plan import plan
+from mint_operator.planning.snapshot import Snapshot
 from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, source, wave
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mint_contracts.records import MapState, Place, Placement, Tier
 from mint_contracts.resources import Residency
-from mint_operator.plan import Plan, plan
-from mint_operator.snapshot import ObservedBase, ObservedWave, Snapshot
+from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot
 from tests.operator.worlds import KEY, base, engine, placed, snapshot, source, wave
 
 NAMES = [f"a/{index}" for index in range(6)]

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.records import Assignment, MapChange, MapState, Tier
-from mint_operator.base_plan import Known
-from mint_operator.plan import Plan, plan
-from mint_operator.sizes import Size
-from mint_operator.snapshot import BaseMap, Snapshot
+from mint_operator.planning.base_plan import Known
+from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.sizes import Size
+from mint_operator.planning.snapshot import BaseMap, Snapshot
 from tests.operator.test_planner_properties import NAMES, RESIDENCIES
 from tests.operator.worlds import KEY, base, engine, snapshot, wave
 

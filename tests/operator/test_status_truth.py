@@ -9,11 +9,11 @@ import pytest
 from mint_contracts.records import EngineView, Failure, Held, MapState, Place, Placement, Tier
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus, Condition, WaveCounts
 from mint_contracts.source import Source
-from mint_operator import status_write
-from mint_operator.conditions import Finding, follow
-from mint_operator.events import transition
-from mint_operator.plan import plan
-from mint_operator.snapshot import EnginePod, ObservedWave, Snapshot
+from mint_operator.planning import status_write
+from mint_operator.planning.conditions import Finding, follow
+from mint_operator.planning.events import transition
+from mint_operator.planning.plan import plan
+from mint_operator.planning.snapshot import EnginePod, ObservedWave, Snapshot
 from tests.operator.worlds import KEY, NOW, base, engine, placed, snapshot, source, wave
 
 TERMINAL = Failure("RankTooLarge", "rank 128 is above 64", terminal=True)

@@ -12,7 +12,7 @@ import pytest
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.records import Failure
 from mint_contracts.training import Policy
-from mint_operator.train_manifest import MOST_POLICIES, Manifests, parsed, read
+from mint_operator.observing.train_manifest import MOST_POLICIES, Manifests, parsed, read
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment
-from mint_operator.dirt import Part
+from mint_operator.observing.dirt import Part
 from tests.operator.stage import PlayedEngine, adapter_wave, base_model
 from tests.operator.stage import Stage as Theatre
 from tests.operator.training_worlds import published

@@ -9,7 +9,7 @@ from mint_contracts.records import EngineView, Failure, Held, Tier
 from mint_contracts.resources import Serve, TrainingStatus
 from mint_contracts.training import ConfigMapKey, Dataset, Policies, Policy, PolicyTemplate
 from mint_contracts.training_records import Order, Stage
-from mint_operator.snapshot import Inputs, ObservedBase
+from mint_operator.planning.snapshot import Inputs, ObservedBase
 from tests.operator import worlds
 from tests.operator.training_worlds import (
     STEPS,

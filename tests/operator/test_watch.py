@@ -7,9 +7,9 @@ import urllib.request
 
 import pytest
 
-from mint_operator.dirt import EVERYTHING, Dirt, Part
-from mint_operator.feed import Feed
-from mint_operator.watch import STALLED_S, Watch
+from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
+from mint_operator.observing.feed import Feed
+from mint_operator.observing.watch import STALLED_S, Watch
 from tests.operator.stage import Stage, base_model, until
 from tests.redis_process import free_port
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import msgspec
 
 from mint_contracts.records import EngineView, MapChange, MapState, Placement, Tier
-from mint_operator.base_plan import Known
-from mint_operator.plan import Plan, plan
-from mint_operator.snapshot import BaseMap, Child, ObservedWave
+from mint_operator.planning.base_plan import Known
+from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.snapshot import BaseMap, Child, ObservedWave
 from tests.operator.test_planner_replan import written
 from tests.operator.worlds import KEY, NOW, base, engine, snapshot, wave
 

@@ -17,8 +17,8 @@ from mint_contracts.resources import (
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, ExactMatch, FailurePolicy, Policies, Reward, Train
 from mint_contracts.training_records import Progress, Published, Stage, TrainAssignment, TrainChange, TrainState
-from mint_operator.plan import Plan, plan
-from mint_operator.snapshot import BaseMap, Inputs, Meta, ObservedBase, ObservedWave, Snapshot, TrainKnown
+from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.snapshot import BaseMap, Inputs, Meta, ObservedBase, ObservedWave, Snapshot, TrainKnown
 from tests.operator import worlds
 from tests.operator.worlds import KEY, NOW, RELEASE
 

@@ -20,8 +20,8 @@ from mint_contracts.resources import (
     WaveAdapters,
 )
 from mint_contracts.source import Source, child
-from mint_operator.plan import Plan
-from mint_operator.snapshot import BaseMap, Meta, ObservedBase, ObservedWave, Release, Snapshot
+from mint_operator.planning.plan import Plan
+from mint_operator.planning.snapshot import BaseMap, Meta, ObservedBase, ObservedWave, Release, Snapshot
 
 NOW = 1_800_000_000.0
 KEY = "team/smol"

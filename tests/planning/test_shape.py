@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.cache_shape import cache_shape
-from mint_engine.modules import find_modules
-from mint_engine.packed import lay_out
+from mint_engine.adapters.packed import lay_out
+from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.modules import find_modules
 from mint_gateway.planning.config import read_shape
 from tests.engine.families import FAMILIES, make_forward
 from tests.planning.frontier import FRONTIER

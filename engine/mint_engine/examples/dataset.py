@@ -10,10 +10,10 @@ from typing import Any
 from mint_contracts.errors import BadExample, CapacityExceeded, InvalidRequest, SourceNotFound
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset
-from mint_engine.copying import read_up_to
 from mint_engine.examples.example import Example, read_line, read_object
-from mint_engine.retry import retrying
-from mint_engine.storage import folder_of
+from mint_engine.sources.copying import read_up_to
+from mint_engine.sources.retry import retrying
+from mint_engine.sources.storage import folder_of
 
 MAX_BYTES = 256 << 20
 MAX_LINE = 1 << 20

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import BadExample, InvalidRequest
 from mint_engine.examples.example import Example
-from mint_engine.prompts import read_prompt
+from mint_engine.requests.prompts import read_prompt
 
 
 @dataclass(frozen=True)

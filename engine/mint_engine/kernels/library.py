@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from mint_engine.device import zeros
 from mint_engine.kernels.compile import VARIANTS, library_path
 from mint_engine.kernels.structs import (
     Angles,
@@ -26,7 +25,8 @@ from mint_engine.kernels.structs import (
     linear_struct,
     slots_struct,
 )
-from mint_engine.slots import Slots
+from mint_engine.model.device import zeros
+from mint_engine.residency.slots import Slots
 
 ROWS = 8  # rows of a LoRA work item at most
 MAX_RANK = 1024

@@ -159,7 +159,7 @@ inline void expand<bf16>(bf16* y, int64_t ldy, int rows, const bf16* b, const Pa
 }
 #endif
 
-// The slots' memory and tables, see `mint_engine.slots`: memory [S, width]; places, ranks, scalings [M, S].
+// The slots' memory and tables, see `mint_engine.residency.slots`: memory [S, width]; places, ranks, scalings [M, S].
 template <typename T>
 struct Slots {
   const T* memory;

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mint_engine.slots import Slots
+from mint_engine.residency.slots import Slots
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 

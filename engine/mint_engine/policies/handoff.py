@@ -3,8 +3,8 @@
 Runs on the step thread while none of the policy's rollouts does, so that none ever mixes two revisions.
 """
 
-from mint_engine.packed import Header, Packed
-from mint_engine.slots import Slots
+from mint_engine.adapters.packed import Header, Packed
+from mint_engine.residency.slots import Slots
 from mint_engine.training.policy import Policy
 
 

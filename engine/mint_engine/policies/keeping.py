@@ -12,8 +12,8 @@ import msgspec
 import structlog
 
 from mint_contracts.training_records import Published
-from mint_engine import packed_file
-from mint_engine.packed import Packed
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of

@@ -6,11 +6,11 @@ from typing import Protocol
 import torch
 
 from mint_contracts.source import Source
+from mint_engine.adapters.packed import Packed
 from mint_engine.examples.render import Renderer
-from mint_engine.packed import Packed
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.rollouts import Rollouts
-from mint_engine.slots import Slots
+from mint_engine.residency.slots import Slots
 
 
 class Places(Protocol):

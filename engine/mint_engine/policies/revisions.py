@@ -13,11 +13,11 @@ import structlog
 
 from mint_contracts.source import Source, child
 from mint_contracts.training_records import Published
-from mint_engine import packed_file
-from mint_engine.fetch import PACKED
-from mint_engine.packed import Packed
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.packed import Packed
 from mint_engine.policies.checkpoints import Name
 from mint_engine.policies.store import Store
+from mint_engine.sources.fetch import PACKED
 
 KEPT = 4  # the newest, so that an engine that still loads the one before finds it
 ENTRIES = "published"

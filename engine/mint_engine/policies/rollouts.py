@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from mint_contracts.errors import MintError
-from mint_engine.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
-from mint_engine.stepper import Stepper
+from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
+from mint_engine.scheduling.stepper import Stepper
 
 RESERVED = 16  # one place of so many is left to tenants who come
 LEAST = 8  # rollouts beside tenants' requests, however few those are

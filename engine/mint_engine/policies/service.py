@@ -25,7 +25,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.names import check_adapter
 from mint_contracts.wire import to_status
-from mint_engine.packed import Packed
+from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of

@@ -15,7 +15,7 @@ from mint_contracts.claims import local_path
 from mint_contracts.errors import CapacityExceeded, SourceForbidden
 from mint_contracts.source import Location, Source, locate
 from mint_contracts.storage_errors import disk_full, os_errors, storage_errors
-from mint_engine.copying import publish, sync
+from mint_engine.sources.copying import publish, sync
 
 WRITABLE = ("file", "pvc", "s3", "gs")
 PARTIAL = ".partial"

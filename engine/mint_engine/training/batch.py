@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mint_engine.packed import halves
+from mint_engine.adapters.packed import halves
 from mint_engine.training.pieces import Piece, Tree
 from mint_engine.training.policy import Form
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from mint_engine.adapter import Module
-from mint_engine.base import Base
+from mint_engine.adapters.adapter import Module
+from mint_engine.model.base import Base
 from mint_engine.training import attend
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.delta import Current, TrainedLinear

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from mint_engine.adapter import Module
-from mint_engine.base import Base
+from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
+from mint_engine.model.base import Base
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import Head
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_engine.adapter import Module
-from mint_engine.base import Base
-from mint_engine.lean_layers import FAMILIES
+from mint_engine.adapters.adapter import Module
+from mint_engine.model.base import Base
+from mint_engine.model.lean_layers import FAMILIES
 from mint_engine.training.kernels import Heads
 
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a sequence's length

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import structlog
 
-from mint_engine.adapter import Module
-from mint_engine.base import Base
+from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import find_kernels
+from mint_engine.model.base import Base
 from mint_engine.training.generic_pass import GenericPass
 from mint_engine.training.kernels import find_training_kernels
 from mint_engine.training.lean_pass import LeanPass

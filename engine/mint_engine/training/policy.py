@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 
 from mint_contracts.errors import InvalidRequest, RankTooLarge, UnknownTargetModules
-from mint_engine import packed_file
-from mint_engine.adapter import Module
-from mint_engine.packed import Layout, Packed, fingerprint, halves, lay_out
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.packed import Layout, Packed, fingerprint, halves, lay_out
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from mint_contracts.errors import CorruptFile, WrongBase
-from mint_engine.adapter import Module
-from mint_engine.header import LENGTH_BYTES
-from mint_engine.packed import Layout, fingerprint, lay_out
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.header import LENGTH_BYTES
+from mint_engine.adapters.packed import Layout, fingerprint, lay_out
 from mint_engine.training.policy import Form, Policy
 
 VERSION = 1

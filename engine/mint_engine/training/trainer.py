@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 
 from mint_contracts.errors import InvalidRequest, NotFound
 from mint_contracts.training import Optimizer
-from mint_engine.adapter import Module
-from mint_engine.base import Base
-from mint_engine.packed import Packed
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.packed import Packed
+from mint_engine.model.base import Base
 from mint_engine.training import policy as policies
 from mint_engine.training import state
 from mint_engine.training.example import PolicyBatch, check_examples

@@ -5,9 +5,9 @@ from typing import Any
 import kopf
 
 from mint_contracts.resources import GROUP, VERSION
-from mint_operator.dirt import Dirt
-from mint_operator.feed import Feed
 from mint_operator.handlers.seen import saw
+from mint_operator.observing.dirt import Dirt
+from mint_operator.observing.feed import Feed
 
 
 def register(registry: kopf.OperatorRegistry, dirt: Dirt, feed: Feed) -> None:

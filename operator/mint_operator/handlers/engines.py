@@ -4,10 +4,10 @@ from typing import Any
 
 import kopf
 
-from mint_operator.dirt import Dirt, Part
-from mint_operator.feed import Feed
 from mint_operator.handlers.seen import saw
-from mint_operator.manifests import MANAGED_BY, MANAGER
+from mint_operator.observing.dirt import Dirt, Part
+from mint_operator.observing.feed import Feed
+from mint_operator.planning.manifests import MANAGED_BY, MANAGER
 
 
 def register(registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings, dirt: Dirt, feed: Feed) -> None:

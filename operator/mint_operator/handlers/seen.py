@@ -3,8 +3,8 @@
 import kopf
 import msgspec
 
-from mint_operator.dirt import Dirt
-from mint_operator.feed import Feed, News
+from mint_operator.observing.dirt import Dirt
+from mint_operator.observing.feed import Feed, News
 
 
 def saw(feed: Feed, dirt: Dirt, kind: str, body: kopf.Body, event: kopf.RawEvent) -> None:

@@ -5,8 +5,8 @@ import time
 import msgspec
 
 from mint_contracts.records import MapState
-from mint_operator.plan import Plan, plan
-from mint_operator.snapshot import ObservedWave, Snapshot
+from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.snapshot import ObservedWave, Snapshot
 from tests.bench.rows import Row, measured
 from tests.bench.scale.arena import ADAPTERS
 from tests.bench.scale.scale import Group, Scale

@@ -10,9 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from mint_contracts.training import Loss, Optimizer
-from mint_engine.base import Base
-from mint_engine.modules import find_modules
-from mint_engine.packed import halves
+from mint_engine.adapters.packed import halves
+from mint_engine.model.base import Base
+from mint_engine.model.modules import find_modules
 from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer

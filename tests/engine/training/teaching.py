@@ -13,15 +13,15 @@ import msgspec
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Policy, Reward, Train, TrainSampling
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
-from mint_engine.check import Fit
-from mint_engine.disk import DiskTier
-from mint_engine.host import HostTier
-from mint_engine.loading import Loader
+from mint_engine.adapters.check import Fit
 from mint_engine.policies.means import Means
 from mint_engine.policies.roster import Roster
-from mint_engine.residency import Residency
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.residency import Residency
+from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
-from mint_engine.slots import Slots
 from tests.engine.running import settings_for
 from tests.waiting import until
 

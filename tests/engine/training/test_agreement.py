@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import PreTrainedConfig, Qwen3Config
 
-from mint_engine.attention import Span
-from mint_engine.cache import KvCache
-from mint_engine.forward import Forward
-from mint_engine.modules import find_modules
-from mint_engine.pages import pages_for
-from mint_engine.slots import Slots
+from mint_engine.model.attention import Span
+from mint_engine.model.cache import KvCache
+from mint_engine.model.forward import Forward
+from mint_engine.model.modules import find_modules
+from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.pages import pages_for
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, SIZES, base_of, groups, learn, policies

@@ -17,12 +17,12 @@ from mint_contracts.errors import (
     WrongBase,
 )
 from mint_contracts.training import Loss
-from mint_engine.adapter import Module
-from mint_engine.check import Fit, check_packed, check_told
-from mint_engine.modules import find_modules
-from mint_engine.packed import halves, is_finite
-from mint_engine.peft_config import parse
-from mint_engine.slots import Slots
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.check import Fit, check_packed, check_told
+from mint_engine.adapters.packed import halves, is_finite
+from mint_engine.adapters.peft_config import parse
+from mint_engine.model.modules import find_modules
+from mint_engine.residency.slots import Slots
 from mint_engine.training import state
 from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.pieces import plan_pieces

@@ -10,11 +10,11 @@ import torch
 from mint_contracts import backends
 from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceNotFound, StaleLease
 from mint_contracts.source import Source
-from mint_engine.disk import DiskTier
-from mint_engine.loading import Loader
 from mint_engine.policies import revisions
 from mint_engine.policies.checkpoints import BLOB, RECORD, Name, Record, Shelf, digest_of
 from mint_engine.policies.store import LocalStore, Store, store_of
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.loading import Loader
 from tests.engine import stores
 from tests.engine.made import peft_adapter, read_tiny, tiny_fit
 

@@ -1,0 +1,238 @@
+"""Does an adapter fit this base? Pure decisions over its config, its file's header and the base's shapes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mint_contracts.errors import (
+    CorruptFile,
+    RankTooLarge,
+    ShapeMismatch,
+    UnknownTargetModules,
+    UnsupportedAdapter,
+    WrongBase,
+)
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.fused import check_stack, tensor_paths, told_parameters
+from mint_engine.adapters.header import Header, TensorSpec
+from mint_engine.adapters.packed import Header as PackedHeader
+from mint_engine.adapters.peft_config import LoraConfig
+
+PREFIX = "base_model.model."
+_HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+_LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as peft finds a layer's number when layers_pattern is not given
+_EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
+
+PLAIN = -1  # in place of an expert's number: the module is no stack
+MAX_SCALING = 3e38  # what float32 holds
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a base takes: its modules by path, the largest rank, and the names it is trained under (empty: any)."""
+
+    modules: Mapping[str, Module]
+    max_rank: int
+    base_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module's tensors in the file, A [r, in] and B [out, r], and the scaling of their product.
+
+    A plain module has one pair; stacked experts have one each, in their order, all of one rank and scaling, or one
+    pair for all of them, which may hold other modules too (`fused`, see `mint_engine.adapters.fused`).
+    """
+
+    path: str
+    rank: int
+    pairs: tuple[tuple[TensorSpec, TensorSpec], ...]
+    scaling: float
+    fused: bool = False
+
+
+def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
+    """What the config alone shows. Raises WrongBase, RankTooLarge or UnknownTargetModules."""
+    if fit.base_names and config.base_name not in fit.base_names:
+        accepted = ", ".join(fit.base_names)
+        raise WrongBase(subject, f"was trained on {config.base_name[:200]!r}; this base model takes {accepted}")
+    if config.largest_rank > fit.max_rank:
+        raise RankTooLarge(
+            subject, f"has rank {config.largest_rank}; the base model takes up to {fit.max_rank} (adapters.maxRank)"
+        )
+    leaves = [f".{path}" for path in fit.modules]
+    unknown = [name for name in config.targets or () if not any(leaf.endswith(f".{name}") for leaf in leaves)]
+    stacks = {f".{module.part_of}" for module in fit.modules.values()}
+    unknown += [name for name in config.parameters if not any(stack.endswith(f".{name}") for stack in stacks)]
+    if unknown:
+        raise UnknownTargetModules(subject, _unknown(unknown, fit))
+
+
+def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) -> tuple[Part, ...]:
+    """The parts of the adapter, in the order of the base's modules.
+
+    Raises UnknownTargetModules, UnsupportedAdapter, CorruptFile, RankTooLarge or ShapeMismatch.
+    """
+    parameters = told_parameters(config, fit.modules)
+    halves = _halves(header, fit, tensor_paths(parameters), subject)
+    unknown = sorted(path for path, _ in halves if path not in fit.modules and path not in parameters)
+    if unknown:
+        raise UnknownTargetModules(subject, _unknown(unknown, fit))
+    by_path: dict[str, dict[int, dict[str, TensorSpec]]] = {}
+    for (path, expert), found in sorted(halves.items()):
+        if len(found) != 2:
+            missing = f"lora_{next(iter(found))} of {_named(path, expert)}"
+            raise CorruptFile(subject, f"has {missing} without its other half")
+        by_path.setdefault(path, {})[expert] = found
+    parts = []
+    for path, module in fit.modules.items():
+        if module.part_of in by_path and module.part_of in parameters:
+            found, name = by_path[module.part_of][PLAIN], module.part_of
+            check_stack(config, parameters[name], fit.max_rank, (found["A"].shape, found["B"].shape), subject)
+            _check_scaling(config.scaling_of(name), name, subject)
+            pair = ((found["A"], found["B"]),)
+            parts.append(Part(path, config.rank_of(name), pair, config.scaling_of(name), fused=True))
+        elif path in by_path:
+            parts.append(_part(config, fit, module, by_path[path], subject))
+    if not parts:
+        raise CorruptFile(subject, "holds no LoRA tensors")
+    return tuple(parts)
+
+
+def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
+    """Does a packed adapter fit this base, part by part? Its paths are unique, its places checked.
+
+    Raises UnknownTargetModules, RankTooLarge, ShapeMismatch or CorruptFile.
+    """
+    unknown = [place.path for place in header.layout.places if place.path not in fit.modules]
+    if unknown:
+        raise UnknownTargetModules(subject, _unknown(unknown, fit))
+    for place, scaling in zip(header.layout.places, header.scalings, strict=True):
+        module = fit.modules[place.path]
+        if place.rank > fit.max_rank:
+            raise _too_large(place.rank, place.path, fit.max_rank, subject)
+        want = (module.experts, module.in_features, module.out_features)
+        if (place.experts, place.in_features, place.out_features) != want:
+            raise ShapeMismatch(
+                subject,
+                f"has {_linear(place.experts, place.in_features, place.out_features)} at {place.path} where the base "
+                f"model has {_linear(*want)}",
+            )
+        _check_scaling(scaling, place.path, subject)
+
+
+def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str) -> None:
+    """A packed adapter's ranks and scalings must be those that its own config gives. Raises CorruptFile."""
+    parameters = told_parameters(config, fit.modules)
+    for place, scaling in zip(header.layout.places, header.scalings, strict=True):
+        whole = fit.modules[place.path].part_of
+        names = [_named(place.path, expert) for expert in range(place.experts) or (PLAIN,)]
+        for name in [whole] if whole in parameters else names:
+            if (place.rank, scaling) != (config.rank_of(name), config.scaling_of(name)):
+                raise CorruptFile(subject, f"has another rank or scaling at {name} than its own config gives")
+            if whole not in parameters:
+                _check_targeted(config, name, subject)
+
+
+def _halves(
+    header: Header, fit: Fit, fused: Mapping[str, str], subject: str
+) -> dict[tuple[str, int], dict[str, TensorSpec]]:
+    """Tensors by module path and expert (`PLAIN` where there is none), then "A" and "B".
+
+    Those that `fused` names go by the path of their parameter.
+    """
+    halves: dict[tuple[str, int], dict[str, TensorSpec]] = {}
+    for name, spec in header.tensors.items():
+        suffix = next((each for each in _HALVES if name.endswith(each)), None)
+        if suffix is None or not name.startswith(PREFIX):
+            raise UnsupportedAdapter(
+                subject,
+                f"holds the tensor {name[:200]!r}; only {PREFIX}<module>.lora_A.weight and lora_B are served",
+            )
+        path = name.removeprefix(PREFIX).removesuffix(suffix)
+        key = (fused[path], PLAIN) if path in fused else _stacked(path, fit)
+        halves.setdefault(key, {})[_HALVES[suffix]] = spec
+    return halves
+
+
+def _stacked(name: str, fit: Fit) -> tuple[str, int]:
+    """The base's path and the expert that PEFT's name of a module means."""
+    expert = _EXPERT.fullmatch(name) if name not in fit.modules else None
+    if expert is not None:
+        path = f"{expert[1]}.{expert[3]}"
+        if path in fit.modules and int(expert[2]) < fit.modules[path].experts:
+            return path, int(expert[2])
+    return name, PLAIN
+
+
+def _named(path: str, expert: int) -> str:
+    """PEFT's name of a module: with the expert's number before its last part."""
+    return path if expert == PLAIN else expert_path(path, expert)
+
+
+def expert_path(path: str, expert: int) -> str:
+    """PEFT's name of one expert of a stacked module: "...experts.up_proj" and 5 are "...experts.5.up_proj"."""
+    head, _, leaf = path.rpartition(".experts.")
+    return f"{head}.experts.{expert}.{leaf}"
+
+
+def _part(
+    config: LoraConfig, fit: Fit, module: Module, found: dict[int, dict[str, TensorSpec]], subject: str
+) -> Part:
+    wanted = range(module.experts) if module.experts else (PLAIN,)
+    if found.keys() != set(wanted):
+        raise UnsupportedAdapter(
+            subject, f"adapts {len(found)} of {module.experts} experts of {module.path}; adapt all of them, or none"
+        )
+    kinds = set()
+    for expert in wanted:
+        name = _named(module.path, expert)
+        _check_targeted(config, name, subject)
+        rank = config.rank_of(name)
+        _check_shapes(found[expert], name, (module.in_features, module.out_features), rank, fit.max_rank, subject)
+        kinds.add((rank, config.scaling_of(name)))
+    if len(kinds) > 1:
+        raise UnsupportedAdapter(subject, f"gives the experts of {module.path} different ranks or scalings")
+    rank, scaling = kinds.pop()
+    _check_scaling(scaling, module.path, subject)
+    return Part(module.path, rank, tuple((found[expert]["A"], found[expert]["B"]) for expert in wanted), scaling)
+
+
+def _check_scaling(scaling: float, path: str, subject: str) -> None:
+    if not abs(scaling) <= MAX_SCALING:
+        raise CorruptFile(subject, f"has a scaling of {scaling} at {path}, which is out of range")
+
+
+def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:
+    """PEFT ignores tensors of modules that the config does not target; such a file is not what it says."""
+    if config.targets is not None and not any(f".{path}".endswith(f".{name}") for name in config.targets):
+        raise CorruptFile(subject, f"holds tensors of {path}, which its target_modules do not name")
+    layer = _LAYER.match(path)
+    if config.layers is not None and (layer is None or int(layer[1]) not in config.layers):
+        raise CorruptFile(subject, f"holds tensors of {path}, which its layers_to_transform do not name")
+
+
+def _check_shapes(
+    found: dict[str, TensorSpec], name: str, linear: tuple[int, int], rank: int, max_rank: int, subject: str
+) -> None:
+    if len(found["A"].shape) == 2 and found["A"].shape[0] > max_rank:
+        raise _too_large(found["A"].shape[0], name, max_rank, subject)
+    for half, want in (("A", (rank, linear[0])), ("B", (linear[1], rank))):
+        if (shape := found[half].shape) != want:
+            raise ShapeMismatch(
+                subject, f"has lora_{half} {list(shape)} at {name} where the base model and rank need {list(want)}"
+            )
+
+
+def _too_large(rank: int, path: str, max_rank: int, subject: str) -> RankTooLarge:
+    return RankTooLarge(subject, f"has rank {rank} at {path}; the base model takes up to {max_rank}")
+
+
+def _linear(experts: int, in_features: int, out_features: int) -> str:
+    return f"{in_features} to {out_features} features" + (f" of {experts} experts" if experts else "")
+
+
+def _unknown(names: list[str], fit: Fit) -> str:
+    offered = sorted({path.rsplit(".", 1)[-1] for path in fit.modules})
+    shown = ", ".join(name[:100] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"targets {shown}; the base model offers {', '.join(offered)}"

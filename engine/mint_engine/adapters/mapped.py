@@ -1,0 +1,78 @@
+"""Opening packed adapters of this machine's disk: their header is read, their run is mapped, nothing is copied."""
+
+import os
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from mint_contracts.errors import CorruptFile
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.file_identity import Identity, KnownFile, identity_of
+from mint_engine.adapters.packed import Header, Packed, bytes_of
+from mint_engine.residency.recent import Recent
+
+# A shorter run is read instead: that is as fast, and a process may have but 65,530 mappings.
+MAP_FROM_BYTES = 1 << 20
+VERIFIED = 1 << 16
+HEADERS = 1 << 10  # of some 20 KB: 700 scalings and a config
+
+
+class Opener:
+    """Opens files, and remembers which ones it has verified. Its methods may run in any thread.
+
+    The digest of a run is checked when this process first opens the file, not on each load after that: a file of the
+    disk tier is never written again, and another one under its name has another identity.
+    """
+
+    def __init__(self) -> None:
+        self._verified: Recent[Identity, bool] = Recent(VERIFIED)
+        self._headers: Recent[Identity, Header] = Recent(HEADERS)
+
+    def open(self, path: Path, subject: str) -> Packed:
+        """The packed adapter in a file. Raises CorruptFile, and FileNotFoundError where it is gone.
+
+        Files that were opened lately share one object of their header.
+        """
+        with path.open("rb", buffering=0) as file:
+            identity = identity_of(os.fstat(file.fileno()))
+            header = self._headers.get(identity)
+            if header is None:
+                header = _read_header(file, identity.nbytes, subject)
+                self._headers.put(identity, header)
+            short = header.run_bytes < MAP_FROM_BYTES
+            run = _read(file, header, subject) if short else _map(path, header)
+        if identity_of(path.stat()) != identity:  # the mapping is made by name
+            raise CorruptFile(subject, "changed while it was opened; write it once, then leave it alone")
+        if not self._verified.get(identity):
+            packed_file.verify(header, run, subject)
+            self._verified.put(identity, True)
+        return Packed(header, run, None if short else KnownFile(path, identity))
+
+    def trust(self, path: Path) -> None:
+        """This process has just written the file from a run whose digest it took."""
+        with suppress(FileNotFoundError):
+            self._verified.put(identity_of(path.stat()), True)
+
+
+def _read_header(file: FileIO, file_bytes: int, subject: str) -> Header:
+    start = file.read(packed_file.PREFIX.size)
+    rest = file.read(packed_file.rest_bytes(start, subject, file_bytes))
+    return packed_file.parse(start, rest, subject, file_bytes=file_bytes)
+
+
+def _read(file: FileIO, header: Header, subject: str) -> torch.Tensor:
+    run = torch.empty(header.layout.elements, dtype=header.dtype)
+    file.seek(header.head_bytes)
+    if file.readinto(bytes_of(run)) != header.run_bytes:
+        raise CorruptFile(subject, "was cut short while it was read")
+    return run
+
+
+def _map(path: Path, header: Header) -> torch.Tensor:
+    """The run, mapped; unlike Python's mmap, torch's keeps no file descriptor."""
+    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=header.file_bytes)
+    every = torch.empty(0, dtype=header.dtype).set_(cast(torch.UntypedStorage, storage))
+    return every[header.head_bytes // header.dtype.itemsize :]

@@ -1,0 +1,182 @@
+"""The bytes of a packed adapter's file (see `packed`): written in one canonical form, read with bounds of our own.
+
+Nothing is allocated, mapped or believed by what a file claims before it was checked: the body against its digest,
+every place against the one before it, and their sum against the file's real size.
+"""
+
+import hashlib
+import struct
+from functools import lru_cache
+from typing import Annotated, BinaryIO, Literal
+
+import msgspec
+import torch
+from msgspec import Meta
+
+from mint_contracts.errors import CorruptFile
+from mint_engine.adapters.packed import Header, Layout, Packed, Place, bytes_of
+from mint_engine.model.device import DTYPES
+
+MAGIC = b"MINTLORA"
+VERSION = 1
+PREFIX = struct.Struct("<8sII32s")
+ALIGNMENT = 4096  # of the run: a page
+MAX_BODY_BYTES = 4 << 20  # 672 parts of a large model need 60 KiB, and a PEFT config has its own limit of 1 MiB
+MAX_HEAD_BYTES = MAX_BODY_BYTES + ALIGNMENT
+CACHED_TEXT_BYTES = 256 << 10
+
+_HEX = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+_Size = Annotated[int, Meta(ge=1, le=1 << 31)]
+_Part = tuple[
+    Annotated[str, Meta(min_length=1, max_length=512)],  # path
+    Annotated[int, Meta(ge=0, le=1 << 16)],  # experts
+    Annotated[int, Meta(ge=1, le=1 << 16)],  # rank
+    _Size,  # in
+    _Size,  # out
+    Annotated[int, Meta(ge=0, le=1 << 48)],  # offset
+]
+
+
+class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """JSON, in this order, without spaces. `run` is the run's sha256; `parts` a list of `_Part`."""
+
+    dtype: Literal["bfloat16", "float16", "float32"]
+    base: _HEX
+    run: _HEX
+    config: str
+    scalings: list[float]
+    parts: msgspec.Raw
+
+
+def describe(config: bytes, base: str, layout: Layout, scalings: tuple[float, ...], run: torch.Tensor) -> Header:
+    """The header of a run in host memory; takes one pass over it for its digest."""
+    digest = hashlib.sha256(bytes_of(run)).hexdigest()
+    unnamed = Header(run.dtype, base, config, layout, scalings, digest, revision="", head_bytes=0)
+    body = _encode(unnamed)
+    revision = f"sha256:{hashlib.sha256(body).hexdigest()}"
+    return Header(run.dtype, base, config, layout, scalings, digest, revision, _aligned(len(body)))
+
+
+def head_of(header: Header) -> bytes:
+    """The bytes before the run."""
+    body = _encode(header)
+    prefix = PREFIX.pack(MAGIC, VERSION, len(body), hashlib.sha256(body).digest())
+    return (prefix + body).ljust(_aligned(len(body)), b"\0")
+
+
+def write(packed: Packed, file: BinaryIO) -> None:
+    """Write a whole file."""
+    file.write(head_of(packed.header))
+    file.write(bytes_of(packed.run))
+
+
+def _body_bytes(start: bytes, subject: str, file_bytes: int | None = None) -> int:
+    """How many bytes of body follow a file's first `PREFIX.size`. Raises CorruptFile."""
+    if len(start) < PREFIX.size:
+        raise CorruptFile(subject, f"is truncated: {len(start)} bytes where a packed adapter has {PREFIX.size} first")
+    magic, version, length, _ = PREFIX.unpack(start[: PREFIX.size])
+    if magic != MAGIC:
+        raise CorruptFile(subject, "is no packed adapter: it does not begin with MINTLORA")
+    if version != VERSION:
+        raise CorruptFile(
+            subject, f"is a packed adapter of format {version}; this engine reads {VERSION}; pack it anew"
+        )
+    if length > MAX_BODY_BYTES or (file_bytes is not None and _aligned(length) > file_bytes):
+        raise CorruptFile(subject, f"is truncated, or its header is broken: it claims {length} bytes of header")
+    return int(length)
+
+
+def rest_bytes(start: bytes, subject: str, file_bytes: int | None = None) -> int:
+    """How many bytes lie between a file's first `PREFIX.size` and its run. Raises CorruptFile."""
+    return _aligned(_body_bytes(start, subject, file_bytes)) - PREFIX.size
+
+
+def verify(header: Header, run: torch.Tensor, subject: str) -> None:
+    """Raise CorruptFile unless the run in host memory is the one that the header was written for."""
+    if hashlib.sha256(bytes_of(run)).hexdigest() != header.digest:
+        raise CorruptFile(subject, "has weights that do not match their digest; upload it again")
+
+
+def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None = None) -> Header:
+    """The header from a file's first `PREFIX.size` bytes and what follows up to the run, or more.
+
+    `file_bytes` is the file's real size where it is known. Raises CorruptFile for whatever does not add up.
+    """
+    length = _body_bytes(start, subject, file_bytes)
+    head_bytes = _aligned(length)
+    body, padding = rest[:length], rest[length : head_bytes - PREFIX.size]
+    if len(body) + len(padding) + PREFIX.size < head_bytes:
+        raise CorruptFile(
+            subject, f"is truncated: its header of {head_bytes} bytes is not all there; upload it again"
+        )
+    digest = hashlib.sha256(body)
+    if digest.digest() != PREFIX.unpack(start)[3] or padding.strip(b"\0"):
+        raise CorruptFile(subject, "has a header that does not match its digest; upload it again")
+    try:
+        told = msgspec.json.decode(body, type=_Body)
+        layout = _known_layout(bytes(told.parts)) if len(told.parts) <= CACHED_TEXT_BYTES else _layout(told.parts)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError, _Defect) as error:
+        raise CorruptFile(subject, f"has a packed adapter's header that is not right: {str(error)[:200]}") from None
+    if len(told.scalings) != len(layout.places):
+        raise CorruptFile(subject, f"has {len(told.scalings)} scalings for {len(layout.places)} parts")
+    header = Header(
+        dtype=DTYPES[told.dtype],
+        base=told.base,
+        config=told.config.encode(),
+        layout=layout,
+        scalings=tuple(told.scalings),
+        digest=told.run,
+        revision=f"sha256:{digest.hexdigest()}",
+        head_bytes=head_bytes,
+    )
+    if file_bytes is not None and file_bytes != header.file_bytes:
+        problem = "is truncated" if file_bytes < header.file_bytes else "has bytes beyond its run"
+        raise CorruptFile(subject, f"{problem}: {file_bytes} bytes where its header tells of {header.file_bytes}")
+    return header
+
+
+def is_canonical(header: Header, start: bytes) -> bool:
+    """Whether a file's first bytes are those that `write` would make of it."""
+    return head_of(header).startswith(start)
+
+
+class _Defect(Exception):
+    """What is wrong with a layout."""
+
+
+def _layout(text: bytes | msgspec.Raw) -> Layout:
+    places, offset, seen = [], 0, set()
+    for part in msgspec.json.decode(text, type=list[_Part]):
+        place = Place(*part)
+        if place.offset != offset:
+            raise _Defect(f"a gap or overlap before {place.path[:200]!r}")
+        if place.path in seen:
+            raise _Defect(f"{place.path[:200]!r} is there twice")
+        seen.add(place.path)
+        places.append(place)
+        offset += place.elements
+    if not places:
+        raise _Defect("it has no parts")
+    return Layout(tuple(places))
+
+
+# Adapters of one kind have one layout, which is parsed once: reading a header then costs nothing per module.
+_known_layout = lru_cache(maxsize=64)(_layout)
+
+
+def _encode(header: Header) -> bytes:
+    parts = [(p.path, p.experts, p.rank, p.in_features, p.out_features, p.offset) for p in header.layout.places]
+    return msgspec.json.encode(
+        _Body(
+            dtype=str(header.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+            base=header.base,
+            run=header.digest,
+            config=header.config.decode(),
+            scalings=list(header.scalings),
+            parts=msgspec.Raw(msgspec.json.encode(parts)),
+        )
+    )
+
+
+def _aligned(body: int) -> int:
+    return -(-(PREFIX.size + body) // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,140 @@
+"""Reading what a source holds of an adapter into a packed run: checked whole, guarded against NaN, laid out once.
+
+Config and header are checked before the weights are even asked for, and the very bytes that are checked are used, so
+that a file which changes meanwhile can not slip through.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, Protocol, cast
+
+import torch
+
+from mint_contracts.errors import CorruptFile, NonFiniteWeights, SourceUnavailable
+from mint_engine.adapters import packed_file, peft_config
+from mint_engine.adapters.check import Fit, check_config, check_packed, check_tensors, check_told
+from mint_engine.adapters.fused import unstack
+from mint_engine.adapters.header import TensorSpec
+from mint_engine.adapters.packed import (
+    Header,
+    Packed,
+    bytes_of,
+    fingerprint,
+    first_broken,
+    halves,
+    is_finite,
+    lay_out,
+)
+from mint_engine.sources.copying import read_bounded, read_up_to
+from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS, adapter_files, read_header
+from mint_engine.sources.storage import Folder
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+_PIECE_BYTES = 8 << 20
+
+Admit = Callable[[int], None]
+
+
+class _IntoMemory(Protocol):
+    """What every file for reading can do, those of fsspec too, though `BinaryIO` does not tell."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
+def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit = lambda _: None) -> Packed:
+    """Read an adapter from its source; its run comes in the base's `dtype`.
+
+    The bytes that its packed file takes are told to `admit` before the weights arrive; it raises where there is no
+    room. Raises every error of `check`, NonFiniteWeights naming the tensor, and Source* errors.
+    """
+    found = adapter_files(folder)
+    if PACKED in found:
+        return _read_packed(folder, found[PACKED], fit, dtype, admit)
+    config = peft_config.parse(read_bounded(folder, CONFIG, peft_config.MAX_CONFIG_BYTES), folder.subject)
+    check_config(config, fit, folder.subject)
+    with folder.open(WEIGHTS) as file:
+        table = read_header(file, folder.subject, found[WEIGHTS])
+        parts = check_tensors(config, table, fit, folder.subject)
+        layout = lay_out(fit.modules, {part.path: part.rank for part in parts})
+        admit(layout.elements * dtype.itemsize)
+        size = sum(spec.end - spec.begin for spec in table.tensors.values())
+        blob = bytearray(size)
+        _fill(memoryview(blob), file, folder.subject, known=found[WEIGHTS] is not None)
+    run = torch.empty(layout.elements, dtype=dtype)
+    for part, (_, a, b) in zip(parts, halves(layout, run), strict=True):
+        for expert, pair in enumerate(part.pairs):
+            a_tensor, b_tensor = (_tensor(spec, blob, table.file_bytes - size) for spec in pair)
+            if part.fused:
+                a_stack, b_stack = unstack(a_tensor, b_tensor, fit.modules[part.path])
+                a.copy_(a_stack)
+                b.copy_(b_stack)
+            else:
+                a[expert].copy_(a_tensor)
+                b[expert].copy_(b_tensor.t())
+    scalings = tuple(part.scaling for part in parts)
+    header = packed_file.describe(config.canonical, fingerprint(fit.modules), layout, scalings, run)
+    return _refuse_broken(Packed(header, run), folder.subject, finite=is_finite(run))
+
+
+def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.dtype, admit: Admit) -> Packed:
+    subject = folder.subject
+    with folder.open(PACKED) as file:
+        start = read_up_to(file, packed_file.PREFIX.size)
+        rest = read_up_to(file, packed_file.rest_bytes(start, subject, file_bytes))
+        header = packed_file.parse(start, rest, subject, file_bytes=file_bytes)
+        _check_source(header, start + rest, fit, subject)
+        admit(header.file_bytes)
+        run = torch.empty(header.layout.elements, dtype=header.dtype)
+        _fill(bytes_of(run), file, subject, known=file_bytes is not None)
+    with ThreadPoolExecutor(1) as beside:  # both passes take as long, and each its own core
+        verified = beside.submit(packed_file.verify, header, run, subject)
+        finite = is_finite(run)
+        verified.result()
+    if header.dtype != dtype:
+        base = fingerprint(fit.modules)
+        run = run.to(dtype)
+        header = packed_file.describe(header.config, base, header.layout, header.scalings, run)
+        finite = is_finite(run)
+    return _refuse_broken(Packed(header, run), subject, finite=finite)
+
+
+def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
+    """All that is checked of PEFT's files, of a packed file from outside."""
+    config = peft_config.parse(header.config, subject)
+    check_config(config, fit, subject)
+    check_packed(header, fit, subject)
+    check_told(header, config, fit, subject)
+    if config.canonical != header.config or not packed_file.is_canonical(header, start):
+        raise CorruptFile(subject, "is a packed adapter that is not in canonical form; pack it anew")
+
+
+def _fill(view: memoryview, file: BinaryIO, subject: str, *, known: bool) -> None:
+    """Read exactly so many bytes, to the file's end. `known`: the storage told the right size before."""
+    filled, into = 0, cast(_IntoMemory, file)
+    while filled < len(view) and (count := into.readinto(view[filled : filled + _PIECE_BYTES])):
+        filled += count
+    if filled < len(view):
+        told = f"gave {filled} bytes of weights where its header tells of {len(view)}"
+        if known:
+            raise SourceUnavailable(subject, f"{told}; retrying")
+        raise CorruptFile(subject, f"is truncated: {told}; upload it again")
+    if file.read(1):
+        raise CorruptFile(subject, f"has bytes beyond the {len(view)} that its header tells of")
+
+
+def _tensor(spec: TensorSpec, blob: bytearray, start: int) -> torch.Tensor:
+    """One tensor as it is stored; it shares the file's bytes where they are aligned for its dtype."""
+    stored, offset = _DTYPES[spec.dtype], spec.begin - start
+    count = (spec.end - spec.begin) // stored.itemsize
+    if offset % stored.itemsize:
+        blob, offset = blob[offset : spec.end - start], 0
+    return torch.frombuffer(blob, dtype=stored, count=count, offset=offset).view(spec.shape)
+
+
+def _refuse_broken(packed: Packed, subject: str, *, finite: bool) -> Packed:
+    if not finite:
+        name = first_broken(packed.header.layout, packed.run)
+        dtype = packed.header.dtype
+        raise NonFiniteWeights(subject, f"holds NaN or infinity in {name[:200]} (as {dtype}); train it again")
+    return packed

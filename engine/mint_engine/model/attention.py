@@ -1,0 +1,153 @@
+"""Attention over a packed batch and the paged cache, registered with transformers under the name "mint".
+
+The models' own code computes queries, keys and values for all tokens of a step in one row [1, T]; here each request
+attends to its own past. Rows of requests that decode are taken together, padded to the longest; a chunk of a prompt
+goes by itself. Letters in shapes: T tokens, B decoding requests, Q query heads, K key/value heads, G = Q / K, D head
+size, N cached tokens, padding included.
+
+What bases ask of attention beyond that: a sliding window (Gemma, gpt-oss, Mistral), a cap of scores (Gemma 2) and
+a sink, one more logit a head that takes weight and gives nothing (gpt-oss). `mint_engine.model.latent` has attention
+over compressed keys and values.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.cache import KvCache
+from mint_engine.model.latent import attend_latent
+from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, plan_attention
+
+__all__ = ["NAME", "PagedAttention", "Span", "attend", "plan_attention", "register"]
+
+NAME = "mint"
+
+# What models pass along that changes nothing here; what would change the result is computed or refused.
+_HARMLESS = frozenset(
+    {"position_ids", "use_cache", "is_causal", "cache", "output_attentions", "output_router_logits", "layer_idx"}
+)
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How scores become weights."""
+
+    scale: float
+    window: int | None  # a token sees so many, itself included; None: all
+    cap: float | None  # scores go to cap * tanh(score / cap)
+    sinks: torch.Tensor | None  # [Q]
+
+
+def register() -> None:
+    """Make "mint" known to transformers. No mask is registered beside it, and so none is ever built."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    indices: object = None,
+    paged: PagedAttention | None = None,
+    **options: object,
+) -> tuple[torch.Tensor, None]:
+    """Queries [1, Q, T, D], keys and values [1, K, T, D] -> [1, T, Q, D]; keys and values go to the cache.
+
+    Raises UnsupportedBase when the model asks for something that is not computed here.
+    """
+    _refuse(module, options, attention_mask if indices is None else None, dropout, paged)
+    assert paged is not None  # noqa: S101 - refused above; for the type checker
+    style = _Style(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if not isinstance(paged.cache, KvCache):
+        if style.window is not None or style.cap is not None or style.sinks is not None:
+            raise UnsupportedBase(
+                type(module).__name__, "has a window, cap or sink over latents, which is not served"
+            )
+        return attend_latent(module, query[0], key[0, 0], value[0, 0], indices, style.scale, paged), None
+    cache = paged.cache
+    if key.shape[1] != cache.heads or key.shape[3] != cache.head_dim or value.shape != key.shape:
+        raise UnsupportedBase(type(module).__name__, f"has keys {list(key.shape)} that differ from its configuration")
+    cache.write(layer, paged.places, key[0], value[0])
+    out = torch.empty_like(query[0])
+    if paged.decodes is not None:
+        _decode(out, query[0], layer, paged.decodes, cache, style)
+    for chunk in paged.chunks:
+        _attend_chunk(out, query[0], layer, chunk, cache, style)
+    return out.transpose(0, 1).unsqueeze(0), None
+
+
+def _refuse(
+    module: nn.Module,
+    options: dict[str, object],
+    mask: torch.Tensor | None,
+    dropout: float,
+    paged: PagedAttention | None,
+) -> None:
+    refused = sorted(name for name, value in options.items() if value is not None and name not in _HARMLESS)
+    if options.get("is_causal") is False or not getattr(module, "is_causal", True) or mask is not None or dropout:
+        refused.append("an own mask or dropout")
+    if paged is None or refused:
+        raise UnsupportedBase(
+            type(module).__name__,
+            f"needs attention with {', '.join(refused) or 'no page table'}, which is not served",
+        )
+
+
+def _decode(
+    out: torch.Tensor, query: torch.Tensor, layer: int, decodes: Decodes, cache: KvCache, style: _Style
+) -> None:
+    """One row each of B requests: out and query are [Q, T, D]."""
+    count = decodes.rows.shape[0]
+    keys, values = (
+        each.view(cache.heads, count, -1, cache.head_dim) for each in cache.read(layer, decodes.table)
+    )  # [K, B, N, D]
+    grouped = query.index_select(1, decodes.rows).view(cache.heads, -1, count, cache.head_dim).transpose(1, 2)
+    scores = torch.matmul(grouped, keys.transpose(2, 3)) * style.scale  # [K, B, G, N]
+    sinks = style.sinks.view(cache.heads, 1, -1, 1) if style.sinks is not None else None
+    weights = _weigh(scores, decodes.visible(style.window)[None, :, None], style.cap, sinks).to(values.dtype)
+    attended = torch.matmul(weights, values)  # [K, B, G, D]
+    out.index_copy_(1, decodes.rows, attended.transpose(1, 2).reshape(out.shape[0], count, cache.head_dim))
+
+
+def _attend_chunk(
+    out: torch.Tensor, query: torch.Tensor, layer: int, chunk: Chunk, cache: KvCache, style: _Style
+) -> None:
+    keys, values = cache.read(layer, chunk.pages)  # [K, N, D]
+    rows, visible = query[:, chunk.start : chunk.stop], chunk.visible(style.window)
+    if style.cap is None and style.sinks is None:
+        out[:, chunk.start : chunk.stop] = functional.scaled_dot_product_attention(
+            rows[None], keys[None], values[None], attn_mask=visible, scale=style.scale,
+            enable_gqa=query.shape[0] != cache.heads,
+        )[0]  # fmt: skip
+        return
+    grouped = rows.reshape(cache.heads, -1, *rows.shape[1:])  # [K, G, T, D]
+    scores = torch.matmul(grouped, keys.transpose(1, 2)[:, None]) * style.scale  # [K, G, T, N]
+    sinks = style.sinks.view(cache.heads, -1, 1, 1) if style.sinks is not None else None
+    weights = _weigh(scores, visible, style.cap, sinks).to(values.dtype)
+    out[:, chunk.start : chunk.stop] = torch.matmul(weights, values[:, None]).view(rows.shape)
+
+
+def _weigh(
+    scores: torch.Tensor, visible: torch.Tensor, cap: float | None, sinks: torch.Tensor | None
+) -> torch.Tensor:
+    """Softmax over the last dimension in float32, of what is visible, with a sink beside it where there is one."""
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    beside = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat((scores, beside), dim=-1), dim=-1, dtype=torch.float32)[..., :-1]

@@ -1,0 +1,108 @@
+"""The paged cache: what attention keeps of every request's tokens, layer by layer, in pages of 16 tokens.
+
+Most bases keep keys and values. All of a layer's heads lie together in a page, keys before values, so that a past is
+read in long runs. How a head's 16 x D numbers are arranged within the page is up to the pass that uses the cache
+(`mint_engine.kernels` keeps pairs together); `write` and `read` here are the generic pass's, token by token.
+
+Bases with multi-head latent attention keep one row a token, from which all heads' keys and values come.
+
+Letters in shapes: L layers, K key/value heads, P pages (page 0 is the null page), D head size, T tokens, W the width
+of a token's row.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from mint_contracts.errors import CapacityExceeded
+from mint_engine.model.device import zeros
+from mint_engine.scheduling.pages import PAGE_TOKENS
+
+
+class KvCache:
+    """Keys and values of all pages: `pool` [L, P, 2, K, 16, D]."""
+
+    def __init__(
+        self, layers: int, heads: int, head_dim: int, pages: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.heads = heads
+        self.head_dim = head_dim
+        self.pages = pages
+        self.pool = zeros((layers, pages + 1, 2, heads, PAGE_TOKENS, head_dim), dtype, device)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole cache."""
+        return self.pool.nbytes
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store keys and values [K, T, D] at token places `slots` [T] (page * 16 + offset)."""
+        pages, within = slots // PAGE_TOKENS, slots % PAGE_TOKENS
+        self.pool[layer, pages, 0, :, within] = keys.transpose(0, 1)
+        self.pool[layer, pages, 1, :, within] = values.transpose(0, 1)
+
+    def read(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [K, n * 16, D] of `pages` [n], page after page."""
+        chosen = self.pool[layer].index_select(0, pages).permute(1, 2, 0, 3, 4)  # [2, K, n, 16, D]
+        keys, values = chosen.reshape(2, self.heads, -1, self.head_dim)
+        return keys, values
+
+    def wipe(self, pages: Sequence[int]) -> None:
+        """Zero pages before a new request has them.
+
+        Masked positions weigh nothing in attention, but nothing times infinity is NaN: what a former request left
+        behind must not reach the next one.
+        """
+        self.pool.index_fill_(1, torch.tensor(pages, dtype=torch.int64, device=self.pool.device), 0)
+
+
+class LatentCache:
+    """One row a token, layer and page: `pool` [L, P, 16, W].
+
+    A row is the compressed latent of keys and values, then the rotated part of the key that all heads share, then the
+    indexer's key where the base has one (DeepSeek-V2, arXiv 2405.04434, section 2.1; V3.2, arXiv 2512.02556).
+    """
+
+    def __init__(self, layers: int, width: int, pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.width = width
+        self.pages = pages
+        self.pool = zeros((layers, pages + 1, PAGE_TOKENS, width), dtype, device)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole cache."""
+        return self.pool.nbytes
+
+    def write(self, layer: int, places: torch.Tensor, values: torch.Tensor, column: int) -> None:
+        """Store values [T, w] at token places [T] (page * 16 + offset), from `column` of their rows on."""
+        rows = self.pool[layer].view(-1, self.width)
+        rows[:, column : column + values.shape[1]].index_copy_(0, places, values.to(rows.dtype))
+
+    def read(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
+        """Rows [n * 16, W] of `pages` [n], page after page."""
+        return self.pool[layer].index_select(0, pages).view(-1, self.width)
+
+    def wipe(self, pages: Sequence[int]) -> None:
+        """Zero pages before a new request has them, as `KvCache.wipe` does."""
+        self.pool.index_fill_(1, torch.tensor(pages, dtype=torch.int64, device=self.pool.device), 0)
+
+
+Cache = KvCache | LatentCache
+
+
+def page_bytes(layers: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes of one page over all layers."""
+    return 2 * layers * heads * PAGE_TOKENS * head_dim * dtype.itemsize
+
+
+def count_pages(budget_bytes: int, page: int, context_length: int) -> int:
+    """Pages that fit the budget. Raises CapacityExceeded where one request of full length would not."""
+    pages = budget_bytes // page - 1  # the null page
+    needed = -(-context_length // PAGE_TOKENS)
+    if pages < needed:
+        raise CapacityExceeded(
+            "kvCacheMemory",
+            f"of {budget_bytes} bytes holds {max(pages, 0)} pages, but one request of {context_length} tokens needs "
+            f"{needed}; give at least {(needed + 1) * page} bytes or lower contextLength",
+        )
+    return int(pages)

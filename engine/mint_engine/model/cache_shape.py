@@ -1,0 +1,76 @@
+"""What a base's configuration says of its cache: which kind it is, and how much of a token every layer keeps.
+
+Refused here is attention whose past is no list of tokens, or that looks at other tokens than all, or the latest ones.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.cache import KvCache, LatentCache
+
+# Kinds of layers that transformers names in a configuration, and that are served.
+_SERVED = frozenset({"full_attention", "sliding_attention", "indexed_attention"})
+
+
+@dataclass(frozen=True)
+class KeyValueShape:
+    """Keys and values of K heads of size D, in every layer."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+    @property
+    def token_elements(self) -> int:
+        """Elements that one token takes over all layers."""
+        return 2 * self.layers * self.heads * self.head_dim
+
+    def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> KvCache:
+        """A cache of so many pages."""
+        return KvCache(self.layers, self.heads, self.head_dim, pages, dtype, device)
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """A latent, a rotated key and, where attention is sparse, an indexer's key (else 0), in every layer."""
+
+    layers: int
+    latent: int
+    rotated: int
+    index: int
+
+    @property
+    def token_elements(self) -> int:
+        """Elements that one token takes over all layers."""
+        return self.layers * (self.latent + self.rotated + self.index)
+
+    def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> LatentCache:
+        """A cache of so many pages."""
+        return LatentCache(self.layers, self.latent + self.rotated + self.index, pages, dtype, device)
+
+
+def cache_shape(config: Any) -> KeyValueShape | LatentShape:
+    """The shape for a text model's configuration. Raises UnsupportedBase naming what is not served."""
+    _refuse(config)
+    layers = int(config.num_hidden_layers)
+    if getattr(config, "kv_lora_rank", None):
+        index = int(config.index_head_dim) if getattr(config, "index_topk", None) else 0
+        return LatentShape(layers, int(config.kv_lora_rank), int(config.qk_rope_head_dim), index)
+    heads = int(config.num_attention_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return KeyValueShape(layers, int(getattr(config, "num_key_value_heads", None) or heads), head_dim)
+
+
+def _refuse(config: Any) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ()) - _SERVED
+    reasons = {
+        f"has layers of {', '.join(sorted(kinds))}": bool(kinds),
+        "attends in chunks of its context": bool(getattr(config, "attention_chunk_size", None)),
+        "attends to later tokens too": bool(getattr(config, "use_bidirectional_attention", None)),
+        "shares keys and values between layers": bool(getattr(config, "num_kv_shared_layers", None)),
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise UnsupportedBase(f"model type {config.model_type}", f"{' and '.join(found)}, which is not served")

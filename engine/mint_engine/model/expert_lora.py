@@ -1,0 +1,133 @@
+"""The multi-LoRA product of stacked experts: a pair of token and expert adds that expert's part of the adapter.
+
+For pair p of a token with slot s and expert e:  y[p] += (x[p] @ A[s, e].T) * scaling[s] @ B[s, e].T.
+
+Pairs are sorted by expert and slot. By the compiled kernel, one call adds all of a layer's pairs; in plain torch they
+are taken together where their adapters are laid out alike: gathered weights and two batched matmuls, some at a time.
+
+Letters in shapes: T tokens, P pairs, S slots, E experts, r rank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mint_engine.kernels.library import ROWS, Kernels
+from mint_engine.model.lora import Segment, with_adapters
+from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
+
+# Pairs whose weights are gathered at a time; more would only take memory.
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ExpertRows:
+    """One step's rows: whose each is, and which slots are laid out alike. None of it where no row has an adapter."""
+
+    owners: torch.Tensor  # [T] int64: slots, NO_SLOT for the bare base
+    kinds: torch.Tensor  # [S + 1] int64: a slot's kind; -1 for the last, which stands for NO_SLOT
+    examples: tuple[int, ...]  # one slot of each kind
+    kernels: Kernels | None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One layer's pairs in sorted order."""
+
+    order: torch.Tensor  # [P] int64: the pair of token `order // k` is the `order % k`-th of its experts
+    bounds: tuple[int, ...]  # [E + 1]: where each expert's pairs begin
+    experts: torch.Tensor  # [P] int64
+    owners: torch.Tensor | None  # [P] int64
+    items: torch.Tensor | None  # [n, 4] int32 for the kernel: first pair, pairs, slot, expert
+
+
+def plan_experts(
+    segments: Sequence[Segment], tokens: int, slots: Slots, kernels: Kernels | None
+) -> ExpertRows | None:
+    """Sort a step's segments out for its experts; None where no row has an adapter."""
+    tenants = with_adapters(segments, slots)
+    if not tenants:
+        return None
+    owners = np.full(tokens, NO_SLOT, dtype=np.int64)
+    kinds = np.full(slots.count + 1, -1, dtype=np.int64)
+    alike: dict[tuple[bytes, bytes], int] = {}
+    examples: list[int] = []
+    for each in tenants:
+        owners[each.start : each.start + each.length] = each.slot
+        key = (slots.places[:, each.slot].numpy().tobytes(), slots.ranks[:, each.slot].numpy().tobytes())
+        if key not in alike:
+            alike[key] = len(alike)
+            examples.append(each.slot)
+        kinds[each.slot] = alike[key]
+    device = slots.device
+    return ExpertRows(
+        torch.from_numpy(owners).to(device), torch.from_numpy(kinds).to(device), tuple(examples), kernels
+    )
+
+
+def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, experts: int) -> Pairs:
+    """Sort the pairs of routes [T, k] by expert, and by slot where rows have any."""
+    flat, each = routes.reshape(-1).long(), routes.shape[1]
+    if rows is None:
+        chosen, order = torch.sort(flat, stable=True)
+        return Pairs(order, _bounds(chosen, experts), chosen, None, None)
+    owners = rows.owners.repeat_interleave(each)
+    count = rows.kinds.shape[0]
+    keys, order = torch.sort(flat * count + owners + 1, stable=True)
+    chosen, owners = keys // count, keys % count - 1
+    items = _items(keys.numpy(), count) if rows.kernels is not None else None
+    return Pairs(order, _bounds(chosen, experts), chosen, owners, items)
+
+
+def add_expert_lora(
+    targets: Sequence[tuple[torch.Tensor, int | None]], x: torch.Tensor, slots: Slots, rows: ExpertRows, pairs: Pairs
+) -> None:
+    """Add to each target (y [P, out], module) in place, from x [P, in]. The targets' modules have one input."""
+    adapted = [(y, module) for y, module in targets if module is not None]
+    if rows.kernels is not None and pairs.items is not None and not torch.is_grad_enabled():
+        for y, module in adapted:
+            rows.kernels.lora_experts(y, x, pairs.items, slots, module)
+        return
+    assert pairs.owners is not None  # noqa: S101 - as rows is
+    kinds = rows.kinds[pairs.owners]  # NO_SLOT takes the last
+    for kind, example in enumerate(rows.examples):
+        chosen = (kinds == kind).nonzero().squeeze(1)
+        for some in torch.split(chosen, _AT_ONCE):
+            for y, module in adapted:
+                if slots.places[module, example] != ABSENT:
+                    _add_gathered(y, x, slots, module, example, some, pairs)
+
+
+def _add_gathered(
+    y: torch.Tensor, x: torch.Tensor, slots: Slots, module: int, example: int, some: torch.Tensor, pairs: Pairs
+) -> None:
+    """Add to the pairs `some` [n], whose slots are laid out as the example's."""
+    assert pairs.owners is not None  # noqa: S101 - by the one caller
+    place, rank = int(slots.places[module, example]), int(slots.ranks[module, example])
+    (wide, high), experts = slots.shapes[module], slots.experts[module]
+    middle = place + experts * rank * wide
+    a = slots.memory[:, place:middle].view(slots.count, experts, rank, wide)
+    b = slots.memory[:, middle : middle + experts * rank * high].view(slots.count, experts, rank, high)
+    owners, numbers = pairs.owners[some], pairs.experts[some]
+    scalings = slots.scalings[module].to(y.device, y.dtype)[owners]
+    inner = torch.bmm(x.index_select(0, some).unsqueeze(1), a[owners, numbers].transpose(1, 2))  # [n, 1, r]
+    inner = inner * scalings[:, None, None]
+    y.index_add_(0, some, torch.bmm(inner, b[owners, numbers]).squeeze(1))
+
+
+def _bounds(chosen: torch.Tensor, experts: int) -> tuple[int, ...]:
+    counts = torch.bincount(chosen, minlength=experts)
+    return (0, *counts.cumsum(0).tolist())
+
+
+def _items(keys: np.ndarray[tuple[int], np.dtype[np.int64]], count: int) -> torch.Tensor:
+    """Work items of the kernel: runs of one expert and slot, at most `ROWS` pairs each."""
+    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+    begins = np.repeat(firsts, np.diff(firsts, append=len(keys)))  # where each pair's run begins
+    starts = np.flatnonzero((np.arange(len(keys)) - begins) % ROWS == 0)
+    lengths = np.diff(starts, append=len(keys))
+    owners, numbers = keys[starts] % count - 1, keys[starts] // count
+    table = np.stack((starts, lengths, owners, numbers), axis=1)[owners != NO_SLOT]
+    return torch.from_numpy(np.ascontiguousarray(table, dtype=np.int32))

@@ -1,0 +1,109 @@
+"""Routed experts with each row's own adapter, registered with transformers under the name "mint".
+
+A router gives each token a few experts. The pairs of token and expert are sorted by expert, so that its weights are
+read once, and within an expert by slot, so that an adapter's are. Adapters add to every expert by `expert_lora`.
+
+Letters in shapes: T tokens, k experts of a token, P = T k pairs, E experts, H hidden, I an expert's inner size.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from mint_engine.adapters.adapter import Module
+from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
+from mint_engine.residency.slots import Slots
+
+NAME = "mint"
+
+
+@dataclass(frozen=True)
+class ExpertModules:
+    """One layer's experts as the slots know them: the modules of the gate, up and down linears, where adapted."""
+
+    slots: Slots
+    gate: int | None
+    up: int | None
+    down: int | None
+
+
+def register() -> None:
+    """Make "mint" known to transformers."""
+    ALL_EXPERTS_FUNCTIONS.register(NAME, forward)
+
+
+def is_stack(module: nn.Module) -> bool:
+    """Whether a module holds gated experts as stacked tensors, as transformers' `use_experts_implementation` does."""
+    stacked = all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in ("gate_up_proj", "down_proj"))
+    return stacked and bool(getattr(module, "has_gate", False)) and not getattr(module, "has_post_expert_norm", False)
+
+
+def stacked_modules(path: str, experts: Any) -> dict[str, Module]:
+    """The linears of the experts at `path`, as adapters target them."""
+    count, *sizes = experts.gate_up_proj.shape
+    hidden, both = sizes if experts.is_transposed else reversed(sizes)
+    inner = both // 2
+    halves = ((0, inner, 1), (inner, both, 1)) if experts.is_concatenated else ((0, both, 2), (1, both, 2))
+    fused, down = f"{path}.gate_up_proj", f"{path}.down_proj"
+    return {
+        f"{path}.gate_proj": Module(f"{path}.gate_proj", hidden, inner, count, fused, halves[0]),
+        f"{path}.up_proj": Module(f"{path}.up_proj", hidden, inner, count, fused, halves[1]),
+        down: Module(down, inner, hidden, count, down),
+    }
+
+
+def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """hidden [T, H], each token's experts [T, k] and their weights [T, k] -> [T, H]."""
+    rows: ExpertRows | None = experts.mint_current.expert_rows
+    modules: ExpertModules = experts.mint_modules
+    tokens, each = routes.shape
+    pairs = sort_pairs(routes, rows, int(experts.num_experts))
+    x = hidden.index_select(0, pairs.order // each)  # [P, H]
+    y = _product(x, experts.gate_up_proj, _bias(experts, "gate_up_proj"), pairs.bounds, experts.is_transposed)
+    if rows is not None:
+        _add_gate_up(y, x, modules, rows, pairs, concatenated=experts.is_concatenated)
+    inner = experts._apply_gate(y)  # [P, I]
+    out = _product(inner, experts.down_proj, _bias(experts, "down_proj"), pairs.bounds, experts.is_transposed)
+    if rows is not None:
+        add_expert_lora([(out, modules.down)], inner, modules.slots, rows, pairs)
+    out = out * weights.reshape(-1, 1).index_select(0, pairs.order)
+    back = torch.empty_like(pairs.order)
+    back[pairs.order] = torch.arange(pairs.order.shape[0], device=back.device)
+    return out.index_select(0, back).view(tokens, each, -1).sum(dim=1).to(hidden.dtype)
+
+
+def _add_gate_up(
+    y: torch.Tensor, x: torch.Tensor, modules: ExpertModules, rows: ExpertRows, pairs: Pairs, *, concatenated: bool
+) -> None:
+    inner = y.shape[1] // 2
+    if concatenated:
+        add_expert_lora([(y[:, :inner], modules.gate), (y[:, inner:], modules.up)], x, modules.slots, rows, pairs)
+        return
+    for at, module in enumerate((modules.gate, modules.up)):  # gate and up take turns in y's columns
+        added = torch.zeros(y.shape[0], inner, dtype=y.dtype, device=y.device)
+        add_expert_lora([(added, module)], x, modules.slots, rows, pairs)
+        y[:, at::2] += added
+
+
+def _bias(experts: Any, name: str) -> torch.Tensor | None:
+    return getattr(experts, f"{name}_bias") if experts.has_bias else None
+
+
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, bounds: Sequence[int], transposed: bool
+) -> torch.Tensor:
+    """Rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out]."""
+    parts = [
+        functional.linear(
+            x[start:stop], weight[at].t() if transposed else weight[at], bias[at] if bias is not None else None
+        )
+        for at, (start, stop) in enumerate(itertools.pairwise(bounds))
+        if start < stop
+    ]
+    return torch.cat(parts)

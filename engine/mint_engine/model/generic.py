@@ -1,0 +1,62 @@
+"""The generic pass: transformers' modules with their linears, experts and attention swapped. Right for every base."""
+
+from collections.abc import Sequence
+
+import torch
+
+from mint_engine.kernels.library import MAX_RANK, ROWS, find_kernels
+from mint_engine.model import attention, experts
+from mint_engine.model.base import Base
+from mint_engine.model.cache import Cache
+from mint_engine.model.expert_lora import plan_experts
+from mint_engine.model.experts import is_stack
+from mint_engine.model.lora import merge_spans, sort_rows, work_items
+from mint_engine.model.modules import CompiledRows, replace_modules
+from mint_engine.model.paged import Span, plan_attention
+from mint_engine.residency.slots import Slots
+
+
+class Generic:
+    """A base swapped in place."""
+
+    name = "generic"
+
+    def __init__(self, base: Base, slots: Slots, cache: Cache) -> None:
+        self._base, self._slots, self._cache = base, slots, cache
+        attention.register()
+        base.model.set_attn_implementation(attention.NAME)
+        self._routed = any(is_stack(module) for module in base.model.modules())
+        if self._routed:
+            experts.register()
+            base.model.set_experts_implementation(experts.NAME)
+        self._kernels = find_kernels(base.dtype, base.device) if slots.max_rank <= MAX_RANK else None
+        self._current = replace_modules(base.model, slots)
+        # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
+        sparse = getattr(base.config, "index_topk", None)
+        self._masks = {"indexed_attention": torch.zeros(1, 1, 1, 1, device=base.device)} if sparse else None
+
+    def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
+        """As `Forward.run`, in the base's dtype."""
+        device, current = self._base.device, self._current
+        positions = [at for span in spans for at in range(span.position, span.position + span.length)]
+        segments = merge_spans(spans)
+        if self._kernels is None:
+            current.rows = sort_rows(segments, self._slots)
+        elif (items := work_items(segments, self._slots, ROWS)).shape[0]:
+            current.compiled = CompiledRows(self._kernels, items)
+        if self._routed:
+            current.expert_rows = plan_experts(segments, len(tokens), self._slots, self._kernels)
+        current.paged = plan_attention(spans, self._cache, device)
+        try:
+            output = self._base.model(
+                input_ids=torch.tensor([tokens], device=device),
+                attention_mask=self._masks,
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(keep, dtype=torch.int64, device=device),
+                paged=current.paged,
+            )
+        finally:
+            current.rows = current.compiled = current.expert_rows = current.paged = None
+        logits: torch.Tensor = output.logits[0]
+        return logits

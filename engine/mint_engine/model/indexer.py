@@ -1,0 +1,91 @@
+"""DeepSeek Sparse Attention's indexer over the paged cache (DeepSeek-V3.2, arXiv 2512.02556, section 2.1).
+
+A light attention of many small heads scores a row's past; the best scored tokens are attended to. Its own keys lie in
+the cache beside the latents. Projections are the base's modules, so adapters on them count; the arithmetic follows
+transformers' (modeling_deepseek_v32.py and modeling_glm_moe_dsa.py, class Indexer), which can't be told of pages.
+
+Letters in shapes: T tokens, B rows of requests that decode, J indexer heads, D their size, N cached tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
+    apply_rotary_pos_emb,
+    apply_rotary_pos_emb_interleave,
+)
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.cache import LatentCache
+from mint_engine.model.paged import PagedAttention
+from mint_engine.model.selection import Selection, choose
+
+# How each family turns the indexer's queries and keys: by halves, or by pairs.
+_ROTATIONS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
+    "deepseek_v32": apply_rotary_pos_emb,
+    "glm_moe_dsa": apply_rotary_pos_emb_interleave,
+}
+
+
+def rotation_of(model_type: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """How a family's indexer rotates. Raises UnsupportedBase for a family that is not known here."""
+    if model_type not in _ROTATIONS:
+        raise UnsupportedBase(f"model type {model_type}", "has an indexer that is not served")
+    return _ROTATIONS[model_type]
+
+
+@torch.no_grad()
+def select(
+    indexer: Any,
+    hidden: torch.Tensor,
+    compressed: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    paged: PagedAttention,
+) -> Selection:
+    """Score every row's past and choose. hidden [1, T, H], compressed queries [1, T, *], angles as the model's own.
+
+    The step's own keys go to the cache. Where no row has more past than may be chosen, nothing is scored.
+    """
+    cache = paged.cache
+    assert isinstance(cache, LatentCache)  # noqa: S101 - by the shape of such a base's cache
+    layer, column = int(indexer.layer_idx), cache.width - int(indexer.head_dim)
+    query, key = _project(indexer, hidden, compressed, angles)
+    cache.write(layer, paged.places, key, column)
+    most = int(indexer.index_topk)
+    weights = indexer.weights_proj(hidden.to(indexer.weights_proj.weight.dtype)).float()[0]  # [T, J]
+    weights = weights * indexer.n_heads**-0.5 * indexer.softmax_scale
+    decodes = None
+    if paged.decodes is not None and paged.decodes.longest > most:
+        rows, count = paged.decodes.rows, paged.decodes.rows.shape[0]
+        past = cache.read(layer, paged.decodes.table)[:, column:].view(count, -1, key.shape[1])  # [B, N, D]
+        decodes = choose(_score(query[rows], past, weights[rows]), paged.decodes.visible(), most)
+    chunks: list[torch.Tensor | None] = []
+    for chunk in paged.chunks:
+        if chunk.end <= most:
+            chunks.append(None)
+            continue
+        part = slice(chunk.start, chunk.stop)
+        past = cache.read(layer, chunk.pages)[:, column:]  # [N, D]
+        chunks.append(choose(_score(query[part], past, weights[part]), chunk.visible(), most))
+    return Selection(decodes, tuple(chunks))
+
+
+def _project(
+    indexer: Any, hidden: torch.Tensor, compressed: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotated queries [T, J, D] and keys [T, D]."""
+    turned = int(indexer.qk_rope_head_dim)
+    query = indexer.wq_b(compressed).view(1, hidden.shape[1], indexer.n_heads, indexer.head_dim)
+    key = indexer.k_norm(indexer.wk(hidden)).unsqueeze(2)
+    rotate = rotation_of(indexer.config.model_type)
+    front, first = rotate(query[..., :turned], key[..., :turned], *angles, unsqueeze_dim=2)
+    query = torch.cat((front, query[..., turned:]), dim=-1)
+    return query[0], torch.cat((first, key[..., turned:]), dim=-1)[0, :, 0]
+
+
+def _score(query: torch.Tensor, past: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Queries [n, J, D], keys [N, D] or [n, N, D] and weights [n, J] -> [n, N] float32."""
+    scores = functional.relu(torch.matmul(query.float(), past.float().transpose(-1, -2)))
+    return torch.matmul(weights.unsqueeze(1), scores).squeeze(1)

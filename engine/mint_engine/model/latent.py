@@ -1,0 +1,232 @@
+"""Multi-head latent attention over its compressed cache (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
+
+A token leaves one latent, from which `kv_b_proj` makes every head's key and value, and one rotated key for all heads.
+transformers expands what its cache holds at each step; here the models' `expand_kv` is passed by, so that `attend`
+gets the step's latents as they are, and then does the cheaper of two things:
+
+- absorb: the query goes through the key half of `kv_b_proj` to the latents' space, attends there, and the result
+  comes back through the value half. Cost grows with the rows of the step only: for decoding and short chunks.
+- expand: keys and values are made of all latents once for all the rows of a chunk: for long chunks.
+
+An adapter on `kv_b_proj` adds to both halves, by the row's own slot when absorbed and by the chunk's when expanded.
+
+Letters in shapes: T tokens, B rows of requests that decode, Q heads, C latent size, E rotated size, N cached tokens,
+K size of a head's key without its rotated part, V of its value, R rank.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.cache import LatentCache
+from mint_engine.model.lora import Rows, merge_spans, sort_rows
+from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span
+from mint_engine.model.selection import Selection
+from mint_engine.residency.slots import ABSENT, Slots
+
+
+@dataclass(frozen=True)
+class Up:
+    """One layer's `kv_b_proj`: base weight [Q, K + V, C], and the slots' module that adds to it, if any does."""
+
+    weight: torch.Tensor
+    keys: int  # K
+    slots: Slots
+    module: int | None
+
+    @property
+    def latent(self) -> int:
+        """C."""
+        return int(self.weight.shape[2])
+
+
+@dataclass(frozen=True)
+class _Delta:
+    """What adapters add to rows: A [n, R, C], B transposed [n, R, Q, K + V], scalings [n]; n is 1 where all share."""
+
+    rows: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
+    scalings: torch.Tensor
+
+
+def is_latent(module: nn.Module) -> bool:
+    """Whether an attention module keeps compressed keys and values."""
+    return hasattr(module, "expand_kv") and hasattr(module, "kv_b_proj")
+
+
+def up_projection(module: Any, slots: Slots, path: str) -> Up:
+    """The `kv_b_proj` of the attention module at `path`. Raises UnsupportedBase where it has a bias."""
+    linear = module.kv_b_proj
+    if linear.bias is not None:
+        raise UnsupportedBase(path, "has a biased kv_b_proj, which is not served")
+    weight = linear.weight.view(module.num_heads, -1, linear.weight.shape[1])
+    return Up(weight, int(module.qk_nope_head_dim), slots, slots.index.get(f"{path}.kv_b_proj"))
+
+
+def attend_latent(
+    module: Any,
+    query: torch.Tensor,
+    latent: torch.Tensor,
+    rotated: torch.Tensor,
+    selection: object,
+    scale: float,
+    paged: PagedAttention,
+) -> torch.Tensor:
+    """Queries [Q, T, K + E], the step's latents [T, C] and rotated keys [T, E] -> [1, T, Q, V]."""
+    up: Up = module.mint_up
+    cache, layer = paged.cache, int(module.layer_idx)
+    assert isinstance(cache, LatentCache)  # noqa: S101 - by its one caller
+    chosen = selection if isinstance(selection, Selection) else Selection()
+    cache.write(layer, paged.places, latent, 0)
+    cache.write(layer, paged.places, rotated, latent.shape[1])
+    out = query.new_empty(query.shape[1], query.shape[0], up.weight.shape[1] - up.keys)  # [T, Q, V]
+    width = latent.shape[1] + rotated.shape[1]
+    if paged.decodes is not None:
+        rows = cache.read(layer, paged.decodes.table)[:, :width]
+        out[paged.decodes.rows] = _decode(query, rows, up, paged, paged.decodes, chosen.decodes, scale)
+    for chunk, choice in zip(paged.chunks, chosen.of(paged.chunks), strict=True):
+        rows = cache.read(layer, chunk.pages)[:, :width]
+        visible = chunk.visible() if choice is None else chunk.visible() & choice
+        part = query[:, chunk.start : chunk.stop]
+        compute = _absorb_chunk if absorbs(part.shape[1], up) else _expand_chunk
+        out[chunk.start : chunk.stop] = compute(part, rows, up, paged, chunk, visible, scale)
+    return out.unsqueeze(0)
+
+
+def absorbs(rows: int, up: Up) -> bool:
+    """Whether absorbing costs fewer operations than expanding, for so many rows of one chunk.
+
+    Each cached token and head costs 2C a row absorbed, (K + V) a row expanded, and C (K + V) once for expanding.
+    """
+    wide = int(up.weight.shape[1])
+    return rows * (2 * up.latent - wide) < up.latent * wide
+
+
+def _decode(
+    query: torch.Tensor,
+    rows: torch.Tensor,
+    up: Up,
+    paged: PagedAttention,
+    decodes: Decodes,
+    chosen: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """-> [B, Q, V]; rows [B * N, C + E]."""
+    count = decodes.rows.shape[0]
+    past = rows.view(count, -1, rows.shape[1])  # [B, N, C + E]
+    visible = decodes.visible() if chosen is None else decodes.visible() & chosen
+    deltas = list(_deltas(up, decodes.slots, paged))
+    absorbed = _absorb(query.index_select(1, decodes.rows).transpose(0, 1), up, deltas)  # [B, Q, C + E]
+    scores = torch.matmul(absorbed, past.transpose(1, 2)) * scale  # [B, Q, N]
+    weights = _weigh(scores, visible[:, None])
+    return _release(torch.matmul(weights, past[..., : up.latent]), up, deltas)
+
+
+def _absorb_chunk(
+    query: torch.Tensor,
+    rows: torch.Tensor,
+    up: Up,
+    paged: PagedAttention,
+    chunk: Chunk,
+    visible: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Queries [Q, T, K + E] over rows [N, C + E] -> [T, Q, V]."""
+    deltas = list(_deltas(up, (chunk.slot,) * query.shape[1], paged))
+    absorbed = _absorb(query.transpose(0, 1), up, deltas)  # [T, Q, C + E]
+    scores = torch.matmul(absorbed, rows.t()) * scale  # [T, Q, N]
+    return _release(torch.matmul(_weigh(scores, visible[:, None]), rows[:, : up.latent]), up, deltas)
+
+
+def _expand_chunk(
+    query: torch.Tensor,
+    rows: torch.Tensor,
+    up: Up,
+    paged: PagedAttention,
+    chunk: Chunk,
+    visible: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Queries [Q, T, K + E] over rows [N, C + E] -> [T, Q, V]."""
+    heads, wide, _ = up.weight.shape
+    latents, rotated = rows[:, : up.latent], rows[:, up.latent :]
+    made = functional.linear(latents, up.weight.view(heads * wide, -1))
+    for delta in _deltas(up, (chunk.slot,), paged):
+        middle = (latents @ delta.a[0].t()) * delta.scalings[0]
+        made = torch.addmm(made, middle, delta.b[0].flatten(1))
+    both = made.view(-1, heads, wide).transpose(0, 1)  # [Q, N, K + V]
+    shared = rotated.expand(heads, -1, -1)
+    keys = torch.cat((both[..., : up.keys], shared), dim=-1)
+    attended = functional.scaled_dot_product_attention(
+        query[None], keys[None], both[None, ..., up.keys :], attn_mask=visible, scale=scale
+    )
+    return attended[0].transpose(0, 1)
+
+
+def _absorb(query: torch.Tensor, up: Up, deltas: list[_Delta]) -> torch.Tensor:
+    """Queries [n, Q, K + E] to the latents' space, [n, Q, C + E]."""
+    plain, rotated = query[..., : up.keys], query[..., up.keys :]
+    absorbed = torch.matmul(plain.transpose(0, 1), up.weight[:, : up.keys]).transpose(0, 1)  # [n, Q, C]
+    for delta in deltas:
+        middle = torch.einsum(
+            "nqk,nrqk->nqr", plain.index_select(0, delta.rows), _all(delta.b[..., : up.keys], delta)
+        )
+        middle = middle * delta.scalings[:, None, None]
+        absorbed = absorbed.index_add(0, delta.rows, torch.matmul(middle, delta.a))
+    return torch.cat((absorbed, rotated), dim=-1)
+
+
+def _release(attended: torch.Tensor, up: Up, deltas: list[_Delta]) -> torch.Tensor:
+    """What was attended to in the latents' space, [n, Q, C], as the heads' values [n, Q, V]."""
+    values = torch.matmul(attended.transpose(0, 1), up.weight[:, up.keys :].transpose(1, 2)).transpose(0, 1)
+    for delta in deltas:
+        middle = torch.matmul(attended.index_select(0, delta.rows), delta.a.transpose(1, 2))  # [n, Q, R]
+        middle = middle * delta.scalings[:, None, None]
+        added = torch.einsum("nqr,nrqv->nqv", middle, _all(delta.b[..., up.keys :], delta))
+        values = values.index_add(0, delta.rows, added)
+    return values
+
+
+def _all(weights: torch.Tensor, delta: _Delta) -> torch.Tensor:
+    return weights.expand(delta.rows.shape[0], -1, -1, -1)
+
+
+def _weigh(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    scores = scores.masked_fill(~visible, -torch.inf)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+
+
+def _sort(owners: tuple[int, ...], slots: Slots, paged: PagedAttention) -> Rows | None:
+    """One row for each of these slots, sorted out once a step."""
+    if owners not in paged.sorted:
+        spans = [Span(at, 1, 0, (), slot) for at, slot in enumerate(owners)]
+        paged.sorted[owners] = sort_rows(merge_spans(spans), slots)
+    found: Rows | None = paged.sorted[owners]
+    return found
+
+
+def _deltas(up: Up, owners: tuple[int, ...], paged: PagedAttention) -> Iterator[_Delta]:
+    """What adapters add to rows that belong to these slots, one row each."""
+    rows = _sort(owners, up.slots, paged) if up.module is not None else None
+    if up.module is None or rows is None:
+        return
+    heads, wide, latent = up.weight.shape
+    for segment in rows.long:
+        part = up.slots.part(up.module, segment.slot)
+        if part is not None:
+            at = torch.arange(segment.start, segment.start + segment.length, device=up.weight.device)
+            scaling = up.slots.scalings[up.module, segment.slot][None].to(up.weight.device, up.slots.dtype)
+            yield _Delta(at, part[0][None], part[1].view(1, -1, heads, wide), scaling)
+    for gather in rows.gathers:
+        place, rank = int(up.slots.places[up.module, gather.example]), int(up.slots.ranks[up.module, gather.example])
+        if place != ABSENT:
+            count, middle = gather.rows.shape[0], rank * latent
+            packed = up.slots.memory[:, place : place + rank * (latent + heads * wide)].index_select(0, gather.slots)
+            a, b = packed[:, :middle].view(count, rank, latent), packed[:, middle:].view(count, rank, heads, wide)
+            yield _Delta(gather.rows, a, b, gather.scalings[up.module])

@@ -1,0 +1,119 @@
+"""The lean pass: a llama-like base computed by own kernels, a whole step in one call, without transformers' modules.
+
+Letters in shapes: T tokens of a step, H hidden, Q query heads, K key/value heads, D head size, I the network's inner
+size. `mint_engine.model.generic` computes the same for every base; tests hold the two against each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mint_engine.kernels.library import ROWS, Kernels
+from mint_engine.kernels.structs import (
+    BaseStruct,
+    LayerStruct,
+    StepStruct,
+    address,
+    heads_struct,
+    linear_struct,
+    room_struct,
+    slots_struct,
+)
+from mint_engine.model.cache import KvCache
+from mint_engine.model.lean_layers import CHUNK_TOKENS, Llama
+from mint_engine.model.lora import merge_spans, work_items
+from mint_engine.model.paged import Span
+from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step's rows, sorted out once and used by every layer."""
+
+    positions: torch.Tensor  # [T] int64
+    places: torch.Tensor  # [T] int64: where each token's key and value go
+    stretches: (
+        torch.Tensor
+    )  # [n, 4] int64: first row, tokens, position of the first, where in `tables` its pages begin
+    tables: torch.Tensor  # int32
+    items: torch.Tensor  # [n, 3] int32: first row, rows, slot
+
+
+class Lean:
+    """A base with its slots and cache. The cache's pages are laid out in pairs, as the kernels want them."""
+
+    def __init__(self, llama: Llama, kernels: Kernels, slots: Slots, cache: KvCache) -> None:
+        self._llama, self._kernels, self._slots = llama, kernels, slots
+        layers = [
+            LayerStruct(
+                address(layer.attention_norm), linear_struct(layer.qkv), linear_struct(layer.output),
+                address(layer.mlp_norm), linear_struct(layer.gate_up), linear_struct(layer.down),
+                heads_struct(llama.heads, llama.angles, layer.head_norms), address(cache.pool[at]),
+            )
+            for at, layer in enumerate(llama.layers)
+        ]  # fmt: skip
+        self._base = BaseStruct(
+            address(llama.embedding), (LayerStruct * len(layers))(*layers), len(layers), address(llama.norm),
+            linear_struct(llama.head), llama.scale, llama.epsilon,
+        )  # fmt: skip
+        self._cache = cache
+        self._room: tuple[torch.Tensor, ...] = ()
+        self.name = f"lean ({kernels.variant})"
+
+    def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
+        """As `Forward.run`, in the base's dtype."""
+        planned, ids, kept = plan_step(spans, self._slots, len(tokens)), torch.tensor(tokens), torch.tensor(keep)
+        logits = self._llama.embedding.new_empty((len(keep), self._llama.head.out_features))
+        step = StepStruct(
+            len(tokens), address(ids), address(planned.positions), address(planned.places),
+            address(planned.stretches), planned.stretches.shape[0], address(planned.tables),
+            address(planned.items), planned.items.shape[0], address(kept), len(keep), address(logits),
+        )  # fmt: skip
+        self._kernels.run(self._base, slots_struct(self._slots), step, room_struct(self._room_for(len(tokens))))
+        return logits
+
+    def _room_for(self, rows: int) -> tuple[torch.Tensor, ...]:
+        """What a step works in; kept from step to step, since memory that is new costs more than its use."""
+        if not self._room or self._room[0].shape[0] < rows:
+            llama = self._llama
+            hidden, layer = llama.embedding.shape[1], llama.layers[0]
+            wide = max(layer.qkv.out_features, layer.gate_up.out_features)
+            narrow = max(layer.output.in_features, layer.down.in_features)
+            widths = (hidden, hidden, hidden, wide, narrow)
+            self._room = tuple(llama.embedding.new_empty((rows, width)) for width in widths)
+        return self._room
+
+
+def plan_step(spans: Sequence[Span], slots: Slots, rows: int) -> Step:
+    """Sort a step's spans out; they cover its rows in order."""
+    positions, places = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    tables: list[int] = []
+    stretches: list[tuple[int, int, int, int]] = []
+    for span in spans:
+        end = span.position + span.length
+        table = span.pages[: pages_for(end)]
+        if span.length == 1:
+            positions[span.row] = span.position
+            places[span.row] = table[-1] * PAGE_TOKENS + span.position % PAGE_TOKENS
+            stretches.append((span.row, 1, span.position, len(tables)))
+        else:
+            at = np.arange(span.position, end)
+            positions[span.row : span.row + span.length] = at
+            places[span.row : span.row + span.length] = (
+                np.asarray(table)[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
+            )
+            stretches += [
+                (span.row + done, min(CHUNK_TOKENS, span.length - done), span.position + done, len(tables))
+                for done in range(0, span.length, CHUNK_TOKENS)
+            ]
+        tables += table
+    return Step(
+        positions=torch.from_numpy(positions),
+        places=torch.from_numpy(places),
+        stretches=torch.tensor(stretches, dtype=torch.int64).view(-1, 4),
+        tables=torch.tensor(tables, dtype=torch.int32),
+        items=work_items(merge_spans(spans), slots, ROWS),
+    )

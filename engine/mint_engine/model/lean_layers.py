@@ -1,0 +1,138 @@
+"""Reads a llama-like base out of transformers' modules for the lean pass: fused and packed, or refused.
+
+Llama-like means: pre-norm layers of grouped-query attention with rotary positions and a gated SiLU network, as in
+Llama, Mistral, Qwen2, Qwen3 and SmolLM2.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
+from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms, Linear
+from mint_engine.model.base import Base
+from mint_engine.residency.slots import Slots
+
+CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
+
+
+class Unlike(Exception):
+    """The base is not llama-like; the message says where."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer."""
+
+    attention_norm: torch.Tensor  # [H]
+    qkv: Linear
+    head_norms: HeadNorms
+    output: Linear
+    mlp_norm: torch.Tensor  # [H]
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A whole base."""
+
+    embedding: torch.Tensor  # [V, H]
+    layers: tuple[Layer, ...]
+    norm: torch.Tensor  # [H]
+    head: Linear
+    angles: Angles
+    heads: tuple[int, int, int]  # query heads, key/value heads, head size
+    scale: float
+    epsilon: float
+
+
+def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int) -> Llama:
+    """The base for `positions` positions. Raises Unlike where it is not llama-like; the base stays as it is."""
+    config, model = base.config, base.model
+    _check(config, slots)
+    decoder: Any = model.model
+    attention = decoder.layers[0].self_attn
+    dim = int(attention.head_dim)
+    heads = (int(config.num_attention_heads), int(config.num_key_value_heads), dim)
+    if dim % 16 or heads[0] % heads[1] or heads[0] // heads[1] * CHUNK_TOKENS > MOST_QUERIES:
+        raise Unlike(f"heads of {dim}, {heads[0]} over {heads[1]}, fit no kernel")
+    read = _Reader(kernels, slots.index)
+    return Llama(
+        embedding=decoder.embed_tokens.weight,
+        layers=tuple(read.layer(f"model.layers.{at}", layer) for at, layer in enumerate(decoder.layers)),
+        norm=decoder.norm.weight,
+        head=read.fused({"lm_head": model.lm_head}),
+        angles=_angles(decoder.rotary_emb, base, positions),
+        heads=heads,
+        scale=float(attention.scaling),
+        epsilon=float(config.rms_norm_eps),
+    )
+
+
+def _check(config: Any, slots: Slots) -> None:
+    if config.model_type not in FAMILIES:
+        raise Unlike(f"the family {config.model_type} has no lean pass")
+    if config.hidden_act != "silu":
+        raise Unlike(f"the activation is {config.hidden_act}")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise Unlike("attention slides over a window")
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope not in _ROPES:
+        raise Unlike(f"rotary positions are of type {rope}")
+    if config.hidden_size % 2 or config.intermediate_size % 2:
+        raise Unlike("its sizes are odd, and kernels take inputs by twos")
+    if slots.max_rank > MAX_RANK:
+        raise Unlike(f"ranks up to {slots.max_rank} fit no kernel")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Packs what belongs together into one linear map; `index` numbers the modules that adapters may target."""
+
+    kernels: Kernels
+    index: Mapping[str, int]
+
+    def layer(self, path: str, layer: Any) -> Layer:
+        """One of transformers' decoder layers."""
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+        head_norms = HeadNorms(norms[0].weight, norms[1].weight, norms[0].variance_epsilon) if norms else NO_NORMS
+        at = f"{path}.self_attn"
+        return Layer(
+            attention_norm=layer.input_layernorm.weight,
+            qkv=self.fused({f"{at}.{name}": getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}),
+            head_norms=head_norms,
+            output=self.fused({f"{at}.o_proj": attention.o_proj}),
+            mlp_norm=layer.post_attention_layernorm.weight,
+            gate_up=self.fused({f"{path}.mlp.{name}": getattr(mlp, name) for name in ("gate_proj", "up_proj")}),
+            down=self.fused({f"{path}.mlp.down_proj": mlp.down_proj}),
+        )
+
+    def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:
+        """Linears of one input, by path, as one map with their outputs side by side."""
+        weights: list[torch.Tensor] = [linear.weight for linear in linears.values()]
+        biases: list[torch.Tensor] = [linear.bias for linear in linears.values() if linear.bias is not None]
+        targets, column = [], 0
+        for path, linear in linears.items():
+            if path in self.index:
+                targets.append((self.index[path], column, linear.in_features, linear.out_features))
+            column += linear.out_features
+        return self.kernels.pack(
+            torch.cat(weights),
+            torch.cat(biases) if biases else None,
+            torch.tensor(targets, dtype=torch.int64).view(-1, 4),
+        )
+
+
+def _angles(rotary: Any, base: Base, positions: int) -> Angles:
+    """The module's own cosines and sines, in the base's dtype as it gives them to its layers."""
+    like = torch.empty(0, dtype=base.dtype, device=base.device)
+    cos, sin = rotary(like, torch.arange(positions, device=base.device)[None])
+    half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
+    return Angles(cos[0, :, :half], sin[0, :, :half])

@@ -1,0 +1,155 @@
+"""Finds the modules that adapters may target, and puts multi-LoRA ones in their place."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.adapters.adapter import Module
+from mint_engine.kernels.library import Kernels
+from mint_engine.model.expert_lora import ExpertRows
+from mint_engine.model.experts import ExpertModules, is_stack, stacked_modules
+from mint_engine.model.indexer import rotation_of, select
+from mint_engine.model.latent import is_latent, up_projection
+from mint_engine.model.lora import Rows, add_lora
+from mint_engine.model.paged import PagedAttention
+from mint_engine.residency.slots import Slots
+
+
+@dataclass(frozen=True)
+class CompiledRows:
+    """One step's rows as the kernels want them; gradients do not pass through these."""
+
+    kernels: Kernels
+    items: torch.Tensor  # [n, 3] int32, see Kernels.lora
+
+
+@dataclass
+class Current:
+    """What the step in progress computes; modules look here, because most are told nothing but their input."""
+
+    rows: Rows | None = None
+    compiled: CompiledRows | None = None  # instead of rows, where kernels add adapters
+    expert_rows: ExpertRows | None = None
+    paged: PagedAttention | None = None
+
+
+class LoraLinear(nn.Module):
+    """A linear module of the base that adds each row's own adapter."""
+
+    def __init__(self, linear: nn.Linear, slots: Slots, module: int, current: Current) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self._slots = slots
+        self._module = module
+        self._current = current
+        self._part = torch.tensor([[module, 0, self.in_features, self.out_features]])  # see Kernels.lora
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [1, T, in] -> [1, T, out]."""
+        y = functional.linear(x, self.weight, self.bias)
+        if self._current.rows is None and self._current.compiled is None:
+            return y
+        dtype = self._slots.dtype
+        if y.dtype == dtype:
+            self._add(y.view(-1, self.out_features), x.reshape(-1, self.in_features))
+            return y
+        added = torch.zeros_like(y, dtype=dtype)  # the base keeps this module in float32
+        self._add(added.view(-1, self.out_features), x.reshape(-1, self.in_features).to(dtype))
+        return y + added
+
+    def _add(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        compiled, rows = self._current.compiled, self._current.rows
+        if compiled is not None:
+            compiled.kernels.lora(y, x, compiled.items, self._slots, self._part)
+        elif rows is not None:
+            add_lora(y, x, self._slots, self._module, rows)
+
+
+def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> dict[str, Module]:
+    """Every linear of the decoder layers by path, or only those whose last name is in `target_modules`.
+
+    Experts' linears are stacked, one module for all of a layer; routers are none. Raises UnsupportedBase for a model
+    without decoder layers and for a target that it lacks.
+    """
+    prefix = _layers_prefix(model)
+    linears: dict[str, Module] = {}
+    for path, module in model.named_modules():
+        if path.startswith(prefix):
+            if isinstance(module, nn.Linear):
+                linears[path] = Module(path, module.in_features, module.out_features)
+            elif is_stack(module):
+                linears |= stacked_modules(path, module)
+    offered = {path.rpartition(".")[2] for path in linears}
+    wanted = set(target_modules) or offered
+    if missing := sorted(wanted - offered):
+        raise UnsupportedBase(
+            "targetModules",
+            f"names {', '.join(missing)}, which this base lacks; it offers {', '.join(sorted(offered))}",
+        )
+    return {path: module for path, module in linears.items() if path.rpartition(".")[2] in wanted}
+
+
+def replace_modules(model: PreTrainedModel, slots: Slots) -> Current:
+    """Swap what reads slots or pages for its own kind with the same weights; returns what tells them of a step.
+
+    Each linear of `slots` becomes a LoraLinear. Stacked experts get to know their modules. Latent attention passes a
+    step's latents on as they are while there are pages, and its indexer chooses among those.
+    """
+    current = Current()
+    for path, at in slots.index.items():
+        if not slots.modules[path].experts:
+            linear = cast(nn.Linear, model.get_submodule(path))
+            model.set_submodule(path, LoraLinear(linear, slots, at, current))
+    for path, module in model.named_modules():
+        if is_stack(module):
+            _prepare_experts(module, path, slots, current)
+        elif is_latent(module):
+            _prepare_latent(module, path, slots, current)
+    return current
+
+
+def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current) -> None:
+    gate, up, down = (slots.index.get(f"{path}.{name}") for name in ("gate_proj", "up_proj", "down_proj"))
+    experts.mint_modules = ExpertModules(slots, gate, up, down)
+    experts.mint_current = current
+
+
+def _prepare_latent(attention: Any, path: str, slots: Slots, current: Current) -> None:
+    attention.mint_up = up_projection(attention, slots, path)
+    attention.expand_kv = partial(_keep_latent, attention.expand_kv, current)
+    indexer = getattr(attention, "indexer", None)
+    if indexer is not None:
+        rotation_of(indexer.config.model_type)
+        indexer.forward = partial(_choose_pages, indexer, indexer.forward, current)
+
+
+def _keep_latent(expand: Any, current: Current, latent: torch.Tensor, rotated: torch.Tensor) -> Any:
+    return (latent, rotated) if current.paged is not None else expand(latent, rotated)
+
+
+def _choose_pages(
+    indexer: Any, forward: Any, current: Current, hidden: torch.Tensor, compressed: torch.Tensor, angles: Any,
+    *others: Any, **options: Any,
+) -> Any:  # fmt: skip
+    if current.paged is None:
+        return forward(hidden, compressed, angles, *others, **options)
+    return select(indexer, hidden, compressed, angles, current.paged)
+
+
+def _layers_prefix(model: PreTrainedModel) -> str:
+    """Where the decoder layers are, e.g. "model.layers."."""
+    count = model.config.get_text_config().num_hidden_layers
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and path.rpartition(".")[2] == "layers" and len(module) == count:
+            return f"{path}."
+    raise UnsupportedBase(type(model).__name__, "has no decoder layers that adapters could target")

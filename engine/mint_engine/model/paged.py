@@ -1,0 +1,120 @@
+"""One step's plan of attention: which rows go where in the paged cache, and what each of them may see.
+
+Letters in shapes: T tokens, B decoding requests, N cached tokens (padding included), P pages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mint_engine.model.cache import Cache
+from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
+
+
+@dataclass(frozen=True)
+class Span:
+    """One request's rows of a step: `length` tokens from `position` of its sequence, at `row` of the batch."""
+
+    row: int
+    length: int
+    position: int
+    pages: Sequence[int]
+    slot: int
+
+
+@dataclass(frozen=True)
+class Decodes:
+    """All spans of one token."""
+
+    rows: torch.Tensor  # [B]
+    table: torch.Tensor  # [B * P], padded with the null page
+    lengths: torch.Tensor  # [B]: cached tokens of each request, the new one included
+    longest: int  # of the lengths
+    slots: tuple[int, ...]  # of each row
+    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def visible(self, window: int | None = None) -> torch.Tensor:
+        """Which cached tokens each row may see, [B, N] bool: all, or the latest `window`."""
+        if window not in self._masks:
+            at = torch.arange(self.table.shape[0] // self.rows.shape[0] * PAGE_TOKENS, device=self.rows.device)[None]
+            seen = at < self.lengths[:, None]
+            self._masks[window] = seen if window is None else seen & (at >= self.lengths[:, None] - window)
+        return self._masks[window]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One span of several tokens."""
+
+    start: int
+    stop: int
+    position: int  # of its first token
+    pages: torch.Tensor  # [P]
+    slot: int
+    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        """Cached tokens of its request when it is computed."""
+        return self.position + self.stop - self.start
+
+    def visible(self, window: int | None = None) -> torch.Tensor:
+        """Which cached tokens each of its tokens may see, [T, N] bool."""
+        if window not in self._masks:
+            queries = torch.arange(self.position, self.end, device=self.pages.device)[:, None]
+            at = torch.arange(self.pages.shape[0] * PAGE_TOKENS, device=self.pages.device)[None]
+            seen = at <= queries
+            self._masks[window] = seen if window is None else seen & (at > queries - window)
+        return self._masks[window]
+
+
+@dataclass(frozen=True)
+class PagedAttention:
+    """One step's plan, sorted out once and used by every layer."""
+
+    cache: Cache
+    places: torch.Tensor  # [T]: where each token's part of the cache goes
+    decodes: Decodes | None
+    chunks: tuple[Chunk, ...]
+    sorted: dict[tuple[int, ...], Any] = field(
+        default_factory=dict
+    )  # rows by the slots that they belong to, see latent
+
+
+def plan_attention(spans: Sequence[Span], cache: Cache, device: torch.device) -> PagedAttention:
+    """Sort a step's spans out; they cover its rows in order."""
+    places = [
+        span.pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
+        for span in spans
+        for at in range(span.position, span.position + span.length)
+    ]
+    singles = [span for span in spans if span.length == 1]
+    return PagedAttention(
+        cache=cache,
+        places=torch.tensor(places, device=device),
+        decodes=_plan_decodes(singles, device) if singles else None,
+        chunks=tuple(_plan_chunk(span, device) for span in spans if span.length > 1),
+    )
+
+
+def _plan_decodes(spans: Sequence[Span], device: torch.device) -> Decodes:
+    longest = max(span.position + 1 for span in spans)
+    widest = pages_for(longest)
+    table = []
+    for span in spans:
+        used = list(span.pages[: pages_for(span.position + 1)])
+        table += used + [NULL_PAGE] * (widest - len(used))
+    return Decodes(
+        rows=torch.tensor([span.row for span in spans], device=device),
+        table=torch.tensor(table, device=device),
+        lengths=torch.tensor([span.position + 1 for span in spans], device=device),
+        longest=longest,
+        slots=tuple(span.slot for span in spans),
+    )
+
+
+def _plan_chunk(span: Span, device: torch.device) -> Chunk:
+    pages = torch.tensor(span.pages[: pages_for(span.position + span.length)], device=device)
+    return Chunk(span.row, span.row + span.length, span.position, pages, span.slot)

@@ -1,0 +1,65 @@
+"""A request's events as a client gets them."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from mint_contracts import sampling_pb2
+from mint_engine.scheduling.life import Asked, Begun, Inbox
+from mint_engine.scheduling.request import Done, Failed, PromptScored, Scored, Tokens
+
+
+async def answer(
+    asked: Asked, inbox: Inbox, engine: str, base_model: str
+) -> AsyncIterator[sampling_pb2.GenerateEvent]:
+    """Started, chunks, and a Finished for each completion; raises what ended one of them otherwise.
+
+    Started waits for the prompt's log-probabilities where they were asked for.
+    """
+    started = sampling_pb2.Started(
+        request_id=asked.request_id,
+        engine=engine,
+        base_model=base_model,
+        adapter=asked.adapter,
+        prompt_tokens=len(asked.prompt),
+    )
+    left = asked.sampling.n
+    while left:
+        told = await inbox.get()
+        if isinstance(told, Begun):
+            started.revision = told.revision
+            if not asked.sampling.prompt_logprobs:
+                yield sampling_pb2.GenerateEvent(started=started)
+            continue
+        event = told.event
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, PromptScored):
+            started.prompt_logprobs.extend(_scores(event.scores))
+            yield sampling_pb2.GenerateEvent(started=started)
+            continue
+        left -= isinstance(event, Done)
+        yield _said(asked, told.index, event)
+
+
+def _said(asked: Asked, index: int, event: Tokens | Done) -> sampling_pb2.GenerateEvent:
+    if isinstance(event, Tokens):
+        scores = _scores(event.scores)
+        chunk = sampling_pb2.Chunk(text=event.text, token_ids=event.token_ids, logprobs=scores, index=index)
+        return sampling_pb2.GenerateEvent(chunk=chunk)
+    finished = sampling_pb2.Finished(
+        reason=sampling_pb2.Finished.STOP if event.stopped else sampling_pb2.Finished.LENGTH,
+        prompt_tokens=len(asked.prompt),
+        completion_tokens=event.completion_tokens,
+        index=index,
+    )
+    return sampling_pb2.GenerateEvent(finished=finished)
+
+
+def _scores(scores: Sequence[Scored]) -> list[sampling_pb2.TokenLogprob]:
+    return [
+        sampling_pb2.TokenLogprob(
+            token_id=score.token_id,
+            logprob=score.logprob,
+            top=[sampling_pb2.TokenLogprob(token_id=token, logprob=value) for token, value in score.top],
+        )
+        for score in scores
+    ]

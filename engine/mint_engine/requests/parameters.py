@@ -1,0 +1,53 @@
+"""SamplingParams as a client sends them -> Sampling, every field checked."""
+
+import math
+import secrets
+
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.sampling_pb2 import SamplingParams
+from mint_engine.scheduling.request import Sampling
+
+DEFAULT_MAX_TOKENS = 256
+MOST_LOGPROBS = 20
+MOST_STOPS = 16
+LONGEST_STOP = 256
+MOST_COMPLETIONS = 16
+HOTTEST = 100.0
+
+
+def read_sampling(params: SamplingParams, room: int) -> Sampling:
+    """The checked parameters, with at most `room` new tokens and a seed drawn where none was given.
+
+    Raises InvalidRequest naming the field.
+    """
+    _within("max_tokens", params.max_tokens, 0, math.inf)
+    _within("temperature", params.temperature, 0, HOTTEST)
+    _within("top_k", params.top_k, 0, math.inf)
+    _within("top_p", params.top_p, 0, 1)
+    _within("min_p", params.min_p, 0, 1)
+    _within("n", params.n, 0, MOST_COMPLETIONS)
+    _within("logprobs", params.logprobs, 0, MOST_LOGPROBS)
+    if len(params.stop) > MOST_STOPS:
+        raise InvalidRequest("sampling.stop", f"has {len(params.stop)} strings; at most {MOST_STOPS} are looked for")
+    for stop in params.stop:
+        if not 0 < len(stop) <= LONGEST_STOP:
+            raise InvalidRequest("sampling.stop", f"strings must have 1 to {LONGEST_STOP} characters")
+    return Sampling(
+        max_tokens=min(params.max_tokens or DEFAULT_MAX_TOKENS, room),
+        seed=params.seed if params.HasField("seed") else secrets.randbits(64),
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p or 1.0,
+        min_p=params.min_p,
+        stop=tuple(params.stop),
+        logprobs=params.logprobs if params.HasField("logprobs") else None,
+        prompt_logprobs=params.prompt_logprobs,
+        ignore_eos=params.ignore_eos,
+        n=params.n or 1,
+    )
+
+
+def _within(field: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # NaN is within nothing
+        bound = f"from {least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
+        raise InvalidRequest(f"sampling.{field}", f"is {value:g}; it must be {bound}")

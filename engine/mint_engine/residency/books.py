@@ -1,0 +1,244 @@
+"""The books of one engine's residency: its copies, what waves want of them, and which of them answer new requests.
+
+No I/O and no waiting: only the event loop's thread uses it, and every method leaves the books right. What changes is
+noted by adapter, so that a change costs the same however many adapters there are.
+"""
+
+import time
+from collections.abc import Iterable
+
+from mint_contracts import records
+from mint_contracts.errors import AdapterNotFound, MintError, SourceNotFound
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.source import Source, child
+from mint_engine.residency.copies import FORGET_S, Copy
+from mint_engine.residency.decide import CopyView, Wants, satisfied, stale, wanted_tier
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.holding import AdapterStatus
+from mint_engine.residency.host import HostTier, Key
+
+
+class Books:
+    """All copies by key, the wants by adapter, and the current copy of each wanted adapter.
+
+    A copy that is on disk alone and that no wave wants is forgotten: the disk tier knows its files.
+    """
+
+    def __init__(self, host: HostTier, disk: DiskTier, store: Source | None) -> None:
+        self.host, self.disk, self.store = host, disk, store
+        self.copies: dict[Key, Copy] = {}
+        self.of_adapter: dict[str, list[Copy]] = {}
+        self.current: dict[str, Copy] = {}
+        self.wants: dict[str, Assignment] = {}
+        self.in_slots: dict[int, Copy] = {}
+        self.loading: set[Copy] = set()
+        self.serving = 0  # requests that have their slot
+        self.due: set[str] = set()  # adapters that the keeper must look at
+        self._changed: set[str] = set()  # adapters to settle
+        self._blocked: set[Copy] = set()
+        self._told: dict[str, records.Held] = {}
+        self._clock = 0
+
+    def tick(self) -> int:
+        """A number larger than all before."""
+        self._clock += 1
+        return self._clock
+
+    def copy_of(self, key: Key) -> Copy:
+        """The copy of that name, entered if it is new."""
+        copy = self.copies.get(key)
+        if copy is None:
+            copy = self.copies[key] = Copy(*key)
+            self.of_adapter.setdefault(copy.adapter, []).append(copy)
+        return copy
+
+    def changed(self, copy: Copy) -> None:
+        """Note that something about a copy is no longer as it was."""
+        self._changed.add(copy.adapter)
+
+    def evicted(self, keys: Iterable[Key]) -> None:
+        """Note that these have left the host tier."""
+        self._changed.update(adapter for adapter, _ in keys)
+
+    def seat(self, copy: Copy, slot: int) -> None:
+        """A copy has been put into a slot."""
+        copy.slot, copy.used = slot, self.tick()
+        self.in_slots[slot] = copy
+        self.changed(copy)
+
+    def unseat(self, copy: Copy) -> int | None:
+        """Take a copy's slot from it, if it has one."""
+        slot, copy.slot, copy.for_wave = copy.slot, None, False
+        if slot is not None:
+            del self.in_slots[slot]
+            self.changed(copy)
+        return slot
+
+    def failed(self, copy: Copy, error: MintError) -> None:
+        """A copy's load has failed."""
+        copy.failed(error, time.monotonic(), wanted=self.wanted(copy))
+        self._blocked.add(copy)
+        self.changed(copy)
+
+    def tier(self, copy: Copy) -> Tier:
+        """Where a copy is now, at its warmest."""
+        if copy.slot is not None:
+            return Tier.DEVICE
+        if copy.key in self.host.ledger:
+            return Tier.HOST
+        return Tier.DISK if copy.revision and self.disk.holds(copy.source) else Tier.REMOTE
+
+    def wanted(self, copy: Copy) -> bool:
+        """A wave wants this adapter from this source."""
+        return wanted_tier(self.wants, copy.key) is not Tier.REMOTE
+
+    def view(self, copy: Copy) -> CopyView:
+        """A copy as the decisions see it."""
+        return CopyView(
+            adapter=copy.adapter,
+            source=copy.source,
+            tier=self.tier(copy),
+            users=copy.users,
+            used=copy.used,
+            loading=copy.load is not None,
+            blocked=copy.blocked(time.monotonic()),
+            for_wave=copy.for_wave,
+            current=self.current.get(copy.adapter) is copy,
+            told=copy.told,
+        )
+
+    def picture(self, adapters: Iterable[str]) -> tuple[list[CopyView], Wants]:
+        """These adapters' copies and what waves want of them."""
+        names = list(adapters)
+        views = [self.view(copy) for name in names for copy in self.of_adapter.get(name, ())]
+        return views, {name: self.wants[name] for name in names if name in self.wants}
+
+    def set_wants(self, wants: dict[str, Assignment]) -> None:
+        """Replace what waves want. What failed is tried anew where the want changed."""
+        before, self.wants = self.wants, wants
+        changed = {name for name in before.keys() | wants.keys() if before.get(name) != wants.get(name)}
+        if not changed:
+            return
+        now = time.monotonic()
+        for copy in (copy for name in changed for copy in self.of_adapter.get(name, ())):
+            if copy.error is not None:
+                copy.retry_at = 0.0 if self.wanted(copy) else min(copy.retry_at, now + FORGET_S)
+                self._blocked.add(copy)
+        self._changed |= changed
+        self.host.ledger.keep(frozenset((w.adapter, w.source) for w in wants.values() if w.residency is Tier.HOST))
+        self.disk.keep(frozenset(w.source for w in wants.values() if w.residency is Tier.DISK))
+
+    def settle(self) -> None:
+        """Let new requests go to what has become as warm as wanted, and forget what is of no use any more."""
+        now = time.monotonic()
+        over = {copy for copy in self._blocked if not copy.blocked(now)}
+        self._blocked -= over
+        self._changed.update(copy.adapter for copy in over)
+        names, self._changed = self._changed, set()
+        for name in names:
+            self._settle(name, now)
+            self._tell(name)
+        self.due |= names
+
+    def for_request(self, adapter: str, told: Source | None = None) -> Copy:
+        """The copy that a request made now is answered by. Raises AdapterNotFound.
+
+        It is a wave's, else the catalog's, which the request has been `told` of, else the store's.
+        """
+        want, serving = self.wants.get(adapter), self.current.get(adapter)
+        if want is not None:
+            known = serving is not None and (serving.load is not None or self.tier(serving) is not Tier.REMOTE)
+            return serving if serving is not None and known else self.copy_of((adapter, want.source))
+        if told is not None:
+            return self._told_of(adapter, told)
+        if self.store is None:
+            raise AdapterNotFound(
+                f"adapter {adapter!r}", "is in no wave, and the base model has no adapter store; add it to a wave"
+            )
+        return self.copy_of((adapter, child(self.store, adapter)))
+
+    def _told_of(self, adapter: str, source: Source) -> Copy:
+        copy = self.copy_of((adapter, source))
+        if not copy.told:
+            for each in self.of_adapter[adapter]:
+                each.told = each is copy
+            self.changed(copy)
+        return copy
+
+    def for_client(self, copy: Copy, error: MintError) -> MintError:
+        """A load's error as a request must see it: a name that nobody placed and no store holds is unknown."""
+        if isinstance(error, SourceNotFound) and not self.wanted(copy):
+            return AdapterNotFound(
+                f"adapter {copy.adapter!r}", f"is in no wave and not in the adapter store ({error}); check its name"
+            )
+        return error
+
+    def next_retry_s(self) -> float | None:
+        """Seconds until a remembered failure ends; None when none will."""
+        soonest = min((copy.retry_at for copy in self._blocked), default=float("inf"))
+        return None if soonest == float("inf") else max(0.01, soonest - time.monotonic())
+
+    def states(self) -> list[AdapterStatus]:
+        """Every copy in memory or wanted that this engine holds or failed to hold, sorted by adapter."""
+        found = []
+        for copy in self.copies.values():
+            tier, failure = self.tier(copy), copy.failure
+            if tier is not Tier.REMOTE or failure is not None:
+                why = (failure.reason, failure.message) if failure else ("", "")
+                found.append(AdapterStatus(copy.adapter, copy.revision, tier, copy.rank, copy.users, *why))
+        return sorted(found, key=lambda each: each.adapter)
+
+    def report(self) -> dict[str, records.Held]:
+        """What the map must know, by adapter: what new requests get.
+
+        Where a wave's source failed to load while an older revision serves on, the wave's source is told with that
+        failure, and with the tier and revision that do serve: the wave is not Ready, and requests still find it here.
+        Failures of adapters that no wave wants are left out: anybody can ask for a name that does not exist.
+        """
+        self.settle()
+        return dict(self._told)
+
+    def _settle(self, name: str, now: float) -> None:
+        want = self.wants.get(name)
+        if want is None:
+            self.current.pop(name, None)
+        else:
+            copy = self.copies.get((name, want.source))
+            if copy is not None and copy.slot is not None and want.residency is Tier.DEVICE:
+                copy.for_wave = True
+            if copy is not None and copy.revision and satisfied(self.view(copy), self.wants):
+                self.current[name] = copy
+        for copy in list(self.of_adapter.get(name, ())):
+            used = copy.users or copy.load is not None or copy.blocked(now) or self.wanted(copy)
+            if not used and self.tier(copy) in {Tier.DISK, Tier.REMOTE}:
+                self._forget(copy)
+
+    def _forget(self, copy: Copy) -> None:
+        if self.current.get(copy.adapter) is copy:
+            del self.current[copy.adapter]
+        del self.copies[copy.key]
+        self._blocked.discard(copy)
+        others = [each for each in self.of_adapter.pop(copy.adapter) if each is not copy]
+        if others:
+            self.of_adapter[copy.adapter] = others
+
+    def _tell(self, name: str) -> None:
+        """Bring what the map must know of an adapter up to date."""
+        told: records.Held | None = None
+        for copy in self.of_adapter.get(name, ()):
+            if self.tier(copy) is not Tier.REMOTE and not stale(self.view(copy), self.wants, self.store):
+                told = self._held(copy, copy.source, None)
+        want = self.wants.get(name)
+        if want is not None:
+            target, serving = self.copies.get((name, want.source)), self.current.get(name)
+            shown = serving if serving is not None and self.tier(serving) is not Tier.REMOTE else target
+            failure = target.failure if target is not None else None
+            if shown is not None and (self.tier(shown) is not Tier.REMOTE or failure is not None):
+                told = self._held(shown, want.source if failure else shown.source, failure)
+        if told is None:
+            self._told.pop(name, None)
+        else:
+            self._told[name] = told
+
+    def _held(self, copy: Copy, source: Source, failure: records.Failure | None) -> records.Held:
+        return records.Held(copy.adapter, source, self.tier(copy), copy.revision, copy.rank, failure)

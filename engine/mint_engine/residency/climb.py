@@ -1,0 +1,147 @@
+"""Bringing a copy from tier to tier: packed to disk, mapped or copied into host memory, then into a slot."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+import structlog
+
+from mint_contracts.errors import CapacityExceeded, Internal, Overloaded
+from mint_contracts.records import Tier
+from mint_engine.adapters.packed import Packed
+from mint_engine.residency import metrics
+from mint_engine.residency.books import Books
+from mint_engine.residency.copies import Copy
+from mint_engine.residency.gentle import Gentle
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.slot_table import SlotTable
+
+COPY_THREADS = 2
+FULL_RETRY_S = 5.0
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class SlotMemory(Protocol):
+    """The device's slots, as `residency.slots.Slots` has them; the first two are called on worker threads."""
+
+    count: int
+
+    def load(self, slot: int, packed: Packed) -> None:
+        """Fill a slot, in place of whatever was in it."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot."""
+        ...
+
+    def is_empty(self, slot: int) -> bool:
+        """Nothing of any tenant is left in a slot."""
+        ...
+
+
+class Climber:
+    """Moves copies. Waiting for storage has its own threads, so that it never holds up what is already here."""
+
+    def __init__(
+        self, books: Books, table: SlotTable, memory: SlotMemory, loader: Loader, fetch_threads: int
+    ) -> None:
+        self._books, self._table, self._memory, self._loader = books, table, memory, loader
+        self._fetching = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
+        self._copying = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="copy")
+        # A device of its own has its own time, and what copies to it wants to keep up with it.
+        self._gentle = Gentle(lambda: books.serving > 0 and not books.host.pinned)
+
+    def close(self) -> None:
+        """Start nothing more."""
+        self._fetching.shutdown(wait=False, cancel_futures=True)
+        self._copying.shutdown(wait=False, cancel_futures=True)
+
+    async def climb(self, copy: Copy) -> None:
+        """Bring a copy up to its goal, which a request may raise meanwhile. Raises every error of a load.
+
+        It is read to the end before a slot is taken for it: no slot is idle, and none is lost to a load that fails.
+        """
+        with self._pinned(copy):
+            packed = await self._packed(copy)
+            if copy.goal is Tier.HOST and self._books.host.get(copy.key) is None:
+                self._refuse_host(copy, packed)
+            if copy.goal is Tier.DEVICE and copy.slot is None:
+                await self._to_device(copy, packed)
+
+    async def vacate(self, copy: Copy) -> int:
+        """Take an idle copy's slot; it comes back cleared and belongs to the caller."""
+        slot = self._take_from(copy)
+        await self._copy(lambda: self._memory.clear(slot))
+        return slot
+
+    def _take_from(self, copy: Copy) -> int:
+        """Take an idle copy's slot, which is still full of it."""
+        slot = None if copy.users else self._books.unseat(copy)
+        if slot is None:
+            raise Internal(f"adapter {copy.adapter!r}", "has no idle slot to take")
+        metrics.VACATED.inc()
+        log.info("slot_vacated", adapter=copy.adapter, revision=copy.revision, slot=slot, tier=self._books.tier(copy))
+        return slot
+
+    def _refuse_host(self, copy: Copy, packed: Packed) -> None:
+        subject, budget = f"adapter {copy.adapter!r}", self._books.host.ledger.budget
+        if packed.nbytes > budget:
+            raise CapacityExceeded(subject, f"needs {packed.nbytes} bytes of {budget}; raise hostMemory")
+        raise Overloaded(
+            subject, "finds host memory full of wanted adapters; raise hostMemory", retry_after_s=FULL_RETRY_S
+        )
+
+    async def _packed(self, copy: Copy) -> Packed:
+        """The packed adapter, from the host tier or by way of the disk tier.
+
+        Unless Disk is the goal it stays in host memory where it fits; only pinned memory needs a copy for that.
+        """
+        packed = self._books.host.get(copy.key)
+        if packed is None:
+            load = self._copy if self._books.disk.holds(copy.source) else self._fetch
+            packed = await load(lambda: self._loader.load(copy.source))
+            if copy.goal.warmth >= Tier.HOST.warmth:
+                packed = await self._keep(copy, packed)
+        copy.revision, copy.rank = packed.revision, packed.rank
+        return packed
+
+    async def _keep(self, copy: Copy, packed: Packed) -> Packed:
+        """Put an adapter into the host tier where it fits."""
+        host = self._books.host
+        if host.pinned and packed.nbytes <= host.ledger.budget:
+            mapped = packed
+            packed = await self._copy(lambda: replace(mapped, run=mapped.run.pin_memory()))
+        self._books.evicted(host.put(copy.key, packed) or ())
+        return packed
+
+    async def _to_device(self, copy: Copy, packed: Packed) -> None:
+        taken = await self._table.take(copy)
+        slot = self._take_from(taken) if isinstance(taken, Copy) else taken
+        try:
+            await self._copy(lambda: self._memory.load(slot, packed))
+        except Exception:  # of any kind: half an adapter must not stay in a slot
+            await self._copy(lambda: self._memory.clear(slot))
+            self._table.give_back(slot)
+            raise
+        self._books.seat(copy, slot)
+
+    @contextmanager
+    def _pinned(self, copy: Copy) -> Iterator[None]:
+        """Keep a copy's files and weights from eviction."""
+        self._books.host.ledger.use(copy.key)
+        try:
+            with self._books.disk.using(copy.source):
+                yield
+        finally:
+            self._books.host.ledger.release(copy.key)
+
+    async def _copy(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._copying, self._gentle.run, work)
+
+    async def _fetch(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._fetching, work)

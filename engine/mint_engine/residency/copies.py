@@ -1,0 +1,76 @@
+"""One adapter from one source on this engine: its slot, its users, and how its last load went."""
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+from mint_contracts.backoff import delay_s
+from mint_contracts.errors import MintError
+from mint_contracts.records import Failure, Tier
+from mint_contracts.source import Source
+from mint_engine.residency.host import Key
+
+FIRST_RETRY_S = 0.5
+LONGEST_RETRY_S = 60.0
+FORGET_S = 5.0  # how long a request's failed load answers the requests after it
+
+
+@dataclass(eq=False)
+class Copy:
+    """Mutable state; only the event loop's thread touches it."""
+
+    adapter: str
+    source: Source
+    revision: str = ""  # empty until the files were read
+    rank: int = 0
+    slot: int | None = None
+    users: int = 0
+    used: int = 0
+    for_wave: bool = False
+    told: bool = False  # the catalog has its adapter here, by the last request's word
+    goal: Tier = Tier.REMOTE  # what the running load is for
+    load: "asyncio.Task[MintError | None] | None" = None
+    error: MintError | None = None
+    attempts: int = 0
+    retry_at: float = 0.0
+
+    @property
+    def key(self) -> Key:
+        """What names a copy."""
+        return self.adapter, self.source
+
+    @property
+    def failure(self) -> Failure | None:
+        """The last load's error as the map tells it."""
+        if self.error is None:
+            return None
+        return Failure(reason=self.error.reason, message=str(self.error), terminal=self.error.terminal)
+
+    def blocked(self, now: float) -> bool:
+        """The last load failed and it is not yet time to try again."""
+        return self.error is not None and now < self.retry_at
+
+    def failed(self, error: MintError, now: float, *, wanted: bool) -> None:
+        """Remember a failed load. A wave's terminal one is never tried again: its source would have to change."""
+        self.error = error
+        self.attempts += 1
+        if error.terminal:
+            self.retry_at = math.inf if wanted else now + FORGET_S
+        else:
+            wait = delay_s(self.attempts, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S if wanted else FORGET_S)
+            self.retry_at = now + max(wait, error.retry_after_s or 0.0)
+
+    def recovered(self) -> None:
+        """The last load worked."""
+        self.error, self.attempts, self.retry_at = None, 0, 0.0
+
+    def refusal(self, now: float) -> MintError | None:
+        """The remembered error, fresh to raise and with the time to come back, while it is remembered."""
+        if self.error is None or not self.blocked(now):
+            return None
+        return again(self.error, None if self.error.terminal else self.retry_at - now)
+
+
+def again(error: MintError, retry_after_s: float | None) -> MintError:
+    """A new instance of an error, so that several requests can each raise their own."""
+    return type(error)(error.subject, error.message, retry_after_s=retry_after_s)

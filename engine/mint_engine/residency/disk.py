@@ -1,0 +1,138 @@
+"""The disk tier: packed adapters in the cache folder, one file a source, within a budget; they outlive a restart.
+
+A file is named by its source's hash and by the identity of what the source held (see `Loader`), so a source that has
+changed is never mistaken for the one that was packed. Nobody waits until the disk has it: what a crash of the machine
+leaves of one is found by its size or its digest when it is opened again (see `Opener`), and its source still has it.
+"""
+
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from mint_contracts.errors import CapacityExceeded, Overloaded
+from mint_contracts.source import Source
+from mint_engine.residency.ledger import Ledger
+from mint_engine.sources.copying import folder_name
+from mint_engine.sources.storage import subject_of
+
+_FILE = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})\.mint")
+_PARTIAL = ".partial-"
+
+Write = Callable[[BinaryIO, Callable[[int], None]], None]
+
+
+class DiskTier:
+    """Files complete or absent. Methods may run in any thread."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self.ledger: Ledger[str] = Ledger(budget)  # by the source's hash
+        self._folder = folder
+        self._paths: dict[str, Path] = {}
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._recover()
+
+    def _recover(self) -> None:
+        """Enter what an earlier process left complete, the newest of each source; sweep the rest."""
+        for path in sorted(self._folder.iterdir(), key=lambda each: each.stat().st_mtime_ns):
+            name = _FILE.fullmatch(path.name)
+            if name is None or not path.is_file():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                continue
+            self._remove(name[1])
+            self._paths[name[1]] = path
+            if not self._enter(name[1], path.stat().st_size):
+                self._remove(name[1])
+
+    def holds(self, source: Source) -> bool:
+        """A packed file of that source is here; whether the source has changed since is not asked."""
+        return folder_name(source) in self.ledger
+
+    def get(self, source: Source, identity: str) -> Path | None:
+        """The file of a source as it was when it had that identity (16 hex digits), if it is here."""
+        with self._lock:
+            path = self._paths.get(folder_name(source))
+        return path if path is not None and path.name.endswith(f"-{identity}.mint") else None
+
+    def keep(self, sources: frozenset[Source]) -> None:
+        """From now on the files of these sources, and of no others, are kept from eviction."""
+        self.ledger.keep(frozenset(map(folder_name, sources)))
+
+    @contextmanager
+    def using(self, source: Source) -> Iterator[None]:
+        """Keep a source's file from eviction."""
+        key = folder_name(source)
+        self.ledger.use(key)
+        try:
+            yield
+        finally:
+            self.ledger.release(key)
+
+    def store(self, source: Source, identity: str, write: Write) -> Path:
+        """Let `write(file, admit)` write a source's packed file, then show it in place of an older one.
+
+        `admit(nbytes)` makes room; it raises CapacityExceeded where the budget can never do, Overloaded where it is
+        taken by what is wanted now. Nothing remains of a file that fails, nor of the older one, which is of no use
+        any more. Call inside `using(source)`.
+        """
+        key = folder_name(source)
+        target = self._folder / f"{key}-{identity}.mint"
+        with tempfile.NamedTemporaryFile(prefix=_PARTIAL, dir=self._folder, delete=False) as file:
+            try:
+                write(cast(BinaryIO, file), lambda nbytes: self._admit(source, key, nbytes))
+                file.flush()
+                self._admit(source, key, file.tell())
+                self._publish(key, Path(file.name), target)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                with self._lock:
+                    faster = self._paths.get(key) == target  # another adapter's load of the same source
+                if not faster:
+                    self.drop(source)
+                raise
+        return target
+
+    def drop(self, source: Source) -> None:
+        """Remove a source's file, if it is here."""
+        self.ledger.remove(folder_name(source))
+        self._remove(folder_name(source))
+
+    def imbalance(self) -> str:
+        """What does not add up, or "" when all is well. Files being written are on the books before they are seen."""
+        with self._lock:
+            lost = [path.name for path in self._paths.values() if not path.is_file()]
+        return self.ledger.imbalance() or (f"lost {lost[0]}" if lost else "")
+
+    def _publish(self, key: str, partial: Path, target: Path) -> None:
+        with self._lock:
+            older = self._paths.get(key)
+            partial.rename(target)
+            self._paths[key] = target
+            if older is not None and older != target:
+                older.unlink(missing_ok=True)
+
+    def _admit(self, source: Source, key: str, nbytes: int) -> None:
+        if nbytes > self.ledger.budget:
+            raise CapacityExceeded(
+                subject_of(source), f"needs {nbytes} bytes of a disk cache of {self.ledger.budget}; raise diskCache"
+            )
+        if not self._enter(key, nbytes):
+            raise Overloaded(subject_of(source), "finds the disk cache full of wanted adapters", retry_after_s=5.0)
+
+    def _enter(self, key: str, nbytes: int) -> bool:
+        evicted = self.ledger.add(key, nbytes)
+        for each in evicted or ():
+            self._remove(each)
+        return evicted is not None
+
+    def _remove(self, key: str) -> None:
+        with self._lock:
+            path = self._paths.pop(key, None)
+            if path is not None:
+                with suppress(FileNotFoundError):
+                    path.unlink()

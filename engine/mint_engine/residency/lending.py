@@ -1,0 +1,108 @@
+"""What training needs of residency: slots by its books, and published revisions served from memory."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import msgspec
+
+from mint_contracts.names import check_adapter
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.source import Source
+from mint_engine.adapters.packed import Packed
+from mint_engine.residency.books import Books
+from mint_engine.residency.climb import Climber
+from mint_engine.residency.copies import Copy
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.slot_table import SlotTable
+
+TRAINING = "training:"  # no source has this scheme: nothing can ask for what is in such a slot
+
+Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
+
+
+class Lending:
+    """Part of one engine's residency, with its books. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        books: Books,
+        table: SlotTable,
+        climber: Climber,
+        loader: Loader,
+        spawn: Spawn,
+        on_offer: Callable[[], None],
+    ) -> None:
+        self._books, self._table, self._climber, self._loader = books, table, climber, loader
+        self._spawn, self._on_offer = spawn, on_offer
+        self.offered: dict[str, Assignment] = {}
+
+    async def reserve(self, adapter: str) -> int:
+        """An empty slot, until it is released nobody else's. Raises Overloaded where none is free in time."""
+        slot: int = await self._whole(self._take(adapter))
+        return slot
+
+    async def release(self, slot: int) -> None:
+        """Clear a reserved slot and give it back."""
+        await self._whole(self._give_back(slot))
+
+    async def read(self, adapter: str) -> Packed:
+        """The revision that a request for the adapter would get now. Raises what loading it raises."""
+        source = self._books.for_request(check_adapter(adapter)).source
+
+        def load() -> Packed:
+            with self._loader.disk.using(source):
+                return self._loader.load(source)
+
+        return await asyncio.to_thread(load)
+
+    def offer(self, adapter: str, source: Source, packed: Packed) -> None:
+        """Serve a revision that lies at `source` by now to new requests: from host memory, where it fits."""
+        self.offered[adapter] = Assignment(adapter, source, Tier.DISK)
+        copy = self._books.copy_of((adapter, source))
+        copy.revision, copy.rank = packed.revision, packed.rank
+        self._books.evicted(self._books.host.put(copy.key, packed) or ())
+        self._books.changed(copy)
+        self._on_offer()
+
+    def withdraw(self, adapter: str) -> None:
+        """From now on the map alone says what new requests get."""
+        if self.offered.pop(adapter, None) is not None:
+            self._on_offer()
+
+    async def _whole(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """To its end, even if nobody waits for it any more: the books must know whose each slot is."""
+        task = self._spawn(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            if not task.cancelled() and task.exception() is None and task.result() is not None:
+                await self._spawn(self._give_back(task.result()))
+            raise
+
+    async def _take(self, adapter: str) -> int:
+        key = adapter, Source(TRAINING + adapter)
+        taken = await self._table.take(Copy(*key))
+        slot = await self._climber.vacate(taken) if isinstance(taken, Copy) else taken
+        copy = self._books.copy_of(key)
+        copy.users += 1
+        self._books.seat(copy, slot)
+        return slot
+
+    async def _give_back(self, slot: int) -> None:
+        copy = self._books.in_slots[slot]
+        copy.users -= 1
+        self._table.give_back(await self._climber.vacate(copy))
+
+
+def with_offered(wanted: Mapping[str, Assignment], offered: Mapping[str, Assignment]) -> dict[str, Assignment]:
+    """What is to be held: what waves want, of adapters in training the newest revision.
+
+    The map tells of a revision only after the engine that has published it.
+    """
+    merged = dict(wanted)
+    for adapter, own in offered.items():
+        told = wanted.get(adapter)
+        merged[adapter] = own if told is None else msgspec.structs.replace(told, source=own.source)
+    return merged

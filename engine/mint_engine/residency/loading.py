@@ -1,0 +1,89 @@
+"""Bringing one adapter from its source to this machine's disk, packed, and mapping it; blocks its thread."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+from weakref import WeakSet
+
+import structlog
+import torch
+
+from mint_contracts.errors import CorruptFile, SourceUnavailable
+from mint_contracts.source import Source, locate
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.check import Fit, check_packed
+from mint_engine.adapters.mapped import Opener
+from mint_engine.adapters.packed import Header, Packed, fingerprint
+from mint_engine.adapters.read import read_adapter
+from mint_engine.residency.disk import DiskTier
+from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
+from mint_engine.sources.local import state_of
+from mint_engine.sources.retry import retrying
+from mint_engine.sources.storage import folder_of, subject_of
+
+log = structlog.get_logger(__name__)
+
+
+class Loader:
+    """Knows the base that adapters must fit, and the disk tier. Its methods may run in several threads at once."""
+
+    def __init__(self, disk: DiskTier, fit: Fit, dtype: torch.dtype) -> None:
+        self.disk = disk
+        self._fit = fit
+        self._dtype = dtype
+        self._base = f"{dtype} {fingerprint(fit.modules)} {packed_file.VERSION}"
+        self._opener = Opener()
+        self._fitting: WeakSet[Header] = WeakSet()  # headers that were checked against the base
+
+    def load(self, source: Source) -> Packed:
+        """The packed adapter of a source, from the disk tier; first brought there, if it is not there or has changed.
+
+        Call inside `disk.using(source)`. Transient errors are tried again a few times. Raises every error of `read`,
+        Source*, Overloaded, CapacityExceeded.
+        """
+        path = self.disk.get(source, self._identity(source))
+        if path is not None:
+            try:
+                return self._open(path, source)
+            except (CorruptFile, FileNotFoundError) as error:
+                log.warning("cached_adapter_broken", source=source.uri, error=str(error))
+                self.disk.drop(source)
+        path = retrying(lambda: self._ingest(source))
+        try:
+            return self._open(path, source)
+        except FileNotFoundError:  # another load of this source found other content, and replaced the file
+            raise SourceUnavailable(subject_of(source), "changed while it was loaded; retrying") from None
+
+    def _open(self, path: Path, source: Source) -> Packed:
+        subject = subject_of(source)
+        packed = self._opener.open(path, subject)
+        if packed.header not in self._fitting:
+            check_packed(packed.header, self._fit, subject)
+            self._fitting.add(packed.header)
+        return packed
+
+    def _ingest(self, source: Source) -> Path:
+        """Read, check and lay out what the source holds, and write it to the disk tier; its file."""
+        identity = self._identity(source)
+
+        def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
+            packed = read_adapter(folder_of(source), self._fit, self._dtype, admit)
+            if self._identity(source) != identity:
+                raise SourceUnavailable(subject_of(source), "changed while it was read; retrying")
+            packed_file.write(packed, file)
+
+        path = self.disk.store(source, identity, write)
+        self._opener.trust(path)
+        return path
+
+    def _identity(self, source: Source) -> str:
+        """What tells this content of a source, packed for this base, from another: 16 hex digits.
+
+        A local source's files are looked at. A remote one is taken to be what its URI and revision name, for good.
+        """
+        told = hashlib.sha256(self._base.encode())
+        location = locate(source)
+        if location.scheme in {"file", "pvc"}:
+            told.update(state_of(location, (CONFIG, WEIGHTS, PACKED), subject_of(source)))
+        return told.hexdigest()[:16]

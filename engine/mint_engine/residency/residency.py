@@ -1,0 +1,254 @@
+"""Which adapters are where on this engine: Remote, Disk, Host, Device; on demand and as the map asks.
+
+Level-based: a keeper compares what waves want with what there is, for the adapters of which either has changed, and
+takes the next steps that `decide` names. All state belongs to the event loop;
+blocking work runs on a few worker threads.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+
+from mint_contracts import records
+from mint_contracts.errors import Internal, MintError, Overloaded
+from mint_contracts.names import check_asked
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.source import Source
+from mint_engine.residency import metrics
+from mint_engine.residency.audit import find_imbalance
+from mint_engine.residency.books import Books
+from mint_engine.residency.climb import Climber, SlotMemory
+from mint_engine.residency.copies import Copy, again
+from mint_engine.residency.decide import decide
+from mint_engine.residency.holding import AdapterStatus, Held
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.lending import Lending, with_offered
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.slot_table import SlotTable
+from mint_engine.residency.wanting import Queue
+
+WORKERS = 4  # loads for waves at once, and threads that wait for storage
+LOADS_WAITING = 256
+SLOT_WAIT_S = 10.0
+CLOSE_S = 5.0
+AUDIT_S = 5.0  # at most so often, however often the engine falls idle
+
+log = structlog.get_logger(__name__)
+
+
+class Residency:
+    """The `Holder` of one engine. `on_change` is called whenever what it holds, or failed to hold, has changed."""
+
+    def __init__(
+        self,
+        memory: SlotMemory,
+        loader: Loader,
+        host: HostTier,
+        *,
+        store: Source | None = None,
+        workers: int = WORKERS,
+        loads_waiting: int = LOADS_WAITING,
+        slot_wait_s: float = SLOT_WAIT_S,
+    ) -> None:
+        self.books = Books(host, loader.disk, store)
+        self.slots = SlotTable(self.books, memory.count, slot_wait_s)
+        self._memory = memory
+        self._climber = Climber(self.books, self.slots, memory, loader, workers)
+        self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
+        self._wanted: dict[str, Assignment] = {}
+        self._workers, self._loads_waiting = workers, loads_waiting
+        self._queue = Queue()
+        self._audit_at = 0.0
+        self._wake = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._load_s = 0.1  # recent seconds a load, smoothed
+        self.on_change: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Begin to keep what waves want."""
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """Stop loading; what runs is waited for within a bound. Slots stay as they are."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
+        self._climber.close()
+
+    def want(self, assignments: Iterable[Assignment]) -> None:
+        """From now on hold these, each in its tier or warmer, and let go of what waves wanted before."""
+        self._wanted = {each.adapter: each for each in assignments}
+        self._want_anew()
+
+    @asynccontextmanager
+    async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Held]:
+        """Pin the adapter's current revision in a slot until exit, loading it first if it is cold (see `Holder`)."""
+        copy = self.books.for_request(check_asked(adapter), source)
+        copy.users += 1
+        try:
+            slot = await self._in_slot(copy)
+            self.books.serving += 1
+            try:
+                yield Held(slot=slot, revision=copy.revision)
+            finally:
+                self.books.serving -= 1
+        finally:
+            copy.users -= 1
+            copy.used = self.books.tick()
+            if copy.users == 0:
+                self.books.changed(copy)
+                self.slots.moved()
+                self._wake.set()
+
+    def states(self) -> list[AdapterStatus]:
+        """Every copy that this engine holds or failed to hold, sorted by adapter."""
+        return self.books.states()
+
+    def report(self) -> dict[str, records.Held]:
+        """What the map must know, by adapter."""
+        return self.books.report()
+
+    def check(self) -> None:
+        """Raise Internal unless the books balance: slots, references and bytes."""
+        if problem := self._imbalance():
+            raise Internal("residency", problem)
+
+    async def _keep(self) -> None:
+        while True:
+            self._wake.clear()
+            self.books.settle()
+            self._step()
+            self.on_change()
+            self._audit()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.books.next_retry_s()):
+                    await self._wake.wait()
+
+    def _step(self) -> None:
+        """Start what `decide` names for the adapters that are due, and for those that waited for room to load."""
+        busy = sum(self.books.wanted(copy) for copy in self.books.loading)
+        names, self.books.due = self.books.due, set()
+        names |= self._queue.first(self._workers - busy)
+        views, wants = self.books.picture(names)
+        actions = decide(views, wants, self.books.store, room=self._workers - busy)
+        for key, tier in actions.load:
+            self._start(self.books.copy_of(key), tier)
+        for name in actions.wait:
+            self._queue.add(name, wants[name].residency)
+        for key in actions.vacate:
+            self._spawn(self._free(self.books.copies[key]))
+        for key in actions.drop:
+            self.books.host.drop(key)
+            self.books.evicted([key])
+            self._wake.set()
+        if self._queue and busy + len(actions.load) < self._workers:
+            self._wake.set()
+
+    def _audit(self) -> None:
+        """While nothing goes on, look whether the books balance; a defect is told, and serving goes on."""
+        now = time.monotonic()
+        if self._tasks or now < self._audit_at:
+            return
+        self._audit_at = now + AUDIT_S
+        problem = self._imbalance()
+        metrics.BALANCED.set(not problem)
+        if problem:
+            log.error("books_do_not_balance", part="residency", problem=problem)
+
+    def _imbalance(self) -> str:
+        return find_imbalance(self.books, self.slots.free, self.slots.count, self._memory, busy=bool(self._tasks))
+
+    async def _free(self, copy: Copy) -> None:
+        if copy.slot is not None and copy.users == 0:
+            self.slots.give_back(await self._climber.vacate(copy))
+            self._changed()
+
+    async def _in_slot(self, copy: Copy) -> int:
+        """The copy's slot, once it has one. Raises what its load raises."""
+        while copy.slot is None:
+            refusal = copy.refusal(time.monotonic())
+            if refusal is not None:
+                raise self.books.for_client(copy, refusal)
+            load = copy.load
+            if load is None:
+                self._admit(copy)
+                load = self._start(copy, Tier.DEVICE)
+            copy.goal = Tier.DEVICE
+            error = await asyncio.shield(load)
+            if error is not None and copy.slot is None:
+                raise self.books.for_client(copy, again(error, error.retry_after_s))
+        return copy.slot
+
+    def _admit(self, copy: Copy) -> None:
+        loading = len(self.books.loading)
+        if loading >= self._loads_waiting:
+            raise Overloaded(
+                f"adapter {copy.adapter!r}",
+                f"can not be loaded now: {loading} others are loading or waiting; come back later",
+                retry_after_s=max(0.1, loading * self._load_s / self._workers),
+            )
+
+    def _start(self, copy: Copy, goal: Tier) -> "asyncio.Task[MintError | None]":
+        copy.goal = goal
+        copy.load = self._spawn(self._load(copy))
+        self.books.loading.add(copy)
+        self.books.changed(copy)
+        return copy.load
+
+    async def _load(self, copy: Copy) -> MintError | None:
+        """Run one load to its end; its error, if it failed. Never raises: everyone who waits gets the same answer."""
+        began, error = time.monotonic(), None
+        try:
+            await self._climber.climb(copy)
+        except MintError as failed:
+            error = failed
+        except Exception as defect:  # whatever is wrong with one adapter, the engine goes on serving
+            log.exception("load_defect", adapter=copy.adapter, source=copy.source.uri)
+            error = Internal(
+                f"adapter {copy.adapter!r}", f"could not be loaded ({type(defect).__name__}); see the log"
+            )
+        finally:
+            copy.load = None
+            self.books.loading.discard(copy)
+            self.books.changed(copy)
+        seconds = time.monotonic() - began
+        self._load_s += 0.2 * (seconds - self._load_s)
+        metrics.LOADS.labels("loaded" if error is None else error.reason).inc()
+        metrics.LOAD_SECONDS.observe(seconds)
+        told = log.bind(adapter=copy.adapter, source=copy.source.uri, seconds=round(seconds, 4))
+        if error is None:
+            copy.recovered()
+            told.info("loaded", revision=copy.revision, tier=self.books.tier(copy), slot=copy.slot, rank=copy.rank)
+        else:
+            self.books.failed(copy, error)
+            told.warning("load_failed", reason=error.reason, error=str(error), terminal=error.terminal)
+        self._changed()
+        return error
+
+    def _want_anew(self) -> None:
+        self.books.set_wants(with_offered(self._wanted, self.lending.offered))
+        self._changed()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _changed(self) -> None:
+        self.books.settle()
+        metrics.SLOTS_USED.set(self.slots.used)
+        metrics.HOST_BYTES.set(self.books.host.ledger.used)
+        metrics.DISK_BYTES.set(self.books.disk.ledger.used)
+        self._wake.set()
+        self.on_change()

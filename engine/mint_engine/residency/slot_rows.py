@@ -1,0 +1,95 @@
+"""The memory of slots: a row each, that holds a copy of one run or, on a CPU, the very pages of its packed file.
+
+A CPU computes from the page cache as well as from any other memory, so a packed file need not be copied: it takes its
+place in the row, header and all, and leaves it without anything being zeroed. Rows too short for large pages, runs
+that are in no file, and other devices get copies.
+
+Letters in shapes: S slots, W elements of a row.
+"""
+
+import numpy as np
+import torch
+
+from mint_contracts.errors import SourceUnavailable
+from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.packed_file import MAX_HEAD_BYTES
+from mint_engine.model.device import zeros
+from mint_engine.residency.remapping import HUGE, PAGE, put_file, put_zeros, reserve
+
+
+class SlotRows:
+    """Rows of `width` elements at least. Its methods run on any thread, but only on a row that nobody reads."""
+
+    def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._remaps = device.type == "cpu" and width * dtype.itemsize >= HUGE and count > 0
+        if self._remaps:
+            row_bytes = -(-(MAX_HEAD_BYTES + width * dtype.itemsize) // HUGE) * HUGE
+            self.memory = torch.from_numpy(reserve(count * row_bytes)).view(dtype).view(count, -1)  # [S, W]
+        else:
+            self.memory = zeros((count, width), dtype, device)  # [S, W]
+        self.filled = [0] * count  # elements of each row that are, or may be, its tenant's
+        self._file_bytes = [0] * count  # what of each row is a file's
+
+    def load(self, slot: int, packed: Packed) -> int:
+        """Put a packed adapter in place of whatever is in a row; returns the element at which its run begins.
+
+        Raises SourceUnavailable where its file can not be read any more; the row is to be cleared then.
+        """
+        if self._remaps and packed.file is not None:
+            with packed.file.open() as descriptor:
+                if descriptor is not None and self._put_file(slot, descriptor, packed):
+                    return packed.header.head_bytes // self.memory.itemsize
+        self._copy(slot, packed.run)
+        return 0
+
+    def clear(self, slot: int) -> None:
+        """Zero all that is in a row; on a CPU its memory is given back."""
+        if self._remaps:
+            put_zeros(self._address(slot), self.filled[slot] * self.memory.itemsize)
+        else:
+            _zero(self.memory[slot, : self.filled[slot]])
+        self.filled[slot] = self._file_bytes[slot] = 0
+
+    def _put_file(self, slot: int, descriptor: int, packed: Packed) -> bool:
+        """Map the whole file to the row's beginning. False, with zeros in the row, where files can not be mapped."""
+        size, before = packed.header.file_bytes, self.filled[slot]
+        self.filled[slot] = max(before, size // self.memory.itemsize)  # until the rest is zero
+        self._file_bytes[slot] = size
+        address, rest = self._address(slot), -(-size // PAGE) * PAGE
+        try:
+            mapped = put_file(address, descriptor, size)
+        except OSError as error:
+            told = f"could not be read from this engine's disk ({error.strerror}); retrying"
+            raise SourceUnavailable(f"revision {packed.revision}", told) from error
+        put_zeros(address + rest, before * self.memory.itemsize - rest)
+        self.filled[slot] = size // self.memory.itemsize if mapped else 0
+        self._file_bytes[slot] = size if mapped else 0
+        return mapped
+
+    def _copy(self, slot: int, run: torch.Tensor) -> None:
+        if self._file_bytes[slot]:  # a copy would go to private copies of the file's pages, one fault a page
+            self.clear(slot)
+        count, before = run.numel(), self.filled[slot]
+        self.filled[slot] = max(count, before)  # until the copy has ended
+        row = self.memory[slot]
+        _copy(row[:count], run)
+        _zero(row[count:before])
+        self.filled[slot] = count
+
+    def _address(self, slot: int) -> int:
+        return self.memory[slot].data_ptr()
+
+
+def _copy(into: torch.Tensor, run: torch.Tensor) -> None:
+    """Copy a run. On CPU by one thread, with no lock held: the others go on with the step that is running."""
+    if into.device.type == "cpu":
+        np.copyto(into.view(torch.uint8).numpy(), run.view(torch.uint8).numpy())
+    else:
+        into.copy_(run, non_blocking=True)
+
+
+def _zero(row: torch.Tensor) -> None:
+    if row.device.type == "cpu":
+        row.view(torch.uint8).numpy().fill(0)
+    else:
+        row.zero_()

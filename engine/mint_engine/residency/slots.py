@@ -1,0 +1,156 @@
+"""Fixed places for adapters: a slot is one row of memory, in which one revision's weights lie packed.
+
+Packed means as `packed` has it: for each module that the adapter targets A [r, in] and then B transposed [r, out],
+without gaps. Small tables tell where in its row each slot's part of each module begins, so that adapters of any ranks
+and targets live side by side, none is padded, and to load one is to put one run into place (see `slot_rows`).
+
+Letters in shapes: S slots, M modules, W elements of a slot, P parts of one adapter, R the largest rank.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from mint_contracts.errors import ShapeMismatch
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.check import Fit, check_packed
+from mint_engine.adapters.packed import Layout, Packed
+from mint_engine.residency.slot_rows import SlotRows
+
+NO_SLOT = -1  # the bare base
+ABSENT = -1  # the place of a module that an adapter leaves alone
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What one layout writes into a slot's column of the tables."""
+
+    modules: np.ndarray[tuple[int], np.dtype[np.int64]]  # [P]
+    ranks: np.ndarray[tuple[int], np.dtype[np.int32]]  # [M]
+    places: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]]  # [M], by where in the row the run begins
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The tables of `Slots` as arrays that share their memory: writing a column of them is one call."""
+
+    places: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    ranks: np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+    scalings: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+class Slots:
+    """The slots of one engine.
+
+    `load` and `clear` run on any thread, but only on a slot that no running request refers to: a step reads
+    nothing but the slots of its own rows, so it can never see half of an adapter. Who calls them sees to that.
+    What lies in a row beyond its tenant is zero, always.
+    """
+
+    def __init__(
+        self, modules: Mapping[str, Module], count: int, max_rank: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.modules = dict(modules)
+        self._fit = Fit(self.modules, max_rank)
+        self._columns: WeakKeyDictionary[Layout, _Columns] = WeakKeyDictionary()
+        self.count = count
+        self.max_rank = max_rank
+        self.dtype = dtype
+        self.device = device
+        self.index = {path: at for at, path in enumerate(self.modules)}
+        self.shapes = [(module.in_features, module.out_features) for module in self.modules.values()]
+        self.experts = [max(module.experts, 1) for module in self.modules.values()]
+        per_rank = sum(many * sum(shape) for many, shape in zip(self.experts, self.shapes, strict=True))
+        self._widest = max_rank * per_rank
+        self._rows = SlotRows(count, self._widest, dtype, device)
+        self.memory = self._rows.memory  # [S, W]
+        # Always in host memory: steps are planned there.
+        self.places = torch.full((len(self.shapes), count), ABSENT, dtype=torch.int64)  # [M, S], in elements
+        self.ranks = torch.zeros((len(self.shapes), count), dtype=torch.int32)  # [M, S]
+        self.scalings = torch.zeros((len(self.shapes), count), dtype=torch.float32)  # [M, S]
+        self._tables = _Tables(self.places.numpy(), self.ranks.numpy(), self.scalings.numpy())
+        self.filled = self._rows.filled  # elements of each row up to its tenant's end
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that all slots can hold on the device."""
+        return self.count * self._widest * self.dtype.itemsize
+
+    def part(self, module: int, slot: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A [r, in] and B transposed [r, out] of a slot's tenant, where they lie; None where it leaves that alone.
+
+        Of E stacked experts they have E times as many rows, one expert's after another's.
+        """
+        place, rank = int(self.places[module, slot]), int(self.ranks[module, slot]) * self.experts[module]
+        if place == ABSENT:
+            return None
+        wide, high = self.shapes[module]
+        row, middle = self.memory[slot], place + rank * wide
+        return row[place:middle].view(rank, wide), row[middle : middle + rank * high].view(rank, high)
+
+    def load(self, slot: int, packed: Packed) -> None:
+        """Put one revision into `slot`, in place of whatever was there.
+
+        Raises UnknownTargetModules, RankTooLarge or ShapeMismatch before anything is changed, and SourceUnavailable
+        where its file can not be read: clear the slot then.
+        """
+        columns = self._columns_of(packed)
+        scalings = np.zeros(len(self.shapes), dtype=np.float32)
+        scalings[columns.modules] = packed.header.scalings
+        self._forget(slot)
+        start = self._rows.load(slot, packed)
+        self._tables.places[:, slot] = self._places_from(start, columns, packed.header.layout)
+        self._tables.ranks[:, slot] = columns.ranks
+        self._tables.scalings[:, slot] = scalings
+        self._settle()
+
+    def clear(self, slot: int) -> None:
+        """Leave nothing of the slot's tenant."""
+        self._forget(slot)
+        self._rows.clear(slot)
+        self._settle()
+
+    def is_empty(self, slot: int) -> bool:
+        """Nothing of any tenant is left in a slot, by its tables."""
+        return self.filled[slot] == 0 and bool((self._tables.places[:, slot] == ABSENT).all())
+
+    def _forget(self, slot: int) -> None:
+        self._tables.places[:, slot] = ABSENT
+        self._tables.ranks[:, slot] = 0
+        self._tables.scalings[:, slot] = 0.0
+
+    def _columns_of(self, packed: Packed) -> _Columns:
+        """What a layout writes into the tables; checked and computed once for all adapters that have it."""
+        layout, subject = packed.header.layout, f"revision {packed.revision}"
+        if packed.run.dtype != self.dtype or packed.run.numel() != layout.elements:
+            raise ShapeMismatch(subject, f"is {packed.run.numel()} of {packed.run.dtype}, for {self.dtype} slots")
+        columns = self._columns.get(layout)
+        if columns is None:
+            check_packed(packed.header, self._fit, subject)
+            columns = self._columns[layout] = self._lay_columns(layout)
+        return columns
+
+    def _lay_columns(self, layout: Layout) -> _Columns:
+        modules = np.array([self.index[place.path] for place in layout.places], dtype=np.int64)
+        ranks = np.zeros(len(self.shapes), dtype=np.int32)
+        ranks[modules] = [place.rank for place in layout.places]
+        return _Columns(modules, ranks, places={})
+
+    def _places_from(
+        self, start: int, columns: _Columns, layout: Layout
+    ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Places of a run that begins at element `start`: few starts occur, and a load must not wait for numpy."""
+        places = columns.places.get(start)
+        if places is None:
+            places = np.full(len(self.shapes), ABSENT, dtype=np.int64)
+            places[columns.modules] = [start + place.offset for place in layout.places]
+            columns.places[start] = places
+        return places
+
+    def _settle(self) -> None:
+        """Wait until the device has the copies: a step may follow on another stream."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()

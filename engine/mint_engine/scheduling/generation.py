@@ -1,0 +1,190 @@
+"""One step of the engine: schedule, compute, choose, and say what came of it. No threads here."""
+
+import structlog
+import torch
+
+from mint_contracts.errors import Internal, InvalidRequest, MintError
+from mint_engine import metrics
+from mint_engine.model.forward import Forward
+from mint_engine.model.paged import Span
+from mint_engine.requests.pieces import choose_decoder
+from mint_engine.requests.sampling import choose_tokens, score_tokens
+from mint_engine.requests.text import TextStream
+from mint_engine.scheduling.pages import Pages, pages_for
+from mint_engine.scheduling.prefix import extend_keys
+from mint_engine.scheduling.request import (
+    Done,
+    Event,
+    Failed,
+    PromptScored,
+    Request,
+    Scored,
+    Sequence,
+    Sink,
+    State,
+    Tokens,
+)
+from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
+
+Outcome = tuple[Sequence, Event]  # what is to be told to whom
+Row = tuple[Sequence, int]  # whose next token is chosen from which row of the logits
+
+_log = structlog.get_logger(__name__)
+
+
+class Generation:
+    """Requests in, events out, a step at a time. Owned by the step thread."""
+
+    def __init__(self, forward: Forward, limits: Limits) -> None:
+        self._forward = forward
+        self._eos = forward.base.eos
+        self._decoder = choose_decoder(forward.base.tokenizer)
+        self.scheduler = Scheduler(limits, Pages(forward.cache.pages))
+
+    @property
+    def compute(self) -> str:
+        """What computes, see `Forward.compute`."""
+        return self._forward.compute
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return self.scheduler.busy
+
+    def begin(self, request: Request, sink: Sink, leader: Sequence | None = None) -> Sequence:
+        """A sequence for `request`, to be queued with `scheduler.add`; any thread may call this.
+
+        `leader` is a sibling of the same prompt that comes first. Raises InvalidRequest for one that never fits.
+        """
+        pages, total = pages_for(request.most_tokens), self.scheduler.pages.total
+        if pages > total:
+            raise InvalidRequest("prompt", f"can grow to {pages} pages of the KV cache, which has {total}")
+        text = TextStream(self._decoder(request.prompt), request.sampling.stop)
+        sequence = Sequence(request, sink, text, leader)
+        if request.reuses:
+            extend_keys(sequence.keys, request.revision, request.prompt)
+        return sequence
+
+    def step(self) -> list[Outcome]:
+        """Compute one step and return the events to post. A defect fails the requests of this step alone."""
+        # Rows of one adapter lie together, so that its weights are read once.
+        shares = sorted(self.scheduler.next_step(), key=lambda share: share.sequence.request.slot)
+        if not shares:
+            return []
+        try:
+            self._wipe()
+            metrics.STEP_ADAPTERS.observe(len({share.sequence.request.slot for share in shares}))
+            logits, ends = self._compute(shares)
+            outcomes, rows = self._advance(shares, logits, ends)
+            return outcomes + self._choose(rows, logits)
+        except Exception as error:  # noqa: BLE001 - the step loop must outlive any defect in a step
+            metrics.STEP_FAILURES.inc()
+            _log.exception("step_failed", requests=len(shares))
+            return self.fail([share.sequence for share in shares], Internal("engine", f"a step failed: {error}"))
+
+    def fail(self, sequences: list[Sequence], error: MintError) -> list[Outcome]:
+        """End requests with an error, those of them that have not ended."""
+        live = [each for each in sequences if each.state is not State.ENDED]
+        for sequence in live:
+            self.scheduler.remove(sequence)
+        return [(sequence, Failed(error)) for sequence in live]
+
+    def _wipe(self) -> None:
+        if self.scheduler.unwiped:
+            self._forward.cache.wipe(self.scheduler.unwiped)
+            self.scheduler.unwiped.clear()
+
+    def _compute(self, shares: list[Share]) -> tuple[torch.Tensor, list[int]]:
+        """Logits of all rows that are needed, and where each share's end among them."""
+        tokens: list[int] = []
+        spans: list[Span] = []
+        keep: list[int] = []
+        ends: list[int] = []
+        for share in shares:
+            sequence, length, row = share.sequence, share.length, len(tokens)
+            start = sequence.computed
+            spans.append(Span(row, length, start, sequence.pages, sequence.request.slot))
+            tokens += sequence.tokens[start : start + length]
+            if sequence.must_score:
+                keep += range(row, row + length)
+            elif share.samples:
+                keep.append(row + length - 1)
+            ends.append(len(keep))
+        return self._forward.run(tokens, spans, keep), ends
+
+    def _advance(self, shares: list[Share], logits: torch.Tensor, ends: list[int]) -> tuple[list[Outcome], list[Row]]:
+        """Note what is computed; returns finished prompts' scores, and the rows to choose tokens from."""
+        outcomes: list[Outcome] = []
+        rows: list[Row] = []
+        start = 0
+        for share, end in zip(shares, ends, strict=True):
+            sequence = share.sequence
+            if sequence.must_score:
+                outcomes += _score_prompt(share, logits[start:end])
+            if share.samples:
+                rows.append((sequence, end - 1))
+            self.scheduler.computed(sequence, share.length)
+            start = end
+        return outcomes, rows
+
+    def _choose(self, rows: list[Row], logits: torch.Tensor) -> list[Outcome]:
+        """Choose a token for each row, and end the requests that reached theirs."""
+        if not rows:
+            return []
+        if len(rows) < logits.shape[0]:
+            logits = logits[[row for _, row in rows]]
+        tokens = choose_tokens(logits, [(each.request.sampling, each.completion_tokens) for each, _ in rows])
+        scores = _score_chosen(rows, tokens, logits)
+        outcomes: list[Outcome] = []
+        for at, (sequence, _) in enumerate(rows):
+            token = tokens[at]
+            if token is None:  # this request's own trouble, nobody else's
+                subject = f"adapter {sequence.request.adapter}" if sequence.request.adapter else "base model"
+                outcomes += self.fail([sequence], Internal(subject, "computes NaN or infinity for this prompt"))
+            else:
+                self._emit(sequence, token, scores.get(at, ()), outcomes)
+        return outcomes
+
+    def _emit(self, sequence: Sequence, token: int, scores: tuple[Scored, ...], outcomes: list[Outcome]) -> None:
+        sampling = sequence.request.sampling
+        sequence.tokens.append(token)
+        self.scheduler.generated(sequence)
+        text, stopped = sequence.text.push(token)
+        stopped = stopped or (token in self._eos and not sampling.ignore_eos)
+        ended = stopped or sequence.completion_tokens >= sampling.max_tokens
+        if ended:
+            text += sequence.text.finish()
+        outcomes.append((sequence, Tokens((token,), text, scores)))
+        if ended:
+            self.scheduler.remove(sequence)
+            outcomes.append((sequence, Done(stopped, sequence.completion_tokens)))
+
+
+def _score_prompt(share: Share, logits: torch.Tensor) -> list[Outcome]:
+    """Score the prompt's tokens that follow this share's rows [n, V]; tells the scores when they are complete."""
+    sequence = share.sequence
+    prompt, start = sequence.request.prompt, sequence.computed
+    following = prompt[start + 1 : start + 1 + share.length]
+    top = sequence.request.sampling.logprobs or 0
+    sequence.prompt_scores += score_tokens(logits[: len(following)], following, top)
+    if start + share.length < len(prompt):
+        return []
+    sequence.prompt_scored = True
+    return [(sequence, PromptScored(tuple(sequence.prompt_scores)))]
+
+
+def _score_chosen(rows: list[Row], tokens: list[int | None], logits: torch.Tensor) -> dict[int, tuple[Scored, ...]]:
+    """The chosen tokens' scores, by place in `rows`, of the requests that ask for them."""
+    asking = {
+        at: (token, each.request.sampling.logprobs)
+        for at, ((each, _), token) in enumerate(zip(rows, tokens, strict=True))
+        if token is not None and each.request.sampling.logprobs is not None
+    }
+    if not asking:
+        return {}
+    chosen = [token for token, _ in asking.values()]
+    found = score_tokens(logits[list(asking)], chosen, max(top or 0 for _, top in asking.values()))
+    return {
+        at: (Scored(score.token_id, score.logprob, score.top[:top]),)
+        for (at, (_, top)), score in zip(asking.items(), found, strict=True)
+    }

@@ -1,0 +1,69 @@
+"""The engine's books: references, cached pages, slots and service. Checked whenever the engine falls idle."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from mint_engine.residency.slots import NO_SLOT
+from mint_engine.scheduling.pages import PAGE_TOKENS
+from mint_engine.scheduling.prefix import PrefixCache
+from mint_engine.scheduling.request import Sequence, State
+from mint_engine.scheduling.scheduler import Scheduler
+
+
+def find_imbalance(scheduler: Scheduler) -> str:
+    """What does not add up, or "" when all is well."""
+    return next(_imbalances(scheduler), "")
+
+
+def _imbalances(scheduler: Scheduler) -> Iterator[str]:
+    if len(scheduler.running) > scheduler.limits.running:
+        yield f"{len(scheduler.running)} requests run where {scheduler.limits.running} may"
+    groups = (
+        (scheduler.running, State.RUNNING),
+        (scheduler.waiting, State.WAITING),
+        (scheduler.parked, State.PARKED),
+    )
+    for group, state in groups:
+        if any(each.state is not state for each in group):
+            yield f"a request among the {state.name.lower()} is in another state"
+    if any(each.pages for group, _ in groups[1:] for each in group):
+        yield "a request that waits owns pages"
+    yield from _pages(scheduler.prefix, scheduler.running)
+    live = scheduler.live
+    yield from _slots(live)
+    if Counter(each.request.adapter for each in live) != scheduler.fairness.active:
+        yield f"adapters that count as active are not those of the {len(live)} requests"
+
+
+def _pages(prefix: PrefixCache, running: Iterable[Sequence]) -> Iterator[str]:
+    """Every page is free, idle, or referred to by just as many sequences as it counts."""
+    owners = Counter(page for sequence in running for page in sequence.pages)
+    pages, idle = prefix.pages, prefix.idle
+    for page in range(1, pages.total + 1):
+        if owners[page] != pages.references(page):
+            yield f"page {page} of the KV cache counts {pages.references(page)} references and has {owners[page]}"
+    if len(owners) + len(idle) + pages.free != pages.total:
+        yield f"{len(owners)} pages owned, {len(idle)} idle and {pages.free} free are not {pages.total} pages"
+    for sequence in running:
+        for at, page in enumerate(sequence.pages):
+            key = prefix.key_of(page)
+            if owners[page] > 1 or key is not None:
+                if at >= len(sequence.keys) or sequence.keys[at] != key:
+                    yield f"page {page} is shared with a request that has other tokens"
+                if (at + 1) * PAGE_TOKENS > sequence.computed:
+                    yield f"page {page} is shared and still written to"
+    if found := prefix.find_imbalance():
+        yield found
+
+
+def _slots(live: Iterable[Sequence]) -> Iterator[str]:
+    """A slot holds one revision for as long as any request refers to it; the bare base has none."""
+    tenants: dict[int, tuple[str, str]] = {}
+    for each in live:
+        request = each.request
+        tenant = (request.adapter, request.revision)
+        if request.slot == NO_SLOT:
+            if request.revision:
+                yield f"a request for {request.adapter or 'the bare base'} has a revision and no slot"
+        elif tenants.setdefault(request.slot, tenant) != tenant:
+            yield f"slot {request.slot} is referred to as {tenants[request.slot]} and as {tenant}"

@@ -1,0 +1,96 @@
+"""One request's life in the engine: hold the adapter, run, and let go only when no step refers to its slot."""
+
+import asyncio
+
+import msgspec
+
+from mint_contracts.errors import MintError
+from mint_contracts.source import Source
+from mint_engine.residency.holding import Holder
+from mint_engine.residency.slots import NO_SLOT
+from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, siblings
+from mint_engine.scheduling.stepper import Stepper
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request that passed every check which needs no adapter."""
+
+    request_id: str
+    adapter: str  # "" asks the bare base
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    source: Source | None = None  # where the catalog has the adapter
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """The request has its adapter, at this revision, and is queued."""
+
+    revision: str
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What came of one of the request's completions."""
+
+    index: int
+    event: Event
+
+
+Inbox = asyncio.Queue[Begun | Told]  # bounded by the request's own max_tokens and n
+
+
+async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> None:
+    """Put Begun and the events of each completion into `inbox`; the last of each is Done or Failed.
+
+    What fails before it has begun is told of the first completion. Where one fails, the others are cancelled. A
+    cancelled life ends the request, and lasts until the step thread has let go of all of it.
+    """
+    try:
+        if not asked.adapter:
+            await _run(asked, "", NO_SLOT, stepper, inbox)
+            return
+        async with holder.hold(asked.adapter, asked.source) as held:
+            await _run(asked, held.revision, held.slot, stepper, inbox)
+    except MintError as error:
+        inbox.put_nowait(Told(0, Failed(error)))
+
+
+async def _run(asked: Asked, revision: str, slot: int, stepper: Stepper, inbox: Inbox) -> None:
+    ended = asyncio.Event()
+    left = asked.sampling.n
+    sequences: list[Sequence] = []
+
+    def sink_of(index: int) -> Sink:
+        def sink(event: Event) -> None:
+            nonlocal left
+            inbox.put_nowait(Told(index, event))
+            if isinstance(event, Failed):
+                _cancel(stepper, sequences)
+            if isinstance(event, Done | Failed):
+                left -= 1
+                if not left:
+                    ended.set()
+
+        return sink
+
+    request = Request(
+        request_id=asked.request_id,
+        prompt=asked.prompt,
+        sampling=asked.sampling,
+        adapter=asked.adapter,
+        revision=revision,
+        slot=slot,
+    )
+    sequences += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
+    inbox.put_nowait(Begun(revision))
+    try:
+        await ended.wait()
+    except asyncio.CancelledError:
+        _cancel(stepper, sequences)
+        await ended.wait()  # a step in progress may still read the slot
+        raise
+
+
+def _cancel(stepper: Stepper, sequences: list[Sequence]) -> None:
+    """End all completions; those that have ended already take no notice."""
+    while sequences:
+        stepper.cancel(sequences.pop())

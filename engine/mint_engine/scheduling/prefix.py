@@ -1,0 +1,108 @@
+"""Prefix reuse: full pages of the KV cache, found again by what they were computed from.
+
+A page's key is a chained hash over the revision and every token up to the page's end, so equal keys mean equal keys
+and values. Nothing crosses from one revision to another. The hash is cryptographic: no tenant can make a prompt that
+finds pages of tokens other than its own.
+"""
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from mint_engine.scheduling.pages import PAGE_TOKENS, Pages
+
+_DIGEST_BYTES = 16
+_KIND = "i"  # a token in the hash: a C int
+
+
+def extend_keys(keys: list[bytes], revision: str, tokens: Sequence[int]) -> None:
+    """Append, in place, the keys of the full pages of `tokens` that `keys` does not cover yet."""
+    first, last = len(keys), len(tokens) // PAGE_TOKENS
+    if first >= last:
+        return
+    former = keys[-1] if keys else hashlib.blake2b(revision.encode(), digest_size=_DIGEST_BYTES).digest()
+    content = memoryview(array(_KIND, tokens[first * PAGE_TOKENS : last * PAGE_TOKENS]).tobytes())
+    size = len(content) // (last - first)
+    for at in range(0, len(content), size):
+        former = hashlib.blake2b(former + content[at : at + size], digest_size=_DIGEST_BYTES).digest()
+        keys.append(former)
+
+
+class PrefixCache:
+    """Hands out pages, and keeps those that nobody refers to any more until their place is needed.
+
+    Idle pages go in the order in which they were last referred to, the longest ago first.
+    """
+
+    def __init__(self, pages: Pages) -> None:
+        self.pages = pages
+        self._page_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()  # all have keys
+
+    @property
+    def available(self) -> int:
+        """Pages that `take` can give: free or idle."""
+        return self.pages.free + len(self._idle)
+
+    @property
+    def idle(self) -> frozenset[int]:
+        """Pages kept for reuse that nobody refers to."""
+        return frozenset(self._idle)
+
+    def key_of(self, page: int) -> bytes | None:
+        """The key under which a page can be found; None: under none."""
+        return self._key_of.get(page)
+
+    def share(self, keys: Sequence[bytes]) -> list[int]:
+        """The cached pages of the longest beginning of `keys`, with one more reference each."""
+        found: list[int] = []
+        for key in keys:
+            page = self._page_of.get(key)
+            if page is None:
+                break
+            self.pages.share(page)
+            self._idle.pop(page, None)
+            found.append(page)
+        return found
+
+    def take(self, count: int) -> list[int] | None:
+        """`count` pages to write to, idle ones forgotten as needed; None and no change where too few are available.
+
+        What they hold is a former owner's: wipe them.
+        """
+        lacking = count - self.pages.free
+        if lacking > len(self._idle):
+            return None
+        for _ in range(lacking):
+            page, _ = self._idle.popitem(last=False)
+            del self._page_of[self._key_of.pop(page)]
+            self.pages.free_idle([page])
+        return self.pages.take(count)
+
+    def publish(self, key: bytes, page: int) -> None:
+        """Let a full, computed page be found. Where another page has the key already, this one stays private."""
+        if key not in self._page_of and page not in self._key_of:
+            self._page_of[key] = page
+            self._key_of[page] = key
+
+    def release(self, pages: Iterable[int]) -> None:
+        """Drop one sequence's references. Its last page becomes idle first: it is of no use without the others."""
+        for page in reversed(list(pages)):
+            if self.pages.drop(page):
+                if page in self._key_of:
+                    self._idle[page] = None
+                else:
+                    self.pages.free_idle([page])
+
+    def find_imbalance(self) -> str:
+        """What does not add up between keys, idle pages and references, or ""."""
+        if {page: key for key, page in self._page_of.items()} != self._key_of:
+            return "keys and pages of the prefix cache are no pairs"
+        for page in self._idle:
+            if page not in self._key_of:
+                return f"page {page} is idle and can't be found"
+            if self.pages.references(page):
+                return f"page {page} is idle and referred to"
+        return ""

@@ -1,0 +1,156 @@
+"""A request as it was asked (frozen), what is posted back to it, and its state while it runs."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mint_contracts.errors import MintError
+from mint_engine.requests.text import TextStream
+from mint_engine.residency.slots import NO_SLOT
+
+SEEDS = 2**64
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How tokens are chosen; checked before it gets here. `seed` is always set."""
+
+    max_tokens: int
+    seed: int
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # how many of the most likely tokens beside the chosen one
+    prompt_logprobs: bool = False
+    ignore_eos: bool = False
+    n: int = 1  # completions; `siblings` makes a request of each
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One prompt for one revision in one slot, pinned until the request ends."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    adapter: str = ""
+    revision: str = ""
+    slot: int = NO_SLOT
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that it can grow to. The last one is never fed back, but its place is reserved all the same."""
+        return len(self.prompt) + self.sampling.max_tokens
+
+    @property
+    def reuses(self) -> bool:
+        """Whether its keys and values are known by revision, so that they may be shared."""
+        return self.slot == NO_SLOT or self.revision != ""
+
+
+def siblings(request: Request) -> list[Request]:
+    """One request for each of the `n` completions: the i-th draws with seed + i, modulo 2**64.
+
+    So the i-th of n is what a request for one completion with that seed gets. Only the first scores the prompt.
+    """
+    sampling = request.sampling
+    return [
+        msgspec.structs.replace(
+            request,
+            sampling=msgspec.structs.replace(
+                sampling,
+                n=1,
+                seed=(sampling.seed + index) % SEEDS,
+                prompt_logprobs=sampling.prompt_logprobs and index == 0,
+            ),
+        )
+        for index in range(sampling.n)
+    ]
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """A token's log-probability under the model, temperature and filters aside, and the likeliest ones there."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class PromptScored(msgspec.Struct, frozen=True):
+    """The prompt was read: scores of its tokens from the second on (the first has nothing before it)."""
+
+    scores: tuple[Scored, ...]
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """New tokens, and the text that became final with them."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    scores: tuple[Scored, ...] = ()
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The request ended well: at a stop, or at its length."""
+
+    stopped: bool
+    completion_tokens: int
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The request ended with an error."""
+
+    error: MintError
+
+
+Event = PromptScored | Tokens | Done | Failed
+Sink = Callable[[Event], None]
+
+
+class State(enum.Enum):
+    """Where a sequence is."""
+
+    PARKED = enum.auto()  # until its leader has computed the prompt that they share
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    ENDED = enum.auto()
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One completion's state while it waits and runs. Owned by the step thread."""
+
+    request: Request
+    sink: Sink
+    text: TextStream
+    leader: "Sequence | None" = None  # the sibling that computes their prompt
+    state: State = State.WAITING
+    arrival: int = 0  # counts up over all requests
+    tokens: list[int] = field(default_factory=list)  # prompt, then completion
+    computed: int = 0  # tokens whose keys and values are cached
+    pages: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)  # of the full pages of `tokens`, as far as they are needed
+    published: int = 0  # of `pages`, how many were found in the prefix cache or were offered to it
+    prompt_scores: list[Scored] = field(default_factory=list)
+    prompt_scored: bool = False  # and told
+    charged: int = 0  # tokens of the prompt that have counted as service, or were found: each counts once
+
+    def __post_init__(self) -> None:
+        self.tokens.extend(self.request.prompt)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens known but not yet computed: the prompt's rest, or the newest token."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def must_score(self) -> bool:
+        """Whether its prompt's log-probabilities are still to be computed."""
+        return self.request.sampling.prompt_logprobs and not self.prompt_scored

@@ -1,0 +1,236 @@
+"""Who runs, and how many tokens of whom a step computes. No tensors, no clock, no threads.
+
+Admission takes the next request of the adapter that was served least (`fairness`), with pages for the tokens that it
+has; full pages that were computed before are shared (`prefix`). While it decodes it takes a page every 16 tokens.
+When none is left, the running request whose adapter was served most, and of those the latest, is preempted: it goes
+back to the queue with the tokens that it has generated, which become part of its prompt.
+
+That ends: with each preemption another request generates a token in the same step, or the victim itself has
+generated one since it was admitted, and tokens are never lost. Of those that run, the first in that order is never
+preempted, and alone in the engine it has room for all that it can grow to.
+
+A step computes one token of every request that decodes, and fills the rest of its budget with prompts, in chunks
+where they are long, those of the least served adapters first.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+
+import msgspec
+
+from mint_engine import metrics
+from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, FairShare
+from mint_engine.scheduling.pages import PAGE_TOKENS, Pages, pages_for
+from mint_engine.scheduling.prefix import PrefixCache, extend_keys
+from mint_engine.scheduling.request import Sequence, State
+from mint_engine.scheduling.waiting import Waiting
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds of one engine's work. `step_tokens` must exceed `running`, so that prompts always progress."""
+
+    running: int = 64  # requests decoding together
+    waiting: int = 256  # requests queued beside them
+    step_tokens: int = 512  # tokens that one step computes at most
+
+    def __post_init__(self) -> None:
+        if not 0 < self.running < self.step_tokens:
+            raise ValueError(f"step_tokens {self.step_tokens} must exceed running {self.running}, at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One request's part of a step."""
+
+    sequence: Sequence
+    length: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step reaches the sequence's end, so that a next token is chosen."""
+        return self.length == self.sequence.pending
+
+
+Rank = Callable[[Sequence], tuple[int, int]]
+
+
+def split_budget(running: List[Sequence], step_tokens: int, rank: Rank) -> list[Share]:
+    """Every decoding request's token, then prompts by `rank` while the budget lasts."""
+    shares, prompts = [], []
+    for each in running:
+        if each.pending == 1:
+            shares.append(Share(each, 1))
+        else:
+            prompts.append(each)
+    left = step_tokens - len(shares)
+    for each in sorted(prompts, key=rank):
+        if left <= 0:
+            break
+        shares.append(Share(each, min(each.pending, left)))
+        left -= shares[-1].length
+    return shares
+
+
+class Scheduler:
+    """The waiting and the running, and the pages they own. Owned by the step thread."""
+
+    def __init__(self, limits: Limits, pages: Pages) -> None:
+        self.limits = limits
+        self.pages = pages
+        self.prefix = PrefixCache(pages)
+        self.fairness = FairShare()
+        self.waiting = Waiting(self.fairness)
+        self.running: list[Sequence] = []
+        self.parked: list[Sequence] = []
+        self.unwiped: list[int] = []  # pages taken anew since whoever computes emptied this list
+        self._arrivals = itertools.count(1)
+
+    @property
+    def live(self) -> list[Sequence]:
+        """All that have not ended."""
+        return [*self.running, *self.waiting, *self.parked]
+
+    @property
+    def busy(self) -> bool:
+        """Whether any has not ended."""
+        return bool(self.running or self.parked or len(self.waiting))
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a request; the queue's bound is kept where requests come in."""
+        sequence.arrival = next(self._arrivals)
+        self.fairness.enter(sequence.request.adapter)
+        self._queue(sequence)
+
+    def next_step(self) -> list[Share]:
+        """What the next step computes. `unwiped` must be wiped before."""
+        self._unpark()
+        self._grow()
+        self._admit()
+        return split_budget(self.running, self.limits.step_tokens, self._rank)
+
+    def computed(self, sequence: Sequence, length: int) -> None:
+        """Note that a step has computed the next `length` tokens of a sequence; others may find its full pages."""
+        sequence.computed += length
+        new = min(sequence.computed, len(sequence.request.prompt)) - sequence.charged
+        if new > 0:
+            sequence.charged += new
+            self.fairness.charge(sequence.request.adapter, PROMPT_WEIGHT * new)
+        full = sequence.computed // PAGE_TOKENS
+        if full > sequence.published and sequence.request.reuses:
+            extend_keys(sequence.keys, sequence.request.revision, sequence.tokens)
+            for at in range(sequence.published, full):
+                self.prefix.publish(sequence.keys[at], sequence.pages[at])
+            sequence.published = full
+
+    def generated(self, sequence: Sequence) -> None:
+        """Count one new token of a sequence as service."""
+        self.fairness.charge(sequence.request.adapter, COMPLETION_WEIGHT)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a request that ended, wherever it is; its pages are available at once."""
+        if sequence.state is State.RUNNING:
+            self.running.remove(sequence)
+            self._release(sequence)
+        elif sequence.state is State.WAITING:
+            self.waiting.remove(sequence)
+        elif sequence.state is State.PARKED:
+            self.parked.remove(sequence)
+        sequence.state = State.ENDED
+        self.fairness.leave(sequence.request.adapter)
+
+    def _rank(self, sequence: Sequence) -> tuple[int, int]:
+        """Who comes first: the least served adapter's, then the earliest."""
+        return self.fairness.service(sequence.request.adapter), sequence.arrival
+
+    def _queue(self, sequence: Sequence) -> None:
+        if _follows(sequence):
+            sequence.state = State.PARKED
+            self.parked.append(sequence)
+        else:
+            sequence.state = State.WAITING
+            self.waiting.add(sequence)
+
+    def _unpark(self) -> None:
+        if self.parked:
+            parked, self.parked = self.parked, []
+            for each in parked:
+                self._queue(each)
+
+    def _grow(self) -> None:
+        """A page for everyone whose next token needs one; where they run out, the last in rank make room."""
+        growing = [each for each in self.running if each.computed >= len(each.pages) * PAGE_TOKENS]
+        if len(growing) > self.prefix.available:
+            growing.sort(key=self._rank)
+        for each in growing:
+            while each.state is State.RUNNING and not self._extend(each, 1):
+                self._preempt(max(self.running, key=self._rank))
+
+    def _extend(self, sequence: Sequence, count: int) -> bool:
+        pages = self.prefix.take(count)
+        if pages is None:
+            return False
+        sequence.pages += pages
+        self.unwiped += pages
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        """Back to the queue, before those of its adapter that came later."""
+        self.running.remove(victim)
+        self._release(victim)
+        victim.computed = victim.published = 0
+        if victim.must_score:
+            victim.prompt_scores.clear()
+        self._queue(victim)
+        metrics.PREEMPTIONS.inc()
+
+    def _admit(self) -> None:
+        """Move requests from the queue to the running while places and pages last. Nobody overtakes the next one."""
+        if not len(self.waiting):
+            return
+        # Prompts that are yet to be computed count as if they were: else one adapter would get all free places.
+        promised: Counter[str] = Counter()
+        for each in self.running:
+            promised[each.request.adapter] += PROMPT_WEIGHT * (each.pending - 1)
+        while len(self.running) < self.limits.running:
+            sequence = self.waiting.next(promised)
+            if sequence is None or not self._place(sequence):
+                return
+            self.waiting.remove(sequence)
+            sequence.state = State.RUNNING
+            self.running.append(sequence)
+            promised[sequence.request.adapter] += PROMPT_WEIGHT * sequence.pending
+            metrics.REUSED_TOKENS.inc(sequence.computed)
+
+    def _place(self, sequence: Sequence) -> bool:
+        """Pages for all tokens of a request, found or taken; False and no change where there are too few.
+
+        The last token is always computed, since the next one is chosen from its logits. One page for each request
+        that runs is left, or they would preempt each other at once.
+        """
+        reusable = 0 if sequence.must_score else (len(sequence.tokens) - 1) // PAGE_TOKENS
+        sequence.pages = self.prefix.share(sequence.keys[:reusable])
+        found = len(sequence.pages)
+        lacking = pages_for(len(sequence.tokens)) - found
+        if self.prefix.available - lacking < len(self.running) or not self._extend(sequence, lacking):
+            self._release(sequence)
+            return False
+        sequence.published = found
+        sequence.computed = found * PAGE_TOKENS
+        sequence.charged = max(sequence.charged, min(sequence.computed, len(sequence.request.prompt)))
+        return True
+
+    def _release(self, sequence: Sequence) -> None:
+        self.prefix.release(sequence.pages)
+        sequence.pages = []
+
+
+def _follows(sequence: Sequence) -> bool:
+    """Whether to wait for a sibling: it computes full pages of their prompt, or its scores, which are told first."""
+    leader = sequence.leader
+    if leader is None or leader.state is State.ENDED or leader.completion_tokens:
+        return False
+    shares = len(sequence.request.prompt) > PAGE_TOKENS and sequence.request.reuses
+    return shares or leader.must_score

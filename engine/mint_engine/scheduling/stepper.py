@@ -1,0 +1,202 @@
+"""The thread that computes: takes requests from an inbox, steps while there is work, and posts what came of it."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from mint_contracts.errors import Draining, InvalidRequest, MintError, Overloaded
+from mint_engine import metrics
+from mint_engine.scheduling.background import Background, NoBackground
+from mint_engine.scheduling.crowd import Crowd
+from mint_engine.scheduling.generation import Generation, Outcome
+from mint_engine.scheduling.integrity import find_imbalance
+from mint_engine.scheduling.pace import Pace
+from mint_engine.scheduling.request import Done, Failed, Request, Sequence, Sink
+
+Post = Callable[[Callable[[], None]], None]
+
+_log = structlog.get_logger(__name__)
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How much an engine has to do."""
+
+    running: int
+    waiting: int
+
+
+class Cancelled(MintError):
+    """Nobody waits for the request any more. Never crosses the wire."""
+
+
+class Stepper:
+    """Owns the step thread. Its methods may be called from any thread and never wait for a step.
+
+    Events reach a request's sink through `post`, which must run what it is given in order (an event loop's
+    call_soon_threadsafe, say). After a Done or Failed nothing refers to the request's slot any more.
+    Between steps, `background` gets on with a piece of its own work.
+    """
+
+    def __init__(self, generation: Generation, post: Post, background: Background | None = None) -> None:
+        self._generation = generation
+        self._background = background or NoBackground()
+        self._scheduler = generation.scheduler
+        self._post = post
+        self._wake = threading.Condition()
+        self._inbox: list[Sequence] = []
+        self._cancelled: list[Sequence] = []
+        self._stopping = False
+        limits = self._scheduler.limits
+        self._crowd = Crowd(limits.running + limits.waiting)
+        self._pace = Pace()
+        self._beat = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="mint-step", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def check_room(self, adapter: str = "", count: int = 1) -> None:
+        """Raise Overloaded when the queue has no place for so many, so that nothing is loaded in vain.
+
+        Raises InvalidRequest where there never is.
+        """
+        with self._wake:
+            self._check_room(adapter, count)
+
+    def submit(self, request: Request, sink: Sink) -> Sequence:
+        """Queue a request for one completion; returns what `cancel` takes. Raises Overloaded or Draining."""
+        return self.submit_all([request], [sink])[0]
+
+    def submit_all(self, requests: list[Request], sinks: list[Sink]) -> list[Sequence]:
+        """Queue completions of one prompt, all of them or none: the first computes it, the others share it.
+
+        Raises as `submit` does.
+        """
+        leader: Sequence | None = None
+        sequences: list[Sequence] = []
+        for request, sink in zip(requests, sinks, strict=True):
+            sequences.append(self._generation.begin(request, sink, leader))
+            leader = leader or sequences[0]
+        adapter = requests[0].adapter
+        with self._wake:
+            if self._stopping:
+                raise Draining("engine", "is ending and takes no new requests")
+            self._check_room(adapter, len(sequences))
+            self._crowd.enter(adapter, len(sequences))
+            self._inbox += sequences
+            self._wake.notify()
+        return sequences
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a request that nobody waits for: before the next step its pages are free and Failed is posted."""
+        with self._wake:
+            self._cancelled.append(sequence)
+            self._wake.notify()
+
+    def wake(self) -> None:
+        """The background has something to do."""
+        with self._wake:
+            self._wake.notify()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread after the step in progress; requests left fail with Draining. False if it hangs."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def load(self) -> Load:
+        """Requests running and waiting now."""
+        running = len(self._scheduler.running)
+        return Load(running, max(0, self._crowd.total - running))
+
+    def stalled_s(self) -> float:
+        """Seconds since the step thread last got on: 0 while it has nothing to do, endless once it has died."""
+        if not self._thread.is_alive():
+            return math.inf
+        load = self.load
+        busy = load.running or load.waiting or self._background.busy
+        return time.monotonic() - self._beat if busy else 0.0
+
+    def _check_room(self, adapter: str, count: int) -> None:
+        # Counted together: what waits while places are free is about to run.
+        crowd = self._crowd
+        if count > crowd.places:
+            raise InvalidRequest("sampling.n", f"is {count}; this engine has {crowd.places} places")
+        if crowd.has_room(adapter, count):
+            return
+        load, own = self.load, crowd.of(adapter)
+        retry_after_s = self._pace.retry_after_s(load.waiting, time.monotonic())
+        raise Overloaded(
+            "engine",
+            f"{load.running} requests run and {load.waiting} wait, {own} of them for {adapter or 'the bare base'}; "
+            f"retry in {retry_after_s:.1f} s",
+            retry_after_s=retry_after_s,
+        )
+
+    def _run(self) -> None:
+        while True:
+            self._beat = time.monotonic()
+            if not self._busy:
+                self._check_books()
+            with self._wake:
+                while not (self._inbox or self._cancelled or self._stopping or self._busy):
+                    self._wake.wait()
+                    self._beat = time.monotonic()
+                for sequence in self._inbox:
+                    self._scheduler.add(sequence)
+                cancelled, self._cancelled, self._inbox = self._cancelled, [], []
+                stopping = self._stopping
+            self._deliver(self._generation.fail(cancelled, Cancelled("request", "was cancelled")))
+            if stopping:
+                left = self._scheduler.live
+                self._deliver(self._generation.fail(left, Draining("engine", "ended before the request did")))
+                self._check_books()
+                return
+            self._step()
+            if self._background.busy:
+                self._background.advance(len(self._scheduler.live))
+
+    @property
+    def _busy(self) -> bool:
+        return self._generation.busy or self._background.busy
+
+    def _step(self) -> None:
+        if self._generation.busy:
+            with metrics.STEP.time():
+                outcomes = self._generation.step()
+            self._deliver(outcomes)
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        if not outcomes:
+            return
+        ended = [sequence for sequence, event in outcomes if isinstance(event, Done | Failed)]
+        if ended:
+            now = time.monotonic()
+            with self._wake:
+                for sequence in ended:
+                    self._pace.ended(now)
+                    self._crowd.leave(sequence.request.adapter)
+        try:
+            self._post(lambda: _hand_over(outcomes))
+        except RuntimeError:  # the event loop has closed: nobody is left to tell
+            _log.warning("events_undelivered", events=len(outcomes))
+
+    def _check_books(self) -> None:
+        imbalance = find_imbalance(self._scheduler)
+        if imbalance:
+            metrics.IMBALANCES.inc()
+            _log.error("books_unbalanced", found=imbalance)
+
+
+def _hand_over(outcomes: list[Outcome]) -> None:
+    for sequence, event in outcomes:
+        sequence.sink(event)

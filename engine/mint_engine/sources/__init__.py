@@ -1,0 +1,1 @@
+"""Where adapters and bases come from: listed, opened and copied to this machine."""

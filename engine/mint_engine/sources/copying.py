@@ -1,0 +1,60 @@
+"""Moving bytes from a source to this machine's disk: bounded in size, durable, visible only when complete."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from mint_contracts.errors import CorruptFile
+from mint_contracts.source import Source
+from mint_engine.sources.storage import Folder
+
+CHUNK_BYTES = 1 << 20
+
+
+def read_bounded(folder: Folder, name: str, limit: int) -> bytes:
+    """All bytes of a small file. Raises CorruptFile above `limit` bytes, and Source* errors."""
+    with folder.open(name) as file:
+        text = read_up_to(file, limit + 1)
+    if len(text) > limit:
+        raise CorruptFile(folder.subject, f"has a {name} above {limit} bytes")
+    return text
+
+
+def read_up_to(file: BinaryIO, count: int) -> bytes:
+    """`count` bytes, or fewer where the file ends before."""
+    parts, left = [], count
+    while left and (part := file.read(min(left, CHUNK_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def pour(file: BinaryIO, out: BinaryIO, limit: int) -> int:
+    """Copy until the file's end or `limit` bytes; returns how many there were."""
+    copied = 0
+    while copied < limit and (part := file.read(min(CHUNK_BYTES, limit - copied))):
+        out.write(part)
+        copied += len(part)
+    return copied
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Make a file or folder, complete under a temporary name, visible under its own, at once and for good."""
+    sync(partial)
+    partial.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def folder_name(source: Source) -> str:
+    """The name of a source's folder in a cache."""
+    return hashlib.sha256(f"{source.uri}\0{source.revision}".encode()).hexdigest()[:32]

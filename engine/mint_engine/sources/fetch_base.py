@@ -1,0 +1,121 @@
+"""Bringing a base model's files to this machine: local ones are used where they lie, others are copied once."""
+
+import json
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from mint_contracts.claims import local_path
+from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable, UnsafeFormat
+from mint_contracts.source import Source, locate
+from mint_engine.sources.copying import folder_name, pour, publish, read_bounded, sync
+from mint_engine.sources.local import LocalFolder
+from mint_engine.sources.retry import retrying
+from mint_engine.sources.storage import Folder, folder_of, subject_of
+
+_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# What a web server is asked for, since it can not be listed; shards are named by the index.
+_PROBED = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+           "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "pytorch_model.bin")  # fmt: skip
+_INDEX = "model.safetensors.index.json"
+_MAX_INDEX_BYTES = 64 << 20
+_MAX_FILES = 10_000
+
+
+def fetch_base(source: Source, cache: Path) -> Path:
+    """The local path of a base: a folder, or one .gguf file where the URI names one.
+
+    A remote source that could not be loaded anyway is refused before it is copied. Raises UnsafeFormat for pickled
+    weights alone, CapacityExceeded when the disk of `cache` is too small, CorruptFile and Source* errors.
+    """
+    location = locate(source)
+    single = location.path.rsplit("/", 1)[-1] if location.path.endswith(".gguf") else ""
+    if location.scheme in {"file", "pvc"}:
+        return _in_place(source, single)
+    target = cached_base(source, cache)
+    if not target.is_dir():
+        _copy(source, single, target)
+    return target / single
+
+
+def cached_base(source: Source, cache: Path) -> Path:
+    """Where the copy of a remote base lies, once it is complete."""
+    return cache / "base" / folder_name(source)
+
+
+def _in_place(source: Source, single: str) -> Path:
+    path, fence = local_path(locate(source))
+    folder = LocalFolder(path.parent if single else path, subject_of(source), fence=fence)
+    names = folder.files()
+    if single and path.name not in names:
+        raise SourceNotFound(folder.subject, "does not exist; check its path")
+    for name in [path.name] if single else names:
+        folder.resolve(name)
+    return path
+
+
+def check_names(names: list[str], subject: str) -> None:
+    """Raise UnsafeFormat, SourceNotFound or CorruptFile unless these are the files of one base that can be loaded."""
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if len(ggufs) > 1:
+        raise CorruptFile(subject, f"holds {len(ggufs)} .gguf files; name the one to serve in the URI")
+    if not ggufs and any(name.endswith(_PICKLES) for name in names):
+        raise UnsafeFormat(subject, "holds pickled weights only; save the base model as safetensors")
+    if not ggufs:
+        raise SourceNotFound(subject, "holds no *.safetensors and no .gguf; check its path and revision")
+
+
+def _copy(source: Source, single: str, target: Path) -> None:
+    folder, found = _listed(source, single)
+    check_names(sorted(found), subject_of(source))
+    wanted = {name: size for name, size in sorted(found.items()) if name.endswith(_SUFFIXES)}
+    if len(wanted) > _MAX_FILES:
+        raise CorruptFile(folder.subject, f"holds {len(wanted)} files; a base model has at most {_MAX_FILES}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    need, free = sum(size or 0 for size in wanted.values()), shutil.disk_usage(target.parent).free
+    if need > free:
+        raise CapacityExceeded(folder.subject, f"needs {need} bytes of cache where {free} are free; raise diskCache")
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as temporary:
+        into = Path(temporary) / "files"
+        into.mkdir()
+        for name, size in wanted.items():
+            retrying(partial(_copy_file, folder, name, size, into / name))
+        publish(into, target)
+
+
+def _listed(source: Source, single: str) -> tuple[Folder, dict[str, int | None]]:
+    if single:
+        folder = folder_of(Source(uri=source.uri.rsplit("/", 1)[0], revision=source.revision))
+        return folder, {name: size for name, size in folder.files(single).items() if name == single}
+    folder = folder_of(source)
+    found = folder.files(*_PROBED)
+    if _INDEX in found:
+        found |= folder.files(*_shards(folder))
+    return folder, found
+
+
+def _shards(folder: Folder) -> list[str]:
+    """The weight files that an index names. Raises CorruptFile."""
+    try:
+        names = set(json.loads(read_bounded(folder, _INDEX, _MAX_INDEX_BYTES))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CorruptFile(folder.subject, f"has a {_INDEX} without a weight_map") from None
+    if not all(isinstance(name, str) and "/" not in name and name.endswith(".safetensors") for name in names):
+        raise CorruptFile(folder.subject, f"has a {_INDEX} that names files which are no plain *.safetensors")
+    if len(names) > _MAX_FILES:
+        raise CorruptFile(folder.subject, f"has a {_INDEX} of {len(names)} files; a base has at most {_MAX_FILES}")
+    return sorted(names)
+
+
+def _copy_file(folder: Folder, name: str, size: int | None, into: Path) -> None:
+    limit = shutil.disk_usage(into.parent).free if size is None else size + 1
+    with folder.open(name) as file, into.open("wb") as out:
+        copied = pour(file, out, limit)
+    if size is not None and copied != size:
+        raise SourceUnavailable(folder.subject, f"sent {copied} bytes of {name} where it lists {size}; retrying")
+    sync(into)

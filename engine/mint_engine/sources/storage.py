@@ -1,0 +1,114 @@
+"""https://, s3://, gs:// and hf:// sources: list and open."""
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import BinaryIO, Protocol, cast
+
+from fsspec.spec import AbstractFileSystem
+
+from mint_contracts.backends import backend, commit_of
+from mint_contracts.claims import local_path
+from mint_contracts.errors import SourceUnavailable
+from mint_contracts.source import Location, Source, locate
+from mint_contracts.storage_errors import cause_of, storage_errors
+from mint_engine.sources.local import LocalFolder
+
+BLOCK_BYTES = 8 << 20
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Folder(Protocol):
+    """Where a source's files lie. `subject` names it in errors."""
+
+    subject: str
+
+    def files(self, *names: str) -> dict[str, int | None]:
+        """Files directly in it, with bytes where known; only `names` are looked for where nothing can be listed."""
+        ...
+
+    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A context manager of one file, opened for reading bytes."""
+        ...
+
+
+def subject_of(source: Source) -> str:
+    """How errors name a source."""
+    return f"source {source.uri!r}" + (f" at {source.revision!r}" if source.revision else "")
+
+
+def folder_of(source: Source) -> Folder:
+    """The folder that a source names; looked at only when listed or opened. Raises SourceForbidden."""
+    location = locate(source)
+    subject = subject_of(source)
+    if location.scheme in {"file", "pvc"}:
+        path, fence = local_path(location)
+        return LocalFolder(path, subject, fence=fence)
+    return RemoteFolder(location, source.revision, subject)
+
+
+class RemoteFolder:
+    """A folder of an object store, a hub or a web server."""
+
+    def __init__(self, location: Location, revision: str, subject: str) -> None:
+        self.subject = subject
+        self._location = location
+        self._revision = revision
+        self._root = ""
+
+    def files(self, *names: str) -> dict[str, int | None]:
+        """Files directly in the folder. Raises SourceNotFound, SourceForbidden or SourceUnavailable."""
+        with storage_errors(self._location.scheme, self.subject):
+            files, root = backend(self._location.scheme).files, self._resolved_root()
+            if self._location.scheme in {"http", "https"}:
+                return _probe(files, root, names)
+            entries = files.ls(root, detail=True)
+        found = {e["name"].rsplit("/", 1)[-1]: e.get("size") for e in entries if e["type"] == "file"}
+        return {name: None if size is None else int(size) for name, size in found.items()}
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """One file for reading from its start to its end, in blocks. Maps errors while it is read too."""
+        with storage_errors(self._location.scheme, self.subject):
+            path = f"{self._resolved_root()}/{name}"
+            opened = backend(self._location.scheme).files.open(
+                path, "rb", block_size=BLOCK_BYTES, cache_type="readahead"
+            )
+            with opened as file:
+                yield cast(BinaryIO, file)
+
+    def _resolved_root(self) -> str:
+        """The folder's path for its filesystem; of hf:// with the commit that the revision names now, asked once."""
+        if not self._root:
+            here = self._location
+            if here.scheme in {"http", "https"}:
+                self._root = f"{here.scheme}://{here.host}/{here.path}".rstrip("/")
+            elif here.scheme == "hf":
+                name, _, path = here.path.partition("/")
+                repository = f"{here.host}/{name}"
+                self._root = f"{repository}@{self._commit(repository)}/{path}".rstrip("/")
+            else:
+                self._root = f"{here.host}/{here.path}".rstrip("/")
+        return self._root
+
+    def _commit(self, repository: str) -> str:
+        if _COMMIT.fullmatch(self._revision):
+            return self._revision
+        commit = commit_of(repository, self._revision)
+        if not commit or not _COMMIT.fullmatch(commit):
+            raise SourceUnavailable(self.subject, "the hub named no commit for the revision; retrying")
+        return commit
+
+
+def _probe(files: AbstractFileSystem, root: str, names: tuple[str, ...]) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for name in names:
+        try:
+            size = files.info(f"{root}/{name}").get("size")
+        except FileNotFoundError as error:
+            if cause_of(error) is not error:
+                raise
+            continue
+        found[name] = None if size is None else int(size)
+    return found

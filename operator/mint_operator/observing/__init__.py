@@ -1,0 +1,1 @@
+"""What is: watched, listed and read from the API server and Redis."""

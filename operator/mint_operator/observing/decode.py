@@ -1,0 +1,207 @@
+"""API objects, as JSON, to what a snapshot holds. Only the fields that matter are read."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from kubernetes.utils.quantity import parse_quantity
+
+from mint_contracts.records import Failure
+from mint_contracts.resources import (
+    AdapterWaveSpec,
+    AdapterWaveStatus,
+    BaseModelRef,
+    BaseModelSpec,
+    BaseModelStatus,
+    BaseSource,
+    WaveAdapters,
+)
+from mint_operator.planning.manifests import APPLIED, BASE_LABEL, SETTINGS_DIGEST
+from mint_operator.planning.snapshot import Child, EnginePod, Meta, ObservedBase, ObservedWave
+
+# Reasons of a waiting container that are no trouble: every container passes through them.
+_STARTING = {"ContainerCreating", "PodInitializing", ""}
+
+T = TypeVar("T")
+
+
+class _Camel(msgspec.Struct, frozen=True, rename="camel"):
+    pass
+
+
+class _Owner(_Camel, frozen=True):
+    uid: str = ""
+
+
+class _Metadata(_Camel, frozen=True):
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = "0"
+    generation: int = 0
+    creation_timestamp: str = ""
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    owner_references: list[_Owner] = []
+
+    def meta(self) -> Meta:
+        return Meta(
+            namespace=self.namespace,
+            name=self.name,
+            uid=self.uid,
+            generation=self.generation,
+            created=self.creation_timestamp,
+            deleting=self.deletion_timestamp is not None,
+        )
+
+
+class _Custom(_Camel, frozen=True):
+    metadata: _Metadata
+    spec: msgspec.Raw = msgspec.Raw(b"{}")
+    status: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Waiting(_Camel, frozen=True):
+    reason: str = ""
+    message: str = ""
+
+
+class _ContainerState(_Camel, frozen=True):
+    waiting: _Waiting | None = None
+
+
+class _ContainerStatus(_Camel, frozen=True):
+    state: _ContainerState = _ContainerState()
+
+
+class _PodCondition(_Camel, frozen=True):
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+
+
+class _PodStatus(_Camel, frozen=True):
+    pod_ip: str = msgspec.field(name="podIP", default="")
+    phase: str = ""
+    reason: str = ""
+    message: str = ""
+    conditions: list[_PodCondition] = []
+    container_statuses: list[_ContainerStatus] = []
+
+
+class _Pod(_Camel, frozen=True):
+    metadata: _Metadata
+    status: _PodStatus = _PodStatus()
+
+
+class _ChildSpec(_Camel, frozen=True):
+    replicas: int = 1
+
+
+class _Child(_Camel, frozen=True):
+    metadata: _Metadata
+    spec: _ChildSpec = _ChildSpec()
+
+
+def base_model(raw: bytes | msgspec.Raw) -> ObservedBase:
+    """A BaseModel; a spec that this version cannot read becomes its `defect`."""
+    custom = msgspec.json.decode(raw, type=_Custom)
+    status = _lenient(custom.status, BaseModelStatus, BaseModelStatus())
+    try:
+        spec = msgspec.json.decode(custom.spec, type=BaseModelSpec)
+        return ObservedBase(
+            meta=custom.metadata.meta(),
+            spec=spec,
+            status=status,
+            kv_cache_bytes=_bytes(spec.engine.kv_cache_memory, "spec.engine.kvCacheMemory"),
+            host_bytes=_bytes(spec.adapters.host_memory, "spec.adapters.hostMemory"),
+            disk_bytes=_bytes(spec.adapters.disk_cache, "spec.adapters.diskCache"),
+        )
+    except (msgspec.ValidationError, ValueError) as error:
+        nothing = BaseModelSpec(source=BaseSource(uri=""))
+        return ObservedBase(meta=custom.metadata.meta(), spec=nothing, status=status, defect=str(error))
+
+
+def adapter_wave(raw: bytes | msgspec.Raw) -> ObservedWave:
+    """An AdapterWave; a spec that this version cannot read becomes its `defect`."""
+    custom = msgspec.json.decode(raw, type=_Custom)
+    status = _lenient(custom.status, AdapterWaveStatus, AdapterWaveStatus())
+    try:
+        spec = msgspec.json.decode(custom.spec, type=AdapterWaveSpec)
+        return ObservedWave(meta=custom.metadata.meta(), spec=spec, status=status)
+    except msgspec.ValidationError as error:
+        nothing = AdapterWaveSpec(base_model_ref=BaseModelRef(name=""), adapters=WaveAdapters())
+        return ObservedWave(meta=custom.metadata.meta(), spec=nothing, status=status, defect=str(error))
+
+
+def identity(raw: bytes | msgspec.Raw) -> tuple[str, int]:
+    """The uid of any object, and its resource version, which grows with every change."""
+    metadata = msgspec.json.decode(raw, type=_Child).metadata
+    return metadata.uid, int(metadata.resource_version or 0)
+
+
+def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:
+    """The base ("namespace/name") that a pod serves, and the pod."""
+    pod = msgspec.json.decode(raw, type=_Pod)
+    ready = any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions)
+    found = EnginePod(
+        name=pod.metadata.name,
+        ip=pod.status.pod_ip,
+        ready=ready,
+        terminating=pod.metadata.deletion_timestamp is not None,
+        trouble=_trouble(pod.status),
+        settings=pod.metadata.annotations.get(SETTINGS_DIGEST, ""),
+    )
+    return f"{pod.metadata.namespace}/{pod.metadata.labels.get(BASE_LABEL, '')}", found
+
+
+def child(kind: str, raw: bytes | msgspec.Raw) -> Child:
+    """One of our objects, or one that bears its name."""
+    found = msgspec.json.decode(raw, type=_Child)
+    return Child(
+        kind=kind,
+        namespace=found.metadata.namespace,
+        name=found.metadata.name,
+        applied=found.metadata.annotations.get(APPLIED, ""),
+        owners=tuple(owner.uid for owner in found.metadata.owner_references),
+        replicas=found.spec.replicas if kind == "StatefulSet" else 0,
+    )
+
+
+def labels(raw: bytes | msgspec.Raw) -> Mapping[str, str]:
+    """The labels of any object."""
+    return msgspec.json.decode(raw, type=_Child).metadata.labels
+
+
+def _trouble(status: _PodStatus) -> Failure | None:
+    """Why a pod does not run, in Kubernetes' own words; None while it runs or merely starts."""
+    for each in status.container_statuses:
+        waiting = each.state.waiting
+        if waiting is not None and waiting.reason not in _STARTING:
+            return Failure(reason=waiting.reason, message=waiting.message or "the container waits", terminal=False)
+    for condition in status.conditions:
+        if condition.type == "PodScheduled" and condition.status == "False":
+            return Failure(reason=condition.reason or "Unschedulable", message=condition.message, terminal=False)
+    if status.phase == "Failed":
+        return Failure(
+            reason=status.reason or "PodFailed", message=status.message or "the pod failed", terminal=False
+        )
+    return None
+
+
+def _lenient(raw: msgspec.Raw, kind: type[T], default: T) -> T:
+    """A status that an older or newer version wrote otherwise is written anew."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.ValidationError:
+        return default
+
+
+def _bytes(quantity: str | int, field: str) -> int:
+    try:
+        parsed: Any = parse_quantity(quantity)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise ValueError(f"{field} {quantity!r} is not a quantity like 512Mi ({error})") from None
+    return int(parsed)

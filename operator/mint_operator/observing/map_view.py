@@ -1,0 +1,197 @@
+"""The Redis half of observation: the placement map of every base, read again only where its pulse has changed.
+
+It also remembers what the map itself cannot say: since when an engine is away, and what the map said before it was
+lost.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.map_reader import MapReader, Pulse
+from mint_contracts.records import EngineRecord, EngineView, MapState, Placement
+from mint_operator.planning.shards import Shards
+from mint_operator.planning.sizes import Size, learnt
+from mint_operator.planning.snapshot import BaseMap
+
+FULL_READ_S = 30.0  # whatever the pulse says: a write that went astray is noticed by then
+FULL_READ_SHARE = 0.02  # of the time, at most: where the map is large, it is read whole more rarely
+ENTRY_READ_S = 50e-6  # a placement and its assignment, read and decoded: 3.4 s for 64,000, as the operator logged it
+AT_ONCE = 16
+SMOOTHED_S = 30.0
+FULL_BATCH = 64  # requests that keep an engine busy: what its step decodes at once
+
+
+class _Memory(msgspec.Struct):
+    """What is kept of one base between looks."""
+
+    pulse: Pulse | None = None
+    state: MapState | None = None
+    read_at: float = 0.0
+    read_s: float = 0.0  # how long that took
+    views: dict[str, EngineView] = {}
+    sizes: Shards[Size] = Shards()
+    in_flight: float = 0.0
+    looked_at: float = 0.0
+    remembered: Mapping[str, Placement] = {}
+    lost_at: float | None = None
+    last_alive: dict[str, float] = {}
+
+
+class MapView:
+    """What Redis says. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        reader: MapReader,
+        namespaces: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+        epoch: int | None = None,
+    ) -> None:
+        self._reader = reader
+        self._namespaces = frozenset(namespaces)
+        self._clock = clock
+        self.epoch = epoch  # under which this operator writes
+        self._memory: dict[str, _Memory] = {}
+
+    def invalidate(self, base: str) -> None:
+        """Read this base anew next time: a write to it may have been cut off."""
+        if base in self._memory:
+            self._memory[base].pulse = None
+
+    def wrote(self, base: str, state: MapState) -> None:
+        """The operator, the only writer, has written this: so the map says, until somebody else's version shows."""
+        memory = self._memory.get(base)
+        if memory is not None and memory.pulse is not None:
+            memory.state = state
+            memory.pulse = msgspec.structs.replace(memory.pulse, version=state.version, epoch=self.epoch)
+
+    async def look(self, engines: Mapping[str, Sequence[str]]) -> dict[str, BaseMap]:
+        """The map of every base in `engines` (base -> engines that it should have now) and every other it knows.
+
+        Raises MapUnavailable; what was remembered stays.
+        """
+        try:
+            known = [base for base in await self._reader.bases() if self._watched(base)]
+            gate = asyncio.Semaphore(AT_ONCE)
+            names = sorted({*known, *engines})
+            maps = await asyncio.gather(*[self._look_at(base, engines.get(base, ()), gate) for base in names])
+        except ResponseError as error:  # read-only replica, out of memory: Redis answers, and is of no use
+            raise MapUnavailable("placement map", f"Redis refused: {error}") from error
+        for base in self._memory.keys() - set(names):
+            del self._memory[base]
+        return dict(zip(names, maps, strict=True))
+
+    def _watched(self, base: str) -> bool:
+        """Bases of other namespaces belong to another operator that shares this Redis."""
+        return not self._namespaces or base.partition("/")[0] in self._namespaces
+
+    async def _look_at(self, base: str, engines: Sequence[str], gate: asyncio.Semaphore) -> BaseMap:
+        async with gate:
+            memory, now = self._memory.setdefault(base, _Memory()), self._clock()
+            pulse = await self._reader.pulse(base)
+            last = memory.pulse
+            stale = last is None or memory.state is None or now - memory.read_at > _every_s(memory)
+            if stale or last is None or (last.version, last.epoch) != (pulse.version, pulse.epoch):
+                read = await self._reader.state(base, self._named(memory, engines))
+                if read != memory.state:  # the same object, if it says the same, so that its reader need not look
+                    memory.state = read
+                memory.read_at, memory.read_s = now, self._clock() - now
+                if stale:
+                    memory.views.clear()
+            views = await self._views(base, pulse, memory)
+            _smooth(memory, pulse, now)
+            memory.pulse = pulse
+        state = memory.state
+        assert state is not None  # noqa: S101 - read above
+        return self._base_map(memory, state, views, engines, now)
+
+    def _named(self, memory: _Memory, engines: Sequence[str]) -> list[str]:
+        """Engines whose assignments may exist although they never reported."""
+        placed = {place.engine for each in memory.remembered.values() for place in each.places}
+        return sorted({*engines, *placed})
+
+    async def _views(self, base: str, pulse: Pulse, memory: _Memory) -> tuple[EngineView, ...]:
+        """Every engine; one that says nothing new stays the same object, whatever its heartbeat counts."""
+        old = memory.views
+        stale = [name for name, record in pulse.engines.items() if name not in old or _newer(old[name], record)]
+        held = await self._reader.holdings(base, stale) if stale else {}
+        for holdings in held.values():
+            if news := learnt(memory.sizes, holdings.values()):
+                memory.sizes = memory.sizes.changed(news)
+        views = {}
+        for name, record in pulse.engines.items():
+            view = old.get(name)
+            if name in held:
+                views[name] = EngineView(name, record, held[name])
+            elif view is not None and _same(view.record, record):
+                views[name] = view
+            else:
+                views[name] = EngineView(name, record, old[name].held)
+        memory.views = views
+        return tuple(views.values())
+
+    def _base_map(
+        self, memory: _Memory, state: MapState, views: tuple[EngineView, ...], engines: Sequence[str], now: float
+    ) -> BaseMap:
+        if state.version is None:
+            memory.lost_at = now if memory.lost_at is None else memory.lost_at
+        else:
+            memory.lost_at, memory.remembered = None, state.placements
+        alive = {view.engine for view in views if view.record is not None}
+        seen = memory.last_alive
+        memory.last_alive = {name: now if name in alive else seen.get(name, now) for name in engines}
+        return BaseMap(
+            state=state,
+            engines=views,
+            away_s={name: now - at for name, at in memory.last_alive.items() if name not in alive},
+            remembered=memory.remembered,
+            sizes=memory.sizes,
+            busy=math.ceil(memory.in_flight / FULL_BATCH - 0.01),
+            lost_s=0.0 if memory.lost_at is None else now - memory.lost_at,
+        )
+
+
+def _every_s(memory: _Memory) -> float:
+    """How often the whole map is read; judged by its size where it has grown since it was last read."""
+    entries = 0 if memory.state is None else len(memory.state.placements)
+    return max(FULL_READ_S, max(memory.read_s, entries * ENTRY_READ_S) / FULL_READ_SHARE)
+
+
+def _smooth(memory: _Memory, pulse: Pulse, now: float) -> None:
+    """Requests in flight over all engines, as an exponentially weighted mean."""
+    requests = sum(record.running + record.waiting for record in pulse.engines.values() if record is not None)
+    weight = 1.0 - math.exp(-(now - memory.looked_at) / SMOOTHED_S)
+    memory.in_flight += weight * (requests - memory.in_flight)
+    memory.looked_at = now
+
+
+def _newer(view: EngineView, record: EngineRecord | None) -> bool:
+    """Whether an engine's holdings have changed since it was looked at."""
+    if record is None:
+        return False
+    known = view.record
+    return known is None or (known.incarnation, known.sequence) != (record.incarnation, record.sequence)
+
+
+def _same(old: EngineRecord | None, new: EngineRecord | None) -> bool:
+    """Whether two records say the same of what planning asks."""
+    return old is new or (old is not None and new is not None and _judged(old) == _judged(new))
+
+
+def _judged(record: EngineRecord) -> object:
+    """What planning and statuses ask of an engine's word; how busy it is at the moment they do not."""
+    return (
+        record.incarnation,
+        record.sequence,
+        record.address,
+        record.ready,
+        record.slots_used,
+        record.slots_total,
+        record.failure,
+    )

@@ -1,0 +1,102 @@
+"""Building a snapshot from the API server and Redis."""
+
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.records import Failure
+from mint_operator.observing.cluster_view import ClusterView
+from mint_operator.observing.dirt import Part
+from mint_operator.observing.map_view import MapView
+from mint_operator.observing.train_inputs import InputsView
+from mint_operator.observing.train_view import TrainView
+from mint_operator.planning import engines
+from mint_operator.planning.snapshot import BaseMap, Release, Snapshot
+
+log = structlog.get_logger()
+
+
+class Observer:
+    """Keeps both views; `observe` refreshes what is dirty."""
+
+    def __init__(
+        self, cluster: ClusterView, placement_map: MapView, training: TrainView, inputs: InputsView, release: Release
+    ) -> None:
+        self._cluster = cluster
+        self._map = placement_map
+        self._training = training
+        self._inputs = inputs
+        self._release = release
+        self._maps: dict[str, BaseMap] = {}
+        self._redis_ok = True
+        self.quiet = False  # the last look found nothing new in the map
+
+    async def observe(self, parts: frozenset[Part], apply_failures: Mapping[str, Failure]) -> Snapshot:
+        """A snapshot of now. Raises KubeError; a Redis that is away is part of the picture instead."""
+        changed = await self._cluster.refresh(parts)
+        await self._look_at_map()
+        self.quiet = self.quiet and not changed
+        cluster = self._cluster
+        await self._inputs.refresh(parts, cluster.waves)
+        return Snapshot(
+            now=time.time(),
+            release=self._release,
+            bases=cluster.bases,
+            waves=cluster.waves,
+            pods=cluster.pods,
+            children=cluster.children,
+            redis_ok=self._redis_ok,
+            maps=self._maps,
+            training=self._training.known,
+            inputs=self._inputs.inputs,
+            apply_failures=apply_failures,
+        )
+
+    async def _look_at_map(self) -> None:
+        before, answered, trained = self._maps, self._redis_ok, self._training.known
+        try:
+            given = self._engines()
+            self._maps = await self._map.look(given)
+            await self._training.look(self._maps, given)
+        except MapUnavailable as error:
+            if self._redis_ok:
+                log.warning("placement map unavailable", error=str(error))
+            self._maps, self._redis_ok = {}, False
+        else:
+            if not self._redis_ok:
+                log.info("placement map is back", bases=len(self._maps))
+            self._redis_ok = True
+        same = _same(before, self._maps) and trained == self._training.known
+        self.quiet = self._redis_ok and answered and same
+
+    def _engines(self) -> dict[str, list[str]]:
+        """The engines that each base has been given so far."""
+        children = self._cluster.children
+        found = {}
+        for key, base in self._cluster.bases.items():
+            given = children.get(("StatefulSet", base.meta.namespace, base.meta.name))
+            count = given.replicas if given else 0
+            found[key] = [engines.engine_name(base.meta.name, ordinal) for ordinal in range(count)]
+        return found
+
+
+def _same(before: Mapping[str, BaseMap], after: Mapping[str, BaseMap]) -> bool:
+    """Whether the maps say the same: heartbeats that say nothing new leave them as they are."""
+    return before.keys() == after.keys() and all(_same_base(before[base], known) for base, known in after.items())
+
+
+def _same_base(before: BaseMap, after: BaseMap) -> bool:
+    return (
+        after.state is before.state
+        and after.state.version is not None
+        and len(after.engines) == len(before.engines)
+        and all(new is old for new, old in zip(after.engines, before.engines, strict=True))
+        and _lost(after) == _lost(before)
+        and after.busy == before.busy
+    )
+
+
+def _lost(known: BaseMap) -> set[str]:
+    return {name for name, away_s in known.away_s.items() if away_s > engines.AWAY_GRACE_S}

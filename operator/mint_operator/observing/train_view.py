@@ -1,0 +1,79 @@
+"""The Redis half of observation, about training: who trains what, how far it is, and what was known before a loss."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.training_records import Progress, TrainState
+from mint_operator.planning.snapshot import BaseMap, TrainKnown
+
+LOOK_S = 1.0  # progress is read no more often: heartbeats come more often than steps end
+
+
+class _Memory(msgspec.Struct):
+    known: TrainKnown = TrainKnown()
+    version: int | None = None
+    looked_at: float = float("-inf")
+
+
+class TrainView:
+    """What Redis says of training. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self, reader: TrainReader, clock: Callable[[], float] = time.monotonic, look_s: float = LOOK_S
+    ) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._look_s = look_s
+        self._memory: dict[str, _Memory] = {}
+
+    @property
+    def known(self) -> dict[str, TrainKnown]:
+        """What was last read of every base."""
+        return {base: memory.known for base, memory in self._memory.items()}
+
+    def invalidate(self, base: str) -> None:
+        """Read this base anew next time: it is being written to."""
+        if base in self._memory:
+            self._memory[base].looked_at = float("-inf")
+
+    async def look(self, maps: Mapping[str, BaseMap], engines: Mapping[str, Sequence[str]]) -> dict[str, TrainKnown]:
+        """Training of every base of `maps`. Raises MapUnavailable; what was known stays."""
+        for base, known in maps.items():
+            memory, now = self._memory.setdefault(base, _Memory()), self._clock()
+            if memory.version == known.state.version and now - memory.looked_at < self._look_s:
+                continue
+            names = sorted({*engines.get(base, ()), *(view.engine for view in known.engines)})
+            names = sorted({*names, *memory.known.state.trains})
+            written = await self._read(base, names, lost=known.state.version is None)
+            memory.known = TrainKnown(written=written, state=_remembering(memory.known.state, written, known))
+            memory.version, memory.looked_at = known.state.version, now
+        for base in self._memory.keys() - maps.keys():
+            del self._memory[base]
+        return self.known
+
+    async def _read(self, base: str, engines: Sequence[str], *, lost: bool) -> TrainState:
+        """A base that trains nothing costs one read, unless its map was lost: then engines may know better."""
+        training = await self._reader.training(base)
+        if not training and not lost:
+            return TrainState()
+        trains, progress = await self._reader.trains(base, engines), await self._reader.progress(base, engines)
+        return TrainState(training=training, trains=trains, progress=progress)
+
+
+def _remembering(before: TrainState, now: TrainState, known: BaseMap) -> TrainState:
+    """What the map says, with the leases that it had before a loss, and the last word on policies untold of now."""
+    training, trains = now.training, now.trains
+    if known.state.version is None:
+        training = {**before.training, **training}
+        trains = {engine: {**before.trains.get(engine, {}), **of} for engine, of in trains.items()}
+    runs = {(wave, each.run) for wave, each in training.items()}
+    told = {name for of in now.progress.values() for name in of}
+    progress: dict[str, dict[str, Progress]] = {engine: dict(of) for engine, of in now.progress.items()}
+    for engine, of in before.progress.items():
+        for name, each in of.items():
+            if name not in told and (each.wave, each.run) in runs:
+                progress.setdefault(engine, {})[name] = each
+    return TrainState(training=training, trains=trains, progress=progress)

@@ -1,0 +1,111 @@
+"""Kopf in a thread of its own: it watches, marks, and answers the liveness probe.
+
+A thread, because kopf ends whatever else runs in its event loop when it stops, and because the probe should still
+answer (with the truth) while the loop is busy planning.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import kopf
+import structlog
+
+from mint_operator.handlers import adapterwaves, basemodels, engines
+from mint_operator.observing.dirt import Dirt
+from mint_operator.observing.feed import Feed
+from mint_operator.settings import LIVENESS_PATH
+
+STALLED_S = 120.0  # longer than any backoff, timeout or plan
+STOP_S = 10.0
+
+log = structlog.get_logger()
+
+
+class Watch:
+    """Kopf's side of the operator.
+
+    `progress` gives the monotonic time of the loop's last pass, None before it leads; `ended` is called, from kopf's
+    thread, if kopf ends without having been told to.
+    """
+
+    def __init__(
+        self,
+        dirt: Dirt,
+        feed: Feed,
+        namespaces: Sequence[str],
+        liveness_port: int,
+        progress: Callable[[], float | None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._dirt = dirt
+        self._feed = feed
+        self._namespaces = list(namespaces)
+        self._endpoint = f"http://0.0.0.0:{liveness_port}{LIVENESS_PATH}"
+        self._progress = progress
+        self._ended = ended
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it, within STOP_S."""
+        self._stop.set()
+        self._thread.join(STOP_S)
+
+    def _run(self) -> None:
+        logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # warns that signals are not its own
+        registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
+        self._configure(settings)
+        self._register(registry, settings)
+        try:
+            asyncio.run(
+                kopf.operator(
+                    registry=registry,
+                    settings=settings,
+                    standalone=True,
+                    clusterwide=not self._namespaces,
+                    namespaces=self._namespaces,
+                    liveness_endpoint=self._endpoint,
+                    stop_flag=self._stop,
+                )
+            )
+        except Exception:  # whatever ended the watch, the process must end with it and say why
+            log.exception("kopf ended")
+        finally:
+            if not self._stop.is_set():
+                self._ended()
+
+    @staticmethod
+    def _configure(settings: kopf.OperatorSettings) -> None:
+        settings.posting.enabled = False
+        settings.peering.standalone = True
+        settings.scanning.disabled = True  # no rights on CRDs and namespaces are needed
+        settings.watching.server_timeout = 300
+        settings.watching.client_timeout = 330
+        settings.watching.connect_timeout = 10
+
+    def _register(self, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:
+        basemodels.register(registry, self._dirt, self._feed)
+        adapterwaves.register(registry, self._dirt, self._feed)
+        engines.register(registry, settings, self._dirt, self._feed)
+
+        @kopf.on.login(registry=registry)
+        def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+            return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+        @kopf.on.probe(registry=registry, id="loop", errors=kopf.ErrorsMode.PERMANENT)
+        async def loop_moves(**_: Any) -> str:
+            last = self._progress()
+            if last is None:
+                return "standing by"
+            since = time.monotonic() - last
+            if since > STALLED_S:
+                raise kopf.PermanentError(f"the loop has not ended a pass for {since:.0f} s")
+            return f"last pass {since:.1f} s ago"

@@ -1,0 +1,1 @@
+"""Which engines hold which adapters. Pure; each policy of placement in a file of its own."""

@@ -1,0 +1,242 @@
+"""The engines of one base while a placement is worked out: what each is given, and which has least.
+
+A heap for each tier keeps the choice of the least loaded engine logarithmic in the number of engines. Entries go
+stale when an engine's load changes; they are dropped as they surface.
+"""
+
+import heapq
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
+
+import msgspec
+
+from mint_contracts.records import Tier
+from mint_operator.planning.engines import Engine
+from mint_operator.planning.sizes import Size
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one engine of a base can hold: adapters in slots, and bytes in each colder tier."""
+
+    slots: int
+    host_bytes: int
+    disk_bytes: int
+    max_rank: int
+
+
+class Load(msgspec.Struct, gc=False):
+    """What one engine is given. `weight` is the sum of ranks: what a decode step costs grows with it."""
+
+    copies: int = 0
+    slots: int = 0
+    weight: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+
+    def count(self, tier: Tier, size: Size, by: int) -> None:
+        """Count `by` copies more."""
+        self.copies += by
+        self.weight += by * size.rank
+        if tier is Tier.DEVICE:
+            self.slots += by
+        elif tier is Tier.HOST:
+            self.host_bytes += by * size.bytes
+        else:
+            self.disk_bytes += by * size.bytes
+
+    def room(self, tier: Tier, size: Size, limits: Limits) -> bool:
+        """Whether one more copy fits."""
+        if tier is Tier.DEVICE:
+            return self.slots < limits.slots
+        if tier is Tier.HOST:
+            return self.host_bytes + size.bytes <= limits.host_bytes
+        return self.disk_bytes + size.bytes <= limits.disk_bytes
+
+    def key(self, tier: Tier) -> int:
+        """What engines are compared by when a copy for this tier is placed."""
+        if tier is Tier.DEVICE:
+            return self.weight
+        return self.host_bytes if tier is Tier.HOST else self.disk_bytes
+
+    def over(self, limits: Limits) -> bool:
+        """Whether it is more than an engine can hold."""
+        return self.slots > limits.slots or self.host_bytes > limits.host_bytes or self.disk_bytes > limits.disk_bytes
+
+
+Copies = Mapping[str, Mapping[str, Tier]]  # engine -> adapter -> tier
+
+
+class Board:
+    """Mutable, and local to one plan; it begins where `loads` and `given` left off and never changes those."""
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        limits: Limits,
+        sizes: Mapping[str, Size],
+        loads: Mapping[str, Load] | None = None,
+        given: Copies | None = None,
+        reserved: Mapping[str, int] | None = None,
+    ) -> None:
+        """`reserved` slots of an engine are its policies' that train there."""
+        self.limits = limits
+        self._sizes = sizes
+        self._unknown = Size(rank=limits.max_rank)
+        self._ordinals = {engine.name: engine.ordinal for engine in engines}
+        self._names = {engine.ordinal: engine.name for engine in engines}
+        self._lost = {engine.name for engine in engines if engine.lost}
+        self._leaving = {engine.name for engine in engines if engine.leaving}
+        self.any_lost, self.any_leaving = bool(self._lost), bool(self._leaving)
+        taken = reserved or {}
+        fresh = {name: Load(slots=taken.get(name, 0)) for name in self._ordinals}
+        self.loads = fresh if loads is None else dict(loads)
+        self.given: dict[str, Mapping[str, Tier]] = {} if given is None else dict(given)
+        self._own: dict[str, dict[str, Tier]] = {}  # of `given`, those that this board has changed
+        self._heaps: dict[tuple[bool, Tier], list[tuple[int, int, int]]] = {}
+
+    def __contains__(self, engine: str) -> bool:
+        return engine in self._ordinals
+
+    def __len__(self) -> int:
+        return len(self._ordinals)
+
+    @property
+    def touched(self) -> Collection[str]:
+        """Engines that were given or lost a copy."""
+        return self._own.keys()
+
+    def size(self, adapter: str) -> Size:
+        """The adapter's size; of the largest rank and no bytes until somebody has read it."""
+        return self._sizes.get(adapter, self._unknown)
+
+    def lost(self, engine: str) -> bool:
+        """Whether the engine has been away for too long."""
+        return engine in self._lost
+
+    def leaving(self, engine: str) -> bool:
+        """Whether the engine is about to go."""
+        return engine in self._leaving
+
+    def ordinal(self, engine: str) -> int:
+        """The number of an engine."""
+        return self._ordinals[engine]
+
+    def fits(self, engine: str, adapter: str, tier: Tier) -> bool:
+        """Whether one more copy fits."""
+        return self.loads[engine].room(tier, self.size(adapter), self.limits)
+
+    def crowded(self) -> bool:
+        """Whether any engine that was changed is given more than it can hold."""
+        return any(self.loads[engine].over(self.limits) for engine in self._own)
+
+    def put(self, engine: str, adapter: str, tier: Tier) -> None:
+        """Give a copy to an engine."""
+        own = self._own.get(engine) or self._changed(engine)
+        own[adapter] = tier
+        self._count(engine, tier, self._sizes.get(adapter, self._unknown), 1)
+
+    def take(self, engine: str, adapter: str, size: Size | None = None) -> None:
+        """Take a copy from an engine; `size` is what it counted for, if that is not its size now."""
+        tier = self._changed(engine).pop(adapter)
+        self._count(engine, tier, size or self.size(adapter), -1)
+
+    def least(
+        self,
+        adapter: str,
+        tier: Tier,
+        without: Collection[str],
+        warmth: Mapping[str, int],
+        *,
+        lost: bool = False,
+        pins: Collection[str] = (),
+    ) -> str | None:
+        """The engine with the least load that has room and is none of `without`; of `pins` alone, if there are any.
+
+        An engine that holds the adapter already (`warmth` says how warm) is taken instead where it has hardly more
+        to do: a move of bytes costs more than a slightly uneven spread. `lost` asks among the lost engines instead.
+        """
+        found = self._of_pins(adapter, tier, without, lost, pins) if pins else self._top(adapter, tier, without, lost)
+        if found is None:
+            return None
+        if not warmth:
+            return found
+        most = self.loads[found].weight + self.size(adapter).rank + self.loads[found].weight // 8
+        warm = [
+            (-warmth[name], self.loads[name].weight, self._ordinals[name])
+            for name in warmth
+            if self._able(name, lost) and name not in without
+            if not pins or name in pins
+            if self.loads[name].weight <= most and self.fits(name, adapter, tier)
+        ]
+        return self._names[min(warm)[2]] if warm else found
+
+    def _of_pins(
+        self, adapter: str, tier: Tier, without: Collection[str], lost: bool, pins: Collection[str]
+    ) -> str | None:
+        able = [
+            self._entry(name, tier)
+            for name in pins
+            if self._able(name, lost) and name not in without
+            if self.fits(name, adapter, tier)
+        ]
+        return self._names[min(able)[2]] if able else None
+
+    def _top(self, adapter: str, tier: Tier, without: Collection[str], lost: bool) -> str | None:
+        """The least loaded engine with room. Colder tiers are sorted by free bytes: if one lacks room, all do."""
+        heap, found, aside = self._heap(lost, tier), None, []
+        loads, names, size = self.loads, self._names, self.size(adapter)
+        while heap and found is None:
+            name = names[heap[0][2]]
+            load = loads[name]
+            if heap[0][0] != load.key(tier) or heap[0][1] != load.copies:
+                heapq.heappop(heap)  # stale: the change has put it back
+            elif not load.room(tier, size, self.limits):
+                if tier is not Tier.DEVICE:
+                    break
+                heapq.heappop(heap)  # full: a change puts it back
+            elif name in without:
+                aside.append(heapq.heappop(heap))
+            else:
+                found = name
+        for entry in aside:
+            heapq.heappush(heap, entry)
+        return found
+
+    def _heap(self, lost: bool, tier: Tier) -> list[tuple[int, int, int]]:
+        """Made when first asked for: most plans ask for few."""
+        heap = self._heaps.get((lost, tier))
+        if heap is None:
+            heap = [self._entry(name, tier) for name in self._ordinals if self._able(name, lost)]
+            heapq.heapify(heap)
+            self._heaps[lost, tier] = heap
+        return heap
+
+    def _entry(self, engine: str, tier: Tier) -> tuple[int, int, int]:
+        load = self.loads[engine]
+        return load.key(tier), load.copies, self._ordinals[engine]
+
+    def _able(self, engine: str, lost: bool) -> bool:
+        """Whether an engine may be given anything new; of the lost ones, or of the others."""
+        return engine in self._ordinals and engine not in self._leaving and (engine in self._lost) is lost
+
+    def _changed(self, engine: str) -> dict[str, Tier]:
+        own = self._own.get(engine)
+        if own is None:
+            own = self._own[engine] = dict(self.given.get(engine, {}))
+            self.given[engine] = own
+            self.loads[engine] = copy(self.loads[engine])
+        return own
+
+    def _count(self, engine: str, tier: Tier, size: Size, by: int) -> None:
+        load = self.loads[engine]
+        load.count(tier, size, by)
+        if engine in self._leaving:
+            return
+        lost, ordinal = engine in self._lost, self._ordinals[engine]
+        for (of_lost, of_tier), heap in self._heaps.items():
+            if of_lost is lost:
+                entry = (load.key(of_tier), load.copies, ordinal)
+                if heap and heap[0][2] == ordinal and entry > heap[0]:
+                    heapq.heapreplace(heap, entry)  # the same as a push, and the stale one is gone at once
+                else:
+                    heapq.heappush(heap, entry)

@@ -1,0 +1,45 @@
+"""Missing copies go to the least loaded engines, or to one that holds the adapter warm and has hardly more to do."""
+
+from collections.abc import Mapping, Sequence
+
+from mint_contracts.records import Place, Tier
+from mint_operator.placing.board import Board
+from mint_operator.placing.room import make_room
+from mint_operator.placing.table import Table, lacking
+from mint_operator.planning.adapters import Want
+
+_COLD: Mapping[str, int] = {}
+
+
+def pack(table: Table) -> None:
+    """Place whatever is missing."""
+    for name in table.needy:
+        want, places = table.wants[name], table.placed[name]
+        while lacking(table.board, want, places) > 0:
+            found = _fill(table, want, places) or make_room(table, want)
+            if found is None:
+                break
+            table.add(name, found)
+
+
+def _fill(table: Table, want: Want, places: Sequence[Place]) -> Place | None:
+    """On the least loaded engine with room; live engines come before lost ones, which are better than none."""
+    board, warmth = table.board, table.warmth.get(want.adapter, _COLD)
+    without = {place.engine for place in places} if places else ()
+    engine = board.least(want.adapter, want.residency, without, warmth, pins=want.pins)
+    lost = engine is None and board.any_lost
+    if lost:
+        engine = board.least(want.adapter, want.residency, without, warmth, lost=True, pins=want.pins)
+    if engine is None:
+        return None
+    return Place(engine, want.residency, _why(board, engine, want, warmth, lost=lost))
+
+
+def _why(board: Board, engine: str, want: Want, warmth: Mapping[str, int], *, lost: bool) -> str:
+    if len(board) == 1:
+        return "the only engine"
+    among = f"{len(want.pins)} that the wave names" if want.pins else f"{len(board)} engines"
+    why = f"least loaded ({board.loads[engine].copies} copies) among {among}"
+    if engine in warmth:
+        why += f", and already on {next(tier for tier in Tier if tier.warmth == warmth[engine])} there"
+    return why + (", all others being full; away now" if lost else "")

@@ -1,0 +1,52 @@
+"""Where only engines that an adapter cannot use have room, another adapter makes some: one move for one copy."""
+
+from collections.abc import Sequence
+
+from mint_contracts.records import Place, Tier
+from mint_operator.placing.table import Table
+from mint_operator.planning.adapters import Want
+
+
+def make_room(table: Table, want: Want) -> Place | None:
+    """Move another adapter off an engine that could take a copy of ours, and return the place that this opens.
+
+    There is one to move wherever a slot is free at all: a full engine holds more other adapters than one with a slot.
+    """
+    board = table.board
+    if want.residency is not Tier.DEVICE or board.least(want.adapter, Tier.DEVICE, (), {}) is None:
+        return None
+    ours = {place.engine for place in table.placed[want.adapter]}
+    for engine in want.pins or sorted(board.loads, key=board.ordinal):
+        if engine in ours or engine not in board or board.lost(engine):
+            continue
+        moved = _move_one(table, engine, want)
+        if moved is not None:
+            why = f"the only engines without a copy were full; {moved} made room here"
+            return Place(engine=engine, residency=Tier.DEVICE, why=why)
+    return None
+
+
+def _move_one(table: Table, engine: str, want: Want) -> str | None:
+    """Move the least wanted adapter off this engine that fits elsewhere; returns its name."""
+    board = table.board
+    for other in sorted(board.given.get(engine, ()), key=lambda name: _need(table.wants[name]), reverse=True):
+        need = table.wants[other]
+        if need.residency is not Tier.DEVICE or other == want.adapter or (need.pins and not want.pins):
+            continue
+        places = table.places(other)
+        target = _elsewhere(table, need, places)
+        if target is not None:
+            why = f"made room on {engine} for a copy of {want.adapter}"
+            index = next(index for index, place in enumerate(places) if place.engine == engine)
+            table.move(other, index, Place(engine=target, residency=Tier.DEVICE, why=why))
+            return other
+    return None
+
+
+def _elsewhere(table: Table, need: Want, places: Sequence[Place]) -> str | None:
+    without = {place.engine for place in places}
+    return table.board.least(need.adapter, Tier.DEVICE, without, {}, pins=need.pins)
+
+
+def _need(want: Want) -> tuple[int, str]:
+    return -want.priority, want.adapter

@@ -1,0 +1,67 @@
+"""What a placement policy sees and changes: one base's copies while they are worked out."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.records import Place, Placement
+from mint_operator.placing.board import Board
+from mint_operator.planning.adapters import Want
+from mint_operator.planning.engines import Engine
+
+Warmth = Mapping[str, Mapping[str, int]]  # adapter -> engine -> how warm it is there
+
+
+class Table(msgspec.Struct):
+    """Mutable, and local to one plan. `needy` are adapters that lack a good copy, the most urgent first.
+
+    `placed` are the places of all that is being looked at; `settled` of everything else, to be moved only to make
+    room.
+    """
+
+    board: Board
+    wants: Mapping[str, Want]
+    needy: Sequence[str]
+    placed: dict[str, list[Place]]
+    settled: Mapping[str, Placement]
+    warmth: Warmth
+
+    def places(self, adapter: str) -> Sequence[Place]:
+        """Where an adapter goes as things stand."""
+        placed = self.placed.get(adapter)
+        return self.settled[adapter].places if placed is None else placed
+
+    def add(self, adapter: str, place: Place) -> None:
+        """Give a copy to an engine."""
+        self.board.put(place.engine, adapter, place.residency)
+        self.placed[adapter].append(place)
+
+    def move(self, adapter: str, index: int, place: Place) -> None:
+        """Move the copy at `index` to another engine."""
+        if adapter not in self.placed:
+            self.placed[adapter] = list(self.settled[adapter].places)
+        places = self.placed[adapter]
+        self.board.take(places[index].engine, adapter)
+        self.board.put(place.engine, adapter, place.residency)
+        places[index] = place
+
+
+def lacking(board: Board, want: Want, places: Sequence[Place]) -> int:
+    """Copies that are wanted beyond these, of which those on engines that are about to go do not count."""
+    going = sum(board.leaving(place.engine) for place in places) if board.any_leaving else 0
+    return want.replicas - len(places) + going
+
+
+Policy = Callable[[Table], None]
+"""One policy: it improves the copies of all needy adapters, in their order. Policies run one after another."""
+
+
+def warmth(engines: Sequence[Engine], names: Mapping[str, Want]) -> dict[str, dict[str, int]]:
+    """How warm live engines hold these adapters, from the wanted source."""
+    found: dict[str, dict[str, int]] = {}
+    for engine in engines:
+        for name in engine.held.keys() & names.keys():
+            held = engine.held[name]
+            if held.tier.warmth > 0 and held.source == names[name].source:
+                found.setdefault(name, {})[engine.name] = held.tier.warmth
+    return found

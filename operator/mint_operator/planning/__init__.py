@@ -1,0 +1,1 @@
+"""What should be, worked out from what is. Pure."""

@@ -1,0 +1,188 @@
+"""Which waves of a base are admitted, each whole or not at all, and what they want together."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.records import Tier
+from mint_operator.planning import capacity, conditions
+from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.asking import NOBODY, Ask, Asks, ask
+from mint_operator.planning.shards import Shards
+from mint_operator.planning.sizes import Size
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave
+from mint_operator.planning.turns import by_namespace, in_turn
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """`wants` by adapter; `refused` by wave; `turns` gives each admitted wave its turn, the first 0."""
+
+    asks: Asks
+    engines: int
+    wants: Shards[Want]
+    refused: Mapping[str, Refusal]
+    turns: Mapping[str, int]
+    merged: Mapping[str, Want] = {}  # of `wants`, those that several admitted waves share
+
+    def wanted(self, wave: str) -> tuple[Want, ...]:
+        """What one admitted wave asks for by itself."""
+        return self.asks.by_wave[wave].wants
+
+
+class _Tally(msgspec.Struct):
+    """What the waves admitted so far take."""
+
+    taken: capacity.Demand
+    replicas: int = 0
+    by_namespace: dict[str, int] = {}
+    merged: dict[str, Want] = {}
+
+
+def admit(
+    base: ObservedBase,
+    waves: Sequence[ObservedWave],
+    before: Admission | None = None,
+    sizes: Mapping[str, Size] | None = None,
+    reserved: capacity.Demand = capacity.NOTHING,
+) -> Admission:
+    """Admit waves by turn. One that waits does not hold up a smaller one behind it, and is asked first next time.
+
+    `reserved` is what training takes: it holds leases and comes before every wave that only serves.
+    """
+    asks = ask(base, waves, before.asks if before else NOBODY)
+    sizes = sizes or {}
+    limits, tenants = capacity.bounds(base), by_namespace(base.spec.tenants)
+    shared = _shared_of(asks)
+    tally = _Tally(taken=reserved, by_namespace={}, merged={})
+    refused: dict[str, Refusal] = {}
+    turns: dict[str, int] = {}
+    waiting: list[str] = []
+    for each in in_turn(asks.by_wave.values(), tenants):
+        key = each.wave.meta.key
+        quota = tenants[each.wave.meta.namespace].device_slots if each.wave.meta.namespace in tenants else 0
+        verdict = _add(tally, each, asks, shared.get(key, ()), limits, quota, sizes)
+        if verdict is None:
+            turns[key] = len(turns)
+            continue
+        refused[key] = verdict
+        if not verdict.terminal:
+            waiting.append(key)
+    for position, key in enumerate(waiting, start=1):
+        refused[key] = refused[key].at(position, len(waiting))
+    return Admission(
+        asks=asks,
+        engines=limits.engines(tally.taken.slots, tally.replicas),
+        wants=_wants(asks, turns, tally.merged, before),
+        refused=refused,
+        turns=turns,
+        merged=tally.merged,
+    )
+
+
+def _add(
+    tally: _Tally,
+    each: Ask,
+    asks: Asks,
+    names: Sequence[str],
+    limits: capacity.Bounds,
+    quota: int,
+    sizes: Mapping[str, Size],
+) -> Refusal | None:
+    """Count a wave in, or say why not. `names` are those of its adapters that others ask for too."""
+    key, namespace = each.wave.meta.key, each.wave.meta.namespace
+    merged = {name: _merge(tally.merged.get(name), asks.of(key, name)) for name in names}
+    more = _more(each, asks, merged, tally, sizes)
+    verdict = (
+        each.refusal
+        or (_conflict(tally.merged, asks, key, names) if names else None)
+        or capacity.never(limits, each, quota)
+        or capacity.over_quota(namespace, quota, tally.by_namespace.get(namespace, 0), more.slots)
+        or capacity.now(limits, tally.taken, more)
+    )
+    if verdict is None:
+        tally.merged.update(merged)
+        tally.taken = tally.taken.plus(more)
+        tally.by_namespace[namespace] = tally.by_namespace.get(namespace, 0) + more.slots
+        tally.replicas = max(tally.replicas, each.replicas, 1 + max(each.spec.serve.engines, default=-1))
+    return verdict
+
+
+def _shared_of(asks: Asks) -> dict[str, list[str]]:
+    """Wave -> its adapters that others ask for too."""
+    found: dict[str, list[str]] = {}
+    for name, keys in asks.shared.items():
+        for key in keys:
+            found.setdefault(key, []).append(name)
+    return found
+
+
+def _more(
+    each: Ask, asks: Asks, merged: Mapping[str, Want], tally: _Tally, sizes: Mapping[str, Size]
+) -> capacity.Demand:
+    """What admitting a wave takes beyond what is taken: adapters that others have brought are not counted twice."""
+    key = each.wave.meta.key
+    demand = capacity.demand(each, sizes)
+    for name, want in merged.items():
+        demand = demand.minus(capacity.of(asks.of(key, name), sizes)).plus(capacity.of(want, sizes))
+        known = tally.merged.get(name)
+        if known is not None:
+            demand = demand.minus(capacity.of(known, sizes))
+    return demand
+
+
+def _wants(
+    asks: Asks, turns: Mapping[str, int], merged: Mapping[str, Want], before: Admission | None
+) -> Shards[Want]:
+    """Everything that admitted waves want; what did not change stays the same object."""
+    if before is None:
+        return Shards({want.adapter: want for key in turns for want in asks.by_wave[key].wants} | dict(merged))
+    was = {key: before.asks.by_wave[key].wants for key in before.turns}
+    now = {key: asks.by_wave[key].wants for key in turns}
+    changed = [key for key in {**was, **now} if was.get(key) is not now.get(key)]
+    if not changed and merged == before.merged:
+        return before.wants
+    names = {want.adapter for key in changed for of in (was, now) for want in of.get(key, ())}
+    names |= merged.keys() | before.merged.keys()
+    wants = {name: want for name in names if (want := _want(asks, turns, merged, name)) is not None}
+    new = {name: want for name, want in wants.items() if before.wants.get(name) != want}
+    return before.wants.changed(new, names - wants.keys())
+
+
+def _want(asks: Asks, turns: Mapping[str, int], merged: Mapping[str, Want], name: str) -> Want | None:
+    if name in merged:
+        return merged[name]
+    owner = asks.owners.get(name)
+    return asks.of(owner, name) if owner in turns and owner is not None else None
+
+
+def _merge(before: Want | None, want: Want) -> Want:
+    """Both wants as one: as many copies as either asks for, as warm as either asks for."""
+    if before is None:
+        return want
+    residency: Tier = max(before.residency, want.residency, key=lambda tier: tier.warmth)
+    return Want(
+        adapter=want.adapter,
+        source=before.source,
+        residency=residency,
+        replicas=max(before.replicas, want.replicas),
+        waves=tuple(sorted({*before.waves, *want.waves})),
+        priority=max(before.priority, want.priority),
+        pins=before.pins if before.pins == want.pins else (),
+    )
+
+
+def _conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence[str]) -> Refusal | None:
+    for name in names:
+        want, other = asks.of(wave, name), merged.get(name)
+        if other is not None and other.source != want.source:
+            return Refusal(
+                conditions.SOURCE_CONFLICT,
+                f"adapter {name} is {_shown(want)} here but {_shown(other)} in wave {other.waves[0]}, which "
+                "comes first; give it one source, or another name",
+            )
+    return None
+
+
+def _shown(want: Want) -> str:
+    source = want.source
+    return f"{source.uri} at {source.revision}" if source.revision else source.uri

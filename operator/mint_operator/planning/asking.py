@@ -1,0 +1,109 @@
+"""What all waves of a base ask for: each wave resolved once, and which adapters several of them share.
+
+Worked out from the last time where only some waves changed; the same as from nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.resources import AdapterWaveSpec, BaseModelSpec
+from mint_operator.planning.adapters import Refusal, Want, resolve
+from mint_operator.planning.shards import Shards
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave
+from mint_operator.training.wants import training_wants
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """One wave's wants, or why it cannot be served as it is written; and the specs that they came from."""
+
+    wave: ObservedWave
+    base: BaseModelSpec
+    wants: tuple[Want, ...]
+    by_name: Mapping[str, Want]
+    refusal: Refusal | None
+    slots: int  # of the wave alone
+    replicas: int
+
+    @property
+    def spec(self) -> AdapterWaveSpec:
+        """The wave's own spec."""
+        return self.wave.spec
+
+
+class Asks(msgspec.Struct, frozen=True):
+    """`owners`: adapter -> one wave that asks for it. `shared`: adapter -> all that do, where several do."""
+
+    by_wave: Mapping[str, Ask]
+    owners: Shards[str]
+    shared: Mapping[str, tuple[str, ...]]
+
+    def of(self, wave: str, adapter: str) -> Want:
+        """What one wave asks for an adapter that it names."""
+        return self.by_wave[wave].by_name[adapter]
+
+
+NOBODY = Asks(by_wave={}, owners=Shards(), shared={})
+
+
+def ask(base: ObservedBase, waves: Sequence[ObservedWave], before: Asks = NOBODY) -> Asks:
+    """Everything asked for now."""
+    by_wave = {wave.meta.key: _ask(base, wave, before.by_wave.get(wave.meta.key)) for wave in waves}
+    old = [each for key, each in before.by_wave.items() if _wants(by_wave.get(key)) is not each.wants]
+    new = [each for key, each in by_wave.items() if _wants(before.by_wave.get(key)) is not each.wants]
+    if not old and not new:
+        return msgspec.structs.replace(before, by_wave=by_wave)
+    if before is NOBODY:
+        everyone, several = dict[str, str](), dict[str, tuple[str, ...]]()
+        _enter(everyone, several, new)
+        return Asks(by_wave=by_wave, owners=Shards(everyone), shared=several)
+    names = {want.adapter for each in (*old, *new) for want in each.wants}
+    owners = {name: before.owners[name] for name in names if name in before.owners}
+    shared = dict(before.shared)
+    _forget(owners, shared, old)
+    _enter(owners, shared, new)
+    return Asks(by_wave=by_wave, owners=before.owners.changed(owners, names - owners.keys()), shared=shared)
+
+
+def _ask(base: ObservedBase, wave: ObservedWave, before: Ask | None) -> Ask:
+    same = before is not None and before.spec is wave.spec and before.base is base.spec
+    if before is not None and same and before.wave.stand == wave.stand:
+        return before if before.wave is wave else msgspec.structs.replace(before, wave=wave)
+    found = resolve(wave, base) if wave.spec.train is None else training_wants(wave)
+    if isinstance(found, Refusal):
+        return Ask(wave=wave, base=base.spec, wants=(), by_name={}, refusal=found, slots=0, replicas=0)
+    return Ask(
+        wave=wave,
+        base=base.spec,
+        wants=found,
+        by_name={want.adapter: want for want in found},
+        refusal=None,
+        slots=sum(want.slots for want in found),
+        replicas=wave.spec.serve.replicas,
+    )
+
+
+def _wants(each: Ask | None) -> tuple[Want, ...]:
+    return () if each is None else each.wants
+
+
+def _forget(owners: dict[str, str], shared: dict[str, tuple[str, ...]], asks: Iterable[Ask]) -> None:
+    for each in asks:
+        key = each.wave.meta.key
+        for want in each.wants:
+            rest = tuple(other for other in shared.pop(want.adapter, ()) if other != key)
+            if rest:
+                owners[want.adapter] = rest[0]
+            else:
+                del owners[want.adapter]
+            if len(rest) > 1:
+                shared[want.adapter] = rest
+
+
+def _enter(owners: dict[str, str], shared: dict[str, tuple[str, ...]], asks: Iterable[Ask]) -> None:
+    for each in asks:
+        key = each.wave.meta.key
+        for want in each.wants:
+            owner = owners.setdefault(want.adapter, key)
+            if owner != key:
+                shared[want.adapter] = tuple(sorted({owner, key, *shared.get(want.adapter, ())}))

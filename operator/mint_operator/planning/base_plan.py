@@ -1,0 +1,174 @@
+"""The plan of one base and the waves over it. Pure; it depends on no other base.
+
+`Known` is what the last plan of the base knew. With it only what changed since is worked out again, at a cost that
+does not grow with the number of waves; the plan is the same as without it, which a property test holds.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.errors import MintError
+from mint_contracts.records import BaseRecord, Failure, MapChange, MapState, Placement
+from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
+from mint_contracts.training_records import TrainChange
+from mint_operator.placing.board import Limits
+from mint_operator.placing.placement import Placed, Task, adopted, place
+from mint_operator.planning.adapters import claims
+from mint_operator.planning.admission import Admission, admit
+from mint_operator.planning.base_status import BaseFacts, base_status
+from mint_operator.planning.capacity import Demand
+from mint_operator.planning.elastic import Fleet, fleet, settled
+from mint_operator.planning.engines import Engine, expected
+from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
+from mint_operator.planning.mapdiff import Assigned, assignments, difference
+from mint_operator.planning.snapshot import BaseMap, EnginePod, ObservedBase, ObservedWave, Snapshot, TrainKnown
+from mint_operator.planning.statuses import Told, statuses
+from mint_operator.training.plan import Training, decided, prepared
+
+REPORT_GRACE_S = 10.0  # after the map was lost, engines that run report again within a heartbeat or two
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What a plan of a base knew."""
+
+    admission: Admission
+    engines: tuple[Engine, ...]
+    placed: Placed | None
+    assigned: Assigned
+    told: Told
+    record: BaseRecord
+    fleet: Fleet
+
+    def written(self, version: int) -> MapState:
+        """The map's state once the plan's change is written."""
+        placements = {} if self.placed is None else self.placed.records
+        return MapState(version=version, base=self.record, placements=placements, assigned=self.assigned)
+
+
+class BasePlan(msgspec.Struct, frozen=True):
+    """The part of a plan that concerns one base."""
+
+    status: BaseModelStatus
+    waves: Mapping[str, AdapterWaveStatus]
+    known: Known
+    manifests: tuple[Manifest, ...] = ()
+    change: MapChange = MapChange()
+    training: TrainChange = TrainChange()
+
+
+def plan_base(
+    snapshot: Snapshot, base: ObservedBase, waves: Sequence[ObservedWave], before: Known | None = None
+) -> BasePlan:
+    """What should be for one base."""
+    key, now = base.meta.key, snapshot.now
+    known = snapshot.maps.get(key) if snapshot.redis_ok else None
+    pods, trained = snapshot.pods.get(key, ()), snapshot.training.get(key, TrainKnown())
+    training = prepared(base, waves, _running(snapshot, base, known, pods), known, trained, snapshot.inputs)
+    waves = training.waves
+    last = before.admission if before else None
+    admission = admit(base, waves, last, known.sizes if known else None, Demand(slots=training.demand))
+    refusal = _unusable(base)
+    settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
+    live = before.engines if before else ()
+    child = snapshot.children.get(("StatefulSet", base.meta.namespace, base.meta.name))
+    running = child.replicas if child else 0
+    if before is not None:  # engines that somebody else added hold nothing, and go at once
+        running = min(running, before.fleet.count)
+    bounds = base.spec.engine.replicas
+    needed = max(admission.engines, training.engines, min(known.busy, bounds.max) if known else 0)
+    seen = expected(base.meta.name, max(running, needed), pods, known, live)
+    flock = fleet(needed, running, seen, settings, now, before.fleet if before else None)
+    engines = expected(base.meta.name, flock.count, pods, known, live, flock.leaving) if flock.leaving else seen
+    facts = BaseFacts(
+        engines=engines,
+        selector=selector_text(base.meta.name),
+        redis_ok=known is not None,
+        refusal=refusal or snapshot.apply_failures.get(key),
+    )
+    status = base_status(base, facts, now)
+    task = None if known is None else _task(base, admission, engines, known, training)
+    placed = None if task is None else place(task, before.placed if before else None)
+    count, partition = _sized(flock, placed, engines)
+    manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), count, partition)
+    told = statuses(waves, admission, placed, engines, status, now, before.told if before else None)
+    assigned = _assigned(placed, before)
+    record = _record(base)
+    found = Known(admission, engines, placed, assigned, told, record, flock)
+    if known is None or placed is None:
+        return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
+    names = placed.changed if placed.task.existing is known.state.placements else None
+    change = difference(known.state, record, placed.records, assigned, names)
+    leases = decided(base, training, engines, told.statuses, trained, now)
+    return BasePlan(
+        status=status, waves=told.statuses, known=found, manifests=manifests, change=change, training=leases
+    )
+
+
+def _running(
+    snapshot: Snapshot, base: ObservedBase, known: BaseMap | None, pods: Sequence[EnginePod]
+) -> Sequence[Engine]:
+    """The engines that there are now, however many there should be."""
+    meta = base.meta
+    given = snapshot.children.get(("StatefulSet", meta.namespace, meta.name))
+    views = len(known.engines) if known else 0
+    count = min(max(given.replicas if given else 0, views), base.spec.engine.replicas.max)
+    return expected(meta.name, count, pods, known)
+
+
+def _task(
+    base: ObservedBase, admission: Admission, engines: Sequence[Engine], known: BaseMap, training: Training
+) -> Task | None:
+    """What to place; None while the map is lost and running engines have yet to say what they hold."""
+    existing: Mapping[str, Placement] = known.state.placements
+    if known.state.version is None and not existing:
+        existing = known.remembered
+        silent = any(engine.pod.ready and not engine.alive for engine in engines)
+        if not existing and silent and known.lost_s < REPORT_GRACE_S:
+            return None
+        existing = existing or adopted(engines, admission.wants)
+    limits = Limits(
+        slots=base.spec.adapters.device_slots,
+        host_bytes=base.host_bytes,
+        disk_bytes=base.disk_bytes,
+        max_rank=base.spec.adapters.max_rank,
+    )
+    listed = admission.asks.by_wave
+    return Task(engines, limits, admission.wants, existing, known.sizes, admission.turns, listed, training.reserved)
+
+
+def _sized(flock: Fleet, placed: Placed | None, engines: Sequence[Engine]) -> tuple[int, int]:
+    """Engines to run and the partition of a rolling update; neither moves while the map is not known."""
+    if placed is None:
+        return flock.count, 0 if flock.rolling is None else flock.rolling + 1
+    return settled(flock, placed, engines)
+
+
+def _assigned(placed: Placed | None, before: Known | None) -> Assigned:
+    if placed is None:
+        return {}
+    if before is None or before.placed is None or placed.afresh:
+        return assignments(placed.records)
+    return assignments(placed.records, before.placed.records, before.assigned, placed.changed)
+
+
+def _record(base: ObservedBase) -> BaseRecord:
+    store = base.spec.adapters.store
+    return BaseRecord(
+        base_model=base.meta.key,
+        store=store.source if store else None,
+        context_length=base.spec.engine.context_length,
+        device_slots=base.spec.adapters.device_slots,
+        catalog=base.spec.catalog.source if base.spec.catalog else None,
+    )
+
+
+def _unusable(base: ObservedBase) -> Failure | None:
+    """Why no engine can be made from the spec."""
+    if base.defect:
+        return Failure(reason="InvalidRequest", message=base.defect, terminal=True)
+    try:
+        claims(base)
+    except MintError as error:
+        return Failure(reason=error.reason, message=str(error), terminal=True)
+    return None

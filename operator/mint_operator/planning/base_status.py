@@ -1,0 +1,137 @@
+"""What is true of a base model: phase, conditions and counts, from its engines' word and their pods."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from mint_contracts.records import Failure
+from mint_contracts.resources import BaseModelStatus, EngineCounts, SlotCounts, TierCounts
+from mint_operator.planning import conditions
+from mint_operator.planning.conditions import Finding, truth
+from mint_operator.planning.engines import Engine
+from mint_operator.planning.snapshot import ObservedBase
+
+MOST_NAMED = 5
+
+
+class BaseFacts(msgspec.Struct, frozen=True):
+    """What the status of a base depends on beside the object itself."""
+
+    engines: Sequence[Engine]
+    selector: str
+    redis_ok: bool = True
+    refusal: Failure | None = None  # spec that cannot be used, or objects that the API server refused
+
+
+def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelStatus:
+    """The status of a base. Ready means that at least `replicas.min` engines answer requests."""
+    engines = facts.engines
+    ready = [engine for engine in engines if _ready(engine, facts)]
+    counts = EngineCounts(desired=len(engines), ready=len(ready), selector=facts.selector)
+    verdict = _verdict(base, facts, len(ready))
+    findings = [
+        verdict,
+        _progressing(verdict, facts, len(ready)),
+        _source(facts, bool(ready)),
+        _engines(facts, len(ready)),
+    ]
+    device, host, disk = (sum(counts) for counts in zip(*[engine.tiers for engine in engines], strict=True))
+    records = [engine.record for engine in engines if engine.record is not None and engine.record.ready]
+    return BaseModelStatus(
+        phase=_phase(base, facts, verdict, len(ready)),
+        observed_generation=base.meta.generation,
+        conditions=conditions.follow(base.status.conditions, findings, base.meta.generation, now),
+        engines=counts,
+        slots=SlotCounts(
+            used=sum(record.slots_used for record in records), total=sum(record.slots_total for record in records)
+        ),
+        adapters=TierCounts(device=device, host=host, disk=disk),
+    )
+
+
+def _ready(engine: Engine, facts: BaseFacts) -> bool:
+    """Without Redis the kubelet's readiness probe is all that is known."""
+    return engine.ready if facts.redis_ok else engine.pod.ready and not engine.pod.terminating
+
+
+def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
+    desired, needed = len(facts.engines), base.spec.engine.replicas.min
+    count = f"{ready} of {desired} engines ready"
+    if facts.refusal is not None and facts.refusal.reason == conditions.APPLY_FAILED and ready >= needed:
+        said = f"{count}, as they were; the newest spec could not be applied: {facts.refusal.message}"
+        return Finding("Ready", "True", conditions.APPLY_FAILED, said)
+    if facts.refusal is not None:
+        return Finding("Ready", "False", facts.refusal.reason, facts.refusal.message)
+    if not facts.redis_ok:
+        said = f"Redis does not answer, so what engines hold is not known; {ready} of {desired} pods are ready"
+        return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said)
+    if ready >= needed:
+        return Finding("Ready", "True", conditions.ENGINES_READY, _with_troubles(count, facts))
+    reason, _ = _cause(facts)
+    return Finding("Ready", "False", reason, _with_troubles(f"{count}, {needed} needed", facts))
+
+
+def _cause(facts: BaseFacts) -> tuple[str, bool]:
+    """Reason why engines are not ready, and whether it is terminal: failures first, then what they wait for."""
+    waiting = [engine for engine in facts.engines if not engine.ready]
+    failures = [engine.failure for engine in waiting if engine.failure is not None]
+    failures.sort(key=lambda failure: not failure.terminal)
+    if failures:
+        return failures[0].reason, failures[0].terminal
+    if any(engine.alive for engine in waiting):
+        return conditions.BASE_LOADING, False
+    return conditions.ENGINES_STARTING, False
+
+
+def _with_troubles(text: str, facts: BaseFacts) -> str:
+    failing = [(engine.name, engine.failure) for engine in facts.engines if engine.failure and not engine.ready]
+    said = [f"{name}: {failure.reason}: {failure.message}" for name, failure in failing[:MOST_NAMED]]
+    more = [f"and {len(failing) - MOST_NAMED} more"] if len(failing) > MOST_NAMED else []
+    return "; ".join([text, *said, *more])
+
+
+def _progressing(verdict: Finding, facts: BaseFacts, ready: int) -> Finding:
+    desired = len(facts.engines)
+    said = f"{ready} of {desired} engines ready"
+    if verdict.status == "Unknown" or facts.refusal is not None:
+        return Finding("Progressing", "False", verdict.reason, said)
+    if ready == desired:
+        return Finding("Progressing", "False", conditions.SETTLED, said)
+    reason, terminal = _cause(facts)
+    return Finding("Progressing", truth(not terminal), reason, _with_troubles(said, facts))
+
+
+def _source(facts: BaseFacts, any_ready: bool) -> Finding:
+    failures = [engine.record.failure for engine in facts.engines if engine.record and engine.record.failure]
+    if facts.refusal is not None and facts.refusal.reason != conditions.APPLY_FAILED:
+        return Finding("SourceReady", "False", facts.refusal.reason, facts.refusal.message)
+    if failures:
+        return Finding("SourceReady", "False", failures[0].reason, failures[0].message)
+    if any_ready:
+        return Finding("SourceReady", "True", conditions.BASE_LOADED, "engines have loaded the base")
+    return Finding("SourceReady", "Unknown", conditions.BASE_LOADING, "no engine has loaded the base yet")
+
+
+def _engines(facts: BaseFacts, ready: int) -> Finding:
+    desired = len(facts.engines)
+    said = _with_troubles(f"{ready} of {desired} engines ready", facts)
+    if facts.refusal is not None and facts.refusal.reason == conditions.APPLY_FAILED:
+        return Finding("EnginesReady", "False", facts.refusal.reason, facts.refusal.message)
+    if ready == desired:
+        return Finding("EnginesReady", "True", conditions.ENGINES_READY, said)
+    if not facts.redis_ok:
+        return Finding("EnginesReady", "Unknown", conditions.MAP_UNAVAILABLE, said)
+    return Finding("EnginesReady", "False", _cause(facts)[0], said)
+
+
+def _phase(base: ObservedBase, facts: BaseFacts, verdict: Finding, ready: int) -> str:
+    if verdict.status == "True":
+        return "Ready" if facts.refusal is None else "Degraded"
+    if facts.refusal is not None:
+        return "Failed" if facts.refusal.terminal and not ready else "Degraded" if ready else "Pending"
+    served = base.status.phase in {"Ready", "Degraded"}
+    if ready or (served and not _cause(facts)[1]):
+        return "Degraded"
+    if facts.redis_ok and _cause(facts)[1]:
+        return "Failed"
+    return "Loading" if any(engine.alive for engine in facts.engines) else "Pending"

@@ -1,0 +1,155 @@
+"""How much a base can hold, in engines, device slots and bytes, and what does not fit."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from mint_contracts.records import Tier
+from mint_operator.planning import conditions
+from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.asking import Ask
+from mint_operator.planning.sizes import Size
+from mint_operator.planning.snapshot import ObservedBase
+
+_UNREAD = Size(rank=0)
+
+
+class Demand(msgspec.Struct, frozen=True, gc=False):
+    """What copies take, over all engines. Bytes of adapters that nobody has read yet are not counted."""
+
+    slots: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+
+    def plus(self, other: "Demand") -> "Demand":
+        """Both together."""
+        return Demand(
+            self.slots + other.slots, self.host_bytes + other.host_bytes, self.disk_bytes + other.disk_bytes
+        )
+
+    def minus(self, other: "Demand") -> "Demand":
+        """What is left without the other."""
+        return Demand(
+            self.slots - other.slots, self.host_bytes - other.host_bytes, self.disk_bytes - other.disk_bytes
+        )
+
+
+NOTHING = Demand()
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """The engines that a base may have, and what each can hold."""
+
+    low: int
+    high: int
+    slots: int
+    host_bytes: int
+    disk_bytes: int
+
+    @property
+    def total(self) -> int:
+        """Slots of as many engines as there may be."""
+        return self.high * self.slots
+
+    def engines(self, slots: int, replicas: int) -> int:
+        """Engines that `slots` device copies need, none of which shares its engine with its like.
+
+        Copies of one adapter never exceed the engines, so by wrapping them around they always fit into this many.
+        """
+        needed = max(-(-slots // self.slots), replicas, self.low)
+        return min(needed, self.high)
+
+
+def bounds(base: ObservedBase) -> Bounds:
+    """The bounds of a base."""
+    replicas = base.spec.engine.replicas
+    return Bounds(
+        low=replicas.min,
+        high=max(replicas.min, replicas.max),
+        slots=base.spec.adapters.device_slots,
+        host_bytes=base.host_bytes,
+        disk_bytes=base.disk_bytes,
+    )
+
+
+def of(want: Want, sizes: Mapping[str, Size]) -> Demand:
+    """What one want takes."""
+    if want.residency is Tier.DEVICE:
+        return Demand(slots=want.replicas)
+    taken = want.replicas * sizes.get(want.adapter, _UNREAD).bytes
+    return Demand(host_bytes=taken) if want.residency is Tier.HOST else Demand(disk_bytes=taken)
+
+
+def demand(each: Ask, sizes: Mapping[str, Size]) -> Demand:
+    """What one wave takes by itself."""
+    if each.slots or not each.wants:  # a wave has one residency
+        return Demand(slots=each.slots)
+    taken = sum(want.replicas * sizes.get(want.adapter, _UNREAD).bytes for want in each.wants)
+    return Demand(host_bytes=taken) if each.wants[0].residency is Tier.HOST else Demand(disk_bytes=taken)
+
+
+def never(limits: Bounds, each: Ask, quota: int) -> Refusal | None:
+    """Why a wave cannot fit even if it were alone; None if it can."""
+    replicas, adapters, slots = each.replicas, len(each.wants), each.slots
+    if replicas > limits.high:
+        return Refusal(
+            "CapacityExceeded",
+            f"wants each adapter on {replicas} engines, but the base may have {limits.high}; "
+            f"lower spec.serve.replicas to {limits.high}, or raise spec.engine.replicas.max of the BaseModel",
+        )
+    pins = each.spec.serve.engines
+    if pins and (max(pins) >= limits.high or replicas > len(pins) or slots > len(pins) * limits.slots):
+        return Refusal(
+            "CapacityExceeded",
+            f"wants {adapters} adapters x {replicas} replicas on engines {sorted(pins)} alone, "
+            f"of {limits.slots} slots each, and the base may have engines 0 to {limits.high - 1}; "
+            "name other engines or more of them in spec.serve.engines, or ask for less",
+        )
+    if slots > limits.total:
+        return Refusal(
+            "CapacityExceeded",
+            f"wants {adapters} adapters x {replicas} replicas = {slots} device slots, but {limits.high} engines x "
+            f"{limits.slots} slots = {limits.total}; ask for less, for residency Host or Disk, or raise "
+            "spec.engine.replicas.max or spec.adapters.deviceSlots of the BaseModel",
+        )
+    if quota and slots > quota:
+        return Refusal(
+            "CapacityExceeded",
+            f"wants {slots} device slots, but namespace {each.wave.meta.namespace} may hold {quota} of this base; "
+            "ask for less, or have deviceSlots raised in its entry of spec.tenants of the BaseModel",
+        )
+    return None
+
+
+def over_quota(namespace: str, quota: int, taken: int, more: int) -> Refusal | None:
+    """Why a wave has to wait for other waves of its own namespace; None without a quota, or within it."""
+    if not quota or taken + more <= quota:
+        return None
+    return Refusal(
+        conditions.WAITING_FOR_QUOTA,
+        f"needs {more} more device slots; namespace {namespace} holds {taken} of the {quota} that it may",
+        terminal=False,
+    )
+
+
+def now(limits: Bounds, taken: Demand, more: Demand) -> Refusal | None:
+    """Why a wave has to wait while others hold `taken`; None if it fits too."""
+    if taken.slots + more.slots > limits.total:
+        return Refusal(
+            conditions.WAITING_FOR_CAPACITY,
+            f"needs {more.slots} more device slots; waves before it hold {taken.slots} of {limits.total} "
+            f"({limits.high} engines x {limits.slots}), {limits.total - taken.slots} are free",
+            terminal=False,
+        )
+    for tier, held, needed, each in (
+        ("host memory", taken.host_bytes, more.host_bytes, limits.host_bytes),
+        ("disk cache", taken.disk_bytes, more.disk_bytes, limits.disk_bytes),
+    ):
+        if needed and held + needed > limits.high * each:
+            return Refusal(
+                conditions.WAITING_FOR_CAPACITY,
+                f"needs {needed} bytes more of {tier}; waves before it hold {held} of {limits.high * each} "
+                f"({limits.high} engines x {each})",
+                terminal=False,
+            )
+    return None

@@ -1,0 +1,85 @@
+"""How many engines a base runs, and which of them are about to go: elasticity and rolling updates, without a gap.
+
+Pure. Engines are added at once when waves or traffic need them. They go, the highest first, only when fewer have been
+enough for a while, nothing is left to be placed, and every copy that they held is ready elsewhere: an engine that is
+to go is *leaving* until then, and is given nothing new. An engine whose pod is to start anew, because the base's
+revision or settings changed, leaves in the same way, one at a time, and comes back.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from mint_contracts.records import Place
+from mint_operator.placing.placement import Placed
+from mint_operator.planning.engines import Engine
+
+SHRINK_AFTER_S = 300.0  # as long as a HorizontalPodAutoscaler looks back before it scales down
+
+
+class Fleet(msgspec.Struct, frozen=True):
+    """`count` engines run, of which `leaving` (ordinals) are to go or to start anew.
+
+    `enough_since`: since when fewer would do; None: as many are needed.
+    """
+
+    count: int
+    needed: int
+    leaving: frozenset[int] = frozenset()
+    rolling: int | None = None
+    enough_since: float | None = None
+
+
+def fleet(
+    needed: int, running: int, engines: Sequence[Engine], settings: str, now: float, before: Fleet | None
+) -> Fleet:
+    """The fleet that `needed` engines make of the `running` ones (0: none was ever made)."""
+    if running <= needed:
+        rolling = _outdated(engines, settings)
+        return Fleet(max(needed, 1), needed, _some(rolling), rolling)
+    since = now if before is None or before.enough_since is None else before.enough_since
+    rolling = _outdated(engines[:needed], settings)
+    going = range(needed, running) if now - since >= SHRINK_AFTER_S else range(0)
+    return Fleet(running, needed, frozenset(going) | _some(rolling), rolling, since)
+
+
+def settled(of: Fleet, placed: Placed, engines: Sequence[Engine]) -> tuple[int, int]:
+    """How many engines to run now, and the partition of the rolling update: ordinals from there on start anew.
+
+    Neither moves on before what the leaving engine holds is ready elsewhere; what fits nowhere else does not hold up
+    a rolling update, which would never end.
+    """
+    free = {engine.ordinal for engine in engines if not placed.given.get(engine.name)}
+    going = {name for name in placed.pending for place in placed.records[name].places if _on(place, of.leaving)}
+    count = of.count
+    while count > of.needed and count - 1 in of.leaving & free and placed.pending <= going:
+        count -= 1
+    if of.rolling is None:
+        return count, 0
+    on_it = placed.given.get(engines[of.rolling].name, ())
+    moving = any(_replaced(placed, name, of.leaving) for name in on_it)
+    return count, of.rolling + 1 if moving else of.rolling
+
+
+def _replaced(placed: Placed, name: str, leaving: frozenset[int]) -> bool:
+    """Whether a copy on a leaving engine only waits for those that take its place."""
+    stay = sum(not _on(place, leaving) for place in placed.records[name].places)
+    return stay >= placed.task.wants[name].replicas
+
+
+def _on(place: Place, ordinals: frozenset[int]) -> bool:
+    return int(place.engine.rpartition("-")[2]) in ordinals
+
+
+def _outdated(engines: Sequence[Engine], settings: str) -> int | None:
+    """The engine that starts anew next: the highest whose pod has other settings, once all above it are back."""
+    for engine in reversed(engines):
+        if engine.pod.settings and engine.pod.settings != settings:
+            return engine.ordinal
+        if engine.pod.settings and not engine.ready:
+            return None
+    return None
+
+
+def _some(ordinal: int | None) -> frozenset[int]:
+    return frozenset() if ordinal is None else frozenset({ordinal})

@@ -1,0 +1,106 @@
+"""The engines of one base as planning sees them: alive, ready, lost, and what they hold."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.records import EngineRecord, EngineView, Failure, Held, Tier
+from mint_operator.planning.snapshot import BaseMap, EnginePod
+
+AWAY_GRACE_S = 30.0  # a pod that was deleted is back within this on a healthy node, and loads again what it held
+
+_NOBODY = EnginePod(name="")
+_NOTHING: Mapping[str, Held] = {}
+
+
+class Engine(msgspec.Struct, frozen=True):
+    """One engine that the base should have now.
+
+    `alive`: its heartbeat runs, and it is the pod's own. `ready`: a request is answered. `lost`: away for longer
+    than the grace while another engine is ready; its adapters go elsewhere if they fit. `leaving`: about to go, or to
+    start anew; it keeps what it holds until that is ready elsewhere, and is given nothing new.
+    """
+
+    name: str
+    ordinal: int
+    record: EngineRecord | None = None
+    held: Mapping[str, Held] = {}
+    pod: EnginePod = _NOBODY
+    lost: bool = False
+    leaving: bool = False
+    tiers: tuple[int, int, int] = (0, 0, 0)  # copies that it reports: Device, Host, Disk
+
+    @property
+    def alive(self) -> bool:
+        """Its heartbeat runs."""
+        return self.record is not None
+
+    @property
+    def ready(self) -> bool:
+        """A request sent now is answered."""
+        return self.record is not None and self.record.ready
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it does not serve: its own word, else its pod's."""
+        return self.record.failure if self.record else self.pod.trouble
+
+
+def engine_name(base_name: str, ordinal: int) -> str:
+    """The name of an engine, which is its pod's."""
+    return f"{base_name}-{ordinal}"
+
+
+def expected(
+    base_name: str,
+    count: int,
+    pods: Sequence[EnginePod],
+    known: BaseMap | None,
+    before: Sequence[Engine] = (),
+    leaving: Collection[int] = (),
+) -> tuple[Engine, ...]:
+    """The engines 0 to `count` - 1 of a base, in that order. `known` is None when the map could not be read.
+
+    One of which nothing changed stays the same object as in `before`.
+    """
+    by_pod = {pod.name: pod for pod in pods}
+    views = {} if known is None else {view.engine: view for view in known.engines}
+    seen = []
+    for ordinal in range(count):
+        name = engine_name(base_name, ordinal)
+        pod, view = by_pod.get(name, _NOBODY), views.get(name)
+        record = trusted(view, pod)
+        seen.append((name, pod, record, view.held if view is not None and record is not None else _NOTHING))
+    away = {} if known is None or not any(record and record.ready for _, _, record, _ in seen) else known.away_s
+    engines = []
+    for ordinal, (name, pod, record, held) in enumerate(seen):
+        lost = record is None and away.get(name, 0.0) > AWAY_GRACE_S
+        old = before[ordinal] if ordinal < len(before) else None
+        goes = ordinal in leaving
+        same = (
+            old is not None and old.record is record and old.held is held and (old.lost, old.leaving) == (lost, goes)
+        )
+        if old is not None and same and old.pod == pod:
+            engines.append(old)
+        else:
+            engines.append(Engine(name, ordinal, record, held, pod, lost, goes, _tiers(held)))
+    return tuple(engines)
+
+
+def _tiers(held: Mapping[str, Held]) -> tuple[int, int, int]:
+    tiers = [each.tier for each in held.values()]
+    return tiers.count(Tier.DEVICE), tiers.count(Tier.HOST), tiers.count(Tier.DISK)
+
+
+def trusted(view: EngineView | None, pod: EnginePod) -> EngineRecord | None:
+    """An engine's word on itself, unless it is that of a pod which has been replaced or is about to end.
+
+    The heartbeat of a killed pod runs on for some seconds; its address tells it from its successor of the same
+    name. Engines that run as no pod are taken at their word.
+    """
+    if view is None or view.record is None:
+        return None
+    if not pod.name:
+        return view.record
+    host = view.record.address.rpartition(":")[0].strip("[]")
+    return view.record if host == pod.ip and not pod.terminating else None

@@ -1,0 +1,44 @@
+"""Kubernetes Events for transitions that a person wants to hear of: one each."""
+
+from typing import Any
+
+from mint_contracts.resources import GROUP, VERSION, AdapterWaveStatus, BaseModelStatus
+from mint_operator.planning.conditions import stamp
+from mint_operator.planning.snapshot import Meta
+
+COMPONENT = "mint-operator"
+_TOLD = {"Ready": "Normal", "Failed": "Warning", "Degraded": "Warning"}
+_TOLD |= {"Training": "Normal", "Paused": "Normal", "Complete": "Normal", "Cancelled": "Normal"}
+
+
+def transition(
+    kind: str,
+    meta: Meta,
+    old: BaseModelStatus | AdapterWaveStatus,
+    new: BaseModelStatus | AdapterWaveStatus,
+    now: float,
+) -> dict[str, Any] | None:
+    """The Event of a change of phase; None if there is nothing to tell."""
+    if old.phase == new.phase or new.phase not in _TOLD:
+        return None
+    ready = next((each for each in new.conditions if each.type == "Ready"), None)
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"namespace": meta.namespace, "name": f"{meta.name}.{int(now * 1e6):x}"},
+        "involvedObject": {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": kind,
+            "namespace": meta.namespace,
+            "name": meta.name,
+            "uid": meta.uid,
+        },
+        "type": _TOLD[new.phase],
+        "reason": ready.reason if ready and new.phase != "Ready" else new.phase,
+        "message": ready.message if ready else new.phase,
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "firstTimestamp": stamp(now),
+        "lastTimestamp": stamp(now),
+        "count": 1,
+    }

@@ -1,0 +1,233 @@
+"""The objects that a BaseModel becomes, as plain dictionaries for server-side apply. Pure.
+
+`render` gives all of one base; each `Manifest` carries the digest of its body as an annotation, so that only what
+changed is sent.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from mint_contracts import settings
+from mint_contracts.resources import GROUP, VERSION
+from mint_operator.planning.podspec import pod_spec
+from mint_operator.planning.snapshot import ObservedBase, Release
+
+Body = dict[str, Any]
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "mint"
+BASE_LABEL = "mint.dev/base-model"
+APPLIED = "mint.dev/applied"
+SETTINGS_DIGEST = "mint.dev/settings"
+REDIS_SECRET = "mint-engine-redis"  # noqa: S105 - an object's name
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """One object to apply for `bases` ("namespace/name" each), the owners' uids, and the digest of its body."""
+
+    kind: str
+    namespace: str
+    name: str
+    body: Body
+    bases: tuple[str, ...]
+    owners: tuple[str, ...]
+    digest: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Kind, namespace, name."""
+        return (self.kind, self.namespace, self.name)
+
+
+def render(
+    base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int = 0
+) -> tuple[Manifest, ...]:
+    """Every object of one base that runs `engines` engines, which mount `claims`.
+
+    Of a rolling update only pods from ordinal `partition` on start anew.
+    """
+    guard = (network_policy(base, release),) if release.gateway_labels else ()
+    bodies = (
+        service_account(base),
+        service(base),
+        *guard,  # before the engines that it guards
+        disruption_budget(base),
+        statefulset(base, release, claims, engines, partition),
+    )
+    return tuple(_manifest(body, (base,)) for body in bodies)
+
+
+def redis_secret(bases: Sequence[ObservedBase], release: Release) -> Manifest:
+    """How engines of one namespace prove themselves to Redis: one Secret, owned by all `bases` there.
+
+    One well-known name lets the operator's role be limited to it.
+    """
+    data = {"password": release.redis_password, "ca.crt": release.redis_ca}
+    body = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "namespace": bases[0].meta.namespace,
+            "name": REDIS_SECRET,
+            "labels": {"app.kubernetes.io/name": "mint-engine", MANAGED_BY: MANAGER},
+            "ownerReferences": [_owner(base, controller=False) for base in bases],
+        },
+        "type": "Opaque",
+        "stringData": {key: value for key, value in data.items() if value},
+    }
+    return _manifest(body, bases)
+
+
+def selector(base_name: str) -> dict[str, str]:
+    """The labels that select the engines of a base."""
+    return {"app.kubernetes.io/name": "mint-engine", BASE_LABEL: base_name}
+
+
+def selector_text(base_name: str) -> str:
+    """`selector` as the scale subresource wants it."""
+    return ",".join(f"{key}={value}" for key, value in selector(base_name).items())
+
+
+def service_account_name(base_name: str) -> str:
+    """The engines' service account, which may do nothing."""
+    return f"{base_name}-engine"
+
+
+def service_account(base: ObservedBase) -> Body:
+    """An identity without a token."""
+    metadata = _metadata(base, service_account_name(base.meta.name))
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": metadata,
+        "automountServiceAccountToken": False,
+    }
+
+
+def service(base: ObservedBase) -> Body:
+    """The headless Service that gives engines stable names; gateways dial their addresses from the map."""
+    ports = [
+        {
+            "name": "grpc",
+            "port": settings.ENGINE_PORT,
+            "targetPort": "grpc",
+            "protocol": "TCP",
+            "appProtocol": "grpc",
+        },
+        {"name": "metrics", "port": settings.METRICS_PORT, "targetPort": "metrics", "protocol": "TCP"},
+    ]
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": selector(base.meta.name),
+        "ports": ports,
+    }
+    return {"apiVersion": "v1", "kind": "Service", "metadata": _metadata(base, base.meta.name), "spec": spec}
+
+
+def network_policy(base: ObservedBase, release: Release) -> Body:
+    """Only the release's gateways may ask the engines; anybody may read their metrics."""
+    gateways = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": release.gateway_namespace}},
+        "podSelector": {"matchLabels": dict(release.gateway_labels)},
+    }
+    spec = {
+        "podSelector": {"matchLabels": selector(base.meta.name)},
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [gateways], "ports": [{"port": settings.ENGINE_PORT, "protocol": "TCP"}]},
+            {"ports": [{"port": settings.METRICS_PORT, "protocol": "TCP"}]},
+        ],
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(base, base.meta.name),
+        "spec": spec,
+    }
+
+
+def disruption_budget(base: ObservedBase) -> Body:
+    """Voluntary disruptions take one engine at a time."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(base, base.meta.name),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(base.meta.name)}},
+    }
+
+
+def settings_digest(base: ObservedBase, release: Release, claims: Sequence[str]) -> str:
+    """What an engine's pod is made from; a pod with another digest must start anew."""
+    name = base.meta.name
+    return _digest(pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name)))
+
+
+def statefulset(
+    base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int = 0
+) -> Body:
+    """The engines: stable names, all started at once, rolled when what they must restart for changes."""
+    name = base.meta.name
+    pod = pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name))
+    annotations = {SETTINGS_DIGEST: _digest(pod)}
+    rolling = {"rollingUpdate": {"partition": partition}} if partition else {}
+    if release.redis_digest:
+        annotations["mint.dev/redis"] = release.redis_digest
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": _metadata(base, name),
+        "spec": {
+            "replicas": engines,
+            "serviceName": name,
+            "podManagementPolicy": "Parallel",
+            "updateStrategy": {"type": "RollingUpdate"} | rolling,
+            "selector": {"matchLabels": selector(name)},
+            "template": {"metadata": {"labels": _labels(name), "annotations": annotations}, "spec": pod},
+        },
+    }
+
+
+def _labels(base_name: str) -> dict[str, str]:
+    return selector(base_name) | {
+        "app.kubernetes.io/instance": base_name,
+        "app.kubernetes.io/component": "engine",
+        "app.kubernetes.io/part-of": "mint",
+        MANAGED_BY: MANAGER,
+    }
+
+
+def _metadata(base: ObservedBase, name: str) -> Body:
+    return {
+        "namespace": base.meta.namespace,
+        "name": name,
+        "labels": _labels(base.meta.name),
+        "ownerReferences": [_owner(base, controller=True)],
+    }
+
+
+def _owner(base: ObservedBase, *, controller: bool) -> Body:
+    owner: Body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "BaseModel", "name": base.meta.name}
+    owner |= {"uid": base.meta.uid, "controller": controller}
+    return owner
+
+
+def _manifest(body: Body, bases: Sequence[ObservedBase]) -> Manifest:
+    metadata, digest = body["metadata"], _digest(body)
+    stamped = body | {"metadata": metadata | {"annotations": {APPLIED: digest}}}
+    return Manifest(
+        kind=body["kind"],
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        body=stamped,
+        bases=tuple(base.meta.key for base in bases),
+        owners=tuple(base.meta.uid for base in bases),
+        digest=digest,
+    )
+
+
+def _digest(body: Body) -> str:
+    return hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()[:16]

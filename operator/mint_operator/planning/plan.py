@@ -1,0 +1,121 @@
+"""plan(snapshot) -> Plan: what should be, worked out from what is. Pure: the same snapshot gives the same plan."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import msgspec
+
+from mint_contracts.records import MapChange
+from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
+from mint_contracts.training_records import TrainChange
+from mint_operator.planning.adapters import Refusal
+from mint_operator.planning.base_plan import BasePlan, Known, plan_base
+from mint_operator.planning.manifests import Manifest, redis_secret
+from mint_operator.planning.mapdiff import cleared
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot, TrainKnown
+from mint_operator.planning.wave_status import refused_status
+from mint_operator.training.diff import cleared as end_training
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to do. Statuses are of every object; writing only the changed ones is the applier's part."""
+
+    manifests: tuple[Manifest, ...] = ()
+    changes: Mapping[str, MapChange] = {}
+    training: Mapping[str, TrainChange] = {}
+    forgets: tuple[str, ...] = ()
+    base_statuses: Mapping[str, BaseModelStatus] = {}
+    wave_statuses: Mapping[str, AdapterWaveStatus] = {}
+    known: Mapping[str, Known] = {}  # for the next plan
+
+
+def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
+    """The whole plan. `before` is the last plan's `known`: with it the same plan costs only what has changed."""
+    before = before or {}
+    waves: dict[str, list[ObservedWave]] = defaultdict(list)
+    outside = {wave.meta.key: wave for wave in snapshot.waves if not wave.meta.deleting}
+    for key, wave in list(outside.items()):
+        base = snapshot.bases.get(wave.base)
+        if base is not None and not base.meta.deleting and _may_use(wave, base):
+            waves[wave.base].append(outside.pop(key))
+    parts = {
+        key: plan_base(snapshot, base, waves.get(key, ()), before.get(key))
+        for key, base in sorted(snapshot.bases.items())
+        if not base.meta.deleting
+    }
+    orphans = {key: _without_base(wave, snapshot) for key, wave in outside.items()}
+    changes = {key: part.change for key, part in parts.items() if part.change}
+    training = {key: part.training for key, part in parts.items() if part.training}
+    forgets, clears, ends = _gone(snapshot)
+    manifests = [manifest for part in parts.values() for manifest in part.manifests]
+    manifests += _secrets(snapshot, parts)
+    return Plan(
+        manifests=tuple(manifest for manifest in manifests if _differs(manifest, snapshot)),
+        changes=changes | clears,
+        training=training | ends,
+        forgets=forgets,
+        base_statuses={key: part.status for key, part in parts.items()},
+        wave_statuses=orphans | {key: status for part in parts.values() for key, status in part.waves.items()},
+        known={key: part.known for key, part in parts.items()},
+    )
+
+
+def _may_use(wave: ObservedWave, base: ObservedBase) -> bool:
+    """A base serves its own namespace and its tenants'."""
+    namespace = wave.meta.namespace
+    return namespace == base.meta.namespace or any(tenant.namespace == namespace for tenant in base.spec.tenants)
+
+
+def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
+    if wave.defect:
+        return refused_status(wave, Refusal("InvalidRequest", wave.defect), snapshot.now)
+    name, base = wave.spec.base_model_ref.name, snapshot.bases.get(wave.base)
+    namespace = wave.base.partition("/")[0]
+    said = f"no BaseModel {name} in namespace {namespace}; create it, or name another in spec.baseModelRef"
+    # Of a base that may not be used nothing is told, not even that it exists.
+    if base is not None and _may_use(wave, base):
+        said = f"BaseModel {name} is being deleted"
+    elif namespace != wave.meta.namespace:
+        said += f"; it must also have namespace {wave.meta.namespace} among its spec.tenants"
+    return refused_status(wave, Refusal("BaseModelNotFound", said, terminal=False), snapshot.now)
+
+
+def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:
+    """Whether the live object lacks, was made from another manifest, or was scaled by somebody else."""
+    child = snapshot.children.get(manifest.key)
+    if child is None or child.applied != manifest.digest:
+        return True
+    return manifest.kind == "StatefulSet" and child.replicas != manifest.body["spec"]["replicas"]
+
+
+def _secrets(snapshot: Snapshot, parts: Mapping[str, BasePlan]) -> list[Manifest]:
+    """One Secret for each namespace whose engines need a password or a CA."""
+    if not snapshot.release.redis_password and not snapshot.release.redis_ca:
+        return []
+    namespaces: dict[str, list[ObservedBase]] = defaultdict(list)
+    for key, part in parts.items():
+        if part.manifests:
+            namespaces[snapshot.bases[key].meta.namespace].append(snapshot.bases[key])
+    return [redis_secret(bases, snapshot.release) for _, bases in sorted(namespaces.items())]
+
+
+def _gone(snapshot: Snapshot) -> tuple[tuple[str, ...], dict[str, MapChange], dict[str, TrainChange]]:
+    """Bases that the map knows and the API server does not: to forget, and to clear while engines still drain.
+
+    An engine that drains goes on reporting; its keys can only be removed for good once it has ended.
+    """
+    forgets, clears, ends = [], {}, {}
+    for key, known in sorted(snapshot.maps.items()):
+        if key in snapshot.bases:
+            continue
+        pods = snapshot.pods.get(key, ())
+        if pods or any(view.record is not None for view in known.engines):
+            change = cleared(known.state)
+            if change:
+                clears[key] = change
+            end = end_training(snapshot.training.get(key, TrainKnown()).written)
+            if end:
+                ends[key] = end
+        else:
+            forgets.append(key)
+    return tuple(forgets), clears, ends

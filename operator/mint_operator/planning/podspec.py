@@ -1,0 +1,199 @@
+"""An engine's pod: settings, volumes, probes and security, as a plain dictionary. Pure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from mint_contracts import settings
+from mint_contracts.resources import BaseModelSpec
+from mint_contracts.source import locate
+from mint_operator.planning.snapshot import ObservedBase, Release
+
+Body = dict[str, Any]
+
+PVC_ROOT = "/mint/pvc"
+CACHE_FOLDER = "/mint/cache"
+TEMPORARY_FOLDER = "/mint/tmp"  # not /tmp: a mount there would hide what a development cluster lends from below it
+CA_FOLDER = "/mint/redis"
+USER = 65532
+GRACE_S = 40  # an engine drains for at most 30
+START_S = 15 * 60  # images of many GB, imports, slow disks
+START_PROBE_S = 2
+CACHE_SLACK_BYTES = 1 << 30  # downloads in progress, and what libraries write beside the adapters
+GPU = "nvidia.com/gpu"
+
+
+def pod_spec(
+    base: ObservedBase, release: Release, claims: Sequence[str], account: str, secret: str, labels: dict[str, str]
+) -> Body:
+    """The pod of one engine. `claims` are mounted, read-only but for the training store's; `secret` is for Redis."""
+    spec = base.spec.engine
+    pod: Body = {
+        "serviceAccountName": account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": labels},
+            }
+        ],
+        "containers": [_container(base, release, claims, secret)],
+        "volumes": _volumes(base, release, claims, secret),
+    }
+    if release.runtime_class:
+        pod["runtimeClassName"] = release.runtime_class
+    if release.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in release.pull_secrets]
+    if spec.node_selector:
+        pod["nodeSelector"] = dict(spec.node_selector)
+    if spec.tolerations:
+        pod["tolerations"] = list(spec.tolerations)
+    return pod
+
+
+def engine_settings(base: ObservedBase) -> settings.EngineSettings:
+    """What an engine of this base is told; it restarts when any of it changes."""
+    spec = base.spec
+    return settings.EngineSettings(
+        base_model=base.meta.key,
+        source=spec.source.source,
+        device=spec.engine.device,
+        dtype=spec.engine.dtype,
+        context_length=spec.engine.context_length,
+        kv_cache_bytes=base.kv_cache_bytes,
+        max_rank=spec.adapters.max_rank,
+        device_slots=spec.adapters.device_slots,
+        host_bytes=base.host_bytes,
+        disk_bytes=base.disk_bytes,
+        target_modules=tuple(spec.adapters.target_modules),
+        base_names=tuple(spec.adapters.base_names),
+        store=spec.adapters.store.source if spec.adapters.store else None,
+        training_store=spec.training.store.source if spec.training else None,
+    )
+
+
+def _container(base: ObservedBase, release: Release, claims: Sequence[str], secret: str) -> Body:
+    container: Body = {
+        "name": "engine",
+        "image": release.image,
+        "imagePullPolicy": release.pull_policy,
+        "command": ["mint-engine"],
+        "env": _environment(base, release, secret),
+        "ports": [
+            {"name": "grpc", "containerPort": settings.ENGINE_PORT, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": settings.METRICS_PORT, "protocol": "TCP"},
+        ],
+        "resources": _resources(base.spec),
+        "volumeMounts": _mounts(base, release, claims),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **_probes(),
+    }
+    secrets = _secrets(base.spec)
+    if secrets:
+        container["envFrom"] = [{"secretRef": {"name": name}} for name in secrets]
+    return container
+
+
+def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body]:
+    told = msgspec.json.encode(engine_settings(base), order="sorted").decode()
+    env: list[Body] = [
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
+        {"name": settings.ENGINE_NAME, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
+        {"name": settings.ENGINE_ADDRESS, "value": f"$(POD_IP):{settings.ENGINE_PORT}"},
+        {"name": settings.ENGINE_SETTINGS, "value": told},
+        {"name": settings.PVC_ROOT, "value": PVC_ROOT},
+        {"name": settings.CACHE_FOLDER, "value": CACHE_FOLDER},
+        {"name": settings.REDIS_URL, "value": release.redis_url},
+        {"name": "TMPDIR", "value": TEMPORARY_FOLDER},
+    ]
+    if release.redis_password:
+        key = {"name": secret, "key": "password"}
+        env.append({"name": settings.REDIS_PASSWORD, "valueFrom": {"secretKeyRef": key}})
+    if release.redis_ca:
+        env.append({"name": settings.REDIS_CA_FILE, "value": f"{CA_FOLDER}/ca.crt"})
+    return env
+
+
+def _resources(spec: BaseModelSpec) -> Body:
+    requests, limits = dict(spec.engine.resources.requests), dict(spec.engine.resources.limits)
+    if spec.engine.device == "cuda":
+        limits.setdefault(GPU, 1)
+        requests.setdefault(GPU, limits[GPU])
+    return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}
+
+
+def _secrets(spec: BaseModelSpec) -> list[str]:
+    """Secrets whose keys become environment, in the order of source, store and training store, each once."""
+    refs = [spec.source.secret_ref, spec.adapters.store.secret_ref if spec.adapters.store else None]
+    refs.append(spec.training.store.secret_ref if spec.training else None)
+    return list(dict.fromkeys(ref.name for ref in refs if ref is not None))
+
+
+def _probes() -> Body:
+    """Ready when a request is answered; alive unless stuck, also for as long as the base cannot be read."""
+    alive = {"grpc": {"port": settings.ENGINE_PORT, "service": settings.LIVENESS_SERVICE}, "timeoutSeconds": 5}
+    ready = {"grpc": {"port": settings.ENGINE_PORT}, "timeoutSeconds": 3}
+    return {
+        "startupProbe": {**alive, "periodSeconds": START_PROBE_S, "failureThreshold": START_S // START_PROBE_S},
+        "livenessProbe": {**alive, "periodSeconds": 10, "failureThreshold": 6},
+        "readinessProbe": {**ready, "periodSeconds": 2},
+    }
+
+
+def _read_only(base: ObservedBase, claim: str) -> bool:
+    """Only what training writes to can be written."""
+    store = base.spec.training.store if base.spec.training else None
+    place = locate(store.source) if store else None
+    return place is None or (place.scheme, place.host) != ("pvc", claim)
+
+
+def _mounts(base: ObservedBase, release: Release, claims: Sequence[str]) -> list[Body]:
+    mounts: list[Body] = [
+        {"name": "tmp", "mountPath": TEMPORARY_FOLDER},
+        {"name": "cache", "mountPath": CACHE_FOLDER},
+    ]
+    mounts += [
+        {"name": f"claim-{index}", "mountPath": f"{PVC_ROOT}/{claim}", "readOnly": _read_only(base, claim)}
+        for index, claim in enumerate(sorted(claims))
+    ]
+    if release.redis_ca:
+        mounts.append({"name": "redis-ca", "mountPath": CA_FOLDER, "readOnly": True})
+    return mounts
+
+
+def _volumes(base: ObservedBase, release: Release, claims: Sequence[str], secret: str) -> list[Body]:
+    cache: Body = {"sizeLimit": str(base.disk_bytes + CACHE_SLACK_BYTES)} if _reads_in_place(base) else {}
+    volumes: list[Body] = [{"name": "tmp", "emptyDir": {}}, {"name": "cache", "emptyDir": cache}]
+    volumes += [
+        {
+            "name": f"claim-{index}",
+            "persistentVolumeClaim": {"claimName": claim, "readOnly": _read_only(base, claim)},
+        }
+        for index, claim in enumerate(sorted(claims))
+    ]
+    if release.redis_ca:
+        items = [{"key": "ca.crt", "path": "ca.crt"}]
+        volumes.append({"name": "redis-ca", "secret": {"secretName": secret, "items": items}})
+    return volumes
+
+
+def _reads_in_place(base: ObservedBase) -> bool:
+    """Whether the base's own files stay out of the cache folder; their size is not known here."""
+    return locate(base.spec.source.source).scheme in {"pvc", "file"}

@@ -1,0 +1,152 @@
+"""What the operator knows at one moment: the whole input of `plan`, frozen.
+
+`observe` builds it; planning only reads it. Everything is keyed by "namespace/name" of the base model.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import msgspec
+
+from mint_contracts.records import EngineView, Failure, MapState, Placement
+from mint_contracts.resources import AdapterWaveSpec, AdapterWaveStatus, BaseModelSpec, BaseModelStatus
+from mint_contracts.training import Policy
+from mint_contracts.training_records import TrainState
+from mint_operator.planning.sizes import Size
+from mint_operator.training.stand import WaveStand
+
+
+class Meta(msgspec.Struct, frozen=True, dict=True):
+    """Identity of a Kubernetes object."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    generation: int = 0
+    created: str = ""  # RFC 3339
+    deleting: bool = False
+
+    @cached_property
+    def key(self) -> str:
+        """ "namespace/name"."""
+        return f"{self.namespace}/{self.name}"
+
+
+class ObservedBase(msgspec.Struct, frozen=True):
+    """A BaseModel, its quantities in bytes. `defect` says why its spec cannot be used; empty if it can."""
+
+    meta: Meta
+    spec: BaseModelSpec
+    status: BaseModelStatus = BaseModelStatus()
+    kv_cache_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    defect: str = ""
+
+
+class ObservedWave(msgspec.Struct, frozen=True):
+    """An AdapterWave. `defect` says why its spec cannot be used; empty if it can."""
+
+    meta: Meta
+    spec: AdapterWaveSpec
+    status: AdapterWaveStatus = AdapterWaveStatus()
+    defect: str = ""
+    stand: WaveStand | None = None  # worked out while planning, for a wave that trains
+
+    @property
+    def base(self) -> str:
+        """ "namespace/name" of the base model that it names."""
+        named = self.spec.base_model_ref
+        return f"{named.namespace or self.meta.namespace}/{named.name}"
+
+
+class EnginePod(msgspec.Struct, frozen=True):
+    """An engine's pod. `trouble` is why it does not run, e.g. ImagePullBackOff or Unschedulable."""
+
+    name: str
+    ip: str = ""
+    ready: bool = False
+    terminating: bool = False
+    trouble: Failure | None = None
+    settings: str = ""  # digest of what its container was made from
+
+
+class Child(msgspec.Struct, frozen=True):
+    """An object that the operator made, or that bears the name of one; `applied` is its hash annotation."""
+
+    kind: str
+    namespace: str
+    name: str
+    applied: str = ""
+    owners: tuple[str, ...] = ()  # uids
+    replicas: int = 0  # StatefulSets only: spec.replicas
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Kind, namespace, name."""
+        return (self.kind, self.namespace, self.name)
+
+
+class BaseMap(msgspec.Struct, frozen=True):
+    """The placement map of one base.
+
+    `away_s` is how long each engine without a heartbeat has been without one, in seconds, as far as this operator
+    has watched. `remembered` are the placements last seen; they stand in when the map itself was lost.
+    """
+
+    state: MapState
+    engines: tuple[EngineView, ...] = ()
+    away_s: Mapping[str, float] = {}
+    remembered: Mapping[str, Placement] = {}
+    sizes: Mapping[str, Size] = {}
+    busy: int = 0  # engines that the requests in flight would fill, smoothed over half a minute
+    lost_s: float = 0.0  # how long the map has been without a version
+
+
+class TrainKnown(msgspec.Struct, frozen=True):
+    """Training of one base: what the map says now, and `state`, which adds what it said before it was lost."""
+
+    written: TrainState = TrainState()
+    state: TrainState = TrainState()
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What training waves name beside themselves.
+
+    ConfigMaps by namespace and name, as key -> text, without those that are not there; manifests by URI, or why one
+    cannot be read.
+    """
+
+    config_maps: Mapping[str, Mapping[str, Mapping[str, str]]] = {}
+    manifests: Mapping[str, tuple[Policy, ...] | Failure] = {}
+
+
+class Release(msgspec.Struct, frozen=True):
+    """What the installation, not the BaseModel, says of engines."""
+
+    image: str
+    pull_policy: str = "IfNotPresent"
+    runtime_class: str = ""
+    pull_secrets: tuple[str, ...] = ()
+    redis_url: str = ""
+    redis_password: str = ""
+    redis_ca: str = ""
+    redis_digest: str = ""  # changes with the password and the CA, so that engines start anew with them
+    gateway_namespace: str = ""
+    gateway_labels: Mapping[str, str] = {}  # of the pods that may ask engines; empty: no NetworkPolicy says so
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Everything that a plan depends on. `now` is seconds since 1970."""
+
+    now: float
+    release: Release
+    bases: Mapping[str, ObservedBase] = {}
+    waves: tuple[ObservedWave, ...] = ()
+    pods: Mapping[str, tuple[EnginePod, ...]] = {}
+    children: Mapping[tuple[str, str, str], Child] = {}
+    redis_ok: bool = True
+    maps: Mapping[str, BaseMap] = {}  # also of bases that no longer exist; empty when Redis is away
+    training: Mapping[str, TrainKnown] = {}  # as last read, also while Redis is away
+    inputs: Inputs = Inputs()
+    apply_failures: Mapping[str, Failure] = {}  # the API server refused an object of this base

@@ -1,0 +1,184 @@
+"""What is true of a wave: phase, conditions, counts, engines and failures."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from mint_contracts.records import Tier
+from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus, WaveCounts, WaveEngine, WaveFailure
+from mint_operator.planning import conditions
+from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.conditions import Finding, truth
+from mint_operator.planning.copies import Copy, Standing
+from mint_operator.planning.snapshot import ObservedWave
+
+MOST_FAILURES = 10
+FAILURE_MESSAGE_LENGTH = 4096
+
+
+class WaveFacts(msgspec.Struct, frozen=True):
+    """What the status of an admitted wave depends on beside the object itself."""
+
+    wants: Sequence[Want]
+    copies: Sequence[Copy]
+    base: BaseModelStatus
+
+    @property
+    def wanted(self) -> int:
+        """Copies wanted: adapters times replicas."""
+        return sum(want.replicas for want in self.wants)
+
+    def standing(self, standing: Standing) -> list[Copy]:
+        """The copies that stand so."""
+        return [copy for copy in self.copies if copy.standing is standing]
+
+
+def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterWaveStatus:
+    """The status of a wave that is not admitted."""
+    adapters = len(wave.spec.adapters.names) or len(wave.spec.adapters.sources)
+    wanted = adapters * wave.spec.serve.replicas
+    waiting = truth(not refusal.terminal)
+    findings = [
+        Finding("Ready", "False", refusal.reason, refusal.message),
+        Finding(conditions.ADMITTED, "False", refusal.reason, refusal.message),
+        Finding(conditions.PLACED, "False", conditions.NOT_ADMITTED, "the wave is not admitted"),
+        Finding("Progressing", waiting, refusal.reason, refusal.message),
+    ]
+    return AdapterWaveStatus(
+        phase="Failed" if refusal.terminal else "Pending",
+        observed_generation=wave.meta.generation,
+        conditions=conditions.follow(wave.status.conditions, findings, wave.meta.generation, now),
+        counts=WaveCounts(adapters=adapters, wanted=wanted),
+        position=refusal.position,
+        summary=f"0/{wanted}",
+    )
+
+
+def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWaveStatus:
+    """The status of an admitted wave while the map is away or lost: the last counts stay, and nothing is claimed."""
+    said = "the placement map cannot be read, so where adapters are is not known; engines keep what they hold"
+    unknown = conditions.MAP_UNAVAILABLE
+    findings = [
+        Finding("Ready", "Unknown", unknown, said),
+        Finding(conditions.ADMITTED, "True", conditions.ADMITTED, _admitted(facts)),
+        Finding(conditions.PLACED, "Unknown", unknown, said),
+        Finding("Progressing", "Unknown", unknown, said),
+    ]
+    last = wave.status
+    counts = last.counts if last.counts.wanted == facts.wanted else WaveCounts()
+    return AdapterWaveStatus(
+        phase="Degraded" if last.phase in {"Ready", "Degraded"} else last.phase or "Pending",
+        observed_generation=wave.meta.generation,
+        conditions=conditions.follow(last.conditions, findings, wave.meta.generation, now),
+        counts=msgspec.structs.replace(counts, adapters=len(facts.wants), wanted=facts.wanted),
+        summary=f"{counts.ready}/{facts.wanted}",
+        engines=last.engines,
+        failures=last.failures,
+    )
+
+
+def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWaveStatus:
+    """The status of an admitted wave."""
+    counts = _counts(facts)
+    verdict = _verdict(facts, counts)
+    findings = [
+        verdict,
+        Finding(conditions.ADMITTED, "True", conditions.ADMITTED, _admitted(facts)),
+        _placed(counts),
+        _progressing(facts, verdict, counts),
+    ]
+    return AdapterWaveStatus(
+        phase=_phase(wave, facts, verdict),
+        observed_generation=wave.meta.generation,
+        conditions=conditions.follow(wave.status.conditions, findings, wave.meta.generation, now),
+        counts=counts,
+        summary=f"{counts.ready}/{counts.wanted}",
+        engines=_engines(facts),
+        failures=[
+            WaveFailure(copy.adapter, copy.engine, copy.failure.reason, copy.failure.message[:FAILURE_MESSAGE_LENGTH])
+            for copy in facts.standing(Standing.FAILED)[:MOST_FAILURES]
+            if copy.failure is not None
+        ],
+    )
+
+
+def _admitted(facts: WaveFacts) -> str:
+    slots = sum(want.slots for want in facts.wants)
+    return f"{len(facts.wants)} adapters, {facts.wanted} copies, {slots} device slots"
+
+
+def _counts(facts: WaveFacts) -> WaveCounts:
+    tiers = Counter(copy.tier for copy in facts.copies)
+    return WaveCounts(
+        adapters=len(facts.wants),
+        wanted=facts.wanted,
+        placed=len(facts.copies),
+        ready=len(facts.standing(Standing.READY)),
+        device=tiers[Tier.DEVICE],
+        host=tiers[Tier.HOST],
+        disk=tiers[Tier.DISK],
+        failed=len(facts.standing(Standing.FAILED)),
+    )
+
+
+def _engines(facts: WaveFacts) -> list[WaveEngine]:
+    wanted = Counter(copy.engine for copy in facts.copies)
+    ready = Counter(copy.engine for copy in facts.standing(Standing.READY))
+    return [WaveEngine(name=name, wanted=wanted[name], ready=ready[name]) for name in sorted(wanted)]
+
+
+def _placed(counts: WaveCounts) -> Finding:
+    said = f"{counts.placed} of {counts.wanted} copies have an engine"
+    if counts.placed == counts.wanted:
+        return Finding(conditions.PLACED, "True", conditions.PLACED, said)
+    return Finding(conditions.PLACED, "False", conditions.WAITING_FOR_ENGINES, f"{said}; the rest wait for engines")
+
+
+def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
+    """The Ready condition; if False its reason is what a person should look at first."""
+    said = f"{counts.ready} of {counts.wanted} copies ready"
+    failed = sorted(facts.standing(Standing.FAILED), key=lambda copy: not (copy.failure and copy.failure.terminal))
+    away = facts.standing(Standing.AWAY)
+    if counts.ready == counts.wanted:
+        return Finding("Ready", "True", conditions.ADAPTERS_READY, said)
+    if failed and failed[0].failure is not None:
+        first = failed[0]
+        cause = f"{first.adapter} on {first.engine}: {failed[0].failure.message}"
+        more = f" (and {len(failed) - 1} more failures)" if len(failed) > 1 else ""
+        return Finding("Ready", "False", failed[0].failure.reason, f"{said}; {cause}{more}")
+    base = next((found for found in facts.base.conditions if found.type == "Ready"), None)
+    if base is not None and base.status != "True":
+        return Finding("Ready", "False", base.reason, f"{said}; the base model is not ready: {base.message}")
+    if away:
+        names = ", ".join(sorted({copy.engine for copy in away})[:MOST_FAILURES])
+        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {names}")
+    if counts.placed < counts.wanted:
+        return Finding("Ready", "False", conditions.WAITING_FOR_ENGINES, said)
+    return Finding("Ready", "False", conditions.ADAPTERS_LOADING, said)
+
+
+def _progressing(facts: WaveFacts, verdict: Finding, counts: WaveCounts) -> Finding:
+    residency = facts.wants[0].residency
+    said = f"{counts.ready}/{counts.wanted} on {residency}"
+    if verdict.status == "True":
+        return Finding("Progressing", "False", conditions.SETTLED, said)
+    return Finding("Progressing", truth(not _stuck(facts)), verdict.reason, said)
+
+
+def _stuck(facts: WaveFacts) -> bool:
+    """Whether nothing is left that could become ready without a person."""
+    unready = [copy for copy in facts.copies if copy.standing is not Standing.READY]
+    return bool(unready) and all(copy.failure is not None and copy.failure.terminal for copy in unready)
+
+
+def _phase(wave: ObservedWave, facts: WaveFacts, verdict: Finding) -> str:
+    if verdict.status == "True":
+        return "Ready"
+    failures = [copy.failure for copy in facts.copies if copy.failure is not None]
+    if any(failure.terminal for failure in failures):
+        return "Failed"
+    once_ready = (
+        wave.status.phase in {"Ready", "Degraded"} and wave.status.observed_generation == wave.meta.generation
+    )
+    return "Degraded" if failures or once_ready else "Placing"

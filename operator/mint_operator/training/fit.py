@@ -1,0 +1,50 @@
+"""Whether a wave can be trained on its base as both are written; its training with all that it names in place."""
+
+from mint_contracts.errors import CapacityExceeded, MintError
+from mint_contracts.records import Failure
+from mint_contracts.training import Policies, Policy, Train
+from mint_operator.planning import conditions
+from mint_operator.planning.adapters import claims
+from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
+from mint_operator.training.data import check_claims, inlined
+from mint_operator.training.policies import check, expand
+
+Fitted = tuple[Train, tuple[Policy, ...], Failure | None]
+
+
+def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs) -> Fitted:
+    """The wave's training, its policies, and why it is not to be trained (None: it is)."""
+    train, meta = wave.spec.train or Train(policies=Policies()), wave.meta
+    if base.spec.training is None:
+        said = f"training needs a store that engines can write; set spec.training.store of BaseModel {base.meta.name}"
+        return train, (), Failure(conditions.NO_TRAINING_STORE, said, terminal=True)
+    manifest = inputs.manifests.get(train.policies.manifest, _UNREAD) if train.policies.manifest else ()
+    if isinstance(manifest, Failure):
+        return train, (), manifest
+    policies: tuple[Policy, ...] = ()
+    try:
+        policies = expand(meta.namespace, meta.name, train, manifest)
+        check(policies, base.spec.adapters)
+        check_claims(train, policies, claims(base))
+        train, policies = inlined(train, policies, inputs.config_maps.get(meta.namespace, {}))
+        _check_slots(base, wave, train, len(policies))
+    except MintError as error:
+        return train, policies, Failure(error.reason, str(error), terminal=error.terminal)
+    return train, policies, None
+
+
+def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies: int) -> None:
+    """That the wave fits the base, alone on it, while it trains and when it serves. Raises CapacityExceeded."""
+    engine, serve, slots = base.spec.engine, wave.spec.serve, base.spec.adapters.device_slots
+    high = max(engine.replicas.min, engine.replicas.max)
+    each = max(train.admission == "Gang", serve.replicas if serve.residency == "Device" else 0)
+    if serve.replicas > high or policies * each > high * slots:
+        raise CapacityExceeded(
+            f"wave {wave.meta.name}",
+            f"wants {policies} policies x {serve.replicas} replicas in device slots in the end, but the base may "
+            f"have {high} engines x {slots} slots; ask for fewer, or serve.residency Host with admission Elastic, "
+            "or raise spec.engine.replicas.max or spec.adapters.deviceSlots of the BaseModel",
+        )
+
+
+_UNREAD = Failure(conditions.MANIFEST_UNREAD, "the manifest of its policies has not been read yet", terminal=False)

@@ -1,0 +1,73 @@
+"""Who may train what: a lease for each policy that has a slot. The token only ever grows.
+
+A lease stays as it is while the start of the engine that it was granted to lives, or may come back. It is granted
+anew, with a higher token, to another engine or to a later start of the same; never to one whose heart does not beat.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from mint_contracts.training_records import Order, TrainAssignment
+from mint_operator.planning.engines import Engine
+from mint_operator.training.stand import PolicyStand, WaveStand
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What leases of one wave depend on beside its stand. `slots` says where each policy's slot was placed."""
+
+    wave: str
+    run: str
+    admitted: bool
+    slots: Mapping[str, str]
+    engines: Mapping[str, Engine]
+    now_ms: int
+
+
+def leases(stand: WaveStand, ground: Ground) -> dict[str, dict[str, TrainAssignment]]:
+    """Engine -> policy -> assignment, of one wave."""
+    found: dict[str, dict[str, TrainAssignment]] = {}
+    order = _order(stand, admitted=ground.admitted)
+    for policy in stand.policies:
+        slot = ground.slots.get(policy.name)
+        engine, lease = _kept(policy, order, ground) if slot is None else _held(policy, slot, order, ground)
+        if lease is not None:
+            found.setdefault(engine, {})[policy.name] = lease
+    return found
+
+
+def _order(stand: WaveStand, *, admitted: bool) -> Order:
+    if stand.stopped:
+        return Order.CANCEL
+    return Order.PAUSE if stand.train.paused or not admitted else Order.RUN
+
+
+def _kept(policy: PolicyStand, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
+    """A policy without a slot keeps its lease, so that its engine saves it and goes on telling how it stands."""
+    lease, engine = policy.assignment, ground.engines.get(policy.engine)
+    if lease is None or engine is None or _restarted(lease, engine):
+        return "", None
+    return policy.engine, msgspec.structs.replace(lease, order=order, settings=policy.settings)
+
+
+def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
+    lease, engine = policy.assignment, ground.engines.get(slot)
+    if engine is None:
+        return "", None
+    if lease is not None and policy.engine == slot and not _restarted(lease, engine):
+        return slot, msgspec.structs.replace(lease, order=order, settings=policy.settings)
+    if engine.record is None:  # it is on its way: the lease is granted to the start that reports
+        return _kept(policy, order, ground)
+    return slot, TrainAssignment(
+        policy=policy.name,
+        wave=ground.wave,
+        lease=max(ground.now_ms, policy.token + 1),
+        settings=policy.settings,
+        order=order,
+        incarnation=engine.record.incarnation,
+        run=ground.run,
+    )
+
+
+def _restarted(lease: TrainAssignment, engine: Engine) -> bool:
+    return engine.record is not None and engine.record.incarnation != lease.incarnation

@@ -1,0 +1,148 @@
+"""The two seams at which training enters a base's plan: which policies get slots, and the leases that follow.
+
+Slots that policies hold are theirs: placement works with what is left. A wave begins in slots that are free, never
+before a serving wave that comes first and waits; a wave of higher priority than some that serve makes them give way.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.records import Failure, Placement, Tier
+from mint_contracts.resources import AdapterWaveStatus
+from mint_contracts.source import Source
+from mint_contracts.training import Policies
+from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining
+from mint_operator.planning import conditions
+from mint_operator.planning.engines import Engine
+from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, ObservedWave, TrainKnown
+from mint_operator.training.diff import difference
+from mint_operator.training.fit import fitted
+from mint_operator.training.leases import Ground, leases
+from mint_operator.training.place import Slots, keep
+from mint_operator.training.room import Room, begun, turn
+from mint_operator.training.stand import WaveStand, stands, wanting
+
+
+class Training(msgspec.Struct, frozen=True):
+    """The waves of a base, those that train with their stand; and what they take of it.
+
+    `reserved` are the slots of each engine that policies have; `demand` those of all, with those that waves wait for
+    and should get; `engines` as many as policies train on.
+    """
+
+    waves: Sequence[ObservedWave]
+    reserved: Mapping[str, int] = {}
+    demand: int = 0
+    engines: int = 0
+
+
+def prepared(
+    base: ObservedBase,
+    waves: Sequence[ObservedWave],
+    engines: Sequence[Engine],
+    known: BaseMap | None,
+    trained: TrainKnown,
+    inputs: Inputs,
+) -> Training:
+    """Which policies train where. `engines` are those that there are now."""
+    training = {wave.meta.key: wave for wave in waves if wave.spec.train is not None}
+    if not training:
+        return Training(waves)
+    alive = {engine.name: engine.record.incarnation for engine in engines if engine.record is not None}
+    stood = {key: _stand(base, wave, trained, alive, inputs) for key, wave in training.items()}
+    order = sorted(training, key=lambda key: (not stood[key].leased, *turn(training[key])))
+    stood = _without_conflicts(stood, order)
+    slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known))
+    kept = {key: keep(stood[key], slots) for key in order}
+    room = Room(base, [wave for wave in waves if wave.spec.train is None], slots, sum(map(len, kept.values())))
+    for key in order:
+        stood[key] = begun(training[key], stood[key], kept[key], room)
+    reserved = Counter(engine for stand in stood.values() for engine in stand.pins.values())
+    ordinals = {engine.name: engine.ordinal for engine in engines}
+    return Training(
+        waves=[msgspec.structs.replace(wave, stand=stood.get(wave.meta.key)) for wave in waves],
+        reserved=dict(reserved),
+        demand=room.demand,
+        engines=max((ordinals[name] + 1 for name in reserved), default=0),
+    )
+
+
+def decided(
+    base: ObservedBase,
+    training: Training,
+    engines: Sequence[Engine],
+    statuses: Mapping[str, AdapterWaveStatus],
+    known: TrainKnown,
+    now: float,
+) -> TrainChange:
+    """What to write of training, once the statuses are known."""
+    by_name = {engine.name: engine for engine in engines}
+    waves: dict[str, WaveTraining] = {}
+    trains: dict[str, dict[str, TrainAssignment]] = {}
+    for wave in training.waves:
+        if wave.stand is None:
+            continue
+        key, stand = wave.meta.key, wave.stand
+        waves[key] = _record(base, wave, stand, statuses[key])
+        admitted = stand.unfit is None and not stand.waiting
+        for engine, given in leases(
+            stand, Ground(key, wave.meta.uid, admitted, stand.pins, by_name, int(now * 1000))
+        ).items():
+            trains.setdefault(engine, {}).update(given)
+    return difference(known.written, waves, trains)
+
+
+def _stand(
+    base: ObservedBase, wave: ObservedWave, known: TrainKnown, alive: Mapping[str, int], inputs: Inputs
+) -> WaveStand:
+    train, policies, unfit = fitted(base, wave, inputs)
+    stood = stands(wave.meta.key, wave.meta.uid, policies, known.state, alive)
+    stand = WaveStand(train=train, policies=stood, unfit=unfit)
+    needy = () if unfit else wanting(train, stood, stopped=stand.stopped)
+    return msgspec.structs.replace(stand, wants_slot=needy)
+
+
+def _without_conflicts(stood: Mapping[str, WaveStand], order: Sequence[str]) -> dict[str, WaveStand]:
+    """A policy is trained by one wave: any other that names it too has to wait until that one is deleted."""
+    owners: dict[str, str] = {}
+    found = {}
+    for key in order:
+        stand = stood[key]
+        taken = next((each.name for each in stand.policies if each.name in owners), None)
+        if taken is not None:
+            said = f"policy {taken} is wave {owners[taken]}'s; name it otherwise, or delete that wave"
+            unfit = stand.unfit or Failure(conditions.POLICY_CONFLICT, said, terminal=False)
+            stand = msgspec.structs.replace(stand, unfit=unfit, policies=(), wants_slot=())
+        owners.update((each.name, key) for each in stand.policies)
+        found[key] = stand
+    return found
+
+
+def _served(waves: Sequence[ObservedWave], known: BaseMap | None) -> Counter[str]:
+    """Slots of each engine that served adapters have, and keep."""
+    wanted = {wave.meta.key for wave in waves}
+    placements: Mapping[str, Placement] = known.state.placements if known else {}
+    return Counter(
+        place.engine
+        for placement in placements.values()
+        if not wanted.isdisjoint(placement.waves)
+        for place in placement.places
+        if place.residency is Tier.DEVICE
+    )
+
+
+def _record(base: ObservedBase, wave: ObservedWave, stand: WaveStand, status: AdapterWaveStatus) -> WaveTraining:
+    ready = next((each for each in status.conditions if each.type == "Ready"), None)
+    store = base.spec.training.store.source if base.spec.training else Source(uri="")
+    return WaveTraining(
+        wave=wave.meta.key,
+        generation=wave.meta.generation,
+        train=msgspec.structs.replace(stand.train, policies=Policies()),
+        store=store,
+        run=wave.meta.uid,
+        policies=tuple(policy.name for policy in stand.policies),
+        phase=status.phase,
+        message=ready.message if ready and ready.status != "True" and status.phase != "Training" else "",
+    )

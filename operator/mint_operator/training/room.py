@@ -1,0 +1,79 @@
+"""Which waves may begin to train in the room that serving leaves, and how much more room is worth making."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from mint_operator.planning import conditions
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave
+from mint_operator.training.place import Slots, fill
+from mint_operator.training.stand import WaveStand
+
+
+class Room:
+    """Slots of a base while waves that train are let in, one after another. Mutable, and local to one plan."""
+
+    def __init__(self, base: ObservedBase, serving: Sequence[ObservedWave], slots: Slots, held: int) -> None:
+        replicas = base.spec.engine.replicas
+        self.slots = slots
+        self.total = max(replicas.min, replicas.max) * base.spec.adapters.device_slots
+        self.demand = held
+        self._serving = serving
+
+    def serving(self, least_priority: int | None = None) -> int:
+        """Slots that serving waves want, all or those of at least this priority."""
+        return sum(
+            wave.status.counts.wanted or _named(wave)
+            for wave in self._serving
+            if wave.spec.serve.residency == "Device"
+            if least_priority is None or wave.spec.priority >= least_priority
+        )
+
+    def held_back(self, wave: ObservedWave) -> bool:
+        """Whether a serving wave that comes first waits for slots: what is free is its."""
+        return any(_waits(each) and turn(each) < turn(wave) for each in self._serving)
+
+
+def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: Room) -> WaveStand:
+    """The stand with a place for every policy that trains, or with the reason why the wave waits."""
+    missing = len(stand.wants_slot) - len(kept)
+    if not missing:
+        return msgspec.structs.replace(stand, pins=kept)
+    gang = stand.train.admission == "Gang"
+    free = 0 if room.held_back(wave) and not kept else room.slots.room()
+    pins = fill(stand, kept, room.slots, whole=gang) if free else dict(kept)
+    room.demand += len(pins) - len(kept)
+    _ask_for_more(wave, stand, len(stand.wants_slot) - len(pins), room)
+    if pins:
+        return msgspec.structs.replace(stand, pins=pins)
+    said = (
+        f"needs {missing if gang else 1} device slots for its policies; engines that answer have {room.slots.room()} "
+        f"free of the base's {room.total}, which waves before it may be waiting for"
+    )
+    return msgspec.structs.replace(stand, waiting=said)
+
+
+def _ask_for_more(wave: ObservedWave, stand: WaveStand, missing: int, room: Room) -> None:
+    """Count what is missing as wanted, where engines can be added for it or waves of lower priority can give way."""
+    gang = stand.train.admission == "Gang"
+    spare = room.total - room.demand - room.serving(wave.spec.priority if gang else None)
+    if missing <= spare or not gang:
+        room.demand += max(0, min(missing, spare))
+
+
+def turn(wave: ObservedWave) -> tuple[int, str, str]:
+    """Waves come by priority, age and name."""
+    return -wave.spec.priority, wave.meta.created, wave.meta.key
+
+
+def _named(wave: ObservedWave) -> int:
+    """Copies that a wave which nobody has looked at yet will want."""
+    adapters = wave.spec.adapters
+    return (len(adapters.names) + len(adapters.sources)) * wave.spec.serve.replicas
+
+
+def _waits(wave: ObservedWave) -> bool:
+    admitted = next((each for each in wave.status.conditions if each.type == conditions.ADMITTED), None)
+    if admitted is None:  # nobody has looked at it yet
+        return True
+    return admitted.status == "False" and admitted.reason == conditions.WAITING_FOR_CAPACITY

@@ -1,0 +1,250 @@
+"""What is true of a wave that trains: phase, conditions, and its policies in aggregate."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.resources import (
+    AdapterWaveStatus,
+    PolicyCounts,
+    RewardStatus,
+    TrainingStatus,
+    WaveCounts,
+    WaveEngine,
+    WaveFailure,
+)
+from mint_contracts.training_records import Progress, Stage
+from mint_operator.planning import conditions
+from mint_operator.planning.adapters import Refusal
+from mint_operator.planning.conditions import Finding, truth
+from mint_operator.planning.engines import Engine
+from mint_operator.planning.snapshot import ObservedWave
+from mint_operator.planning.wave_status import FAILURE_MESSAGE_LENGTH, MOST_FAILURES
+from mint_operator.training.stand import PolicyStand, WaveStand
+
+MOST_NAMED = 5
+DIGITS = 4  # of a reward: more would only make statuses differ
+
+
+class TrainFacts(msgspec.Struct, frozen=True):
+    """What the status depends on beside the object.
+
+    `served` is its status as a wave that serves what it publishes, `unserved` why nothing of that is held.
+    """
+
+    stand: WaveStand
+    engines: Mapping[str, Engine]
+    served: AdapterWaveStatus | None = None
+    unserved: Refusal | None = None
+    map_known: bool = True
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why nothing is trained."""
+        if self.stand.unfit is not None:
+            return Refusal(self.stand.unfit.reason, self.stand.unfit.message, self.stand.unfit.terminal)
+        waits = Refusal(conditions.WAITING_FOR_CAPACITY, self.stand.waiting, terminal=False)
+        return waits if self.stand.waiting else None
+
+
+def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> AdapterWaveStatus:
+    """The status of a wave that trains."""
+    counts, served = _counts(facts.stand), facts.served or AdapterWaveStatus()
+    phase, verdict = _verdict(facts, counts)
+    findings = [
+        _ready(facts, phase, verdict),
+        _admitted(facts, counts),
+        _placed(facts, counts),
+        Finding("Progressing", truth(phase in {"Training", "Placing", "Queued"}), verdict.reason, verdict.message),
+        verdict,
+    ]
+    ready = counts.running + counts.complete if phase == "Training" else served.counts.ready
+    return AdapterWaveStatus(
+        phase=phase,
+        observed_generation=wave.meta.generation,
+        conditions=conditions.follow(wave.status.conditions, findings, wave.meta.generation, now),
+        counts=served.counts if served.counts.adapters else WaveCounts(adapters=counts.total),
+        summary=f"{ready}/{counts.total}",
+        engines=_engines(facts),
+        failures=_failures(facts.stand),
+        training=_training(facts.stand, counts),
+    )
+
+
+def _verdict(facts: TrainFacts, counts: PolicyCounts) -> tuple[str, Finding]:
+    """The phase, and the Complete condition."""
+    stand, refusal = facts.stand, facts.refusal
+    ended = f"{counts.complete} of {counts.total} policies complete"
+    if counts.failed:
+        ended += f", {counts.failed} failed"
+    if stand.over and not stand.unfit:
+        if stand.failed:
+            return "Failed", Finding(conditions.COMPLETE, "False", conditions.POLICIES_FAILED, _cause(stand, ended))
+        if stand.train.cancelled and counts.cancelled:
+            return "Cancelled", Finding(conditions.COMPLETE, "False", conditions.TRAINING_CANCELLED, ended)
+        return "Complete", Finding(conditions.COMPLETE, "True", conditions.TRAINING_COMPLETE, ended)
+    if refusal is not None:
+        phase = "Failed" if refusal.terminal else "Queued"
+        return phase, Finding(conditions.COMPLETE, "False", refusal.reason, refusal.message)
+    if stand.failed:
+        return "Training", Finding(conditions.COMPLETE, "False", conditions.POLICIES_FAILED, _cause(stand, ended))
+    if stand.train.paused and not counts.running:
+        said = f"{ended}; set spec.train.paused to false to go on"
+        return "Paused", Finding(conditions.COMPLETE, "False", conditions.TRAINING_PAUSED, said)
+    begun = counts.running or any(policy.progress for policy in stand.policies)
+    reason = conditions.TRAINING if begun else conditions.POLICIES_LOADING
+    return ("Training" if begun else "Placing"), Finding(conditions.COMPLETE, "False", reason, ended)
+
+
+def _ready(facts: TrainFacts, phase: str, verdict: Finding) -> Finding:
+    """Ready: every policy that is to train trains; once all have ended, what was published is held as asked for."""
+    if not facts.map_known:
+        said = "the placement map cannot be read, so how policies stand is not known; engines go on training"
+        return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said)
+    if facts.stand.over and facts.unserved is not None and facts.stand.unfit is None:
+        return Finding("Ready", "False", facts.unserved.reason, facts.unserved.message)
+    if facts.stand.over and facts.served is not None and facts.served.counts.wanted:
+        found = next(each for each in facts.served.conditions if each.type == "Ready")
+        return Finding("Ready", found.status, found.reason, found.message)
+    if phase != "Training":
+        return Finding("Ready", truth(phase == "Complete"), verdict.reason, verdict.message)
+    idle = [each for each in facts.stand.policies if not _trains(each, facts)]
+    if not idle:
+        return Finding(
+            "Ready", "True", conditions.TRAINING, f"{len(facts.stand.policies)} policies train or have ended"
+        )
+    said = f"{len(idle)} of {len(facts.stand.policies)} policies do not train yet"
+    away = sorted({each.engine for each in idle if each.assignment and not _alive(each, facts)})[:MOST_NAMED]
+    if away:
+        return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {', '.join(away)}")
+    return Finding("Ready", "False", conditions.POLICIES_LOADING, said)
+
+
+def _trains(policy: PolicyStand, facts: TrainFacts) -> bool:
+    if policy.ended(facts.stand.train.steps):
+        return True
+    return policy.stage is Stage.RUNNING and _alive(policy, facts)
+
+
+def _alive(policy: PolicyStand, facts: TrainFacts) -> bool:
+    engine = facts.engines.get(policy.engine)
+    return engine is not None and engine.alive
+
+
+def _admitted(facts: TrainFacts, counts: PolicyCounts) -> Finding:
+    refusal = facts.refusal
+    if refusal is not None and not (facts.stand.over and not facts.stand.unfit):
+        return Finding(conditions.ADMITTED, "False", refusal.reason, refusal.message)
+    said = f"{counts.total} policies, {len(facts.stand.wants_slot)} device slots for training"
+    return Finding(conditions.ADMITTED, "True", conditions.ADMITTED, said)
+
+
+def _placed(facts: TrainFacts, counts: PolicyCounts) -> Finding:
+    wanting = frozenset(facts.stand.wants_slot)
+    needy = [each for each in facts.stand.policies if each.name in wanting]
+    placed = sum(each.assignment is not None for each in needy)
+    said = f"{placed} of {len(needy)} policies that train have an engine"
+    if facts.refusal is not None and needy:
+        return Finding(conditions.PLACED, "False", conditions.NOT_ADMITTED, "the wave is not admitted")
+    if placed == len(needy):
+        return Finding(conditions.PLACED, truth(bool(counts.total)), conditions.PLACED, said)
+    return Finding(conditions.PLACED, "False", conditions.WAITING_FOR_ENGINES, f"{said}; the rest wait for engines")
+
+
+def _counts(stand: WaveStand) -> PolicyCounts:
+    steps = stand.train.steps
+    tally = Counter(_stage(policy, stand, steps) for policy in stand.policies)
+    return PolicyCounts(
+        total=len(stand.policies),
+        waiting=tally[Stage.LOADING],
+        running=tally[Stage.RUNNING],
+        paused=tally[Stage.PAUSED],
+        complete=tally[Stage.COMPLETE],
+        cancelled=tally[Stage.CANCELLED],
+        failed=tally[Stage.FAILED],
+    )
+
+
+def _stage(policy: PolicyStand, stand: WaveStand, steps: int) -> Stage:
+    """What a policy counts as: one that is to go on after all, or has no engine any more, waits."""
+    if policy.ended(steps) and policy.stage is not None:
+        return policy.stage
+    if policy.assignment is None:
+        return Stage.CANCELLED if stand.stopped else Stage.LOADING
+    if policy.stage is Stage.PAUSED and not stand.train.paused:
+        return Stage.LOADING
+    return policy.stage if policy.stage in {Stage.RUNNING, Stage.PAUSED} else Stage.LOADING
+
+
+def _training(stand: WaveStand, counts: PolicyCounts) -> TrainingStatus:
+    said = [policy.progress for policy in stand.policies if policy.progress is not None]
+    going = [each for each in stand.policies if each.stage not in {Stage.FAILED, Stage.CANCELLED}]
+    step, steps = min((each.step for each in going), default=0), stand.train.steps
+    eta = _eta(stand, counts)
+    return TrainingStatus(
+        step=step,
+        steps=steps,
+        progress=f"{step}/{steps}",
+        reward=RewardStatus(
+            last=_mean([each.reward_mean for each in said]),
+            recent=_mean([each.reward_recent for each in said]),
+            best=_mean([each.reward_best for each in said]),
+            evaluation=_mean([each.evaluation for each in said]),
+        ),
+        tokens=sum(each.tokens for each in said),
+        eta_seconds=eta,
+        eta="" if eta is None else span(eta),
+        policies=counts,
+    )
+
+
+def _eta(stand: WaveStand, counts: PolicyCounts) -> int | None:
+    """Seconds until the last policy ends: those that run at their own pace, then the others in as many rounds."""
+    running = [each for each in stand.policies if each.stage is Stage.RUNNING and not each.ended(stand.train.steps)]
+    paces = [each.progress.step_s for each in running if each.progress is not None and each.progress.step_s > 0]
+    if not paces or len(paces) < len(running):
+        return None
+    left = max((stand.train.steps - each.step) * pace for each, pace in zip(running, paces, strict=True))
+    rounds = -(-counts.waiting // len(running))
+    return round(left + rounds * stand.train.steps * sum(paces) / len(paces))
+
+
+def span(seconds: int) -> str:
+    """A time for people: the two largest units."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), DIGITS) if known else None
+
+
+def _engines(facts: TrainFacts) -> list[WaveEngine]:
+    given = [each for each in facts.stand.policies if each.assignment is not None]
+    wanted = Counter(each.engine for each in given)
+    ready = Counter(each.engine for each in given if _trains(each, facts))
+    return [WaveEngine(name=name, wanted=wanted[name], ready=ready[name]) for name in sorted(wanted)]
+
+
+def _failures(stand: WaveStand) -> list[WaveFailure]:
+    found: list[WaveFailure] = []
+    for policy in stand.policies:
+        failure = policy.progress.failure if policy.progress else None
+        if failure is not None and len(found) < MOST_FAILURES:
+            said = failure.message[:FAILURE_MESSAGE_LENGTH]
+            found.append(WaveFailure(policy.name, policy.engine, failure.reason, said))
+    return found
+
+
+def _cause(stand: WaveStand, said: str) -> str:
+    failures = [(each.name, _failure(each.progress)) for each in stand.policies if each.stage is Stage.FAILED]
+    return f"{said}; {failures[0][0]}: {failures[0][1]}" if failures else said
+
+
+def _failure(progress: Progress | None) -> str:
+    return progress.failure.message if progress is not None and progress.failure is not None else "failed"

@@ -1,0 +1,33 @@
+"""The adapters that a training wave publishes, as it wants them served.
+
+A published revision is held as `serve` says once its policy has ended; until then the engine that trains it keeps it
+on disk and answers for it, so that a policy never takes two slots.
+"""
+
+from mint_contracts.records import Tier
+from mint_contracts.source import Source
+from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.snapshot import ObservedWave
+from mint_operator.training.stand import PolicyStand, WaveStand
+
+
+def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
+    """Every adapter that the wave has published, or why it cannot be trained. `wave` carries its stand."""
+    stand = wave.stand
+    if wave.defect or stand is None:
+        return Refusal("InvalidRequest", wave.defect or "the wave's policies are not known", bool(wave.defect))
+    if stand.unfit is not None:
+        return Refusal(stand.unfit.reason, stand.unfit.message, stand.unfit.terminal)
+    return tuple(
+        _want(wave, stand, policy, policy.progress.published.source)
+        for policy in stand.policies
+        if policy.progress is not None and policy.progress.published is not None
+    )
+
+
+def _want(wave: ObservedWave, stand: WaveStand, policy: PolicyStand, source: Source) -> Want:
+    serve, waves = wave.spec.serve, (wave.meta.key,)
+    if policy.ended(stand.train.steps):
+        return Want(policy.name, source, Tier(serve.residency), serve.replicas, waves, wave.spec.priority)
+    pins = (policy.engine,) if policy.engine else ()
+    return Want(policy.name, source, Tier.DISK, 1, waves, wave.spec.priority, pins)
