@@ -22,7 +22,7 @@ class TrainWriter:
     async def apply(self, base: str, change: TrainChange) -> None:
         """Write a change; the engines that it touches are called once the whole of it is there."""
         await bounded(lambda: self._redis.sadd(keys.BASES, base))
-        called = sorted({*change.set_trains, *change.del_trains})
+        called = sorted({*change.set_trains, *change.del_trains, *change.called})
         parts = _split(change)
         for part in parts[:-1]:
             await self._apply_part(base, part, ())

@@ -102,13 +102,17 @@ class TrainState(msgspec.Struct, frozen=True):
 
 
 class TrainChange(msgspec.Struct, frozen=True):
-    """What one apply writes about training of one base: records to set and names to delete."""
+    """What one apply writes about training of one base: records to set and names to delete.
+
+    `called` are engines whose leases stay as they are while a wave that they train says something else.
+    """
 
     set_training: tuple[WaveTraining, ...] = ()
     del_training: tuple[str, ...] = ()
     set_trains: Mapping[str, tuple[TrainAssignment, ...]] = {}
     del_trains: Mapping[str, tuple[str, ...]] = {}
     del_rewards: tuple[str, ...] = ()  # policies whose history goes with their wave
+    called: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """True if there is anything to write."""

@@ -8,10 +8,11 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts import keys
+from mint_contracts.map_reader import MapReader
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment
 from mint_operator.observing.dirt import Part
-from tests.operator.stage import PlayedEngine, adapter_wave, base_model
+from tests.operator.stage import PlayedEngine, adapter_wave, base_model, until
 from tests.operator.stage import Stage as Theatre
 from tests.operator.training_worlds import published
 from tests.redis_process import RedisProcess
@@ -146,3 +147,18 @@ async def test_a_person_stops_it(stage: Theatre, change: dict[str, bool]) -> Non
     await stage.once()
     orders = {lease.order for lease in (await leases(stage)).values()}
     assert orders == {Order.PAUSE if "paused" in change else Order.CANCEL}
+
+
+async def test_raised_steps_reach_the_engine_that_trains_at_once(stage: Theatre) -> None:
+    engine = stage.engine()
+    await training(stage, engine)
+    await tell(stage.redis, stage, Stage.RUNNING, 2)
+    await stage.once()
+    async with MapReader(stage.redis).calls(stage.base, "smol-0") as wait:
+        before = (await MapReader(stage.redis).part(stage.base, "smol-0")).edition
+        stage.apply(training_wave("w", steps=8))
+        await stage.once()
+        await until("the engine to be called", lambda: wait(1.0), 10.0)
+        assert (await MapReader(stage.redis).part(stage.base, "smol-0")).edition > before
+    read = await TrainReader(stage.redis).training(stage.base)
+    assert read[f"{stage.namespace}/w"].train.steps == 8

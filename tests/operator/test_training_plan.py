@@ -214,6 +214,19 @@ def test_more_steps_make_a_complete_wave_go_on() -> None:
     assert world.training.training["team/w"].train.steps == STEPS * 2
 
 
+def test_more_steps_call_the_engine_that_trains_the_wave_and_no_other() -> None:
+    world = World(base(2, 2, slots=2), [training_wave("v", 2), training_wave("w", 2)], engines(2))
+    world.step()
+    home = world.leases["team/w-0"][0]
+    world.say(Stage.RUNNING, 2)
+    found = world.step()
+    assert found.training["team/smol"].called == (), "a new phase is nothing that engines act upon"
+    world.change("w", steps=STEPS * 2)
+    found = world.step()
+    assert found.training["team/smol"].called == (home,)
+    assert not found.training["team/smol"].set_trains
+
+
 FAILURE = Failure("NonFiniteWeights", "the loss is not a number", terminal=True)
 
 

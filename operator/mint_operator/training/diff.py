@@ -22,6 +22,7 @@ def difference(state: TrainState, training: Mapping[str, WaveTraining], trains: 
         set_trains=set_trains,
         del_trains=del_trains,
         del_rewards=_forgotten(state.training, training),
+        called=_called(state.training, training, trains),
     )
 
 
@@ -29,6 +30,19 @@ def cleared(state: TrainState) -> TrainChange:
     """The change that asks no engine to train anything: for a base that was deleted while its engines still drain."""
     gone = {engine: tuple(sorted(names)) for engine, names in sorted(state.trains.items()) if names}
     return TrainChange(del_training=tuple(sorted(state.training)), del_trains=gone)
+
+
+def _called(before: Mapping[str, WaveTraining], after: Mapping[str, WaveTraining], trains: Trains) -> tuple[str, ...]:
+    """Engines that train a wave whose training is asked for otherwise now, as when its steps were raised."""
+    new = {wave for wave, each in after.items() if wave in before and _asked(before[wave]) != _asked(each)}
+    if not new:
+        return ()
+    return tuple(sorted(engine for engine, of in trains.items() if any(each.wave in new for each in of.values())))
+
+
+def _asked(wave: WaveTraining) -> object:
+    """What an engine acts upon."""
+    return wave.train, wave.store, wave.run
 
 
 def _forgotten(before: Mapping[str, WaveTraining], after: Mapping[str, WaveTraining]) -> tuple[str, ...]:
