@@ -28,6 +28,7 @@ async def test_waves_get_what_they_want_in_the_tier_they_want(scene: Callable[..
     told = here.residency.report()
     assert all(told[name].revision.startswith("sha256:") and told[name].rank == 4 for name in NAMES[:3])
     assert len({told[name].revision for name in NAMES[:3]}) == 3
+    assert here.loader.disk.ledger.used == sum(told[name].bytes for name in NAMES[:3]), "bytes are those it takes"
     assert await once(here, NAMES[2]) == told[NAMES[2]].revision, "and a request finds any of them"
 
 

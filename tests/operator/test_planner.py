@@ -9,6 +9,7 @@ import pytest
 from mint_contracts.records import EngineView, Placement, Tier
 from mint_contracts.resources import AdapterWaveStatus, Tenant
 from mint_operator.planning.plan import plan
+from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import Snapshot
 from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, source, wave
 
@@ -110,6 +111,24 @@ def test_a_wave_that_can_never_fit_says_so_with_numbers_and_what_to_do() -> None
 def test_host_and_disk_residency_take_no_slots() -> None:
     waves = [wave("cold", [f"a/{index}" for index in range(20)], residency="Disk")]
     assert len(placed(plan(snapshot(base(slots=1), waves)))) == 20
+
+
+def sized(of: Snapshot, nbytes: int, *names: str) -> Snapshot:
+    """The same, where engines have told how large these adapters are."""
+    sizes = dict.fromkeys(names, Size(rank=8, bytes=nbytes))
+    return msgspec.structs.replace(of, maps={KEY: msgspec.structs.replace(of.maps[KEY], sizes=sizes)})
+
+
+def test_bytes_that_engines_tell_bound_what_is_held_in_host_memory() -> None:
+    waves = [wave("one", SIX[:2], residency="Host"), wave("two", SIX[2:4], residency="Host", created="2026-01-02")]
+    of = snapshot(base(), waves)  # 1 MiB of host memory
+    assert sorted(placed(plan(of))) == SIX[:4]
+    told = sized(of, 300 << 10, *SIX)
+    assert reason(told, "two")[0] == "WaitingForCapacity"
+    assert sorted(placed(plan(told))) == SIX[:2]
+    never = sized(of, 600 << 10, *SIX)
+    assert reason(never, "one")[0] == "CapacityExceeded"
+    assert "spec.adapters.hostMemory" in reason(never, "one")[1]
 
 
 @pytest.mark.parametrize(

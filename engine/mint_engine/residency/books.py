@@ -241,4 +241,12 @@ class Books:
             self._told[name] = told
 
     def _held(self, copy: Copy, source: Source, failure: records.Failure | None) -> records.Held:
-        return records.Held(copy.adapter, source, self.tier(copy), copy.revision, copy.rank, failure)
+        return records.Held(
+            adapter=copy.adapter,
+            source=source,
+            tier=self.tier(copy),
+            revision=copy.revision,
+            rank=copy.rank,
+            failure=failure,
+            bytes=copy.bytes,
+        )

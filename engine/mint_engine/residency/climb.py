@@ -107,7 +107,7 @@ class Climber:
             packed = await load(lambda: self._loader.load(copy.source))
             if copy.goal.warmth >= Tier.HOST.warmth:
                 packed = await self._keep(copy, packed)
-        copy.revision, copy.rank = packed.revision, packed.rank
+        copy.read(packed.revision, packed.rank, packed.nbytes)
         return packed
 
     async def _keep(self, copy: Copy, packed: Packed) -> Packed:

@@ -23,6 +23,7 @@ class Copy:
     source: Source
     revision: str = ""  # empty until the files were read
     rank: int = 0
+    bytes: int = 0  # packed
     slot: int | None = None
     users: int = 0
     used: int = 0
@@ -45,6 +46,10 @@ class Copy:
         if self.error is None:
             return None
         return Failure(reason=self.error.reason, message=str(self.error), terminal=self.error.terminal)
+
+    def read(self, revision: str, rank: int, nbytes: int) -> None:
+        """Its files were read, and this is what they hold; `nbytes` is what the packed adapter takes."""
+        self.revision, self.rank, self.bytes = revision, rank, nbytes
 
     def blocked(self, now: float) -> bool:
         """The last load failed and it is not yet time to try again."""

@@ -60,7 +60,7 @@ class Lending:
         """Serve a revision that lies at `source` by now to new requests: from host memory, where it fits."""
         self.offered[adapter] = Assignment(adapter, source, Tier.DISK)
         copy = self._books.copy_of((adapter, source))
-        copy.revision, copy.rank = packed.revision, packed.rank
+        copy.read(packed.revision, packed.rank, packed.nbytes)
         self._books.evicted(self._books.host.put(copy.key, packed) or ())
         self._books.changed(copy)
         self._on_offer()

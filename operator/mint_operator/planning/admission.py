@@ -91,11 +91,12 @@ def _add(
     """Count a wave in, or say why not. `names` are those of its adapters that others ask for too."""
     key, namespace = each.wave.meta.key, each.wave.meta.namespace
     merged = {name: _merge(tally.merged.get(name), asks.of(key, name)) for name in names}
-    more = _more(each, asks, merged, tally, sizes)
+    alone = capacity.demand(each, sizes)
+    more = _more(key, alone, asks, merged, tally, sizes)
     verdict = (
         each.refusal
         or (_conflict(tally.merged, asks, key, names) if names else None)
-        or capacity.never(limits, each, quota)
+        or capacity.never(limits, each, quota, alone)
         or capacity.over_quota(namespace, quota, tally.by_namespace.get(namespace, 0), more.slots)
         or capacity.now(limits, tally.taken, more)
     )
@@ -117,11 +118,14 @@ def _shared_of(asks: Asks) -> dict[str, list[str]]:
 
 
 def _more(
-    each: Ask, asks: Asks, merged: Mapping[str, Want], tally: _Tally, sizes: Mapping[str, Size]
+    key: str,
+    demand: capacity.Demand,
+    asks: Asks,
+    merged: Mapping[str, Want],
+    tally: _Tally,
+    sizes: Mapping[str, Size],
 ) -> capacity.Demand:
-    """What admitting a wave takes beyond what is taken: adapters that others have brought are not counted twice."""
-    key = each.wave.meta.key
-    demand = capacity.demand(each, sizes)
+    """What admitting a wave of that `demand` takes beyond what is taken: what others have brought counts once."""
     for name, want in merged.items():
         demand = demand.minus(capacity.of(asks.of(key, name), sizes)).plus(capacity.of(want, sizes))
         known = tally.merged.get(name)

@@ -88,8 +88,8 @@ def demand(each: Ask, sizes: Mapping[str, Size]) -> Demand:
     return Demand(host_bytes=taken) if each.wants[0].residency is Tier.HOST else Demand(disk_bytes=taken)
 
 
-def never(limits: Bounds, each: Ask, quota: int) -> Refusal | None:
-    """Why a wave cannot fit even if it were alone; None if it can."""
+def never(limits: Bounds, each: Ask, quota: int, alone: Demand) -> Refusal | None:
+    """Why a wave, which takes `alone` by itself, cannot fit even if no other were there; None if it can."""
     replicas, adapters, slots = each.replicas, len(each.wants), each.slots
     if replicas > limits.high:
         return Refusal(
@@ -118,6 +118,20 @@ def never(limits: Bounds, each: Ask, quota: int) -> Refusal | None:
             f"wants {slots} device slots, but namespace {each.wave.meta.namespace} may hold {quota} of this base; "
             "ask for less, or have deviceSlots raised in its entry of spec.tenants of the BaseModel",
         )
+    return _too_many_bytes(limits, alone)
+
+
+def _too_many_bytes(limits: Bounds, alone: Demand) -> Refusal | None:
+    for tier, field, needed, each in (
+        ("host memory", "hostMemory", alone.host_bytes, limits.host_bytes),
+        ("disk cache", "diskCache", alone.disk_bytes, limits.disk_bytes),
+    ):
+        if needed > limits.high * each:
+            return Refusal(
+                "CapacityExceeded",
+                f"wants {needed} bytes of {tier}, but {limits.high} engines x {each} = {limits.high * each}; ask for "
+                f"less, or raise spec.engine.replicas.max or spec.adapters.{field} of the BaseModel",
+            )
     return None
 
 
