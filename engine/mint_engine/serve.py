@@ -132,6 +132,7 @@ class EngineServer:
             architecture=base.architecture,
             modules=len(slots.modules),
             pages=generation.scheduler.pages.total,
+            slots_memory=slots.stay.value,
         )
         return holder
 

@@ -120,7 +120,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if self.parts is not None:
             load, states = self.parts.stepper.load, self.parts.holder.states()
             info.architecture = self.parts.base.architecture
-            info.compute = self.parts.compute
+            info.compute, info.slots_memory = self.parts.compute, self.parts.slots.stay.value
             info.requests_running, info.requests_waiting = load.running, load.waiting
             info.slots_used = sum(state.residency is Tier.DEVICE for state in states)
             info.target_modules[:] = sorted({path.rpartition(".")[2] for path in self.parts.slots.modules})

@@ -51,6 +51,7 @@ class EngineInfo(_message.Message):
     REQUESTS_WAITING_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     COMPUTE_FIELD_NUMBER: _builtins.int
+    SLOTS_MEMORY_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     base_model: _builtins.str
     architecture: _builtins.str
@@ -67,6 +68,8 @@ class EngineInfo(_message.Message):
     """False while draining or before the base is loaded."""
     compute: _builtins.str
     """What computes: "lean (avx512_bf16)" for own kernels and their instruction set, or "generic" for transformers' modules."""
+    slots_memory: _builtins.str
+    """What adapters in slots are, and whether they stay in memory: copies, or files' pages that are locked or brought back."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -86,10 +89,11 @@ class EngineInfo(_message.Message):
         requests_waiting: _builtins.int = ...,
         ready: _builtins.bool = ...,
         compute: _builtins.str = ...,
+        slots_memory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "compute", b"compute", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "engine", b"engine", "max_rank", b"max_rank", "ready", b"ready", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "slots_total", b"slots_total", "slots_used", b"slots_used", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "compute", b"compute", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "engine", b"engine", "max_rank", b"max_rank", "ready", b"ready", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "slots_memory", b"slots_memory", "slots_total", b"slots_total", "slots_used", b"slots_used", "target_modules", b"target_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

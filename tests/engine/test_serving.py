@@ -26,6 +26,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
+from mint_engine.residency.staying import Stay
 from mint_engine.scheduling.request import Event
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.serve import listen
@@ -316,6 +317,7 @@ async def test_info_and_adapters(base: Path, adapter: Path) -> None:
         )
         assert sorted(info.target_modules) == sorted(ALL_SEVEN)
         assert info.ready
+        assert info.slots_memory == Stay.COPIED.value, "these slots are too small for files' pages"
         [state] = (await engine.engine.ListAdapters(engine_pb2.ListAdaptersRequest())).adapters
         assert (state.adapter, state.residency, state.rank) == ("a", "Device", 4)
 

@@ -1,9 +1,18 @@
 """Do the books of residency balance? Checked whenever the engine falls idle, and in tests after every change."""
 
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
+import structlog
+
+from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
+from mint_engine.residency.slot_table import SlotTable
+
+AUDIT_S = 5.0  # at most so often, however often the engine falls idle
+
+log = structlog.get_logger(__name__)
 
 
 class Emptiness(Protocol):
@@ -12,6 +21,29 @@ class Emptiness(Protocol):
     def is_empty(self, slot: int) -> bool:
         """Nothing of any tenant is left in a slot."""
         ...
+
+
+class Audit:
+    """Looks into one engine's books. Only the event loop's thread uses it."""
+
+    def __init__(self, books: Books, table: SlotTable, memory: Emptiness) -> None:
+        self._books, self._table, self._memory = books, table, memory
+        self._next = 0.0
+
+    def imbalance(self, *, busy: bool) -> str:
+        """What does not add up now, or ""."""
+        return find_imbalance(self._books, self._table.free, self._table.count, self._memory, busy=busy)
+
+    def when_idle(self) -> None:
+        """Look, unless it was just done; a defect is told, and serving goes on."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + AUDIT_S
+        problem = self.imbalance(busy=False)
+        metrics.BALANCED.set(not problem)
+        if problem:
+            log.error("books_do_not_balance", part="residency", problem=problem)
 
 
 def find_imbalance(books: Books, free: list[int], slots: int, memory: Emptiness, *, busy: bool) -> str:

@@ -18,6 +18,7 @@ from mint_engine.residency.copies import Copy
 from mint_engine.residency.gentle import Gentle
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.slot_table import SlotTable
+from mint_engine.residency.staying import Stayed
 
 COPY_THREADS = 2
 FULL_RETRY_S = 5.0
@@ -41,6 +42,10 @@ class SlotMemory(Protocol):
 
     def is_empty(self, slot: int) -> bool:
         """Nothing of any tenant is left in a slot."""
+        ...
+
+    def tend(self) -> Stayed:
+        """Have what is in slots stay in memory; called on a thread of its own, beside the others."""
         ...
 
 

@@ -12,6 +12,12 @@ LOAD_SECONDS = Histogram(
 )
 VACATED = Counter("mint_engine_slots_vacated", "Slots that were taken from an adapter and cleared")
 SLOTS_USED = Gauge("mint_engine_slots_used", "Slots that are not free")
+SLOTS_MAPPED = Gauge("mint_engine_slots_mapped_bytes", "Bytes of packed files' pages that lie in slots")
+SLOTS_LOCKED = Gauge("mint_engine_slots_locked_bytes", "Those of them that are locked in memory")
+SLOTS_IN_MEMORY = Gauge(
+    "mint_engine_slots_in_memory_share", "Share of the packed files' pages in slots that was in memory when looked at"
+)
+SLOTS_LOST = Counter("mint_engine_slots_lost_bytes", "Bytes of slots that had left memory and were brought back")
 HOST_BYTES = Gauge("mint_engine_host_tier_bytes", "Bytes of adapters in host memory")
 DISK_BYTES = Gauge("mint_engine_disk_tier_bytes", "Bytes of adapters in the disk cache")
 BALANCED = Gauge("mint_engine_residency_books_balanced", "1 while slots, references and bytes add up, 0 when not")

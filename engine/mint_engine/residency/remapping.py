@@ -16,8 +16,8 @@ import numpy as np
 HUGE = 2 << 20  # bytes of a large page, to which addresses and offsets in a file must agree
 PAGE = mmap.PAGESIZE
 
-# Linux's own numbers (include/uapi/asm-generic/mman-common.h); Python 3.11 names neither.
-_MAP_FIXED, _MADV_POPULATE_READ = 0x10, 22
+# Linux's own numbers (include/uapi/asm-generic/mman-common.h, mman.h); Python 3.11 names none of them.
+_MAP_FIXED, _MADV_POPULATE_READ, _MLOCK_ONFAULT = 0x10, 22, 0x01
 _FAILED = ctypes.c_void_p(-1).value
 _WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
 
@@ -27,6 +27,8 @@ _libc.mmap.argtypes = [
     ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong
 ]  # fmt: skip
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mlock2.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
@@ -49,7 +51,7 @@ def put_file(address: int, descriptor: int, nbytes: int) -> bool:
     try:
         _map(address, nbytes, mmap.MAP_PRIVATE | _MAP_FIXED, descriptor)
         _madvise(address, nbytes, mmap.MADV_HUGEPAGE)
-        _madvise(address, nbytes, _MADV_POPULATE_READ)
+        bring_back(address, nbytes)
     except OSError as error:
         put_zeros(address, nbytes)
         if error.errno in {errno.EINVAL, errno.ENODEV, errno.EPERM, errno.EACCES}:
@@ -64,6 +66,32 @@ def put_zeros(address: int, nbytes: int) -> None:
         whole = -(-nbytes // PAGE) * PAGE
         _map(address, whole, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED, -1)
         _madvise(address, whole, mmap.MADV_HUGEPAGE)
+
+
+def bring_back(address: int, nbytes: int) -> None:
+    """Have what is mapped at `address` in memory, reading what has left it. OSError where that can not be read."""
+    _madvise(address, nbytes, _MADV_POPULATE_READ)
+
+
+def lock(address: int, nbytes: int) -> bool:
+    """Keep what is in memory at `address` there until something else takes its place; False where we may not.
+
+    Without MLOCK_ONFAULT the system would write-fault, and so copy, every page of a private mapping (mlock(2)).
+    """
+    if _libc.mlock2(address, nbytes, _MLOCK_ONFAULT) == 0:
+        return True
+    error = _error()
+    if error.errno in {errno.EPERM, errno.ENOMEM, errno.EAGAIN, errno.ENOSYS}:
+        return False
+    raise error
+
+
+def bytes_in_memory(address: int, nbytes: int) -> int:
+    """How much of what is mapped at `address` a reader would find in memory, in whole pages up to `nbytes`."""
+    found = np.zeros(-(-nbytes // PAGE), dtype=np.uint8)
+    if _libc.mincore(address, nbytes, found.ctypes.data):
+        raise _error()
+    return min(int((found & 1).sum()) * PAGE, nbytes)
 
 
 def _map(address: int, nbytes: int, flags: int, descriptor: int) -> None:

@@ -19,7 +19,7 @@ from mint_contracts.names import check_asked
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency import metrics
-from mint_engine.residency.audit import find_imbalance
+from mint_engine.residency.audit import Audit
 from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber, SlotMemory
 from mint_engine.residency.copies import Copy, again
@@ -28,6 +28,7 @@ from mint_engine.residency.holding import AdapterStatus, Held
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.rounds import Rounds
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.wanting import Queue
 
@@ -35,7 +36,6 @@ WORKERS = 4  # loads for waves at once, and threads that wait for storage
 LOADS_WAITING = 256
 SLOT_WAIT_S = 10.0
 CLOSE_S = 5.0
-AUDIT_S = 5.0  # at most so often, however often the engine falls idle
 
 log = structlog.get_logger(__name__)
 
@@ -56,29 +56,29 @@ class Residency:
     ) -> None:
         self.books = Books(host, loader.disk, store)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s)
-        self._memory = memory
+        self._audit = Audit(self.books, self.slots, memory)
+        self._rounds = Rounds(memory)
         self._climber = Climber(self.books, self.slots, memory, loader, workers)
         self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
         self._wanted: dict[str, Assignment] = {}
         self._workers, self._loads_waiting = workers, loads_waiting
         self._queue = Queue()
-        self._audit_at = 0.0
         self._wake = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._load_s = 0.1  # recent seconds a load, smoothed
         self.on_change: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Begin to keep what waves want."""
-        self._keeper = asyncio.create_task(self._keep())
+        self._keepers = [asyncio.create_task(self._keep()), asyncio.create_task(self._rounds.run())]
 
     async def close(self) -> None:
         """Stop loading; what runs is waited for within a bound. Slots stay as they are."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for keeper in self._keepers:
+            keeper.cancel()
             with suppress(asyncio.CancelledError):
-                await self._keeper
+                await keeper
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=CLOSE_S)
             for task in late:
@@ -120,7 +120,7 @@ class Residency:
 
     def check(self) -> None:
         """Raise Internal unless the books balance: slots, references and bytes."""
-        if problem := self._imbalance():
+        if problem := self._audit.imbalance(busy=bool(self._tasks)):
             raise Internal("residency", problem)
 
     async def _keep(self) -> None:
@@ -129,7 +129,8 @@ class Residency:
             self.books.settle()
             self._step()
             self.on_change()
-            self._audit()
+            if not self._tasks:
+                self._audit.when_idle()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.books.next_retry_s()):
                     await self._wake.wait()
@@ -153,20 +154,6 @@ class Residency:
             self._wake.set()
         if self._queue and busy + len(actions.load) < self._workers:
             self._wake.set()
-
-    def _audit(self) -> None:
-        """While nothing goes on, look whether the books balance; a defect is told, and serving goes on."""
-        now = time.monotonic()
-        if self._tasks or now < self._audit_at:
-            return
-        self._audit_at = now + AUDIT_S
-        problem = self._imbalance()
-        metrics.BALANCED.set(not problem)
-        if problem:
-            log.error("books_do_not_balance", part="residency", problem=problem)
-
-    def _imbalance(self) -> str:
-        return find_imbalance(self.books, self.slots.free, self.slots.count, self._memory, busy=bool(self._tasks))
 
     async def _free(self, copy: Copy) -> None:
         if copy.slot is not None and copy.users == 0:

@@ -2,10 +2,13 @@
 
 A CPU computes from the page cache as well as from any other memory, so a packed file need not be copied: it takes its
 place in the row, header and all, and leaves it without anything being zeroed. Rows too short for large pages, runs
-that are in no file, and other devices get copies.
+that are in no file, and other devices get copies. A file's pages are the first that a system short of memory takes
+away, so `tend` has them stay (see `staying`).
 
 Letters in shapes: S slots, W elements of a row.
 """
+
+import threading
 
 import numpy as np
 import torch
@@ -14,7 +17,17 @@ from mint_contracts.errors import SourceUnavailable
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.packed_file import MAX_HEAD_BYTES
 from mint_engine.model.device import zeros
-from mint_engine.residency.remapping import HUGE, PAGE, put_file, put_zeros, reserve
+from mint_engine.residency.remapping import (
+    HUGE,
+    PAGE,
+    bring_back,
+    bytes_in_memory,
+    lock,
+    put_file,
+    put_zeros,
+    reserve,
+)
+from mint_engine.residency.staying import Stay, Stayed, can_lock
 
 
 class SlotRows:
@@ -29,26 +42,57 @@ class SlotRows:
             self.memory = zeros((count, width), dtype, device)  # [S, W]
         self.filled = [0] * count  # elements of each row that are, or may be, its tenant's
         self._file_bytes = [0] * count  # what of each row is a file's
+        self._locked = [False] * count
+        self._guards = [threading.Lock() for _ in range(count)]  # of a row against being tended while it changes
+        self.stay = Stay.COPIED
+        if self._remaps:
+            self.stay = Stay.LOCKED if can_lock(self.memory.nbytes) else Stay.BROUGHT_BACK
 
     def load(self, slot: int, packed: Packed) -> int:
         """Put a packed adapter in place of whatever is in a row; returns the element at which its run begins.
 
         Raises SourceUnavailable where its file can not be read any more; the row is to be cleared then.
         """
-        if self._remaps and packed.file is not None:
-            with packed.file.open() as descriptor:
-                if descriptor is not None and self._put_file(slot, descriptor, packed):
-                    return packed.header.head_bytes // self.memory.itemsize
-        self._copy(slot, packed.run)
-        return 0
+        with self._guards[slot]:
+            self._locked[slot] = False
+            if self._remaps and packed.file is not None:
+                with packed.file.open() as descriptor:
+                    if descriptor is not None and self._put_file(slot, descriptor, packed):
+                        return packed.header.head_bytes // self.memory.itemsize
+            self._copy(slot, packed.run)
+            return 0
 
     def clear(self, slot: int) -> None:
         """Zero all that is in a row; on a CPU its memory is given back."""
+        with self._guards[slot]:
+            self._clear(slot)
+
+    def tend(self) -> Stayed:
+        """Have the files' pages that lie in rows stay in memory: locked, or what has left it brought back.
+
+        Loads do not wait for it: what was used lately leaves memory last. Any thread may call it at any time.
+        """
+        return Stayed.of(self._tend(slot) for slot in range(len(self.filled)))
+
+    def _tend(self, slot: int) -> Stayed:
+        with self._guards[slot]:
+            address, size = self._address(slot), self._file_bytes[slot]
+            if size and self.stay is Stay.LOCKED and not self._locked[slot]:
+                self._locked[slot] = lock(address, size)
+            if not size or self._locked[slot]:
+                return Stayed(mapped=size, locked=size)
+            lost = size - bytes_in_memory(address, size)
+            if lost:
+                bring_back(address, size)
+            return Stayed(mapped=size, lost=lost)
+
+    def _clear(self, slot: int) -> None:
         if self._remaps:
             put_zeros(self._address(slot), self.filled[slot] * self.memory.itemsize)
         else:
             _zero(self.memory[slot, : self.filled[slot]])
         self.filled[slot] = self._file_bytes[slot] = 0
+        self._locked[slot] = False
 
     def _put_file(self, slot: int, descriptor: int, packed: Packed) -> bool:
         """Map the whole file to the row's beginning. False, with zeros in the row, where files can not be mapped."""
@@ -68,7 +112,7 @@ class SlotRows:
 
     def _copy(self, slot: int, run: torch.Tensor) -> None:
         if self._file_bytes[slot]:  # a copy would go to private copies of the file's pages, one fault a page
-            self.clear(slot)
+            self._clear(slot)
         count, before = run.numel(), self.filled[slot]
         self.filled[slot] = max(count, before)  # until the copy has ended
         row = self.memory[slot]

@@ -19,6 +19,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit, check_packed
 from mint_engine.adapters.packed import Layout, Packed
 from mint_engine.residency.slot_rows import SlotRows
+from mint_engine.residency.staying import Stay, Stayed
 
 NO_SLOT = -1  # the bare base
 ABSENT = -1  # the place of a module that an adapter leaves alone
@@ -112,6 +113,15 @@ class Slots:
         self._forget(slot)
         self._rows.clear(slot)
         self._settle()
+
+    @property
+    def stay(self) -> Stay:
+        """Whether what lies in slots stays in memory."""
+        return self._rows.stay
+
+    def tend(self) -> Stayed:
+        """Have it stay there; any thread may call this at any time."""
+        return self._rows.tend()
 
     def is_empty(self, slot: int) -> bool:
         """Nothing of any tenant is left in a slot, by its tables."""

@@ -1,0 +1,47 @@
+"""What an engine looks at every few seconds because nobody tells it: whether slots are still in memory."""
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from mint_engine.residency import metrics
+from mint_engine.residency.staying import Stayed
+
+ROUND_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class Tended(Protocol):
+    """Memory that can be kept where it is."""
+
+    def tend(self) -> Stayed:
+        """Have it stay in memory; what came of it."""
+        ...
+
+
+class Rounds:
+    """Runs until it is cancelled."""
+
+    def __init__(self, memory: Tended, every_s: float = ROUND_S) -> None:
+        self._memory, self._every_s = memory, every_s
+
+    async def run(self) -> None:
+        """Look, and look again after a while."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            await self._tend()
+
+    async def _tend(self) -> None:
+        try:
+            stayed = await asyncio.to_thread(self._memory.tend)
+        except OSError as error:  # a disk that fails: the step that reads those pages fails by itself
+            log.error("slots_not_tended", error=str(error))
+            return
+        metrics.SLOTS_MAPPED.set(stayed.mapped)
+        metrics.SLOTS_LOCKED.set(stayed.locked)
+        metrics.SLOTS_IN_MEMORY.set(stayed.share)
+        if stayed.lost:
+            metrics.SLOTS_LOST.inc(stayed.lost)
+            log.warning("slots_left_memory", lost_bytes=stayed.lost, mapped_bytes=stayed.mapped)

@@ -1,0 +1,60 @@
+"""Whether what lies in slots stays in memory when the system runs short of it.
+
+The pages of a mapped file are clean: the system may drop them at any time, and a step that reads them then waits for
+the disk. Where this process may lock as much memory as all slots have, they are locked. Where it may not, they are
+looked at every few seconds, and what has left is brought back beside the steps, so that no adapter that is in use
+stays away for long; how much left is told.
+"""
+
+import resource
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+
+_CAP_IPC_LOCK = 14  # capabilities(7): its holder may lock whatever it wants
+
+
+class Stay(Enum):
+    """What is in force, in the words that `GetInfo` tells."""
+
+    COPIED = "copies of the process's own"
+    LOCKED = "packed files' pages, locked in memory"
+    BROUGHT_BACK = "packed files' pages, brought back when they leave memory (raise RLIMIT_MEMLOCK to lock them)"
+
+
+class Stayed(msgspec.Struct, frozen=True):
+    """Bytes of files' pages in slots: all of them, those that are locked, and those that had left memory."""
+
+    mapped: int = 0
+    locked: int = 0
+    lost: int = 0
+
+    @property
+    def share(self) -> float:
+        """What of them was in memory."""
+        return 1 - self.lost / self.mapped if self.mapped else 1.0
+
+    @staticmethod
+    def of(parts: "Iterable[Stayed]") -> "Stayed":
+        """The sum of several."""
+        every = list(parts)
+        return Stayed(*(sum(getattr(each, name) for each in every) for name in ("mapped", "locked", "lost")))
+
+
+def can_lock(nbytes: int) -> bool:
+    """Whether this process may lock so much memory; raises its own limit as far as that goes."""
+    if has_capability(Path("/proc/self/status").read_text(), _CAP_IPC_LOCK):
+        return True
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+    return hard == resource.RLIM_INFINITY or nbytes <= hard
+
+
+def has_capability(status: str, number: int) -> bool:
+    """Whether a process with that /proc/PID/status has a capability in force."""
+    lines = (line.partition(":") for line in status.splitlines())
+    effective = next((value for name, _, value in lines if name == "CapEff"), "0")
+    return bool(int(effective, 16) >> number & 1)

@@ -1,0 +1,119 @@
+"""What lies in slots stays in memory: locked where that is allowed, else brought back when it has left."""
+
+import asyncio
+import ctypes
+import errno
+import mmap
+from pathlib import Path
+
+import pytest
+
+from mint_engine.residency import metrics
+from mint_engine.residency.remapping import bytes_in_memory
+from mint_engine.residency.rounds import Rounds
+from mint_engine.residency.slots import Slots
+from mint_engine.residency.staying import Stay, Stayed, can_lock, has_capability
+from tests.engine.test_slot_rows import adapter, filed, holds, make_slots, memory_of
+from tests.waiting import until
+
+_MADV_PAGEOUT = 21
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+lockable = pytest.mark.skipif(not can_lock(1 << 30), reason="this process may not lock memory")
+
+
+@pytest.fixture
+def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
+    """Of a process that may not lock memory."""
+    monkeypatch.setattr("mint_engine.residency.slot_rows.can_lock", lambda _nbytes: False)
+    return make_slots()
+
+
+def fill(slots: Slots, slot: int, path: Path) -> int:
+    """Put a file into a slot; bytes of whole pages, which nothing else maps."""
+    size = filed(adapter(8), path).nbytes // mmap.PAGESIZE * mmap.PAGESIZE
+    slots.load(slot, filed(adapter(8), path))
+    return size
+
+
+def take_away(slots: Slots, slot: int, size: int) -> int:
+    """Have the system take a slot's pages away, as it does when it is short of memory; 0, or the error's number."""
+    address = slots.memory[slot].data_ptr()
+    return ctypes.get_errno() if _libc.madvise(address, size, _MADV_PAGEOUT) else 0
+
+
+def locked_bytes() -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmLck:")]
+    return int(line.split()[1]) * 1024
+
+
+def test_pages_that_left_memory_are_brought_back(slots: Slots, tmp_path: Path) -> None:
+    assert slots.stay is Stay.BROUGHT_BACK
+    size, address = fill(slots, 1, tmp_path / "adapter.mint"), slots.memory[1].data_ptr()
+    assert slots.tend().lost == 0
+    assert take_away(slots, 1, size) == 0
+    assert bytes_in_memory(address, size) < size, "this test needs a filesystem whose pages can leave memory"
+    stayed = slots.tend()
+    assert stayed.lost > 0
+    assert stayed.locked == 0
+    assert 0 <= stayed.share < 1
+    assert bytes_in_memory(address, size) == size
+    assert slots.tend().share == 1
+    assert holds(slots, 1, adapter(8))
+
+
+@lockable
+def test_locked_pages_do_not_leave_memory_and_are_not_copied(tmp_path: Path) -> None:
+    slots = make_slots()
+    assert slots.stay is Stay.LOCKED
+    before, own = locked_bytes(), memory_of(slots)
+    size = fill(slots, 0, tmp_path / "adapter.mint")
+    assert locked_bytes() == before, "a load does not wait for the lock"
+    stayed = slots.tend()
+    assert stayed.mapped == stayed.locked >= size
+    assert locked_bytes() - before >= size
+    assert memory_of(slots) - own < size / 2
+    assert take_away(slots, 0, size) == errno.EINVAL, "the system refuses"
+    assert holds(slots, 0, adapter(8))
+
+
+@lockable
+@pytest.mark.parametrize("another", [True, False])
+def test_what_leaves_a_slot_is_locked_no_longer(tmp_path: Path, another: bool) -> None:
+    slots, before = make_slots(), locked_bytes()
+    fill(slots, 0, tmp_path / "adapter.mint")
+    assert slots.tend().locked
+    if another:
+        slots.load(0, adapter(1))
+    else:
+        slots.clear(0)
+    assert locked_bytes() == before
+    assert slots.tend() == Stayed()
+
+
+@lockable
+def test_the_next_tenant_is_locked_too(tmp_path: Path) -> None:
+    slots, before = make_slots(), locked_bytes()
+    for number in range(2):
+        size = fill(slots, 0, tmp_path / f"{number}.mint")
+        assert slots.tend().locked >= size
+        assert locked_bytes() - before < 2 * size
+
+
+async def test_an_engine_looks_by_itself_and_tells_what_it_found(slots: Slots, tmp_path: Path) -> None:
+    size = fill(slots, 2, tmp_path / "adapter.mint")
+    before = metrics.SLOTS_LOST._value.get()
+    take_away(slots, 2, size)
+    looking = asyncio.create_task(Rounds(slots, every_s=0.001).run())
+    await until(lambda: metrics.SLOTS_LOST._value.get() > before)
+    await until(lambda: metrics.SLOTS_IN_MEMORY._value.get() == 1)
+    looking.cancel()
+    assert metrics.SLOTS_MAPPED._value.get() >= size
+    assert bytes_in_memory(slots.memory[2].data_ptr(), size) == size
+
+
+def test_a_capability_is_read_from_the_mask_in_force() -> None:
+    assert has_capability("Name:\tx\nCapEff:\t0000000000004000\n", 14)
+    assert not has_capability("CapPrm:\t0000000000004000\nCapEff:\t0000000000000000\n", 14)
+    assert not has_capability("", 14)
