@@ -12,7 +12,7 @@ from prometheus_client import start_http_server
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import CorruptFile, Internal, MintError, StaleEpoch
 from mint_contracts.functions import connect
-from mint_contracts.records import Assignment, EngineRecord, Failure, Held
+from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure, Held
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
@@ -161,6 +161,8 @@ class Process:
             host_bytes_used=residency.books.host.ledger.used if residency else 0,
             disk_bytes_used=residency.books.disk.ledger.used if residency else 0,
             failure=self._failure,
+            demand=self._server.demand(MOST_TOLD),
+            loads_per_s=residency.rate.per_s if residency else 0.0,
         )
 
 

@@ -84,6 +84,11 @@ class EngineServer:
         parts = self._services.parts
         return parts.stepper.load if parts is not None else Load(0, 0)
 
+    def demand(self, most: int) -> dict[str, float]:
+        """Requests in flight of the adapters that are asked for most, smoothed."""
+        parts = self._services.parts
+        return parts.stepper.demand(most) if parts is not None else {}
+
     @property
     def generation(self) -> Generation:
         """What the step thread owns; for looking, not for touching."""

@@ -40,11 +40,16 @@ class BaseRecord(_Record, frozen=True):
 
 
 class Place(_Record, frozen=True, gc=False):
-    """One engine that must hold an adapter, and why the plan chose it."""
+    """One engine that must hold an adapter, and why the plan chose it.
+
+    `demand` is how many of its requests were in flight when the plan did so: among loads it comes first by that.
+    """
 
     engine: str
     residency: Tier
     why: str
+    spare: bool = False  # beyond what waves ask for, because it is in demand; gives way to anything that they do
+    demand: float = 0.0
 
 
 class Placement(_Record, frozen=True, gc=False):
@@ -54,15 +59,21 @@ class Placement(_Record, frozen=True, gc=False):
     source: Source
     waves: tuple[str, ...]
     places: tuple[Place, ...]
+    priority: int = 0  # the highest of its waves
 
 
 class Assignment(_Record, frozen=True, gc=False):
-    """One adapter that one engine must hold, in `residency` or warmer. Writer: operator."""
+    """One adapter that one engine must hold, in `residency` or warmer. Writer: operator.
+
+    What is in `demand` is loaded first, then what has the higher `priority`.
+    """
 
     adapter: str
     source: Source
     residency: Tier
     waves: tuple[str, ...] = ()
+    priority: int = 0
+    demand: float = 0.0
 
 
 class Failure(_Record, frozen=True):
@@ -85,6 +96,9 @@ class Held(_Record, frozen=True, gc=False):
     bytes: int = 0  # packed, as it lies in memory or on disk
 
 
+MOST_TOLD = 16  # adapters of which an engine tells the demand: those that fill a quarter of a batch at least
+
+
 class EngineRecord(_Record, frozen=True):
     """One engine's word on itself, kept alive by its heartbeat. Writer: that engine."""
 
@@ -102,6 +116,8 @@ class EngineRecord(_Record, frozen=True):
     host_bytes_used: int = 0
     disk_bytes_used: int = 0
     failure: Failure | None = None  # why the base could not be loaded
+    demand: Mapping[str, float] = {}  # requests in flight of the MOST_TOLD adapters that have most, smoothed
+    loads_per_s: float = 0.0  # adapters that it brings up in a second of loading; 0: not known yet
 
 
 class MapState(msgspec.Struct, frozen=True):

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mint_contracts import errors
-from mint_contracts.records import Tier
+from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.audit import find_imbalance
 from mint_engine.residency.wanting import Queue
@@ -14,15 +15,32 @@ from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
 
 
+def want(name: str, tier: Tier = Tier.DEVICE, **fields: Any) -> Assignment:
+    return Assignment(name, Source(uri=f"file:///store/{name}"), tier, **fields)
+
+
 def test_the_most_urgent_leave_the_queue_first_and_each_is_in_it_once() -> None:
     queue = Queue()
     tiers = {"c": Tier.DISK, "b": Tier.DEVICE, "a": Tier.HOST, "d": Tier.DEVICE}
     for name, tier in (*tiers.items(), ("b", Tier.DEVICE)):
-        queue.add(name, tier)
+        queue.add(want(name, tier))
     assert (len(queue), queue.first(0), queue.first(-1)) == (4, set(), set())
     assert (queue.first(2), queue.first(1), queue.first(9), queue.first(1)) == ({"b", "d"}, {"a"}, {"c"}, set())
-    queue.add("b", Tier.DISK)
+    queue.add(want("b", Tier.DISK))
     assert queue.first(1) == {"b"}
+
+
+def test_what_is_in_demand_leaves_the_queue_first_then_what_has_the_higher_priority() -> None:
+    queue = Queue()
+    for each in (
+        want("idle"),
+        want("asked", demand=0.5),
+        want("first", Tier.HOST, priority=9),
+        want("hot", Tier.DISK, demand=40.0),
+    ):
+        queue.add(each)
+    queue.add(want("idle", priority=10))
+    assert [queue.first(1) for _ in range(5)] == [{"hot"}, {"asked"}, {"idle"}, {"first"}, set()]
 
 
 async def test_more_wants_than_workers_are_all_met(scene: Callable[..., Scene], store: Path) -> None:

@@ -64,7 +64,7 @@ class PlayedEngine:
         self._sequence = 0
         self.holds: dict[str, Held] = {}
 
-    async def report(self, *, ready: bool = True, failure: Failure | None = None) -> None:
+    async def report(self, *, ready: bool = True, failure: Failure | None = None, **told: Any) -> None:
         """Beat the heart and tell everything held."""
         self._sequence += 1
         self._record = EngineRecord(
@@ -79,6 +79,7 @@ class PlayedEngine:
             map_version=0,
             sequence=self._sequence,
             failure=failure,
+            **told,
         )
         await self._reporter.report(self._record, list(self.holds.values()), [], full=True)
 

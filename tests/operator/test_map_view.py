@@ -106,3 +106,21 @@ async def test_dirt_marks_what_is_owed_later_at_the_earliest_time_asked_for() ->
         dirt.mark_in(Part.BASES, after_s)
     async with asyncio.timeout(30.0):
         assert await dirt.take() == {Part.BASES}
+
+
+async def test_demand_is_summed_over_engines_and_fades_after_one_that_died(redis_client: Redis) -> None:
+    clock = Clock()
+    view = MapView(MapReader(redis_client), clock=clock)
+    engines = [PlayedEngine(redis_client, KEY, f"smol-{ordinal}") for ordinal in range(2)]
+    for engine, told in zip(engines, ({"a": 41.0, "b": 1.1}, {"a": 25.0}), strict=True):
+        await engine.report(demand=told)
+    names = {KEY: ["smol-0", "smol-1"]}
+    clock.now += 1000
+    assert (await view.look(names))[KEY].demand == {"a": 64.0, "b": 1.0}
+    await engines[0].leave()
+    clock.now += 30
+    faded = (await view.look(names))[KEY].demand
+    assert faded["a"] == 32.0  # on its way from 66 to 25
+    assert 0 < faded["b"] < 1
+    clock.now += 1000
+    assert (await view.look(names))[KEY].demand == {"a": 22.63}

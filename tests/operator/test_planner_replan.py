@@ -59,12 +59,13 @@ class World:
         self.views = {ordinal: engine(ordinal) for ordinal in range(3)}
         self.away: dict[str, float] = {}
         self.sizes: Mapping[str, Size] = {}
+        self.demand: dict[str, float] = {}
         self.state = MapState(1, None, {}, {})
 
     def step(self) -> None:
         """Something happens."""
         kind = self.draw.draw(
-            st.sampled_from(["wave", "wave", "gone", "engine", "lost", "size", "bounds", "nothing"])
+            st.sampled_from(["wave", "wave", "gone", "engine", "lost", "size", "bounds", "demand", "nothing"])
         )
         index = self.draw.draw(st.integers(0, 4))
         if kind == "wave":
@@ -82,13 +83,15 @@ class World:
             name = self.draw.draw(st.sampled_from(NAMES))
             size = Size(self.draw.draw(st.integers(1, 64)), self.draw.draw(st.sampled_from([0, 1 << 18, 1 << 20])))
             self.sizes = {**self.sizes, name: size}
+        elif kind == "demand":
+            self.demand[NAMES[index]] = self.draw.draw(st.sampled_from([0.0, 0.5, 16.0, 32.0, 45.0, 90.0]))
         elif kind == "bounds":
             self.base = base(1, self.draw.draw(st.integers(1, 3)), self.draw.draw(st.sampled_from([1, SLOTS])))
 
     def seen(self) -> Snapshot:
         """What the operator observes now."""
         of = snapshot(self.base, list(self.waves.values()), list(self.views.values()), state=self.state)
-        known = BaseMap(self.state, of.maps[KEY].engines, dict(self.away), {}, self.sizes)
+        known = BaseMap(self.state, of.maps[KEY].engines, dict(self.away), {}, self.sizes, demand=dict(self.demand))
         return msgspec.structs.replace(of, maps={KEY: known})
 
 
@@ -114,6 +117,8 @@ def turned_around(state: MapState) -> dict[str, dict[str, Assignment]]:
     found: dict[str, dict[str, Assignment]] = {}
     for name, placement in state.placements.items():
         for place in placement.places:
-            asked = Assignment(name, placement.source, place.residency, placement.waves)
+            asked = Assignment(
+                name, placement.source, place.residency, placement.waves, placement.priority, place.demand
+            )
             found.setdefault(place.engine, {})[name] = asked
     return found

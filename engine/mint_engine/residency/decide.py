@@ -40,6 +40,7 @@ class Actions(msgspec.Struct, frozen=True):
 
 
 Wants = Mapping[str, Assignment]
+Urgency = tuple[float, int, int, str]
 
 
 def wanted_tier(wants: Wants, key: Key) -> Tier:
@@ -71,20 +72,20 @@ def decide(views: Sequence[CopyView], wants: Wants, store: Source | None, *, roo
     for want in wants.values():
         view = by_key.get((want.adapter, want.source))
         if view is None or not (view.loading or view.blocked or satisfied(view, wants)):
-            loads.append(((want.adapter, want.source), want.residency))
-    loads.sort(key=lambda each: urgency(each[0][0], each[1]))
+            loads.append(want)
+    loads.sort(key=urgency)
     idle = [view for view in views if view.users == 0 and not view.loading]
     return Actions(
-        load=tuple(loads[: max(0, room)]),
-        wait=tuple(key[0] for key, _ in loads[max(0, room) :]),
+        load=tuple(((want.adapter, want.source), want.residency) for want in loads[: max(0, room)]),
+        wait=tuple(want.adapter for want in loads[max(0, room) :]),
         vacate=tuple(view.key for view in idle if view.tier is Tier.DEVICE and _leaves(view, wants, store)),
         drop=tuple(view.key for view in idle if view.tier is Tier.HOST and stale(view, wants, store)),
     )
 
 
-def urgency(adapter: str, tier: Tier) -> tuple[int, str]:
-    """Which of two wants is met first: the smaller."""
-    return -tier.warmth, adapter
+def urgency(want: Assignment) -> Urgency:
+    """Which of two wants is met first: the smaller. What is in demand, then what comes first among waves."""
+    return -want.demand, -want.priority, -want.residency.warmth, want.adapter
 
 
 def _leaves(view: CopyView, wants: Wants, store: Source | None) -> bool:

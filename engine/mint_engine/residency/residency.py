@@ -28,12 +28,14 @@ from mint_engine.residency.holding import AdapterStatus, Held
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.rounds import Rounds
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.wanting import Queue
 
 WORKERS = 4  # loads for waves at once, and threads that wait for storage
 LOADS_WAITING = 256
+FIRST_PER_S = 40.0  # loads, before the first has ended: a tenth of a second each
 SLOT_WAIT_S = 10.0
 CLOSE_S = 5.0
 
@@ -66,7 +68,7 @@ class Residency:
         self._wake = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._load_s = 0.1  # recent seconds a load, smoothed
+        self.rate = LoadRate()
         self.on_change: Callable[[], None] = lambda: None
 
     def start(self) -> None:
@@ -145,7 +147,7 @@ class Residency:
         for key, tier in actions.load:
             self._start(self.books.copy_of(key), tier)
         for name in actions.wait:
-            self._queue.add(name, wants[name].residency)
+            self._queue.add(wants[name])
         for key in actions.vacate:
             self._spawn(self._free(self.books.copies[key]))
         for key in actions.drop:
@@ -182,13 +184,14 @@ class Residency:
             raise Overloaded(
                 f"adapter {copy.adapter!r}",
                 f"can not be loaded now: {loading} others are loading or waiting; come back later",
-                retry_after_s=max(0.1, loading * self._load_s / self._workers),
+                retry_after_s=max(0.1, loading / (self.rate.per_s or FIRST_PER_S)),
             )
 
     def _start(self, copy: Copy, goal: Tier) -> "asyncio.Task[MintError | None]":
         copy.goal = goal
         copy.load = self._spawn(self._load(copy))
         self.books.loading.add(copy)
+        self.rate.began(time.monotonic())
         self.books.changed(copy)
         return copy.load
 
@@ -208,8 +211,9 @@ class Residency:
             copy.load = None
             self.books.loading.discard(copy)
             self.books.changed(copy)
-        seconds = time.monotonic() - began
-        self._load_s += 0.2 * (seconds - self._load_s)
+        now = time.monotonic()
+        self.rate.ended(now, loading=len(self.books.loading))
+        seconds = now - began
         metrics.LOADS.labels("loaded" if error is None else error.reason).inc()
         metrics.LOAD_SECONDS.observe(seconds)
         told = log.bind(adapter=copy.adapter, source=copy.source.uri, seconds=round(seconds, 4))

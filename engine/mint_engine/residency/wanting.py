@@ -2,28 +2,33 @@
 
 import heapq
 
-from mint_contracts.records import Tier
-from mint_engine.residency.decide import urgency
+from mint_contracts.records import Assignment
+from mint_engine.residency.decide import Urgency, urgency
 
 
 class Queue:
-    """Each adapter is in it once. Whether it is still to be loaded is asked when its turn comes."""
+    """Each adapter is in it once, as it was last entered. Whether it is still to be loaded is asked at its turn."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, str], str]] = []
-        self._names: set[str] = set()
+        self._heap: list[tuple[Urgency, str]] = []  # with entries that a later one has replaced
+        self._entered: dict[str, Urgency] = {}
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._entered)
 
-    def add(self, adapter: str, tier: Tier) -> None:
-        """Enter an adapter that is wanted in a tier; no change where it is entered already."""
-        if adapter not in self._names:
-            self._names.add(adapter)
-            heapq.heappush(self._heap, (urgency(adapter, tier), adapter))
+    def add(self, want: Assignment) -> None:
+        """Enter what is wanted, or enter it anew where it is more or less urgent by now."""
+        urgent = urgency(want)
+        if self._entered.get(want.adapter) != urgent:
+            self._entered[want.adapter] = urgent
+            heapq.heappush(self._heap, (urgent, want.adapter))
 
     def first(self, count: int) -> set[str]:
         """Take out the most urgent, at most `count`."""
-        taken = {heapq.heappop(self._heap)[1] for _ in range(min(max(count, 0), len(self._heap)))}
-        self._names -= taken
+        taken: set[str] = set()
+        while self._heap and len(taken) < count:
+            urgent, adapter = heapq.heappop(self._heap)
+            if self._entered.get(adapter) == urgent:
+                del self._entered[adapter]
+                taken.add(adapter)
         return taken

@@ -12,6 +12,7 @@ from mint_contracts.errors import Draining, InvalidRequest, MintError, Overloade
 from mint_engine import metrics
 from mint_engine.scheduling.background import Background, NoBackground
 from mint_engine.scheduling.crowd import Crowd
+from mint_engine.scheduling.demand import Demand
 from mint_engine.scheduling.generation import Generation, Outcome
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pace import Pace
@@ -52,6 +53,7 @@ class Stepper:
         self._stopping = False
         limits = self._scheduler.limits
         self._crowd = Crowd(limits.running + limits.waiting)
+        self._demand = Demand()
         self._pace = Pace()
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="mint-step", daemon=True)
@@ -88,6 +90,7 @@ class Stepper:
                 raise Draining("engine", "is ending and takes no new requests")
             self._check_room(adapter, len(sequences))
             self._crowd.enter(adapter, len(sequences))
+            self._demand.enter(adapter, len(sequences), time.monotonic())
             self._inbox += sequences
             self._wake.notify()
         return sequences
@@ -117,6 +120,11 @@ class Stepper:
         """Requests running and waiting now."""
         running = len(self._scheduler.running)
         return Load(running, max(0, self._crowd.total - running))
+
+    def demand(self, most: int) -> dict[str, float]:
+        """Requests in flight of the adapters that have most, smoothed; at most so many adapters."""
+        with self._wake:
+            return self._demand.top(most, time.monotonic())
 
     def stalled_s(self) -> float:
         """Seconds since the step thread last got on: 0 while it has nothing to do, endless once it has died."""
@@ -185,6 +193,7 @@ class Stepper:
                 for sequence in ended:
                     self._pace.ended(now)
                     self._crowd.leave(sequence.request.adapter)
+                    self._demand.leave(sequence.request.adapter, now)
         try:
             self._post(lambda: _hand_over(outcomes))
         except RuntimeError:  # the event loop has closed: nobody is left to tell

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
 from mint_contracts.records import EngineRecord, EngineView, MapState, Placement
+from mint_operator.planning.demand import coarse, followed
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.sizes import Size, learnt
 from mint_operator.planning.snapshot import BaseMap
@@ -37,6 +38,7 @@ class _Memory(msgspec.Struct):
     views: dict[str, EngineView] = {}
     sizes: Shards[Size] = Shards()
     in_flight: float = 0.0
+    demand: Mapping[str, float] = {}
     looked_at: float = 0.0
     remembered: Mapping[str, Placement] = {}
     lost_at: float | None = None
@@ -154,6 +156,7 @@ class MapView:
             sizes=memory.sizes,
             busy=math.ceil(memory.in_flight / FULL_BATCH - 0.01),
             lost_s=0.0 if memory.lost_at is None else now - memory.lost_at,
+            demand=coarse(memory.demand),
         )
 
 
@@ -164,10 +167,12 @@ def _every_s(memory: _Memory) -> float:
 
 
 def _smooth(memory: _Memory, pulse: Pulse, now: float) -> None:
-    """Requests in flight over all engines, as an exponentially weighted mean."""
-    requests = sum(record.running + record.waiting for record in pulse.engines.values() if record is not None)
+    """Requests in flight over all engines, and of each adapter, as exponentially weighted means."""
+    records = [record for record in pulse.engines.values() if record is not None]
+    requests = sum(record.running + record.waiting for record in records)
     weight = 1.0 - math.exp(-(now - memory.looked_at) / SMOOTHED_S)
     memory.in_flight += weight * (requests - memory.in_flight)
+    memory.demand = followed(memory.demand, [record.demand for record in records if record.demand], weight)
     memory.looked_at = now
 
 

@@ -95,6 +95,7 @@ def _same_base(before: BaseMap, after: BaseMap) -> bool:
         and all(new is old for new, old in zip(after.engines, before.engines, strict=True))
         and _lost(after) == _lost(before)
         and after.busy == before.busy
+        and after.demand == before.demand
     )
 
 

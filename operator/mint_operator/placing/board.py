@@ -117,6 +117,10 @@ class Board:
         """Whether the engine is about to go."""
         return engine in self._leaving
 
+    def able(self, engine: str, *, lost: bool = False) -> bool:
+        """Whether an engine may be given anything new; of the lost ones, or of the others."""
+        return engine in self._ordinals and engine not in self._leaving and (engine in self._lost) is lost
+
     def ordinal(self, engine: str) -> int:
         """The number of an engine."""
         return self._ordinals[engine]
@@ -164,7 +168,7 @@ class Board:
         warm = [
             (-warmth[name], self.loads[name].weight, self._ordinals[name])
             for name in warmth
-            if self._able(name, lost) and name not in without
+            if self.able(name, lost=lost) and name not in without
             if not pins or name in pins
             if self.loads[name].weight <= most and self.fits(name, adapter, tier)
         ]
@@ -176,7 +180,7 @@ class Board:
         able = [
             self._entry(name, tier)
             for name in pins
-            if self._able(name, lost) and name not in without
+            if self.able(name, lost=lost) and name not in without
             if self.fits(name, adapter, tier)
         ]
         return self._names[min(able)[2]] if able else None
@@ -206,7 +210,7 @@ class Board:
         """Made when first asked for: most plans ask for few."""
         heap = self._heaps.get((lost, tier))
         if heap is None:
-            heap = [self._entry(name, tier) for name in self._ordinals if self._able(name, lost)]
+            heap = [self._entry(name, tier) for name in self._ordinals if self.able(name, lost=lost)]
             heapq.heapify(heap)
             self._heaps[lost, tier] = heap
         return heap
@@ -214,10 +218,6 @@ class Board:
     def _entry(self, engine: str, tier: Tier) -> tuple[int, int, int]:
         load = self.loads[engine]
         return load.key(tier), load.copies, self._ordinals[engine]
-
-    def _able(self, engine: str, lost: bool) -> bool:
-        """Whether an engine may be given anything new; of the lost ones, or of the others."""
-        return engine in self._ordinals and engine not in self._leaving and (engine in self._lost) is lost
 
     def _changed(self, engine: str) -> dict[str, Tier]:
         own = self._own.get(engine)

@@ -6,25 +6,52 @@ import msgspec
 
 from mint_contracts.records import Place, Tier
 from mint_operator.placing.board import Board
+from mint_operator.placing.target import target
 from mint_operator.planning.adapters import Want
 
 
-def keep(board: Board, want: Want, before: Sequence[Place], warmth: Mapping[str, int]) -> list[Place]:
+def keep(
+    board: Board, want: Want, before: Sequence[Place], warmth: Mapping[str, int], requests: float = 0.0
+) -> list[Place]:
     """The existing places that stay; if there are more than wanted, those of live and warm engines.
 
-    Those on engines that are about to go stay beside the wanted ones, until these are as warm as wanted.
+    One of which `requests` are in flight may keep more, as spare copies. Those on engines that are about to go stay
+    beside the wanted ones, until these are as warm as wanted.
     """
     there = legal(board, want, before)
-    kept = [place for place in there if not board.leaving(place.engine)]
-    if len(kept) > want.replicas:
-        best = sorted(kept, key=lambda place: (board.lost(place.engine), -warmth.get(place.engine, 0)))
-        kept = [place for place in kept if place in best[: want.replicas]]
-    warm = sum(warmth.get(place.engine, 0) >= want.residency.warmth for place in kept)
-    if warm < want.replicas:
-        kept = [place for place in there if place in kept or board.leaving(place.engine)]
+    kept = there
+    if len(there) > want.replicas:
+        kept = _best(board, want, [place for place in there if not board.leaving(place.engine)], warmth, requests)
+        if sum(warmth.get(place.engine, 0) >= want.residency.warmth for place in kept) < want.replicas:
+            by_engine = {place.engine: place for place in kept}
+            kept = [
+                by_engine.get(place.engine, place)
+                for place in there
+                if place.engine in by_engine or board.leaving(place.engine)
+            ]
+    elif any(place.spare for place in there):
+        kept = [msgspec.structs.replace(place, spare=False) if place.spare else place for place in there]
     for place in kept:
         board.put(place.engine, want.adapter, want.residency)
     return kept
+
+
+def _best(
+    board: Board, want: Want, places: Sequence[Place], warmth: Mapping[str, int], requests: float
+) -> list[Place]:
+    """As many as are wanted, on live and warm engines and not spare so far; and the spare ones that are in demand."""
+    most = target(want, requests, len(places))
+
+    def rank(place: Place) -> tuple[bool, bool, int]:
+        return board.lost(place.engine), place.spare, -warmth.get(place.engine, 0)
+
+    ranked = [place.engine for place in sorted(places, key=rank)]
+    wanted, spare = set(ranked[: want.replicas]), set(ranked[want.replicas : most])
+    return [
+        place if place.spare is (place.engine in spare) else msgspec.structs.replace(place, spare=not place.spare)
+        for place in places
+        if place.engine in wanted or (place.engine in spare and not board.lost(place.engine))
+    ]
 
 
 def keep_within(
@@ -40,13 +67,25 @@ def keep_within(
         for place in before
         if place.engine in allowed and (want.residency in (place.residency, Tier.HOST, Tier.DISK)) is in_slot
     ]
-    places.sort(key=lambda place: (board.lost(place.engine), -warmth.get(place.engine, 0)))
+    places.sort(key=lambda place: (board.lost(place.engine), place.spare, -warmth.get(place.engine, 0)))
     for place in places:
         twice = any(other.engine == place.engine for other in kept)
         if len(kept) < want.replicas and not twice and board.fits(place.engine, want.adapter, want.residency):
             board.put(place.engine, want.adapter, want.residency)
-            kept.append(_as_wanted(place, want))
+            kept.append(msgspec.structs.replace(_as_wanted(place, want), spare=False))
     kept.sort(key=lambda place: [each.engine for each in before].index(place.engine))
+
+
+def keep_spare(board: Board, want: Want, before: Sequence[Place], kept: list[Place], requests: float) -> None:
+    """After `keep_within`: the spare copies that still fit, and are still in demand, stay too."""
+    for place in legal(board, want, before):
+        twice = any(other.engine == place.engine for other in kept)
+        enough = len(kept) >= target(want, requests, len(before))
+        if not place.spare or twice or enough or len(kept) < want.replicas or not board.able(place.engine):
+            continue
+        if board.fits(place.engine, want.adapter, want.residency):
+            board.put(place.engine, want.adapter, want.residency)
+            kept.append(place)
 
 
 def legal(board: Board, want: Want, before: Sequence[Place]) -> list[Place]:

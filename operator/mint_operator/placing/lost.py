@@ -1,6 +1,7 @@
 """Copies on engines that have been away for too long go to others, if they fit there."""
 
 from mint_contracts.records import Place
+from mint_operator.placing.hot import give_way
 from mint_operator.placing.table import Table
 from mint_operator.planning.adapters import Want
 from mint_operator.planning.engines import AWAY_GRACE_S
@@ -21,6 +22,8 @@ def _leave_lost(table: Table, want: Want) -> None:
         without = {other.engine for other in places}
         warmth = table.warmth.get(want.adapter, {})
         target = board.least(want.adapter, want.residency, without, warmth, pins=want.pins)
+        target = target or give_way(table, want, without)
         if target is not None:
             why = f"moved from {place.engine}, which has been away for over {AWAY_GRACE_S:.0f} s"
-            table.move(want.adapter, index, Place(engine=target, residency=want.residency, why=why))
+            demand = table.demand.get(want.adapter, 0.0)
+            table.move(want.adapter, index, Place(target, want.residency, why, demand=demand))

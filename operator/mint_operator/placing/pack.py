@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mint_contracts.records import Place, Tier
 from mint_operator.placing.board import Board
+from mint_operator.placing.hot import give_way
 from mint_operator.placing.room import make_room
 from mint_operator.placing.table import Table, lacking
 from mint_operator.planning.adapters import Want
@@ -27,12 +28,14 @@ def _fill(table: Table, want: Want, places: Sequence[Place]) -> Place | None:
     board, warmth = table.board, table.warmth.get(want.adapter, _COLD)
     without = {place.engine for place in places} if places else ()
     engine = board.least(want.adapter, want.residency, without, warmth, pins=want.pins)
+    engine = engine or give_way(table, want, without)
     lost = engine is None and board.any_lost
     if lost:
         engine = board.least(want.adapter, want.residency, without, warmth, lost=True, pins=want.pins)
     if engine is None:
         return None
-    return Place(engine, want.residency, _why(board, engine, want, warmth, lost=lost))
+    why = _why(board, engine, want, warmth, lost=lost)
+    return Place(engine, want.residency, why, demand=table.demand.get(want.adapter, 0.0))
 
 
 def _why(board: Board, engine: str, want: Want, warmth: Mapping[str, int], *, lost: bool) -> str:

@@ -13,7 +13,8 @@ import msgspec
 
 from mint_contracts.records import Place, Placement
 from mint_operator.placing.board import Board, Copies, Limits, Load
-from mint_operator.placing.keep import keep, keep_within
+from mint_operator.placing.hot import hot, spread_hot
+from mint_operator.placing.keep import keep, keep_spare, keep_within
 from mint_operator.placing.lost import leave_lost
 from mint_operator.placing.pack import pack
 from mint_operator.placing.table import Policy, Table, Warmth, lacking, warmth
@@ -23,13 +24,14 @@ from mint_operator.planning.engines import Engine
 from mint_operator.planning.shards import Shards, differing, flat, shards
 from mint_operator.planning.sizes import Size
 
-POLICIES: tuple[Policy, ...] = (leave_lost, pack)
+POLICIES: tuple[Policy, ...] = (leave_lost, pack, spread_hot)
 
 
 class Task(msgspec.Struct, frozen=True):
     """What a placement is worked out from. `existing` is what the map says now.
 
-    `turns` gives each admitted wave its turn; `listed` says which adapters it names.
+    `turns` gives each admitted wave its turn; `listed` says which adapters it names. `demand` is how many requests of
+    each adapter are in flight.
     """
 
     engines: Sequence[Engine]
@@ -40,6 +42,7 @@ class Task(msgspec.Struct, frozen=True):
     turns: Mapping[str, int] = {}
     listed: Mapping[str, Ask] = {}
     reserved: Mapping[str, int] = {}  # engine -> slots of policies that train there
+    demand: Mapping[str, float] = {}
 
     def in_turn(self, names: Collection[str]) -> list[str]:
         """Adapters in the order of their most urgent waves, as each wave lists them."""
@@ -103,7 +106,7 @@ def _changed(task: Task, before: Placed) -> set[str]:
     names |= differing(task.wants, before.task.wants)
     names |= differing(task.existing, before.records)
     names |= {name for name in differing(task.sizes, before.task.sizes) if name in before.records}
-    return names
+    return names.union(hot(task.demand, task.wants), hot(before.task.demand, before.task.wants))
 
 
 def _keep(board: Board, task: Task, names: Iterable[str]) -> dict[str, list[Place]]:
@@ -121,7 +124,7 @@ def _keep(board: Board, task: Task, names: Iterable[str]) -> dict[str, list[Plac
             kept[name] = keep(board, want, before, {}) if before else []
     known = warmth(task.engines, crowd) if crowd else {}
     for name, want in crowd.items():
-        kept[name] = keep(board, want, _existing(task, name), known.get(name, {}))
+        kept[name] = keep(board, want, _existing(task, name), known.get(name, {}), task.demand.get(name, 0.0))
     return kept
 
 
@@ -132,6 +135,8 @@ def _keep_within(board: Board, task: Task) -> dict[str, list[Place]]:
         for name, places in kept.items():
             before = _existing(task, name)
             keep_within(board, task.wants[name], before, places, known.get(name, {}), in_slot=in_slot)
+    for name in hot(task.demand, task.wants):
+        keep_spare(board, task.wants[name], _existing(task, name), kept[name], task.demand[name])
     return kept
 
 
@@ -151,8 +156,11 @@ def _finish(
 ) -> Placed:
     """Let the policies see to what lacks a good copy."""
     needy = task.in_turn({name for name, places in kept.items() if _lacks(board, task.wants[name], places)})
-    known: Warmth = warmth(task.engines, {name: task.wants[name] for name in needy}) if needy else {}
-    table = Table(board, task.wants, needy, kept, settled, known)
+    needy.sort(key=lambda name: -task.demand.get(name, 0.0))  # what is asked for now returns first
+    asked = hot(task.demand, task.wants)
+    looked_at = {name: task.wants[name] for name in (*needy, *asked)}
+    known: Warmth = warmth(task.engines, looked_at) if looked_at else {}
+    table = Table(board, task.wants, needy, kept, settled, known, task.demand, asked)
     for policy in POLICIES:
         policy(table)
     placed = table.placed
@@ -182,7 +190,7 @@ def _merged(
     made = {}
     for name, places in placed.items():
         want = task.wants[name]
-        record = Placement(name, want.source, want.waves, tuple(places))
+        record = Placement(name, want.source, want.waves, tuple(places), want.priority)
         known = task.existing.get(name)
         made[name] = known if known is not None and known == record else record
     return shards(settled).changed(made, [name for name in names if name not in placed]) if settled else Shards(made)
@@ -197,5 +205,5 @@ def adopted(engines: Sequence[Engine], wants: Mapping[str, Want]) -> dict[str, P
         enough = sorted(engine for engine, held in holders.items() if held >= want.residency.warmth)
         if enough:
             places = tuple(Place(engine=engine, residency=want.residency, why=why) for engine in enough)
-            found[name] = Placement(adapter=name, source=want.source, waves=want.waves, places=places)
+            found[name] = Placement(name, want.source, want.waves, places, want.priority)
     return found

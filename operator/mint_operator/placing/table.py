@@ -16,7 +16,7 @@ class Table(msgspec.Struct):
     """Mutable, and local to one plan. `needy` are adapters that lack a good copy, the most urgent first.
 
     `placed` are the places of all that is being looked at; `settled` of everything else, to be moved only to make
-    room.
+    room. `demand` is how many requests of each adapter are in flight; `hot` those that may have spare copies.
     """
 
     board: Board
@@ -25,6 +25,8 @@ class Table(msgspec.Struct):
     placed: dict[str, list[Place]]
     settled: Mapping[str, Placement]
     warmth: Warmth
+    demand: Mapping[str, float] = {}
+    hot: Sequence[str] = ()
 
     def places(self, adapter: str) -> Sequence[Place]:
         """Where an adapter goes as things stand."""
@@ -35,6 +37,11 @@ class Table(msgspec.Struct):
         """Give a copy to an engine."""
         self.board.put(place.engine, adapter, place.residency)
         self.placed[adapter].append(place)
+
+    def drop(self, adapter: str, index: int) -> None:
+        """Take away the copy at `index`."""
+        place = self.placed[adapter].pop(index)
+        self.board.take(place.engine, adapter)
 
     def move(self, adapter: str, index: int, place: Place) -> None:
         """Move the copy at `index` to another engine."""

@@ -134,7 +134,17 @@ def _task(
         max_rank=base.spec.adapters.max_rank,
     )
     listed = admission.asks.by_wave
-    return Task(engines, limits, admission.wants, existing, known.sizes, admission.turns, listed, training.reserved)
+    return Task(
+        engines,
+        limits,
+        admission.wants,
+        existing,
+        known.sizes,
+        admission.turns,
+        listed,
+        training.reserved,
+        known.demand,
+    )
 
 
 def _sized(flock: Fleet, placed: Placed | None, engines: Sequence[Engine]) -> tuple[int, int]:

@@ -72,9 +72,16 @@ def assignments(
             continue
         for place in old.places if old else ():
             of(place.engine).pop(name, None)
-        for place in new.places if new else ():
+        if new is None:
+            continue
+        for place in new.places:
             of(place.engine)[name] = Assignment(
-                adapter=name, source=wanted[name].source, residency=place.residency, waves=wanted[name].waves
+                adapter=name,
+                source=new.source,
+                residency=place.residency,
+                waves=new.waves,
+                priority=new.priority,
+                demand=place.demand,
             )
     return found
 

@@ -101,6 +101,7 @@ class BaseMap(msgspec.Struct, frozen=True):
     sizes: Mapping[str, Size] = {}
     busy: int = 0  # engines that the requests in flight would fill, smoothed over half a minute
     lost_s: float = 0.0  # how long the map has been without a version
+    demand: Mapping[str, float] = {}  # adapter -> requests in flight over all engines, smoothed and coarse
 
 
 class TrainKnown(msgspec.Struct, frozen=True):

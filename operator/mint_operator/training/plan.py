@@ -129,7 +129,7 @@ def _served(waves: Sequence[ObservedWave], known: BaseMap | None) -> Counter[str
         for placement in placements.values()
         if not wanted.isdisjoint(placement.waves)
         for place in placement.places
-        if place.residency is Tier.DEVICE
+        if place.residency is Tier.DEVICE and not place.spare
     )
 
 
