@@ -23,7 +23,7 @@ _BLANK = re.compile(r"[\x00-\x20\x7f]")
 _PLAIN_TAIL = re.compile(r"(/?[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """One revision of an adapter: where it is fetched from, and what it may be chosen by.
 
     `revision` pins a commit of an hf:// source; elsewhere it is the registrar's own word for this state, a digest at
@@ -89,13 +89,8 @@ def check(entry: Entry) -> Entry:
 
 def check_labels(labels: Mapping[str, str], subject: str) -> None:
     """Labels obey the rules of Kubernetes' own, so that waves can match them. Raises InvalidRequest."""
-    if len(labels) > LABELS_MAX:
-        raise InvalidRequest(subject, f"has {len(labels)} labels; {LABELS_MAX} are the most")
-    for key, value in labels.items():
-        if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
-            raise InvalidRequest(
-                subject, f"has label {key[:63]!r}: {value[:63]!r}; keys and values are short words as Kubernetes' are"
-            )
+    if fault := _fault(tuple(labels.items())):
+        raise InvalidRequest(subject, fault)
 
 
 def split_uri(uri: str, name: str) -> tuple[str, str]:
@@ -108,3 +103,14 @@ def split_uri(uri: str, name: str) -> tuple[str, str]:
 def _check_root(root: str, *, pinned: bool) -> None:
     """Whether a URI that begins so and goes on plainly can be located; many entries begin alike."""
     locate(Source(uri=f"{root}x", revision="r" if pinned else ""))
+
+
+@lru_cache(maxsize=16384)
+def _fault(labels: tuple[tuple[str, str], ...]) -> str:
+    """What is wrong with labels, empty if nothing; many entries have the same."""
+    if len(labels) > LABELS_MAX:
+        return f"has {len(labels)} labels; {LABELS_MAX} are the most"
+    for key, value in labels:
+        if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+            return f"has label {key[:63]!r}: {value[:63]!r}; keys and values are short words as Kubernetes' are"
+    return ""

@@ -7,6 +7,7 @@ the URI has after its root and the adapter's name. A revision that is a SHA-256 
 import hashlib
 import struct
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +19,7 @@ REVISION = "\x02"  # stands in a tail for the revision
 INLINE = 65535
 RETIRED = bytes(6)
 _DIGEST = "sha256:"
+_DIGEST_LENGTH = len(_DIGEST) + 64
 
 _BYTE = [bytes((number,)) for number in range(256)]
 _head = struct.Struct(">Q6sHHH").pack
@@ -41,13 +43,15 @@ def identity(entry: Entry) -> bytes:
 
 
 def identity_of(revision: str) -> bytes:
-    """The same, of a revision that was given a word."""
+    """The same, of a revision that was given a word; a digest is told by its own first bytes."""
+    if revision.startswith(_DIGEST) and isinstance(digest := _packed_revision(revision), bytes) and any(digest[:6]):
+        return digest[:6]
     return hashlib.blake2b(revision.encode(), digest_size=6).digest() if revision else RETIRED
 
 
 def batch(rows: Iterable[tuple[int, Entry]]) -> bytes:
     """Entries with their sequences as catalog.lua's `apply` takes them."""
-    roots: dict[bytes, int] = {}
+    roots: dict[str, int] = {}
     labels: dict[bytes, int] = {}
     pieces: list[bytes] = []
     for sequence, entry in rows:
@@ -56,13 +60,14 @@ def batch(rows: Iterable[tuple[int, Entry]]) -> bytes:
             pieces += (_BYTE[len(name)], name, _head(sequence, RETIRED, 0, 0, 0))
             continue
         root, tail = _parts(entry)
-        text = _labels_text(entry.labels) if entry.labels else b""
-        rest = _pack((tail, _packed_revision(entry.revision), entry.rank, entry.bytes))
-        at_root = roots.setdefault(root.encode(), len(roots) + 1)
+        text = _text_of(tuple(entry.labels.items())) if entry.labels else b""
+        revision = _packed_revision(entry.revision)
+        rest = _pack((tail, revision, entry.rank, entry.bytes))
+        at_root = roots.setdefault(root, len(roots) + 1)
         at_labels = labels.setdefault(text, len(labels) + 1)
-        head = _head(sequence, identity(entry), at_root, at_labels, len(rest))
-        pieces += (_BYTE[len(name)], name, head, rest)
-    return b"".join([*_texts(roots), *_texts(labels), *pieces])
+        own = revision[:6] if isinstance(revision, bytes) and any(revision[:6]) else identity(entry)
+        pieces += (_BYTE[len(name)], name, _head(sequence, own, at_root, at_labels, len(rest)), rest)
+    return b"".join([*_texts([root.encode() for root in roots]), *_texts(labels), *pieces])
 
 
 def found_in(answer: bytes) -> Found:
@@ -138,13 +143,18 @@ def _parts(entry: Entry) -> tuple[str, str]:
 
 
 def _packed_revision(revision: str) -> str | bytes:
-    digits = revision.removeprefix(_DIGEST)
-    if len(digits) == 64 and digits != revision and digits == digits.lower():
+    if len(revision) == _DIGEST_LENGTH and revision.startswith(_DIGEST) and revision.islower():
         try:
-            return bytes.fromhex(digits)
+            return bytes.fromhex(revision[len(_DIGEST) :])
         except ValueError:
             return revision
     return revision
+
+
+@lru_cache(maxsize=16384)
+def _text_of(labels: tuple[tuple[str, str], ...]) -> bytes:
+    """Labels as a text, the same whatever their order; many entries have the same."""
+    return _labels_text(dict(labels))
 
 
 def _inline(value: bytes, at: int) -> tuple[bytes, int]:

@@ -75,7 +75,7 @@ async def test_leaves_stay_in_the_compact_encoding(
 ) -> None:
     await writer.apply(BASE, rows(many(2000)), "p")
     begins = await redis_client.zrange(keys.catalog(BASE, "directory"), 0, -1)
-    assert len(begins) > 2000 / 128
+    assert len(begins) > 2000 / 64
     for begin in begins:
         assert await redis_client.object("encoding", keys.catalog_leaf(BASE, str(begin))) == "listpack"
 
@@ -150,13 +150,13 @@ async def test_a_retired_name_means_nothing_until_it_is_registered_again(
 async def test_retired_names_of_long_ago_are_forgotten_when_a_leaf_is_full(
     redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
 ) -> None:
-    old = [Entry(f"a/gone-{number:03d}", retired=True) for number in range(100)]
+    old = [Entry(f"a/gone-{number:03d}", retired=True) for number in range(40)]
     await writer.apply(BASE, rows(old), "p")
     leaf = keys.catalog_leaf(BASE, "")
-    assert await redis_client.hlen(leaf) == 100
-    await writer.apply(BASE, rows([entry(f"a/here-{number:03d}") for number in range(60)], 1000), "q", horizon=1000)
+    assert await redis_client.hlen(leaf) == 40
+    await writer.apply(BASE, rows([entry(f"a/here-{number:03d}") for number in range(30)], 1000), "q", horizon=1000)
     assert await redis_client.zcard(keys.catalog(BASE, "directory")) == 1
-    assert await redis_client.hlen(leaf) == 60
+    assert await redis_client.hlen(leaf) == 30
 
 
 async def test_sequences_only_grow(redis_client: Redis, writer: CatalogWriter) -> None:
