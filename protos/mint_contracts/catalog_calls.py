@@ -25,6 +25,11 @@ async def call(redis: Redis, function: str, base: str, args: Sequence[str | byte
     except ResponseError as error:
         if "CATALOGINCOMPLETE" not in str(error):
             raise
-    raise MapUnavailable(
+    raise incomplete(base)
+
+
+def incomplete(base: str) -> MapUnavailable:
+    """That Redis has not all of a catalog yet."""
+    return MapUnavailable(
         f"catalog of {base}", "is being read from its manifests; retry", retry_after_s=INCOMPLETE_RETRY_S
     )

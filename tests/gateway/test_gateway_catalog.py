@@ -13,7 +13,7 @@ from mint_contracts import keys
 from mint_contracts.catalog_parts import Parts, part_name
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest, RegisterResponse
 from mint_contracts.entries import Entry
-from mint_contracts.errors import AdapterNotFound, CatalogNotFound, InvalidRequest, Overloaded
+from mint_contracts.errors import AdapterNotFound, CatalogNotFound, InvalidRequest, MapUnavailable, Overloaded
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
@@ -87,6 +87,27 @@ async def test_a_stream_is_registered_listed_resolved_and_retired(scene: Scene, 
     await client.retire([everything[5].name])
     with pytest.raises(AdapterNotFound, match="not in the catalog"):
         await client.resolve(everything[5].name)
+
+
+async def test_registering_right_after_the_base_was_declared_waits_for_its_catalog(scene: Scene, local: str) -> None:
+    await scene.open()
+    await declare(scene.redis, local)
+    await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].record)
+    told = await scene.client.register(in_pieces(lines([entry("a/one")])))
+    assert told.registered == 1
+    await scene.client.retire(["a/one"])
+    assert await listed(scene.client) == {}
+
+
+async def test_registering_is_refused_when_the_catalog_does_not_become_whole(
+    scene: Scene, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_gateway.catalog.catalogs.WHOLE_WAIT_S", 0.1)
+    client = await opened(scene, local)
+    await scene.redis.hdel(keys.catalog(BASE), "complete")
+    await scene.redis.set(keys.catalog(BASE, "keeper"), "another gateway")
+    with pytest.raises(MapUnavailable, match="being read from its manifests"):
+        await client.register(in_pieces(lines([entry("a/one")])))
 
 
 async def test_losing_redis_loses_nothing(scene: Scene, manifests: str) -> None:

@@ -1,10 +1,12 @@
 """What a gateway does about catalogs beside answering: keeps them whole, and forgets what changes."""
 
 import asyncio
+import time
 from contextlib import suppress
 
 from redis.asyncio import Redis
 
+from mint_contracts.catalog_calls import incomplete
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.source import Source
 from mint_gateway.catalog.keeper import Keeper
@@ -12,6 +14,8 @@ from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.mirror import Mirror
 
 LOOK_S = 0.5
+WHOLE_WAIT_S = 10.0
+WHOLE_POLL_S = 0.05
 
 
 class Catalogs:
@@ -27,6 +31,18 @@ class Catalogs:
         """Where each base that has a catalog keeps its manifests."""
         records = {base: view.record for base, view in self._mirror.views.items()}
         return {base: record.catalog for base, record in records.items() if record and record.catalog}
+
+    async def whole(self, base: str) -> None:
+        """Wait until Redis has all of a base's catalog: of a base that is new this takes a moment.
+
+        Raises MapUnavailable after WHOLE_WAIT_S, or when Redis does not answer.
+        """
+        asked = time.monotonic()
+        while not (await self.reader.state(base)).complete:
+            if time.monotonic() - asked > WHOLE_WAIT_S:
+                raise incomplete(base)
+            self._keeper.wake()
+            await asyncio.sleep(WHOLE_POLL_S)
 
     async def run(self) -> None:
         """Keep and follow, until cancelled."""

@@ -7,6 +7,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 
 import structlog
 from redis.asyncio import Redis
@@ -40,16 +41,30 @@ class Keeper:
         self._swept: dict[str, float] = {}
         self._versions: dict[str, int] = {}
         self._token = secrets.token_hex(8)
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look now: somebody waits."""
+        self._woken.set()
 
     async def run(self) -> None:
-        """Look at every catalog once a second."""
-        while True:
-            for base, source in self._manifests().items():
-                try:
-                    await self.look(base, source)
-                except (MintError, ResponseError) as error:
-                    _log.warning("catalog not looked after", base_model=base, error=str(error))
-            await asyncio.sleep(LOOK_S)
+        """Look at every catalog once a second; no catalog waits until another has been read."""
+        looking: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                self._woken.clear()
+                for base in [base for base, task in looking.items() if task.done()]:
+                    await looking.pop(base)  # raises the defect that ended it
+                for base, source in self._manifests().items():
+                    if base not in looking:
+                        looking[base] = asyncio.create_task(self._looked(base, source))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._woken.wait()
+        finally:
+            for task in looking.values():
+                task.cancel()
+            await asyncio.gather(*looking.values(), return_exceptions=True)
 
     async def look(self, base: str, manifests: Source) -> None:
         """Make one catalog whole if it is not. Raises MapUnavailable, SourceUnavailable and the like."""
@@ -60,6 +75,12 @@ class Keeper:
             await self._alone(base, lambda: self.rebuild(base, manifests))
         elif went_back or time.monotonic() - self._swept.get(base, 0.0) > SWEEP_S:
             await self._alone(base, lambda: self.sweep(base, manifests))
+
+    async def _looked(self, base: str, manifests: Source) -> None:
+        try:
+            await self.look(base, manifests)
+        except (MintError, ResponseError) as error:
+            _log.warning("catalog not looked after", base_model=base, error=str(error))
 
     async def rebuild(self, base: str, manifests: Source) -> int:
         """Read every part, the oldest first; returns how many entries were read."""
