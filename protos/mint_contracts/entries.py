@@ -1,13 +1,13 @@
 """What the catalog holds of one adapter, as one line of JSON: the form of manifests, and of what is registered."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
 
 from mint_contracts.errors import InvalidRequest
-from mint_contracts.names import REVISION_PATTERN, check_adapter
+from mint_contracts.names import ADAPTER_MAX_LENGTH, REVISION_MAX_LENGTH, REVISION_PATTERN, check_adapter
 from mint_contracts.source import Source, locate
 
 LABELS_MAX = 32
@@ -21,6 +21,13 @@ _LABEL_KEY, _LABEL_VALUE = re.compile(LABEL_KEY_PATTERN), re.compile(LABEL_VALUE
 _REVISION = re.compile(REVISION_PATTERN)
 _BLANK = re.compile(r"[\x00-\x20\x7f]")
 _PLAIN_TAIL = re.compile(r"(/?[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+# A text of many lines, each plainly good. Possessive, so that nothing is tried twice; what they do not match may be
+# good all the same.
+_WORD = "[A-Za-z0-9][A-Za-z0-9._-]*+"
+_NAMES = re.compile(rf"(?:{_WORD}(?<=[A-Za-z0-9])(?:/{_WORD}(?<=[A-Za-z0-9])){{0,3}}+\n)*+")
+_URIS = re.compile(rf"(?:(?:(?:s3|gs|pvc|https?)://|file:///){_WORD}(?:/{_WORD})*+\n)*+")
+_REVISIONS = re.compile(r"(?:(?:[A-Za-z0-9][A-Za-z0-9._:+/-]*+)?+\n)*+")
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
@@ -85,6 +92,29 @@ def check(entry: Entry) -> Entry:
     if entry.labels:
         check_labels(entry.labels, subject)
     return entry
+
+
+def plainly_good(entries: Sequence[Entry]) -> bool:
+    """Whether `check` takes all of these, found out for many at a fifth of the cost; False may only mean: ask it."""
+    if not entries:
+        return True
+    if any(entry.retired for entry in entries):
+        return False
+    ranks, sizes = [entry.rank for entry in entries], [entry.bytes for entry in entries]
+    return (
+        _lines_match(_NAMES, [entry.name for entry in entries], ADAPTER_MAX_LENGTH)
+        and _lines_match(_URIS, [entry.uri for entry in entries], URI_MAX_LENGTH)
+        and _lines_match(_REVISIONS, [entry.revision for entry in entries], REVISION_MAX_LENGTH)
+        and min(ranks) >= 0 and max(ranks) <= RANK_MAX
+        and min(sizes) >= 0 and max(sizes) <= BYTES_MAX
+        and not any(map(_fault, {tuple(entry.labels.items()) for entry in entries}))
+    )  # fmt: skip
+
+
+def _lines_match(pattern: re.Pattern[str], texts: Sequence[str], longest: int) -> bool:
+    """Whether every text is a line of the pattern, none of them longer."""
+    lines = "\n".join(texts) + "\n"
+    return max(map(len, texts)) <= longest and lines.count("\n") == len(texts) and bool(pattern.fullmatch(lines))
 
 
 def check_labels(labels: Mapping[str, str], subject: str) -> None:

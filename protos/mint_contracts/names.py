@@ -7,6 +7,7 @@ from mint_contracts.errors import InvalidRequest
 ADAPTER_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?){0,3}$"
 ADAPTER_MAX_LENGTH = 200
 REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:+/-]{0,127}$"
+REVISION_MAX_LENGTH = 128
 BASE_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 WAVE_MAX_LENGTH = 63 + 1 + 253
 

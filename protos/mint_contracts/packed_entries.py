@@ -134,6 +134,8 @@ def _texts(texts: Collection[bytes]) -> Iterable[bytes]:
 
 def _parts(entry: Entry) -> tuple[str, str]:
     """The root that many URIs share, and the tail that is this one's own."""
+    if entry.uri.endswith(f"/{entry.name}"):  # as most do
+        return entry.uri[: -len(entry.name)], ""
     root, tail = split_uri(entry.uri, entry.name)
     if root == entry.uri:
         folder, slash, last = entry.uri.rpartition("/")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_contracts.entries import LABELS_MAX, Entry, check, read_line
+from mint_contracts.entries import LABELS_MAX, Entry, check, plainly_good, read_line
 from mint_contracts.errors import InvalidRequest, MintError, SourceForbidden
 from mint_contracts.packed_entries import INLINE, Found, identity, is_retired, labels_match, numbers, unpack
 from tests.contracts.catalogs import packed
@@ -44,6 +44,52 @@ def test_an_entry_is_what_its_line_and_its_packed_form_say(entry: Entry) -> None
     found = packed(entry, sequence=7)
     assert unpack(entry.name, found) == entry
     assert not is_retired(found.value)
+
+
+ODD = st.sampled_from(
+    [
+        "",
+        "a",
+        "a\nb",
+        "a b",
+        "-a",
+        "a-",
+        "a//b",
+        "a/b/c/d/e",
+        "a" * 201,
+        "s3://b/../c",
+        "s3://b/a\ns3://b/a",
+        "hf://o/r",
+    ]
+)
+LINES = st.builds(
+    Entry,
+    st.one_of(NAMES, ODD),
+    st.one_of(NAMES.map(lambda name: f"s3://bucket/{name}"), ODD),
+    st.one_of(REVISIONS, ODD),
+    st.one_of(LABELS, st.dictionaries(ODD, ODD, max_size=1)),
+    st.integers(-1, 65537),
+    st.sampled_from([-1, 0, 1 << 50, 1 + (1 << 50)]),
+    st.booleans(),
+)
+
+
+def sound(entry: Entry) -> bool:
+    try:
+        check(entry)
+    except MintError:
+        return False
+    return True
+
+
+@given(st.lists(st.one_of(LINES, entries()), max_size=5))
+def test_what_is_found_plainly_good_among_many_is_good_one_by_one(several: list[Entry]) -> None:
+    assert not plainly_good(several) or all(map(sound, several))
+
+
+@given(st.lists(entries().filter(lambda entry: ":8443" not in entry.uri), max_size=5))
+def test_common_entries_are_found_plainly_good(several: list[Entry]) -> None:
+    assert plainly_good(several)
 
 
 @given(entries())

@@ -7,7 +7,7 @@ import msgspec
 
 from mint_contracts.catalog_parts import Parts, part_name
 from mint_contracts.catalog_writer import CatalogWriter
-from mint_contracts.entries import Entry, check, read_line, read_lines
+from mint_contracts.entries import Entry, check, plainly_good, read_line, read_lines
 from mint_contracts.errors import MintError
 
 PART_ENTRIES = 10_000
@@ -73,8 +73,9 @@ class Registration:
         """Take in lines: all at once where all are good, else each by itself."""
         try:
             entries = read_lines(text)
-            for entry in entries:
-                check(entry)
+            if not plainly_good(entries):
+                for entry in entries:
+                    check(entry)
         except (msgspec.MsgspecError, MintError):
             self._read_one_by_one(text)
         else:
