@@ -11,6 +11,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import StaleEpoch
 from mint_operator import metrics
 from mint_operator.apply import Applier
+from mint_operator.garbage import Garbage
 from mint_operator.kube import KubeError
 from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
 from mint_operator.observing.observe import Observer
@@ -33,6 +34,7 @@ class Loop:
 
     async def run(self) -> None:
         """Passes for ever. Raises StaleEpoch when another operator writes the map; survives everything else."""
+        garbage = Garbage()
         while True:
             metrics.DIRTY.set(len(self._dirt))
             parts = await self._dirt.take()
@@ -47,6 +49,7 @@ class Loop:
                 await self._pause("a defect", EVERYTHING)
             else:
                 self._failures = 0
+            garbage.collect()
             self.last_pass = time.monotonic()
 
     async def once(self, parts: frozenset[Part] = EVERYTHING) -> Counter[str]:

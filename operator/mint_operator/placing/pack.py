@@ -1,6 +1,7 @@
 """Missing copies go to the least loaded engines, or to one that holds the adapter warm and has hardly more to do."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from mint_contracts.records import Place, Tier
 from mint_operator.placing.board import Board
@@ -16,7 +17,7 @@ def pack(table: Table) -> None:
     """Place whatever is missing."""
     for name in table.needy:
         want, places = table.wants[name], table.placed[name]
-        while lacking(table.board, want, places) > 0:
+        for _ in range(lacking(table.board, want, places)):
             found = _fill(table, want, places) or make_room(table, want)
             if found is None:
                 break
@@ -42,7 +43,13 @@ def _why(board: Board, engine: str, want: Want, warmth: Mapping[str, int], *, lo
     if len(board) == 1:
         return "the only engine"
     among = f"{len(want.pins)} that the wave names" if want.pins else f"{len(board)} engines"
-    why = f"least loaded ({board.loads[engine].copies} copies) among {among}"
+    why = _least_loaded(board.loads[engine].copies, among)
     if engine in warmth:
         why += f", and already on {next(tier for tier in Tier if tier.warmth == warmth[engine])} there"
     return why + (", all others being full; away now" if lost else "")
+
+
+@lru_cache(maxsize=4096)
+def _least_loaded(copies: int, among: str) -> str:
+    """One text for the many copies that were placed alike: it is kept with each of them."""
+    return f"least loaded ({copies} copies) among {among}"

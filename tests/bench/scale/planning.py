@@ -5,6 +5,7 @@ import time
 import msgspec
 
 from mint_contracts.records import MapState
+from mint_operator.garbage import Garbage
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import ObservedWave, Snapshot
 from tests.bench.rows import Row, measured
@@ -20,19 +21,20 @@ def measure(scale: Scale) -> list[Row]:
     count = scale.size(1000)
     waves = [_wave(index, "first") for index in range(count)]
     world = snapshot(base(count, count, 72), waves, [engine(index) for index in range(count)], placements={})
-    whole, one = [], []
+    whole, one, garbage = [], [], Garbage()  # as the operator plans
     for _ in range(scale.rounds):
         began = time.perf_counter()
         found = plan(world)
         whole.append(time.perf_counter() - began)
-        one += _changes(world, found, waves)
+        garbage.collect()
+        one += _changes(world, found, waves, garbage)
     return [
         measured(METRICS[0], whole, note=f"{count * ADAPTERS} placements on {count} engines"),
         measured(METRICS[1], one, note=f"among {count} waves"),
     ]
 
 
-def _changes(world: Snapshot, found: Plan, waves: list[ObservedWave]) -> list[float]:
+def _changes(world: Snapshot, found: Plan, waves: list[ObservedWave], garbage: Garbage) -> list[float]:
     """Milliseconds of plans after one wave has changed, each carried out before the next."""
     took = []
     for number in range(10):
@@ -42,6 +44,7 @@ def _changes(world: Snapshot, found: Plan, waves: list[ObservedWave]) -> list[fl
         began = time.perf_counter()
         found = plan(world, found.known)
         took.append((time.perf_counter() - began) * 1e3)
+        garbage.collect()
     return took[1:]  # the first takes in the whole map that was just written
 
 
