@@ -4,6 +4,7 @@ A second `up` finds everything there, says so, and only asks the questions again
 """
 
 import argparse
+import asyncio
 import json
 import os
 import shlex
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 
 from e2e import cluster as clusters
-from e2e import release, stage
+from e2e import lessons, release, stage
 from e2e.cluster import Cluster, ClusterError, Kube
 from e2e.cluster.paths import data_folder
 from e2e.cluster.progress import Steps
@@ -66,19 +67,9 @@ def train(context: str | None) -> None:
         with steps.step(f"kubectl wait --for=condition=Ready adapterwave/{LESSONS}"):
             kube.wait(f"adapterwave/{LESSONS}", "Ready", NAMESPACE, timeout_s=600)
         print(kube.kubectl("get", "adapterwaves", "-n", NAMESPACE))
-        found = kube.get("adapterwave", LESSONS, NAMESPACE)["spec"]["train"]["policies"]["list"]
-        for start in range(0, len(found), ASKED):
-            adapters = [word for policy in found[start : start + ASKED] for word in ("--adapter", policy["name"])]
-            _mint(
-                gateway,
-                "ask",
-                "--base",
-                f"{NAMESPACE}/smollm2",
-                *adapters,
-                "--max-tokens",
-                NEW_TOKENS,
-                questions()[0],
-            )
+        train = kube.get("adapterwave", LESSONS, NAMESPACE)["spec"]["train"]
+        if not asyncio.run(lessons.show(gateway, f"{NAMESPACE}/smollm2", f"{NAMESPACE}/{LESSONS}", train)):
+            raise ClusterError(f"wave {LESSONS}: not every policy has learnt its lesson; see the table above")
 
 
 def _apply(kube: Kube, steps: Steps, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from e2e.lessons import lessons
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World
 from mint_gateway.client import Client, question
@@ -63,3 +64,23 @@ async def test_a_killed_engine_costs_no_step_that_was_finished(world: World, wav
     until("a step after the kill", lambda: step(world, "survivor") > before, timeout_s=300)
     world.kube.wait("adapterwave/survivor", "Complete", NAMESPACE, timeout_s=300)
     await _served(world, "survivor")
+
+
+async def test_policies_learn_and_the_served_adapters_show_it(world: World, waves: Waves) -> None:
+    policies = {
+        "template": {"rank": 8, "alpha": 16, "seed": 1},
+        "list": [
+            {"name": "learner/exclaim", "reward": {"regex": {"pattern": "!"}}},
+            {"name": "learner/aside", "reward": {"regex": {"pattern": r"\("}}},
+        ],
+    }
+    spec = training(
+        "learner", steps=15, policies=policies, optimizer={"learningRate": 1e-3},
+        groupSize=8, promptsPerStep=4, sampling={"maxTokens": 20},
+    )  # fmt: skip
+    waves("learner", spec)
+    world.kube.wait("adapterwave/learner", "Complete", NAMESPACE, timeout_s=600)
+    world.kube.wait("adapterwave/learner", "Ready", NAMESPACE)
+    found = await lessons(world.gateway, f"{NAMESPACE}/smollm2", f"{NAMESPACE}/learner", spec["train"])
+    assert [each.policy for each in found if not each.learnt] == []
+    assert len(found) == 2
