@@ -22,7 +22,7 @@ from mint_engine.model.cache import KvCache
 from mint_engine.model.latent import attend_latent
 from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, plan_attention
 
-__all__ = ["NAME", "PagedAttention", "Span", "attend", "plan_attention", "register"]
+__all__ = ["NAME", "PagedAttention", "Span", "attend", "plan_attention", "register", "weigh"]
 
 NAME = "mint"
 
@@ -117,7 +117,7 @@ def _decode(
     grouped = query.index_select(1, decodes.rows).view(cache.heads, -1, count, cache.head_dim).transpose(1, 2)
     scores = torch.matmul(grouped, keys.transpose(2, 3)) * style.scale  # [K, B, G, N]
     sinks = style.sinks.view(cache.heads, 1, -1, 1) if style.sinks is not None else None
-    weights = _weigh(scores, decodes.visible(style.window)[None, :, None], style.cap, sinks).to(values.dtype)
+    weights = weigh(scores, decodes.visible(style.window)[None, :, None], style.cap, sinks).to(values.dtype)
     attended = torch.matmul(weights, values)  # [K, B, G, D]
     out.index_copy_(1, decodes.rows, attended.transpose(1, 2).reshape(out.shape[0], count, cache.head_dim))
 
@@ -136,13 +136,11 @@ def _attend_chunk(
     grouped = rows.reshape(cache.heads, -1, *rows.shape[1:])  # [K, G, T, D]
     scores = torch.matmul(grouped, keys.transpose(1, 2)[:, None]) * style.scale  # [K, G, T, N]
     sinks = style.sinks.view(cache.heads, -1, 1, 1) if style.sinks is not None else None
-    weights = _weigh(scores, visible, style.cap, sinks).to(values.dtype)
+    weights = weigh(scores, visible, style.cap, sinks).to(values.dtype)
     out[:, chunk.start : chunk.stop] = torch.matmul(weights, values[:, None]).view(rows.shape)
 
 
-def _weigh(
-    scores: torch.Tensor, visible: torch.Tensor, cap: float | None, sinks: torch.Tensor | None
-) -> torch.Tensor:
+def weigh(scores: torch.Tensor, visible: torch.Tensor, cap: float | None, sinks: torch.Tensor | None) -> torch.Tensor:
     """Softmax over the last dimension in float32, of what is visible, with a sink beside it where there is one."""
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap

@@ -51,16 +51,15 @@ def select(
     cache = paged.cache
     assert isinstance(cache, LatentCache)  # noqa: S101 - by the shape of such a base's cache
     layer, column = int(indexer.layer_idx), cache.width - int(indexer.head_dim)
-    query, key = _project(indexer, hidden, compressed, angles)
+    query, key = project(indexer, hidden, compressed, angles)
     cache.write(layer, paged.places, key, column)
     most = int(indexer.index_topk)
-    weights = indexer.weights_proj(hidden.to(indexer.weights_proj.weight.dtype)).float()[0]  # [T, J]
-    weights = weights * indexer.n_heads**-0.5 * indexer.softmax_scale
+    weights = weigh_heads(indexer, hidden)
     decodes = None
     if paged.decodes is not None and paged.decodes.longest > most:
         rows, count = paged.decodes.rows, paged.decodes.rows.shape[0]
         past = cache.read(layer, paged.decodes.table)[:, column:].view(count, -1, key.shape[1])  # [B, N, D]
-        decodes = choose(_score(query[rows], past, weights[rows]), paged.decodes.visible(), most)
+        decodes = choose(score(query[rows], past, weights[rows]), paged.decodes.visible(), most)
     chunks: list[torch.Tensor | None] = []
     for chunk in paged.chunks:
         if chunk.end <= most:
@@ -68,11 +67,11 @@ def select(
             continue
         part = slice(chunk.start, chunk.stop)
         past = cache.read(layer, chunk.pages)[:, column:]  # [N, D]
-        chunks.append(choose(_score(query[part], past, weights[part]), chunk.visible(), most))
+        chunks.append(choose(score(query[part], past, weights[part]), chunk.visible(), most))
     return Selection(decodes, tuple(chunks))
 
 
-def _project(
+def project(
     indexer: Any, hidden: torch.Tensor, compressed: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotated queries [T, J, D] and keys [T, D]."""
@@ -85,7 +84,14 @@ def _project(
     return query[0], torch.cat((first, key[..., turned:]), dim=-1)[0, :, 0]
 
 
-def _score(query: torch.Tensor, past: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weigh_heads(indexer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """What each head's scores count for, by row [T, J]. hidden [1, T, H]."""
+    weights = indexer.weights_proj(hidden.to(indexer.weights_proj.weight.dtype)).float()[0]
+    scaled: torch.Tensor = weights * indexer.n_heads**-0.5 * indexer.softmax_scale
+    return scaled
+
+
+def score(query: torch.Tensor, past: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Queries [n, J, D], keys [N, D] or [n, N, D] and weights [n, J] -> [n, N] float32."""
     scores = functional.relu(torch.matmul(query.float(), past.float().transpose(-1, -2)))
     return torch.matmul(weights.unsqueeze(1), scores).squeeze(1)

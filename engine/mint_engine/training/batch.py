@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,6 +48,14 @@ class Batch:
     def rows(self) -> int:
         """T"""
         return self.tokens.shape[0]
+
+    @cached_property
+    def owners(self) -> torch.Tensor:
+        """Which segment each row is of, [T] int64; rows of none come after the last."""
+        counts = [segment.stop - segment.start for segment in self.segments]
+        counts.append(self.rows - sum(counts))
+        owners = torch.arange(len(counts), device=self.tokens.device)
+        return owners.repeat_interleave(torch.tensor(counts, device=owners.device))
 
 
 # From the last layer's normed output [T, H] to the gradient with respect to it, or None where no gradient is wanted;

@@ -1,5 +1,5 @@
 """The multi-LoRA linear with its gradients: to the input through the frozen weight and the rows' own A and B, and to
-A and B straight into their policy's accumulator, a segment at a time."""
+A and B straight into their policy's accumulator, a segment at a time. `routed` is the same for stacked experts."""
 
 from typing import Any
 
@@ -7,13 +7,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mint_engine.training.batch import Part, Segment
+from mint_engine.training.batch import Batch, Part, Segment
 
 
 class Current:
-    """What is being computed; modules look here, because a linear takes one argument only."""
+    """What is being computed; modules look here, because most are told nothing but their input."""
 
-    segments: tuple[Segment, ...] = ()
+    batch: Batch | None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Whose rows they are."""
+        return self.batch.segments if self.batch is not None else ()
 
 
 class TrainedLinear(nn.Module):
@@ -31,7 +36,11 @@ class TrainedLinear(nn.Module):
         owned = [(each, each.parts[self._path]) for each in self._current.segments if self._path in each.parts]
         if not owned:
             return y
-        delta: torch.Tensor = AddDelta.apply(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), owned)
+        dtype, x = owned[0][1].a.dtype, x.reshape(-1, x.shape[-1])
+        if y.dtype != dtype:  # the base keeps this module in float32
+            apart: torch.Tensor = AddDelta.apply(torch.zeros_like(y, dtype=dtype).flatten(0, -2), x.to(dtype), owned)
+            return y + apart.view(y.shape)
+        delta: torch.Tensor = AddDelta.apply(y.view(-1, y.shape[-1]), x, owned)
         return delta.view(y.shape)
 
 
@@ -63,14 +72,14 @@ class AddDelta(torch.autograd.Function):
         return dy, dx, None
 
 
-def shrink(x: torch.Tensor, part: Part) -> torch.Tensor:
+def shrink(x: torch.Tensor, part: Part, expert: int = 0) -> torch.Tensor:
     """x [n, in] -> x A^T scaling [n, r]"""
-    return (x @ part.a[0].t()).mul_(part.scaling)
+    return (x @ part.a[expert].t()).mul_(part.scaling)
 
 
-def accumulate(x: torch.Tensor, dy: torch.Tensor, middle: torch.Tensor, part: Part) -> torch.Tensor:
-    """Add a segment's gradients of A and B to their accumulators; returns dy B scaling [n, r]."""
-    back = (dy @ part.b[0].t()).mul_(part.scaling)
-    part.a_gradient[0].add_(back.t() @ x)
-    part.b_gradient[0].add_(middle.t() @ dy)
+def accumulate(x: torch.Tensor, dy: torch.Tensor, middle: torch.Tensor, part: Part, expert: int = 0) -> torch.Tensor:
+    """Add rows' gradients of one A and B to their accumulators; returns dy B scaling [n, r]."""
+    back = (dy @ part.b[expert].t()).mul_(part.scaling)
+    part.a_gradient[expert].add_(back.t() @ x)
+    part.b_gradient[expert].add_(middle.t() @ dy)
     return back

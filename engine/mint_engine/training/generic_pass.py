@@ -1,26 +1,42 @@
 """The generic training pass: transformers' own modules under autograd. Right for every base that they compute.
 
-The modules are a second tree over the very same weights, so that serving's swaps and training's never meet. Every
-decoder layer is checkpointed: of a batch only the layers' inputs stay in memory.
+The modules are a second tree over the very same weights, so that serving's swaps and training's never meet. A batch
+goes a decoder layer at a time: of each only its input stays in memory, and its backward computes it again.
 """
 
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
-from mint_engine.training import attend
+from mint_engine.model.experts import is_stack
+from mint_engine.model.indexer import rotation_of
+from mint_engine.training import attend, indexed, routed
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.delta import Current, TrainedLinear
 from mint_engine.training.head import Head
+
+_HANDED_ON = "prev_topk_indices"  # GLM-5: what a layer's indexer chose, which the next one may share
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the model's own code tells one decoder layer beside the hidden states."""
+
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def with_handed(self, handed: Any) -> "_Told":
+        """The same with what the layer before handed on."""
+        return _Told(self.positional, {**self.named, _HANDED_ON: handed}) if _HANDED_ON in self.named else self
 
 
 class GenericPass:
@@ -29,35 +45,81 @@ class GenericPass:
     name = "generic"
 
     def __init__(self, base: Base, modules: Mapping[str, Module]) -> None:
-        self._model = _share(base.model)
-        self._current = Current()
+        self._model, self._current = _share(base.model), Current()
         attend.register()
         self._model.set_attn_implementation(attend.NAME)
-        for path in modules:
-            linear = self._model.get_submodule(path)
-            self._model.set_submodule(path, TrainedLinear(linear, path, self._current))
+        _put(self._model, modules, self._current)
         self._body = self._model.get_submodule(self._model.base_model_prefix)
-        for layer in self._body.layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        self._layers, self._relay = list(self._body.layers), _Relay()
+        self._body.layers = nn.ModuleList([self._relay] * len(self._layers))
+        # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
+        sparse = getattr(base.config, "index_topk", None)
+        self._masks = {"indexed_attention": torch.zeros(1, 1, 1, 1, device=base.device)} if sparse else None
         self.head = Head(self._logits)
         self._given = _Given()
         self._top = _share(base.model)  # only what comes after the body is used of it
         self._top.set_submodule(self._top.base_model_prefix, self._given)
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
-        """Compute a batch: its forward, what `score` makes of it, and the backward where that wants one."""
-        with self._computing(batch), torch.enable_grad():
-            # Autograd goes back to the first layer only if something there wants a gradient.
-            embedded = self._body.get_input_embeddings()(batch.tokens[None]).requires_grad_(bool(batch.segments))
-            hidden = self._body(
-                inputs_embeds=embedded, position_ids=batch.positions[None], use_cache=False, trees=batch.trees
-            ).last_hidden_state
-        yield
-        gradient = yield from score(hidden[0].detach())
-        if gradient is not None:
-            with self._computing(batch):
-                torch.autograd.backward(hidden, gradient[None], inputs=[embedded])
+        """Compute a batch: its forward, what `score` makes of it, and the backward where that wants one.
+
+        Pauses after every layer, and in the backward also between computing it again and going back.
+        """
+        with torch.no_grad():
+            hidden, told = self._begin(batch)
+        handed, kept = None, list[tuple[torch.Tensor, _Told]]()
+        for layer, each in zip(self._layers, told, strict=True):
+            own = each.with_handed(handed)
+            if batch.segments:
+                kept.append((hidden, own))
+            with torch.no_grad():
+                hidden, handed = self._layer(layer, hidden, own, batch)
             yield
+        with torch.enable_grad():
+            last = hidden.requires_grad_()
+            normed = self._end(batch, last)
+        gradient = yield from score(normed[0].detach())
+        if gradient is None:
+            return
+        (back,) = torch.autograd.grad(normed, last, gradient[None])
+        while kept:
+            layer, (before, own) = self._layers[len(kept) - 1], kept.pop()
+            with torch.enable_grad():
+                after, _ = self._layer(layer, before.requires_grad_(), own, batch)
+            yield
+            (back,) = torch.autograd.grad(after, before, back)
+            yield
+
+    def _layer(self, layer: Any, hidden: torch.Tensor, told: _Told, batch: Batch) -> tuple[torch.Tensor, Any]:
+        """What a layer makes of hidden [1, T, H], and what it hands on."""
+        with self._computing(batch):
+            found = layer(hidden, *told.positional, **told.named)
+        return found if isinstance(found, tuple) else (found, None)
+
+    def _begin(self, batch: Batch) -> tuple[torch.Tensor, list[_Told]]:
+        """What the first layer takes [1, T, H], and what each is told."""
+        self._relay.taken.clear()
+        self._relay.told.clear()
+        self._through(batch, self._body.get_input_embeddings()(batch.tokens[None]))
+        return self._relay.taken[0], list(self._relay.told)
+
+    def _end(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+        """What the body makes of the last layer's output: its norm."""
+        self._relay.given = hidden
+        try:
+            return self._through(batch, hidden)
+        finally:
+            self._relay.given = None
+            self._relay.taken.clear()
+            self._relay.told.clear()
+
+    def _through(self, batch: Batch, embedded: torch.Tensor) -> torch.Tensor:
+        """The body's own code around its layers, [1, T, H]."""
+        found: torch.Tensor = self._body(
+            inputs_embeds=embedded, attention_mask=self._masks, position_ids=batch.positions[None], use_cache=False,
+            trees=batch.trees,
+        ).last_hidden_state  # fmt: skip
+        return found
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, V] of normed outputs [n, H], as the model's own code has them; differentiable."""
@@ -72,11 +134,27 @@ class GenericPass:
     @contextmanager
     def _computing(self, batch: Batch) -> Iterator[None]:
         """The modules see this batch; between two parts of the work another one may be computed."""
-        self._current.segments = batch.segments
+        self._current.batch = batch
         try:
             yield
         finally:
-            self._current.segments = ()
+            self._current.batch = None
+
+
+class _Relay(nn.Module):
+    """Stands where every decoder layer of a body is: notes what they are told, and gives what was computed before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[torch.Tensor] = []  # by each layer
+        self.told: list[_Told] = []
+        self.given: torch.Tensor | None = None
+
+    def forward(self, hidden: torch.Tensor, *positional: Any, **named: Any) -> Any:
+        self.taken.append(hidden)
+        self.told.append(_Told(positional, named))
+        found = hidden if self.given is None else self.given
+        return (found, None) if _HANDED_ON in named else found
 
 
 class _Given(nn.Module):
@@ -84,11 +162,29 @@ class _Given(nn.Module):
 
     hidden: torch.Tensor | None = None
 
-    def forward(self, *_: object, **__: object) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+    def forward(self, *_: object, **__: object) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
 
 
 def _share(model: nn.Module) -> Any:
     """The same modules once more, over the same parameters and buffers."""
     kept: dict[int, Any] = {id(each): each for each in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, kept)
+
+
+def _put(model: Any, modules: Mapping[str, Module], current: Current) -> None:
+    """Put what reads the batch into the places of linears, experts and indexers."""
+    for path, module in modules.items():
+        if not module.experts:
+            model.set_submodule(path, TrainedLinear(model.get_submodule(path), path, current))
+    stacks = {path: each for path, each in model.named_modules() if is_stack(each)}
+    if stacks:
+        routed.register()
+        model.set_experts_implementation(routed.NAME)
+    for path, each in stacks.items():
+        own = [module for module in modules.values() if module.path.rpartition(".")[0] == path]
+        routed.prepare(each, own, current)
+    for each in model.modules():
+        if (indexer := getattr(each, "indexer", None)) is not None:
+            rotation_of(indexer.config.model_type)
+            indexer.forward = partial(indexed.select, indexer, current)

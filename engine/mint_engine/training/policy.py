@@ -67,13 +67,14 @@ def form_of(
         raise RankTooLarge(subject, f"has rank {settings.rank}; the base model takes 1 to {max_rank}")
     if not 0 < abs(settings.alpha) < float("inf"):
         raise InvalidRequest(subject, f"has alpha {settings.alpha}; give a finite number that is not 0")
-    offered = {path.rpartition(".")[2] for path in modules}
+    learning = [path for path in modules if ".indexer." not in path]  # a choice of rows has no gradient
+    offered = {path.rpartition(".")[2] for path in learning}
     wanted = set(settings.target_modules) or offered
     if unknown := sorted(wanted - offered):
         raise UnknownTargetModules(
             subject, f"targets {', '.join(unknown)}; the base model offers {', '.join(sorted(offered))}"
         )
-    ranks = {path: settings.rank for path in modules if path.rpartition(".")[2] in wanted}
+    ranks = {path: settings.rank for path in learning if path.rpartition(".")[2] in wanted}
     layout = lay_out(modules, ranks)
     return Form(
         config=_peft_config(settings, sorted(wanted), base_name),

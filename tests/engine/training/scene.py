@@ -59,14 +59,14 @@ def awaken(trainer: Trainer, name: str, seed: int = 0) -> None:
         b.normal_(0, 0.05, generator=draw)
 
 
-def groups(seed: int, prompts: int = 2, size: int = 3) -> list[Example]:
+def groups(seed: int, prompts: int = 2, size: int = 3, vocabulary: int = VOCABULARY) -> list[Example]:
     """Random completions of random prompts, with what a sampler and a reward could have made of them."""
     draw = random.Random(seed)
     found = []
     for _ in range(prompts):
-        prompt = [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 20))]
+        prompt = [draw.randrange(vocabulary) for _ in range(draw.randint(1, 20))]
         for _ in range(size):
-            tokens = [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 15))]
+            tokens = [draw.randrange(vocabulary) for _ in range(draw.randint(1, 15))]
             logprobs = [draw.uniform(-6.0, -3.0) for _ in tokens]
             found.append(completion(prompt, tokens, logprobs, draw.uniform(-1.5, 1.5)))
     return found

@@ -1,0 +1,37 @@
+"""DeepSeek Sparse Attention's choice of rows in training: as serving's indexer chooses, among each tree's own rows.
+
+A choice has no gradient: what is trained is the attention over the chosen rows, and the indexer stays as it is.
+"""
+
+from typing import Any
+
+import torch
+
+from mint_engine.model.indexer import project, score, weigh_heads
+from mint_engine.model.selection import choose
+from mint_engine.training.attend import Chosen, visible
+from mint_engine.training.delta import Current
+
+
+@torch.no_grad()
+def select(
+    indexer: Any,
+    current: Current,
+    hidden: torch.Tensor,
+    compressed: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    *_: object,
+    **__: object,
+) -> Chosen:
+    """Score every row's past and choose. hidden [1, T, H], compressed queries [1, T, *], the model's own angles."""
+    query, key = project(indexer, hidden, compressed, angles)
+    weights, most = weigh_heads(indexer, hidden), int(indexer.index_topk)
+    chosen: list[torch.Tensor | None] = []
+    for tree in current.batch.trees if current.batch is not None else ():
+        if tree.trunk + max(tree.branches, default=0) <= most:
+            chosen.append(None)
+            continue
+        span = slice(tree.row, tree.row + tree.rows)
+        scores = score(query[span], key[span], weights[span])
+        chosen.append(choose(scores, visible(tree.trunk, tree.branches).to(scores.device), most))
+    return tuple(chosen)

@@ -1,0 +1,198 @@
+"""Routed experts with the gradients of many policies, registered with transformers under the name "mint_training".
+
+Pairs of token and expert are sorted by expert, so that its frozen weight is read once for all policies, and within an
+expert by segment, so that a policy's own A and B of that expert meet its own rows alone. Gradients go to the inputs
+and, through the weights of a token's experts, to its router's input; the router itself stays as it is.
+
+Letters in shapes: T tokens, k experts of a token, P = T k pairs, E experts, H hidden, r rank.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from mint_engine.adapters.adapter import Module
+from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
+from mint_engine.training.delta import Current, accumulate, shrink
+
+NAME = "mint_training"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring pairs of one expert and one segment."""
+
+    rows: slice
+    expert: int
+    segment: int
+
+
+@dataclass(frozen=True)
+class Routing:
+    """One layer's pairs in sorted order."""
+
+    order: torch.Tensor  # [P] int64: pair `order[i]` of token `order[i] // k` comes i-th
+    back: torch.Tensor  # [P] int64: where each pair went
+    bounds: tuple[int, ...]  # [E + 1]: where each expert's pairs begin
+    runs: tuple[Run, ...]  # those of a segment, in order
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One linear of all experts: weight [E, out, in], or [E, in, out] where transposed, bias [E, out]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    transposed: bool
+    modules: tuple[Module, ...]  # what adapters target of it
+
+    def multiply(self, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+        """x [P, in] -> [P, out], each row by its expert."""
+
+        def product(at: int) -> Callable[[torch.Tensor], torch.Tensor]:
+            weight = self.weight[at].t() if self.transposed else self.weight[at]
+            bias = self.bias[at] if self.bias is not None else None
+            return lambda rows: functional.linear(rows, weight, bias)
+
+        return _by_expert(x, bounds, product)
+
+    def multiply_back(self, dy: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+        """dy [P, out] -> the gradient of x [P, in]."""
+
+        def product(at: int) -> Callable[[torch.Tensor], torch.Tensor]:
+            weight = self.weight[at].t() if self.transposed else self.weight[at]
+            return lambda rows: rows @ weight
+
+        return _by_expert(dy, bounds, product)
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A run of pairs with the part that its policy adds to some of a stack's outputs."""
+
+    run: Run
+    outputs: slice
+    part: Part
+
+
+def register() -> None:
+    """Make it known to transformers."""
+    ALL_EXPERTS_FUNCTIONS.register(NAME, forward)
+
+
+def prepare(experts: Any, modules: Sequence[Module], current: Current) -> None:
+    """Let stacked experts know their modules, and where to look for what is being computed."""
+    experts.mint_trained = {
+        name: tuple(module for module in modules if module.part_of.endswith(f".{name}"))
+        for name in ("gate_up_proj", "down_proj")
+    }
+    experts.mint_current = current
+
+
+def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """hidden [T, H], each token's experts [T, k] and their weights [T, k] -> [T, H]."""
+    batch: Batch = experts.mint_current.batch
+    tokens, each = routes.shape
+    routing = sort_routes(routes, batch.owners, int(experts.num_experts), len(batch.segments))
+    spread = hidden.unsqueeze(1).expand(-1, each, -1).reshape(tokens * each, -1)
+    x = _Reorder.apply(spread, routing.order, routing.back)
+    inner = experts._apply_gate(_multiply(x, _stack(experts, "gate_up_proj"), routing, batch.segments))
+    out = _multiply(inner, _stack(experts, "down_proj"), routing, batch.segments)
+    out = _Reorder.apply(out, routing.back, routing.order).view(tokens, each, -1)
+    mixed: torch.Tensor = (out * weights.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
+    return mixed
+
+
+def sort_routes(routes: torch.Tensor, owners: torch.Tensor, experts: int, segments: int) -> Routing:
+    """Sort the pairs of routes [T, k] by expert and segment; owners [T] say whose each token is.
+
+    Rows of nobody, which pad a batch, belong to `segments`.
+    """
+    flat, each = routes.reshape(-1).long(), routes.shape[1]
+    keys, order = torch.sort(flat * (segments + 1) + owners.repeat_interleave(each), stable=True)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(order.shape[0], device=order.device)
+    kinds, counts = torch.unique_consecutive(keys, return_counts=True)
+    runs, starts, row = [], [0] * experts, 0
+    for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+        expert, segment = divmod(kind, segments + 1)
+        starts[expert] += count
+        if segment < segments:
+            runs.append(Run(slice(row, row + count), expert, segment))
+        row += count
+    return Routing(order, back, tuple(itertools.accumulate(starts, initial=0)), tuple(runs))
+
+
+class _Product(torch.autograd.Function):
+    """x [P, in] by the experts' frozen weights and each run's own adapter -> [P, out]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, stack: Stack, routing: Routing, owned: list[Owned]) -> torch.Tensor:
+        """Mid-products are kept: they are as narrow as the rank."""
+        y, middles = stack.multiply(x, routing.bounds), []
+        for each in owned:
+            middles.append(shrink(x[each.run.rows], each.part, each.run.expert))
+            y[each.run.rows, each.outputs].addmm_(middles[-1], each.part.b[each.run.expert])
+        ctx.save_for_backward(x)
+        ctx.middles, ctx.stack, ctx.routing, ctx.owned = middles, stack, routing, owned
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """The input's gradient; those of A and B go straight to their policies' accumulators."""
+        (dy,), (x,) = gradients, ctx.saved_tensors
+        dx = ctx.stack.multiply_back(dy, ctx.routing.bounds)
+        for each, middle in zip(ctx.owned, ctx.middles, strict=True):
+            rows, expert = each.run.rows, each.run.expert
+            back = accumulate(x[rows], dy[rows, each.outputs], middle, each.part, expert)
+            dx[rows].addmm_(back, each.part.a[expert])
+        return dx, None, None, None
+
+
+class _Reorder(torch.autograd.Function):
+    """x [P, *] with its rows in another order; autograd's own way back would add them up one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, order: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        """Row order[i] comes i-th."""
+        ctx.back = back
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Each row's gradient back to where it came from."""
+        return gradients[0].index_select(0, ctx.back), None, None
+
+
+def _multiply(x: torch.Tensor, stack: Stack, routing: Routing, segments: Sequence[Segment]) -> torch.Tensor:
+    owned = [
+        Owned(run, module.outputs, part)
+        for run in routing.runs
+        for module in stack.modules
+        if (part := segments[run.segment].parts.get(module.path)) is not None
+    ]
+    y: torch.Tensor = _Product.apply(x, stack, routing, owned)
+    return y
+
+
+def _stack(experts: Any, name: str) -> Stack:
+    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
+    return Stack(getattr(experts, name), bias, bool(experts.is_transposed), experts.mint_trained[name])
+
+
+def _by_expert(
+    x: torch.Tensor, bounds: Sequence[int], product: Callable[[int], Callable[[torch.Tensor], torch.Tensor]]
+) -> torch.Tensor:
+    """Each expert's product of its rows. Few rows are padded: how many there are depends on who else is in the
+    batch, and products of fewer rows round differently."""
+    parts = []
+    for at, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        if start < stop:
+            rows, short = x[start:stop], ROW_MULTIPLE - (stop - start)
+            parts.append(product(at)(functional.pad(rows, (0, 0, 0, short)) if short > 0 else rows)[: stop - start])
+    return torch.cat(parts)

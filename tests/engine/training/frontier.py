@@ -1,0 +1,81 @@
+"""Policies over tiny bases of every family, and the naive reference: weights with the adapter merged, by autograd."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from mint_engine.adapters.packed import halves
+from mint_engine.model.base import Base
+from mint_engine.model.modules import find_modules
+from mint_engine.training.example import Example
+from mint_engine.training.trainer import Trainer
+from tests.engine.families import CPU, FAMILIES, VOCABULARY, make_model
+from tests.engine.training.scene import groups
+
+
+def base_of(name: str, dtype: torch.dtype = torch.float32) -> Base:
+    model = make_model(FAMILIES[name], dtype)
+    model.requires_grad_(False)
+    return Base(model, None, frozenset(), type(model).__name__, 256, VOCABULARY, dtype, CPU)  # type: ignore[arg-type]
+
+
+def trainer_of(name: str, dtype: torch.dtype = torch.float32) -> Trainer:
+    base = base_of(name, dtype)
+    return Trainer(base, find_modules(base.model), max_rank=16, lean=False)
+
+
+def examples_of(number: int, turn: int = 0) -> list[Example]:
+    """What a policy learns from. With these seeds no indexer scores two tokens alike: transformers takes any then."""
+    return groups(5 + number + 10 * turn, vocabulary=VOCABULARY)
+
+
+class Merged:
+    """One policy's A and B as leaves, and transformers' own eager model with them merged into its weights."""
+
+    def __init__(self, trainer: Trainer, policy: str, family: str) -> None:
+        self._policy = trainer.policy(policy)
+        self._modules = find_modules(make_model(FAMILIES[family]))
+        self._model: PreTrainedModel = make_model(FAMILIES[family])
+        self._model.requires_grad_(False)
+        self._model.set_attn_implementation("eager")
+        if any(module.experts for module in self._modules.values()):
+            self._model.set_experts_implementation("eager")
+        self.weights = self._policy.weights.clone().requires_grad_()
+
+    def logprobs(self, example: Example) -> torch.Tensor:
+        """Of an example's targets [T], by one plain forward."""
+        told = {"input_ids": torch.tensor([list(example.tokens)]), "use_cache": False}
+        logits: torch.Tensor = functional_call(self._model, self._merge(), kwargs=told).logits[0].float()
+        return logits.log_softmax(-1).gather(1, torch.tensor(list(example.targets))[:, None])[:, 0]
+
+    def _merge(self) -> dict[str, torch.Tensor]:
+        merged: dict[str, torch.Tensor] = {}
+        form = self._policy.form
+        for (place, a, b), scaling in zip(halves(form.layout, self.weights), form.scalings, strict=True):
+            module = self._modules[place.path]
+            delta = torch.einsum("eri,ero->eoi", a, b) * scaling  # [E, out, in]
+            name = module.part_of if module.experts else f"{place.path}.weight"
+            weight = merged[name] if name in merged else self._model.get_parameter(name).clone()
+            if not module.experts:
+                merged[name] = weight + delta[0]
+                continue
+            if self._model.get_submodule(place.path.rpartition(".")[0]).is_transposed:
+                weight[:, :, module.outputs] += delta.mT
+            else:
+                weight[:, module.outputs] += delta
+            merged[name] = weight
+        return merged
+
+
+def reference(merged: Merged, examples: Sequence[Example]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The gradient of the policy's weights under plain importance sampling, and each example's log-probabilities."""
+    total, found = torch.zeros(()), []
+    for example in examples:
+        logprobs = merged.logprobs(example)
+        found.append(logprobs.detach())
+        ratio = (logprobs - torch.tensor(example.sampler_logprobs)).exp()
+        total = total - (ratio * torch.tensor(example.advantages) * torch.tensor(example.weights)).sum()
+    (gradient,) = torch.autograd.grad(total, merged.weights)
+    return gradient, found
