@@ -11,6 +11,7 @@ import structlog
 from prometheus_client import start_http_server
 
 from mint_contracts import functions
+from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.errors import MintError, StaleEpoch
 from mint_contracts.logs import log_as_json
 from mint_contracts.map_reader import MapReader
@@ -30,6 +31,8 @@ from mint_operator.observing.observe import Observer
 from mint_operator.observing.train_inputs import InputsView
 from mint_operator.observing.train_view import TrainView
 from mint_operator.observing.watch import Watch
+from mint_operator.observing.wave_adapters import WaveAdapters
+from mint_operator.observing.wave_lists import Lists
 
 log = structlog.get_logger()
 
@@ -100,7 +103,8 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
     training, inputs = TrainView(TrainReader(redis)), InputsView(api)
     maps = Maps(MapWriter(redis, epoch), view, TrainWriter(redis, epoch), training)
     applier = Applier(api, maps, dirt, feed)
-    loop = Loop(Observer(cluster, view, training, inputs, config.release), applier, dirt)
+    adapters = WaveAdapters(Lists(CatalogReader(redis), dirt.wake))
+    loop = Loop(Observer(cluster, view, training, inputs, adapters, config.release), applier, dirt)
     loops.append(loop)
     try:
         await first(leadership.keep(), hints.follow(reader, dirt), loop.run())

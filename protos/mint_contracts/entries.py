@@ -69,6 +69,15 @@ def read_lines(text: bytes) -> list[Entry]:
     return _line.decode_lines(text)
 
 
+def filled(row: Mapping[str, object]) -> dict[str, object]:
+    """A row of a table of entries without the columns, and the labels, that are null in it."""
+    found = {key: value for key, value in row.items() if value is not None}
+    labels = found.get("labels")
+    if isinstance(labels, dict):  # a struct has every label that any row has
+        found["labels"] = {key: value for key, value in labels.items() if value is not None}
+    return found
+
+
 def check(entry: Entry) -> Entry:
     """The entry itself, if its every part may be used. Raises InvalidRequest or SourceForbidden."""
     check_adapter(entry.name)

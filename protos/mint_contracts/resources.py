@@ -162,11 +162,20 @@ class NamedSource(_Camel, frozen=True):
     revision: str = ""
 
 
+class Selector(_Camel, frozen=True):
+    """Adapters of the base's catalog: those whose names begin with `prefix` and that have all of `labels`."""
+
+    prefix: str = ""
+    labels: dict[str, str] = {}
+
+
 class WaveAdapters(_Camel, frozen=True):
     """The adapters of a wave: exactly one of the fields is set."""
 
-    names: list[str] = []  # looked up in the base's adapter store
+    names: list[str] = []  # of the base's adapter store, or of its catalog; NAME@REVISION of the catalog alone
     sources: list[NamedSource] = []
+    selector: Selector | None = None
+    manifest: str = ""  # URI of a file of entries
 
 
 class Serve(_Camel, frozen=True):

@@ -29,8 +29,22 @@ def source(**fields: Any) -> dict[str, Any]:
     return sources(SOURCE | fields)
 
 
+def selector(**fields: Any) -> dict[str, Any]:
+    return {"adapters": {"names": None, "selector": fields}}
+
+
+def manifest(uri: str) -> dict[str, Any]:
+    return {"adapters": {"names": None, "manifest": uri}}
+
+
 ACCEPTED = [
     {},
+    names("acme/support-7@sha256:0f", "acme/support-7", "a@v1.2+build/3"),
+    selector(prefix="acme/support-"),
+    selector(labels={"team": "support", "example.org/tier": ""}),
+    selector(prefix="acme", labels={"team": "support"}),
+    manifest("s3://bucket/waves/demo.jsonl"),
+    manifest("https://host:8443/demo.parquet"),
     names("a", "A.b_c-9/d/e/f"),
     names("x" * 200),
     names(*(f"acme/{number}" for number in range(4096))),
@@ -47,6 +61,15 @@ ACCEPTED = [
 BY_RULE: list[tuple[dict[str, Any], str]] = [
     ({"adapters": {"names": None}}, "set exactly one of names"),
     ({"adapters": {"sources": [SOURCE]}}, "set exactly one of names"),
+    ({"adapters": {"selector": {"prefix": "acme/"}}}, "set exactly one of names"),
+    (merged(selector(prefix="acme/"), manifest("s3://bucket/x")), "set exactly one of names"),
+    (manifest("pvc://claim/x.jsonl"), "manifest must begin with s3://"),
+    (manifest("https://user:word@host/x"), "manifest must be a plain URI"),
+    (manifest("s3://bucket/../x"), "manifest must be a plain URI"),
+    (names("acme/support-7@"), "asks for no revision"),
+    (names("acme/support-7@../x"), "asks for no revision"),
+    (names("acme/support-7@a@b"), "asks for no revision"),
+    (names("@sha256:0f"), "is not an adapter's name"),
     (names("../secret"), "is not an adapter's name"),
     (names("a/b/c/d/e"), "is not an adapter's name"),
     (names("two words"), "is not an adapter's name"),
@@ -70,7 +93,12 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (sources(), "spec.adapters.sources: Invalid value"),
     (names("a", "b", "a"), "spec.adapters.names[2]: Duplicate value"),
     (sources(SOURCE, SOURCE), "spec.adapters.sources[1]: Duplicate value"),
-    (names("x" * 201), "spec.adapters.names[0]: Too long"),
+    (names("x" * 273), "spec.adapters.names[0]: Too long"),
+    (selector(), "spec.adapters.selector"),
+    (selector(prefix="/acme"), "spec.adapters.selector.prefix"),
+    (selector(labels={}), "spec.adapters.selector.labels"),
+    (selector(labels={"team": "two words"}), "spec.adapters.selector.labels"),
+    (selector(suffix="x"), 'unknown field "spec.adapters.selector.suffix"'),
     (names(*(f"acme/{number}" for number in range(4097))), "spec.adapters.names: Too many"),
     (source(uri=None), "spec.adapters.sources[0].uri"),
     ({"serve": {"replicas": 0}}, "spec.serve.replicas"),

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from mint_contracts import names, resources
+from mint_contracts.entries import LABELS_MAX
 from tests.crds.schemas import Schema, definition, rules, schema, walk
 
 PARTS = [
@@ -131,7 +132,12 @@ def test_group_and_version_are_the_structs() -> None:
 def test_names_of_adapters_obey_the_same_pattern() -> None:
     assert f"self.matches('{names.ADAPTER_PATTERN}')" in rules("AdapterWave").values()
     adapters = schema("AdapterWave")["properties"]["spec"]["properties"]["adapters"]["properties"]
-    assert adapters["names"]["items"]["maxLength"] == names.ADAPTER_MAX_LENGTH
+    shorter = names.ADAPTER_PATTERN.replace("[A-Za-z0-9._-]", r"[\w.-]").removesuffix("$") + "(@|$)"
+    revision = names.REVISION_PATTERN.removeprefix("^").replace("{0,127}$", "*")
+    assert f"self.matches(r'{shorter}')" in rules("AdapterWave").values()
+    assert f"self.matches('^[^@]*(@{revision})?$')" in rules("AdapterWave").values()
+    assert adapters["names"]["items"]["maxLength"] == names.ADAPTER_MAX_LENGTH + len("@sha256:") + 64
+    assert adapters["selector"]["properties"]["labels"]["maxProperties"] == LABELS_MAX
     assert adapters["sources"]["items"]["properties"]["name"]["maxLength"] == names.ADAPTER_MAX_LENGTH
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 from redis.asyncio import Redis
 
+from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
@@ -27,6 +28,8 @@ from mint_operator.observing.map_view import MapView
 from mint_operator.observing.observe import Observer
 from mint_operator.observing.train_inputs import InputsView
 from mint_operator.observing.train_view import TrainView
+from mint_operator.observing.wave_adapters import WaveAdapters
+from mint_operator.observing.wave_lists import Lists
 from mint_operator.planning.snapshot import Release
 from tests.apiserver import ApiServer
 
@@ -132,7 +135,8 @@ class Stage:
         training, inputs = TrainView(TrainReader(self.redis), look_s=0.0), InputsView(self.kube)
         maps = Maps(MapWriter(self.redis, epoch), view, TrainWriter(self.redis, epoch), training)
         self.applier = Applier(self.kube, maps, self.dirt, self.feed)
-        self.loop = Loop(Observer(cluster, view, training, inputs, self.release), self.applier, self.dirt)
+        adapters = WaveAdapters(Lists(CatalogReader(self.redis), self.dirt.wake, look_s=0.0))
+        self.loop = Loop(Observer(cluster, view, training, inputs, adapters, self.release), self.applier, self.dirt)
         return self.loop
 
     @property

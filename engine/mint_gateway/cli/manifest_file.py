@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from mint_contracts.catalog_pb2 import RegisterRequest
+from mint_contracts.entries import filled
 from mint_contracts.errors import CorruptFile, InvalidRequest, SourceForbidden, SourceNotFound
 
 MESSAGE_BYTES = 256 << 10
@@ -50,16 +51,7 @@ def _rows(file: Path) -> Iterator[tuple[bytes, int]]:
     for batch in _parquet(file).iter_batches(batch_size=ROWS):
         rows = batch.to_pylist(maps_as_pydicts="strict")
         read += len(rows)
-        yield b"".join(msgspec.json.encode(_filled(row)) + b"\n" for row in rows), read
-
-
-def _filled(row: dict[str, object]) -> dict[str, object]:
-    """A row without the columns, and the labels, that are null in it."""
-    found = {key: value for key, value in row.items() if value is not None}
-    labels = found.get("labels")
-    if isinstance(labels, dict):  # a struct has every label that any row has
-        found["labels"] = {key: value for key, value in labels.items() if value is not None}
-    return found
+        yield b"".join(msgspec.json.encode(filled(row)) + b"\n" for row in rows), read
 
 
 def _parquet(file: Path) -> Any:

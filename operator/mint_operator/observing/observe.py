@@ -12,6 +12,7 @@ from mint_operator.observing.dirt import Part
 from mint_operator.observing.map_view import MapView
 from mint_operator.observing.train_inputs import InputsView
 from mint_operator.observing.train_view import TrainView
+from mint_operator.observing.wave_adapters import WaveAdapters
 from mint_operator.planning import engines
 from mint_operator.planning.snapshot import BaseMap, Release, Snapshot
 
@@ -22,9 +23,16 @@ class Observer:
     """Keeps both views; `observe` refreshes what is dirty."""
 
     def __init__(
-        self, cluster: ClusterView, placement_map: MapView, training: TrainView, inputs: InputsView, release: Release
+        self,
+        cluster: ClusterView,
+        placement_map: MapView,
+        training: TrainView,
+        inputs: InputsView,
+        adapters: WaveAdapters,
+        release: Release,
     ) -> None:
         self._cluster = cluster
+        self._adapters = adapters
         self._map = placement_map
         self._training = training
         self._inputs = inputs
@@ -37,14 +45,15 @@ class Observer:
         """A snapshot of now. Raises KubeError; a Redis that is away is part of the picture instead."""
         changed = await self._cluster.refresh(parts)
         await self._look_at_map()
-        self.quiet = self.quiet and not changed
         cluster = self._cluster
+        waves = await self._adapters.attach(cluster.waves, cluster.bases, self._maps)
+        self.quiet = self.quiet and not changed and not self._adapters.changed
         await self._inputs.refresh(parts, cluster.waves)
         return Snapshot(
             now=time.time(),
             release=self._release,
             bases=cluster.bases,
-            waves=cluster.waves,
+            waves=waves,
             pods=cluster.pods,
             children=cluster.children,
             redis_ok=self._redis_ok,

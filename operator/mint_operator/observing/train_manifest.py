@@ -5,16 +5,12 @@ from collections.abc import Iterable
 
 import msgspec
 
-from mint_contracts.backends import backend
-from mint_contracts.errors import InvalidRequest, MintError, SourceForbidden, SourceUnavailable
+from mint_contracts.errors import InvalidRequest, MintError
 from mint_contracts.records import Failure
-from mint_contracts.source import Source, locate
 from mint_contracts.training import Policy
+from mint_operator.observing.manifest_file import READ_S, fetch
 
-SCHEMES = ("s3", "gs", "https", "http")  # what the operator can reach; claims and images are the engines'
-MOST_BYTES = 4 << 20
 MOST_POLICIES = 1024
-READ_S = 60.0
 RETRY_S = 30.0
 
 Read = tuple[Policy, ...] | Failure
@@ -54,7 +50,7 @@ async def read(uri: str) -> Read:
     """The policies, or why they cannot be had."""
     try:
         async with asyncio.timeout(READ_S):
-            return parsed(uri, await asyncio.to_thread(_fetch, uri))
+            return parsed(uri, await asyncio.to_thread(fetch, uri))
     except MintError as error:
         return Failure(error.reason, str(error), terminal=error.terminal)
     except TimeoutError:
@@ -74,20 +70,3 @@ def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
     if not 0 < len(found) <= MOST_POLICIES:
         raise InvalidRequest(f"manifest {uri}", f"has {len(found)} policies; a wave takes 1 to {MOST_POLICIES}")
     return tuple(found)
-
-
-def _fetch(uri: str) -> bytes:
-    place = locate(Source(uri=uri))
-    if place.scheme not in SCHEMES:
-        said = f"the operator reads it, and can reach only {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
-        raise SourceForbidden(f"manifest {uri}", said)
-    storage = backend(place.scheme)
-    path = uri if place.scheme in {"http", "https"} else f"{place.host}/{place.path}"
-    try:
-        with storage.files.open(path, "rb") as file:
-            data: bytes = file.read(MOST_BYTES + 1)
-    except storage.errors as error:
-        raise SourceUnavailable(f"manifest {uri}", f"could not be read ({error}); trying again") from error
-    if len(data) > MOST_BYTES:
-        raise InvalidRequest(f"manifest {uri}", f"has more than {MOST_BYTES} bytes; make several waves")
-    return data

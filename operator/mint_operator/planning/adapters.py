@@ -1,16 +1,21 @@
 """What a wave asks for, adapter by adapter, and whether that may be had at all."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from mint_contracts.errors import MintError
-from mint_contracts.names import check_adapter
+from mint_contracts.names import check_adapter, check_asked
 from mint_contracts.records import Tier
+from mint_contracts.resources import Selector
 from mint_contracts.source import Source, child, locate
 from mint_operator.planning import conditions
 from mint_operator.planning.engines import engine_name
-from mint_operator.planning.snapshot import ObservedBase, ObservedWave
+from mint_operator.planning.snapshot import Listed, ObservedBase, ObservedWave
+
+MOST_NAMED = 10
+
+Named = Sequence[tuple[str, Source]]
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -53,19 +58,34 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
         return Refusal("InvalidRequest", wave.defect)
     spec = wave.spec
     try:
-        named = _from_store(spec.adapters.names, base) if spec.adapters.names else _as_given(wave, base)
+        named = _named(wave, base)
     except MintError as error:
         return Refusal(error.reason, str(error))
     if isinstance(named, Refusal):
         return named
-    if not named:
-        return Refusal("InvalidRequest", "names no adapter; set spec.adapters.names or spec.adapters.sources")
     twice = _twice(name for name, _ in named)
     if twice:
-        return Refusal("InvalidRequest", f"names {', '.join(twice)} more than once; name each adapter once")
+        shown = ", ".join(twice[:MOST_NAMED])
+        return Refusal("InvalidRequest", f"names {shown} more than once; name each adapter once")
     residency, replicas, waves = Tier(spec.serve.residency), spec.serve.replicas, (wave.meta.key,)
     pins = tuple(engine_name(base.meta.name, ordinal) for ordinal in sorted(set(spec.serve.engines)))
     return tuple(Want(name, source, residency, replicas, waves, spec.priority, pins) for name, source in named)
+
+
+def _named(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
+    given = wave.spec.adapters
+    if given.names:
+        return _by_name(wave, base)
+    if given.sources:
+        return _as_given(wave, base)
+    if given.selector is None and not given.manifest:
+        said = "names no adapter; set spec.adapters.names, sources, selector or manifest"
+        return Refusal("InvalidRequest", said)
+    if given.selector is not None and base.spec.catalog is None:
+        return _without_catalog("spec.adapters.selector", base)
+    if wave.listed is None:
+        return _unread(wave)
+    return _mounted(wave.listed, base) if wave.listed else _nothing(wave, base)
 
 
 def claims(base: ObservedBase) -> frozenset[str]:
@@ -77,33 +97,80 @@ def claims(base: ObservedBase) -> frozenset[str]:
     return frozenset(spec.adapters.volume_claims) | {place.host for place in places if place.scheme == "pvc"}
 
 
-def _from_store(names: list[str], base: ObservedBase) -> list[tuple[str, Source]] | Refusal:
-    store = base.spec.adapters.store
-    if store is None:
+def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
+    """From the store, or as the catalog told."""
+    names, store, has_catalog = wave.spec.adapters.names, base.spec.adapters.store, base.spec.catalog is not None
+    pinned = next((name for name in names if "@" in name), None)
+    if pinned is not None and not has_catalog:
+        return _without_catalog(f"adapter {pinned} asks for a revision, which", base)
+    if store is None and not has_catalog:
         return Refusal(
             conditions.NO_ADAPTER_STORE,
-            f"spec.adapters.names needs an adapter store, and BaseModel {base.meta.name} has none; "
+            f"spec.adapters.names needs an adapter store or a catalog, and BaseModel {base.meta.name} has neither; "
             "set its spec.adapters.store.uri, or give spec.adapters.sources in the wave",
         )
-    locate(store.source)
-    root = store.source
-    return [(check_adapter(name), child(root, name)) for name in names]
+    if store is not None:
+        locate(store.source)
+    told: Mapping[str, Source] = {}
+    if store is None or pinned is not None:
+        mounted = _mounted(wave.listed or (), base)
+        if isinstance(mounted, Refusal):
+            return mounted
+        told = dict(mounted)
+    found = []
+    for name in names:
+        known = child(store.source, name) if store is not None and "@" not in name else told.get(name)
+        if known is None:
+            return _unread(wave)
+        found.append((check_asked(name), known))
+    return found
 
 
-def _as_given(wave: ObservedWave, base: ObservedBase) -> list[tuple[str, Source]] | Refusal:
+def _without_catalog(what: str, base: ObservedBase) -> Refusal:
+    return Refusal(
+        conditions.NO_CATALOG,
+        f"{what} needs a catalog, and BaseModel {base.meta.name} has none; set its spec.catalog.manifests.uri",
+    )
+
+
+def _unread(wave: ObservedWave) -> Refusal:
+    if wave.unread is not None:
+        return Refusal(wave.unread.reason, wave.unread.message, wave.unread.terminal)
+    return Refusal(conditions.CATALOG_UNREAD, "its adapters have not been looked up yet", terminal=False)
+
+
+def _nothing(wave: ObservedWave, base: ObservedBase) -> Refusal:
+    selector = wave.spec.adapters.selector or Selector()
+    labels = [f"{key}={value}" for key, value in sorted(selector.labels.items())]
+    asked = " and ".join(
+        [f"begin with {selector.prefix}"] * bool(selector.prefix) + [f"have {each}" for each in labels]
+    )
+    said = f"no adapters in the catalog of BaseModel {base.meta.name} {asked}; register some, or change the selector"
+    return Refusal(conditions.NO_MATCH, said, terminal=False)
+
+
+def _as_given(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
+    given = wave.spec.adapters.sources
+    return _mounted(
+        [Listed(check_adapter(each.name), Source(each.uri, each.revision)) for each in given], base, check=True
+    )
+
+
+def _mounted(listed: Iterable[Listed], base: ObservedBase, *, check: bool = False) -> Named | Refusal:
+    """The adapters, if engines mount every claim that they lie in; `check` where nobody has checked the URIs yet."""
     mounted = claims(base)
     found = []
-    for given in wave.spec.adapters.sources:
-        source = Source(uri=given.uri, revision=given.revision)
-        place = locate(source)
-        if place.scheme == "pvc" and place.host not in mounted:
-            return Refusal(
-                conditions.CLAIM_NOT_MOUNTED,
-                f"adapter {given.name} lies in claim {place.host}, which engines of {base.meta.name} do not mount; "
-                "add it to spec.adapters.volumeClaims of the BaseModel (mounted now: "
-                f"{', '.join(sorted(mounted)) or 'none'})",
-            )
-        found.append((check_adapter(given.name), source))
+    for each in listed:
+        if check or each.source.uri.startswith("pvc:"):
+            place = locate(each.source)
+            if place.scheme == "pvc" and place.host not in mounted:
+                names = ", ".join(sorted(mounted)) or "none"
+                return Refusal(
+                    conditions.CLAIM_NOT_MOUNTED,
+                    f"adapter {each.name} lies in claim {place.host}, which engines of {base.meta.name} do not "
+                    f"mount; add it to spec.adapters.volumeClaims of the BaseModel (mounted now: {names})",
+                )
+        found.append((each.name, each.source))
     return found
 
 

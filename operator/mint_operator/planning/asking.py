@@ -67,7 +67,7 @@ def ask(base: ObservedBase, waves: Sequence[ObservedWave], before: Asks = NOBODY
 
 def _ask(base: ObservedBase, wave: ObservedWave, before: Ask | None) -> Ask:
     same = before is not None and before.spec is wave.spec and before.base is base.spec
-    if before is not None and same and before.wave.stand == wave.stand:
+    if before is not None and same and before.wave.stand == wave.stand and _as_looked_up(before.wave, wave):
         return before if before.wave is wave else msgspec.structs.replace(before, wave=wave)
     found = resolve(wave, base) if wave.spec.train is None else training_wants(wave)
     if isinstance(found, Refusal):
@@ -81,6 +81,11 @@ def _ask(base: ObservedBase, wave: ObservedWave, before: Ask | None) -> Ask:
         slots=sum(want.slots for want in found),
         replicas=wave.spec.serve.replicas,
     )
+
+
+def _as_looked_up(old: ObservedWave, new: ObservedWave) -> bool:
+    """Whether what was looked up for a wave says the same: then it is the same object."""
+    return old.listed is new.listed and (new.listed is not None or old.unread == new.unread)
 
 
 def _wants(each: Ask | None) -> tuple[Want, ...]:

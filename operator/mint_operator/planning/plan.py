@@ -10,6 +10,7 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
 from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base
+from mint_operator.planning.lookup import may_use
 from mint_operator.planning.manifests import Manifest, redis_secret
 from mint_operator.planning.mapdiff import cleared
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot, TrainKnown
@@ -36,7 +37,7 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     outside = {wave.meta.key: wave for wave in snapshot.waves if not wave.meta.deleting}
     for key, wave in list(outside.items()):
         base = snapshot.bases.get(wave.base)
-        if base is not None and not base.meta.deleting and _may_use(wave, base):
+        if base is not None and not base.meta.deleting and may_use(wave, base):
             waves[wave.base].append(outside.pop(key))
     parts = {
         key: plan_base(snapshot, base, waves.get(key, ()), before.get(key))
@@ -60,12 +61,6 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     )
 
 
-def _may_use(wave: ObservedWave, base: ObservedBase) -> bool:
-    """A base serves its own namespace and its tenants'."""
-    namespace = wave.meta.namespace
-    return namespace == base.meta.namespace or any(tenant.namespace == namespace for tenant in base.spec.tenants)
-
-
 def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
     if wave.defect:
         return refused_status(wave, Refusal("InvalidRequest", wave.defect), snapshot.now)
@@ -73,7 +68,7 @@ def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
     namespace = wave.base.partition("/")[0]
     said = f"no BaseModel {name} in namespace {namespace}; create it, or name another in spec.baseModelRef"
     # Of a base that may not be used nothing is told, not even that it exists.
-    if base is not None and _may_use(wave, base):
+    if base is not None and may_use(wave, base):
         said = f"BaseModel {name} is being deleted"
     elif namespace != wave.meta.namespace:
         said += f"; it must also have namespace {wave.meta.namespace} among its spec.tenants"

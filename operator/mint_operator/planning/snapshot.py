@@ -10,6 +10,7 @@ import msgspec
 
 from mint_contracts.records import EngineView, Failure, MapState, Placement
 from mint_contracts.resources import AdapterWaveSpec, AdapterWaveStatus, BaseModelSpec, BaseModelStatus
+from mint_contracts.source import Source
 from mint_contracts.training import Policy
 from mint_contracts.training_records import TrainState
 from mint_operator.planning.sizes import Size
@@ -44,14 +45,27 @@ class ObservedBase(msgspec.Struct, frozen=True):
     defect: str = ""
 
 
+class Listed(msgspec.Struct, frozen=True, gc=False):
+    """One adapter that a wave's selector, manifest or pinned name has been found to mean."""
+
+    name: str
+    source: Source
+
+
 class ObservedWave(msgspec.Struct, frozen=True):
-    """An AdapterWave. `defect` says why its spec cannot be used; empty if it can."""
+    """An AdapterWave. `defect` says why its spec cannot be used; empty if it can.
+
+    `listed` is what had to be looked up of its adapters, as last read, and `unread` why that cannot be read now;
+    both are None where all is said in the spec, or nothing was ever read.
+    """
 
     meta: Meta
     spec: AdapterWaveSpec
     status: AdapterWaveStatus = AdapterWaveStatus()
     defect: str = ""
     stand: WaveStand | None = None  # worked out while planning, for a wave that trains
+    listed: tuple[Listed, ...] | None = None
+    unread: Failure | None = None
 
     @property
     def base(self) -> str:

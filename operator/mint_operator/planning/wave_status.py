@@ -36,7 +36,8 @@ class WaveFacts(msgspec.Struct, frozen=True):
 
 def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterWaveStatus:
     """The status of a wave that is not admitted."""
-    adapters = len(wave.spec.adapters.names) or len(wave.spec.adapters.sources)
+    given = wave.spec.adapters
+    adapters = len(given.names) or len(given.sources) or len(wave.listed or ())
     wanted = adapters * wave.spec.serve.replicas
     waiting = truth(not refusal.terminal)
     findings = [
@@ -61,7 +62,7 @@ def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterW
     unknown = conditions.MAP_UNAVAILABLE
     findings = [
         Finding("Ready", "Unknown", unknown, said),
-        Finding(conditions.ADMITTED, "True", conditions.ADMITTED, _admitted(facts)),
+        Finding(conditions.ADMITTED, "True", conditions.ADMITTED, _admitted(wave, facts)),
         Finding(conditions.PLACED, "Unknown", unknown, said),
         Finding("Progressing", "Unknown", unknown, said),
     ]
@@ -84,7 +85,7 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
     verdict = _verdict(facts, counts)
     findings = [
         verdict,
-        Finding(conditions.ADMITTED, "True", conditions.ADMITTED, _admitted(facts)),
+        Finding(conditions.ADMITTED, "True", conditions.ADMITTED, _admitted(wave, facts)),
         _placed(counts),
         _progressing(facts, verdict, counts),
     ]
@@ -103,9 +104,10 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
     )
 
 
-def _admitted(facts: WaveFacts) -> str:
+def _admitted(wave: ObservedWave, facts: WaveFacts) -> str:
     slots = sum(want.slots for want in facts.wants)
-    return f"{len(facts.wants)} adapters, {facts.wanted} copies, {slots} device slots"
+    said = f"{len(facts.wants)} adapters, {facts.wanted} copies, {slots} device slots"
+    return said if wave.unread is None else f"{said}; as last read, since now: {wave.unread.message}"
 
 
 def _counts(facts: WaveFacts) -> WaveCounts:

@@ -1,0 +1,94 @@
+"""Waves with what had to be looked up of their adapters; one of which nothing changed stays the same object."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from mint_operator.observing.wave_lists import Found, Lists
+from mint_operator.planning.lookup import Lookup, lookup
+from mint_operator.planning.snapshot import BaseMap, Listed, ObservedBase, ObservedWave
+
+NOTHING = Found()
+
+
+class _Made(msgspec.Struct, frozen=True):
+    """A wave as it was given out, and what it was made from."""
+
+    wave: ObservedWave
+    base: ObservedBase
+    lookup: Lookup
+    found: Found
+    made: ObservedWave
+
+
+class WaveAdapters:
+    """`attach` gives the waves; `changed` says whether any of its answers was new."""
+
+    def __init__(self, lists: Lists) -> None:
+        self._lists = lists
+        self._made: dict[str, _Made] = {}
+        self._placed: dict[str, tuple[Listed, ...]] = {}  # of waves of which nothing was read, as the map had them
+        self.changed = False
+
+    async def attach(
+        self, waves: Sequence[ObservedWave], bases: Mapping[str, ObservedBase], maps: Mapping[str, BaseMap]
+    ) -> tuple[ObservedWave, ...]:
+        """The waves, with what is known by now of the adapters that their selectors, manifests and pins mean.
+
+        What was never read since this operator began stands as the placement map has it: a wave that is served
+        goes on being served while its catalog or manifest is away.
+        """
+        asked = {wave.meta.key: its for wave in waves if (its := self._asked(wave, bases)) is not None}
+        await self._lists.refresh(set(asked.values()))
+        found = {key: self._lists.found.get(each, NOTHING) for key, each in asked.items()}
+        self._stand_in({key for key, each in found.items() if each.listed is None}, waves, maps)
+        before, self._made = self._made, {}
+        given = []
+        for wave in waves:
+            key = wave.meta.key
+            if key not in asked:
+                given.append(wave)
+                continue
+            each = found[key]
+            if each.listed is None and self._placed.get(key):
+                each = Found(self._placed[key], each.failure)
+            self._made[key] = made = _made(wave, bases[wave.base], asked[key], each, before.get(key))
+            given.append(made.made)
+        same = before.keys() == self._made.keys() and all(before[key] is each for key, each in self._made.items())
+        self.changed = not same
+        return tuple(given)
+
+    def _stand_in(self, unread: set[str], waves: Sequence[ObservedWave], maps: Mapping[str, BaseMap]) -> None:
+        """Remember what the map has of waves of which nothing was read: looked for once, when there is a map."""
+        self._placed = {key: listed for key, listed in self._placed.items() if key in unread}
+        new = {wave.meta.key for wave in waves if wave.meta.key in unread and wave.base in maps} - self._placed.keys()
+        if new:
+            self._placed |= dict.fromkeys(new, ()) | _as_placed(new, maps)
+
+    def _asked(self, wave: ObservedWave, bases: Mapping[str, ObservedBase]) -> Lookup | None:
+        base, last = bases.get(wave.base), self._made.get(wave.meta.key)
+        if base is None:
+            return None
+        if last is not None and last.wave.spec is wave.spec and last.base.spec is base.spec:
+            return last.lookup
+        return lookup(wave, base)
+
+
+def _made(wave: ObservedWave, base: ObservedBase, asked: Lookup, found: Found, before: _Made | None) -> _Made:
+    if before is not None and before.wave is wave and before.found == found:
+        return before if before.base is base else msgspec.structs.replace(before, base=base)
+    listed = found.listed
+    if before is not None and before.made.listed == listed:
+        listed = before.made.listed
+    return _Made(wave, base, asked, found, msgspec.structs.replace(wave, listed=listed, unread=found.failure))
+
+
+def _as_placed(waves: set[str], maps: Mapping[str, BaseMap]) -> dict[str, tuple[Listed, ...]]:
+    """The adapters that the placement map has of these waves, by wave."""
+    found: dict[str, list[Listed]] = {}
+    if waves:
+        for known in maps.values():
+            for each in (known.state.placements or known.remembered).values():
+                for wave in waves.intersection(each.waves):
+                    found.setdefault(wave, []).append(Listed(each.adapter, each.source))
+    return {wave: tuple(sorted(listed, key=lambda each: each.name)) for wave, listed in found.items()}

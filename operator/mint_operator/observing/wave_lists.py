@@ -1,0 +1,208 @@
+"""Looking up the adapters of waves, in the catalog and in manifests, beside the loop and within bounds.
+
+Level-based: the answers of one base's catalog are read again when its version has grown, all together, so that two
+waves that share an adapter never see two states of it; a manifest is read again every minute.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import msgspec
+import structlog
+from redis.exceptions import ResponseError
+
+from mint_contracts.backoff import delay_s
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.errors import AdapterNotFound, MapUnavailable, MintError
+from mint_contracts.names import split_asked
+from mint_contracts.records import Failure
+from mint_contracts.source import child
+from mint_operator.observing.manifest_file import READ_S, fetch
+from mint_operator.observing.wave_manifest import asked, entries
+from mint_operator.planning import conditions
+from mint_operator.planning.lookup import MOST_ADAPTERS, Lookup
+from mint_operator.planning.snapshot import Listed
+
+AT_ONCE = 4
+LOOK_S = 1.0  # the version of a catalog is asked for no more often
+REREAD_S = 60.0
+SHARE = 0.05  # of the time, at most, that reading again takes
+FIRST_RETRY_S = 1.0
+LONGEST_RETRY_S = 30.0
+
+Read = tuple[Listed, ...] | Failure
+
+log = structlog.get_logger()
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a lookup gave when it last worked (None: it never did), and why it does not work now."""
+
+    listed: tuple[Listed, ...] | None = None
+    failure: Failure | None = None
+
+
+class _Result(msgspec.Struct, frozen=True):
+    """What one reading gave, and how long it took."""
+
+    reads: Mapping[Lookup, Read]
+    took_s: float
+
+
+class _Work(msgspec.Struct):
+    """Reading that is under way, or when it is due again. `version` is the catalog's, as of the last reading."""
+
+    task: "asyncio.Task[_Result] | None" = None
+    version: int | None = None
+    due: float = 0.0
+    failures: int = 0
+
+
+class Lists:
+    """Answers by lookup. `wake` is called when there is a new one; all of it belongs to the loop."""
+
+    def __init__(self, reader: CatalogReader, wake: Callable[[], None], look_s: float = LOOK_S) -> None:
+        self._reader = reader
+        self._wake = wake
+        self._look_s = look_s
+        self._gates = {of: asyncio.Semaphore(AT_ONCE) for of in ("catalog", "manifest")}
+        self._work: dict[str | Lookup, _Work] = {}  # by base for what is known of its catalog, else by lookup
+        self._looked_at: dict[str, float] = {}
+        self._versions: dict[str, int] = {}
+        self.found: dict[Lookup, Found] = {}
+
+    async def refresh(self, wanted: Collection[Lookup]) -> None:
+        """Take what has been read, forget what nobody asks any more, and begin to read what is new or may be."""
+        self._forget(wanted)
+        now = asyncio.get_running_loop().time()
+        for key, work in self._work.items():
+            if work.task is not None and work.task.done():
+                self._take(key, work, now)
+        of_base: dict[str, list[Lookup]] = {}
+        for lookup in wanted:
+            if lookup.manifest:
+                self._begin(lookup, (lookup,), now)
+            else:
+                of_base.setdefault(lookup.base, []).append(lookup)
+        for base, lookups in of_base.items():
+            await self._look(base, now)
+            self._follow(base, lookups, now)
+
+    def _forget(self, wanted: Collection[Lookup]) -> None:
+        bases = {lookup.base for lookup in wanted}
+        self.found = {lookup: each for lookup, each in self.found.items() if lookup in wanted}
+        for key in [key for key in self._work if key not in (bases if isinstance(key, str) else wanted)]:
+            if task := self._work.pop(key).task:
+                task.cancel()
+
+    async def _look(self, base: str, now: float) -> None:
+        """Ask for the version of a base's catalog, now and then."""
+        if now - self._looked_at.get(base, float("-inf")) < self._look_s:
+            return
+        self._looked_at[base] = now
+        try:
+            self._versions[base] = (await self._reader.state(base)).version
+        except (MapUnavailable, ResponseError) as error:
+            log.warning("catalog not looked at", base=base, error=str(error))
+
+    def _follow(self, base: str, lookups: Sequence[Lookup], now: float) -> None:
+        """Read what is new at once; all else again if the catalog has changed since, or what could not be read."""
+        work, version = self._work.setdefault(base, _Work()), self._versions.get(base)
+        if work.version is None:
+            work.version = version
+        new = [lookup for lookup in lookups if lookup not in self.found]
+        for lookup in new:
+            self._begin(lookup, (lookup,), now)
+        if version != work.version:
+            if self._begin(base, [lookup for lookup in lookups if lookup in self.found], now):
+                work.version = version
+            return
+        failed = [each for each in lookups if (why := self._failure(each)) is not None and not why.terminal]
+        if failed:
+            self._begin(base, failed, now)
+
+    def _failure(self, lookup: Lookup) -> Failure | None:
+        found = self.found.get(lookup)
+        return None if found is None else found.failure
+
+    def _begin(self, key: str | Lookup, lookups: Sequence[Lookup], now: float) -> bool:
+        work = self._work.setdefault(key, _Work())
+        if work.task is not None or now < work.due:
+            return False
+        work.task = asyncio.create_task(self._read_all(lookups))
+        work.task.add_done_callback(lambda _: self._wake())
+        return True
+
+    def _take(self, key: str | Lookup, work: _Work, now: float) -> None:
+        """Enter what a reading gave. One that took long, or failed, is not soon done again."""
+        task, work.task = work.task, None
+        result = _Result({}, 0.0) if task is None or task.cancelled() else task.result()
+        for lookup, read in result.reads.items():
+            self._enter(lookup, read)
+        failed = any(isinstance(read, Failure) for read in result.reads.values())
+        work.failures = work.failures + 1 if failed else 0
+        rest = max(result.took_s / SHARE, self._look_s)
+        if failed:
+            rest = max(rest, delay_s(work.failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
+        elif not isinstance(key, str):
+            rest = max(rest, REREAD_S)
+        work.due = now + rest
+
+    def _enter(self, lookup: Lookup, read: Read) -> None:
+        before = self.found.get(lookup, Found())
+        if isinstance(read, Failure):
+            found = Found(before.listed, read)
+        elif before.listed is not None and before.listed == read:
+            found = Found(before.listed)
+        else:
+            found = Found(read)
+        if found != before or lookup not in self.found:
+            self.found[lookup] = found
+
+    async def _read_all(self, lookups: Sequence[Lookup]) -> _Result:
+        began = asyncio.get_running_loop().time()
+        reads = await asyncio.gather(*[self._read(lookup) for lookup in lookups])
+        return _Result(dict(zip(lookups, reads, strict=True)), asyncio.get_running_loop().time() - began)
+
+    async def _read(self, lookup: Lookup) -> Read:
+        try:
+            async with self._gates["manifest" if lookup.manifest else "catalog"], asyncio.timeout(READ_S):
+                if lookup.manifest:
+                    return await self._manifest(lookup)
+                return await (self._named(lookup) if lookup.names else self._selected(lookup))
+        except MintError as error:
+            return Failure(error.reason, str(error), terminal=error.terminal)
+        except (TimeoutError, ResponseError) as error:
+            said = f"what the wave names could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
+            return Failure("MapUnavailable", f"{said}; trying again", terminal=False)
+
+    async def _selected(self, lookup: Lookup) -> Read:
+        labels = dict(lookup.labels)
+        found = await self._reader.all(lookup.base, prefix=lookup.prefix, labels=labels, limit=MOST_ADAPTERS)
+        if len(found) > MOST_ADAPTERS:
+            said = f"the selector matches more than {MOST_ADAPTERS} adapters; narrow it, and make several waves"
+            return Failure(conditions.TOO_MANY_ADAPTERS, said, terminal=True)
+        return tuple(Listed(entry.name, entry.source) for entry in found)
+
+    async def _named(self, lookup: Lookup) -> Read:
+        return tuple([await self._one(lookup, name) for name in lookup.names])
+
+    async def _manifest(self, lookup: Lookup) -> Read:
+        data = await asyncio.to_thread(fetch, lookup.manifest)
+        found = []
+        for entry in await asyncio.to_thread(entries, lookup.manifest, data):
+            found.append(Listed(entry.name, entry.source) if entry.uri else await self._one(lookup, asked(entry)))
+        return tuple(found)
+
+    async def _one(self, lookup: Lookup, name: str) -> Listed:
+        """What one name means, with its revision or without. Raises AdapterNotFound."""
+        if lookup.store is not None and "@" not in name:
+            return Listed(name, child(lookup.store, name))
+        entry = await self._reader.find(lookup.base, *split_asked(name)) if lookup.catalog else None
+        if entry is None:
+            where = (
+                "is not in the catalog" if lookup.catalog else "has no uri, and there is neither catalog nor store"
+            )
+            said = f"{where} of BaseModel {lookup.base}; register it, or leave it out of the wave"
+            raise AdapterNotFound(f"adapter {name!r}", said)
+        return Listed(name, entry.source)

@@ -1,0 +1,46 @@
+"""What has to be looked up before a wave's adapters are known: in the base's catalog, or in a manifest. Pure."""
+
+import msgspec
+
+from mint_contracts.source import Source
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave
+
+MOST_ADAPTERS = 4096  # of one wave, as the CRD has it
+
+
+class Lookup(msgspec.Struct, frozen=True):
+    """Exactly one of the catalog's names, its entries by prefix and labels, and a manifest.
+
+    Waves that ask the same share the answer. `store` is where a name without a revision lies, if there is one.
+    """
+
+    base: str
+    names: tuple[str, ...] = ()
+    prefix: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    manifest: str = ""
+    store: Source | None = None
+    catalog: bool = True
+
+
+def may_use(wave: ObservedWave, base: ObservedBase) -> bool:
+    """A base serves its own namespace and its tenants'."""
+    namespace = wave.meta.namespace
+    return namespace == base.meta.namespace or any(tenant.namespace == namespace for tenant in base.spec.tenants)
+
+
+def lookup(wave: ObservedWave, base: ObservedBase) -> Lookup | None:
+    """What a wave needs looked up; None where its spec says all, or nothing can be asked."""
+    given, has_catalog = wave.spec.adapters, base.spec.catalog is not None
+    if wave.spec.train is not None or wave.defect or not may_use(wave, base):
+        return None
+    store = base.spec.adapters.store.source if base.spec.adapters.store else None
+    if given.manifest:
+        return Lookup(base=base.meta.key, manifest=given.manifest, store=store, catalog=has_catalog)
+    if not has_catalog:
+        return None
+    if given.selector is not None:
+        labels = tuple(sorted(given.selector.labels.items()))
+        return Lookup(base=base.meta.key, prefix=given.selector.prefix, labels=labels)
+    names = tuple(name for name in given.names if store is None or "@" in name)
+    return Lookup(base=base.meta.key, names=names) if names else None
