@@ -12,10 +12,12 @@ from mint_contracts.errors import AdapterNotFound, MintError, SourceNotFound
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
 from mint_engine.residency.copies import FORGET_S, Copy
-from mint_engine.residency.decide import CopyView, Wants, satisfied, stale, wanted_tier
+from mint_engine.residency.decide import CopyView, Wants, satisfied, wanted_tier
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.holding import AdapterStatus
 from mint_engine.residency.host import HostTier, Key
+from mint_engine.residency.succeeding import serves_on
+from mint_engine.residency.telling import tell
 
 
 class Books:
@@ -137,18 +139,29 @@ class Books:
         names, self._changed = self._changed, set()
         for name in names:
             self._settle(name, now)
-            self._tell(name)
+            told = tell(self, name)
+            if told is None:
+                self._told.pop(name, None)
+            else:
+                self._told[name] = told
         self.due |= names
 
     def for_request(self, adapter: str, told: Source | None = None) -> Copy:
         """The copy that a request made now is answered by. Raises AdapterNotFound.
 
-        It is a wave's, else the catalog's, which the request has been `told` of, else the store's.
+        It is a wave's, else the catalog's, which the request has been `told` of, else the store's; of a source that
+        has changed the older one, while the newer one is not here.
         """
         want, serving = self.wants.get(adapter), self.current.get(adapter)
         if want is not None:
             known = serving is not None and (serving.load is not None or self.tier(serving) is not Tier.REMOTE)
             return serving if serving is not None and known else self.copy_of((adapter, want.source))
+        copy = self._unwanted(adapter, told)
+        if serving is not None and serving.formerly == copy.source and serves_on(self, serving):
+            return serving
+        return copy
+
+    def _unwanted(self, adapter: str, told: Source | None) -> Copy:
         if told is not None:
             return self._told_of(adapter, told)
         if self.store is None:
@@ -189,19 +202,16 @@ class Books:
         return sorted(found, key=lambda each: each.adapter)
 
     def report(self) -> dict[str, records.Held]:
-        """What the map must know, by adapter: what new requests get.
-
-        Where a wave's source failed to load while an older revision serves on, the wave's source is told with that
-        failure, and with the tier and revision that do serve: the wave is not Ready, and requests still find it here.
-        Failures of adapters that no wave wants are left out: anybody can ask for a name that does not exist.
-        """
+        """What the map must know, by adapter (see `tell`)."""
         self.settle()
         return dict(self._told)
 
     def _settle(self, name: str, now: float) -> None:
         want = self.wants.get(name)
         if want is None:
-            self.current.pop(name, None)
+            serving = self.current.get(name)
+            if serving is not None and not serves_on(self, serving):
+                del self.current[name]
         else:
             copy = self.copies.get((name, want.source))
             if copy is not None and copy.slot is not None and want.residency is Tier.DEVICE:
@@ -210,7 +220,8 @@ class Books:
                 self.current[name] = copy
         for copy in list(self.of_adapter.get(name, ())):
             used = copy.users or copy.load is not None or copy.blocked(now) or self.wanted(copy)
-            if not used and self.tier(copy) in {Tier.DISK, Tier.REMOTE}:
+            awaited = want is None and name in self.current and copy.error is not None
+            if not (used or awaited) and self.tier(copy) in {Tier.DISK, Tier.REMOTE}:
                 self._forget(copy)
 
     def _forget(self, copy: Copy) -> None:
@@ -221,32 +232,3 @@ class Books:
         others = [each for each in self.of_adapter.pop(copy.adapter) if each is not copy]
         if others:
             self.of_adapter[copy.adapter] = others
-
-    def _tell(self, name: str) -> None:
-        """Bring what the map must know of an adapter up to date."""
-        told: records.Held | None = None
-        for copy in self.of_adapter.get(name, ()):
-            if self.tier(copy) is not Tier.REMOTE and not stale(self.view(copy), self.wants, self.store):
-                told = self._held(copy, copy.source, None)
-        want = self.wants.get(name)
-        if want is not None:
-            target, serving = self.copies.get((name, want.source)), self.current.get(name)
-            shown = serving if serving is not None and self.tier(serving) is not Tier.REMOTE else target
-            failure = target.failure if target is not None else None
-            if shown is not None and (self.tier(shown) is not Tier.REMOTE or failure is not None):
-                told = self._held(shown, want.source if failure else shown.source, failure)
-        if told is None:
-            self._told.pop(name, None)
-        else:
-            self._told[name] = told
-
-    def _held(self, copy: Copy, source: Source, failure: records.Failure | None) -> records.Held:
-        return records.Held(
-            adapter=copy.adapter,
-            source=source,
-            tier=self.tier(copy),
-            revision=copy.revision,
-            rank=copy.rank,
-            failure=failure,
-            bytes=copy.bytes,
-        )

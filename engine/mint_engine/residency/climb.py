@@ -108,12 +108,24 @@ class Climber:
         """
         packed = self._books.host.get(copy.key)
         if packed is None:
-            load = self._copy if self._books.disk.holds(copy.source) else self._fetch
-            packed = await load(lambda: self._loader.load(copy.source))
+            packed = await self._read(copy)
             if copy.goal.warmth >= Tier.HOST.warmth:
                 packed = await self._keep(copy, packed)
         copy.read(packed.revision, packed.rank, packed.nbytes)
         return packed
+
+    async def _read(self, copy: Copy) -> Packed:
+        """The packed adapter by way of the disk tier; notes what its source was before it was read."""
+        source, seen = copy.source, list[str | None]()
+
+        def work() -> Packed:
+            seen.append(self._loader.state(source))
+            return self._loader.load(source)
+
+        try:
+            return await (self._copy if self._books.disk.holds(source) else self._fetch)(work)
+        finally:
+            copy.state = seen[0] if seen else copy.state
 
     async def _keep(self, copy: Copy, packed: Packed) -> Packed:
         """Put an adapter into the host tier where it fits."""

@@ -29,6 +29,8 @@ class Copy:
     used: int = 0
     for_wave: bool = False
     told: bool = False  # the catalog has its adapter here, by the last request's word
+    state: str | None = None  # what a local source's files were when they were last read; "" where nothing was there
+    formerly: Source | None = None  # where this was, before that source's files changed
     goal: Tier = Tier.REMOTE  # what the running load is for
     load: "asyncio.Task[MintError | None] | None" = None
     error: MintError | None = None

@@ -58,7 +58,7 @@ def stale(view: CopyView, wants: Wants, store: Source | None) -> bool:
     """No new request can be answered by the copy: its adapter is now taken from elsewhere."""
     want = wants.get(view.adapter)
     if want is None:
-        return not view.told and (store is None or view.source != child(store, view.adapter))
+        return not (view.told or view.current) and (store is None or view.source != child(store, view.adapter))
     return view.source != want.source and not view.current
 
 

@@ -48,7 +48,8 @@ class Lending:
 
     async def read(self, adapter: str) -> Packed:
         """The revision that a request for the adapter would get now. Raises what loading it raises."""
-        source = self._books.for_request(check_adapter(adapter)).source
+        copy = self._books.for_request(check_adapter(adapter))
+        source = copy.formerly or copy.source
 
         def load() -> Packed:
             with self._loader.disk.using(source):

@@ -9,7 +9,7 @@ from weakref import WeakSet
 import structlog
 import torch
 
-from mint_contracts.errors import CorruptFile, SourceUnavailable
+from mint_contracts.errors import CorruptFile, MintError, SourceUnavailable
 from mint_contracts.source import Source, locate
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.check import Fit, check_packed
@@ -21,6 +21,8 @@ from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.local import state_of
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of, subject_of
+
+LOCAL = frozenset({"file", "pvc"})  # schemes of sources whose files may change under one name
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +57,15 @@ class Loader:
         except FileNotFoundError:  # another load of this source found other content, and replaced the file
             raise SourceUnavailable(subject_of(source), "changed while it was loaded; retrying") from None
 
+    def state(self, source: Source) -> str | None:
+        """What tells a local source's files from what they may be later, "" where there are none; None of others."""
+        if locate(source).scheme not in LOCAL:
+            return None
+        try:
+            return self._identity(source)
+        except MintError:
+            return ""
+
     def _open(self, path: Path, source: Source) -> Packed:
         subject = subject_of(source)
         packed = self._opener.open(path, subject)
@@ -84,6 +95,6 @@ class Loader:
         """
         told = hashlib.sha256(self._base.encode())
         location = locate(source)
-        if location.scheme in {"file", "pvc"}:
+        if location.scheme in LOCAL:
             told.update(state_of(location, (CONFIG, WEIGHTS, PACKED), subject_of(source)))
         return told.hexdigest()[:16]

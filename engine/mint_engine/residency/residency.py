@@ -29,9 +29,10 @@ from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.rate import LoadRate
-from mint_engine.residency.rounds import Rounds
+from mint_engine.residency.rounds import ROUND_S, Rounds
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.wanting import Queue
+from mint_engine.residency.watching import Watch
 
 WORKERS = 4  # loads for waves at once, and threads that wait for storage
 LOADS_WAITING = 256
@@ -55,11 +56,13 @@ class Residency:
         workers: int = WORKERS,
         loads_waiting: int = LOADS_WAITING,
         slot_wait_s: float = SLOT_WAIT_S,
+        round_s: float = ROUND_S,
     ) -> None:
         self.books = Books(host, loader.disk, store)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s)
         self._audit = Audit(self.books, self.slots, memory)
-        self._rounds = Rounds(memory)
+        watch = Watch(self.books, loader, self._start)
+        self._rounds = Rounds(memory, watch, self._changed, round_s)
         self._climber = Climber(self.books, self.slots, memory, loader, workers)
         self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
         self._wanted: dict[str, Assignment] = {}

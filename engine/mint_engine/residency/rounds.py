@@ -1,6 +1,9 @@
-"""What an engine looks at every few seconds because nobody tells it: whether slots are still in memory."""
+"""What an engine looks at every few seconds because nobody tells it: whether slots are still in memory, and whether
+local sources have changed.
+"""
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -21,17 +24,29 @@ class Tended(Protocol):
         ...
 
 
-class Rounds:
-    """Runs until it is cancelled."""
+class Watchful(Protocol):
+    """What may find that something has changed."""
 
-    def __init__(self, memory: Tended, every_s: float = ROUND_S) -> None:
-        self._memory, self._every_s = memory, every_s
+    async def look(self) -> bool:
+        """Whether it has."""
+        ...
+
+
+class Rounds:
+    """Runs until it is cancelled; calls `on_change` after what changed."""
+
+    def __init__(
+        self, memory: Tended, watch: Watchful, on_change: Callable[[], None], every_s: float = ROUND_S
+    ) -> None:
+        self._memory, self._watch, self._on_change, self._every_s = memory, watch, on_change, every_s
 
     async def run(self) -> None:
         """Look, and look again after a while."""
         while True:
             await asyncio.sleep(self._every_s)
             await self._tend()
+            if await self._watch.look():
+                self._on_change()
 
     async def _tend(self) -> None:
         try:

@@ -1,0 +1,74 @@
+"""Local sources that change while what they held is in memory: looked at in turn, since nobody tells the engine.
+
+Level-based: whatever a source's files are when it is looked at, that is what new requests get soon afterwards. A
+source that can not be read, or that is gone, changes nothing: what was loaded from it serves on.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+import structlog
+
+from mint_contracts.records import Tier
+from mint_contracts.source import Source
+from mint_engine.residency.books import Books
+from mint_engine.residency.copies import Copy
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.succeeding import serves_on, succeed
+
+AT_ONCE = 512  # sources a look: some 10 ms of stat on a local disk
+LOADS = 2  # at once for sources that have changed and that no wave wants
+
+log = structlog.get_logger(__name__)
+
+
+class Watch:
+    """Looks at the sources of one engine's copies. Belongs to the event loop."""
+
+    def __init__(self, books: Books, loader: Loader, start: Callable[[Copy, Tier], object]) -> None:
+        self._books, self._loader, self._start = books, loader, start
+        self._next = 0
+
+    async def look(self) -> bool:
+        """Look at the next sources, and begin to load what has changed; whether anything has."""
+        watched = [copy for copy in self._books.copies.values() if copy.state is not None and copy.load is None]
+        begin = self._next if self._next < len(watched) else 0
+        some = list(itertools.islice(watched, begin, begin + AT_ONCE))
+        self._next = begin + AT_ONCE
+        states = await asyncio.to_thread(self._states, [copy.source for copy in some])
+        changed = [copy for copy, state in zip(some, states, strict=True) if self._compare(copy, state)]
+        return self._renew() or bool(changed)
+
+    def _states(self, sources: list[Source]) -> list[str | None]:
+        return [self._loader.state(source) for source in sources]
+
+    def _compare(self, copy: Copy, state: str | None) -> bool:
+        """Act upon what a copy's source is now; whether it has changed since it was loaded."""
+        gone = self._books.copies.get(copy.key) is not copy or copy.load is not None
+        if gone or not state or state == copy.state:
+            return False
+        log.info("source_changed", adapter=copy.adapter, source=copy.source.uri, revision=copy.revision)
+        if self._books.tier(copy).warmth >= Tier.HOST.warmth:
+            succeed(self._books, copy)
+        elif copy.error is not None:  # what was wrong with it may be so no longer
+            copy.recovered()
+            copy.state = None
+            self._books.changed(copy)
+        elif self._books.wanted(copy):
+            self._start(copy, Tier.DISK)
+        return True
+
+    def _renew(self) -> bool:
+        """Load the new states of sources that no wave wants; of the others the keeper does."""
+        room = LOADS - len(self._books.loading)
+        began = 0
+        for older in list(self._books.current.values()):
+            if began >= room or older.formerly is None or older.adapter in self._books.wants:
+                continue
+            successor = self._books.copy_of((older.adapter, older.formerly))
+            broken = successor.error is not None and successor.error.terminal
+            if serves_on(self._books, older) and successor.load is None and not broken:
+                self._start(successor, self._books.tier(older))
+                began += 1
+        return began > 0
