@@ -5,6 +5,7 @@ Cold is: packed on local disk, neither in a slot nor in host memory. Warm is: in
 
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.bench.adapters import MADE, make_adapters, names
@@ -83,15 +84,18 @@ def _beside(bench: Bench) -> list[Row]:
             def ask(number: int) -> float:
                 work = bench.work(2 * number + bool(stream), requests=DECODING, adapters=tuple(busy))
                 found = bench.round(ours, work, "decode beside loads" if stream else "decode", stream=stream)
-                loads.extend([found["streamed"] / found["seconds"]] if stream else [])
+                for what, rate in ((loads, "streamed"), (disk, "read")) if stream else ():
+                    what.append(found[rate] / found["seconds"])
                 return percentile(found["gaps"], 95) * _MS
 
             return ask
 
         loads: list[float] = []
+        disk: list[float] = []
         gaps([])(10**6)
         found = take_turns(bench.rounds, {"idle": gaps([]), "loads": gaps(streaming)})
-    note = f"rank {RANK}, {DECODING} decode, {sum(loads) / len(loads):.0f} loads/s read from the disk"
+    speed = f"{median(loads):.0f} loads/s, {median(disk) / 1e6:.0f} MB/s read from the disk"
+    note = f"rank {RANK}, {DECODING} decode, {speed}"
     return [measured("serve.itl_p95_during_loads_over_idle", found["loads"], found["idle"], note)]
 
 

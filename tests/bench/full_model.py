@@ -24,9 +24,11 @@ from mint_engine.scheduling.request import Done, Event, Failed, Request, Samplin
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import build
+from tests.bench.merging import merge
 from tests.bench.speaking import Answer, serve
 
 _FIRST_S = 300.0
+_SHARD = "4GB"
 
 
 class Full:
@@ -41,17 +43,18 @@ class Full:
         torch.set_num_threads(count_threads())
         self._warm(Path(self._setup["small"]))
         base: Any = AutoModelForCausalLM.from_pretrained(self._setup["base"], dtype=torch.bfloat16)
-        base = base.to(choose_device(self._setup["device"]))
-        self._model = PeftModel.from_pretrained(base, self._setup["adapter"], autocast_adapter_dtype=False)
+        self._model = base.to(choose_device(self._setup["device"]))
+        if not self._setup["experts"]:
+            self._model = PeftModel.from_pretrained(base, self._setup["adapter"], autocast_adapter_dtype=False)
         return {}
 
     def hand_over(self) -> Answer:
         """Merge, save, load and ask; seconds of each, and of all."""
         merged = Path(self._setup["merged"])
         began = time.perf_counter()
-        model = self._model.merge_and_unload()
+        model = self._merged()
         at_merge = time.perf_counter()
-        model.save_pretrained(merged)
+        model.save_pretrained(merged, max_shard_size=_SHARD)  # what is saved at once is held twice
         at_save = time.perf_counter()
         self._model = model = None
         gc.collect()  # two of them would not fit everywhere; not counted
@@ -70,6 +73,13 @@ class Full:
             "first": done - at_load,
         }
         return {"seconds": sum(parts.values()), **parts}
+
+    def _merged(self) -> Any:
+        """By PEFT, or on experts, which PEFT can not merge, by ourselves."""
+        if not self._setup["experts"]:
+            return self._model.merge_and_unload()
+        merge(self._model, Path(self._setup["adapter"]))
+        return self._model
 
     def _warm(self, small: Path) -> None:
         """Hand a small model over once, so that no first use of anything is counted against the large one."""

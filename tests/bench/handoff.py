@@ -7,58 +7,90 @@ has the machine to itself in turn, since each holds the whole base; only what is
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig
 
 from tests.bench.adapters import WEIGHTS, names, write_config, write_weights
 from tests.bench.bench import Bench, Group
-from tests.bench.models import linears, write_dense_4b
+from tests.bench.memory import available_bytes
+from tests.bench.models import linears, nbytes, qwen3_4b, qwen3_30b_a3b, write_base
 from tests.bench.our_setup import Setup
-from tests.bench.places import scratch
+from tests.bench.places import bench_cache, scratch
 from tests.bench.rows import Row, measured
+from tests.bench.shapes import Shapes, expert_shapes
 
-RANK = 32
 PROMPT_TOKENS = 8  # few, so that handing over is measured, not reading a prompt
 HANDOFFS = 3  # revisions that one live engine is given in a round
 FULL_S = 1800.0
+# What a slice may take of free memory, where copies of what is saved or loaded come on top of it, and of free disk,
+# where it lies twice.
+_MEMORY_SHARE, _DISK_SHARE = 0.5, 0.4
 
 
-def _handoff(bench: Bench) -> list[Row]:
+class Kind(NamedTuple):
+    """One way to be large."""
+
+    metric: str
+    rank: int
+    config: Callable[[], PreTrainedConfig]
+    shapes: Callable[[Path], Shapes]
+
+
+def moe_slice() -> PreTrainedConfig:
+    """A slice of Qwen3-30B-A3B, as many layers as fit this machine."""
+    room = min(_MEMORY_SHARE * available_bytes(), _DISK_SHARE * shutil.disk_usage(bench_cache()).free)
+    one, two = (nbytes(qwen3_30b_a3b(layers)) for layers in (1, 2))
+    return qwen3_30b_a3b(max(1, min(48, int((room - 2 * one + two) // (two - one)))))
+
+
+DENSE = Kind("handoff.dense_over_full", 32, qwen3_4b, linears)
+MOE = Kind("handoff.moe_over_full", 1, moe_slice, expert_shapes)
+
+
+def _handoff(bench: Bench, kind: Kind) -> list[Row]:
     with scratch("handoff") as folder:
-        base = bench.base
+        base, what = bench.base, "the base that was asked for"
         if not (bench.quick or bench.chosen):
-            base = folder / "base"
+            base, config = folder / "base", kind.config()
+            what = f"{config.num_hidden_layers} layers, {nbytes(config) / 1e9:.1f} GB"
             base.mkdir()
-            with bench.doing("a random base of Qwen3-4B's shape, 8 GB") as step:
-                write_dense_4b(bench.base, base, lambda file: setattr(step, "note", file))
-        shapes = linears(base)
+            with bench.doing(f"a random {config.model_type} base of {what}") as step:
+                write_base(config, bench.base, base, lambda file: setattr(step, "note", file))
+        shapes = kind.shapes(base)
         with bench.doing("revisions of an adapter"):
-            revisions = [_revision(folder / f"revision{number}", shapes, number) for number in range(1 + HANDOFFS)]
+            revisions = [
+                _revision(folder / f"revision{number}", shapes, kind.rank, number) for number in range(1 + HANDOFFS)
+            ]
         ours: list[float] = []
         theirs: list[float] = []
         parts: list[dict[str, float]] = []
         for _ in range(bench.rounds):
-            ours += _publish(bench, base, folder / "store", revisions)
-            parts.append(_replace(bench, base, folder / "merged", revisions[0]))
+            ours += _publish(bench, kind, base, folder / "store", revisions)
+            parts.append(_replace(bench, base, folder / "merged", revisions[0], shapes))
             theirs.append(parts[-1]["seconds"])
         spent = ", ".join(f"{name} {parts[-1][name]:.1f} s" for name in ("merge", "save", "load", "first"))
         size = (revisions[0] / WEIGHTS).stat().st_size / 1e6
-        note = f"rank {RANK}, {size:.0f} MB; the full model's last round: {spent}"
-    return [measured("handoff.dense_over_full", ours, theirs, note)]
+        note = f"{what}; rank {kind.rank}, {size:.0f} MB; the full model's last round: {spent}"
+    return [measured(kind.metric, ours, theirs, note)]
 
 
-def _revision(folder: Path, shapes: dict[str, tuple[int, int]], number: int) -> Path:
+def _revision(folder: Path, shapes: Shapes, rank: int, number: int) -> Path:
     folder.mkdir()
-    write_weights(folder, shapes, RANK, seed=number)
-    write_config(folder, shapes, RANK, alpha=2.0 * RANK)
+    write_weights(folder, shapes, rank, seed=number)
+    write_config(folder, shapes, rank, alpha=2.0 * rank)
     return folder
 
 
-def _publish(bench: Bench, base: Path, store: Path, revisions: list[Path]) -> list[float]:
+def _publish(bench: Bench, kind: Kind, base: Path, store: Path, revisions: list[Path]) -> list[float]:
     """Seconds of each handoff to a live engine that serves the revision before."""
-    (name,) = names(RANK, 1)
+    (name,) = names(kind.rank, 1)
     shutil.rmtree(store, ignore_errors=True)
     with scratch("engine") as cache:
-        setup = Setup(str(base), str(cache), bench.device, f"file://{store}", RANK, slots=4, kv_bytes=256 << 20)
+        setup = Setup(str(base), str(cache), bench.device, f"file://{store}", kind.rank, slots=4, kv_bytes=256 << 20)
         with bench.ours(sys.executable, setup) as ours:
             bench.start(ours)
             taken = []
@@ -73,12 +105,13 @@ def _publish(bench: Bench, base: Path, store: Path, revisions: list[Path]) -> li
     return taken[1:]  # the first one found no older revision to take over from
 
 
-def _replace(bench: Bench, base: Path, merged: Path, revision: Path) -> dict[str, float]:
+def _replace(bench: Bench, base: Path, merged: Path, revision: Path, shapes: Shapes) -> dict[str, float]:
     """Seconds of handing the full model over, and of its parts."""
     setup = {
         "base": str(base),
         "small": str(bench.base),
         "adapter": str(revision),
+        "experts": any(".experts." in path for path in shapes),
         "merged": str(merged),
         "device": bench.device,
         "prompt": bench.work(0, requests=1, prompt_tokens=PROMPT_TOKENS).prompts()[0],
@@ -92,4 +125,4 @@ def _replace(bench: Bench, base: Path, merged: Path, revision: Path) -> dict[str
     return {key: float(value) for key, value in found.items()}
 
 
-GROUPS = (Group(("handoff.dense_over_full",), _handoff),)
+GROUPS = tuple(Group((kind.metric,), partial(_handoff, kind=kind)) for kind in (DENSE, MOE))

@@ -1,4 +1,4 @@
-"""The bases that are measured: the sample base in bfloat16, or a random dense model of Qwen3-4B's shape."""
+"""The bases that are measured: the sample base in bfloat16, or a random one of a larger model's shape."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config, Qwen3MoeConfig
 
 from tests.bench.places import bench_cache, made_once
 
@@ -45,12 +45,12 @@ def linears(base: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def write_dense_4b(tokenizer_from: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """A random model of Qwen3-4B's shape in bfloat16 (8 GB), with another base's tokenizer."""
+def write_base(config: PreTrainedConfig, tokenizer_from: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """A random model of that configuration, with another base's tokenizer."""
     for file in tokenizer_from.iterdir():
         if file.name.startswith(("tokenizer", "chat_template", "special_tokens")):
             shutil.copy(file, folder / file.name)
-    write_random(qwen3_4b(), folder, say)
+    write_random(config, folder, say)
 
 
 def qwen3_4b() -> PreTrainedConfig:
@@ -69,6 +69,33 @@ def qwen3_4b() -> PreTrainedConfig:
         eos_token_id=2,
         dtype="bfloat16",
     )
+
+
+def qwen3_30b_a3b(layers: int = 48) -> PreTrainedConfig:
+    """Qwen3-30B-A3B's shape, as its published config.json gives it, or a slice of as many layers."""
+    return Qwen3MoeConfig(
+        hidden_size=2048,
+        intermediate_size=6144,
+        moe_intermediate_size=768,
+        num_experts=128,
+        num_experts_per_tok=8,
+        norm_topk_prob=True,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,  # type: ignore[call-arg]
+        vocab_size=151936,
+        max_position_embeddings=40960,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        tie_word_embeddings=False,
+        eos_token_id=2,
+        dtype="bfloat16",
+    )
+
+
+def nbytes(config: PreTrainedConfig) -> int:
+    """Bytes of a model of that configuration in bfloat16."""
+    return 2 * sum(each.numel() for each in _empty(config).parameters())
 
 
 def write_random(config: PreTrainedConfig, folder: Path, say: Callable[[str], None]) -> None:

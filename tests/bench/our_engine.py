@@ -29,7 +29,7 @@ from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import build
 from mint_engine.sources.local import LocalFolder
-from tests.bench.memory import forget_pages, resident_bytes
+from tests.bench.memory import forget_pages, read_bytes, resident_bytes
 from tests.bench.our_setup import Setup
 from tests.bench.publishing import publish_packed
 from tests.bench.speaking import Answer, requests
@@ -80,6 +80,8 @@ class Engine:
         Meanwhile the adapters of `stream` pass through the slots that are left, over and over, read from the disk.
         """
         plan = msgspec.convert(work, Work)
+        if stream:
+            await asyncio.to_thread(self._forget)
         round_, streaming = Round(), asyncio.create_task(self._stream(stream))
         waiting = asyncio.Semaphore(plan.together)
 
@@ -87,12 +89,13 @@ class Engine:
             async with waiting:
                 await self._ask(plan.adapter(index), prompt, plan.new_tokens, round_)
 
+        before = read_bytes()
         try:
             await _all(client(index, prompt) for index, prompt in enumerate(plan.prompts()))
         finally:
             self._streaming = False
             streamed = await streaming
-        return {**round_.told(), "streamed": streamed}
+        return {**round_.told(), "streamed": streamed, "read": read_bytes() - before}
 
     async def hold(self, names: list[str], tier: str) -> Answer:
         """Have these adapters, and no others, wanted in `tier`; returns once they are there, and how long it took."""
@@ -163,11 +166,15 @@ class Engine:
                 async with self.residency.hold(next(turns)):
                     loaded += 1
                 if loaded % len(names) == 0:
-                    await asyncio.to_thread(forget_pages, self._cache)
+                    await asyncio.to_thread(self._forget)
 
         if names:
             await _all(one_after_another() for _ in range(STREAMS))
         return loaded
+
+    def _forget(self) -> None:
+        for path in self._cache.glob("*.mint"):
+            forget_pages(path)  # those in slots stay in memory
 
     async def _ask(self, adapter: str, prompt: list[int], new_tokens: int, round_: Round) -> None:
         began, ended = time.perf_counter(), asyncio.get_running_loop().create_future()

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.slots import Slots
 from tests.bench.adapters import WEIGHTS
-from tests.bench.memory import forget_pages, read_directly, resident_bytes
+from tests.bench.memory import forget_all, read_directly, resident_bytes
 from tests.bench.models import linears
 from tests.bench.shapes import MOE, moe_30b_a3b
 from tests.bench.speaking import Answer, serve
@@ -99,20 +99,28 @@ class Loads:
                 taken[way].append(time.perf_counter() - began)
         return {**{way: median(times) for way, times in taken.items()}, "taken_in": self._take_in()}
 
-    def stream(self) -> Answer:
-        """Bytes a second of all adapters from the disk into slots, and of direct reads of their files."""
+    def stream(self, number: int) -> Answer:
+        """Bytes a second of all adapters from the disk into slots, and of direct reads of their files.
+
+        Each begins with nothing of the files in memory, and they take turns at being first, as what lies below the
+        disk may keep something in its own.
+        """
         paths = sorted((self._cache / "adapters").glob("*.mint"))
         size = sum(path.stat().st_size for path in paths)
+        ways: list[tuple[str, Callable[[Any], object], Sequence[Any]]] = [
+            ("loads", self._packed, range(len(self._folders))),
+            ("direct", read_directly, paths),
+        ]
+        found: dict[str, float] = {}
         with ThreadPoolExecutor(COPY_THREADS) as threads:
-            seconds = []
-            for work, each in ((self._packed, range(len(self._folders))), (read_directly, paths)):
+            for way, work, each in ways if number % 2 else reversed(ways):
                 for slot in range(len(self._folders)):
                     self._slots.clear(slot)  # what is mapped is not forgotten
-                forget_pages(self._cache)
+                forget_all(paths)
                 began = time.perf_counter()
                 list(threads.map(work, each))
-                seconds.append(time.perf_counter() - began)
-        return {"loads": size / seconds[0], "direct": size / seconds[1]}
+                found[way] = size / (time.perf_counter() - began)
+        return {"loads": found["loads"], "direct": found["direct"]}
 
     def weigh(self) -> Answer:
         """What this process grows by with every adapter in host memory, all of it read, and what the tier counts."""
