@@ -21,18 +21,19 @@ TINY = Qwen3MoeConfig(  # type: ignore[call-arg]
 @pytest.mark.parametrize("rank", [1, 3])
 def test_merging_adds_each_linears_product_to_its_weights(tmp_path: Path, rank: int) -> None:
     TINY.save_pretrained(tmp_path)
-    model = AutoModelForCausalLM.from_config(TINY)  # type: ignore[no-untyped-call]
+    model = AutoModelForCausalLM.from_config(TINY).bfloat16()  # type: ignore[no-untyped-call]
     before = {name: each.clone() for name, each in model.state_dict().items()}
     shapes = expert_shapes(tmp_path)
     assert len(shapes) == 2 * (4 + 3 * 4)
     write_weights(tmp_path, shapes, rank, seed=1)
-    write_config(tmp_path, shapes, rank, alpha=5.0)
+    write_config(tmp_path, shapes, rank, alpha=200.0)
     merge(model, tmp_path)
     after, tensors = model.state_dict(), load_file(tmp_path / WEIGHTS)
     for path in shapes:
         a, b = (tensors[f"base_model.model.{path}.lora_{half}.weight"].float() for half in "AB")
-        grown = _weight(after, path) - _weight(before, path)
-        torch.testing.assert_close(grown, 5.0 / rank * b @ a, rtol=1e-2, atol=1e-4)
+        grown = _weight(after, path).float() - _weight(before, path).float()
+        assert grown.abs().mean() > 0.01
+        torch.testing.assert_close(grown, 200.0 / rank * b @ a, rtol=0.02, atol=2e-3)
     untouched = [name for name in before if "norm" in name or "embed" in name or ".gate." in name]
     assert untouched
     assert all(torch.equal(before[name], after[name]) for name in untouched)

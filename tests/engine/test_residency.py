@@ -110,6 +110,28 @@ async def test_a_slot_in_use_is_waited_for_and_refused_when_that_takes_too_long(
         await stack.aclose()
 
 
+async def test_loads_are_in_haste_while_as_many_requests_wait_as_run(scene: Callable[..., Scene]) -> None:
+    """Else a batch would stay half empty so that those in it run a little faster."""
+    here = scene(slots=4)
+    books = here.residency.books
+
+    def in_haste() -> bool:
+        return books.in_haste
+
+    assert in_haste(), "nobody runs"
+    async with here.residency.hold(NAMES[0]), here.residency.hold(NAMES[0]), asyncio.TaskGroup() as group:
+        assert not in_haste()
+        here.loader.gate.clear()
+        first, second = (group.create_task(once(here, name)) for name in NAMES[1:3])
+        await until(lambda: books.awaiting == 2)
+        assert in_haste()
+        second.cancel()
+        await until(lambda: not in_haste())
+        here.loader.gate.set()
+        await first
+        assert books.awaiting == 0
+
+
 async def test_too_many_loads_at_once_are_refused_with_a_time_to_come_back(scene: Callable[..., Scene]) -> None:
     here = scene(slots=4, loads_waiting=2)
     here.loader.gate.clear()

@@ -35,6 +35,7 @@ class Books:
         self.in_slots: dict[int, Copy] = {}
         self.loading: set[Copy] = set()
         self.serving = 0  # requests that have their slot
+        self.awaiting = 0  # requests that wait for theirs
         self.due: set[str] = set()  # adapters that the keeper must look at
         self._changed: set[str] = set()  # adapters to settle
         self._blocked: set[Copy] = set()
@@ -57,6 +58,11 @@ class Books:
     def changed(self, copy: Copy) -> None:
         """Note that something about a copy is no longer as it was."""
         self._changed.add(copy.adapter)
+
+    @property
+    def in_haste(self) -> bool:
+        """Loads matter more than steps: as many requests wait for one as run, or none runs."""
+        return self.awaiting >= self.serving
 
     def evicted(self, keys: Iterable[Key]) -> None:
         """Note that these have left the host tier."""

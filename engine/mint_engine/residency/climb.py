@@ -59,7 +59,7 @@ class Climber:
         self._fetching = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
         self._copying = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="copy")
         # A device of its own has its own time, and what copies to it wants to keep up with it.
-        self._gentle = Gentle(lambda: books.serving > 0 and not books.host.pinned)
+        self._gentle = Gentle(lambda: not (books.in_haste or books.host.pinned))
 
     def close(self) -> None:
         """Start nothing more."""

@@ -1,8 +1,7 @@
 """Which adapters are where on this engine: Remote, Disk, Host, Device; on demand and as the map asks.
 
 Level-based: a keeper compares what waves want with what there is, for the adapters of which either has changed, and
-takes the next steps that `decide` names. All state belongs to the event loop;
-blocking work runs on a few worker threads.
+takes the next steps that `decide` names. All state belongs to the event loop; blocking work runs on a few threads.
 """
 
 import asyncio
@@ -61,8 +60,7 @@ class Residency:
         self.books = Books(host, loader.disk, store)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s)
         self._audit = Audit(self.books, self.slots, memory)
-        watch = Watch(self.books, loader, self._start)
-        self._rounds = Rounds(memory, watch, self._changed, round_s)
+        self._rounds = Rounds(memory, Watch(self.books, loader, self._start), self._changed, round_s)
         self._climber = Climber(self.books, self.slots, memory, loader, workers)
         self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
         self._wanted: dict[str, Assignment] = {}
@@ -176,7 +174,11 @@ class Residency:
                 self._admit(copy)
                 load = self._start(copy, Tier.DEVICE)
             copy.goal = Tier.DEVICE
-            error = await asyncio.shield(load)
+            self.books.awaiting += 1
+            try:
+                error = await asyncio.shield(load)
+            finally:
+                self.books.awaiting -= 1
             if error is not None and copy.slot is None:
                 raise self.books.for_client(copy, again(error, error.retry_after_s))
         return copy.slot
