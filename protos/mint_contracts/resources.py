@@ -230,6 +230,14 @@ class TierCounts(_Camel, frozen=True):
     disk: int = 0
 
 
+class LoadingStatus(_Camel, frozen=True):
+    """Copies that engines are still to bring up, and how long that takes at the rates that they tell."""
+
+    copies: int = 0
+    eta_seconds: int | None = None  # unset while nothing loads, or while no engine has told its rate
+    eta: str = ""  # the same for people, e.g. "4m10s"
+
+
 class BaseModelStatus(_Camel, frozen=True):
     """What is true of a base now."""
 
@@ -239,6 +247,7 @@ class BaseModelStatus(_Camel, frozen=True):
     engines: EngineCounts = EngineCounts()
     slots: SlotCounts = SlotCounts()
     adapters: TierCounts = TierCounts()
+    loading: LoadingStatus = LoadingStatus()
 
 
 class WaveCounts(_Camel, frozen=True):
@@ -317,3 +326,4 @@ class AdapterWaveStatus(_Camel, frozen=True):
     engines: list[WaveEngine] = []
     failures: list[WaveFailure] = []
     training: TrainingStatus | None = None
+    loading: LoadingStatus = LoadingStatus()

@@ -98,6 +98,7 @@ def engine(
     alive: bool = True,
     failure: Failure | None = None,
     failures: Mapping[str, Failure] | None = None,
+    loads_per_s: float = 0.0,
 ) -> EngineView:
     name = f"smol-{ordinal}"
     record = EngineRecord(
@@ -112,6 +113,7 @@ def engine(
         map_version=1,
         sequence=1,
         failure=failure,
+        loads_per_s=loads_per_s,
     )
     holdings = {adapter: Held(adapter, source(adapter), tier) for adapter, tier in (held or {}).items()}
     for adapter, why in (failures or {}).items():

@@ -16,6 +16,7 @@ from mint_operator.placing.board import Limits
 from mint_operator.placing.placement import Placed, Task, adopted, place
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.admission import Admission, admit
+from mint_operator.planning.backlog import Backlogs, backlogs, of_base
 from mint_operator.planning.base_status import BaseFacts, base_status
 from mint_operator.planning.capacity import Demand
 from mint_operator.planning.elastic import Fleet, fleet, settled
@@ -39,6 +40,7 @@ class Known(msgspec.Struct, frozen=True):
     told: Told
     record: BaseRecord
     fleet: Fleet
+    backlogs: Backlogs
 
     def written(self, version: int) -> MapState:
         """The map's state once the plan's change is written."""
@@ -91,10 +93,12 @@ def plan_base(
     placed = None if task is None else place(task, before.placed if before else None)
     count, partition = _sized(flock, placed, engines)
     manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), count, partition)
-    told = statuses(waves, admission, placed, engines, status, now, before.told if before else None)
+    left = backlogs(placed.given, engines, before.backlogs if before else {}) if placed else {}
+    status = msgspec.structs.replace(status, loading=of_base(left))
+    told = statuses(waves, admission, placed, engines, status, now, before.told if before else None, left)
     assigned = _assigned(placed, before)
     record = _record(base)
-    found = Known(admission, engines, placed, assigned, told, record, flock)
+    found = Known(admission, engines, placed, assigned, told, record, flock, left)
     if known is None or placed is None:
         return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
     names = placed.changed if placed.task.existing is known.state.placements else None

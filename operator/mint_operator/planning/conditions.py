@@ -99,6 +99,15 @@ def stamp(now: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
 
 
+def span(seconds: int) -> str:
+    """A time for people: the two largest units."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
+
+
 def status_of(conditions: Sequence[Condition], kind: str) -> str:
     """The status of one condition; "" when it was never set."""
     return next((condition.status for condition in conditions if condition.type == kind), "")

@@ -9,6 +9,7 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_operator.placing.placement import Placed
 from mint_operator.planning.adapters import Refusal, Want
 from mint_operator.planning.admission import Admission
+from mint_operator.planning.backlog import Backlogs, Waits, of_wave, waits
 from mint_operator.planning.copies import copies
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.shards import differing, flat
@@ -26,6 +27,15 @@ class Basis(msgspec.Struct, frozen=True):
     refusal: Refusal | None
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """What all waves of the base are told by. `records` is None while the map is not known."""
+
+    records: Mapping[str, Placement] | None
+    engines: Mapping[str, Engine]
+    base: BaseModelStatus
+    backlogs: Backlogs
+
+
 class Told(msgspec.Struct, frozen=True):
     """The statuses, and what they were worked out from."""
 
@@ -34,6 +44,7 @@ class Told(msgspec.Struct, frozen=True):
     placed: Placed | None
     engines: Mapping[str, Engine]
     ready: object  # the base's Ready condition
+    waits: Mapping[str, Waits]
 
 
 def statuses(
@@ -43,53 +54,59 @@ def statuses(
     engines: Sequence[Engine],
     base: BaseModelStatus,
     now: float,
-    before: Told | None = None,
+    before: Told | None,
+    backlogs: Backlogs,
 ) -> Told:
     """Statuses of the waves of one base; `placed` is None while the map is not known."""
     by_name = {engine.name: engine for engine in engines}
     ready = next((found for found in base.conditions if found.type == "Ready"), None)
     stale = None if before is None else _stale(before, placed, by_name, ready)
     records = {} if placed is None else flat(placed.records) if stale is None else placed.records
-    found, bases = {}, {}
+    seen = Seen(None if placed is None else records, by_name, base, backlogs)
+    found, bases, waiting = {}, {}, {}
     for wave in waves:
         key = wave.meta.key
         basis = Basis(wave, admission.wanted(key), admission.refused.get(key))
         bases[key] = basis
         if before is not None and stale is not None and key not in stale and _same(before.bases.get(key), basis):
-            found[key], bases[key] = before.statuses[key], before.bases[key]
-            continue
-        found[key] = _status(basis, None if placed is None else records, by_name, base, now)
-    return Told(found, bases, placed, by_name, ready)
+            bases[key], waiting[key] = before.bases[key], before.waits[key]
+            found[key] = _later(before.statuses[key], waiting[key], backlogs)
+        else:
+            found[key], waiting[key] = _status(basis, seen, now)
+    return Told(found, bases, placed, by_name, ready, waiting)
 
 
-def _status(
-    basis: Basis,
-    records: Mapping[str, Placement] | None,
-    engines: Mapping[str, Engine],
-    base: BaseModelStatus,
-    now: float,
-) -> AdapterWaveStatus:
+def _later(status: AdapterWaveStatus, waits: Waits, backlogs: Backlogs) -> AdapterWaveStatus:
+    """The status of a wave whose engines have got on with the loads of others."""
+    loading = of_wave(waits, backlogs) if waits.copies else status.loading
+    return status if loading == status.loading else msgspec.structs.replace(status, loading=loading)
+
+
+def _status(basis: Basis, seen: Seen, now: float) -> tuple[AdapterWaveStatus, Waits]:
+    """The status of a wave, and what it waits for."""
     if basis.wave.stand is not None:
-        return _training(basis, basis.wave.stand, records, engines, base, now)
+        return _training(basis, basis.wave.stand, seen, now)
     if basis.refusal is not None:
-        return refused_status(basis.wave, basis.refusal, now)
-    facts = WaveFacts(wants=basis.wants, copies=copies(basis.wants, records or {}, engines), base=base)
-    return unknown_status(basis.wave, facts, now) if records is None else wave_status(basis.wave, facts, now)
+        return refused_status(basis.wave, basis.refusal, now), Waits()
+    facts, waiting = _facts(basis, seen)
+    if seen.records is None:
+        return unknown_status(basis.wave, facts, now), Waits()
+    return wave_status(basis.wave, facts, now), waiting
 
 
-def _training(
-    basis: Basis,
-    stand: WaveStand,
-    records: Mapping[str, Placement] | None,
-    engines: Mapping[str, Engine],
-    base: BaseModelStatus,
-    now: float,
-) -> AdapterWaveStatus:
-    served = None
-    if records is not None and basis.wants and basis.refusal is None:
-        facts = WaveFacts(wants=basis.wants, copies=copies(basis.wants, records, engines), base=base)
+def _training(basis: Basis, stand: WaveStand, seen: Seen, now: float) -> tuple[AdapterWaveStatus, Waits]:
+    served, waiting = None, Waits()
+    if seen.records is not None and basis.wants and basis.refusal is None:
+        facts, waiting = _facts(basis, seen)
         served = wave_status(basis.wave, facts, now)
-    return training_status(basis.wave, TrainFacts(stand, engines, served, basis.refusal, records is not None), now)
+    told = TrainFacts(stand, seen.engines, served, basis.refusal, seen.records is not None)
+    return training_status(basis.wave, told, now), waiting
+
+
+def _facts(basis: Basis, seen: Seen) -> tuple[WaveFacts, Waits]:
+    found = copies(basis.wants, seen.records or {}, seen.engines)
+    waiting = waits(found)
+    return WaveFacts(basis.wants, found, seen.base, of_wave(waiting, seen.backlogs)), waiting
 
 
 def _same(old: Basis | None, new: Basis) -> bool:

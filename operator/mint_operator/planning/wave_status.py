@@ -6,7 +6,14 @@ from collections.abc import Sequence
 import msgspec
 
 from mint_contracts.records import Tier
-from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus, WaveCounts, WaveEngine, WaveFailure
+from mint_contracts.resources import (
+    AdapterWaveStatus,
+    BaseModelStatus,
+    LoadingStatus,
+    WaveCounts,
+    WaveEngine,
+    WaveFailure,
+)
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal, Want
 from mint_operator.planning.conditions import Finding, truth
@@ -23,6 +30,7 @@ class WaveFacts(msgspec.Struct, frozen=True):
     wants: Sequence[Want]
     copies: Sequence[Copy]
     base: BaseModelStatus
+    loading: LoadingStatus = LoadingStatus()
 
     @property
     def wanted(self) -> int:
@@ -101,6 +109,7 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
             for copy in facts.standing(Standing.FAILED)[:MOST_FAILURES]
             if copy.failure is not None
         ],
+        loading=facts.loading,
     )
 
 

@@ -17,7 +17,7 @@ from mint_contracts.resources import (
 from mint_contracts.training_records import Progress, Stage
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal
-from mint_operator.planning.conditions import Finding, truth
+from mint_operator.planning.conditions import Finding, span, truth
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.planning.wave_status import FAILURE_MESSAGE_LENGTH, MOST_FAILURES
@@ -69,6 +69,7 @@ def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> Adapte
         engines=_engines(facts),
         failures=_failures(facts.stand),
         training=_training(facts.stand, counts),
+        loading=served.loading,
     )
 
 
@@ -208,15 +209,6 @@ def _eta(stand: WaveStand, counts: PolicyCounts) -> int | None:
     left = max((stand.train.steps - each.step) * pace for each, pace in zip(running, paces, strict=True))
     rounds = -(-counts.waiting // len(running))
     return round(left + rounds * stand.train.steps * sum(paces) / len(paces))
-
-
-def span(seconds: int) -> str:
-    """A time for people: the two largest units."""
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,0 +1,102 @@
+"""What engines still have to load, and how long that takes at the rate at which each says that it loads."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.records import Held, Tier
+from mint_contracts.resources import LoadingStatus
+from mint_operator.planning.conditions import span
+from mint_operator.planning.copies import Copy, Standing
+from mint_operator.planning.engines import AWAY_GRACE_S, Engine
+
+_NOTHING: Mapping[str, Tier] = {}
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """Of the copies that one engine is `given`, so many are not as warm yet as they should be, without a failure.
+
+    `takes_s`: seconds until they are; None where nobody can tell. What an engine that is away was given is brought up
+    by the others, once they wait for it no more.
+    """
+
+    given: Mapping[str, Tier]
+    held: Mapping[str, Held]
+    copies: int
+    takes_s: float | None = 0.0
+
+
+Backlogs = Mapping[str, Backlog]
+
+
+def backlogs(given: Mapping[str, Mapping[str, Tier]], engines: Sequence[Engine], before: Backlogs) -> Backlogs:
+    """By engine; counted anew only where what it is given or holds has changed since `before`."""
+    counted = {engine.name: _counted(engine, given.get(engine.name, _NOTHING), before) for engine in engines}
+    ready = [engine for engine in engines if engine.ready]
+    together = sum(_rate(engine) for engine in ready)
+    left = sum(counted[engine.name].copies for engine in ready)
+    found = {}
+    for engine in engines:
+        backlog = counted[engine.name]
+        takes_s = _seconds(backlog.copies, _rate(engine))
+        if backlog.copies and not engine.alive:
+            takes_s = _seconds(backlog.copies + left, together)
+            takes_s = None if takes_s is None else AWAY_GRACE_S + takes_s
+        same = takes_s == backlog.takes_s
+        found[engine.name] = backlog if same else msgspec.structs.replace(backlog, takes_s=takes_s)
+    return found
+
+
+def of_base(of: Backlogs) -> LoadingStatus:
+    """All that a base has to load: it is there when its slowest engine has done its part."""
+    return _status(sum(each.copies for each in of.values()), [each for each in of.values() if each.copies])
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """What a wave waits for: so many copies, on these engines."""
+
+    copies: int = 0
+    engines: frozenset[str] = frozenset()
+
+
+def waits(copies: Iterable[Copy]) -> Waits:
+    """What is still to be brought up of these copies."""
+    unready = [each.engine for each in copies if each.standing in {Standing.LOADING, Standing.AWAY}]
+    return Waits(len(unready), frozenset(unready))
+
+
+def of_wave(waits: Waits, of: Backlogs) -> LoadingStatus:
+    """A wave is there at the latest with the last of its engines' loads."""
+    return _status(waits.copies, [of[name] for name in sorted(waits.engines) if name in of])
+
+
+def _counted(engine: Engine, given: Mapping[str, Tier], before: Backlogs) -> Backlog:
+    last = before.get(engine.name)
+    if last is not None and last.given is given and last.held is engine.held:
+        return last
+    held = engine.held
+    copies = sum(_loads(held.get(name), tier) for name, tier in given.items())
+    return Backlog(given, held, copies, None)
+
+
+def _loads(held: Held | None, tier: Tier) -> bool:
+    return held is None or (held.failure is None and held.tier.warmth < tier.warmth)
+
+
+def _rate(engine: Engine) -> float:
+    return engine.record.loads_per_s if engine.record is not None else 0.0
+
+
+def _seconds(copies: int, per_s: float) -> float | None:
+    if not copies:
+        return 0.0
+    return copies / per_s if per_s > 0 else None
+
+
+def _status(copies: int, waited_for: Sequence[Backlog]) -> LoadingStatus:
+    known = [each.takes_s for each in waited_for if each.takes_s is not None]
+    if not copies or len(known) < len(waited_for) or not known:
+        return LoadingStatus(copies=copies)
+    seconds = math.ceil(max(known))
+    return LoadingStatus(copies=copies, eta_seconds=seconds, eta=span(seconds))
