@@ -11,6 +11,7 @@ from mint_contracts.resources import (
     AdapterWaveStatus,
     BaseModelRef,
     Serve,
+    Tenant,
     TrainingLimits,
     TrainingStore,
 )
@@ -27,9 +28,12 @@ STEPS = 10
 Trains = dict[str, dict[str, TrainAssignment]]
 
 
-def base(low: int = 1, high: int = 1, slots: int = 8, *, store: bool = True) -> ObservedBase:
+def base(
+    low: int = 1, high: int = 1, slots: int = 8, *, store: bool = True, tenants: Sequence[Tenant] = ()
+) -> ObservedBase:
     of = worlds.base(low, high, slots)
-    return msgspec.structs.replace(of, spec=msgspec.structs.replace(of.spec, training=TRAINING if store else None))
+    spec = msgspec.structs.replace(of.spec, training=TRAINING if store else None, tenants=list(tenants))
+    return msgspec.structs.replace(of, spec=spec)
 
 
 def training_wave(
@@ -42,9 +46,11 @@ def training_wave(
     priority: int = 0,
     status: AdapterWaveStatus | None = None,
     serve: Serve | None = None,
+    namespace: str = "team",
+    created: str = "2026-01-01T00:00:00Z",
     **fields: Any,
 ) -> ObservedWave:
-    """A wave of `count` policies named team/NAME-i."""
+    """A wave of `count` policies named NAMESPACE/NAME-i."""
     train = Train(
         policies=fields.pop("policies", Policies(count=count)),
         dataset=fields.pop("dataset", Dataset(lines=['{"prompt": "x", "answer": "y"}'])),
@@ -55,12 +61,12 @@ def training_wave(
         **fields,
     )
     spec = AdapterWaveSpec(
-        base_model_ref=BaseModelRef(name="smol"),
+        base_model_ref=BaseModelRef(name="smol", namespace="" if namespace == "team" else "team"),
         train=train,
         serve=serve or Serve(),
         priority=priority,
     )
-    meta = Meta(namespace="team", name=name, uid=run or f"uid-{name}", generation=1, created="2026-01-01T00:00:00Z")
+    meta = Meta(namespace, name, uid=run or f"uid-{name}", generation=1, created=created)
     return ObservedWave(meta=meta, spec=spec, status=status or AdapterWaveStatus())
 
 

@@ -11,7 +11,7 @@ from mint_operator.planning.asking import NOBODY, Ask, Asks, ask
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
-from mint_operator.planning.turns import by_namespace, in_turn
+from mint_operator.planning.turns import NOTHING, by_namespace, in_turn, quota
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -44,23 +44,25 @@ def admit(
     before: Admission | None = None,
     sizes: Mapping[str, Size] | None = None,
     reserved: capacity.Demand = capacity.NOTHING,
+    held: Mapping[str, int] = NOTHING,
 ) -> Admission:
     """Admit waves by turn. One that waits does not hold up a smaller one behind it, and is asked first next time.
 
-    `reserved` is what training takes: it holds leases and comes before every wave that only serves.
+    `reserved` is what training takes, which holds leases and comes before every wave that only serves; `held` the
+    slots that each namespace has of it, which count in its quota and its share.
     """
     asks = ask(base, waves, before.asks if before else NOBODY)
     sizes = sizes or {}
     limits, tenants = capacity.bounds(base), by_namespace(base.spec.tenants)
     shared = _shared_of(asks)
-    tally = _Tally(taken=reserved, by_namespace={}, merged={})
+    tally = _Tally(taken=reserved, by_namespace=dict(held), merged={})
     refused: dict[str, Refusal] = {}
     turns: dict[str, int] = {}
     waiting: list[str] = []
-    for each in in_turn(asks.by_wave.values(), tenants):
+    for each in in_turn(asks.by_wave.values(), tenants, held):
         key = each.wave.meta.key
-        quota = tenants[each.wave.meta.namespace].device_slots if each.wave.meta.namespace in tenants else 0
-        verdict = _add(tally, each, asks, shared.get(key, ()), limits, quota, sizes)
+        most = quota(tenants, each.wave.meta.namespace)
+        verdict = _add(tally, each, asks, shared.get(key, ()), limits, most, sizes)
         if verdict is None:
             turns[key] = len(turns)
             continue
@@ -85,7 +87,7 @@ def _add(
     asks: Asks,
     names: Sequence[str],
     limits: capacity.Bounds,
-    quota: int,
+    most: int,
     sizes: Mapping[str, Size],
 ) -> Refusal | None:
     """Count a wave in, or say why not. `names` are those of its adapters that others ask for too."""
@@ -96,8 +98,8 @@ def _add(
     verdict = (
         each.refusal
         or (_conflict(tally.merged, asks, key, names) if names else None)
-        or capacity.never(limits, each, quota, alone)
-        or capacity.over_quota(namespace, quota, tally.by_namespace.get(namespace, 0), more.slots)
+        or capacity.never(limits, each, most, alone)
+        or capacity.over_quota(namespace, most, tally.by_namespace.get(namespace, 0), more.slots)
         or capacity.now(limits, tally.taken, more)
     )
     if verdict is None:

@@ -69,7 +69,8 @@ def plan_base(
     training = prepared(base, waves, _running(snapshot, base, known, pods), known, trained, snapshot.inputs)
     waves = training.waves
     last = before.admission if before else None
-    admission = admit(base, waves, last, known.sizes if known else None, Demand(slots=training.demand))
+    sizes, taken = known.sizes if known else None, Demand(slots=training.demand)
+    admission = admit(base, waves, last, sizes, taken, training.held)
     refusal = _unusable(base)
     settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
     live = before.engines if before else ()

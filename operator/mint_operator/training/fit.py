@@ -6,6 +6,7 @@ from mint_contracts.training import Policies, Policy, Train
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
+from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.data import check_claims, inlined
 from mint_operator.training.policies import check, expand
 
@@ -38,6 +39,13 @@ def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies:
     engine, serve, slots = base.spec.engine, wave.spec.serve, base.spec.adapters.device_slots
     high = max(engine.replicas.min, engine.replicas.max)
     each = max(train.admission == "Gang", serve.replicas if serve.residency == "Device" else 0)
+    most = quota(by_namespace(base.spec.tenants), wave.meta.namespace)
+    if most and policies * each > most:
+        raise CapacityExceeded(
+            f"wave {wave.meta.name}",
+            f"wants {policies * each} device slots, but namespace {wave.meta.namespace} may hold {most} of the base; "
+            "ask for fewer policies, or have deviceSlots raised in its entry of spec.tenants of the BaseModel",
+        )
     if serve.replicas > high or policies * each > high * slots:
         raise CapacityExceeded(
             f"wave {wave.meta.name}",

@@ -51,16 +51,24 @@ def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
     return pins
 
 
-def fill(stand: WaveStand, pins: Mapping[str, str], slots: Slots, *, whole: bool = False) -> dict[str, str]:
-    """`pins` with as many of the others as have a free slot somewhere, in order; if `whole`, with all or none."""
+def fill(
+    stand: WaveStand, pins: Mapping[str, str], slots: Slots, *, whole: bool = False, most: int | None = None
+) -> dict[str, str]:
+    """`pins` with as many of the others as have a free slot somewhere, in order; if `whole`, with all or none.
+
+    `most`: no more than so many others.
+    """
     found = dict(pins)
-    if whole and slots.room() < len(stand.wants_slot) - len(found):
+    most = len(stand.wants_slot) if most is None else most
+    if whole and min(slots.room(), most) < len(stand.wants_slot) - len(found):
         return found
     near = Counter(found.values())
     home = {policy.name: policy.engine for policy in stand.policies}
     for name in stand.wants_slot:
         if name in found:
             continue
+        if len(found) - len(pins) >= most:
+            break
         engine: str | None = home[name] if slots.open(home[name]) else slots.best(near)
         if engine is None:
             break

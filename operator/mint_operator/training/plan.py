@@ -17,6 +17,7 @@ from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTr
 from mint_operator.planning import conditions
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, ObservedWave, TrainKnown
+from mint_operator.planning.turns import Turn, by_namespace, fair
 from mint_operator.training.diff import difference
 from mint_operator.training.fit import fitted
 from mint_operator.training.leases import Ground, leases
@@ -28,12 +29,13 @@ from mint_operator.training.stand import WaveStand, stands, wanting
 class Training(msgspec.Struct, frozen=True):
     """The waves of a base, those that train with their stand; and what they take of it.
 
-    `reserved` are the slots of each engine that policies have; `demand` those of all, with those that waves wait for
-    and should get; `engines` as many as policies train on.
+    `reserved` are the slots of each engine that policies have, `held` those of each namespace; `demand` those of all,
+    with those that waves wait for and should get; `engines` as many as policies train on.
     """
 
     waves: Sequence[ObservedWave]
     reserved: Mapping[str, int] = {}
+    held: Mapping[str, int] = {}
     demand: int = 0
     engines: int = 0
 
@@ -56,14 +58,19 @@ def prepared(
     stood = _without_conflicts(stood, order)
     slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known))
     kept = {key: keep(stood[key], slots) for key in order}
-    room = Room(base, [wave for wave in waves if wave.spec.train is None], slots, sum(map(len, kept.values())))
-    for key in order:
+    held, ended = Counter[str](), Counter[str]()
+    for key, wave in training.items():
+        held[wave.meta.namespace] += len(kept[key])
+        ended[wave.meta.namespace] += _published(wave, stood[key])
+    room = Room(base, [wave for wave in waves if wave.spec.train is None], slots, held, ended)
+    for key in _in_turn(base, training, stood, order, held):
         stood[key] = begun(training[key], stood[key], kept[key], room)
     reserved = Counter(engine for stand in stood.values() for engine in stand.pins.values())
     ordinals = {engine.name: engine.ordinal for engine in engines}
     return Training(
         waves=[msgspec.structs.replace(wave, stand=stood.get(wave.meta.key)) for wave in waves],
         reserved=dict(reserved),
+        held=dict(room.held),
         demand=room.demand,
         engines=max((ordinals[name] + 1 for name in reserved), default=0),
     )
@@ -102,6 +109,32 @@ def _stand(
     stand = WaveStand(train=train, policies=stood, unfit=unfit)
     needy = () if unfit else wanting(train, stood, stopped=stand.stopped)
     return msgspec.structs.replace(stand, wants_slot=needy)
+
+
+def _in_turn(
+    base: ObservedBase,
+    training: Mapping[str, ObservedWave],
+    stood: Mapping[str, WaveStand],
+    order: Sequence[str],
+    held: Mapping[str, int],
+) -> list[str]:
+    """Waves that train already, then the others as namespaces take turns; what policies hold counts for theirs."""
+
+    def turn_of(key: str) -> Turn:
+        meta = training[key].meta
+        return Turn(training[key].spec.priority, meta.namespace, len(stood[key].wants_slot))
+
+    leased = [key for key in order if stood[key].leased]
+    others = [key for key in order if not stood[key].leased]
+    return leased + fair(others, turn_of, by_namespace(base.spec.tenants), held)
+
+
+def _published(wave: ObservedWave, stand: WaveStand) -> int:
+    """Slots of the revisions that are held as the wave serves them, its policies having ended."""
+    if wave.spec.serve.residency != "Device":
+        return 0
+    ended = [each for each in stand.policies if each.ended(stand.train.steps) and each.progress]
+    return wave.spec.serve.replicas * sum(each.progress.published is not None for each in ended if each.progress)
 
 
 def _without_conflicts(stood: Mapping[str, WaveStand], order: Sequence[str]) -> dict[str, WaveStand]:

@@ -1,24 +1,46 @@
 """Which waves may begin to train in the room that serving leaves, and how much more room is worth making."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from mint_contracts.records import Failure
 from mint_operator.planning import conditions
+from mint_operator.planning.adapters import Refusal
+from mint_operator.planning.capacity import over_quota
+from mint_operator.planning.conditions import ADMITTED, status_of
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
+from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.place import Slots, fill
 from mint_operator.training.stand import WaveStand
 
 
 class Room:
-    """Slots of a base while waves that train are let in, one after another. Mutable, and local to one plan."""
+    """Slots of a base while waves that train are let in, one after another. Mutable, and local to one plan.
 
-    def __init__(self, base: ObservedBase, serving: Sequence[ObservedWave], slots: Slots, held: int) -> None:
+    `held` are the slots that policies of each namespace have, `served` those of what they have published.
+    """
+
+    def __init__(
+        self,
+        base: ObservedBase,
+        serving: Sequence[ObservedWave],
+        slots: Slots,
+        held: Mapping[str, int],
+        served: Mapping[str, int],
+    ) -> None:
         replicas = base.spec.engine.replicas
         self.slots = slots
         self.total = max(replicas.min, replicas.max) * base.spec.adapters.device_slots
-        self.demand = held
+        self.held = Counter(held)
+        self.demand = self.held.total()
         self._serving = serving
+        self._tenants = by_namespace(base.spec.tenants)
+        self._served = Counter(served)
+        for wave in serving:
+            if wave.spec.serve.residency == "Device" and status_of(wave.status.conditions, ADMITTED) == "True":
+                self._served[wave.meta.namespace] += wave.status.counts.wanted
 
     def serving(self, least_priority: int | None = None) -> int:
         """Slots that serving waves want, all or those of at least this priority."""
@@ -33,6 +55,23 @@ class Room:
         """Whether a serving wave that comes first waits for slots: what is free is its."""
         return any(_waits(each) and turn(each) < turn(wave) for each in self._serving)
 
+    def over_quota(self, wave: ObservedWave, more: int) -> Refusal | None:
+        """Why a wave's namespace may not have so many slots more."""
+        namespace = wave.meta.namespace
+        taken = self.held[namespace] + self._served[namespace]
+        return over_quota(namespace, quota(self._tenants, namespace), taken, more)
+
+    def left(self, wave: ObservedWave) -> int:
+        """Slots that a wave's namespace may still have."""
+        namespace = wave.meta.namespace
+        most = quota(self._tenants, namespace) or self.total
+        return max(0, most - self.held[namespace] - self._served[namespace])
+
+    def take(self, wave: ObservedWave, count: int) -> None:
+        """Policies of a wave have got slots."""
+        self.held[wave.meta.namespace] += count
+        self.demand += count
+
 
 def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: Room) -> WaveStand:
     """The stand with a place for every policy that trains, or with the reason why the wave waits."""
@@ -40,17 +79,23 @@ def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: R
     if not missing:
         return msgspec.structs.replace(stand, pins=kept)
     gang = stand.train.admission == "Gang"
+    over = room.over_quota(wave, missing if gang else 1)
+    if over is not None:
+        waiting = None if kept else Failure(over.reason, over.message, terminal=False)
+        return msgspec.structs.replace(stand, pins=kept, waiting=waiting)
     free = 0 if room.held_back(wave) and not kept else room.slots.room()
-    pins = fill(stand, kept, room.slots, whole=gang) if free else dict(kept)
-    room.demand += len(pins) - len(kept)
-    _ask_for_more(wave, stand, len(stand.wants_slot) - len(pins), room)
+    may = room.left(wave)
+    pins = fill(stand, kept, room.slots, whole=gang, most=may) if free else dict(kept)
+    room.take(wave, len(pins) - len(kept))
+    _ask_for_more(wave, stand, min(len(stand.wants_slot) - len(pins), room.left(wave)), room)
     if pins:
         return msgspec.structs.replace(stand, pins=pins)
     said = (
         f"needs {missing if gang else 1} device slots for its policies; engines that answer have {room.slots.room()} "
         f"free of the base's {room.total}, which waves before it may be waiting for"
     )
-    return msgspec.structs.replace(stand, waiting=said)
+    waiting = Failure(conditions.WAITING_FOR_CAPACITY, said, terminal=False)
+    return msgspec.structs.replace(stand, waiting=waiting)
 
 
 def _ask_for_more(wave: ObservedWave, stand: WaveStand, missing: int, room: Room) -> None:

@@ -58,7 +58,7 @@ class WaveStand(msgspec.Struct, frozen=True):
     wants_slot: tuple[str, ...] = ()
     pins: Mapping[str, str] = {}
     unfit: Failure | None = None
-    waiting: str = ""
+    waiting: Failure | None = None
 
     @property
     def stopped(self) -> bool:

@@ -42,10 +42,8 @@ class TrainFacts(msgspec.Struct, frozen=True):
     @property
     def refusal(self) -> Refusal | None:
         """Why nothing is trained."""
-        if self.stand.unfit is not None:
-            return Refusal(self.stand.unfit.reason, self.stand.unfit.message, self.stand.unfit.terminal)
-        waits = Refusal(conditions.WAITING_FOR_CAPACITY, self.stand.waiting, terminal=False)
-        return waits if self.stand.waiting else None
+        why = self.stand.unfit or self.stand.waiting
+        return None if why is None else Refusal(why.reason, why.message, why.terminal)
 
 
 def training_status(wave: ObservedWave, facts: TrainFacts, now: float) -> AdapterWaveStatus:

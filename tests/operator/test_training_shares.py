@@ -1,0 +1,95 @@
+"""Waves that train count in quotas and shares of namespaces as waves that serve do."""
+
+from mint_contracts.resources import Serve, Tenant
+from mint_contracts.training_records import Stage
+from tests.operator import worlds
+from tests.operator.training_worlds import STEPS, World, base, engines, named, published, training_wave
+
+ACME = Tenant(namespace="acme", device_slots=4)
+OTHER = Tenant(namespace="other")
+
+
+def admitted(world: World, name: str) -> tuple[str, str]:
+    found = next(each for each in world.status(name).conditions if each.type == "Admitted")
+    return found.status, found.reason
+
+
+def test_what_a_namespace_trains_counts_in_its_quota_when_it_serves() -> None:
+    world = World(base(slots=8, tenants=[ACME]), [training_wave("w", 3, namespace="acme")], engines(1))
+    world.step()
+    world.waves.append(worlds.wave("s", ["a", "b"], namespace="acme"))
+    world.step()
+    assert len(world.leases) == 3
+    assert admitted(world, "s") == ("False", "WaitingForQuota")
+    world.waves[1] = worlds.wave("s", ["a"], namespace="acme")
+    world.step()
+    assert admitted(world, "s") == ("True", "Admitted")
+
+
+def test_what_a_namespace_serves_counts_in_its_quota_when_it_trains() -> None:
+    world = World(base(slots=8, tenants=[ACME]), [worlds.wave("s", ["a", "b"], namespace="acme")], engines(1))
+    world.step()
+    world.waves.append(training_wave("w", 3, namespace="acme"))
+    world.step()
+    assert world.leases == {}
+    assert admitted(world, "w") == ("False", "WaitingForQuota")
+    del world.waves[0]
+    world.step()
+    assert len(world.leases) == 3
+
+
+def test_an_elastic_wave_trains_as_much_as_its_quota_allows() -> None:
+    elastic = training_wave("w", 6, namespace="acme", admission="Elastic", serve=Serve(residency="Host"))
+    world = World(base(slots=8, tenants=[ACME]), [elastic], engines(1))
+    world.step()
+    world.step()
+    assert len(world.leases) == 4
+    world.say(Stage.COMPLETE, STEPS, "acme/w-0", published=published(STEPS))
+    world.step()
+    assert len([name for name in world.leases if name != "acme/w-0"]) == 4
+
+
+def test_what_was_trained_and_is_served_counts_on() -> None:
+    world = World(base(slots=8, tenants=[ACME]), [training_wave("v", 3, namespace="acme")], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    world.waves.append(training_wave("w", 2, namespace="acme"))
+    world.step()
+    assert admitted(world, "w") == ("False", "WaitingForQuota")
+
+
+def test_a_wave_larger_than_its_namespaces_quota_says_so_at_once() -> None:
+    world = World(base(slots=8, tenants=[ACME]), [training_wave("w", 5, namespace="acme")], engines(1))
+    world.step()
+    assert world.status("w").phase == "Failed"
+    assert admitted(world, "w") == ("False", "CapacityExceeded")
+
+
+def test_namespaces_take_turns_in_training_and_what_one_trains_counts_against_it() -> None:
+    of = base(slots=8, tenants=[OTHER])
+    world = World(of, [training_wave("first", 4), worlds.wave("s", ["a", "b", "c", "d"])], engines(1))
+    world.step()
+    assert len(world.leases) == 4
+    world.step()
+    world.waves += [
+        training_wave("second", 4, created="2026-01-02T00:00:00Z"),
+        training_wave("theirs", 4, namespace="other", created="2026-01-03T00:00:00Z"),
+    ]
+    del world.waves[1]
+    world.step()
+    world.step()
+    assert set(world.leases) == {*named("first", range(4)), *(f"other/theirs-{index}" for index in range(4))}
+
+
+def test_what_a_namespace_trains_counts_in_its_share_when_it_serves() -> None:
+    of = base(slots=8, tenants=[OTHER])
+    world = World(of, [training_wave("w", 4)], engines(1))
+    world.step()
+    world.waves += [
+        worlds.wave("ours", ["a", "b", "c"], created="2026-01-02T00:00:00Z"),
+        worlds.wave("theirs", ["d", "e", "f"], namespace="other", created="2026-01-03T00:00:00Z"),
+    ]
+    world.step()
+    assert admitted(world, "theirs") == ("True", "Admitted")
+    assert admitted(world, "ours") == ("False", "WaitingForCapacity")
