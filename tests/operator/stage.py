@@ -118,6 +118,7 @@ class Stage:
     redis: Redis
     epoch: int = 1
     release: Release = RELEASE
+    ahead_s: float = 0.0  # of the clock by which the operator plans
     loop: Loop = field(init=False)
     dirt: Dirt = field(init=False)
     applier: Applier = field(init=False)
@@ -136,7 +137,9 @@ class Stage:
         maps = Maps(MapWriter(self.redis, epoch), view, TrainWriter(self.redis, epoch), training)
         self.applier = Applier(self.kube, maps, self.dirt, self.feed)
         adapters = WaveAdapters(Lists(CatalogReader(self.redis), self.dirt.wake, look_s=0.0))
-        self.loop = Loop(Observer(cluster, view, training, inputs, adapters, self.release), self.applier, self.dirt)
+        observer = Observer(cluster, view, training, inputs, adapters, self.release)
+        observer.clock = lambda: time.time() + self.ahead_s
+        self.loop = Loop(observer, self.applier, self.dirt)
         return self.loop
 
     @property

@@ -1,7 +1,7 @@
 """Building a snapshot from the API server and Redis."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -40,6 +40,7 @@ class Observer:
         self._maps: dict[str, BaseMap] = {}
         self._redis_ok = True
         self.quiet = False  # the last look found nothing new in the map
+        self.clock: Callable[[], float] = time.time  # seconds since 1970, by which the operator plans
 
     async def observe(self, parts: frozenset[Part], apply_failures: Mapping[str, Failure]) -> Snapshot:
         """A snapshot of now. Raises KubeError; a Redis that is away is part of the picture instead."""
@@ -50,7 +51,7 @@ class Observer:
         self.quiet = self.quiet and not changed and not self._adapters.changed
         await self._inputs.refresh(parts, cluster.waves)
         return Snapshot(
-            now=time.time(),
+            now=self.clock(),
             release=self._release,
             bases=cluster.bases,
             waves=waves,
