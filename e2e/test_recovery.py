@@ -1,52 +1,13 @@
 """Whatever dies comes back, tells the truth while away, and clients that retry lose nothing."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from e2e import release
-from e2e.samples import GOOD, TRAINED
+from e2e.asking import NAMES, lost, while_asking
+from e2e.samples import GOOD
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, base_model, wave
-from mint_contracts.errors import MintError, Unavailable
-from mint_gateway.client import Answer, Client, question
-
-NAMES = [adapter.name for adapter in TRAINED]
-TRIES = 20  # of one request whose stream was cut: what the error tells a client to do
-
-
-async def _answer(client: Client, adapter: str) -> Answer:
-    for _ in range(TRIES):
-        try:
-            return await client.answer(question("What is the sea?", adapter=adapter, max_tokens=12))
-        except Unavailable as error:
-            last = error
-    raise last
-
-
-async def _while_asking(world: World, act: Callable[[], Awaitable[None]]) -> list[Answer | MintError]:
-    """Ask all adapters and the bare base over and over while `act` runs; every outcome."""
-    outcomes: list[Answer | MintError] = []
-    done = asyncio.Event()
-
-    async def go_on(client: Client, adapter: str) -> None:
-        while not done.is_set():
-            try:
-                outcomes.append(await _answer(client, adapter))
-            except MintError as error:
-                outcomes.append(error)
-
-    async with Client(world.gateway, patience_s=60) as client, asyncio.TaskGroup() as group:
-        for adapter in ["", *NAMES]:
-            group.create_task(go_on(client, adapter))
-        await act()
-        done.set()
-    return outcomes
-
-
-def _lost(outcomes: list[Answer | MintError]) -> list[MintError]:
-    assert outcomes
-    return [outcome for outcome in outcomes if isinstance(outcome, MintError)]
 
 
 async def test_a_killed_engine_comes_back_with_its_adapters_and_clients_lose_nothing(
@@ -66,9 +27,9 @@ async def test_a_killed_engine_comes_back_with_its_adapters_and_clients_lose_not
         await asyncio.to_thread(until, "another pod", lambda: _uid(world, victim) not in {"", before})
         await asyncio.to_thread(world.kube.wait, "adapterwave/survivor", "Ready", NAMESPACE)
 
-    outcomes = await _while_asking(world, kill)
+    outcomes = await while_asking(world, kill)
 
-    assert _lost(outcomes) == []
+    assert lost(outcomes) == []
     assert told[0]["reason"] in {"EnginesAway", "EnginesStarting", "BaseLoading", "AdaptersLoading"}, told
     assert world.status("adapterwave", "survivor")["counts"]["ready"] == len(NAMES)
 
@@ -111,8 +72,8 @@ async def test_serving_goes_on_without_the_operator_and_state_is_right_afterward
     async def kill() -> None:
         await asyncio.to_thread(_kill_pods, world, "operator")
 
-    outcomes = await _while_asking(world, kill)
-    assert _lost(outcomes) == []
+    outcomes = await while_asking(world, kill)
+    assert lost(outcomes) == []
     waves("after-operator", wave([GOOD[3].name]))
     world.kube.wait("adapterwave/after-operator", "Ready", NAMESPACE)
     world.kube.wait("adapterwave/steady", "Ready", NAMESPACE)
@@ -125,8 +86,8 @@ async def test_serving_goes_on_without_redis_and_state_is_right_afterwards(world
     async def kill() -> None:
         await asyncio.to_thread(_kill_pods, world, "redis")
 
-    outcomes = await _while_asking(world, kill)
-    assert _lost(outcomes) == []
+    outcomes = await while_asking(world, kill)
+    assert lost(outcomes) == []
     waves("after-redis", wave([GOOD[4].name]))
     world.kube.wait("adapterwave/after-redis", "Ready", NAMESPACE)
     world.kube.wait("adapterwave/remembered", "Ready", NAMESPACE)

@@ -1,0 +1,47 @@
+"""Asking everything over and over while something happens to the cluster."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from e2e.samples import TRAINED
+from e2e.world import World
+from mint_contracts.errors import MintError, Unavailable
+from mint_gateway.client import Answer, Client, question
+
+NAMES = [adapter.name for adapter in TRAINED]
+TRIES = 20  # of one request whose stream was cut: what the error tells a client to do
+
+
+async def while_asking(world: World, act: Callable[[], Awaitable[None]]) -> list[Answer | MintError]:
+    """Ask all adapters and the bare base over and over while `act` runs; every outcome."""
+    outcomes: list[Answer | MintError] = []
+    done = asyncio.Event()
+
+    async def go_on(client: Client, adapter: str) -> None:
+        while not done.is_set():
+            try:
+                outcomes.append(await _answer(client, adapter))
+            except MintError as error:
+                outcomes.append(error)
+
+    async with Client(world.gateway, patience_s=60) as client, asyncio.TaskGroup() as group:
+        for adapter in ["", *NAMES]:
+            group.create_task(go_on(client, adapter))
+        await act()
+        done.set()
+    return outcomes
+
+
+def lost(outcomes: list[Answer | MintError]) -> list[MintError]:
+    """What was not answered."""
+    assert outcomes
+    return [outcome for outcome in outcomes if isinstance(outcome, MintError)]
+
+
+async def _answer(client: Client, adapter: str) -> Answer:
+    for _ in range(TRIES):
+        try:
+            return await client.answer(question("What is the sea?", adapter=adapter, max_tokens=12))
+        except Unavailable as error:
+            last = error
+    raise last
