@@ -52,7 +52,7 @@ def _bar(row: Row, top: float, middle: float, half: float) -> list[str]:
         _text(_WIDTH - _RIGHT + 12, base + 8, figures, _FAINT, size=10),
     ]
     if beyond is not None:
-        reach = max(-1.0, min(1.0, math.log(beyond) / _REACH)) * half
+        reach = max(-1.0, min(1.0, math.log(max(beyond, 1e-9)) / _REACH)) * half
         left, width = min(middle, middle + reach), max(1.5, abs(reach))
         parts.append(
             f'<rect x="{left:.1f}" y="{top + 4}" width="{width:.1f}" height="18" rx="2" fill="{_colour(row)}"/>'

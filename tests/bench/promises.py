@@ -99,6 +99,7 @@ SCALE: tuple[Promise, ...] = (
     Promise("scale.register_over_redis", "adapters/s", "HSET of the same lines, pipelined", "ours/theirs", ">=", 0.5),
     _limit("scale.rebuild_1e6_s", "s", "own registration", 1.5),
     _limit("scale.resolve_p99_ms", "ms", "one GET round trip", 2.0),
+    _bound("scale.two_replicas_failed_share", "share", 0.0),
 )
 """What `make bench-scale` measures; the others are `make bench`'s."""
 

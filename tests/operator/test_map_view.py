@@ -2,13 +2,14 @@
 
 import asyncio
 
+import pytest
 from redis.asyncio import Redis
 
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
-from mint_operator.observing.dirt import EVERYTHING, Dirt, Part
+from mint_operator.observing.dirt import EVERYTHING, RESYNC, Dirt, Part
 from mint_operator.observing.map_view import MapView
 from tests.operator.stage import PlayedEngine
 
@@ -86,17 +87,32 @@ async def test_dirt_gathers_marks_from_any_thread_beside_what_was_noted() -> Non
 async def test_dirt_resyncs_without_any_mark() -> None:
     dirt = Dirt(resync_s=0.01)
     await dirt.take()
-    assert await dirt.take() == EVERYTHING
+    assert await dirt.take() == RESYNC
 
 
 async def test_dirt_resyncs_in_time_however_often_something_is_marked() -> None:
     dirt, looks = Dirt(resync_s=0.5), 0
     await dirt.take()
     dirt.mark(Part.MAP)
-    while await dirt.take() != EVERYTHING:
+    while not await dirt.take() >= RESYNC:
         looks += 1
         dirt.mark(Part.MAP)
     assert looks <= 10  # at most one every debounce of 0.05 s
+
+
+async def test_who_has_changed_an_object_does_not_wait_until_reports_have_gathered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mint_operator.observing.dirt.DEBOUNCE_S", 3600.0)
+    monkeypatch.setattr("mint_operator.observing.dirt.MOST_DEBOUNCE_S", 3600.0)
+    monkeypatch.setattr("mint_operator.observing.dirt.HEARTS_EVERY_S", 3600.0)
+    dirt = Dirt(resync_s=3600.0)
+    assert await dirt.take() == EVERYTHING
+    dirt.mark(Part.MAP)
+    taking = asyncio.create_task(dirt.take())
+    dirt.wake()
+    async with asyncio.timeout(30.0):
+        assert await taking == {Part.MAP}
 
 
 async def test_dirt_marks_what_is_owed_later_at_the_earliest_time_asked_for() -> None:

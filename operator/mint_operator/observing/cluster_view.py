@@ -1,8 +1,11 @@
-"""The Kubernetes half of observation: lists of our objects, read again only for the parts that are dirty."""
+"""The Kubernetes half of observation: lists of our objects, read again only for the parts that are dirty.
+
+The lists of the resync are read beside the passes, so that nobody who has changed an object waits for them.
+"""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +19,13 @@ from mint_operator.planning.manifests import MANAGED_BY, MANAGER, REDIS_SECRET
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, ObservedWave
 
 OURS = f"{MANAGED_BY}={MANAGER}"
+LISTING_SHARE = 0.1  # of the time, at most, goes into lists that only look for what the watch has missed
+_LISTED = {Part.BASES: "BaseModel", Part.WAVES: "AdapterWave", Part.PODS: "Pod"}
 _CHILDREN = ("Service", "ServiceAccount", "PodDisruptionBudget")
+
+
+_Stores = Mapping[str, Store[Any]]
+_Lists = Mapping[str, list[msgspec.Raw]]
 
 
 class ClusterView:
@@ -31,6 +40,9 @@ class ClusterView:
         self._bases = Store(_base)
         self._waves = Store(_wave)
         self._pods = Store(_pod)
+        self._stores: _Stores = {"BaseModel": self._bases, "AdapterWave": self._waves, "Pod": self._pods}
+        self._listing: asyncio.Task[_Lists] | None = None
+        self._list_at = 0.0  # not before; by the loop's clock
         self.bases: dict[str, ObservedBase] = {}
         self.waves: tuple[ObservedWave, ...] = ()
         self.pods: dict[str, tuple[EnginePod, ...]] = {}
@@ -48,17 +60,18 @@ class ClusterView:
         A part is replaced whole, and only if all of it could be read.
         """
         news = self._feed.take()  # before listing: what a listing misses comes after this
-        changed = bool(parts - {Part.MAP})
-        stores: dict[str, Store[Any]] = {"BaseModel": self._bases, "AdapterWave": self._waves, "Pod": self._pods}
+        changed = bool(parts - {Part.MAP, Part.WHOLE})
         for each in news:
-            changed |= stores[each.kind].take(each)
-        listed = {Part.BASES: "BaseModel", Part.WAVES: "AdapterWave", Part.PODS: "Pod"}
-        lists = {
-            kind: self._items(kind, OURS if kind == "Pod" else "") for part, kind in listed.items() if part in parts
-        }
-        found = await asyncio.gather(*lists.values())
-        for kind, raws in zip(lists, found, strict=True):
-            stores[kind].replace(raws)
+            changed |= self._stores[each.kind].take(each)
+        dirty = [kind for part, kind in _LISTED.items() if part in parts]
+        if dirty:
+            self._end_listing()
+            self._replace(await self._lists(dirty))
+        elif self._listing is not None and self._listing.done():
+            self._replace(self._end_listing() or {})
+            changed = True
+        if Part.WHOLE in parts and self._listing is None and asyncio.get_running_loop().time() >= self._list_at:
+            self._listing = asyncio.create_task(self._lists(list(_LISTED.values())))
         if changed or news:
             self._arrange()
         if Part.STATEFULSETS in parts:
@@ -66,6 +79,31 @@ class ClusterView:
         if Part.CHILDREN in parts:  # after the bases, whose namespaces it asks for
             self._children = await self._read_children()
         return changed
+
+    def _lists(self, kinds: Sequence[str]) -> Coroutine[Any, Any, _Lists]:
+        """Lists of these kinds; what is sighted from now on counts beside what they will say."""
+        for kind in kinds:
+            self._stores[kind].begin()
+        return self._read_lists(kinds)
+
+    async def _read_lists(self, kinds: Sequence[str]) -> _Lists:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        found = await asyncio.gather(*[self._items(kind, OURS if kind == "Pod" else "") for kind in kinds])
+        self._list_at = loop.time() + (loop.time() - began) / LISTING_SHARE
+        return dict(zip(kinds, found, strict=True))
+
+    def _end_listing(self) -> _Lists | None:
+        """What was listed beside the passes, if that has ended. Raises KubeError."""
+        listing, self._listing = self._listing, None
+        if listing is not None and not listing.done():
+            listing.cancel()
+            return None
+        return None if listing is None else listing.result()
+
+    def _replace(self, lists: _Lists) -> None:
+        for kind, raws in lists.items():
+            self._stores[kind].replace(raws)
 
     def _arrange(self) -> None:
         self.bases = {base.meta.key: base for base in self._bases.objects.values()}

@@ -14,11 +14,16 @@ class Part(StrEnum):
     STATEFULSETS = "statefulsets"
     CHILDREN = "children"  # services, budgets, accounts, secrets: nobody else touches them, so only resync looks
     MAP = "map"
+    WHOLE = "whole"  # what the watch keeps up to date is to be listed again, beside the passes
 
 
-EVERYTHING = frozenset(Part)
+EVERYTHING = frozenset(Part) - {Part.WHOLE}  # listed now, and waited for
+RESYNC = frozenset({Part.STATEFULSETS, Part.CHILDREN, Part.MAP, Part.WHOLE})
 DEBOUNCE_S = 0.05
 MOST_DEBOUNCE_S = 1.0
+ASKED_DEBOUNCE_S = 0.05  # where somebody has changed an object, and waits
+MOST_ASKED_DEBOUNCE_S = 0.25
+ASKED_SHARE = 0.25  # of what the last pass took: less than for engines' reports, which come in crowds
 HEARTS_EVERY_S = 2.0  # engines that fall silent tell nobody: the map is looked at this often in any case
 RESYNC_S = 15.0  # the watch tells of changes at once; this finds what it missed
 RESYNC_SHARE = 0.1  # of the loop's time, at most: where a look at everything takes long, it is rarer than RESYNC_S
@@ -30,11 +35,13 @@ class Dirt:
     def __init__(self, resync_s: float = RESYNC_S) -> None:
         self._loop = asyncio.get_running_loop()
         self._resync_s = resync_s
-        self._resync_at = self._loop.time()  # the first look is at everything
+        self._due = EVERYTHING  # the first look
+        self._resync_at = self._loop.time()
         self._taken_at = self._loop.time()
         self._whole_since: float | None = None  # when the loop took everything, if that is what it now works on
         self._parts: set[Part] = set()
         self._marked = asyncio.Event()
+        self._asked = asyncio.Event()
         self._later: dict[Part, asyncio.TimerHandle] = {}
 
     def mark(self, part: Part) -> None:
@@ -42,8 +49,8 @@ class Dirt:
         self._loop.call_soon_threadsafe(self._mark, part)
 
     def wake(self) -> None:
-        """Look soon, at whatever there is to see without listing anything. From any thread."""
-        self._loop.call_soon_threadsafe(self._marked.set)
+        """Look very soon, at what the watch has seen: somebody has changed an object. From any thread."""
+        self._loop.call_soon_threadsafe(self._ask)
 
     def mark_in(self, part: Part, after_s: float) -> None:
         """Mark it after a while, for what is owed by then; of several for one part the earliest counts."""
@@ -58,7 +65,7 @@ class Dirt:
         self._parts.add(part)
 
     async def take(self) -> frozenset[Part]:
-        """Wait for a mark and a little longer for those that follow; everything, once it is time for that again.
+        """Wait for a mark and a little longer for those that follow; the resync, once it is time for that again.
 
         Marks never put that time off: heartbeats mark the map more often than it comes.
         """
@@ -70,22 +77,39 @@ class Dirt:
         with suppress(TimeoutError):
             async with asyncio.timeout_at(min(self._resync_at, now + HEARTS_EVERY_S)):
                 await self._marked.wait()
-                # The longer a pass takes, the more it should gather: planning never takes more than half the time.
-                await asyncio.sleep(min(max(DEBOUNCE_S, busy_s), MOST_DEBOUNCE_S))
+                await self._gather(busy_s)
         if self._loop.time() >= self._resync_at:
             self._whole_since = self._loop.time()
-            self._parts.update(Part)
+            self._parts |= self._due
+            self._due = RESYNC
         if not self._parts and not self._marked.is_set():
             self._parts.add(Part.MAP)
         parts = frozenset(self._parts)
         self._taken_at = self._loop.time()
         self._parts.clear()
         self._marked.clear()
+        self._asked.clear()
         return parts
 
     def __len__(self) -> int:
         """How many parts are marked."""
         return len(self._parts)
+
+    async def _gather(self, busy_s: float) -> None:
+        """Let more come: the longer a pass takes, the more, so that planning never takes more than half the time.
+
+        Who has changed an object waits less.
+        """
+        began = self._loop.time()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(max(DEBOUNCE_S, busy_s), MOST_DEBOUNCE_S)):
+                await self._asked.wait()
+                enough = min(max(ASKED_DEBOUNCE_S, ASKED_SHARE * busy_s), MOST_ASKED_DEBOUNCE_S)
+                await asyncio.sleep(max(ASKED_DEBOUNCE_S, began + enough - self._loop.time()))
+
+    def _ask(self) -> None:
+        self._asked.set()
+        self._marked.set()
 
     def _mark(self, part: Part) -> None:
         self._parts.add(part)

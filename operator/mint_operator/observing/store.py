@@ -20,13 +20,21 @@ class Store(Generic[T]):
     def __init__(self, decode_as: Callable[[bytes | msgspec.Raw, T | None], T]) -> None:
         self._decode = decode_as
         self._versions: dict[str, int] = {}
+        self._meanwhile: set[str] = set()  # sighted since the listing began
         self.objects: dict[str, T] = {}
 
+    def begin(self) -> None:
+        """A listing begins: what is sighted from here on is not older than what it will say."""
+        self._meanwhile = set()
+
     def replace(self, raws: Iterable[bytes | msgspec.Raw]) -> None:
-        """A whole listing: what it lacks is gone."""
-        objects, versions = {}, {}
+        """The whole listing: what it lacks is gone, but for what was sighted since it began."""
+        kept = self._meanwhile & self.objects.keys()
+        objects, versions = {uid: self.objects[uid] for uid in kept}, {uid: self._versions[uid] for uid in kept}
         for raw in raws:
             uid, version = decode.identity(raw)
+            if uid in self._meanwhile and uid not in kept:
+                continue  # deleted since: a uid never comes back
             known = self._versions.get(uid, -1)
             if known >= version:
                 objects[uid], versions[uid] = self.objects[uid], known
@@ -37,6 +45,7 @@ class Store(Generic[T]):
     def take(self, news: News) -> bool:
         """One sighting; returns whether anything is new."""
         uid, version = decode.identity(news.raw)
+        self._meanwhile.add(uid)
         if news.gone:
             self._versions.pop(uid, None)
             return self.objects.pop(uid, None) is not None

@@ -29,7 +29,7 @@ class InputsView:
 
     async def refresh(self, parts: frozenset[Part], waves: Sequence[ObservedWave]) -> None:
         """Read again, if waves may name something new. One that cannot be read now stays as it was."""
-        if Part.WAVES not in parts:
+        if not parts & {Part.WAVES, Part.WHOLE}:
             return
         named = sorted(
             {

@@ -1,0 +1,109 @@
+"""The planner over a thousand engines and hundreds of waves: what holds for small worlds holds for large ones.
+
+Each example draws a few numbers that a whole world is built from, so that few examples reach far.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_contracts.records import Placement, Tier
+from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.snapshot import ObservedWave, Snapshot
+from tests.operator.worlds import KEY, base, engine, placed, snapshot, wave
+
+ENGINES, SLOTS = 1000, 8
+AT_SCALE = settings(max_examples=4, deadline=None)
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> Snapshot:
+    """Waves that together want from a tenth to twice of what the engines can hold; some share adapters."""
+    chance, share = random.Random(draw(st.integers(0, 1 << 32))), draw(st.sampled_from([0.1, 0.8, 1.0, 2.0]))
+    waves: list[ObservedWave] = []
+    wanted = 0
+    while wanted < share * ENGINES * SLOTS:
+        count, replicas = chance.randint(1, 64), chance.choice([1, 1, 1, 2, 5])
+        names = chance.sample(range(20_000), count)
+        waves.append(
+            wave(
+                f"w{len(waves):04d}",
+                [f"a/{name:05d}" for name in names],
+                replicas=replicas,
+                residency=chance.choice(["Device", "Device", "Device", "Host"]),
+                priority=chance.randint(-1, 1),
+            )
+        )
+        wanted += count * replicas
+    views = [engine(ordinal) for ordinal in range(ENGINES)]
+    return snapshot(base(ENGINES, ENGINES, SLOTS), waves, views, placements={})
+
+
+@given(crowds())
+@AT_SCALE
+def test_what_is_admitted_is_placed_whole_and_within_every_engine(of: Snapshot) -> None:
+    found = plan(of)
+    now = placed(found)
+    admitted = [each for each in of.waves if found.wave_statuses[each.meta.key].phase == "Placing"]
+    assert admitted
+    assert now.keys() == {name for each in admitted for name in each.spec.adapters.names}
+    for each in admitted:
+        assert all(len(now[name].places) >= each.spec.serve.replicas for name in each.spec.adapters.names)
+    for placement in now.values():
+        assert len({place.engine for place in placement.places}) == len(placement.places)
+    assert max(in_slots(now).values(), default=0) <= SLOTS
+
+
+@given(crowds(), st.integers(1, 50), st.randoms(use_true_random=False))
+@AT_SCALE
+def test_when_engines_die_no_more_moves_than_they_held(of: Snapshot, dead: int, chance: random.Random) -> None:
+    first = plan(of)
+    before = placed(first)
+    gone = {f"smol-{ordinal}" for ordinal in chance.sample(range(ENGINES), dead)}
+    views = [engine(ordinal, alive=f"smol-{ordinal}" not in gone) for ordinal in range(ENGINES)]
+    later = carried_out(of, first)
+    known = msgspec.structs.replace(later.maps[KEY], engines=tuple(views), away_s=dict.fromkeys(gone, 60.0))
+    now = placed(plan(msgspec.structs.replace(later, maps={KEY: known}), first.known), before)
+    lost = sum(place.engine in gone for each in before.values() for place in each.places)
+    moved = sum(len(engines_of(each) - engines_of(now[name])) for name, each in before.items())
+    assert moved <= 1.05 * lost
+    assert max(in_slots(now).values(), default=0) <= SLOTS
+
+
+@given(crowds(), st.randoms(use_true_random=False))
+@AT_SCALE
+def test_a_changed_wave_is_planned_as_from_nothing_and_moves_no_other(of: Snapshot, chance: random.Random) -> None:
+    first = plan(of)
+    before = placed(first)
+    waves = list(of.waves)
+    index = chance.randrange(len(waves))
+    old = waves[index]
+    waves[index] = wave(old.meta.name, [f"b/{number}" for number in range(chance.randint(1, 8))])
+    later = msgspec.structs.replace(carried_out(of, first), waves=tuple(waves))
+    whole, step = plan(later), plan(later, first.known)
+    assert {name: engines_of(each) for name, each in placed(step, before).items()} == {
+        name: engines_of(each) for name, each in placed(whole, before).items()
+    }
+    shared = set(old.spec.adapters.names)
+    for name, each in placed(step, before).items():
+        if name in before and name not in shared:
+            assert engines_of(before[name]) <= engines_of(each) or len(each.places) < len(before[name].places)
+
+
+def carried_out(of: Snapshot, found: Plan) -> Snapshot:
+    known = msgspec.structs.replace(of.maps[KEY], state=found.known[KEY].written(2))
+    return msgspec.structs.replace(of, maps={KEY: known})
+
+
+def in_slots(placements: Mapping[str, Placement]) -> Counter[str]:
+    """Device copies by engine."""
+    places = [place for placement in placements.values() for place in placement.places]
+    return Counter(place.engine for place in places if place.residency is Tier.DEVICE)
+
+
+def engines_of(placement: Placement) -> set[str]:
+    return {place.engine for place in placement.places}
