@@ -7,7 +7,8 @@
 -- (2 bytes each; 65535: the text follows, after its length in 2 bytes), then what only clients read.
 -- A state with a larger sequence replaces one with a smaller: what is newest does not depend on the order of calls.
 
-local LEAF_FIELDS = 64   -- Redis's own default for hash-max-listpack-entries
+local LEAF_FIELDS = 64    -- half of Redis's own default for hash-max-listpack-entries: a field is found in half the time
+local CHECKED_EVERY = 4   -- rows of a batch, the first always: that a leaf grows by some fields more does no harm
 local DICTIONARY = 60000  -- texts that are numbered; more are written out
 local INLINE = 65535
 local OLDER = 8           -- revisions kept of each name beside the newest
@@ -160,7 +161,7 @@ end
 local function apply(given, argv)
   local keys = named(given)
   keys.leaves = argv[1]
-  local batch, horizon, grown = argv[2], tonumber(argv[3]), 0
+  local batch, horizon, grown, row = argv[2], tonumber(argv[3]), 0, 0
   local roots, labels, at
   roots, at = numbered(keys.roots, keys.root_numbers, batch, 1)
   labels, at = numbered(keys.labels, keys.label_numbers, batch, at)
@@ -175,7 +176,8 @@ local function apply(given, argv)
     local leaf = leaf_of(keys.directory, name)
     local key = keys.leaves .. leaf
     grown = grown + put(key, name, value)
-    if redis.call('HLEN', key) >= LEAF_FIELDS then split(keys, leaf, horizon) end
+    if row % CHECKED_EVERY == 0 and redis.call('HLEN', key) >= LEAF_FIELDS then split(keys, leaf, horizon) end
+    row = row + 1
   end
   if grown ~= 0 then redis.call('HINCRBY', keys.meta, 'count', grown) end
   local version = redis.call('HINCRBY', keys.meta, 'version', 1)

@@ -44,7 +44,11 @@ def identity(entry: Entry) -> bytes:
 
 def identity_of(revision: str) -> bytes:
     """The same, of a revision that was given a word; a digest is told by its own first bytes."""
-    if revision.startswith(_DIGEST) and isinstance(digest := _packed_revision(revision), bytes) and any(digest[:6]):
+    if (
+        revision.startswith(_DIGEST)
+        and isinstance(digest := _packed_revision(revision), bytes)
+        and digest[:6] != RETIRED
+    ):
         return digest[:6]
     return hashlib.blake2b(revision.encode(), digest_size=6).digest() if revision else RETIRED
 
@@ -65,7 +69,7 @@ def batch(rows: Iterable[tuple[int, Entry]]) -> bytes:
         rest = _pack((tail, revision, entry.rank, entry.bytes))
         at_root = roots.setdefault(root, len(roots) + 1)
         at_labels = labels.setdefault(text, len(labels) + 1)
-        own = revision[:6] if isinstance(revision, bytes) and any(revision[:6]) else identity(entry)
+        own = revision[:6] if isinstance(revision, bytes) and revision[:6] != RETIRED else identity(entry)
         pieces += (_BYTE[len(name)], name, _head(sequence, own, at_root, at_labels, len(rest)), rest)
     return b"".join([*_texts([root.encode() for root in roots]), *_texts(labels), *pieces])
 
