@@ -164,14 +164,20 @@ def base_model(engines: int) -> dict[str, Any]:
             "source": {"uri": "pvc://models/smol"},
             "engine": {"replicas": {"min": engines, "max": engines}},
             "adapters": {"deviceSlots": SLOTS, "store": {"uri": "pvc://samples/adapters"}},
+            "catalog": {"manifests": {"uri": "pvc://samples/catalog"}},
         },
     }
+
+
+def adapter(number: int) -> str:
+    """One of the catalog's, whatever the number."""
+    return f"acme/support-{number % CATALOG:06d}"
 
 
 def wave(namespace: str, name: str, first: int) -> dict[str, Any]:
     """A wave of ADAPTERS adapters, scattered over the catalog from `first` on."""
     step = CATALOG // ADAPTERS
-    names = [f"acme/support-{(first + index * step) % CATALOG:06d}" for index in range(ADAPTERS)]
+    names = [adapter(first + index * step) for index in range(ADAPTERS)]
     return {
         "apiVersion": "mint.dev/v1alpha1",
         "kind": "AdapterWave",

@@ -5,14 +5,17 @@ import time
 from functools import partial
 from typing import Any
 
+from mint_contracts.catalog_writer import CatalogWriter
+from mint_contracts.entries import Entry
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Placement
 from tests.bench.rows import Row, measured, percentile
-from tests.bench.scale.arena import ADAPTERS, Arena, arena, at_once, decoded, until, wave
+from tests.bench.scale.arena import ADAPTERS, CATALOG, Arena, adapter, arena, at_once, decoded, until, wave
 from tests.bench.scale.scale import Group, Scale
 
 CHANGES = 30
+FILLED_AT_ONCE = 20_000
 MOVED_WITHIN_S = 120.0
 
 METRICS = (
@@ -32,6 +35,8 @@ def measure(scale: Scale) -> list[Row]:
     few, handful = max(2, many // 10), min(10, many)
     with arena(engines=many) as found:
         say = scale.steps.say
+        with scale.steps.step(f"a catalog of {scale.size(CATALOG):,} beside it"):
+            asyncio.run(fill(found, scale.size(CATALOG)))
         make(found, handful)
         calm = changes(found, handful)
         say(f"one change among {handful} waves: p99 {percentile(calm, 99):.3f} s")
@@ -60,8 +65,20 @@ def measure(scale: Scale) -> list[Row]:
         measured(METRICS[3], [change[0]], [change[1]], f"among {handful} waves"),
         measured(METRICS[4], [writes], note="statuses and events, as the API server counts them"),
         measured(METRICS[5], [moved], [lost], f"{lost} adapters were on it"),
-        measured(METRICS[6], [rss], note=f"{many} waves, {many} engines"),
+        measured(METRICS[6], [rss], note=f"{many} waves, {many} engines, {scale.size(CATALOG):,} adapters"),
     ]
+
+
+async def fill(found: Arena, count: int) -> None:
+    """A catalog of the base in the same Redis, as gateways would have registered it."""
+    redis = connect(found.redis.url)
+    writer = CatalogWriter(redis)
+    for first in range(0, count, FILLED_AT_ONCE):
+        numbers = range(first, min(first + FILLED_AT_ONCE, count))
+        entries = [Entry(name, f"pvc://samples/adapters/{name}", rank=8) for name in map(adapter, numbers)]
+        await writer.apply(found.base, list(enumerate(entries, first + 1)), f"filled-{first}")
+    await writer.complete(found.base, count)
+    await redis.aclose()
 
 
 def make(found: Arena, count: int) -> float:
@@ -106,7 +123,7 @@ def changes(found: Arena, count: int) -> list[float]:
         body = wave(found.namespace, name, 500_000 + number * 31)
         began = time.perf_counter()
         asyncio.run(found.kube.apply(body))
-        until("the change to be placed", partial(_placed, found, name), poll_s=0.005)
+        until("the change to be placed", partial(_placed, found, name))
         took.append(time.perf_counter() - began)
     return took
 
