@@ -83,6 +83,13 @@ class Process:
             await self._residency.close()
         log.info("drained", finished=finished)
 
+    async def fall(self) -> int:
+        """A rank has ended: say that this engine is away, and end, so that all of it starts anew."""
+        log.error("rank_lost", running=self._server.load_now.running)
+        self._leaving = True
+        await self.agent.tell(TELL_S)
+        return DEFECT
+
     async def _try_base(self) -> MintError | None:
         source, cache = self._start.settings.source, self._start.cache
         try:
@@ -180,11 +187,13 @@ async def run(start: Start) -> int:
     process = Process(start, server)
     following = asyncio.create_task(process.agent.run())
     rising = asyncio.create_task(process.bring_up())
-    signalled = asyncio.create_task(ended.wait())
-    await asyncio.wait({following, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    signalled, lost = asyncio.create_task(ended.wait()), asyncio.create_task(server.lost.wait())
+    await asyncio.wait({following, signalled, lost}, return_when=asyncio.FIRST_COMPLETED)
     if following.done():
         return _why_ended(following, start)
     rising.cancel()
+    if lost.done():
+        return await process.fall()
     ended.clear()
     draining, again = asyncio.create_task(process.drain()), asyncio.create_task(ended.wait())
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)

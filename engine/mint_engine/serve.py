@@ -13,23 +13,16 @@ from pathlib import Path
 
 import grpc
 import structlog
-import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from transformers.utils import logging as transformers_logging
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
-from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_engine import metrics
+from mint_engine.build import build
 from mint_engine.examples.render import Renderer
-from mint_engine.model.base import Base, load_base
-from mint_engine.model.cache import Cache, count_pages
-from mint_engine.model.cache_shape import cache_shape
-from mint_engine.model.device import choose_device, choose_dtype, count_threads
-from mint_engine.model.forward import Forward
-from mint_engine.model.modules import find_modules
+from mint_engine.model.base import Base
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.means import Means, Places
 from mint_engine.policies.rollouts import Rollouts
@@ -38,7 +31,6 @@ from mint_engine.policies.updates import Updates
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
-from mint_engine.scheduling.pages import PAGE_TOKENS
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Load, Stepper
 from mint_engine.server import Parts, Services
@@ -72,11 +64,12 @@ class EngineServer:
         self.trainer = TrainerService()
         self.port = 0
         self.stopping = False  # the drain's time is up, or everything has ended
+        self.lost = asyncio.Event()  # a rank has ended: this engine can not go on
 
     @property
     def ready(self) -> bool:
         """Whether a request sent now is answered."""
-        return self._services.ready and not self._stalled()
+        return self._services.ready and not self._stalled() and not self.lost.is_set()
 
     @property
     def load_now(self) -> Load:
@@ -117,11 +110,18 @@ class EngineServer:
                 told = self._settings
                 trainers.append(Trainer(base, slots.modules, told.max_rank, next(iter(told.base_names), "")))
 
-        base, slots, generation = await asyncio.to_thread(build, self._settings, base_path, self._limits, equip)
         loop = asyncio.get_running_loop()
 
         def post(deliver: Callable[[], None]) -> None:
             loop.call_soon_threadsafe(deliver)
+
+        def on_lost() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: everything has ended
+                post(self.lost.set)
+
+        base, slots, generation = await asyncio.to_thread(
+            build, self._settings, base_path, self._limits, equip, on_lost
+        )
 
         self._updates = Updates(trainers[0]) if trainers else None
         stepper = Stepper(generation, post, self._updates)
@@ -166,6 +166,8 @@ class EngineServer:
             await asyncio.to_thread(self._services.parts.stepper.stop, _STOP_S)
             if self._updates is not None:
                 self._updates.close()
+            if self._generation is not None:
+                await asyncio.to_thread(self._generation.close)
             finished = await self._services.finish(_STOP_S) and finished
         await self._server.stop(_STOP_S)
         return finished
@@ -210,38 +212,3 @@ async def listen(settings: EngineSettings, engine: str, port: int, limits: Limit
     server = EngineServer(settings, Services(settings, engine), limits or Limits())
     await server.start(port)
     return server
-
-
-def build(
-    settings: EngineSettings, base_path: Path, limits: Limits, equip: Callable[[Base, Slots], None] = lambda *_: None
-) -> tuple[Base, Slots, Generation]:
-    """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
-
-    `equip` sees the base before serving puts its own modules in place.
-    """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    torch.set_num_threads(count_threads())
-    dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
-    base = load_base(base_path, dtype, device)
-    if 0 < base.context_length < settings.context_length:
-        raise UnsupportedBase(
-            "contextLength",
-            f"is {settings.context_length}, but the base knows {base.context_length} positions; lower it",
-        )
-    modules = find_modules(base.model, settings.target_modules)
-    slots = Slots(modules, settings.device_slots, settings.max_rank, dtype, device)
-    cache = make_cache(settings, base)
-    metrics.SLOTS_BYTES.set(slots.bytes)
-    metrics.CACHE_BYTES.set(cache.bytes)
-    equip(base, slots)
-    return base, slots, Generation(Forward(base, slots, cache), limits)
-
-
-def make_cache(settings: EngineSettings, base: Base) -> Cache:
-    """A cache as large as the settings allow.
-
-    Raises UnsupportedBase for attention that no cache here fits, CapacityExceeded where one request would not fit.
-    """
-    shape = cache_shape(base.config)
-    page = shape.token_elements * PAGE_TOKENS * base.dtype.itemsize
-    return shape.make(count_pages(settings.kv_cache_bytes, page, settings.context_length), base.dtype, base.device)

@@ -39,4 +39,5 @@ class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     target_modules: tuple[str, ...] = ()  # empty: every linear module of the decoder layers
     base_names: tuple[str, ...] = ()
     store: Source | None = None
+    tensor_parallel_size: int = 1  # ranks, each a process of the engine's one pod
     training_store: Source | None = None  # where policies are kept; None: this engine only serves

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM
 
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
+from mint_engine.build import build
 from mint_engine.model.device import choose_device, count_threads
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
-from mint_engine.serve import build
 from tests.bench.merging import merge
 from tests.bench.speaking import Answer, serve
 

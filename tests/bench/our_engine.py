@@ -20,6 +20,7 @@ from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.read import read_adapter
+from mint_engine.build import build
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
@@ -27,7 +28,6 @@ from mint_engine.residency.residency import Residency
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
-from mint_engine.serve import build
 from mint_engine.sources.local import LocalFolder
 from tests.bench.memory import forget_pages, read_bytes, resident_bytes
 from tests.bench.our_setup import Setup

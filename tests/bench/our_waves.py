@@ -20,6 +20,7 @@ from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Reward, Train, TrainSampling
 from mint_engine.adapters.packed import Packed
+from mint_engine.build import build
 from mint_engine.examples.example import Example
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
@@ -35,7 +36,6 @@ from mint_engine.rewards.scorer import Scorer
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
-from mint_engine.serve import build
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.bench.our_setup import Setup

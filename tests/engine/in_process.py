@@ -9,6 +9,7 @@ from typing import Any
 
 from mint_contracts.source import Source
 from mint_engine.adapters.check import Fit
+from mint_engine.build import build
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
@@ -17,7 +18,6 @@ from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
-from mint_engine.serve import build
 from tests.engine.running import settings_for
 
 

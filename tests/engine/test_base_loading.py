@@ -21,11 +21,11 @@ from mint_contracts.errors import (
     UnsafeFormat,
     UnsupportedBase,
 )
+from mint_engine.build import build
 from mint_engine.model.base import load_base
 from mint_engine.model.device import choose_device, choose_dtype, count_threads, zeros
 from mint_engine.model.modules import find_modules
 from mint_engine.scheduling.scheduler import Limits
-from mint_engine.serve import build
 from tests.engine.running import ALL_SEVEN, ask, peft_answer, running, save_base, save_tokenizer, settings_for
 
 CPU = torch.device("cpu")

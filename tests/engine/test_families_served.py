@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from mint_engine.build import build
 from mint_engine.scheduling.scheduler import Limits
-from mint_engine.serve import build
 from tests.engine.families import FAMILIES, make_model
 from tests.engine.running import ask, peft_answer, running, save_tokenizer, settings_for
 

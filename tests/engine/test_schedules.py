@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from msgspec.structs import replace
 
 from mint_engine import metrics
+from mint_engine.build import build
 from mint_engine.model.cache import page_bytes
 from mint_engine.requests.sampling import choose_tokens, invert, keep_likely, uniform
 from mint_engine.residency.slots import NO_SLOT, Slots
@@ -37,7 +38,6 @@ from mint_engine.scheduling.request import (
 )
 from mint_engine.scheduling.scheduler import Limits, Scheduler
 from mint_engine.scheduling.stepper import Cancelled
-from mint_engine.serve import build
 from tests.engine.running import packed, peft_model, save_adapter, save_base, settings_for
 
 CONTEXT, PAGES, SLOTS = 96, 8, 4

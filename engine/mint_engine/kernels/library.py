@@ -18,6 +18,7 @@ from mint_engine.kernels.structs import (
     BaseStruct,
     HeadNorms,
     Linear,
+    PeersStruct,
     RoomStruct,
     SlotsStruct,
     StepStruct,
@@ -36,7 +37,7 @@ PANEL = 48  # a multiple of every instruction set's panels of outputs
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _P, _I = _POINTER, _INT
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "pass": (_P, _P, _P, _P),
+    "pass": (_P, _P, _P, _P, _P),
     "pack": (_P, _I, _I, _P),
     "multiply": (_P, _I, _P, _P),
     "add_norm": (_P, _P, _P, _P, _I, _I, _FLOAT),
@@ -74,9 +75,12 @@ class Kernels:
     _lora: Callable[..., None]
     _lora_experts: Callable[..., None]
 
-    def run(self, base: BaseStruct, slots: SlotsStruct, step: StepStruct, room: RoomStruct) -> None:
-        """One step of a whole base, on all threads."""
-        self._pass(ctypes.byref(base), ctypes.byref(slots), ctypes.byref(step), ctypes.byref(room))
+    def run(
+        self, base: BaseStruct, slots: SlotsStruct, step: StepStruct, room: RoomStruct, peers: PeersStruct | None
+    ) -> None:
+        """One step of a whole base, or of one rank's share of it beside its `peers`, on all threads."""
+        together = ctypes.byref(peers) if peers is not None else None
+        self._pass(ctypes.byref(base), ctypes.byref(slots), ctypes.byref(step), ctypes.byref(room), together)
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> Linear:
         """Lay a linear map's weight [out, in] out for the kernels; `in` is even."""

@@ -49,9 +49,9 @@ struct Share {
 template <typename T>
 class Walk {
  public:
-  Walk(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Place& place,
-       bool divided)
-      : base_(base), slots_(slots), step_(step), room_(room), place_(place), divided_(divided) {}
+  Walk(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers,
+       const Place& place, bool divided)
+      : base_(base), slots_(slots), step_(step), room_(room), peers_(peers), place_(place), divided_(divided) {}
 
   void run() {
     const int64_t hidden = base_.head.in;
@@ -61,35 +61,39 @@ class Walk {
     for (int64_t at = 0; at < base_.layer_count; ++at) layer(base_.layers[at], at > 0);
     place_.all->wait();
     for (int64_t at = place_.thread; at < step_.kept; at += place_.threads) {
-      const int64_t row = step_.keep[at] * hidden;
-      const T* delta = base_.layer_count ? room_.delta + row : nullptr;
-      add_norm<T>(room_.hidden + row, delta, base_.norm, room_.x + at * hidden, hidden, base_.epsilon);
+      settle(step_.keep[at], base_.layer_count ? NETWORK : NOTHING, base_.norm, room_.x + at * hidden);
     }
     place_.all->wait();
     Stream nothing;
-    multiply(room_.x, step_.kept, base_.head, step_.logits, place_.thread, place_.threads, nothing);
+    multiply(room_.x, step_.kept, base_.head, step_.logits, step_.logits_width, place_.thread, place_.threads, nothing);
+    if (peers_) meet(*peers_->meeting, 0, place_.threads * int(peers_->count), peers_->patience_s);
   }
 
  private:
+  // What is still to be added to the residual stream.
+  enum Added { ATTENTION, NETWORK, NOTHING };
+
   void layer(const Layer<T>& layer, bool moved) {
     const Heads<T>& heads = layer.heads;
     const int64_t width = heads.width(), inner = layer.down.in;
     T *qkv = own(room_.wide, room_.wide_width, width), *gate_up = own(room_.wide, room_.wide_width, 2 * inner);
     T *attended = own(room_.narrow, room_.narrow_width, layer.output.in), *gated = own(room_.narrow, room_.narrow_width, inner);
-    add_and_norm(moved, layer.attention_norm);
+    add_and_norm(moved ? NETWORK : NOTHING, layer.attention_norm);
     product(layer.qkv, room_.x, qkv);
     each_row([&](int64_t row) {
       rope<T>(qkv + row * width, heads, step_.positions[row], step_.places[row], layer.pool);
     });
     if (divided_) place_.all->wait();
     attend(layer, qkv, attended);
-    product(layer.output, attended, room_.delta);
-    add_and_norm(true, layer.mlp_norm);
+    product(layer.output, attended, sums(ATTENTION));
+    gather();
+    add_and_norm(ATTENTION, layer.mlp_norm);
     product(layer.gate_up, room_.x, gate_up);
     each_row([&](int64_t row) {
       silu_mul<T>(gate_up + row * 2 * inner, gated + row * inner, inner);
     });
-    product(layer.down, gated, room_.delta);
+    product(layer.down, gated, sums(NETWORK));
+    gather();
   }
 
   // Where rows of `width` numbers begin, were they counted from 0: a team's lie in its own part of a room whose rows
@@ -102,12 +106,25 @@ class Walk {
     place_.team->wait();
   }
 
-  void add_and_norm(bool moved, const T* weight) {
-    const int64_t hidden = base_.head.in;
-    each_row([&](int64_t row) {
-      const T* delta = moved ? room_.delta + row * hidden : nullptr;
-      add_norm<T>(room_.hidden + row * hidden, delta, weight, room_.x + row * hidden, hidden, base_.epsilon);
-    });
+  void add_and_norm(Added added, const T* weight) {
+    each_row([&](int64_t row) { settle(row, added, weight, room_.x + row * base_.head.in); });
+  }
+
+  // hidden[row] += what the latest product gave; x = rms_norm(hidden[row]) * weight.
+  void settle(int64_t row, Added added, const T* weight, T* x) {
+    const int64_t size = base_.head.in;
+    T* hidden = room_.hidden + row * size;
+    const T* delta = added == NOTHING ? nullptr : room_.delta + row * size;
+    if (peers_ && delta) peers_->add(added, row * size, hidden, size);
+    add_norm<T>(hidden, peers_ ? nullptr : delta, weight, x, size, base_.epsilon);
+  }
+
+  // Where what is added goes; of several ranks each has its own part of it.
+  T* sums(Added added) const { return peers_ ? peers_->place(added, peers_->rank) : room_.delta; }
+
+  // Waits until all ranks have computed their sums of this team's rows.
+  void gather() {
+    if (peers_) meet(*peers_->meeting, 1 + place_.team_number, place_.members * int(peers_->count), peers_->patience_s);
   }
 
   // y = x W^T + b and every row's adapter, whose weights come nearer while the product is computed.
@@ -115,8 +132,8 @@ class Walk {
     const int64_t rows = place_.last - place_.first;
     Share<T> soon(step_, slots_, linear, place_), share = soon;
     Stream ahead{nullptr, nullptr, Share<T>::run, &soon};
-    multiply(x + place_.first * linear.in, rows, linear, y + place_.first * linear.out, place_.member, place_.members,
-             ahead);
+    multiply(x + place_.first * linear.in, rows, linear, y + place_.first * linear.out, linear.out, place_.member,
+             place_.members, ahead);
     place_.team->wait();
     if (!step_.item_count || !linear.target_count) return;
     while (share.more()) {
@@ -153,6 +170,7 @@ class Walk {
   const Slots<T>& slots_;
   const Step<T>& step_;
   const Room<T>& room_;
+  const Peers<T>* peers_;
   const Place& place_;
   const bool divided_;
 };
@@ -173,7 +191,7 @@ bool divides(const Step<T>& step, const std::vector<int64_t>& cuts) {
 }
 
 template <typename T>
-void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room) {
+void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers) {
   std::unique_ptr<Barrier> all;
   std::vector<std::unique_ptr<Barrier>> teams;
   std::vector<int64_t> cuts;
@@ -193,17 +211,17 @@ void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const
       divided = divides(step, cuts);
     }
     const int members = threads / int(teams.size()), team = thread / members;
-    const Place place{cuts[team], cuts[team + 1], thread % members,  members,
-                      thread,     threads,        teams[team].get(), all.get()};
-    Walk<T>(base, slots, step, room, place, divided).run();
+    const Place place{cuts[team], cuts[team + 1], thread % members, members,          thread,
+                      threads,    team,           teams[team].get(), all.get()};
+    Walk<T>(base, slots, step, room, peers, place, divided).run();
   }
 }
 }  // namespace
 
 #define MINT_PASS(NAME, T)                                                                                             \
   extern "C" void mint_pass_##NAME(const Base<T>* base, const Slots<T>* slots, const Step<T>* step,                    \
-                                   const Room<T>* room) {                                                              \
-    pass<T>(*base, *slots, *step, *room);                                                                              \
+                                   const Room<T>* room, const Peers<T>* peers) {                                       \
+    pass<T>(*base, *slots, *step, *room, peers);                                                                       \
   }                                                                                                                    \
   /* weight [out, in] -> packed, of as many numbers as `out` rounded up to a multiple of WIDTH has rows of `in` */     \
   extern "C" void mint_pack_##NAME(const T* weight, int64_t out, int64_t in, T* packed) {                              \
@@ -212,7 +230,7 @@ void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const
   /* y [rows, out] = x [rows, in] W^T + b */                                                                           \
   extern "C" void mint_multiply_##NAME(const T* x, int64_t rows, const Linear<T>* by, T* y) {                          \
     Stream nothing;                                                                                                    \
-    multiply<T>(x, rows, *by, y, 0, 1, nothing);                                                                       \
+    multiply<T>(x, rows, *by, y, by->out, 0, 1, nothing);                                                              \
   }
 MINT_PASS(bfloat16, bf16)
 MINT_PASS(float32, float)

@@ -138,13 +138,15 @@ inline void multiply_rest(int64_t rows, const T* x, int64_t ldx, const Linear<T>
   }
 }
 
-// y [rows, out] = x [rows, in] W^T + b, of every `step`-th panel from `panel` on. Reads `ahead` meanwhile.
+// y [rows, out], in rows of `ldy` numbers, = x [rows, in] W^T + b, of every `step`-th panel from `panel` on. Reads
+// `ahead` meanwhile.
 template <typename T>
-void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t panel, int64_t step, Stream& ahead) {
+void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int64_t panel, int64_t step,
+              Stream& ahead) {
   for (; panel < by.panels(); panel += step) {
     int64_t row = 0;
     for (; row + TILE <= rows; row += TILE)
-      multiply_tile<TILE>(x + row * by.in, by.in, by, panel, y + row * by.out, by.out, ahead);
-    multiply_rest<TILE - 1>(rows - row, x + row * by.in, by.in, by, panel, y + row * by.out, by.out, ahead);
+      multiply_tile<TILE>(x + row * by.in, by.in, by, panel, y + row * ldy, ldy, ahead);
+    multiply_rest<TILE - 1>(rows - row, x + row * by.in, by.in, by, panel, y + row * ldy, ldy, ahead);
   }
 }

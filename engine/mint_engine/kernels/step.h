@@ -2,6 +2,7 @@
 #pragma once
 #include "attend.h"
 #include "lora.h"
+#include "peers.h"
 #include "product.h"
 #include "rows.h"
 
@@ -36,7 +37,8 @@ struct Step {
   int64_t item_count;
   const int64_t* keep;  // [kept]: rows whose logits are wanted
   int64_t kept;
-  T* logits;  // [kept, vocabulary]
+  T* logits;            // [kept, logits_width]: this rank's columns, of all of the vocabulary
+  int64_t logits_width;
 };
 
 // Room for a step's rows: hidden, x and delta [rows, hidden], wide and narrow as wide as said.

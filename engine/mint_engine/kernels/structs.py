@@ -96,7 +96,7 @@ class StepStruct(ctypes.Structure):
     _fields_ = (
         ("rows", _INT), ("tokens", _POINTER), ("positions", _POINTER), ("places", _POINTER),
         ("stretches", _POINTER), ("stretch_count", _INT), ("tables", _POINTER), ("items", _POINTER),
-        ("item_count", _INT), ("keep", _POINTER), ("kept", _INT), ("logits", _POINTER),
+        ("item_count", _INT), ("keep", _POINTER), ("kept", _INT), ("logits", _POINTER), ("logits_width", _INT),
     )  # fmt: skip
 
 
@@ -106,6 +106,15 @@ class RoomStruct(ctypes.Structure):
     _fields_ = (
         ("hidden", _POINTER), ("x", _POINTER), ("delta", _POINTER), ("wide", _POINTER), ("narrow", _POINTER),
         ("wide_width", _INT), ("narrow_width", _INT),
+    )  # fmt: skip
+
+
+class PeersStruct(ctypes.Structure):
+    """peers.h: Peers"""
+
+    _fields_ = (
+        ("count", _INT), ("rank", _INT), ("meeting", _POINTER), ("sums", _POINTER), ("size", _INT),
+        ("patience_s", _FLOAT),
     )  # fmt: skip
 
 

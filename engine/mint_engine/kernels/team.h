@@ -52,5 +52,6 @@ struct Place {
   int64_t first, last;  // the team's rows
   int member, members;
   int thread, threads;
+  int team_number;
   Barrier *team, *all;
 };

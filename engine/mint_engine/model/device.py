@@ -16,12 +16,16 @@ _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 _PERIOD_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of that name ("cpu" or "cuda"). Raises UnsupportedBase where this machine has none."""
+def choose_device(name: str, number: int = 0) -> torch.device:
+    """The torch device of that name ("cpu" or "cuda"), of several the `number`-th.
+
+    Raises UnsupportedBase where this machine has none.
+    """
     if name == "cpu":
         return torch.device("cpu")
-    if name == "cuda" and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+    if name == "cuda" and number < torch.cuda.device_count():
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
     raise UnsupportedBase(f"device {name!r}", "is not there on this machine; set the BaseModel's spec.engine.device")
 
 

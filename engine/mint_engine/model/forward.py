@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 import torch
@@ -14,6 +16,7 @@ from mint_engine.model.generic import Generic
 from mint_engine.model.lean import Lean
 from mint_engine.model.lean_layers import Unlike, read_llama
 from mint_engine.model.paged import Span
+from mint_engine.parallel.meeting import Meeting
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 
@@ -24,22 +27,57 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 _log = structlog.get_logger(__name__)
 
 
+class Together(Protocol):
+    """The engine's other ranks, which compute whatever this one does."""
+
+    def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
+        """Have them compute a step; this rank does its part right after."""
+        ...
+
+    def tell_wipe(self, pages: Sequence[int]) -> None:
+        """Have them zero pages of the cache."""
+        ...
+
+    def end(self) -> None:
+        """This rank can not go on, and so none of them can."""
+        ...
+
+    def close(self) -> None:
+        """No step follows: let them end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Team:
+    """What rank 0 has of the others; and the probe's logits, taken while its base was whole."""
+
+    others: Together
+    meeting: Meeting
+    expected: torch.Tensor
+
+
+Pass = Lean | Generic
+
+
 class Forward:
     """A base ready to serve. Owned by the step thread once it is made."""
 
-    def __init__(self, base: Base, slots: Slots, cache: Cache, *, lean: bool = True) -> None:
+    def __init__(
+        self, base: Base, slots: Slots, cache: Cache, *, lean: bool = True, team: Team | None = None
+    ) -> None:
         """Choose the pass and prove on a short prompt that it computes what transformers does.
 
-        `lean=False` takes the generic pass whatever the base. Raises UnsupportedBase where that is not right either.
+        `lean=False` takes the generic pass whatever the base. With a `team`, base, slots and cache are rank 0's
+        shares. Raises UnsupportedBase where no pass is right.
         """
         self.base = base
         self.slots = slots
         self.cache = cache
-        expected = self._reference()
-        found = self._lean() if lean else None
-        self._pass: Lean | Generic = found or Generic(base, slots, cache)
+        self._others = team.others if team else None
+        expected = team.expected if team else reference_logits(base)
+        self._pass = choose_pass(base, slots, cache, meeting=team.meeting if team else None, lean=lean)
         difference = self._difference(expected)
-        if found is not None and not difference <= _TOLERANCE[base.dtype]:
+        if isinstance(self._pass, Lean) and team is None and not difference <= _TOLERANCE[base.dtype]:
             _log.warning("lean_pass_differs", architecture=base.architecture, difference=difference)
             self._pass = Generic(base, slots, cache)
             difference = self._difference(expected)
@@ -60,42 +98,70 @@ class Forward:
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
         """Compute every span; returns logits [len(keep), V], in the base's dtype, of the batch's rows in `keep`.
 
-        `spans` cover `tokens` in order; spans of one slot lie side by side.
+        `spans` cover `tokens` in order; spans of one slot lie side by side. The logits may be overwritten by the next
+        call. Raises EngineUnavailable where another rank has ended.
         """
-        return self._pass.run(tokens, spans, keep)
-
-    def _lean(self) -> Lean | None:
-        kernels = find_kernels(self.base.dtype, self.base.device)
-        if kernels is None:
-            _log.info("lean_pass_unavailable", why="no compiled kernels for this machine, device or dtype")
-            return None
-        positions = min(self.cache.pages * PAGE_TOKENS, self.base.context_length or self.cache.pages * PAGE_TOKENS)
+        if self._others is None:
+            return self._pass.run(tokens, spans, keep)
         try:
-            llama = read_llama(self.base, self.slots, kernels, positions)
-        except Unlike as why:
-            _log.info("lean_pass_unavailable", architecture=self.base.architecture, why=str(why))
-            return None
-        if not isinstance(self.cache, KvCache):
-            return None
-        return Lean(llama, kernels, self.slots, self.cache)
+            self._others.tell_step(tokens, spans, keep)
+            return self._pass.run(tokens, spans, keep)
+        except BaseException:
+            self._others.end()  # the others may have computed what this rank has not
+            raise
 
-    def _probe(self) -> list[int]:
-        return [(7 * at + 1) % self.base.vocab_size for at in range(_PROBE_TOKENS)]
+    def wipe(self, pages: Sequence[int]) -> None:
+        """Zero pages of the cache before a new request has them."""
+        self.cache.wipe(pages)
+        if self._others is not None:
+            self._others.tell_wipe(pages)
 
-    @torch.inference_mode()
-    def _reference(self) -> torch.Tensor:
-        """transformers' own logits of the probe, before anything is swapped. [T, V]"""
-        tokens = torch.tensor([self._probe()], device=self.base.device)
-        logits: torch.Tensor = self.base.model(input_ids=tokens, use_cache=False).logits[0].float()
-        return logits
+    def close(self) -> None:
+        """End the other ranks, where there are any."""
+        if self._others is not None:
+            self._others.close()
 
     def _difference(self, expected: torch.Tensor) -> float:
         """How far the probe's logits, in two chunks and a single token, are from the expected ones."""
-        tokens, pages = self._probe(), list(range(1, pages_for(_PROBE_TOKENS) + 1))
+        tokens, pages = _probe(self.base), list(range(1, pages_for(_PROBE_TOKENS) + 1))
         cuts = (0, _PROBE_TOKENS // 3, _PROBE_TOKENS - 1, _PROBE_TOKENS)
         parts = []
         for start, stop in itertools.pairwise(cuts):
             span = Span(row=0, length=stop - start, position=start, pages=pages, slot=NO_SLOT)
-            parts.append(self.run(tokens[start:stop], [span], range(stop - start)).float())
-        self.cache.wipe(pages)
+            parts.append(self.run(tokens[start:stop], [span], range(stop - start)).to(torch.float32, copy=True))
+        self.wipe(pages)
         return float((torch.cat(parts) - expected).norm() / expected.norm())
+
+
+def choose_pass(base: Base, slots: Slots, cache: Cache, *, meeting: Meeting | None = None, lean: bool = True) -> Pass:
+    """The lean pass where base and machine allow it; all ranks of an engine choose alike. Raises UnsupportedBase."""
+    found = _lean(base, slots, cache, meeting) if lean else None
+    return found or Generic(base, slots, cache)
+
+
+def _lean(base: Base, slots: Slots, cache: Cache, meeting: Meeting | None) -> Lean | None:
+    kernels = find_kernels(base.dtype, base.device)
+    if kernels is None:
+        _log.info("lean_pass_unavailable", why="no compiled kernels for this machine, device or dtype")
+        return None
+    positions = min(cache.pages * PAGE_TOKENS, base.context_length or cache.pages * PAGE_TOKENS)
+    try:
+        llama = read_llama(base, slots, kernels, positions, meeting.share if meeting else None)
+    except Unlike as why:
+        _log.info("lean_pass_unavailable", architecture=base.architecture, why=str(why))
+        return None
+    if not isinstance(cache, KvCache):
+        return None
+    return Lean(llama, kernels, slots, cache, meeting)
+
+
+@torch.inference_mode()
+def reference_logits(base: Base) -> torch.Tensor:
+    """transformers' own logits of the probe, before anything is swapped or cut. [T, V]"""
+    tokens = torch.tensor([_probe(base)], device=base.device)
+    logits: torch.Tensor = base.model(input_ids=tokens, use_cache=False).logits[0].float()
+    return logits
+
+
+def _probe(base: Base) -> list[int]:
+    return [(7 * at + 1) % base.vocab_size for at in range(_PROBE_TOKENS)]

@@ -25,6 +25,7 @@ from mint_engine.model.cache import KvCache
 from mint_engine.model.lean_layers import CHUNK_TOKENS, Llama
 from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.paged import Span
+from mint_engine.parallel.meeting import Meeting
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 
@@ -45,8 +46,11 @@ class Step:
 class Lean:
     """A base with its slots and cache. The cache's pages are laid out in pairs, as the kernels want them."""
 
-    def __init__(self, llama: Llama, kernels: Kernels, slots: Slots, cache: KvCache) -> None:
-        self._llama, self._kernels, self._slots = llama, kernels, slots
+    def __init__(
+        self, llama: Llama, kernels: Kernels, slots: Slots, cache: KvCache, meeting: Meeting | None = None
+    ) -> None:
+        """`meeting` is where this rank meets the others; then `llama` and `slots` are its shares."""
+        self._llama, self._kernels, self._slots, self._meeting = llama, kernels, slots, meeting
         layers = [
             LayerStruct(
                 address(layer.attention_norm), linear_struct(layer.qkv), linear_struct(layer.output),
@@ -64,16 +68,27 @@ class Lean:
         self.name = f"lean ({kernels.variant})"
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
-        """As `Forward.run`, in the base's dtype."""
+        """As `Forward.run`, in the base's dtype; of several ranks, each writes its share of the vocabulary."""
         planned, ids, kept = plan_step(spans, self._slots, len(tokens)), torch.tensor(tokens), torch.tensor(keep)
-        logits = self._llama.embedding.new_empty((len(keep), self._llama.head.out_features))
+        logits, own = self._room_for_logits(len(keep))
         step = StepStruct(
             len(tokens), address(ids), address(planned.positions), address(planned.places),
             address(planned.stretches), planned.stretches.shape[0], address(planned.tables),
-            address(planned.items), planned.items.shape[0], address(kept), len(keep), address(logits),
+            address(planned.items), planned.items.shape[0], address(kept), len(keep), address(own), logits.shape[1],
         )  # fmt: skip
-        self._kernels.run(self._base, slots_struct(self._slots), step, room_struct(self._room_for(len(tokens))))
+        room, meeting = room_struct(self._room_for(len(tokens))), self._meeting
+        self._kernels.run(self._base, slots_struct(self._slots), step, room, meeting.struct if meeting else None)
+        if meeting is not None:
+            meeting.check()
         return logits
+
+    def _room_for_logits(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All logits [rows, V], and those columns of them that are computed here."""
+        if self._meeting is None:
+            logits = self._llama.embedding.new_empty((rows, self._llama.head.out_features))
+            return logits, logits
+        logits = self._meeting.logits[:rows]
+        return logits, logits[:, slice(*self._meeting.share.vocabulary)]
 
     def _room_for(self, rows: int) -> tuple[torch.Tensor, ...]:
         """What a step works in; kept from step to step, since memory that is new costs more than its use."""

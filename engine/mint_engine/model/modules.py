@@ -81,7 +81,7 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
     Experts' linears are stacked, one module for all of a layer; routers are none. Raises UnsupportedBase for a model
     without decoder layers and for a target that it lacks.
     """
-    prefix = _layers_prefix(model)
+    prefix = layers_prefix(model)
     linears: dict[str, Module] = {}
     for path, module in model.named_modules():
         if path.startswith(prefix):
@@ -146,7 +146,7 @@ def _choose_pages(
     return select(indexer, hidden, compressed, angles, current.paged)
 
 
-def _layers_prefix(model: PreTrainedModel) -> str:
+def layers_prefix(model: PreTrainedModel) -> str:
     """Where the decoder layers are, e.g. "model.layers."."""
     count = model.config.get_text_config().num_hidden_layers
     for path, module in model.named_modules():

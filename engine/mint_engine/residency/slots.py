@@ -8,7 +8,9 @@ Letters in shapes: S slots, M modules, W elements of a slot, P parts of one adap
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,7 +19,9 @@ import torch
 from mint_contracts.errors import ShapeMismatch
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit, check_packed
+from mint_engine.adapters.cut import cut_layout, cut_packed
 from mint_engine.adapters.packed import Layout, Packed
+from mint_engine.parallel.shares import Cut, ModuleCut
 from mint_engine.residency.slot_rows import SlotRows
 from mint_engine.residency.staying import Stay, Stayed
 
@@ -29,6 +33,7 @@ ABSENT = -1  # the place of a module that an adapter leaves alone
 class _Columns:
     """What one layout writes into a slot's column of the tables."""
 
+    layout: Layout  # of the run in a row: a rank's share of the adapter's, or the same
     modules: np.ndarray[tuple[int], np.dtype[np.int64]]  # [P]
     ranks: np.ndarray[tuple[int], np.dtype[np.int32]]  # [M]
     places: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]]  # [M], by where in the row the run begins
@@ -43,8 +48,32 @@ class _Tables:
     scalings: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
+class Others(Protocol):
+    """The engine's other ranks: what is done to a slot here, they do to theirs, and are waited for on exit."""
+
+    def load(self, slot: int, packed: Packed) -> AbstractContextManager[None]:
+        """Raises SourceUnavailable on exit where one of them could not; its slot is to be cleared then."""
+        ...
+
+    def clear(self, slot: int) -> AbstractContextManager[None]:
+        """Raises EngineUnavailable where one of them has ended."""
+        ...
+
+
+class Alone:
+    """No other ranks."""
+
+    def load(self, slot: int, packed: Packed) -> AbstractContextManager[None]:
+        """Nobody else has the slot."""
+        return nullcontext()
+
+    def clear(self, slot: int) -> AbstractContextManager[None]:
+        """Nobody else has the slot."""
+        return nullcontext()
+
+
 class Slots:
-    """The slots of one engine.
+    """The slots of one engine, or one rank's part of them: `cuts` then say what of each module it holds.
 
     `load` and `clear` run on any thread, but only on a slot that no running request refers to: a step reads
     nothing but the slots of its own rows, so it can never see half of an adapter. Who calls them sees to that.
@@ -52,9 +81,11 @@ class Slots:
     """
 
     def __init__(
-        self, modules: Mapping[str, Module], count: int, max_rank: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+        self, modules: Mapping[str, Module], count: int, max_rank: int, dtype: torch.dtype, device: torch.device,
+        cuts: Mapping[str, ModuleCut] | None = None, others: Others | None = None,
+    ) -> None:  # fmt: skip
         self.modules = dict(modules)
+        self._cuts, self._others = cuts, others or Alone()
         self._fit = Fit(self.modules, max_rank)
         self._columns: WeakKeyDictionary[Layout, _Columns] = WeakKeyDictionary()
         self.count = count
@@ -62,7 +93,7 @@ class Slots:
         self.dtype = dtype
         self.device = device
         self.index = {path: at for at, path in enumerate(self.modules)}
-        self.shapes = [(module.in_features, module.out_features) for module in self.modules.values()]
+        self.shapes = [_shape(module, (cuts or {}).get(path)) for path, module in self.modules.items()]
         self.experts = [max(module.experts, 1) for module in self.modules.values()]
         per_rank = sum(many * sum(shape) for many, shape in zip(self.experts, self.shapes, strict=True))
         self._widest = max_rank * per_rank
@@ -101,18 +132,26 @@ class Slots:
         columns = self._columns_of(packed)
         scalings = np.zeros(len(self.shapes), dtype=np.float32)
         scalings[columns.modules] = packed.header.scalings
+        with self._others.load(slot, packed):
+            self._load_own(slot, packed, columns, scalings)
+
+    def _load_own(
+        self, slot: int, packed: Packed, columns: _Columns, scalings: np.ndarray[tuple[int], np.dtype[np.float32]]
+    ) -> None:
         self._forget(slot)
-        start = self._rows.load(slot, packed)
-        self._tables.places[:, slot] = self._places_from(start, columns, packed.header.layout)
+        own = packed if self._cuts is None else cut_packed(packed, columns.layout, self._cuts)
+        start = self._rows.load(slot, own)
+        self._tables.places[:, slot] = self._places_from(start, columns)
         self._tables.ranks[:, slot] = columns.ranks
         self._tables.scalings[:, slot] = scalings
         self._settle()
 
     def clear(self, slot: int) -> None:
         """Leave nothing of the slot's tenant."""
-        self._forget(slot)
-        self._rows.clear(slot)
-        self._settle()
+        with self._others.clear(slot):
+            self._forget(slot)
+            self._rows.clear(slot)
+            self._settle()
 
     @property
     def stay(self) -> Stay:
@@ -147,16 +186,15 @@ class Slots:
         modules = np.array([self.index[place.path] for place in layout.places], dtype=np.int64)
         ranks = np.zeros(len(self.shapes), dtype=np.int32)
         ranks[modules] = [place.rank for place in layout.places]
-        return _Columns(modules, ranks, places={})
+        own = layout if self._cuts is None else cut_layout(layout, self._cuts)
+        return _Columns(own, modules, ranks, places={})
 
-    def _places_from(
-        self, start: int, columns: _Columns, layout: Layout
-    ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _places_from(self, start: int, columns: _Columns) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Places of a run that begins at element `start`: few starts occur, and a load must not wait for numpy."""
         places = columns.places.get(start)
         if places is None:
             places = np.full(len(self.shapes), ABSENT, dtype=np.int64)
-            places[columns.modules] = [start + place.offset for place in layout.places]
+            places[columns.modules] = [start + place.offset for place in columns.layout.places]
             columns.places[start] = places
         return places
 
@@ -164,3 +202,9 @@ class Slots:
         """Wait until the device has the copies: a step may follow on another stream."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
+
+
+def _shape(module: Module, cut: ModuleCut | None) -> tuple[int, int]:
+    """A module's inputs and outputs, or what a rank holds of them."""
+    inputs, outputs = cut or ModuleCut()
+    return (inputs or Cut(0, module.in_features)).size, (outputs or Cut(0, module.out_features)).size

@@ -3,7 +3,7 @@
 import structlog
 import torch
 
-from mint_contracts.errors import Internal, InvalidRequest, MintError
+from mint_contracts.errors import EngineUnavailable, Internal, InvalidRequest, MintError
 from mint_engine import metrics
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
@@ -47,6 +47,15 @@ class Generation:
         return self._forward.compute
 
     @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache, on this rank."""
+        return self._forward.cache.bytes
+
+    def close(self) -> None:
+        """End what computes beside this process; no step follows."""
+        self._forward.close()
+
+    @property
     def busy(self) -> bool:
         """Whether a step has something to do."""
         return self.scheduler.busy
@@ -77,6 +86,8 @@ class Generation:
             logits, ends = self._compute(shares)
             outcomes, rows = self._advance(shares, logits, ends)
             return outcomes + self._choose(rows, logits)
+        except EngineUnavailable as error:  # a rank has ended, and so will the engine
+            return self.fail([share.sequence for share in shares], error)
         except Exception as error:  # noqa: BLE001 - the step loop must outlive any defect in a step
             metrics.STEP_FAILURES.inc()
             _log.exception("step_failed", requests=len(shares))
@@ -91,7 +102,7 @@ class Generation:
 
     def _wipe(self) -> None:
         if self.scheduler.unwiped:
-            self._forward.cache.wipe(self.scheduler.unwiped)
+            self._forward.wipe(self.scheduler.unwiped)
             self.scheduler.unwiped.clear()
 
     def _compute(self, shares: list[Share]) -> tuple[torch.Tensor, list[int]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mint_engine.build import build
 from mint_engine.scheduling.request import Done, Event, Request, Sampling
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
-from mint_engine.serve import build
 from tests.engine.running import save_base, settings_for
 from tests.waiting import until
 

@@ -1,0 +1,41 @@
+"""A rank's share of an adapter, cut as its base is (S-LoRA, Sheng et al. 2024, section 6): of a linear that is cut by
+outputs all of A and some columns of B, of one that is cut by inputs some columns of A and all of B. What the ranks
+then add to their partial sums adds up to what the whole adapter adds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from mint_engine.adapters.packed import Layout, Packed, Place, halves
+from mint_engine.parallel.shares import ModuleCut
+
+
+def cut_layout(layout: Layout, cuts: Mapping[str, ModuleCut]) -> Layout:
+    """Where the rank's parts lie in a run of their own."""
+    places: list[Place] = []
+    offset = 0
+    for place in layout.places:
+        inputs, outputs = cuts[place.path]
+        own = replace(
+            place,
+            in_features=inputs.size if inputs else place.in_features,
+            out_features=outputs.size if outputs else place.out_features,
+            offset=offset,
+        )
+        places.append(own)
+        offset += own.elements
+    return Layout(tuple(places))
+
+
+def cut_packed(packed: Packed, layout: Layout, cuts: Mapping[str, ModuleCut]) -> Packed:
+    """A copy of the rank's parts; `layout` is `cut_layout`'s of the adapter's."""
+    run = torch.empty(layout.elements, dtype=packed.run.dtype, device=packed.run.device)
+    for (_, to_a, to_b), (place, a, b) in zip(
+        halves(layout, run), halves(packed.header.layout, packed.run), strict=True
+    ):
+        inputs, outputs = cuts[place.path]
+        to_a.copy_(a[..., slice(*inputs)] if inputs else a)
+        to_b.copy_(b[..., slice(*outputs)] if outputs else b)
+    return Packed(replace(packed.header, layout=layout), run)

@@ -1,0 +1,102 @@
+"""Puts together what computes: the base, its slots and cache, the pass over them, and other ranks where there are.
+
+Rank 0 is this process, and the engine to everybody else; see `mint_engine.parallel`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from mint_contracts.errors import UnsupportedBase
+from mint_contracts.settings import EngineSettings
+from mint_engine import metrics
+from mint_engine.model.base import Base, load_base
+from mint_engine.model.cache import Cache, count_pages
+from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.device import choose_device, choose_dtype, count_threads
+from mint_engine.model.forward import Forward, Team, reference_logits
+from mint_engine.model.modules import find_modules
+from mint_engine.parallel.member import lay_member
+from mint_engine.parallel.ranks import Ranks
+from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.generation import Generation
+from mint_engine.scheduling.pages import PAGE_TOKENS
+from mint_engine.scheduling.scheduler import Limits
+
+Equip = Callable[[Base, Slots], None]
+
+
+def _nothing(*_: object) -> None:
+    """Nothing more is wanted."""
+
+
+def build(
+    settings: EngineSettings,
+    base_path: Path,
+    limits: Limits,
+    equip: Equip = _nothing,
+    on_lost: Callable[[], None] = _nothing,
+) -> tuple[Base, Slots, Generation]:
+    """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
+
+    `equip` sees the base before serving puts its own modules in place. `on_lost` is called, on some thread, when
+    another rank has ended: then this engine can not go on.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(max(1, count_threads() // settings.tensor_parallel_size))
+    dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
+    if settings.tensor_parallel_size > 1:
+        base, slots, generation = _build_rank_0(settings, base_path, limits, on_lost)
+    else:
+        base = _load(settings, base_path)
+        slots = Slots(
+            find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
+        )
+        cache = make_cache(settings, base)
+        equip(base, slots)
+        generation = Generation(Forward(base, slots, cache), limits)
+    metrics.SLOTS_BYTES.set(slots.bytes)
+    metrics.CACHE_BYTES.set(generation.cache_bytes)
+    return base, slots, generation
+
+
+def make_cache(settings: EngineSettings, base: Base) -> Cache:
+    """A cache as large as the settings allow.
+
+    Raises UnsupportedBase for attention that no cache here fits, CapacityExceeded where one request would not fit.
+    """
+    shape = cache_shape(base.config)
+    page = shape.token_elements * PAGE_TOKENS * base.dtype.itemsize
+    return shape.make(count_pages(settings.kv_cache_bytes, page, settings.context_length), base.dtype, base.device)
+
+
+def _build_rank_0(
+    settings: EngineSettings, base_path: Path, limits: Limits, on_lost: Callable[[], None]
+) -> tuple[Base, Slots, Generation]:
+    if settings.training_store is not None:
+        raise UnsupportedBase(
+            "tensorParallelSize", "is more than 1, and engines of several ranks do not train; remove spec.training"
+        )
+    ranks = Ranks(settings, base_path, limits.step_tokens, on_lost)
+    try:
+        base = _load(settings, base_path)
+        expected = reference_logits(base)
+        member = lay_member(settings, base, 0, settings.tensor_parallel_size, ranks)
+        meeting = ranks.meet(member, lean=True)
+        forward = Forward(base, member.slots, member.cache, team=Team(ranks, meeting, expected))
+    except BaseException:
+        ranks.close()
+        raise
+    return base, member.slots, Generation(forward, limits)
+
+
+def _load(settings: EngineSettings, base_path: Path) -> Base:
+    base = load_base(base_path, choose_dtype(settings.dtype), choose_device(settings.device))
+    if 0 < base.context_length < settings.context_length:
+        raise UnsupportedBase(
+            "contextLength",
+            f"is {settings.context_length}, but the base knows {base.context_length} positions; lower it",
+        )
+    return base

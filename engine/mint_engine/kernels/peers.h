@@ -1,0 +1,80 @@
+// Ranks of one engine: each is a process with a share of every layer (Shoeybi et al. 2019, Megatron-LM). Twice a layer
+// they add up their partial sums in memory that all of them see: each writes its own, all wait at a gate, each reads
+// all. Two places take turns, so nobody writes over sums that another still reads: who writes again has met the
+// others once more in between.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <thread>
+#include "number.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+constexpr int GATES = 1024;  // one for all threads, and one a team
+
+struct Gate {
+  alignas(64) std::atomic<int32_t> waiting;
+  alignas(64) std::atomic<int32_t> turn;
+};
+
+// Zeros at first. A rank that ends, or that keeps others waiting for too long, breaks it for good: from then on nobody
+// waits, and what is computed is worth nothing.
+struct Meeting {
+  alignas(64) std::atomic<int32_t> broken;
+  Gate gates[GATES];
+};
+static_assert(std::atomic<int32_t>::is_always_lock_free, "processes share these");
+
+// Waits until `members` threads, of all ranks, have come.
+inline void meet(Meeting& at, int gate, int members, float patience_s) {
+  constexpr int64_t SPINS = 2000, LOOKS = 1024;  // without giving the core away; between looks at the clock
+  Gate& here = at.gates[gate];
+  const int32_t turn = here.turn.load(std::memory_order_acquire);
+  if (here.waiting.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
+    here.waiting.store(0, std::memory_order_relaxed);
+    here.turn.store(turn + 1, std::memory_order_release);
+    return;
+  }
+  const auto began = std::chrono::steady_clock::now();
+  for (int64_t spins = 0; here.turn.load(std::memory_order_acquire) == turn; ++spins) {
+    if (at.broken.load(std::memory_order_relaxed)) return;
+    if (spins > SPINS) {
+      std::this_thread::yield();
+      const std::chrono::duration<float> waited = std::chrono::steady_clock::now() - began;
+      if (spins % LOOKS == 0 && waited.count() > patience_s) at.broken.store(1, std::memory_order_relaxed);
+    }
+#if defined(__x86_64__)
+    else _mm_pause();
+#endif
+  }
+}
+
+template <typename T>
+struct Peers {
+  int64_t count, rank;
+  Meeting* meeting;
+  T* sums;       // [2, count, rows, hidden]
+  int64_t size;  // of one rank's place: rows * hidden
+  float patience_s;
+
+  T* place(int turn, int64_t of) const { return sums + (turn * count + of) * size; }
+  // hidden [width] += the sum of all ranks' from element `at` of their places on; rounded once.
+  void add(int turn, int64_t at, T* hidden, int64_t width) const {
+    constexpr int64_t CHUNK = 64;
+    for (int64_t first = 0; first < width; first += CHUNK) {
+      const int64_t many = std::min(CHUNK, width - first);
+      float sum[CHUNK];
+      for (int64_t i = 0; i < many; ++i) sum[i] = 0;
+      for (int64_t of = 0; of < count; ++of) {
+        const T* part = place(turn, of) + at + first;
+#pragma omp simd
+        for (int64_t i = 0; i < many; ++i) sum[i] += wide(part[i]);
+      }
+#pragma omp simd
+      for (int64_t i = 0; i < many; ++i) hidden[first + i] = narrow<T>(wide(hidden[first + i]) + sum[i]);
+    }
+  }
+};

@@ -1,0 +1,1 @@
+"""One engine over several ranks: each a process with a share of the base's layers and of every adapter."""

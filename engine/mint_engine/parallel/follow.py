@@ -1,0 +1,139 @@
+"""A rank beside rank 0: loads its share of the base, then does whatever step it is told, until rank 0 is gone.
+
+python -m mint_engine.parallel.follow STEPS SLOTS MEMORY PARENT    (three inherited descriptors, and who has them too)
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+from transformers.utils import logging as transformers_logging
+
+from mint_contracts.errors import MintError
+from mint_contracts.logs import log_as_json
+from mint_engine.adapters.mapped import Opener
+from mint_engine.model.base import load_base
+from mint_engine.model.device import choose_device, choose_dtype, count_threads
+from mint_engine.model.forward import Pass, choose_pass
+from mint_engine.parallel import messages
+from mint_engine.parallel.meeting import Meeting
+from mint_engine.parallel.member import Member, join, lay_member
+from mint_engine.parallel.messages import Begin, Load, Meet, Ready, Refused, Step, Wipe
+from mint_engine.residency.slots import Slots
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """What is inherited from rank 0."""
+
+    steps: socket.socket
+    slots: socket.socket
+    memory: int
+
+
+def main() -> None:
+    """End with status 0 when rank 0 closes its end, with 1 after a defect."""
+    steps, slots, memory, parent = map(int, sys.argv[1:])
+    die_with(parent)
+    log_as_json()
+    ends = _Ends(socket.socket(fileno=steps), socket.socket(fileno=slots), memory)
+    try:
+        _live(ends)
+    except (EOFError, ConnectionError):
+        os._exit(0)  # the thread of slots may still wait for a message that never comes
+    except Exception:  # noqa: BLE001 - told here, for nobody sees how this process ends but by its status
+        _log.exception("rank_defect")
+        os._exit(1)
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process as soon as rank 0 has ended, however that came."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that was said
+        os._exit(0)
+
+
+def _live(ends: _Ends) -> None:
+    begin = messages.receive_told(ends.steps)
+    assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `ranks`
+    try:
+        member = _load(begin)
+    except MintError as error:
+        messages.send(ends.steps, Refused(str(error)))
+        return
+    messages.send(ends.steps, Ready())
+    meet = messages.receive_told(ends.steps)
+    assert isinstance(meet, Meet)  # noqa: S101
+    meeting = join(member, ends.memory, begin.rows)
+    try:
+        chosen = choose_pass(member.base, member.slots, member.cache, meeting=meeting, lean=meet.lean)
+    except MintError as error:
+        messages.send(ends.steps, Refused(str(error)))
+        return
+    threading.Thread(target=_follow_slots, args=(ends.slots, member.slots), daemon=True).start()
+    messages.send(ends.steps, Ready())
+    _follow_steps(ends.steps, member, chosen, meeting)
+
+
+def _load(begin: Begin) -> Member:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(max(1, count_threads() // begin.count))
+    told = begin.settings
+    base = load_base(Path(begin.base), choose_dtype(told.dtype), choose_device(told.device, begin.rank))
+    return lay_member(told, base, begin.rank, begin.count)
+
+
+@torch.inference_mode()
+def _follow_steps(steps: socket.socket, member: Member, chosen: Pass, meeting: Meeting) -> None:
+    while True:
+        told = messages.receive_told(steps)
+        if isinstance(told, Wipe):
+            member.cache.wipe(told.pages)
+        elif isinstance(told, Step):
+            try:
+                chosen.run(told.tokens, messages.spans_of(told), told.keep)
+            except BaseException:
+                meeting.end()  # nobody must wait for this rank
+                raise
+
+
+def _follow_slots(changes: socket.socket, slots: Slots) -> None:
+    """Answer each change with what went wrong, or with nothing."""
+    opener = Opener()
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(changes, 1 << 16, 1)
+        if not data:
+            return
+        change = messages.decode_change(data)
+        problem = ""
+        try:
+            if isinstance(change, Load):
+                path = Path(f"/proc/self/fd/{descriptors[0]}")
+                opener.trust(path)  # rank 0 has checked it
+                slots.load(change.slot, opener.open(path, change.subject))
+            else:
+                slots.clear(change.slot)
+        except (MintError, OSError) as error:
+            problem = str(error)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        try:
+            changes.sendall(messages.encode(Refused(problem) if problem else Ready()))
+        except OSError:  # rank 0 is gone
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The memory in which the ranks of one engine meet: gates, their partial sums, and the logits that they all write.
+
+A file without a name (memfd), which rank 0 makes and its children inherit: it needs no /dev/shm, counts as the pod's
+memory, and is gone with the last of them. Only pages that are written cost anything.
+"""
+
+import mmap
+import os
+from dataclasses import dataclass
+
+import torch
+
+from mint_contracts.errors import EngineUnavailable
+from mint_engine.kernels.structs import PeersStruct
+from mint_engine.parallel.shares import Share
+
+PATIENCE_S = 60.0  # that a rank waits for another within a step: both have the same to do
+_GATES_BYTES = 64 + 1024 * 128  # kernels/peers.h: Meeting
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What the memory must hold. `rows` of a step at most."""
+
+    count: int  # of ranks
+    rows: int
+    hidden: int
+    vocabulary: int
+    dtype: torch.dtype
+
+    @property
+    def place(self) -> int:
+        """Elements of one rank's partial sums."""
+        return self.rows * self.hidden
+
+    @property
+    def logits_at(self) -> int:
+        """Where the logits begin, in bytes."""
+        return _whole_pages(_sums_at() + 2 * self.count * self.place * self.dtype.itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        """All of it."""
+        return self.logits_at + _whole_pages(self.rows * self.vocabulary * self.dtype.itemsize)
+
+
+class Meeting:
+    """One rank's view of the memory."""
+
+    def __init__(self, descriptor: int, extent: Extent, share: Share) -> None:
+        """`descriptor` is of a file of `extent.nbytes`, zeros at first; it may be closed afterwards."""
+        self.extent, self.share = extent, share
+        self._memory = mmap.mmap(descriptor, extent.nbytes, flags=mmap.MAP_SHARED)
+        every = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._broken = every[:4].view(torch.int32)
+        sums = every[_sums_at() :]
+        wanted = extent.rows * extent.vocabulary * extent.dtype.itemsize
+        logits = every[extent.logits_at : extent.logits_at + wanted].view(extent.dtype)
+        self.logits = logits.view(extent.rows, extent.vocabulary)
+        self.struct = PeersStruct(
+            share.count, share.rank, every.data_ptr(), sums.data_ptr(), extent.place, PATIENCE_S
+        )
+
+    @property
+    def broken(self) -> bool:
+        """A rank has ended, or came too late; nothing that is computed from then on is worth anything."""
+        return bool(self._broken[0])
+
+    def end(self) -> None:
+        """Nobody waits for anybody any more, for good."""
+        self._broken[0] = 1
+
+    def check(self) -> None:
+        """Raise EngineUnavailable where it is broken."""
+        if self.broken:
+            raise EngineUnavailable("engine", "has lost one of its ranks and is about to end; ask again")
+
+
+def make_memory() -> int:
+    """A descriptor of a new file without a name, empty yet."""
+    return os.memfd_create("mint-ranks")
+
+
+def _sums_at() -> int:
+    return _whole_pages(_GATES_BYTES)
+
+
+def _whole_pages(nbytes: int) -> int:
+    return -(-nbytes // _PAGE) * _PAGE

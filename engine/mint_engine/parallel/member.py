@@ -1,0 +1,52 @@
+"""What every rank makes of a base: its share of the layers, of the slots and of the cache, alike on all of them."""
+
+from dataclasses import dataclass
+
+from mint_contracts.settings import EngineSettings
+from mint_engine.model.base import Base
+from mint_engine.model.cache import Cache, count_pages
+from mint_engine.model.cache_shape import KeyValueShape, cache_shape
+from mint_engine.model.modules import find_modules
+from mint_engine.parallel.meeting import Extent, Meeting
+from mint_engine.parallel.shard import shard, share_of
+from mint_engine.parallel.shares import Share, cuts_of, not_shared
+from mint_engine.residency.slots import Others, Slots
+from mint_engine.scheduling.pages import PAGE_TOKENS
+
+
+@dataclass(frozen=True)
+class Member:
+    """One rank's part of an engine."""
+
+    base: Base  # its layers are a share
+    share: Share
+    slots: Slots
+    cache: Cache
+
+
+def lay_member(told: EngineSettings, base: Base, rank: int, count: int, others: Others | None = None) -> Member:
+    """Cut a base that is whole yet, and lay out slots and cache for the rank's share. Raises a MintError."""
+    share = share_of(base, rank, count)
+    modules = find_modules(base.model, told.target_modules)
+    cuts = cuts_of(modules, share)
+    shape = cache_shape(base.config)
+    if not isinstance(shape, KeyValueShape):
+        raise not_shared("latent attention")
+    shard(base, share)
+    slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts, others)
+    # As many pages as without ranks, so that all of them agree.
+    page = shape.token_elements * PAGE_TOKENS * base.dtype.itemsize
+    pages = count_pages(told.kv_cache_bytes, page, told.context_length)
+    own = KeyValueShape(shape.layers, share.kv_heads.size, shape.head_dim)
+    return Member(base, share, slots, own.make(pages, base.dtype, base.device))
+
+
+def extent_of(member: Member, rows: int) -> Extent:
+    """The memory that the ranks of a base need for steps of so many rows."""
+    config = member.base.config
+    return Extent(member.share.count, rows, int(config.hidden_size), int(config.vocab_size), member.base.dtype)
+
+
+def join(member: Member, memory: int, rows: int) -> Meeting:
+    """The rank's view of the memory that all of them share."""
+    return Meeting(memory, extent_of(member, rows), member.share)

@@ -1,0 +1,119 @@
+"""What rank 0 tells the other ranks, over sockets that each of them inherits: steps over one, slots over another.
+
+Both ends are of one engine and one version, so msgpack of structs, without names, is all the format there is.
+"""
+
+import socket
+import struct
+from collections.abc import Sequence
+
+import msgspec
+
+from mint_contracts.settings import EngineSettings
+from mint_engine.model.paged import Span
+
+_LENGTH = struct.Struct("<I")
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Load your share of the base; answered by `Ready` or `Refused`."""
+
+    settings: EngineSettings
+    base: str  # its folder or file
+    rank: int
+    count: int
+    rows: int  # of a step at most
+
+
+class Meet(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The memory is as large as it must be: choose the pass, and wait for steps. Answered as `Begin` is."""
+
+    lean: bool
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """It went well."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """It did not."""
+
+    problem: str
+
+
+class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Compute, as `Forward.run` is asked to. Not answered: ranks meet while they compute."""
+
+    tokens: Sequence[int]
+    spans: Sequence[tuple[int, int, int, Sequence[int], int]]  # the fields of `Span`
+    keep: Sequence[int]
+
+
+class Wipe(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Zero pages of the cache, before the next step. Not answered."""
+
+    pages: Sequence[int]
+
+
+class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Put the packed adapter in the file whose descriptor comes along into a slot."""
+
+    slot: int
+    subject: str
+
+
+class Clear(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Leave nothing in a slot."""
+
+    slot: int
+
+
+Told = Begin | Meet | Step | Wipe
+Answer = Ready | Refused
+SlotChange = Load | Clear
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_told = msgspec.msgpack.Decoder(Told)
+_decode_answer = msgspec.msgpack.Decoder(Answer)
+decode_change = msgspec.msgpack.Decoder(SlotChange).decode
+
+
+def step_of(tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> Step:
+    """A step's message."""
+    return Step(tokens, [(s.row, s.length, s.position, s.pages, s.slot) for s in spans], list(keep))
+
+
+def spans_of(step: Step) -> list[Span]:
+    """The spans of a step's message."""
+    return [Span(row, length, position, pages, slot) for row, length, position, pages, slot in step.spans]
+
+
+def send(to: socket.socket, message: Told | Answer) -> None:
+    """Send one message over a stream. Raises OSError where the other end is gone or does not read in time."""
+    data = encode(message)
+    to.sendall(_LENGTH.pack(len(data)) + data)
+
+
+def receive_told(source: socket.socket) -> Told:
+    """The next message to a rank. Raises EOFError where rank 0 is gone."""
+    return _decode_told.decode(_receive(source))
+
+
+def receive_answer(source: socket.socket) -> Answer:
+    """The next answer of a rank. Raises EOFError where it is gone, TimeoutError where it takes too long."""
+    return _decode_answer.decode(_receive(source))
+
+
+def _receive(source: socket.socket) -> bytes:
+    (length,) = _LENGTH.unpack(_exactly(source, _LENGTH.size))
+    return _exactly(source, length)
+
+
+def _exactly(source: socket.socket, count: int) -> bytes:
+    found = bytearray()
+    while len(found) < count:
+        piece = source.recv(count - len(found))
+        if not piece:
+            raise EOFError
+        found += piece
+    return bytes(found)
