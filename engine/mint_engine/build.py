@@ -38,17 +38,19 @@ def build(
     limits: Limits,
     equip: Equip = _nothing,
     on_lost: Callable[[], None] = _nothing,
+    threads: int = 0,
 ) -> tuple[Base, Slots, Generation]:
     """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
 
     `equip` sees the base before serving puts its own modules in place. `on_lost` is called, on some thread, when
-    another rank has ended: then this engine can not go on.
+    another rank has ended: then this engine can not go on. `threads` are each rank's; 0: its share of the cores.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    torch.set_num_threads(max(1, count_threads() // settings.tensor_parallel_size))
+    threads = threads or max(1, count_threads() // settings.tensor_parallel_size)
+    torch.set_num_threads(threads)
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
     if settings.tensor_parallel_size > 1:
-        base, slots, generation = _build_rank_0(settings, base_path, limits, on_lost)
+        base, slots, generation = _build_rank_0(settings, base_path, limits, threads, on_lost)
     else:
         base = _load(settings, base_path)
         slots = Slots(
@@ -73,13 +75,13 @@ def make_cache(settings: EngineSettings, base: Base) -> Cache:
 
 
 def _build_rank_0(
-    settings: EngineSettings, base_path: Path, limits: Limits, on_lost: Callable[[], None]
+    settings: EngineSettings, base_path: Path, limits: Limits, threads: int, on_lost: Callable[[], None]
 ) -> tuple[Base, Slots, Generation]:
     if settings.training_store is not None:
         raise UnsupportedBase(
             "tensorParallelSize", "is more than 1, and engines of several ranks do not train; remove spec.training"
         )
-    ranks = Ranks(settings, base_path, limits.step_tokens, on_lost)
+    ranks = Ranks(settings, base_path, limits.step_tokens, threads, on_lost)
     try:
         base = _load(settings, base_path)
         expected = reference_logits(base)

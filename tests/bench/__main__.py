@@ -13,7 +13,7 @@ from pathlib import Path
 
 from e2e.cluster.progress import Steps
 from e2e.samples import prepare
-from tests.bench import cold, handoff, load, moe, results, serve, train, train_waves
+from tests.bench import cold, handoff, load, moe, parallel, results, serve, train, train_waves
 from tests.bench.bench import Bench, Group
 from tests.bench.models import sample_base, vocabulary
 from tests.bench.promises import BY_METRIC, PROMISES
@@ -29,6 +29,7 @@ FAMILIES = {
     "handoff": handoff.GROUPS,
     "train": train.GROUPS,
     "waves": train_waves.GROUPS,
+    "tp": parallel.GROUPS,
 }
 
 

@@ -41,9 +41,9 @@ class Bench:
         """A round of requests on this base."""
         return Work(**{"seed": seed, "vocabulary": self.vocabulary, "new_tokens": self.new_tokens, **changes})
 
-    def ours(self, python: str, setup: Setup) -> Side:
+    def ours(self, python: str, setup: Setup, name: str = "ours", **environment: str) -> Side:
         """Our engine's process, not started yet."""
-        return self.side("ours", python, "tests.bench.our_engine", msgspec.to_builtins(setup))
+        return self.side(name, python, "tests.bench.our_engine", msgspec.to_builtins(setup), **environment)
 
     def side(self, name: str, python: str, module: str, setup: dict[str, Any], **environment: str) -> Side:
         """A process of one of our modules."""

@@ -58,8 +58,9 @@ class Engine:
             host_bytes=setup.host_bytes,
             disk_bytes=setup.disk_bytes,
             store=store,
+            tensor_parallel_size=setup.ranks,
         )
-        self._base, self._slots, generation = build(settings, Path(setup.base), Limits())
+        self._base, self._slots, generation = build(settings, Path(setup.base), Limits(), threads=setup.threads)
         loader = Loader(
             DiskTier(Path(setup.cache), setup.disk_bytes),
             Fit(modules=self._slots.modules, max_rank=setup.max_rank),

@@ -16,3 +16,5 @@ class Setup(msgspec.Struct, frozen=True):
     kv_bytes: int = 1 << 30
     host_bytes: int = 4 << 30
     disk_bytes: int = 16 << 30
+    ranks: int = 1
+    threads: int = 0  # of each rank; 0: as many as there are cores for it

@@ -83,6 +83,7 @@ PROMISES = (
     Promise("train.concurrent64_over_concurrent8", "s", "own, 8 at once; seconds a policy", "theirs/ours", ">=", 1.1),
     _limit("train.handoff_over_memcpy", "ms", "one memcpy of the adapter", 5.0),
     _limit("train.serve_itl_p95_over_idle", "ms", "own, nothing trains", 1.5),
+    _higher("tp.tp2_over_tp1", "own, one rank", 1.5),
 )
 
 SCALE: tuple[Promise, ...] = (

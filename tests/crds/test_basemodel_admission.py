@@ -40,6 +40,9 @@ ACCEPTED = [
     engine(replicas={"min": 2, "max": 2}),
     engine(replicas={"min": 1, "max": 1000}),
     engine(device="cuda", dtype="float16"),
+    engine(tensorParallelSize=2),
+    engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": "8"}}),
+    engine(device="cuda", tensorParallelSize=8, resources={"limits": {"memory": "64Gi"}}),
     engine(contextLength=16),
     engine(contextLength=1048576),
     engine(kvCacheMemory="1Mi"),
@@ -97,6 +100,11 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (resources({"memory": "2Gi"}, {"memory": "1Gi"}), "a request must not be above its limit"),
     (resources({"cpu": 3}, {"cpu": "2500m"}), "a request must not be above its limit"),
     (engine(tolerations=[{"operator": "Equal", "value": "x"}]), "a toleration needs a key"),
+    (
+        engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": 4}}),
+        "each rank of an engine computes on a GPU of its own",
+    ),
+    (engine(tensorParallelSize=2) | training(uri="pvc://training"), "engines of several ranks do not train"),
 ]
 
 BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
@@ -109,6 +117,8 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (engine(replicas={"max": 1001}), "spec.engine.replicas.max"),
     (engine(device="tpu"), 'supported values: "cpu", "cuda"'),
     (engine(dtype="int8"), 'supported values: "bfloat16", "float16", "float32"'),
+    (engine(tensorParallelSize=0), "spec.engine.tensorParallelSize"),
+    (engine(tensorParallelSize=65), "spec.engine.tensorParallelSize"),
     (engine(contextLength=15), "spec.engine.contextLength"),
     (engine(contextLength=1048577), "spec.engine.contextLength"),
     ({"training": {}}, "spec.training.store: Required value"),

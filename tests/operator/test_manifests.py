@@ -191,6 +191,13 @@ def test_cuda_asks_for_one_gpu_unless_told_otherwise() -> None:
     assert container(base())["resources"] == {}
 
 
+def test_every_rank_computes_on_a_gpu_of_its_own() -> None:
+    ranks = with_spec(engine=EngineSpec(device="cuda", tensor_parallel_size=4))
+    assert container(ranks)["resources"]["limits"] == {"nvidia.com/gpu": 4}
+    assert engine_settings(ranks).tensor_parallel_size == 4
+    assert "tensorParallelSize" not in env(base())[ENGINE_SETTINGS]["value"], "what is new restarts no engine"
+
+
 def test_scheduling_wishes_are_passed_on_and_engines_spread_if_they_can() -> None:
     toleration = {"key": "gpu", "operator": "Exists"}
     spec = pod(with_spec(engine=EngineSpec(node_selector={"pool": "gpu"}, tolerations=[toleration])))

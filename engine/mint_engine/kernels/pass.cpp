@@ -196,7 +196,8 @@ void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const
   std::vector<std::unique_ptr<Barrier>> teams;
   std::vector<int64_t> cuts;
   bool divided = false;
-#pragma omp parallel
+  const int wanted = peers ? int(peers->threads) : omp_get_max_threads();
+#pragma omp parallel num_threads(wanted)
   {
     const int threads = omp_get_num_threads(), thread = omp_get_thread_num();
 #pragma omp single

@@ -54,7 +54,7 @@ inline void meet(Meeting& at, int gate, int members, float patience_s) {
 
 template <typename T>
 struct Peers {
-  int64_t count, rank;
+  int64_t count, rank, threads;  // threads of each rank: those that meet are counted
   Meeting* meeting;
   T* sums;       // [2, count, rows, hidden]
   int64_t size;  // of one rank's place: rows * hidden

@@ -113,8 +113,8 @@ class PeersStruct(ctypes.Structure):
     """peers.h: Peers"""
 
     _fields_ = (
-        ("count", _INT), ("rank", _INT), ("meeting", _POINTER), ("sums", _POINTER), ("size", _INT),
-        ("patience_s", _FLOAT),
+        ("count", _INT), ("rank", _INT), ("threads", _INT), ("meeting", _POINTER), ("sums", _POINTER),
+        ("size", _INT), ("patience_s", _FLOAT),
     )  # fmt: skip
 
 

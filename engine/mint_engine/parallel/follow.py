@@ -20,7 +20,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.logs import log_as_json
 from mint_engine.adapters.mapped import Opener
 from mint_engine.model.base import load_base
-from mint_engine.model.device import choose_device, choose_dtype, count_threads
+from mint_engine.model.device import choose_device, choose_dtype
 from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
 from mint_engine.parallel.meeting import Meeting
@@ -75,7 +75,7 @@ def _live(ends: _Ends) -> None:
     messages.send(ends.steps, Ready())
     meet = messages.receive_told(ends.steps)
     assert isinstance(meet, Meet)  # noqa: S101
-    meeting = join(member, ends.memory, begin.rows)
+    meeting = join(member, ends.memory, begin.rows, begin.threads)
     try:
         chosen = choose_pass(member.base, member.slots, member.cache, meeting=meeting, lean=meet.lean)
     except MintError as error:
@@ -88,7 +88,7 @@ def _live(ends: _Ends) -> None:
 
 def _load(begin: Begin) -> Member:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    torch.set_num_threads(max(1, count_threads() // begin.count))
+    torch.set_num_threads(begin.threads)
     told = begin.settings
     base = load_base(Path(begin.base), choose_dtype(told.dtype), choose_device(told.device, begin.rank))
     return lay_member(told, base, begin.rank, begin.count)

@@ -21,9 +21,10 @@ _PAGE = 4096
 
 @dataclass(frozen=True)
 class Extent:
-    """What the memory must hold. `rows` of a step at most."""
+    """What the memory must hold, and who meets in it. `rows` of a step at most."""
 
     count: int  # of ranks
+    threads: int  # of each
     rows: int
     hidden: int
     vocabulary: int
@@ -59,7 +60,7 @@ class Meeting:
         logits = every[extent.logits_at : extent.logits_at + wanted].view(extent.dtype)
         self.logits = logits.view(extent.rows, extent.vocabulary)
         self.struct = PeersStruct(
-            share.count, share.rank, every.data_ptr(), sums.data_ptr(), extent.place, PATIENCE_S
+            share.count, share.rank, extent.threads, every.data_ptr(), sums.data_ptr(), extent.place, PATIENCE_S
         )
 
     @property

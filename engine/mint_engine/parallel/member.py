@@ -41,12 +41,14 @@ def lay_member(told: EngineSettings, base: Base, rank: int, count: int, others: 
     return Member(base, share, slots, own.make(pages, base.dtype, base.device))
 
 
-def extent_of(member: Member, rows: int) -> Extent:
+def extent_of(member: Member, rows: int, threads: int) -> Extent:
     """The memory that the ranks of a base need for steps of so many rows."""
     config = member.base.config
-    return Extent(member.share.count, rows, int(config.hidden_size), int(config.vocab_size), member.base.dtype)
+    return Extent(
+        member.share.count, threads, rows, int(config.hidden_size), int(config.vocab_size), member.base.dtype
+    )
 
 
-def join(member: Member, memory: int, rows: int) -> Meeting:
+def join(member: Member, memory: int, rows: int, threads: int) -> Meeting:
     """The rank's view of the memory that all of them share."""
-    return Meeting(memory, extent_of(member, rows), member.share)
+    return Meeting(memory, extent_of(member, rows, threads), member.share)

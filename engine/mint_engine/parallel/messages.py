@@ -23,6 +23,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
     rank: int
     count: int
     rows: int  # of a step at most
+    threads: int  # of each rank
 
 
 class Meet(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -96,12 +97,14 @@ def send(to: socket.socket, message: Told | Answer) -> None:
 
 def receive_told(source: socket.socket) -> Told:
     """The next message to a rank. Raises EOFError where rank 0 is gone."""
-    return _decode_told.decode(_receive(source))
+    told: Told = _decode_told.decode(_receive(source))
+    return told
 
 
 def receive_answer(source: socket.socket) -> Answer:
     """The next answer of a rank. Raises EOFError where it is gone, TimeoutError where it takes too long."""
-    return _decode_answer.decode(_receive(source))
+    answer: Answer = _decode_answer.decode(_receive(source))
+    return answer
 
 
 def _receive(source: socket.socket) -> bytes:

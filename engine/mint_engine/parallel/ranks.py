@@ -37,9 +37,11 @@ _log = structlog.get_logger(__name__)
 class Ranks:
     """All ranks but this one. `tell*` belong to the step thread; `load` and `clear` may be called on any."""
 
-    def __init__(self, settings: EngineSettings, base: Path, rows: int, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: EngineSettings, base: Path, rows: int, threads: int, on_end: Callable[[], None]
+    ) -> None:
         """Start them; each begins to load its share. `on_end` is called, on a thread, when they can not go on."""
-        self._rows, self._on_end = rows, on_end
+        self._rows, self._threads, self._on_end = rows, threads, on_end
         self._memory = make_memory()
         self._meeting: Meeting | None = None
         self._met = self._closing = False
@@ -48,7 +50,7 @@ class Ranks:
         count = settings.tensor_parallel_size
         self._others = [_Rank(number, self._memory, self._ended) for number in range(1, count)]
         for other in self._others:
-            other.tell(Begin(settings, str(base), other.number, count, rows))
+            other.tell(Begin(settings, str(base), other.number, count, rows, threads))
 
     @property
     def lost(self) -> bool:
@@ -59,8 +61,8 @@ class Ranks:
         """Wait until all have loaded their shares, and meet them. Raises UnsupportedBase or EngineUnavailable."""
         for other in self._others:
             other.expect_ready(START_S)
-        os.ftruncate(self._memory, extent_of(member, self._rows).nbytes)
-        self._meeting = join(member, self._memory, self._rows)
+        os.ftruncate(self._memory, extent_of(member, self._rows, self._threads).nbytes)
+        self._meeting = join(member, self._memory, self._rows, self._threads)
         for other in self._others:
             other.tell(Meet(lean))
         for other in self._others:

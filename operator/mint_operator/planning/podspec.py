@@ -81,6 +81,7 @@ def engine_settings(base: ObservedBase) -> settings.EngineSettings:
         target_modules=tuple(spec.adapters.target_modules),
         base_names=tuple(spec.adapters.base_names),
         store=spec.adapters.store.source if spec.adapters.store else None,
+        tensor_parallel_size=spec.engine.tensor_parallel_size,
         training_store=spec.training.store.source if spec.training else None,
     )
 
@@ -134,7 +135,7 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
 def _resources(spec: BaseModelSpec) -> Body:
     requests, limits = dict(spec.engine.resources.requests), dict(spec.engine.resources.limits)
     if spec.engine.device == "cuda":
-        limits.setdefault(GPU, 1)
+        limits.setdefault(GPU, spec.engine.tensor_parallel_size)  # a rank computes on one
         requests.setdefault(GPU, limits[GPU])
     return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}
 

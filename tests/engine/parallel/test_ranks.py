@@ -1,0 +1,114 @@
+"""Ranks of an engine live and die together, and the engine answers as if it were one."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from mint_contracts.functions import connect
+from mint_contracts.map_reader import MapReader
+from mint_contracts.records import EngineView
+from mint_contracts.source import Source
+from tests.engine.running import Running, ask, peft_answer, peft_scores, running, save_adapter, save_base
+from tests.engine.test_engine_process import pod, view
+from tests.redis_process import RedisProcess
+from tests.waiting import until
+
+PROMPT = [7, 21, 40, 3, 99, 120, 64, 8, 15, 200, 33, 71, 18, 5, 90, 111, 52, 77, 160, 9]
+LONGER = [*PROMPT, 44, 17, 230]  # its first page is shared with the other's
+CLOSE = 2e-4
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/ of heads that two ranks can not share evenly, and adapters on all of it."""
+    folder = tmp_path_factory.mktemp("files")
+    base = save_base(folder / "base", hidden_size=96, num_attention_heads=6, num_key_value_heads=3)
+    for rank in (4, 8):
+        save_adapter(base, folder / f"r{rank}", rank=rank)
+    return folder
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    told = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for each in told for child in each.read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def _answers_like_peft(engine: Running, files: Path, name: str, folder: Path | None) -> None:
+    tokens, scores = peft_answer(files / "base", folder, PROMPT, 8)
+    answer = await ask(engine, PROMPT, name, max_tokens=8, ignore_eos=True, logprobs=0)
+    assert answer.tokens == tokens
+    assert answer.logprobs == pytest.approx(scores, abs=CLOSE)
+
+
+async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(files: Path) -> None:
+    adapters = {"four": files / "r4", "eight": files / "r8"}
+    asked: list[tuple[str, Path | None]] = [("", None), *adapters.items()]
+    async with running(files / "base", dict(adapters), tensor_parallel_size=2) as engine:
+        for name, folder in asked:
+            await _answers_like_peft(engine, files, name, folder)
+        async with asyncio.TaskGroup() as group:  # in one batch, each from pages that the first round left
+            for name, folder in asked:
+                group.create_task(_answers_like_peft(engine, files, name, folder))
+        longer = await ask(engine, LONGER, "four", max_tokens=1, ignore_eos=True, logprobs=0)
+        expected = peft_scores(files / "base", files / "r4", [*LONGER, *longer.tokens])
+        assert longer.logprobs == pytest.approx(expected[-1:], abs=CLOSE)
+        engine.holder.load("four", files / "r8")  # another revision in a slot that was used
+        await _answers_like_peft(engine, files, "four", files / "r8")
+        engine.holder.clear("eight")
+        await _answers_like_peft(engine, files, "eight", None)
+
+        [rank] = [child for child in children(os.getpid()) if "parallel.follow" in _command(child)]
+        os.kill(rank, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            await engine.server.lost.wait()
+        assert not engine.server.ready
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask(engine, PROMPT, max_tokens=8)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+@pytest.fixture(scope="module")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    with RedisProcess(tmp_path_factory.mktemp("redis")) as process:
+        yield process
+
+
+@pytest.mark.parametrize("dies", ["rank 1", "rank 0"])
+async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisProcess, tmp_path: Path) -> None:
+    """The pod's process ends, so that Kubernetes starts all of it anew, and nobody stays behind."""
+    redis = connect(redis_process.url)
+    await redis.flushall()
+    reader = MapReader(redis)
+    with pod(tmp_path, redis_process, Source(f"file://{files}/base"), tensor_parallel_size=2) as engine:
+
+        async def ready() -> EngineView | None:
+            found = await view(reader, engine.name)
+            return found if found and found.record and found.record.ready else None
+
+        await until(ready, timeout_s=180)
+        [rank] = children(engine.process.pid)
+        os.kill(rank if dies == "rank 1" else engine.process.pid, signal.SIGKILL)
+        assert await engine.ended() == (1 if dies == "rank 1" else -signal.SIGKILL)
+        await until(lambda: not alive(rank))
+        if dies == "rank 1":
+            last = await view(reader, engine.name)
+            assert last is None or last.record is None or not last.record.ready
+            assert "rank_lost" in {line["event"] for line in engine.lines()}
+    await redis.aclose()
