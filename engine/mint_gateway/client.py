@@ -134,6 +134,11 @@ class Client:
         request = placement_pb2.ExplainRequest(base_model=base_model, adapter=adapter)
         return await self._call(lambda: self._placement.Explain(request, timeout=CALL_TIMEOUT_S))
 
+    async def explain_wave(self, wave: str) -> placement_pb2.WaveExplanation:
+        """Why a wave stands as it stands: its admission, its copies, and what is missing."""
+        request = placement_pb2.ExplainWaveRequest(wave=wave)
+        return await self._call(lambda: self._placement.ExplainWave(request, timeout=CALL_TIMEOUT_S))
+
     async def placements(self, base_model: str = "") -> list[placement_pb2.Explanation]:
         """Every adapter that is placed or held, of one base or of all."""
         request = placement_pb2.ListPlacementsRequest(base_model=base_model)

@@ -78,7 +78,8 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     def keep_channels() -> None:
         channels.keep({e.record.address for view in mirror.views.values() for e in view.engines.values()})
 
-    mirror = Mirror(MapReader(redis), on_read=keep_channels)
+    reader = MapReader(redis)
+    mirror = Mirror(reader, on_read=keep_channels)
     catalogs = Catalogs(redis, mirror)
     router = Router(
         mirror,
@@ -91,7 +92,7 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages)
     server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
     sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(router, metrics), server)
-    placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror), server)
+    placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror, reader), server)
     catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogServicer(router, redis, catalogs), server)
     watch = WaveWatch(TrainReader(redis), lambda: {name: view.engines for name, view in mirror.views.items()})
     training_pb2_grpc.add_WavesServicer_to_server(WavesServicer(watch), server)

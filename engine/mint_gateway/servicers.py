@@ -9,10 +9,12 @@ import grpc
 import structlog
 
 from mint_contracts import placement_pb2, placement_pb2_grpc, sampling_pb2, sampling_pb2_grpc
-from mint_contracts.errors import InvalidRequest, MintError
-from mint_contracts.names import check_base
+from mint_contracts.errors import InvalidRequest, MintError, NotFound
+from mint_contracts.map_reader import MapReader
+from mint_contracts.names import check_base, check_wave
 from mint_contracts.wire import to_status
 from mint_gateway.explain import explain, explain_all
+from mint_gateway.explain_wave import explain_wave
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router, Trail
@@ -71,9 +73,10 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
 class PlacementServicer(placement_pb2_grpc.PlacementServicer):
     """Tells where adapters are, and why."""
 
-    def __init__(self, router: Router, mirror: Mirror) -> None:
+    def __init__(self, router: Router, mirror: Mirror, reader: MapReader) -> None:
         self._router = router
         self._mirror = mirror
+        self._reader = reader
 
     async def Explain(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ExplainRequest, context: "grpc.aio.ServicerContext[Any, Any]"
@@ -83,6 +86,23 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
         async def answer() -> placement_pb2.Explanation:
             view, source = await self._router.locate(request.base_model, request.adapter)
             return explain(view.told(request.adapter, source), request.adapter, self._router.now(view))
+
+        return await answered(answer, context)
+
+    async def ExplainWave(  # noqa: N802 - the proto's name
+        self, request: placement_pb2.ExplainWaveRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> placement_pb2.WaveExplanation:
+        """Why does this wave stand as it stands?"""
+
+        async def answer() -> placement_pb2.WaveExplanation:
+            wave = check_wave(request.wave)
+            for base, view in sorted(self._mirror.views.items()):
+                if await self._reader.has_wave(base, wave):
+                    others = await self._reader.waves(base)
+                    if wave in others:  # not deleted meanwhile
+                        return explain_wave(view, others[wave], others)
+            said = "is no wave that the operator has taken up over a base; see kubectl get adapterwaves"
+            raise NotFound(f"wave {wave}", said)
 
         return await answered(answer, context)
 

@@ -1,10 +1,10 @@
 -- The placement map's writes. Each is one atomic step; the library's name carries a digest of this file, so that
 -- two versions of MinT can share a Redis while one replaces the other.
 
--- KEYS: epoch, version, base, placements, editions, assigned...
+-- KEYS: epoch, version, base, placements, editions, waves, assigned...
 -- ARGV: epoch, channel, base record or "", commit 0|1, ops, called
--- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "assigned": [{"set":, "del":}...]}
--- with one element of "assigned" for each key after the fifth. called (JSON): [[engine, its channel]...], every engine
+-- ops (JSON): {"placements": {"set": [[adapter, json]...], "del": [...]}, "waves": the same, "assigned": [the same...]}
+-- with one element of "assigned" for each key after the sixth. called (JSON): [[engine, its channel]...], every engine
 -- whose part the whole change touches; they are called when it commits.
 local function change(key, ops)
   for _, pair in ipairs(ops.set) do redis.call('HSET', key, pair[1], pair[2]) end
@@ -24,7 +24,8 @@ local function apply(keys, argv)
   if argv[3] ~= '' then redis.call('SET', keys[3], argv[3]) end
   local ops = cjson.decode(argv[5])
   change(keys[4], ops.placements)
-  for i, each in ipairs(ops.assigned) do change(keys[5 + i], each) end
+  change(keys[6], ops.waves)
+  for i, each in ipairs(ops.assigned) do change(keys[6 + i], each) end
   if argv[4] == '1' then
     redis.call('INCR', keys[2])
     redis.call('PUBLISH', argv[2], 'map')

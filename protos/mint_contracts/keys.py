@@ -11,6 +11,7 @@ call can change them together, and bases spread over shards.
 | mint:{ns/name}:base               | string | BaseRecord                            | operator |
 | mint:{ns/name}:placements         | hash   | adapter -> Placement                  | operator |
 | mint:{ns/name}:assigned:ENGINE    | hash   | adapter -> Assignment                 | operator |
+| mint:{ns/name}:waves              | hash   | wave -> WaveRecord                    | operator |
 | mint:{ns/name}:editions           | hash   | engine -> grows as its part changes   | operator |
 | mint:{ns/name}:engines            | hash   | engine -> incarnation                 | engines  |
 | mint:{ns/name}:engine:ENGINE      | string | EngineRecord, expires with heartbeat  | engine   |
@@ -62,6 +63,11 @@ def placements(base: str) -> str:
 def assigned(base: str, engine: str) -> str:
     """Hash: adapter to Assignment, for one engine."""
     return f"mint:{{{base}}}:assigned:{engine}"
+
+
+def waves(base: str) -> str:
+    """Hash: wave to WaveRecord."""
+    return f"mint:{{{base}}}:waves"
 
 
 def editions(base: str) -> str:

@@ -9,7 +9,16 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded
-from mint_contracts.records import Assignment, BaseRecord, EngineRecord, EngineView, Held, MapState, Placement
+from mint_contracts.records import (
+    Assignment,
+    BaseRecord,
+    EngineRecord,
+    EngineView,
+    Held,
+    MapState,
+    Placement,
+    WaveRecord,
+)
 
 HASHES_PER_CALL = 100
 
@@ -75,6 +84,14 @@ class MapReader:
         """Every explicit placement of a base, by adapter."""
         return _decoded(await bounded(lambda: self._redis.hgetall(keys.placements(base))), Placement)
 
+    async def waves(self, base: str) -> dict[str, WaveRecord]:
+        """Every wave over a base, by "namespace/name"."""
+        return _decoded(await bounded(lambda: self._redis.hgetall(keys.waves(base))), WaveRecord)
+
+    async def has_wave(self, base: str, wave: str) -> bool:
+        """Whether the operator has taken up a wave of that name over a base."""
+        return bool(await bounded(lambda: self._redis.hexists(keys.waves(base), wave)))
+
     async def assigned(self, base: str, engine: str) -> dict[str, Assignment]:
         """What one engine must hold, by adapter."""
         return _decoded(await bounded(lambda: self._redis.hgetall(keys.assigned(base, engine))), Assignment)
@@ -124,6 +141,7 @@ class MapReader:
             base=await self.base_record(base),
             placements=await self.placements(base),
             assigned={name: _decoded(raw, Assignment) for name, raw in zip(names, raws, strict=True)},
+            waves=await self.waves(base),
         )
 
     async def _hashes(self, names: Sequence[str]) -> list[dict[str, str]]:

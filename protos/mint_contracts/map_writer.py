@@ -23,25 +23,30 @@ class MapWriter:
         self.epoch = epoch
 
     async def apply(self, base: str, change: MapChange) -> int:
-        """Write a change; readers see its version grow once the whole of it is there. Returns that version."""
+        """Write a change; readers see its version grow once the whole of it is there. Returns that version.
+
+        What only tells of waves is nobody's to follow, and leaves the version as it is.
+        """
         await bounded(lambda: self._redis.sadd(keys.BASES, base))
         called = sorted({*change.set_assigned, *change.del_assigned})
+        tells_only = bool(change) and not change.places
         parts = _split(change)
         for part in parts[:-1]:
             await self._apply_part(base, part, None)
-        return await self._apply_part(base, parts[-1], called)
+        return await self._apply_part(base, parts[-1], None if tells_only else called)
 
     async def _apply_part(self, base: str, part: MapChange, called: Sequence[str] | None) -> int:
-        """One call; `called` commits the whole change and calls these engines."""
+        """One call; `called` commits the whole change and calls these engines. Returns the version by then."""
         engines = sorted({*part.set_assigned, *part.del_assigned})
         ops = {
             "placements": _ops(part.set_placements, part.del_placements),
+            "waves": {"set": [[each.wave, text(each)] for each in part.set_waves], "del": list(part.del_waves)},
             "assigned": [
                 _ops(part.set_assigned.get(engine, ()), part.del_assigned.get(engine, ())) for engine in engines
             ],
         }
         names = [keys.epoch(base), keys.version(base), keys.base_record(base), keys.placements(base)]
-        names.append(keys.editions(base))
+        names += [keys.editions(base), keys.waves(base)]
         names += [keys.assigned(base, engine) for engine in engines]
         record = "" if part.base is None else text(part.base)
         channels = [[engine, keys.called(base, engine)] for engine in called or ()]
@@ -74,6 +79,10 @@ def _split(change: MapChange) -> list[MapChange]:
         parts.append(MapChange(set_placements=change.set_placements[start : start + OPS_PER_CALL]))
     for start in range(0, len(change.del_placements), OPS_PER_CALL):
         parts.append(MapChange(del_placements=change.del_placements[start : start + OPS_PER_CALL]))
+    for start in range(0, len(change.set_waves), OPS_PER_CALL):
+        parts.append(MapChange(set_waves=change.set_waves[start : start + OPS_PER_CALL]))
+    for start in range(0, len(change.del_waves), OPS_PER_CALL):
+        parts.append(MapChange(del_waves=change.del_waves[start : start + OPS_PER_CALL]))
     parts += [MapChange(set_assigned=records) for records in _packed(change.set_assigned)]
     parts += [MapChange(del_assigned=names) for names in _packed(change.del_assigned)]
     if not parts:

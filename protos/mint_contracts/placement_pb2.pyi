@@ -171,3 +171,261 @@ class ListPlacementsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPlacementsResponse: _TypeAlias = ListPlacementsResponse  # noqa: Y015
+
+@_typing.final
+class ExplainWaveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAVE_FIELD_NUMBER: _builtins.int
+    wave: _builtins.str
+    """"namespace/name" of the AdapterWave."""
+    def __init__(
+        self,
+        *,
+        wave: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wave", b"wave"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainWaveRequest: _TypeAlias = ExplainWaveRequest  # noqa: Y015
+
+@_typing.final
+class WaveExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAVE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    CHOSEN_BY_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    RESIDENCY_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ALLOWED_ENGINES_FIELD_NUMBER: _builtins.int
+    ADMITTED_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    ENGINES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    MISSING_COUNT_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
+    MAP_VERSION_FIELD_NUMBER: _builtins.int
+    wave: _builtins.str
+    base_model: _builtins.str
+    chosen_by: _builtins.str
+    """The field of its spec that says which adapters: names, sources, selector, manifest or train."""
+    adapters: _builtins.int
+    replicas: _builtins.int
+    residency: _builtins.str
+    slots: _builtins.int
+    """Device slots that the wave takes by itself."""
+    priority: _builtins.int
+    admitted: _builtins.bool
+    position: _builtins.int
+    """Its place among those that wait to be admitted, from 1, and how many wait; 0: it does not wait."""
+    queue: _builtins.int
+    reason: _builtins.str
+    """Why it is not admitted."""
+    message: _builtins.str
+    wanted: _builtins.int
+    """Copies: wanted, given an engine, and as warm there as asked for."""
+    placed: _builtins.int
+    ready: _builtins.int
+    missing_count: _builtins.int
+    """All that are not ready, placed or not."""
+    decided_by: _builtins.str
+    """What a person should look at first."""
+    map_version: _builtins.int
+    @_builtins.property
+    def allowed_engines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The only engines that may hold its adapters; empty: any may."""
+
+    @_builtins.property
+    def capacity(self) -> Global___WaveCapacity: ...
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamespaceShare]:
+        """Every namespace that has waves over the base."""
+
+    @_builtins.property
+    def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___WaveOnEngine]: ...
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingCopy]:
+        """The first copies that an engine was given and that are not ready; failed ones come first."""
+
+    def __init__(
+        self,
+        *,
+        wave: _builtins.str = ...,
+        base_model: _builtins.str = ...,
+        chosen_by: _builtins.str = ...,
+        adapters: _builtins.int = ...,
+        replicas: _builtins.int = ...,
+        residency: _builtins.str = ...,
+        slots: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        allowed_engines: _abc.Iterable[_builtins.str] | None = ...,
+        admitted: _builtins.bool = ...,
+        position: _builtins.int = ...,
+        queue: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        capacity: Global___WaveCapacity | None = ...,
+        namespaces: _abc.Iterable[Global___NamespaceShare] | None = ...,
+        wanted: _builtins.int = ...,
+        placed: _builtins.int = ...,
+        ready: _builtins.int = ...,
+        engines: _abc.Iterable[Global___WaveOnEngine] | None = ...,
+        missing: _abc.Iterable[Global___MissingCopy] | None = ...,
+        missing_count: _builtins.int = ...,
+        decided_by: _builtins.str = ...,
+        map_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "admitted", b"admitted", "allowed_engines", b"allowed_engines", "base_model", b"base_model", "capacity", b"capacity", "chosen_by", b"chosen_by", "decided_by", b"decided_by", "engines", b"engines", "map_version", b"map_version", "message", b"message", "missing", b"missing", "missing_count", b"missing_count", "namespaces", b"namespaces", "placed", b"placed", "position", b"position", "priority", b"priority", "queue", b"queue", "ready", b"ready", "reason", b"reason", "replicas", b"replicas", "residency", b"residency", "slots", b"slots", "wanted", b"wanted", "wave", b"wave"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaveExplanation: _TypeAlias = WaveExplanation  # noqa: Y015
+
+@_typing.final
+class WaveCapacity(_message.Message):
+    """What the base has, and what admitted waves take of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINES_FIELD_NUMBER: _builtins.int
+    ENGINES_MAX_FIELD_NUMBER: _builtins.int
+    SLOTS_PER_ENGINE_FIELD_NUMBER: _builtins.int
+    SLOTS_MAX_FIELD_NUMBER: _builtins.int
+    SLOTS_HELD_FIELD_NUMBER: _builtins.int
+    WAVES_ADMITTED_FIELD_NUMBER: _builtins.int
+    engines: _builtins.int
+    """That answer now, and that there may be."""
+    engines_max: _builtins.int
+    slots_per_engine: _builtins.int
+    slots_max: _builtins.int
+    slots_held: _builtins.int
+    """By wave: an adapter that several waves share counts for each."""
+    waves_admitted: _builtins.int
+    def __init__(
+        self,
+        *,
+        engines: _builtins.int = ...,
+        engines_max: _builtins.int = ...,
+        slots_per_engine: _builtins.int = ...,
+        slots_max: _builtins.int = ...,
+        slots_held: _builtins.int = ...,
+        waves_admitted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "engines_max", b"engines_max", "slots_held", b"slots_held", "slots_max", b"slots_max", "slots_per_engine", b"slots_per_engine", "waves_admitted", b"waves_admitted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaveCapacity: _TypeAlias = WaveCapacity  # noqa: Y015
+
+@_typing.final
+class NamespaceShare(_message.Message):
+    """One namespace's part in a base: namespaces of one priority take turns by what they have had, for their weight."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    SLOTS_HELD_FIELD_NUMBER: _builtins.int
+    WAVES_ADMITTED_FIELD_NUMBER: _builtins.int
+    WAVES_WAITING_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    weight: _builtins.int
+    quota: _builtins.int
+    """Device slots that it may hold; 0: as many as there are."""
+    slots_held: _builtins.int
+    waves_admitted: _builtins.int
+    waves_waiting: _builtins.int
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        weight: _builtins.int = ...,
+        quota: _builtins.int = ...,
+        slots_held: _builtins.int = ...,
+        waves_admitted: _builtins.int = ...,
+        waves_waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "quota", b"quota", "slots_held", b"slots_held", "waves_admitted", b"waves_admitted", "waves_waiting", b"waves_waiting", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamespaceShare: _TypeAlias = NamespaceShare  # noqa: Y015
+
+@_typing.final
+class WaveOnEngine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    available: _builtins.bool
+    """The engine has reported within its time to live and accepts requests."""
+    wanted: _builtins.int
+    ready: _builtins.int
+    failed: _builtins.int
+    def __init__(
+        self,
+        *,
+        engine: _builtins.str = ...,
+        available: _builtins.bool = ...,
+        wanted: _builtins.int = ...,
+        ready: _builtins.int = ...,
+        failed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "engine", b"engine", "failed", b"failed", "ready", b"ready", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaveOnEngine: _TypeAlias = WaveOnEngine  # noqa: Y015
+
+@_typing.final
+class MissingCopy(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    adapter: _builtins.str
+    engine: _builtins.str
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        adapter: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "engine", b"engine", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingCopy: _TypeAlias = MissingCopy  # noqa: Y015

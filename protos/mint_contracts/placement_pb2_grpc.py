@@ -39,6 +39,11 @@ class PlacementStub:
                 request_serializer=mint__contracts_dot_placement__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=mint__contracts_dot_placement__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.ExplainWave = channel.unary_unary(
+                '/mint.v1.Placement/ExplainWave',
+                request_serializer=mint__contracts_dot_placement__pb2.ExplainWaveRequest.SerializeToString,
+                response_deserializer=mint__contracts_dot_placement__pb2.WaveExplanation.FromString,
+                _registered_method=True)
         self.ListPlacements = channel.unary_unary(
                 '/mint.v1.Placement/ListPlacements',
                 request_serializer=mint__contracts_dot_placement__pb2.ListPlacementsRequest.SerializeToString,
@@ -51,6 +56,13 @@ class PlacementServicer:
 
     def Explain(self, request, context):
         """Why is this adapter where it is, and which engine would answer a request now?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainWave(self, request, context):
+        """Why does this wave stand as it stands: its admission, where its copies are, and what is missing?
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +82,11 @@ def add_PlacementServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=mint__contracts_dot_placement__pb2.ExplainRequest.FromString,
                     response_serializer=mint__contracts_dot_placement__pb2.Explanation.SerializeToString,
+            ),
+            'ExplainWave': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainWave,
+                    request_deserializer=mint__contracts_dot_placement__pb2.ExplainWaveRequest.FromString,
+                    response_serializer=mint__contracts_dot_placement__pb2.WaveExplanation.SerializeToString,
             ),
             'ListPlacements': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPlacements,
@@ -104,6 +121,33 @@ class Placement:
             '/mint.v1.Placement/Explain',
             mint__contracts_dot_placement__pb2.ExplainRequest.SerializeToString,
             mint__contracts_dot_placement__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainWave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mint.v1.Placement/ExplainWave',
+            mint__contracts_dot_placement__pb2.ExplainWaveRequest.SerializeToString,
+            mint__contracts_dot_placement__pb2.WaveExplanation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,8 @@ class PlacementStub:
     def __new__(cls, channel: _aio.Channel) -> PlacementAsyncStub: ...
     Explain: _grpc.UnaryUnaryMultiCallable[_placement_pb2.ExplainRequest, _placement_pb2.Explanation]
     """Why is this adapter where it is, and which engine would answer a request now?"""
+    ExplainWave: _grpc.UnaryUnaryMultiCallable[_placement_pb2.ExplainWaveRequest, _placement_pb2.WaveExplanation]
+    """Why does this wave stand as it stands: its admission, where its copies are, and what is missing?"""
     ListPlacements: _grpc.UnaryUnaryMultiCallable[_placement_pb2.ListPlacementsRequest, _placement_pb2.ListPlacementsResponse]
     """The placement map of one base model (or of all), as the gateway sees it."""
 
@@ -41,6 +43,8 @@ class PlacementAsyncStub(PlacementStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Explain: _aio.UnaryUnaryMultiCallable[_placement_pb2.ExplainRequest, _placement_pb2.Explanation]  # type: ignore[assignment]
     """Why is this adapter where it is, and which engine would answer a request now?"""
+    ExplainWave: _aio.UnaryUnaryMultiCallable[_placement_pb2.ExplainWaveRequest, _placement_pb2.WaveExplanation]  # type: ignore[assignment]
+    """Why does this wave stand as it stands: its admission, where its copies are, and what is missing?"""
     ListPlacements: _aio.UnaryUnaryMultiCallable[_placement_pb2.ListPlacementsRequest, _placement_pb2.ListPlacementsResponse]  # type: ignore[assignment]
     """The placement map of one base model (or of all), as the gateway sees it."""
 
@@ -52,6 +56,14 @@ class PlacementServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_placement_pb2.Explanation, _abc.Awaitable[_placement_pb2.Explanation]]:
         """Why is this adapter where it is, and which engine would answer a request now?"""
+
+    @_abc_1.abstractmethod
+    def ExplainWave(
+        self,
+        request: _placement_pb2.ExplainWaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_placement_pb2.WaveExplanation, _abc.Awaitable[_placement_pb2.WaveExplanation]]:
+        """Why does this wave stand as it stands: its admission, where its copies are, and what is missing?"""
 
     @_abc_1.abstractmethod
     def ListPlacements(

@@ -37,6 +37,7 @@ class BaseRecord(_Record, frozen=True):
     context_length: int = 0
     device_slots: int = 0
     catalog: Source | None = None  # where its manifests are
+    engines_max: int = 0
 
 
 class Place(_Record, frozen=True, gc=False):
@@ -74,6 +75,29 @@ class Assignment(_Record, frozen=True, gc=False):
     waves: tuple[str, ...] = ()
     priority: int = 0
     demand: float = 0.0
+
+
+class WaveRecord(_Record, frozen=True, gc=False):
+    """One wave: what it asks for, and what was decided over its admission. Writer: operator.
+
+    It holds nothing that changes while the wave loads, so that it is seldom written. `weight` and `quota` (in slots;
+    0: none) are its namespace's. `position` is its place in the queue, from 1; 0: it does not wait.
+    """
+
+    wave: str
+    chosen_by: str  # the field of the spec that says which adapters
+    adapters: int
+    replicas: int
+    residency: Tier
+    slots: int = 0  # device slots of the wave alone
+    priority: int = 0
+    engines: tuple[str, ...] = ()  # the only ones that may hold it; none: any may
+    weight: int = 1
+    quota: int = 0
+    admitted: bool = False
+    position: int = 0
+    reason: str = ""  # why it is not admitted
+    message: str = ""
 
 
 class Failure(_Record, frozen=True):
@@ -127,6 +151,7 @@ class MapState(msgspec.Struct, frozen=True):
     base: BaseRecord | None
     placements: Mapping[str, Placement]
     assigned: Mapping[str, Mapping[str, Assignment]]  # engine -> adapter -> Assignment
+    waves: Mapping[str, WaveRecord] = {}
 
 
 class EngineView(msgspec.Struct, frozen=True):
@@ -145,8 +170,15 @@ class MapChange(msgspec.Struct, frozen=True):
     del_placements: tuple[str, ...] = ()
     set_assigned: Mapping[str, tuple[Assignment, ...]] = {}
     del_assigned: Mapping[str, tuple[str, ...]] = {}
+    set_waves: tuple[WaveRecord, ...] = ()
+    del_waves: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """True if there is anything to write."""
+        return self.places or bool(self.set_waves or self.del_waves)
+
+    @property
+    def places(self) -> bool:
+        """Whether anything changes that engines and gateways follow, as they do not the records of waves."""
         lists = (self.set_placements, self.del_placements, self.set_assigned, self.del_assigned)
         return self.base is not None or any(lists)

@@ -24,6 +24,7 @@ from mint_contracts.records import (
     Place,
     Placement,
     Tier,
+    WaveRecord,
 )
 from mint_contracts.source import Source
 from tests.waiting import until
@@ -72,6 +73,19 @@ async def test_every_record_comes_back_as_it_was_written(redis_client: Redis) ->
         "e-1": {"demo/b": assignment("demo/b"), "demo/c": assignment("demo/c")},
     }
     assert await reader.bases() == [BASE]
+
+
+async def test_what_tells_of_waves_comes_back_and_calls_nobody(redis_client: Redis) -> None:
+    reader, writer = MapReader(redis_client), MapWriter(redis_client, epoch=1)
+    version = await write(writer, "a")
+    waves = [WaveRecord(f"demo/w{n}", "names", n, 1, Tier.DEVICE, position=n, message="later") for n in range(3)]
+    assert await writer.apply(BASE, MapChange(set_waves=tuple(waves))) == version
+    assert (await reader.state(BASE, [])).waves == {each.wave: each for each in waves}
+    assert await writer.apply(BASE, MapChange(del_waves=("demo/w1",))) == version
+    assert sorted(await reader.waves(BASE)) == ["demo/w0", "demo/w2"]
+    assert (await reader.has_wave(BASE, "demo/w0"), await reader.has_wave(BASE, "demo/w1")) == (True, False)
+    with pytest.raises(StaleEpoch):
+        await MapWriter(redis_client, epoch=0).apply(BASE, MapChange(del_waves=("demo/w0",)))
 
 
 async def test_deleting_takes_away_what_is_named_and_nothing_else(redis_client: Redis) -> None:

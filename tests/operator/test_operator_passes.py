@@ -283,3 +283,17 @@ async def test_a_hint_that_says_nothing_new_costs_no_plan(stage: Stage) -> None:
     for _ in range(3):
         await stage.once()
     assert await stage.once(frozenset({Part.MAP})) == {}
+
+
+async def test_the_map_says_of_every_wave_how_its_admission_stands(stage: Stage) -> None:
+    stage.apply(base_model(slots=3), adapter_wave("demo", ADAPTERS), adapter_wave("later", ["x/1"]))
+    await stage.once()
+    waves = await MapReader(stage.redis).waves(stage.base)
+    first, second = waves[f"{stage.namespace}/demo"], waves[f"{stage.namespace}/later"]
+    assert (first.admitted, first.chosen_by, first.adapters, first.slots) == (True, "names", 3, 3)
+    assert (second.admitted, second.position, second.reason) == (False, 1, "WaitingForCapacity")
+    version = await MapReader(stage.redis).version(stage.base)
+    stage.delete("adapterwave", "later")
+    await stage.once()
+    assert list(await MapReader(stage.redis).waves(stage.base)) == [f"{stage.namespace}/demo"]
+    assert await MapReader(stage.redis).version(stage.base) == version, "which calls no engine and no gateway"

@@ -29,7 +29,10 @@ def written(state: MapState, change: MapChange) -> MapState:
     for name, gone in change.del_assigned.items():
         for adapter in gone:
             del assigned[name][adapter]
-    return MapState((state.version or 0) + 1, change.base or state.base, placements, assigned)
+    waves = {**state.waves, **{each.wave: each for each in change.set_waves}}
+    for name in change.del_waves:
+        del waves[name]
+    return MapState((state.version or 0) + 1, change.base or state.base, placements, assigned, waves)
 
 
 def said(of: Plan) -> dict[str, Any]:

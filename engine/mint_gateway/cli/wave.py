@@ -1,4 +1,4 @@
-"""`mint wave list|watch|plot`: training waves, live and as a picture."""
+"""`mint wave list|watch|explain|plot`: waves and why they stand as they do; training live and as a picture."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from mint_contracts.training_pb2 import WaveProgress
+from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot
 from mint_gateway.cli.wave_tables import line, progress_table, waves_table
 from mint_gateway.client import Client
@@ -24,7 +25,7 @@ _FINE = {"Complete", "Cancelled"}  # phases after which `watch` exits with 0
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.ArgumentParser) -> None:
     """Declare the verb and its own verbs; a picture goes to a file, so `-o` is not how to print there."""
-    verb = verbs.add_parser("wave", help="watch training waves, and draw their rewards")
+    verb = verbs.add_parser("wave", help="explain waves, watch those that train, and draw their rewards")
     own = verb.add_subparsers(required=True, metavar="VERB")
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("wave", metavar="[NS/]NAME", help="the AdapterWave")
@@ -35,6 +36,10 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.Argu
         "watch", parents=[common, named], help="progress and rewards as they come, until the end"
     )
     watching.set_defaults(run=watch)
+    explaining = own.add_parser(
+        "explain", parents=[common, named], help="why a wave stands as it stands, and what is missing"
+    )
+    explaining.set_defaults(run=explain)
     drawing = own.add_parser("plot", parents=[reaching, named], help="draw the rewards so far")
     drawing.add_argument(
         "-o", "--output", metavar="FILE", default="rewards.png", help="its ending says how (default %(default)s)"
@@ -65,6 +70,17 @@ async def watch(options: argparse.Namespace) -> int:
             async for last in updates:
                 print(json.dumps(_as_dict(last)) if options.output == "json" else line(last), flush=True)
     return 0 if last.phase in _FINE else 1
+
+
+async def explain(options: argparse.Namespace) -> int:
+    """Ask the gateway and print."""
+    async with Client(options.gateway, patience_s=options.patience) as client:
+        found = await client.explain_wave(_name(options))
+    if options.output == "json":
+        print(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
+    else:
+        Console(highlight=False).print(wave_explained(found))
+    return 0
 
 
 async def draw(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
 from mint_operator.placing.board import Limits
 from mint_operator.placing.placement import Placed, Task, adopted, place
+from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.admission import Admission, admit
 from mint_operator.planning.backlog import Backlogs, backlogs, of_base
@@ -25,8 +26,11 @@ from mint_operator.planning.manifests import Manifest, render, selector_text, se
 from mint_operator.planning.mapdiff import Assigned, assignments, difference
 from mint_operator.planning.snapshot import BaseMap, EnginePod, ObservedBase, ObservedWave, Snapshot, TrainKnown
 from mint_operator.planning.statuses import Told, statuses
+from mint_operator.planning.wave_records import Recorded, wave_records
 from mint_operator.training.plan import Training, decided, prepared
 
+CATALOG_GRACE_S = 60.0  # a catalog that was lost with the map is read again at some 50,000 adapters a second
+_NOT_KNOWN = {conditions.CATALOG_UNREAD, "MapUnavailable"}
 REPORT_GRACE_S = 10.0  # after the map was lost, engines that run report again within a heartbeat or two
 
 
@@ -41,11 +45,12 @@ class Known(msgspec.Struct, frozen=True):
     record: BaseRecord
     fleet: Fleet
     backlogs: Backlogs
+    recorded: Recorded = Recorded()
 
     def written(self, version: int) -> MapState:
         """The map's state once the plan's change is written."""
         placements = {} if self.placed is None else self.placed.records
-        return MapState(version=version, base=self.record, placements=placements, assigned=self.assigned)
+        return MapState(version, self.record, placements, self.assigned, self.recorded.records)
 
 
 class BasePlan(msgspec.Struct, frozen=True):
@@ -99,11 +104,12 @@ def plan_base(
     told = statuses(waves, admission, placed, engines, status, now, before.told if before else None, left)
     assigned = _assigned(placed, before)
     record = _record(base)
-    found = Known(admission, engines, placed, assigned, told, record, flock, left)
+    recorded = wave_records(base, admission, before.recorded if before else Recorded())
+    found = Known(admission, engines, placed, assigned, told, record, flock, left, recorded)
     if known is None or placed is None:
         return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
     names = placed.changed if placed.task.existing is known.state.placements else None
-    change = difference(known.state, record, placed.records, assigned, names)
+    change = difference(known.state, record, placed.records, assigned, names, recorded.records)
     leases = decided(base, training, engines, told.statuses, trained, now)
     return BasePlan(
         status=status, waves=told.statuses, known=found, manifests=manifests, change=change, training=leases
@@ -124,12 +130,14 @@ def _running(
 def _task(
     base: ObservedBase, admission: Admission, engines: Sequence[Engine], known: BaseMap, training: Training
 ) -> Task | None:
-    """What to place; None while the map is lost and running engines have yet to say what they hold."""
+    """What to place; None while the map is lost and what is held, or wanted, is yet to be told again."""
     existing: Mapping[str, Placement] = known.state.placements
     if known.state.version is None and not existing:
         existing = known.remembered
         silent = any(engine.pod.ready and not engine.alive for engine in engines)
         if not existing and silent and known.lost_s < REPORT_GRACE_S:
+            return None
+        if not existing and _unread(admission) and known.lost_s < CATALOG_GRACE_S:
             return None
         existing = existing or adopted(engines, admission.wants)
     limits = Limits(
@@ -150,6 +158,12 @@ def _task(
         training.reserved,
         known.demand,
     )
+
+
+def _unread(admission: Admission) -> bool:
+    """Whether some wave's adapters have not been looked up yet."""
+    asks = admission.asks.by_wave.values()
+    return any(each.refusal is not None and each.refusal.reason in _NOT_KNOWN for each in asks)
 
 
 def _sized(flock: Fleet, placed: Placed | None, engines: Sequence[Engine]) -> tuple[int, int]:
@@ -175,6 +189,7 @@ def _record(base: ObservedBase) -> BaseRecord:
         context_length=base.spec.engine.context_length,
         device_slots=base.spec.adapters.device_slots,
         catalog=base.spec.catalog.source if base.spec.catalog else None,
+        engines_max=max(base.spec.engine.replicas.min, base.spec.engine.replicas.max),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from mint_contracts.records import Assignment, BaseRecord, MapChange, MapState, Placement
+from mint_contracts.records import Assignment, BaseRecord, MapChange, MapState, Placement, WaveRecord
 from mint_operator.planning.shards import flat
 
 Assigned = Mapping[str, Mapping[str, Assignment]]  # engine -> adapter -> what it must hold
@@ -14,11 +14,13 @@ def difference(
     wanted: Mapping[str, Placement],
     assigned: Assigned,
     names: Collection[str] | None = None,
+    waves: Mapping[str, WaveRecord] | None = None,
 ) -> MapChange:
-    """The change from `state` to `record` and `wanted`; empty when the map says so already.
+    """The change from `state` to `record`, `wanted` and `waves`; empty when the map says so already.
 
     `assigned` is `assignments(wanted)`. `names` are the only adapters whose placement may differ; None: any may.
     """
+    waves = waves or {}
     there = flat(state.placements) if names is None else state.placements
     wanted = flat(wanted) if names is None else wanted
     names = sorted({*wanted, *there} if names is None else names)
@@ -38,6 +40,8 @@ def difference(
         del_placements=tuple(name for name in names if name in there and name not in wanted),
         set_assigned=set_assigned,
         del_assigned=del_assigned,
+        set_waves=tuple(each for key, each in sorted(waves.items()) if state.waves.get(key) != each),
+        del_waves=tuple(sorted(state.waves.keys() - waves.keys())),
     )
 
 
@@ -45,6 +49,7 @@ def cleared(state: MapState) -> MapChange:
     """The change that asks no engine to hold anything: for a base that was deleted while its engines still drain."""
     return MapChange(
         del_placements=tuple(sorted(state.placements)),
+        del_waves=tuple(sorted(state.waves)),
         del_assigned={engine: tuple(sorted(names)) for engine, names in sorted(state.assigned.items()) if names},
     )
 

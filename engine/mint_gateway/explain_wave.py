@@ -1,0 +1,161 @@
+"""Why a wave stands as it stands: what was considered, what decided, and what is missing. Pure, from the map.
+
+The operator tells of every wave what it asks for and whether it is admitted (`WaveRecord`); where its copies are is
+read off the placements and what engines report, as for a single adapter.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from mint_contracts import placement_pb2
+from mint_contracts.records import Held, Placement, Tier, WaveRecord
+from mint_gateway.view import MapView
+
+SHOWN = 20  # copies that are missing, by name
+
+
+class _Copy(msgspec.Struct, frozen=True):
+    """One copy that the plan gave an engine. `lacks` says why it is not ready; empty if it is."""
+
+    adapter: str
+    engine: str
+    tier: Tier
+    failed: bool
+    lacks: str
+
+
+def explain_wave(
+    view: MapView, record: WaveRecord, others: Mapping[str, WaveRecord]
+) -> placement_pb2.WaveExplanation:
+    """The explanation of one wave of the base; `others` are all of its waves, this one too."""
+    copies = _copies(view, record)
+    ready = sum(not copy.lacks for copy in copies)
+    missing = [copy for copy in copies if copy.lacks]
+    wanted = record.adapters * record.replicas if record.admitted else 0
+    return placement_pb2.WaveExplanation(
+        wave=record.wave,
+        base_model=view.base,
+        chosen_by=record.chosen_by,
+        adapters=record.adapters,
+        replicas=record.replicas,
+        residency=record.residency,
+        slots=record.slots,
+        priority=record.priority,
+        allowed_engines=record.engines,
+        admitted=record.admitted,
+        position=record.position,
+        queue=sum(each.position > 0 for each in others.values()),
+        reason=record.reason,
+        message=record.message,
+        capacity=_capacity(view, others),
+        namespaces=_namespaces(others),
+        wanted=wanted,
+        placed=len(copies),
+        ready=ready,
+        engines=_engines(view, copies),
+        missing=[
+            placement_pb2.MissingCopy(adapter=copy.adapter, engine=copy.engine, why=copy.lacks)
+            for copy in sorted(missing, key=lambda copy: (not copy.failed, copy.adapter))[:SHOWN]
+        ],
+        missing_count=max(0, wanted - ready),
+        decided_by=_decided(record, view, wanted, copies, missing),
+        map_version=view.version or 0,
+    )
+
+
+def _copies(view: MapView, record: WaveRecord) -> list[_Copy]:
+    """The wave's copies: of each adapter as many as it wants, the best if other waves want more."""
+    found: list[_Copy] = []
+    for placement in view.placements.values():
+        if record.wave in placement.waves and record.admitted:
+            each = [_copy(view, placement, place.engine, record) for place in placement.places]
+            each.sort(key=lambda copy: (bool(copy.lacks), -copy.tier.warmth))
+            found += each[: record.replicas]
+    return found
+
+
+def _copy(view: MapView, placement: Placement, name: str, record: WaveRecord) -> _Copy:
+    engine = view.engines.get(name)
+    held = engine.held.get(placement.adapter) if engine is not None and engine.alive else None
+    tier = Tier.REMOTE if held is None else held.tier
+    failed = held is not None and held.failure is not None
+    lacks = ""
+    if engine is None or not engine.alive:
+        lacks = "its engine has not reported" if engine is None else "its engine is silent (its heartbeat ran out)"
+    elif failed or not engine.record.ready:
+        lacks = _failure(held) if failed else "its engine is not ready"
+    elif held is None or held.source != placement.source or tier.warmth < record.residency.warmth:
+        lacks = f"loading; on {tier} now"
+    return _Copy(placement.adapter, name, tier, failed, lacks)
+
+
+def _failure(held: Held | None) -> str:
+    failure = held.failure if held is not None else None
+    return f"{failure.reason}: {failure.message}" if failure is not None else ""
+
+
+def _capacity(view: MapView, others: Mapping[str, WaveRecord]) -> placement_pb2.WaveCapacity:
+    """Slots are counted by waves: an adapter that several share takes fewer than they count together."""
+    slots, most = (view.record.device_slots, view.record.engines_max) if view.record else (0, 0)
+    return placement_pb2.WaveCapacity(
+        engines=len([engine for engine in view.engines.values() if engine.available]),
+        engines_max=most,
+        slots_per_engine=slots,
+        slots_max=slots * most,
+        slots_held=sum(each.slots for each in others.values() if each.admitted),
+        waves_admitted=sum(each.admitted for each in others.values()),
+    )
+
+
+def _namespaces(others: Mapping[str, WaveRecord]) -> list[placement_pb2.NamespaceShare]:
+    """What each namespace holds and waits for, against its weight and quota."""
+    shares: dict[str, placement_pb2.NamespaceShare] = {}
+    for each in others.values():
+        name = each.wave.partition("/")[0]
+        share = shares.setdefault(
+            name, placement_pb2.NamespaceShare(namespace=name, weight=each.weight, quota=each.quota)
+        )
+        share.slots_held += each.slots if each.admitted else 0
+        share.waves_admitted += each.admitted
+        share.waves_waiting += each.position > 0
+    return [shares[name] for name in sorted(shares)]
+
+
+def _engines(view: MapView, copies: Sequence[_Copy]) -> list[placement_pb2.WaveOnEngine]:
+    wanted, ready = Counter(copy.engine for copy in copies), Counter(copy.engine for copy in copies if not copy.lacks)
+    failed = Counter(copy.engine for copy in copies if copy.failed)
+    found = []
+    for name in sorted(wanted):
+        engine = view.engines.get(name)
+        found.append(
+            placement_pb2.WaveOnEngine(
+                engine=name,
+                available=engine is not None and engine.available,
+                wanted=wanted[name],
+                ready=ready[name],
+                failed=failed[name],
+            )
+        )
+    return found
+
+
+def _decided(
+    record: WaveRecord, view: MapView, wanted: int, copies: Sequence[_Copy], missing: Sequence[_Copy]
+) -> str:
+    """What a person should look at first."""
+    if not record.admitted:
+        return f"not admitted ({record.reason}): {record.message}"
+    if record.chosen_by == "train":
+        return "admitted; `mint wave watch` shows its policies"
+    failed = [copy for copy in missing if copy.failed]
+    if failed:
+        return f"admitted; {len(failed)} copies failed, first {failed[0].adapter} on {failed[0].engine}"
+    if len(copies) < wanted:
+        most = view.record.engines_max if view.record else 0
+        ready = sum(engine.available for engine in view.engines.values())
+        return f"admitted; {wanted - len(copies)} copies wait for an engine with room ({ready} of {most} engines run)"
+    if missing:
+        return f"admitted and placed; {len(missing)} copies are not ready yet"
+    return "admitted, placed and ready"

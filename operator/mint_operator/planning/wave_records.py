@@ -1,0 +1,74 @@
+"""What the map says of each wave, so that anybody can be told why it stands as it does. Pure."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from mint_contracts.records import Tier, WaveRecord
+from mint_contracts.resources import Tenant
+from mint_operator.planning import conditions
+from mint_operator.planning.adapters import Refusal
+from mint_operator.planning.admission import Admission
+from mint_operator.planning.asking import Ask
+from mint_operator.planning.engines import engine_name
+from mint_operator.planning.snapshot import ObservedBase
+from mint_operator.planning.turns import by_namespace
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """The records by wave, and what they were made from."""
+
+    records: Mapping[str, WaveRecord] = {}
+    asks: Mapping[str, Ask] = {}
+    refused: Mapping[str, Refusal] = {}
+
+
+def wave_records(base: ObservedBase, admission: Admission, before: Recorded) -> Recorded:
+    """A record of each wave; one of which nothing changed stays the same object."""
+    tenants, found = by_namespace(base.spec.tenants), dict[str, WaveRecord]()
+    for key, each in admission.asks.by_wave.items():
+        refusal, old = admission.refused.get(key), before.records.get(key)
+        if old is not None and before.asks.get(key) is each and before.refused.get(key) == refusal:
+            found[key] = old
+            continue
+        record = _record(base, each, tenants.get(each.wave.meta.namespace), _refusal(each, refusal))
+        found[key] = old if old is not None and old == record else record
+    return Recorded(found, admission.asks.by_wave, admission.refused)
+
+
+def _record(base: ObservedBase, each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
+    stand, serve = each.wave.stand, each.spec.serve
+    return WaveRecord(
+        wave=each.wave.meta.key,
+        chosen_by=_chosen_by(each),
+        adapters=len(stand.policies) if stand is not None else len(each.wants),
+        replicas=serve.replicas,
+        residency=Tier(serve.residency),
+        slots=len(stand.wants_slot) if stand is not None else each.slots,
+        priority=each.spec.priority,
+        engines=tuple(engine_name(base.meta.name, ordinal) for ordinal in sorted(set(serve.engines))),
+        weight=tenant.weight if tenant is not None else 1,
+        quota=tenant.device_slots if tenant is not None else 0,
+        admitted=refusal is None,
+        position=refusal.position if refusal is not None else 0,
+        reason=refusal.reason if refusal is not None else "",
+        message=conditions.shortened(refusal.message) if refusal is not None else "",
+    )
+
+
+def _refusal(each: Ask, refusal: Refusal | None) -> Refusal | None:
+    """Why a wave is not admitted; one that trains waits by its own rules."""
+    stand = each.wave.stand
+    if refusal is None and stand is not None and stand.waiting:
+        return Refusal(stand.waiting.reason, stand.waiting.message, stand.waiting.terminal)
+    return refusal
+
+
+def _chosen_by(each: Ask) -> str:
+    """The field of the spec that says which adapters."""
+    given = each.spec.adapters
+    if each.spec.train is not None:
+        return "train"
+    if given.selector is not None:
+        return "selector"
+    return "manifest" if given.manifest else "names" if given.names else "sources"
