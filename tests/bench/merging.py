@@ -1,4 +1,4 @@
-"""Merging an adapter of PEFT's layout into a model in memory: one product a stack of experts, the fastest there is.
+"""Merging an adapter of PEFT's layout into a model in memory: one product a stack of experts.
 
 PEFT itself can not merge single experts' adapters: transformers keeps the experts of a layer in two stacked tensors.
 """
