@@ -1,7 +1,8 @@
 """The catalog's manifests: immutable parts of JSON lines in an object store. They are the catalog; Redis is a copy.
 
-A part is named SEQUENCE-RANDOM.jsonl. Its lines have that sequence, the next one, and so on; of all lines that tell
-of a name, the one with the largest sequence is its newest state. A part that is there is whole.
+A part is named SEQUENCE-RANDOM-COUNT.jsonl. Its lines have that sequence, the next one, and so on; of all lines that
+tell of a name, the one with the largest sequence is its newest state. A part that is there is whole. In a part that
+was merged from others, SEQUENCE-RANDOM-COUNT.merged.jsonl, each line tells its own sequence, the first the part's.
 """
 
 import asyncio
@@ -11,16 +12,24 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from mint_contracts.entries import Entry
+from mint_contracts.entries import Entry, Row
 from mint_contracts.errors import CorruptFile
 from mint_contracts.object_store import object_store
 from mint_contracts.source import Source
 
-SUFFIX = ".jsonl"
+SUFFIX, MERGED = ".jsonl", ".merged"
 _DIGITS = 16
 
+
+class _Line(msgspec.Struct, frozen=True):
+    """One line of a merged part."""
+
+    at: int
+    entry: Entry
+
+
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Entry)
+_decoder, _merged = msgspec.json.Decoder(Entry), msgspec.json.Decoder(_Line)
 _log = structlog.get_logger()
 
 
@@ -41,31 +50,65 @@ class Parts:
         content = _encoder.encode_lines(entries)
         await asyncio.to_thread(self._store.put, name, content)
 
-    async def read(self, name: str) -> list[tuple[int, Entry]]:
-        """A part's entries with their sequences. A line that cannot be read is told of, and left out."""
+    async def write_merged(self, name: str, rows: Sequence[Row]) -> None:
+        """Make a part of what others had; durable when this returns."""
+
+        def put() -> None:
+            self._store.put(name, _encoder.encode_lines([_Line(at, entry) for at, entry in rows]))
+
+        await asyncio.to_thread(put)
+
+    async def delete(self, name: str) -> None:
+        """Remove a part: what it says is said by another."""
+        await asyncio.to_thread(self._store.delete, name)
+
+    async def read(self, name: str, *, strict: bool = False) -> list[Row]:
+        """A part's entries with their sequences.
+
+        A line that cannot be read is told of, and left out; with `strict` it raises CorruptFile.
+        """
         content = await asyncio.to_thread(self._store.read, name)
         first = sequence_of(name)
         if first is None:
             raise CorruptFile(f"{self._manifests.uri}/{name}", "is no part of a catalog's manifests")
+        merged = name.endswith(MERGED + SUFFIX)
         try:
-            entries = _decoder.decode_lines(content)
-        except msgspec.MsgspecError:
-            return self._one_by_one(name, content, first)
-        return list(enumerate(entries, first))
+            return _rows(content, first, merged=merged)
+        except msgspec.MsgspecError as error:
+            if strict:
+                raise CorruptFile(f"{self._manifests.uri}/{name}", f"has a line that is no entry ({error})") from None
+            return self._one_by_one(name, content, first, merged=merged)
 
-    def _one_by_one(self, name: str, content: bytes, first: int) -> list[tuple[int, Entry]]:
-        found: list[tuple[int, Entry]] = []
+    def _one_by_one(self, name: str, content: bytes, first: int, *, merged: bool) -> list[Row]:
+        found: list[Row] = []
         for number, line in enumerate(content.splitlines()):
             try:
-                found.append((first + number, _decoder.decode(line)))
+                found += _rows(line, first + number, merged=merged)
             except msgspec.MsgspecError as error:
                 _log.error("catalog line cannot be read", part=name, line=number + 1, error=str(error))
         return found
 
 
-def part_name(sequence: int) -> str:
+def _rows(content: bytes, first: int, *, merged: bool) -> list[Row]:
+    if merged:
+        return [(line.at, line.entry) for line in _merged.decode_lines(content)]
+    return list(enumerate(_decoder.decode_lines(content), first))
+
+
+def part_name(sequence: int, count: int) -> str:
     """A name that no other part has, sorted by its sequence."""
-    return f"{sequence:0{_DIGITS}d}-{secrets.token_hex(4)}{SUFFIX}"
+    return f"{sequence:0{_DIGITS}d}-{secrets.token_hex(4)}-{count}{SUFFIX}"
+
+
+def merged_name(sequence: int, count: int) -> str:
+    """The same, of a part that is merged from others."""
+    return part_name(sequence, count).removesuffix(SUFFIX) + MERGED + SUFFIX
+
+
+def count_of(name: str) -> int | None:
+    """How many entries a part has, by its name; None where that does not tell."""
+    digits = name.removesuffix(SUFFIX).removesuffix(MERGED).rpartition("-")[2]
+    return int(digits) if name.count("-") == 2 and digits.isdigit() else None
 
 
 def sequence_of(name: str) -> int | None:

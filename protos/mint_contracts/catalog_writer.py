@@ -8,15 +8,13 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.catalog_calls import call
 from mint_contracts.catalog_reader import EVERYTHING
-from mint_contracts.entries import Entry
+from mint_contracts.entries import Row
 from mint_contracts.functions import bounded
 from mint_contracts.packed_entries import batch
 
 ROWS_PER_CALL = 512  # Redis does nothing else for some five milliseconds
 CALLS_AT_ONCE = 2  # of one part: Redis has the next at hand when it has done one
 NAMES_TOLD = 64
-
-Row = tuple[int, Entry]  # an entry with its sequence
 
 
 class CatalogWriter:

@@ -52,6 +52,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
         return Source(uri=self.uri, revision=self.revision)
 
 
+Row = tuple[int, Entry]  # an entry with its sequence
+
 _line = msgspec.json.Decoder(Entry)
 
 

@@ -3,8 +3,7 @@
 import struct
 from collections.abc import Iterable, Mapping
 
-from mint_contracts.catalog_writer import Row
-from mint_contracts.entries import Entry
+from mint_contracts.entries import Entry, Row
 from mint_contracts.packed_entries import INLINE, Found, batch
 
 

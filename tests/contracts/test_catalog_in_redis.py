@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.catalog_reader import CatalogReader
-from mint_contracts.catalog_writer import CatalogWriter, Row
-from mint_contracts.entries import Entry
+from mint_contracts.catalog_writer import CatalogWriter
+from mint_contracts.entries import Entry, Row
 from mint_contracts.errors import MapUnavailable
 from tests.contracts.catalogs import chosen, newest
 from tests.waiting import until

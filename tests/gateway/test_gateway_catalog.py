@@ -222,8 +222,8 @@ async def test_a_part_whose_writer_ended_before_redis_had_it_is_brought_in(redis
     manifests = Source(local)
     keeper = Keeper(redis_client, lambda: {BASE: manifests})
     await keeper.look(BASE, manifests)
-    await Parts(manifests).write(part_name(1_000_000), [entry("a/lost")])
-    young = part_name(10**16 - 1)  # somebody may still be at it
+    await Parts(manifests).write(part_name(1_000_000, 1), [entry("a/lost")])
+    young = part_name(10**16 - 1, 1)  # somebody may still be at it
     await Parts(manifests).write(young, [entry("a/young")])
     assert len(await keeper.sweep(BASE, manifests)) == 1
     assert await redis_client.hget(keys.catalog(BASE), "count") == "1"
@@ -235,7 +235,7 @@ async def test_an_unreadable_line_of_a_manifest_costs_only_itself(
 ) -> None:
     folder = tmp_path / "catalog"
     folder.mkdir()
-    (folder / part_name(1000)).write_bytes(lines([entry("a/one")]) + b"{torn\n" + lines([entry("a/two")]))
+    (folder / part_name(1000, 3)).write_bytes(lines([entry("a/one")]) + b"{torn\n" + lines([entry("a/two")]))
     (folder / "README").write_text("not a part")
     assert await Keeper(redis_client, dict).rebuild(BASE, Source(local)) == 2
 

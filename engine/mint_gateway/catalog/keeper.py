@@ -16,10 +16,12 @@ from redis.exceptions import ResponseError
 from mint_contracts import keys
 from mint_contracts.catalog_parts import Parts, sequence_of
 from mint_contracts.catalog_reader import CatalogReader
-from mint_contracts.catalog_writer import CatalogWriter, Row
+from mint_contracts.catalog_writer import CatalogWriter
+from mint_contracts.entries import Row
 from mint_contracts.errors import MapUnavailable, MintError
 from mint_contracts.functions import bounded
 from mint_contracts.source import Source
+from mint_gateway.catalog.compaction import compact
 
 LOOK_S = 1.0
 SWEEP_S = 60.0
@@ -102,7 +104,10 @@ class Keeper:
         return count
 
     async def sweep(self, base: str, manifests: Source) -> list[str]:
-        """Bring in the parts that are in the store and not in Redis: their writer ended in between."""
+        """Bring in the parts that are in the store and not in Redis: their writer ended in between.
+
+        Then merge small parts, if there are many.
+        """
         parts = Parts(manifests)
         names = await parts.names()
         floor = int(await bounded(lambda: self._redis.hget(keys.catalog(base), "settled")) or 0)
@@ -112,15 +117,16 @@ class Keeper:
             await self._writer.apply(base, rows, name)
             _log.info("catalog part brought in", base_model=base, part=name, entries=len(rows))
             await self._hold(base)
-        await self._settled(base, names)
+        await compact(parts, names, await self._settled(base, names), lambda: self._hold(base))
         return missed
 
-    async def _settled(self, base: str, names: Sequence[str]) -> None:
-        """Note up to which sequence every part is in, and forget those parts' names."""
+    async def _settled(self, base: str, names: Sequence[str]) -> int:
+        """Note up to which sequence every part is in, and forget those parts' names; returns that sequence."""
         settled = max([sequence_of(name) or 0 for name in names if (sequence_of(name) or 0) < _settling()], default=0)
         await bounded(lambda: self._redis.hset(keys.catalog(base), "settled", settled))
         await bounded(lambda: self._redis.zremrangebyscore(keys.catalog(base, "parts"), "-inf", settled))
         self._swept[base] = time.monotonic()
+        return settled
 
     async def _read(self, parts: Parts, names: Sequence[str]) -> AsyncIterator[tuple[str, list[Row]]]:
         """Parts in their order, some of them read ahead."""

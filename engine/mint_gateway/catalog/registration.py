@@ -109,7 +109,7 @@ class Registration:
         self._writing.append(asyncio.create_task(self._write_part(first, entries)))
 
     async def _write_part(self, first: int, entries: list[Entry]) -> None:
-        name, horizon = part_name(first), first - int(FORGET_RETIRED_S * _US)
+        name, horizon = part_name(first, len(entries)), first - int(FORGET_RETIRED_S * _US)
         async with asyncio.timeout(PART_TIMEOUT_S):
             await self._parts.write(name, entries)
         await self._writer.apply(self._base, list(enumerate(entries, first)), name, horizon=horizon)
