@@ -36,7 +36,8 @@ class SlotTable:
         while True:
             if self.free:
                 return self.free.pop()
-            key = victim([self._books.view(each) for each in self._books.in_slots.values()], self._books.wants)
+            idle = [each for each in self._books.in_slots.values() if not each.users]  # few: views of all took longer
+            key = victim([self._books.view(each) for each in idle], self._books.wants)
             if key is not None:
                 return self._books.copies[key]
             if predecessor is not None and predecessor is not copy and predecessor.slot is not None:
