@@ -169,6 +169,7 @@ class Process:
             disk_bytes_used=residency.books.disk.ledger.used if residency else 0,
             failure=self._failure,
             demand=self._server.demand(MOST_TOLD),
+            training_bytes=self._server.training_bytes,
             loads_per_s=residency.rate.per_s if residency else 0.0,
         )
 

@@ -77,6 +77,11 @@ class EngineServer:
         parts = self._services.parts
         return parts.stepper.load if parts is not None else Load(0, 0)
 
+    @property
+    def training_bytes(self) -> int:
+        """Host memory that policies take which train here."""
+        return self._updates.trainer.host_bytes if self._updates is not None else 0
+
     def demand(self, most: int) -> dict[str, float]:
         """Requests in flight of the adapters that are asked for most, smoothed."""
         parts = self._services.parts

@@ -141,6 +141,7 @@ class EngineRecord(_Record, frozen=True):
     disk_bytes_used: int = 0
     failure: Failure | None = None  # why the base could not be loaded
     demand: Mapping[str, float] = {}  # requests in flight of the MOST_TOLD adapters that have most, smoothed
+    training_bytes: int = 0  # of host memory, for the policies that train there: their state, and checkpoints of it
     loads_per_s: float = 0.0  # adapters that it brings up in a second of loading; 0: not known yet
 
 

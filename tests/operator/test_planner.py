@@ -119,6 +119,33 @@ def sized(of: Snapshot, nbytes: int, *names: str) -> Snapshot:
     return msgspec.structs.replace(of, maps={KEY: msgspec.structs.replace(of.maps[KEY], sizes=sizes)})
 
 
+def test_what_policies_keep_in_host_memory_is_not_given_to_adapters() -> None:
+    waves = [wave("one", SIX[:3], residency="Host")]
+    fleet = [engine(0, training_bytes=1 << 19), engine(1)]
+    of = sized(snapshot(base(2, 2), waves, fleet), 1 << 19, *SIX)  # 1 MiB of host memory on each
+    assert sorted(homes(placed(plan(of))).values()) == [["smol-0"], ["smol-1"], ["smol-1"]]
+    waves = [wave("one", SIX[:4], residency="Host")]
+    of = sized(snapshot(base(2, 2), waves, fleet), 1 << 19, *SIX)
+    assert reason(of, "one")[0] == "WaitingForCapacity"
+    fleet = [engine(0, training_bytes=1 << 30), engine(1)]
+    of = sized(snapshot(base(2, 2), [wave("warm", SIX[:4]), waves[0]], fleet), 1 << 19, *SIX)
+    assert status(of, "warm").phase == "Placing", "slots are another matter"
+
+
+def test_waves_of_higher_priority_take_the_slots_of_lower_ones_as_many_as_they_need() -> None:
+    low = [
+        wave(f"low-{index}", [f"l{index}/0", f"l{index}/1"], created=f"2026-01-0{index + 1}") for index in range(3)
+    ]
+    before = placed(plan(snapshot(base(slots=6), low)))
+    assert len(before) == 6
+    urgent = wave("urgent", ["u/0"], priority=9, created="2027-01-01")
+    of = snapshot(base(slots=6), [*low, urgent], placements=before)
+    now = placed(plan(of), before)
+    assert set(now) == {"l0/0", "l0/1", "l1/0", "l1/1", "u/0"}, "the youngest of the lowest gives way"
+    assert all(now[name] == before[name] for name in now if name in before)
+    assert reason(of, "low-2")[0] == "WaitingForCapacity"
+
+
 def test_bytes_that_engines_tell_bound_what_is_held_in_host_memory() -> None:
     waves = [wave("one", SIX[:2], residency="Host"), wave("two", SIX[2:4], residency="Host", created="2026-01-02")]
     of = snapshot(base(), waves)  # 1 MiB of host memory

@@ -79,7 +79,8 @@ class World:
             held = {name: self.draw.draw(st.sampled_from(Tier)) for name in NAMES[: index + 1]}
             rate = self.draw.draw(st.sampled_from([0.0, 0.5, 4.0]))
             ready = self.draw.draw(st.booleans())
-            self.views[index % 3] = engine(index % 3, held, ready=ready, loads_per_s=rate)
+            trains = self.draw.draw(st.sampled_from([0, 0, 1 << 19]))
+            self.views[index % 3] = engine(index % 3, held, ready=ready, loads_per_s=rate, training_bytes=trains)
             self.away.pop(f"smol-{index % 3}", None)
         elif kind == "lost":
             self.views[index % 3] = engine(index % 3, alive=False)

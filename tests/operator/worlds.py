@@ -99,6 +99,7 @@ def engine(
     failure: Failure | None = None,
     failures: Mapping[str, Failure] | None = None,
     loads_per_s: float = 0.0,
+    training_bytes: int = 0,
 ) -> EngineView:
     name = f"smol-{ordinal}"
     record = EngineRecord(
@@ -114,6 +115,7 @@ def engine(
         sequence=1,
         failure=failure,
         loads_per_s=loads_per_s,
+        training_bytes=training_bytes,
     )
     holdings = {adapter: Held(adapter, source(adapter), tier) for adapter, tier in (held or {}).items()}
     for adapter, why in (failures or {}).items():

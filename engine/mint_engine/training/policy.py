@@ -15,6 +15,9 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Layout, Packed, fingerprint, halves, lay_out
 
+_VECTORS = 4  # weights, gradient and Adam's two moments
+_CHECKPOINTED = 3  # all but the gradient: copied, while the policy goes on
+
 
 @dataclass(frozen=True)
 class PolicySettings:
@@ -52,6 +55,12 @@ class Policy:
     sums: str = ""  # of which type of loss the gradient is a sum
     broken: bool = False  # something that has accumulated was not finite
     busy: bool = field(default=False, repr=False)  # some work is computing its gradient
+
+    @property
+    def host_bytes(self) -> int:
+        """What it takes of host memory at most: its four vectors, unless they are on a device, and a checkpoint."""
+        vectors = _CHECKPOINTED + (_VECTORS if self.weights.device.type == "cpu" else 0)
+        return vectors * self.weights.nbytes
 
     def forget_gradient(self) -> None:
         """As after a step."""

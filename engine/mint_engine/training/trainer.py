@@ -56,6 +56,11 @@ class Trainer:
         """The policies that are here."""
         return frozenset(self._policies)
 
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that the policies take at most. From any thread."""
+        return sum(policy.host_bytes for policy in list(self._policies.values()))
+
     def create(self, name: str, settings: PolicySettings, start: Packed | None = None) -> None:
         """Begin a policy: as PEFT would, or from the revision `start`, whose ranks and scalings then count.
 

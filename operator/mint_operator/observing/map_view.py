@@ -198,5 +198,6 @@ def _judged(record: EngineRecord) -> object:
         record.ready,
         record.slots_used,
         record.slots_total,
+        record.training_bytes,
         record.failure,
     )

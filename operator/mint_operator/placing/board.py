@@ -78,7 +78,7 @@ class Board:
         given: Copies | None = None,
         reserved: Mapping[str, int] | None = None,
     ) -> None:
-        """`reserved` slots of an engine are its policies' that train there."""
+        """`reserved` slots of an engine are its policies' that train there, and so is the memory that it tells."""
         self.limits = limits
         self._sizes = sizes
         self._unknown = Size(rank=limits.max_rank)
@@ -88,8 +88,16 @@ class Board:
         self._leaving = {engine.name for engine in engines if engine.leaving}
         self.any_lost, self.any_leaving = bool(self._lost), bool(self._leaving)
         taken = reserved or {}
-        fresh = {name: Load(slots=taken.get(name, 0)) for name in self._ordinals}
-        self.loads = fresh if loads is None else dict(loads)
+        self.loads = (
+            dict(loads)
+            if loads is not None
+            else {
+                engine.name: Load(
+                    slots=taken.get(engine.name, 0), host_bytes=min(engine.training_bytes, limits.host_bytes)
+                )
+                for engine in engines
+            }
+        )
         self.given: dict[str, Mapping[str, Tier]] = {} if given is None else dict(given)
         self._own: dict[str, dict[str, Tier]] = {}  # of `given`, those that this board has changed
         self._heaps: dict[tuple[bool, Tier], list[tuple[int, int, int]]] = {}

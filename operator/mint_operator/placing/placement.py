@@ -55,7 +55,7 @@ class Task(msgspec.Struct, frozen=True):
     @property
     def floor(self) -> object:
         """What every adapter's place depends on."""
-        engines = [(engine.name, engine.lost, engine.leaving) for engine in self.engines]
+        engines = [(engine.name, engine.lost, engine.leaving, engine.training_bytes) for engine in self.engines]
         return self.limits, self.reserved, engines
 
 

@@ -74,7 +74,7 @@ def plan_base(
     training = prepared(base, waves, _running(snapshot, base, known, pods), known, trained, snapshot.inputs)
     waves = training.waves
     last = before.admission if before else None
-    sizes, taken = known.sizes if known else None, Demand(slots=training.demand)
+    sizes, taken = known.sizes if known else None, _taken(base, training, known)
     admission = admit(base, waves, last, sizes, taken, training.held)
     refusal = _unusable(base)
     settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
@@ -114,6 +114,13 @@ def plan_base(
     return BasePlan(
         status=status, waves=told.statuses, known=found, manifests=manifests, change=change, training=leases
     )
+
+
+def _taken(base: ObservedBase, training: Training, known: BaseMap | None) -> Demand:
+    """What training takes of the base: slots, and the memory that engines tell."""
+    records = [view.record for view in known.engines if view.record is not None] if known else []
+    memory = sum(min(record.training_bytes, base.host_bytes) for record in records)
+    return Demand(slots=training.demand, host_bytes=memory)
 
 
 def _running(

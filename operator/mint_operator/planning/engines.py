@@ -41,6 +41,11 @@ class Engine(msgspec.Struct, frozen=True):
         return self.record is not None and self.record.ready
 
     @property
+    def training_bytes(self) -> int:
+        """Host memory that its policies take."""
+        return self.record.training_bytes if self.record is not None else 0
+
+    @property
     def failure(self) -> Failure | None:
         """Why it does not serve: its own word, else its pod's."""
         return self.record.failure if self.record else self.pod.trouble

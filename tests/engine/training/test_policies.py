@@ -54,6 +54,18 @@ def test_seeds_tell_policies_apart() -> None:
     assert not torch.equal(trainer.policy("a").weights, trainer.policy("c").weights)
 
 
+def test_the_host_memory_that_policies_take_is_counted_with_a_checkpoint_on_its_way() -> None:
+    trainer = trainer_of()
+    assert trainer.host_bytes == 0
+    trainer.create("a", PolicySettings(rank=8))
+    vector = trainer.policy("a").weights.nbytes
+    blob = len(trainer.save("a"))
+    assert trainer.host_bytes == 7 * vector
+    assert abs(blob - 3 * vector) < 16384, "a checkpoint is three vectors and what is told of them"
+    trainer.drop("a")
+    assert trainer.host_bytes == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
     """It passes what is checked of a packed adapter, goes into a slot as it is, and is named by its content."""
