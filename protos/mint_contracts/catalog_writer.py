@@ -13,7 +13,7 @@ from mint_contracts.functions import bounded
 from mint_contracts.packed_entries import batch
 
 ROWS_PER_CALL = 512  # Redis does nothing else for some five milliseconds
-CALLS_AT_ONCE = 2  # of one part: Redis has the next at hand when it has done one
+CALLS_AT_ONCE = 2  # of a writer: Redis has the next at hand when it has done one, and others wait for no more
 NAMES_TOLD = 64
 
 
@@ -22,6 +22,7 @@ class CatalogWriter:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._gate = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def sequences(self, base: str, count: int) -> int:
         """The first of `count` sequences that nobody else is given: microseconds since 1970, by Redis's clock.
@@ -37,10 +38,9 @@ class CatalogWriter:
         """
         ordered = sorted(rows, key=lambda row: row[1].name)  # neighbours share a leaf
         pieces = [ordered[at : at + ROWS_PER_CALL] for at in range(0, len(ordered), ROWS_PER_CALL)]
-        gate = asyncio.Semaphore(CALLS_AT_ONCE)
 
         async def send(piece: Sequence[Row]) -> None:
-            async with gate:
+            async with self._gate:
                 await self._apply(base, piece, horizon)
 
         try:

@@ -11,7 +11,7 @@ from mint_contracts.entries import Entry, check, plainly_good, read_line, read_l
 from mint_contracts.errors import MintError
 
 PART_ENTRIES = 10_000
-PARTS_AT_ONCE = 2  # being written while the next is filled
+PARTS_AT_ONCE = 4  # being written while the next is filled: while one waits for the disk, another keeps Redis busy
 PART_TIMEOUT_S = 60.0
 SLICE_BYTES = 64 << 10  # read at once: about two milliseconds in which nobody else is answered
 REFUSALS_TOLD = 1000
