@@ -1,13 +1,18 @@
 """The lean training pass computes what the generic one does, for every family it takes."""
 
+import dataclasses
 import itertools
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from mint_contracts.training import Loss
+from mint_engine.model.modules import find_modules
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome
@@ -20,32 +25,61 @@ TAKEN: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES),
 }
-# Relative to the whole gradient's norm. In bf16 the two round at other places, and a clip may fall on either side.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1}
 
 
-def gradients(config: PreTrainedConfig, dtype: torch.dtype, *, lean: bool) -> tuple[Trainer, dict[str, LossOutcome]]:
-    trainer = trainer_of(config, dtype, lean=lean)
-    batches = [
-        PolicyBatch(name, groups(number), Loss(kl_coefficient=0.1 * number))
-        for number, name in enumerate(policies(trainer, 3))
-    ]
+def gradients(trainer: Trainer, loss: Loss, prompts: int = 2) -> tuple[Trainer, dict[str, LossOutcome]]:
+    """Of three policies. Weights are rounded to bfloat16 whatever computes: what is computed with them differs."""
+    names = policies(trainer, 3)
+    for name in names:
+        policy = trainer.policy(name)
+        policy.weights.copy_(policy.weights.to(torch.bfloat16))
+    batches = [PolicyBatch(name, groups(50 + at, prompts, size=4), loss) for at, name in enumerate(names)]
     return trainer, learn(trainer, batches)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+def distance(one: Trainer, other: Trainer, name: str) -> float:
+    """Of two gradients, relative to the second's norm."""
+    ours, theirs = one.policy(name).gradient, other.policy(name).gradient
+    assert ours is not None
+    assert theirs is not None
+    return float((ours - theirs).norm() / theirs.norm())
+
+
 @pytest.mark.parametrize("family", TAKEN)
-def test_lean_equals_generic(family: str, dtype: torch.dtype) -> None:
-    (lean, found), (generic, expected) = (gradients(TAKEN[family], dtype, lean=lean) for lean in (True, False))
+def test_lean_equals_generic(family: str) -> None:
+    (lean, found), (generic, expected) = (
+        gradients(trainer_of(TAKEN[family], lean=lean), Loss(kl_coefficient=0.1)) for lean in (True, False)
+    )
     assert lean.compute.startswith("lean")
     assert generic.compute == "generic"
     for name in lean.names:
-        ours, theirs = lean.policy(name).gradient, generic.policy(name).gradient
-        assert ours is not None
-        assert theirs is not None
-        assert float((ours - theirs).norm() / theirs.norm()) < TOLERANCE[dtype]
+        assert distance(lean, generic, name) < 1e-5
         for one, other in zip(found[name].logprobs, expected[name].logprobs, strict=True):
-            assert abs(one - other).max() < (1e-4 if dtype == torch.float32 else 0.3)
+            assert abs(one - other).max() < 1e-4
+
+
+@pytest.mark.parametrize("family", TAKEN)
+def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
+    """Both miss the same base's gradients in float32 by 2 to 4% of their norm, lean by no more than generic; from
+    each other they are no further than two independent errors of that size would put them.
+
+    Over some 250 tokens a policy that count alike: where ratios weigh them, a few decide, and where those are clipped
+    it does which side of the clip rounding puts them on.
+    """
+    alike = Loss(type="cross_entropy")
+    base = base_of(TAKEN[family], torch.bfloat16)
+    exact = dataclasses.replace(base, model=nn.Module.to(base.model, torch.float32), dtype=torch.float32)
+    reference, expected = gradients(Trainer(exact, find_modules(exact.model), max_rank=16, lean=False), alike, 8)
+    (lean, found), (generic, beside) = (
+        gradients(trainer_of(TAKEN[family], torch.bfloat16, lean=lean), alike, 8) for lean in (True, False)
+    )
+    for name in lean.names:
+        ours, theirs = distance(lean, reference, name), distance(generic, reference, name)
+        assert theirs < 0.05
+        assert ours < 1.1 * theirs
+        assert distance(lean, generic, name) < math.hypot(ours, theirs)
+        exactly, our, their = (np.concatenate(each[name].logprobs) for each in (expected, found, beside))
+        assert np.abs(our - exactly).mean() < 1.1 * np.abs(their - exactly).mean() < 0.02
 
 
 def test_other_families_take_the_generic_pass() -> None:
