@@ -1,14 +1,24 @@
 """Every family's gradients are autograd's on transformers' eager model with merged weights, solo and mixed."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 import torch
 
 from mint_contracts.errors import UnknownTargetModules
 from mint_contracts.training import Loss
-from mint_engine.training.example import PolicyBatch
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.fused import unstack
+from mint_engine.adapters.packed import halves
+from mint_engine.adapters.read import read_adapter
+from mint_engine.model.modules import find_modules
+from mint_engine.sources.local import LocalFolder
+from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
-from tests.engine.families import FAMILIES, ROUTED
+from tests.engine.families import FAMILIES, ROUTED, make_model
+from tests.engine.test_expert_layouts import BOTH, save
 from tests.engine.training.frontier import Merged, examples_of, reference, trainer_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
 
@@ -72,3 +82,44 @@ def test_an_indexer_is_not_trained(family: str) -> None:
     assert not [place.path for place in trainer.policy("p/0").form.layout.places if ".indexer." in place.path]
     with pytest.raises(UnknownTargetModules, match="wq_b"):
         trainer.create("p/1", PolicySettings(2, target_modules=("wq_b",)))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_a_start_from_pefts_stacked_parameters(family: str, tmp_path: Path) -> None:
+    """PEFT shares A between gate and up. Here each has its own copy: B's gradients are PEFT's own, and A's its two
+    parts."""
+    peft = save(tmp_path, family, target_parameters=BOTH)
+    trainer = trainer_of(family)
+    modules = find_modules(make_model(FAMILIES[family]))
+    packed = read_adapter(LocalFolder(tmp_path, "start"), Fit(modules, 8), torch.float32)
+    trainer.create("p/0", PolicySettings(), packed)
+    examples = examples_of(0)
+    learn(trainer, [PolicyBatch("p/0", examples, SUMS)])
+    policy = trainer.policy("p/0")
+    assert policy.gradient is not None
+    naive_sum(peft, examples).backward()  # type: ignore[no-untyped-call]
+    theirs = {path: each.grad for path, each in peft.named_parameters() if each.grad is not None}
+    ours = {place.path: (a, b) for place, a, b in halves(policy.form.layout, policy.gradient)}
+    for layer in range(3):
+        experts = f"model.layers.{layer}.mlp.experts"
+        for names, depth in ((("gate_proj", "up_proj"), ".base_layer"), (("down_proj",), "")):
+            a, b = (theirs[f"base_model.model.{experts}{depth}.lora_{half}.default.weight"] for half in "AB")
+            parts = [ours[f"{experts}.{name}"] for name in names]
+            for name, (_, found) in zip(names, parts, strict=True):
+                expected = unstack(a, b, modules[f"{experts}.{name}"])[1]
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+            whole = a.view(parts[0][0].shape)
+            torch.testing.assert_close(
+                sum(part for part, _ in parts), whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max())
+            )
+
+
+def naive_sum(model: torch.nn.Module, examples: Sequence[Example]) -> torch.Tensor:
+    """Plain importance sampling by PEFT's own model."""
+    total = torch.zeros(())
+    for example in examples:
+        logits = model(input_ids=torch.tensor([list(example.tokens)]), use_cache=False).logits[0].float()
+        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(list(example.targets))[:, None])[:, 0]
+        ratio = (logprobs - torch.tensor(example.sampler_logprobs)).exp()
+        total = total - (ratio * torch.tensor(example.advantages) * torch.tensor(example.weights)).sum()
+    return total
