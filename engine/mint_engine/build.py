@@ -23,6 +23,7 @@ from mint_engine.parallel.ranks import Ranks
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.pages import PAGE_TOKENS
+from mint_engine.scheduling.places import limits_of
 from mint_engine.scheduling.scheduler import Limits
 
 Equip = Callable[[Base, Slots], None]
@@ -35,22 +36,23 @@ def _nothing(*_: object) -> None:
 def build(
     settings: EngineSettings,
     base_path: Path,
-    limits: Limits,
+    limits: Limits | None = None,
     equip: Equip = _nothing,
     on_lost: Callable[[], None] = _nothing,
     threads: int = 0,
 ) -> tuple[Base, Slots, Generation]:
     """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
 
-    `equip` sees the base before serving puts its own modules in place. `on_lost` is called, on some thread, when
-    another rank has ended: then this engine can not go on. `threads` are each rank's; 0: its share of the cores.
+    `limits` are the base's own where none are given. `equip` sees the base before serving puts its own modules in
+    place. `on_lost` is called, on some thread, when another rank has ended: then this engine can not go on. `threads`
+    are each rank's; 0: its share of the cores.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     threads = threads or max(1, count_threads() // settings.tensor_parallel_size)
     torch.set_num_threads(threads)
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
     if settings.tensor_parallel_size > 1:
-        base, slots, generation = _build_rank_0(settings, base_path, limits, threads, on_lost)
+        base, slots, generation = _build_rank_0(settings, base_path, limits or Limits(), threads, on_lost)
     else:
         base = _load(settings, base_path)
         slots = Slots(
@@ -58,7 +60,7 @@ def build(
         )
         cache = make_cache(settings, base)
         equip(base, slots)
-        generation = Generation(Forward(base, slots, cache), limits)
+        generation = Generation(Forward(base, slots, cache), limits or limits_of(base.config))
     metrics.SLOTS_BYTES.set(slots.bytes)
     metrics.CACHE_BYTES.set(generation.cache_bytes)
     return base, slots, generation

@@ -52,7 +52,7 @@ _log = structlog.get_logger(__name__)
 class EngineServer:
     """A listening engine. Made by `listen`; used from the event loop that made it."""
 
-    def __init__(self, settings: EngineSettings, services: Services, limits: Limits) -> None:
+    def __init__(self, settings: EngineSettings, services: Services, limits: Limits | None) -> None:
         self._settings = settings
         self._services = services
         self._limits = limits
@@ -152,7 +152,7 @@ class EngineServer:
         if parts is None or updates is None:
             return None
         tokenizer, wake = parts.base.tokenizer, parts.stepper.wake
-        rollouts = Rollouts(parts.stepper, self._limits.running, on_idle=wake)
+        rollouts = Rollouts(parts.stepper, self.generation.scheduler.limits.running, on_idle=wake)
         updates.rollouts = lambda: rollouts.in_flight
         renderer = Renderer(tokenizer, parts.base.vocab_size, parts.context_length, tokenizer.eos_token_id)
         return Means(Desk(updates, wake), rollouts, parts.slots, places, renderer)
@@ -214,6 +214,6 @@ class EngineServer:
 
 async def listen(settings: EngineSettings, engine: str, port: int, limits: Limits | None = None) -> EngineServer:
     """Start an engine's server, not serving yet. `engine` is its name, e.g. the pod's."""
-    server = EngineServer(settings, Services(settings, engine), limits or Limits())
+    server = EngineServer(settings, Services(settings, engine), limits)
     await server.start(port)
     return server

@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from pathlib import Path
 
 from tests.bench.adapters import make_adapters, names
 from tests.bench.bench import Bench, Group
@@ -17,10 +18,15 @@ from tests.upcycle import write
 _RANK = 4
 
 
-def _mixed(bench: Bench, experts: int) -> list[Row]:
+def upcycled(bench: Bench, experts: int) -> Path:
+    """The base with so many experts, made once."""
     with bench.doing(f"upcycled into {experts} experts"):
         folder = bench_cache() / "models" / f"upcycled-{bench.base_key}-{experts}"
-        base = made_once(folder, lambda unfinished: write(bench.base, unfinished, experts))
+        return made_once(folder, lambda unfinished: write(bench.base, unfinished, experts))
+
+
+def _mixed(bench: Bench, experts: int) -> list[Row]:
+    base = upcycled(bench, experts)
     with bench.doing(f"adapters of rank {_RANK} on all of them"):
         store = make_adapters(f"{bench.base_key}-{experts}", expert_shapes(base), _RANK, TOGETHER)
     chosen = tuple(names(_RANK, TOGETHER))

@@ -34,7 +34,6 @@ from mint_engine.policies.updates import Updates
 from mint_engine.residency.slots import Slots
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
-from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
@@ -86,7 +85,7 @@ class Engine:
         def equip(base: Base, slots: Slots) -> None:
             trainers.append(Trainer(base, slots.modules, setup.max_rank))
 
-        base, self._slots, generation = build(settings, Path(setup.base), Limits(), equip)
+        base, self._slots, generation = build(settings, Path(setup.base), equip=equip)
         updates = Updates(trainers[0])
         self.compute = trainers[0].compute
 
@@ -94,7 +93,7 @@ class Engine:
             loop.call_soon_threadsafe(deliver)
 
         self.stepper = Stepper(generation, post, updates)
-        rollouts = Rollouts(self.stepper, Limits().running, on_idle=self.stepper.wake)
+        rollouts = Rollouts(self.stepper, generation.scheduler.limits.running, on_idle=self.stepper.wake)
         updates.rollouts = lambda: rollouts.in_flight
         renderer = Renderer(base.tokenizer, base.vocab_size, setup.context, base.tokenizer.eos_token_id)
         desk = Desk(updates, self.stepper.wake)

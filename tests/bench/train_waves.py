@@ -1,29 +1,44 @@
 """Whole steps of GRPO on a serving engine: many policies at once against one at a time, and what tenants notice."""
 
+import dataclasses
 import sys
 from functools import partial
 
 import msgspec
 
 from tests.bench.bench import ROUND_S, Bench, Group, take_turns
+from tests.bench.moe import upcycled
 from tests.bench.our_setup import Setup
 from tests.bench.places import scratch
 from tests.bench.rows import Row, measured, percentile
 from tests.bench.side import Side
 
 FEW, MANY = 8, 64
+EXPERTS = 8
 ITL_TOKENS = 96
 HANDOFFS = 9
 
 
 def _concurrent(bench: Bench) -> list[Row]:
+    rounds = _both_ways(bench)
+    return [measured("train.concurrent8_over_sequential", rounds["together"], rounds["in turn"], _shape(bench))]
+
+
+def _concurrent_moe(bench: Bench) -> list[Row]:
+    """The same over experts."""
+    rounds = _both_ways(dataclasses.replace(bench, base=upcycled(bench, EXPERTS)))
+    note = f"{EXPERTS} experts, two for a token, and adapters on all of them; {_shape(bench)}"
+    return [measured("train.moe_concurrent8_over_sequential", rounds["together"], rounds["in turn"], note)]
+
+
+def _both_ways(bench: Bench) -> dict[str, list[float]]:
+    """Seconds of a step of the policies together, and of theirs one after another."""
     with scratch("waves") as cache, _engine(bench, str(cache), FEW) as ours:
         bench.start(ours)
         _step(bench, ours, 1, 0, together=True)
         ways = {"together": True, "in turn": False}
         sides = {name: partial(_round, bench, ours, FEW, together) for name, together in ways.items()}
-        rounds = take_turns(bench.rounds, sides)
-    return [measured("train.concurrent8_over_sequential", rounds["together"], rounds["in turn"], _shape(bench))]
+        return take_turns(bench.rounds, sides)
 
 
 def _many(bench: Bench) -> list[Row]:
@@ -84,5 +99,6 @@ def _shape(bench: Bench) -> str:
 GROUPS = (
     Group(("train.concurrent8_over_sequential",), _concurrent),
     Group(("train.concurrent64_over_concurrent8",), _many),
+    Group(("train.moe_concurrent8_over_sequential",), _concurrent_moe),
     Group(("train.handoff_over_memcpy", "train.serve_itl_p95_over_idle"), _beside),
 )

@@ -1,0 +1,20 @@
+"""How many requests decode together on a base."""
+
+from typing import Any
+
+from mint_engine.scheduling.scheduler import Limits
+
+MOST = 256  # beyond that a step lasts longer than tenants' streams should pause
+
+
+def limits_of(config: Any) -> Limits:
+    """The bounds of an engine's work for a text model's configuration.
+
+    Where a token goes to k of E experts, a step reads nearly all of them for k / E of its rows each: E / k times as
+    many requests fill the products that a dense base fills, and cost little more.
+    """
+    usual, each = Limits(), getattr(config, "num_experts_per_tok", None)
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if not each or not experts:
+        return usual
+    return Limits(running=max(usual.running, min(MOST, usual.running * int(experts) // int(each))))
