@@ -1,6 +1,7 @@
 """What a wave's `spec.train` says: the same structs in the resource, the placement map and the engine.
 
-Defaults are those of TRL's GRPO (dapo, groups of 8, epsilon 0.2, beta 0) and of Tinker's Adam (0.9, 0.95).
+Defaults are those of TRL's GRPO (dapo, groups of 8, epsilon 0.2, beta 0), of Tinker's Adam (0.9, 0.95) and of
+IcePop's band (0.5 to 5: arXiv 2510.18855).
 """
 
 from typing import Literal
@@ -26,8 +27,8 @@ class Loss(_Camel, frozen=True):
     kl_coefficient: float = 0.0  # of the k3 estimator against the base: the adapter switched off
     scale_rewards: Scaling = "group"  # what the advantage is divided by: (R - mean) / (std + 1e-4)
     filter_groups: bool = True  # leave out groups whose rewards are all alike: they carry no signal
-    ratio_low: float = 0.0  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
-    ratio_high: float = 0.0
+    ratio_low: float = 0.5  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
+    ratio_high: float = 5.0
 
 
 class Optimizer(_Camel, frozen=True):
@@ -199,6 +200,7 @@ class Train(_Camel, frozen=True):
     group_size: int = 8
     prompts_per_step: int = 4
     inner_epochs: int = 1
+    replay_routes: bool = True  # R3: where the base routes experts, an update takes those that the rollout took
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     sampling: TrainSampling = TrainSampling()

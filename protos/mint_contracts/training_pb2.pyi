@@ -130,6 +130,8 @@ class ForwardBackwardRequest(_message.Message):
     CLIP_LOW_FIELD_NUMBER: _builtins.int
     CLIP_HIGH_FIELD_NUMBER: _builtins.int
     KL_COEFFICIENT_FIELD_NUMBER: _builtins.int
+    RATIO_LOW_FIELD_NUMBER: _builtins.int
+    RATIO_HIGH_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     loss: _builtins.str
@@ -137,6 +139,9 @@ class ForwardBackwardRequest(_message.Message):
     clip_low: _builtins.float
     clip_high: _builtins.float
     kl_coefficient: _builtins.float
+    ratio_low: _builtins.float
+    """IcePop's band: tokens whose trainer/sampler probability ratio is below or above are left out; 0 leaves none out."""
+    ratio_high: _builtins.float
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
         """At most 1,024 examples; gradients accumulate until OptimStep."""
@@ -151,10 +156,12 @@ class ForwardBackwardRequest(_message.Message):
         clip_low: _builtins.float = ...,
         clip_high: _builtins.float = ...,
         kl_coefficient: _builtins.float = ...,
+        ratio_low: _builtins.float = ...,
+        ratio_high: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_high", b"clip_high", "clip_low", b"clip_low", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "loss", b"loss", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_high", b"clip_high", "clip_low", b"clip_low", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

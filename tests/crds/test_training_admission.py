@@ -65,7 +65,7 @@ ACCEPTED = [
     reward(service={"address": "judge.acme.svc:9000", "tls": True}),
     weighted(EXACT, {"length": {"target": 0, "tolerance": 1}}, {"service": {"address": "judge:1"}}),
     train(algorithm="SFT", reward=None),
-    train(steps=1, groupSize=2, promptsPerStep=1, innerEpochs=4),
+    train(steps=1, groupSize=2, promptsPerStep=1, innerEpochs=4, replayRoutes=False),
     train(loss={"type": "cispo", "klCoefficient": 0.1, "ratioLow": 0.5, "ratioHigh": 2}),
     train(optimizer={"learningRate": 0.003, "schedule": "cosine", "warmupSteps": 5}),
     train(evaluation={"everySteps": 5}),

@@ -61,6 +61,8 @@ def stacked_modules(path: str, experts: Any) -> dict[str, Module]:
 def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """hidden [T, H], each token's experts [T, k] and their weights [T, k] -> [T, H]."""
     rows: ExpertRows | None = experts.mint_current.expert_rows
+    if experts.mint_current.routes is not None:
+        experts.mint_current.routes.append(routes)
     modules: ExpertModules = experts.mint_modules
     tokens, each = routes.shape
     pairs = sort_pairs(routes, rows, int(experts.num_experts))

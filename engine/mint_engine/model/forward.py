@@ -16,6 +16,7 @@ from mint_engine.model.generic import Generic
 from mint_engine.model.lean import Lean
 from mint_engine.model.lean_layers import Unlike, read_llama
 from mint_engine.model.paged import Span
+from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.meeting import Meeting
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
@@ -93,6 +94,11 @@ class Forward:
     def compute(self) -> str:
         """Which pass computes, e.g. "lean (avx512_bf16)" or "generic"."""
         return self._pass.name
+
+    @property
+    def routes(self) -> RouteCache | None:
+        """Which experts the cached tokens went to; None for a base that routes to none."""
+        return self._pass.routes if isinstance(self._pass, Generic) else None
 
     @torch.inference_mode()
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The generic pass: transformers' modules with their linears, experts and attention swapped. Right for every base."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from mint_engine.model.experts import is_stack
 from mint_engine.model.lora import merge_spans, sort_rows, work_items
 from mint_engine.model.modules import CompiledRows, replace_modules
 from mint_engine.model.paged import Span, plan_attention
+from mint_engine.model.routes import RouteCache
 from mint_engine.residency.slots import Slots
 
 
@@ -25,8 +27,12 @@ class Generic:
         self._base, self._slots, self._cache = base, slots, cache
         attention.register()
         base.model.set_attn_implementation(attention.NAME)
-        self._routed = any(is_stack(module) for module in base.model.modules())
-        if self._routed:
+        stacks: list[Any] = [module for module in base.model.modules() if is_stack(module)]
+        self._routed = bool(stacks)
+        self.routes: RouteCache | None = None
+        if stacks:
+            each, experts_of = int(base.config.num_experts_per_tok), int(stacks[0].num_experts)
+            self.routes = RouteCache(len(stacks), each, experts_of, cache.pages, base.device)
             experts.register()
             base.model.set_experts_implementation(experts.NAME)
         self._kernels = find_kernels(base.dtype, base.device) if slots.max_rank <= MAX_RANK else None
@@ -46,7 +52,8 @@ class Generic:
             current.compiled = CompiledRows(self._kernels, items)
         if self._routed:
             current.expert_rows = plan_experts(segments, len(tokens), self._slots, self._kernels)
-        current.paged = plan_attention(spans, self._cache, device)
+            current.routes = []
+        current.paged = paged = plan_attention(spans, self._cache, device)
         try:
             output = self._base.model(
                 input_ids=torch.tensor([tokens], device=device),
@@ -56,7 +63,9 @@ class Generic:
                 logits_to_keep=torch.tensor(keep, dtype=torch.int64, device=device),
                 paged=current.paged,
             )
+            if self.routes is not None and current.routes is not None:
+                self.routes.write(paged.places, current.routes)
         finally:
-            current.rows = current.compiled = current.expert_rows = current.paged = None
+            current.rows = current.compiled = current.expert_rows = current.paged = current.routes = None
         logits: torch.Tensor = output.logits[0]
         return logits

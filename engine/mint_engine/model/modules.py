@@ -38,6 +38,7 @@ class Current:
     compiled: CompiledRows | None = None  # instead of rows, where kernels add adapters
     expert_rows: ExpertRows | None = None
     paged: PagedAttention | None = None
+    routes: list[torch.Tensor] | None = None  # what routers choose, [T, k] a layer in order
 
 
 class LoraLinear(nn.Module):

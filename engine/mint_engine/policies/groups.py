@@ -29,7 +29,7 @@ def batch_of(policy: str, groups: Sequence[Group], loss: Loss, max_tokens: int) 
     if not any(value for group in advantages for value in group) and not (kept and loss.kl_coefficient):
         return None
     examples = [
-        completion(group.prompt, rollout.tokens, rollout.logprobs, advantage)
+        completion(group.prompt, rollout.tokens, rollout.logprobs, advantage, rollout.routes)
         for group, values in zip(kept, advantages, strict=True)
         for rollout, advantage in zip(group.rollouts, values, strict=True)
     ]

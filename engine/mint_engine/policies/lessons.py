@@ -94,7 +94,7 @@ class Lessons:
         sampling = msgspec.structs.replace(terms.sampling, temperature=temperature)
         prompts = await asyncio.to_thread(lambda: [render.prompt(each, sampling.max_tokens) for each in examples])
         asks = [
-            Ask(terms.policy, label, self.slot, prompt, sampling, own)
+            Ask(terms.policy, label, self.slot, prompt, sampling, own, terms.train.replay_routes)
             for prompt, own in zip(prompts, seeds, strict=True)
         ]
         with metrics.SECONDS.labels("rollout").time():

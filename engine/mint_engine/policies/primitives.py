@@ -28,6 +28,8 @@ def batch_of_request(request: pb.ForwardBackwardRequest) -> PolicyBatch:
         clip_low=request.clip_low or usual.clip_low,
         clip_high=request.clip_high or usual.clip_high,
         kl_coefficient=request.kl_coefficient,
+        ratio_low=request.ratio_low,
+        ratio_high=request.ratio_high,
     )
     examples = [
         Example(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from mint_contracts.errors import MintError
+from mint_engine.model.routes import Routes
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
 from mint_engine.scheduling.stepper import Stepper
 
@@ -30,6 +31,7 @@ class Ask(msgspec.Struct, frozen=True):
     prompt: tuple[int, ...]
     sampling: Sampling
     seeds: tuple[int, ...]
+    routes: bool = False  # whether to tell which experts the tokens went to
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Rollout:
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     stopped: bool = False
+    routes: Routes | None = None  # of the prompt's tokens and all of `tokens` but the last, where they were asked for
 
 
 def window(places: int, tenants: int) -> int:
@@ -138,7 +141,7 @@ def _note(rollout: Rollout, event: Event) -> None:
         rollout.logprobs += (score.logprob for score in event.scores)
         rollout.text += event.text
     elif isinstance(event, Done):
-        rollout.stopped = event.stopped
+        rollout.stopped, rollout.routes = event.stopped, event.routes
 
 
 def _requests(ask: Ask) -> list[Request]:
@@ -150,6 +153,7 @@ def _requests(ask: Ask) -> list[Request]:
             adapter=ask.policy,
             revision=ask.revision,
             slot=ask.slot,
+            routes=ask.routes,
         )
         for place, seed in enumerate(ask.seeds)
     ]

@@ -7,6 +7,7 @@ from mint_contracts.errors import EngineUnavailable, Internal, InvalidRequest, M
 from mint_engine import metrics
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
+from mint_engine.model.routes import Routes
 from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
@@ -167,8 +168,13 @@ class Generation:
             text += sequence.text.finish()
         outcomes.append((sequence, Tokens((token,), text, scores)))
         if ended:
+            routes = self._routes(sequence)
             self.scheduler.remove(sequence)
-            outcomes.append((sequence, Done(stopped, sequence.completion_tokens)))
+            outcomes.append((sequence, Done(stopped, sequence.completion_tokens, routes)))
+
+    def _routes(self, sequence: Sequence) -> Routes | None:
+        routes = self._forward.routes if sequence.request.routes else None
+        return routes.read(sequence.pages, sequence.computed) if routes is not None else None
 
 
 def _score_prompt(share: Share, logits: torch.Tensor) -> list[Outcome]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from mint_contracts.errors import MintError
+from mint_engine.model.routes import Routes
 from mint_engine.requests.text import TextStream
 from mint_engine.residency.slots import NO_SLOT
 
@@ -38,6 +39,7 @@ class Request(msgspec.Struct, frozen=True):
     adapter: str = ""
     revision: str = ""
     slot: int = NO_SLOT
+    routes: bool = False  # whether Done is to tell which experts its tokens went to
 
     @property
     def most_tokens(self) -> int:
@@ -97,6 +99,7 @@ class Done(msgspec.Struct, frozen=True):
 
     stopped: bool
     completion_tokens: int
+    routes: Routes | None = None  # of all its tokens but the last, which was never computed
 
 
 class Failed(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mint_engine.adapters.packed import halves
 from mint_engine.training.pieces import Piece, Tree
@@ -43,6 +44,7 @@ class Batch:
     positions: torch.Tensor  # [T] int64
     trees: tuple[Tree, ...]
     segments: tuple[Segment, ...]  # () computes the bare base
+    routes: torch.Tensor | None = None  # [T, M, k] int64: experts that the M layers with any must take; -1 for free
 
     @property
     def rows(self) -> int:
@@ -84,6 +86,21 @@ def make_batch(pieces: Sequence[tuple[Piece, dict[str, Part]]], device: torch.de
         trees += (Tree(start + tree.row, tree.trunk, tree.branches) for tree in piece.trees)
         segments.append(Segment(start, stop, parts))
         start = stop
+    routes = _routes([piece for piece, _ in pieces], len(tokens))
     return Batch(
-        torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), tuple(trees), tuple(segments)
-    )
+        torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), tuple(trees), tuple(segments),
+        torch.from_numpy(routes).to(device) if routes is not None else None,
+    )  # fmt: skip
+
+
+def _routes(pieces: Sequence[Piece], rows: int) -> NDArray[np.int64] | None:
+    shapes = {piece.routes.shape[1:] for piece in pieces if piece.routes is not None}
+    if not shapes:
+        return None
+    (shape,) = shapes
+    routes, start = np.full((rows, *shape), -1, dtype=np.int64), 0
+    for piece in pieces:
+        if piece.routes is not None:
+            routes[start : start + piece.rows] = piece.routes
+        start += piece.rows
+    return routes

@@ -4,6 +4,10 @@ log-probability, for each next token."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Loss
@@ -15,8 +19,10 @@ _DEFAULT = Loss()
 class Example:
     """One sequence. Every array belongs to the positions of `tokens`; arrays that a loss does not read may be empty.
 
-    `targets` are the tokens that come next; a weight of 0 leaves a position out. Examples of one policy that follow
-    each other and begin alike up to their first weight (completions of one prompt) share that beginning's compute.
+    `targets` are the tokens that come next; a weight of 0 leaves a position out. With `routes`, each of the M layers
+    with experts takes these k for a token, as the sampler did, whatever its router says now. Examples of one policy
+    that follow each other and begin alike up to their first weight (completions of one prompt) share that beginning's
+    compute.
     """
 
     tokens: Sequence[int]
@@ -24,6 +30,7 @@ class Example:
     weights: Sequence[float]
     sampler_logprobs: Sequence[float] = ()
     advantages: Sequence[float] = ()
+    routes: NDArray[np.integer[Any]] | None = None  # [tokens, M, k]: which experts each token went to when sampled
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,17 @@ class PolicyBatch:
     completion_tokens: int = 0  # most new tokens of a completion: what dr_grpo divides by
 
 
-def completion(prompt: Sequence[int], tokens: Sequence[int], logprobs: Sequence[float], advantage: float) -> Example:
+def completion(
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    advantage: float,
+    routes: NDArray[np.integer[Any]] | None = None,
+) -> Example:
     """A sampled completion of a prompt as an example: each of its tokens weighs 1.
 
-    `logprobs` are the sampler's own. Raises InvalidRequest without a prompt or without a token.
+    `logprobs` are the sampler's own, and `routes` where they are to be replayed.
+    Raises InvalidRequest without a prompt or without a token.
     """
     if not prompt or not tokens or len(logprobs) != len(tokens):
         raise InvalidRequest("completion", "needs a prompt, at least one token, and a log-probability for each")
@@ -50,6 +64,7 @@ def completion(prompt: Sequence[int], tokens: Sequence[int], logprobs: Sequence[
         weights=[0.0] * silent + [1.0] * count,
         sampler_logprobs=[0.0] * silent + list(logprobs),
         advantages=[0.0] * silent + [advantage] * count,
+        routes=routes,
     )
 
 
@@ -83,6 +98,8 @@ def _problem(example: Example, loss: Loss, vocabulary: int, context: int) -> str
     for name, array in arrays.items():
         if len(array) != count:
             return f"has {len(array)} {name} for {count} tokens; give one each"
+    if example.routes is not None and len(example.routes) != count:
+        return f"has routes of {len(example.routes)} tokens for {count}; give each token's"
     if not all(map(math.isfinite, example.weights)):
         return "has a weight that is not finite"
     return ""

@@ -19,7 +19,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.experts import is_stack
 from mint_engine.model.indexer import rotation_of
-from mint_engine.training import attend, indexed, routed
+from mint_engine.training import attend, indexed, replay, routed
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.delta import Current, TrainedLinear
 from mint_engine.training.head import Head
@@ -181,9 +181,10 @@ def _put(model: Any, modules: Mapping[str, Module], current: Current) -> None:
     if stacks:
         routed.register()
         model.set_experts_implementation(routed.NAME)
-    for path, each in stacks.items():
+    for layer, (path, each) in enumerate(stacks.items()):
         own = [module for module in modules.values() if module.path.rpartition(".")[0] == path]
         routed.prepare(each, own, current)
+        replay.prepare(model.get_submodule(path.rpartition(".")[0]), layer, int(each.num_experts), current)
     for each in model.modules():
         if (indexer := getattr(each, "indexer", None)) is not None:
             rotation_of(indexer.config.model_type)

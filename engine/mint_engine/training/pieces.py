@@ -7,6 +7,7 @@ whoever else is in the batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,7 @@ class Piece:
     positions: NDArray[np.int64]
     trees: tuple[Tree, ...]
     entries: Entries
+    routes: NDArray[np.int64] | None = None  # [rows, M, k] of the examples that have them, -1 of others
 
     @property
     def rows(self) -> int:
@@ -109,17 +111,23 @@ class _Draft:
         self._trees: list[tuple[int, tuple[int, ...], list[int]]] = []  # first row, trunk's tokens, branches
         self._rows: list[NDArray[np.int64]] = []
         self._taken: list[tuple[int, NDArray[np.int64]]] = []  # example, its weighted positions
+        self._routes: list[tuple[int, NDArray[np.integer[Any]]]] = []  # first row, routes from there on
 
     def cost(self, trunk: tuple[int, ...], branch: Sequence[int]) -> int:
         return len(branch) + (0 if self._shares(trunk) else len(trunk))
 
     def add(self, number: int, trunk: tuple[int, ...], branch: Sequence[int], found: NDArray[np.int64]) -> None:
+        routes = self._batch.examples[number].routes
         if not self._shares(trunk):
             self._trees.append((len(self.tokens), trunk, []))
+            if routes is not None:
+                self._routes.append((len(self.tokens), routes[: len(trunk)]))
             self._put(trunk, 0)
         row, _, branches = self._trees[-1]
         branches.append(len(branch))
         start = len(self.tokens) - len(trunk)  # row of the branch's position 0, were the trunk before it
+        if routes is not None:
+            self._routes.append((len(self.tokens), routes[len(trunk) : len(trunk) + len(branch)]))
         self._put(branch, len(trunk))
         self._rows.append(np.where(found < len(trunk), row + found, start + found))
         self._taken.append((number, found))
@@ -130,6 +138,7 @@ class _Draft:
             positions=np.asarray(self._positions, dtype=np.int64),
             trees=tuple(Tree(row, len(trunk), tuple(branches)) for row, trunk, branches in self._trees),
             entries=self._entries(),
+            routes=self._replayed(),
         )
 
     def _shares(self, trunk: tuple[int, ...]) -> bool:
@@ -138,6 +147,14 @@ class _Draft:
     def _put(self, tokens: Sequence[int], position: int) -> None:
         self.tokens += tokens
         self._positions += range(position, position + len(tokens))
+
+    def _replayed(self) -> NDArray[np.int64] | None:
+        if not self._routes:
+            return None
+        routes = np.full((len(self.tokens), *self._routes[0][1].shape[1:]), -1, dtype=np.int64)
+        for row, each in self._routes:
+            routes[row : row + len(each)] = each
+        return routes
 
     def _entries(self) -> Entries:
         examples, reads, kind = self._batch.examples, needs_sampler(self._batch.loss), self._batch.loss.type

@@ -116,7 +116,7 @@ class Work:
         compared = [item for item in items if item.wants_base]
         if compared:
             bare = make_batch([(item.piece, {}) for item in compared], self._device)
-            bare = Batch(bare.tokens, bare.positions, bare.trees, segments=())
+            bare = Batch(bare.tokens, bare.positions, bare.trees, segments=())  # by its own routes too
             yield from self._pass.run(bare, self._scorer(compared, learn=False))
         batch = make_batch([(item.piece, item.share.parts) for item in items], self._device)
         yield from self._pass.run(batch, self._scorer(items, learn=True))

@@ -1,6 +1,6 @@
 """Policies over tiny bases of every family, and the naive reference: weights with the adapter merged, by autograd."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.func import functional_call
@@ -16,9 +16,13 @@ from tests.engine.training.scene import groups
 
 
 def base_of(name: str, dtype: torch.dtype = torch.float32) -> Base:
-    model = make_model(FAMILIES[name], dtype)
+    return base_over(make_model(FAMILIES[name], dtype))
+
+
+def base_over(model: PreTrainedModel) -> Base:
     model.requires_grad_(False)
-    return Base(model, None, frozenset(), type(model).__name__, 256, VOCABULARY, dtype, CPU)  # type: ignore[arg-type]
+    name = type(model).__name__
+    return Base(model, None, frozenset(), name, 256, VOCABULARY, model.dtype, CPU)  # type: ignore[arg-type]
 
 
 def trainer_of(name: str, dtype: torch.dtype = torch.float32) -> Trainer:
@@ -37,17 +41,17 @@ class Merged:
     def __init__(self, trainer: Trainer, policy: str, family: str) -> None:
         self._policy = trainer.policy(policy)
         self._modules = find_modules(make_model(FAMILIES[family]))
-        self._model: PreTrainedModel = make_model(FAMILIES[family])
-        self._model.requires_grad_(False)
-        self._model.set_attn_implementation("eager")
+        self.model: PreTrainedModel = make_model(FAMILIES[family])
+        self.model.requires_grad_(False)
+        self.model.set_attn_implementation("eager")
         if any(module.experts for module in self._modules.values()):
-            self._model.set_experts_implementation("eager")
+            self.model.set_experts_implementation("eager")
         self.weights = self._policy.weights.clone().requires_grad_()
 
     def logprobs(self, example: Example) -> torch.Tensor:
         """Of an example's targets [T], by one plain forward."""
         told = {"input_ids": torch.tensor([list(example.tokens)]), "use_cache": False}
-        logits: torch.Tensor = functional_call(self._model, self._merge(), kwargs=told).logits[0].float()
+        logits: torch.Tensor = functional_call(self.model, self._merge(), kwargs=told).logits[0].float()
         return logits.log_softmax(-1).gather(1, torch.tensor(list(example.targets))[:, None])[:, 0]
 
     def _merge(self) -> dict[str, torch.Tensor]:
@@ -57,11 +61,11 @@ class Merged:
             module = self._modules[place.path]
             delta = torch.einsum("eri,ero->eoi", a, b) * scaling  # [E, out, in]
             name = module.part_of if module.experts else f"{place.path}.weight"
-            weight = merged[name] if name in merged else self._model.get_parameter(name).clone()
+            weight = merged[name] if name in merged else self.model.get_parameter(name).clone()
             if not module.experts:
                 merged[name] = weight + delta[0]
                 continue
-            if self._model.get_submodule(place.path.rpartition(".")[0]).is_transposed:
+            if self.model.get_submodule(place.path.rpartition(".")[0]).is_transposed:
                 weight[:, :, module.outputs] += delta.mT
             else:
                 weight[:, module.outputs] += delta
@@ -69,10 +73,16 @@ class Merged:
         return merged
 
 
-def reference(merged: Merged, examples: Sequence[Example]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The gradient of the policy's weights under plain importance sampling, and each example's log-probabilities."""
+def reference(
+    merged: Merged, examples: Sequence[Example], before: Callable[[Example], None] = lambda _: None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The gradient of the policy's weights under plain importance sampling, and each example's log-probabilities.
+
+    `before` is called with each example before it is computed.
+    """
     total, found = torch.zeros(()), []
     for example in examples:
+        before(example)
         logprobs = merged.logprobs(example)
         found.append(logprobs.detach())
         ratio = (logprobs - torch.tensor(example.sampler_logprobs)).exp()

@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.2,
 }  # fmt: skip
 LLAMA = LlamaConfig(**SIZES)
-DAPO = Loss()
+DAPO = Loss(ratio_low=0.0, ratio_high=0.0)  # TRL's own has no ratio band
 # With this epsilon, gradients that are rounding alone do not decide where a weight goes.
 OPTIMIZER = Optimizer(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0, epsilon=1e-5)
 

@@ -61,7 +61,8 @@ def scene(seed: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"])
 def test_value_and_gradient_are_trls(loss_type: LossType, kl: float) -> None:
     # TRL's cispo has no lower bound: 1 - clip_low is then 0.
-    loss = Loss(type=loss_type, clip_low=1.0 if loss_type == "cispo" else 0.2, clip_high=0.28, kl_coefficient=kl)
+    low = 1.0 if loss_type == "cispo" else 0.2
+    loss = Loss(type=loss_type, clip_low=low, clip_high=0.28, kl_coefficient=kl, ratio_low=0.0, ratio_high=0.0)
     for seed in range(5):
         inputs = scene(seed)
         now = inputs.pop("now").requires_grad_()
@@ -104,14 +105,14 @@ def test_sums_over_tokens() -> None:
         ("ppo", -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)),
     ]
     for loss_type, expected in formulas:
-        found = token_losses(Loss(type=loss_type), now, sampler, advantages, None)
+        found = token_losses(Loss(type=loss_type, ratio_low=0.0, ratio_high=0.0), now, sampler, advantages, None)
         torch.testing.assert_close(found.loss, expected)
         assert normaliser(PolicyBatch("p", [], Loss(type=loss_type))) == 0.0
 
 
 def test_a_clipped_token_gives_no_gradient() -> None:
     now = torch.tensor([0.0, -2.0, 0.0, -2.0]).requires_grad_()
-    found = token_losses(Loss(), now, torch.full((4,), -1.0), torch.tensor([1.0, 1.0, -1.0, -1.0]), None)
+    found = token_losses(Loss(ratio_low=0.0), now, torch.full((4,), -1.0), torch.tensor([1.0, 1.0, -1.0, -1.0]), None)
     found.loss.sum().backward()  # type: ignore[no-untyped-call]
     assert found.clipped.tolist() == [True, False, False, True]
     assert now.grad is not None
@@ -130,8 +131,16 @@ def test_the_ratio_band_silences_what_drifted() -> None:
     assert not gradient[1:3].any()
 
 
+def test_the_band_is_icepops_by_default() -> None:
+    """0.5 to 5 (arXiv 2510.18855)."""
+    ratios = torch.tensor([0.4, 0.6, 1.0, 4.9, 5.1])
+    found = token_losses(Loss(), ratios.log() - 1, torch.full((5,), -1.0), torch.ones(5), None)
+    assert found.kept.tolist() == [False, True, True, True, False]
+
+
 def test_a_ratio_never_overflows() -> None:
-    found = token_losses(Loss("importance_sampling"), torch.zeros(1), torch.full((1,), -1e4), torch.ones(1), None)
+    free = Loss("importance_sampling", ratio_low=0.0, ratio_high=0.0)
+    found = token_losses(free, torch.zeros(1), torch.full((1,), -1e4), torch.ones(1), None)
     assert found.loss.isfinite().all()
 
 

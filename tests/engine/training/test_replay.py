@@ -1,0 +1,177 @@
+"""Rollout routing replay: the sampler's choice of experts is kept, and an update takes it instead of its own."""
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.forward import Forward
+from mint_engine.model.modules import find_modules
+from mint_engine.model.paged import Span
+from mint_engine.model.routes import RouteCache
+from mint_engine.policies.rollouts import Ask
+from mint_engine.residency.slots import NO_SLOT, Slots
+from mint_engine.scheduling.pages import pages_for
+from mint_engine.scheduling.request import Sampling
+from mint_engine.training.example import Example, PolicyBatch, completion
+from mint_engine.training.policy import PolicySettings
+from mint_engine.training.trainer import Trainer
+from tests.engine.families import CPU, FAMILIES, ROUTED, VOCABULARY, make_model
+from tests.engine.running import save_tokenizer
+from tests.engine.training import frontier
+from tests.engine.training.scene import awaken, learn
+from tests.engine.training.teaching import assignment, train, training
+from tests.engine.training.test_families_trained import SUMS
+
+
+def one_of_two() -> PreTrainedModel:
+    """Two experts, of which a token goes to one."""
+    config = copy.deepcopy(FAMILIES["qwen3_moe"])
+    config.num_experts, config.num_local_experts, config.num_experts_per_tok = 2, 2, 1
+    return make_model(config)
+
+
+def all_but_tie(model: Any) -> None:
+    """Make both experts of every router all but alike to it: rounding decides between them."""
+    draw = torch.Generator().manual_seed(1)
+    for layer in model.model.layers:
+        first = layer.mlp.gate.weight[0]
+        layer.mlp.gate.weight[1] = first * (1 + 1e-7 * torch.randn(first.shape, generator=draw))
+
+
+def sampled(forward: Forward, tokens: list[int], prompt: int) -> tuple[torch.Tensor, Any]:
+    """Log-probabilities of what follows the prompt and the routes, by the pass that serves, a token at a time."""
+    pages, found = list(range(1, 1 + pages_for(len(tokens)))), []
+    for start, stop in ((0, prompt), *((at, at + 1) for at in range(prompt, len(tokens) - 1))):
+        found.append(forward.run(tokens[start:stop], [Span(0, stop - start, start, pages, 1)], [stop - start - 1]))
+    logprobs = torch.cat(found).float().log_softmax(-1).gather(1, torch.tensor(tokens[prompt:])[:, None])[:, 0]
+    assert forward.routes is not None
+    return logprobs, forward.routes.read(pages, len(tokens) - 1)
+
+
+def test_near_a_tie_only_replay_makes_trainer_and_sampler_agree() -> None:
+    """Where rounding decides between two experts, the sampler's tokens one by one and the trainer's all at once go
+    to different ones."""
+    base = frontier.base_over(one_of_two())
+    modules = find_modules(base.model)
+    trainer = Trainer(base, modules, max_rank=8)
+    slots = Slots(modules, 2, 8, base.dtype, CPU)
+    forward = Forward(base, slots, cache_shape(base.config).make(20, base.dtype, CPU))
+    all_but_tie(base.model)
+    trainer.create("p/0", PolicySettings(4))
+    awaken(trainer, "p/0")
+    slots.load(1, trainer.packed("p/0"))
+    draw = random.Random(3)
+    replayed, free = [], []
+    for _ in range(4):
+        tokens = [draw.randrange(2, VOCABULARY) for _ in range(60)]
+        logprobs, routes = sampled(forward, tokens, 20)
+        told = completion(tokens[:20], tokens[20:], logprobs.tolist(), 1.0, routes)
+        replayed.append(told)
+        free.append(Example(told.tokens, told.targets, told.weights, told.sampler_logprobs, told.advantages))
+    drift = {}
+    for name, examples in {"replayed": replayed, "free": free}.items():
+        drift[name] = learn(trainer, [PolicyBatch("p/0", examples, SUMS)])["p/0"].metrics["drift"]
+        trainer.policy("p/0").forget_gradient()
+    assert drift["replayed"] < 1e-4
+    assert drift["free"] > 0.05
+
+
+def weights_of(family: str, router: Any, hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """What the chosen experts count for by each family's formula, written out."""
+    scores: torch.Tensor = hidden @ router.weight.float().t()
+    if family == "gpt_oss":
+        biased: torch.Tensor = scores + router.bias
+        return biased.gather(1, chosen).softmax(-1)
+    if family == "qwen3_moe":
+        taken = scores.softmax(-1).gather(1, chosen)
+        return taken / taken.sum(-1, keepdim=True)
+    taken = scores.sigmoid().gather(1, chosen)
+    return taken / taken.sum(-1, keepdim=True) * float(router.routed_scaling_factor)
+
+
+@pytest.mark.parametrize("family", ROUTED)
+def test_gradients_with_any_routes(family: str) -> None:
+    """As autograd has them where routers are told the choice: weights and their gradients are still the router's."""
+    trainer = frontier.trainer_of(family)
+    trainer.create("p/0", PolicySettings(4))
+    awaken(trainer, "p/0")
+    merged = frontier.Merged(trainer, "p/0", family)
+    routers = [module for path, module in merged.model.named_modules() if path.endswith(("mlp.gate", "mlp.router"))]
+    draw = np.random.default_rng(2)
+    examples: list[Example] = []
+    for told in frontier.examples_of(0):
+        count, each = len(told.tokens), routers[0].top_k
+        routes = draw.random((count, len(routers), routers[0].num_experts)).argsort(-1)[..., :each]
+        prompt = next(at for at, weight in enumerate(told.weights) if weight) + 1
+        if shares(examples, told, prompt):
+            routes[:prompt] = np.asarray(examples[-1].routes)[:prompt]
+        examples.append(completion(
+            told.tokens[:prompt], told.targets[prompt - 1 :], told.sampler_logprobs[prompt - 1 :],
+            told.advantages[-1], routes.astype(np.uint8),
+        ))  # fmt: skip
+
+    def force(example: Example) -> None:
+        for layer, router in enumerate(routers):
+            chosen = torch.from_numpy(np.asarray(example.routes)[:, layer].astype(np.int64))
+
+            def forced(hidden: torch.Tensor, router: Any = router, chosen: torch.Tensor = chosen) -> Any:
+                return None, weights_of(family, router, hidden.reshape(-1, hidden.shape[-1]), chosen), chosen
+
+            router.forward = forced
+
+    found = learn(trainer, [PolicyBatch("p/0", examples, SUMS)])["p/0"]
+    expected, logprobs = frontier.reference(merged, examples, force)
+    gradient = trainer.policy("p/0").gradient
+    assert gradient is not None
+    assert float((gradient - expected).norm() / expected.norm()) < 1e-4
+    for ours, theirs, example in zip(found.logprobs, logprobs, examples, strict=True):
+        wanted = torch.tensor(example.weights) != 0
+        torch.testing.assert_close(torch.from_numpy(ours)[wanted], theirs[wanted], rtol=0, atol=1e-3)
+
+
+def shares(examples: list[Example], told: Example, prompt: int) -> bool:
+    """Whether the example before begins with the same prompt: then it is computed once."""
+    return bool(examples) and list(examples[-1].tokens[:prompt]) == list(told.tokens[:prompt])
+
+
+@pytest.mark.parametrize(("experts", "bytes_each"), [(256, 1), (384, 2)])
+def test_routes_lie_with_the_pages(experts: int, bytes_each: int) -> None:
+    """A sequence's routes come from whichever pages it has, in its order; one byte holds 256 experts."""
+    cache = RouteCache(layers=3, each=2, experts=experts, pages=4, device=CPU)
+    assert cache.pool.element_size() == bytes_each
+    routes = torch.randint(experts, (3, 20, 2), generator=torch.Generator().manual_seed(1))
+    places = torch.tensor([(4, 2)[at // 16] * 16 + at % 16 for at in range(20)])
+    cache.write(places, list(routes))
+    assert np.array_equal(cache.read([4, 2, 1], 20), routes.transpose(0, 1).numpy())
+
+
+async def test_a_wave_learns_from_the_routes_of_its_rollouts(tmp_path: Path) -> None:
+    """A whole engine: rollouts that share a prefix each have the routes that transformers' routers choose."""
+    config = copy.deepcopy(FAMILIES["qwen3_moe"])
+    config.vocab_size = save_tokenizer(tmp_path / "base")
+    make_model(config).save_pretrained(tmp_path / "base")
+    async with training(tmp_path / "base", tmp_path, train(steps=2)) as scene:
+        prompt = tuple(range(40, 77))
+        ask = Ask(
+            "", "", NO_SLOT, prompt, Sampling(5, 0, temperature=1.0, logprobs=0, ignore_eos=True), (1, 2, 3), True
+        )
+        for rollout in await scene.means.rollouts.group(ask):
+            assert rollout.routes is not None
+            model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+            tokens = torch.tensor([[*prompt, *rollout.tokens[:-1]]])
+            with torch.no_grad():
+                scores = model(input_ids=tokens, output_router_logits=True, use_cache=False).router_logits
+            expected = torch.stack([each.topk(2, dim=-1).indices for each in scores], dim=1)
+            assert np.array_equal(np.sort(rollout.routes, -1), expected.sort(-1).values.numpy())
+        (unasked,) = await scene.means.rollouts.group(msgspec.structs.replace(ask, seeds=(1,), routes=False))
+        assert unasked.routes is None
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
