@@ -65,6 +65,8 @@ class Lessons:
             metrics.SKIPPED.labels("no signal").inc()
             return Taken(reward, 0, None)
         learnt = await self._learn(batch, step, next_label)
+        metrics.DRIFT.observe(learnt.outcome.metrics["drift"])
+        metrics.BEYOND.observe(1 - learnt.outcome.metrics["kept"])
         return Taken(reward, sum(len(each.tokens) + 1 for each in batch.examples), learnt)
 
     async def evaluate(self, step: int, label: str) -> float:

@@ -22,4 +22,14 @@ PIECE = Histogram(
 TOGETHER = Histogram(
     "mint_train_policies_together", "Policies in one forward and backward", buckets=(1, 2, 4, 8, 16, 32, 64)
 )
+DRIFT = Histogram(
+    "mint_train_drift",
+    "Mean difference of trainer's and sampler's log-probabilities over a step's completions",
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1),
+)
+BEYOND = Histogram(
+    "mint_train_beyond_band",
+    "Part of a step's tokens that the ratio band left out",
+    buckets=(0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1),
+)
 POLICIES = Gauge("mint_train_policies", "Policies on this engine, by stage", ["stage"])

@@ -74,6 +74,18 @@ def test_alone_as_beside_others(family: str, dtype: torch.dtype) -> None:
         assert torch.equal(alone.policy(name).weights, together.policy(name).weights)
 
 
+def test_pieces_of_work_are_single_layers() -> None:
+    """So that no tenant's token ever waits for more: a layer forward; a chunk of the head a policy; and backward, a
+    layer computed again, then its gradients."""
+    trainer = trainer_of("qwen3_moe")
+    names = make_policies(trainer)
+    work, pieces = trainer.begin(batches(names)), 0
+    while work.advance():
+        pieces += 1
+    layers = FAMILIES["qwen3_moe"].num_hidden_layers
+    assert pieces == layers + len(names) + 2 * layers
+
+
 @pytest.mark.parametrize("family", SPARSE)
 def test_an_indexer_is_not_trained(family: str) -> None:
     """What it chooses has no gradient: policies leave it out, and naming it is refused."""
