@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.bench.memory import available_bytes, forget_all, forget_pages, peak_bytes, read_bytes, resident_bytes
+from tests.disk import on_disk
 
 SIZE = 64 * mmap.PAGESIZE
 
 
 def test_a_file_that_was_just_written_is_forgotten_and_read_anew(tmp_path: Path) -> None:
-    path = tmp_path / "file"
+    path = on_disk(tmp_path) / "file"
     path.write_bytes(os.urandom(SIZE))
     forget_all([path])
     before = read_bytes()
@@ -24,7 +25,7 @@ def test_a_file_that_was_just_written_is_forgotten_and_read_anew(tmp_path: Path)
 
 
 def test_what_somebody_maps_can_not_be_forgotten_and_that_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "file"
+    path = on_disk(tmp_path) / "file"
     path.write_bytes(os.urandom(SIZE))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
         assert len(bytes(view)) == SIZE
