@@ -66,7 +66,8 @@ class Placement(_Record, frozen=True, gc=False):
 class Assignment(_Record, frozen=True, gc=False):
     """One adapter that one engine must hold, in `residency` or warmer. Writer: operator.
 
-    What is in `demand` is loaded first, then what has the higher `priority`.
+    What is in `demand` is loaded first, then what has the higher `priority`. What is brought `ahead` is for waves
+    that wait to be admitted: it takes room on the disk that is free, gives way to anything, and answers no request.
     """
 
     adapter: str
@@ -75,6 +76,7 @@ class Assignment(_Record, frozen=True, gc=False):
     waves: tuple[str, ...] = ()
     priority: int = 0
     demand: float = 0.0
+    ahead: bool = False
 
 
 class WaveRecord(_Record, frozen=True, gc=False):

@@ -33,6 +33,7 @@ class DiskTier:
         self.ledger: Ledger[str] = Ledger(budget)  # by the source's hash
         self._folder = folder
         self._paths: dict[str, Path] = {}
+        self._yielding: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         self._recover()
@@ -62,6 +63,10 @@ class DiskTier:
     def keep(self, sources: frozenset[Source]) -> None:
         """From now on the files of these sources, and of no others, are kept from eviction."""
         self.ledger.keep(frozenset(map(folder_name, sources)))
+
+    def yields(self, sources: frozenset[Source]) -> None:
+        """From now on the files of these sources, and of no others, may only take room that is free."""
+        self._yielding = frozenset(map(folder_name, sources))
 
     @contextmanager
     def using(self, source: Source) -> Iterator[None]:
@@ -125,7 +130,7 @@ class DiskTier:
             raise Overloaded(subject_of(source), "finds the disk cache full of wanted adapters", retry_after_s=5.0)
 
     def _enter(self, key: str, nbytes: int) -> bool:
-        evicted = self.ledger.add(key, nbytes)
+        evicted = self.ledger.add(key, nbytes, evicting=key not in self._yielding)
         for each in evicted or ():
             self._remove(each)
         return evicted is not None

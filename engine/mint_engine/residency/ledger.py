@@ -75,11 +75,14 @@ class Ledger(Generic[K]):
                 del self._in_use[key]
             self._sort(key)
 
-    def add(self, key: K, nbytes: int) -> list[K] | None:
-        """Enter a key; returns the keys evicted for it, off the books already; None, no change, if it can not fit."""
+    def add(self, key: K, nbytes: int, *, evicting: bool = True) -> list[K] | None:
+        """Enter a key; returns the keys evicted for it, off the books already; None, no change, if it can not fit.
+
+        Without `evicting` it fits only where there is room.
+        """
         with self._lock:
             free = self.budget - self._used + self._entries.get(key, 0)
-            open_to = ((each, size) for each, size in self._open.items() if each != key)
+            open_to = ((each, size) for each, size in self._open.items() if evicting and each != key)
             chosen = evictions(open_to, free, nbytes)
             if chosen is None:
                 return None

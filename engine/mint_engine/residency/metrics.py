@@ -21,3 +21,16 @@ SLOTS_LOST = Counter("mint_engine_slots_lost_bytes", "Bytes of slots that had le
 HOST_BYTES = Gauge("mint_engine_host_tier_bytes", "Bytes of adapters in host memory")
 DISK_BYTES = Gauge("mint_engine_disk_tier_bytes", "Bytes of adapters in the disk cache")
 BALANCED = Gauge("mint_engine_residency_books_balanced", "1 while slots, references and bytes add up, 0 when not")
+
+
+def tell_load(outcome: str, seconds: float) -> None:
+    """A load has ended."""
+    LOADS.labels(outcome).inc()
+    LOAD_SECONDS.observe(seconds)
+
+
+def tell_used(slots: int, host_bytes: int, disk_bytes: int) -> None:
+    """How much of each tier is in use."""
+    SLOTS_USED.set(slots)
+    HOST_BYTES.set(host_bytes)
+    DISK_BYTES.set(disk_bytes)

@@ -23,6 +23,7 @@ from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber, SlotMemory
 from mint_engine.residency.copies import Copy, again
 from mint_engine.residency.decide import decide
+from mint_engine.residency.early import Early
 from mint_engine.residency.holding import AdapterStatus, Held
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
@@ -63,6 +64,7 @@ class Residency:
         self._rounds = Rounds(memory, Watch(self.books, loader, self._start), self._changed, round_s)
         self._climber = Climber(self.books, self.slots, memory, loader, workers)
         self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
+        self._early = Early(loader, lambda: not self.books.loading, lambda: self.on_change())
         self._wanted: dict[str, Assignment] = {}
         self._workers, self._loads_waiting = workers, loads_waiting
         self._queue = Queue()
@@ -74,7 +76,7 @@ class Residency:
 
     def start(self) -> None:
         """Begin to keep what waves want."""
-        self._keepers = [asyncio.create_task(self._keep()), asyncio.create_task(self._rounds.run())]
+        self._keepers = [asyncio.create_task(each) for each in (self._keep(), self._rounds.run(), self._early.run())]
 
     async def close(self) -> None:
         """Stop loading; what runs is waited for within a bound. Slots stay as they are."""
@@ -90,7 +92,7 @@ class Residency:
 
     def want(self, assignments: Iterable[Assignment]) -> None:
         """From now on hold these, each in its tier or warmer, and let go of what waves wanted before."""
-        self._wanted = {each.adapter: each for each in assignments}
+        self._wanted = {each.adapter: each for each in self._early.taken_from(assignments)}
         self._want_anew()
 
     @asynccontextmanager
@@ -119,7 +121,7 @@ class Residency:
 
     def report(self) -> dict[str, records.Held]:
         """What the map must know, by adapter."""
-        return self.books.report()
+        return self._early.held() | self.books.report()
 
     def check(self) -> None:
         """Raise Internal unless the books balance: slots, references and bytes."""
@@ -219,8 +221,7 @@ class Residency:
         now = time.monotonic()
         self.rate.ended(now, loading=len(self.books.loading))
         seconds = now - began
-        metrics.LOADS.labels("loaded" if error is None else error.reason).inc()
-        metrics.LOAD_SECONDS.observe(seconds)
+        metrics.tell_load("loaded" if error is None else error.reason, seconds)
         told = log.bind(adapter=copy.adapter, source=copy.source.uri, seconds=round(seconds, 4))
         if error is None:
             copy.recovered()
@@ -243,8 +244,7 @@ class Residency:
 
     def _changed(self) -> None:
         self.books.settle()
-        metrics.SLOTS_USED.set(self.slots.used)
-        metrics.HOST_BYTES.set(self.books.host.ledger.used)
-        metrics.DISK_BYTES.set(self.books.disk.ledger.used)
+        metrics.tell_used(self.slots.used, self.books.host.ledger.used, self.books.disk.ledger.used)
         self._wake.set()
+        self._early.nudge()
         self.on_change()

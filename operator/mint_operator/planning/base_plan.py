@@ -12,6 +12,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.records import BaseRecord, Failure, MapChange, MapState, Placement
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
+from mint_operator.placing.ahead import Ahead, ahead, brought, merged
 from mint_operator.placing.board import Limits
 from mint_operator.placing.placement import Placed, Task, adopted, place
 from mint_operator.planning import conditions
@@ -46,11 +47,13 @@ class Known(msgspec.Struct, frozen=True):
     fleet: Fleet
     backlogs: Backlogs
     recorded: Recorded = Recorded()
+    early: Ahead = {}
 
     def written(self, version: int) -> MapState:
         """The map's state once the plan's change is written."""
         placements = {} if self.placed is None else self.placed.records
-        return MapState(version, self.record, placements, self.assigned, self.recorded.records)
+        assigned = merged(self.assigned, self.early)
+        return MapState(version, self.record, placements, assigned, self.recorded.records)
 
 
 class BasePlan(msgspec.Struct, frozen=True):
@@ -105,11 +108,13 @@ def plan_base(
     assigned = _assigned(placed, before)
     record = _record(base)
     recorded = wave_records(base, admission, before.recorded if before else Recorded())
-    found = Known(admission, engines, placed, assigned, told, record, flock, left, recorded)
+    early = _early(admission, placed, before, known)
+    found = Known(admission, engines, placed, assigned, told, record, flock, left, recorded, early)
     if known is None or placed is None:
         return BasePlan(status=status, waves=told.statuses, known=found, manifests=manifests)
     names = placed.changed if placed.task.existing is known.state.placements else None
-    change = difference(known.state, record, placed.records, assigned, names, recorded.records)
+    wanted = merged(assigned, early)
+    change = difference(known.state, record, placed.records, wanted, names, recorded.records)
     leases = decided(base, training, engines, told.statuses, trained, now)
     return BasePlan(
         status=status, waves=told.statuses, known=found, manifests=manifests, change=change, training=leases
@@ -186,6 +191,15 @@ def _assigned(placed: Placed | None, before: Known | None) -> Assigned:
     if before is None or before.placed is None or placed.afresh:
         return assignments(placed.records)
     return assignments(placed.records, before.placed.records, before.assigned, placed.changed)
+
+
+def _early(admission: Admission, placed: Placed | None, before: Known | None, known: BaseMap | None) -> Ahead:
+    """What waves that wait for room will need, in the order in which they wait."""
+    waiting = [(refusal.position, key) for key, refusal in admission.refused.items() if refusal.position]
+    if placed is None or known is None or not waiting:
+        return {}
+    queue = [admission.wanted(key) for _, key in sorted(waiting)]
+    return ahead(queue, placed, brought(known.state.assigned) if before is None else before.early)
 
 
 def _record(base: ObservedBase) -> BaseRecord:
