@@ -23,7 +23,7 @@ _CACHED = 32  # adapters whose memory is weighed
 
 
 def _dense(bench: Bench) -> list[Row]:
-    return _loads(bench, "r32", _store(bench), str(bench.base), rank=32, count=8)
+    return _loads(bench, "r32", _store(bench), str(bench.base), rank=32, count=16)
 
 
 def _moe(bench: Bench) -> list[Row]:

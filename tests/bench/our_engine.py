@@ -37,7 +37,7 @@ from tests.bench.timing import Round
 from tests.bench.workload import Work
 
 REACH_S = 300.0
-STREAMS = 4  # loads at once: as many as a residency's workers
+STREAMS = 4  # loads at once: as many as a residency's threads
 
 
 class Engine:

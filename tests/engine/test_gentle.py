@@ -44,6 +44,13 @@ def test_a_thread_rests_before_its_next_work_as_its_share_asks(clock: Clock) -> 
     assert len(clock.slept) == 1, "it has rested enough by itself"
 
 
+def test_threads_share_what_all_of_them_take(clock: Clock) -> None:
+    own = Gentle(lambda: True, threads=2, share=1 / 10)
+    own.run(lambda: clock.work(0.002))
+    own.run(lambda: None)
+    assert clock.slept == [pytest.approx(0.038)], "twice as long, less its own work, as one alone would"
+
+
 def test_a_rest_is_bounded_and_failed_work_counts(clock: Clock) -> None:
     own = Gentle(lambda: True)
 

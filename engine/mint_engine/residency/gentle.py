@@ -7,21 +7,22 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Of a core, that a thread takes in the long run while requests run. With it `serve.itl_p95_during_loads_over_idle`
-# came to 0.99x, with 1/20 to 1.32x (SmolLM2-135M, 16 requests of rank 32, two threads that load, two idle cores).
-SHARE = 1 / 32
-LONGEST_REST_S = 0.1
+# Of a core, that all threads together take in the long run while requests run. With it, as two threads' 1/32,
+# `serve.itl_p95_during_loads_over_idle` came to 0.99x, with two threads' 1/20 to 1.32x (SmolLM2-135M, 16 requests of
+# rank 32, two idle cores).
+SHARE = 1 / 16
+LONGEST_REST_S = 0.2
 
 
 class Gentle:
-    """Lets each thread that works through it rest after its work, in proportion to the processor time that it took.
+    """Lets each of `threads` that work through it rest after its work, in proportion to the time that it computed.
 
     The rest comes before the thread's next work, so that no result waits for it, and only while `busy` says so: where
     nothing runs, nothing is slowed.
     """
 
-    def __init__(self, busy: Callable[[], bool], share: float = SHARE) -> None:
-        self._busy, self._share = busy, share
+    def __init__(self, busy: Callable[[], bool], threads: int = 1, share: float = SHARE) -> None:
+        self._busy, self._share = busy, share / threads
         self._rested = threading.local()
 
     def run(self, work: Callable[[], T]) -> T:
