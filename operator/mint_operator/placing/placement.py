@@ -156,7 +156,8 @@ def _finish(
 ) -> Placed:
     """Let the policies see to what lacks a good copy."""
     needy = task.in_turn({name for name, places in kept.items() if _lacks(board, task.wants[name], places)})
-    needy.sort(key=lambda name: -task.demand.get(name, 0.0))  # what is asked for now returns first
+    if task.demand:
+        needy.sort(key=lambda name: -task.demand.get(name, 0.0))  # what is asked for now returns first
     asked = hot(task.demand, task.wants)
     looked_at = {name: task.wants[name] for name in (*needy, *asked)}
     known: Warmth = warmth(task.engines, looked_at) if looked_at else {}

@@ -48,9 +48,15 @@ def backlogs(given: Mapping[str, Mapping[str, Tier]], engines: Sequence[Engine],
     return found
 
 
+def times(of: Backlogs) -> dict[str, float]:
+    """Seconds by engine; endless where nobody can tell."""
+    return {name: math.inf if each.takes_s is None else each.takes_s for name, each in of.items()}
+
+
 def of_base(of: Backlogs) -> LoadingStatus:
     """All that a base has to load: it is there when its slowest engine has done its part."""
-    return _status(sum(each.copies for each in of.values()), [each for each in of.values() if each.copies])
+    took = times(of)
+    return _status(sum(each.copies for each in of.values()), max(took.values(), default=0.0))
 
 
 class Waits(msgspec.Struct, frozen=True):
@@ -62,13 +68,13 @@ class Waits(msgspec.Struct, frozen=True):
 
 def waits(copies: Iterable[Copy]) -> Waits:
     """What is still to be brought up of these copies."""
-    unready = [each.engine for each in copies if each.standing in {Standing.LOADING, Standing.AWAY}]
+    unready = [each.engine for each in copies if each.standing is Standing.LOADING or each.standing is Standing.AWAY]
     return Waits(len(unready), frozenset(unready))
 
 
-def of_wave(waits: Waits, of: Backlogs) -> LoadingStatus:
-    """A wave is there at the latest with the last of its engines' loads."""
-    return _status(waits.copies, [of[name] for name in sorted(waits.engines) if name in of])
+def of_wave(waits: Waits, took: Mapping[str, float]) -> LoadingStatus:
+    """A wave is there at the latest with the last of its engines' loads, which end in these `times`."""
+    return _status(waits.copies, max([took.get(name, math.inf) for name in waits.engines], default=0.0))
 
 
 def _counted(engine: Engine, given: Mapping[str, Tier], before: Backlogs) -> Backlog:
@@ -76,7 +82,7 @@ def _counted(engine: Engine, given: Mapping[str, Tier], before: Backlogs) -> Bac
     if last is not None and last.given is given and last.held is engine.held:
         return last
     held = engine.held
-    copies = sum(_loads(held.get(name), tier) for name, tier in given.items())
+    copies = sum(_loads(held.get(name), tier) for name, tier in given.items()) if held else len(given)
     return Backlog(given, held, copies, None)
 
 
@@ -94,9 +100,8 @@ def _seconds(copies: int, per_s: float) -> float | None:
     return copies / per_s if per_s > 0 else None
 
 
-def _status(copies: int, waited_for: Sequence[Backlog]) -> LoadingStatus:
-    known = [each.takes_s for each in waited_for if each.takes_s is not None]
-    if not copies or len(known) < len(waited_for) or not known:
+def _status(copies: int, seconds: float) -> LoadingStatus:
+    if not copies or seconds == math.inf:
         return LoadingStatus(copies=copies)
-    seconds = math.ceil(max(known))
-    return LoadingStatus(copies=copies, eta_seconds=seconds, eta=span(seconds))
+    whole = math.ceil(seconds)
+    return LoadingStatus(copies=copies, eta_seconds=whole, eta=span(whole))

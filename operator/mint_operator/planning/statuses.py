@@ -9,7 +9,7 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_operator.placing.placement import Placed
 from mint_operator.planning.adapters import Refusal, Want
 from mint_operator.planning.admission import Admission
-from mint_operator.planning.backlog import Backlogs, Waits, of_wave, waits
+from mint_operator.planning.backlog import Backlogs, Waits, of_wave, times, waits
 from mint_operator.planning.copies import copies
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.shards import differing, flat
@@ -33,7 +33,7 @@ class Seen(msgspec.Struct, frozen=True):
     records: Mapping[str, Placement] | None
     engines: Mapping[str, Engine]
     base: BaseModelStatus
-    backlogs: Backlogs
+    times: Mapping[str, float]  # until each has loaded what it is given
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -45,6 +45,7 @@ class Told(msgspec.Struct, frozen=True):
     engines: Mapping[str, Engine]
     ready: object  # the base's Ready condition
     waits: Mapping[str, Waits]
+    times: Mapping[str, float]
 
 
 def statuses(
@@ -62,7 +63,8 @@ def statuses(
     ready = next((found for found in base.conditions if found.type == "Ready"), None)
     stale = None if before is None else _stale(before, placed, by_name, ready)
     records = {} if placed is None else flat(placed.records) if stale is None else placed.records
-    seen = Seen(None if placed is None else records, by_name, base, backlogs)
+    seen = Seen(None if placed is None else records, by_name, base, times(backlogs))
+    moved = {name for name, took in seen.times.items() if before is None or before.times.get(name) != took}
     found, bases, waiting = {}, {}, {}
     for wave in waves:
         key = wave.meta.key
@@ -70,15 +72,17 @@ def statuses(
         bases[key] = basis
         if before is not None and stale is not None and key not in stale and _same(before.bases.get(key), basis):
             bases[key], waiting[key] = before.bases[key], before.waits[key]
-            found[key] = _later(before.statuses[key], waiting[key], backlogs)
+            found[key] = before.statuses[key]
+            if waiting[key].copies and not moved.isdisjoint(waiting[key].engines):
+                found[key] = _later(found[key], waiting[key], seen.times)
         else:
             found[key], waiting[key] = _status(basis, seen, now)
-    return Told(found, bases, placed, by_name, ready, waiting)
+    return Told(found, bases, placed, by_name, ready, waiting, seen.times)
 
 
-def _later(status: AdapterWaveStatus, waits: Waits, backlogs: Backlogs) -> AdapterWaveStatus:
+def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -> AdapterWaveStatus:
     """The status of a wave whose engines have got on with the loads of others."""
-    loading = of_wave(waits, backlogs) if waits.copies else status.loading
+    loading = of_wave(waits, took)
     return status if loading == status.loading else msgspec.structs.replace(status, loading=loading)
 
 
@@ -106,7 +110,7 @@ def _training(basis: Basis, stand: WaveStand, seen: Seen, now: float) -> tuple[A
 def _facts(basis: Basis, seen: Seen) -> tuple[WaveFacts, Waits]:
     found = copies(basis.wants, seen.records or {}, seen.engines)
     waiting = waits(found)
-    return WaveFacts(basis.wants, found, seen.base, of_wave(waiting, seen.backlogs)), waiting
+    return WaveFacts(basis.wants, found, seen.base, of_wave(waiting, seen.times)), waiting
 
 
 def _same(old: Basis | None, new: Basis) -> bool:
