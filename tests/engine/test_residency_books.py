@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mint_contracts import errors
@@ -48,6 +49,21 @@ async def test_more_wants_than_workers_are_all_met(scene: Callable[..., Scene], 
     here.residency.want(wanted(store, *NAMES))
     await until(lambda: all(here.tier(name) is Tier.DEVICE for name in NAMES))
     assert len(here.loader.fetches) == len(NAMES)
+
+
+async def test_what_returns_to_an_engine_is_loaded_in_the_order_of_need(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(slots=8, store=None, workers=1)
+    needs: list[dict[str, Any]] = [{}, {"priority": 5}, {"demand": 0.5}, {"demand": 8.0}]
+    told = [
+        msgspec.structs.replace(each, **need)
+        for each, need in zip(wanted(store, *NAMES[: len(needs)]), needs, strict=True)
+    ]
+    here.residency.want(told)
+    await until(lambda: all(here.tier(each.adapter) is Tier.DEVICE for each in told))
+    assert here.loader.fetches == [each.source.uri for each in reversed(told)]
+    assert here.residency.rate.per_s > 0
 
 
 async def test_what_a_wave_no_longer_wants_is_not_loaded_when_its_turn_comes(

@@ -32,19 +32,21 @@ Backlogs = Mapping[str, Backlog]
 
 def backlogs(given: Mapping[str, Mapping[str, Tier]], engines: Sequence[Engine], before: Backlogs) -> Backlogs:
     """By engine; counted anew only where what it is given or holds has changed since `before`."""
-    counted = {engine.name: _counted(engine, given.get(engine.name, _NOTHING), before) for engine in engines}
-    ready = [engine for engine in engines if engine.ready]
-    together = sum(_rate(engine) for engine in ready)
-    left = sum(counted[engine.name].copies for engine in ready)
-    found = {}
+    found: dict[str, Backlog] = {}
+    away: list[str] = []
     for engine in engines:
-        backlog = counted[engine.name]
-        takes_s = _seconds(backlog.copies, _rate(engine))
-        if backlog.copies and not engine.alive:
-            takes_s = _seconds(backlog.copies + left, together)
-            takes_s = None if takes_s is None else AWAY_GRACE_S + takes_s
-        same = takes_s == backlog.takes_s
-        found[engine.name] = backlog if same else msgspec.structs.replace(backlog, takes_s=takes_s)
+        backlog = _counted(engine, given.get(engine.name, _NOTHING), before)
+        if backlog.copies and engine.record is None:
+            away.append(engine.name)
+        else:
+            backlog = _taking(backlog, _seconds(backlog.copies, _rate(engine)))
+        found[engine.name] = backlog
+    if away:
+        ready = [engine for engine in engines if engine.ready]
+        together, left = sum(map(_rate, ready)), sum(found[engine.name].copies for engine in ready)
+        for name in away:
+            takes_s = _seconds(found[name].copies + left, together)
+            found[name] = _taking(found[name], None if takes_s is None else AWAY_GRACE_S + takes_s)
     return found
 
 
@@ -84,6 +86,10 @@ def _counted(engine: Engine, given: Mapping[str, Tier], before: Backlogs) -> Bac
     held = engine.held
     copies = sum(_loads(held.get(name), tier) for name, tier in given.items()) if held else len(given)
     return Backlog(given, held, copies, None)
+
+
+def _taking(backlog: Backlog, takes_s: float | None) -> Backlog:
+    return backlog if backlog.takes_s == takes_s else msgspec.structs.replace(backlog, takes_s=takes_s)
 
 
 def _loads(held: Held | None, tier: Tier) -> bool:
