@@ -22,7 +22,8 @@ inline int bucket_of(float weight) {
 template <typename T>
 void weigh_row(const T* logits, int64_t size, float temperature, float* weights) {
   float peak = wide(logits[0]);
-  for (int64_t i = 1; i < size; ++i) peak = std::max(peak, wide(logits[i]));
+#pragma omp simd reduction(max : peak)
+  for (int64_t i = 1; i < size; ++i) peak = wide(logits[i]) > peak ? wide(logits[i]) : peak;
   int64_t i = 0;
 #ifdef MINT_AVX512_BF16
   for (; i + 16 <= size; i += 16) {
@@ -89,6 +90,36 @@ float nucleus(const Histogram& histogram, const float* weights, int64_t size, fl
   return least;
 }
 
+// What the weights of a block from `least` on come to: one sum for every eighth of them, so that none waits for another.
+double mass_of(const float* weights, int64_t count, float least) {
+  constexpr int64_t SUMS = 8;
+  double sums[SUMS] = {};
+  int64_t i = 0;
+  for (; i + SUMS <= count; i += SUMS)
+#pragma omp simd
+    for (int64_t lane = 0; lane < SUMS; ++lane) {
+      const float weight = weights[i + lane];
+      sums[lane] += weight >= least ? weight : 0.0f;
+    }
+  for (; i < count; ++i) sums[0] += weights[i] >= least ? weights[i] : 0.0f;
+  double mass = 0;
+  for (const double sum : sums) mass += sum;
+  return mass;
+}
+
+// The first of weights `at` to `end` whose running sum passes `sought`, or the last that weighs anything.
+int64_t place_in(const float* weights, int64_t at, int64_t end, float least, double sought) {
+  int64_t last = at;
+  double within = 0;
+  for (; at < end; ++at) {
+    if (weights[at] < least || weights[at] == 0) continue;
+    last = at;
+    within += weights[at];
+    if (within > sought) return at;
+  }
+  return last;
+}
+
 template <typename T>
 int64_t draw_row(const T* logits, int64_t size, float temperature, int64_t top_k, float top_p, float min_p,
                  double number, float* weights) {
@@ -104,28 +135,22 @@ int64_t draw_row(const T* logits, int64_t size, float temperature, int64_t top_k
   std::vector<double> masses((size + BLOCK - 1) / BLOCK);
   double total = 0;
   for (int64_t at = 0; at < size; at += BLOCK) {
-    double mass = 0;
-    for (int64_t i = at; i < std::min(at + BLOCK, size); ++i) mass += weights[i] >= least ? weights[i] : 0.0f;
-    masses[at / BLOCK] = mass;
-    total += mass;
+    masses[at / BLOCK] = mass_of(weights + at, std::min(BLOCK, size - at), least);
+    total += masses[at / BLOCK];
   }
   const double sought = number * total;
   double running = 0;
-  int64_t last = 0;  // rounding must not lead past the last token that weighs anything
+  int64_t last = 0;  // block that weighs anything: rounding must not lead past it
   for (int64_t at = 0; at < size; at += BLOCK) {
     if (masses[at / BLOCK] == 0) continue;
-    const bool here = running + masses[at / BLOCK] > sought;
-    double within = running;
-    for (int64_t i = at; i < std::min(at + BLOCK, size); ++i) {
-      if (weights[i] < least || weights[i] == 0) continue;
-      last = i;
-      within += weights[i];
-      if (here && within > sought) return i;
+    if (running + masses[at / BLOCK] <= sought) {
+      running += masses[at / BLOCK];
+      last = at;
+      continue;
     }
-    if (here) return last;
-    running += masses[at / BLOCK];
+    return place_in(weights, at, std::min(at + BLOCK, size), least, sought - running);
   }
-  return last;
+  return place_in(weights, last, std::min(last + BLOCK, size), least, total);
 }
 
 template <typename T>

@@ -44,6 +44,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rope": (_P, _I, _P, _P, _P, _P),
     "silu_mul": (_P, _P, _I, _I),
     "argmax": (_P, _I, _I, _P, _P),
+    "log_sums": (_P, _I, _I, _P),
     "draw": (_P, _I, _I, _P, _P, _P, _P, _P, _P),
     "attend": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _FLOAT),
     "lora": (_P, _I, _P, _I, _P, _I, _P, _P, _I),
@@ -70,6 +71,7 @@ class Kernels:
     _rope: Callable[..., None]
     _silu_mul: Callable[..., None]
     _argmax: Callable[..., None]
+    _log_sums: Callable[..., None]
     _draw: Callable[..., None]
     _attend: Callable[..., None]
     _lora: Callable[..., None]
@@ -148,6 +150,12 @@ class Kernels:
         peaks = torch.empty(logits.shape[0], dtype=torch.float32)
         self._argmax(logits.data_ptr(), logits.shape[0], logits.shape[1], tokens.data_ptr(), peaks.data_ptr())
         return tokens, peaks
+
+    def log_sums(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits [n, V] -> the logarithm of the sum of each row's exponentials [n] float32."""
+        sums = torch.empty(logits.shape[0])
+        self._log_sums(logits.data_ptr(), *logits.shape, sums.data_ptr())
+        return sums
 
     def draw(
         self, logits: torch.Tensor, temperatures: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor,

@@ -115,12 +115,23 @@ def score_tokens(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[
     """Log-probabilities of `tokens` [n] and of the `top` likeliest under each row of logits [n, V]."""
     if not tokens:
         return []
-    scores = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    norms = _log_sums(logits)
     index = torch.tensor(tokens, device=logits.device)[:, None]
-    own: list[float] = scores.gather(1, index).squeeze(1).tolist()
-    likeliest = torch.topk(scores, min(top, scores.shape[1]), dim=-1)
-    tops = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    own: list[float] = (logits.gather(1, index).squeeze(1).float() - norms).tolist()
+    if not top:
+        return [Scored(token, score) for token, score in zip(tokens, own, strict=True)]
+    likeliest = torch.topk(logits, min(top, logits.shape[1]), dim=-1)
+    values = likeliest.values.float() - norms[:, None]
+    tops = zip(likeliest.indices.tolist(), values.tolist(), strict=True)
     return [
         Scored(token, score, tuple(zip(ids, values, strict=True)))
         for token, score, (ids, values) in zip(tokens, own, tops, strict=True)
     ]
+
+
+def _log_sums(logits: torch.Tensor) -> torch.Tensor:
+    """The logarithm of the sum of each row's exponentials [n] float32, without a second array of logits' size."""
+    kernels = find_kernels(logits.dtype, logits.device)
+    if kernels is None:
+        return torch.logsumexp(logits.float(), dim=-1)
+    return kernels.log_sums(logits.contiguous())
