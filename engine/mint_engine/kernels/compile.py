@@ -9,7 +9,17 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("attend.cpp", "backward.cpp", "draw.cpp", "logits.cpp", "lora.cpp", "pass.cpp", "rows.cpp", "trees.cpp")
+SOURCES = (
+    "adapt.cpp",
+    "attend.cpp",
+    "backward.cpp",
+    "draw.cpp",
+    "logits.cpp",
+    "lora.cpp",
+    "pass.cpp",
+    "rows.cpp",
+    "trees.cpp",
+)
 HEADERS = tuple(sorted(path.name for path in HERE.glob("*.h")))
 # No fused multiply-add where the source does not say so: results must not depend on how a loop was vectorised.
 # GCC 12 takes its own intrinsics for uninitialised (bug 105593).

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mint_engine.kernels.library import DTYPES, load_library
+from mint_engine.kernels.library import DTYPES, MAX_RANK, load_library
 from mint_engine.training.pieces import Tree
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -20,6 +20,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "turn": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _F),
     "head_norm": (_P, _I, _I, _I, _I, _I, _P, _F),
     "head_norm_back": (_P, _P, _I, _I, _I, _I, _I, _P, _F),
+    "adapt": (_P, _I, _P, _I, _I, _P, _P, _I, _I, _I, _F, _P),
     "outer": (_P, _I, _P, _I, _P, _I, _I, _I),
     "log_sums": (_P, _I, _I, _P),
     "logits_back": (_P, _I, _I, _P, _P, _P, _P, _P),
@@ -75,6 +76,7 @@ class TrainingKernels:
     _turn: Callable[..., None]
     _head_norm: Callable[..., None]
     _head_norm_back: Callable[..., None]
+    _adapt: Callable[..., None]
     _outer: Callable[..., None]
     _log_sums: Callable[..., None]
     _logits_back: Callable[..., None]
@@ -143,6 +145,24 @@ class TrainingKernels:
                 dqkv.data_ptr(), raw.data_ptr(), raw.shape[0], first, count, heads.width, heads.dim,
                 weight.data_ptr(), epsilon,
             )  # fmt: skip
+
+    def adapt(
+        self, y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """y [n, out] += x [n, in] down^T scaling up, in place -> x down^T scaling [n, r].
+
+        down [r, in] and up [r, out] are contiguous; rows of y and x may lie apart.
+        """
+        if down.shape[0] > MAX_RANK:
+            middle = (x @ down.t()).mul_(scaling)
+            y.addmm_(middle, up)
+            return middle
+        middle = x.new_empty((x.shape[0], down.shape[0]))
+        self._adapt(
+            y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), x.shape[0], down.data_ptr(), up.data_ptr(),
+            down.shape[0], down.shape[1], up.shape[1], scaling, middle.data_ptr(),
+        )  # fmt: skip
+        return middle
 
     def outer(self, left: torch.Tensor, right: torch.Tensor, total: torch.Tensor) -> None:
         """total [r, n] float32 += left [T, r]^T right [T, n]; rows of left and right may lie apart."""

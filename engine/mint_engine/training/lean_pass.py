@@ -70,16 +70,16 @@ class LeanPass:
 
     def _forward(self, layer: Layer, before: torch.Tensor, batch: Batch, trees: Trees) -> tuple[torch.Tensor, _Kept]:
         llama, training = self._llama, self._training
-        qkv, qkv_middles = _product(layer.qkv, self._norm(before, layer.attention_norm), batch)
+        qkv, qkv_middles = self._product(layer.qkv, self._norm(before, layer.attention_norm), batch)
         raw = qkv.clone() if layer.head_norms else None
         if layer.head_norms:
             training.head_norm(qkv, llama.heads, *layer.head_norms, llama.epsilon)
         training.turn(qkv, llama.heads, batch.positions, llama.cos, llama.sin)
         attended, sums = training.attend(qkv, trees, llama.heads)
-        output, output_middles = _product(layer.output, attended, batch)
+        output, output_middles = self._product(layer.output, attended, batch)
         between = output.add_(before)
-        gate_up, gate_up_middles = _product(layer.gate_up, self._norm(between, layer.mlp_norm), batch)
-        down, down_middles = _product(layer.down, self._kernels.silu_mul(gate_up), batch)
+        gate_up, gate_up_middles = self._product(layer.gate_up, self._norm(between, layer.mlp_norm), batch)
+        down, down_middles = self._product(layer.down, self._kernels.silu_mul(gate_up), batch)
         middles = (qkv_middles, output_middles, gate_up_middles, down_middles)
         return down.add_(between), _Kept(before, raw, qkv, attended, sums, between, gate_up, middles)
 
@@ -107,6 +107,18 @@ class LeanPass:
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self._kernels.add_norm(hidden, None, weight, self._llama.epsilon)
 
+    def _product(self, product: Product, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, _Middles]:
+        """x [T, in] -> y [T, out] with every row's adapter, and what its backward needs."""
+        y, middles = functional.linear(x, product.weight, product.bias), []
+        for segment in batch.segments:
+            rows = slice(segment.start, segment.stop)
+            for target in product.targets:
+                part = segment.parts.get(target.path)
+                if part is not None:
+                    own = y[rows, target.columns]
+                    middles.append(self._training.adapt(own, x[rows], part.a[0], part.b[0], part.scaling))
+        return y, middles
+
     def _product_back(
         self, product: Product, dy: torch.Tensor, x: torch.Tensor, middles: _Middles, batch: Batch
     ) -> torch.Tensor:
@@ -118,21 +130,7 @@ class LeanPass:
                 part = segment.parts.get(target.path)
                 if part is not None:
                     given = dy[rows, target.columns]
-                    back = (given @ part.b[0].t()).mul_(part.scaling)
-                    dx[rows].addmm_(back, part.a[0])
+                    back = self._training.adapt(dx[rows], given, part.b[0], part.a[0], part.scaling)
                     self._training.outer(back, x[rows], part.a_gradient[0])
                     self._training.outer(next(kept), given, part.b_gradient[0])
         return dx
-
-
-def _product(product: Product, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, _Middles]:
-    """x [T, in] -> y [T, out] with every row's adapter, and what its backward needs."""
-    y, middles = functional.linear(x, product.weight, product.bias), []
-    for segment in batch.segments:
-        rows = slice(segment.start, segment.stop)
-        for target in product.targets:
-            part = segment.parts.get(target.path)
-            if part is not None:
-                middles.append((x[rows] @ part.a[0].t()).mul_(part.scaling))
-                y[rows, target.columns].addmm_(middles[-1], part.b[0])
-    return y, middles
