@@ -1,16 +1,13 @@
 """The `mint-engine` program as a pod runs it: a real process, a real Redis, real gRPC."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import msgspec
@@ -23,66 +20,11 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineView, MapChange, Tier
-from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
+from tests.engine.pods import BASE, pod
 from tests.engine.running import save_adapter, save_base
-from tests.redis_process import RedisProcess, free_port
+from tests.redis_process import RedisProcess
 from tests.waiting import until
-
-BASE = "default/tiny"
-
-
-class Pod:
-    """One engine process and what a cluster knows of it."""
-
-    def __init__(
-        self, folder: Path, redis_url: str, source: Source, store: Source | None, name: str, **changes: Any
-    ) -> None:
-        self.name, self.port, self.metrics_port = name, free_port(), free_port()
-        self.log = folder / f"{name}.log"
-        told = EngineSettings(
-            base_model=BASE, source=source, device="cpu", dtype="float32", context_length=128,
-            kv_cache_bytes=1 << 20, max_rank=16, device_slots=4, host_bytes=1 << 20, disk_bytes=1 << 20, store=store,
-        )  # fmt: skip
-        told = msgspec.structs.replace(told, **changes)
-        environment = {key: value for key, value in os.environ.items() if key not in {"HOME", "HF_HOME"}}
-        environment |= {
-            settings.ENGINE_SETTINGS: msgspec.json.encode(told).decode(),
-            settings.ENGINE_NAME: name,
-            settings.ENGINE_ADDRESS: f"127.0.0.1:{self.port}",
-            settings.REDIS_URL: redis_url,
-            settings.CACHE_FOLDER: str(folder / f"{name}-cache"),
-        }
-        command = [sys.executable, "-m", "mint_engine.main", "--port", str(self.port)]
-        command += ["--metrics-port", str(self.metrics_port)]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-    def lines(self) -> list[dict[str, Any]]:
-        """What the process logged so far."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-    async def ended(self) -> int:
-        """Its exit code, within 30 s."""
-        return await asyncio.to_thread(self.process.wait, 30)
-
-
-@contextmanager
-def pod(
-    folder: Path,
-    redis: RedisProcess,
-    source: Source,
-    store: Source | None = None,
-    name: str = "tiny-0",
-    **changes: Any,
-) -> Iterator[Pod]:
-    running = Pod(folder, redis.url, source, store, name, **changes)
-    try:
-        yield running
-    finally:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait(10)
 
 
 @pytest.fixture(scope="module")

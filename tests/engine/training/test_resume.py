@@ -15,8 +15,8 @@ from mint_contracts.training import Train
 from mint_contracts.training_records import Progress, Stage, WaveTraining
 from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.store import store_of
+from tests.engine.pods import BASE, pod
 from tests.engine.running import save_base
-from tests.engine.test_engine_process import BASE, pod
 from tests.engine.training.teaching import WAVE, assignment, train
 from tests.redis_process import RedisProcess
 from tests.waiting import until
