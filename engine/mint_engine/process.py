@@ -76,9 +76,10 @@ class Process:
         self._leaving = True
         told = await self.agent.tell(TELL_S)
         log.info("draining", told=told, running=self._server.load_now.running)
+        until = time.monotonic() + DRAIN_S
         if self._roster is not None:
             await self._roster.close()
-        finished = await self._server.drain(DRAIN_S)
+        finished = await self._server.drain(max(1.0, until - time.monotonic()))
         if self._residency is not None:
             await self._residency.close()
         log.info("drained", finished=finished)

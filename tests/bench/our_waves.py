@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import structlog
+import torch
 
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
@@ -38,11 +39,11 @@ from mint_engine.scheduling.stepper import Stepper
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.bench.our_setup import Setup
+from tests.bench.questions import GROUP, PROMPTS, RANK, TARGET, texts
 from tests.bench.speaking import Answer, requests
 
-PROMPTS, GROUP, RANK = 4, 8, 8
-WORDS = ("river", "stone", "letter", "garden", "engine", "winter", "island", "copper", "market", "shadow")
 TENANTS = 16
+_PEAK_SIZE, _PEAK_TRIES = 2048, 8
 
 
 class _NoPlaces:
@@ -100,13 +101,14 @@ class Engine:
         self._means = Means(desk, rollouts, self._slots, _NoPlaces(), renderer)
         self._steps: dict[str, int] = {}
         self._lessons: list[Lessons] = []
+        self._base = base
         self._vocabulary = base.vocab_size
         self.stepper.start()
 
-    async def step(self, policies: int, tokens: int, *, together: bool) -> Answer:
+    async def step(self, policies: int, tokens: int, *, together: bool, prompts: int = PROMPTS) -> Answer:
         """One step of the first `policies`, at once or one after another; the seconds of all of it."""
         while len(self._lessons) < policies:
-            self._lessons.append(await self._begin(len(self._lessons), tokens))
+            self._lessons.append(await self._begin(len(self._lessons), tokens, prompts))
         chosen, began = self._lessons[:policies], time.perf_counter()
         if together:
             taken = await asyncio.gather(*map(self._take, chosen))
@@ -115,6 +117,14 @@ class Engine:
         seconds = time.perf_counter() - began
         learnt = sum(each.tokens for each in taken)
         return {"seconds": seconds, "tokens": learnt, "learnt": sum(each.learnt is not None for each in taken)}
+
+    async def roof(self, policies: int, tokens: int) -> Answer:
+        """The seconds that a step's products with the base's weights take at the device's peak; prompts left out."""
+        linears = [each for each in self._base.model.modules() if isinstance(each, torch.nn.Linear)]
+        weights = sum(each.in_features * each.out_features for each in linears)
+        # Twice a weight for each token forwards; an update goes forwards and, frozen, as far backwards.
+        operations = (2 + 4) * weights * policies * PROMPTS * GROUP * tokens
+        return {"seconds": operations / peak_rate(self._base.device)}
 
     async def hand_over(self, number: int) -> Answer:
         """From the end of an update to the first token of a rollout on the new weights, and what a memcpy takes."""
@@ -146,20 +156,19 @@ class Engine:
             await asyncio.gather(*training, return_exceptions=True)
         return {"gaps": [gap for each in gaps for gap in each]}
 
-    async def _begin(self, number: int, tokens: int) -> Lessons:
+    async def _begin(self, number: int, tokens: int, prompts: int) -> Lessons:
         name = f"bench/p{number}"
         told = Train(
-            Policies(count=1), group_size=GROUP, prompts_per_step=PROMPTS, sampling=TrainSampling(max_tokens=tokens),
+            Policies(count=1), group_size=GROUP, prompts_per_step=prompts, sampling=TrainSampling(max_tokens=tokens),
             steps=1000,
         )  # fmt: skip
-        reward, chance = Reward(length=Length(target=200, tolerance=200)), random.Random(number)
+        reward = Reward(length=Length(target=TARGET, tolerance=TARGET))
         terms = Terms(
             policy=name, wave="bench/wave", run="", lease=1, train=told, form=PolicySettings(RANK, 16.0, (), number),
             start_from="", dataset=Dataset(), reward=reward, optimizer=Optimizer(), loss=told.loss,
             sampling=Sampling(max_tokens=tokens, seed=0, temperature=1.0, logprobs=0, ignore_eos=True),
         )  # fmt: skip
-        texts = [" ".join(chance.choices(WORDS, k=20)) for _ in range(64)]
-        examples = [Example(text, None, "{}") for text in texts]
+        examples = [Example(text, None, "{}") for text in texts(number)]
         await self._means.desk.call(lambda trainer: trainer.create(name, terms.form))
         label = label_of(name, 1, 0)
         await self._means.desk.call(lambda trainer: hand_off(self._slots, number, trainer.policy(name), label))
@@ -200,6 +209,17 @@ class Engine:
 
         self.stepper.submit(request, sink)
         await ended.wait()
+
+
+def peak_rate(device: torch.device) -> float:
+    """Operations a second of a large product in bfloat16, the best of several."""
+    left, right = (torch.randn(_PEAK_SIZE, _PEAK_SIZE, dtype=torch.bfloat16, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(_PEAK_TRIES):
+        began = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for a device that computes beside us
+        seconds.append(time.perf_counter() - began)
+    return 2 * _PEAK_SIZE**3 / min(seconds)
 
 
 async def main(setup: Setup) -> None:

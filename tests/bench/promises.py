@@ -82,8 +82,10 @@ PROMISES = (
     Promise("train.concurrent8_over_sequential", "s", "own, one policy after another", "theirs/ours", ">=", 3.0),
     Promise("train.concurrent64_over_concurrent8", "s", "own, 8 at once; seconds a policy", "theirs/ours", ">=", 1.1),
     Promise("train.moe_concurrent8_over_sequential", "s", "own, one policy after another", "theirs/ours", ">=", 2.5),
+    Promise("train.concurrent8_over_trl", "s", "TRL + peft, one policy after another", "theirs/ours", ">=", 8.0),
     _limit("train.handoff_over_memcpy", "ms", "one memcpy of the adapter", 5.0),
     _limit("train.serve_itl_p95_over_idle", "ms", "own, nothing trains", 1.5),
+    _limit("train.resume_s_over_step_s", "s", "own, one step", 3.0),
     _higher("tp.tp2_over_tp1", "own, one rank", 1.5),
 )
 

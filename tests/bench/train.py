@@ -1,8 +1,9 @@
-"""An update of many policies: against PEFT and torch's AdamW, policy by policy, and the memory that it takes."""
+"""Updates of many policies: against PEFT and torch's AdamW, their memory, and how training goes on after a kill."""
 
 import sys
 from dataclasses import asdict
 from functools import partial
+from statistics import median
 from typing import Any
 
 from tests.bench.bench import ROUND_S, Bench, Group, take_turns
@@ -43,6 +44,22 @@ def _peak(bench: Bench) -> list[Row]:
     return [measured("train.peak_memory_8_over_1", sizes["all"], sizes["one"], "the whole process, base included")]
 
 
+def _resume(bench: Bench) -> list[Row]:
+    """Each round an engine is started, trains, is killed within a step, and another goes on from the checkpoint."""
+    setup = {"base": str(bench.base), "device": bench.device, "tokens": bench.new_tokens}
+    found = []
+    with bench.side("resume", sys.executable, "tests.bench.our_resume", setup) as side:
+        bench.start(side)
+        for number in range(bench.rounds):
+            with bench.doing(f"killed and resumed, round {number}") as step:
+                found.append(side.ask("resume", ROUND_S))
+                step.note = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found[-1].items())
+    after, steps = ([each[name] for each in found] for name in ("resumed", "step"))
+    pods = f"{median(each['pod'] for each in found):.1f} s"
+    note = f"one policy; from when the other pod is ready, which took {pods} (process start and base); no operator"
+    return [measured("train.resume_s_over_step_s", after, steps, note)]
+
+
 def _setup(bench: Bench) -> dict[str, Any]:
     return {"base": str(bench.base), "device": bench.device, "policies": _POLICIES, "rank": _RANK}
 
@@ -71,4 +88,5 @@ def _ask(bench: Bench, side: Side, what: str, experience: Experience) -> dict[st
 GROUPS = (
     Group(("train.update8_over_peft",), _update),
     Group(("train.peak_memory_8_over_1",), _peak),
+    Group(("train.resume_s_over_step_s",), _resume),
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from functools import partial
+from statistics import median
 
 import msgspec
 
@@ -10,6 +11,7 @@ from tests.bench.bench import ROUND_S, Bench, Group, take_turns
 from tests.bench.moe import upcycled
 from tests.bench.our_setup import Setup
 from tests.bench.places import scratch
+from tests.bench.questions import GROUP, PROMPTS, RANK
 from tests.bench.rows import Row, measured, percentile
 from tests.bench.side import Side
 
@@ -20,36 +22,56 @@ HANDOFFS = 9
 
 
 def _concurrent(bench: Bench) -> list[Row]:
-    rounds = _both_ways(bench)
-    return [measured("train.concurrent8_over_sequential", rounds["together"], rounds["in turn"], _shape(bench))]
+    rounds, roof = _both_ways(bench)
+    reached = {name: roof / median(seconds) for name, seconds in rounds.items()}
+    note = (
+        f"{_shape(bench)}; of the peak of large products together reaches {reached['together']:.0%} and in turn "
+        f"{reached['in turn']:.0%}: no engine could be more than {1 / reached['in turn']:.2g}x as fast here"
+    )
+    return [measured("train.concurrent8_over_sequential", rounds["together"], rounds["in turn"], note)]
 
 
 def _concurrent_moe(bench: Bench) -> list[Row]:
     """The same over experts."""
-    rounds = _both_ways(dataclasses.replace(bench, base=upcycled(bench, EXPERTS)))
+    rounds, _ = _both_ways(dataclasses.replace(bench, base=upcycled(bench, EXPERTS)))
     note = f"{EXPERTS} experts, two for a token, and adapters on all of them; {_shape(bench)}"
     return [measured("train.moe_concurrent8_over_sequential", rounds["together"], rounds["in turn"], note)]
 
 
-def _both_ways(bench: Bench) -> dict[str, list[float]]:
-    """Seconds of a step of the policies together, and of theirs one after another."""
+def _both_ways(bench: Bench) -> tuple[dict[str, list[float]], float]:
+    """Seconds of a step of the policies together, of theirs one after another, and at the peak of large products."""
     with scratch("waves") as cache, _engine(bench, str(cache), FEW) as ours:
         bench.start(ours)
         _step(bench, ours, 1, 0, together=True)
         ways = {"together": True, "in turn": False}
         sides = {name: partial(_round, bench, ours, FEW, together) for name, together in ways.items()}
-        return take_turns(bench.rounds, sides)
+        rounds = take_turns(bench.rounds, sides)
+        return rounds, float(ours.ask("roof", policies=FEW, tokens=bench.new_tokens)["seconds"])
 
 
 def _many(bench: Bench) -> list[Row]:
-    """Seconds a policy."""
+    """Seconds a policy, of smaller steps: 64 policies of the others' size would take ten minutes a round."""
     with scratch("waves") as cache, _engine(bench, str(cache), MANY) as ours:
         bench.start(ours)
-        _step(bench, ours, 1, 0, together=True)
-        sides = {str(count): partial(_round, bench, ours, count, True) for count in (MANY, FEW)}
+        _step(bench, ours, 1, 0, together=True, prompts=1)
+        sides = {str(count): partial(_round, bench, ours, count, True, prompts=1) for count in (MANY, FEW)}
         rounds = take_turns(bench.rounds, sides)
     many, few = ([seconds / count for seconds in rounds[str(count)]] for count in (MANY, FEW))
-    return [measured("train.concurrent64_over_concurrent8", many, few, _shape(bench))]
+    return [measured("train.concurrent64_over_concurrent8", many, few, _shape(bench, prompts=1))]
+
+
+def _against_trl(bench: Bench) -> list[Row]:
+    """Seconds a policy. TRL's policies take their steps one after another, each alike: one of them is timed."""
+    with scratch("waves") as cache, _engine(bench, str(cache), FEW) as ours, _trl(bench) as trl:
+        for side in (ours, trl):
+            bench.start(side)
+        _step(bench, ours, 1, 0, together=True)
+        _trl_step(bench, trl, 0)
+        rounds = take_turns(
+            bench.rounds, {"ours": partial(_round, bench, ours, FEW, True), "trl": partial(_trl_step, bench, trl)}
+        )
+    each = [seconds / FEW for seconds in rounds["ours"]]
+    return [measured("train.concurrent8_over_trl", each, rounds["trl"], f"seconds a policy; {_shape(bench)}")]
 
 
 def _beside(bench: Bench) -> list[Row]:
@@ -72,13 +94,26 @@ def _engine(bench: Bench, cache: str, slots: int) -> Side:
     return bench.side("waves", sys.executable, "tests.bench.our_waves", msgspec.to_builtins(setup))
 
 
-def _round(bench: Bench, side: Side, policies: int, together: bool, number: int) -> float:
-    return _step(bench, side, policies, number, together=together)
+def _trl(bench: Bench) -> Side:
+    setup = {"base": str(bench.base), "device": bench.device, "tokens": bench.new_tokens, "rank": RANK}
+    return bench.side("trl", sys.executable, "tests.bench.trl_steps", setup)
 
 
-def _step(bench: Bench, side: Side, policies: int, number: int, *, together: bool) -> float:
+def _trl_step(bench: Bench, side: Side, number: int) -> float:
+    with bench.doing(f"a step of one policy by TRL, round {number}") as step:
+        seconds = float(side.ask("step", ROUND_S)["seconds"])
+        step.note = f"{seconds:.1f} s"
+    return seconds
+
+
+def _round(bench: Bench, side: Side, policies: int, together: bool, number: int, prompts: int = PROMPTS) -> float:
+    return _step(bench, side, policies, number, together=together, prompts=prompts)
+
+
+def _step(bench: Bench, side: Side, policies: int, number: int, *, together: bool, prompts: int = PROMPTS) -> float:
     with bench.doing(f"a step of {policies} {'together' if together else 'in turn'}, round {number}") as step:
-        found = side.ask("step", ROUND_S, policies=policies, tokens=bench.new_tokens, together=together)
+        told = {"policies": policies, "tokens": bench.new_tokens, "together": together, "prompts": prompts}
+        found = side.ask("step", ROUND_S, **told)
         step.note = f"{found['seconds']:.1f} s, {found['tokens']} tokens learnt"
     return float(found["seconds"])
 
@@ -92,13 +127,14 @@ def _p95(bench: Bench, side: Side, policies: int, number: int) -> float:
     return found
 
 
-def _shape(bench: Bench) -> str:
-    return f"4 prompts x 8 completions x {bench.new_tokens} tokens a policy, rank 8"
+def _shape(bench: Bench, prompts: int = PROMPTS) -> str:
+    return f"{prompts} prompts x {GROUP} completions x {bench.new_tokens} tokens a policy, rank {RANK}"
 
 
 GROUPS = (
     Group(("train.concurrent8_over_sequential",), _concurrent),
     Group(("train.concurrent64_over_concurrent8",), _many),
     Group(("train.moe_concurrent8_over_sequential",), _concurrent_moe),
+    Group(("train.concurrent8_over_trl",), _against_trl),
     Group(("train.handoff_over_memcpy", "train.serve_itl_p95_over_idle"), _beside),
 )

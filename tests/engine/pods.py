@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from mint_contracts import settings
+from mint_contracts.map_reader import MapReader
+from mint_contracts.records import EngineView
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from tests.redis_process import RedisProcess, free_port
@@ -71,3 +73,8 @@ def pod(
         if running.process.poll() is None:
             running.process.kill()
             running.process.wait(10)
+
+
+async def view(reader: MapReader, name: str) -> EngineView | None:
+    """What the map has of an engine; None before it has told of itself."""
+    return next((each for each in await reader.engines(BASE) if each.engine == name), None)

@@ -21,7 +21,7 @@ from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import Assignment, EngineView, MapChange, Tier
 from mint_contracts.source import Source, child
-from tests.engine.pods import BASE, pod
+from tests.engine.pods import BASE, pod, view
 from tests.engine.running import save_adapter, save_base
 from tests.redis_process import RedisProcess
 from tests.waiting import until
@@ -42,10 +42,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_adapter(base, folder / "store" / "acme" / "one", rank=4)
     save_adapter(base, folder / "store" / "acme" / "two", rank=8)
     return folder
-
-
-async def view(reader: MapReader, name: str) -> EngineView | None:
-    return next((each for each in await reader.engines(BASE) if each.engine == name), None)
 
 
 async def ask(channel: grpc.aio.Channel, adapter: str, tokens: int = 8) -> tuple[str, list[int]]:

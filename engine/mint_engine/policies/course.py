@@ -15,6 +15,7 @@ from mint_contracts.training_records import Progress, Stage, TrainAssignment, Wa
 from mint_engine.examples.dataset import read_dataset
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Record
+from mint_engine.policies.desk import to_its_end
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.keeping import Keeping
 from mint_engine.policies.lessons import Lessons
@@ -54,6 +55,7 @@ class Course:
         self._evaluation: float | None = None
         self._tokens, self._step_s, self._skipped = 0, 0.0, 0
         self.waits = False  # for the map, to be sure of its lease
+        self.parting = False  # the engine ends: what is finished is saved before all is let go of
         self._slot: int | None = None
         self._label = ""
         self._keeping: Keeping | None = None
@@ -81,10 +83,31 @@ class Course:
             failure=self._failure,
         )
 
+    @property
+    def _record(self) -> Record:
+        """What a checkpoint of the last finished step tells, but for its digest."""
+        told = self.assignment
+        return Record(
+            policy=told.policy,
+            wave=told.wave,
+            lease=told.lease,
+            step=self._standing.step,
+            digest="",
+            run=told.run,
+            tokens=self._tokens,
+            rewards=tuple(self.rewards),
+            evaluation=self._evaluation,
+            published=self._kept().published,
+        )
+
     async def run(self) -> None:
         """Train until the end, an order to stop, or a failure, and let go of everything. Cancelled, at once."""
         try:
             await self._live()
+        except asyncio.CancelledError:
+            if self.parting and self._keeping is not None and self._standing.saved < self._standing.step:
+                await self._keeping.save_last(self._record)
+            raise
         except MintError as error:
             self._fail(error)
         except Exception as defect:  # noqa: BLE001 - whatever is wrong with one policy, the others go on
@@ -93,7 +116,7 @@ class Course:
                 Internal(f"policy {self.assignment.policy!r}", f"a defect ({type(defect).__name__}: {defect})")
             )
         finally:
-            await asyncio.shield(self._let_go())
+            await to_its_end(asyncio.ensure_future(self._let_go()))
             self._on_change()
 
     async def _live(self) -> None:
@@ -193,22 +216,8 @@ class Course:
         self._standing = msgspec.structs.replace(self._standing, evaluated=self._standing.step)
 
     async def _save(self) -> None:
-        keeping, standing, told = self._kept(), self._standing, self.assignment
-        await keeping.save(
-            Record(
-                policy=told.policy,
-                wave=told.wave,
-                lease=told.lease,
-                step=standing.step,
-                digest="",
-                run=told.run,
-                tokens=self._tokens,
-                rewards=tuple(self.rewards),
-                evaluation=self._evaluation,
-                published=keeping.published,
-            )
-        )
-        self._standing = msgspec.structs.replace(standing, saved=standing.step)
+        await self._kept().save(self._record)
+        self._standing = msgspec.structs.replace(self._standing, saved=self._standing.step)
 
     async def _publish(self) -> None:
         await self._kept().publish(self._standing.step)

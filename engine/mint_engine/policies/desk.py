@@ -37,7 +37,7 @@ class Desk:
 
         self._updates.call(run)
         self._wake()
-        return await _to_its_end(answer)
+        return await to_its_end(answer)
 
     async def learn(
         self,
@@ -49,7 +49,8 @@ class Desk:
     ) -> Learnt:
         """A policy's update, together with those of others that are ready. Raises what a job may (see `Job`).
 
-        Cancelled, it lasts until the step thread is done with the policy.
+        Cancelled, it lasts until the step thread is done with the policy. What was learnt by then is told, so that
+        the step counts, and whoever is told is cancelled at the next thing that it waits for.
         """
         answer: asyncio.Future[Learnt] = self._loop.create_future()
 
@@ -58,7 +59,14 @@ class Desk:
 
         self._updates.put(Job(batch, optimizer, finish, resolve, epochs))
         self._wake()
-        return await _to_its_end(answer)
+        try:
+            return await to_its_end(answer)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not answer.done() or answer.cancelled() or answer.exception() is not None:
+                raise
+            task.cancel()
+            return answer.result()
 
     def _tell(self, deliver: Callable[[], object]) -> None:
         if not self._loop.is_closed():
@@ -74,7 +82,8 @@ def _settle(answer: "asyncio.Future[T]", found: T | MintError) -> None:
         answer.set_result(found)
 
 
-async def _to_its_end(answer: "asyncio.Future[T]") -> T:
+async def to_its_end(answer: "asyncio.Future[T]") -> T:
+    """What comes of it. Cancelled, it lasts just as long."""
     try:
         return await asyncio.shield(answer)
     except asyncio.CancelledError:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from mint_contracts.errors import MintError
 from mint_contracts.training_records import Published
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
@@ -26,6 +27,7 @@ from mint_engine.training.policy import Policy
 from mint_engine.training.trainer import Trainer
 
 UNSURE_S = 0.25
+LAST_SAVE_S = 6.0
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -61,6 +63,15 @@ class Keeping:
             await self._write(lambda: self.shelf.save(told, blob))
 
         self._begin("save", write())
+
+    async def save_last(self, record: Record) -> None:
+        """A checkpoint of an engine that ends, if there is time; without it that step is trained again."""
+        try:
+            async with asyncio.timeout(LAST_SAVE_S):
+                await self.save(record)
+                await self.settle()
+        except (MintError, TimeoutError) as error:
+            _log.warning("last_step_unsaved", policy=record.policy, step=record.step, error=str(error))
 
     async def publish(self, step: int) -> None:
         """Begin to publish the policy as it is now; it is served from when it is there."""

@@ -48,7 +48,7 @@ class Rollout:
 def window(places: int, tenants: int) -> int:
     """How many rollouts may be in flight beside so many requests of tenants."""
     if tenants:
-        return max(LEAST, min(tenants, places // 2))
+        return max(LEAST, min(tenants // 2, places // 2))
     return places - places // RESERVED
 
 

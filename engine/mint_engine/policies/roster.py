@@ -79,8 +79,12 @@ class Roster:
         return {policy: running.course.rewards for policy, running in self._running.items()}
 
     async def close(self) -> None:
-        """Let go of everything, within a bound. What is not saved will be trained again, with the same outcome."""
+        """Let go of everything, within a bound, once what is finished is saved.
+
+        What is not saved will be trained again, with the same outcome.
+        """
         for policy, running in list(self._running.items()):
+            running.course.parting = True
             self._abandon(policy, running)
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=CLOSE_S)

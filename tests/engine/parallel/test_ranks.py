@@ -13,8 +13,8 @@ from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
 from mint_contracts.source import Source
+from tests.engine.pods import pod, view
 from tests.engine.running import Running, ask, peft_answer, peft_scores, running, save_adapter, save_base
-from tests.engine.test_engine_process import pod, view
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 

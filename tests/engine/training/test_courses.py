@@ -1,5 +1,6 @@
 """Policies trained by a whole engine: alone and together with the same numbers, resumed, paused, fenced, refused."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,41 @@ async def test_another_engine_goes_on_where_the_last_checkpoint_is(base: Path, t
         scene.want(assignment("acme/one", lease=2))
         await scene.ended("acme/one")
         assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_an_engine_that_ends_saves_what_is_finished(base: Path, tmp_path: Path) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=6)
+    seldom = train(steps=6, checkpoint_every_steps=100)
+    async with training(base, tmp_path, seldom) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step >= 2)
+        await scene.roster.close()
+        rewards, _ = saved(scene, "acme/one")
+        assert 2 <= len(rewards) <= 6
+    async with training(base, tmp_path, seldom) as scene:
+        scene.want(assignment("acme/one", lease=2))
+        await scene.ended("acme/one")
+        assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_a_step_that_is_learnt_counts_though_its_course_was_cancelled_meanwhile(
+    base: Path, tmp_path: Path
+) -> None:
+    async with training(base, tmp_path, train(steps=6, checkpoint_every_steps=100)) as scene:
+        scene.want(assignment("acme/one"))
+        desk, learn = scene.means.desk, scene.means.desk.learn
+        at_step = 2
+
+        async def learn_and_end(*given: Any, **options: Any) -> Any:
+            if scene.roster.progress()["acme/one"].step == at_step:
+                closing.append(asyncio.create_task(scene.roster.close()))
+            return await learn(*given, **options)
+
+        closing: list[asyncio.Task[None]] = []
+        desk.learn = learn_and_end  # type: ignore[method-assign]
+        await until(lambda: closing and closing[0].done())
+        rewards, _ = saved(scene, "acme/one")
+        assert len(rewards) == at_step + 1
 
 
 async def test_a_cancelled_policy_is_saved_and_publishes_nothing_more(base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""The peer's side of whole GRPO steps: TRL's GRPOTrainer over transformers and peft, one policy.
+
+At the fastest settings that it has on this device: weights in bfloat16 with adapters in float32 under autocast (its
+default for bfloat16), no checkpointing of activations, no metrics of completions, nothing saved.
+
+python -m tests.bench.trl_steps '{"base": ..., "device": "cpu", "rank": 8, "tokens": 64, "rows": 32, ...}'
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from mint_engine.model.device import count_threads
+from tests.bench.questions import GROUP, PROMPTS, TARGET, texts
+from tests.bench.speaking import requests
+
+MOST_STEPS = 1000
+
+
+class Turns(TrainerCallback):
+    """Lets the trainer take a step when one is asked for, and answers with its seconds."""
+
+    def __init__(self, tokens: int) -> None:
+        self._asked = requests()
+        self._tokens = tokens
+        self._began = 0.0
+        _, self._send = next(self._asked)  # "start", answered when the trainer is ready for its first step
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Wait to be asked."""
+        if not self._began:
+            self._send({"ok": {}})
+        try:
+            _, self._send = next(self._asked)
+        except StopIteration:
+            sys.exit(0)  # nobody asks any more
+        self._began = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Answer."""
+        self._send({"ok": {"seconds": time.perf_counter() - self._began}})
+
+
+def length_reward(completions: Sequence[str], **_: Any) -> list[float]:
+    """Nearer to so many characters is better, as our side's reward has it."""
+    return [max(0.0, 1.0 - abs(len(each) - TARGET) / TARGET) for each in completions]
+
+
+def main(setup: dict[str, Any]) -> None:
+    """Train, a step whenever one is asked for."""
+    turns = Turns(setup["tokens"])
+    torch.set_num_threads(count_threads())
+    tokenizer: Any = AutoTokenizer.from_pretrained(setup["base"])
+    model: Any = AutoModelForCausalLM.from_pretrained(setup["base"], dtype=torch.bfloat16)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=length_reward,
+            args=_settings(setup, folder),
+            train_dataset=Dataset.from_dict({"prompt": texts(0)}),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(
+                r=setup["rank"], lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+            ),
+            callbacks=[turns],
+        )
+        trainer.train()
+
+
+def _settings(setup: dict[str, Any], folder: str) -> GRPOConfig:
+    tokens, rows = setup["tokens"], setup["rows"]
+    return GRPOConfig(
+        output_dir=folder,
+        use_cpu=setup["device"] == "cpu",
+        bf16=True,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=PROMPTS * GROUP // rows,
+        num_generations=GROUP,
+        max_completion_length=tokens,
+        generation_kwargs={"min_new_tokens": tokens},  # as our side ignores the token that ends an answer
+        learning_rate=1e-4,
+        adam_beta2=0.95,
+        lr_scheduler_type="constant",
+        max_steps=MOST_STEPS,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+    )
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
