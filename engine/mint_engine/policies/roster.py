@@ -91,14 +91,15 @@ class Roster:
 
     def _keep(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:
         running = self._running.get(policy)
-        if running is not None and not running.ended:
-            running.course.order, running.course.train = told.order, wave.train
-            return
         if running is None or _goes_on(running.course, told, wave):
             self._start(policy, wave, told)
+        elif not running.ended:
+            running.course.order, running.course.train = told.order, wave.train
 
     def _start(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:
         before = [task for task in self._leaving if task.get_name() == policy]
+        if policy in self._running and not self._running[policy].ended:  # it has come to its end, but not let go yet
+            before.append(self._running[policy].task)
         course = Course(self._means, wave, told, self._sure, self._changed)
 
         async def begin() -> None:
