@@ -57,7 +57,7 @@ def token_losses(
     if base is not None and loss.kl_coefficient:
         kl = torch.exp((base - now).clamp(max=_MOST_LOG_RATIO)) - (base - now) - 1
         value = value + loss.kl_coefficient * kl
-    kept = within_band(loss, ratio) if loss.type != "cross_entropy" else ~never
+    kept = within_band(loss, ratio) | value.isnan() if loss.type != "cross_entropy" else ~never
     return TokenLosses(torch.where(kept, value, 0.0), ratio.detach(), clipped, kept, kl.detach())
 
 

@@ -131,6 +131,12 @@ def test_the_ratio_band_silences_what_drifted() -> None:
     assert not gradient[1:3].any()
 
 
+def test_the_band_hides_no_advantage_that_is_not_finite() -> None:
+    """A NaN must spoil its policy's step, whatever the ratio of the token that has it."""
+    found = token_losses(Loss(), torch.zeros(1), torch.full((1,), -9.0), torch.tensor([torch.nan]), None)
+    assert found.loss.isnan().all()
+
+
 def test_the_band_is_icepops_by_default() -> None:
     """0.5 to 5 (arXiv 2510.18855)."""
     ratios = torch.tensor([0.4, 0.6, 1.0, 4.9, 5.1])
