@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from mint_contracts.resources import AdapterWaveSpec, BaseModelSpec
 from mint_operator.observing.wave_lists import Found, Lists
 from mint_operator.planning.lookup import Lookup, lookup
 from mint_operator.planning.snapshot import BaseMap, Listed, ObservedBase, ObservedWave
@@ -15,10 +16,16 @@ class _Made(msgspec.Struct, frozen=True):
     """A wave as it was given out, and what it was made from."""
 
     wave: ObservedWave
-    base: ObservedBase
-    lookup: Lookup
     found: Found
     made: ObservedWave
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What a wave asks to be looked up, and the specs that this follows from."""
+
+    wave: AdapterWaveSpec
+    base: BaseModelSpec
+    lookup: Lookup | None
 
 
 class WaveAdapters:
@@ -26,6 +33,7 @@ class WaveAdapters:
 
     def __init__(self, lists: Lists) -> None:
         self._lists = lists
+        self._known: dict[str, _Asked] = {}
         self._made: dict[str, _Made] = {}
         self._placed: dict[str, tuple[Listed, ...]] = {}  # of waves of which nothing was read, as the map had them
         self.changed = False
@@ -38,7 +46,7 @@ class WaveAdapters:
         What was never read since this operator began stands as the placement map has it: a wave that is served
         goes on being served while its catalog or manifest is away.
         """
-        asked = {wave.meta.key: its for wave in waves if (its := self._asked(wave, bases)) is not None}
+        asked = self._asked(waves, bases)
         await self._lists.refresh(set(asked.values()))
         found = {key: self._lists.found.get(each, NOTHING) for key, each in asked.items()}
         self._stand_in({key for key, each in found.items() if each.listed is None}, waves, maps)
@@ -52,7 +60,7 @@ class WaveAdapters:
             each = found[key]
             if each.listed is None and self._placed.get(key):
                 each = Found(self._placed[key], each.failure)
-            self._made[key] = made = _made(wave, bases[wave.base], asked[key], each, before.get(key))
+            self._made[key] = made = _made(wave, each, before.get(key))
             given.append(made.made)
         same = before.keys() == self._made.keys() and all(before[key] is each for key, each in self._made.items())
         self.changed = not same
@@ -65,22 +73,26 @@ class WaveAdapters:
         if new:
             self._placed |= dict.fromkeys(new, ()) | _as_placed(new, maps)
 
-    def _asked(self, wave: ObservedWave, bases: Mapping[str, ObservedBase]) -> Lookup | None:
-        base, last = bases.get(wave.base), self._made.get(wave.meta.key)
-        if base is None:
-            return None
-        if last is not None and last.wave.spec is wave.spec and last.base.spec is base.spec:
-            return last.lookup
-        return lookup(wave, base)
+    def _asked(self, waves: Sequence[ObservedWave], bases: Mapping[str, ObservedBase]) -> dict[str, Lookup]:
+        """What each wave needs looked up, if anything; worked out anew where its spec or its base's has changed."""
+        before, self._known = self._known, {}
+        for wave in waves:
+            base, last = bases.get(wave.base), before.get(wave.meta.key)
+            if base is None:
+                continue
+            same = last is not None and last.wave is wave.spec and last.base is base.spec
+            known = last if last is not None and same else _Asked(wave.spec, base.spec, lookup(wave, base))
+            self._known[wave.meta.key] = known
+        return {key: each.lookup for key, each in self._known.items() if each.lookup is not None}
 
 
-def _made(wave: ObservedWave, base: ObservedBase, asked: Lookup, found: Found, before: _Made | None) -> _Made:
-    if before is not None and before.wave is wave and before.found == found:
-        return before if before.base is base else msgspec.structs.replace(before, base=base)
+def _made(wave: ObservedWave, found: Found, before: _Made | None) -> _Made:
+    if before is not None and before.wave is wave and (before.found is found or before.found == found):
+        return before
     listed = found.listed
     if before is not None and before.made.listed == listed:
         listed = before.made.listed
-    return _Made(wave, base, asked, found, msgspec.structs.replace(wave, listed=listed, unread=found.failure))
+    return _Made(wave, found, msgspec.structs.replace(wave, listed=listed, unread=found.failure))
 
 
 def _as_placed(waves: set[str], maps: Mapping[str, BaseMap]) -> dict[str, tuple[Listed, ...]]:
