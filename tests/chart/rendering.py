@@ -28,7 +28,11 @@ EXTERNAL: Values = {
 EVERYTHING: Values = {
     "imagePullSecrets": ["registry"],
     "runtimeClassName": "mint-host",
-    "operator": {"nodeSelector": {"pool": "control"}, "tolerations": [{"key": "control", "operator": "Exists"}]},
+    "operator": {
+        "nodeSelector": {"pool": "control"},
+        "tolerations": [{"key": "control", "operator": "Exists"}],
+        "manifests": {"existingSecret": "s3-reader"},
+    },
     "gateway": {
         "replicas": 3,
         "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},

@@ -281,3 +281,9 @@ def test_gateways_get_what_their_catalogs_manifests_need() -> None:
     assert {"name": "claim-0", "mountPath": "/mint/pvc/catalog"} in container(gateway)["volumeMounts"]
     assert {"name": "claim-0", "persistentVolumeClaim": {"claimName": "catalog"}} in pod(gateway)["volumes"]
     assert "envFrom" not in container(workloads(render(DEFAULTS))["mint-gateway"])
+
+
+def test_the_operator_gets_what_waves_manifests_need() -> None:
+    operator = container(workloads(render(EVERYTHING))["mint-operator"])
+    assert operator["envFrom"] == [{"secretRef": {"name": "s3-reader"}}]
+    assert "envFrom" not in container(workloads(render(DEFAULTS))["mint-operator"])
