@@ -142,6 +142,12 @@ class Forward:
 def choose_pass(base: Base, slots: Slots, cache: Cache, *, meeting: Meeting | None = None, lean: bool = True) -> Pass:
     """The lean pass where base and machine allow it; all ranks of an engine choose alike. Raises UnsupportedBase."""
     found = _lean(base, slots, cache, meeting) if lean else None
+    if found is None and meeting is not None:
+        raise UnsupportedBase(
+            "tensorParallelSize",
+            f"is more than 1, and {base.architecture} in {base.dtype} on {base.device.type} has no pass of own "
+            "kernels here, which alone is shared out over ranks; set it to 1",
+        )
     return found or Generic(base, slots, cache)
 
 
