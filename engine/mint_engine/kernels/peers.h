@@ -30,7 +30,10 @@ static_assert(std::atomic<int32_t>::is_always_lock_free, "processes share these"
 
 // Waits until `members` threads, of all ranks, have come.
 inline void meet(Meeting& at, int gate, int members, float patience_s) {
-  constexpr int64_t SPINS = 2000, LOOKS = 1024;  // without giving the core away; between looks at the clock
+  // How long a core is not given away: longer than shares differ within a layer. Whoever else takes it keeps it for
+  // milliseconds, and then all ranks wait.
+  constexpr float SPIN_S = 5e-3f;
+  constexpr int64_t LOOKS = 64;  // between looks at the clock
   Gate& here = at.gates[gate];
   const int32_t turn = here.turn.load(std::memory_order_acquire);
   if (here.waiting.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
@@ -39,13 +42,12 @@ inline void meet(Meeting& at, int gate, int members, float patience_s) {
     return;
   }
   const auto began = std::chrono::steady_clock::now();
-  for (int64_t spins = 0; here.turn.load(std::memory_order_acquire) == turn; ++spins) {
+  std::chrono::duration<float> waited{0};
+  for (int64_t looks = 1; here.turn.load(std::memory_order_acquire) == turn; ++looks) {
     if (at.broken.load(std::memory_order_relaxed)) return;
-    if (spins > SPINS) {
-      std::this_thread::yield();
-      const std::chrono::duration<float> waited = std::chrono::steady_clock::now() - began;
-      if (spins % LOOKS == 0 && waited.count() > patience_s) at.broken.store(1, std::memory_order_relaxed);
-    }
+    if (looks % LOOKS == 0) waited = std::chrono::steady_clock::now() - began;
+    if (waited.count() > patience_s) at.broken.store(1, std::memory_order_relaxed);
+    if (waited.count() > SPIN_S) std::this_thread::yield();
 #if defined(__x86_64__)
     else _mm_pause();
 #endif

@@ -102,7 +102,7 @@ async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisPr
             found = await view(reader, engine.name)
             return found if found and found.record and found.record.ready else None
 
-        await until(ready, timeout_s=180)
+        await until(ready, timeout_s=300)
         [rank] = children(engine.process.pid)
         os.kill(rank if dies == "rank 1" else engine.process.pid, signal.SIGKILL)
         assert await engine.ended() == (1 if dies == "rank 1" else -signal.SIGKILL)
