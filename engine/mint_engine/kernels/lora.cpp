@@ -15,7 +15,7 @@ void add_items(T* y, int64_t ldy, const T* x, int64_t ldx, const Item* items, in
     // After an item's last part comes, most likely, the next item's first.
     std::pair<const T*, const T*> next{nullptr, nullptr};
     if (i + 1 < item_count) next = run_of(slots, items[i + 1].slot, targets, count);
-    add_lora<T>(y, ldy, x, ldx, items[i], slots, targets, count, next.first,
+    add_lora<true>(y, ldy, x, ldx, items[i], slots, targets, count, next.first,
                 (next.second - next.first) * int64_t(sizeof(T)));
   }
 }
@@ -27,14 +27,14 @@ void add_experts(T* y, int64_t ldy, const T* x, int64_t ldx, const ExpertItem* i
                  int64_t experts, int64_t in, int64_t out) {
 #pragma omp parallel for schedule(dynamic, 4)
   for (int64_t i = 0; i < item_count; ++i) {
-    float middle[ITEM_ROWS * MAX_RANK];
+    Middle<T> middle[ITEM_ROWS * MAX_RANK];
     const ExpertItem& item = items[i];
     if (places[item.slot] < 0) continue;
     const Part part{ranks[item.slot], in, out, scalings[item.slot]};
     const T* first = memory + item.slot * width + places[item.slot];
     const T* b = first + experts * part.rank * in + item.expert * part.rank * out;
-    shrink<T>(x + item.start * ldx, ldx, item.rows, first + item.expert * part.rank * in, part, middle);
-    expand<T>(y + item.start * ldy, ldy, item.rows, b, part, middle, b, 0);
+    shrink(x + item.start * ldx, ldx, item.rows, first + item.expert * part.rank * in, part, middle, even(part.rank));
+    expand<true>(y + item.start * ldy, ldy, item.rows, b, part, middle, even(part.rank), b, 0);
   }
 }
 }  // namespace

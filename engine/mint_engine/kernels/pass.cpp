@@ -4,54 +4,23 @@
 #include <memory>
 #include <vector>
 
+#include "beside.h"
 #include "step.h"
 #include "team.h"
 
 namespace {
-// The part of `item` within a team's rows.
-inline Item within(const Item& item, const Place& place) {
-  const int32_t start = std::max<int32_t>(item.start, int32_t(place.first));
-  return {start, std::min<int32_t>(item.start + item.rows, int32_t(place.last)) - start, item.slot};
-}
-
 inline Stretch within(const Stretch& all, const Place& place) {
   const int64_t row = std::max(all.row, place.first);
   return {row, std::min(all.row + all.tokens, place.last) - row, all.position + row - all.row, all.table};
 }
-
-// The items that one thread adds for one product, and their weights, to be read ahead.
-template <typename T>
-struct Share {
-  const Step<T>& step;
-  const Slots<T>& slots;
-  const Linear<T>& linear;
-  const Place& place;
-  int64_t at;  // of all items: the next that is this thread's, or item_count
-
-  Share(const Step<T>& s, const Slots<T>& of, const Linear<T>& by, const Place& p)
-      : step(s), slots(of), linear(by), place(p), at(by.target_count ? -1 : s.item_count) {
-    if (by.target_count) advance(place.member + 1);
-  }
-  bool more() const { return at < step.item_count; }
-  void advance(int64_t count) {
-    while (count > 0 && ++at < step.item_count) count -= within(step.items[at], place).rows > 0;
-  }
-  static std::pair<const void*, const void*> run(void* from) {
-    Share& share = *(Share*)from;
-    if (!share.more()) return {nullptr, nullptr};
-    const Linear<T>& linear = share.linear;
-    const auto run = run_of(share.slots, share.step.items[share.at].slot, linear.targets, linear.target_count);
-    share.advance(share.place.members);
-    return {run.first ? run.first : share.slots.memory, run.second};
-  }
-};
 
 template <typename T>
 class Walk {
  public:
   Walk(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers,
        const Place& place, bool divided)
-      : base_(base), slots_(slots), step_(step), room_(room), peers_(peers), place_(place), divided_(divided) {}
+      : base_(base), step_(step), room_(room), peers_(peers), place_(place), beside_(slots, step, room, place),
+        divided_(divided) {}
 
   void run() {
     const int64_t hidden = base_.head.in;
@@ -64,8 +33,7 @@ class Walk {
       settle(step_.keep[at], base_.layer_count ? NETWORK : NOTHING, base_.norm, room_.x + at * hidden);
     }
     place_.all->wait();
-    Stream nothing;
-    multiply(room_.x, step_.kept, base_.head, step_.logits, step_.logits_width, place_.thread, place_.threads, nothing);
+    multiply(room_.x, step_.kept, base_.head, step_.logits, step_.logits_width, place_.thread, place_.threads);
     if (peers_) meet(*peers_->meeting, 0, place_.threads * int(peers_->count), peers_->patience_s);
   }
 
@@ -127,25 +95,13 @@ class Walk {
     if (peers_) meet(*peers_->meeting, 1 + place_.team_number, place_.members * int(peers_->count), peers_->patience_s);
   }
 
-  // y = x W^T + b and every row's adapter, whose weights come nearer while the product is computed.
+  // y = x W^T + b and every row's adapter.
   void product(const Linear<T>& linear, const T* x, T* y) {
-    const int64_t rows = place_.last - place_.first;
-    Share<T> soon(step_, slots_, linear, place_), share = soon;
-    Stream ahead{nullptr, nullptr, Share<T>::run, &soon};
-    multiply(x + place_.first * linear.in, rows, linear, y + place_.first * linear.out, linear.out, place_.member,
-             place_.members, ahead);
+    if (beside_.begin(linear, x)) place_.team->wait();
+    Stream ahead = beside_.stream();
+    multiply(x, beside_.tiles(), linear, y, linear.out, place_.member, place_.members, ahead);
     place_.team->wait();
-    if (!step_.item_count || !linear.target_count) return;
-    while (share.more()) {
-      const Item item = within(step_.items[share.at], place_);
-      share.advance(place_.members);
-      std::pair<const T*, const T*> next{nullptr, nullptr};
-      if (share.more())
-        next = run_of(slots_, step_.items[share.at].slot, linear.targets, linear.target_count);
-      add_lora<T>(y, linear.out, x, linear.in, item, slots_, linear.targets, linear.target_count, next.first,
-                  (next.second - next.first) * int64_t(sizeof(T)));
-    }
-    place_.team->wait();
+    if (beside_.finish(y)) place_.team->wait();
   }
 
   void attend(const Layer<T>& layer, const T* qkv, T* attended) {
@@ -167,11 +123,11 @@ class Walk {
   }
 
   const Base<T>& base_;
-  const Slots<T>& slots_;
   const Step<T>& step_;
   const Room<T>& room_;
   const Peers<T>* peers_;
   const Place& place_;
+  Beside<T> beside_;
   const bool divided_;
 };
 
@@ -230,8 +186,7 @@ void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const
   }                                                                                                                    \
   /* y [rows, out] = x [rows, in] W^T + b */                                                                           \
   extern "C" void mint_multiply_##NAME(const T* x, int64_t rows, const Linear<T>* by, T* y) {                          \
-    Stream nothing;                                                                                                    \
-    multiply<T>(x, rows, *by, y, by->out, 0, 1, nothing);                                                              \
+    multiply<T>(x, rows, *by, y, by->out, 0, 1);                                                                       \
   }
 MINT_PASS(bfloat16, bf16)
 MINT_PASS(float32, float)

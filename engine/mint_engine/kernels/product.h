@@ -3,8 +3,10 @@
 // in the order of its inputs, so a row's result does not depend on how many rows there are.
 #pragma once
 #include <algorithm>
+#include <vector>
 #include "lanes.h"
 #include "stream.h"
+#include "strip.h"
 
 #if defined(__AVX512F__)
 constexpr int TILE = 8, VECTORS = 3;  // 24 sums, 3 weights and a row's number: 28 of 32 registers
@@ -47,8 +49,6 @@ inline Lanes spread_input(const bf16* from) { return spread(wide(*from)); }
 #endif
 template <typename T>
 using Weights = typename Of<T>::Weights;
-
-struct Target;  // see lora.h
 
 template <typename T>
 struct Linear {
@@ -94,9 +94,28 @@ inline void sum_tile(const T* x, int64_t ldx, const T* panel, int64_t in, Lanes 
     for (int v = 0; v < VECTORS; ++v) sums[n][v] = own[n][v];
 }
 
-// Rounds a tile's sums and writes those of the first `width` outputs.
+// Rows that are multiplied together, TILE at most; `strips`: to which of the strips they belong, or -1.
+struct Tile {
+  int64_t row, rows, strips;
+};
+
+// A product's tiles, and the strips of those that have them, `targets` for each.
+template <typename T>
+struct Tiles {
+  const std::vector<Tile>& all;
+  const Strip<T>* strips;
+  int64_t targets;
+};
+
+// Cuts rows `first` to `last` into tiles.
+inline void cut(int64_t first, int64_t last, std::vector<Tile>& into) {
+  for (; first < last; first += TILE) into.push_back({first, std::min<int64_t>(TILE, last - first), -1});
+}
+
+// Rounds a tile's sums and writes those of the first `width` outputs; `more` is added to what was rounded.
 template <int N, typename T>
-inline void put_tile(Lanes (&sums)[N][VECTORS], const T* bias, int64_t width, T* y, int64_t ldy) {
+inline void put_tile(Lanes (&sums)[N][VECTORS], const T* bias, int64_t width, T* y, int64_t ldy,
+                     const Lanes (*more)[VECTORS]) {
   for (int n = 0; n < N; ++n) {
 #ifdef MINT_AVX512_BF16
     if constexpr (GROUP<T> == 2) {
@@ -104,6 +123,7 @@ inline void put_tile(Lanes (&sums)[N][VECTORS], const T* bias, int64_t width, T*
         const __mmask16 mask = width > LANES * v ? first16(width - LANES * v) : __mmask16(0);
         __m512 sum = sums[n][v].all;
         if (bias) sum = _mm512_add_ps(sum, load_wide(bias + LANES * v, mask));
+        if (more) sum = _mm512_add_ps(widen((__m256i)_mm512_cvtneps_pbh(sum)), more[n][v].all);
         store_narrow(y + n * ldy + LANES * v, sum, mask);
       }
       continue;
@@ -118,35 +138,48 @@ inline void put_tile(Lanes (&sums)[N][VECTORS], const T* bias, int64_t width, T*
 
 template <int N, typename T>
 inline void multiply_tile(const T* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
-                          Stream& ahead) {
-  Lanes sums[N][VECTORS];
+                          const Strip<T>* strips, int64_t targets, Stream& ahead) {
+  Lanes sums[N][VECTORS], more[N][VECTORS];
   ahead.renew();
   const int64_t first = panel * WIDTH;
   sum_tile<N>(x, ldx, by.weight + first * by.in, by.in, sums, ahead);
-  put_tile<N, T>(sums, by.bias ? by.bias + first : nullptr, by.out - first, y + first, ldy);
+  if constexpr (TAKES_STRIPS<T>)
+    if (strips) {
+      for (int n = 0; n < N; ++n)
+        for (int v = 0; v < VECTORS; ++v) more[n][v] = zero();
+      for (int64_t t = 0; t < targets; ++t) add_strip(strips[t], first, more);
+    }
+  put_tile<N, T>(sums, by.bias ? by.bias + first : nullptr, by.out - first, y + first, ldy, strips ? more : nullptr);
 }
 
-// The last rows, fewer than a tile.
+// A tile of any number of rows up to N.
 template <int N, typename T>
-inline void multiply_rest(int64_t rows, const T* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
-                          Stream& ahead) {
+inline void multiply_rows(int64_t rows, const T* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
+                          const Strip<T>* strips, int64_t targets, Stream& ahead) {
   if constexpr (N > 0) {
     if (rows == N)
-      multiply_tile<N>(x, ldx, by, panel, y, ldy, ahead);
+      multiply_tile<N>(x, ldx, by, panel, y, ldy, strips, targets, ahead);
     else
-      multiply_rest<N - 1>(rows, x, ldx, by, panel, y, ldy, ahead);
+      multiply_rows<N - 1>(rows, x, ldx, by, panel, y, ldy, strips, targets, ahead);
   }
 }
 
-// y [rows, out], in rows of `ldy` numbers, = x [rows, in] W^T + b, of every `step`-th panel from `panel` on. Reads
-// `ahead` meanwhile.
+// y [rows, out], in rows of `ldy` numbers, = x [rows, in] W^T + b + strips, of every `step`-th panel from `panel` on.
+// Reads `ahead` meanwhile.
 template <typename T>
-void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int64_t panel, int64_t step,
+void multiply(const T* x, const Tiles<T>& tiles, const Linear<T>& by, T* y, int64_t ldy, int64_t panel, int64_t step,
               Stream& ahead) {
-  for (; panel < by.panels(); panel += step) {
-    int64_t row = 0;
-    for (; row + TILE <= rows; row += TILE)
-      multiply_tile<TILE>(x + row * by.in, by.in, by, panel, y + row * ldy, ldy, ahead);
-    multiply_rest<TILE - 1>(rows - row, x + row * by.in, by.in, by, panel, y + row * ldy, ldy, ahead);
-  }
+  for (; panel < by.panels(); panel += step)
+    for (const Tile& tile : tiles.all)
+      multiply_rows<TILE>(tile.rows, x + tile.row * by.in, by.in, by, panel, y + tile.row * ldy, ldy,
+                          tile.strips < 0 ? nullptr : tiles.strips + tile.strips * tiles.targets, tiles.targets, ahead);
+}
+
+// The same of rows without adapters.
+template <typename T>
+void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int64_t panel, int64_t step) {
+  std::vector<Tile> tiles;
+  cut(0, rows, tiles);
+  Stream nothing;
+  multiply<T>(x, {tiles, nullptr, 0}, by, y, ldy, panel, step, nothing);
 }

@@ -41,9 +41,11 @@ struct Step {
   int64_t logits_width;
 };
 
-// Room for a step's rows: hidden, x and delta [rows, hidden], wide and narrow as wide as said.
+// Room for a step's rows: hidden, x and delta [rows, hidden], the others as wide as said; sums as wide as `wide`.
 template <typename T>
 struct Room {
   T *hidden, *x, *delta, *wide, *narrow;
-  int64_t wide_width, narrow_width;
+  float* sums;        // what adapters add, until the base's part is there
+  Middle<T>* middle;  // see lora.h
+  int64_t wide_width, narrow_width, middle_width;
 };

@@ -1,11 +1,12 @@
-// Memory that is read soon, brought nearer while the arithmetic units are busy with something else.
+// What a product leaves time for: while its sums are taken, memory is brought nearer, and between two of its tiles what
+// has come near is used.
 #pragma once
 #include <utility>
 
 struct Stream {
-  static constexpr int LINES = 2;  // a step: what a tile's steps have time for
+  static constexpr int LINES = 3;  // a step: what a tile's steps have time for
   const char *at = nullptr, *end = nullptr;
-  // Gives the next run, of which the second may be null: nothing to read; a null first: no more.
+  // Uses the run that has been read and gives the next one; a null first: no more.
   std::pair<const void*, const void*> (*next)(void*) = nullptr;
   void* from = nullptr;
 

@@ -105,7 +105,7 @@ class RoomStruct(ctypes.Structure):
 
     _fields_ = (
         ("hidden", _POINTER), ("x", _POINTER), ("delta", _POINTER), ("wide", _POINTER), ("narrow", _POINTER),
-        ("wide_width", _INT), ("narrow_width", _INT),
+        ("sums", _POINTER), ("middle", _POINTER), ("wide_width", _INT), ("narrow_width", _INT), ("middle_width", _INT),
     )  # fmt: skip
 
 
@@ -148,5 +148,6 @@ def slots_struct(slots: Slots) -> SlotsStruct:
 
 
 def room_struct(room: Sequence[torch.Tensor]) -> RoomStruct:
-    """Tensors [rows, ...] in which a step's numbers lie: hidden, x, delta, wide, narrow."""
-    return RoomStruct(*map(address, room), room[-2].shape[1], room[-1].shape[1])
+    """Tensors [rows, ...] in which a step's numbers lie: hidden, x, delta, wide, narrow, sums, middle."""
+    wide, narrow, _, middle = (each.shape[1] for each in room[-4:])
+    return RoomStruct(*map(address, room), wide, narrow, middle)

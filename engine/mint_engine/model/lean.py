@@ -22,7 +22,7 @@ from mint_engine.kernels.structs import (
     slots_struct,
 )
 from mint_engine.model.cache import KvCache
-from mint_engine.model.lean_layers import CHUNK_TOKENS, Llama
+from mint_engine.model.lean_layers import CHUNK_TOKENS, MOST_TARGETS, Llama
 from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.paged import Span
 from mint_engine.parallel.meeting import Meeting
@@ -97,8 +97,10 @@ class Lean:
             hidden, layer = llama.embedding.shape[1], llama.layers[0]
             wide = max(layer.qkv.out_features, layer.gate_up.out_features)
             narrow = max(layer.output.in_features, layer.down.in_features)
-            widths = (hidden, hidden, hidden, wide, narrow)
-            self._room = tuple(llama.embedding.new_empty((rows, width)) for width in widths)
+            middle = MOST_TARGETS * -(-self._slots.max_rank // 2) * 2
+            own = (torch.float32, wide), (torch.float32, middle)  # of what adapters add
+            shapes = [*((llama.embedding.dtype, width) for width in (hidden, hidden, hidden, wide, narrow)), *own]
+            self._room = tuple(torch.empty((rows, width), dtype=dtype) for dtype, width in shapes)
         return self._room
 
 

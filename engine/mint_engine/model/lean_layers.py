@@ -19,6 +19,7 @@ from mint_engine.parallel.shares import ModuleCut, Share
 from mint_engine.residency.slots import Slots
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
+MOST_TARGETS = 3  # modules that one linear map is fused of
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
 

@@ -1,0 +1,171 @@
+// The multi-LoRA product by AVX-512's dot products of bfloat16 pairs. Part of lora.h.
+#pragma once
+
+template <>
+struct MiddleOf<bf16> {
+  using Number = bf16;
+};
+
+// Brings what is read next into the cache, a line for each line that is read now: single rows wait for memory alone.
+struct Ahead {
+  const char *at, *end;
+  inline void step(int lines) {
+    for (int line = 0; line < lines && at < end; ++line, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+  }
+};
+
+// Sums of vectors' lanes, several vectors at once. Each is taken in one order, halves, quarters, pairs, so that it does
+// not depend on how many are taken together.
+inline __m512 join_halves(__m512 a, __m512 b) {  // [a's 8 sums, b's 8 sums]
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+inline __m512 join_quarters(__m512 a, __m512 b) {  // [a's first vector, its second, b's first, its second], 4 sums each
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+inline __m512 join_pairs(__m512 a, __m512 b) {  // in each 128 bits: a's two, b's two
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+inline __m512 join_lanes(__m512 a, __m512 b) {  // in each 128 bits: the sums of a's two vectors, and of b's
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+
+// The sum of vector i in lane i.
+inline __m512 sum_vectors(const __m512 (&sums)[16]) {
+  __m512 four[4];
+  for (int k = 0; k < 4; ++k)  // 128 bits j hold four parts of the sum of vector 4 j + k
+    four[k] = join_quarters(join_halves(sums[k], sums[4 + k]), join_halves(sums[8 + k], sums[12 + k]));
+  return join_lanes(join_pairs(four[0], four[1]), join_pairs(four[2], four[3]));
+}
+inline __m512 sum_vectors(const __m512 (&sums)[8]) {
+  __m512 two[2];
+  for (int k = 0; k < 2; ++k)
+    two[k] = join_quarters(join_halves(sums[k], sums[2 + k]), join_halves(sums[4 + k], sums[6 + k]));
+  const __m512 both = join_pairs(two[0], two[1]);
+  return _mm512_maskz_compress_ps(0x3333, join_lanes(both, both));
+}
+inline __m512 sum_vectors(const __m512 (&sums)[1]) {
+  const __m512 one = join_quarters(join_halves(sums[0], sums[0]), join_halves(sums[0], sums[0]));
+  return join_lanes(join_pairs(one, one), join_pairs(one, one));
+}
+
+// R rows of A against N rows of x, so that each load of either serves several dot products.
+template <int N, int R>
+inline void shrink_block(const bf16* x, int64_t ldx, const bf16* a, const Part& part, bf16* middle, int64_t pitch,
+                         Ahead& ahead) {
+  __m512 sums[N * R];
+  for (int n = 0; n < N * R; ++n) sums[n] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < part.in; i += 32) {
+    const __mmask32 mask = first(part.in - i);
+    if (N == 1) ahead.step(R);
+    __m512bh xs[N];
+    for (int n = 0; n < N; ++n) xs[n] = load_bf16(x + n * ldx + i, mask);
+    for (int r = 0; r < R; ++r) {
+      const __m512bh as = load_bf16(a + r * part.in + i, mask);
+      for (int n = 0; n < N; ++n) sums[n * R + r] = _mm512_dpbf16_ps(sums[n * R + r], xs[n], as);
+    }
+  }
+  alignas(32) bf16 found[16];
+  const __m512 scaled = _mm512_mul_ps(sum_vectors(sums), _mm512_set1_ps(part.scaling));
+  _mm256_store_si256((__m256i*)found, (__m256i)_mm512_cvtneps_pbh(scaled));
+  for (int n = 0; n < N; ++n) std::memcpy(middle + n * pitch, found + n * R, R * sizeof(bf16));
+}
+
+template <int N>
+inline void shrink_rows(const bf16* x, int64_t ldx, const bf16* a, const Part& part, bf16* middle, int64_t pitch) {
+  constexpr int R = 16 / N;
+  const bf16* b = a + part.rank * part.in;
+  Ahead ahead{(const char*)b, (const char*)(b + part.rank * part.out)};
+  int64_t r = 0;
+  for (; r + R <= part.rank; r += R) shrink_block<N, R>(x, ldx, a + r * part.in, part, middle + r, pitch, ahead);
+  for (; r + 8 / N <= part.rank; r += 8 / N)
+    shrink_block<N, 8 / N>(x, ldx, a + r * part.in, part, middle + r, pitch, ahead);
+  for (; r < part.rank; ++r)
+    for (int n = 0; n < N; ++n)
+      shrink_block<1, 1>(x + n * ldx, ldx, a + r * part.in, part, middle + n * pitch + r, pitch, ahead);
+  if (part.rank % 2)
+    for (int n = 0; n < N; ++n) middle[n * pitch + part.rank] = {0};
+}
+
+inline void shrink(const bf16* x, int64_t ldx, int rows, const bf16* a, const Part& part, bf16* middle,
+                   int64_t pitch) {
+  int row = 0;
+  for (; row + 4 <= rows; row += 4) shrink_rows<4>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch);
+  for (; row + 2 <= rows; row += 2) shrink_rows<2>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch);
+  for (; row < rows; ++row) shrink_rows<1>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch);
+}
+
+inline __m512bh spread_pair(const bf16* from) {
+  uint32_t pair;
+  std::memcpy(&pair, from, 4);
+  return (__m512bh)_mm512_set1_epi32(pair);
+}
+
+inline void put_sums(bf16* to, __m512 sums, __mmask16 mask) {
+  store_narrow(to, _mm512_add_ps(load_wide(to, mask), sums), mask);
+}
+inline void put_sums(float* to, __m512 sums, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, sums); }
+
+// C chunks of 32 outputs of N rows. Two ranks at a time: their weights lie side by side, as the dot product wants them.
+// Lanes of 128 bits come apart in unpacking and are put right at the end.
+template <int N, int C, typename Out>
+inline void expand_block(Out* y, int64_t ldy, const bf16* b, const Part& part, const bf16* middle, int64_t pitch,
+                         int64_t left, Ahead& ahead) {
+  __m512 low[N][C], high[N][C];
+  for (int n = 0; n < N; ++n)
+    for (int c = 0; c < C; ++c) low[n][c] = high[n][c] = _mm512_setzero_ps();
+  for (int64_t r = 0; r < part.rank; r += 2) {
+    const bf16* b0 = b + r * part.out;
+    const bool odd = r + 1 == part.rank;
+    for (int c = 0; c < C; ++c) {
+      if (N == 1) ahead.step(2);
+      const __mmask32 mask = first(left - 32 * c);
+      const __m512i w0 = _mm512_maskz_loadu_epi16(mask, b0 + 32 * c);
+      const __m512i w1 = odd ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi16(mask, b0 + part.out + 32 * c);
+      const __m512bh lows = (__m512bh)_mm512_unpacklo_epi16(w0, w1), highs = (__m512bh)_mm512_unpackhi_epi16(w0, w1);
+      for (int n = 0; n < N; ++n) {
+        const __m512bh weight = spread_pair(middle + n * pitch + r);
+        low[n][c] = _mm512_dpbf16_ps(low[n][c], lows, weight);
+        high[n][c] = _mm512_dpbf16_ps(high[n][c], highs, weight);
+      }
+    }
+  }
+  const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+  for (int n = 0; n < N; ++n)
+    for (int c = 0; c < C; ++c) {
+      Out* to = y + n * ldy + 32 * c;
+      put_sums(to, _mm512_permutex2var_ps(low[n][c], front, high[n][c]), first16(left - 32 * c));
+      if (left - 32 * c > 16)
+        put_sums(to + 16, _mm512_permutex2var_ps(low[n][c], back, high[n][c]), first16(left - 32 * c - 16));
+    }
+}
+
+template <int N, int C, typename Out>
+inline void expand_rows(Out* y, int64_t ldy, const bf16* b, const Part& part, const bf16* middle, int64_t pitch,
+                        Ahead ahead) {
+  int64_t at = 0;
+  for (; at + 32 * C <= part.out; at += 32 * C)
+    expand_block<N, C>(y + at, ldy, b + at, part, middle, pitch, 32 * C, ahead);
+  for (; at < part.out; at += 32)
+    expand_block<N, 1>(y + at, ldy, b + at, part, middle, pitch, std::min<int64_t>(32, part.out - at), ahead);
+}
+
+template <bool ADD>
+inline void expand(Sums<ADD, bf16>* y, int64_t ldy, int rows, const bf16* b, const Part& part, const bf16* middle,
+                   int64_t pitch, const bf16* after, int64_t next) {
+  const Ahead ahead{(const char*)after, (const char*)after + next};
+  int row = 0;
+  for (; row + 4 <= rows; row += 4)
+    expand_rows<4, 2>(y + row * ldy, ldy, b, part, middle + row * pitch, pitch, ahead);
+  for (; row + 2 <= rows; row += 2)
+    expand_rows<2, 4>(y + row * ldy, ldy, b, part, middle + row * pitch, pitch, ahead);
+  for (; row < rows; ++row)
+    expand_rows<1, 6>(y + row * ldy, ldy, b, part, middle + row * pitch, pitch, ahead);
+}
+
+inline void settle(bf16* y, const float* sums, int64_t count) {
+  for (int64_t o = 0; o < count; o += 16) {
+    const __mmask16 mask = first16(count - o);
+    put_sums(y + o, _mm512_maskz_loadu_ps(mask, sums + o), mask);
+  }
+}
