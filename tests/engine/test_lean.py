@@ -113,6 +113,16 @@ def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
     assert torch.equal(alone, crowd)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_gets_the_same_in_pieces_of_any_length(dtype: torch.dtype) -> None:
+    """Bit for bit the same logits: adapters reach rows that fill a tile, and fewer, in other ways."""
+    forward = make(TAKEN["llama"], dtype, lean=True)
+    whole = play(forward, [[(1, 36)], [(2, 36)], [(3, 36)]])
+    for piece in (1, 3, 4, 12):
+        turns = [[(who, piece)] for who in (1, 2, 3) for _ in range(36 // piece)]
+        assert torch.equal(play(forward, turns), whole)
+
+
 CROWDED = [[(0, 40), (1, 33)], [(0, 50), (2, 60)], [(1, 70), (0, 1), (3, 100)], [(3, 1)]]
 
 

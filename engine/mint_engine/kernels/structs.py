@@ -105,7 +105,8 @@ class RoomStruct(ctypes.Structure):
 
     _fields_ = (
         ("hidden", _POINTER), ("x", _POINTER), ("delta", _POINTER), ("wide", _POINTER), ("narrow", _POINTER),
-        ("sums", _POINTER), ("middle", _POINTER), ("wide_width", _INT), ("narrow_width", _INT), ("middle_width", _INT),
+        ("sums", _POINTER), ("middle", _POINTER), ("wide_width", _INT), ("narrow_width", _INT),
+        ("middle_width", _INT),
     )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ class Lean:
         if not self._room or self._room[0].shape[0] < rows:
             llama = self._llama
             hidden, layer = llama.embedding.shape[1], llama.layers[0]
-            wide = max(layer.qkv.out_features, layer.gate_up.out_features)
+            wide = max(layer.qkv.out_features, layer.gate_up.out_features, hidden)
             narrow = max(layer.output.in_features, layer.down.in_features)
             middle = MOST_TARGETS * -(-self._slots.max_rank // 2) * 2
             own = (torch.float32, wide), (torch.float32, middle)  # of what adapters add
