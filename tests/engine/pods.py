@@ -72,7 +72,7 @@ def pod(
     finally:
         if running.process.poll() is None:
             running.process.kill()
-            running.process.wait(10)
+            running.process.wait(60)  # a busy machine takes its time to free what a process held
 
 
 async def view(reader: MapReader, name: str) -> EngineView | None:
