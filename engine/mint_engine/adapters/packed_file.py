@@ -48,6 +48,11 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts: msgspec.Raw
 
 
+# Made once, on import: msgspec 0.22 shows a struct to other threads while it still learns its fields, and loads that
+# were the first to decode one at the same time ended the process (a read at address 0 in its decoder).
+_BODY, _PARTS = msgspec.json.Decoder(_Body), msgspec.json.Decoder(list[_Part])
+
+
 def describe(config: bytes, base: str, layout: Layout, scalings: tuple[float, ...], run: torch.Tensor) -> Header:
     """The header of a run in host memory; takes one pass over it for its digest."""
     digest = hashlib.sha256(bytes_of(run)).hexdigest()
@@ -113,7 +118,7 @@ def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None = N
     if digest.digest() != PREFIX.unpack(start)[3] or padding.strip(b"\0"):
         raise CorruptFile(subject, "has a header that does not match its digest; upload it again")
     try:
-        told = msgspec.json.decode(body, type=_Body)
+        told = _BODY.decode(body)
         layout = _known_layout(bytes(told.parts)) if len(told.parts) <= CACHED_TEXT_BYTES else _layout(told.parts)
     except (msgspec.MsgspecError, RecursionError, UnicodeError, _Defect) as error:
         raise CorruptFile(subject, f"has a packed adapter's header that is not right: {str(error)[:200]}") from None
@@ -146,7 +151,7 @@ class _Defect(Exception):
 
 def _layout(text: bytes | msgspec.Raw) -> Layout:
     places, offset, seen = [], 0, set()
-    for part in msgspec.json.decode(text, type=list[_Part]):
+    for part in _PARTS.decode(text):
         place = Place(*part)
         if place.offset != offset:
             raise _Defect(f"a gap or overlap before {place.path[:200]!r}")
