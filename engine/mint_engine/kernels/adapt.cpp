@@ -9,13 +9,14 @@ void adapt(T* y, int64_t ldy, const T* x, int64_t ldx, int64_t rows, const T* do
            T* middles) {
 #pragma omp parallel for schedule(static)
   for (int64_t at = 0; at < rows; at += ITEM_ROWS) {
-    float middle[ITEM_ROWS * MAX_RANK];
+    Middle<T> middle[ITEM_ROWS * MAX_RANK];
     const int count = int(std::min<int64_t>(ITEM_ROWS, rows - at));
-    shrink<T>(x + at * ldx, ldx, count, down, part, middle);
-    expand<T>(y + at * ldy, ldy, count, up, part, middle, up, 0);
+    const int64_t pitch = even(part.rank);
+    shrink(x + at * ldx, ldx, count, down, part, middle, pitch);
+    expand<true>(y + at * ldy, ldy, count, up, part, middle, pitch, up, 0);
     for (int row = 0; row < count; ++row)
       for (int64_t r = 0; r < part.rank; ++r)
-        middles[(at + row) * part.rank + r] = narrow<T>(middle[row * MAX_RANK + r]);
+        middles[(at + row) * part.rank + r] = narrow<T>(wide(middle[row * pitch + r]));
   }
 }
 }  // namespace
