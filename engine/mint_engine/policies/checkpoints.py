@@ -52,6 +52,10 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     published: Published | None = None
 
 
+# made on import: several threads that are the first to decode a type at once crash msgspec 0.22
+_RECORD = msgspec.json.Decoder(Record)
+
+
 class Shelf:
     """One policy's checkpoints in one run. Blocks its thread."""
 
@@ -95,7 +99,7 @@ class Shelf:
         subject = f"checkpoint {name} of policy {self._policy!r}"
         text = self._store.read(f"{self.folder}/{name}/{RECORD}", MAX_RECORD)
         try:
-            record = msgspec.json.decode(text, type=Record)
+            record = _RECORD.decode(text)
         except msgspec.MsgspecError as error:
             raise CorruptFile(subject, f"has an unreadable record: {error}") from None
         blob = self._store.read(f"{self.folder}/{name}/{BLOB}", MAX_BLOB)

@@ -22,6 +22,8 @@ from mint_engine.sources.fetch import PACKED
 KEPT = 4  # the newest, so that an engine that still loads the one before finds it
 ENTRIES = "published"
 
+# made on import: several threads that are the first to decode a type at once crash msgspec 0.22
+_PUBLISHED = msgspec.json.Decoder(Published)
 _log = structlog.get_logger(__name__)
 
 
@@ -52,7 +54,7 @@ def _entries(store: Store, root: str) -> list[tuple[str, Published]]:
     found = []
     for name in store.names(f"{root}/{ENTRIES}"):
         text = store.read(f"{root}/{ENTRIES}/{name}", 1 << 20)
-        found.append((name, msgspec.json.decode(text, type=Published)))
+        found.append((name, _PUBLISHED.decode(text)))
     return found
 
 

@@ -37,6 +37,11 @@ class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broken: bool
 
 
+# made on import: several threads that are the first to decode a type at once crash msgspec 0.22
+_HEADER, _METADATA = msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.Decoder(dict[str, str])
+_READ_TOLD = msgspec.json.Decoder(_Told)
+
+
 def to_bytes(policy: Policy) -> bytes:
     """The file of a policy."""
     form = policy.form
@@ -82,9 +87,9 @@ def from_bytes(data: bytes, name: str, modules: Mapping[str, Module], device: to
 def _read_told(data: bytes, subject: str) -> _Told:
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     try:
-        header = msgspec.json.decode(data[LENGTH_BYTES : LENGTH_BYTES + length], type=dict[str, msgspec.Raw])
-        metadata = msgspec.json.decode(header["__metadata__"], type=dict[str, str])
-        told = msgspec.json.decode(metadata[_TOLD], type=_Told)
+        header = _HEADER.decode(data[LENGTH_BYTES : LENGTH_BYTES + length])
+        metadata = _METADATA.decode(header["__metadata__"])
+        told = _READ_TOLD.decode(metadata[_TOLD])
     except (msgspec.MsgspecError, KeyError, UnicodeError) as error:
         raise CorruptFile(subject, f"is no saved policy ({type(error).__name__}: {error})") from None
     if told.version != VERSION:

@@ -13,6 +13,9 @@ from mint_operator.observing.manifest_file import READ_S, fetch
 MOST_POLICIES = 1024
 RETRY_S = 30.0
 
+# made on import: several threads that are the first to decode a type at once crash msgspec 0.22
+_POLICY = msgspec.json.Decoder(Policy)
+
 Read = tuple[Policy, ...] | Failure
 
 
@@ -64,7 +67,7 @@ def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
         if not line.strip():
             continue
         try:
-            found.append(msgspec.json.decode(line, type=Policy))
+            found.append(_POLICY.decode(line))
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"manifest {uri}", f"line {number} is no policy: {error}") from None
     if not 0 < len(found) <= MOST_POLICIES:

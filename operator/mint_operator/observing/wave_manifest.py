@@ -11,6 +11,8 @@ from mint_contracts.names import check_asked
 from mint_operator.planning.lookup import MOST_ADAPTERS
 
 PARQUET = ".parquet"
+# made on import: several threads that are the first to decode a type at once crash msgspec 0.22
+_ENTRY = msgspec.json.Decoder(Entry)
 MOST_UNPACKED_BYTES = 64 << 20  # of a Parquet file's columns
 
 
@@ -25,7 +27,7 @@ def entries(uri: str, data: bytes) -> list[Entry]:
         if len(found) == MOST_ADAPTERS:
             raise InvalidRequest(subject, f"has more than {MOST_ADAPTERS} adapters; make several waves")
         try:
-            found.append(_checked(msgspec.json.decode(line, type=Entry)))
+            found.append(_checked(_ENTRY.decode(line)))
         except msgspec.MsgspecError as error:
             raise InvalidRequest(subject, f"line {number} is no entry: {error}") from None
         except InvalidRequest as error:
