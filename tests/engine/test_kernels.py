@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.kernels.compile import digest, is_current, library_path
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms
 from mint_engine.requests.sampling import draw_plainly
@@ -279,3 +281,13 @@ def test_draw_never_takes_what_weighs_nothing() -> None:
         columns = (torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.zeros(1))
         found = kernels(torch.float32).draw(logits, *columns, torch.tensor([number], dtype=torch.float64))
         assert found.tolist() == [token]
+
+
+def test_a_library_of_other_sources_is_not_used(tmp_path: Path) -> None:
+    """It may take its arguments otherwise, which would end the process."""
+    made = library_path(kernels(torch.float32).variant)
+    assert is_current(made)
+    other = tmp_path / made.name
+    other.write_bytes(made.read_bytes().replace(digest().encode(), b"0" * 64))
+    assert not is_current(other)
+    assert not is_current(tmp_path / "missing.so")

@@ -3,6 +3,7 @@
 Only the standard library is used, so that the package's build can run it before anything is installed.
 """
 
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -51,18 +52,31 @@ def library_path(variant: str) -> Path:
     return HERE / f"kernels-{variant}.so"
 
 
+def digest() -> str:
+    """Of the sources, headers and flags: a library keeps the one of those that it was made from."""
+    told = hashlib.sha256()
+    for name in (*SOURCES, *HEADERS, Path(__file__).name):
+        told.update(f"\0{name}\0".encode() + (HERE / name).read_bytes())
+    return told.hexdigest()
+
+
+def is_current(library: Path) -> bool:
+    """Whether a library was made from these sources; others may take other arguments, and end the process."""
+    return library.exists() and digest().encode() in library.read_bytes()
+
+
 def compile_all() -> list[Path]:
-    """Compile what is older than its sources; returns this machine's libraries, none where it has no compiler."""
+    """Compile what other sources made; returns this machine's libraries, none where it has no compiler."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return []
-    newest = max((HERE / name).stat().st_mtime for name in (*SOURCES, *HEADERS, Path(__file__).name))
+    sources = f'-DMINT_SOURCES="{digest()}"'
     libraries = []
     for variant, flags in VARIANTS.get(platform.machine(), {}).items():
         path = library_path(variant)
-        if not path.exists() or path.stat().st_mtime < newest:
+        if not is_current(path):
             partial = path.with_suffix(".partial")
-            command = [compiler, *FLAGS, *flags, *(str(HERE / name) for name in SOURCES), "-o", str(partial)]
+            command = [compiler, *FLAGS, *flags, sources, *(str(HERE / name) for name in SOURCES), "-o", str(partial)]
             subprocess.run(command, check=True)  # noqa: S603 - a fixed command over our own sources
             partial.replace(path)
         libraries.append(path)

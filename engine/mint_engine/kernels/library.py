@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 
-from mint_engine.kernels.compile import VARIANTS, library_path
+from mint_engine.kernels.compile import VARIANTS, is_current, library_path
 from mint_engine.kernels.structs import (
     Angles,
     BaseStruct,
@@ -36,6 +37,7 @@ PANEL = 48  # a multiple of every instruction set's panels of outputs
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _P, _I = _POINTER, _INT
+_log = structlog.get_logger(__name__)
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pass": (_P, _P, _P, _P, _P),
     "pack": (_P, _I, _I, _P),
@@ -211,8 +213,11 @@ def load_library() -> tuple[ctypes.CDLL, str] | None:
     flags = _cpu_flags()
     for variant in VARIANTS.get(platform.machine(), {}):
         path = library_path(variant)
-        if path.exists() and flags >= _NEEDS[variant]:
+        if not path.exists() or not flags >= _NEEDS[variant]:
+            continue
+        if is_current(path):
             return ctypes.CDLL(str(path)), variant
+        _log.warning("kernels not used: made from other sources; compile them anew", library=path.name)
     return None
 
 

@@ -3,6 +3,10 @@
 
 #include <limits>
 
+// Which sources the library was made from (compile.py); never called, only looked for in the file.
+extern "C" const char mint_sources[];
+extern "C" const char mint_sources[] = MINT_SOURCES;
+
 namespace {
 template <typename T>
 void argmax(const T* logits, int64_t rows, int64_t size, int64_t* tokens, float* peaks) {
