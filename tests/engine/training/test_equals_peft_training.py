@@ -5,6 +5,7 @@ import torch
 
 from mint_engine.training.example import PolicyBatch
 from tests.engine.training.scene import (
+    DAPO,
     OPTIMIZER,
     dapo,
     groups,
@@ -33,7 +34,7 @@ def test_gradients_and_weights_of_a_mixed_batch(lean: bool) -> None:
     }  # fmt: skip
     for turn in range(3):
         examples = {name: groups(10 * turn + number) for number, name in enumerate(names)}
-        found = learn(trainer, [PolicyBatch(name, examples[name]) for name in names])
+        found = learn(trainer, [PolicyBatch(name, examples[name], DAPO) for name in names])
         for name in names:
             policy, outcome = trainer.policy(name), found[name]
             adams[name].zero_grad()
@@ -64,7 +65,7 @@ def test_gradients_over_a_base_in_bfloat16(lean: bool) -> None:
     trainer = trainer_of(dtype=torch.bfloat16, lean=lean)
     names = policies(trainer, 3)
     examples = {name: groups(number) for number, name in enumerate(names)}
-    learn(trainer, [PolicyBatch(name, examples[name]) for name in names])
+    learn(trainer, [PolicyBatch(name, examples[name], DAPO) for name in names])
     for name in names:
         model, policy = peft_of(trainer, name, dtype=torch.bfloat16), trainer.policy(name)
         dapo(model, examples[name]).backward()  # type: ignore[no-untyped-call]
