@@ -30,8 +30,9 @@ def add(verbs: "Verbs") -> None:
     verb.add_argument(
         "--memory", type=_size, metavar="SIZE", help="of one device, e.g. 64Gi (default: the device's own)"
     )
-    verb.add_argument("--tensor-parallel", type=_positive, default=1, metavar="N", help="devices of one engine")
-    verb.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16")
+    verb.add_argument("--node", type=_positive, metavar="N", help="devices of one node (default: as they are built)")
+    verb.add_argument("--tensor-parallel", type=_positive, default=1, metavar="N", help="ranks of one engine")
+    verb.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16", help="float8: of the weights")
     verb.add_argument("--adapters", type=_positive, default=64, metavar="N", help="in slots at once")
     verb.add_argument("--rank", type=_positive, default=8)
     verb.add_argument("--targets", choices=sorted(KINDS), default="all", help="dense: all but routed experts")
@@ -46,21 +47,28 @@ def add(verbs: "Verbs") -> None:
 async def run(options: argparse.Namespace) -> int:
     """Count and print; 0 where the mix fits one engine or several, 2 where it fits none."""
     shape = read_shape(_read(options.config))
-    device = DEVICES[options.device]
-    if options.memory:
-        device = Device(device.name, options.memory, device.link)
+    device = _device(DEVICES[options.device], options)
     mix = Mix(options.adapters, options.rank, options.targets, options.requests, options.context)
     if 0 < shape.context_length < mix.context:
         raise InvalidRequest("--context", f"is {mix.context}, but the base knows {shape.context_length} positions")
     storage = Storage(options.disk, options.network)
     plan = make_plan(shape, device, options.tensor_parallel, mix, options.dtype, storage)
     if options.output == "json":
-        print(json.dumps(msgspec.to_builtins(plan) | {"fits": plan.fits, "share": plan.share}, indent=2))
+        more = {"fits": plan.fits, "share": plan.share, "repeated": plan.repeated}
+        print(json.dumps(msgspec.to_builtins(plan) | more, indent=2))
     else:
         console = Console(highlight=False)
         console.print(plan_table(shape, device, options.tensor_parallel, mix, plan))
-        console.print(adapters_table(shape, DTYPE_BYTES[options.dtype], plan.weights, max(plan.room, 0)))
+        console.print(adapters_table(shape, device, options.tensor_parallel, mix, options.dtype, plan.weights))
     return 0 if plan.fits else 2
+
+
+def _device(device: Device, options: argparse.Namespace) -> Device:
+    if options.memory:
+        device = msgspec.structs.replace(device, memory=options.memory)
+    if options.node and not device.one_memory:
+        device = msgspec.structs.replace(device, node=options.node)
+    return device
 
 
 def _read(path: Path) -> dict[str, Any]:

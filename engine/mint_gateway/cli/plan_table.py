@@ -1,45 +1,77 @@
 """What `mint plan` shows, as rich tables."""
 
+import msgspec
 from rich.table import Table
 
 from mint_gateway.planning.devices import Device
-from mint_gateway.planning.fit import Mix, Plan
+from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Plan, hold
+from mint_gateway.planning.ranks import MOST_RANKS
 from mint_gateway.planning.shape import KINDS, BaseShape
 
 _RANKS = (1, 8, 16, 32, 64)
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
-def plan_table(shape: BaseShape, device: Device, devices: int, mix: Mix, plan: Plan) -> Table:
-    """One row a figure, and what it is made of."""
-    table = Table("what", "comes to", "because", title=f"{shape.model_type} on {devices} x {device.name}")
-    table.add_row("weights", size(plan.weights), f"{plan.parameters / 1e9:,.2f} billion parameters")
-    table.add_row("cache", size(plan.cache), f"{mix.requests} requests x {mix.context} tokens x {size(plan.token)}")
+def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Plan) -> Table:
+    """One row a figure, what of it the fullest device holds, and what it is made of."""
+    where = "the machine" if device.one_memory else "a device at most"
+    title = f"{shape.model_type} on {ranks} {'ranks of a' if device.one_memory else 'x'} {device.name}"
+    table = Table("what", "comes to", where, "because", title=title)
+    most = {name: size(max(getattr(each, name) for each in plan.held)) for name in ("weights", "cache", "adapter")}
+    repeated = f", {size(plan.repeated)} of them more than once" if plan.repeated > 0 else ""
+    table.add_row(
+        "weights", size(plan.weights), most["weights"], f"{plan.parameters / 1e9:,.2f} billion parameters{repeated}"
+    )
+    table.add_row(
+        "cache",
+        size(plan.cache),
+        most["cache"],
+        f"{mix.requests} requests x {mix.context} tokens x {size(plan.token)}",
+    )
     table.add_row(
         "an adapter",
         size(plan.adapter),
+        most["adapter"],
         f"rank {mix.rank} on {mix.targets}: {plan.share:.2%} of the base, {plan.adapter_tensors:,} tensors by PEFT",
     )
-    table.add_row("memory", size(plan.memory), f"a tenth of {size(device.memory)} a device kept back")
-    if plan.fits:
-        table.add_row("slots", f"{plan.slots:,}", f"of {mix.adapters:,} wanted, in {size(plan.room)}")
-        table.add_row("engines", f"{plan.engines:,}", "that hold all of them in slots at once")
-    else:
-        table.add_row("slots", "[red]none[/]", f"an engine needs {plan.devices_needed} such devices for one")
-    table.add_row("cold load", seconds(plan.from_host), "from the host's memory")
-    table.add_row("", seconds(plan.from_disk), "from the local disk")
-    table.add_row("", seconds(plan.from_network), "from storage")
+    usable = size(plan.memory // len(plan.held))
+    table.add_row("memory", size(plan.memory), usable, f"a tenth of {size(device.memory)} kept back")
+    _add_fit(table, device, mix, plan)
+    if plan.refusal:
+        table.add_row("served", "[yellow]not yet[/]", "", plan.refusal)
+    table.add_row("cold load", seconds(plan.from_host), "", "from the host's memory")
+    table.add_row("", seconds(plan.from_disk), "", "from the local disk")
+    table.add_row("", seconds(plan.from_network), "", "from storage")
     return table
 
 
-def adapters_table(shape: BaseShape, dtype_bytes: int, weights: int, room: int) -> Table:
+def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
+    if plan.fits:
+        room = size(min(each.room for each in plan.held))
+        table.add_row("slots", f"{plan.slots:,}", room, f"of {mix.adapters:,} wanted, in what is left")
+        table.add_row("engines", f"{plan.engines:,}", "", "that hold all of them in slots at once")
+        return
+    least, need = plan.least, max(each.weights + each.cache + each.adapter for each in plan.held)
+    if least is not None:
+        nodes = f"on {least.nodes} nodes of {device.node}" if least.nodes > 1 else "on one node"
+        fits = f"{least.ranks} such devices {nodes} are the fewest that fit; take --tensor-parallel {least.ranks}"
+    elif device.one_memory:
+        fits = "ranks of one machine share its memory; take one with more, or other devices"
+    else:
+        fits = f"not with {MOST_RANKS} ranks either, the most there are; take larger devices, or a smaller mix"
+    table.add_row("slots", "[red]none[/]", size(need), f"needed for one; {fits}")
+
+
+def adapters_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str, weights: int) -> Table:
     """An adapter's size by rank and targets, its share of the base, and how many fit the engine's room."""
     table = Table("rank", *KINDS, title="adapters: bytes, share of the base, slots there is room for")
     for rank in _RANKS:
         cells = []
         for targets in KINDS:
-            each = shape.adapter_elements(rank, targets) * dtype_bytes
-            cells.append(f"{size(each)}  {each / weights:.2%}  {room // each:,}")
+            each = shape.adapter_elements(rank, targets) * DTYPE_BYTES[dtype]
+            other = msgspec.structs.replace(mix, rank=rank, targets=targets)
+            slots = min(held.slots for held in hold(shape, device, ranks, other, dtype))
+            cells.append(f"{size(each)}  {each / weights:.2%}  {slots:,}")
         table.add_row(str(rank), *cells)
     return table
 

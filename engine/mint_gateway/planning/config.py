@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mint_contracts.errors import UnsupportedBase
-from mint_gateway.planning.shape import BaseShape, Kind, Linear
+from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 
 LLAMA_LIKE = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mixtral", "qwen3_moe"}
@@ -14,6 +14,7 @@ FAMILIES = LLAMA_LIKE | LATENT | {"gpt_oss"}
 
 _TIED = frozenset({"gemma", "gemma2", "gemma3_text"})  # share embedding and head unless the config says otherwise
 _HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
+_INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
 _FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
 
 
@@ -35,62 +36,82 @@ def read_shape(config: Mapping[str, Any]) -> BaseShape:
 
 def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
     hidden, layers, vocabulary = told["hidden_size"], told["num_hidden_layers"], told["vocab_size"]
-    attention, other, cache = (_latent if family in LATENT else _grouped)(family, told)
+    heads = told["num_attention_heads"]
+    latent = family in LATENT
+    attention, small = (_latent if latent else _grouped)(family, told)
     network, routers = _networks(family, told)
     norms = (4 if family in _FOUR_NORMS else 2) * layers * hidden + hidden
     tied = told.get("tie_word_embeddings", family in _TIED)
     return BaseShape(
         model_type=family,
         linears=(*attention, *network),
-        other_parameters=other + routers + norms + vocabulary * hidden * (1 if tied else 2),
-        cache_elements=cache,
+        hidden=hidden,
+        vocabulary=vocabulary,
+        head_rows=0 if tied else vocabulary,
+        heads=heads,
+        kv_heads=heads if latent else told.get("num_key_value_heads") or heads,
+        experts=_experts(told) if routers else 0,
+        small_parameters=small + routers + norms,
+        query_parameters=layers if family == "gpt_oss" else 0,  # sinks
+        key_elements=0 if latent else 2 * layers * _head_size(told),
+        latent_elements=_latent_elements(family, told) if latent else 0,
         context_length=told.get("max_position_embeddings", 0),
     )
 
 
-def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int, int]:
-    """Grouped-query attention: its linears, its other parameters, and a token's cache."""
+def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
+    """Grouped-query attention: its linears, and the norms of its heads."""
     hidden, layers, heads = told["hidden_size"], told["num_hidden_layers"], told["num_attention_heads"]
-    size = told.get("head_dim") or hidden // heads
+    size = _head_size(told)
     kv = (told.get("num_key_value_heads") or heads) * size
     biased = bool(told.get("attention_bias", family == "gpt_oss"))
+    shapes: tuple[tuple[str, int, int, bool, Side, Of], ...] = (
+        ("q_proj", hidden, heads * size, biased or family == "qwen2", "outputs", "heads"),
+        ("k_proj", hidden, kv, biased or family == "qwen2", "outputs", "kv_heads"),
+        ("v_proj", hidden, kv, biased or family == "qwen2", "outputs", "kv_heads"),
+        ("o_proj", heads * size, hidden, biased, "inputs", "heads"),
+    )
     linears = [
-        Linear(name, wide, high, layers, "attention", bias)
-        for name, wide, high, bias in (
-            ("q_proj", hidden, heads * size, biased or family == "qwen2"),
-            ("k_proj", hidden, kv, biased or family == "qwen2"),
-            ("v_proj", hidden, kv, biased or family == "qwen2"),
-            ("o_proj", heads * size, hidden, biased),
-        )
+        Linear(name, wide, high, layers, "attention", bias, side, of) for name, wide, high, bias, side, of in shapes
     ]
-    other = layers * (2 * size if family in _HEAD_NORMS else 0) + layers * (heads if family == "gpt_oss" else 0)
-    return linears, other, 2 * layers * kv
+    return linears, layers * (2 * size if family in _HEAD_NORMS else 0)
 
 
-def _latent(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int, int]:
-    """Latent attention, with its indexer where it is sparse."""
+def _latent(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
+    """Latent attention, with its indexer where it is sparse: the linears, and the norms of latents."""
     hidden, layers, heads = told["hidden_size"], told["num_hidden_layers"], told["num_attention_heads"]
     latent, rotated = told["kv_lora_rank"], told["qk_rope_head_dim"]
     query: int = told.get("q_lora_rank") or 0
     key, value = told["qk_nope_head_dim"], told["v_head_dim"]
     biased = bool(told.get("attention_bias", False))
-    shapes = [
-        ("kv_a_proj_with_mqa", hidden, latent + rotated, biased),
-        ("kv_b_proj", latent, heads * (key + value), False),
-        ("o_proj", heads * value, hidden, biased),
+    queries, keys = heads * (key + rotated), heads * (key + value)
+    linears = [
+        Linear("kv_a_proj_with_mqa", hidden, latent + rotated, layers, "attention", biased),
+        Linear("kv_b_proj", latent, keys, layers, "attention", side="outputs", of="heads"),
+        Linear("o_proj", heads * value, hidden, layers, "attention", biased, "inputs", "heads"),
     ]
     if query:
-        shapes += [("q_a_proj", hidden, query, biased), ("q_b_proj", query, heads * (key + rotated), False)]
+        linears.append(Linear("q_a_proj", hidden, query, layers, "attention", biased))
+        linears.append(Linear("q_b_proj", query, queries, layers, "attention", side="outputs", of="heads"))
     else:
-        shapes.append(("q_proj", hidden, heads * (key + rotated), False))
-    linears = [Linear(name, wide, high, layers, "attention", bias) for name, wide, high, bias in shapes]
-    other = layers * (latent + query)
-    if family not in ("deepseek_v32", "glm_moe_dsa"):
-        return linears, other, layers * (latent + rotated)
+        linears.append(Linear("q_proj", hidden, queries, layers, "attention", side="outputs", of="heads"))
+    norms = layers * (latent + query)
+    if family not in _INDEXED:
+        return linears, norms
     size, count, full = told["index_head_dim"], told["index_n_heads"], _full_indexers(told)
     for name, wide, high in (("wq_b", query, count * size), ("wk", hidden, size), ("weights_proj", hidden, count)):
         linears.append(Linear(name, wide, high, full, "attention"))
-    return linears, other + full * 2 * size, layers * (latent + rotated + size)
+    return linears, norms + full * 2 * size
+
+
+def _head_size(told: Mapping[str, Any]) -> int:
+    return int(told.get("head_dim") or told["hidden_size"] // told["num_attention_heads"])
+
+
+def _latent_elements(family: str, told: Mapping[str, Any]) -> int:
+    """A token's cache: in every layer a latent, a rotated key, and an indexer's key."""
+    index = told["index_head_dim"] if family in _INDEXED else 0
+    return int(told["num_hidden_layers"] * (told["kv_lora_rank"] + told["qk_rope_head_dim"] + index))
 
 
 def _full_indexers(told: Mapping[str, Any]) -> int:
@@ -107,7 +128,7 @@ def _full_indexers(told: Mapping[str, Any]) -> int:
 def _networks(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     """The layers' networks, dense or of experts, and the routers' parameters."""
     hidden, layers = told["hidden_size"], told["num_hidden_layers"]
-    experts = told.get("num_local_experts") or told.get("n_routed_experts") or told.get("num_experts") or 0
+    experts = _experts(told)
     routed = len(_routed_layers(family, told)) if experts else 0
     inner = told["intermediate_size"]
     found = _gated(hidden, inner, layers - routed, "network", bias=bool(told.get("mlp_bias")) and family == "llama")
@@ -118,6 +139,10 @@ def _networks(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     if shared := told.get("n_shared_experts", 1) if family in LATENT else 0:
         found += _gated(hidden, small * shared, routed, "network")
     return found, routed * (experts * hidden + (experts if family == "gpt_oss" else 0))
+
+
+def _experts(told: Mapping[str, Any]) -> int:
+    return int(told.get("num_local_experts") or told.get("n_routed_experts") or told.get("num_experts") or 0)
 
 
 def _routed_layers(family: str, told: Mapping[str, Any]) -> Sequence[int]:
@@ -135,8 +160,10 @@ def _routed_layers(family: str, told: Mapping[str, Any]) -> Sequence[int]:
 def _gated(hidden: int, inner: int, count: int, kind: Kind, *, bias: bool = False) -> list[Linear]:
     if not count:
         return []
+    into: Side = "experts" if kind == "expert" else "outputs"
+    out: Side = "experts" if kind == "expert" else "inputs"
     return [
-        Linear("gate_proj", hidden, inner, count, kind, bias),
-        Linear("up_proj", hidden, inner, count, kind, bias),
-        Linear("down_proj", inner, hidden, count, kind, bias),
+        Linear("gate_proj", hidden, inner, count, kind, bias, into),
+        Linear("up_proj", hidden, inner, count, kind, bias, into),
+        Linear("down_proj", inner, hidden, count, kind, bias, out),
     ]

@@ -1,16 +1,21 @@
-"""Does it fit? Weights, cache and slots against a device's memory; engines for a wave mix; what cold loads take."""
+"""Does it fit? Weights, cache and slots of each rank against its device's memory; the fewest ranks that do."""
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 
+from mint_contracts.errors import UnsupportedBase
 from mint_gateway.planning.devices import Device
+from mint_gateway.planning.ranks import MOST_RANKS, share_out
+from mint_gateway.planning.served import refusal
 from mint_gateway.planning.shape import BaseShape, Targets
 
 # Of a device's memory, for activations, the runtime and what allocators waste; as vLLM's default of 0.9 leaves free.
 RESERVE = 0.1
 PACKED_HEADER = 4096  # at least; a packed file's run begins at a page
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+FLOAT8 = "float8"  # of the weights alone: adapters and cache are in bfloat16 then
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, FLOAT8: 2}
 
 
 class Mix(msgspec.Struct, frozen=True):
@@ -30,8 +35,29 @@ class Storage(msgspec.Struct, frozen=True):
     network: float
 
 
+class Held(msgspec.Struct, frozen=True):
+    """Bytes of one rank, or of all that compute in one memory."""
+
+    weights: int
+    cache: int  # for the mix's requests
+    adapter: int  # in its slot
+    room: int  # for slots; negative where not even weights and cache fit
+
+    @property
+    def slots(self) -> int:
+        """Adapters that there is room for."""
+        return max(0, self.room // self.adapter)
+
+
+class Least(msgspec.Struct, frozen=True):
+    """The fewest ranks of an engine with which weights, cache and one adapter fit."""
+
+    ranks: int
+    nodes: int
+
+
 class Plan(msgspec.Struct, frozen=True):
-    """What a mix comes to. Sizes in bytes, of one engine; times in seconds, of one adapter."""
+    """What a mix comes to: sizes in bytes, each thing counted once but in `held`; seconds of one adapter."""
 
     parameters: int
     weights: int
@@ -41,10 +67,12 @@ class Plan(msgspec.Struct, frozen=True):
     adapter_file: int  # packed
     adapter_tensors: int  # in PEFT's files
     memory: int  # of all the engine's devices, less the reserve
-    room: int  # for slots; negative where not even weights and cache fit
-    slots: int  # that hold the mix's adapters, or as many as there is room for
+    nodes: int  # that its ranks are on
+    held: tuple[Held, ...]  # by each rank; by all ranks where they compute in one memory
+    slots: int  # that hold the mix's adapters, or as many as there is room for on every rank
     engines: int  # that hold all of the mix's adapters in slots; 0: none can
-    devices_needed: int  # an engine's devices from which weights, cache and one slot fit
+    least: Least | None  # None: no number of ranks is enough
+    refusal: str  # why an engine would refuse it today, whatever fits; "" where none would
     from_host: float
     from_disk: float
     from_network: float
@@ -59,32 +87,85 @@ class Plan(msgspec.Struct, frozen=True):
         """An adapter's size over the base's."""
         return self.adapter / self.weights
 
+    @property
+    def repeated(self) -> int:
+        """Bytes of weights that more than one rank holds, each time but the first."""
+        return sum(held.weights for held in self.held) - self.weights
 
-def make_plan(shape: BaseShape, device: Device, devices: int, mix: Mix, dtype: str, storage: Storage) -> Plan:
-    """Count a mix on engines of so many devices each."""
+
+def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str, storage: Storage) -> Plan:
+    """Count a mix on engines of so many ranks. Raises UnsupportedBase for more ranks than can share the base."""
     size = DTYPE_BYTES[dtype]
-    weights, token = shape.parameters * size, shape.cache_elements * size
-    cache = mix.requests * mix.context * token
+    token = shape.cache_elements * size
     adapter = shape.adapter_elements(mix.rank, mix.targets) * size
-    usable = int(device.memory * (1 - RESERVE))
-    room = devices * usable - weights - cache
-    slots = max(0, min(mix.adapters, room // adapter))
+    held = hold(shape, device, ranks, mix, dtype)
+    slots = min(mix.adapters, *(each.slots for each in held))
     file = adapter + PACKED_HEADER
-    to_device = adapter / (device.link * devices)  # each device takes its shard
+    to_device = max(each.adapter for each in held) / device.link  # each device takes its share
     return Plan(
         parameters=shape.parameters,
-        weights=weights,
+        weights=_weights(shape, dtype),
         token=token,
-        cache=cache,
+        cache=mix.requests * mix.context * token,
         adapter=adapter,
         adapter_file=file,
         adapter_tensors=shape.adapter_tensors(mix.targets),
-        memory=devices * usable,
-        room=room,
+        memory=len(held) * usable(device),
+        nodes=_nodes(device, ranks),
+        held=held,
         slots=slots,
         engines=math.ceil(mix.adapters / slots) if slots else 0,
-        devices_needed=math.ceil((weights + cache + adapter) / usable),
+        least=least(shape, device, mix, dtype),
+        refusal=refusal(shape, device, ranks, _nodes(device, ranks), float8=dtype == FLOAT8),
         from_host=to_device,
         from_disk=to_device + file / storage.disk,
         from_network=to_device + file / storage.disk + file / storage.network,
     )
+
+
+def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> tuple[Held, ...]:
+    """What is in each device's memory. Raises UnsupportedBase for more ranks than can share the base."""
+    size, tokens = DTYPE_BYTES[dtype], mix.requests * mix.context
+    each = [
+        (
+            _weights(share, dtype),
+            tokens * share.cache_elements * size,
+            share.adapter_elements(mix.rank, mix.targets) * size,
+        )
+        for share in share_out(shape, ranks)
+    ]
+    if device.one_memory:
+        each = [tuple(sum(part) for part in zip(*each, strict=True))]
+    return tuple(Held(weights, cache, adapter, usable(device) - weights - cache) for weights, cache, adapter in each)
+
+
+def least(shape: BaseShape, device: Device, mix: Mix, dtype: str) -> Least | None:
+    """The fewest ranks that fit; on several nodes, so many that each node's devices are all used."""
+    if device.one_memory:  # more ranks take more of it, not less
+        return Least(1, 1) if hold(shape, device, 1, mix, dtype)[0].slots else None
+    for ranks in _candidates(device):
+        try:
+            held = hold(shape, device, ranks, mix, dtype)
+        except UnsupportedBase:
+            continue
+        if all(each.slots for each in held):
+            return Least(ranks, _nodes(device, ranks))
+    return None
+
+
+def usable(device: Device) -> int:
+    """Bytes of one device's memory, less the reserve."""
+    return int(device.memory * (1 - RESERVE))
+
+
+def _candidates(device: Device) -> Iterable[int]:
+    yield from range(1, min(device.node, MOST_RANKS) + 1)
+    yield from range(2 * device.node, MOST_RANKS + 1, device.node)
+
+
+def _nodes(device: Device, ranks: int) -> int:
+    return 1 if device.one_memory else math.ceil(ranks / device.node)
+
+
+def _weights(shape: BaseShape, dtype: str) -> int:
+    return shape.float8_bytes if dtype == FLOAT8 else shape.parameters * DTYPE_BYTES[dtype]

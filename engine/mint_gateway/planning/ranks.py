@@ -1,0 +1,88 @@
+"""What each rank of a tensor-parallel engine holds of a base.
+
+Heads, the columns of networks, experts and the head's rows are shared out; the embedding, norms, routers, the
+low-rank projections of latent attention with their compressed cache, and indexers are on every rank. So is a
+key/value head that several ranks have query heads of. Shares need not be equal, and are those of
+`mint_engine.parallel`: a test holds that.
+"""
+
+from functools import cache
+from itertools import pairwise
+
+import msgspec
+
+from mint_contracts.errors import UnsupportedBase
+from mint_gateway.planning.shape import BaseShape, Linear
+
+MOST_RANKS = 64  # as the CRD has it
+_VOCABULARY_UNIT = 48
+_COLUMNS_UNIT = 16
+_LEAST_UNIT = 2
+
+
+@cache
+def share_out(shape: BaseShape, count: int) -> tuple[BaseShape, ...]:
+    """Every rank's share. Raises UnsupportedBase where there are too many ranks."""
+    if count == 1:
+        return (shape,)
+    heads, kv_heads = _heads(shape, count)
+    if 0 < shape.experts < count:
+        raise _too_many(count, f"{shape.experts} experts")
+    experts = _split(shape.experts, count)
+    rows = _split(shape.vocabulary, count, _VOCABULARY_UNIT)
+    shares = []
+    for rank in range(count):
+        own = msgspec.structs.replace(
+            shape, head_rows=rows[rank], heads=heads[rank], kv_heads=kv_heads[rank], experts=experts[rank]
+        )
+        linears = tuple(_part(linear, shape, own, rank, count) for linear in shape.linears)
+        shares.append(msgspec.structs.replace(own, linears=linears))
+    return tuple(shares)
+
+
+def _part(linear: Linear, whole: BaseShape, own: BaseShape, rank: int, count: int) -> Linear:
+    if linear.side == "whole":
+        return linear
+    if linear.side == "experts":
+        return msgspec.structs.replace(linear, count=linear.count // whole.experts * own.experts)
+    if linear.side == "outputs":
+        return msgspec.structs.replace(linear, high=_columns(linear.high, linear, whole, own, rank, count))
+    wide = _columns(linear.wide, linear, whole, own, rank, count)
+    return msgspec.structs.replace(linear, wide=wide, bias=linear.bias and rank == 0)  # a bias is added once
+
+
+def _columns(size: int, linear: Linear, whole: BaseShape, own: BaseShape, rank: int, count: int) -> int:
+    if linear.of == "heads":
+        return size // whole.heads * own.heads
+    if linear.of == "kv_heads":
+        return size // whole.kv_heads * own.kv_heads
+    unit = _COLUMNS_UNIT if size >= _COLUMNS_UNIT * count else _LEAST_UNIT
+    if size < unit * count:
+        raise _too_many(count, f"{size} columns in {linear.name}")
+    return _split(size, count, unit)[rank]
+
+
+def _heads(shape: BaseShape, count: int) -> tuple[list[int], list[int]]:
+    """Query and key/value heads of each rank: those that belong together stay together."""
+    group = shape.heads // shape.kv_heads
+    if shape.kv_heads >= count:
+        keys = _split(shape.kv_heads, count)
+        return [group * each for each in keys], keys
+    sharers = count // shape.kv_heads
+    if count % shape.kv_heads or sharers > group:
+        raise _too_many(count, f"{shape.heads} query heads over {shape.kv_heads} key/value heads")
+    return _split(group, sharers) * shape.kv_heads, [1] * count
+
+
+def _split(size: int, count: int, unit: int = 1) -> list[int]:
+    """As evenly as units allow, in smaller units where there are too few; what makes no unit goes to the last."""
+    while unit > 1 and size < unit * count:
+        unit //= 2
+    units, rest = divmod(size, unit)
+    ends = [-(-units * at // count) * unit for at in range(count + 1)]
+    ends[-1] += rest
+    return [stop - start for start, stop in pairwise(ends)]
+
+
+def _too_many(count: int, what: str) -> UnsupportedBase:
+    return UnsupportedBase("tensorParallelSize", f"is {count}, and the base has {what}; lower it")

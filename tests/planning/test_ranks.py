@@ -1,0 +1,175 @@
+"""Shares counted from config.json come to what ranks hold: by the engine's cuts, and by a naive count of modules."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from mint_contracts.errors import UnsupportedBase
+from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.cut import cut_layout
+from mint_engine.adapters.packed import lay_out
+from mint_engine.model import lean_layers
+from mint_engine.model.base import Base
+from mint_engine.model.modules import find_modules
+from mint_engine.parallel.member import lay_member
+from mint_engine.parallel.shares import Dimensions, cuts_of
+from mint_engine.parallel.shares import share_out as engine_share_out
+from mint_gateway.planning.config import read_shape
+from mint_gateway.planning.ranks import share_out
+from mint_gateway.planning.served import SHARED_FAMILIES
+from mint_gateway.planning.shape import BaseShape
+from tests.engine.families import CPU, FAMILIES, make_model
+from tests.planning.frontier import FRONTIER
+from tests.planning.test_shape import built, told_by
+
+SHARED = [name for name, config in FAMILIES.items() if config.model_type in SHARED_FAMILIES]
+TOLD = EngineSettings(
+    base_model="a/b", source=Source("file:///b"), device="cpu", dtype="float32", context_length=64,
+    kv_cache_bytes=1 << 20, max_rank=8, device_slots=3, host_bytes=0, disk_bytes=0,
+)  # fmt: skip
+# Which parameters of transformers' modules lie on one rank alone, by the ends of their paths; all else is on each.
+HEADS = ("q_proj", "q_b_proj", "kv_b_proj", "o_proj", "k_proj", "v_proj")
+COLUMNS = ("gate_proj", "up_proj", "down_proj")
+
+
+def test_the_families_that_are_shared() -> None:
+    assert set(SHARED_FAMILIES) == lean_layers.FAMILIES
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", SHARED)
+def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
+    """Weights, slots and cache of every rank that an engine lays out, in bytes of float32."""
+    config = FAMILIES[name]
+    shape = read_shape(told_by(config))
+    for rank, own in enumerate(share_out(shape, count)):
+        base = Base(make_model(config), None, frozenset(), "", 256, 96, torch.float32, CPU)  # type: ignore[arg-type]
+        member = lay_member(TOLD, base, rank, count)
+        head = member.share.vocabulary.size * shape.hidden  # cut by the pass, out of a head that all ranks read
+        layers = sum(each.numel() for path, each in base.model.named_parameters() if path != "lm_head.weight")
+        assert own.parameters == layers + head
+        assert 4 * TOLD.device_slots * own.adapter_elements(TOLD.max_rank, "all") == member.slots.bytes
+        pages = member.cache.bytes // (4 * 16 * own.cache_elements)
+        assert pages * 4 * 16 * own.cache_elements == member.cache.bytes
+
+
+def shape_of(of: Dimensions, hidden: int) -> BaseShape:
+    return read_shape(
+        {
+            "model_type": "llama",
+            "hidden_size": hidden,
+            "num_hidden_layers": 1,
+            "vocab_size": of.vocabulary,
+            "num_attention_heads": of.heads,
+            "num_key_value_heads": of.kv_heads,
+            "head_dim": of.head_dim,
+            "intermediate_size": of.inner,
+        }
+    )
+
+
+@given(
+    kv_heads=st.integers(1, 16), group=st.integers(1, 8), inner=st.integers(32, 400), vocabulary=st.integers(64, 900),
+    count=st.integers(2, 16), ranks=st.lists(st.integers(1, 9), min_size=7, max_size=7),
+)  # fmt: skip
+def test_shares_are_the_engines(
+    kv_heads: int, group: int, inner: int, vocabulary: int, count: int, ranks: list[int]
+) -> None:
+    """Every linear of every rank, and an adapter's run in its slot; what one refuses the other does."""
+    of = Dimensions(kv_heads * group, kv_heads, 16, 2 * inner, vocabulary)
+    shape = shape_of(of, 32)
+    try:
+        shares = engine_share_out(of, count)
+    except UnsupportedBase:
+        with pytest.raises(UnsupportedBase, match=f"is {count}, and the base has"):
+            share_out(shape, count)
+        return
+    modules = {linear.name: Module(linear.name, linear.wide, linear.high) for linear in shape.linears}
+    layout = lay_out(modules, dict.fromkeys(modules, 3))
+    for share, own in zip(shares, share_out(shape, count), strict=True):
+        cuts = cuts_of(modules, share)
+        for linear in own.linears:
+            inputs, outputs = cuts[linear.name]
+            assert linear.wide == (inputs.size if inputs else modules[linear.name].in_features)
+            assert linear.high == (outputs.size if outputs else modules[linear.name].out_features)
+        assert own.adapter_elements(3, "all") == cut_layout(layout, cuts).elements
+        assert (own.heads, own.kv_heads, own.head_rows) == (
+            share.heads.size,
+            share.kv_heads.size,
+            share.vocabulary.size,
+        )
+
+
+def naive(model: nn.Module, count: int, kv_heads: int, adapter_rank: int) -> tuple[int, int]:
+    """Elements of weights and of an adapter on each of `count` ranks that divide all there is to share, by names."""
+    weights = adapter = 0
+    for path, each in model.named_parameters():
+        name = path.removesuffix(".weight").rpartition(".")[2]
+        many = _sharers(path, name, count, kv_heads)
+        weights += each.numel() // many
+    for path, module in find_modules(model).items():  # type: ignore[arg-type]
+        name = path.rpartition(".")[2]
+        wide, high = module.in_features, module.out_features
+        if module.experts:
+            adapter += module.experts // count * adapter_rank * (wide + high)
+            continue
+        many = _sharers(path, name, count, kv_heads)
+        inward = name in ("o_proj", "down_proj")
+        adapter += adapter_rank * (wide // (many if inward else 1) + high // (1 if inward else many))
+    return weights, adapter
+
+
+def _sharers(path: str, name: str, count: int, kv_heads: int) -> int:
+    if ".experts." in path or name == "lm_head" or (name in COLUMNS and ".mlp." in path):
+        return count
+    if name in ("k_proj", "v_proj"):
+        return min(count, kv_heads)
+    return count if name in HEADS and ".self_attn." in path and ".indexer." not in path else 1
+
+
+@pytest.mark.parametrize("name", FRONTIER)
+def test_frontier_bases_over_eight_ranks(name: str) -> None:
+    """Of whole models on the meta device; Qwen3's four key/value heads lie on two ranks each."""
+    shape, model = read_shape(FRONTIER[name]), built(FRONTIER[name])
+    weights, adapter = naive(model, 8, shape.kv_heads, 2)
+    for own in share_out(shape, 8):
+        # Rows of the head go by the kernels' panels of outputs, so that shares of those differ by a few.
+        assert own.parameters == pytest.approx(weights, abs=48 * shape.hidden)
+        assert own.adapter_elements(2, "all") == adapter
+    latent = shape.latent_elements > 0
+    assert own.cache_elements == (shape.cache_elements if latent else shape.cache_elements // 4)
+
+
+@given(name=st.sampled_from(sorted(FRONTIER)), count=st.integers(2, 64))
+def test_ranks_hold_all_of_a_base(name: str, count: int) -> None:
+    """What is cut adds up, what is whole is on every rank, and nothing is on none."""
+    shape = read_shape(FRONTIER[name])
+    try:
+        shares = share_out(shape, count)
+    except UnsupportedBase:
+        assert name == "qwen3_30b_a3b"  # 32 query heads over 4 key/value heads: 2, 3, 4 or a multiple of 4 up to 32
+        assert count > 4
+        assert count % 4 or count > 32
+        return
+    assert sum(own.head_rows for own in shares) == shape.vocabulary
+    assert sum(own.heads for own in shares) == shape.heads
+    assert sum(own.experts for own in shares) == shape.experts
+    for at, linear in enumerate(shape.linears):
+        held = [own.linears[at].parameters for own in shares]
+        if linear.side == "whole":
+            assert set(held) == {linear.parameters}
+        elif linear.of == "kv_heads":
+            assert sum(held) == max(1, count // shape.kv_heads) * linear.parameters
+        else:
+            assert sum(held) == linear.parameters
+
+
+def test_experts_are_not_shared_by_more_ranks_than_there_are() -> None:
+    shape = read_shape(FRONTIER["kimi_k2"] | {"n_routed_experts": 10})
+    assert [own.experts for own in share_out(shape, 4)] == [3, 2, 3, 2]
+    with pytest.raises(UnsupportedBase, match="10 experts"):
+        share_out(shape, 16)
