@@ -52,7 +52,7 @@ def build(
     torch.set_num_threads(threads)
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
     if settings.tensor_parallel_size > 1:
-        base, slots, generation = _build_rank_0(settings, base_path, limits or Limits(), threads, on_lost)
+        base, slots, generation = _build_rank_0(settings, base_path, limits, threads, on_lost)
     else:
         base = _load(settings, base_path)
         slots = Slots(
@@ -77,23 +77,23 @@ def make_cache(settings: EngineSettings, base: Base) -> Cache:
 
 
 def _build_rank_0(
-    settings: EngineSettings, base_path: Path, limits: Limits, threads: int, on_lost: Callable[[], None]
+    settings: EngineSettings, base_path: Path, limits: Limits | None, threads: int, on_lost: Callable[[], None]
 ) -> tuple[Base, Slots, Generation]:
     if settings.training_store is not None:
         raise UnsupportedBase(
             "tensorParallelSize", "is more than 1, and engines of several ranks do not train; remove spec.training"
         )
-    ranks = Ranks(settings, base_path, limits.step_tokens, threads, on_lost)
+    ranks = Ranks(settings, base_path, (limits or Limits()).step_tokens, threads, on_lost)
     try:
         base = _load(settings, base_path)
         expected = reference_logits(base)
         member = lay_member(settings, base, 0, settings.tensor_parallel_size, ranks)
-        meeting = ranks.meet(member, lean=True)
-        forward = Forward(base, member.slots, member.cache, team=Team(ranks, meeting, expected))
+        peers = ranks.meet(member, lean=True)
+        forward = Forward(base, member.slots, member.cache, team=Team(ranks, peers, expected))
     except BaseException:
         ranks.close()
         raise
-    return base, member.slots, Generation(forward, limits)
+    return base, member.slots, Generation(forward, limits or limits_of(base.config))
 
 
 def _load(settings: EngineSettings, base_path: Path) -> Base:

@@ -9,18 +9,21 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import ROWS, find_kernels
 from mint_engine.model.expert_lora import add_expert_lora, plan_experts, sort_pairs
 from mint_engine.model.lora import Segment
+from mint_engine.parallel.shares import Cut, ModuleCut
 from mint_engine.residency.slots import NO_SLOT, Slots
 
 CPU = torch.device("cpu")
 EXPERTS, WIDE, HIGH, SLOTS = 5, 40, 24, 3
+ALL = Cut(0, EXPERTS)
 
 
-def some_slots(dtype: torch.dtype) -> Slots:
-    """Ranks 4, 4 (laid out alike) and 7; a plain module lies before the stacked one."""
+def some_slots(dtype: torch.dtype, held: Cut = ALL) -> Slots:
+    """Ranks 4, 4 (laid out alike) and 7, of the experts held; a plain module lies before the stacked one."""
     modules = {"q": Module("q", WIDE, HIGH), "experts.up": Module("experts.up", WIDE, HIGH, EXPERTS)}
-    slots, draw = Slots(modules, SLOTS, 8, dtype, CPU), torch.Generator().manual_seed(0)
+    cuts = {"q": ModuleCut(), "experts.up": ModuleCut(experts=held)}
+    slots, draw = Slots(modules, SLOTS, 8, dtype, CPU, cuts), torch.Generator().manual_seed(0)
     for slot, rank in enumerate((4, 4, 7)):
-        plain, stacked = rank * (WIDE + HIGH), EXPERTS * rank * (WIDE + HIGH)
+        plain, stacked = rank * (WIDE + HIGH), held.size * rank * (WIDE + HIGH)
         slots.memory[slot, : plain + stacked] = torch.randn(plain + stacked, generator=draw).to(dtype)
         slots.places[:, slot] = torch.tensor([0, plain])
         slots.ranks[:, slot] = rank
@@ -29,14 +32,16 @@ def some_slots(dtype: torch.dtype) -> Slots:
     return slots
 
 
-def naive(y: torch.Tensor, x: torch.Tensor, slots: Slots, routes: torch.Tensor, owners: list[int]) -> torch.Tensor:
+def naive(
+    y: torch.Tensor, x: torch.Tensor, slots: Slots, routes: torch.Tensor, owners: list[int], held: Cut
+) -> torch.Tensor:
     """y, x and the result in the order of routes [T, k], flattened."""
     out = y.float().clone()
     for pair, expert in enumerate(routes.flatten().tolist()):
         slot = owners[pair // routes.shape[1]]
-        part = slots.part(1, slot) if slot != NO_SLOT else None
+        part = slots.part(1, slot) if slot != NO_SLOT and expert in range(*held) else None
         if part is not None:
-            a, b = (each.view(EXPERTS, -1, each.shape[1])[expert].float() for each in part)
+            a, b = (each.view(held.size, -1, each.shape[1])[expert - held.start].float() for each in part)
             out[pair] += (a @ x[pair].float()) * float(slots.scalings[1, slot]) @ b
     return out
 
@@ -45,30 +50,42 @@ def naive(y: torch.Tensor, x: torch.Tensor, slots: Slots, routes: torch.Tensor, 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 2 * ROWS + 1), st.integers(NO_SLOT, SLOTS - 1)), min_size=1, max_size=5),
-       st.integers(1, 3), st.integers(0, 1 << 20))  # fmt: skip
+       st.integers(1, 3), st.integers(0, 1 << 20),
+       st.sampled_from([ALL, Cut(0, 2), Cut(2, 5), Cut(3, 4)]))  # fmt: skip
 def test_equals_the_naive_product(
-    compiled: bool, dtype: torch.dtype, tolerance: float, runs: list[tuple[int, int]], each: int, seed: int
+    compiled: bool,
+    dtype: torch.dtype,
+    tolerance: float,
+    runs: list[tuple[int, int]],
+    each: int,
+    seed: int,
+    held: Cut,
 ) -> None:
+    """Of the experts that a rank holds; pairs of the others are none of its own."""
     kernels = find_kernels(dtype, CPU) if compiled else None
     if compiled and kernels is None:
         pytest.skip("no compiled kernels here")
-    slots, draw = some_slots(dtype), torch.Generator().manual_seed(seed)
+    slots, draw = some_slots(dtype, held), torch.Generator().manual_seed(seed)
     owners = [slot for length, slot in runs for _ in range(length)]
     starts = [sum(length for length, _ in runs[:at]) for at in range(len(runs))]
     segments = [Segment(start, length, slot) for start, (length, slot) in zip(starts, runs, strict=True)]
     routes = torch.stack([torch.randperm(EXPERTS, generator=draw)[:each] for _ in owners])
     x, y = (torch.randn(len(owners) * each, size, generator=draw).to(dtype) for size in (WIDE, 2 * HIGH))
     rows = plan_experts(segments, len(owners), slots, kernels)
-    pairs = sort_pairs(routes, rows, EXPERTS)
+    pairs = sort_pairs(routes, rows, held)
     found = y[pairs.order]
     if rows is not None:
         with torch.inference_mode():
             add_expert_lora([(found[:, HIGH:], 1)], x[pairs.order], slots, rows, pairs)
     expected = y.float()
-    expected[:, HIGH:] = naive(y[:, HIGH:], x, slots, routes, owners)
+    expected[:, HIGH:] = naive(y[:, HIGH:], x, slots, routes, owners, held)
     expected = expected[pairs.order]
     assert (found.float() - expected).norm() <= tolerance * expected.norm()
-    assert list(pairs.bounds) == [int((routes < expert).sum()) for expert in range(EXPERTS + 1)]
+    chosen = routes.flatten()[pairs.order]
+    assert torch.equal(chosen, pairs.experts + held.start)
+    own = [int(((held.start <= routes) & (routes < end)).sum()) for end in range(held.start, held.stop + 1)]
+    assert list(pairs.bounds) == own
+    assert sorted(pairs.order.tolist()) == [at for at, e in enumerate(routes.flatten()) if int(e) in range(*held)]
 
 
 def test_experts_stay_differentiable() -> None:
@@ -76,7 +93,7 @@ def test_experts_stay_differentiable() -> None:
     slots = some_slots(torch.float32)
     rows = plan_experts([Segment(0, 4, 2)], 4, slots, find_kernels(torch.float32, CPU))
     assert rows is not None
-    pairs = sort_pairs(torch.tensor([[0], [1], [1], [4]]), rows, EXPERTS)
+    pairs = sort_pairs(torch.tensor([[0], [1], [1], [4]]), rows, ALL)
     x = torch.randn(4, WIDE, requires_grad=True)
     y = torch.zeros(4, HIGH)
     add_expert_lora([(y, 1)], x, slots, rows, pairs)

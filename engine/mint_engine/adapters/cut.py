@@ -1,6 +1,6 @@
 """A rank's share of an adapter, cut as its base is (S-LoRA, Sheng et al. 2024, section 6): of a linear that is cut by
-outputs all of A and some columns of B, of one that is cut by inputs some columns of A and all of B. What the ranks
-then add to their partial sums adds up to what the whole adapter adds.
+outputs all of A and some columns of B, of one that is cut by inputs some columns of A and all of B, of experts those
+that the rank holds. What the ranks then add to their partial sums adds up to what the whole adapter adds.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,10 @@ def cut_layout(layout: Layout, cuts: Mapping[str, ModuleCut]) -> Layout:
     places: list[Place] = []
     offset = 0
     for place in layout.places:
-        inputs, outputs = cuts[place.path]
+        inputs, outputs, experts = cuts[place.path]
         own = replace(
             place,
+            experts=experts.size if experts else place.experts,
             in_features=inputs.size if inputs else place.in_features,
             out_features=outputs.size if outputs else place.out_features,
             offset=offset,
@@ -35,7 +36,7 @@ def cut_packed(packed: Packed, layout: Layout, cuts: Mapping[str, ModuleCut]) ->
     for (_, to_a, to_b), (place, a, b) in zip(
         halves(layout, run), halves(packed.header.layout, packed.run), strict=True
     ):
-        inputs, outputs = cuts[place.path]
-        to_a.copy_(a[..., slice(*inputs)] if inputs else a)
-        to_b.copy_(b[..., slice(*outputs)] if outputs else b)
+        inputs, outputs, experts = (slice(*cut or (None,)) for cut in cuts[place.path])
+        to_a.copy_(a[experts, :, inputs])
+        to_b.copy_(b[experts, :, outputs])
     return Packed(replace(packed.header, layout=layout), run)

@@ -16,6 +16,7 @@ import torch
 
 from mint_engine.kernels.library import ROWS, Kernels
 from mint_engine.model.lora import Segment, with_adapters
+from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import ABSENT, NO_SLOT, Slots
 
 # Pairs whose weights are gathered at a time; more would only take memory.
@@ -34,11 +35,11 @@ class ExpertRows:
 
 @dataclass(frozen=True)
 class Pairs:
-    """One layer's pairs in sorted order."""
+    """One layer's pairs in sorted order; of several ranks, those of the experts that this one holds."""
 
     order: torch.Tensor  # [P] int64: the pair of token `order // k` is the `order % k`-th of its experts
     bounds: tuple[int, ...]  # [E + 1]: where each expert's pairs begin
-    experts: torch.Tensor  # [P] int64
+    experts: torch.Tensor  # [P] int64: counted from the first that is held
     owners: torch.Tensor | None  # [P] int64
     items: torch.Tensor | None  # [n, 4] int32 for the kernel: first pair, pairs, slot, expert
 
@@ -67,18 +68,22 @@ def plan_experts(
     )
 
 
-def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, experts: int) -> Pairs:
-    """Sort the pairs of routes [T, k] by expert, and by slot where rows have any."""
+def sort_pairs(routes: torch.Tensor, rows: ExpertRows | None, held: Cut) -> Pairs:
+    """Sort the pairs of routes [T, k] by expert, and by slot where rows have any; those with experts `held` here."""
     flat, each = routes.reshape(-1).long(), routes.shape[1]
+    own = flat - held.start
+    others = (own < 0) | (own >= held.size)
+    own = own.masked_fill(others, held.size)  # behind all that are held
+    bounds = _bounds(own, held.size)
     if rows is None:
-        chosen, order = torch.sort(flat, stable=True)
-        return Pairs(order, _bounds(chosen, experts), chosen, None, None)
+        chosen, order = (each[: bounds[-1]] for each in torch.sort(own, stable=True))
+        return Pairs(order, bounds, chosen, None, None)
     owners = rows.owners.repeat_interleave(each)
     count = rows.kinds.shape[0]
-    keys, order = torch.sort(flat * count + owners + 1, stable=True)
+    keys, order = (each[: bounds[-1]] for each in torch.sort(own * count + owners + 1, stable=True))
     chosen, owners = keys // count, keys % count - 1
     items = _items(keys.numpy(), count) if rows.kernels is not None else None
-    return Pairs(order, _bounds(chosen, experts), chosen, owners, items)
+    return Pairs(order, bounds, chosen, owners, items)
 
 
 def add_expert_lora(
@@ -118,7 +123,7 @@ def _add_gathered(
 
 
 def _bounds(chosen: torch.Tensor, experts: int) -> tuple[int, ...]:
-    counts = torch.bincount(chosen, minlength=experts)
+    counts = torch.bincount(chosen, minlength=experts)[:experts]
     return (0, *counts.cumsum(0).tolist())
 
 

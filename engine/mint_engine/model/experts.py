@@ -3,7 +3,10 @@
 A router gives each token a few experts. The pairs of token and expert are sorted by expert, so that its weights are
 read once, and within an expert by slot, so that an adapter's are. Adapters add to every expert by `expert_lora`.
 
-Letters in shapes: T tokens, k experts of a token, P = T k pairs, E experts, H hidden, I an expert's inner size.
+Of several ranks each holds some of the experts and computes their pairs alone; what ranks compute is added up later.
+
+Letters in shapes: T tokens, k experts of a token, P pairs (T k of a rank that is alone), E experts, H hidden, I an
+expert's inner size.
 """
 
 import itertools
@@ -18,6 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
+from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 
 NAME = "mint"
@@ -25,9 +29,10 @@ NAME = "mint"
 
 @dataclass(frozen=True)
 class ExpertModules:
-    """One layer's experts as the slots know them: the modules of the gate, up and down linears, where adapted."""
+    """One layer's experts as the slots know them: those held here, and the modules of their linears, if adapted."""
 
     slots: Slots
+    held: Cut
     gate: int | None
     up: int | None
     down: int | None
@@ -65,7 +70,9 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
         experts.mint_current.routes.append(routes)
     modules: ExpertModules = experts.mint_modules
     tokens, each = routes.shape
-    pairs = sort_pairs(routes, rows, int(experts.num_experts))
+    pairs = sort_pairs(routes, rows, modules.held)
+    if not pairs.bounds[-1]:
+        return torch.zeros_like(hidden)
     x = hidden.index_select(0, pairs.order // each)  # [P, H]
     y = _product(x, experts.gate_up_proj, _bias(experts, "gate_up_proj"), pairs.bounds, experts.is_transposed)
     if rows is not None:
@@ -75,9 +82,8 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
     if rows is not None:
         add_expert_lora([(out, modules.down)], inner, modules.slots, rows, pairs)
     out = out * weights.reshape(-1, 1).index_select(0, pairs.order)
-    back = torch.empty_like(pairs.order)
-    back[pairs.order] = torch.arange(pairs.order.shape[0], device=back.device)
-    return out.index_select(0, back).view(tokens, each, -1).sum(dim=1).to(hidden.dtype)
+    every = out.new_zeros(tokens * each, out.shape[1]).index_copy_(0, pairs.order, out)
+    return every.view(tokens, each, -1).sum(dim=1).to(hidden.dtype)
 
 
 def _add_gate_up(

@@ -17,7 +17,7 @@ from mint_engine.model.lean import Lean
 from mint_engine.model.lean_layers import Unlike, read_llama
 from mint_engine.model.paged import Span
 from mint_engine.model.routes import RouteCache
-from mint_engine.parallel.meeting import Meeting
+from mint_engine.parallel.peers import Peers
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 
@@ -53,7 +53,7 @@ class Team:
     """What rank 0 has of the others; and the probe's logits, taken while its base was whole."""
 
     others: Together
-    meeting: Meeting
+    peers: Peers
     expected: torch.Tensor
 
 
@@ -76,7 +76,7 @@ class Forward:
         self.cache = cache
         self._others = team.others if team else None
         expected = team.expected if team else reference_logits(base)
-        self._pass = choose_pass(base, slots, cache, meeting=team.meeting if team else None, lean=lean)
+        self._pass = choose_pass(base, slots, cache, peers=team.peers if team else None, lean=lean)
         difference = self._difference(expected)
         if isinstance(self._pass, Lean) and team is None and not difference <= _TOLERANCE[base.dtype]:
             _log.warning("lean_pass_differs", architecture=base.architecture, difference=difference)
@@ -139,32 +139,26 @@ class Forward:
         return float((torch.cat(parts) - expected).norm() / expected.norm())
 
 
-def choose_pass(base: Base, slots: Slots, cache: Cache, *, meeting: Meeting | None = None, lean: bool = True) -> Pass:
+def choose_pass(base: Base, slots: Slots, cache: Cache, *, peers: Peers | None = None, lean: bool = True) -> Pass:
     """The lean pass where base and machine allow it; all ranks of an engine choose alike. Raises UnsupportedBase."""
-    found = _lean(base, slots, cache, meeting) if lean else None
-    if found is None and meeting is not None:
-        raise UnsupportedBase(
-            "tensorParallelSize",
-            f"is more than 1, and {base.architecture} in {base.dtype} on {base.device.type} has no pass of own "
-            "kernels here, which alone is shared out over ranks; set it to 1",
-        )
-    return found or Generic(base, slots, cache)
+    found = _lean(base, slots, cache, peers) if lean else None
+    return found or Generic(base, slots, cache, peers.group if peers else None)
 
 
-def _lean(base: Base, slots: Slots, cache: Cache, meeting: Meeting | None) -> Lean | None:
+def _lean(base: Base, slots: Slots, cache: Cache, peers: Peers | None) -> Lean | None:
     kernels = find_kernels(base.dtype, base.device)
     if kernels is None:
         _log.info("lean_pass_unavailable", why="no compiled kernels for this machine, device or dtype")
         return None
     positions = min(cache.pages * PAGE_TOKENS, base.context_length or cache.pages * PAGE_TOKENS)
     try:
-        llama = read_llama(base, slots, kernels, positions, meeting.share if meeting else None)
+        llama = read_llama(base, slots, kernels, positions, peers.share if peers else None)
     except Unlike as why:
         _log.info("lean_pass_unavailable", architecture=base.architecture, why=str(why))
         return None
     if not isinstance(cache, KvCache):
         return None
-    return Lean(llama, kernels, slots, cache, meeting)
+    return Lean(llama, kernels, slots, cache, peers.meeting if peers else None)
 
 
 @torch.inference_mode()

@@ -15,6 +15,9 @@ from mint_engine.model.lora import merge_spans, sort_rows, work_items
 from mint_engine.model.modules import CompiledRows, replace_modules
 from mint_engine.model.paged import Span, plan_attention
 from mint_engine.model.routes import RouteCache
+from mint_engine.parallel.group import Group
+from mint_engine.parallel.shard import shard_head
+from mint_engine.parallel.sums import add_sums
 from mint_engine.residency.slots import Slots
 
 
@@ -23,7 +26,8 @@ class Generic:
 
     name = "generic"
 
-    def __init__(self, base: Base, slots: Slots, cache: Cache) -> None:
+    def __init__(self, base: Base, slots: Slots, cache: Cache, group: Group | None = None) -> None:
+        """`group` is where this rank meets the others; then all else is its share."""
         self._base, self._slots, self._cache = base, slots, cache
         attention.register()
         base.model.set_attn_implementation(attention.NAME)
@@ -36,13 +40,17 @@ class Generic:
             experts.register()
             base.model.set_experts_implementation(experts.NAME)
         self._kernels = find_kernels(base.dtype, base.device) if slots.max_rank <= MAX_RANK else None
-        self._current = replace_modules(base.model, slots)
+        self._group = group
+        self._current = replace_modules(base.model, slots, group.share.experts if group else None)
+        if group is not None:
+            shard_head(base, group.share)
+            add_sums(base.model, group)
         # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
         sparse = getattr(base.config, "index_topk", None)
         self._masks = {"indexed_attention": torch.zeros(1, 1, 1, 1, device=base.device)} if sparse else None
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
-        """As `Forward.run`, in the base's dtype."""
+        """As `Forward.run`, in the base's dtype; of several ranks, the first alone gets all of the logits."""
         device, current = self._base.device, self._current
         positions = [at for span in spans for at in range(span.position, span.position + span.length)]
         segments = merge_spans(spans)
@@ -68,4 +76,4 @@ class Generic:
         finally:
             current.rows = current.compiled = current.expert_rows = current.paged = current.routes = None
         logits: torch.Tensor = output.logits[0]
-        return logits
+        return logits if self._group is None else self._group.gather(logits)

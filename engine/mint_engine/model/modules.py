@@ -19,6 +19,7 @@ from mint_engine.model.indexer import rotation_of, select
 from mint_engine.model.latent import is_latent, up_projection
 from mint_engine.model.lora import Rows, add_lora
 from mint_engine.model.paged import PagedAttention
+from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 
 
@@ -100,9 +101,10 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
     return {path: module for path, module in linears.items() if path.rpartition(".")[2] in wanted}
 
 
-def replace_modules(model: PreTrainedModel, slots: Slots) -> Current:
+def replace_modules(model: PreTrainedModel, slots: Slots, held: Cut | None = None) -> Current:
     """Swap what reads slots or pages for its own kind with the same weights; returns what tells them of a step.
 
+    `held` are the experts of each layer that are here; None: all.
     Each linear of `slots` becomes a LoraLinear. Stacked experts get to know their modules. Latent attention passes a
     step's latents on as they are while there are pages, and its indexer chooses among those.
     """
@@ -113,15 +115,15 @@ def replace_modules(model: PreTrainedModel, slots: Slots) -> Current:
             model.set_submodule(path, LoraLinear(linear, slots, at, current))
     for path, module in model.named_modules():
         if is_stack(module):
-            _prepare_experts(module, path, slots, current)
+            _prepare_experts(module, path, slots, current, held)
         elif is_latent(module):
             _prepare_latent(module, path, slots, current)
     return current
 
 
-def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current) -> None:
+def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current, held: Cut | None) -> None:
     gate, up, down = (slots.index.get(f"{path}.{name}") for name in ("gate_proj", "up_proj", "down_proj"))
-    experts.mint_modules = ExpertModules(slots, gate, up, down)
+    experts.mint_modules = ExpertModules(slots, held or Cut(0, int(experts.num_experts)), gate, up, down)
     experts.mint_current = current
 
 

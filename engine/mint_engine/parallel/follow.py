@@ -1,6 +1,6 @@
 """A rank beside rank 0: loads its share of the base, then does whatever step it is told, until rank 0 is gone.
 
-python -m mint_engine.parallel.follow STEPS SLOTS MEMORY PARENT    (three inherited descriptors, and who has them too)
+python -m mint_engine.parallel.follow STEPS SLOTS MEMORY GROUP PARENT    (inherited descriptors, and who has them too)
 """
 
 import ctypes
@@ -23,9 +23,9 @@ from mint_engine.model.base import load_base
 from mint_engine.model.device import choose_device, choose_dtype
 from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
-from mint_engine.parallel.meeting import Meeting
 from mint_engine.parallel.member import Member, join, lay_member
 from mint_engine.parallel.messages import Begin, Load, Meet, Ready, Refused, Step, Wipe
+from mint_engine.parallel.peers import Files, Peers
 from mint_engine.residency.slots import Slots
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -39,15 +39,15 @@ class _Ends:
 
     steps: socket.socket
     slots: socket.socket
-    memory: int
+    files: Files
 
 
 def main() -> None:
     """End with status 0 when rank 0 closes its end, with 1 after a defect."""
-    steps, slots, memory, parent = map(int, sys.argv[1:])
+    steps, slots, memory, group, parent = map(int, sys.argv[1:])
     die_with(parent)
     log_as_json()
-    ends = _Ends(socket.socket(fileno=steps), socket.socket(fileno=slots), memory)
+    ends = _Ends(socket.socket(fileno=steps), socket.socket(fileno=slots), Files(memory, group))
     try:
         _live(ends)
     except (EOFError, ConnectionError):
@@ -75,15 +75,15 @@ def _live(ends: _Ends) -> None:
     messages.send(ends.steps, Ready())
     meet = messages.receive_told(ends.steps)
     assert isinstance(meet, Meet)  # noqa: S101
-    meeting = join(member, ends.memory, begin.rows, begin.threads)
+    peers = join(member, ends.files, begin.rows, begin.threads)
     try:
-        chosen = choose_pass(member.base, member.slots, member.cache, meeting=meeting, lean=meet.lean)
+        chosen = choose_pass(member.base, member.slots, member.cache, peers=peers, lean=meet.lean)
     except MintError as error:
         messages.send(ends.steps, Refused(str(error)))
         return
     threading.Thread(target=_follow_slots, args=(ends.slots, member.slots), daemon=True).start()
     messages.send(ends.steps, Ready())
-    _follow_steps(ends.steps, member, chosen, meeting)
+    _follow_steps(ends.steps, member, chosen, peers)
 
 
 def _load(begin: Begin) -> Member:
@@ -95,7 +95,7 @@ def _load(begin: Begin) -> Member:
 
 
 @torch.inference_mode()
-def _follow_steps(steps: socket.socket, member: Member, chosen: Pass, meeting: Meeting) -> None:
+def _follow_steps(steps: socket.socket, member: Member, chosen: Pass, peers: Peers) -> None:
     while True:
         told = messages.receive_told(steps)
         if isinstance(told, Wipe):
@@ -104,7 +104,7 @@ def _follow_steps(steps: socket.socket, member: Member, chosen: Pass, meeting: M
             try:
                 chosen.run(told.tokens, messages.spans_of(told), told.keep)
             except BaseException:
-                meeting.end()  # nobody must wait for this rank
+                peers.meeting.end()  # nobody must wait for this rank
                 raise
 
 

@@ -5,7 +5,6 @@ memory, and is gone with the last of them. Only pages that are written cost anyt
 """
 
 import mmap
-import os
 from dataclasses import dataclass
 
 import torch
@@ -76,11 +75,6 @@ class Meeting:
         """Raise EngineUnavailable where it is broken."""
         if self.broken:
             raise EngineUnavailable("engine", "has lost one of its ranks and is about to end; ask again")
-
-
-def make_memory() -> int:
-    """A descriptor of a new file without a name, empty yet."""
-    return os.memfd_create("mint-ranks")
 
 
 def _sums_at() -> int:

@@ -1,15 +1,17 @@
 """What every rank makes of a base: its share of the layers, of the slots and of the cache, alike on all of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache, count_pages
 from mint_engine.model.cache_shape import KeyValueShape, cache_shape
 from mint_engine.model.modules import find_modules
+from mint_engine.parallel.group import Group
 from mint_engine.parallel.meeting import Extent, Meeting
+from mint_engine.parallel.peers import Files, Peers
 from mint_engine.parallel.shard import shard, share_of
-from mint_engine.parallel.shares import Share, cuts_of, not_shared
+from mint_engine.parallel.shares import Share, cuts_of
 from mint_engine.residency.slots import Others, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS
 
@@ -29,15 +31,13 @@ def lay_member(told: EngineSettings, base: Base, rank: int, count: int, others: 
     share = share_of(base, rank, count)
     modules = find_modules(base.model, told.target_modules)
     cuts = cuts_of(modules, share)
-    shape = cache_shape(base.config)
-    if not isinstance(shape, KeyValueShape):
-        raise not_shared("latent attention")
     shard(base, share)
     slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts, others)
     # As many pages as without ranks, so that all of them agree.
+    shape = cache_shape(base.config)
     page = shape.token_elements * PAGE_TOKENS * base.dtype.itemsize
     pages = count_pages(told.kv_cache_bytes, page, told.context_length)
-    own = KeyValueShape(shape.layers, share.kv_heads.size, shape.head_dim)
+    own = replace(shape, heads=share.kv_heads.size) if isinstance(shape, KeyValueShape) else shape
     return Member(base, share, slots, own.make(pages, base.dtype, base.device))
 
 
@@ -49,6 +49,7 @@ def extent_of(member: Member, rows: int, threads: int) -> Extent:
     )
 
 
-def join(member: Member, memory: int, rows: int, threads: int) -> Meeting:
-    """The rank's view of the memory that all of them share."""
-    return Meeting(memory, extent_of(member, rows, threads), member.share)
+def join(member: Member, files: Files, rows: int, threads: int) -> Peers:
+    """Where the rank meets the others; the memory's file must be as large as `extent_of` says."""
+    meeting = Meeting(files.memory, extent_of(member, rows, threads), member.share)
+    return Peers(meeting, Group(files.group, member.share, member.base.device))

@@ -22,9 +22,9 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
-from mint_engine.parallel.meeting import Meeting, make_memory
 from mint_engine.parallel.member import Member, extent_of, join
 from mint_engine.parallel.messages import Begin, Clear, Load, Meet, Ready, Refused, SlotChange, Wipe
+from mint_engine.parallel.peers import Files, Peers, make_files
 
 START_S = 1800.0  # that a rank takes to load a base at most: a large one comes from a disk
 ANSWER_S = 60.0  # that it takes to put an adapter in its slot
@@ -42,27 +42,27 @@ class Ranks:
     ) -> None:
         """Start them; each begins to load its share. `on_end` is called, on a thread, when they can not go on."""
         self._rows, self._threads, self._on_end = rows, threads, on_end
-        self._memory = make_memory()
-        self._meeting: Meeting | None = None
+        self._files = make_files()
+        self._peers: Peers | None = None
         self._met = self._closing = False
         self._lost = threading.Event()
         self._changing = threading.Lock()
         count = settings.tensor_parallel_size
-        self._others = [_Rank(number, self._memory, self._ended) for number in range(1, count)]
+        self._others = [_Rank(number, self._files, self._ended) for number in range(1, count)]
         for other in self._others:
             other.tell(Begin(settings, str(base), other.number, count, rows, threads))
 
     @property
     def lost(self) -> bool:
         """Whether one has ended by itself: the engine can not go on."""
-        return self._lost.is_set() or (self._meeting is not None and self._meeting.broken)
+        return self._lost.is_set() or (self._peers is not None and self._peers.meeting.broken)
 
-    def meet(self, member: Member, *, lean: bool) -> Meeting:
+    def meet(self, member: Member, *, lean: bool) -> Peers:
         """Wait until all have loaded their shares, and meet them. Raises UnsupportedBase or EngineUnavailable."""
         for other in self._others:
             other.expect_ready(START_S)
-        os.ftruncate(self._memory, extent_of(member, self._rows, self._threads).nbytes)
-        self._meeting = join(member, self._memory, self._rows, self._threads)
+        os.ftruncate(self._files.memory, extent_of(member, self._rows, self._threads).nbytes)
+        self._peers = join(member, self._files, self._rows, self._threads)
         for other in self._others:
             other.tell(Meet(lean))
         for other in self._others:
@@ -70,7 +70,7 @@ class Ranks:
         self._met = True
         if self._lost.is_set():
             self.end()
-        return self._meeting
+        return self._peers
 
     def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
         """Have all compute a step; whoever calls computes its own share right after."""
@@ -102,8 +102,8 @@ class Ranks:
 
     def end(self) -> None:
         """Nothing that is computed from now on is worth anything: nobody must wait for anybody."""
-        if self._meeting is not None:
-            self._meeting.end()
+        if self._peers is not None:
+            self._peers.meeting.end()
         self._lost.set()
         if not self._closing:
             self._on_end()
@@ -111,14 +111,14 @@ class Ranks:
     def close(self) -> None:
         """End them, and wait for that within a bound."""
         self._closing = True
-        if self._meeting is not None:
-            self._meeting.end()
+        if self._peers is not None:
+            self._peers.meeting.end()
         for other in self._others:
             other.hang_up()
         for other in self._others:
             other.finish(_END_S)
         with suppress(OSError):
-            os.close(self._memory)
+            self._files.close()
 
     @contextmanager
     def _change(self, change: SlotChange, packed: Packed | None) -> Iterator[list[str]]:
@@ -147,7 +147,7 @@ class Ranks:
 class _Rank:
     """One child process and the sockets to it."""
 
-    def __init__(self, number: int, memory: int, on_end: Callable[[int, int], None]) -> None:
+    def __init__(self, number: int, files: Files, on_end: Callable[[int, int], None]) -> None:
         self.number = number
         self._steps, steps = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._slots, slots = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -155,7 +155,7 @@ class _Rank:
         self._steps.settimeout(TELL_S)
         self._process: subprocess.Popen[bytes] | None = None
         self._on_end = on_end
-        self._thread = threading.Thread(target=self._watch, args=(steps, slots, memory), daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=(steps, slots, files), daemon=True)
         self._thread.start()
 
     def tell(self, message: messages.Told) -> None:
@@ -209,9 +209,9 @@ class _Rank:
             self._process.kill()
             self._thread.join(timeout_s)
 
-    def _watch(self, steps: socket.socket, slots: socket.socket, memory: int) -> None:
+    def _watch(self, steps: socket.socket, slots: socket.socket, files: Files) -> None:
         """Start it, and stay until it has ended."""
-        inherited = (steps.fileno(), slots.fileno(), memory)
+        inherited = (steps.fileno(), slots.fileno(), files.memory, files.group)
         command = [sys.executable, "-m", "mint_engine.parallel.follow", *map(str, (*inherited, os.getpid()))]
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=inherited)  # noqa: S603

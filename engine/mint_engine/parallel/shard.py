@@ -1,38 +1,55 @@
 """Leaves of a base, as transformers has it, what one rank holds."""
 
+from typing import Any, cast
+
+import torch
 from torch import nn
 
+from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
+from mint_engine.model.cache_shape import LatentShape, cache_shape
+from mint_engine.model.experts import is_stack
 from mint_engine.model.modules import layers_prefix
-from mint_engine.parallel.shares import Dimensions, ModuleCut, Share, not_shared, share_out
+from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Share, not_shared, share_out
+
+_STACKED = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
 
 
 def share_of(base: Base, rank: int, count: int) -> Share:
-    """A rank's share by the base's configuration. Raises UnsupportedBase."""
+    """A rank's share of a base that is whole yet. Raises UnsupportedBase."""
     config = base.config
     heads = int(config.num_attention_heads)
-    dimensions = Dimensions(
-        heads=heads,
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        inner=int(config.intermediate_size),
-        vocabulary=int(config.vocab_size),
-    )
-    return share_out(dimensions, count)[rank]
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    if isinstance(cache_shape(config), LatentShape):
+        kv_heads = heads  # all heads' keys and values come from one latent
+    stacks = [cast(Any, module) for module in base.model.modules() if is_stack(module)]
+    experts = min((int(stack.gate_up_proj.shape[0]) for stack in stacks), default=0)
+    return share_out(Dimensions(heads, kv_heads, int(config.vocab_size), experts), count)[rank]
 
 
 def shard(base: Base, share: Share) -> None:
-    """Cut every linear of the decoder layers, in place. Raises UnsupportedBase for a layer that is not shared out."""
+    """Cut the decoder layers, in place. Raises UnsupportedBase for a layer that is not shared out."""
     prefix = layers_prefix(base.model)
     for path, module in base.model.named_modules():
-        if not path.startswith(prefix) or not isinstance(module, nn.Linear):
+        if not path.startswith(prefix):
             continue
-        cut = share.of_linear(path.rpartition(".")[2])
-        if cut is None:
-            raise not_shared(path)
-        own = cut_linear(module, cut, whole_bias=share.rank == 0)
-        module.weight, module.bias = own.weight, own.bias
-        module.in_features, module.out_features = own.in_features, own.out_features
+        if isinstance(module, nn.Linear):
+            cut = share.of(Module(path, module.in_features, module.out_features))
+            own = cut_linear(module, cut, whole_bias=share.rank == 0)
+            module.weight, module.bias = own.weight, own.bias
+            module.in_features, module.out_features = own.in_features, own.out_features
+        elif is_stack(module):
+            _cut_stack(module, share.experts)
+        elif hasattr(module, "o_proj"):
+            _cut_heads(module, path, share)
+
+
+def shard_head(base: Base, share: Share) -> None:
+    """Leave the rank's share of the vocabulary in the output layer; embeddings stay whole."""
+    model: Any = base.model  # what it says of its output layer is not typed
+    model.set_output_embeddings(
+        cut_linear(model.get_output_embeddings(), ModuleCut(outputs=share.vocabulary), whole_bias=True)
+    )
 
 
 def cut_linear(linear: nn.Linear, cut: ModuleCut, *, whole_bias: bool) -> nn.Linear:
@@ -44,3 +61,28 @@ def cut_linear(linear: nn.Linear, cut: ModuleCut, *, whole_bias: bool) -> nn.Lin
     if linear.bias is not None and (cut.inputs is None or whole_bias):
         own.bias = nn.Parameter(linear.bias[rows].clone(), requires_grad=False)
     return own
+
+
+def _cut_stack(experts: nn.Module, held: Cut) -> None:
+    for name in _STACKED:
+        weight = getattr(experts, name, None)
+        if weight is not None:
+            setattr(experts, name, _part(weight, held))
+
+
+def _cut_heads(attention: Any, path: str, share: Share) -> None:
+    """What attention has of every head beside its linears, which are cut by themselves: sinks (gpt-oss)."""
+    for name, weight in attention.named_parameters(recurse=False):
+        if name != "sinks":
+            raise not_shared(f"{path}.{name}")
+        attention.sinks = _part(weight, share.heads)
+    for name in ("q_norm", "k_norm"):  # of one head, but for families that norm all heads at once
+        norm = getattr(attention, name, None)
+        if norm is not None and norm.weight.shape[0] != attention.head_dim:
+            raise not_shared(f"{path}.{name}")
+    if hasattr(attention, "num_heads"):  # latent attention's
+        attention.num_heads = share.heads.size
+
+
+def _part(weight: torch.Tensor, cut: Cut) -> nn.Parameter:
+    return nn.Parameter(weight[slice(*cut)].clone(), requires_grad=False)

@@ -1,13 +1,17 @@
-"""Which rank holds what of a base: shares of heads, of the network's inner size, of the vocabulary. Pure.
+"""Which rank holds what of a base: shares of heads, inner sizes, experts and the vocabulary. Pure.
 
 Linears that read the residual stream (q, k, v, gate, up, the head) are cut by outputs, those that write it (o, down)
 by inputs, so that ranks meet twice a layer (Shoeybi et al. 2019, Megatron-LM, section 3). Shares need not be equal: a
 key/value head stays with its query heads, so 9 heads over 3 are shared 6 and 3 by two ranks. Where there are more
 ranks than key/value heads, ranks hold the same one with query heads of their own.
+
+Routed experts are held whole, some by each rank. What makes latents (of multi-head latent attention) and what chooses
+among tokens or experts is held by all: it is small, and all of them need all that it says.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -36,20 +40,20 @@ class Cut(NamedTuple):
 
 
 class ModuleCut(NamedTuple):
-    """What of a linear a rank holds: of its inputs, of its outputs, or all where there is None."""
+    """What of a linear a rank holds: of its inputs, of its outputs, of its experts, or all where there is None."""
 
     inputs: Cut | None = None
     outputs: Cut | None = None
+    experts: Cut | None = None
 
 
 class Dimensions(NamedTuple):
-    """What of a base is shared out."""
+    """What of a base is shared out, beside the inner sizes of its networks, which may differ from layer to layer."""
 
     heads: int
     kv_heads: int
-    head_dim: int
-    inner: int
     vocabulary: int
+    experts: int = 0  # of a layer that routes to some
 
 
 @dataclass(frozen=True)
@@ -58,24 +62,57 @@ class Share:
 
     rank: int
     count: int
+    whole: Dimensions
     heads: Cut
     kv_heads: Cut
-    head_dim: int
-    inner: Cut
-    vocabulary: Cut
+    experts: Cut
+    vocabularies: tuple[Cut, ...]  # every rank's
 
-    def of_linear(self, name: str) -> ModuleCut | None:
-        """The share of a decoder layer's linear by its last name; None for one that is not known here."""
-        queries, keys = self.heads.times(self.head_dim), self.kv_heads.times(self.head_dim)
-        return {
-            "q_proj": ModuleCut(outputs=queries),
-            "k_proj": ModuleCut(outputs=keys),
-            "v_proj": ModuleCut(outputs=keys),
-            "o_proj": ModuleCut(inputs=queries),
-            "gate_proj": ModuleCut(outputs=self.inner),
-            "up_proj": ModuleCut(outputs=self.inner),
-            "down_proj": ModuleCut(inputs=self.inner),
-        }.get(name)
+    @property
+    def vocabulary(self) -> Cut:
+        """The rank's own."""
+        return self.vocabularies[self.rank]
+
+    def of(self, module: Module) -> ModuleCut:
+        """The share of a decoder layer's linear. Raises UnsupportedBase for one that is not shared out."""
+        if module.experts:
+            return ModuleCut(experts=self.experts)
+        name = module.path.rpartition(".")[2]
+        if name in _WHOLE:
+            return ModuleCut()
+        if name in _CUT_BY_OUTPUTS:
+            return ModuleCut(outputs=self._part(_CUT_BY_OUTPUTS[name], module.out_features, module.path))
+        if name in _CUT_BY_INPUTS:
+            return ModuleCut(inputs=self._part(_CUT_BY_INPUTS[name], module.in_features, module.path))
+        raise not_shared(module.path)
+
+    def _part(self, by: "_By", size: int, path: str) -> Cut:
+        if by is _By.INNER:
+            if size < LEAST_UNIT * self.count:
+                raise _too_many(self.count, f"{size} inner columns in {path}")
+            return split(size, self.count, INNER_UNIT)[self.rank]
+        own, every = (self.heads, self.whole.heads) if by is _By.HEADS else (self.kv_heads, self.whole.kv_heads)
+        if size % every:
+            raise not_shared(path)
+        return own.times(size // every)
+
+
+class _By(Enum):
+    """What a linear's inputs or outputs belong to."""
+
+    HEADS = auto()
+    KV_HEADS = auto()
+    INNER = auto()
+
+
+_CUT_BY_OUTPUTS = {
+    "q_proj": _By.HEADS, "q_b_proj": _By.HEADS, "kv_b_proj": _By.HEADS,
+    "k_proj": _By.KV_HEADS, "v_proj": _By.KV_HEADS,
+    "gate_proj": _By.INNER, "up_proj": _By.INNER,
+}  # fmt: skip
+_CUT_BY_INPUTS = {"o_proj": _By.HEADS, "down_proj": _By.INNER}
+# Latent attention's way down, its indexer, and Qwen2-MoE's gate of a shared expert.
+_WHOLE = frozenset({"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "wk", "weights_proj", "shared_expert_gate"})
 
 
 def share_out(of: Dimensions, count: int) -> tuple[Share, ...]:
@@ -86,14 +123,13 @@ def share_out(of: Dimensions, count: int) -> tuple[Share, ...]:
         heads = tuple(cut.times(group) for cut in keys)
     else:
         heads, keys = _split_groups(of, count)
-    unit = INNER_UNIT if of.inner >= INNER_UNIT * count else LEAST_UNIT
-    if of.inner < unit * count or of.vocabulary < count:
-        raise _too_many(count, f"{of.inner} inner columns and {of.vocabulary} tokens")
-    inner, vocabulary = split(of.inner, count, unit), split(of.vocabulary, count, VOCABULARY_UNIT)
-    return tuple(
-        Share(rank, count, heads[rank], keys[rank], of.head_dim, inner[rank], vocabulary[rank])
-        for rank in range(count)
-    )
+    if of.vocabulary < count:
+        raise _too_many(count, f"{of.vocabulary} tokens")
+    if 0 < of.experts < count:
+        raise _too_many(count, f"{of.experts} experts")
+    vocabulary = split(of.vocabulary, count, VOCABULARY_UNIT)
+    experts = split(of.experts, count) if of.experts else (Cut(0, 0),) * count
+    return tuple(Share(rank, count, of, heads[rank], keys[rank], experts[rank], vocabulary) for rank in range(count))
 
 
 def split(size: int, count: int, unit: int = 1) -> tuple[Cut, ...]:
@@ -106,15 +142,14 @@ def split(size: int, count: int, unit: int = 1) -> tuple[Cut, ...]:
     return tuple(Cut(start, stop) for start, stop in pairwise(ends))
 
 
+def is_partial(path: str) -> bool:
+    """Whether what a decoder layer's linear gives is but a part of a sum on every rank."""
+    return path.rpartition(".")[2] in _CUT_BY_INPUTS
+
+
 def cuts_of(modules: Mapping[str, Module], share: Share) -> dict[str, ModuleCut]:
     """What of each module that adapters may target the rank holds. Raises UnsupportedBase for one not known here."""
-    found: dict[str, ModuleCut] = {}
-    for path, module in modules.items():
-        cut = share.of_linear(path.rpartition(".")[2])
-        if cut is None or module.experts:
-            raise not_shared(path)
-        found[path] = cut
-    return found
+    return {path: share.of(module) for path, module in modules.items()}
 
 
 def not_shared(path: str) -> UnsupportedBase:

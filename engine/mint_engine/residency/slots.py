@@ -93,8 +93,9 @@ class Slots:
         self.dtype = dtype
         self.device = device
         self.index = {path: at for at, path in enumerate(self.modules)}
-        self.shapes = [_shape(module, (cuts or {}).get(path)) for path, module in self.modules.items()]
-        self.experts = [max(module.experts, 1) for module in self.modules.values()]
+        held = [(module, (cuts or {}).get(path, ModuleCut())) for path, module in self.modules.items()]
+        self.shapes = [_shape(module, cut) for module, cut in held]
+        self.experts = [cut.experts.size if cut.experts else max(module.experts, 1) for module, cut in held]
         per_rank = sum(many * sum(shape) for many, shape in zip(self.experts, self.shapes, strict=True))
         self._widest = max_rank * per_rank
         self._rows = SlotRows(count, self._widest, dtype, device)
@@ -204,7 +205,6 @@ class Slots:
             torch.cuda.current_stream(self.device).synchronize()
 
 
-def _shape(module: Module, cut: ModuleCut | None) -> tuple[int, int]:
+def _shape(module: Module, cut: ModuleCut) -> tuple[int, int]:
     """A module's inputs and outputs, or what a rank holds of them."""
-    inputs, outputs = cut or ModuleCut()
-    return (inputs or Cut(0, module.in_features)).size, (outputs or Cut(0, module.out_features)).size
+    return (cut.inputs or Cut(0, module.in_features)).size, (cut.outputs or Cut(0, module.out_features)).size

@@ -13,6 +13,7 @@ from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
 from mint_contracts.source import Source
+from tests.engine import saved_families
 from tests.engine.pods import pod, view
 from tests.engine.running import Running, ask, peft_answer, peft_scores, running, save_adapter, save_base
 from tests.redis_process import RedisProcess
@@ -30,6 +31,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = save_base(folder / "base", hidden_size=96, num_attention_heads=6, num_key_value_heads=3)
     for rank in (4, 8):
         save_adapter(base, folder / f"r{rank}", rank=rank)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def routed_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/ that routes to experts and has no pass of own kernels, and adapters on all of it."""
+    folder = tmp_path_factory.mktemp("routed")
+    base = saved_families.save_base("qwen3_moe", folder / "base")
+    for rank in (4, 8):
+        saved_families.save_adapter(base, folder / f"r{rank}", rank, **saved_families.SERVED["qwen3_moe"])
     return folder
 
 
@@ -53,7 +64,11 @@ async def _answers_like_peft(engine: Running, files: Path, name: str, folder: Pa
     assert answer.logprobs == pytest.approx(scores, abs=CLOSE)
 
 
-async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(files: Path) -> None:
+@pytest.mark.parametrize("of", ["files", "routed_files"])
+async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(
+    of: str, request: pytest.FixtureRequest
+) -> None:
+    files: Path = request.getfixturevalue(of)
     adapters = {"four": files / "r4", "eight": files / "r8"}
     asked: list[tuple[str, Path | None]] = [("", None), *adapters.items()]
     async with running(files / "base", dict(adapters), tensor_parallel_size=2) as engine:
@@ -78,6 +93,21 @@ async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(files: 
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ask(engine, PROMPT, max_tokens=8)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_rank_that_dies_within_a_step_ends_it(routed_files: Path) -> None:
+    """The others wait for it over their sockets, and notice when those close."""
+    async with running(routed_files / "base", tensor_parallel_size=2) as engine:
+        [rank] = [child for child in children(os.getpid()) if "parallel.follow" in _command(child)]
+        os.kill(rank, signal.SIGSTOP)
+        asked = asyncio.create_task(ask(engine, PROMPT, max_tokens=8))
+        await until(lambda: engine.free_pages < engine.all_pages)
+        os.kill(rank, signal.SIGKILL)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await asked
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with asyncio.timeout(30):
+            await engine.server.lost.wait()
 
 
 def _command(pid: int) -> str:

@@ -1,49 +1,39 @@
 """What is not shared out over ranks is refused, and the refusal names it."""
 
-import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import Olmo2Config, Phi3Config, PreTrainedConfig
 
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.source import Source
-from mint_engine.adapters.adapter import Module
 from mint_engine.build import build
-from mint_engine.model.base import load_base
-from mint_engine.model.device import choose_device, choose_dtype
-from mint_engine.model.forward import choose_pass
-from mint_engine.parallel.meeting import make_memory
-from mint_engine.parallel.member import extent_of, join, lay_member
-from mint_engine.parallel.shares import Dimensions, cuts_of, share_out
+from mint_engine.model.base import Base
+from mint_engine.parallel.member import lay_member
 from mint_engine.scheduling.scheduler import Limits
+from tests.engine.families import CPU, FAMILIES, SIZES, make_model
 from tests.engine.running import save_base, settings_for
 
-SHARE = share_out(Dimensions(heads=4, kv_heads=2, head_dim=16, inner=96, vocabulary=300), 2)[0]
+NAMED: dict[str, Any] = {key: value for key, value in SIZES.items() if key != "head_dim"} | {"hidden_size": 64}
 
 
 @pytest.mark.parametrize(
-    "module",
+    ("config", "ranks", "why"),
     [
-        Module("model.layers.0.mlp.experts.gate_proj", 64, 96, 8),
-        Module("model.layers.0.self_attn.kv_a_proj_with_mqa", 64, 96),
+        (Phi3Config(**NAMED), 2, "is more than 1, and the base has model.layers.0.self_attn.qkv_proj, which is not"),
+        (Olmo2Config(**NAMED), 2, "is more than 1, and the base has model.layers.0.self_attn.q_norm, which is not"),
+        (FAMILIES["qwen3_moe"], 8, "is 8, and the base has 4 query heads over 2 key/value heads"),
+        (FAMILIES["deepseek_v3"], 5, "is 5, and the base has 4 query heads over 4 key/value heads"),
     ],
+    ids=["queries, keys and values in one", "a norm over all heads", "few heads", "few heads over latents"],
 )
-def test_layers_that_are_not_shared_out(module: Module) -> None:
-    with pytest.raises(UnsupportedBase, match=f"tensorParallelSize: is more than 1, and the base has {module.path}"):
-        cuts_of({module.path: module}, SHARE)
-
-
-def test_the_generic_pass(tmp_path: Path) -> None:
-    settings = settings_for(save_base(tmp_path))
-    base = load_base(tmp_path, choose_dtype(settings.dtype), choose_device(settings.device))
-    member, memory = lay_member(settings, base, 0, 2), make_memory()
-    try:
-        os.ftruncate(memory, extent_of(member, 64, 1).nbytes)
-        meeting = join(member, memory, 64, 1)
-    finally:
-        os.close(memory)
-    with pytest.raises(UnsupportedBase, match="has no pass of own kernels here, which alone is shared out"):
-        choose_pass(member.base, member.slots, member.cache, meeting=meeting, lean=False)
+def test_bases(config: PreTrainedConfig, ranks: int, why: str) -> None:
+    model = make_model(config)
+    base = Base(model, None, frozenset(), "", 256, 96, torch.float32, CPU)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedBase, match=f"tensorParallelSize: {why}"):
+        lay_member(settings_for(Path("none")), base, 0, ranks)
 
 
 def test_training(tmp_path: Path) -> None:

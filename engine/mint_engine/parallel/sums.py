@@ -1,0 +1,37 @@
+"""Has the ranks' partial sums added up where a decoder layer needs them whole: twice, before the residual stream.
+
+A part of a layer without experts adds up right behind its linears that are cut by inputs. Where experts and a shared
+network give their parts of one sum, it is added up once, at the end of the part of the layer that holds them all.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mint_engine.model.experts import is_stack
+from mint_engine.model.modules import layers_prefix
+from mint_engine.parallel.group import Group
+from mint_engine.parallel.shares import is_partial
+
+
+def add_sums(model: PreTrainedModel, group: Group) -> None:
+    """For a model that is cut already, and whose modules stay from now on."""
+    layers = model.get_submodule(layers_prefix(model).rstrip("."))
+    for part in (part for layer in layers.children() for part in layer.children()):
+        if any(is_stack(module) for module in part.modules()):
+            _sum_output(part, group)
+        else:
+            for path, module in part.named_modules():
+                if is_partial(path):
+                    _sum_output(module, group)
+
+
+def _sum_output(module: nn.Module, group: Group) -> None:
+    def add_up(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return group.sum(output)
+        return (group.sum(output[0]), *output[1:])  # gpt-oss gives its router's scores too
+
+    module.register_forward_hook(add_up)

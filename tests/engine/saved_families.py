@@ -1,0 +1,46 @@
+"""Bases of frontier families and PEFT adapters on all of them, as folders that an engine loads."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests.engine.families import FAMILIES, make_model
+from tests.engine.running import save_tokenizer
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+# What the adapters target: rank 4 on all of it, rank 3 on the attention alone.
+SERVED: dict[str, dict[str, Any]] = {
+    "gemma3": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "qwen3_moe": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
+    "gpt_oss": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
+    "deepseek_v3": {"target_modules": LATENT, "target_parameters": EXPERTS},
+    "deepseek_v32": {"target_modules": LATENT, "target_parameters": EXPERTS},
+    "glm_5": {"target_modules": LATENT, "target_parameters": EXPERTS},
+}
+
+
+def save_base(name: str, folder: Path, **changes: Any) -> Path:
+    """A random base of the family, and its tokenizer."""
+    config = copy.deepcopy(FAMILIES[name])
+    for field, value in (changes | {"vocab_size": save_tokenizer(folder)}).items():
+        setattr(config, field, value)
+    make_model(config).save_pretrained(folder)
+    return folder
+
+
+def save_adapter(base: Path, folder: Path, rank: int, **options: Any) -> Path:
+    """A random adapter, saved by PEFT."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, **options))
+    torch.manual_seed(rank)
+    with torch.no_grad():
+        for path, each in sorted(peft.named_parameters()):
+            if "lora_" in path:
+                each.normal_(0, 0.15)
+    peft.save_pretrained(str(folder))
+    return folder
