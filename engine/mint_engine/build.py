@@ -52,9 +52,9 @@ def build(
     torch.set_num_threads(threads)
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
     if settings.tensor_parallel_size > 1:
-        base, slots, generation = _build_rank_0(settings, base_path, limits, threads, on_lost)
+        base, slots, generation = _build_rank_0(settings, base_path, limits, threads, device, on_lost)
     else:
-        base = _load(settings, base_path)
+        base = _load(settings, base_path, device)
         slots = Slots(
             find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
         )
@@ -77,7 +77,12 @@ def make_cache(settings: EngineSettings, base: Base) -> Cache:
 
 
 def _build_rank_0(
-    settings: EngineSettings, base_path: Path, limits: Limits | None, threads: int, on_lost: Callable[[], None]
+    settings: EngineSettings,
+    base_path: Path,
+    limits: Limits | None,
+    threads: int,
+    device: torch.device,
+    on_lost: Callable[[], None],
 ) -> tuple[Base, Slots, Generation]:
     if settings.training_store is not None:
         raise UnsupportedBase(
@@ -85,19 +90,19 @@ def _build_rank_0(
         )
     ranks = Ranks(settings, base_path, (limits or Limits()).step_tokens, threads, on_lost)
     try:
-        base = _load(settings, base_path)
-        expected = reference_logits(base)
-        member = lay_member(settings, base, 0, settings.tensor_parallel_size, ranks)
+        base = _load(settings, base_path, torch.device("cpu"))
+        expected = reference_logits(base).to(device)
+        member = lay_member(settings, base, 0, settings.tensor_parallel_size, device, ranks)
         peers = ranks.meet(member, lean=True)
-        forward = Forward(base, member.slots, member.cache, team=Team(ranks, peers, expected))
+        forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, expected))
     except BaseException:
         ranks.close()
         raise
-    return base, member.slots, Generation(forward, limits or limits_of(base.config))
+    return member.base, member.slots, Generation(forward, limits or limits_of(base.config))
 
 
-def _load(settings: EngineSettings, base_path: Path) -> Base:
-    base = load_base(base_path, choose_dtype(settings.dtype), choose_device(settings.device))
+def _load(settings: EngineSettings, base_path: Path, device: torch.device) -> Base:
+    base = load_base(base_path, choose_dtype(settings.dtype), device)
     if 0 < base.context_length < settings.context_length:
         raise UnsupportedBase(
             "contextLength",

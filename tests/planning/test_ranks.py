@@ -12,7 +12,6 @@ from mint_contracts.source import Source
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.cut import cut_layout
 from mint_engine.adapters.packed import lay_out
-from mint_engine.model import lean_layers
 from mint_engine.model.base import Base
 from mint_engine.model.modules import find_modules
 from mint_engine.parallel.member import lay_member
@@ -20,13 +19,11 @@ from mint_engine.parallel.shares import Dimensions, cuts_of
 from mint_engine.parallel.shares import share_out as engine_share_out
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.ranks import share_out
-from mint_gateway.planning.served import SHARED_FAMILIES
 from mint_gateway.planning.shape import BaseShape
 from tests.engine.families import CPU, FAMILIES, make_model
 from tests.planning.frontier import FRONTIER
 from tests.planning.test_shape import built, told_by
 
-SHARED = [name for name, config in FAMILIES.items() if config.model_type in SHARED_FAMILIES]
 TOLD = EngineSettings(
     base_model="a/b", source=Source("file:///b"), device="cpu", dtype="float32", context_length=64,
     kv_cache_bytes=1 << 20, max_rank=8, device_slots=3, host_bytes=0, disk_bytes=0,
@@ -36,19 +33,15 @@ HEADS = ("q_proj", "q_b_proj", "kv_b_proj", "o_proj", "k_proj", "v_proj")
 COLUMNS = ("gate_proj", "up_proj", "down_proj")
 
 
-def test_the_families_that_are_shared() -> None:
-    assert set(SHARED_FAMILIES) == lean_layers.FAMILIES
-
-
 @pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
     """Weights, slots and cache of every rank that an engine lays out, in bytes of float32."""
     config = FAMILIES[name]
     shape = read_shape(told_by(config))
     for rank, own in enumerate(share_out(shape, count)):
         base = Base(make_model(config), None, frozenset(), "", 256, 96, torch.float32, CPU)  # type: ignore[arg-type]
-        member = lay_member(TOLD, base, rank, count)
+        member = lay_member(TOLD, base, rank, count, CPU)
         head = member.share.vocabulary.size * shape.hidden  # cut by the pass, out of a head that all ranks read
         layers = sum(each.numel() for path, each in base.model.named_parameters() if path != "lm_head.weight")
         assert own.parameters == layers + head
@@ -57,17 +50,17 @@ def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
         assert pages * 4 * 16 * own.cache_elements == member.cache.bytes
 
 
-def shape_of(of: Dimensions, hidden: int) -> BaseShape:
+def shape_of(of: Dimensions, inner: int) -> BaseShape:
     return read_shape(
         {
             "model_type": "llama",
-            "hidden_size": hidden,
+            "hidden_size": 32,
             "num_hidden_layers": 1,
             "vocab_size": of.vocabulary,
             "num_attention_heads": of.heads,
             "num_key_value_heads": of.kv_heads,
-            "head_dim": of.head_dim,
-            "intermediate_size": of.inner,
+            "head_dim": 16,
+            "intermediate_size": inner,
         }
     )
 
@@ -80,8 +73,8 @@ def test_shares_are_the_engines(
     kv_heads: int, group: int, inner: int, vocabulary: int, count: int, ranks: list[int]
 ) -> None:
     """Every linear of every rank, and an adapter's run in its slot; what one refuses the other does."""
-    of = Dimensions(kv_heads * group, kv_heads, 16, 2 * inner, vocabulary)
-    shape = shape_of(of, 32)
+    of = Dimensions(kv_heads * group, kv_heads, vocabulary)
+    shape = shape_of(of, 2 * inner)
     try:
         shares = engine_share_out(of, count)
     except UnsupportedBase:
@@ -93,7 +86,7 @@ def test_shares_are_the_engines(
     for share, own in zip(shares, share_out(shape, count), strict=True):
         cuts = cuts_of(modules, share)
         for linear in own.linears:
-            inputs, outputs = cuts[linear.name]
+            inputs, outputs, _ = cuts[linear.name]
             assert linear.wide == (inputs.size if inputs else modules[linear.name].in_features)
             assert linear.high == (outputs.size if outputs else modules[linear.name].out_features)
         assert own.adapter_elements(3, "all") == cut_layout(layout, cuts).elements

@@ -90,8 +90,9 @@ def _load(begin: Begin) -> Member:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(begin.threads)
     told = begin.settings
-    base = load_base(Path(begin.base), choose_dtype(told.dtype), choose_device(told.device, begin.rank))
-    return lay_member(told, base, begin.rank, begin.count)
+    device = choose_device(told.device, begin.rank)
+    base = load_base(Path(begin.base), choose_dtype(told.dtype), torch.device("cpu"))
+    return lay_member(told, base, begin.rank, begin.count, device)
 
 
 @torch.inference_mode()

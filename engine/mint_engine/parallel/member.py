@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+import torch
+from torch import nn
+
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache, count_pages
@@ -26,12 +29,19 @@ class Member:
     cache: Cache
 
 
-def lay_member(told: EngineSettings, base: Base, rank: int, count: int, others: Others | None = None) -> Member:
-    """Cut a base that is whole yet, and lay out slots and cache for the rank's share. Raises a MintError."""
+def lay_member(
+    told: EngineSettings, base: Base, rank: int, count: int, device: torch.device, others: Others | None = None
+) -> Member:
+    """Cut a base that is whole yet, and lay out its share, slots and cache on the rank's device. Raises a MintError.
+
+    A whole base may be in host memory alone, and too large for any one device.
+    """
     share = share_of(base, rank, count)
     modules = find_modules(base.model, told.target_modules)
     cuts = cuts_of(modules, share)
     shard(base, share)
+    nn.Module.to(base.model, device)
+    base = replace(base, device=device)
     slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts, others)
     # As many pages as without ranks, so that all of them agree.
     shape = cache_shape(base.config)

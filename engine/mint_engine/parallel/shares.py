@@ -90,7 +90,8 @@ class Share:
         if by is _By.INNER:
             if size < LEAST_UNIT * self.count:
                 raise _too_many(self.count, f"{size} inner columns in {path}")
-            return split(size, self.count, INNER_UNIT)[self.rank]
+            unit = INNER_UNIT if size >= INNER_UNIT * self.count else LEAST_UNIT
+            return split(size, self.count, unit)[self.rank]
         own, every = (self.heads, self.whole.heads) if by is _By.HEADS else (self.kv_heads, self.whole.kv_heads)
         if size % every:
             raise not_shared(path)

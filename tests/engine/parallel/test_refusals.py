@@ -33,7 +33,7 @@ def test_bases(config: PreTrainedConfig, ranks: int, why: str) -> None:
     model = make_model(config)
     base = Base(model, None, frozenset(), "", 256, 96, torch.float32, CPU)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedBase, match=f"tensorParallelSize: {why}"):
-        lay_member(settings_for(Path("none")), base, 0, ranks)
+        lay_member(settings_for(Path("none")), base, 0, ranks, CPU)
 
 
 def test_training(tmp_path: Path) -> None:
