@@ -63,6 +63,7 @@ class EngineSpec(_Camel, frozen=True):
     context_length: int = 2048
     kv_cache_memory: str | int = "1Gi"
     tensor_parallel_size: int = 1
+    nodes: int = 1
     resources: Resources = Resources()
     node_selector: dict[str, str] = {}
     tolerations: list[dict[str, Any]] = []

@@ -41,6 +41,7 @@ ACCEPTED = [
     engine(replicas={"min": 1, "max": 1000}),
     engine(device="cuda", dtype="float16"),
     engine(tensorParallelSize=2),
+    engine(tensorParallelSize=2, nodes=1),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": "8"}}),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"memory": "64Gi"}}),
     engine(contextLength=16),
@@ -104,6 +105,11 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
         engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": 4}}),
         "each rank of an engine computes on a GPU of its own",
     ),
+    (
+        engine(tensorParallelSize=16, nodes=2),
+        "engines over several nodes are foreseen and not yet served; set nodes to 1",
+    ),
+    (engine(tensorParallelSize=3, nodes=2), "each node of an engine has as many ranks"),
     (engine(tensorParallelSize=2) | training(uri="pvc://training"), "engines of several ranks do not train"),
 ]
 
@@ -119,6 +125,8 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (engine(dtype="int8"), 'supported values: "bfloat16", "float16", "float32"'),
     (engine(tensorParallelSize=0), "spec.engine.tensorParallelSize"),
     (engine(tensorParallelSize=65), "spec.engine.tensorParallelSize"),
+    (engine(nodes=0), "spec.engine.nodes"),
+    (engine(nodes=65), "spec.engine.nodes"),
     (engine(contextLength=15), "spec.engine.contextLength"),
     (engine(contextLength=1048577), "spec.engine.contextLength"),
     ({"training": {}}, "spec.training.store: Required value"),

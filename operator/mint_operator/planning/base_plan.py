@@ -218,6 +218,10 @@ def _unusable(base: ObservedBase) -> Failure | None:
     """Why no engine can be made from the spec."""
     if base.defect:
         return Failure(reason="InvalidRequest", message=base.defect, terminal=True)
+    nodes = base.spec.engine.nodes
+    if nodes > 1:  # the CRD says so too; one of another version may not
+        said = f"spec.engine.nodes: is {nodes}, and engines over several nodes are not yet served; set it to 1"
+        return Failure(reason="UnsupportedBase", message=said, terminal=True)
     try:
         claims(base)
     except MintError as error:

@@ -12,6 +12,7 @@ import msgspec
 
 from mint_contracts import settings
 from mint_contracts.resources import GROUP, VERSION
+from mint_operator.planning.groups import leader_worker_set, worker_pod
 from mint_operator.planning.podspec import pod_spec
 from mint_operator.planning.snapshot import ObservedBase, Release
 
@@ -20,6 +21,7 @@ Body = dict[str, Any]
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "mint"
 BASE_LABEL = "mint.dev/base-model"
+WORKER = "mint-engine-worker"
 APPLIED = "mint.dev/applied"
 SETTINGS_DIGEST = "mint.dev/settings"
 REDIS_SECRET = "mint-engine-redis"  # noqa: S105 - an object's name
@@ -55,7 +57,7 @@ def render(
         service(base),
         *guard,  # before the engines that it guards
         disruption_budget(base),
-        statefulset(base, release, claims, engines, partition),
+        _workload(base, release, claims, engines, partition),
     )
     return tuple(_manifest(body, (base,)) for body in bodies)
 
@@ -84,6 +86,11 @@ def redis_secret(bases: Sequence[ObservedBase], release: Release) -> Manifest:
 def selector(base_name: str) -> dict[str, str]:
     """The labels that select the engines of a base."""
     return {"app.kubernetes.io/name": "mint-engine", BASE_LABEL: base_name}
+
+
+def members(base: ObservedBase) -> dict[str, str]:
+    """The labels that select every pod of a base, workers of engines over several nodes among them."""
+    return {BASE_LABEL: base.meta.name} if base.spec.engine.nodes > 1 else selector(base.meta.name)
 
 
 def selector_text(base_name: str) -> str:
@@ -129,19 +136,21 @@ def service(base: ObservedBase) -> Body:
 
 
 def network_policy(base: ObservedBase, release: Release) -> Body:
-    """Only the release's gateways may ask the engines; anybody may read their metrics."""
+    """Only the release's gateways may ask the engines; anybody may read their metrics.
+
+    The pods of engines over several nodes may reach each other on any port: ranks agree on them as they meet.
+    """
     gateways = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": release.gateway_namespace}},
         "podSelector": {"matchLabels": dict(release.gateway_labels)},
     }
-    spec = {
-        "podSelector": {"matchLabels": selector(base.meta.name)},
-        "policyTypes": ["Ingress"],
-        "ingress": [
-            {"from": [gateways], "ports": [{"port": settings.ENGINE_PORT, "protocol": "TCP"}]},
-            {"ports": [{"port": settings.METRICS_PORT, "protocol": "TCP"}]},
-        ],
-    }
+    ingress: list[Body] = [
+        {"from": [gateways], "ports": [{"port": settings.ENGINE_PORT, "protocol": "TCP"}]},
+        {"ports": [{"port": settings.METRICS_PORT, "protocol": "TCP"}]},
+    ]
+    if base.spec.engine.nodes > 1:
+        ingress.append({"from": [{"podSelector": {"matchLabels": members(base)}}]})
+    spec = {"podSelector": {"matchLabels": members(base)}, "policyTypes": ["Ingress"], "ingress": ingress}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -151,31 +160,39 @@ def network_policy(base: ObservedBase, release: Release) -> Body:
 
 
 def disruption_budget(base: ObservedBase) -> Body:
-    """Voluntary disruptions take one engine at a time."""
+    """Voluntary disruptions take one engine at a time.
+
+    Of one over several nodes they take a pod, with which its whole group goes and comes back: until all of its pods
+    are ready again no pod of another group may be taken.
+    """
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(base, base.meta.name),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(base.meta.name)}},
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": members(base)}},
     }
 
 
 def settings_digest(base: ObservedBase, release: Release, claims: Sequence[str]) -> str:
-    """What an engine's pod is made from; a pod with another digest must start anew."""
-    name = base.meta.name
-    return _digest(pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name)))
+    """What an engine's pods are made from; a pod with another digest must start anew."""
+    pod = _pod(base, release, claims)
+    return _digest(pod if base.spec.engine.nodes == 1 else {"nodes": base.spec.engine.nodes, "pod": pod})
 
 
-def statefulset(
-    base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int = 0
-) -> Body:
+def _workload(base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int) -> Body:
     """The engines: stable names, all started at once, rolled when what they must restart for changes."""
-    name = base.meta.name
-    pod = pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name))
-    annotations = {SETTINGS_DIGEST: _digest(pod)}
-    rolling = {"rollingUpdate": {"partition": partition}} if partition else {}
+    name, nodes = base.meta.name, base.spec.engine.nodes
+    annotations = {SETTINGS_DIGEST: settings_digest(base, release, claims)}
     if release.redis_digest:
         annotations["mint.dev/redis"] = release.redis_digest
+    pod = _pod(base, release, claims)
+    template = {"metadata": {"labels": _labels(name), "annotations": annotations}, "spec": pod}
+    if nodes > 1:
+        labels = _labels(name) | {"app.kubernetes.io/name": WORKER, "app.kubernetes.io/component": "worker"}
+        spread = {key: labels[key] for key in selector(name)}
+        worker = {"metadata": {"labels": labels, "annotations": annotations}, "spec": worker_pod(pod, spread)}
+        return leader_worker_set(_metadata(base, name), template, worker, nodes, engines, partition)
+    rolling = {"rollingUpdate": {"partition": partition}} if partition else {}
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -186,9 +203,14 @@ def statefulset(
             "podManagementPolicy": "Parallel",
             "updateStrategy": {"type": "RollingUpdate"} | rolling,
             "selector": {"matchLabels": selector(name)},
-            "template": {"metadata": {"labels": _labels(name), "annotations": annotations}, "spec": pod},
+            "template": template,
         },
     }
+
+
+def _pod(base: ObservedBase, release: Release, claims: Sequence[str]) -> Body:
+    name = base.meta.name
+    return pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name))
 
 
 def _labels(base_name: str) -> dict[str, str]:

@@ -135,7 +135,7 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
 def _resources(spec: BaseModelSpec) -> Body:
     requests, limits = dict(spec.engine.resources.requests), dict(spec.engine.resources.limits)
     if spec.engine.device == "cuda":
-        limits.setdefault(GPU, spec.engine.tensor_parallel_size)  # a rank computes on one
+        limits.setdefault(GPU, spec.engine.tensor_parallel_size // spec.engine.nodes)  # a rank computes on one
         requests.setdefault(GPU, limits[GPU])
     return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}
 

@@ -1,0 +1,192 @@
+"""Engines over several nodes: the objects that they would become, as APIs take them; and that none is made yet."""
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mint_contracts.resources import EngineSpec, Resources
+from mint_operator.observing import decode
+from mint_operator.planning.engines import engine_name, expected
+from mint_operator.planning.groups import API_VERSION
+from mint_operator.planning.manifests import SETTINGS_DIGEST, Manifest, render, settings_digest
+from mint_operator.planning.plan import plan
+from mint_operator.planning.snapshot import EnginePod, ObservedBase, Release, Snapshot
+from tests.apiserver import POLL_S, ApiServer, KubectlError
+from tests.operator.worlds import NOW, RELEASE, base
+
+Body = dict[str, Any]
+
+API = Path(__file__).with_name("leader_worker_set.yaml")
+GUARDED = msgspec.structs.replace(RELEASE, gateway_namespace="mint", gateway_labels={"a": "gateway"})
+CLAIMS = ("models", "samples")
+
+
+def spread_over(nodes: int, **fields: Any) -> ObservedBase:
+    """A base whose engines are on so many nodes."""
+    found = base()
+    engine = EngineSpec(nodes=nodes, **{"tensor_parallel_size": 2 * nodes} | fields)
+    return msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, engine=engine))
+
+
+def rendered(of: ObservedBase, engines: int = 2, partition: int = 0, release: Release = GUARDED) -> dict[str, Body]:
+    return {each.kind: each.body for each in manifests(of, engines, partition, release)}
+
+
+def manifests(
+    of: ObservedBase, engines: int = 2, partition: int = 0, release: Release = GUARDED
+) -> tuple[Manifest, ...]:
+    return render(of, release, CLAIMS, engines, partition)
+
+
+def templates(of: ObservedBase) -> tuple[Body, Body]:
+    told = rendered(of)["LeaderWorkerSet"]["spec"]["leaderWorkerTemplate"]
+    return told["leaderTemplate"], told["workerTemplate"]
+
+
+def selects(selector: Body, template: Body) -> bool:
+    return bool(selector["matchLabels"].items() <= template["metadata"]["labels"].items())
+
+
+def test_several_nodes_are_a_group_and_one_is_a_pod_as_before() -> None:
+    one, three = rendered(spread_over(1)), rendered(spread_over(3), engines=2, partition=1)
+    assert ("StatefulSet" in one, "LeaderWorkerSet" in one) == (True, False)
+    assert ("StatefulSet" in three, "LeaderWorkerSet" in three) == (False, True)
+    spec = three["LeaderWorkerSet"]["spec"]
+    assert spec["replicas"] == 2  # of whole groups
+    assert spec["leaderWorkerTemplate"]["size"] == 3
+    assert spec["rolloutStrategy"]["rollingUpdateConfiguration"] == {
+        "partition": 1,
+        "maxUnavailable": 1,
+        "maxSurge": 0,
+    }
+    [owner] = three["LeaderWorkerSet"]["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["controller"]) == ("BaseModel", True)
+
+
+def test_a_leader_is_the_pod_that_an_engine_of_one_node_is() -> None:
+    leader, _ = templates(spread_over(2))
+    alone = rendered(spread_over(1, tensor_parallel_size=4))["StatefulSet"]["spec"]["template"]
+    assert leader["spec"] == alone["spec"]
+    assert leader["metadata"]["labels"] == alone["metadata"]["labels"]
+
+
+def test_only_leaders_are_asked() -> None:
+    leader, worker = templates(spread_over(2))
+    found = rendered(spread_over(2))
+    selector = {"matchLabels": found["Service"]["spec"]["selector"]}
+    assert (selects(selector, leader), selects(selector, worker)) == (True, False)
+    [container] = worker["spec"]["containers"]
+    assert not {"ports", "startupProbe", "livenessProbe", "readinessProbe"} & container.keys()
+    # All else of a worker is as its leader has it: settings, volumes, limits, security.
+    [leading] = leader["spec"]["containers"]
+    assert container == {key: leading[key] for key in container}
+    (spread,) = worker["spec"]["topologySpreadConstraints"]
+    assert selects(spread["labelSelector"], worker)
+    assert not selects(spread["labelSelector"], leader)
+
+
+def test_the_budget_and_the_guard_hold_for_all_of_a_group() -> None:
+    found = rendered(spread_over(2))
+    for template in templates(spread_over(2)):
+        assert selects(found["PodDisruptionBudget"]["spec"]["selector"], template)
+        assert selects(found["NetworkPolicy"]["spec"]["podSelector"], template)
+        *_, peers = found["NetworkPolicy"]["spec"]["ingress"]
+        assert selects(peers["from"][0]["podSelector"], template)
+        assert "ports" not in peers
+    assert found["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    assert len(rendered(spread_over(1))["NetworkPolicy"]["spec"]["ingress"]) == 2  # nobody else may come in
+
+
+def test_each_node_gives_the_devices_of_its_own_ranks() -> None:
+    of = spread_over(3, device="cuda", tensor_parallel_size=24, resources=Resources(limits={"memory": "1Ti"}))
+    for template in templates(of):
+        [container] = template["spec"]["containers"]
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": 8, "memory": "1Ti"}
+
+
+def test_all_pods_of_a_group_start_anew_when_what_they_are_made_from_changes() -> None:
+    two, four = spread_over(2, tensor_parallel_size=4), spread_over(4, tensor_parallel_size=4)
+    for of in (two, four):
+        for template in templates(of):
+            assert template["metadata"]["annotations"][SETTINGS_DIGEST] == settings_digest(of, GUARDED, CLAIMS)
+    assert settings_digest(two, GUARDED, CLAIMS) != settings_digest(four, GUARDED, CLAIMS)
+
+
+def test_workers_are_no_engines() -> None:
+    """Pods as the API names them, seen by who looks for engines: leaders by their ordinals, workers not at all."""
+    pods = [EnginePod(name=name, ip="10.0.0.1", ready=True) for name in ("smol-0", "smol-0-1", "smol-1", "smol-1-1")]
+    found = expected("smol", 2, pods, None)
+    assert [engine.pod.name for engine in found] == [engine_name("smol", 0), engine_name("smol", 1)]
+
+
+def statefulset(name: str, template: Body, labels: dict[str, str]) -> str:
+    """What the API's controller makes of a template, by what it adds for itself (v0.9.0)."""
+    own = copy.deepcopy(template)
+    own["metadata"]["labels"] |= labels
+    return json.dumps(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "StatefulSet",
+            "metadata": {"name": name},
+            "spec": {"serviceName": "smol", "selector": {"matchLabels": labels}, "template": own},
+        }
+    )
+
+
+def await_served(api_server: ApiServer) -> None:
+    """Until the API is there: `kubectl wait` fails on a definition whose status nobody has written yet."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            api_server.kubectl("get", "--raw", f"/apis/{API_VERSION}/leaderworkersets")
+        except KubectlError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        else:
+            return
+
+
+def test_real_api_servers_take_them(api_server: ApiServer) -> None:
+    """With every field known and right; and one that is not is noticed."""
+    namespace = api_server.namespace("groups")
+    api_server.kubectl("apply", "--server-side", "-f", str(API))
+    await_served(api_server)
+
+    def take(body: str) -> str:
+        return api_server.kubectl(
+            "apply", "-n", namespace, "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=body
+        )
+
+    for manifest in manifests(spread_over(2, device="cuda")):
+        body = manifest.body | {"metadata": manifest.body["metadata"] | {"namespace": namespace}}
+        assert "serverside-applied" in take(json.dumps(body))
+    leader, worker = templates(spread_over(2))
+    name = "leaderworkerset.sigs.k8s.io/name"
+    assert take(statefulset("smol", leader, {name: "smol", "leaderworkerset.sigs.k8s.io/worker-index": "0"}))
+    assert take(statefulset("smol-0", worker, {name: "smol", "leaderworkerset.sigs.k8s.io/group-index": "0"}))
+    wrong = rendered(spread_over(2))["LeaderWorkerSet"]
+    wrong["metadata"]["namespace"] = namespace
+    wrong["spec"]["leaderWorkerTemplate"]["sizes"] = 2
+    with pytest.raises(KubectlError, match="sizes"):
+        take(json.dumps(wrong))
+
+
+def test_none_is_made_yet_and_the_base_says_why() -> None:
+    """Of a BaseModel that came past the CRD's own rule, as of one that another version has admitted."""
+    raw = {
+        "metadata": {"namespace": "team", "name": "smol", "uid": "u"},
+        "spec": {"source": {"uri": "pvc://models/smol"}, "engine": {"tensorParallelSize": 4, "nodes": 2}},
+    }
+    of = decode.base_model(json.dumps(raw).encode())
+    found = plan(Snapshot(now=NOW, release=RELEASE, bases={"team/smol": of}))
+    assert found.manifests == ()
+    (ready,) = [each for each in found.base_statuses["team/smol"].conditions if each.type == "Ready"]
+    assert (ready.status, ready.reason) == ("False", "UnsupportedBase")
+    assert "spec.engine.nodes: is 2" in ready.message
+    assert "set it to 1" in ready.message
