@@ -2,7 +2,7 @@
 
 Those that are ready when one begins share one forward and backward; which they are changes nobody's numbers. While no
 tenant is served, updates go first: the rollouts that wait meanwhile then decode in fuller batches. While tenants are
-served, one bounded piece is computed after every so many steps, so that few of their tokens ever wait for one.
+served, updates take a bounded share of the time, in pieces that are short beside a step (see `allowance`).
 """
 
 import threading
@@ -16,13 +16,13 @@ import structlog
 from mint_contracts.errors import Draining, Internal, MintError
 from mint_contracts.training import Optimizer
 from mint_engine.policies import training_metrics as metrics
+from mint_engine.policies.allowance import Allowance
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome, Work
 
 ALONE_S = 0.2  # of updates in one go where only rollouts wait for them
-SHARED_EVERY = 25  # steps of tenants between two pieces: fewer than one token in twenty waits for one
 FULL_ROWS = 1024  # so many tokens fill the matrix products: waiting for more policies would gain nothing
 
 _log = structlog.get_logger(__name__)
@@ -68,7 +68,7 @@ class Updates:
         self._work: Work | None = None
         self._jobs: list[Job] = []  # of `_work`
         self._closed = False
-        self._since = 0  # steps of tenants since the last piece
+        self._allowance = Allowance()
 
     @property
     def busy(self) -> bool:
@@ -91,19 +91,25 @@ class Updates:
                 return
         work()
 
-    def advance(self, requests: int) -> None:
+    def advance(self, requests: int, step_s: float) -> None:
         """See `Background`."""
         while self._calls:
             self._calls.popleft()()
-        if requests > self.rollouts():
-            self._since += 1
-            if self._since >= SHARED_EVERY:
-                self._since = 0
-                self._piece()
+        rollouts = self.rollouts()
+        if requests > rollouts:
+            self._beside(requests - rollouts, rollouts, step_s)
             return
         until = self._clock() + ALONE_S
         while self._piece() and self._clock() < until:
             pass
+
+    def _beside(self, tenants: int, rollouts: int, step_s: float) -> None:
+        self._allowance.grant(step_s, tenants, rollouts)
+        began = self._clock()
+        while self._allowance.open and self._piece():
+            ended = self._clock()
+            self._allowance.spend(ended - began)
+            began = ended
 
     def close(self) -> None:
         """The step thread has ended: nothing is learnt any more, and what waits for it is told so."""

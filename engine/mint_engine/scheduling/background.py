@@ -11,8 +11,11 @@ class Background(Protocol):
         """Whether there is something to do."""
         ...
 
-    def advance(self, requests: int) -> None:
-        """Do one bounded piece, or none where `requests` that have not ended should go first. Never raises."""
+    def advance(self, requests: int, step_s: float) -> None:
+        """Do something bounded, or nothing where `requests` that have not ended should go first. Never raises.
+
+        Their last step took `step_s` seconds; 0 where there was none.
+        """
         ...
 
 
@@ -21,5 +24,5 @@ class NoBackground:
 
     busy = False
 
-    def advance(self, requests: int) -> None:
+    def advance(self, requests: int, step_s: float) -> None:
         """Nothing."""

@@ -169,19 +169,24 @@ class Stepper:
                 self._deliver(self._generation.fail(left, Draining("engine", "ended before the request did")))
                 self._check_books()
                 return
-            self._step()
+            step_s = self._step()
             if self._background.busy:
-                self._background.advance(len(self._scheduler.live))
+                self._background.advance(len(self._scheduler.live), step_s)
 
     @property
     def _busy(self) -> bool:
         return self._generation.busy or self._background.busy
 
-    def _step(self) -> None:
-        if self._generation.busy:
-            with metrics.STEP.time():
-                outcomes = self._generation.step()
-            self._deliver(outcomes)
+    def _step(self) -> float:
+        """Seconds that a step took; 0 where there was nothing to do."""
+        if not self._generation.busy:
+            return 0.0
+        began = time.perf_counter()
+        outcomes = self._generation.step()
+        seconds = time.perf_counter() - began
+        metrics.STEP.observe(seconds)
+        self._deliver(outcomes)
+        return seconds
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
         if not outcomes:

@@ -41,8 +41,8 @@ def score(
 ) -> Generator[None, None, torch.Tensor | None]:
     """The gradient with respect to hidden [T, H] of the loss that `grade` makes of n tokens' log-probabilities.
 
-    Token i is targets[i], predicted by row rows[i]; a row may predict several. rows, targets [n] int64. Pauses after
-    every chunk.
+    Token i is targets[i], predicted by row rows[i]; a row may predict several. rows, targets [n] int64. Pauses
+    between a chunk's two directions and after them.
     """
     gradient = None
     wanted, index = torch.unique(rows, return_inverse=True)
@@ -50,7 +50,7 @@ def score(
     for number, chunk in enumerate(wanted.split(HEAD_ROWS)):
         at = order[index[order] // HEAD_ROWS == number]
         tokens = _Tokens(at, index[at] % HEAD_ROWS, targets[at])
-        back = _chunk(head, hidden[chunk], tokens, grade)
+        back = yield from _chunk(head, hidden[chunk], tokens, grade)
         if back is not None:
             gradient = torch.zeros_like(hidden) if gradient is None else gradient
             gradient[chunk] = back
@@ -58,12 +58,15 @@ def score(
     return gradient
 
 
-def _chunk(head: Head, hidden: torch.Tensor, tokens: _Tokens, grade: Grade) -> torch.Tensor | None:
+def _chunk(
+    head: Head, hidden: torch.Tensor, tokens: _Tokens, grade: Grade
+) -> Generator[None, None, torch.Tensor | None]:
     """hidden [n, H] -> its gradient [n, H]."""
     count = hidden.shape[0]
     with torch.enable_grad():
         hidden = functional.pad(hidden, (0, 0, 0, -count % ROW_MULTIPLE)).requires_grad_()
         logits = head.logits(hidden)
+    yield
     back = (
         _back_plainly(logits.detach(), tokens, grade)
         if head.kernels is None

@@ -5,7 +5,7 @@ are not. Frozen weights need no gradients, so each layer is twice its forward. L
 query and K key/value heads, D head size, I the network's inner size. Tests hold it against the generic pass.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,15 +49,14 @@ class LeanPass:
         self.name = f"lean ({kernels.variant})"
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
-        """As `GenericPass.run`, a layer at a time."""
+        """As `GenericPass.run`; pauses after every large product: between two of them a tenant's step may go."""
         llama, trees = self._llama, lay_trees(batch.trees)
         hidden = functional.embedding(batch.tokens, llama.embedding)
         kept = []
         for layer in llama.layers:
-            hidden, found = self._forward(layer, hidden, batch, trees)
+            hidden, found = yield from self._forward(layer, hidden, batch, trees)
             if batch.segments:
                 kept.append(found)
-            yield
         gradient = yield from score(self._norm(hidden, llama.norm))
         if gradient is None:
             return
@@ -65,12 +64,14 @@ class LeanPass:
         self._training.norm_back(back, gradient, hidden, llama.norm, llama.epsilon)
         while kept:
             layer, found = llama.layers[len(kept) - 1], kept.pop()
-            self._backward(layer, found, back, batch, trees, lowest=not kept)
-            yield
+            yield from self._backward(layer, found, back, batch, trees, lowest=not kept)
 
-    def _forward(self, layer: Layer, before: torch.Tensor, batch: Batch, trees: Trees) -> tuple[torch.Tensor, _Kept]:
+    def _forward(
+        self, layer: Layer, before: torch.Tensor, batch: Batch, trees: Trees
+    ) -> Generator[None, None, tuple[torch.Tensor, _Kept]]:
         llama, training = self._llama, self._training
         qkv, qkv_middles = self._product(layer.qkv, self._norm(before, layer.attention_norm), batch)
+        yield
         raw = qkv.clone() if layer.head_norms else None
         if layer.head_norms:
             training.head_norm(qkv, llama.heads, *layer.head_norms, llama.epsilon)
@@ -78,23 +79,29 @@ class LeanPass:
         attended, sums = training.attend(qkv, trees, llama.heads)
         output, output_middles = self._product(layer.output, attended, batch)
         between = output.add_(before)
+        yield
         gate_up, gate_up_middles = self._product(layer.gate_up, self._norm(between, layer.mlp_norm), batch)
+        yield
         down, down_middles = self._product(layer.down, self._kernels.silu_mul(gate_up), batch)
+        yield
         middles = (qkv_middles, output_middles, gate_up_middles, down_middles)
         return down.add_(between), _Kept(before, raw, qkv, attended, sums, between, gate_up, middles)
 
     def _backward(
         self, layer: Layer, kept: _Kept, back: torch.Tensor, batch: Batch, trees: Trees, *, lowest: bool
-    ) -> None:
+    ) -> Iterator[None]:
         """`back` [T, H], the gradient of what the layer gave, becomes that of what it took, but for the lowest."""
         llama, training = self._llama, self._training
         qkv_middles, output_middles, gate_up_middles, down_middles = kept.middles
         inner = self._product_back(layer.down, back, self._kernels.silu_mul(kept.gate_up), down_middles, batch)
+        yield
         wide = training.silu_mul_back(kept.gate_up, inner)
         x = self._norm(kept.between, layer.mlp_norm)
         narrow = self._product_back(layer.gate_up, wide, x, gate_up_middles, batch)
+        yield
         training.norm_back(back, narrow, kept.between, layer.mlp_norm, llama.epsilon)
         attended = self._product_back(layer.output, back, kept.attended, output_middles, batch)
+        yield
         qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, attended, trees, llama.heads)
         training.turn(qkv, llama.heads, batch.positions, llama.cos, llama.sin, back=True)
         if layer.head_norms and kept.raw is not None:
@@ -103,6 +110,7 @@ class LeanPass:
         narrow = self._product_back(layer.qkv, qkv, x, qkv_middles, batch)
         if not lowest:
             training.norm_back(back, narrow, kept.before, layer.attention_norm, llama.epsilon)
+        yield
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self._kernels.add_norm(hidden, None, weight, self._llama.epsilon)

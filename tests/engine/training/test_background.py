@@ -27,15 +27,17 @@ class Countdown:
 
     left: int = 0
     beside: list[int] = field(default_factory=list)
+    timed: list[bool] = field(default_factory=list)  # whether a step had gone before
     threads: set[str] = field(default_factory=set)
 
     @property
     def busy(self) -> bool:
         return self.left > 0
 
-    def advance(self, requests: int) -> None:
+    def advance(self, requests: int, step_s: float) -> None:
         self.left -= 1
         self.beside.append(requests)
+        self.timed.append(step_s > 0)
         self.threads.add(threading.current_thread().name)
 
 
@@ -53,6 +55,7 @@ async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(ba
         stepper.wake()
         await until(lambda: not work.busy)
         assert work.beside == [0, 0, 0]
+        assert work.timed == [False] * 3
 
         work.left, ended = 1000, asyncio.Event()
 
@@ -64,6 +67,7 @@ async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(ba
         await ended.wait()
         # One piece follows each of the seven steps that did not end the request; the eighth's finds it gone.
         assert work.beside.count(1) == 7
+        assert [timed for timed, beside in zip(work.timed, work.beside, strict=True) if beside] == [True] * 7
         assert stepper.stalled_s() < 20
         await until(lambda: not work.busy)
     finally:

@@ -1,0 +1,65 @@
+"""Updates take a bounded share of the time beside tenants, and never stand still."""
+
+import itertools
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mint_contracts.training import Optimizer
+from mint_engine.policies.allowance import LEAST, SHARE, Allowance
+from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.policy import PolicySettings
+from tests.engine.training.scene import DAPO, groups, trainer_of
+
+_SECONDS = st.floats(1e-3, 1.0)
+_STEPS = st.lists(st.tuples(_SECONDS, st.integers(1, 64), st.integers(0, 64), _SECONDS), min_size=1, max_size=60)
+
+
+@given(_STEPS)
+def test_all_steps_together_a_share_and_one_piece_at_most_are_spent(
+    steps: list[tuple[float, int, int, float]],
+) -> None:
+    allowance, spent, earned, longest = Allowance(), 0.0, 0.0, 0.0
+    for step_s, tenants, rollouts, piece_s in steps:
+        allowance.grant(step_s, tenants, rollouts)
+        earned += step_s * max(LEAST, SHARE * tenants / (tenants + rollouts))
+        while allowance.open:
+            allowance.spend(piece_s)
+            spent += piece_s
+            longest = max(longest, piece_s)
+    assert spent <= earned + longest + 1e-9
+
+
+@given(_SECONDS, st.integers(1, 64), st.integers(0, 64), _SECONDS)
+def test_the_longest_piece_is_paid_back_in_the_end(
+    step_s: float, tenants: int, rollouts: int, piece_s: float
+) -> None:
+    allowance = Allowance()
+    allowance.grant(step_s, tenants, rollouts)
+    assert allowance.open
+    allowance.spend(piece_s)
+    for _ in range(math.ceil(piece_s / (LEAST * step_s)) + 1):
+        allowance.grant(step_s, tenants, rollouts)
+    assert allowance.open
+
+
+def test_pieces_that_are_short_beside_a_step_follow_every_one_of_them() -> None:
+    ticks = itertools.count()
+    trainer = trainer_of()
+    updates = Updates(trainer, clock=lambda: next(ticks) * 0.003)  # so long does every piece take
+    trainer.create("a", PolicySettings(4, 8.0, (), 0))
+    learnt: list[object] = []
+    batch = PolicyBatch("a", tuple(groups(1)), DAPO, completion_tokens=16)
+    updates.put(Job(batch, Optimizer(), lambda _: None, learnt.append))
+
+    pieces = []
+    while not learnt:
+        before = next(ticks)
+        updates.advance(16, 0.01)
+        pieces.append(next(ticks) - before - 2)  # the clock was read once at first, and once after each
+
+    assert isinstance(learnt[0], Learnt)
+    assert set(pieces[:-1]) == {1, 2}, "3.5 ms a step are one piece and a sixth of another"
+    assert sum(pieces) > 15
