@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 import torch
+from prometheus_client import REGISTRY
 
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
@@ -145,16 +146,17 @@ class Engine:
         memcpy = time.perf_counter() - started
         return {"handoff": max(0.0, first - begun[0] - later), "memcpy": memcpy}
 
-    async def tenants(self, *, train: int, tokens: int) -> Answer:
+    async def tenants(self, *, train: int, tokens: int, seconds: float) -> Answer:
         """Gaps between tokens of tenants' requests to the bare base, while so many policies train over and over."""
+        until, before = time.monotonic() + seconds, _updating_s()
         training = [asyncio.create_task(self._over_and_over(each)) for each in self._lessons[:train]]
         try:
-            gaps = await asyncio.gather(*[self._stream(number, tokens) for number in range(TENANTS)])
+            gaps = await asyncio.gather(*[self._streams(number, tokens, until) for number in range(TENANTS)])
         finally:
             for task in training:
                 task.cancel()
             await asyncio.gather(*training, return_exceptions=True)
-        return {"gaps": [gap for each in gaps for gap in each]}
+        return {"gaps": [gap for each in gaps for gap in each], "updating": _updating_s() - before}
 
     async def _begin(self, number: int, tokens: int, prompts: int) -> Lessons:
         name = f"bench/p{number}"
@@ -185,6 +187,12 @@ class Engine:
         while True:
             await self._take(lessons)
 
+    async def _streams(self, number: int, tokens: int, until: float) -> list[float]:
+        gaps: list[float] = []
+        while time.monotonic() < until:
+            gaps += await self._stream(number, tokens)
+        return gaps
+
     async def _stream(self, number: int, tokens: int) -> list[float]:
         chance = random.Random(number)
         prompt = tuple(chance.choices(range(100, self._vocabulary), k=32))
@@ -209,6 +217,11 @@ class Engine:
 
         self.stepper.submit(request, sink)
         await ended.wait()
+
+
+def _updating_s() -> float:
+    """Seconds that this process has computed updates for."""
+    return REGISTRY.get_sample_value("mint_train_piece_seconds_sum") or 0.0
 
 
 def peak_rate(device: torch.device) -> float:

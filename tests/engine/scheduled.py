@@ -20,14 +20,20 @@ def scheduler(limits: Limits = LIMITS, pages: int = TOTAL_PAGES) -> Scheduler:
 
 
 def sequence(
-    prompt: int | List[int], new: int = 1, adapter: str = "", *, leader: Sequence | None = None, scored: bool = False
+    prompt: int | List[int],
+    new: int = 1,
+    adapter: str = "",
+    *,
+    leader: Sequence | None = None,
+    scored: bool = False,
+    background: bool = False,
 ) -> Sequence:
     """A request for `new` tokens after a prompt of a length (all its own tokens) or of given tokens."""
     tokens = tuple(range(prompt)) if isinstance(prompt, int) else tuple(prompt)
     slot = sum(map(ord, adapter)) if adapter else NO_SLOT
     sampling = Sampling(max_tokens=new, seed=0, prompt_logprobs=scored)
     revision = f"sha256:{adapter}" if adapter else ""
-    request = Request("", tokens, sampling, adapter=adapter, revision=revision, slot=slot)
+    request = Request("", tokens, sampling, adapter=adapter, revision=revision, slot=slot, background=background)
     made = Sequence(request, lambda event: None, TextStream(WindowDecoder(lambda ids: "", ())), leader)
     extend_keys(made.keys, revision, tokens)
     return made

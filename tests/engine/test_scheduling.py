@@ -27,10 +27,12 @@ class Arrivals(RuleBasedStateMachine):
         adapter=st.sampled_from(["", "a", "b"]),
         count=st.integers(1, 3),
         scored=st.booleans(),
+        background=st.booleans(),
     )
-    def arrive(self, prompt: int, new: int, adapter: str, count: int, scored: bool) -> None:
-        leader = sequence(prompt, new, adapter, scored=scored)
-        for each in (leader, *(sequence(prompt, new, adapter, leader=leader) for _ in range(count - 1))):
+    def arrive(self, prompt: int, new: int, adapter: str, count: int, scored: bool, background: bool) -> None:
+        leader = sequence(prompt, new, adapter, scored=scored, background=background)
+        others = [sequence(prompt, new, adapter, leader=leader, background=background) for _ in range(count - 1)]
+        for each in (leader, *others):
             self.scheduler.add(each)
             self.generated[each] = 0
 
@@ -40,7 +42,8 @@ class Arrivals(RuleBasedStateMachine):
         assert sum(share.length for share in shares) <= LIMITS.step_tokens
         assert all(share.length >= 1 for share in shares)
         assert shares or not self.scheduler.busy, "a step always gets on"
-        decoding = [each for each in self.scheduler.running if each.completion_tokens and each.pending == 1]
+        tenants = [each for each in self.scheduler.running if not each.request.background]
+        decoding = [each for each in tenants if each.completion_tokens and each.pending == 1]
         assert {id(each) for each in decoding} <= {id(share.sequence) for share in shares}, "decoding never waits"
 
     @precondition(lambda self: self.scheduler.live)
@@ -177,6 +180,29 @@ def test_prompts_share_what_decoding_leaves_the_least_served_first() -> None:
     ]
     served[long] = 3
     assert split_budget([long, decoding, short], 20, lambda each: (served[each], 0))[1].sequence is short
+
+
+def test_training_gets_a_share_of_the_rows_beside_tenants_and_all_where_there_are_none() -> None:
+    tenants = [sequence(1, 5) for _ in range(20)]
+    rollouts = [sequence(1, 5, background=True) for _ in range(9)]
+    prompt = sequence(40, 5, background=True)
+    served = {each: number for number, each in enumerate(reversed(rollouts))} | {prompt: -1}
+
+    def split(running: list[Sequence]) -> list[tuple[Sequence, int]]:
+        shares = split_budget(running, 64, lambda each: (served.get(each, 0), 0))
+        return [(share.sequence, share.length) for share in shares]
+
+    expected = [(each, 1) for each in tenants] + [(each, 1) for each in rollouts[:1:-1]]
+    assert split([*rollouts, prompt, *tenants]) == expected, "seven, the least served ones"
+    assert split([*rollouts, *tenants[:1]]) == [(tenants[0], 1), *((each, 1) for each in rollouts[:4:-1])]
+    assert split([prompt, *tenants]) == [*((each, 1) for each in tenants), (prompt, 7)]
+    assert split([*rollouts, prompt]) == [*((each, 1) for each in rollouts), (prompt, 40)]
+
+
+def test_training_stands_still_beside_no_prompt_however_long() -> None:
+    prompt, rollout = sequence(1000, 5), sequence(1, 5, background=True)
+    shares = split_budget([prompt, rollout], 64, lambda each: (0, 0))
+    assert [(share.sequence, share.length) for share in shares] == [(prompt, 63), (rollout, 1)]
 
 
 def test_limits_leave_room_for_prompts() -> None:

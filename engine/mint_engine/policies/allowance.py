@@ -6,7 +6,8 @@ the rest, and the next ones wait until that is paid back: a base of long pieces 
 one of short pieces. What is not used is not saved up: else a pause would follow where none was needed.
 """
 
-SHARE = 0.35  # of tenants' part of a step: with a step itself a token takes 1.35 times as long at most
+from mint_engine.scheduling.background import SHARE
+
 LEAST = 0.01  # of a step, where rollouts have taken the share already: updates never stand still
 
 
@@ -17,8 +18,8 @@ class Allowance:
         self._left = 0.0
 
     def grant(self, step_s: float, tenants: int, rollouts: int) -> None:
-        """A step of so many requests has passed; rollouts are taken to cost what tenants' requests cost."""
-        own = step_s * tenants / (tenants + rollouts)
+        """A step has passed, of so many tenants' requests; rollouts had their share of its rows at most."""
+        own = step_s * tenants / (tenants + min(rollouts, SHARE * tenants))
         spare = max(SHARE * own - (step_s - own), LEAST * step_s)
         self._left = min(self._left, 0.0) + spare
 

@@ -1,7 +1,7 @@
 """Completions to learn from, by the serving engine itself: ordinary requests in the batch of everybody else.
 
 How many are in flight is bounded: places are left for tenants who come, and as long as tenants are served the
-rollouts beside them stay few. Owned by the event loop.
+rollouts beside them stay few (and their steps few of the rows, see `scheduler`). Owned by the event loop.
 """
 
 import asyncio
@@ -154,6 +154,7 @@ def _requests(ask: Ask) -> list[Request]:
             revision=ask.revision,
             slot=ask.slot,
             routes=ask.routes,
+            background=True,
         )
         for place, seed in enumerate(ask.seeds)
     ]

@@ -40,6 +40,7 @@ class Request(msgspec.Struct, frozen=True):
     revision: str = ""
     slot: int = NO_SLOT
     routes: bool = False  # whether Done is to tell which experts its tokens went to
+    background: bool = False  # whether tenants' requests go first in every step: a rollout
 
     @property
     def most_tokens(self) -> int:

@@ -10,7 +10,8 @@ generated one since it was admitted, and tokens are never lost. Of those that ru
 preempted, and alone in the engine it has room for all that it can grow to.
 
 A step computes one token of every request that decodes, and fills the rest of its budget with prompts, in chunks
-where they are long, those of the least served adapters first.
+where they are long, those of the least served adapters first. Where tenants' requests are computed, training's
+(`Request.background`) get a share of as many rows beside them, so that tenants' tokens come hardly later.
 """
 
 import itertools
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mint_engine import metrics
+from mint_engine.scheduling.background import SHARE
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, FairShare
 from mint_engine.scheduling.pages import PAGE_TOKENS, Pages, pages_for
 from mint_engine.scheduling.prefix import PrefixCache, extend_keys
@@ -56,17 +58,29 @@ class Share:
 
 Rank = Callable[[Sequence], tuple[int, int]]
 
+FREE_ROWS = 4  # in the background cost tenants next to nothing: a step reads all weights for however few rows
+
 
 def split_budget(running: List[Sequence], step_tokens: int, rank: Rank) -> list[Share]:
-    """Every decoding request's token, then prompts by `rank` while the budget lasts."""
-    shares, prompts = [], []
-    for each in running:
-        if each.pending == 1:
-            shares.append(Share(each, 1))
-        else:
-            prompts.append(each)
-    left = step_tokens - len(shares)
-    for each in sorted(prompts, key=rank):
+    """What a step computes of tenants' requests, then of those in the background."""
+    background = [each for each in running if each.request.background]
+    if not background:
+        return _fill(running, step_tokens, rank)
+    tenants = [each for each in running if not each.request.background]
+    shares = _fill(tenants, step_tokens - min(len(background), FREE_ROWS), rank)
+    rows = sum(share.length for share in shares)
+    beside = max(FREE_ROWS, int(SHARE * rows)) if rows else step_tokens
+    return shares + _fill(background, min(beside, step_tokens - rows), rank)
+
+
+def _fill(sequences: List[Sequence], budget: int, rank: Rank) -> list[Share]:
+    """Every decoding request's token, then prompts, while the budget lasts; by `rank` where it does not."""
+    decoding = [each for each in sequences if each.pending == 1]
+    if len(decoding) > budget:
+        decoding = sorted(decoding, key=rank)[:budget]
+    shares = [Share(each, 1) for each in decoding]
+    left = budget - len(shares)
+    for each in sorted((each for each in sequences if each.pending > 1), key=rank):
         if left <= 0:
             break
         shares.append(Share(each, min(each.pending, left)))

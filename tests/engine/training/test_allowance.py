@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_contracts.training import Optimizer
-from mint_engine.policies.allowance import LEAST, SHARE, Allowance
+from mint_engine.policies.allowance import LEAST, Allowance
 from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.scheduling.background import SHARE
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from tests.engine.training.scene import DAPO, groups, trainer_of
@@ -24,7 +25,7 @@ def test_all_steps_together_a_share_and_one_piece_at_most_are_spent(
     allowance, spent, earned, longest = Allowance(), 0.0, 0.0, 0.0
     for step_s, tenants, rollouts, piece_s in steps:
         allowance.grant(step_s, tenants, rollouts)
-        earned += step_s * max(LEAST, SHARE * tenants / (tenants + rollouts))
+        earned += step_s * SHARE
         while allowance.open:
             allowance.spend(piece_s)
             spent += piece_s
