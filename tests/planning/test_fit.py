@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -116,6 +117,16 @@ def test_what_would_fit_and_is_not_served_says_so(name: str, device: str, ranks:
     mix = Mix(adapters=4, rank=1, targets="attention", requests=4, context=1024)
     found = make_plan(read_shape(FRONTIER[name]), DEVICES[device], ranks, mix, dtype, STORAGE).refusal
     assert said in found if said else found == ""
+
+
+def test_a_base_that_is_published_quantised_says_so() -> None:
+    """As moonshotai/Kimi-K2-Instruct's config.json does; engines refuse its files as they are."""
+    told = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    mix = Mix(adapters=4, rank=1, targets="attention", requests=4, context=1024)
+    plain = make_plan(read_shape(KIMI_K2), DEVICES["h200"], 8, mix, "bfloat16", STORAGE)
+    found = make_plan(read_shape(told), DEVICES["h200"], 8, mix, "bfloat16", STORAGE)
+    assert "given in bfloat16, or as one GGUF file" in found.refusal
+    assert msgspec.structs.replace(found, refusal="") == plain
 
 
 async def mint_plan(*arguments: str) -> tuple[int, str, str]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from mint_contracts.errors import UnsupportedBase
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 
@@ -27,7 +29,7 @@ def read_shape(config: Mapping[str, Any]) -> BaseShape:
             f"model type {family!r}", f"can not be planned; known are {', '.join(sorted(FAMILIES))}"
         )
     try:
-        return _read(family, told)
+        return msgspec.structs.replace(_read(family, told), quantised=bool(config.get("quantization_config")))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UnsupportedBase(
             f"model type {family!r}", f"has a config.json that lacks or garbles {error}; give the base's own"

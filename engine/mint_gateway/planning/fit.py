@@ -116,7 +116,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         slots=slots,
         engines=math.ceil(mix.adapters / slots) if slots else 0,
         least=least(shape, device, mix, dtype),
-        refusal=refusal(ranks, _nodes(device, ranks), float8=dtype == FLOAT8),
+        refusal=refusal(ranks, _nodes(device, ranks), float8=dtype == FLOAT8, quantised=shape.quantised),
         from_host=to_device,
         from_disk=to_device + file / storage.disk,
         from_network=to_device + file / storage.disk + file / storage.network,

@@ -64,6 +64,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     key_elements: int  # of one token's cache, for every key/value head
     latent_elements: int  # of one token's cache, whatever the heads
     context_length: int
+    quantised: bool = False  # in its published files
 
     @property
     def other_parameters(self) -> int:
