@@ -114,7 +114,8 @@ class RewardService(_Camel, frozen=True):
     """A user's own `Reward` service (training.proto)."""
 
     address: str  # host:port
-    tls: bool = False  # against the public authorities
+    tls: bool = False
+    ca_bundle: str = ""  # the authorities that vouch for it, as PEM in base64; empty: the public ones
     timeout_s: float = 30.0
     retries: int = 3
     batch: int = 64  # completions a call

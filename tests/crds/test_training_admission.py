@@ -63,6 +63,7 @@ ACCEPTED = [
     reward(jsonSchema={"schema": '{"type": "object"}'}),
     reward(length={"target": 20, "tolerance": 10}),
     reward(service={"address": "judge.acme.svc:9000", "tls": True}),
+    reward(service={"address": "judge.acme.svc:9000", "tls": True, "caBundle": "LS0tLS1CRUdJTg=="}),
     weighted(EXACT, {"length": {"target": 0, "tolerance": 1}}, {"service": {"address": "judge:1"}}),
     train(algorithm="SFT", reward=None),
     train(steps=1, groupSize=2, promptsPerStep=1, innerEpochs=4, replayRoutes=False),
@@ -101,6 +102,7 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
         reward(exactMatch={}, regex={"pattern": "x"}),
         "set exactly one of exactMatch, regex, numericAnswer, jsonSchema",
     ),
+    (reward(service={"address": "judge:1", "caBundle": "LS0t"}), "caBundle is for TLS; set tls to true"),
     (weighted({}), "set exactly one of exactMatch, regex, numericAnswer, jsonSchema, length and service"),
     (weighted(EXACT | {"service": {"address": "judge:1"}}), "set exactly one of exactMatch, regex"),
 ]

@@ -29,8 +29,8 @@ class Part:
 class Scorer:
     """Scores completions by one `Reward`. Raises InvalidRequest where that can't be used."""
 
-    def __init__(self, reward: Reward, ca: bytes | None = None) -> None:
-        self._parts = _parts(reward, 1.0, ca)
+    def __init__(self, reward: Reward) -> None:
+        self._parts = _parts(reward, 1.0)
         if len(self._parts) > MAX_PARTS:
             raise InvalidRequest("reward.sum", f"has {len(self._parts)} parts; at most {MAX_PARTS}")
 
@@ -66,7 +66,7 @@ def _judged(judge: Judge | None, completions: Sequence[Completion]) -> list[floa
     return [judge(each) for each in completions] if judge is not None else []
 
 
-def _parts(reward: Reward, weight: float, ca: bytes | None) -> list[Part]:
+def _parts(reward: Reward, weight: float) -> list[Part]:
     named = [name for name in _FIELDS if getattr(reward, name) is not None]
     if len(named) + bool(reward.sum) != 1:
         told = ", ".join([*named, *(["sum"] if reward.sum else [])]) or "none"
@@ -74,7 +74,7 @@ def _parts(reward: Reward, weight: float, ca: bytes | None) -> list[Part]:
     if not math.isfinite(weight):
         raise InvalidRequest("reward.sum", f"has a weight of {weight}")
     if reward.sum:
-        return [part for each in reward.sum for part in _parts(each.reward, weight * each.weight, ca)]
+        return [part for each in reward.sum for part in _parts(each.reward, weight * each.weight)]
     if reward.service is not None:
-        return [Part("service", weight, service=ServiceClient(reward.service, ca))]
+        return [Part("service", weight, service=ServiceClient(reward.service))]
     return [Part(named[0], weight, judge=judge_of(reward))]

@@ -1,6 +1,8 @@
 """A user's own `Reward` service: batched, bounded in time, tried again while it may come back."""
 
 import asyncio
+import base64
+import ssl
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -8,7 +10,7 @@ import grpc
 
 from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.backoff import delay_s
-from mint_contracts.errors import BadReward, RewardUnavailable
+from mint_contracts.errors import BadReward, InvalidRequest, RewardUnavailable
 from mint_contracts.training import RewardService
 from mint_contracts.transport import CHANNEL_OPTIONS
 from mint_engine.rewards.completion import Completion
@@ -27,11 +29,11 @@ _AWAY = {
 class ServiceClient:
     """One connection to one service. An async context manager."""
 
-    def __init__(self, told: RewardService, ca: bytes | None = None) -> None:
-        """`ca`: certificates to trust, as PEM; None trusts the system's."""
+    def __init__(self, told: RewardService) -> None:
+        """Raises InvalidRequest for a bundle that holds no certificates."""
         options = list(CHANNEL_OPTIONS)
         if told.tls:
-            credentials = grpc.ssl_channel_credentials(root_certificates=ca)
+            credentials = grpc.ssl_channel_credentials(_authorities(told.ca_bundle))
             self._channel = grpc.aio.secure_channel(told.address, credentials, options=options)
         else:
             self._channel = grpc.aio.insecure_channel(told.address, options=options)
@@ -98,3 +100,18 @@ class ServiceClient:
     @property
     def _subject(self) -> str:
         return f"reward service {self._told.address!r}"
+
+
+def _authorities(bundle: str) -> bytes | None:
+    """Certificates as PEM; None for those that gRPC knows."""
+    if not bundle:
+        return None
+    try:
+        found = base64.b64decode(bundle, validate=True)
+        ssl.create_default_context(cadata=found.decode("ascii"))
+    except (ValueError, ssl.SSLError) as error:
+        raise InvalidRequest(
+            "reward.service.caBundle",
+            f"holds no certificates ({error}); give PEM in base64, as `base64 -w0 ca.crt` does",
+        ) from None
+    return found

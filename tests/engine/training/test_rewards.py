@@ -1,13 +1,16 @@
 """What a completion is worth: built-in rewards, sums of them, and a user's own service over a real socket."""
 
 import asyncio
+import base64
 import json
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 
 from mint_contracts import training_pb2, training_pb2_grpc
@@ -25,6 +28,7 @@ from mint_contracts.training import (
 from mint_engine.rewards import patterns, service
 from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
+from tests.engine.stores import self_signed
 
 PERSON = json.dumps(
     {"type": "object", "properties": {"name": {"type": "string", "pattern": "^[A-Z]"}}, "required": ["name"]}
@@ -133,10 +137,13 @@ class Judge(training_pb2_grpc.RewardServicer):
 
 
 @asynccontextmanager
-async def serving(trouble: Callable[[int], Any] = lambda _: None) -> AsyncIterator[tuple[Judge, str]]:
+async def serving(
+    trouble: Callable[[int], Any] = lambda _: None, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[tuple[Judge, str]]:
     judge, server = Judge(trouble), grpc.aio.server()
     training_pb2_grpc.add_RewardServicer_to_server(judge, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    place = "127.0.0.1:0"
+    port = server.add_secure_port(place, credentials) if credentials else server.add_insecure_port(place)
     await server.start()
     try:
         yield judge, f"127.0.0.1:{port}"
@@ -175,6 +182,27 @@ async def test_a_service_that_is_away_is_asked_again_and_given_up_in_the_end(mon
         with pytest.raises(RewardUnavailable, match="did not answer 2 times, last with RESOURCE_EXHAUSTED"):
             await scored(RewardService(address=address, retries=1))
         assert len(judge.requests) == 2
+
+
+async def test_a_service_is_asked_over_tls_where_an_authority_of_the_users_vouches_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FIRST_RETRY_S", 0.001)
+    _, certificate = self_signed(tmp_path)
+    credentials = grpc.ssl_server_credentials([((tmp_path / "key.pem").read_bytes(), certificate.read_bytes())])
+    bundle = base64.b64encode(certificate.read_bytes()).decode()
+    async with serving(credentials=credentials) as (judge, address):
+        told = RewardService(address=address, tls=True, ca_bundle=bundle)
+        assert await scored(told) == [0, 1, 2, 3, 4]
+        with pytest.raises(RewardUnavailable, match="UNAVAILABLE"):
+            await scored(msgspec.structs.replace(told, ca_bundle="", retries=1))
+        assert len(judge.requests) == 1, "the public authorities do not know it"
+
+
+@pytest.mark.parametrize("bundle", ["no base64", base64.b64encode(b"no certificate").decode()])
+def test_a_bundle_without_certificates_is_refused_by_name(bundle: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"reward\.service\.caBundle: holds no certificates"):
+        Scorer(Reward(service=RewardService(address="judge:1", tls=True, ca_bundle=bundle)))
 
 
 async def test_a_service_that_hangs_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
