@@ -32,9 +32,11 @@ def check_adapter(name: str) -> str:
 
 def check_asked(name: str) -> str:
     """`name` itself, if a request may ask for it: an adapter's name, or NAME@REVISION. Raises InvalidRequest."""
+    if "@" not in name:
+        return check_adapter(name)
     adapter, revision = split_asked(name)
     check_adapter(adapter)
-    if "@" in name and not _REVISION.fullmatch(revision):
+    if not _REVISION.fullmatch(revision):
         raise InvalidRequest(
             f"adapter {name[:ADAPTER_MAX_LENGTH]!r}", "asks for no revision that can be; write NAME or NAME@REVISION"
         )

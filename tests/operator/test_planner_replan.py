@@ -8,14 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.records import Assignment, MapChange, MapState, Tier
+from mint_contracts.resources import Tenant
 from mint_operator.planning.base_plan import Known
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
-from mint_operator.planning.snapshot import BaseMap, Snapshot
+from mint_operator.planning.snapshot import BaseMap, ObservedBase, Snapshot
 from tests.operator.test_planner_properties import NAMES, RESIDENCIES
 from tests.operator.worlds import KEY, base, engine, snapshot, wave
 
 SLOTS = 3
+TENANTS = [[], [Tenant("other")], [Tenant("team", 2), Tenant("other", 3, 4)]]
+DAYS = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]
 
 
 def written(state: MapState, change: MapChange) -> MapState:
@@ -49,7 +52,16 @@ def wave_of(draw: st.DrawFn, index: int) -> Any:
         residency=draw(st.sampled_from(RESIDENCIES)),
         priority=draw(st.integers(-1, 1)),
         engines=draw(st.sampled_from([(), (), (), (0,), (0, 1, 2)])),
+        namespace=draw(st.sampled_from(["team", "team", "other"])),
+        created=draw(st.sampled_from(DAYS)),
     )
+
+
+@st.composite
+def base_of(draw: st.DrawFn, slots: int) -> ObservedBase:
+    of = base(1, draw(st.integers(1, 3)), slots)
+    tenants = draw(st.sampled_from(TENANTS))
+    return msgspec.structs.replace(of, spec=msgspec.structs.replace(of.spec, tenants=tenants))
 
 
 class World:
@@ -57,7 +69,7 @@ class World:
 
     def __init__(self, draw: st.DataObject) -> None:
         self.draw = draw
-        self.base = base(1, draw.draw(st.integers(1, 3)), SLOTS)
+        self.base = draw.draw(base_of(SLOTS))
         self.waves: dict[int, Any] = {}
         self.views = {ordinal: engine(ordinal) for ordinal in range(3)}
         self.away: dict[str, float] = {}
@@ -92,7 +104,7 @@ class World:
         elif kind == "demand":
             self.demand[NAMES[index]] = self.draw.draw(st.sampled_from([0.0, 0.5, 16.0, 32.0, 45.0, 90.0]))
         elif kind == "bounds":
-            self.base = base(1, self.draw.draw(st.integers(1, 3)), self.draw.draw(st.sampled_from([1, SLOTS])))
+            self.base = self.draw.draw(base_of(self.draw.draw(st.sampled_from([1, SLOTS]))))
 
     def seen(self) -> Snapshot:
         """What the operator observes now."""

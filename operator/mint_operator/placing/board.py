@@ -1,18 +1,21 @@
 """The engines of one base while a placement is worked out: what each is given, and which has least.
 
-A heap for each tier keeps the choice of the least loaded engine logarithmic in the number of engines. Entries go
-stale when an engine's load changes; they are dropped as they surface.
+A heap for each tier keeps the choice of the least loaded engine logarithmic in the number of engines. An entry is at
+most what its engine's load is: when a load grows it goes stale, and is set right as it surfaces; when one shrinks
+another is added.
 """
 
-import heapq
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
+from heapq import heappop, heappush, heapreplace
 
 import msgspec
 
 from mint_contracts.records import Tier
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.sizes import Size
+
+_DEVICE, _HOST = Tier.DEVICE, Tier.HOST  # looking a member up costs more than counting a copy
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -37,26 +40,26 @@ class Load(msgspec.Struct, gc=False):
         """Count `by` copies more."""
         self.copies += by
         self.weight += by * size.rank
-        if tier is Tier.DEVICE:
+        if tier is _DEVICE:
             self.slots += by
-        elif tier is Tier.HOST:
+        elif tier is _HOST:
             self.host_bytes += by * size.bytes
         else:
             self.disk_bytes += by * size.bytes
 
     def room(self, tier: Tier, size: Size, limits: Limits) -> bool:
         """Whether one more copy fits."""
-        if tier is Tier.DEVICE:
+        if tier is _DEVICE:
             return self.slots < limits.slots
-        if tier is Tier.HOST:
+        if tier is _HOST:
             return self.host_bytes + size.bytes <= limits.host_bytes
         return self.disk_bytes + size.bytes <= limits.disk_bytes
 
     def key(self, tier: Tier) -> int:
         """What engines are compared by when a copy for this tier is placed."""
-        if tier is Tier.DEVICE:
+        if tier is _DEVICE:
             return self.weight
-        return self.host_bytes if tier is Tier.HOST else self.disk_bytes
+        return self.host_bytes if tier is _HOST else self.disk_bytes
 
     def over(self, limits: Limits) -> bool:
         """Whether it is more than an engine can hold."""
@@ -86,6 +89,7 @@ class Board:
         self._names = {engine.ordinal: engine.name for engine in engines}
         self._lost = {engine.name for engine in engines if engine.lost}
         self._leaving = {engine.name for engine in engines if engine.leaving}
+        self.count = len(engines)
         self.any_lost, self.any_leaving = bool(self._lost), bool(self._leaving)
         taken = reserved or {}
         self.loads = (
@@ -104,9 +108,6 @@ class Board:
 
     def __contains__(self, engine: str) -> bool:
         return engine in self._ordinals
-
-    def __len__(self) -> int:
-        return len(self._ordinals)
 
     @property
     def touched(self) -> Collection[str]:
@@ -143,14 +144,21 @@ class Board:
 
     def put(self, engine: str, adapter: str, tier: Tier) -> None:
         """Give a copy to an engine."""
-        own = self._own.get(engine) or self._changed(engine)
+        own = self._own.get(engine)
+        if own is None:
+            own = self._changed(engine)
         own[adapter] = tier
-        self._count(engine, tier, self._sizes.get(adapter, self._unknown), 1)
+        self.loads[engine].count(tier, self._sizes.get(adapter, self._unknown), 1)
 
     def take(self, engine: str, adapter: str, size: Size | None = None) -> None:
         """Take a copy from an engine; `size` is what it counted for, if that is not its size now."""
         tier = self._changed(engine).pop(adapter)
-        self._count(engine, tier, size or self.size(adapter), -1)
+        self.loads[engine].count(tier, size or self.size(adapter), -1)
+        if engine in self._leaving:
+            return
+        for (lost, of), heap in self._heaps.items():
+            if lost is (engine in self._lost):
+                heappush(heap, self._entry(engine, of))
 
     def least(
         self,
@@ -196,30 +204,32 @@ class Board:
     def _top(self, adapter: str, tier: Tier, without: Collection[str], lost: bool) -> str | None:
         """The least loaded engine with room. Colder tiers are sorted by free bytes: if one lacks room, all do."""
         heap, found, aside = self._heap(lost, tier), None, []
-        loads, names, size = self.loads, self._names, self.size(adapter)
+        loads, names, size = self.loads, self._names, self._sizes.get(adapter, self._unknown)
         while heap and found is None:
-            name = names[heap[0][2]]
+            key, copies, ordinal = heap[0]
+            name = names[ordinal]
             load = loads[name]
-            if heap[0][0] != load.key(tier) or heap[0][1] != load.copies:
-                heapq.heappop(heap)  # stale: the change has put it back
+            if copies != load.copies or key != load.key(tier):
+                heapreplace(heap, (load.key(tier), load.copies, ordinal))
             elif not load.room(tier, size, self.limits):
-                if tier is not Tier.DEVICE:
+                if tier is not _DEVICE:
                     break
-                heapq.heappop(heap)  # full: a change puts it back
+                heappop(heap)  # full: a copy that is taken away puts it back
             elif name in without:
-                aside.append(heapq.heappop(heap))
+                aside.append(heappop(heap))
             else:
                 found = name
         for entry in aside:
-            heapq.heappush(heap, entry)
+            heappush(heap, entry)
         return found
 
     def _heap(self, lost: bool, tier: Tier) -> list[tuple[int, int, int]]:
         """Made when first asked for: most plans ask for few."""
         heap = self._heaps.get((lost, tier))
         if heap is None:
-            heap = [self._entry(name, tier) for name in self._ordinals if self.able(name, lost=lost)]
-            heapq.heapify(heap)
+            barred, loads = self._leaving if lost else self._leaving | self._lost, self.loads
+            names = self._lost - barred if lost else self._ordinals.keys() - barred
+            heap = sorted([(loads[name].key(tier), loads[name].copies, self._ordinals[name]) for name in names])
             self._heaps[lost, tier] = heap
         return heap
 
@@ -234,17 +244,3 @@ class Board:
             self.given[engine] = own
             self.loads[engine] = copy(self.loads[engine])
         return own
-
-    def _count(self, engine: str, tier: Tier, size: Size, by: int) -> None:
-        load = self.loads[engine]
-        load.count(tier, size, by)
-        if engine in self._leaving:
-            return
-        lost, ordinal = engine in self._lost, self._ordinals[engine]
-        for (of_lost, of_tier), heap in self._heaps.items():
-            if of_lost is lost:
-                entry = (load.key(of_tier), load.copies, ordinal)
-                if heap and heap[0][2] == ordinal and entry > heap[0]:
-                    heapq.heapreplace(heap, entry)  # the same as a push, and the stale one is gone at once
-                else:
-                    heapq.heappush(heap, entry)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from mint_contracts.records import Place, Tier
-from mint_operator.placing.board import Board
 from mint_operator.placing.hot import give_way
 from mint_operator.placing.room import make_room
 from mint_operator.placing.table import Table, lacking
@@ -26,30 +25,28 @@ def pack(table: Table) -> None:
 
 def _fill(table: Table, want: Want, places: Sequence[Place]) -> Place | None:
     """On the least loaded engine with room; live engines come before lost ones, which are better than none."""
-    board, warmth = table.board, table.warmth.get(want.adapter, _COLD)
+    board, warmth, lost = table.board, table.warmth.get(want.adapter, _COLD), False
     without = {place.engine for place in places} if places else ()
     engine = board.least(want.adapter, want.residency, without, warmth, pins=want.pins)
-    engine = engine or give_way(table, want, without)
-    lost = engine is None and board.any_lost
-    if lost:
+    if engine is None:
+        engine = give_way(table, want, without)
+    if engine is None and board.any_lost:
+        lost = True
         engine = board.least(want.adapter, want.residency, without, warmth, lost=True, pins=want.pins)
     if engine is None:
         return None
-    why = _why(board, engine, want, warmth, lost=lost)
+    why = _least_loaded(board.loads[engine].copies, board.count, len(want.pins))
+    if board.count > 1 and engine in warmth:
+        why += f", and already on {next(tier for tier in Tier if tier.warmth == warmth[engine])} there"
+    if board.count > 1 and lost:
+        why += ", all others being full; away now"
     return Place(engine, want.residency, why, demand=table.demand.get(want.adapter, 0.0))
 
 
-def _why(board: Board, engine: str, want: Want, warmth: Mapping[str, int], *, lost: bool) -> str:
-    if len(board) == 1:
-        return "the only engine"
-    among = f"{len(want.pins)} that the wave names" if want.pins else f"{len(board)} engines"
-    why = _least_loaded(board.loads[engine].copies, among)
-    if engine in warmth:
-        why += f", and already on {next(tier for tier in Tier if tier.warmth == warmth[engine])} there"
-    return why + (", all others being full; away now" if lost else "")
-
-
 @lru_cache(maxsize=4096)
-def _least_loaded(copies: int, among: str) -> str:
+def _least_loaded(copies: int, engines: int, pins: int) -> str:
     """One text for the many copies that were placed alike: it is kept with each of them."""
+    if engines == 1:
+        return "the only engine"
+    among = f"{pins} that the wave names" if pins else f"{engines} engines"
     return f"least loaded ({copies} copies) among {among}"

@@ -46,23 +46,31 @@ class Task(msgspec.Struct, frozen=True):
 
     def in_turn(self, names: Collection[str]) -> list[str]:
         """Adapters in the order of their most urgent waves, as each wave lists them."""
-        waves = {wave for name in names for wave in self.wants[name].waves}
+        wants, turns = self.wants, self.turns
+        waves: Iterable[str] = turns
+        if len(names) < len(turns):
+            asking = {wave for name in names for wave in wants[name].waves}
+            waves = sorted(asking & turns.keys(), key=turns.__getitem__)
         ordered: dict[str, None] = {}
-        for wave in sorted(waves & self.turns.keys(), key=self.turns.__getitem__):
-            ordered |= {name: None for name in self.listed[wave].by_name if name in names}
-        return [*ordered, *sorted(names - ordered.keys())]
+        for wave in waves:
+            ordered.update(dict.fromkeys([name for name in self.listed[wave].by_name if name in names]))
+        rest = names - ordered.keys() if len(ordered) < len(names) else ()
+        return [*ordered, *sorted(rest)]
 
-    @property
-    def floor(self) -> object:
-        """What every adapter's place depends on."""
-        engines = [(engine.name, engine.lost, engine.leaving, engine.training_bytes) for engine in self.engines]
-        return self.limits, self.reserved, engines
+    def same_floor(self, other: "Task") -> bool:
+        """Whether what every adapter's place depends on is the same."""
+        same = self.engines is other.engines or self._engines() == other._engines()
+        return same and self.limits == other.limits and self.reserved == other.reserved
+
+    def _engines(self) -> object:
+        return [(engine.name, engine.lost, engine.leaving, engine.training_bytes) for engine in self.engines]
 
 
 class Placed(msgspec.Struct, frozen=True):
     """A placement with what is needed to go on from it.
 
-    `pending` lack a copy, or have one on an engine that is lost or about to go.
+    `pending` lack a copy, or have one on an engine that is lost or about to go. `changed` are the adapters that were
+    looked at, while all others have what they had; None: worked out from nothing.
     """
 
     task: Task
@@ -70,13 +78,12 @@ class Placed(msgspec.Struct, frozen=True):
     loads: Mapping[str, Load]
     given: Copies
     pending: frozenset[str]
-    changed: frozenset[str]  # adapters that were looked at: what all others had, they have
-    afresh: bool  # worked out from nothing
+    changed: frozenset[str] | None
 
 
 def place(task: Task, before: Placed | None = None) -> Placed:
     """Places of every want; fewer than asked for only if there are too few engines."""
-    if before is None or before.task.floor != task.floor:
+    if before is None or not task.same_floor(before.task):
         return _place_all(task)
     names = _changed(task, before)
     board = Board(task.engines, task.limits, task.sizes, before.loads, before.given)
@@ -96,8 +103,7 @@ def _place_all(task: Task) -> Placed:
     if board.crowded():
         board = Board(task.engines, task.limits, task.sizes, reserved=task.reserved)
         kept = _keep_within(board, task)
-    placed = _finish(task, board, kept, {}, {*task.wants, *task.existing}, afresh=True)
-    return msgspec.structs.replace(placed, task=whole)
+    return msgspec.structs.replace(_finish(task, board, kept, {}, None), task=whole)
 
 
 def _changed(task: Task, before: Placed) -> set[str]:
@@ -111,18 +117,22 @@ def _changed(task: Task, before: Placed) -> set[str]:
 
 def _keep(board: Board, task: Task, names: Iterable[str]) -> dict[str, list[Place]]:
     """The places that stay, whether or not engines can hold them."""
-    kept, crowd = {}, dict[str, Want]()
+    kept, crowd = dict[str, list[Place]](), dict[str, Want]()
+    wants, existing = task.wants, task.existing
     for name in names:
-        want = task.wants.get(name)
+        want = wants.get(name)
         if want is None:
             continue
-        before = _existing(task, name)
-        going = board.any_leaving and any(board.leaving(place.engine) for place in before)
-        if len(before) > want.replicas or going:
+        record = existing.get(name)
+        if record is None:
+            kept[name] = []
+        elif len(record.places) > want.replicas or (
+            board.any_leaving and any(board.leaving(place.engine) for place in record.places)
+        ):
             crowd[name] = want
         else:
-            kept[name] = keep(board, want, before, {}) if before else []
-    known = warmth(task.engines, crowd) if crowd else {}
+            kept[name] = keep(board, want, record.places, {})
+    known = warmth(task.engines, crowd, crowd.keys()) if crowd else {}
     for name, want in crowd.items():
         kept[name] = keep(board, want, _existing(task, name), known.get(name, {}), task.demand.get(name, 0.0))
     return kept
@@ -130,7 +140,7 @@ def _keep(board: Board, task: Task, names: Iterable[str]) -> dict[str, list[Plac
 
 def _keep_within(board: Board, task: Task) -> dict[str, list[Place]]:
     kept: dict[str, list[Place]] = {name: [] for name in task.in_turn(set(task.wants))}
-    known = warmth(task.engines, task.wants)
+    known = warmth(task.engines, task.wants, task.wants.keys())
     for in_slot in (True, False):
         for name, places in kept.items():
             before = _existing(task, name)
@@ -150,37 +160,39 @@ def _finish(
     board: Board,
     kept: dict[str, list[Place]],
     settled: Mapping[str, Placement],
-    names: Collection[str],
-    *,
-    afresh: bool = False,
+    names: Collection[str] | None,
 ) -> Placed:
-    """Let the policies see to what lacks a good copy."""
-    needy = task.in_turn({name for name, places in kept.items() if _lacks(board, task.wants[name], places)})
+    """Let the policies see to what lacks a good copy. `names` are what is looked at; None: everything."""
+    needy = task.in_turn(_lacking(board, task, kept, kept))
     if task.demand:
         needy.sort(key=lambda name: -task.demand.get(name, 0.0))  # what is asked for now returns first
     asked = hot(task.demand, task.wants)
-    looked_at = {name: task.wants[name] for name in (*needy, *asked)}
-    known: Warmth = warmth(task.engines, looked_at) if looked_at else {}
+    known: Warmth = warmth(task.engines, task.wants, {*needy, *asked}) if needy or asked else {}
     table = Table(board, task.wants, needy, kept, settled, known, task.demand, asked)
     for policy in POLICIES:
         policy(table)
     placed = table.placed
     return Placed(
         task=task,
-        records=_merged(task, settled, placed, names),
+        records=_merged(task, settled, placed, names or ()),
         loads=board.loads,
         given=board.given,
-        pending=frozenset(name for name in needy if _lacks(board, task.wants[name], placed[name])),
-        changed=frozenset(names) | placed.keys(),
-        afresh=afresh,
+        pending=frozenset(_lacking(board, task, placed, needy)),
+        changed=None if names is None else frozenset(names) | placed.keys(),
     )
+
+
+def _lacking(board: Board, task: Task, kept: Mapping[str, Sequence[Place]], names: Iterable[str]) -> set[str]:
+    """Those of these names that lack a good copy."""
+    wants = task.wants
+    if not board.any_lost and not board.any_leaving:
+        return {name for name in names if len(kept[name]) < wants[name].replicas}
+    return {name for name in names if _lacks(board, wants[name], kept[name])}
 
 
 def _lacks(board: Board, want: Want, places: Sequence[Place]) -> bool:
     if lacking(board, want, places) > 0:
         return True
-    if not board.any_lost and not board.any_leaving:
-        return False
     return any(board.lost(place.engine) or board.leaving(place.engine) for place in places)
 
 
@@ -188,20 +200,19 @@ def _merged(
     task: Task, settled: Mapping[str, Placement], placed: Mapping[str, Sequence[Place]], names: Iterable[str]
 ) -> Shards[Placement]:
     """The map's records; one that the map has already stays the same object."""
-    made = {}
+    made, wants, existing = {}, task.wants, task.existing
     for name, places in placed.items():
-        want = task.wants[name]
+        want, known = wants[name], existing.get(name)
         record = Placement(name, want.source, want.waves, tuple(places), want.priority)
-        known = task.existing.get(name)
-        made[name] = known if known is not None and known == record else record
+        made[name] = record if known is None or known != record else known
     return shards(settled).changed(made, [name for name in names if name not in placed]) if settled else Shards(made)
 
 
 def adopted(engines: Sequence[Engine], wants: Mapping[str, Want]) -> dict[str, Placement]:
     """Where engines hold what is wanted already: what stands in for existing places when the map was lost."""
-    found = {}
+    found, wants = {}, flat(wants)
     why = "held here when the placement map was lost"
-    for name, holders in warmth(engines, wants).items():
+    for name, holders in warmth(engines, wants, wants.keys()).items():
         want = wants[name]
         enough = sorted(engine for engine, held in holders.items() if held >= want.residency.warmth)
         if enough:

@@ -1,6 +1,6 @@
 """What a placement policy sees and changes: one base's copies while they are worked out."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import msgspec
 
@@ -63,12 +63,12 @@ Policy = Callable[[Table], None]
 """One policy: it improves the copies of all needy adapters, in their order. Policies run one after another."""
 
 
-def warmth(engines: Sequence[Engine], names: Mapping[str, Want]) -> dict[str, dict[str, int]]:
-    """How warm live engines hold these adapters, from the wanted source."""
+def warmth(engines: Sequence[Engine], wants: Mapping[str, Want], names: Set[str]) -> dict[str, dict[str, int]]:
+    """How warm live engines hold the adapters of these names, from the wanted source."""
     found: dict[str, dict[str, int]] = {}
     for engine in engines:
-        for name in engine.held.keys() & names.keys():
+        for name in engine.held.keys() & names:
             held = engine.held[name]
-            if held.tier.warmth > 0 and held.source == names[name].source:
+            if held.tier.warmth > 0 and held.source == wants[name].source:
                 found.setdefault(name, {})[engine.name] = held.tier.warmth
     return found

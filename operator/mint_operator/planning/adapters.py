@@ -1,5 +1,6 @@
 """What a wave asks for, adapter by adapter, and whether that may be had at all."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -63,9 +64,8 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
         return Refusal(error.reason, str(error))
     if isinstance(named, Refusal):
         return named
-    twice = _twice(name for name, _ in named)
-    if twice:
-        shown = ", ".join(twice[:MOST_NAMED])
+    if len({name for name, _ in named}) < len(named):
+        shown = ", ".join(_twice(named)[:MOST_NAMED])
         return Refusal("InvalidRequest", f"names {shown} more than once; name each adapter once")
     residency, replicas, waves = Tier(spec.serve.residency), spec.serve.replicas, (wave.meta.key,)
     pins = tuple(engine_name(base.meta.name, ordinal) for ordinal in sorted(set(spec.serve.engines)))
@@ -174,6 +174,5 @@ def _mounted(listed: Iterable[Listed], base: ObservedBase, *, check: bool = Fals
     return found
 
 
-def _twice(names: Iterable[str]) -> list[str]:
-    seen: set[str] = set()
-    return sorted({name for name in names if name in seen or seen.add(name)})  # type: ignore[func-returns-value]
+def _twice(named: Named) -> list[str]:
+    return sorted(name for name, count in Counter(name for name, _ in named).items() if count > 1)

@@ -14,6 +14,16 @@ from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.planning.turns import NOTHING, by_namespace, in_turn, quota
 
 
+class Case(msgspec.Struct, frozen=True):
+    """What one wave takes by itself, on how many engines at least, and why it may never have that."""
+
+    ask: Ask
+    quota: int
+    alone: capacity.Demand
+    engines: int
+    never: Refusal | None
+
+
 class Admission(msgspec.Struct, frozen=True):
     """`wants` by adapter; `refused` by wave; `turns` gives each admitted wave its turn, the first 0."""
 
@@ -22,7 +32,10 @@ class Admission(msgspec.Struct, frozen=True):
     wants: Shards[Want]
     refused: Mapping[str, Refusal]
     turns: Mapping[str, int]
-    merged: Mapping[str, Want] = {}  # of `wants`, those that several admitted waves share
+    merged: Mapping[str, Want]  # of `wants`, those that several admitted waves share
+    cases: Mapping[str, Case]
+    limits: capacity.Bounds
+    sizes: Mapping[str, Size]
 
     def wanted(self, wave: str) -> tuple[Want, ...]:
         """What one admitted wave asks for by itself."""
@@ -56,13 +69,20 @@ def admit(
     limits, tenants = capacity.bounds(base), by_namespace(base.spec.tenants)
     shared = _shared_of(asks)
     tally = _Tally(taken=reserved, by_namespace=dict(held), merged={})
+    last = before.cases if before is not None and before.limits == limits else {}
+    same_sizes = before is not None and before.sizes is sizes
+    cases: dict[str, Case] = {}
     refused: dict[str, Refusal] = {}
     turns: dict[str, int] = {}
     waiting: list[str] = []
     for each in in_turn(asks.by_wave.values(), tenants, held):
-        key = each.wave.meta.key
-        most = quota(tenants, each.wave.meta.namespace)
-        verdict = _add(tally, each, asks, shared.get(key, ()), limits, most, sizes)
+        key, most = each.wave.meta.key, quota(tenants, each.wave.meta.namespace)
+        case = last.get(key)
+        known = case is not None and case.ask is each and case.quota == most and (same_sizes or each.slots)
+        if case is None or not known:
+            case = _case(each, most, limits, sizes)
+        cases[key] = case
+        verdict = _add(tally, case, asks, shared.get(key, ()), limits, sizes)
         if verdict is None:
             turns[key] = len(turns)
             continue
@@ -78,35 +98,37 @@ def admit(
         refused=refused,
         turns=turns,
         merged=tally.merged,
+        cases=cases,
+        limits=limits,
+        sizes=sizes,
     )
 
 
+def _case(each: Ask, quota: int, limits: capacity.Bounds, sizes: Mapping[str, Size]) -> Case:
+    alone = capacity.demand(each, sizes)
+    engines = max(each.replicas, 1 + max(each.spec.serve.engines, default=-1))
+    return Case(each, quota, alone, engines, each.refusal or capacity.never(limits, each, quota, alone))
+
+
 def _add(
-    tally: _Tally,
-    each: Ask,
-    asks: Asks,
-    names: Sequence[str],
-    limits: capacity.Bounds,
-    most: int,
-    sizes: Mapping[str, Size],
+    tally: _Tally, case: Case, asks: Asks, names: Sequence[str], limits: capacity.Bounds, sizes: Mapping[str, Size]
 ) -> Refusal | None:
     """Count a wave in, or say why not. `names` are those of its adapters that others ask for too."""
-    key, namespace = each.wave.meta.key, each.wave.meta.namespace
-    merged = {name: _merge(tally.merged.get(name), asks.of(key, name)) for name in names}
-    alone = capacity.demand(each, sizes)
-    more = _more(key, alone, asks, merged, tally, sizes)
+    meta = case.ask.wave.meta
+    held = tally.by_namespace.get(meta.namespace, 0)
+    merged = {name: _merge(tally.merged.get(name), asks.of(meta.key, name)) for name in names}
+    more = _more(meta.key, case.alone, asks, merged, tally, sizes) if names else case.alone
     verdict = (
-        each.refusal
-        or (_conflict(tally.merged, asks, key, names) if names else None)
-        or capacity.never(limits, each, most, alone)
-        or capacity.over_quota(namespace, most, tally.by_namespace.get(namespace, 0), more.slots)
+        (_conflict(tally.merged, asks, meta.key, names) if names else None)
+        or case.never
+        or capacity.over_quota(meta.namespace, case.quota, held, more.slots)
         or capacity.now(limits, tally.taken, more)
     )
     if verdict is None:
         tally.merged.update(merged)
         tally.taken = tally.taken.plus(more)
-        tally.by_namespace[namespace] = tally.by_namespace.get(namespace, 0) + more.slots
-        tally.replicas = max(tally.replicas, each.replicas, 1 + max(each.spec.serve.engines, default=-1))
+        tally.by_namespace[meta.namespace] = held + more.slots
+        tally.replicas = max(tally.replicas, case.engines)
     return verdict
 
 
@@ -142,12 +164,12 @@ def _wants(
     """Everything that admitted waves want; what did not change stays the same object."""
     if before is None:
         return Shards({want.adapter: want for key in turns for want in asks.by_wave[key].wants} | dict(merged))
-    was = {key: before.asks.by_wave[key].wants for key in before.turns}
-    now = {key: asks.by_wave[key].wants for key in turns}
-    changed = [key for key in {**was, **now} if was.get(key) is not now.get(key)]
-    if not changed and merged == before.merged:
+    was, now = before.asks.by_wave, asks.by_wave
+    gone = [was[key] for key in before.turns if key not in turns or was[key].wants is not now[key].wants]
+    come = [now[key] for key in turns if key not in before.turns or was[key].wants is not now[key].wants]
+    if not gone and not come and merged == before.merged:
         return before.wants
-    names = {want.adapter for key in changed for of in (was, now) for want in of.get(key, ())}
+    names = {name for each in (*gone, *come) for name in each.by_name}
     names |= merged.keys() | before.merged.keys()
     wants = {name: want for name in names if (want := _want(asks, turns, merged, name)) is not None}
     new = {name: want for name, want in wants.items() if before.wants.get(name) != want}

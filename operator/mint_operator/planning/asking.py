@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from mint_contracts.records import Tier
 from mint_contracts.resources import AdapterWaveSpec, BaseModelSpec
 from mint_operator.planning.adapters import Refusal, Want, resolve
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.training.wants import training_wants
+
+_DEVICE = Tier.DEVICE  # a member is looked up more slowly than anything else that is done with a want
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -24,6 +27,7 @@ class Ask(msgspec.Struct, frozen=True):
     refusal: Refusal | None
     slots: int  # of the wave alone
     replicas: int
+    copies: int = 0
 
     @property
     def spec(self) -> AdapterWaveSpec:
@@ -48,9 +52,20 @@ NOBODY = Asks(by_wave={}, owners=Shards(), shared={})
 
 def ask(base: ObservedBase, waves: Sequence[ObservedWave], before: Asks = NOBODY) -> Asks:
     """Everything asked for now."""
-    by_wave = {wave.meta.key: _ask(base, wave, before.by_wave.get(wave.meta.key)) for wave in waves}
-    old = [each for key, each in before.by_wave.items() if _wants(by_wave.get(key)) is not each.wants]
-    new = [each for key, each in by_wave.items() if _wants(before.by_wave.get(key)) is not each.wants]
+    by_wave: dict[str, Ask] = {}
+    old: list[Ask] = []
+    new: list[Ask] = []
+    for wave in waves:
+        key = wave.meta.key
+        last = before.by_wave.get(key)
+        if last is not None and last.wave is wave and last.base is base.spec:
+            by_wave[key] = last
+            continue
+        now = by_wave[key] = _ask(base, wave, last)
+        if last is None or last.wants is not now.wants:
+            new.append(now)
+            old += [last] if last is not None else []
+    old += [each for key, each in before.by_wave.items() if key not in by_wave]
     if not old and not new:
         return msgspec.structs.replace(before, by_wave=by_wave)
     if before is NOBODY:
@@ -78,18 +93,15 @@ def _ask(base: ObservedBase, wave: ObservedWave, before: Ask | None) -> Ask:
         wants=found,
         by_name={want.adapter: want for want in found},
         refusal=None,
-        slots=sum(want.slots for want in found),
+        slots=sum([want.replicas for want in found if want.residency is _DEVICE]),
         replicas=wave.spec.serve.replicas,
+        copies=sum([want.replicas for want in found]),
     )
 
 
 def _as_looked_up(old: ObservedWave, new: ObservedWave) -> bool:
     """Whether what was looked up for a wave says the same: then it is the same object."""
     return old.listed is new.listed and (new.listed is not None or old.unread == new.unread)
-
-
-def _wants(each: Ask | None) -> tuple[Want, ...]:
-    return () if each is None else each.wants
 
 
 def _forget(owners: dict[str, str], shared: dict[str, tuple[str, ...]], asks: Iterable[Ask]) -> None:
@@ -108,7 +120,6 @@ def _forget(owners: dict[str, str], shared: dict[str, tuple[str, ...]], asks: It
 def _enter(owners: dict[str, str], shared: dict[str, tuple[str, ...]], asks: Iterable[Ask]) -> None:
     for each in asks:
         key = each.wave.meta.key
-        for want in each.wants:
-            owner = owners.setdefault(want.adapter, key)
-            if owner != key:
-                shared[want.adapter] = tuple(sorted({owner, key, *shared.get(want.adapter, ())}))
+        for name in owners.keys() & each.by_name.keys():
+            shared[name] = tuple(sorted({owners[name], key, *shared.get(name, ())}))
+        owners.update({name: key for name in each.by_name if name not in owners})

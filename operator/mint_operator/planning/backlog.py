@@ -8,7 +8,7 @@ import msgspec
 from mint_contracts.records import Held, Tier
 from mint_contracts.resources import LoadingStatus
 from mint_operator.planning.conditions import span
-from mint_operator.planning.copies import Copy, Standing
+from mint_operator.planning.copies import AWAY, LOADING, Copy
 from mint_operator.planning.engines import AWAY_GRACE_S, Engine
 
 _NOTHING: Mapping[str, Tier] = {}
@@ -70,7 +70,7 @@ class Waits(msgspec.Struct, frozen=True):
 
 def waits(copies: Iterable[Copy]) -> Waits:
     """What is still to be brought up of these copies."""
-    unready = [each.engine for each in copies if each.standing is Standing.LOADING or each.standing is Standing.AWAY]
+    unready = [each.engine for each in copies if each.standing is LOADING or each.standing is AWAY]
     return Waits(len(unready), frozenset(unready))
 
 

@@ -74,14 +74,17 @@ def plan_base(
     key, now = base.meta.key, snapshot.now
     known = snapshot.maps.get(key) if snapshot.redis_ok else None
     pods, trained = snapshot.pods.get(key, ()), snapshot.training.get(key, TrainKnown())
-    training = prepared(base, waves, _running(snapshot, base, known, pods), known, trained, snapshot.inputs)
+    live = before.engines if before else ()
+    training = Training(waves)
+    if any(wave.spec.train is not None for wave in waves):
+        present = _running(snapshot, base, known, pods, live)
+        training = prepared(base, waves, present, known, trained, snapshot.inputs)
     waves = training.waves
     last = before.admission if before else None
     sizes, taken = known.sizes if known else None, _taken(base, training, known)
     admission = admit(base, waves, last, sizes, taken, training.held)
     refusal = _unusable(base)
     settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
-    live = before.engines if before else ()
     child = snapshot.children.get(("StatefulSet", base.meta.namespace, base.meta.name))
     running = child.replicas if child else 0
     if before is not None:  # engines that somebody else added hold nothing, and go at once
@@ -104,7 +107,7 @@ def plan_base(
     manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), count, partition)
     left = backlogs(placed.given, engines, before.backlogs if before else {}) if placed else {}
     status = msgspec.structs.replace(status, loading=of_base(left))
-    told = statuses(waves, admission, placed, engines, status, now, before.told if before else None, left)
+    told = statuses(admission, placed, engines, status, now, before.told if before else None, left)
     assigned = _assigned(placed, before)
     record = _record(base)
     recorded = wave_records(base, admission, before.recorded if before else Recorded())
@@ -129,14 +132,18 @@ def _taken(base: ObservedBase, training: Training, known: BaseMap | None) -> Dem
 
 
 def _running(
-    snapshot: Snapshot, base: ObservedBase, known: BaseMap | None, pods: Sequence[EnginePod]
+    snapshot: Snapshot,
+    base: ObservedBase,
+    known: BaseMap | None,
+    pods: Sequence[EnginePod],
+    before: Sequence[Engine],
 ) -> Sequence[Engine]:
     """The engines that there are now, however many there should be."""
     meta = base.meta
     given = snapshot.children.get(("StatefulSet", meta.namespace, meta.name))
     views = len(known.engines) if known else 0
     count = min(max(given.replicas if given else 0, views), base.spec.engine.replicas.max)
-    return expected(meta.name, count, pods, known)
+    return expected(meta.name, count, pods, known, before)
 
 
 def _task(
@@ -188,7 +195,7 @@ def _sized(flock: Fleet, placed: Placed | None, engines: Sequence[Engine]) -> tu
 def _assigned(placed: Placed | None, before: Known | None) -> Assigned:
     if placed is None:
         return {}
-    if before is None or before.placed is None or placed.afresh:
+    if before is None or before.placed is None or placed.changed is None:
         return assignments(placed.records)
     return assignments(placed.records, before.placed.records, before.assigned, placed.changed)
 

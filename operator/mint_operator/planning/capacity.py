@@ -155,6 +155,8 @@ def now(limits: Bounds, taken: Demand, more: Demand) -> Refusal | None:
             f"({limits.high} engines x {limits.slots}), {limits.total - taken.slots} are free",
             terminal=False,
         )
+    if not more.host_bytes and not more.disk_bytes:
+        return None
     for tier, held, needed, each in (
         ("host memory", taken.host_bytes, more.host_bytes, limits.host_bytes),
         ("disk cache", taken.disk_bytes, more.disk_bytes, limits.disk_bytes),

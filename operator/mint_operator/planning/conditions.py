@@ -5,6 +5,7 @@ Reasons of errors are the class names of mint_contracts.errors; the ones below a
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -94,6 +95,7 @@ def shortened(message: str) -> str:
     return message if len(message) <= MESSAGE_LENGTH else message[: MESSAGE_LENGTH - 1] + "…"
 
 
+@lru_cache(maxsize=4)
 def stamp(now: float) -> str:
     """Seconds since 1970 as metav1.Time writes them."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))

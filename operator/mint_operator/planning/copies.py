@@ -19,6 +19,7 @@ class Standing(StrEnum):
     AWAY = "away"
 
 
+READY, LOADING, FAILED, AWAY = Standing  # looking a member up costs more than a copy
 _ORDER = {standing: index for index, standing in enumerate(Standing)}
 
 
@@ -49,12 +50,12 @@ def copies(wants: Sequence[Want], placed: Mapping[str, Placement], engines: Mapp
 
 def _copy(want: Want, engine: Engine) -> Copy:
     """Ready only if a live, ready engine holds this very source, as warm as wanted, without a failure."""
-    if not engine.alive:
-        return Copy(want.adapter, engine.name, Standing.AWAY)
+    if engine.record is None:
+        return Copy(want.adapter, engine.name, AWAY)
     held = engine.held.get(want.adapter)
     if held is None or held.source != want.source:
-        return Copy(want.adapter, engine.name, Standing.LOADING)
+        return Copy(want.adapter, engine.name, LOADING)
     if held.failure is not None:
-        return Copy(want.adapter, engine.name, Standing.FAILED, held.tier, held.failure)
-    warm = engine.ready and held.tier.warmth >= want.residency.warmth
-    return Copy(want.adapter, engine.name, Standing.READY if warm else Standing.LOADING, held.tier)
+        return Copy(want.adapter, engine.name, FAILED, held.tier, held.failure)
+    warm = engine.record.ready and held.tier.warmth >= want.residency.warmth
+    return Copy(want.adapter, engine.name, READY if warm else LOADING, held.tier)

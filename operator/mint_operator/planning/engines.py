@@ -1,5 +1,6 @@
 """The engines of one base as planning sees them: alive, ready, lost, and what they hold."""
 
+import operator
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
@@ -29,6 +30,7 @@ class Engine(msgspec.Struct, frozen=True):
     lost: bool = False
     leaving: bool = False
     tiers: tuple[int, int, int] = (0, 0, 0)  # copies that it reports: Device, Host, Disk
+    view: EngineView | None = None  # what record and holdings were taken from
 
     @property
     def alive(self) -> bool:
@@ -66,30 +68,44 @@ def expected(
 ) -> tuple[Engine, ...]:
     """The engines 0 to `count` - 1 of a base, in that order. `known` is None when the map could not be read.
 
-    One of which nothing changed stays the same object as in `before`.
+    One of which nothing changed stays the same object as in `before`, and so do all of them together.
     """
     by_pod = {pod.name: pod for pod in pods}
     views = {} if known is None else {view.engine: view for view in known.engines}
-    seen = []
-    for ordinal in range(count):
-        name = engine_name(base_name, ordinal)
-        pod, view = by_pod.get(name, _NOBODY), views.get(name)
-        record = trusted(view, pod)
-        seen.append((name, pod, record, view.held if view is not None and record is not None else _NOTHING))
-    away = {} if known is None or not any(record and record.ready for _, _, record, _ in seen) else known.away_s
-    engines = []
-    for ordinal, (name, pod, record, held) in enumerate(seen):
-        lost = record is None and away.get(name, 0.0) > AWAY_GRACE_S
-        old = before[ordinal] if ordinal < len(before) else None
-        goes = ordinal in leaving
-        same = (
-            old is not None and old.record is record and old.held is held and (old.lost, old.leaving) == (lost, goes)
-        )
-        if old is not None and same and old.pod == pod:
-            engines.append(old)
-        else:
-            engines.append(Engine(name, ordinal, record, held, pod, lost, goes, _tiers(held)))
-    return tuple(engines)
+    seen = [
+        _seen(base_name, ordinal, by_pod, views, before[ordinal] if ordinal < len(before) else None)
+        for ordinal in range(count)
+    ]
+    away = {} if known is None or not any(engine.ready for engine in seen) else known.away_s
+    if away or leaving or any(engine.lost or engine.leaving for engine in seen):
+        seen = [_standing(engine, away, leaving) for engine in seen]
+    same = len(seen) == len(before) and all(map(operator.is_, seen, before))
+    return tuple(before) if same else tuple(seen)
+
+
+def _seen(
+    base_name: str,
+    ordinal: int,
+    pods: Mapping[str, EnginePod],
+    views: Mapping[str, EngineView],
+    before: Engine | None,
+) -> Engine:
+    """What there is to see of an engine by itself."""
+    name = before.name if before is not None else engine_name(base_name, ordinal)
+    pod, view = pods.get(name, _NOBODY), views.get(name)
+    if before is not None and before.view is view and (before.pod is pod or before.pod == pod):
+        return before
+    record = trusted(view, pod)
+    held = view.held if view is not None and record is not None else _NOTHING
+    return Engine(name, ordinal, record, held, pod, tiers=_tiers(held), view=view)
+
+
+def _standing(engine: Engine, away: Mapping[str, float], leaving: Collection[int]) -> Engine:
+    lost = engine.record is None and away.get(engine.name, 0.0) > AWAY_GRACE_S
+    goes = engine.ordinal in leaving
+    if (engine.lost, engine.leaving) == (lost, goes):
+        return engine
+    return msgspec.structs.replace(engine, lost=lost, leaving=goes)
 
 
 def _tiers(held: Mapping[str, Held]) -> tuple[int, int, int]:

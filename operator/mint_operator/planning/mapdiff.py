@@ -1,11 +1,15 @@
 """What has to be written so that the placement map of a base says what the plan says."""
 
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 from mint_contracts.records import Assignment, BaseRecord, MapChange, MapState, Placement, WaveRecord
 from mint_operator.planning.shards import flat
 
+T = TypeVar("T")
 Assigned = Mapping[str, Mapping[str, Assignment]]  # engine -> adapter -> what it must hold
+
+_NOTHING: Mapping[str, Assignment] = {}
 
 
 def difference(
@@ -23,24 +27,25 @@ def difference(
     waves = waves or {}
     there = flat(state.placements) if names is None else state.placements
     wanted = flat(wanted) if names is None else wanted
-    names = sorted({*wanted, *there} if names is None else names)
+    new = sorted([name for name in (wanted if names is None else names) if _new(wanted.get(name), there.get(name))])
+    gone = sorted([name for name in (there if names is None else names) if name in there and name not in wanted])
     set_assigned, del_assigned = {}, {}
-    for engine in sorted({*assigned, *state.assigned}):
-        after, before = assigned.get(engine, {}), state.assigned.get(engine, {})
-        if after is before or after == before:
-            continue
-        if new := tuple(after[name] for name in sorted(after) if before.get(name) != after[name]):
-            set_assigned[engine] = new
-        if gone := tuple(sorted(before.keys() - after.keys())):
-            del_assigned[engine] = gone
+    differ = [name for name, each in assigned.items() if state.assigned.get(name) is not each]
+    differ += state.assigned.keys() - assigned.keys()
+    for engine in sorted(differ):
+        after, before = assigned.get(engine, _NOTHING), state.assigned.get(engine, _NOTHING)
+        if came := [name for name, each in after.items() if _new(each, before.get(name))]:
+            set_assigned[engine] = tuple([after[name] for name in sorted(came)])
+        if went := before.keys() - after.keys():
+            del_assigned[engine] = tuple(sorted(went))
     unknown = state.version is None  # nobody may take an unfinished map for an empty one: complete it
     return MapChange(
         base=record if unknown or state.base != record else None,
-        set_placements=tuple(wanted[name] for name in names if _new(wanted.get(name), there.get(name))),
-        del_placements=tuple(name for name in names if name in there and name not in wanted),
+        set_placements=tuple([wanted[name] for name in new]),
+        del_placements=tuple(gone),
         set_assigned=set_assigned,
         del_assigned=del_assigned,
-        set_waves=tuple(each for key, each in sorted(waves.items()) if state.waves.get(key) != each),
+        set_waves=tuple([waves[key] for key in sorted(waves) if _new(waves[key], state.waves.get(key))]),
         del_waves=tuple(sorted(state.waves.keys() - waves.keys())),
     )
 
@@ -67,29 +72,25 @@ def assignments(
     own: dict[str, dict[str, Assignment]] = {}
 
     def of(engine: str) -> dict[str, Assignment]:
-        if engine not in own:
-            found[engine] = own[engine] = dict(last.get(engine, {}))
-        return own[engine]
+        mine = own.get(engine)
+        if mine is None:
+            found[engine] = own[engine] = mine = dict(last.get(engine, _NOTHING))
+        return mine
 
     for name in wanted if names is None else names:
         old, new = before.get(name), wanted.get(name)
         if old is new:
             continue
-        for place in old.places if old else ():
-            of(place.engine).pop(name, None)
-        if new is None:
-            continue
-        for place in new.places:
-            of(place.engine)[name] = Assignment(
-                adapter=name,
-                source=new.source,
-                residency=place.residency,
-                waves=new.waves,
-                priority=new.priority,
-                demand=place.demand,
-            )
+        if old is not None:
+            for place in old.places:
+                of(place.engine).pop(name, None)
+        if new is not None:
+            for place in new.places:
+                of(place.engine)[name] = Assignment(
+                    name, new.source, place.residency, new.waves, new.priority, place.demand
+                )
     return found
 
 
-def _new(after: Placement | None, before: Placement | None) -> bool:
+def _new(after: T | None, before: T | None) -> bool:
     return after is not None and after is not before and after != before

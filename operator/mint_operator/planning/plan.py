@@ -34,17 +34,23 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     """The whole plan. `before` is the last plan's `known`: with it the same plan costs only what has changed."""
     before = before or {}
     waves: dict[str, list[ObservedWave]] = defaultdict(list)
-    outside = {wave.meta.key: wave for wave in snapshot.waves if not wave.meta.deleting}
-    for key, wave in list(outside.items()):
+    outside: list[ObservedWave] = []
+    for wave in snapshot.waves:
         base = snapshot.bases.get(wave.base)
+        if wave.meta.deleting:
+            continue
         if base is not None and not base.meta.deleting and may_use(wave, base):
-            waves[wave.base].append(outside.pop(key))
+            waves[wave.base].append(wave)
+        else:
+            outside.append(wave)
     parts = {
         key: plan_base(snapshot, base, waves.get(key, ()), before.get(key))
         for key, base in sorted(snapshot.bases.items())
         if not base.meta.deleting
     }
-    orphans = {key: _without_base(wave, snapshot) for key, wave in outside.items()}
+    statuses = {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
+    for part in parts.values():
+        statuses |= part.waves
     changes = {key: part.change for key, part in parts.items() if part.change}
     training = {key: part.training for key, part in parts.items() if part.training}
     forgets, clears, ends = _gone(snapshot)
@@ -56,7 +62,7 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         training=training | ends,
         forgets=forgets,
         base_statuses={key: part.status for key, part in parts.items()},
-        wave_statuses=orphans | {key: status for part in parts.values() for key, status in part.waves.items()},
+        wave_statuses=statuses,
         known={key: part.known for key, part in parts.items()},
     )
 

@@ -12,22 +12,21 @@ D = TypeVar("D")
 
 COUNT = 2048  # a power of two; some thirty entries each where a base has 64,000
 
-_EMPTY: dict[str, Any] = {}
+_NONE: list[dict[str, Any]] = [{}] * COUNT
 
 
 class Shards(Mapping[str, V]):
     """Iterates in no particular order."""
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_parts", "_whole")
 
     def __init__(self, entries: Mapping[str, V] | None = None) -> None:
-        parts: list[dict[str, V]] = [_EMPTY] * COUNT
+        """`entries` are kept, for who reads all of them: they must not change."""
+        parts: list[dict[str, V]] = [{} for _ in range(COUNT)] if entries else _NONE
         for name, value in (entries or {}).items():
-            index = hash(name) & (COUNT - 1)
-            if parts[index] is _EMPTY:
-                parts[index] = {}
-            parts[index][name] = value
+            parts[hash(name) & (COUNT - 1)][name] = value
         self._parts = parts
+        self._whole = entries
 
     def __getitem__(self, name: str) -> V:
         return self._parts[hash(name) & (COUNT - 1)][name]
@@ -70,11 +69,13 @@ class Shards(Mapping[str, V]):
                 parts[index] = dict(parts[index])
             parts[index].pop(name, None)
         made = Shards[V]()
-        made._parts = parts
+        made._parts, made._whole = parts, None
         return made
 
-    def flat(self) -> dict[str, V]:
+    def flat(self) -> Mapping[str, V]:
         """All of it in one dictionary, for who reads all of it."""
+        if self._whole is not None:
+            return self._whole
         found: dict[str, V] = {}
         for part in self._parts:
             if part:
@@ -107,7 +108,7 @@ def differing(new: Mapping[str, object], old: Mapping[str, object]) -> set[str]:
 
 
 def _differing(new: Mapping[str, object], old: Mapping[str, object]) -> set[str]:
-    if new == old:
-        return set()
     found = {name for name, value in new.items() if old.get(name) is not value and old.get(name) != value}
-    return found | (old.keys() - new.keys())
+    if len(new) != len(old) or found:
+        found |= old.keys() - new.keys()
+    return found

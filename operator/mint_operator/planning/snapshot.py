@@ -52,7 +52,7 @@ class Listed(msgspec.Struct, frozen=True, gc=False):
     source: Source
 
 
-class ObservedWave(msgspec.Struct, frozen=True):
+class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     """An AdapterWave. `defect` says why its spec cannot be used; empty if it can.
 
     `listed` is what had to be looked up of its adapters, as last read, and `unread` why that cannot be read now;
@@ -67,7 +67,7 @@ class ObservedWave(msgspec.Struct, frozen=True):
     listed: tuple[Listed, ...] | None = None
     unread: Failure | None = None
 
-    @property
+    @cached_property
     def base(self) -> str:
         """ "namespace/name" of the base model that it names."""
         named = self.spec.base_model_ref

@@ -7,24 +7,16 @@ import msgspec
 from mint_contracts.records import Placement
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_operator.placing.placement import Placed
-from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.admission import Admission
+from mint_operator.planning.asking import Ask
 from mint_operator.planning.backlog import Backlogs, Waits, of_wave, times, waits
 from mint_operator.planning.copies import copies
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.shards import differing, flat
-from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.planning.wave_status import WaveFacts, refused_status, unknown_status, wave_status
 from mint_operator.training.stand import WaveStand
 from mint_operator.training.status import TrainFacts, training_status
-
-
-class Basis(msgspec.Struct, frozen=True):
-    """What a wave's status was worked out from, beside its copies and their engines."""
-
-    wave: ObservedWave
-    wants: tuple[Want, ...]
-    refusal: Refusal | None
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -40,7 +32,7 @@ class Told(msgspec.Struct, frozen=True):
     """The statuses, and what they were worked out from."""
 
     statuses: Mapping[str, AdapterWaveStatus]
-    bases: Mapping[str, Basis]
+    admission: Admission
     placed: Placed | None
     engines: Mapping[str, Engine]
     ready: object  # the base's Ready condition
@@ -49,7 +41,6 @@ class Told(msgspec.Struct, frozen=True):
 
 
 def statuses(
-    waves: Sequence[ObservedWave],
     admission: Admission,
     placed: Placed | None,
     engines: Sequence[Engine],
@@ -61,23 +52,21 @@ def statuses(
     """Statuses of the waves of one base; `placed` is None while the map is not known."""
     by_name = {engine.name: engine for engine in engines}
     ready = next((found for found in base.conditions if found.type == "Ready"), None)
-    stale = None if before is None else _stale(before, placed, by_name, ready)
-    records = {} if placed is None else flat(placed.records) if stale is None else placed.records
-    seen = Seen(None if placed is None else records, by_name, base, times(backlogs))
-    moved = {name for name, took in seen.times.items() if before is None or before.times.get(name) != took}
-    found, bases, waiting = {}, {}, {}
-    for wave in waves:
-        key = wave.meta.key
-        basis = Basis(wave, admission.wanted(key), admission.refused.get(key))
-        bases[key] = basis
-        if before is not None and stale is not None and key not in stale and _same(before.bases.get(key), basis):
-            bases[key], waiting[key] = before.bases[key], before.waits[key]
-            found[key] = before.statuses[key]
-            if waiting[key].copies and not moved.isdisjoint(waiting[key].engines):
-                found[key] = _later(found[key], waiting[key], seen.times)
-        else:
-            found[key], waiting[key] = _status(basis, seen, now)
-    return Told(found, bases, placed, by_name, ready, waiting, seen.times)
+    asks, refused = admission.asks.by_wave, admission.refused
+    stale = None if before is None else _stale(before, admission, placed, by_name, ready)
+    records = None if placed is None else flat(placed.records) if stale is None else placed.records
+    seen = Seen(records, by_name, base, times(backlogs))
+    found: dict[str, AdapterWaveStatus] = {}
+    waiting: dict[str, Waits] = {}
+    if before is not None and stale is not None:
+        found = {key: status for key, status in before.statuses.items() if key in asks}
+        waiting = {key: each for key, each in before.waits.items() if key in asks}
+        moved = {name for name, took in seen.times.items() if before.times.get(name) != took}
+        for key in [key for key, each in waiting.items() if not moved.isdisjoint(each.engines)] if moved else ():
+            found[key] = _later(found[key], waiting[key], seen.times)
+    for key in asks if stale is None else sorted(stale):
+        found[key], waiting[key] = _status(asks[key], refused.get(key), seen, now)
+    return Told(found, admission, placed, by_name, ready, waiting, seen.times)
 
 
 def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -> AdapterWaveStatus:
@@ -86,40 +75,41 @@ def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -
     return status if loading == status.loading else msgspec.structs.replace(status, loading=loading)
 
 
-def _status(basis: Basis, seen: Seen, now: float) -> tuple[AdapterWaveStatus, Waits]:
+def _status(ask: Ask, refusal: Refusal | None, seen: Seen, now: float) -> tuple[AdapterWaveStatus, Waits]:
     """The status of a wave, and what it waits for."""
-    if basis.wave.stand is not None:
-        return _training(basis, basis.wave.stand, seen, now)
-    if basis.refusal is not None:
-        return refused_status(basis.wave, basis.refusal, now), Waits()
-    facts, waiting = _facts(basis, seen)
+    wave = ask.wave
+    if wave.stand is not None:
+        return _training(ask, wave.stand, refusal, seen, now)
+    if refusal is not None:
+        return refused_status(wave, refusal, now), Waits()
+    facts, waiting = _facts(ask, seen)
     if seen.records is None:
-        return unknown_status(basis.wave, facts, now), Waits()
-    return wave_status(basis.wave, facts, now), waiting
+        return unknown_status(wave, facts, now), Waits()
+    return wave_status(wave, facts, now), waiting
 
 
-def _training(basis: Basis, stand: WaveStand, seen: Seen, now: float) -> tuple[AdapterWaveStatus, Waits]:
+def _training(
+    ask: Ask, stand: WaveStand, refusal: Refusal | None, seen: Seen, now: float
+) -> tuple[AdapterWaveStatus, Waits]:
     served, waiting = None, Waits()
-    if seen.records is not None and basis.wants and basis.refusal is None:
-        facts, waiting = _facts(basis, seen)
-        served = wave_status(basis.wave, facts, now)
-    told = TrainFacts(stand, seen.engines, served, basis.refusal, seen.records is not None)
-    return training_status(basis.wave, told, now), waiting
+    if seen.records is not None and ask.wants and refusal is None:
+        facts, waiting = _facts(ask, seen)
+        served = wave_status(ask.wave, facts, now)
+    told = TrainFacts(stand, seen.engines, served, refusal, seen.records is not None)
+    return training_status(ask.wave, told, now), waiting
 
 
-def _facts(basis: Basis, seen: Seen) -> tuple[WaveFacts, Waits]:
-    found = copies(basis.wants, seen.records or {}, seen.engines)
+def _facts(ask: Ask, seen: Seen) -> tuple[WaveFacts, Waits]:
+    found = copies(ask.wants, seen.records or {}, seen.engines)
     waiting = waits(found)
-    return WaveFacts(basis.wants, found, seen.base, of_wave(waiting, seen.times)), waiting
+    return WaveFacts(ask, found, seen.base, of_wave(waiting, seen.times)), waiting
 
 
-def _same(old: Basis | None, new: Basis) -> bool:
-    return old is not None and old.wave is new.wave and old.wants is new.wants and old.refusal == new.refusal
-
-
-def _stale(before: Told, placed: Placed | None, engines: Mapping[str, Engine], ready: object) -> set[str] | None:
-    """Waves whose copies or engines are not what they were; None: any may be."""
-    if placed is None or before.placed is None or placed.afresh or ready != before.ready:
+def _stale(
+    before: Told, admission: Admission, placed: Placed | None, engines: Mapping[str, Engine], ready: object
+) -> set[str] | None:
+    """Waves of which anything is not what it was: themselves, their turn, their copies or engines; None: of any."""
+    if placed is None or before.placed is None or placed.changed is None or ready != before.ready:
         return None
     names = set(placed.changed)
     for name, engine in engines.items():
@@ -135,4 +125,7 @@ def _stale(before: Told, placed: Placed | None, engines: Mapping[str, Engine], r
         for record in (placed.records.get(name), before.placed.records.get(name)):
             if record is not None:
                 stale.update(record.waves)
-    return stale
+    asks, last = admission.asks.by_wave, before.admission.asks.by_wave
+    stale.update([key for key, each in asks.items() if last.get(key) is not each])
+    stale |= differing(admission.refused, before.admission.refused)
+    return stale & asks.keys()

@@ -6,8 +6,8 @@ Within a namespace it is age, then name. Since the order depends on nothing else
 before those that came later, and nobody starves behind smaller ones that pass it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fractions import Fraction
 from typing import TypeVar
 
 import msgspec
@@ -30,8 +30,7 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
 
 def in_turn(asks: Iterable[Ask], tenants: Mapping[str, Tenant], held: Mapping[str, int] = NOTHING) -> list[Ask]:
     """The waves by turn. `held` are slots that namespaces have beside them."""
-    oldest = sorted(asks, key=lambda each: (-each.spec.priority, each.wave.meta.created, each.wave.meta.key))
-    return fair(oldest, _turn, tenants, held)
+    return fair(sorted(asks, key=_age), _turn, tenants, held)
 
 
 def fair(
@@ -41,10 +40,13 @@ def fair(
     turns = [turn(each) for each in oldest]
     if len({each.namespace for each in turns}) < 2:
         return list(oldest)
-    tags, had = list[Fraction](), dict[tuple[int, str], Fraction]()
+    whole = math.lcm(
+        *{tenant.weight for tenant in tenants.values()}
+    )  # shares are counted in parts of a slot, exactly
+    tags, had = list[int](), dict[tuple[int, str], int]()
     for each in turns:
-        account, of = (each.priority, each.namespace), weight(tenants, each.namespace)
-        had[account] = had.get(account, Fraction(held.get(each.namespace, 0), of)) + Fraction(each.share, of)
+        account, parts = (each.priority, each.namespace), whole // weight(tenants, each.namespace)
+        had[account] = had.get(account, held.get(each.namespace, 0) * parts) + each.share * parts
         tags.append(had[account])
     order = sorted(range(len(oldest)), key=lambda index: (-turns[index].priority, tags[index]))
     return [oldest[index] for index in order]
@@ -65,7 +67,11 @@ def by_namespace(tenants: Sequence[Tenant]) -> dict[str, Tenant]:
     return {tenant.namespace: tenant for tenant in tenants}
 
 
+def _age(each: Ask) -> tuple[int, str, str]:
+    meta = each.wave.meta
+    return -each.spec.priority, meta.created, meta.key
+
+
 def _turn(each: Ask) -> Turn:
     """A wave counts for its slots, or for its copies where it takes none."""
-    share = each.slots or sum(want.replicas for want in each.wants)
-    return Turn(each.spec.priority, each.wave.meta.namespace, share)
+    return Turn(each.wave.spec.priority, each.wave.meta.namespace, each.slots or each.copies)

@@ -1,7 +1,8 @@
 """What is true of a wave: phase, conditions, counts, engines and failures."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import msgspec
 
@@ -15,31 +16,31 @@ from mint_contracts.resources import (
     WaveFailure,
 )
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.adapters import Refusal
+from mint_operator.planning.asking import Ask
 from mint_operator.planning.conditions import Finding, truth
-from mint_operator.planning.copies import Copy, Standing
+from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, Copy, Standing
 from mint_operator.planning.snapshot import ObservedWave
 
 MOST_FAILURES = 10
 FAILURE_MESSAGE_LENGTH = 4096
 
 
-class WaveFacts(msgspec.Struct, frozen=True):
+class WaveFacts(msgspec.Struct, frozen=True, dict=True):
     """What the status of an admitted wave depends on beside the object itself."""
 
-    wants: Sequence[Want]
+    ask: Ask
     copies: Sequence[Copy]
     base: BaseModelStatus
     loading: LoadingStatus = LoadingStatus()
 
-    @property
-    def wanted(self) -> int:
-        """Copies wanted: adapters times replicas."""
-        return sum(want.replicas for want in self.wants)
-
-    def standing(self, standing: Standing) -> list[Copy]:
-        """The copies that stand so."""
-        return [copy for copy in self.copies if copy.standing is standing]
+    @cached_property
+    def standing(self) -> Mapping[Standing, Sequence[Copy]]:
+        """The copies by how they stand."""
+        found: dict[Standing, list[Copy]] = {READY: [], LOADING: [], FAILED: [], AWAY: []}
+        for copy in self.copies:
+            found[copy.standing].append(copy)
+        return found
 
 
 def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterWaveStatus:
@@ -75,13 +76,13 @@ def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterW
         Finding("Progressing", "Unknown", unknown, said),
     ]
     last = wave.status
-    counts = last.counts if last.counts.wanted == facts.wanted else WaveCounts()
+    counts = last.counts if last.counts.wanted == facts.ask.copies else WaveCounts()
     return AdapterWaveStatus(
         phase="Degraded" if last.phase in {"Ready", "Degraded"} else last.phase or "Pending",
         observed_generation=wave.meta.generation,
         conditions=conditions.follow(last.conditions, findings, wave.meta.generation, now),
-        counts=msgspec.structs.replace(counts, adapters=len(facts.wants), wanted=facts.wanted),
-        summary=f"{counts.ready}/{facts.wanted}",
+        counts=msgspec.structs.replace(counts, adapters=len(facts.ask.wants), wanted=facts.ask.copies),
+        summary=f"{counts.ready}/{facts.ask.copies}",
         engines=last.engines,
         failures=last.failures,
     )
@@ -106,7 +107,7 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
         engines=_engines(facts),
         failures=[
             WaveFailure(copy.adapter, copy.engine, copy.failure.reason, copy.failure.message[:FAILURE_MESSAGE_LENGTH])
-            for copy in facts.standing(Standing.FAILED)[:MOST_FAILURES]
+            for copy in facts.standing[FAILED][:MOST_FAILURES]
             if copy.failure is not None
         ],
         loading=facts.loading,
@@ -114,28 +115,27 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
 
 
 def _admitted(wave: ObservedWave, facts: WaveFacts) -> str:
-    slots = sum(want.slots for want in facts.wants)
-    said = f"{len(facts.wants)} adapters, {facts.wanted} copies, {slots} device slots"
+    said = f"{len(facts.ask.wants)} adapters, {facts.ask.copies} copies, {facts.ask.slots} device slots"
     return said if wave.unread is None else f"{said}; as last read, since now: {wave.unread.message}"
 
 
 def _counts(facts: WaveFacts) -> WaveCounts:
     tiers = Counter(copy.tier for copy in facts.copies)
     return WaveCounts(
-        adapters=len(facts.wants),
-        wanted=facts.wanted,
+        adapters=len(facts.ask.wants),
+        wanted=facts.ask.copies,
         placed=len(facts.copies),
-        ready=len(facts.standing(Standing.READY)),
+        ready=len(facts.standing[READY]),
         device=tiers[Tier.DEVICE],
         host=tiers[Tier.HOST],
         disk=tiers[Tier.DISK],
-        failed=len(facts.standing(Standing.FAILED)),
+        failed=len(facts.standing[FAILED]),
     )
 
 
 def _engines(facts: WaveFacts) -> list[WaveEngine]:
     wanted = Counter(copy.engine for copy in facts.copies)
-    ready = Counter(copy.engine for copy in facts.standing(Standing.READY))
+    ready = Counter(copy.engine for copy in facts.standing[READY])
     return [WaveEngine(name=name, wanted=wanted[name], ready=ready[name]) for name in sorted(wanted)]
 
 
@@ -149,8 +149,8 @@ def _placed(counts: WaveCounts) -> Finding:
 def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
     """The Ready condition; if False its reason is what a person should look at first."""
     said = f"{counts.ready} of {counts.wanted} copies ready"
-    failed = sorted(facts.standing(Standing.FAILED), key=lambda copy: not (copy.failure and copy.failure.terminal))
-    away = facts.standing(Standing.AWAY)
+    failed = sorted(facts.standing[FAILED], key=lambda copy: not (copy.failure and copy.failure.terminal))
+    away = facts.standing[AWAY]
     if counts.ready == counts.wanted:
         return Finding("Ready", "True", conditions.ADAPTERS_READY, said)
     if failed and failed[0].failure is not None:
@@ -170,7 +170,7 @@ def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
 
 
 def _progressing(facts: WaveFacts, verdict: Finding, counts: WaveCounts) -> Finding:
-    residency = facts.wants[0].residency
+    residency = facts.ask.wants[0].residency
     said = f"{counts.ready}/{counts.wanted} on {residency}"
     if verdict.status == "True":
         return Finding("Progressing", "False", conditions.SETTLED, said)
@@ -179,7 +179,7 @@ def _progressing(facts: WaveFacts, verdict: Finding, counts: WaveCounts) -> Find
 
 def _stuck(facts: WaveFacts) -> bool:
     """Whether nothing is left that could become ready without a person."""
-    unready = [copy for copy in facts.copies if copy.standing is not Standing.READY]
+    unready = [copy for copy in facts.copies if copy.standing is not READY]
     return bool(unready) and all(copy.failure is not None and copy.failure.terminal for copy in unready)
 
 

@@ -68,7 +68,10 @@ def prepared(
     reserved = Counter(engine for stand in stood.values() for engine in stand.pins.values())
     ordinals = {engine.name: engine.ordinal for engine in engines}
     return Training(
-        waves=[msgspec.structs.replace(wave, stand=stood.get(wave.meta.key)) for wave in waves],
+        waves=[
+            msgspec.structs.replace(wave, stand=stood[wave.meta.key]) if wave.meta.key in stood else wave
+            for wave in waves
+        ],
         reserved=dict(reserved),
         held=dict(room.held),
         demand=room.demand,
