@@ -19,6 +19,7 @@ from mint_engine.model.device import choose_device, choose_dtype, count_threads
 from mint_engine.model.forward import Forward, Team, reference_logits
 from mint_engine.model.modules import find_modules
 from mint_engine.parallel.member import lay_member
+from mint_engine.parallel.part import Part
 from mint_engine.parallel.ranks import Ranks
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
@@ -90,9 +91,11 @@ def _build_rank_0(
         )
     ranks = Ranks(settings, base_path, (limits or Limits()).step_tokens, threads, on_lost)
     try:
+        # All of it, unlike the others: what transformers computes of it is what all of them must compute together.
         base = _load(settings, base_path, torch.device("cpu"))
+        part = Part(0, settings.tensor_parallel_size, settings.target_modules)
         expected = reference_logits(base).to(device)
-        member = lay_member(settings, base, 0, settings.tensor_parallel_size, device, ranks)
+        member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
         forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, expected))
     except BaseException:

@@ -15,6 +15,7 @@ from mint_engine.adapters.packed import lay_out
 from mint_engine.model.base import Base
 from mint_engine.model.modules import find_modules
 from mint_engine.parallel.member import lay_member
+from mint_engine.parallel.part import Part
 from mint_engine.parallel.shares import Dimensions, cuts_of
 from mint_engine.parallel.shares import share_out as engine_share_out
 from mint_gateway.planning.config import read_shape
@@ -41,7 +42,7 @@ def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
     shape = read_shape(told_by(config))
     for rank, own in enumerate(share_out(shape, count)):
         base = Base(make_model(config), None, frozenset(), "", 256, 96, torch.float32, CPU)  # type: ignore[arg-type]
-        member = lay_member(TOLD, base, rank, count, CPU)
+        member = lay_member(TOLD, base, Part(rank, count), CPU)
         head = member.share.vocabulary.size * shape.hidden  # cut by the pass, out of a head that all ranks read
         layers = sum(each.numel() for path, each in base.model.named_parameters() if path != "lm_head.weight")
         assert own.parameters == layers + head

@@ -4,7 +4,7 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -76,15 +76,23 @@ class _Files:
         return f"base {self.folder / self.gguf if self.gguf else self.folder}"
 
 
-def load_base(path: Path, dtype: torch.dtype, device: torch.device) -> Base:
-    """The base at `path`, in evaluation mode and without gradients.
+class Part(Protocol):
+    """What is read of a base where not all of it is wanted."""
+
+    def reader(self, whole: type[PreTrainedModel]) -> type[PreTrainedModel]:
+        """A kind of model whose `from_pretrained` reads but this part, or all where they can not be told apart."""
+        ...
+
+
+def load_base(path: Path, dtype: torch.dtype, device: torch.device, part: Part | None = None) -> Base:
+    """The base at `path`, or a part of it, in evaluation mode and without gradients.
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase.
     No code of the folder is run, nothing is fetched.
     """
     files = _find(path)
     config = _read_config(files)
-    model = _read_model(files, config, dtype)
+    model = _read_model(files, config, dtype, part)
     nn.Module.to(model, device)
     model.train(False)
     model.requires_grad_(False)
@@ -189,14 +197,18 @@ def _config_for(files: _Files, model_type: str, raw: dict[str, Any]) -> PreTrain
     return config
 
 
-def _read_model(files: _Files, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _read_model(files: _Files, config: PreTrainedConfig, dtype: torch.dtype, part: Part | None) -> PreTrainedModel:
     options = (
         {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
         if files.gguf
         else {"config": config, "output_loading_info": True}
     )
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        reader: Any = AutoModelForCausalLM
+        if part is not None and not files.gguf:
+            with torch.device("meta"):
+                reader = part.reader(type(reader.from_config(config)))
+        loaded = reader.from_pretrained(
             files.folder,
             dtype=dtype,
             use_safetensors=True,

@@ -25,6 +25,7 @@ from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
 from mint_engine.parallel.member import Member, join, lay_member
 from mint_engine.parallel.messages import Begin, Load, Meet, Ready, Refused, Step, Wipe
+from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Files, Peers
 from mint_engine.residency.slots import Slots
 
@@ -91,8 +92,9 @@ def _load(begin: Begin) -> Member:
     torch.set_num_threads(begin.threads)
     told = begin.settings
     device = choose_device(told.device, begin.rank)
-    base = load_base(Path(begin.base), choose_dtype(told.dtype), torch.device("cpu"))
-    return lay_member(told, base, begin.rank, begin.count, device)
+    part = Part(begin.rank, begin.count, told.target_modules)
+    base = load_base(Path(begin.base), choose_dtype(told.dtype), torch.device("cpu"), part)
+    return lay_member(told, base, part, device)
 
 
 @torch.inference_mode()

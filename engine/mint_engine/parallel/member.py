@@ -9,11 +9,10 @@ from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache, count_pages
 from mint_engine.model.cache_shape import KeyValueShape, cache_shape
-from mint_engine.model.modules import find_modules
 from mint_engine.parallel.group import Group
 from mint_engine.parallel.meeting import Extent, Meeting
+from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Files, Peers
-from mint_engine.parallel.shard import shard, share_of
 from mint_engine.parallel.shares import Share, cuts_of
 from mint_engine.residency.slots import Others, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS
@@ -30,19 +29,16 @@ class Member:
 
 
 def lay_member(
-    told: EngineSettings, base: Base, rank: int, count: int, device: torch.device, others: Others | None = None
+    told: EngineSettings, base: Base, part: Part, device: torch.device, others: Others | None = None
 ) -> Member:
     """Cut a base that is whole yet, and lay out its share, slots and cache on the rank's device. Raises a MintError.
 
     A whole base may be in host memory alone, and too large for any one device.
     """
-    share = share_of(base, rank, count)
-    modules = find_modules(base.model, told.target_modules)
-    cuts = cuts_of(modules, share)
-    shard(base, share)
+    share, modules = part.cut(base.model), part.modules
     nn.Module.to(base.model, device)
     base = replace(base, device=device)
-    slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts, others)
+    slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts_of(modules, share), others)
     # As many pages as without ranks, so that all of them agree.
     shape = cache_shape(base.config)
     page = shape.token_elements * PAGE_TOKENS * base.dtype.itemsize

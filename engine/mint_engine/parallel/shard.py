@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
@@ -12,25 +13,25 @@ from mint_engine.model.experts import is_stack
 from mint_engine.model.modules import layers_prefix
 from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Share, not_shared, share_out
 
-_STACKED = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")
+STACKED = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")  # of experts
 
 
-def share_of(base: Base, rank: int, count: int) -> Share:
-    """A rank's share of a base that is whole yet. Raises UnsupportedBase."""
-    config = base.config
+def share_of(model: PreTrainedModel, rank: int, count: int) -> Share:
+    """A rank's share of a model that is whole yet. Raises UnsupportedBase."""
+    config = model.config.get_text_config()
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     if isinstance(cache_shape(config), LatentShape):
         kv_heads = heads  # all heads' keys and values come from one latent
-    stacks = [cast(Any, module) for module in base.model.modules() if is_stack(module)]
+    stacks = [cast(Any, module) for module in model.modules() if is_stack(module)]
     experts = min((int(stack.gate_up_proj.shape[0]) for stack in stacks), default=0)
     return share_out(Dimensions(heads, kv_heads, int(config.vocab_size), experts), count)[rank]
 
 
-def shard(base: Base, share: Share) -> None:
+def shard(model: PreTrainedModel, share: Share) -> None:
     """Cut the decoder layers, in place. Raises UnsupportedBase for a layer that is not shared out."""
-    prefix = layers_prefix(base.model)
-    for path, module in base.model.named_modules():
+    prefix = layers_prefix(model)
+    for path, module in model.named_modules():
         if not path.startswith(prefix):
             continue
         if isinstance(module, nn.Linear):
@@ -64,7 +65,7 @@ def cut_linear(linear: nn.Linear, cut: ModuleCut, *, whole_bias: bool) -> nn.Lin
 
 
 def _cut_stack(experts: nn.Module, held: Cut) -> None:
-    for name in _STACKED:
+    for name in STACKED:
         weight = getattr(experts, name, None)
         if weight is not None:
             setattr(experts, name, _part(weight, held))

@@ -143,6 +143,11 @@ def split(size: int, count: int, unit: int = 1) -> tuple[Cut, ...]:
     return tuple(Cut(start, stop) for start, stop in pairwise(ends))
 
 
+def is_shared(path: str) -> bool:
+    """Whether ranks hold but a part of a decoder layer's linear each."""
+    return path.rpartition(".")[2] in _CUT_BY_OUTPUTS.keys() | _CUT_BY_INPUTS.keys()
+
+
 def is_partial(path: str) -> bool:
     """Whether what a decoder layer's linear gives is but a part of a sum on every rank."""
     return path.rpartition(".")[2] in _CUT_BY_INPUTS

@@ -12,6 +12,7 @@ from mint_contracts.source import Source
 from mint_engine.build import build
 from mint_engine.model.base import Base
 from mint_engine.parallel.member import lay_member
+from mint_engine.parallel.part import Part
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.families import CPU, FAMILIES, SIZES, make_model
 from tests.engine.running import save_base, settings_for
@@ -33,7 +34,7 @@ def test_bases(config: PreTrainedConfig, ranks: int, why: str) -> None:
     model = make_model(config)
     base = Base(model, None, frozenset(), "", 256, 96, torch.float32, CPU)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedBase, match=f"tensorParallelSize: {why}"):
-        lay_member(settings_for(Path("none")), base, 0, ranks, CPU)
+        lay_member(settings_for(Path("none")), base, Part(0, ranks), CPU)
 
 
 def test_training(tmp_path: Path) -> None:

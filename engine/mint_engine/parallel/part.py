@@ -1,0 +1,98 @@
+"""What one rank reads of a base's files: slices of what it shares, its own experts, and what all ranks hold.
+
+transformers makes the model without memory and fills it from slices that read nothing yet. Here the model is cut in
+between, and the slices are cut alike, so that no more than the rank's share is ever in memory.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+
+from mint_engine.adapters.adapter import Module
+from mint_engine.model.modules import find_modules, layers_prefix
+from mint_engine.parallel.shard import STACKED, shard, share_of
+from mint_engine.parallel.shares import Share, is_partial, is_shared
+
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+# What keeps experts in their order and does nothing else between them or within what a rank shares of a linear.
+_HARMLESS = (MergeModulelist, Concatenate)
+
+
+class Part:
+    """A rank's part of a base: first of what it is, then of its files."""
+
+    def __init__(self, rank: int, count: int, target_modules: Iterable[str] = ()) -> None:
+        self._rank, self._count, self._targets = rank, count, tuple(target_modules)
+        self.share: Share | None = None
+        self.modules: Mapping[str, Module] = {}  # that adapters may target, whole
+
+    def cut(self, model: PreTrainedModel) -> Share:
+        """Leave the rank's share of a model that is whole, or was cut here before. Raises UnsupportedBase."""
+        if self.share is None:
+            share = share_of(model, self._rank, self._count)
+            self.modules = find_modules(model, self._targets)
+            shard(model, share)
+            self.share = share
+        return self.share
+
+    def reader(self, whole: type[PreTrainedModel]) -> type[PreTrainedModel]:
+        """A kind of model whose `from_pretrained` reads this part, where it can be told from the rest before."""
+
+        def load(model: Any, state: Any, files: list[str], config: Any, **options: Any) -> Any:
+            if all(_is_harmless(each) for each in config.weight_mapping or ()):
+                state = _select(files, self.cut(model), layers_prefix(model))
+            return whole._load_pretrained_model(model, state, files, config, **options)
+
+        changes = {"_load_pretrained_model": staticmethod(load), "__module__": whole.__module__}
+        return type(whole.__name__, (whole,), changes)
+
+
+class _Slice:
+    """A part of a tensor in a file, read when it is asked for."""
+
+    def __init__(self, tensor: Any, part: tuple[slice, ...]) -> None:
+        self._tensor, self._part = tensor, part
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        found: torch.Tensor = self._tensor[self._part]
+        return found.contiguous()
+
+
+def _is_harmless(step: Any) -> bool:
+    return not isinstance(step, WeightConverter) or all(isinstance(each, _HARMLESS) for each in step.operations)
+
+
+def _select(files: Sequence[str], share: Share, prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for file in files:
+        opened: Any = safe_open(file, framework="pt")
+        for key in opened.keys():  # noqa: SIM118 - no mapping
+            tensor = opened.get_slice(key)
+            inside = f".{prefix}" in f".{key}" or key.startswith(prefix.removeprefix("model."))
+            part = part_of(key, tensor.get_shape(), share) if inside else ()
+            if part is not None:
+                found[key] = _Slice(tensor, part) if part else tensor
+    return found
+
+
+def part_of(key: str, shape: Sequence[int], share: Share) -> tuple[slice, ...] | None:
+    """What of a decoder layer's tensor of that name the rank reads: () for all of it, None for nothing."""
+    if expert := _EXPERT.search(key):
+        return () if int(expert[1]) in range(*share.experts) else None
+    path, _, kind = key.rpartition(".")
+    if kind in STACKED and path.endswith(".experts"):
+        return (slice(*share.experts),)
+    if kind == "sinks":
+        return (slice(*share.heads),)
+    if not is_shared(path):
+        return ()
+    if kind == "bias" and is_partial(path):
+        return () if share.rank == 0 else None
+    high, wide = (*shape, 0)[:2]
+    inputs, outputs, _ = share.of(Module(path, wide, high))
+    return tuple(slice(*cut or (None,)) for cut in (outputs, inputs)[: len(shape)])

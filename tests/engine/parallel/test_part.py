@@ -1,0 +1,79 @@
+"""A rank's part of a base, read from its files alone, is what is left of the whole base when it is cut."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig
+
+from mint_contracts.errors import CorruptFile
+from mint_engine.model.base import Base, load_base
+from mint_engine.parallel.part import Part, part_of
+from mint_engine.parallel.shares import Dimensions, share_out
+from tests.engine.families import CPU, FAMILIES, MOE, SIZES, make_model
+from tests.engine.running import save_tokenizer
+from tests.engine.saved_families import save_base
+
+BASES = FAMILIES | {"mixtral": MixtralConfig(**SIZES, num_local_experts=6)}  # whose files name experts otherwise
+SHARE = share_out(Dimensions(heads=4, kv_heads=2, vocabulary=96, experts=MOE["num_experts"]), 2)[1]
+
+
+def weights(base: Base) -> dict[str, torch.Tensor]:
+    return dict(base.model.state_dict()) | dict(base.model.named_buffers())
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_a_part_is_what_cutting_leaves(family: str, tmp_path: Path) -> None:
+    save_base(family, tmp_path) if family in FAMILIES else save_mixtral(tmp_path)
+    for rank in range(2):
+        whole = load_base(tmp_path, torch.float32, CPU)
+        cut = Part(rank, 2)
+        cut.cut(whole.model)
+        part = Part(rank, 2)
+        read = load_base(tmp_path, torch.float32, CPU, part)
+        assert part.share == cut.share
+        assert part.modules == cut.modules
+        assert read.architecture == whole.architecture
+        expected, found = weights(whole), weights(read)
+        assert found.keys() == expected.keys()
+        for name, each in expected.items():
+            assert torch.equal(found[name], each), name
+
+
+def save_mixtral(folder: Path) -> None:
+    make_model(BASES["mixtral"]).save_pretrained(folder)
+    save_tokenizer(folder)
+    [file] = folder.glob("*.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        assert any(".experts.3.w1." in key for key in opened.keys())  # noqa: SIM118 - no mapping
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "part"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", (64, 48), (slice(32, 64), slice(None))),
+        ("model.layers.0.self_attn.k_proj.bias", (32,), (slice(16, 32),)),
+        ("model.layers.0.self_attn.o_proj.weight", (48, 64), (slice(None), slice(32, 64))),
+        ("model.layers.0.self_attn.o_proj.bias", (48,), None),
+        ("model.layers.0.self_attn.sinks", (4,), (slice(2, 4),)),
+        ("model.layers.0.mlp.experts.2.up_proj.weight", (40, 48), None),
+        ("model.layers.0.mlp.experts.3.up_proj.weight", (40, 48), ()),
+        ("model.layers.0.mlp.experts.gate_up_proj", (6, 80, 48), (slice(3, 6),)),
+        ("model.layers.0.input_layernorm.weight", (48,), ()),
+    ],
+)
+def test_what_of_a_tensor_is_read(key: str, shape: tuple[int, ...], part: tuple[slice, ...] | None) -> None:
+    assert part_of(key, shape, SHARE) == part
+
+
+def test_an_expert_that_is_missing_is_missed_by_the_rank_that_would_hold_it(tmp_path: Path) -> None:
+    save_base("qwen3_moe", tmp_path)
+    [file] = tmp_path.glob("*.safetensors")
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.experts.4.down_proj.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    load_base(tmp_path, torch.float32, CPU, Part(0, 2))
+    with pytest.raises(CorruptFile, match=r"other shapes than its config\.json"):
+        load_base(tmp_path, torch.float32, CPU, Part(1, 2))
