@@ -128,9 +128,12 @@ class Engine:
         return {"seconds": operations / peak_rate(self._base.device)}
 
     async def hand_over(self, number: int) -> Answer:
-        """From the end of an update to the first token of a rollout on the new weights, and what a memcpy takes."""
+        """From the end of an update to a rollout's first token on the new weights; a decode step; and a memcpy.
+
+        The prompt is one token, so that its step is as long as one that decodes.
+        """
         lessons = self._lessons[0]
-        name, prompt = lessons.terms.policy, tuple(range(100 + number, 116 + number))
+        name, prompt = lessons.terms.policy, (100 + number,)
         begun: list[float] = []
 
         def give(trainer: Trainer) -> None:
@@ -138,13 +141,13 @@ class Engine:
             hand_off(self._slots, lessons.slot, trainer.policy(name), f"{name}@9.{number}")
 
         await self._means.desk.call(give)
-        first, later = await self._first(name, f"{name}@9.{number}", lessons.slot, prompt)
+        first, step = await self._first(name, f"{name}@9.{number}", lessons.slot, prompt)
         run = await self._means.desk.call(lambda trainer: trainer.packed(name).run)
         copy = run.clone()
         started = time.perf_counter()
         copy.copy_(run)
         memcpy = time.perf_counter() - started
-        return {"handoff": max(0.0, first - begun[0] - later), "memcpy": memcpy}
+        return {"first": first - begun[0], "step": step, "memcpy": memcpy}
 
     async def tenants(self, *, train: int, tokens: int, seconds: float) -> Answer:
         """Gaps between tokens of tenants' requests to the bare base, while so many policies train over and over."""

@@ -183,7 +183,7 @@ def test_prompts_share_what_decoding_leaves_the_least_served_first() -> None:
 
 
 def test_training_gets_a_share_of_the_rows_beside_tenants_and_all_where_there_are_none() -> None:
-    tenants = [sequence(1, 5) for _ in range(20)]
+    tenants = [sequence(1, 5) for _ in range(28)]
     rollouts = [sequence(1, 5, background=True) for _ in range(9)]
     prompt = sequence(40, 5, background=True)
     served = {each: number for number, each in enumerate(reversed(rollouts))} | {prompt: -1}

@@ -67,13 +67,14 @@ class Updates:
         self._ready: list[Job] = []
         self._work: Work | None = None
         self._jobs: list[Job] = []  # of `_work`
+        self._stepping: deque[tuple[Job, LossOutcome]] = deque()  # jobs whose gradients are there
         self._closed = False
         self._allowance = Allowance()
 
     @property
     def busy(self) -> bool:
         """Whether a call waits, work is under way, or enough is ready to begin."""
-        return bool(self._calls) or self._work is not None or self._ripe()
+        return bool(self._calls or self._stepping) or self._work is not None or self._ripe()
 
     def put(self, job: Job) -> None:
         """Have a job done."""
@@ -115,10 +116,12 @@ class Updates:
         """The step thread has ended: nothing is learnt any more, and what waits for it is told so."""
         with self._lock:
             self._closed = True
-            jobs, self._ready = [*self._jobs, *self._ready], []
+            jobs = [*self._jobs, *(job for job, _ in self._stepping), *self._ready]
+            self._ready = []
         if self._work is not None:
             self._work.cancel()
         self._work, self._jobs = None, []
+        self._stepping.clear()
         while self._calls:
             self._calls.popleft()()
         self._fail(jobs, Draining("engine", "is ending and trains no more"))
@@ -130,7 +133,11 @@ class Updates:
         return not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS
 
     def _piece(self) -> bool:
-        """Compute one piece; whether there was one."""
+        """Compute one piece, or take one job's step; whether there was any."""
+        if self._stepping:
+            with metrics.PIECE.time():
+                self._take(*self._stepping.popleft())
+            return True
         if self._work is None and self._ripe():
             self._begin()
         if self._work is None:
@@ -182,26 +189,28 @@ class Updates:
             )
 
     def _end(self, work: Work) -> None:
-        """Take the steps of the jobs whose gradients are there; those with epochs left begin again."""
-        jobs, outcomes = self._jobs, work.results()
+        outcomes = work.results()
+        self._stepping.extend((job, outcomes[job.batch.policy]) for job in self._jobs)
         self._work, self._jobs = None, []
-        for job in jobs:
-            name, step = job.batch.policy, None
-            try:
-                if job.optimizer is not None:
-                    step = self.trainer.step({name: job.optimizer})[name]
-                job.epochs -= 1
-                if job.epochs > 0:
-                    self.put(job)
-                    continue
-                job.finish(self.trainer)
-            except MintError as error:  # it was dropped meanwhile, say
-                self._fail([job], error)
-            except Exception as defect:  # noqa: BLE001 - a learning rate beyond all floats, say: its own trouble
-                _log.exception("update_defect", policies=[name])
-                self._fail([job], Internal(f"policy {name!r}", f"took no step ({type(defect).__name__}: {defect})"))
-            else:
-                job.resolve(Learnt(outcomes[name], step))
+
+    def _take(self, job: Job, outcome: LossOutcome) -> None:
+        """A job's step; with epochs left it begins again."""
+        name, step = job.batch.policy, None
+        try:
+            if job.optimizer is not None:
+                step = self.trainer.step({name: job.optimizer})[name]
+            job.epochs -= 1
+            if job.epochs > 0:
+                self.put(job)
+                return
+            job.finish(self.trainer)
+        except MintError as error:  # it was dropped meanwhile, say
+            self._fail([job], error)
+        except Exception as defect:  # noqa: BLE001 - a learning rate beyond all floats, say: its own trouble
+            _log.exception("update_defect", policies=[name])
+            self._fail([job], Internal(f"policy {name!r}", f"took no step ({type(defect).__name__}: {defect})"))
+        else:
+            job.resolve(Learnt(outcome, step))
 
     def _fail(self, jobs: list[Job], error: MintError) -> None:
         if jobs is self._jobs:

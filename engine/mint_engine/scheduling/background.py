@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-SHARE = 0.35  # of tenants' part of a step that training may add to it: a token takes 1.35 times as long at most
+SHARE = 0.25  # of tenants' part of a step that training may add to it; most tokens take less than 1.5 times as long
 
 
 class Background(Protocol):

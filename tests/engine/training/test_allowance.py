@@ -62,5 +62,5 @@ def test_pieces_that_are_short_beside_a_step_follow_every_one_of_them() -> None:
         pieces.append(next(ticks) - before - 2)  # the clock was read once at first, and once after each
 
     assert isinstance(learnt[0], Learnt)
-    assert set(pieces[:-1]) == {1, 2}, "3.5 ms a step are one piece and a sixth of another"
+    assert set(pieces[:-1]) == {0, 1}, "2.5 ms a step are five sixths of a piece"
     assert sum(pieces) > 15
