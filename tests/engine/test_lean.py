@@ -2,6 +2,8 @@
 
 import copy
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,17 +49,20 @@ TAKEN = {
 LEFT = {"gemma": GemmaConfig(**SIZES), "granite": GraniteConfig(**SIZES)}
 
 
-def make(config: PreTrainedConfig, dtype: torch.dtype, *, lean: bool) -> Forward:
+RANKS = (4, 16, 3)
+
+
+def make(config: PreTrainedConfig, dtype: torch.dtype, *, lean: bool, ranks: Sequence[int] = RANKS) -> Forward:
     """The same base and the same adapters each time."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # type: ignore[no-untyped-call]
     model.train(False)
     base = Base(model, None, frozenset(), type(model).__name__, 256, config.vocab_size, dtype, CPU)  # type: ignore[arg-type]
-    slots = Slots(find_modules(model), 3, 16, dtype, CPU)
+    slots = Slots(find_modules(model), len(ranks), 16, dtype, CPU)
     draw = torch.Generator().manual_seed(5)
-    for slot, rank in enumerate((4, 16, 3)):
+    for slot, rank in enumerate(ranks):
         fill(slots, slot, rank, draw)
-    return Forward(base, slots, KvCache(2, 2, 32, 40, dtype, CPU), lean=lean)
+    return Forward(base, slots, KvCache(2, 2, 32, 80, dtype, CPU), lean=lean)
 
 
 def fill(slots: Slots, slot: int, rank: int, draw: torch.Generator) -> None:
@@ -139,6 +144,28 @@ def test_threads_share_a_step_in_any_number(dtype: torch.dtype) -> None:
     assert all(torch.equal(each, found[0]) for each in found)
     expected = play(make(TAKEN["qwen3"], dtype, lean=False), CROWDED)
     assert (found[0] - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 0.04)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_single_rows_of_many_adapters_get_what_each_gets_alone(dtype: torch.dtype, threads: int) -> None:
+    """Bit for bit the same logits: in a crowd adapters are computed between the tiles of the base's products."""
+    count = 70
+    ranks = [1 + at * 5 % 16 for at in range(count - 2)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        lean, generic = (make(TAKEN["llama"], dtype, lean=lean, ranks=ranks) for lean in (True, False))
+        tokens = [7 * at % 128 for at in range(count)]
+        spans = [Span(at, 1, 0, [1 + at], max(at - 2, NO_SLOT)) for at in range(count)]
+        crowd = lean.run(tokens, spans, range(count)).clone()
+        for token, span, found in zip(tokens, spans, crowd, strict=True):
+            alone = lean.run([token], [replace(span, row=0)], [0])
+            assert torch.equal(alone[0], found)
+        expected = generic.run(tokens, spans, range(count)).float()
+    finally:
+        torch.set_num_threads(before)
+    assert (crowd.float() - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 0.04)
 
 
 @pytest.mark.parametrize("family", LEFT)

@@ -12,8 +12,9 @@ void adapt(T* y, int64_t ldy, const T* x, int64_t ldx, int64_t rows, const T* do
     Middle<T> middle[ITEM_ROWS * MAX_RANK];
     const int count = int(std::min<int64_t>(ITEM_ROWS, rows - at));
     const int64_t pitch = even(part.rank);
-    shrink(x + at * ldx, ldx, count, down, part, middle, pitch);
-    expand<true>(y + at * ldy, ldy, count, up, part, middle, pitch, up, 0);
+    Ahead nothing;  // all items read the same
+    shrink(x + at * ldx, ldx, count, down, part, middle, pitch, nothing);
+    expand<true>(y + at * ldy, ldy, count, up, part, middle, pitch, nothing);
     for (int row = 0; row < count; ++row)
       for (int64_t r = 0; r < part.rank; ++r)
         middles[(at + row) * part.rank + r] = narrow<T>(wide(middle[row * pitch + r]));

@@ -2,7 +2,7 @@
 //
 // Rows of one adapter that fill a tile take it in registers (`strip.h`). Single rows have an adapter each, and wait for
 // its weights to come from memory: they are computed between the tiles of the base's product, which is bound by
-// arithmetic and meanwhile reads the next ones. What the product leaves over is added behind it.
+// arithmetic and meanwhile brings the next ones. What the product leaves over is added behind it.
 #pragma once
 #include <vector>
 #include "step.h"
@@ -42,7 +42,6 @@ class Beside {
   // Before the product of x: returns whether the team must wait for what its members have done.
   bool begin(const Linear<T>& linear, const T* x) {
     linear_ = &linear, x_ = x;
-    brought_ = done_ = 0;
     if (!linear.target_count || whole_.empty()) return false;
     strips_.clear();
     for (size_t at = 0; at < whole_.size(); ++at) add_strips(whole_[at], int64_t(at) % place_.members == place_.member);
@@ -51,50 +50,67 @@ class Beside {
 
   Tiles<T> tiles() const { return {tiles_, strips_.data(), linear_->target_count}; }
 
-  Stream stream() { return {nullptr, nullptr, linear_->target_count && !single_.empty() ? turn : nullptr, this}; }
+  // Before this thread's part of the product, of so many panels: what is to be brought beside it.
+  Stream start(int64_t panels) {
+    pairs_.clear(), brought_ = done_ = 0;
+    Stream stream;
+    for (const Item& item : single_)
+      for (int64_t t = 0; t < linear_->target_count; ++t) {
+        const Pair<T> pair = pair_of(slots_, item.slot, linear_->targets[t]);
+        if (!pair.a) continue;
+        pairs_.push_back({item, linear_->targets[t].column, pair});
+        stream.lines += (pair.end() - pair.a) * int64_t(sizeof(T)) / LINE;
+      }
+    if (pairs_.empty()) return {};
+    stream.steps = panels * int64_t(tiles_.size()) * (linear_->in / GROUP<T>);
+    stream.next = turn, stream.from = this;
+    return stream;
+  }
 
   // After the product, whose rows y are the team's: adds the rest. Returns whether the team must wait for that.
   bool finish(T* y) {
-    if (!linear_->target_count || !alone_) return false;
-    for (size_t at = 0; at < done_; ++at) settle_item(single_[at], y);
-    for (size_t at = done_; at < single_.size(); ++at) {
-      std::pair<const T*, const T*> next{nullptr, nullptr};
-      if (at + 1 < single_.size()) next = run(single_[at + 1]);
-      add_lora<true>(y, linear_->out, x_, linear_->in, single_[at], slots_, linear_->targets, linear_->target_count,
-                     next.first, (next.second - next.first) * int64_t(sizeof(T)));
+    const int64_t out = linear_->out;
+    for (size_t at = 0; at < pairs_.size(); ++at) {
+      const Due& due = pairs_[at];
+      if (at < done_) {
+        for (int64_t row = due.item.start; row < due.item.start + due.item.rows; ++row)
+          settle(y + row * out + due.column, sums() + row * out + due.column, due.pair.part.out);
+        continue;
+      }
+      Ahead first = due.pair.ahead_b(), second;
+      if (at + 1 < pairs_.size()) second = pairs_[at + 1].pair.ahead_a();
+      add<true>(due, y, first, second);
     }
-    return true;
+    return alone_ && linear_->target_count;
   }
 
  private:
-  std::pair<const T*, const T*> run(const Item& item) const {
-    return run_of(slots_, item.slot, linear_->targets, linear_->target_count);
-  }
+  // What an item's adapter adds to the columns of one target.
+  struct Due {
+    Item item;
+    int64_t column;
+    Pair<T> pair;
+  };
 
+  // Rows of the same width as y's.
   float* sums() const { return room_.sums + place_.first * (room_.wide_width - linear_->out); }
 
-  // Computes the item whose weights have come near, and names the next one's.
-  static std::pair<const void*, const void*> turn(void* from) {
-    Beside& self = *(Beside*)from;
-    if (self.done_ < self.brought_) {
-      const T* none = nullptr;
-      add_lora<false>(self.sums(), self.linear_->out, self.x_, self.linear_->in, self.single_[self.done_++],
-                      self.slots_, self.linear_->targets, self.linear_->target_count, none, 0);
-    }
-    if (self.brought_ == self.single_.size()) return {nullptr, nullptr};
-    const auto run = self.run(self.single_[self.brought_++]);
-    return {run.first ? run.first : self.slots_.memory, run.second};
+  template <bool ADD>
+  void add(const Due& due, Sums<ADD, T>* y, Ahead& first, Ahead& second) const {
+    const int64_t out = linear_->out, in = linear_->in;
+    add_pair<ADD>(y + due.item.start * out + due.column, out, x_ + due.item.start * in, in, due.item.rows, due.pair,
+                  first, second);
   }
 
-  void settle_item(const Item& item, T* y) const {
-    for (int64_t t = 0; t < linear_->target_count; ++t) {
-      const Target& target = linear_->targets[t];
-      if (slots_.places[target.module * slots_.count + item.slot] < 0) continue;
-      for (int64_t row = item.start; row < item.start + item.rows; ++row) {
-        const int64_t at = row * linear_->out + target.column;
-        settle(y + at, sums() + at, target.out);
-      }
+  // Computes the pair that has come near, and names the one after the next.
+  static Ahead turn(void* from) {
+    Beside& self = *(Beside*)from;
+    if (self.done_ + 1 < self.brought_) {
+      const Due &due = self.pairs_[self.done_++], &next = self.pairs_[self.done_];
+      Ahead first = due.pair.ahead_b(), second = next.pair.ahead_a();  // what of them has not come
+      self.template add<false>(due, self.sums(), first, second);
     }
+    return self.brought_ == self.pairs_.size() ? Ahead{} : self.pairs_[self.brought_++].pair.ahead();
   }
 
   // The strips of one item; `mine`: this thread computes what lies between its two products.
@@ -102,16 +118,17 @@ class Beside {
     Middle<T>* middle = room_.middle + item.start * room_.middle_width;
     for (int64_t t = 0; t < linear_->target_count; ++t) {
       const Target& target = linear_->targets[t];
-      const int64_t at = target.module * slots_.count + item.slot;
-      if (slots_.places[at] < 0) {
+      const Pair<T> pair = pair_of(slots_, item.slot, target);
+      if (!pair.a) {
         strips_.push_back({nullptr, nullptr, 0, 0, 0, 0});
         continue;
       }
-      const Part part{slots_.ranks[at], target.in, target.out, slots_.scalings[at]};
-      const T* a = slots_.memory + item.slot * slots_.width + slots_.places[at];
-      if (mine) shrink(x_ + item.start * target.in, target.in, item.rows, a, part, middle, room_.middle_width);
-      strips_.push_back({a + part.rank * part.in, middle, room_.middle_width, part.rank, target.column, target.out});
-      middle += even(part.rank);
+      Ahead nothing;
+      if (mine)
+        shrink(x_ + item.start * target.in, target.in, item.rows, pair.a, pair.part, middle, room_.middle_width,
+               nothing);
+      strips_.push_back({pair.b(), middle, room_.middle_width, pair.part.rank, target.column, target.out});
+      middle += even(pair.part.rank);
     }
   }
 
@@ -124,5 +141,6 @@ class Beside {
   bool alone_;  // whether any member has such others
   std::vector<Tile> tiles_;
   std::vector<Strip<T>> strips_;
-  size_t brought_ = 0, done_ = 0;  // of `single_`: whose weights are read ahead, and whose sums are put down
+  std::vector<Due> pairs_;  // of `single_`, in the product
+  size_t brought_ = 0, done_ = 0;  // of `pairs_`: whose weights are brought, and whose sums are put down
 };

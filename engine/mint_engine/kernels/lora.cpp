@@ -12,11 +12,20 @@ void add_items(T* y, int64_t ldy, const T* x, int64_t ldx, const Item* items, in
                const Target* targets, int64_t count) {
 #pragma omp parallel for schedule(dynamic, 4)
   for (int64_t i = 0; i < item_count; ++i) {
-    // After an item's last part comes, most likely, the next item's first.
-    std::pair<const T*, const T*> next{nullptr, nullptr};
-    if (i + 1 < item_count) next = run_of(slots, items[i + 1].slot, targets, count);
-    add_lora<true>(y, ldy, x, ldx, items[i], slots, targets, count, next.first,
-                (next.second - next.first) * int64_t(sizeof(T)));
+    const Item& item = items[i];
+    for (int64_t t = 0; t < count; ++t) {
+      const Pair<T> pair = pair_of(slots, item.slot, targets[t]);
+      if (!pair.a) continue;
+      // After an item's last target comes, most likely, the next item's first.
+      Pair<T> next;
+      if (t + 1 < count)
+        next = pair_of(slots, item.slot, targets[t + 1]);
+      else if (i + 1 < item_count)
+        next = pair_of(slots, items[i + 1].slot, targets[0]);
+      Ahead first = pair.ahead_b(), second = next.ahead_a();
+      add_pair<true>(y + item.start * ldy + targets[t].column, ldy, x + item.start * ldx, ldx, item.rows, pair, first,
+                     second);
+    }
   }
 }
 
@@ -27,14 +36,16 @@ void add_experts(T* y, int64_t ldy, const T* x, int64_t ldx, const ExpertItem* i
                  int64_t experts, int64_t in, int64_t out) {
 #pragma omp parallel for schedule(dynamic, 4)
   for (int64_t i = 0; i < item_count; ++i) {
-    Middle<T> middle[ITEM_ROWS * MAX_RANK];
     const ExpertItem& item = items[i];
     if (places[item.slot] < 0) continue;
     const Part part{ranks[item.slot], in, out, scalings[item.slot]};
     const T* first = memory + item.slot * width + places[item.slot];
     const T* b = first + experts * part.rank * in + item.expert * part.rank * out;
-    shrink(x + item.start * ldx, ldx, item.rows, first + item.expert * part.rank * in, part, middle, even(part.rank));
-    expand<true>(y + item.start * ldy, ldy, item.rows, b, part, middle, even(part.rank), b, 0);
+    Middle<T> middle[ITEM_ROWS * MAX_RANK];
+    Ahead ahead{(const char*)b, (const char*)(b + part.rank * part.out)}, nothing;
+    shrink(x + item.start * ldx, ldx, item.rows, first + item.expert * part.rank * in, part, middle, even(part.rank),
+           ahead);
+    expand<true>(y + item.start * ldy, ldy, item.rows, b, part, middle, even(part.rank), nothing);
   }
 }
 }  // namespace

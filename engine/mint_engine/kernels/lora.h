@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <utility>
 #include "number.h"
+#include "stream.h"
 
 constexpr int ITEM_ROWS = 8;    // rows of a work item at most
 constexpr int MAX_RANK = 1024;  // the caller refuses more
@@ -30,7 +31,7 @@ using Sums = std::conditional_t<ADD, T, float>;
 
 // middle[row][r] = scaling * dot(x[row], a[r]); a is [rank, in], rows of middle are `pitch` apart.
 template <typename T>
-void shrink(const T* x, int64_t ldx, int rows, const T* a, const Part& part, Middle<T>* middle, int64_t pitch) {
+void shrink(const T* x, int64_t ldx, int rows, const T* a, const Part& part, Middle<T>* middle, int64_t pitch, Ahead&) {
   for (int row = 0; row < rows; ++row)
     for (int64_t r = 0; r < part.rank; ++r) {
       const T *xs = x + row * ldx, *as = a + r * part.in;
@@ -41,10 +42,10 @@ void shrink(const T* x, int64_t ldx, int rows, const T* a, const Part& part, Mid
     }
 }
 
-// The sums of middle[row] b for y[row]; b is [rank, out]; `next` bytes from `after` on are read after it.
+// The sums of middle[row] b for y[row]; b is [rank, out].
 template <bool ADD, typename T, typename = std::enable_if_t<std::is_same_v<Middle<T>, float>>>
 void expand(Sums<ADD, T>* y, int64_t ldy, int rows, const T* b, const Part& part, const Middle<T>* middle,
-            int64_t pitch, const T*, int64_t) {
+            int64_t pitch, Ahead&) {
   constexpr int64_t CHUNK = 64;
   float sum[CHUNK];
   for (int row = 0; row < rows; ++row)
@@ -99,37 +100,31 @@ struct Item {
   int32_t start, rows, slot;
 };
 
-// Where the weights of a slot for neighbouring targets lie: one run, as `packed` lays modules out.
+// What a slot's tenant has for a target: A [rank, in], and behind it B [rank, out]; null: it leaves the target alone.
 template <typename T>
-std::pair<const T*, const T*> run_of(const Slots<T>& slots, int32_t slot, const Target* targets, int64_t count) {
-  const T *begin = nullptr, *end = nullptr;
-  for (int64_t t = 0; t < count; ++t) {
-    const int64_t at = targets[t].module * slots.count + slot;
-    if (slots.places[at] < 0) continue;
-    const T* part = slots.memory + slot * slots.width + slots.places[at];
-    if (!begin) begin = part;
-    end = part + slots.ranks[at] * (targets[t].in + targets[t].out);
-  }
-  return {begin, end};
+struct Pair {
+  const T* a = nullptr;
+  Part part{};
+  const T* b() const { return a + part.rank * part.in; }
+  const T* end() const { return b() + part.rank * part.out; }
+  Ahead ahead_a() const { return {(const char*)a, (const char*)b()}; }
+  Ahead ahead_b() const { return {(const char*)b(), (const char*)end()}; }
+  Ahead ahead() const { return {(const char*)a, (const char*)end()}; }
+};
+
+template <typename T>
+Pair<T> pair_of(const Slots<T>& slots, int32_t slot, const Target& target) {
+  const int64_t at = target.module * slots.count + slot;
+  if (slots.places[at] < 0) return {};
+  return {slots.memory + slot * slots.width + slots.places[at],
+          {slots.ranks[at], target.in, target.out, slots.scalings[at]}};
 }
 
-// Adds one item's adapter; `next` bytes from `after` on are read by whoever comes next.
+// Adds a pair to rows of one adapter. Single rows bring `first` while they read A, and `second` while they read B.
 template <bool ADD, typename T>
-void add_lora(Sums<ADD, T>* y, int64_t ldy, const T* x, int64_t ldx, const Item& item, const Slots<T>& slots,
-              const Target* targets, int64_t count, const T* after, int64_t next) {
+void add_pair(Sums<ADD, T>* y, int64_t ldy, const T* x, int64_t ldx, int rows, const Pair<T>& pair, Ahead& first,
+              Ahead& second) {
   Middle<T> middle[ITEM_ROWS * MAX_RANK];
-  for (int64_t t = 0; t < count; ++t) {
-    const Target& target = targets[t];
-    const int64_t at = target.module * slots.count + item.slot;
-    if (slots.places[at] < 0) continue;
-    const Part part{slots.ranks[at], target.in, target.out, slots.scalings[at]};
-    const T* a = slots.memory + item.slot * slots.width + slots.places[at];
-    const T* b = a + part.rank * part.in;
-    // The next part of this slot lies behind this one.
-    const bool last = t + 1 == count;
-    shrink(x + item.start * ldx, ldx, item.rows, a, part, middle, even(part.rank));
-    expand<ADD>(y + item.start * ldy + target.column, ldy, item.rows, b, part, middle, even(part.rank),
-                last ? after : b + part.rank * part.out,
-                last ? next : part.rank * targets[t + 1].in * int64_t(sizeof(T)));
-  }
+  shrink(x, ldx, rows, pair.a, pair.part, middle, even(pair.part.rank), first);
+  expand<ADD>(y, ldy, rows, pair.b(), pair.part, middle, even(pair.part.rank), second);
 }

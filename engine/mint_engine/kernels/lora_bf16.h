@@ -6,14 +6,6 @@ struct MiddleOf<bf16> {
   using Number = bf16;
 };
 
-// Brings what is read next into the cache, a line for each line that is read now: single rows wait for memory alone.
-struct Ahead {
-  const char *at, *end;
-  inline void step(int lines) {
-    for (int line = 0; line < lines && at < end; ++line, at += 64) _mm_prefetch(at, _MM_HINT_T1);
-  }
-};
-
 // Sums of vectors' lanes, several vectors at once. Each is taken in one order, halves, quarters, pairs, so that it does
 // not depend on how many are taken together.
 inline __m512 join_halves(__m512 a, __m512 b) {  // [a's 8 sums, b's 8 sums]
@@ -56,7 +48,7 @@ inline void shrink_block(const bf16* x, int64_t ldx, const bf16* a, const Part& 
   for (int n = 0; n < N * R; ++n) sums[n] = _mm512_setzero_ps();
   for (int64_t i = 0; i < part.in; i += 32) {
     const __mmask32 mask = first(part.in - i);
-    if (N == 1) ahead.step(R);
+    if (N == 1) ahead.bring(R);
     __m512bh xs[N];
     for (int n = 0; n < N; ++n) xs[n] = load_bf16(x + n * ldx + i, mask);
     for (int r = 0; r < R; ++r) {
@@ -71,10 +63,9 @@ inline void shrink_block(const bf16* x, int64_t ldx, const bf16* a, const Part& 
 }
 
 template <int N>
-inline void shrink_rows(const bf16* x, int64_t ldx, const bf16* a, const Part& part, bf16* middle, int64_t pitch) {
+inline void shrink_rows(const bf16* x, int64_t ldx, const bf16* a, const Part& part, bf16* middle, int64_t pitch,
+                        Ahead& ahead) {
   constexpr int R = 16 / N;
-  const bf16* b = a + part.rank * part.in;
-  Ahead ahead{(const char*)b, (const char*)(b + part.rank * part.out)};
   int64_t r = 0;
   for (; r + R <= part.rank; r += R) shrink_block<N, R>(x, ldx, a + r * part.in, part, middle + r, pitch, ahead);
   for (; r + 8 / N <= part.rank; r += 8 / N)
@@ -86,12 +77,12 @@ inline void shrink_rows(const bf16* x, int64_t ldx, const bf16* a, const Part& p
     for (int n = 0; n < N; ++n) middle[n * pitch + part.rank] = {0};
 }
 
-inline void shrink(const bf16* x, int64_t ldx, int rows, const bf16* a, const Part& part, bf16* middle,
-                   int64_t pitch) {
+inline void shrink(const bf16* x, int64_t ldx, int rows, const bf16* a, const Part& part, bf16* middle, int64_t pitch,
+                   Ahead& ahead) {
   int row = 0;
-  for (; row + 4 <= rows; row += 4) shrink_rows<4>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch);
-  for (; row + 2 <= rows; row += 2) shrink_rows<2>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch);
-  for (; row < rows; ++row) shrink_rows<1>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch);
+  for (; row + 4 <= rows; row += 4) shrink_rows<4>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch, ahead);
+  for (; row + 2 <= rows; row += 2) shrink_rows<2>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch, ahead);
+  for (; row < rows; ++row) shrink_rows<1>(x + row * ldx, ldx, a, part, middle + row * pitch, pitch, ahead);
 }
 
 inline __m512bh spread_pair(const bf16* from) {
@@ -116,8 +107,8 @@ inline void expand_block(Out* y, int64_t ldy, const bf16* b, const Part& part, c
   for (int64_t r = 0; r < part.rank; r += 2) {
     const bf16* b0 = b + r * part.out;
     const bool odd = r + 1 == part.rank;
+    if (N == 1) ahead.bring(2 * C);
     for (int c = 0; c < C; ++c) {
-      if (N == 1) ahead.step(2);
       const __mmask32 mask = first(left - 32 * c);
       const __m512i w0 = _mm512_maskz_loadu_epi16(mask, b0 + 32 * c);
       const __m512i w1 = odd ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi16(mask, b0 + part.out + 32 * c);
@@ -142,7 +133,7 @@ inline void expand_block(Out* y, int64_t ldy, const bf16* b, const Part& part, c
 
 template <int N, int C, typename Out>
 inline void expand_rows(Out* y, int64_t ldy, const bf16* b, const Part& part, const bf16* middle, int64_t pitch,
-                        Ahead ahead) {
+                        Ahead& ahead) {
   int64_t at = 0;
   for (; at + 32 * C <= part.out; at += 32 * C)
     expand_block<N, C>(y + at, ldy, b + at, part, middle, pitch, 32 * C, ahead);
@@ -152,8 +143,7 @@ inline void expand_rows(Out* y, int64_t ldy, const bf16* b, const Part& part, co
 
 template <bool ADD>
 inline void expand(Sums<ADD, bf16>* y, int64_t ldy, int rows, const bf16* b, const Part& part, const bf16* middle,
-                   int64_t pitch, const bf16* after, int64_t next) {
-  const Ahead ahead{(const char*)after, (const char*)after + next};
+                   int64_t pitch, Ahead& ahead) {
   int row = 0;
   for (; row + 4 <= rows; row += 4)
     expand_rows<4, 2>(y + row * ldy, ldy, b, part, middle + row * pitch, pitch, ahead);

@@ -98,8 +98,9 @@ class Walk {
   // y = x W^T + b and every row's adapter.
   void product(const Linear<T>& linear, const T* x, T* y) {
     if (beside_.begin(linear, x)) place_.team->wait();
-    Stream ahead = beside_.stream();
-    multiply(x, beside_.tiles(), linear, y, linear.out, place_.member, place_.members, ahead);
+    const Panels panels{place_.member, linear.panels(), place_.members};
+    Stream ahead = beside_.start(panels.count());
+    multiply(x, beside_.tiles(), linear, y, linear.out, panels, ahead);
     place_.team->wait();
     if (beside_.finish(y)) place_.team->wait();
   }

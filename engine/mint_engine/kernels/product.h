@@ -73,8 +73,9 @@ void pack(const T* weight, int64_t out, int64_t in, T* packed) {
     }
 }
 
-// The sums of N rows and one panel. They begin and stay in registers: nothing here may call out.
-template <int N, typename T>
+// The sums of N rows and one panel. They begin and stay in registers: nothing here may call out. Meanwhile each step
+// brings so many lines.
+template <int LINES, int N, typename T>
 inline void sum_tile(const T* x, int64_t ldx, const T* panel, int64_t in, Lanes (&sums)[N][VECTORS], Stream& ahead) {
   Lanes own[N][VECTORS];
   for (int n = 0; n < N; ++n)
@@ -83,7 +84,7 @@ inline void sum_tile(const T* x, int64_t ldx, const T* panel, int64_t in, Lanes 
   for (int64_t i = 0; i < in; i += GROUP<T>, panel += WIDTH * GROUP<T>) {
     Weights<T> weights[VECTORS];
     for (int v = 0; v < VECTORS; ++v) weights[v] = load_weights(panel + v * LANES * GROUP<T>);
-    soon.step();
+    if constexpr (LINES > 0) soon.step<LINES>();
     for (int n = 0; n < N; ++n) {
       const Weights<T> one = spread_input(x + n * ldx + i);
       for (int v = 0; v < VECTORS; ++v) own[n][v] = multiply_add_inputs(weights[v], one, own[n][v]);
@@ -140,9 +141,14 @@ template <int N, typename T>
 inline void multiply_tile(const T* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
                           const Strip<T>* strips, int64_t targets, Stream& ahead) {
   Lanes sums[N][VECTORS], more[N][VECTORS];
-  ahead.renew();
+  const int lines = ahead.renew(by.in / GROUP<T>);
   const int64_t first = panel * WIDTH;
-  sum_tile<N>(x, ldx, by.weight + first * by.in, by.in, sums, ahead);
+  const T* weight = by.weight + first * by.in;
+  static_assert(Stream::MOST_LINES == 3);
+  if (lines == 0) sum_tile<0>(x, ldx, weight, by.in, sums, ahead);
+  if (lines == 1) sum_tile<1>(x, ldx, weight, by.in, sums, ahead);
+  if (lines == 2) sum_tile<2>(x, ldx, weight, by.in, sums, ahead);
+  if (lines == 3) sum_tile<3>(x, ldx, weight, by.in, sums, ahead);
   if constexpr (TAKES_STRIPS<T>)
     if (strips) {
       for (int n = 0; n < N; ++n)
@@ -164,12 +170,17 @@ inline void multiply_rows(int64_t rows, const T* x, int64_t ldx, const Linear<T>
   }
 }
 
-// y [rows, out], in rows of `ldy` numbers, = x [rows, in] W^T + b + strips, of every `step`-th panel from `panel` on.
-// Reads `ahead` meanwhile.
+// Panels `first`, first + step and so on up to `end`.
+struct Panels {
+  int64_t first, end, step;
+  int64_t count() const { return std::max<int64_t>(0, (end - first + step - 1) / step); }
+};
+
+// y [rows, out], in rows of `ldy` numbers, = x [rows, in] W^T + b + strips, of some panels. Brings `ahead` meanwhile.
 template <typename T>
-void multiply(const T* x, const Tiles<T>& tiles, const Linear<T>& by, T* y, int64_t ldy, int64_t panel, int64_t step,
+void multiply(const T* x, const Tiles<T>& tiles, const Linear<T>& by, T* y, int64_t ldy, const Panels& panels,
               Stream& ahead) {
-  for (; panel < by.panels(); panel += step)
+  for (int64_t panel = panels.first; panel < panels.end; panel += panels.step)
     for (const Tile& tile : tiles.all)
       multiply_rows<TILE>(tile.rows, x + tile.row * by.in, by.in, by, panel, y + tile.row * ldy, ldy,
                           tile.strips < 0 ? nullptr : tiles.strips + tile.strips * tiles.targets, tiles.targets, ahead);
@@ -177,9 +188,9 @@ void multiply(const T* x, const Tiles<T>& tiles, const Linear<T>& by, T* y, int6
 
 // The same of rows without adapters.
 template <typename T>
-void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int64_t panel, int64_t step) {
+void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int64_t first, int64_t step) {
   std::vector<Tile> tiles;
   cut(0, rows, tiles);
   Stream nothing;
-  multiply<T>(x, {tiles, nullptr, 0}, by, y, ldy, panel, step, nothing);
+  multiply<T>(x, {tiles, nullptr, 0}, by, y, ldy, {first, by.panels(), step}, nothing);
 }
