@@ -6,17 +6,17 @@ from e2e.samples.catalog import BASE_NAME, TRAINED
 from tests.apiserver import ROOT
 from tests.crds.admission import Admission
 
-SAMPLES = sorted((ROOT / "crds" / "samples").glob("*.yaml"))
+SAMPLES = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "crds" / "samples").glob("*.yaml")}
 
 
 def test_all_samples_are_accepted(admission: Admission) -> None:
-    refusals = {path.name: admission.refusal(yaml.safe_load(path.read_text())) for path in SAMPLES}
-    assert refusals == {"adapterwave-train.yaml": "", "adapterwave.yaml": "", "basemodel.yaml": ""}
+    refusals = {name: admission.refusal(each) for name, each in SAMPLES.items()}
+    assert refusals == dict.fromkeys(["adapterwave", "adapterwave-selector", "adapterwave-train", "basemodel"], "")
 
 
 def test_the_waves_are_of_the_base_and_fit_its_slots() -> None:
-    training, wave, base = (yaml.safe_load(path.read_text()) for path in SAMPLES)
-    for each in (training, wave):
+    training, wave, base = SAMPLES["adapterwave-train"], SAMPLES["adapterwave"], SAMPLES["basemodel"]
+    for each in (training, wave, SAMPLES["adapterwave-selector"]):
         assert each["spec"]["baseModelRef"]["name"] == base["metadata"]["name"]
         assert each["spec"]["serve"]["replicas"] <= base["spec"]["engine"]["replicas"]["max"]
     adapters = len(wave["spec"]["adapters"]["names"]) + len(training["spec"]["train"]["policies"]["list"])
@@ -26,7 +26,7 @@ def test_the_waves_are_of_the_base_and_fit_its_slots() -> None:
 
 
 def test_the_samples_name_what_the_demo_prepares() -> None:
-    _, wave, base = (yaml.safe_load(path.read_text()) for path in SAMPLES)
+    wave, base = SAMPLES["adapterwave"], SAMPLES["basemodel"]
     assert wave["spec"]["adapters"]["names"] == [adapter.name for adapter in TRAINED]
     assert max(adapter.rank for adapter in TRAINED) <= base["spec"]["adapters"]["maxRank"]
     assert base["spec"]["adapters"]["baseNames"] == [BASE_NAME]
