@@ -36,7 +36,7 @@ def cut_packed(packed: Packed, layout: Layout, cuts: Mapping[str, ModuleCut]) ->
     for (_, to_a, to_b), (place, a, b) in zip(
         halves(layout, run), halves(packed.header.layout, packed.run), strict=True
     ):
-        inputs, outputs, experts = (slice(*cut or (None,)) for cut in cuts[place.path])
+        inputs, outputs, experts = cuts[place.path].slices
         to_a.copy_(a[experts, :, inputs])
         to_b.copy_(b[experts, :, outputs])
     return Packed(replace(packed.header, layout=layout), run)

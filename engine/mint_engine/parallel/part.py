@@ -94,5 +94,5 @@ def part_of(key: str, shape: Sequence[int], share: Share) -> tuple[slice, ...] |
     if kind == "bias" and is_partial(path):
         return () if share.rank == 0 else None
     high, wide = (*shape, 0)[:2]
-    inputs, outputs, _ = share.of(Module(path, wide, high))
-    return tuple(slice(*cut or (None,)) for cut in (outputs, inputs)[: len(shape)])
+    inputs, outputs, _ = share.of(Module(path, wide, high)).slices
+    return (outputs, inputs)[: len(shape)]

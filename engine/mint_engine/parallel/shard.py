@@ -55,7 +55,7 @@ def shard_head(base: Base, share: Share) -> None:
 
 def cut_linear(linear: nn.Linear, cut: ModuleCut, *, whole_bias: bool) -> nn.Linear:
     """A copy of a share of a linear; of one cut by inputs the bias goes with one rank's share alone."""
-    rows, columns = slice(*cut.outputs or (None,)), slice(*cut.inputs or (None,))
+    columns, rows, _ = cut.slices
     weight = linear.weight[rows, columns].clone()
     own = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     own.weight = nn.Parameter(weight, requires_grad=False)

@@ -46,6 +46,12 @@ class ModuleCut(NamedTuple):
     outputs: Cut | None = None
     experts: Cut | None = None
 
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The same of inputs, outputs and experts, to index by."""
+        inputs, outputs, experts = (slice(*cut) if cut else slice(None) for cut in self)
+        return inputs, outputs, experts
+
 
 class Dimensions(NamedTuple):
     """What of a base is shared out, beside the inner sizes of its networks, which may differ from layer to layer."""
