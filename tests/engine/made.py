@@ -46,15 +46,20 @@ def tiny_fit(max_rank: int = 16, base_names: tuple[str, ...] = ()) -> Fit:
     return Fit(modules=modules, max_rank=max_rank, base_names=base_names)
 
 
-def peft_adapter(folder: Path, *, seed: int = 0, **options: Any) -> PeftModel:
-    """Save a random adapter over the tiny base by PEFT's own writer; returns PEFT's model of it."""
-    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **options}
-    model = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", **options))
+def fill(model: torch.nn.Module, seed: int, deviation: float) -> None:
+    """Put random numbers into the adapter of PEFT's model, B included, the same for the same seed."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if "lora_" in name:
-                parameter.normal_(0, 0.05)
+                parameter.normal_(0, deviation)
+
+
+def peft_adapter(folder: Path, *, seed: int = 0, **options: Any) -> PeftModel:
+    """Save a random adapter over the tiny base by PEFT's own writer; returns PEFT's model of it."""
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **options}
+    model = get_peft_model(tiny_llama(), LoraConfig(task_type="CAUSAL_LM", **options))
+    fill(model, seed, 0.05)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     edit_config(folder, base_model_name_or_path=BASE_NAME)  # only now: PEFT would look the name up on the hub
     return model

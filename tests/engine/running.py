@@ -27,6 +27,7 @@ from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import EngineServer, listen
 from mint_engine.sources.local import LocalFolder
+from tests.engine.made import fill
 
 ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONTEXT = 192
@@ -78,11 +79,7 @@ def save_adapter(base: Path, folder: Path, *, rank: int, targets: Sequence[str] 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     options = {"lora_alpha": 2 * rank, **options}
     peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=list(targets), **options))
-    torch.manual_seed(rank + len(targets))
-    with torch.no_grad():
-        for name, parameter in sorted(peft.named_parameters()):
-            if "lora_" in name:
-                parameter.normal_(0, 0.15)
+    fill(peft, rank + len(targets), 0.15)
     peft.save_pretrained(str(folder))
     return folder
 

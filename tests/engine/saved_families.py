@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.engine.families import FAMILIES, make_model
+from tests.engine.made import fill
 from tests.engine.running import save_tokenizer
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -37,10 +38,6 @@ def save_adapter(base: Path, folder: Path, rank: int, **options: Any) -> Path:
     """A random adapter, saved by PEFT."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, **options))
-    torch.manual_seed(rank)
-    with torch.no_grad():
-        for path, each in sorted(peft.named_parameters()):
-            if "lora_" in path:
-                each.normal_(0, 0.15)
+    fill(peft, rank, 0.15)
     peft.save_pretrained(str(folder))
     return folder

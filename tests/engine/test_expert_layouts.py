@@ -20,6 +20,7 @@ from mint_engine.model.paged import Span
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.local import LocalFolder
 from tests.engine.families import FAMILIES, make_forward, make_model, plain_logits
+from tests.engine.made import fill
 
 TOKENS = list(range(2, 42))
 ATTENTION = {
@@ -46,11 +47,7 @@ def save(folder: Path, name: str, **options: Any) -> torch.nn.Module:
     """Write a random adapter by PEFT's own writer; returns PEFT's model."""
     options = {"target_modules": ATTENTION[name], "r": 3, "lora_alpha": 5, **options}
     model = get_peft_model(make_model(FAMILIES[name]), LoraConfig(task_type="CAUSAL_LM", **options))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for path, each in sorted(model.named_parameters()):
-            if "lora_" in path:
-                each.normal_(0, 0.15)
+    fill(model, 1, 0.15)
     model.save_pretrained(str(folder))
     model.train(False)
     return model
