@@ -52,6 +52,7 @@ inline void shrink_block(const bf16* x, int64_t ldx, const bf16* a, const Part& 
     __m512bh xs[N];
     for (int n = 0; n < N; ++n) xs[n] = load_bf16(x + n * ldx + i, mask);
     for (int r = 0; r < R; ++r) {
+      if (N > 1) __builtin_prefetch(a + (R + r) * part.in + i, 0, 3);  // the next block's
       const __m512bh as = load_bf16(a + r * part.in + i, mask);
       for (int n = 0; n < N; ++n) sums[n * R + r] = _mm512_dpbf16_ps(sums[n * R + r], xs[n], as);
     }

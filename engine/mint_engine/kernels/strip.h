@@ -40,6 +40,11 @@ inline void add_strip(const Strip<bf16>& strip, int64_t first, Lanes (&sums)[N][
   const bf16* middle = strip.middle;
   for (int64_t r = 0; r < strip.rank; r += 2, b += 2 * strip.out) {
     const bool odd = r + 1 == strip.rank;
+    // The next panel's columns of the same ranks: far from these, so no hardware foresees them.
+    for (int line = 0; line < V; line += 2) {
+      __builtin_prefetch(b + 16 * V + 16 * line, 0, 3);
+      __builtin_prefetch(b + strip.out + 16 * V + 16 * line, 0, 3);
+    }
     __m512bh pairs[V];
     for (int v = 0; v < V; ++v) {
       const __m512i one = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(masks[v], b + 16 * v));

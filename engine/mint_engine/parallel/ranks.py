@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -236,6 +237,6 @@ def _opened(packed: Packed | None) -> Iterator[int | None]:
                 yield descriptor
                 return
     with os.fdopen(os.memfd_create("mint-adapter"), "wb") as file:
-        packed_file.write(packed, file)
+        packed_file.write(replace(packed, run=packed.run.to(packed.header.dtype)), file)
         file.flush()
         yield file.fileno()

@@ -12,7 +12,7 @@ def hand_off(slots: Slots, slot: int, policy: Policy, label: str) -> None:
     """Put the policy's weights into its slot. `label` names them in the place of a digest, to this engine alone."""
     form = policy.form
     header = Header(slots.dtype, form.base, form.config, form.layout, form.scalings, "", label, head_bytes=0)
-    slots.load(slot, Packed(header, policy.weights.to(slots.dtype)))
+    slots.load(slot, Packed(header, policy.weights))
 
 
 def label_of(policy: str, lease: int, step: int) -> str:

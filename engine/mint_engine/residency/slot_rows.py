@@ -125,8 +125,11 @@ class SlotRows:
 
 
 def _copy(into: torch.Tensor, run: torch.Tensor) -> None:
-    """Copy a run. On CPU by one thread, with no lock held: the others go on with the step that is running."""
-    if into.device.type == "cpu":
+    """Copy a run, or round it. A copy on CPU is one thread's, with no lock held: the others go on with their step.
+
+    What is rounded comes from the step thread itself, whose others have nothing else to do.
+    """
+    if into.device.type == "cpu" and into.dtype == run.dtype:
         np.copyto(into.view(torch.uint8).numpy(), run.view(torch.uint8).numpy())
     else:
         into.copy_(run, non_blocking=True)

@@ -125,7 +125,7 @@ class Slots:
         return row[place:middle].view(rank, wide), row[middle : middle + rank * high].view(rank, high)
 
     def load(self, slot: int, packed: Packed) -> None:
-        """Put one revision into `slot`, in place of whatever was there.
+        """Put one revision into `slot`, in place of whatever was there; a run in float32 is rounded on its way.
 
         Raises UnknownTargetModules, RankTooLarge or ShapeMismatch before anything is changed, and SourceUnavailable
         where its file can not be read: clear the slot then.
@@ -175,7 +175,8 @@ class Slots:
     def _columns_of(self, packed: Packed) -> _Columns:
         """What a layout writes into the tables; checked and computed once for all adapters that have it."""
         layout, subject = packed.header.layout, f"revision {packed.revision}"
-        if packed.run.dtype != self.dtype or packed.run.numel() != layout.elements:
+        fits = packed.header.dtype == self.dtype and packed.run.dtype in {self.dtype, torch.float32}
+        if not fits or packed.run.numel() != layout.elements:
             raise ShapeMismatch(subject, f"is {packed.run.numel()} of {packed.run.dtype}, for {self.dtype} slots")
         columns = self._columns.get(layout)
         if columns is None:

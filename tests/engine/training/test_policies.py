@@ -22,6 +22,7 @@ from mint_engine.adapters.check import Fit, check_packed, check_told
 from mint_engine.adapters.packed import halves, is_finite
 from mint_engine.adapters.peft_config import parse
 from mint_engine.model.modules import find_modules
+from mint_engine.policies.handoff import hand_off
 from mint_engine.residency.slots import Slots
 from mint_engine.training import state
 from mint_engine.training.example import Example, PolicyBatch, completion
@@ -89,6 +90,24 @@ def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
     trainer.step({"p": OPTIMIZER})
     assert trainer.packed("p").revision != packed.revision
     assert torch.equal(slots.memory[1, : packed.run.numel()], packed.run), "a published revision never changes"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_handed_off_is_what_would_be_published(dtype: torch.dtype) -> None:
+    """Masters are rounded into the slot to the very bits of the revision; a larger tenant leaves no trace."""
+    trainer = trainer_of(dtype=dtype)
+    trainer.create("large", PolicySettings(rank=8, seed=2))
+    trainer.create("p", PolicySettings(rank=3, target_modules=("q_proj", "down_proj"), seed=1))
+    learn(trainer, [PolicyBatch("p", groups(1))])
+    trainer.step({"p": OPTIMIZER})
+    slots = Slots(find_modules(model_of(LLAMA, dtype)), 2, 16, dtype, CPU)
+    slots.load(0, trainer.packed("large"))
+    hand_off(slots, 0, trainer.policy("p"), "p@1.1")
+    slots.load(1, trainer.packed("p"))
+    assert torch.equal(slots.memory[0], slots.memory[1])
+    assert torch.equal(slots.places[:, 0], slots.places[:, 1])
+    assert torch.equal(slots.ranks[:, 0], slots.ranks[:, 1])
+    assert torch.equal(slots.scalings[:, 0], slots.scalings[:, 1])
 
 
 def test_what_a_policy_does_not_adapt_stays_untouched() -> None:
