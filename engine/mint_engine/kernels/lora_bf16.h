@@ -6,6 +6,13 @@ struct MiddleOf<bf16> {
   using Number = bf16;
 };
 
+// 32 numbers, or some of them. Only a row's end pays for a mask: a loop of masked loads takes more than twice as long
+// (EPYC of Zen 5, measured).
+template <bool WHOLE>
+inline __m512bh load_some(const bf16* from, __mmask32 mask) {
+  return WHOLE ? load_bf16(from) : load_bf16(from, mask);
+}
+
 // Sums of vectors' lanes, several vectors at once. Each is taken in one order, halves, quarters, pairs, so that it does
 // not depend on how many are taken together.
 inline __m512 join_halves(__m512 a, __m512 b) {  // [a's 8 sums, b's 8 sums]
@@ -40,23 +47,30 @@ inline __m512 sum_vectors(const __m512 (&sums)[1]) {
   return join_lanes(join_pairs(one, one), join_pairs(one, one));
 }
 
+template <bool WHOLE, int N, int R>
+inline void shrink_inputs(const bf16* x, int64_t ldx, const bf16* a, int64_t in, __mmask32 mask,
+                          __m512 (&sums)[N * R]) {
+  __m512bh xs[N];
+  for (int n = 0; n < N; ++n) xs[n] = load_some<WHOLE>(x + n * ldx, mask);
+  for (int r = 0; r < R; ++r) {
+    if (N > 1) __builtin_prefetch(a + (R + r) * in, 0, 3);  // the next block's
+    const __m512bh as = load_some<WHOLE>(a + r * in, mask);
+    for (int n = 0; n < N; ++n) sums[n * R + r] = _mm512_dpbf16_ps(sums[n * R + r], xs[n], as);
+  }
+}
+
 // R rows of A against N rows of x, so that each load of either serves several dot products.
 template <int N, int R>
 inline void shrink_block(const bf16* x, int64_t ldx, const bf16* a, const Part& part, bf16* middle, int64_t pitch,
                          Ahead& ahead) {
   __m512 sums[N * R];
   for (int n = 0; n < N * R; ++n) sums[n] = _mm512_setzero_ps();
-  for (int64_t i = 0; i < part.in; i += 32) {
-    const __mmask32 mask = first(part.in - i);
+  int64_t i = 0;
+  for (; i + 32 <= part.in; i += 32) {
     if (N == 1) ahead.bring(R);
-    __m512bh xs[N];
-    for (int n = 0; n < N; ++n) xs[n] = load_bf16(x + n * ldx + i, mask);
-    for (int r = 0; r < R; ++r) {
-      if (N > 1) __builtin_prefetch(a + (R + r) * part.in + i, 0, 3);  // the next block's
-      const __m512bh as = load_bf16(a + r * part.in + i, mask);
-      for (int n = 0; n < N; ++n) sums[n * R + r] = _mm512_dpbf16_ps(sums[n * R + r], xs[n], as);
-    }
+    shrink_inputs<true, N, R>(x + i, ldx, a + i, part.in, 0, sums);
   }
+  if (i < part.in) shrink_inputs<false, N, R>(x + i, ldx, a + i, part.in, first(part.in - i), sums);
   alignas(32) bf16 found[16];
   const __m512 scaled = _mm512_mul_ps(sum_vectors(sums), _mm512_set1_ps(part.scaling));
   _mm256_store_si256((__m256i*)found, (__m256i)_mm512_cvtneps_pbh(scaled));
@@ -97,38 +111,46 @@ inline void put_sums(bf16* to, __m512 sums, __mmask16 mask) {
 }
 inline void put_sums(float* to, __m512 sums, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, sums); }
 
-// C chunks of 32 outputs of N rows. Two ranks at a time: their weights lie side by side, as the dot product wants them.
-// Lanes of 128 bits come apart in unpacking and are put right at the end.
-template <int N, int C, typename Out>
+// What two ranks, or one where `two` is false, add to C chunks of 32 outputs of N rows: their weights are put side by
+// side, as the dot product wants them. Lanes of 128 bits come apart in that.
+template <bool WHOLE, int N, int C>
+inline void expand_ranks(const bf16* b, int64_t out, bool two, const bf16* middle, int64_t pitch, __mmask32 mask,
+                         __m512 (&low)[N][C], __m512 (&high)[N][C]) {
+  for (int c = 0; c < C; ++c) {
+    const __m512i one = (__m512i)load_some<WHOLE>(b + 32 * c, mask);
+    const __m512i other = two ? (__m512i)load_some<WHOLE>(b + out + 32 * c, mask) : _mm512_setzero_si512();
+    const __m512bh lows = (__m512bh)_mm512_unpacklo_epi16(one, other);
+    const __m512bh highs = (__m512bh)_mm512_unpackhi_epi16(one, other);
+    for (int n = 0; n < N; ++n) {
+      const __m512bh weight = spread_pair(middle + n * pitch);
+      low[n][c] = _mm512_dpbf16_ps(low[n][c], lows, weight);
+      high[n][c] = _mm512_dpbf16_ps(high[n][c], highs, weight);
+    }
+  }
+}
+
+// C chunks of 32 outputs of N rows; not `WHOLE`: the first `left` outputs of one chunk.
+template <bool WHOLE, int N, int C, typename Out>
 inline void expand_block(Out* y, int64_t ldy, const bf16* b, const Part& part, const bf16* middle, int64_t pitch,
                          int64_t left, Ahead& ahead) {
+  static_assert(WHOLE || C == 1);
   __m512 low[N][C], high[N][C];
   for (int n = 0; n < N; ++n)
     for (int c = 0; c < C; ++c) low[n][c] = high[n][c] = _mm512_setzero_ps();
-  for (int64_t r = 0; r < part.rank; r += 2) {
-    const bf16* b0 = b + r * part.out;
-    const bool odd = r + 1 == part.rank;
+  const __mmask32 mask = first(left);
+  int64_t r = 0;
+  for (; r + 2 <= part.rank; r += 2) {
     if (N == 1) ahead.bring(2 * C);
-    for (int c = 0; c < C; ++c) {
-      const __mmask32 mask = first(left - 32 * c);
-      const __m512i w0 = _mm512_maskz_loadu_epi16(mask, b0 + 32 * c);
-      const __m512i w1 = odd ? _mm512_setzero_si512() : _mm512_maskz_loadu_epi16(mask, b0 + part.out + 32 * c);
-      const __m512bh lows = (__m512bh)_mm512_unpacklo_epi16(w0, w1), highs = (__m512bh)_mm512_unpackhi_epi16(w0, w1);
-      for (int n = 0; n < N; ++n) {
-        const __m512bh weight = spread_pair(middle + n * pitch + r);
-        low[n][c] = _mm512_dpbf16_ps(low[n][c], lows, weight);
-        high[n][c] = _mm512_dpbf16_ps(high[n][c], highs, weight);
-      }
-    }
+    expand_ranks<WHOLE>(b + r * part.out, part.out, true, middle + r, pitch, mask, low, high);
   }
+  if (r < part.rank) expand_ranks<WHOLE>(b + r * part.out, part.out, false, middle + r, pitch, mask, low, high);
   const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
   const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
   for (int n = 0; n < N; ++n)
     for (int c = 0; c < C; ++c) {
       Out* to = y + n * ldy + 32 * c;
-      put_sums(to, _mm512_permutex2var_ps(low[n][c], front, high[n][c]), first16(left - 32 * c));
-      if (left - 32 * c > 16)
-        put_sums(to + 16, _mm512_permutex2var_ps(low[n][c], back, high[n][c]), first16(left - 32 * c - 16));
+      put_sums(to, _mm512_permutex2var_ps(low[n][c], front, high[n][c]), __mmask16(mask));
+      put_sums(to + 16, _mm512_permutex2var_ps(low[n][c], back, high[n][c]), __mmask16(mask >> 16));
     }
 }
 
@@ -137,9 +159,10 @@ inline void expand_rows(Out* y, int64_t ldy, const bf16* b, const Part& part, co
                         Ahead& ahead) {
   int64_t at = 0;
   for (; at + 32 * C <= part.out; at += 32 * C)
-    expand_block<N, C>(y + at, ldy, b + at, part, middle, pitch, 32 * C, ahead);
-  for (; at < part.out; at += 32)
-    expand_block<N, 1>(y + at, ldy, b + at, part, middle, pitch, std::min<int64_t>(32, part.out - at), ahead);
+    expand_block<true, N, C>(y + at, ldy, b + at, part, middle, pitch, 32, ahead);
+  for (; at + 32 <= part.out; at += 32)
+    expand_block<true, N, 1>(y + at, ldy, b + at, part, middle, pitch, 32, ahead);
+  if (at < part.out) expand_block<false, N, 1>(y + at, ldy, b + at, part, middle, pitch, part.out - at, ahead);
 }
 
 template <bool ADD>

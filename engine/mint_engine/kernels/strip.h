@@ -26,39 +26,55 @@ inline __mmask16 within16(int64_t from, int64_t count) {
   return from >= count || from <= -16 ? __mmask16(0) : __mmask16(first16(count - from) & ~behind);
 }
 
-// sums[n][v] += middle[n] b, of columns `first` on; the order of ranks is that of `expand`.
-template <int N, int V>
-inline void add_strip(const Strip<bf16>& strip, int64_t first, Lanes (&sums)[N][V]) {
-  const int64_t from = first - strip.column;
-  if (!strip.b || from >= strip.out || from + 16 * V <= 0) return;
+// What two ranks, or one where `two` is false, add to N rows and a panel's columns; not `WHOLE`: to those of the masks.
+template <bool WHOLE, int N, int V>
+inline void add_ranks(const bf16* b, int64_t out, bool two, const bf16* middle, int64_t pitch,
+                      const __mmask16 (&masks)[V], __m512 (&sums)[N][V]) {
+  const auto take = [&](const bf16* from, int v) {
+    const __m256i half = WHOLE ? _mm256_loadu_si256((const __m256i*)from) : _mm256_maskz_loadu_epi16(masks[v], from);
+    return _mm512_cvtepu16_epi32(half);
+  };
+  // The next panel's columns of the same ranks: far from these, so no hardware foresees them.
+  for (int line = 0; line < V; line += 2) {
+    __builtin_prefetch(b + 16 * V + 16 * line, 0, 3);
+    __builtin_prefetch(b + out + 16 * V + 16 * line, 0, 3);
+  }
+  __m512bh pairs[V];
+  for (int v = 0; v < V; ++v) {
+    const __m512i one = take(b + 16 * v, v);
+    const __m512i other = two ? take(b + out + 16 * v, v) : _mm512_setzero_si512();
+    pairs[v] = (__m512bh)_mm512_or_si512(one, _mm512_slli_epi32(other, 16));
+  }
+  for (int n = 0; n < N; ++n) {
+    const __m512bh weight = spread_pair(middle + n * pitch);
+    for (int v = 0; v < V; ++v) sums[n][v] = _mm512_dpbf16_ps(sums[n][v], pairs[v], weight);
+  }
+}
+
+template <bool WHOLE, int N, int V>
+inline void add_columns(const Strip<bf16>& strip, int64_t from, Lanes (&sums)[N][V]) {
   __mmask16 masks[V];
   for (int v = 0; v < V; ++v) masks[v] = within16(from + 16 * v, strip.out);
   __m512 own[N][V];
   for (int n = 0; n < N; ++n)
     for (int v = 0; v < V; ++v) own[n][v] = sums[n][v].all;
   const bf16* b = strip.b + from;
-  const bf16* middle = strip.middle;
-  for (int64_t r = 0; r < strip.rank; r += 2, b += 2 * strip.out) {
-    const bool odd = r + 1 == strip.rank;
-    // The next panel's columns of the same ranks: far from these, so no hardware foresees them.
-    for (int line = 0; line < V; line += 2) {
-      __builtin_prefetch(b + 16 * V + 16 * line, 0, 3);
-      __builtin_prefetch(b + strip.out + 16 * V + 16 * line, 0, 3);
-    }
-    __m512bh pairs[V];
-    for (int v = 0; v < V; ++v) {
-      const __m512i one = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(masks[v], b + 16 * v));
-      const __m256i other = _mm256_maskz_loadu_epi16(odd ? __mmask16(0) : masks[v], b + strip.out + 16 * v);
-      pairs[v] = (__m512bh)_mm512_or_si512(one, _mm512_slli_epi32(_mm512_cvtepu16_epi32(other), 16));
-    }
-    for (int n = 0; n < N; ++n) {
-      uint32_t pair;
-      std::memcpy(&pair, middle + n * strip.pitch + r, 4);
-      const __m512bh weight = (__m512bh)_mm512_set1_epi32(pair);
-      for (int v = 0; v < V; ++v) own[n][v] = _mm512_dpbf16_ps(own[n][v], pairs[v], weight);
-    }
-  }
+  int64_t r = 0;
+  for (; r + 2 <= strip.rank; r += 2, b += 2 * strip.out)
+    add_ranks<WHOLE>(b, strip.out, true, strip.middle + r, strip.pitch, masks, own);
+  if (r < strip.rank) add_ranks<WHOLE>(b, strip.out, false, strip.middle + r, strip.pitch, masks, own);
   for (int n = 0; n < N; ++n)
     for (int v = 0; v < V; ++v) sums[n][v].all = own[n][v];
+}
+
+// sums[n][v] += middle[n] b, of columns `first` on; the order of ranks is that of `expand`.
+template <int N, int V>
+inline void add_strip(const Strip<bf16>& strip, int64_t first, Lanes (&sums)[N][V]) {
+  const int64_t from = first - strip.column;
+  if (!strip.b || from >= strip.out || from + 16 * V <= 0) return;
+  if (from >= 0 && from + 16 * V <= strip.out)
+    add_columns<true>(strip, from, sums);
+  else
+    add_columns<false>(strip, from, sums);
 }
 #endif
