@@ -17,8 +17,15 @@ NEW_TOKENS = 8
 
 @pytest.mark.parametrize(("name", "ranks"), [*((name, 1) for name in SERVED), ("qwen3_moe", 2), ("deepseek_v32", 2)])
 async def test_answers_are_pefts(name: str, ranks: int, tmp_path: Path) -> None:
-    """Three tenants and the base in one batch, prompts in chunks, twice over, so that the second finds its prefix."""
     base = save_base(name, tmp_path / "base")
+    await check_answers(name, base, base, tmp_path, ranks)
+
+
+async def check_answers(name: str, served: Path, base: Path, tmp_path: Path, ranks: int) -> None:
+    """Three tenants and the base in one batch, prompts in chunks, twice over, so that the second finds its prefix.
+
+    What is served and what PEFT loads may be two copies of the same weights.
+    """
     few = {"target_modules": SERVED[name]["target_modules"][:2]}
     adapters = {
         "a/all": save_adapter(base, tmp_path / "all", 4, **SERVED[name]),
@@ -29,7 +36,7 @@ async def test_answers_are_pefts(name: str, ranks: int, tmp_path: Path) -> None:
     asked = [(who, [draw.randrange(2, 290) for _ in range(length)]) for who in ("", *adapters) for length in (3, 41)]
     expected = [peft_answer(base, adapters.get(who), prompt, NEW_TOKENS) for who, prompt in asked]
     assert len({tokens for tokens, _ in expected}) == len(expected)
-    async with running(base, adapters, Limits(running=6, step_tokens=24), tensor_parallel_size=ranks) as engine:
+    async with running(served, adapters, Limits(running=6, step_tokens=24), tensor_parallel_size=ranks) as engine:
         for _ in range(2):
             answers = await asyncio.gather(
                 *(

@@ -1,4 +1,4 @@
-"""Loads a base model once, from local files: a folder of safetensors, or one GGUF file (dequantised)."""
+"""Loads a base model once, from a local folder of safetensors or one GGUF file; what is quantised is dequantised."""
 
 import json
 import struct
@@ -26,6 +26,9 @@ from mint_contracts.errors import (
     UnsafeFormat,
     UnsupportedBase,
 )
+from mint_contracts.quantisation import Quantisation, read_quantisation
+from mint_engine.model.quantised import dequantised
+from mint_engine.model.stored import Stored, filled_from, open_tensors
 
 # Families that publish another's architecture under a name of their own, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
@@ -79,8 +82,8 @@ class _Files:
 class Part(Protocol):
     """What is read of a base where not all of it is wanted."""
 
-    def reader(self, whole: type[PreTrainedModel]) -> type[PreTrainedModel]:
-        """A kind of model whose `from_pretrained` reads but this part, or all where they can not be told apart."""
+    def choose(self, model: PreTrainedModel, tensors: dict[str, Stored], config: Any) -> dict[str, Stored]:
+        """What of the tensors fills this part of a model that has no memory yet, which is cut to it."""
         ...
 
 
@@ -91,8 +94,10 @@ def load_base(path: Path, dtype: torch.dtype, device: torch.device, part: Part |
     No code of the folder is run, nothing is fetched.
     """
     files = _find(path)
-    config = _read_config(files)
-    model = _read_model(files, config, dtype, part)
+    config, quantisation = _read_config(files)
+    if quantisation is None and files.gguf is None:
+        _check_plain(files)
+    model = _read_model(files, config, quantisation, dtype, part)
     nn.Module.to(model, device)
     model.train(False)
     model.requires_grad_(False)
@@ -161,20 +166,38 @@ def _check_safetensors(files: _Files, names: list[str]) -> _Files:
     return files
 
 
-def _read_config(files: _Files) -> PreTrainedConfig:
-    if files.gguf is None:
-        try:
-            raw = json.loads((files.folder / "config.json").read_text())
-        except FileNotFoundError:
-            raise CorruptFile(files.subject, "holds no config.json") from None
-        except (OSError, ValueError):
-            raise CorruptFile(files.subject, "has a config.json that is not JSON") from None
-        if not isinstance(raw, dict):
-            raise CorruptFile(files.subject, "has a config.json that is not a JSON object")
-        if raw.get("quantization_config"):
-            raise UnsupportedBase(files.subject, "is quantised; give the model in bfloat16, or as one GGUF file")
-        if known := _SAME_ARCHITECTURE.get(str(raw.pop("model_type", ""))):
-            return _config_for(files, known, raw)
+def _check_plain(files: _Files) -> None:
+    """No weight needs a scale that nothing tells of: transformers would take it for the number that it is."""
+    shards = [str(each) for each in files.folder.glob("*.safetensors")]
+    for name, tensor in open_tensors(shards).items():
+        if tensor.get_dtype().startswith("F8"):
+            raise UnsupportedBase(
+                files.subject, f"has float8 weights, {name} among them, but no quantization_config in its config.json"
+            )
+
+
+def _read_config(files: _Files) -> tuple[PreTrainedConfig, Quantisation | None]:
+    """The configuration of the model as it is held, which is not quantised, and how its files hold it."""
+    if files.gguf is not None:
+        return _load_config(files), None
+    try:
+        raw = json.loads((files.folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise CorruptFile(files.subject, "holds no config.json") from None
+    except (OSError, ValueError):
+        raise CorruptFile(files.subject, "has a config.json that is not JSON") from None
+    if not isinstance(raw, dict):
+        raise CorruptFile(files.subject, "has a config.json that is not a JSON object")
+    quantisation = read_quantisation(raw, files.subject)
+    known = _SAME_ARCHITECTURE.get(str(raw.get("model_type", "")))
+    config = _config_for(files, known, raw) if known else _load_config(files)
+    for each in (config, config.get_text_config()):
+        if hasattr(each, "quantization_config"):
+            del each.quantization_config
+    return config, quantisation
+
+
+def _load_config(files: _Files) -> PreTrainedConfig:
     options = {"gguf_file": files.gguf} if files.gguf else {}
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -189,7 +212,8 @@ def _read_config(files: _Files) -> PreTrainedConfig:
 
 def _config_for(files: _Files, model_type: str, raw: dict[str, Any]) -> PreTrainedConfig:
     try:
-        config: PreTrainedConfig = AutoConfig.for_model(model_type, **raw)
+        told = {key: value for key, value in raw.items() if key != "model_type"}
+        config: PreTrainedConfig = AutoConfig.for_model(model_type, **told)
     except _LIBRARY_ERRORS as error:
         raise UnsupportedBase(
             files.subject, f"has a configuration that is not served: {_first_line(error)}"
@@ -197,17 +221,29 @@ def _config_for(files: _Files, model_type: str, raw: dict[str, Any]) -> PreTrain
     return config
 
 
-def _read_model(files: _Files, config: PreTrainedConfig, dtype: torch.dtype, part: Part | None) -> PreTrainedModel:
+def _read_model(
+    files: _Files,
+    config: PreTrainedConfig,
+    quantisation: Quantisation | None,
+    dtype: torch.dtype,
+    part: Part | None,
+) -> PreTrainedModel:
+    def choose(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> dict[str, Stored]:
+        if quantisation is not None:
+            tensors = dequantised(tensors, quantisation, dtype, files.subject)
+        return tensors if part is None else part.choose(model, tensors, loading)
+
     options = (
         {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
         if files.gguf
-        else {"config": config, "output_loading_info": True}
+        # Other shapes are told of below, by name.
+        else {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     )
     try:
         reader: Any = AutoModelForCausalLM
-        if part is not None and not files.gguf:
+        if not files.gguf and (part is not None or quantisation is not None):
             with torch.device("meta"):
-                reader = part.reader(type(reader.from_config(config)))
+                reader = filled_from(type(reader.from_config(config)), choose)
         loaded = reader.from_pretrained(
             files.folder,
             dtype=dtype,
@@ -221,8 +257,12 @@ def _read_model(files: _Files, config: PreTrainedConfig, dtype: torch.dtype, par
     model, info = loaded if isinstance(loaded, tuple) else (loaded, {})
     if missing := sorted(info.get("missing_keys", ())):
         raise CorruptFile(files.subject, f"lacks {len(missing)} weights, the first {missing[0]}")
-    if mismatched := sorted(str(each) for each in info.get("mismatched_keys", ())):
-        raise CorruptFile(files.subject, f"has weights of other shapes than its config.json: {mismatched[0]}")
+    if mismatched := sorted(info.get("mismatched_keys", ())):
+        name, found, expected = mismatched[0]
+        raise CorruptFile(
+            files.subject,
+            f"has weights of other shapes than its config.json: {name} of {list(found)}, not {list(expected)}",
+        )
     return model  # type: ignore[no-any-return]
 
 

@@ -1,7 +1,7 @@
 """What one rank reads of a base's files: slices of what it shares, its own experts, and what all ranks hold.
 
-transformers makes the model without memory and fills it from slices that read nothing yet. Here the model is cut in
-between, and the slices are cut alike, so that no more than the rank's share is ever in memory.
+The model is cut while it has no memory yet, and the tensors that fill it are cut alike, so that no more than the
+rank's share is ever in memory.
 """
 
 import re
@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.modules import find_modules, layers_prefix
+from mint_engine.model.stored import Stored
 from mint_engine.parallel.shard import STACKED, shard, share_of
 from mint_engine.parallel.shares import Share, is_partial, is_shared
 
@@ -40,43 +40,42 @@ class Part:
             self.share = share
         return self.share
 
-    def reader(self, whole: type[PreTrainedModel]) -> type[PreTrainedModel]:
-        """A kind of model whose `from_pretrained` reads this part, where it can be told from the rest before."""
-
-        def load(model: Any, state: Any, files: list[str], config: Any, **options: Any) -> Any:
-            if all(_is_harmless(each) for each in config.weight_mapping or ()):
-                state = _select(files, self.cut(model), layers_prefix(model))
-            return whole._load_pretrained_model(model, state, files, config, **options)
-
-        changes = {"_load_pretrained_model": staticmethod(load), "__module__": whole.__module__}
-        return type(whole.__name__, (whole,), changes)
+    def choose(self, model: PreTrainedModel, tensors: dict[str, Stored], config: Any) -> dict[str, Stored]:
+        """What of a base's tensors fills this part, or all of them where it can't be told from the rest before."""
+        if not all(_is_harmless(each) for each in config.weight_mapping or ()):
+            return tensors
+        return _select(tensors, self.cut(model), layers_prefix(model))
 
 
 class _Slice:
     """A part of a tensor in a file, read when it is asked for."""
 
-    def __init__(self, tensor: Any, part: tuple[slice, ...]) -> None:
+    def __init__(self, tensor: Stored, part: tuple[slice, ...]) -> None:
         self._tensor, self._part = tensor, part
 
+    def get_shape(self) -> list[int]:
+        shape = self._tensor.get_shape()
+        cut = [len(range(size)[part]) for size, part in zip(shape, self._part, strict=False)]
+        return [*cut, *shape[len(cut) :]]
+
+    def get_dtype(self) -> str:
+        return self._tensor.get_dtype()
+
     def __getitem__(self, _: Any) -> torch.Tensor:
-        found: torch.Tensor = self._tensor[self._part]
-        return found.contiguous()
+        return self._tensor[self._part].contiguous()
 
 
 def _is_harmless(step: Any) -> bool:
     return not isinstance(step, WeightConverter) or all(isinstance(each, _HARMLESS) for each in step.operations)
 
 
-def _select(files: Sequence[str], share: Share, prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for file in files:
-        opened: Any = safe_open(file, framework="pt")
-        for key in opened.keys():  # noqa: SIM118 - no mapping
-            tensor = opened.get_slice(key)
-            inside = f".{prefix}" in f".{key}" or key.startswith(prefix.removeprefix("model."))
-            part = part_of(key, tensor.get_shape(), share) if inside else ()
-            if part is not None:
-                found[key] = _Slice(tensor, part) if part else tensor
+def _select(tensors: Mapping[str, Stored], share: Share, prefix: str) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
+    for key, tensor in tensors.items():
+        inside = f".{prefix}" in f".{key}" or key.startswith(prefix.removeprefix("model."))
+        part = part_of(key, tensor.get_shape(), share) if inside else ()
+        if part is not None:
+            found[key] = _Slice(tensor, part) if part else tensor
     return found
 
 

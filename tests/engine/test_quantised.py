@@ -1,0 +1,189 @@
+"""Bases in block float8 and in MXFP4: the engine holds what a naive reference makes of their files."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from mint_contracts.errors import CorruptFile, MintError, NonFiniteWeights, UnsupportedBase
+from mint_engine.model.base import Base, load_base
+from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4
+from mint_engine.parallel.part import Part
+from tests.engine.families import CPU
+from tests.engine.quantised import (
+    BLOCK,
+    edit_tensors,
+    naive_float8,
+    naive_mxfp4,
+    quantise_float8,
+    quantise_mxfp4,
+    save_float8,
+    save_mxfp4,
+    tensors_of,
+)
+from tests.engine.saved_families import save_base
+from tests.engine.test_base_loading import edit_config
+
+FLOAT8_FAMILIES = ("qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32", "glm_5")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def save_quantised(family: str, folder: Path) -> tuple[Path, Path]:
+    if family == "gpt_oss":
+        return save_mxfp4(save_base(family, folder / "plain", hidden_size=64), folder)
+    return save_float8(save_base(family, folder / "plain"), folder)
+
+
+def weights(base: Base) -> dict[str, torch.Tensor]:
+    return dict(base.model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block", [(128, 128), (16, 24), (1, 7)])
+def test_float8_by_parts_is_the_naive_reference(block: tuple[int, int], dtype: torch.dtype) -> None:
+    """Wherever a part begins and ends, beside the borders of blocks or on them."""
+    weight, scales = quantise_float8(torch.randn(150, 140, generator=torch.Generator().manual_seed(1)), block)
+    expected = naive_float8(weight, scales, block).to(dtype)
+    borders = (0, 1, 16, 128, 130, 140)
+    for (top, bottom), (left, right) in itertools.product(itertools.combinations(borders, 2), repeat=2):
+        found = dequantise_float8(weight[top:bottom, left:right], scales, (top, left), block, dtype)
+        assert torch.equal(found, expected[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mxfp4_is_the_naive_reference_and_the_librarys(dtype: torch.dtype) -> None:
+    blocks, scales = quantise_mxfp4(torch.randn(3, 96, 20, generator=torch.Generator().manual_seed(2)))
+    blocks[0, 0, 0] = torch.arange(16, dtype=torch.uint8) * 17  # every number that there is
+    found = torch.stack([dequantise_mxfp4(*each, dtype) for each in zip(blocks, scales, strict=True)])
+    assert torch.equal(found, naive_mxfp4(blocks, scales).to(dtype))
+    assert torch.equal(found, convert_moe_packed_tensors(blocks, scales, dtype=dtype))
+
+
+@pytest.mark.parametrize("family", [*FLOAT8_FAMILIES, "gpt_oss"])
+def test_a_base_holds_what_its_files_say(family: str, tmp_path: Path) -> None:
+    """Whole, and each rank's part: weights and scales lie in different shards, cuts beside borders of blocks."""
+    quantised, dequantised = save_quantised(family, tmp_path)
+    for dtype in (torch.float32, torch.bfloat16):
+        expected, found = weights(load_base(dequantised, dtype, CPU)), weights(load_base(quantised, dtype, CPU))
+        assert found.keys() == expected.keys()
+        for name, each in expected.items():
+            assert found[name].dtype == each.dtype
+            assert torch.equal(found[name], each), name
+    for rank in range(2):
+        whole, cut, part = load_base(dequantised, torch.bfloat16, CPU), Part(rank, 2), Part(rank, 2)
+        cut.cut(whole.model)
+        expected, found = weights(whole), weights(load_base(quantised, torch.bfloat16, CPU, part))
+        assert part.share == cut.share
+        assert found.keys() == expected.keys()
+        for name, each in expected.items():
+            assert torch.equal(found[name], each), name
+
+
+def test_kimi_k2_in_float8(tmp_path: Path) -> None:
+    """Its config.json names a model type of its own."""
+    quantised, dequantised = save_quantised("kimi_k2", tmp_path)
+    edit_config(quantised, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
+    expected, found = (weights(load_base(each, torch.bfloat16, CPU)) for each in (dequantised, quantised))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], each) for name, each in expected.items())
+
+
+def test_a_rank_reads_its_own_share_alone(tmp_path: Path) -> None:
+    """Rank 0 does not see what is broken in the rows and experts of rank 1."""
+    quantised, _ = save_quantised("deepseek_v3", tmp_path)
+    tensors = tensors_of(quantised)
+    for name, row in (("self_attn.q_b_proj", 40), ("mlp.experts.7.up_proj", 0)):
+        key = f"model.layers.1.{name}.weight"
+        edit_tensors(quantised, {key: broken(tensors[key], row)})
+        load_base(quantised, torch.bfloat16, CPU, Part(0, 2))
+        with pytest.raises(NonFiniteWeights, match=r"model\.layers\.1"):
+            load_base(quantised, torch.bfloat16, CPU, Part(1, 2))
+        edit_tensors(quantised, {key: tensors[key]})
+
+
+def broken(weight: torch.Tensor, row: int) -> torch.Tensor:
+    changed = weight.clone()
+    changed[row] = torch.nan
+    return changed
+
+
+O_PROJ = "model.layers.1.self_attn.o_proj.weight"
+GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "change", "says"),
+    [
+        ("deepseek_v3", f"{O_PROJ}_scale_inv", None, f"lacks {O_PROJ}_scale_inv"),
+        ("deepseek_v3", O_PROJ, None, f"has {O_PROJ}_scale_inv, but no float8 weight"),
+        ("deepseek_v3", O_PROJ, lambda each: each.bfloat16(), f"has {O_PROJ}_scale_inv, but no float8 weight"),
+        ("deepseek_v3", f"{O_PROJ}_scale_inv", lambda each: each[:-1].clone(), f"has {O_PROJ}_scale_inv of F32"),
+        ("deepseek_v3", f"{O_PROJ}_scale_inv", lambda each: each.to(torch.uint8), f"has {O_PROJ}_scale_inv of U8"),
+        ("gpt_oss", f"{GATE_UP}_scales", None, f"lacks {GATE_UP}_scales"),
+        ("gpt_oss", f"{GATE_UP}_blocks", None, f"has {GATE_UP}_scales, but no MXFP4 blocks"),
+        ("gpt_oss", f"{GATE_UP}_scales", lambda each: each[:, :-1].clone(), f"has {GATE_UP}_blocks of U8"),
+        ("gpt_oss", f"{GATE_UP}_blocks", lambda each: each[..., :8].clone(), f"has {GATE_UP}_blocks of U8"),
+        ("gpt_oss", f"{GATE_UP}_scales", lambda each: each.float(), f"has {GATE_UP}_blocks of U8"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    family: str, name: str, change: Callable[[torch.Tensor], torch.Tensor] | None, says: str, tmp_path: Path
+) -> None:
+    quantised, _ = save_quantised(family, tmp_path)
+    edit_tensors(quantised, {name: change(tensors_of(quantised)[name]) if change else None})
+    for part in (None, Part(1, 2)):
+        with pytest.raises(CorruptFile, match=f"base {quantised}: {says}"):
+            load_base(quantised, torch.bfloat16, CPU, part)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "change", "error", "says"),
+    [
+        ("deepseek_v3", f"{O_PROJ}_scale_inv", lambda each: each * torch.nan, NonFiniteWeights, O_PROJ),
+        ("gpt_oss", f"{GATE_UP}_scales", lambda each: each | 255, NonFiniteWeights, GATE_UP),  # NaN in e8m0
+        ("deepseek_v3", O_PROJ, lambda each: each[:32].clone(), CorruptFile, f"other shapes .*{O_PROJ}"),
+        ("gpt_oss", f"{GATE_UP}_blocks", lambda each: each[:4].clone(), CorruptFile, f"other shapes .*{GATE_UP}"),
+    ],
+)
+def test_what_is_no_weight_of_the_base_is_named(
+    family: str,
+    name: str,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    error: type[MintError],
+    says: str,
+    tmp_path: Path,
+) -> None:
+    """Numbers that are none, and shapes that agree with each other and not with config.json."""
+    quantised, _ = save_quantised(family, tmp_path)
+    tensors = tensors_of(quantised)
+    changes: dict[str, torch.Tensor | None] = {name: change(tensors[name])}
+    if name == O_PROJ:
+        changes[f"{O_PROJ}_scale_inv"] = tensors[f"{O_PROJ}_scale_inv"][: 32 // BLOCK[0]].clone()
+    if name == f"{GATE_UP}_blocks":
+        changes[f"{GATE_UP}_scales"] = tensors[f"{GATE_UP}_scales"][:4].clone()
+    edit_tensors(quantised, changes)
+    with pytest.raises(error, match=says):
+        load_base(quantised, torch.bfloat16, CPU)
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "quantised by 'gptq', which is not read; give the model in bf"),
+        ({"quant_method": "compressed-tensors"}, "quantised by 'compressed-tensors'"),
+        ({"quant_method": "fp8"}, "quantised by 'fp8' of kind 'e4m3' in blocks of None"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e5m2"}, "'fp8' of kind 'e5m2'"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 0]}, r"in blocks of \[128, 0\]"),
+        ({}, "float8 weights"),
+        ("fp8", "quantised by None"),
+    ],
+)
+def test_what_is_not_read_says_what_to_give(told: Any, says: str, tmp_path: Path) -> None:
+    quantised, _ = save_quantised("qwen3", tmp_path)
+    edit_config(quantised, quantization_config=told)
+    with pytest.raises(UnsupportedBase, match=f"base {quantised}: .*{says}"):
+        load_base(quantised, torch.bfloat16, CPU)
