@@ -2,6 +2,7 @@
 
 Kimi-K2: moonshotai/Kimi-K2-Instruct (arXiv 2507.20534, table 2). DeepSeek-V3.2: deepseek-ai/DeepSeek-V3.2-Exp
 (arXiv 2512.02556). GLM-5: zai-org/GLM-5 and the table of its report. Qwen3-30B-A3B: arXiv 2505.09388.
+gpt-oss-120b: openai/gpt-oss-120b (arXiv 2508.10925, table 1).
 """
 
 from typing import Any
@@ -35,5 +36,11 @@ QWEN3_30B_A3B: dict[str, Any] = {
     "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
     "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": [],
     "vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": False, "attention_bias": False,
+}  # fmt: skip
+GPT_OSS_120B: dict[str, Any] = {
+    "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "num_local_experts": 128,
+    "num_experts_per_tok": 4, "vocab_size": 201088, "max_position_embeddings": 131072, "attention_bias": True,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 FRONTIER = {"kimi_k2": KIMI_K2, "deepseek_v32": DEEPSEEK_V32, "glm_5": GLM_5, "qwen3_30b_a3b": QWEN3_30B_A3B}

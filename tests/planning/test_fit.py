@@ -5,6 +5,7 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import FLOAT8, Least, Mix, Plan, Storage, hold, least, make_plan
 from mint_gateway.planning.ranks import MOST_RANKS
-from tests.planning.frontier import FRONTIER, KIMI_K2
+from tests.planning.frontier import FRONTIER, GPT_OSS_120B, KIMI_K2
 
 GPUS = sorted(name for name, device in DEVICES.items() if not device.one_memory)
 STORAGE = Storage(disk=1.4e9, network=1.25e9)
@@ -119,14 +120,41 @@ def test_what_would_fit_and_is_not_served_says_so(name: str, device: str, ranks:
     assert said in found if said else found == ""
 
 
-def test_a_base_that_is_published_quantised_says_so() -> None:
-    """As moonshotai/Kimi-K2-Instruct's config.json does; engines refuse its files as they are."""
-    told = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+def planned(told: dict[str, Any], ranks: int = 8) -> Plan:
     mix = Mix(adapters=4, rank=1, targets="attention", requests=4, context=1024)
-    plain = make_plan(read_shape(KIMI_K2), DEVICES["h200"], 8, mix, "bfloat16", STORAGE)
-    found = make_plan(read_shape(told), DEVICES["h200"], 8, mix, "bfloat16", STORAGE)
-    assert "given in bfloat16, or as one GGUF file" in found.refusal
-    assert msgspec.structs.replace(found, refusal="") == plain
+    return make_plan(read_shape(told), DEVICES["h200"], ranks, mix, "bfloat16", STORAGE)
+
+
+@pytest.mark.parametrize(
+    ("told", "published"),
+    [
+        # moonshotai/Kimi-K2-Instruct's files come to 1.03 TB, openai/gpt-oss-120b's to 65.2 GB.
+        (KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, 1.03e12),
+        (GPT_OSS_120B | {"quantization_config": {"quant_method": "mxfp4"}}, 65.2e9),
+    ],
+    ids=["float8", "mxfp4"],
+)
+def test_a_base_that_is_published_quantised_is_held_in_bfloat16(told: dict[str, Any], published: float) -> None:
+    """Its files are smaller; all else is as of the base in bfloat16."""
+    found, plain = planned(told), planned({**told, "quantization_config": None})
+    assert found.files == pytest.approx(published, rel=0.01)
+    assert plain.files == plain.weights == 2 * plain.parameters
+    assert msgspec.structs.replace(found, files=plain.files) == plain
+    assert found.refusal == ""
+
+
+def test_files_that_no_engine_reads_say_so() -> None:
+    told = KIMI_K2 | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    found, plain = planned(told), planned(KIMI_K2)
+    assert "quantised by 'compressed-tensors', which is not read; give the model in bfloat16" in found.refusal
+    assert found.files == 0
+    assert msgspec.structs.replace(found, refusal="", files=plain.files) == plain
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_loading_takes_the_host_the_whole_base_and_each_other_ranks_share(ranks: int) -> None:
+    found = planned(KIMI_K2, ranks)
+    assert found.loading == found.weights + sum(each.weights for each in found.held[1:])
 
 
 async def mint_plan(*arguments: str) -> tuple[int, str, str]:
@@ -164,7 +192,17 @@ async def test_what_does_not_fit_says_what_would(base: Path) -> None:
 async def test_for_programs(base: Path) -> None:
     code, out, _ = await mint_plan(str(base), "--device", "cpu", "--memory", "4Ti", "-o", "json")
     assert code == 0
-    assert json.loads(out)["parameters"] > 10**12
+    told = json.loads(out)
+    assert told["parameters"] > 10**12
+    assert told["files"] == told["weights"]
+
+
+async def test_the_table_of_a_base_in_float8(base: Path) -> None:
+    told = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (base / "config.json").write_text(json.dumps(told))
+    _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
+    for word in ("1.03 TB", "float8 by blocks of 128 x 128; dequantised when read", "2.05 TB", "while it loads"):
+        assert word in out
 
 
 async def test_one_error_for_bad_input(tmp_path: Path, base: Path) -> None:

@@ -3,6 +3,7 @@
 import msgspec
 from rich.table import Table
 
+from mint_contracts.quantisation import Float8, Mxfp4
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Plan, hold
 from mint_gateway.planning.ranks import MOST_RANKS
@@ -19,9 +20,13 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
     table = Table("what", "comes to", where, "because", title=title)
     most = {name: size(max(getattr(each, name) for each in plan.held)) for name in ("weights", "cache", "adapter")}
     repeated = f", {size(plan.repeated)} of them more than once" if plan.repeated > 0 else ""
+    if plan.files:
+        table.add_row("files", size(plan.files), "", _published(shape))
     table.add_row(
         "weights", size(plan.weights), most["weights"], f"{plan.parameters / 1e9:,.2f} billion parameters{repeated}"
     )
+    loading = "all weights by the first rank, their shares by the others" if ranks > 1 else "all weights"
+    table.add_row("while it loads", size(plan.loading), "", f"of the host's memory: {loading}")
     table.add_row(
         "cache",
         size(plan.cache),
@@ -43,6 +48,15 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
     table.add_row("", seconds(plan.from_disk), "", "from the local disk")
     table.add_row("", seconds(plan.from_network), "", "from storage")
     return table
+
+
+def _published(shape: BaseShape) -> str:
+    """What the weights' files are, and what is done with them."""
+    if isinstance(shape.files, Float8):
+        return f"linears in float8 by blocks of {shape.files.rows} x {shape.files.columns}; dequantised when read"
+    if isinstance(shape.files, Mxfp4):
+        return "experts in MXFP4; dequantised when read"
+    return "in two bytes a parameter"
 
 
 def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from mint_contracts.errors import UnsupportedBase
+from mint_contracts.quantisation import read_quantisation
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 
 LLAMA_LIKE = frozenset(
@@ -29,11 +30,15 @@ def read_shape(config: Mapping[str, Any]) -> BaseShape:
             f"model type {family!r}", f"can not be planned; known are {', '.join(sorted(FAMILIES))}"
         )
     try:
-        return msgspec.structs.replace(_read(family, told), quantised=bool(config.get("quantization_config")))
+        shape = _read(family, told)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UnsupportedBase(
             f"model type {family!r}", f"has a config.json that lacks or garbles {error}; give the base's own"
         ) from None
+    try:
+        return msgspec.structs.replace(shape, files=read_quantisation(config, "the base"))
+    except UnsupportedBase as error:
+        return msgspec.structs.replace(shape, unread=f"the base {error.message}")
 
 
 def _read(family: str, told: Mapping[str, Any]) -> BaseShape:

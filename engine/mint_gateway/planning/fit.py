@@ -9,7 +9,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.ranks import MOST_RANKS, share_out
 from mint_gateway.planning.served import refusal
-from mint_gateway.planning.shape import BaseShape, Targets
+from mint_gateway.planning.shape import BLOCKS_OF_128, BaseShape, Targets
 
 # Of a device's memory, for activations, the runtime and what allocators waste; as vLLM's default of 0.9 leaves free.
 RESERVE = 0.1
@@ -60,6 +60,8 @@ class Plan(msgspec.Struct, frozen=True):
     """What a mix comes to: sizes in bytes, each thing counted once but in `held`; seconds of one adapter."""
 
     parameters: int
+    files: int  # of the weights, as published; 0 where it is not known
+    loading: int  # of the host's memory while ranks load: all the weights by the first, its share by each other
     weights: int
     token: int  # of the cache
     cache: int  # for the mix's requests
@@ -104,6 +106,8 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
     to_device = max(each.adapter for each in held) / device.link  # each device takes its share
     return Plan(
         parameters=shape.parameters,
+        files=0 if shape.unread else shape.bytes_in(shape.files),
+        loading=_weights(shape, dtype) + sum(_weights(share, dtype) for share in share_out(shape, ranks)[1:]),
         weights=_weights(shape, dtype),
         token=token,
         cache=mix.requests * mix.context * token,
@@ -116,7 +120,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         slots=slots,
         engines=math.ceil(mix.adapters / slots) if slots else 0,
         least=least(shape, device, mix, dtype),
-        refusal=refusal(ranks, _nodes(device, ranks), float8=dtype == FLOAT8, quantised=shape.quantised),
+        refusal=refusal(ranks, _nodes(device, ranks), float8=dtype == FLOAT8, unread=shape.unread),
         from_host=to_device,
         from_disk=to_device + file / storage.disk,
         from_network=to_device + file / storage.disk + file / storage.network,
@@ -168,4 +172,4 @@ def _nodes(device: Device, ranks: int) -> int:
 
 
 def _weights(shape: BaseShape, dtype: str) -> int:
-    return shape.float8_bytes if dtype == FLOAT8 else shape.parameters * DTYPE_BYTES[dtype]
+    return shape.bytes_in(BLOCKS_OF_128) if dtype == FLOAT8 else shape.parameters * DTYPE_BYTES[dtype]

@@ -1,11 +1,11 @@
 """What engines refuse today of what would fit: plans are made for what is to come too, and must say so."""
 
 
-def refusal(ranks: int, nodes: int, *, float8: bool, quantised: bool) -> str:
+def refusal(ranks: int, nodes: int, *, float8: bool, unread: str) -> str:
     """Why no engine would start so, each reason with what would; "" where one would."""
     reasons = {
         "weights must be in bfloat16, float16 or float32": float8,
-        "the base's files, which are quantised, must be given in bfloat16, or as one GGUF file": quantised,
+        unread: bool(unread),
         f"ranks are of one pod on one node, and {ranks} of these devices are in {nodes} nodes": nodes > 1,
     }
     found = "; ".join(reason for reason, holds in reasons.items() if holds)

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from mint_contracts.quantisation import Float8, Mxfp4, Quantisation
+
 Kind = Literal["attention", "network", "expert"]
 Targets = Literal["attention", "dense", "all"]
 # How ranks share a linear: each holds all of it, some outputs, some inputs, or some of the experts.
@@ -21,7 +23,8 @@ KINDS: dict[Targets, tuple[Kind, ...]] = {
     "dense": ("attention", "network"),
     "all": ("attention", "network", "expert"),
 }
-FLOAT8_BLOCK = 128  # rows and columns that have one float32 scale (DeepSeek-V3, arXiv 2412.19437, section 3.3.2)
+BLOCKS_OF_128 = Float8(128, 128)  # as DeepSeek-V3 and Kimi-K2 are published
+_MXFP4_GROUP, _MXFP4_BYTES = 32, 17  # numbers, and the bytes that they and their scale take
 
 
 class Linear(msgspec.Struct, frozen=True):
@@ -41,11 +44,16 @@ class Linear(msgspec.Struct, frozen=True):
         """Of all of them."""
         return self.count * (self.wide * self.high + (self.high if self.bias else 0))
 
-    @property
-    def float8_bytes(self) -> int:
-        """Of all of them, a byte each weight and a scale each block; biases stay in two bytes."""
-        blocks = -(-self.wide // FLOAT8_BLOCK) * -(-self.high // FLOAT8_BLOCK)
-        return self.count * (self.wide * self.high + 4 * blocks + (2 * self.high if self.bias else 0))
+    def bytes_in(self, files: Quantisation | None) -> int:
+        """Of all of them as files hold them; biases, and what is not quantised, in two bytes."""
+        if isinstance(files, Float8):
+            blocks = -(-self.wide // files.columns) * -(-self.high // files.rows)
+            weights = self.wide * self.high + 4 * blocks
+        elif isinstance(files, Mxfp4) and self.kind == "expert":
+            weights = self.high * -(-self.wide // _MXFP4_GROUP) * _MXFP4_BYTES
+        else:
+            weights = 2 * self.wide * self.high
+        return self.count * (weights + (2 * self.high if self.bias else 0))
 
 
 class BaseShape(msgspec.Struct, frozen=True):
@@ -64,7 +72,8 @@ class BaseShape(msgspec.Struct, frozen=True):
     key_elements: int  # of one token's cache, for every key/value head
     latent_elements: int  # of one token's cache, whatever the heads
     context_length: int
-    quantised: bool = False  # in its published files
+    files: Quantisation | None = None  # how they hold the weights; None: in two bytes each
+    unread: str = ""  # why engines do not read the files; "" where they do
 
     @property
     def other_parameters(self) -> int:
@@ -82,10 +91,9 @@ class BaseShape(msgspec.Struct, frozen=True):
         """Of one token, over all layers."""
         return self.kv_heads * self.key_elements + self.latent_elements
 
-    @property
-    def float8_bytes(self) -> int:
-        """The weights with linears in float8 and all else in two bytes, as DeepSeek-V3 and Kimi-K2 are published."""
-        return 2 * self.other_parameters + sum(linear.float8_bytes for linear in self.linears)
+    def bytes_in(self, files: Quantisation | None) -> int:
+        """The weights with linears quantised so, and all else in two bytes."""
+        return 2 * self.other_parameters + sum(linear.bytes_in(files) for linear in self.linears)
 
     def adapter_elements(self, rank: int, targets: Targets) -> int:
         """Elements of an adapter in its slot: A [r, in] and B [r, out] of each linear."""
