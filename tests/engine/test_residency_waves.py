@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
+from mint_engine.residency.turns import Terms
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.made import edit_config, edit_tensors, lora_names, read_tiny
 from tests.engine.tiers import NAMES, Scene, Watched, once, wanted
@@ -212,7 +213,7 @@ async def test_host_memory_full_of_wanted_adapters_is_waited_for(
 async def test_books_balance_under_any_schedule(scene: Callable[..., Scene], store: Path, seed: int) -> None:
     draw = random.Random(seed)
     one = read_tiny(store / NAMES[0]).nbytes
-    here = scene(slots=3, host=one * 3, slot_wait_s=0.05)
+    here = scene(slots=3, host=one * 3, slot_wait_s=0.05, terms=Terms(hold_s=0.001 * seed, late_s=0.003))
     truth = {name: await once(here, name) for name in NAMES}
     refused = 0
 
@@ -226,10 +227,12 @@ async def test_books_balance_under_any_schedule(scene: Callable[..., Scene], sto
     async def client() -> None:
         nonlocal refused
         for _ in range(30):
+            patience_s = draw.choice([None, 0.001, 0.02])
             try:
-                async with holding(draw.choice(NAMES)):
-                    for _ in range(draw.randrange(5)):
-                        await asyncio.sleep(0)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(patience_s), holding(draw.choice(NAMES)):
+                        for _ in range(draw.randrange(5)):
+                            await asyncio.sleep(0)
             except errors.Overloaded:
                 refused += 1
 

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,11 +64,11 @@ class Scene:
     """One engine's residency, and its parts to look at."""
 
     def __init__(
-        self, folder: Path, slots: int, host: int, store: Source | None, disk: int = 1 << 20, **limits: float
+        self, folder: Path, slots: int, host: int, store: Source | None, disk: int = 1 << 20, **limits: Any
     ) -> None:
         self.slots, self.host = Watched(slots), HostTier(host)
         self.loader = CountingLoader(DiskTier(folder / "disk", disk))
-        self.residency = Residency(self.slots, self.loader, self.host, store=store, **limits)  # type: ignore[arg-type]
+        self.residency = Residency(self.slots, self.loader, self.host, store=store, **limits)
         self.changes = 0
         self.residency.on_change = self._changed
 

@@ -12,12 +12,13 @@ from mint_contracts.errors import AdapterNotFound, MintError, SourceNotFound
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
 from mint_engine.residency.copies import FORGET_S, Copy
-from mint_engine.residency.decide import CopyView, Wants, satisfied, wanted_tier
+from mint_engine.residency.decide import CopyView, Wants, gives_way, satisfied, wanted_tier
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.holding import AdapterStatus
 from mint_engine.residency.host import HostTier, Key
 from mint_engine.residency.succeeding import serves_on
 from mint_engine.residency.telling import tell
+from mint_engine.residency.turns import Seat
 
 
 class Books:
@@ -70,13 +71,14 @@ class Books:
 
     def seat(self, copy: Copy, slot: int) -> None:
         """A copy has been put into a slot."""
-        copy.slot, copy.used = slot, self.tick()
+        copy.slot, copy.used, copy.since = slot, self.tick(), time.monotonic()
         self.in_slots[slot] = copy
         self.changed(copy)
 
     def unseat(self, copy: Copy) -> int | None:
         """Take a copy's slot from it, if it has one."""
         slot, copy.slot, copy.for_wave = copy.slot, None, False
+        copy.open()
         if slot is not None:
             del self.in_slots[slot]
             self.changed(copy)
@@ -114,6 +116,19 @@ class Books:
             current=self.current.get(copy.adapter) is copy,
             told=copy.told,
         )
+
+    def seats(self) -> list[Seat]:
+        """The slots that adapters have, as turns are decided."""
+        return [
+            Seat(
+                slot=slot,
+                since=copy.since,
+                users=copy.users,
+                pinned=copy.lent or not gives_way(self.view(copy), self.wants),
+                closed_at=None if copy.closed is None else copy.closed.at,
+            )
+            for slot, copy in self.in_slots.items()
+        ]
 
     def picture(self, adapters: Iterable[str]) -> tuple[list[CopyView], Wants]:
         """These adapters' copies and what waves want of them."""

@@ -148,6 +148,7 @@ class Climber:
             self._table.give_back(slot)
             raise
         self._books.seat(copy, slot)
+        self._table.moved()  # it may be this slot's turn next
 
     @contextmanager
     def _pinned(self, copy: Copy) -> Iterator[None]:

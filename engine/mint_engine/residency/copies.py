@@ -15,6 +15,14 @@ LONGEST_RETRY_S = 60.0
 FORGET_S = 5.0  # how long a request's failed load answers the requests after it
 
 
+class Closed:
+    """Since when a slot takes no new requests (monotonic), and what those wait for."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.over = asyncio.Event()  # it takes some again, or is another adapter's
+
+
 @dataclass(eq=False)
 class Copy:
     """Mutable state; only the event loop's thread touches it."""
@@ -25,6 +33,9 @@ class Copy:
     rank: int = 0
     bytes: int = 0  # packed
     slot: int | None = None
+    since: float = 0.0  # when it came into its slot, monotonic
+    closed: "Closed | None" = None  # its slot takes no new requests
+    lent: bool = False  # a policy trains in its slot
     users: int = 0
     used: int = 0
     for_wave: bool = False
@@ -48,6 +59,16 @@ class Copy:
         if self.error is None:
             return None
         return Failure(reason=self.error.reason, message=str(self.error), terminal=self.error.terminal)
+
+    def close(self, now: float) -> None:
+        """Take no new requests, in a slot that is to be another adapter's."""
+        self.closed = self.closed or Closed(now)
+
+    def open(self) -> None:
+        """Those that wait may look again."""
+        if self.closed is not None:
+            self.closed.over.set()
+            self.closed = None
 
     def read(self, revision: str, rank: int, nbytes: int) -> None:
         """Its files were read, and this is what they hold; `nbytes` is what the packed adapter takes."""

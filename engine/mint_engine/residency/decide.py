@@ -95,17 +95,16 @@ def _leaves(view: CopyView, wants: Wants, store: Source | None) -> bool:
     return stale(view, wants, store) or (unwanted and not replaced)
 
 
-def victim(views: Sequence[CopyView], wants: Wants) -> Key | None:
-    """Whose slot to take for another adapter: the least recently used of those idle and not wanted on the device.
+def gives_way(view: CopyView, wants: Wants) -> bool:
+    """Whether a copy's slot may become another adapter's while waves want what they want.
 
     A current copy whose replacement is still to come keeps its slot, so that a failed load never stops serving.
     """
-    open_to = [
-        view
-        for view in views
-        if view.tier is Tier.DEVICE
-        and view.users == 0
-        and wanted_tier(wants, view.key) is not Tier.DEVICE
-        and not (view.current and view.adapter in wants and wants[view.adapter].residency is Tier.DEVICE)
-    ]
-    return min(open_to, key=lambda view: (view.used, view.key[0])).key if open_to else None
+    replaced = view.current and view.adapter in wants and wants[view.adapter].residency is Tier.DEVICE
+    return wanted_tier(wants, view.key) is not Tier.DEVICE and not replaced
+
+
+def victim(views: Sequence[CopyView], wants: Wants) -> Key | None:
+    """Whose slot to take for another adapter: the least recently used of those that are idle and give way."""
+    idle = [view for view in views if view.tier is Tier.DEVICE and view.users == 0 and gives_way(view, wants)]
+    return min(idle, key=lambda view: (view.used, view.key[0])).key if idle else None

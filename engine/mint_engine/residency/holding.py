@@ -36,6 +36,8 @@ class Holder(Protocol):
 
         `source` is where the catalog has it, for an adapter that no wave wants here.
 
+        Where other adapters keep every slot in use, it gets one in its turn (see `turns`).
+
         Raises a MintError on entry: AdapterNotFound, a Rejected, Overloaded, SourceUnavailable.
         """
         ...

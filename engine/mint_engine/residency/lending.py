@@ -84,9 +84,10 @@ class Lending:
 
     async def _take(self, adapter: str) -> int:
         key = adapter, Source(TRAINING + adapter)
-        taken = await self._table.take(Copy(*key))
+        taken = await self._table.take(Copy(*key, lent=True))
         slot = await self._climber.vacate(taken) if isinstance(taken, Copy) else taken
         copy = self._books.copy_of(key)
+        copy.lent = True
         copy.users += 1
         self._books.seat(copy, slot)
         return slot

@@ -11,6 +11,14 @@ LOAD_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 VACATED = Counter("mint_engine_slots_vacated", "Slots that were taken from an adapter and cleared")
+SLOTS_CLOSED = Counter(
+    "mint_engine_slots_closed", "Times that a slot in use took no new requests, for an adapter that waited for one"
+)
+SLOT_WAIT_SECONDS = Histogram(
+    "mint_engine_slot_wait_seconds",
+    "From an adapter's asking for a slot, its weights being here, to its having one",
+    buckets=(0.001, 0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+)
 SLOTS_USED = Gauge("mint_engine_slots_used", "Slots that are not free")
 SLOTS_MAPPED = Gauge("mint_engine_slots_mapped_bytes", "Bytes of packed files' pages that lie in slots")
 SLOTS_LOCKED = Gauge("mint_engine_slots_locked_bytes", "Those of them that are locked in memory")

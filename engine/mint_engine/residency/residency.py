@@ -31,6 +31,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.rate import LoadRate
 from mint_engine.residency.rounds import ROUND_S, Rounds
 from mint_engine.residency.slot_table import SlotTable
+from mint_engine.residency.turns import Terms
 from mint_engine.residency.wanting import Queue
 from mint_engine.residency.watching import Watch
 
@@ -38,6 +39,7 @@ WORKERS = 4  # loads for waves at once, and threads that wait for storage
 LOADS_WAITING = 256
 FIRST_PER_S = 40.0  # loads, before the first has ended: a tenth of a second each
 SLOT_WAIT_S = 10.0
+TERMS = Terms()
 CLOSE_S = 5.0
 
 log = structlog.get_logger(__name__)
@@ -56,10 +58,11 @@ class Residency:
         workers: int = WORKERS,
         loads_waiting: int = LOADS_WAITING,
         slot_wait_s: float = SLOT_WAIT_S,
+        terms: Terms = TERMS,
         round_s: float = ROUND_S,
     ) -> None:
         self.books = Books(host, loader.disk, store)
-        self.slots = SlotTable(self.books, memory.count, slot_wait_s)
+        self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
         self._audit = Audit(self.books, self.slots, memory)
         self._rounds = Rounds(memory, Watch(self.books, loader, self._start), self._changed, round_s)
         self._climber = Climber(self.books, self.slots, memory, loader, workers)
@@ -98,7 +101,7 @@ class Residency:
     @asynccontextmanager
     async def hold(self, adapter: str, source: Source | None = None) -> AsyncIterator[Held]:
         """Pin the adapter's current revision in a slot until exit, loading it first if it is cold (see `Holder`)."""
-        copy = self.books.for_request(check_asked(adapter), source)
+        copy = await self._open_copy(check_asked(adapter), source)
         copy.users += 1
         try:
             slot = await self._in_slot(copy)
@@ -165,6 +168,12 @@ class Residency:
             self.slots.give_back(await self._climber.vacate(copy))
             self._changed()
 
+    async def _open_copy(self, adapter: str, source: Source | None) -> Copy:
+        """The copy that answers a request, as soon as that is not one whose slot takes no new ones."""
+        while (closed := (copy := self.books.for_request(adapter, source)).closed) is not None:
+            await closed.over.wait()
+        return copy
+
     async def _in_slot(self, copy: Copy) -> int:
         """The copy's slot, once it has one. Raises what its load raises."""
         while copy.slot is None:
@@ -175,6 +184,8 @@ class Residency:
             if load is None:
                 self._admit(copy)
                 load = self._start(copy, Tier.DEVICE)
+            elif copy.users == 1:  # it may be in line since its last client has left, and needs its place again
+                self.slots.moved()
             copy.goal = Tier.DEVICE
             self.books.awaiting += 1
             try:
@@ -234,6 +245,7 @@ class Residency:
 
     def _want_anew(self) -> None:
         self.books.set_wants(with_offered(self._wanted, self.lending.offered))
+        self.slots.moved()
         self._changed()
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":

@@ -1,0 +1,267 @@
+"""Adapters whose requests never end must not keep every slot: others get theirs in turn. Only the base is tiny."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mint_contracts import errors
+from mint_contracts.records import Tier
+from mint_contracts.source import Source
+from mint_engine.residency import metrics
+from mint_engine.residency.copies import Copy
+from mint_engine.residency.turns import Terms
+from mint_engine.sources.fetch import WEIGHTS
+from tests.engine.in_process import Engine, Told, engine_of
+from tests.engine.made import edit_tensors, lora_names
+from tests.engine.running import peft_answer, save_adapter, save_base
+from tests.engine.tiers import NAMES, Scene, once, wanted
+from tests.waiting import until
+
+AT_ONCE = Terms(hold_s=0.0)
+
+
+def copy_of(here: Scene, name: str) -> Copy:
+    return here.residency.books.of_adapter[name][0]
+
+
+async def hold(here: Scene, name: str, until_set: asyncio.Event) -> str:
+    async with here.residency.hold(name) as held:
+        await until_set.wait()
+        return held.revision
+
+
+async def test_a_slot_in_use_closes_for_one_who_waits_and_its_adapters_turn_comes_again(
+    scene: Callable[..., Scene],
+) -> None:
+    here, ends = scene(slots=1, terms=AT_ONCE), [asyncio.Event() for _ in range(3)]
+    first = asyncio.create_task(hold(here, NAMES[0], ends[0]))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    other = asyncio.create_task(hold(here, NAMES[1], ends[1]))
+    await until(lambda: copy_of(here, NAMES[0]).closed)
+    again = asyncio.create_task(hold(here, NAMES[0], ends[2]))
+    ends[0].set()
+    truth = await first
+    await until(lambda: here.tier(NAMES[1]) is Tier.DEVICE)
+    assert not again.done()
+    assert here.slots.loads == [truth, copy_of(here, NAMES[1]).revision]
+    ends[2].set()
+    await until(lambda: copy_of(here, NAMES[1]).closed)
+    ends[1].set()
+    await other
+    assert await again == truth
+
+
+async def test_who_waits_while_a_slot_is_filled_has_it_close_once_it_may(scene: Callable[..., Scene]) -> None:
+    here, end = scene(slots=1, slot_wait_s=math.inf, terms=AT_ONCE), asyncio.Event()
+    here.slots.gate.clear()
+    running = asyncio.create_task(hold(here, NAMES[0], end))
+    await until(lambda: not here.residency.slots.free)
+    waiting = asyncio.create_task(once(here, NAMES[1]))
+    await until(lambda: here.residency.slots._line)
+    here.slots.gate.set()
+    await until(lambda: copy_of(here, NAMES[0]).closed)
+    end.set()
+    await asyncio.gather(running, waiting)
+
+
+async def test_a_slot_opens_when_nobody_waits_any_more(scene: Callable[..., Scene]) -> None:
+    here, end = scene(slots=1, terms=AT_ONCE), asyncio.Event()
+    running = asyncio.create_task(hold(here, NAMES[0], end))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    waiting = asyncio.create_task(once(here, NAMES[1]))
+    await until(lambda: copy_of(here, NAMES[0]).closed)
+    at_the_door = asyncio.create_task(once(here, NAMES[0]))
+    waiting.cancel()
+    await at_the_door
+    assert copy_of(here, NAMES[0]).closed is None
+    end.set()
+    await running
+
+
+async def test_slots_go_to_who_has_waited_longest(scene: Callable[..., Scene]) -> None:
+    here, end = scene(slots=1, terms=AT_ONCE), asyncio.Event()
+    running = asyncio.create_task(hold(here, NAMES[0], end))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    waiting: list[asyncio.Task[str]] = []
+    for name in NAMES[1:5]:
+        waiting.append(asyncio.create_task(once(here, name)))
+        await until(lambda: len(here.residency.slots._line) == len(waiting))
+    end.set()
+    first, *others = await asyncio.gather(running, *waiting)
+    assert here.slots.loads == [first, *others]
+
+
+async def test_who_has_a_slot_closing_is_not_refused_and_who_has_none_is(scene: Callable[..., Scene]) -> None:
+    here, end = scene(slots=1, slot_wait_s=0.05, terms=AT_ONCE), asyncio.Event()
+    running = asyncio.create_task(hold(here, NAMES[0], end))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    waiting = asyncio.create_task(once(here, NAMES[1]))
+    await until(lambda: copy_of(here, NAMES[0]).closed)
+    with pytest.raises(errors.Overloaded):  # it came later, and its time is up
+        await once(here, NAMES[2])
+    assert not waiting.done()
+    end.set()
+    await asyncio.gather(running, waiting)
+
+
+async def test_what_waves_want_and_what_trains_keeps_its_slot(scene: Callable[..., Scene], store: Path) -> None:
+    here, end = scene(slots=2, slot_wait_s=0.05, terms=AT_ONCE), asyncio.Event()
+    here.residency.want(wanted(store, NAMES[0]))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    running = asyncio.create_task(hold(here, NAMES[0], end))
+    lent = await here.residency.lending.reserve(NAMES[1])
+    with pytest.raises(errors.Overloaded, match="wanted by waves"):
+        await once(here, NAMES[2])
+    assert all(copy.closed is None for copy in here.residency.books.copies.values())
+    end.set()
+    await running
+    await here.residency.lending.release(lent)
+
+
+async def test_a_policy_gets_a_slot_that_tenants_never_leave(scene: Callable[..., Scene]) -> None:
+    here, end = scene(slots=1, terms=AT_ONCE), asyncio.Event()
+    running = asyncio.create_task(hold(here, NAMES[0], end))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    reserving = asyncio.create_task(here.residency.lending.reserve(NAMES[1]))
+    await until(lambda: copy_of(here, NAMES[0]).closed)
+    end.set()
+    await running
+    slot = await reserving
+    assert here.slots.empty(slot)
+    await here.residency.lending.release(slot)
+
+
+async def test_who_waited_while_a_slot_was_closed_gets_what_the_adapter_is_by_then(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here, end = scene(slots=1, store=None, terms=AT_ONCE), asyncio.Event()
+    versions = {each: wanted(store, NAMES[0], tier=Tier.DISK, version=each) for each in "12"}
+    other = wanted(store, NAMES[1], tier=Tier.DISK)
+    here.residency.want(versions["1"] + other)
+    running = asyncio.create_task(hold(here, NAMES[0], end))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    waiting = asyncio.create_task(once(here, NAMES[1]))
+    await until(lambda: copy_of(here, NAMES[0]).closed)
+    at_the_door = asyncio.create_task(once(here, NAMES[0]))
+    name = lora_names(store / NAMES[0])[0]
+    edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+    here.residency.want(versions["2"] + other)
+    await until(lambda: here.residency.report()[NAMES[0]].source.revision == "2")
+    end.set()
+    old = await running
+    await waiting
+    assert await at_the_door != old
+
+
+RANKS = {"hot/one": 8, "hot/two": 3, "cold": 4}
+PROMPT, COUNT = (5, 17, 42), 24
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, rank in RANKS.items():
+        save_adapter(base, folder / name, rank=rank)
+    return folder
+
+
+class Stream:
+    """Requests for one adapter without end: each begins when the one before it is half done, and none is lost."""
+
+    def __init__(self, engine: Engine, adapter: str) -> None:
+        self._engine, self._adapter = engine, adapter
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ending = False
+        self.told: list[Told] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._tasks.append(asyncio.create_task(self._ask()))
+
+    async def _ask(self) -> None:
+        def heard(count: int) -> None:
+            if count == COUNT // 2 and not self._ending:
+                self._begin()
+
+        self.told.append(await self._engine.ask(self._adapter, PROMPT, COUNT, heard))
+
+    async def end(self) -> None:
+        self._ending = True
+        while self._tasks:
+            await self._tasks.pop()
+
+
+@asynccontextmanager
+async def served(base: Path, adapters: Path, folder: Path, terms: Terms, slot_wait_s: float) -> AsyncIterator[Engine]:
+    async with engine_of(
+        base, folder, slots=2, max_rank=8, store=Source(f"file://{adapters}"), host=1 << 20, disk=1 << 20,
+        terms=terms, slot_wait_s=slot_wait_s,
+    ) as engine:  # fmt: skip
+        yield engine
+
+
+@asynccontextmanager
+async def streaming(engine: Engine, *names: str) -> AsyncIterator[dict[str, Stream]]:
+    """Endless requests for these, each of which has its slot by then."""
+    streams = {name: Stream(engine, name) for name in names}
+    try:
+        await until(lambda: all(stream.told for stream in streams.values()))
+        yield streams
+    finally:
+        for stream in streams.values():
+            await stream.end()
+
+
+async def test_a_cold_adapter_is_served_although_two_hot_ones_never_leave_their_slots(
+    base: Path, adapters: Path, tmp_path: Path
+) -> None:
+    truth = {name: peft_answer(base, adapters / name, PROMPT, COUNT)[0] for name in RANKS}
+    assert len(set(truth.values())) == len(RANKS)
+    async with (
+        served(base, adapters, tmp_path, Terms(hold_s=math.inf), slot_wait_s=0.3) as engine,
+        streaming(engine, "hot/one", "hot/two"),
+    ):
+        with pytest.raises(errors.Overloaded):  # what this test is about: without turns it never gets a slot
+            await engine.ask("cold", PROMPT, COUNT)
+    async with served(base, adapters, tmp_path, Terms(hold_s=0.1), slot_wait_s=0.3) as engine:
+        async with streaming(engine, "hot/one", "hot/two") as streams:
+            told = await engine.ask("cold", PROMPT, COUNT)
+            before = {name: len(stream.told) for name, stream in streams.items()}
+            await until(lambda: all(len(streams[name].told) > before[name] + 3 for name in before))
+        assert told.tokens == truth["cold"]
+        for name, stream in streams.items():
+            assert {each.tokens for each in stream.told} == {truth[name]}
+
+
+async def test_three_endless_adapters_take_turns_over_two_slots_and_keep_them_for_a_while(
+    base: Path, adapters: Path, tmp_path: Path
+) -> None:
+    hold_s, rounds = 0.1, 4
+    truth = {name: peft_answer(base, adapters / name, PROMPT, COUNT)[0] for name in RANKS}
+    async with served(base, adapters, tmp_path, Terms(hold_s=hold_s), slot_wait_s=60) as engine:
+        vacated, began = metrics.VACATED._value.get(), time.monotonic()
+        turns = dict.fromkeys(RANKS, 0)
+        seat = engine.residency.books.seat
+
+        def counted(copy: Copy, slot: int) -> None:
+            turns[copy.adapter] += 1
+            seat(copy, slot)
+
+        engine.residency.books.seat = counted  # type: ignore[method-assign]
+        async with streaming(engine, *RANKS) as streams:
+            await until(lambda: min(turns.values()) >= rounds)
+            swaps, elapsed_s = metrics.VACATED._value.get() - vacated, time.monotonic() - began
+        assert swaps <= 2 * (elapsed_s / hold_s + 1), "two slots, each given up at most once in the holding time"
+        for name, stream in streams.items():
+            assert {each.tokens for each in stream.told} == {truth[name]}
