@@ -19,6 +19,7 @@ SOURCES = (
     "lora.cpp",
     "pass.cpp",
     "rows.cpp",
+    "sums.cpp",
     "trees.cpp",
 )
 HEADERS = tuple(sorted(path.name for path in HERE.glob("*.h")))

@@ -50,6 +50,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "draw": (_P, _I, _I, _P, _P, _P, _P, _P, _P),
     "attend": (_P, _P, _I, _I, _I, _P, _I, _P, _P, _FLOAT),
     "lora": (_P, _I, _P, _I, _P, _I, _P, _P, _I),
+    "sum": (_P, _I, _I, _P),
+    "meet": (_P,),
     "lora_experts": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I),
 }
 DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # of the kernels, as their names end
@@ -78,6 +80,8 @@ class Kernels:
     _attend: Callable[..., None]
     _lora: Callable[..., None]
     _lora_experts: Callable[..., None]
+    _sum: Callable[..., None]
+    _meet: Callable[..., None]
 
     def run(
         self, base: BaseStruct, slots: SlotsStruct, step: StepStruct, room: RoomStruct, peers: PeersStruct | None
@@ -195,6 +199,17 @@ class Kernels:
             slots.memory.data_ptr(), slots.memory.shape[1], slots.places[module].data_ptr(),
             slots.ranks[module].data_ptr(), slots.scalings[module].data_ptr(), slots.experts[module], wide, high,
         )  # fmt: skip
+
+    def sum(self, numbers: torch.Tensor, turn: int, peers: PeersStruct) -> None:
+        """numbers [n], `peers.size` at most, become the sum of all ranks', to the bit the same on all of them.
+
+        `turn` is 0 and 1 in turns: a place is written again only when all have met once more in between.
+        """
+        self._sum(numbers.data_ptr(), numbers.numel(), turn, ctypes.byref(peers))
+
+    def meet(self, peers: PeersStruct) -> None:
+        """Wait until all ranks have come here: what each has written before, all of them see after."""
+        self._meet(ctypes.byref(peers))
 
 
 @cache

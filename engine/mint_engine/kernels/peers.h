@@ -65,6 +65,17 @@ struct Peers {
   T* place(int turn, int64_t of) const { return sums + (turn * count + of) * size; }
   // hidden [width] += the sum of all ranks' from element `at` of their places on; rounded once.
   void add(int turn, int64_t at, T* hidden, int64_t width) const {
+    total(turn, at, width, [&](int64_t i, float sum) { hidden[i] = narrow<T>(wide(hidden[i]) + sum); });
+  }
+  // whole [width] = that sum, rounded once.
+  void take(int turn, int64_t at, T* whole, int64_t width) const {
+    total(turn, at, width, [&](int64_t i, float sum) { whole[i] = narrow<T>(sum); });
+  }
+
+ private:
+  // keep(i, sum) for each i < width; added in the order of ranks, so that it is the same on all of them to the bit.
+  template <typename F>
+  void total(int turn, int64_t at, int64_t width, F keep) const {
     constexpr int64_t CHUNK = 64;
     for (int64_t first = 0; first < width; first += CHUNK) {
       const int64_t many = std::min(CHUNK, width - first);
@@ -76,7 +87,7 @@ struct Peers {
         for (int64_t i = 0; i < many; ++i) sum[i] += wide(part[i]);
       }
 #pragma omp simd
-      for (int64_t i = 0; i < many; ++i) hidden[first + i] = narrow<T>(wide(hidden[first + i]) + sum[i]);
+      for (int64_t i = 0; i < many; ++i) keep(first + i, sum[i]);
     }
   }
 };

@@ -16,6 +16,7 @@ from mint_engine.parallel.shares import Share
 PATIENCE_S = 60.0  # that a rank waits for another within a step: both have the same to do
 _GATES_BYTES = 64 + 1024 * 128  # kernels/peers.h: Meeting
 _PAGE = 4096
+_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Extent:
 
     @property
     def place(self) -> int:
-        """Elements of one rank's partial sums."""
-        return self.rows * self.hidden
+        """Elements of one rank's partial sums, whole cache lines of them."""
+        return -(-self.rows * self.hidden // _LINE) * _LINE
 
     @property
     def logits_at(self) -> int:
@@ -48,19 +49,22 @@ class Extent:
 class Meeting:
     """One rank's view of the memory."""
 
-    def __init__(self, descriptor: int, extent: Extent, share: Share) -> None:
+    def __init__(self, descriptor: int, extent: Extent, share: Share, patience_s: float = PATIENCE_S) -> None:
         """`descriptor` is of a file of `extent.nbytes`, zeros at first; it may be closed afterwards."""
-        self.extent, self.share = extent, share
+        self.extent, self.share, self._patience_s = extent, share, patience_s
         self._memory = mmap.mmap(descriptor, extent.nbytes, flags=mmap.MAP_SHARED)
-        every = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._every = every = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._broken = every[:4].view(torch.int32)
-        sums = every[_sums_at() :]
         wanted = extent.rows * extent.vocabulary * extent.dtype.itemsize
         logits = every[extent.logits_at : extent.logits_at + wanted].view(extent.dtype)
         self.logits = logits.view(extent.rows, extent.vocabulary)
-        self.struct = PeersStruct(
-            share.count, share.rank, extent.threads, every.data_ptr(), sums.data_ptr(), extent.place, PATIENCE_S
-        )
+        self.struct = self.struct_of(extent.dtype)
+
+    def struct_of(self, dtype: torch.dtype) -> PeersStruct:
+        """The memory as kernels of that type see it: places of as many numbers as fit where `Extent.place` would."""
+        extent, share, start = self.extent, self.share, self._every.data_ptr()
+        size, sums = extent.place * extent.dtype.itemsize // dtype.itemsize, start + _sums_at()
+        return PeersStruct(share.count, share.rank, extent.threads, start, sums, size, self._patience_s)
 
     @property
     def broken(self) -> bool:

@@ -9,10 +9,11 @@ from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache, count_pages
 from mint_engine.model.cache_shape import KeyValueShape, cache_shape
-from mint_engine.parallel.group import Group
 from mint_engine.parallel.meeting import Extent, Meeting
+from mint_engine.parallel.nccl import NcclGroup
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Files, Peers
+from mint_engine.parallel.shared import SharedGroup
 from mint_engine.parallel.shares import Share, cuts_of
 from mint_engine.residency.slots import Others, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS
@@ -56,6 +57,10 @@ def extent_of(member: Member, rows: int, threads: int) -> Extent:
 
 
 def join(member: Member, files: Files, rows: int, threads: int) -> Peers:
-    """Where the rank meets the others; the memory's file must be as large as `extent_of` says."""
+    """Where the rank meets the others; the memory's file must be as large as `extent_of` says.
+
+    Raises UnsupportedBase where this machine can not let them meet.
+    """
     meeting = Meeting(files.memory, extent_of(member, rows, threads), member.share)
-    return Peers(meeting, Group(files.group, member.share, member.base.device))
+    on_cpu = member.base.device.type == "cpu"
+    return Peers(meeting, SharedGroup(meeting) if on_cpu else NcclGroup(files.group, member.share))

@@ -1,4 +1,4 @@
-"""Where one rank of an engine meets the others: in memory by own kernels, in a group by torch."""
+"""Where one rank of an engine meets the others: in memory within own kernels, in a group between torch's modules."""
 
 import os
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Files:
     """Descriptors of the files without a name that ranks have in common."""
 
     memory: int  # of the meeting
-    group: int  # by which the group finds together
+    group: int  # by which ranks on GPUs find together
 
     def close(self) -> None:
         """The files stay as long as anybody has them open, or mapped."""

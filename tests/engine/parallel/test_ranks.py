@@ -3,17 +3,23 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
+from mint_contracts.errors import EngineUnavailable
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
 from mint_contracts.source import Source
+from mint_engine.model.paged import Span
+from mint_engine.parallel.meeting import PATIENCE_S
+from mint_engine.residency.slots import NO_SLOT
 from tests.engine import saved_families
+from tests.engine.parallel.playing import built
 from tests.engine.pods import pod, view
 from tests.engine.running import Running, ask, peft_answer, peft_scores, running, save_adapter, save_base
 from tests.redis_process import RedisProcess
@@ -22,6 +28,8 @@ from tests.waiting import until
 PROMPT = [7, 21, 40, 3, 99, 120, 64, 8, 15, 200, 33, 71, 18, 5, 90, 111, 52, 77, 160, 9]
 LONGER = [*PROMPT, 44, 17, 230]  # its first page is shared with the other's
 CLOSE = 2e-4
+UNKNOWN = 1 << 30  # no token of the base: looking it up raises
+ONE = Span(row=0, length=1, position=0, pages=[1], slot=NO_SLOT)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +104,7 @@ async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(
 
 
 async def test_a_rank_that_dies_within_a_step_ends_it(routed_files: Path) -> None:
-    """The others wait for it over their sockets, and notice when those close."""
+    """The others wait for it in memory, and are released when its end is noticed."""
     async with running(routed_files / "base", tensor_parallel_size=2) as engine:
         [rank] = [child for child in children(os.getpid()) if "parallel.follow" in _command(child)]
         os.kill(rank, signal.SIGSTOP)
@@ -108,6 +116,30 @@ async def test_a_rank_that_dies_within_a_step_ends_it(routed_files: Path) -> Non
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         async with asyncio.timeout(30):
             await engine.server.lost.wait()
+
+
+def test_a_rank_that_raises_within_a_step_releases_the_first(routed_files: Path) -> None:
+    """What it waits for in the middle of a layer never comes."""
+    with built(routed_files / "base", "float32", 2) as (_, generation):
+        forward = generation._forward
+        assert forward._others is not None
+        forward._others.tell_step([UNKNOWN], [ONE], [0])
+        began = time.monotonic()
+        with pytest.raises(EngineUnavailable, match="has lost one of its ranks"):
+            forward._pass.run([5], [ONE], [0])
+        assert time.monotonic() - began < PATIENCE_S / 2
+
+
+async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
+    routed_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for it in the middle of a layer, and do not wait for long."""
+    with built(routed_files / "base", "float32", 2) as (_, generation):
+        [rank] = [child for child in children(os.getpid()) if "parallel.follow" in _command(child)]
+        monkeypatch.setattr(generation._forward._pass, "_base", None)
+        with pytest.raises(AttributeError):
+            generation._forward.run([5], [ONE], [0])
+        await until(lambda: not alive(rank), timeout_s=PATIENCE_S / 2)
 
 
 def _command(pid: int) -> str:

@@ -1,0 +1,33 @@
+// What ranks of an engine add up between the modules of transformers, and wait for each other by: see peers.h.
+#include "peers.h"
+
+namespace {
+constexpr int64_t STRIPE = 1 << 14;  // numbers for which another thread is worth waking
+
+// Each stripe meets by itself. All ranks cut alike and whoever has fewer threads takes stripes in the same order, so
+// the first stripe that not all have come to is one that all of them will come to.
+template <typename T>
+void sum(T* numbers, int64_t count, int turn, const Peers<T>& peers) {
+  const int64_t stripes = std::clamp<int64_t>(count / STRIPE, 1, std::min<int64_t>(peers.threads, GATES));
+#pragma omp parallel for num_threads(int(stripes)) schedule(static, 1)
+  for (int64_t stripe = 0; stripe < stripes; ++stripe) {
+    const int64_t first = count * stripe / stripes, width = count * (stripe + 1) / stripes - first;
+    std::copy_n(numbers + first, width, peers.place(turn, peers.rank) + first);
+    meet(*peers.meeting, int(stripe), int(peers.count), peers.patience_s);
+    peers.take(turn, first, numbers + first, width);
+  }
+}
+}  // namespace
+
+#define MINT_SUMS(T, NAME)                                                                                             \
+  /* numbers [count], of which all ranks have as many, `size` at most, become the sum of all ranks'; `turn` is 0 and 1 \
+     in turns */                                                                                                       \
+  extern "C" void mint_sum_##NAME(T* numbers, int64_t count, int64_t turn, const Peers<T>* peers) {                    \
+    sum<T>(numbers, count, int(turn), *peers);                                                                         \
+  }                                                                                                                    \
+  /* Waits until all ranks have come. */                                                                               \
+  extern "C" void mint_meet_##NAME(const Peers<T>* peers) {                                                            \
+    meet(*peers->meeting, 0, int(peers->count), peers->patience_s);                                                    \
+  }
+MINT_SUMS(bf16, bfloat16)
+MINT_SUMS(float, float32)

@@ -1,0 +1,54 @@
+"""Ranks on a CPU: what torch computes on each is put together in the memory in which they meet."""
+
+import torch
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.kernels.library import Kernels, find_kernels
+from mint_engine.parallel.meeting import Meeting
+from mint_engine.parallel.shares import Share
+
+
+class SharedGroup:
+    """A `Group` over a meeting that nothing else uses."""
+
+    def __init__(self, meeting: Meeting) -> None:
+        """Raises UnsupportedBase where nothing was compiled for this machine."""
+        self._meeting, self._turn = meeting, 0
+        self._ways = {dtype: (_kernels(dtype), meeting.struct_of(dtype)) for dtype in (torch.bfloat16, torch.float32)}
+
+    @property
+    def share(self) -> Share:
+        """See `Group`."""
+        return self._meeting.share
+
+    def sum(self, partial: torch.Tensor) -> torch.Tensor:
+        """See `Group`. Numbers are added in float32 and in the order of ranks, and rounded once."""
+        if partial.dtype not in self._ways:
+            return self.sum(partial.to(torch.float32)).to(partial.dtype)
+        whole = partial.contiguous()
+        kernels, peers = self._ways[partial.dtype]
+        for piece in torch.split(whole.view(-1), peers.size):
+            kernels.sum(piece, self._turn, peers)
+            self._meeting.check()
+            self._turn = 1 - self._turn
+        return whole
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """See `Group`; in the meeting's dtype."""
+        logits = self._meeting.logits[: own.shape[0]]
+        logits[:, slice(*self.share.vocabulary)] = own
+        kernels, peers = self._ways[torch.float32]
+        kernels.meet(peers)
+        self._meeting.check()
+        return logits if self.share.rank == 0 else own
+
+
+def _kernels(dtype: torch.dtype) -> Kernels:
+    found = find_kernels(dtype, torch.device("cpu"))
+    if found is None:
+        raise UnsupportedBase(
+            "tensorParallelSize",
+            "is more than 1, and ranks on a CPU meet by compiled kernels, which are not there for this machine; "
+            "set it to 1",
+        )
+    return found

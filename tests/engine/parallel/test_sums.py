@@ -1,0 +1,152 @@
+"""Ranks put together what torch computes on each: real processes, one memory, the same bits on all of them."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mint_contracts.errors import EngineUnavailable
+from mint_engine.parallel.meeting import Extent, Meeting
+from mint_engine.parallel.shared import SharedGroup
+from mint_engine.parallel.shares import Dimensions, share_out
+
+ROWS, HIDDEN, VOCABULARY = 512, 81, 101
+PLACE = ROWS * HIDDEN  # numbers that one rank writes at once, of the meeting's own type
+SIZES = (1, 2, 63, 64, 65, 1001, 40_000, PLACE, PLACE + 1, 3 * PLACE + 7)
+ROUNDS = 200
+ANSWER_S = 120.0
+
+Told = str | None  # what went wrong
+Act = Callable[[SharedGroup, Connection], Told]
+
+
+def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def added(parts: list[torch.Tensor]) -> torch.Tensor:
+    """In float32, in the order of ranks, rounded once."""
+    whole = torch.zeros(parts[0].shape)
+    for part in parts:
+        whole += part.to(torch.float32)
+    return whole.to(parts[0].dtype)
+
+
+def add_often(group: SharedGroup, _: Connection) -> Told:
+    """Sums of every size and type, each rank knowing what all have, and logits in between."""
+    share, chosen = group.share, random.Random(1)
+    for number in range(ROUNDS):
+        dtype = chosen.choice((torch.float32, torch.bfloat16, torch.float16))
+        size = chosen.choice(SIZES)
+        parts = [draw(number * share.count + rank, 1, size, dtype=dtype) for rank in range(share.count)]
+        if not torch.equal(group.sum(parts[share.rank].clone()), added(parts)):
+            return f"round {number}: another sum of {size} of {dtype}"
+        rows = chosen.randrange(1, ROWS)
+        logits = draw(number, rows, VOCABULARY).to(torch.bfloat16)
+        found = group.gather(logits[:, slice(*share.vocabulary)])
+        if share.rank == 0 and not torch.equal(found, logits):
+            return f"round {number}: other logits"
+    turned = [draw(rank, 40, 30) for rank in range(share.count)]  # not contiguous
+    return None if torch.equal(group.sum(turned[share.rank].T), added(turned).T) else "another sum of columns"
+
+
+def add_when_told(group: SharedGroup, pipe: Connection) -> Told:
+    """One sum, after a word; what it raises."""
+    pipe.recv()
+    try:
+        group.sum(torch.ones(8))
+    except EngineUnavailable as error:
+        return str(error)
+    return None
+
+
+def be(rank: int, count: int, threads: int, patience_s: float, memory: Path, act: Act, pipe: Connection) -> None:
+    """One rank's process: do that, tell what went wrong."""
+    torch.set_num_threads(threads)
+    pipe.send(act(SharedGroup(join(memory, rank, count, threads, patience_s)), pipe))
+
+
+def join(memory: Path, rank: int, count: int, threads: int = 1, patience_s: float = ANSWER_S) -> Meeting:
+    share = share_out(Dimensions(heads=count, kv_heads=count, vocabulary=VOCABULARY), count)[rank]
+    with memory.open("r+b") as file:
+        return Meeting(file.fileno(), extent(count, threads), share, patience_s)
+
+
+def extent(count: int, threads: int) -> Extent:
+    return Extent(count, threads, ROWS, HIDDEN, VOCABULARY, torch.bfloat16)
+
+
+@contextmanager
+def ranks(
+    count: int, memory: Path, act: Act, *, threads: int = 1, patience_s: float = ANSWER_S
+) -> Iterator[list[tuple[SpawnProcess, Connection]]]:
+    """Processes that do that together, and a pipe to each."""
+    with memory.open("wb") as file:
+        file.truncate(extent(count, threads).nbytes)
+    spawn = multiprocessing.get_context("spawn")
+    found: list[tuple[SpawnProcess, Connection]] = []
+    try:
+        for rank in range(count):
+            here, there = spawn.Pipe()
+            process = spawn.Process(target=be, args=(rank, count, threads, patience_s, memory, act, there))
+            process.start()
+            there.close()
+            found.append((process, here))
+        yield found
+    finally:
+        for process, _ in found:
+            process.kill()
+            process.join()
+
+
+def heard(pipe: Connection) -> Told:
+    assert pipe.poll(ANSWER_S), "a rank hangs"
+    told: Told = pipe.recv()
+    return told
+
+
+@pytest.mark.parametrize(("count", "threads"), [(2, 1), (3, 1), (2, 3)])
+def test_sums_and_logits_are_those_of_all_ranks(count: int, threads: int, tmp_path: Path) -> None:
+    with ranks(count, tmp_path / "memory", add_often, threads=threads) as playing:
+        assert [heard(pipe) for _, pipe in playing] == [None] * count
+
+
+def test_a_rank_that_dies_is_missed_within_the_patience_of_the_others(tmp_path: Path) -> None:
+    with ranks(3, tmp_path / "memory", add_when_told, patience_s=0.5) as playing:
+        dead, _ = playing.pop(1)
+        assert dead.pid
+        os.kill(dead.pid, signal.SIGKILL)
+        dead.join()
+        for _, pipe in playing:
+            pipe.send("begin")
+        for _, pipe in playing:
+            assert "has lost one of its ranks" in (heard(pipe) or "")
+
+
+def test_who_waits_is_released_when_another_says_that_it_can_not_go_on(tmp_path: Path) -> None:
+    """At once: its patience is longer than this test's."""
+    memory = tmp_path / "memory"
+    with ranks(2, memory, add_when_told, patience_s=10 * ANSWER_S) as [(_, waits), _]:
+        meeting = join(memory, 1, 2)
+        waits.send("begin")
+        until_one_waits(meeting)
+        meeting.end()
+        assert "has lost one of its ranks" in (heard(waits) or "")
+
+
+def until_one_waits(meeting: Meeting) -> None:
+    """At the first gate (kernels/peers.h: Meeting)."""
+    waiting = meeting._every[64:68].view(torch.int32)
+    give_up = time.monotonic() + ANSWER_S
+    while not waiting[0]:
+        assert time.monotonic() < give_up, "nobody comes"
+        time.sleep(0.01)
