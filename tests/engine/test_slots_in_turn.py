@@ -14,7 +14,11 @@ from mint_contracts import errors
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_engine.residency import metrics
+from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.turns import Terms
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.in_process import Engine, Told, engine_of
@@ -82,6 +86,36 @@ async def test_a_slot_opens_when_nobody_waits_any_more(scene: Callable[..., Scen
     assert copy_of(here, NAMES[0]).closed is None
     end.set()
     await running
+
+
+async def test_a_slot_opens_when_another_was_idle_sooner(scene: Callable[..., Scene]) -> None:
+    here, ends = scene(slots=2, terms=AT_ONCE), [asyncio.Event() for _ in range(2)]
+    running: list[asyncio.Task[str]] = []
+    for name, end in zip(NAMES, ends, strict=False):
+        running.append(asyncio.create_task(hold(here, name, end)))
+        await until(lambda: len(here.slots.tenants) == len(running))
+    waiting = asyncio.create_task(once(here, NAMES[2]))
+    await until(lambda: copy_of(here, NAMES[0]).closed)
+    ends[1].set()
+    await waiting
+    await once(here, NAMES[0])  # while its slot is in use, and nobody waits for it
+    ends[0].set()
+    await asyncio.gather(*running)
+
+
+async def test_nobody_overtakes_who_waits_for_a_slot(tmp_path: Path) -> None:
+    table = SlotTable(Books(HostTier(0), DiskTier(tmp_path, 0), None), 1, wait_s=10.0, terms=AT_ONCE)
+    copies = [Copy(name, Source(f"training:{name}"), lent=True) for name in NAMES[:3]]
+    slot = await table.take(copies[0])
+    assert isinstance(slot, int)
+    first = asyncio.create_task(table.take(copies[1]))
+    await until(lambda: table._line)
+    second = asyncio.create_task(table.take(copies[2]))
+    table.give_back(slot)  # the second looks for the first time before the first has woken up
+    assert await first == slot
+    assert not second.done()
+    table.give_back(slot)
+    assert await second == slot
 
 
 async def test_slots_go_to_who_has_waited_longest(scene: Callable[..., Scene]) -> None:
