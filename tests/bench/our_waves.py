@@ -137,8 +137,11 @@ class Engine:
         begun: list[float] = []
 
         def give(trainer: Trainer) -> None:
+            policy = trainer.policy(name)
+            policy.gradient, policy.normaliser = policy.weights * 1e-3, 1.0
+            trainer.step({name: Optimizer()})
             begun.append(time.perf_counter())
-            hand_off(self._slots, lessons.slot, trainer.policy(name), f"{name}@9.{number}")
+            hand_off(self._slots, lessons.slot, policy, f"{name}@9.{number}")
 
         await self._means.desk.call(give)
         first, step = await self._first(name, f"{name}@9.{number}", lessons.slot, prompt)
@@ -204,9 +207,9 @@ class Engine:
         return [later - earlier for earlier, later in itertools.pairwise(times[1:])]
 
     async def _first(self, name: str, label: str, slot: int, prompt: Sequence[int]) -> tuple[float, float]:
-        """When a rollout's first token came, and the seconds to its second: one decode step."""
+        """When a rollout's first token came, and the seconds to its second, not its last: one decode step."""
         times: list[float] = []
-        await self._run(Request("h", tuple(prompt), Sampling(2, 0, ignore_eos=True), name, label, slot), times)
+        await self._run(Request("h", tuple(prompt), Sampling(3, 0, ignore_eos=True), name, label, slot), times)
         return times[0], times[1] - times[0]
 
     async def _run(self, request: Request, times: list[float]) -> None:

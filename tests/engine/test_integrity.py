@@ -1,13 +1,18 @@
 """The engine finds what is wrong with its own books."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from mint_engine import metrics
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.request import State
+from mint_engine.scheduling.request import Request, Sampling, State
 from mint_engine.scheduling.scheduler import Scheduler
+from tests.engine.in_process import engine_of
+from tests.engine.running import save_base
 from tests.engine.scheduled import advance, scheduler, sequence
+from tests.waiting import until
 
 
 def busy() -> Scheduler:
@@ -100,3 +105,12 @@ def test_damage_is_found(damage: Callable[[Scheduler], None], says: str) -> None
     books = busy()
     damage(books)
     assert says in find_imbalance(books)
+
+
+async def test_an_engine_looks_for_damage_when_it_has_nothing_to_do(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    async with engine_of(base, tmp_path, slots=1, max_rank=4, store=None, host=1 << 20, disk=1 << 20) as engine:
+        before = metrics.IMBALANCES._value.get()
+        leak_a_page(engine.stepper._scheduler)
+        engine.stepper.submit(Request("", (1, 2, 3), Sampling(max_tokens=1, seed=0)), lambda event: None)
+        await until(lambda: metrics.IMBALANCES._value.get() > before)

@@ -18,6 +18,8 @@ from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pace import Pace
 from mint_engine.scheduling.request import Done, Failed, Request, Sequence, Sink
 
+IDLE_S = 0.05  # without anything to do, until the books are checked
+
 Post = Callable[[Callable[[], None]], None]
 
 _log = structlog.get_logger(__name__)
@@ -152,13 +154,9 @@ class Stepper:
 
     def _run(self) -> None:
         while True:
+            self._await_work()
             self._beat = time.monotonic()
-            if not self._busy:
-                self._check_books()
             with self._wake:
-                while not (self._inbox or self._cancelled or self._stopping or self._busy):
-                    self._wake.wait()
-                    self._beat = time.monotonic()
                 for sequence in self._inbox:
                     self._scheduler.add(sequence)
                 cancelled, self._cancelled, self._inbox = self._cancelled, [], []
@@ -172,6 +170,18 @@ class Stepper:
             step_s = self._step()
             if self._background.busy:
                 self._background.advance(len(self._scheduler.live), step_s)
+
+    def _await_work(self) -> None:
+        """Books are checked only when nothing has come for a while: who goes on at once does not wait for that."""
+        with self._wake:
+            if self._wake.wait_for(self._is_called, IDLE_S):
+                return
+        self._check_books()
+        with self._wake:
+            self._wake.wait_for(self._is_called)
+
+    def _is_called(self) -> bool:
+        return bool(self._inbox or self._cancelled or self._stopping or self._busy)
 
     @property
     def _busy(self) -> bool:

@@ -14,6 +14,7 @@ from mint_contracts.errors import InvalidRequest, RankTooLarge, UnknownTargetMod
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Layout, Packed, fingerprint, halves, lay_out
+from mint_engine.model.device import zeros
 
 _VECTORS = 4  # weights, gradient and Adam's two moments
 _CHECKPOINTED = 3  # all but the gradient: copied, while the policy goes on
@@ -93,9 +94,14 @@ def form_of(
     )
 
 
+def vector(elements: int, device: torch.device) -> torch.Tensor:
+    """Zeros for a policy's numbers. In large pages, for AdamW's sake: with small ones it took 2.7 times as long."""
+    return zeros((elements,), torch.float32, device)
+
+
 def fresh(name: str, form: Form, seed: int, device: torch.device) -> Policy:
     """A policy that changes nothing yet: PEFT's own start, A uniform as nn.Linear's weights (Kaiming), B zero."""
-    weights = torch.zeros(form.layout.elements)
+    weights = vector(form.layout.elements, torch.device("cpu"))
     draw = torch.Generator().manual_seed(seed)
     for place, a, _ in halves(form.layout, weights):
         bound = place.in_features**-0.5  # kaiming_uniform_ with a = sqrt(5)
@@ -107,7 +113,7 @@ def continued(name: str, start: Packed, device: torch.device) -> Policy:
     """A policy that starts from a revision, and keeps its ranks and scalings."""
     header = start.header
     form = Form(header.config, header.base, header.layout, header.scalings)
-    return _still(name, form, start.run.to(device, torch.float32, copy=True))
+    return _still(name, form, vector(start.run.numel(), device).copy_(start.run))
 
 
 def packed(policy: Policy, dtype: torch.dtype) -> Packed:
@@ -117,7 +123,8 @@ def packed(policy: Policy, dtype: torch.dtype) -> Packed:
 
 
 def _still(name: str, form: Form, weights: torch.Tensor) -> Policy:
-    return Policy(name, form, weights, torch.zeros_like(weights), torch.zeros_like(weights))
+    elements, device = weights.numel(), weights.device
+    return Policy(name, form, weights, vector(elements, device), vector(elements, device))
 
 
 def _peft_config(settings: PolicySettings, targets: list[str], base_name: str) -> bytes:

@@ -14,7 +14,7 @@ from mint_contracts.errors import CorruptFile, WrongBase
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.header import LENGTH_BYTES
 from mint_engine.adapters.packed import Layout, fingerprint, lay_out
-from mint_engine.training.policy import Form, Policy
+from mint_engine.training.policy import Form, Policy, vector
 
 VERSION = 1
 _TOLD = "mint.policy"
@@ -77,7 +77,7 @@ def from_bytes(data: bytes, name: str, modules: Mapping[str, Module], device: to
     except (SafetensorError, ValueError) as error:
         raise CorruptFile(subject, f"is no readable safetensors file ({error})") from None
     _check_vectors(tensors, form.layout, subject)
-    ready = {key: tensor.to(device) for key, tensor in tensors.items()}
+    ready = {key: vector(tensor.numel(), device).copy_(tensor) for key, tensor in tensors.items()}
     return Policy(
         name, form, ready["weights"], ready["exp_avg"], ready["exp_avg_sq"], step=told.step, sequence=told.sequence,
         gradient=ready.get(_GRADIENT), normaliser=told.normaliser, sums=told.sums, broken=told.broken,

@@ -14,7 +14,7 @@ from mint_engine.training.head import score
 from mint_engine.training.losses import token_losses
 from mint_engine.training.passes import Pass
 from mint_engine.training.pieces import PIECE_ROWS, Piece, normaliser, plan_pieces
-from mint_engine.training.policy import Policy
+from mint_engine.training.policy import Policy, vector
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Work:
 
 def make_share(policy: Policy, batch: PolicyBatch, dtype: torch.dtype) -> Share:
     """One policy's part of the work, with its weights cast to the base's dtype."""
-    gradient = torch.zeros_like(policy.weights)
+    gradient = vector(policy.weights.numel(), policy.weights.device)
     return Share(
         policy=policy,
         batch=batch,
