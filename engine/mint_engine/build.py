@@ -16,7 +16,7 @@ from mint_engine.model.base import Base, load_base
 from mint_engine.model.cache import Cache, count_pages
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.device import choose_device, choose_dtype, count_threads
-from mint_engine.model.forward import Forward, Team, reference_logits
+from mint_engine.model.forward import PROBE_TOKENS, Forward, Team, reference_logits
 from mint_engine.model.modules import find_modules
 from mint_engine.parallel.member import lay_member
 from mint_engine.parallel.part import Part
@@ -89,7 +89,8 @@ def _build_rank_0(
         raise UnsupportedBase(
             "tensorParallelSize", "is more than 1, and engines of several ranks do not train; remove spec.training"
         )
-    ranks = Ranks(settings, base_path, (limits or Limits()).step_tokens, threads, on_lost)
+    rows = max((limits or Limits()).step_tokens, PROBE_TOKENS)
+    ranks = Ranks(settings, base_path, rows, threads, on_lost)
     try:
         # All of it, unlike the others: what transformers computes of it is what all of them must compute together.
         base = _load(settings, base_path, torch.device("cpu"))

@@ -21,7 +21,7 @@ from mint_engine.parallel.peers import Peers
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 
-_PROBE_TOKENS = 40
+PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each
 # Largest difference of logits between the packed pass and transformers' own, relative to their norm: rounding alone.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -129,8 +129,8 @@ class Forward:
 
     def _difference(self, expected: torch.Tensor) -> float:
         """How far the probe's logits, in two chunks and a single token, are from the expected ones."""
-        tokens, pages = _probe(self.base), list(range(1, pages_for(_PROBE_TOKENS) + 1))
-        cuts = (0, _PROBE_TOKENS // 3, _PROBE_TOKENS - 1, _PROBE_TOKENS)
+        tokens, pages = _probe(self.base), list(range(1, pages_for(PROBE_TOKENS) + 1))
+        cuts = (0, PROBE_TOKENS // 3, PROBE_TOKENS - 1, PROBE_TOKENS)
         parts = []
         for start, stop in itertools.pairwise(cuts):
             span = Span(row=0, length=stop - start, position=start, pages=pages, slot=NO_SLOT)
@@ -170,4 +170,4 @@ def reference_logits(base: Base) -> torch.Tensor:
 
 
 def _probe(base: Base) -> list[int]:
-    return [(7 * at + 1) % base.vocab_size for at in range(_PROBE_TOKENS)]
+    return [(7 * at + 1) % base.vocab_size for at in range(PROBE_TOKENS)]

@@ -28,9 +28,9 @@ TURNS: list[Turn] = [
 
 
 @contextmanager
-def built(base: Path, dtype: str, ranks: int) -> Iterator[tuple[Slots, Generation]]:
+def built(base: Path, dtype: str, ranks: int, limits: Limits | None = None) -> Iterator[tuple[Slots, Generation]]:
     settings = settings_for(base, dtype=dtype, tensor_parallel_size=ranks)
-    _, slots, generation = build(settings, base, Limits())
+    _, slots, generation = build(settings, base, limits or Limits())
     try:
         yield slots, generation
     finally:

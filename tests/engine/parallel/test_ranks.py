@@ -18,6 +18,7 @@ from mint_contracts.source import Source
 from mint_engine.model.paged import Span
 from mint_engine.parallel.meeting import PATIENCE_S
 from mint_engine.residency.slots import NO_SLOT
+from mint_engine.scheduling.scheduler import Limits
 from tests.engine import saved_families
 from tests.engine.parallel.playing import built
 from tests.engine.pods import pod, view
@@ -116,6 +117,13 @@ async def test_a_rank_that_dies_within_a_step_ends_it(routed_files: Path) -> Non
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         async with asyncio.timeout(30):
             await engine.server.lost.wait()
+
+
+@pytest.mark.parametrize("of", ["files", "routed_files"])
+def test_ranks_whose_steps_are_small_have_room_for_what_proves_them(of: str, request: pytest.FixtureRequest) -> None:
+    files: Path = request.getfixturevalue(of)
+    with built(files / "base", "float32", 2, Limits(running=2, step_tokens=4)) as (_, generation):
+        assert generation._forward.run([5], [ONE], [0]).shape == (1, generation._forward.base.vocab_size)
 
 
 def test_a_rank_that_raises_within_a_step_releases_the_first(routed_files: Path) -> None:
