@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from mint_contracts.errors import CorruptFile, MintError, NonFiniteWeights, UnsupportedBase
@@ -168,6 +169,32 @@ def test_what_is_no_weight_of_the_base_is_named(
     edit_tensors(quantised, changes)
     with pytest.raises(error, match=says):
         load_base(quantised, torch.bfloat16, CPU)
+
+
+def test_an_expert_unlike_the_others_is_named(tmp_path: Path) -> None:
+    """Its scales fit it, and it fits nothing else."""
+    quantised, _ = save_quantised("deepseek_v3", tmp_path)
+    name, tensors = "model.layers.1.mlp.experts.5.up_proj.weight", tensors_of(quantised)
+    rows, scale = 2 * BLOCK[0], f"{name}_scale_inv"
+    edit_tensors(quantised, {name: tensors[name][:rows].clone(), scale: tensors[scale][:2].clone()})
+    for part in (None, Part(1, 2)):
+        with pytest.raises(CorruptFile, match=rf"experts\.0\.up_proj.weight of \[40, 48\], but {name} of \[32, 48\]"):
+            load_base(quantised, torch.bfloat16, CPU, part)
+
+
+@pytest.mark.parametrize("part", [None, Part(1, 2)], ids=["whole", "a rank's"])
+def test_layers_that_the_model_does_not_have_are_not_read(part: Part | None, tmp_path: Path) -> None:
+    """As DeepSeek-V3's files have one more, which predicts several tokens."""
+    quantised, _ = save_quantised("deepseek_v3", tmp_path)
+    for file in quantised.glob("*.safetensors"):
+        tensors = load_file(file)
+        more = {
+            f"model.layers.3.{name[15:]}": each for name, each in tensors.items() if name[:15] == "model.layers.2."
+        }
+        save_file(tensors | {name: each.clone() for name, each in more.items()}, file, {"format": "pt"})
+    found = weights(load_base(quantised, torch.bfloat16, CPU, part))
+    assert any(name.startswith("model.layers.2.") for name in found)
+    assert not any(name.startswith("model.layers.3.") for name in found)
 
 
 @pytest.mark.parametrize(

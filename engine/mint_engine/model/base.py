@@ -1,6 +1,7 @@
 """Loads a base model once, from a local folder of safetensors or one GGUF file; what is quantised is dequantised."""
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from mint_engine.model.stored import Stored, filled_from, open_tensors
 
 # Families that publish another's architecture under a name of their own, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What transformers raises over a file that it can't make sense of.
 _LIBRARY_ERRORS = (
@@ -95,8 +97,8 @@ def load_base(path: Path, dtype: torch.dtype, device: torch.device, part: Part |
     """
     files = _find(path)
     config, quantisation = _read_config(files)
-    if quantisation is None and files.gguf is None:
-        _check_plain(files)
+    if files.gguf is None:
+        _check_tensors(files, quantisation)
     model = _read_model(files, config, quantisation, dtype, part)
     nn.Module.to(model, device)
     model.train(False)
@@ -166,14 +168,23 @@ def _check_safetensors(files: _Files, names: list[str]) -> _Files:
     return files
 
 
-def _check_plain(files: _Files) -> None:
-    """No weight needs a scale that nothing tells of: transformers would take it for the number that it is."""
+def _check_tensors(files: _Files, quantisation: Quantisation | None) -> None:
+    """By the headers alone, what transformers would take as it is, or complain of without a name.
+
+    No weight needs a scale that nothing tells of, and experts that become one tensor are of one shape.
+    """
+    firsts: dict[str, tuple[str, list[int]]] = {}
     shards = [str(each) for each in files.folder.glob("*.safetensors")]
     for name, tensor in open_tensors(shards).items():
-        if tensor.get_dtype().startswith("F8"):
+        if quantisation is None and tensor.get_dtype().startswith("F8"):
             raise UnsupportedBase(
                 files.subject, f"has float8 weights, {name} among them, but no quantization_config in its config.json"
             )
+        if _EXPERT.search(name) and name.endswith(".weight"):
+            shape = list(tensor.get_shape())
+            first, expected = firsts.setdefault(_EXPERT.sub(".experts.*.", name), (name, shape))
+            if shape != expected:
+                raise CorruptFile(files.subject, f"has {first} of {expected}, but {name} of {shape}")
 
 
 def _read_config(files: _Files) -> tuple[PreTrainedConfig, Quantisation | None]:
