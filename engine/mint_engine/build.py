@@ -26,8 +26,9 @@ from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.pages import PAGE_TOKENS
 from mint_engine.scheduling.places import limits_of
 from mint_engine.scheduling.scheduler import Limits
+from mint_engine.training.trainer import Lead
 
-Equip = Callable[[Base, Slots], None]
+Equip = Callable[[Base, Slots, Lead | None], None]
 
 
 def _nothing(*_: object) -> None:
@@ -45,22 +46,23 @@ def build(
     """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
 
     `limits` are the base's own where none are given. `equip` sees the base before serving puts its own modules in
-    place. `on_lost` is called, on some thread, when another rank has ended: then this engine can not go on. `threads`
-    are each rank's; 0: its share of the cores.
+    place; of several ranks, the first one's share, and what it leads the others by. `on_lost` is called, on some
+    thread, when another rank has ended: then this engine can not go on. `threads` are each rank's; 0: its share of
+    the cores.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     threads = threads or max(1, count_threads() // settings.tensor_parallel_size)
     torch.set_num_threads(threads)
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
     if settings.tensor_parallel_size > 1:
-        base, slots, generation = _build_rank_0(settings, base_path, limits, threads, device, on_lost)
+        base, slots, generation = _build_rank_0(settings, base_path, limits, threads, device, equip, on_lost)
     else:
         base = _load(settings, base_path, device)
         slots = Slots(
             find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
         )
         cache = make_cache(settings, base)
-        equip(base, slots)
+        equip(base, slots, None)
         generation = Generation(Forward(base, slots, cache), limits or limits_of(base.config))
     metrics.SLOTS_BYTES.set(slots.bytes)
     metrics.CACHE_BYTES.set(generation.cache_bytes)
@@ -83,12 +85,9 @@ def _build_rank_0(
     limits: Limits | None,
     threads: int,
     device: torch.device,
+    equip: Equip,
     on_lost: Callable[[], None],
 ) -> tuple[Base, Slots, Generation]:
-    if settings.training_store is not None:
-        raise UnsupportedBase(
-            "tensorParallelSize", "is more than 1, and engines of several ranks do not train; remove spec.training"
-        )
     rows = max((limits or Limits()).step_tokens, PROBE_TOKENS)
     ranks = Ranks(settings, base_path, rows, threads, on_lost)
     try:
@@ -98,6 +97,7 @@ def _build_rank_0(
         expected = reference_logits(base).to(device)
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
+        equip(member.base, member.slots, Lead(ranks, peers.group))
         forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, expected))
     except BaseException:
         ranks.close()

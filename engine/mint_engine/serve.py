@@ -34,7 +34,7 @@ from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Load, Stepper
 from mint_engine.server import Parts, Services
-from mint_engine.training.trainer import Trainer
+from mint_engine.training.trainer import Lead, Trainer
 
 MakeHolder = Callable[[Slots], Holder]
 
@@ -110,10 +110,11 @@ class EngineServer:
             raise RuntimeError("the base is loaded already")
         trainers: list[Trainer] = []
 
-        def equip(base: Base, slots: Slots) -> None:
+        def equip(base: Base, slots: Slots, lead: Lead | None) -> None:
             if self._settings.training_store is not None:
                 told = self._settings
-                trainers.append(Trainer(base, slots.modules, told.max_rank, next(iter(told.base_names), "")))
+                name = next(iter(told.base_names), "")
+                trainers.append(Trainer(base, slots.modules, told.max_rank, name, lead=lead))
 
         loop = asyncio.get_running_loop()
 

@@ -84,7 +84,7 @@ class Engine:
             disk_bytes=setup.disk_bytes,
         )
 
-        def equip(base: Base, slots: Slots) -> None:
+        def equip(base: Base, slots: Slots, _: object) -> None:
             trainers.append(Trainer(base, slots.modules, setup.max_rank))
 
         base, self._slots, generation = build(settings, Path(setup.base), equip=equip)

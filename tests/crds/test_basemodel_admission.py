@@ -41,6 +41,7 @@ ACCEPTED = [
     engine(replicas={"min": 1, "max": 1000}),
     engine(device="cuda", dtype="float16"),
     engine(tensorParallelSize=2),
+    engine(tensorParallelSize=2) | training(uri="pvc://training"),
     engine(tensorParallelSize=2, nodes=1),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": "8"}}),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"memory": "64Gi"}}),
@@ -110,7 +111,6 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
         "engines over several nodes are foreseen and not yet served; set nodes to 1",
     ),
     (engine(tensorParallelSize=3, nodes=2), "each node of an engine has as many ranks"),
-    (engine(tensorParallelSize=2) | training(uri="pvc://training"), "engines of several ranks do not train"),
 ]
 
 BY_SCHEMA: list[tuple[dict[str, Any], str]] = [

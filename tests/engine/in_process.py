@@ -40,13 +40,18 @@ class Engine:
     stepper: Stepper
 
     async def ask(
-        self, adapter: str, prompt: tuple[int, ...], count: int, heard: Callable[[int], None] = lambda _: None
+        self,
+        adapter: str,
+        prompt: tuple[int, ...],
+        count: int,
+        heard: Callable[[int], None] = lambda _: None,
+        source: Source | None = None,
     ) -> Told:
         """`count` tokens after the prompt; `heard` is told of each how many there are by then."""
         tokens: list[int] = []
         scores: list[float] = []
         failed: list[Failed] = []
-        async with self.residency.hold(adapter) as held:
+        async with self.residency.hold(adapter, source) as held:
             ended = asyncio.Event()
 
             def sink(event: Event) -> None:

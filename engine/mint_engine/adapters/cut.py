@@ -3,7 +3,7 @@ outputs all of A and some columns of B, of one that is cut by inputs some column
 that the rank holds. What the ranks then add to their partial sums adds up to what the whole adapter adds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -33,10 +33,16 @@ def cut_layout(layout: Layout, cuts: Mapping[str, ModuleCut]) -> Layout:
 def cut_packed(packed: Packed, layout: Layout, cuts: Mapping[str, ModuleCut]) -> Packed:
     """A copy of the rank's parts; `layout` is `cut_layout`'s of the adapter's."""
     run = torch.empty(layout.elements, dtype=packed.run.dtype, device=packed.run.device)
-    for (_, to_a, to_b), (place, a, b) in zip(
-        halves(layout, run), halves(packed.header.layout, packed.run), strict=True
-    ):
-        inputs, outputs, experts = cuts[place.path].slices
-        to_a.copy_(a[experts, :, inputs])
-        to_b.copy_(b[experts, :, outputs])
+    for theirs, own in matched(packed.header.layout, packed.run, layout, run, cuts):
+        own.copy_(theirs)
     return Packed(replace(packed.header, layout=layout), run)
+
+
+def matched(
+    layout: Layout, run: torch.Tensor, own_layout: Layout, own_run: torch.Tensor, cuts: Mapping[str, ModuleCut]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Each A and B that a rank has a part of: that part in the whole run, and in the rank's own. Views."""
+    for (place, a, b), (_, own_a, own_b) in zip(halves(layout, run), halves(own_layout, own_run), strict=True):
+        inputs, outputs, experts = cuts[place.path].slices
+        yield a[experts, :, inputs], own_a
+        yield b[experts, :, outputs], own_b

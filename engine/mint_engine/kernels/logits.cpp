@@ -20,7 +20,8 @@ void log_sums(const T* logits, int64_t rows, int64_t size, float* sums) {
   for (int64_t row = 0; row < rows; ++row) sums[row] = log_sum(logits + row * size, size);
 }
 
-// d log p(target) / d logits is one at the target, less the probabilities.
+// d log p(target) / d logits is one at the target, less the probabilities. A target that is none of these columns, but
+// another rank's, counts in the row's total alone.
 template <typename T>
 void back_row(T* row, int64_t size, float sum, const int64_t* targets, const float* given, const float* slopes,
               int64_t count) {
@@ -29,6 +30,7 @@ void back_row(T* row, int64_t size, float sum, const int64_t* targets, const flo
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) row[i] = narrow<T>(-total * exp_down(wide(row[i]) - sum));
   for (int64_t e = 0; e < count; ++e) {
+    if (targets[e] < 0 || targets[e] >= size) continue;
     float value = -total * exp_down(given[e] - sum);
     for (int64_t other = 0; other < count; ++other)
       if (targets[other] == targets[e]) value += slopes[other];

@@ -16,7 +16,6 @@ from mint_engine.model.modules import CompiledRows, replace_modules
 from mint_engine.model.paged import Span, plan_attention
 from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.group import Group
-from mint_engine.parallel.shard import shard_head
 from mint_engine.parallel.sums import add_sums
 from mint_engine.residency.slots import Slots
 
@@ -43,7 +42,6 @@ class Generic:
         self._group = group
         self._current = replace_modules(base.model, slots, group.share.experts if group else None)
         if group is not None:
-            shard_head(base, group.share)
             add_sums(base.model, group)
         # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
         sparse = getattr(base.config, "index_topk", None)

@@ -14,8 +14,7 @@ from torch import nn
 from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms, Linear
 from mint_engine.model.base import Base
-from mint_engine.parallel.shard import cut_linear
-from mint_engine.parallel.shares import ModuleCut, Share
+from mint_engine.parallel.shares import Share
 from mint_engine.residency.slots import Slots
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
@@ -58,7 +57,7 @@ class Llama:
 def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share: Share | None = None) -> Llama:
     """The base for `positions` positions. Raises Unlike where it is not llama-like; the base stays as it is.
 
-    Of several ranks, a rank's `share`, whose layers the base has already been cut to.
+    Of several ranks, a rank's `share`, which the base has already been cut to.
     """
     config, model = base.config, base.model
     _check(config, slots)
@@ -66,10 +65,8 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
     attention = decoder.layers[0].self_attn
     dim = int(attention.head_dim)
     heads = (int(config.num_attention_heads), int(config.num_key_value_heads), dim)
-    head = model.lm_head
     if share is not None:
         heads = (share.heads.size, share.kv_heads.size, dim)
-        head = cut_linear(head, ModuleCut(outputs=share.vocabulary), whole_bias=True)
     if dim % 16 or heads[0] % heads[1] or heads[0] // heads[1] * CHUNK_TOKENS > MOST_QUERIES:
         raise Unlike(f"heads of {dim}, {heads[0]} over {heads[1]}, fit no kernel")
     read = _Reader(kernels, slots.index)
@@ -77,7 +74,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
         embedding=decoder.embed_tokens.weight,
         layers=tuple(read.layer(f"model.layers.{at}", layer) for at, layer in enumerate(decoder.layers)),
         norm=decoder.norm.weight,
-        head=read.fused({"lm_head": head}),
+        head=read.fused({"lm_head": model.lm_head}),
         angles=_angles(decoder.rotary_emb, base, positions),
         heads=heads,
         scale=float(attention.scaling),

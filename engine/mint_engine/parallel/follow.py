@@ -28,6 +28,7 @@ from mint_engine.parallel.messages import Begin, Load, Meet, Ready, Refused, Ste
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Files, Peers
 from mint_engine.residency.slots import Slots
+from mint_engine.training.follower import Follower
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
@@ -78,13 +79,16 @@ def _live(ends: _Ends) -> None:
     assert isinstance(meet, Meet)  # noqa: S101
     peers = join(member, ends.files, begin.rows, begin.threads)
     try:
+        follower = None
+        if begin.settings.training_store is not None:  # as the first rank's trainer, before serving swaps modules
+            follower = Follower(member.base, member.slots.modules, peers.group)
         chosen = choose_pass(member.base, member.slots, member.cache, peers=peers, lean=meet.lean)
     except MintError as error:
         messages.send(ends.steps, Refused(str(error)))
         return
     threading.Thread(target=_follow_slots, args=(ends.slots, member.slots), daemon=True).start()
     messages.send(ends.steps, Ready())
-    _follow_steps(ends.steps, member, chosen, peers)
+    _follow_steps(ends.steps, _Work(member, chosen, follower), peers)
 
 
 def _load(begin: Begin) -> Member:
@@ -97,18 +101,33 @@ def _load(begin: Begin) -> Member:
     return lay_member(told, base, part, device)
 
 
-@torch.inference_mode()
-def _follow_steps(steps: socket.socket, member: Member, chosen: Pass, peers: Peers) -> None:
+@dataclass(frozen=True)
+class _Work:
+    """What this rank does whatever it is told with."""
+
+    member: Member
+    serving: Pass
+    training: Follower | None
+
+    def do(self, told: messages.Told) -> None:
+        """Raises whatever goes wrong."""
+        if isinstance(told, Wipe):
+            self.member.cache.wipe(told.pages)
+        elif isinstance(told, Step):
+            with torch.inference_mode():
+                self.serving.run(told.tokens, messages.spans_of(told), told.keep)
+        elif self.training is not None and not isinstance(told, Begin | Meet):
+            self.training.do(told)
+
+
+def _follow_steps(steps: socket.socket, work: _Work, peers: Peers) -> None:
     while True:
         told = messages.receive_told(steps)
-        if isinstance(told, Wipe):
-            member.cache.wipe(told.pages)
-        elif isinstance(told, Step):
-            try:
-                chosen.run(told.tokens, messages.spans_of(told), told.keep)
-            except BaseException:
-                peers.meeting.end()  # nobody must wait for this rank
-                raise
+        try:
+            work.do(told)
+        except BaseException:
+            peers.end()  # nobody must wait for this rank
+            raise
 
 
 def _follow_slots(changes: socket.socket, slots: Slots) -> None:

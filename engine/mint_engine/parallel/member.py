@@ -13,6 +13,7 @@ from mint_engine.parallel.meeting import Extent, Meeting
 from mint_engine.parallel.nccl import NcclGroup
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Files, Peers
+from mint_engine.parallel.shard import shard_head
 from mint_engine.parallel.shared import SharedGroup
 from mint_engine.parallel.shares import Share, cuts_of
 from mint_engine.residency.slots import Others, Slots
@@ -37,6 +38,7 @@ def lay_member(
     A whole base may be in host memory alone, and too large for any one device.
     """
     share, modules = part.cut(base.model), part.modules
+    shard_head(base, share)
     nn.Module.to(base.model, device)
     base = replace(base, device=device)
     slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts_of(modules, share), others)
@@ -57,10 +59,13 @@ def extent_of(member: Member, rows: int, threads: int) -> Extent:
 
 
 def join(member: Member, files: Files, rows: int, threads: int) -> Peers:
-    """Where the rank meets the others; the memory's file must be as large as `extent_of` says.
+    """Where the rank meets the others; both files must be as large as `extent_of` says.
 
     Raises UnsupportedBase where this machine can not let them meet.
     """
-    meeting = Meeting(files.memory, extent_of(member, rows, threads), member.share)
-    on_cpu = member.base.device.type == "cpu"
-    return Peers(meeting, SharedGroup(meeting) if on_cpu else NcclGroup(files.group, member.share))
+    extent, share = extent_of(member, rows, threads), member.share
+    kernels = Meeting(files.memory, extent, share)
+    if member.base.device.type != "cpu":
+        return Peers(kernels, NcclGroup(files.group, share), (kernels,))
+    torchs = Meeting(files.group, extent, share)
+    return Peers(kernels, SharedGroup(torchs), (kernels, torchs))

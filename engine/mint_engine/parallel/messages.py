@@ -56,6 +56,35 @@ class Wipe(msgspec.Struct, frozen=True, tag=True, array_like=True):
     pages: Sequence[int]
 
 
+class Hold(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """An update begins: hold these policies' numbers, which follow by sums. Not answered, as all of an update."""
+
+    policies: Sequence[Sequence[tuple[str, int, float]]]  # of each the modules: path, rank, scaling
+
+
+class Compute(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Begin a batch of the update, see `training.batch.Batch`; arrays are bytes of int64."""
+
+    tokens: bytes
+    positions: bytes
+    trees: Sequence[tuple[int, int, Sequence[int]]]
+    segments: Sequence[tuple[int, int, int]]  # start, stop, policy
+    routes: bytes
+    routes_shape: Sequence[int]  # empty: none
+    wanted: Sequence[tuple[int, int, bytes, bytes]]  # start, stop, rows, targets
+    learn: bool  # the way back too
+
+
+class Advance(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Compute the batch's next piece."""
+
+
+class Give(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Give all gradients of a policy's, by sums, and hold it no more."""
+
+    policy: int
+
+
 class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Put the packed adapter in the file whose descriptor comes along into a slot."""
 
@@ -69,7 +98,8 @@ class Clear(msgspec.Struct, frozen=True, tag=True, array_like=True):
     slot: int
 
 
-Told = Begin | Meet | Step | Wipe
+Lesson = Hold | Compute | Advance | Give
+Told = Begin | Meet | Step | Wipe | Lesson
 Answer = Ready | Refused
 SlotChange = Load | Clear
 

@@ -10,23 +10,38 @@ from mint_engine.parallel.shares import Share
 
 @dataclass(frozen=True)
 class Peers:
-    """Both ways; which of them a rank takes is up to its pass, and all ranks of an engine have the same pass."""
+    """Both ways; which of them a rank takes is up to its pass, and all ranks of an engine have the same passes.
+
+    One pass may serve and another train. Each way has memory of its own, so that neither writes over sums that a
+    slower rank still reads in the other.
+    """
 
     meeting: Meeting
     group: Group
+    meetings: tuple[Meeting, ...]  # all that there are
 
     @property
     def share(self) -> Share:
         """What this rank holds."""
         return self.group.share
 
+    @property
+    def broken(self) -> bool:
+        """See `Meeting`."""
+        return any(each.broken for each in self.meetings)
+
+    def end(self) -> None:
+        """Nobody waits for anybody any more, for good."""
+        for each in self.meetings:
+            each.end()
+
 
 @dataclass(frozen=True)
 class Files:
     """Descriptors of the files without a name that ranks have in common."""
 
-    memory: int  # of the meeting
-    group: int  # by which ranks on GPUs find together
+    memory: int  # in which own kernels meet
+    group: int  # in which a group meets on a CPU, and by which ranks on GPUs find together
 
     def close(self) -> None:
         """The files stay as long as anybody has them open, or mapped."""

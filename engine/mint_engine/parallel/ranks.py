@@ -24,13 +24,14 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
 from mint_engine.parallel.member import Member, extent_of, join
-from mint_engine.parallel.messages import Begin, Clear, Load, Meet, Ready, Refused, SlotChange, Wipe
+from mint_engine.parallel.messages import Begin, Clear, Lesson, Load, Meet, Ready, Refused, SlotChange, Wipe
 from mint_engine.parallel.peers import Files, Peers, make_files
 
 START_S = 1800.0  # that a rank takes to load a base at most: a large one comes from a disk
 ANSWER_S = 60.0  # that it takes to put an adapter in its slot
 TELL_S = 60.0  # that it leaves a message unread
 _END_S = 5.0
+_NO_DIGEST = "0" * 64
 
 _log = structlog.get_logger(__name__)
 
@@ -56,13 +57,16 @@ class Ranks:
     @property
     def lost(self) -> bool:
         """Whether one has ended by itself: the engine can not go on."""
-        return self._lost.is_set() or (self._peers is not None and self._peers.meeting.broken)
+        return self._lost.is_set() or (self._peers is not None and self._peers.broken)
 
     def meet(self, member: Member, *, lean: bool) -> Peers:
         """Wait until all have loaded their shares, and meet them. Raises UnsupportedBase or EngineUnavailable."""
         for other in self._others:
             other.expect_ready(START_S)
-        os.ftruncate(self._files.memory, extent_of(member, self._rows, self._threads).nbytes)
+        nbytes = extent_of(member, self._rows, self._threads).nbytes
+        os.ftruncate(self._files.memory, nbytes)
+        if member.base.device.type == "cpu":
+            os.ftruncate(self._files.group, nbytes)
         self._peers = join(member, self._files, self._rows, self._threads)
         for other in self._others:
             other.tell(Meet(lean))
@@ -84,6 +88,11 @@ class Ranks:
         for other in self._others:
             other.tell(Wipe(pages))
 
+    def tell_lesson(self, lesson: Lesson) -> None:
+        """Have all do their part of an update; whoever calls does its own right after."""
+        for other in self._others:
+            other.tell(lesson)
+
     @contextmanager
     def load(self, slot: int, packed: Packed) -> Iterator[None]:
         """Have all put an adapter into their slot meanwhile (see `residency.slots.Others`)."""
@@ -104,7 +113,7 @@ class Ranks:
     def end(self) -> None:
         """Nothing that is computed from now on is worth anything: nobody must wait for anybody."""
         if self._peers is not None:
-            self._peers.meeting.end()
+            self._peers.end()
         self._lost.set()
         if not self._closing:
             self._on_end()
@@ -113,7 +122,7 @@ class Ranks:
         """End them, and wait for that within a bound."""
         self._closing = True
         if self._peers is not None:
-            self._peers.meeting.end()
+            self._peers.end()
         for other in self._others:
             other.hang_up()
         for other in self._others:
@@ -236,7 +245,9 @@ def _opened(packed: Packed | None) -> Iterator[int | None]:
             if descriptor is not None:
                 yield descriptor
                 return
+    # The weights that a policy hands off have no digest: the other ranks trust what they get from here.
+    header = replace(packed.header, digest=packed.header.digest or _NO_DIGEST)
     with os.fdopen(os.memfd_create("mint-adapter"), "wb") as file:
-        packed_file.write(replace(packed, run=packed.run.to(packed.header.dtype)), file)
+        packed_file.write(Packed(header, packed.run.to("cpu", header.dtype)), file)
         file.flush()
         yield file.fileno()

@@ -4,6 +4,7 @@ A part of a layer without experts adds up right behind its linears that are cut 
 network give their parts of one sum, it is added up once, at the end of the part of the layer that holds them all.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,20 +19,27 @@ from mint_engine.parallel.shares import is_partial
 
 def add_sums(model: PreTrainedModel, group: Group) -> None:
     """For a model that is cut already, and whose modules stay from now on."""
+    for _, summed in shared_parts(model):
+        for module in summed:
+            sum_output(module, group.sum)
+
+
+def shared_parts(model: PreTrainedModel) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
+    """The parts of decoder layers that ranks share out, and those modules of each whose outputs they add up."""
     layers = model.get_submodule(layers_prefix(model).rstrip("."))
     for part in (part for layer in layers.children() for part in layer.children()):
         if any(is_stack(module) for module in part.modules()):
-            _sum_output(part, group)
-        else:
-            for path, module in part.named_modules():
-                if is_partial(path):
-                    _sum_output(module, group)
+            yield part, [part]
+        elif summed := [module for path, module in part.named_modules() if is_partial(path)]:
+            yield part, summed
 
 
-def _sum_output(module: nn.Module, group: Group) -> None:
+def sum_output(module: nn.Module, add: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Have what a module gives added up."""
+
     def add_up(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if isinstance(output, torch.Tensor):
-            return group.sum(output)
-        return (group.sum(output[0]), *output[1:])  # gpt-oss gives its router's scores too
+            return add(output)
+        return (add(output[0]), *output[1:])  # gpt-oss gives its router's scores too
 
     module.register_forward_hook(add_up)

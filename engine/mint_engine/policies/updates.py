@@ -145,6 +145,8 @@ class Updates:
         try:
             with metrics.PIECE.time():
                 more = self._work.advance()
+        except MintError as error:  # another rank has ended, say
+            self._fail(self._jobs, error)
         except Exception as defect:  # noqa: BLE001 - whatever is wrong with these updates, the engine goes on serving
             _log.exception("update_defect", policies=[job.batch.policy for job in self._jobs])
             self._fail(self._jobs, Internal("update", f"failed ({type(defect).__name__}: {defect}); see the log"))

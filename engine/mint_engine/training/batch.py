@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mint_engine.adapters.packed import halves
+from mint_engine.adapters.packed import Layout, halves
 from mint_engine.training.pieces import Piece, Tree
-from mint_engine.training.policy import Form
 
 ROW_MULTIPLE = 16  # products of fewer rows take other kernels, which round differently (see tests/engine/training)
 
@@ -28,12 +27,33 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What is held of one policy during an update: all of it, or one rank's part."""
+
+    number: int  # of the policy in the update
+    layout: Layout  # of the whole policy
+    parts: dict[str, Part]  # by module path
+    gradient: torch.Tensor  # [n] float32: what the parts' gradients are views of
+
+
+@dataclass(frozen=True)
 class Segment:
     """Rows `start` to `stop`: one piece of a policy with these parts, by module path."""
 
     start: int
     stop: int
+    policy: int  # its number in the update
     parts: dict[str, Part]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Next tokens of one piece whose log-probabilities are wanted: targets[i] is predicted by row rows[i] of it."""
+
+    start: int  # the piece's rows in the batch
+    stop: int
+    rows: torch.Tensor  # [n] int64
+    targets: torch.Tensor  # [n] int64
 
 
 @dataclass(frozen=True)
@@ -65,28 +85,29 @@ class Batch:
 Score = Callable[[torch.Tensor], Generator[None, None, torch.Tensor | None]]
 
 
-def parts_of(form: Form, run: torch.Tensor, gradient: torch.Tensor) -> dict[str, Part]:
+def parts_of(layout: Layout, scalings: Sequence[float], run: torch.Tensor, gradient: torch.Tensor) -> dict[str, Part]:
     """A policy's parts as views of its weights in the base's dtype and of its gradient, both [n]."""
-    pairs = zip(halves(form.layout, run), halves(form.layout, gradient), form.scalings, strict=True)
+    pairs = zip(halves(layout, run), halves(layout, gradient), scalings, strict=True)
     return {
         place.path: Part(a, b, scaling, a_gradient, b_gradient)
         for (place, a, b), (_, a_gradient, b_gradient), scaling in pairs
     }
 
 
-def make_batch(pieces: Sequence[tuple[Piece, dict[str, Part]]], device: torch.device) -> Batch:
-    """Put pieces of several policies side by side."""
+def make_batch(pieces: Sequence[tuple[Piece, Held | None]], device: torch.device) -> Batch:
+    """Put pieces of several policies side by side; with None for all of them, the bare base takes its own routes."""
     rows = sum(piece.rows for piece, _ in pieces)
     tokens, positions = (np.zeros(-(-rows // ROW_MULTIPLE) * ROW_MULTIPLE, dtype=np.int64) for _ in range(2))
     trees: list[Tree] = []
     segments, start = [], 0
-    for piece, parts in pieces:
+    for piece, held in pieces:
         stop = start + piece.rows
         tokens[start:stop], positions[start:stop] = piece.tokens, piece.positions
         trees += (Tree(start + tree.row, tree.trunk, tree.branches) for tree in piece.trees)
-        segments.append(Segment(start, stop, parts))
+        if held is not None:
+            segments.append(Segment(start, stop, held.number, held.parts))
         start = stop
-    routes = _routes([piece for piece, _ in pieces], len(tokens))
+    routes = _routes([piece for piece, held in pieces if held is not None], len(tokens))
     return Batch(
         torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device), tuple(trees), tuple(segments),
         torch.from_numpy(routes).to(device) if routes is not None else None,

@@ -1,7 +1,8 @@
 """The generic training pass: transformers' own modules under autograd. Right for every base that they compute.
 
 The modules are a second tree over the very same weights, so that serving's swaps and training's never meet. A batch
-goes a decoder layer at a time: of each only its input stays in memory, and its backward computes it again.
+goes a decoder layer at a time: of each only its input stays in memory, and its backward computes it again. Ranks meet
+at the same places of it in both directions (see `sums`).
 """
 
 import copy
@@ -19,10 +20,13 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.experts import is_stack
 from mint_engine.model.indexer import rotation_of
+from mint_engine.parallel.group import Group
+from mint_engine.parallel.shares import Cut
 from mint_engine.training import attend, indexed, replay, routed
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.delta import Current, TrainedLinear
 from mint_engine.training.head import Head
+from mint_engine.training.sums import add_sums
 
 _HANDED_ON = "prev_topk_indices"  # GLM-5: what a layer's indexer chose, which the next one may share
 
@@ -44,18 +48,21 @@ class GenericPass:
 
     name = "generic"
 
-    def __init__(self, base: Base, modules: Mapping[str, Module]) -> None:
+    def __init__(self, base: Base, modules: Mapping[str, Module], group: Group | None = None) -> None:
+        """With a `group` the base is a rank's share."""
         self._model, self._current = _share(base.model), Current()
         attend.register()
         self._model.set_attn_implementation(attend.NAME)
-        _put(self._model, modules, self._current)
+        _put(self._model, modules, self._current, group.share.experts if group is not None else None)
+        if group is not None:
+            add_sums(self._model, group)
         self._body = self._model.get_submodule(self._model.base_model_prefix)
         self._layers, self._relay = list(self._body.layers), _Relay()
         self._body.layers = nn.ModuleList([self._relay] * len(self._layers))
         # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
         sparse = getattr(base.config, "index_topk", None)
         self._masks = {"indexed_attention": torch.zeros(1, 1, 1, 1, device=base.device)} if sparse else None
-        self.head = Head(self._logits)
+        self.head = Head(self._logits, group=group)
         self._given = _Given()
         self._top = _share(base.model)  # only what comes after the body is used of it
         self._top.set_submodule(self._top.base_model_prefix, self._given)
@@ -172,8 +179,8 @@ def _share(model: nn.Module) -> Any:
     return copy.deepcopy(model, kept)
 
 
-def _put(model: Any, modules: Mapping[str, Module], current: Current) -> None:
-    """Put what reads the batch into the places of linears, experts and indexers."""
+def _put(model: Any, modules: Mapping[str, Module], current: Current, experts: Cut | None) -> None:
+    """Put what reads the batch into the places of linears, experts and indexers. `experts` are held; None: all."""
     for path, module in modules.items():
         if not module.experts:
             model.set_submodule(path, TrainedLinear(model.get_submodule(path), path, current))
@@ -183,7 +190,7 @@ def _put(model: Any, modules: Mapping[str, Module], current: Current) -> None:
         model.set_experts_implementation(routed.NAME)
     for layer, (path, each) in enumerate(stacks.items()):
         own = [module for module in modules.values() if module.path.rpartition(".")[0] == path]
-        routed.prepare(each, own, current)
+        routed.prepare(each, own, current, experts or Cut(0, int(each.num_experts)))
         replay.prepare(model.get_submodule(path.rpartition(".")[0]), layer, int(each.num_experts), current)
     for each in model.modules():
         if (indexer := getattr(each, "indexer", None)) is not None:

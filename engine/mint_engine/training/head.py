@@ -1,15 +1,18 @@
 """From normed outputs to log-probabilities, losses and back: a chunk of rows at a time, never [T, V] whole.
 
 A chunk's logits are used for both directions at once, because the gradient of a token's loss needs nothing of others.
+Ranks that share a vocabulary tell each other but sums and log-probabilities: a few numbers a token.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional
 
-from mint_engine.training.batch import ROW_MULTIPLE
+from mint_engine.parallel.group import Group
+from mint_engine.training.batch import ROW_MULTIPLE, Score, Wanted
 from mint_engine.training.kernels import TrainingKernels
 
 HEAD_ROWS = 256  # with a vocabulary of 150,000 a chunk's logits take 77 MB in bf16, in float32 twice that
@@ -17,14 +20,19 @@ HEAD_ROWS = 256  # with a vocabulary of 150,000 a chunk's logits take 77 MB in b
 # From which of the wanted tokens [k] int64, and their log-probabilities [k] float32, to the gradient of the loss with
 # respect to these; None where no gradient is wanted.
 Grade = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
+GradeOf = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]  # the same, of which piece
 
 
 @dataclass(frozen=True)
 class Head:
-    """What gives logits [n, V] of normed outputs [n, H], differentiable; with kernels, the logits are overwritten."""
+    """What gives logits [n, V] of normed outputs [n, H], differentiable; with kernels, the logits are overwritten.
+
+    With a `group` they are one rank's columns of them, and what the others' say is known by adding up.
+    """
 
     logits: Callable[[torch.Tensor], torch.Tensor]
     kernels: TrainingKernels | None = None
+    group: Group | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,32 @@ class _Tokens:
     at: torch.Tensor  # [k] int64: which of all wanted ones
     rows: torch.Tensor  # [k] int64, counted from the chunk's first
     targets: torch.Tensor  # [k] int64
+
+
+@dataclass(frozen=True)
+class _Graded:
+    """What is known of a chunk's m rows and k tokens once the loss has seen them."""
+
+    norms: torch.Tensor  # [m] float32: of all columns, also of those that other ranks have
+    given: torch.Tensor  # [k] float32: the targets' logits
+    targets: torch.Tensor  # [k] int64: as columns of this rank; beyond them where another has it
+    slopes: torch.Tensor  # [k] float32: the loss's gradient with respect to log-probabilities
+
+
+def score_all(head: Head, wanted: Sequence[Wanted], grade: GradeOf) -> Score:
+    """What scores a batch: `score` of each piece, whose number `grade` is told."""
+
+    def scored(hidden: torch.Tensor) -> Generator[None, None, torch.Tensor | None]:
+        gradient = None
+        for number, each in enumerate(wanted):
+            span = slice(each.start, each.stop)
+            back = yield from score(head, hidden[span], each.rows, each.targets, partial(grade, number))
+            if back is not None:
+                gradient = torch.zeros_like(hidden) if gradient is None else gradient
+                gradient[span] = back
+        return gradient
+
+    return scored
 
 
 def score(
@@ -68,35 +102,68 @@ def _chunk(
         logits = head.logits(hidden)
     yield
     back = (
-        _back_plainly(logits.detach(), tokens, grade)
+        _back_plainly(logits.detach(), tokens, grade, head.group)
         if head.kernels is None
-        else _back_in_place(logits.detach(), tokens, grade, head.kernels)
+        else _back_in_place(logits.detach(), tokens, grade, head.group, head.kernels)
     )
-    return torch.autograd.grad(logits, hidden, back)[0][:count] if back is not None else None
+    if back is None:
+        return None
+    gradient = torch.autograd.grad(logits, hidden, back)[0][:count]
+    return gradient if head.group is None else head.group.sum(gradient)
 
 
-def _back_plainly(logits: torch.Tensor, tokens: _Tokens, grade: Grade) -> torch.Tensor | None:
+def _back_plainly(logits: torch.Tensor, tokens: _Tokens, grade: Grade, group: Group | None) -> torch.Tensor | None:
     """The loss's gradient with respect to logits [m, V], in their dtype."""
     scores = logits.float()
-    norms = torch.logsumexp(scores, dim=1)
-    slopes = grade(tokens.at, scores[tokens.rows, tokens.targets] - norms[tokens.rows])
-    if slopes is None:
+    found = _graded(scores, torch.logsumexp(scores, dim=1), tokens, grade, group)
+    if found is None:
         return None
     # d log p(target) / d logits is one at the target, less the probabilities.
-    total = torch.zeros_like(norms).index_add_(0, tokens.rows, slopes)
-    back = scores.sub_(norms[:, None]).exp_().mul_(-total[:, None])
-    back.view(-1).index_add_(0, tokens.rows * back.shape[1] + tokens.targets, slopes)
+    total = torch.zeros_like(found.norms).index_add_(0, tokens.rows, found.slopes)
+    back = scores.sub_(found.norms[:, None]).exp_().mul_(-total[:, None])
+    here = _within(found.targets, back)
+    at = tokens.rows * back.shape[1] + found.targets
+    back.view(-1).index_add_(0, at[here], found.slopes[here])
     return back.to(logits.dtype)
 
 
 def _back_in_place(
-    logits: torch.Tensor, tokens: _Tokens, grade: Grade, kernels: TrainingKernels
+    logits: torch.Tensor, tokens: _Tokens, grade: Grade, group: Group | None, kernels: TrainingKernels
 ) -> torch.Tensor | None:
     """The same, where the logits were."""
-    norms, given = kernels.log_sums(logits), logits[tokens.rows, tokens.targets].float()
-    slopes = grade(tokens.at, given - norms[tokens.rows])
-    if slopes is None:
+    found = _graded(logits, kernels.log_sums(logits), tokens, grade, group)
+    if found is None:
         return None
     starts = torch.searchsorted(tokens.rows, torch.arange(logits.shape[0] + 1))
-    kernels.logits_back(logits, norms, starts, tokens.targets, given, slopes)
+    kernels.logits_back(logits, found.norms, starts, found.targets, found.given, found.slopes)
     return logits
+
+
+def _graded(
+    logits: torch.Tensor, norms: torch.Tensor, tokens: _Tokens, grade: Grade, group: Group | None
+) -> _Graded | None:
+    """What the loss makes of logits [m, V] whose exponentials' sums have the logarithms `norms` [m]."""
+    if group is None:
+        given = logits[tokens.rows, tokens.targets].float()
+        slopes = grade(tokens.at, given - norms[tokens.rows])
+        return None if slopes is None else _Graded(norms, given, tokens.targets, slopes)
+    targets = tokens.targets - group.share.vocabulary.start
+    held = logits[tokens.rows, targets.clamp(0, logits.shape[1] - 1)].float()
+    norms, given = _complete(norms, torch.where(_within(targets, logits), held, 0.0), group)
+    slopes = grade(tokens.at, given - norms[tokens.rows])
+    # The first rank alone knows the loss: all others have zeros.
+    return None if slopes is None else _Graded(norms, given, targets, group.sum(slopes))
+
+
+def _complete(norms: torch.Tensor, given: torch.Tensor, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+    """From every rank's norms [m] to those of all columns; and its targets' logits [k] to those of all."""
+    count, rows = group.share.count, norms.shape[0]
+    told = torch.cat([norms.new_zeros(count * rows), given])
+    told[group.share.rank * rows :][:rows] = norms
+    every = group.sum(told)
+    return torch.logsumexp(every[: count * rows].view(count, rows), dim=0), every[count * rows :]
+
+
+def _within(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Which targets are among the columns of logits [m, V]. bool"""
+    return (targets >= 0) & (targets < logits.shape[1])

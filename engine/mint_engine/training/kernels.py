@@ -184,7 +184,7 @@ class TrainingKernels:
         """logits [n, V] become the gradient of a loss over k tokens' log-probabilities, whose slopes are given.
 
         Tokens starts[i] to starts[i + 1] are those of row i; starts [n + 1] and targets [k] int64, given [k] float32
-        their logits, slopes [k] float32.
+        their logits, slopes [k] float32. A target beyond these columns counts in its row's total alone.
         """
         self._logits_back(
             logits.data_ptr(), *logits.shape, sums.data_ptr(), starts.data_ptr(), targets.data_ptr(),

@@ -3,6 +3,9 @@
 Products run over all rows at once; of each layer what is costly to compute again is kept, and norms and activations
 are not. Frozen weights need no gradients, so each layer is twice its forward. Letters in shapes: T rows, H hidden, Q
 query and K key/value heads, D head size, I the network's inner size. Tests hold it against the generic pass.
+
+Of several ranks each has its share of heads and of I, and they add up what each of them gives to the residual stream,
+and on the way back to what came out of it.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -14,6 +17,7 @@ from torch.nn import functional
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.base import Base
+from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import Head
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
@@ -40,12 +44,17 @@ class LeanPass:
     """Made from a base; its modules see the same weights as before."""
 
     def __init__(
-        self, base: Base, modules: Mapping[str, Module], kernels: Kernels, training: TrainingKernels
+        self,
+        base: Base,
+        modules: Mapping[str, Module],
+        kernels: Kernels,
+        training: TrainingKernels,
+        group: Group | None = None,
     ) -> None:
-        """Raises Unlike where the base is not llama-like."""
-        self._llama: Llama = read_llama(base, modules)
-        self._kernels, self._training = kernels, training
-        self.head = Head(self._llama.head, training)
+        """With a `group` the base is a rank's share. Raises Unlike where it is not llama-like."""
+        self._llama: Llama = read_llama(base, modules, group.share if group is not None else None)
+        self._kernels, self._training, self._group = kernels, training, group
+        self.head = Head(self._llama.head, training, group)
         self.name = f"lean ({kernels.variant})"
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
@@ -78,14 +87,14 @@ class LeanPass:
         training.turn(qkv, llama.heads, batch.positions, llama.cos, llama.sin)
         attended, sums = training.attend(qkv, trees, llama.heads)
         output, output_middles = self._product(layer.output, attended, batch)
-        between = output.add_(before)
+        between = self._sum(output).add_(before)
         yield
         gate_up, gate_up_middles = self._product(layer.gate_up, self._norm(between, layer.mlp_norm), batch)
         yield
         down, down_middles = self._product(layer.down, self._kernels.silu_mul(gate_up), batch)
         yield
         middles = (qkv_middles, output_middles, gate_up_middles, down_middles)
-        return down.add_(between), _Kept(before, raw, qkv, attended, sums, between, gate_up, middles)
+        return self._sum(down).add_(between), _Kept(before, raw, qkv, attended, sums, between, gate_up, middles)
 
     def _backward(
         self, layer: Layer, kept: _Kept, back: torch.Tensor, batch: Batch, trees: Trees, *, lowest: bool
@@ -99,7 +108,7 @@ class LeanPass:
         x = self._norm(kept.between, layer.mlp_norm)
         narrow = self._product_back(layer.gate_up, wide, x, gate_up_middles, batch)
         yield
-        training.norm_back(back, narrow, kept.between, layer.mlp_norm, llama.epsilon)
+        training.norm_back(back, self._sum(narrow), kept.between, layer.mlp_norm, llama.epsilon)
         attended = self._product_back(layer.output, back, kept.attended, output_middles, batch)
         yield
         qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, attended, trees, llama.heads)
@@ -109,8 +118,11 @@ class LeanPass:
         x = self._norm(kept.before, layer.attention_norm)
         narrow = self._product_back(layer.qkv, qkv, x, qkv_middles, batch)
         if not lowest:
-            training.norm_back(back, narrow, kept.before, layer.attention_norm, llama.epsilon)
+            training.norm_back(back, self._sum(narrow), kept.before, layer.attention_norm, llama.epsilon)
         yield
+
+    def _sum(self, partial: torch.Tensor) -> torch.Tensor:
+        return partial if self._group is None else self._group.sum(partial)
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self._kernels.add_norm(hidden, None, weight, self._llama.epsilon)

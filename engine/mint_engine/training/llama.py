@@ -13,6 +13,7 @@ from torch import nn
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.lean_layers import FAMILIES
+from mint_engine.parallel.shares import Share
 from mint_engine.training.kernels import Heads
 
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a sequence's length
@@ -66,16 +67,19 @@ class Llama:
     epsilon: float
 
 
-def read_llama(base: Base, modules: Mapping[str, Module]) -> Llama:
-    """The base, over its own weights. Raises Unlike where it is not llama-like; then it stays as it is."""
+def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = None) -> Llama:
+    """The base, over its own weights. Raises Unlike where it is not llama-like; then it stays as it is.
+
+    Of several ranks, a rank's `share`, which the base has already been cut to.
+    """
     config, model = base.config, base.model
     _check(config)
     decoder: Any = model.model
     attention = decoder.layers[0].self_attn
-    heads = Heads(
-        int(config.num_attention_heads), int(config.num_key_value_heads), int(attention.head_dim),
-        float(attention.scaling),
-    )  # fmt: skip
+    queries, keys = int(config.num_attention_heads), int(config.num_key_value_heads)
+    if share is not None:
+        queries, keys = share.heads.size, share.kv_heads.size
+    heads = Heads(queries, keys, int(attention.head_dim), float(attention.scaling))
     if heads.dim % 16 or heads.queries % heads.keys:
         raise Unlike(f"heads of {heads.dim}, {heads.queries} over {heads.keys}, fit no kernel")
     cos, sin = decoder.rotary_emb(

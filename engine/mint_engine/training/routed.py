@@ -4,9 +4,10 @@ Pairs of token and expert are sorted by expert, so that its frozen weight is rea
 expert by segment, so that a policy's own A and B of that expert meet its own rows alone. Each such run is padded to a
 multiple of `ROW_MULTIPLE` rows: with fewer, products round differently, and for every new number of rows oneDNN makes
 a kernel first, which takes longer than a run's narrow products (5.3 ms against 0.4). Gradients go to the inputs
-and, through the weights of a token's experts, to its router's input; the router itself stays as it is.
+and, through the weights of a token's experts, to its router's input; the router itself stays as it is. Of several
+ranks each holds some of the experts and computes their pairs alone.
 
-Letters in shapes: T tokens, k experts of a token, P = T k pairs, R rows, E experts, H hidden, r rank.
+Letters in shapes: T tokens, k experts of a token, P = T k pairs, R rows, E experts held, H hidden, r rank.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
 from mint_engine.training.delta import Current, accumulate, shrink
 
@@ -39,7 +41,8 @@ class Routing:
     """One layer's pairs in sorted order."""
 
     order: torch.Tensor  # [R] int64: pair `order[i]` of token `order[i] // k` is row i; P for a row that pads its run
-    back: torch.Tensor  # [P] int64: each pair's row
+    back: torch.Tensor  # [P] int64: each pair's row; R where its expert is another rank's
+    whole: bool  # no pair is another rank's
     bounds: tuple[int, ...]  # [E + 1]: where each expert's rows begin
     runs: tuple[Run, ...]  # those of a segment, in order
 
@@ -87,20 +90,20 @@ def register() -> None:
     ALL_EXPERTS_FUNCTIONS.register(NAME, forward)
 
 
-def prepare(experts: Any, modules: Sequence[Module], current: Current) -> None:
-    """Let stacked experts know their modules, and where to look for what is being computed."""
+def prepare(experts: Any, modules: Sequence[Module], current: Current, held: Cut) -> None:
+    """Let stacked experts know their modules, which ones are held, and where to look for what is being computed."""
     experts.mint_trained = {
         name: tuple(module for module in modules if module.part_of.endswith(f".{name}"))
         for name in ("gate_up_proj", "down_proj")
     }
-    experts.mint_current = current
+    experts.mint_current, experts.mint_held = current, held
 
 
 def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """hidden [T, H], each token's experts [T, k] and their weights [T, k] -> [T, H]."""
     batch: Batch = experts.mint_current.batch
     tokens, each = routes.shape
-    routing = sort_routes(routes, batch.owners, int(experts.num_experts), len(batch.segments))
+    routing = sort_routes(routes, batch.owners, experts.mint_held, len(batch.segments))
     spread = hidden.unsqueeze(1).expand(-1, each, -1).reshape(tokens * each, -1)
     x = _Spread.apply(spread, routing)
     inner = experts._apply_gate(_multiply(x, _stack(experts, "gate_up_proj"), routing, batch.segments))
@@ -110,27 +113,35 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
     return mixed
 
 
-def sort_routes(routes: torch.Tensor, owners: torch.Tensor, experts: int, segments: int) -> Routing:
-    """Sort the pairs of routes [T, k] by expert and segment; owners [T] say whose each token is.
+def sort_routes(routes: torch.Tensor, owners: torch.Tensor, held: Cut, segments: int) -> Routing:
+    """Sort the pairs of routes [T, k] by expert and segment, those of the experts `held`; owners [T] say whose each
+    token is.
 
     Rows of nobody, which pad a batch, belong to `segments`.
     """
-    flat, each = routes.reshape(-1).long(), routes.shape[1]
-    keys, order = torch.sort(flat * (segments + 1) + owners.repeat_interleave(each), stable=True)
+    flat, each = routes.reshape(-1).long() - held.start, routes.shape[1]
+    own = (flat >= 0) & (flat < held.size)
+    keys, order = torch.sort(
+        torch.where(own, flat, held.size) * (segments + 1) + owners.repeat_interleave(each), stable=True
+    )
+    pairs, count = order.shape[0], int(own.sum())
+    keys, order = keys[:count], order[:count]  # others' experts come last
     kinds, counts = torch.unique_consecutive(keys, return_counts=True)
     padded = (counts + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
     shifts = (padded - counts).cumsum(0) - (padded - counts)  # rows that pad the runs before each
     rows = torch.arange(order.shape[0], device=order.device) + shifts.repeat_interleave(counts)
-    back, spread = torch.empty_like(order), order.new_full((int(padded.sum()),), order.shape[0])
+    total = int(padded.sum())
+    back, spread = order.new_full((pairs,), total), order.new_full((total,), pairs)
     back[order], spread[rows] = rows, order
-    runs, sizes, row = [], [0] * experts, 0
+    runs, sizes, row = [], [0] * held.size, 0
     for kind, count in zip(kinds.tolist(), padded.tolist(), strict=True):
         expert, segment = divmod(kind, segments + 1)
         sizes[expert] += count
         if segment < segments:
             runs.append(Run(slice(row, row + count), expert, segment))
         row += count
-    return Routing(spread, back, tuple(itertools.accumulate(sizes, initial=0)), tuple(runs))
+    bounds = tuple(itertools.accumulate(sizes, initial=0))
+    return Routing(spread, back, count == pairs, bounds, tuple(runs))
 
 
 class _Product(torch.autograd.Function):
@@ -171,7 +182,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         """[R, *] -> [P, *]"""
-        return gradients[0].index_select(0, ctx.routing.back), None
+        return _collect(gradients[0], ctx.routing), None
 
 
 class _Collect(torch.autograd.Function):
@@ -181,7 +192,7 @@ class _Collect(torch.autograd.Function):
     def forward(ctx: Any, rows: torch.Tensor, routing: Routing) -> torch.Tensor:
         """-> [P, *]"""
         ctx.routing = routing
-        return rows.index_select(0, routing.back)
+        return _collect(rows, routing)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -191,6 +202,11 @@ class _Collect(torch.autograd.Function):
 
 def _spread(pairs: torch.Tensor, routing: Routing) -> torch.Tensor:
     return functional.pad(pairs, (0, 0, 0, 1)).index_select(0, routing.order)
+
+
+def _collect(rows: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """Zeros for pairs of other ranks."""
+    return (rows if routing.whole else functional.pad(rows, (0, 0, 0, 1))).index_select(0, routing.back)
 
 
 def _multiply(x: torch.Tensor, stack: Stack, routing: Routing, segments: Sequence[Segment]) -> torch.Tensor:
@@ -213,6 +229,5 @@ def _by_expert(
     x: torch.Tensor, bounds: Sequence[int], product: Callable[[int], Callable[[torch.Tensor], torch.Tensor]]
 ) -> torch.Tensor:
     """Each expert's product of its rows."""
-    return torch.cat(
-        [product(at)(x[start:stop]) for at, (start, stop) in enumerate(itertools.pairwise(bounds)) if start < stop]
-    )
+    spans = [span for span in enumerate(itertools.pairwise(bounds)) if span[1][0] < span[1][1]]
+    return torch.cat([product(at)(x[start:stop]) for at, (start, stop) in spans or [(0, (0, 0))]])

@@ -15,41 +15,65 @@ Gradients of several works accumulate until `step`; split into several works the
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from mint_contracts.errors import InvalidRequest, NotFound
 from mint_contracts.training import Optimizer
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
 from mint_engine.model.base import Base
+from mint_engine.parallel.group import Group
 from mint_engine.training import policy as policies
 from mint_engine.training import state
+from mint_engine.training.crew import Alone, Crew, Leader, Others
 from mint_engine.training.example import PolicyBatch, check_examples
 from mint_engine.training.optimizer import StepOutcome, take_step
 from mint_engine.training.passes import choose_pass
 from mint_engine.training.policy import Form, Policy, PolicySettings
+from mint_engine.training.sharing import Sharing
 from mint_engine.training.work import Work, make_share
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What the first rank of several leads the others by."""
+
+    others: Others
+    group: Group
 
 
 class Trainer:
     """The policies of one engine."""
 
     def __init__(
-        self, base: Base, modules: Mapping[str, Module], max_rank: int, base_name: str = "", *, lean: bool = True
+        self,
+        base: Base,
+        modules: Mapping[str, Module],
+        max_rank: int,
+        base_name: str = "",
+        *,
+        lean: bool = True,
+        lead: Lead | None = None,
     ) -> None:
         """`modules` are those that adapters may target, as `Slots` has them; `base_name` goes into PEFT's config.
 
-        `lean=False` takes the generic pass whatever the base.
+        `lean=False` takes the generic pass whatever the base. With a `lead` the base is the first rank's share, and
+        the other ranks compute theirs.
         """
         self._base, self._modules = base, dict(modules)
         self._max_rank, self._base_name = max_rank, base_name
         self._policies: dict[str, Policy] = {}
         self._forms: dict[tuple[object, ...], Form] = {}
-        self._pass = choose_pass(base, modules, lean=lean)
+        passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
+        self._crew: Crew = Alone(passed, base.dtype)
+        if lead is not None:
+            sharing = Sharing(modules, lead.group, base.dtype, base.device)
+            self._crew = Leader(passed, sharing, lead.others, base.dtype)
 
     @property
     def compute(self) -> str:
         """Which pass computes."""
-        return self._pass.name
+        return self._crew.name
 
     @property
     def names(self) -> frozenset[str]:
@@ -98,10 +122,10 @@ class Trainer:
             raise InvalidRequest("work", "has two batches of one policy; put their examples into one")
         for batch in batches:
             self._check(batch)
-        shares = [make_share(self.policy(batch.policy), batch, self._base.dtype) for batch in batches]
+        shares = [make_share(self.policy(batch.policy), batch) for batch in batches]
         for share in shares:
             share.policy.busy = True
-        return Work(self._pass, shares, self._base.device)
+        return Work(self._crew, shares, self._base.device)
 
     def step(self, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:
         """One optimizer step of each of these policies, with its own settings; `schedule.settled` gives their rates.

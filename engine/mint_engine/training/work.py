@@ -2,19 +2,17 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mint_engine.training.batch import Batch, Part, Score, make_batch, parts_of
+from mint_engine.training.batch import Held, Wanted, make_batch
+from mint_engine.training.crew import Crew
 from mint_engine.training.example import PolicyBatch
-from mint_engine.training.head import score
 from mint_engine.training.losses import token_losses
-from mint_engine.training.passes import Pass
 from mint_engine.training.pieces import PIECE_ROWS, Piece, normaliser, plan_pieces
-from mint_engine.training.policy import Policy, vector
+from mint_engine.training.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,11 @@ class Share:
     policy: Policy
     batch: PolicyBatch
     pieces: tuple[Piece, ...]
-    gradient: torch.Tensor  # [n] float32: becomes the policy's own only when all is done
-    parts: dict[str, Part]
     logprobs: tuple[NDArray[np.float32], ...]
     loss_sum: float = 0.0
     tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    held: Held | None = None  # once the work has begun
 
     def outcome(self) -> LossOutcome:
         """What has been found."""
@@ -68,9 +65,9 @@ class Item:
 class Work:
     """Made by `Trainer.begin`. Owned by the step thread."""
 
-    def __init__(self, passed: Pass, shares: Sequence[Share], device: torch.device) -> None:
-        self._pass, self._shares, self._device = passed, shares, device
-        self._steps: Iterator[None] = chain.from_iterable(self._microbatch(items) for items in _compose(shares))
+    def __init__(self, crew: Crew, shares: Sequence[Share], device: torch.device) -> None:
+        self._crew, self._shares, self._device = crew, shares, device
+        self._steps = self._compute_all()
         self.done = False
 
     def advance(self) -> bool:
@@ -83,8 +80,8 @@ class Work:
         try:
             with torch.no_grad():
                 next(self._steps)
-        except StopIteration:
-            self._finish()
+        except StopIteration as end:
+            self._finish(end.value)
         except BaseException:
             self.cancel()
             raise
@@ -94,7 +91,7 @@ class Work:
         """Give the work up: what it has computed so far is forgotten."""
         if not self.done:
             self.done = True
-            self._steps = iter(())
+            self._steps.close()
             for share in self._shares:
                 share.policy.busy = False
 
@@ -102,66 +99,58 @@ class Work:
         """By policy, once it is done."""
         return {share.policy.name: share.outcome() for share in self._shares}
 
-    def _finish(self) -> None:
+    def _finish(self, gradients: Sequence[torch.Tensor]) -> None:
         self.done = True
-        for share in self._shares:
+        for share, gradient in zip(self._shares, gradients, strict=True):
             policy, batch = share.policy, share.batch
-            policy.gradient = share.gradient if policy.gradient is None else policy.gradient.add_(share.gradient)
+            policy.gradient = gradient if policy.gradient is None else policy.gradient.add_(gradient)
             policy.normaliser += normaliser(batch)
             policy.sums = batch.loss.type
             policy.broken |= not share.outcome().finite
             policy.busy = False
 
-    def _microbatch(self, items: Sequence[Item]) -> Iterator[None]:
-        compared = [item for item in items if item.wants_base]
-        if compared:
-            bare = make_batch([(item.piece, {}) for item in compared], self._device)
-            bare = Batch(bare.tokens, bare.positions, bare.trees, segments=())  # by its own routes too
-            yield from self._pass.run(bare, self._scorer(compared, learn=False))
-        batch = make_batch([(item.piece, item.share.parts) for item in items], self._device)
-        yield from self._pass.run(batch, self._scorer(items, learn=True))
+    def _compute_all(self) -> Generator[None, None, list[torch.Tensor]]:
+        """The gradient of each share's policy [n] float32: it becomes the policy's own only when all is done."""
+        held = yield from self._crew.hold([share.policy for share in self._shares])
+        for share, each in zip(self._shares, held, strict=True):
+            share.held = each
+        for items in _compose(self._shares):
+            compared = [item for item in items if item.wants_base]
+            if compared:
+                yield from self._compute(compared, learn=False)
+            yield from self._compute(items, learn=True)
+        return (yield from self._crew.gather(held))
 
-    def _scorer(self, items: Sequence[Item], *, learn: bool) -> Score:
-        def scored(hidden: torch.Tensor) -> Generator[None, None, torch.Tensor | None]:
-            gradient, start = torch.zeros_like(hidden) if learn else None, 0
-            for item in items:
-                span = slice(start, start + item.piece.rows)
-                back = yield from self._score(item, hidden[span], learn=learn)
-                if gradient is not None and back is not None:
-                    gradient[span] = back
-                start = span.stop
-            return gradient
+    def _compute(self, items: Sequence[Item], *, learn: bool) -> Iterator[None]:
+        """Policies learn from the items' tokens, or the bare base tells what it thinks of them."""
+        batch = make_batch([(item.piece, item.share.held if learn else None) for item in items], self._device)
+        found = [torch.zeros(len(item.piece.entries.rows), device=self._device) for item in items]
 
-        return scored
+        def grade(number: int, taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | None:
+            found[number][taken] = logprobs
+            return _grade(items[number], taken, logprobs) if learn else None
 
-    def _score(self, item: Item, hidden: torch.Tensor, *, learn: bool) -> Generator[None, None, torch.Tensor | None]:
-        entries = item.piece.entries
-        found = torch.zeros(len(entries.rows), device=self._device)
+        yield from self._crew.run(batch, self._wanted(items), grade, learn=learn)
+        for item, logprobs in zip(items, found, strict=True):
+            if learn:
+                _note(item.share, item.piece.entries.examples, item.piece.entries.places, logprobs)
+            else:
+                item.base = logprobs
 
-        def grade(taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | None:
-            found[taken] = logprobs
-            return _grade(item, taken, logprobs) if learn else None
-
-        rows, targets = (torch.from_numpy(each).to(self._device) for each in (entries.rows, entries.targets))
-        back = yield from score(self._pass.head, hidden, rows, targets, grade)
-        if learn:
-            _note(item.share, entries.examples, entries.places, found)
-        else:
-            item.base = found
-        return back
+    def _wanted(self, items: Sequence[Item]) -> list[Wanted]:
+        wanted, start = [], 0
+        for item in items:
+            entries, stop = item.piece.entries, start + item.piece.rows
+            rows, targets = (torch.from_numpy(each).to(self._device) for each in (entries.rows, entries.targets))
+            wanted.append(Wanted(start, stop, rows, targets))
+            start = stop
+        return wanted
 
 
-def make_share(policy: Policy, batch: PolicyBatch, dtype: torch.dtype) -> Share:
-    """One policy's part of the work, with its weights cast to the base's dtype."""
-    gradient = vector(policy.weights.numel(), policy.weights.device)
-    return Share(
-        policy=policy,
-        batch=batch,
-        pieces=plan_pieces(batch),
-        gradient=gradient,
-        parts=parts_of(policy.form, policy.weights.to(dtype), gradient),
-        logprobs=tuple(np.zeros(len(example.tokens), dtype=np.float32) for example in batch.examples),
-    )
+def make_share(policy: Policy, batch: PolicyBatch) -> Share:
+    """One policy's part of the work."""
+    logprobs = tuple(np.zeros(len(example.tokens), dtype=np.float32) for example in batch.examples)
+    return Share(policy, batch, plan_pieces(batch), logprobs)
 
 
 def _compose(shares: Sequence[Share]) -> Iterator[list[Item]]:

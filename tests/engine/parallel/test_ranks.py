@@ -21,6 +21,7 @@ from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine import saved_families
 from tests.engine.parallel.playing import built
+from tests.engine.parallel.processes import children, followers
 from tests.engine.pods import pod, view
 from tests.engine.running import Running, ask, peft_answer, peft_scores, running, save_adapter, save_base
 from tests.redis_process import RedisProcess
@@ -51,12 +52,6 @@ def routed_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for rank in (4, 8):
         saved_families.save_adapter(base, folder / f"r{rank}", rank, **saved_families.SERVED["qwen3_moe"])
     return folder
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that have not ended."""
-    told = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for each in told for child in each.read_text().split()]
 
 
 def alive(pid: int) -> bool:
@@ -94,7 +89,7 @@ async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(
         engine.holder.clear("eight")
         await _answers_like_peft(engine, files, "eight", None)
 
-        [rank] = [child for child in children(os.getpid()) if "parallel.follow" in _command(child)]
+        [rank] = followers()
         os.kill(rank, signal.SIGKILL)
         async with asyncio.timeout(30):
             await engine.server.lost.wait()
@@ -107,7 +102,7 @@ async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(
 async def test_a_rank_that_dies_within_a_step_ends_it(routed_files: Path) -> None:
     """The others wait for it in memory, and are released when its end is noticed."""
     async with running(routed_files / "base", tensor_parallel_size=2) as engine:
-        [rank] = [child for child in children(os.getpid()) if "parallel.follow" in _command(child)]
+        [rank] = followers()
         os.kill(rank, signal.SIGSTOP)
         asked = asyncio.create_task(ask(engine, PROMPT, max_tokens=8))
         await until(lambda: engine.free_pages < engine.all_pages)
@@ -143,15 +138,11 @@ async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
 ) -> None:
     """They wait for it in the middle of a layer, and do not wait for long."""
     with built(routed_files / "base", "float32", 2) as (_, generation):
-        [rank] = [child for child in children(os.getpid()) if "parallel.follow" in _command(child)]
+        [rank] = followers()
         monkeypatch.setattr(generation._forward._pass, "_base", None)
         with pytest.raises(AttributeError):
             generation._forward.run([5], [ONE], [0])
         await until(lambda: not alive(rank), timeout_s=PATIENCE_S / 2)
-
-
-def _command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 @pytest.fixture(scope="module")

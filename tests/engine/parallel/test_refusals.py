@@ -8,14 +8,11 @@ import torch
 from transformers import Olmo2Config, Phi3Config, PreTrainedConfig
 
 from mint_contracts.errors import UnsupportedBase
-from mint_contracts.source import Source
-from mint_engine.build import build
 from mint_engine.model.base import Base
 from mint_engine.parallel.member import lay_member
 from mint_engine.parallel.part import Part
-from mint_engine.scheduling.scheduler import Limits
 from tests.engine.families import CPU, FAMILIES, SIZES, make_model
-from tests.engine.running import save_base, settings_for
+from tests.engine.running import settings_for
 
 NAMED: dict[str, Any] = {key: value for key, value in SIZES.items() if key != "head_dim"} | {"hidden_size": 64}
 
@@ -35,10 +32,3 @@ def test_bases(config: PreTrainedConfig, ranks: int, why: str) -> None:
     base = Base(model, None, frozenset(), "", 256, 96, torch.float32, CPU)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedBase, match=f"tensorParallelSize: {why}"):
         lay_member(settings_for(Path("none")), base, Part(0, ranks), CPU)
-
-
-def test_training(tmp_path: Path) -> None:
-    store = Source(f"file://{tmp_path}/runs")
-    settings = settings_for(save_base(tmp_path / "base"), tensor_parallel_size=2, training_store=store)
-    with pytest.raises(UnsupportedBase, match="engines of several ranks do not train"):
-        build(settings, tmp_path / "base", Limits())

@@ -38,10 +38,9 @@ def examples_of(number: int, turn: int = 0) -> list[Example]:
 class Merged:
     """One policy's A and B as leaves, and transformers' own eager model with them merged into its weights."""
 
-    def __init__(self, trainer: Trainer, policy: str, family: str) -> None:
-        self._policy = trainer.policy(policy)
-        self._modules = find_modules(make_model(FAMILIES[family]))
-        self.model: PreTrainedModel = make_model(FAMILIES[family])
+    def __init__(self, trainer: Trainer, policy: str, model: PreTrainedModel) -> None:
+        self._policy, self.model = trainer.policy(policy), model
+        self._modules = find_modules(model)
         self.model.requires_grad_(False)
         self.model.set_attn_implementation("eager")
         if any(module.experts for module in self._modules.values()):

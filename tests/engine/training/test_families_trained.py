@@ -48,7 +48,7 @@ def test_gradients_of_a_mixed_batch(family: str) -> None:
     found = learn(trainer, batches(names))
     for name in names:
         policy, examples = trainer.policy(name), examples_of(int(name[-1]))
-        expected, logprobs = reference(Merged(trainer, name, family), examples)
+        expected, logprobs = reference(Merged(trainer, name, make_model(FAMILIES[family])), examples)
         assert policy.gradient is not None
         assert float((policy.gradient - expected).norm() / expected.norm()) < 1e-4
         for ours, theirs, example in zip(found[name].logprobs, logprobs, examples, strict=True):

@@ -103,7 +103,7 @@ def test_gradients_with_any_routes(family: str) -> None:
     trainer = frontier.trainer_of(family)
     trainer.create("p/0", PolicySettings(4))
     awaken(trainer, "p/0")
-    merged = frontier.Merged(trainer, "p/0", family)
+    merged = frontier.Merged(trainer, "p/0", make_model(FAMILIES[family]))
     routers = [module for path, module in merged.model.named_modules() if path.endswith(("mlp.gate", "mlp.router"))]
     draw = np.random.default_rng(2)
     examples: list[Example] = []

@@ -180,3 +180,17 @@ def test_logits_back(dtype: torch.dtype) -> None:
     kernels.logits_back(logits, sums, starts, targets, logits[rows, targets].float(), slopes)
     near(logits, expected, dtype)
     assert not logits[[1, 3]].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_back_of_some_columns(dtype: torch.dtype) -> None:
+    """Of a vocabulary that ranks share: what others' columns say is in the sums and the slopes."""
+    kernels, logits = kernels_of(dtype), normal(3, 500, seed=1, dtype=dtype) * 8
+    rows, targets = torch.tensor([0, 0, 1, 2]), torch.tensor([7, 499, 200, 201])
+    slopes, given = torch.tensor([0.5, -1.0, 2.0, 0.3]), logits.float().requires_grad_()
+    (expected,) = torch.autograd.grad(given.log_softmax(-1)[rows, targets], given, slopes)
+    starts, told, sums = torch.searchsorted(rows, torch.arange(4)), logits[rows, targets].float(), given.logsumexp(-1)
+    for columns in (slice(0, 201), slice(201, 500)):
+        own = logits[:, columns].contiguous()
+        kernels.logits_back(own, sums.detach(), starts, targets - columns.start, told, slopes)
+        near(own, expected[:, columns], dtype)

@@ -1,0 +1,142 @@
+"""Who computes an update: this rank alone, or all ranks of the engine with this one in the lead.
+
+The first rank keeps policies and losses. It tells the others every batch, and has them compute it piece by piece when
+it does so itself: so they meet in the same order between the same steps of requests.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import torch
+
+from mint_engine.parallel.messages import Advance, Give, Hold, Lesson
+from mint_engine.training.batch import Batch, Held, Wanted, parts_of
+from mint_engine.training.head import GradeOf, score_all
+from mint_engine.training.passes import Pass
+from mint_engine.training.policy import Policy, vector
+from mint_engine.training.sharing import Sharing
+from mint_engine.training.told import tell
+
+T = TypeVar("T")
+
+
+class Crew(Protocol):
+    """One update at a time, in this order: hold, run any number of batches, gather."""
+
+    @property
+    def name(self) -> str:
+        """The pass's."""
+        ...
+
+    def hold(self, policies: Sequence[Policy]) -> Generator[None, None, list[Held]]:
+        """What this rank holds of policies, with gradients of zero. Pauses between bounded parts of it, as all do."""
+        ...
+
+    def run(self, batch: Batch, wanted: Sequence[Wanted], grade: GradeOf, *, learn: bool) -> Iterator[None]:
+        """Compute a batch, see `GenericPass.run`; `learn`: grades are given, and so it goes back too."""
+        ...
+
+    def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:
+        """The gradients of all that is held, each whole [n] float32."""
+        ...
+
+
+class Others(Protocol):
+    """The engine's other ranks, which follow (see `follower`)."""
+
+    def tell_lesson(self, lesson: Lesson) -> None:
+        """Have them do their part; this rank does its own right after."""
+        ...
+
+    def end(self) -> None:
+        """This rank can not go on, and so none of them can."""
+        ...
+
+
+class Alone:
+    """An engine of one rank."""
+
+    def __init__(self, passed: Pass, dtype: torch.dtype) -> None:
+        self._pass, self._dtype, self.name = passed, dtype, passed.name
+
+    def hold(self, policies: Sequence[Policy]) -> Generator[None, None, list[Held]]:
+        """All of them."""
+        yield from ()
+        found = []
+        for number, policy in enumerate(policies):
+            form, gradient = policy.form, vector(policy.weights.numel(), policy.weights.device)
+            parts = parts_of(form.layout, form.scalings, policy.weights.to(self._dtype), gradient)
+            found.append(Held(number, form.layout, parts, gradient))
+        return found
+
+    def run(self, batch: Batch, wanted: Sequence[Wanted], grade: GradeOf, *, learn: bool) -> Iterator[None]:
+        """See `Crew`."""
+        return self._pass.run(batch, score_all(self._pass.head, wanted, grade))
+
+    def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:
+        """What is held is whole."""
+        yield from ()
+        return [each.gradient for each in held]
+
+
+class Leader:
+    """The first of several ranks."""
+
+    def __init__(self, passed: Pass, sharing: Sharing, others: Others, dtype: torch.dtype) -> None:
+        self._pass, self._sharing, self._others, self._dtype = passed, sharing, others, dtype
+        self.name = passed.name
+
+    def hold(self, policies: Sequence[Policy]) -> Generator[None, None, list[Held]]:
+        """A share of each."""
+        told, found = [], []
+        for policy in policies:
+            pairs = zip(policy.form.layout.places, policy.form.scalings, strict=True)
+            told.append([(place.path, place.rank, scaling) for place, scaling in pairs])
+        own = (
+            self._sharing.take(number, each.form.layout, each.form.scalings, each.weights.to(self._dtype))
+            for number, each in enumerate(policies)
+        )
+        for held in self._together(Hold(told), own):
+            found.append(held)
+            yield
+        return found
+
+    def run(self, batch: Batch, wanted: Sequence[Wanted], grade: GradeOf, *, learn: bool) -> Iterator[None]:
+        """See `Crew`."""
+        own = self._pass.run(batch, score_all(self._pass.head, wanted, grade))
+        return self._together(tell(batch, wanted, learn=learn), own)
+
+    def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:
+        """A stretch at a time."""
+        found = []
+        for each in held:
+            whole, start = vector(each.layout.elements, each.gradient.device), 0
+            for stretch in self._together(Give(each.number), self._sharing.give(each)):
+                whole[start : start + stretch.numel()] = stretch
+                start += stretch.numel()
+                yield
+            found.append(whole)
+        return found
+
+    def _together(self, lesson: Lesson, own: Iterator[T]) -> Iterator[T]:
+        """What this rank's part of a lesson gives; each piece of it is computed by all at the same time."""
+        with self._or_none():
+            self._others.tell_lesson(lesson)
+        while True:
+            with self._or_none():
+                self._others.tell_lesson(Advance())
+                try:
+                    found = next(own)
+                except StopIteration:
+                    return
+            yield found
+
+    @contextmanager
+    def _or_none(self) -> Iterator[None]:
+        """All ranks do it, or none of them goes on: one that has not done its part would be waited for."""
+        try:
+            yield
+        except BaseException:
+            self._others.end()
+            raise

@@ -1,0 +1,103 @@
+"""Engines of one and of several ranks that train, and policies over them, turn by turn in one thread."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mint_contracts.source import Source
+from mint_contracts.training import Loss
+from mint_engine.build import build
+from mint_engine.model.base import Base
+from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.generation import Generation
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.training.example import Example, PolicyBatch
+from mint_engine.training.policy import PolicySettings
+from mint_engine.training.trainer import Lead, Trainer
+from tests.engine.running import settings_for
+from tests.engine.training.scene import OPTIMIZER, awaken, groups, learn
+
+SUMS = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
+TO_BASE = Loss(kl_coefficient=0.3, ratio_low=0.0, ratio_high=0.0)
+RANKS = (4, 8, 1)
+NAMES = tuple(f"p/{number}" for number in range(len(RANKS)))
+
+
+@dataclass
+class Learning:
+    """An engine, and who has told that it is lost."""
+
+    trainer: Trainer
+    slots: Slots
+    generation: Generation
+    lost: list[bool] = field(default_factory=list)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.generation._forward.base.vocab_size
+
+    def create(self) -> None:
+        """New policies of several ranks on every linear, experts included; the last one on a few."""
+        for number, (name, rank) in enumerate(zip(NAMES, RANKS, strict=True)):
+            targets = ("down_proj", "o_proj") if number == 2 else ()
+            self.trainer.drop(name)
+            self.trainer.create(name, PolicySettings(rank, 2.0 * rank, targets, number))
+            awaken(self.trainer, name, seed=number)
+
+    def examples(self, number: int, turn: int = 0) -> list[Example]:
+        return groups(5 + number + 10 * turn, vocabulary=self.vocabulary)
+
+    def replayed(self, number: int) -> list[Example]:
+        """The same, with experts that every token must take: rounding can then choose no others."""
+        config: Any = self.generation._forward.base.config
+        draw, found = np.random.default_rng(number), []
+        for example in self.examples(number):
+            shape = (len(example.tokens), config.num_hidden_layers, config.num_experts)
+            routes = draw.random(shape).argsort(-1)[..., : config.num_experts_per_tok]
+            found.append(replace(example, routes=routes))
+        return found
+
+    def batches(self, numbers: Sequence[int], turn: int = 0) -> list[PolicyBatch]:
+        """The second policy is held to the base."""
+        losses = (SUMS, TO_BASE, SUMS)
+        return [PolicyBatch(NAMES[each], self.examples(each, turn), losses[each]) for each in numbers]
+
+    def gradients(self, *, replayed: bool = False) -> list[torch.Tensor]:
+        """New policies', learning together."""
+        self.create()
+        batches = self.batches(range(len(NAMES)))
+        if replayed:
+            batches = [replace(each, examples=self.replayed(at)) for at, each in enumerate(batches)]
+        learn(self.trainer, batches)
+        found = [self.trainer.policy(name).gradient for name in NAMES]
+        return [each for each in found if each is not None]
+
+    def train(self, numbers: Sequence[int]) -> list[torch.Tensor]:
+        """Two steps of these policies together; their numbers after that."""
+        for turn in range(2):
+            learn(self.trainer, self.batches(numbers, turn))
+            self.trainer.step({NAMES[number]: OPTIMIZER for number in numbers})
+        policies = [self.trainer.policy(NAMES[number]) for number in numbers]
+        return [torch.stack([each.weights, each.exp_avg, each.exp_avg_sq]) for each in policies]
+
+
+@contextmanager
+def engine(base: Path, ranks: int, dtype: str = "float32") -> Iterator[Learning]:
+    store = Source(f"file://{base}/runs")
+    settings = settings_for(base, dtype=dtype, tensor_parallel_size=ranks, training_store=store)
+    trainers: list[Trainer] = []
+    lost: list[bool] = []
+
+    def equip(base: Base, slots: Slots, lead: Lead | None) -> None:
+        trainers.append(Trainer(base, slots.modules, settings.max_rank, lead=lead))
+
+    _, slots, generation = build(settings, base, Limits(), equip, lambda: lost.append(True), threads=1)
+    try:
+        yield Learning(trainers[0], slots, generation, lost)
+    finally:
+        generation.close()

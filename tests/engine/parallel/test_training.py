@@ -1,0 +1,165 @@
+"""Policies learn on an engine of several ranks what they learn on one: in real processes, over shares of the base."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mint_contracts.errors import EngineUnavailable
+from mint_engine.training.work import Work
+from tests.engine import saved_families
+from tests.engine.parallel.learning import NAMES, Learning, engine
+from tests.engine.parallel.playing import TURNS, play
+from tests.engine.parallel.processes import followers
+from tests.engine.running import save_base
+from tests.engine.training.frontier import Merged, reference
+from tests.engine.training.scene import learn
+
+LLAMAS: dict[str, dict[str, Any]] = {
+    "llama of uneven heads": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32},
+    "llama of one key/value head": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32},
+}
+# The others by transformers' modules: windows and caps, experts, experts with biases, latents, sparse attention.
+OTHERS = ("gemma2", "qwen3_moe", "gpt_oss", "deepseek_v3", "glm_5")
+CLOSE = {"float32": 1e-4, "bfloat16": 0.1}
+
+
+MIXED = [("llama of uneven heads", "float32"), ("llama of uneven heads", "bfloat16"), ("qwen3_moe", "bfloat16")]
+EXACT = [(family, "float32") for family in (*LLAMAS, *OTHERS)]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A base that two ranks share."""
+
+    family: str
+    dtype: str
+    base: Path
+    two: Learning
+
+
+@pytest.fixture(scope="module")
+def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kind]:
+    family, dtype = request.param
+    base = save(family, tmp_path_factory.mktemp("base"))
+    with engine(base, 2, dtype) as two:
+        assert two.trainer.compute.startswith("lean") is (family in LLAMAS)
+        yield Kind(family, dtype, base, two)
+
+
+def save(family: str, folder: Path, **changes: Any) -> Path:
+    if family in LLAMAS:
+        return save_base(folder, hidden_size=96, **LLAMAS[family])
+    return saved_families.save_base(family, folder, **changes)
+
+
+def finish(work: Work) -> None:
+    while work.advance():
+        pass
+
+
+def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("kind", [*EXACT, *MIXED[1:]], indirect=True, ids=", ".join)
+def test_gradients_are_those_of_one_rank(kind: Kind) -> None:
+    replayed = kind.family == "qwen3_moe"
+    shared = kind.two.gradients(replayed=replayed)
+    with engine(kind.base, 1, kind.dtype) as one:
+        whole = one.gradients(replayed=replayed)
+    for found, expected in zip(shared, whole, strict=True):
+        assert far(found, expected) < CLOSE[kind.dtype]
+
+
+@pytest.mark.parametrize("kind", EXACT, indirect=True, ids=", ".join)
+def test_gradients_and_log_probabilities_are_autograds(kind: Kind) -> None:
+    two = kind.two
+    two.create()
+    found = learn(two.trainer, two.batches((0, 2)))
+    model = AutoModelForCausalLM.from_pretrained(kind.base, dtype=torch.float32)
+    for number in (0, 2):
+        policy, examples = two.trainer.policy(NAMES[number]), two.examples(number)
+        expected, logprobs = reference(Merged(two.trainer, NAMES[number], model), examples)
+        assert policy.gradient is not None
+        assert far(policy.gradient, expected) < 1e-4
+        for ours, theirs, example in zip(found[NAMES[number]].logprobs, logprobs, examples, strict=True):
+            wanted = torch.tensor(example.weights) != 0
+            torch.testing.assert_close(torch.from_numpy(ours)[wanted], theirs[wanted], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", MIXED, indirect=True, ids=", ".join)
+def test_alone_as_beside_others(kind: Kind) -> None:
+    kind.two.create()
+    together = kind.two.train(range(len(NAMES)))
+    for number in range(len(NAMES)):
+        kind.two.create()
+        (alone,) = kind.two.train([number])
+        assert torch.equal(alone, together[number])
+
+
+@pytest.mark.parametrize("kind", MIXED, indirect=True, ids=", ".join)
+def test_one_that_is_not_finite_reaches_no_other(kind: Kind) -> None:
+    kind.two.create()
+    (alone,) = kind.two.train([2])
+    kind.two.create()
+    kind.two.trainer.policy(NAMES[0]).weights.fill_(torch.nan)
+    broken, beside = kind.two.train([0, 2])
+    assert broken[0].isnan().all()
+    assert torch.equal(beside, alone)
+
+
+@pytest.mark.parametrize("kind", MIXED, indirect=True, ids=", ".join)
+def test_steps_of_requests_between_pieces_change_nothing(kind: Kind) -> None:
+    """Nor do pieces change what they compute; and work that is given up half-way leaves nothing behind."""
+    two = kind.two
+    expected = two.gradients()
+    answers = play(two.generation, TURNS, two.vocabulary)
+    two.create()
+    given_up = two.trainer.begin(two.batches(range(len(NAMES))))
+    for _ in range(4):
+        given_up.advance()
+    given_up.cancel()
+    work, pieces = two.trainer.begin(two.batches(range(len(NAMES)))), 0
+    while work.advance():
+        pieces += 1
+        if pieces % 4 == 0:
+            assert torch.equal(play(two.generation, TURNS, two.vocabulary), answers)
+    for name, gradient in zip(NAMES, expected, strict=True):
+        found = two.trainer.policy(name).gradient
+        assert found is not None
+        assert torch.equal(found, gradient)
+
+
+def test_three_ranks_share_what_does_not_divide(tmp_path: Path) -> None:
+    """Four heads and six experts over three."""
+    base = save("qwen3_moe", tmp_path, num_key_value_heads=4)
+    with engine(base, 1) as one, engine(base, 3) as three:
+        for found, expected in zip(three.gradients(), one.gradients(), strict=True):
+            assert far(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama of uneven heads", "qwen3_moe"])
+def test_a_rank_that_dies_within_an_update_ends_the_engine(family: str, tmp_path: Path) -> None:
+    """Nobody waits for it, the error says so, and no policy has changed."""
+    others = followers()
+    with engine(save(family, tmp_path), 2) as two:
+        two.create()
+        before = two.trainer.policy(NAMES[0]).weights.clone()
+        work = two.trainer.begin(two.batches(range(len(NAMES))))
+        for _ in range(3):
+            work.advance()
+        (rank,) = set(followers()) - set(others)
+        os.kill(rank, signal.SIGKILL)
+        with pytest.raises(EngineUnavailable, match="ask again"):
+            finish(work)
+        assert two.lost
+        policy = two.trainer.policy(NAMES[0])
+        assert (policy.busy, policy.gradient, policy.step) == (False, None, 0)
+        assert torch.equal(policy.weights, before)
