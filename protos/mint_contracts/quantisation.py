@@ -7,6 +7,8 @@ import msgspec
 
 from mint_contracts.errors import UnsupportedBase
 
+MXFP4_GROUP = 32  # numbers in a row that have one scale
+MXFP4_BYTES = MXFP4_GROUP // 2  # that these numbers take, their scale left out
 _ADVICE = "give the model in bfloat16, in float8 with a scale a block, in MXFP4, or as one GGUF file"
 
 

@@ -7,8 +7,8 @@ Microscaling Formats v1.0, sections 5.3 and 6.3).
 
 import torch
 
-MXFP4_GROUP = 32  # numbers in a row that have one scale
-MXFP4_BYTES = MXFP4_GROUP // 2
+from mint_contracts.quantisation import MXFP4_GROUP
+
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _E2M1 = (*_MAGNITUDES, *(-each for each in _MAGNITUDES))
 # [256, 2]: what a byte holds, its lower half first.

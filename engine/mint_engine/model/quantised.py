@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from mint_contracts.errors import CorruptFile
-from mint_contracts.quantisation import Float8, Quantisation
-from mint_engine.model.dequantise import MXFP4_BYTES, MXFP4_GROUP, dequantise_float8, dequantise_mxfp4
+from mint_contracts.quantisation import MXFP4_BYTES, MXFP4_GROUP, Float8, Quantisation
+from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4
 from mint_engine.model.stored import Stored
 
 _E4M3 = "F8_E4M3"

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from mint_contracts.quantisation import Float8, Mxfp4, Quantisation
+from mint_contracts.quantisation import MXFP4_BYTES, MXFP4_GROUP, Float8, Mxfp4, Quantisation
 
 Kind = Literal["attention", "network", "expert"]
 Targets = Literal["attention", "dense", "all"]
@@ -24,7 +24,6 @@ KINDS: dict[Targets, tuple[Kind, ...]] = {
     "all": ("attention", "network", "expert"),
 }
 BLOCKS_OF_128 = Float8(128, 128)  # as DeepSeek-V3 and Kimi-K2 are published
-_MXFP4_GROUP, _MXFP4_BYTES = 32, 17  # numbers, and the bytes that they and their scale take
 
 
 class Linear(msgspec.Struct, frozen=True):
@@ -50,7 +49,7 @@ class Linear(msgspec.Struct, frozen=True):
             blocks = -(-self.wide // files.columns) * -(-self.high // files.rows)
             weights = self.wide * self.high + 4 * blocks
         elif isinstance(files, Mxfp4) and self.kind == "expert":
-            weights = self.high * -(-self.wide // _MXFP4_GROUP) * _MXFP4_BYTES
+            weights = self.high * -(-self.wide // MXFP4_GROUP) * (MXFP4_BYTES + 1)  # and a scale
         else:
             weights = 2 * self.wide * self.high
         return self.count * (weights + (2 * self.high if self.bias else 0))
