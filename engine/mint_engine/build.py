@@ -16,8 +16,9 @@ from mint_engine.model.base import Base, load_base
 from mint_engine.model.cache import Cache, count_pages
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.device import choose_device, choose_dtype, count_threads
-from mint_engine.model.forward import PROBE_TOKENS, Forward, Team, reference_logits
+from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
+from mint_engine.model.reference import PROBE_TOKENS, load_part
 from mint_engine.parallel.member import lay_member
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.ranks import Ranks
@@ -57,7 +58,8 @@ def build(
     if settings.tensor_parallel_size > 1:
         base, slots, generation = _build_rank_0(settings, base_path, limits, threads, device, equip, on_lost)
     else:
-        base = _load(settings, base_path, device)
+        base = load_base(base_path, dtype, device)
+        _check_context(settings, base)
         slots = Slots(
             find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
         )
@@ -91,25 +93,23 @@ def _build_rank_0(
     rows = max((limits or Limits()).step_tokens, PROBE_TOKENS)
     ranks = Ranks(settings, base_path, rows, threads, on_lost)
     try:
-        # All of it, unlike the others: what transformers computes of it is what all of them must compute together.
-        base = _load(settings, base_path, torch.device("cpu"))
         part = Part(0, settings.tensor_parallel_size, settings.target_modules)
-        expected = reference_logits(base).to(device)
+        # All is read, while the others read their shares: they must compute together what transformers does of it.
+        base, expected = load_part(base_path, choose_dtype(settings.dtype), part)
+        _check_context(settings, base)
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
         equip(member.base, member.slots, Lead(ranks, peers.group))
-        forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, expected))
+        forward = Forward(member.base, member.slots, member.cache, team=Team(ranks, peers, expected.to(device)))
     except BaseException:
         ranks.close()
         raise
     return member.base, member.slots, Generation(forward, limits or limits_of(base.config))
 
 
-def _load(settings: EngineSettings, base_path: Path, device: torch.device) -> Base:
-    base = load_base(base_path, choose_dtype(settings.dtype), device)
+def _check_context(settings: EngineSettings, base: Base) -> None:
     if 0 < base.context_length < settings.context_length:
         raise UnsupportedBase(
             "contextLength",
             f"is {settings.context_length}, but the base knows {base.context_length} positions; lower it",
         )
-    return base

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mint_contracts.errors import UnsupportedBase
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
-from mint_gateway.planning.fit import FLOAT8, Least, Mix, Plan, Storage, hold, least, make_plan
+from mint_gateway.planning.fit import FLOAT8, WHOLE_LAYERS, Least, Mix, Plan, Storage, hold, least, make_plan
 from mint_gateway.planning.ranks import MOST_RANKS
 from tests.planning.frontier import FRONTIER, GPT_OSS_120B, KIMI_K2
 
@@ -151,10 +151,12 @@ def test_files_that_no_engine_reads_say_so() -> None:
     assert msgspec.structs.replace(found, refusal="", files=plain.files) == plain
 
 
-@pytest.mark.parametrize("ranks", [1, 8])
-def test_loading_takes_the_host_the_whole_base_and_each_other_ranks_share(ranks: int) -> None:
-    found = planned(KIMI_K2, ranks)
-    assert found.loading == found.weights + sum(each.weights for each in found.held[1:])
+def test_loading_takes_the_host_each_ranks_share_and_layers_that_the_first_has_whole() -> None:
+    one, eight = planned(KIMI_K2, 1), planned(KIMI_K2, 8)
+    assert one.loading == one.weights
+    experts = 2 * 384 * 3 * 7168 * 2048
+    beside = eight.loading - sum(each.weights for each in eight.held)
+    assert beside == pytest.approx(WHOLE_LAYERS * experts, rel=0.05)
 
 
 async def mint_plan(*arguments: str) -> tuple[int, str, str]:

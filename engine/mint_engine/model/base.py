@@ -3,7 +3,9 @@
 import json
 import re
 import struct
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.errors import (
     CorruptFile,
@@ -29,7 +32,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.quantisation import Quantisation, read_quantisation
 from mint_engine.model.quantised import dequantised
-from mint_engine.model.stored import Stored, filled_from, open_tensors
+from mint_engine.model.stored import Stored, fill, filled_from, open_tensors
 
 # Families that publish another's architecture under a name of their own, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
@@ -81,11 +84,19 @@ class _Files:
         return f"base {self.folder / self.gguf if self.gguf else self.folder}"
 
 
+# Raises CorruptFile or NonFiniteWeights over weights that were read; told is what transformers says of its reading.
+Check = Callable[[Mapping[str, Any], Iterable[tuple[str, torch.Tensor]]], None]
+
+
 class Part(Protocol):
     """What is read of a base where not all of it is wanted."""
 
-    def choose(self, model: PreTrainedModel, tensors: dict[str, Stored], config: Any) -> dict[str, Stored]:
-        """What of the tensors fills this part of a model that has no memory yet, which is cut to it."""
+    def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
+        """Cut a model that has no memory yet to this part, and read what fills it; or begin to."""
+        ...
+
+    def finish(self, model: PreTrainedModel, check: Check) -> None:
+        """Read what `fill` has left for later, now that the model has all else that it needs."""
         ...
 
 
@@ -103,9 +114,7 @@ def load_base(path: Path, dtype: torch.dtype, device: torch.device, part: Part |
     nn.Module.to(model, device)
     model.train(False)
     model.requires_grad_(False)
-    for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise NonFiniteWeights(files.subject, f"has NaN or infinity in {name}")
+    _check_read(files, {}, model.named_parameters())
     tokenizer = _read_tokenizer(files)
     text = config.get_text_config()
     return Base(
@@ -239,10 +248,10 @@ def _read_model(
     dtype: torch.dtype,
     part: Part | None,
 ) -> PreTrainedModel:
-    def choose(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> dict[str, Stored]:
+    def read(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         if quantisation is not None:
             tensors = dequantised(tensors, quantisation, dtype, files.subject)
-        return tensors if part is None else part.choose(model, tensors, loading)
+        return fill(model, tensors, loading) if part is None else part.fill(model, tensors, loading)
 
     options = (
         {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
@@ -252,9 +261,9 @@ def _read_model(
     )
     try:
         reader: Any = AutoModelForCausalLM
-        if not files.gguf and (part is not None or quantisation is not None):
+        if not files.gguf:
             with torch.device("meta"):
-                reader = filled_from(type(reader.from_config(config)), choose)
+                reader = filled_from(type(reader.from_config(config)), read)
         loaded = reader.from_pretrained(
             files.folder,
             dtype=dtype,
@@ -263,9 +272,19 @@ def _read_model(
             trust_remote_code=False,
             **options,
         )
+        if files.gguf:  # read whole: transformers offers no way to read a part of one
+            return loaded  # type: ignore[no-any-return]
+        model, info = loaded
+        _check_read(files, info)
+        if part is not None:
+            part.finish(model, partial(_check_read, files))
     except _LIBRARY_ERRORS as error:
         raise UnsupportedBase(files.subject, f"can't be loaded: {_first_line(error)}") from None
-    model, info = loaded if isinstance(loaded, tuple) else (loaded, {})
+    return model  # type: ignore[no-any-return]
+
+
+def _check_read(files: _Files, info: Mapping[str, Any], weights: Iterable[tuple[str, torch.Tensor]] = ()) -> None:
+    """See `Check`."""
     if missing := sorted(info.get("missing_keys", ())):
         raise CorruptFile(files.subject, f"lacks {len(missing)} weights, the first {missing[0]}")
     if mismatched := sorted(info.get("mismatched_keys", ())):
@@ -274,7 +293,9 @@ def _read_model(
             files.subject,
             f"has weights of other shapes than its config.json: {name} of {list(found)}, not {list(expected)}",
         )
-    return model  # type: ignore[no-any-return]
+    for name, weight in weights:
+        if not torch.isfinite(weight).all():
+            raise NonFiniteWeights(files.subject, f"has NaN or infinity in {name}")
 
 
 def _read_tokenizer(files: _Files) -> PreTrainedTokenizerBase:

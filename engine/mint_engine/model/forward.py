@@ -16,12 +16,12 @@ from mint_engine.model.generic import Generic
 from mint_engine.model.lean import Lean
 from mint_engine.model.lean_layers import Unlike, read_llama
 from mint_engine.model.paged import Span
+from mint_engine.model.reference import PROBE_TOKENS, probe, reference_logits
 from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.peers import Peers
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 
-PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each
 # Largest difference of logits between the packed pass and transformers' own, relative to their norm: rounding alone.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -50,7 +50,7 @@ class Together(Protocol):
 
 @dataclass(frozen=True)
 class Team:
-    """What rank 0 has of the others; and the probe's logits, taken while its base was whole."""
+    """What rank 0 has of the others; and the probe's logits by all of the base."""
 
     others: Together
     peers: Peers
@@ -129,7 +129,7 @@ class Forward:
 
     def _difference(self, expected: torch.Tensor) -> float:
         """How far the probe's logits, in two chunks and a single token, are from the expected ones."""
-        tokens, pages = _probe(self.base), list(range(1, pages_for(PROBE_TOKENS) + 1))
+        tokens, pages = probe(self.base.vocab_size), list(range(1, pages_for(PROBE_TOKENS) + 1))
         cuts = (0, PROBE_TOKENS // 3, PROBE_TOKENS - 1, PROBE_TOKENS)
         parts = []
         for start, stop in itertools.pairwise(cuts):
@@ -159,15 +159,3 @@ def _lean(base: Base, slots: Slots, cache: Cache, peers: Peers | None) -> Lean |
     if not isinstance(cache, KvCache):
         return None
     return Lean(llama, kernels, slots, cache, peers.meeting if peers else None)
-
-
-@torch.inference_mode()
-def reference_logits(base: Base) -> torch.Tensor:
-    """transformers' own logits of the probe, before anything is swapped or cut. [T, V]"""
-    tokens = torch.tensor([_probe(base)], device=base.device)
-    logits: torch.Tensor = base.model(input_ids=tokens, use_cache=False).logits[0].float()
-    return logits
-
-
-def _probe(base: Base) -> list[int]:
-    return [(7 * at + 1) % base.vocab_size for at in range(PROBE_TOKENS)]

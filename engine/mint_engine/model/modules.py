@@ -1,6 +1,6 @@
 """Finds the modules that adapters may target, and puts multi-LoRA ones in their place."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -156,3 +156,10 @@ def layers_prefix(model: PreTrainedModel) -> str:
         if isinstance(module, nn.ModuleList) and path.rpartition(".")[2] == "layers" and len(module) == count:
             return f"{path}."
     raise UnsupportedBase(type(model).__name__, "has no decoder layers that adapters could target")
+
+
+def layers_of(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """The decoder layers by path, e.g. "model.layers.0", in their order. Raises as `layers_prefix` does."""
+    prefix = layers_prefix(model)
+    for name, layer in model.get_submodule(prefix.rstrip(".")).named_children():
+        yield prefix + name, layer

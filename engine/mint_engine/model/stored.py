@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.utils.loading_report import LoadStateDictInfo
 
 
 class Stored(Protocol):
@@ -24,8 +26,8 @@ class Stored(Protocol):
         ...
 
 
-# Which tensors fill a model that has no memory yet, of those in the files; also told is how transformers loads it.
-Choose = Callable[[PreTrainedModel, dict[str, Stored], Any], Mapping[str, Stored]]
+# Reads a base's tensors into a model that has no memory yet, as `fill` does; also told is how transformers loads it.
+Fill = Callable[[PreTrainedModel, dict[str, Stored], Any], LoadStateDictInfo]
 
 
 def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
@@ -37,16 +39,21 @@ def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
     return found
 
 
-def filled_from(whole: type[PreTrainedModel], choose: Choose) -> type[PreTrainedModel]:
-    """A kind of model whose `from_pretrained` reads what `choose` leaves of its files.
+def fill(model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any) -> LoadStateDictInfo:
+    """Read tensors into a model, put together as it has them; returns what of it these do not fill."""
+    info: LoadStateDictInfo = convert_and_load_state_dict_in_model(model, dict(tensors), loading)[0]
+    return info
+
+
+def filled_from(whole: type[PreTrainedModel], by: Fill) -> type[PreTrainedModel]:
+    """A kind of model whose `from_pretrained` has its files' tensors read by `by`.
 
     transformers makes a model without memory and fills it from tensors that are read one after another; these are
     chosen, and the model may be cut, in between.
     """
 
-    def load(model: Any, state: Any, files: list[str], config: Any, **options: Any) -> Any:
-        chosen = choose(model, open_tensors(files), config)
-        return whole._load_pretrained_model(model, dict(chosen), files, config, **options)
+    def load(model: Any, _: Any, files: list[str], loading: Any, **__: Any) -> Any:
+        return by(model, open_tensors(files), loading), None
 
     changes = {"_load_pretrained_model": staticmethod(load), "__module__": whole.__module__}
     return type(whole.__name__, (whole,), changes)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.model.base import Check
 from mint_engine.model.modules import find_modules, layers_prefix
-from mint_engine.model.stored import Stored
+from mint_engine.model.stored import Stored, fill
 from mint_engine.parallel.shard import STACKED, shard, share_of
 from mint_engine.parallel.shares import Share, is_partial, is_shared
 
@@ -40,11 +42,14 @@ class Part:
             self.share = share
         return self.share
 
-    def choose(self, model: PreTrainedModel, tensors: dict[str, Stored], config: Any) -> dict[str, Stored]:
-        """What of a base's tensors fills this part, or all of them where it can't be told from the rest before."""
-        if not all(_is_harmless(each) for each in config.weight_mapping or ()):
-            return tensors
-        return _select(tensors, self.cut(model), layers_prefix(model))
+    def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
+        """Read what of a base's tensors fills this part, or all where it can't be told from the rest before."""
+        if not all(_is_harmless(each) for each in loading.weight_mapping or ()):
+            return fill(model, tensors, loading)
+        return fill(model, _select(tensors, self.cut(model), layers_prefix(model)), loading)
+
+    def finish(self, model: PreTrainedModel, check: Check) -> None:
+        """All of it has been read."""
 
 
 class _Slice:

@@ -10,7 +10,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import LatentShape, cache_shape
 from mint_engine.model.experts import is_stack
-from mint_engine.model.modules import layers_prefix
+from mint_engine.model.modules import layers_of
 from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Share, not_shared, share_out
 
 STACKED = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")  # of experts
@@ -30,19 +30,22 @@ def share_of(model: PreTrainedModel, rank: int, count: int) -> Share:
 
 def shard(model: PreTrainedModel, share: Share) -> None:
     """Cut the decoder layers, in place. Raises UnsupportedBase for a layer that is not shared out."""
-    prefix = layers_prefix(model)
-    for path, module in model.named_modules():
-        if not path.startswith(prefix):
-            continue
+    for path, layer in layers_of(model):
+        shard_layer(path, layer, share)
+
+
+def shard_layer(path: str, layer: nn.Module, share: Share) -> None:
+    """Cut a decoder layer, in place. Raises UnsupportedBase where it is not shared out."""
+    for inner, module in layer.named_modules(prefix=path):
         if isinstance(module, nn.Linear):
-            cut = share.of(Module(path, module.in_features, module.out_features))
+            cut = share.of(Module(inner, module.in_features, module.out_features))
             own = cut_linear(module, cut, whole_bias=share.rank == 0)
             module.weight, module.bias = own.weight, own.bias
             module.in_features, module.out_features = own.in_features, own.out_features
         elif is_stack(module):
             _cut_stack(module, share.experts)
         elif hasattr(module, "o_proj"):
-            _cut_heads(module, path, share)
+            _cut_heads(module, inner, share)
 
 
 def shard_head(base: Base, share: Share) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mint_engine.model.experts import is_stack
-from mint_engine.model.modules import layers_prefix
+from mint_engine.model.modules import layers_of
 from mint_engine.parallel.group import Group
 from mint_engine.parallel.shares import is_partial
 
@@ -26,8 +26,7 @@ def add_sums(model: PreTrainedModel, group: Group) -> None:
 
 def shared_parts(model: PreTrainedModel) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
     """The parts of decoder layers that ranks share out, and those modules of each whose outputs they add up."""
-    layers = model.get_submodule(layers_prefix(model).rstrip("."))
-    for part in (part for layer in layers.children() for part in layer.children()):
+    for part in (part for _, layer in layers_of(model) for part in layer.children()):
         if any(is_stack(module) for module in part.modules()):
             yield part, [part]
         elif summed := [module for path, module in part.named_modules() if is_partial(path)]:

@@ -14,6 +14,9 @@ from mint_gateway.planning.shape import BLOCKS_OF_128, BaseShape, Targets
 # Of a device's memory, for activations, the runtime and what allocators waste; as vLLM's default of 0.9 leaves free.
 RESERVE = 0.1
 PACKED_HEADER = 4096  # at least; a packed file's run begins at a page
+# Of a base's layers the first of several ranks has one whole at a time, and its tensors while these are put together:
+# so much was measured of a layer of experts in files of one tensor each.
+WHOLE_LAYERS = 2.5
 FLOAT8 = "float8"  # of the weights alone: adapters and cache are in bfloat16 then
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, FLOAT8: 2}
 
@@ -61,7 +64,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     parameters: int
     files: int  # of the weights, as published; 0 where it is not known
-    loading: int  # of the host's memory while ranks load: all the weights by the first, its share by each other
+    loading: int  # of the host's memory while ranks load: their shares, and layers that the first one has whole
     weights: int
     token: int  # of the cache
     cache: int  # for the mix's requests
@@ -107,7 +110,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
     return Plan(
         parameters=shape.parameters,
         files=0 if shape.unread else shape.bytes_in(shape.files),
-        loading=_weights(shape, dtype) + sum(_weights(share, dtype) for share in share_out(shape, ranks)[1:]),
+        loading=_loading(shape, ranks, dtype),
         weights=_weights(shape, dtype),
         token=token,
         cache=mix.requests * mix.context * token,
@@ -160,6 +163,12 @@ def least(shape: BaseShape, device: Device, mix: Mix, dtype: str) -> Least | Non
 def usable(device: Device) -> int:
     """Bytes of one device's memory, less the reserve."""
     return int(device.memory * (1 - RESERVE))
+
+
+def _loading(shape: BaseShape, ranks: int, dtype: str) -> int:
+    shares = sum(_weights(share, dtype) for share in share_out(shape, ranks))
+    whole = WHOLE_LAYERS * shape.layer_parameters * DTYPE_BYTES[dtype] if ranks > 1 else 0
+    return shares + int(whole)
 
 
 def _candidates(device: Device) -> Iterable[int]:

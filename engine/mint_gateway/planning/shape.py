@@ -86,6 +86,12 @@ class BaseShape(msgspec.Struct, frozen=True):
         return self.other_parameters + sum(linear.parameters for linear in self.linears)
 
     @property
+    def layer_parameters(self) -> int:
+        """Of one decoder layer's linears, at most: one of each, and all experts of a layer."""
+        held = (each for each in self.linears if each.count)
+        return sum(each.parameters // each.count * (self.experts if each.kind == "expert" else 1) for each in held)
+
+    @property
     def cache_elements(self) -> int:
         """Of one token, over all layers."""
         return self.kv_heads * self.key_elements + self.latent_elements

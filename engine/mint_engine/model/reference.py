@@ -1,0 +1,132 @@
+"""transformers' own logits of a short prompt: what every pass over a base must compute too.
+
+They take all of a base. A rank that keeps but a part of it has no more than one decoder layer whole at a time.
+"""
+
+import copy
+import time
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.utils.loading_report import LoadStateDictInfo
+
+from mint_engine.model.base import Base, Check, load_base
+from mint_engine.model.modules import layers_of, layers_prefix
+from mint_engine.model.stored import Stored, fill
+from mint_engine.parallel.part import Part
+from mint_engine.parallel.shard import shard_layer
+
+PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each
+TOLD_EVERY_S = 10.0  # while a base is read
+
+_log = structlog.get_logger(__name__)
+
+
+def probe(vocabulary: int) -> list[int]:
+    """The prompt's tokens."""
+    return [(7 * at + 1) % vocabulary for at in range(PROBE_TOKENS)]
+
+
+@torch.inference_mode()
+def reference_logits(base: Base) -> torch.Tensor:
+    """Of a base that is whole, before anything is swapped or cut. [T, V] float32"""
+    return _logits(base.model)
+
+
+def load_part(path: Path, dtype: torch.dtype, part: Part) -> tuple[Base, torch.Tensor]:
+    """A rank's part of a base in the host's memory, and the logits [T, V] of all of it. Raises as `load_base` does.
+
+    A GGUF file is in memory whole, and cut by whoever has it next.
+    """
+    streamed = _Streamed(part)
+    base = load_base(path, dtype, torch.device("cpu"), streamed)
+    return base, reference_logits(base) if streamed.logits is None else streamed.logits
+
+
+class _Streamed:
+    """Fills a part: first with what is outside of decoder layers, as every rank has it; then a layer at a time.
+
+    Each is read when transformers' model comes to it, and cut as soon as it has run: so nothing is read twice.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._loading: Any = None
+        self._later: dict[str, dict[str, Stored]] = {}  # of each layer, by its path
+        self.logits: torch.Tensor | None = None
+
+    def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
+        """See `model.base.Part`."""
+        self._part.cut(copy.deepcopy(model))  # refused, where it is, before anything is read
+        self._loading, self._later = loading, _sort(model, tensors, loading)
+        info = fill(model, self._later.pop("", {}), loading)
+        for path, layer in layers_of(model):  # they follow: nothing is to be made up for them
+            info.missing_keys -= layer.state_dict(prefix=f"{path}.").keys()
+            for weight in layer.parameters():
+                weight._is_hf_initialized = True  # type: ignore[attr-defined]
+        return info
+
+    @torch.no_grad()
+    def finish(self, model: PreTrainedModel, check: Check) -> None:
+        """See `model.base.Part`."""
+        layers = list(layers_of(model))
+        read, hooks = _Progress(len(layers)), []
+        for path, layer in layers:
+            hooks.append(layer.register_forward_pre_hook(partial(self._fill_layer, model, path, check)))
+            hooks.append(layer.register_forward_hook(partial(self._cut_layer, path, read)))
+        self.logits = _logits(model)
+        for hook in hooks:
+            hook.remove()
+
+    def _fill_layer(self, model: PreTrainedModel, path: str, check: Check, layer: nn.Module, _: Any) -> None:
+        info = fill(model, self._later.pop(path, {}), self._loading)
+        info.missing_keys &= layer.state_dict(prefix=f"{path}.").keys()
+        check(vars(info), layer.named_parameters(prefix=path))
+
+    def _cut_layer(self, path: str, read: "_Progress", layer: nn.Module, *_: Any) -> None:
+        assert self._part.share is not None  # noqa: S101 - see `fill`
+        shard_layer(path, layer, self._part.share)
+        read.step()
+
+
+class _Progress:
+    """Says how many layers have been read, now and then: it takes minutes."""
+
+    def __init__(self, layers: int) -> None:
+        self._layers, self._read = layers, 0
+        self._began = self._told = time.monotonic()
+
+    def step(self) -> None:
+        """One more has been read."""
+        self._read += 1
+        now = time.monotonic()
+        if self._read == self._layers or now - self._told >= TOLD_EVERY_S:
+            self._told = now
+            _log.info("base_read", layers=self._read, of=self._layers, seconds=round(now - self._began, 1))
+
+
+def _logits(model: PreTrainedModel) -> torch.Tensor:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    tokens = torch.tensor([probe(vocabulary)], device=model.device)
+    logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits[0].float()
+    return logits
+
+
+def _sort(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> dict[str, dict[str, Stored]]:
+    """A base's tensors by the path of the decoder layer that they become a part of; by "" those outside of all."""
+    steps, names = loading.weight_mapping or (), model.state_dict()
+    renamings = [each for each in steps if isinstance(each, WeightRenaming)]
+    converters = [each for each in steps if isinstance(each, WeightConverter)]
+    prefix, found = layers_prefix(model), defaultdict[str, dict[str, Stored]](dict)
+    for key, tensor in tensors.items():
+        name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, names)
+        number = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
+        found[prefix + number if number else ""][key] = tensor
+    return found
