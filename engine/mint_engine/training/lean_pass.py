@@ -21,9 +21,20 @@ from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import Head
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
-from mint_engine.training.llama import Layer, Llama, Product, read_llama
+from mint_engine.training.lean_experts import Kept as KeptExperts
+from mint_engine.training.lean_experts import LeanExperts
+from mint_engine.training.llama import Experts, Layer, Llama, Network, Product, read_llama
 
 _Middles = list[torch.Tensor]  # x A^T scaling [n, r] of each segment's part of a product, in their order
+
+
+@dataclass(frozen=True)
+class _KeptNetwork:
+    """What a network's backward needs of its forward."""
+
+    network: Network
+    gate_up: torch.Tensor  # [T, 2 I]
+    middles: tuple[_Middles, _Middles]  # of gate_up, down
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,8 @@ class _Kept:
     attended: torch.Tensor  # [T, Q D]
     sums: torch.Tensor  # [T, Q]
     between: torch.Tensor  # [T, H]: after attention
-    gate_up: torch.Tensor  # [T, 2 I]
-    middles: tuple[_Middles, _Middles, _Middles, _Middles]  # of qkv, output, gate_up, down
+    middles: tuple[_Middles, _Middles]  # of qkv, output
+    network: _KeptNetwork | KeptExperts
 
 
 class LeanPass:
@@ -54,6 +65,7 @@ class LeanPass:
         """With a `group` the base is a rank's share. Raises Unlike where it is not llama-like."""
         self._llama: Llama = read_llama(base, modules, group.share if group is not None else None)
         self._kernels, self._training, self._group = kernels, training, group
+        self._experts = LeanExperts(kernels, training)
         self.head = Head(self._llama.head, training, group)
         self.name = f"lean ({kernels.variant})"
 
@@ -89,25 +101,36 @@ class LeanPass:
         output, output_middles = self._product(layer.output, attended, batch)
         between = self._sum(output).add_(before)
         yield
-        gate_up, gate_up_middles = self._product(layer.gate_up, self._norm(between, layer.mlp_norm), batch)
+        x = self._norm(between, layer.mlp_norm)
+        inner: _KeptNetwork | KeptExperts
+        if isinstance(layer.network, Experts):
+            given, inner = yield from self._experts.forward(layer.network, x, batch)
+        else:
+            given, inner = yield from self._network(layer.network, x, batch)
+        middles = (qkv_middles, output_middles)
+        return self._sum(given).add_(between), _Kept(before, raw, qkv, attended, sums, between, middles, inner)
+
+    def _network(
+        self, network: Network, x: torch.Tensor, batch: Batch
+    ) -> Generator[None, None, tuple[torch.Tensor, _KeptNetwork]]:
+        """x [T, H] -> [T, H]"""
+        gate_up, gate_up_middles = self._product(network.gate_up, x, batch)
         yield
-        down, down_middles = self._product(layer.down, self._kernels.silu_mul(gate_up), batch)
+        down, down_middles = self._product(network.down, self._kernels.silu_mul(gate_up), batch)
         yield
-        middles = (qkv_middles, output_middles, gate_up_middles, down_middles)
-        return self._sum(down).add_(between), _Kept(before, raw, qkv, attended, sums, between, gate_up, middles)
+        return down, _KeptNetwork(network, gate_up, (gate_up_middles, down_middles))
 
     def _backward(
         self, layer: Layer, kept: _Kept, back: torch.Tensor, batch: Batch, trees: Trees, *, lowest: bool
     ) -> Iterator[None]:
         """`back` [T, H], the gradient of what the layer gave, becomes that of what it took, but for the lowest."""
         llama, training = self._llama, self._training
-        qkv_middles, output_middles, gate_up_middles, down_middles = kept.middles
-        inner = self._product_back(layer.down, back, self._kernels.silu_mul(kept.gate_up), down_middles, batch)
-        yield
-        wide = training.silu_mul_back(kept.gate_up, inner)
+        qkv_middles, output_middles = kept.middles
         x = self._norm(kept.between, layer.mlp_norm)
-        narrow = self._product_back(layer.gate_up, wide, x, gate_up_middles, batch)
-        yield
+        if isinstance(kept.network, KeptExperts):
+            narrow = yield from self._experts.backward(kept.network, x, back, batch)
+        else:
+            narrow = yield from self._network_back(kept.network, x, back, batch)
         training.norm_back(back, self._sum(narrow), kept.between, layer.mlp_norm, llama.epsilon)
         attended = self._product_back(layer.output, back, kept.attended, output_middles, batch)
         yield
@@ -120,6 +143,19 @@ class LeanPass:
         if not lowest:
             training.norm_back(back, self._sum(narrow), kept.before, layer.attention_norm, llama.epsilon)
         yield
+
+    def _network_back(
+        self, kept: _KeptNetwork, x: torch.Tensor, dy: torch.Tensor, batch: Batch
+    ) -> Generator[None, None, torch.Tensor]:
+        """What `_network` kept and took, and the gradient of what it gave [T, H] -> that of x [T, H]."""
+        network = kept.network
+        gate_up_middles, down_middles = kept.middles
+        inner = self._product_back(network.down, dy, self._kernels.silu_mul(kept.gate_up), down_middles, batch)
+        yield
+        wide = self._training.silu_mul_back(kept.gate_up, inner)
+        narrow = self._product_back(network.gate_up, wide, x, gate_up_middles, batch)
+        yield
+        return narrow
 
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
         return partial if self._group is None else self._group.sum(partial)

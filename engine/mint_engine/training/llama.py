@@ -1,9 +1,11 @@
 """A llama-like base as the lean training pass wants it: fused products, without a second copy of any weight.
 
 Weights that are multiplied together are laid side by side once, and transformers' modules see their parts of that.
+A layer's network is one for all tokens, or, in families that are llama-like but for it, routed experts.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,13 @@ from torch import nn
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
+from mint_engine.model.experts import is_stack
 from mint_engine.model.lean_layers import FAMILIES
 from mint_engine.parallel.shares import Share
 from mint_engine.training.kernels import Heads
+from mint_engine.training.routed import Stack, read_stack
 
+ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a sequence's length
 
 
@@ -41,6 +46,24 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Network:
+    """A gated network that all tokens take."""
+
+    gate_up: Product
+    down: Product
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A router, as transformers has it, and the networks of which it gives each token some."""
+
+    number: int  # of the base's layers with experts, this one
+    router: nn.Module
+    gate_up: Stack
+    down: Stack
+
+
+@dataclass(frozen=True)
 class Layer:
     """One decoder layer."""
 
@@ -49,8 +72,7 @@ class Layer:
     head_norms: tuple[torch.Tensor, torch.Tensor] | None  # of queries and keys [D]
     output: Product
     mlp_norm: torch.Tensor  # [H]
-    gate_up: Product
-    down: Product
+    network: Network | Experts
 
 
 @dataclass(frozen=True)
@@ -73,7 +95,7 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     Of several ranks, a rank's `share`, which the base has already been cut to.
     """
     config, model = base.config, base.model
-    _check(config)
+    _check(config, share)
     decoder: Any = model.model
     attention = decoder.layers[0].self_attn
     queries, keys = int(config.num_attention_heads), int(config.num_key_value_heads)
@@ -87,9 +109,10 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     )
     half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
     head: Any = model.lm_head
+    routed = itertools.count()
     return Llama(
         embedding=decoder.embed_tokens.weight,
-        layers=tuple(_layer(f"model.layers.{at}", layer, modules) for at, layer in enumerate(decoder.layers)),
+        layers=tuple(_layer(f"model.layers.{at}", layer, modules, routed) for at, layer in enumerate(decoder.layers)),
         norm=decoder.norm.weight,
         head=head,
         cos=cos[0, :, :half].float().contiguous(),
@@ -99,9 +122,11 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     )
 
 
-def _check(config: Any) -> None:
-    if config.model_type not in FAMILIES:
+def _check(config: Any, share: Share | None) -> None:
+    if config.model_type not in FAMILIES | ROUTED:
         raise Unlike(f"the family {config.model_type} has no lean pass")
+    if share is not None and config.model_type in ROUTED:
+        raise Unlike("experts are shared out over ranks")
     if config.hidden_act != "silu":
         raise Unlike(f"the activation is {config.hidden_act}")
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
@@ -111,8 +136,8 @@ def _check(config: Any) -> None:
         raise Unlike(f"rotary positions are of type {rope}")
 
 
-def _layer(path: str, layer: Any, modules: Mapping[str, Module]) -> Layer:
-    attention, mlp = layer.self_attn, layer.mlp
+def _layer(path: str, layer: Any, modules: Mapping[str, Module], routed: Iterator[int]) -> Layer:
+    attention = layer.self_attn
     norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
     return Layer(
         attention_norm=layer.input_layernorm.weight,
@@ -120,8 +145,22 @@ def _layer(path: str, layer: Any, modules: Mapping[str, Module]) -> Layer:
         head_norms=norms,
         output=_fuse(f"{path}.self_attn", attention, ("o_proj",), modules),
         mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_fuse(f"{path}.mlp", mlp, ("gate_proj", "up_proj"), modules),
-        down=_fuse(f"{path}.mlp", mlp, ("down_proj",), modules),
+        network=_network(f"{path}.mlp", layer.mlp, modules, routed),
+    )
+
+
+def _network(path: str, mlp: Any, modules: Mapping[str, Module], routed: Iterator[int]) -> Network | Experts:
+    experts = getattr(mlp, "experts", None)
+    if experts is None:
+        return Network(
+            gate_up=_fuse(path, mlp, ("gate_proj", "up_proj"), modules),
+            down=_fuse(path, mlp, ("down_proj",), modules),
+        )
+    if not is_stack(experts) or experts.is_transposed or experts.has_bias or not experts.is_concatenated:
+        raise Unlike("its experts are laid out in another way")
+    own = [module for module in modules.values() if module.path.rpartition(".")[0] == f"{path}.experts"]
+    return Experts(
+        next(routed), mlp.gate, read_stack(experts, "gate_up_proj", own), read_stack(experts, "down_proj", own)
     )
 
 

@@ -5,12 +5,14 @@ their log-probabilities differ by more than any rounding. Only the choice is rep
 the router's scores of now, by the router's own code, so that gradients flow through them.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mint_engine.training.batch import Batch
 from mint_engine.training.delta import Current
 
 
@@ -25,11 +27,15 @@ def prepare(block: Any, layer: int, experts: int, current: Current) -> None:
 
 
 def _route(forward: Any, layer: int, experts: int, current: Current, *told: Any, **named: Any) -> Any:
-    routes = current.batch.routes if current.batch is not None else None
-    if routes is None:
+    with replaying(current.batch, layer, experts):
         return forward(*told, **named)
-    with _Choice(routes[:, layer], experts):
-        return forward(*told, **named)
+
+
+def replaying(batch: Batch | None, layer: int, experts: int) -> AbstractContextManager[object]:
+    """While it lasts, the router of the `layer`-th block of experts chooses what a batch's rollouts took."""
+    if batch is None or batch.routes is None:
+        return nullcontext()
+    return _Choice(batch.routes[:, layer], experts)
 
 
 class _Choice(TorchFunctionMode):

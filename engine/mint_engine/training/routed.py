@@ -76,6 +76,13 @@ class Stack:
         return _by_expert(dy, bounds, product)
 
 
+def read_stack(experts: Any, name: str, modules: Sequence[Module]) -> Stack:
+    """One of the linears of transformers' stacked experts; of `modules`, those that are part of it."""
+    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
+    own = tuple(module for module in modules if module.part_of.endswith(f".{name}"))
+    return Stack(getattr(experts, name), bias, bool(experts.is_transposed), own)
+
+
 @dataclass(frozen=True)
 class Owned:
     """A run of pairs with the part that its policy adds to some of a stack's outputs."""
@@ -92,10 +99,7 @@ def register() -> None:
 
 def prepare(experts: Any, modules: Sequence[Module], current: Current, held: Cut) -> None:
     """Let stacked experts know their modules, which ones are held, and where to look for what is being computed."""
-    experts.mint_trained = {
-        name: tuple(module for module in modules if module.part_of.endswith(f".{name}"))
-        for name in ("gate_up_proj", "down_proj")
-    }
+    experts.mint_trained = {name: read_stack(experts, name, modules) for name in ("gate_up_proj", "down_proj")}
     experts.mint_current, experts.mint_held = current, held
 
 
@@ -106,8 +110,9 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
     routing = sort_routes(routes, batch.owners, experts.mint_held, len(batch.segments))
     spread = hidden.unsqueeze(1).expand(-1, each, -1).reshape(tokens * each, -1)
     x = _Spread.apply(spread, routing)
-    inner = experts._apply_gate(_multiply(x, _stack(experts, "gate_up_proj"), routing, batch.segments))
-    out = _multiply(inner, _stack(experts, "down_proj"), routing, batch.segments)
+    stacks: dict[str, Stack] = experts.mint_trained
+    inner = experts._apply_gate(_multiply(x, stacks["gate_up_proj"], routing, batch.segments))
+    out = _multiply(inner, stacks["down_proj"], routing, batch.segments)
     out = _Collect.apply(out, routing).view(tokens, each, -1)
     mixed: torch.Tensor = (out * weights.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
     return mixed
@@ -144,6 +149,16 @@ def sort_routes(routes: torch.Tensor, owners: torch.Tensor, held: Cut, segments:
     return Routing(spread, back, count == pairs, bounds, tuple(runs))
 
 
+def own_parts(stack: Stack, routing: Routing, segments: Sequence[Segment]) -> list[Owned]:
+    """What adapters add to a stack's outputs, run by run."""
+    return [
+        Owned(run, module.outputs, part)
+        for run in routing.runs
+        for module in stack.modules
+        if (part := segments[run.segment].parts.get(module.path)) is not None
+    ]
+
+
 class _Product(torch.autograd.Function):
     """x [R, in] by the experts' frozen weights and each run's own adapter -> [R, out]."""
 
@@ -177,12 +192,12 @@ class _Spread(torch.autograd.Function):
     def forward(ctx: Any, pairs: torch.Tensor, routing: Routing) -> torch.Tensor:
         """-> [R, *]"""
         ctx.routing = routing
-        return _spread(pairs, routing)
+        return spread(pairs, routing)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         """[R, *] -> [P, *]"""
-        return _collect(gradients[0], ctx.routing), None
+        return collect(gradients[0], ctx.routing), None
 
 
 class _Collect(torch.autograd.Function):
@@ -192,37 +207,27 @@ class _Collect(torch.autograd.Function):
     def forward(ctx: Any, rows: torch.Tensor, routing: Routing) -> torch.Tensor:
         """-> [P, *]"""
         ctx.routing = routing
-        return _collect(rows, routing)
+        return collect(rows, routing)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         """[P, *] -> [R, *]"""
-        return _spread(gradients[0], ctx.routing), None
+        return spread(gradients[0], ctx.routing), None
 
 
-def _spread(pairs: torch.Tensor, routing: Routing) -> torch.Tensor:
+def spread(pairs: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """Pairs [P, *] to their rows [R, *], zeros where a row pads."""
     return functional.pad(pairs, (0, 0, 0, 1)).index_select(0, routing.order)
 
 
-def _collect(rows: torch.Tensor, routing: Routing) -> torch.Tensor:
-    """Zeros for pairs of other ranks."""
+def collect(rows: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """Rows [R, *] to their pairs [P, *]; zeros for pairs of other ranks."""
     return (rows if routing.whole else functional.pad(rows, (0, 0, 0, 1))).index_select(0, routing.back)
 
 
 def _multiply(x: torch.Tensor, stack: Stack, routing: Routing, segments: Sequence[Segment]) -> torch.Tensor:
-    owned = [
-        Owned(run, module.outputs, part)
-        for run in routing.runs
-        for module in stack.modules
-        if (part := segments[run.segment].parts.get(module.path)) is not None
-    ]
-    y: torch.Tensor = _Product.apply(x, stack, routing, owned)
+    y: torch.Tensor = _Product.apply(x, stack, routing, own_parts(stack, routing, segments))
     return y
-
-
-def _stack(experts: Any, name: str) -> Stack:
-    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
-    return Stack(getattr(experts, name), bias, bool(experts.is_transposed), experts.mint_trained[name])
 
 
 def _by_expert(

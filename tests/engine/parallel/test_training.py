@@ -27,7 +27,7 @@ LLAMAS: dict[str, dict[str, Any]] = {
 }
 # The others by transformers' modules: windows and caps, experts, experts with biases, latents, sparse attention.
 OTHERS = ("gemma2", "qwen3_moe", "gpt_oss", "deepseek_v3", "glm_5")
-CLOSE = {"float32": 1e-4, "bfloat16": 0.1}
+CLOSE = {"float32": 1e-4, "bfloat16": 0.15}  # one rank may compute by own kernels what two do by transformers'
 
 
 MIXED = [("llama of uneven heads", "float32"), ("llama of uneven heads", "bfloat16"), ("qwen3_moe", "bfloat16")]

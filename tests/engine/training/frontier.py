@@ -25,9 +25,9 @@ def base_over(model: PreTrainedModel) -> Base:
     return Base(model, None, frozenset(), name, 256, VOCABULARY, model.dtype, CPU)  # type: ignore[arg-type]
 
 
-def trainer_of(name: str, dtype: torch.dtype = torch.float32) -> Trainer:
+def trainer_of(name: str, dtype: torch.dtype = torch.float32, *, lean: bool = False) -> Trainer:
     base = base_of(name, dtype)
-    return Trainer(base, find_modules(base.model), max_rank=16, lean=False)
+    return Trainer(base, find_modules(base.model), max_rank=16, lean=lean)
 
 
 def examples_of(number: int, turn: int = 0) -> list[Example]:

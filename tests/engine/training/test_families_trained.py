@@ -1,4 +1,7 @@
-"""Every family's gradients are autograd's on transformers' eager model with merged weights, solo and mixed."""
+"""Every family's gradients are autograd's on transformers' eager model with merged weights, solo and mixed.
+
+By the generic pass; and routed experts by the lean one too, where a family has that.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +27,7 @@ from tests.engine.training.scene import OPTIMIZER, awaken, learn
 
 SUMS = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
 RANKS = (4, 8, 1)
+LEAN = ("qwen3_moe", True)
 SPARSE = ("deepseek_v32", "glm_5")
 
 
@@ -41,9 +45,9 @@ def batches(names: list[str], turn: int = 0) -> list[PolicyBatch]:
     return [PolicyBatch(name, examples_of(int(name[-1]), turn), SUMS) for name in names]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_of_a_mixed_batch(family: str) -> None:
-    trainer = trainer_of(family)
+@pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in FAMILIES), LEAN])
+def test_gradients_of_a_mixed_batch(family: str, lean: bool) -> None:
+    trainer = trainer_of(family, lean=lean)
     names = make_policies(trainer)
     found = learn(trainer, batches(names))
     for name in names:
@@ -57,16 +61,16 @@ def test_gradients_of_a_mixed_batch(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", [*ROUTED, "gemma2"])
-def test_alone_as_beside_others(family: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in (*ROUTED, "gemma2")), LEAN])
+def test_alone_as_beside_others(family: str, lean: bool, dtype: torch.dtype) -> None:
     """Two steps, bit for bit, though the others change how many tokens each expert has."""
-    together = trainer_of(family, dtype)
+    together = trainer_of(family, dtype, lean=lean)
     names = make_policies(together)
     for turn in range(2):
         learn(together, batches(names, turn))
         together.step(dict.fromkeys(names, OPTIMIZER))
     for name in names:
-        alone = trainer_of(family, dtype)
+        alone = trainer_of(family, dtype, lean=lean)
         make_policies(alone)
         for turn in range(2):
             learn(alone, batches([name], turn))

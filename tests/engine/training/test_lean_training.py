@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from mint_contracts.training import Loss
 from mint_engine.model.modules import find_modules
-from mint_engine.training.example import PolicyBatch
+from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome
 from tests.engine.training.scene import LLAMA, SIZES, base_of, groups, learn, model_of, policies, trainer_of
@@ -25,16 +34,34 @@ TAKEN: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES),
 }
+MOST_TOKENS = 40  # of an example
+MOE: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+ROUTED: dict[str, PreTrainedConfig] = {
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=6),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, norm_topk_prob=True),
+    "qwen3_moe with a dense layer": Qwen3MoeConfig(**SIZES, **MOE, mlp_only_layers=[0]),
+}
 
 
-def gradients(trainer: Trainer, loss: Loss, prompts: int = 2) -> tuple[Trainer, dict[str, LossOutcome]]:
+def gradients(
+    trainer: Trainer, loss: Loss, prompts: int = 2, routed: int = 0
+) -> tuple[Trainer, dict[str, LossOutcome]]:
     """Of three policies. Weights are rounded to bfloat16 whatever computes: what is computed with them differs."""
     names = policies(trainer, 3)
     for name in names:
         policy = trainer.policy(name)
         policy.weights.copy_(policy.weights.to(torch.bfloat16))
-    batches = [PolicyBatch(name, groups(50 + at, prompts, size=4), loss) for at, name in enumerate(names)]
+    batches = [PolicyBatch(name, examples(50 + at, prompts, routed), loss) for at, name in enumerate(names)]
     return trainer, learn(trainer, batches)
+
+
+def examples(seed: int, prompts: int, routed: int) -> list[Example]:
+    """With routes through as many layers of experts, by which all that computes chooses alike."""
+    found, draw = groups(seed, prompts, size=4), np.random.default_rng(seed)
+    if not routed:
+        return found
+    routes = draw.random((MOST_TOKENS, routed, MOE["num_experts"])).argsort(-1)[..., : MOE["num_experts_per_tok"]]
+    return [dataclasses.replace(each, routes=routes[: len(each.tokens)].astype(np.uint8)) for each in found]
 
 
 def distance(one: Trainer, other: Trainer, name: str) -> float:
@@ -45,10 +72,10 @@ def distance(one: Trainer, other: Trainer, name: str) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-@pytest.mark.parametrize("family", TAKEN)
+@pytest.mark.parametrize("family", TAKEN | ROUTED)
 def test_lean_equals_generic(family: str) -> None:
     (lean, found), (generic, expected) = (
-        gradients(trainer_of(TAKEN[family], lean=lean), Loss(kl_coefficient=0.1)) for lean in (True, False)
+        gradients(trainer_of((TAKEN | ROUTED)[family], lean=lean), Loss(kl_coefficient=0.1)) for lean in (True, False)
     )
     assert lean.compute.startswith("lean")
     assert generic.compute == "generic"
@@ -58,7 +85,7 @@ def test_lean_equals_generic(family: str) -> None:
             assert abs(one - other).max() < 1e-4
 
 
-@pytest.mark.parametrize("family", TAKEN)
+@pytest.mark.parametrize("family", TAKEN | ROUTED)
 def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
     """Both miss the same base's gradients in float32 by 2 to 4% of their norm, lean by no more than generic; from
     each other they are no further than two independent errors of that size would put them.
@@ -66,12 +93,15 @@ def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
     Over some 250 tokens a policy that count alike: where ratios weigh them, a few decide, and where those are clipped
     it does which side of the clip rounding puts them on.
     """
-    alike = Loss(type="cross_entropy")
-    base = base_of(TAKEN[family], torch.bfloat16)
+    alike, config = Loss(type="cross_entropy"), (TAKEN | ROUTED)[family]
+    routed = config.num_hidden_layers - len(getattr(config, "mlp_only_layers", ())) if family in ROUTED else 0
+    base = base_of(config, torch.bfloat16)
     exact = dataclasses.replace(base, model=nn.Module.to(base.model, torch.float32), dtype=torch.float32)
-    reference, expected = gradients(Trainer(exact, find_modules(exact.model), max_rank=16, lean=False), alike, 8)
+    reference, expected = gradients(
+        Trainer(exact, find_modules(exact.model), max_rank=16, lean=False), alike, 8, routed
+    )
     (lean, found), (generic, beside) = (
-        gradients(trainer_of(TAKEN[family], torch.bfloat16, lean=lean), alike, 8) for lean in (True, False)
+        gradients(trainer_of(config, torch.bfloat16, lean=lean), alike, 8, routed) for lean in (True, False)
     )
     for name in lean.names:
         ours, theirs = distance(lean, reference, name), distance(generic, reference, name)

@@ -28,7 +28,7 @@ from tests.engine.running import save_tokenizer
 from tests.engine.training import frontier
 from tests.engine.training.scene import awaken, learn
 from tests.engine.training.teaching import assignment, train, training
-from tests.engine.training.test_families_trained import SUMS
+from tests.engine.training.test_families_trained import LEAN, SUMS
 
 
 def one_of_two() -> PreTrainedModel:
@@ -97,10 +97,10 @@ def weights_of(family: str, router: Any, hidden: torch.Tensor, chosen: torch.Ten
     return taken / taken.sum(-1, keepdim=True) * float(router.routed_scaling_factor)
 
 
-@pytest.mark.parametrize("family", ROUTED)
-def test_gradients_with_any_routes(family: str) -> None:
+@pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in ROUTED), LEAN])
+def test_gradients_with_any_routes(family: str, lean: bool) -> None:
     """As autograd has them where routers are told the choice: weights and their gradients are still the router's."""
-    trainer = frontier.trainer_of(family)
+    trainer = frontier.trainer_of(family, lean=lean)
     trainer.create("p/0", PolicySettings(4))
     awaken(trainer, "p/0")
     merged = frontier.Merged(trainer, "p/0", make_model(FAMILIES[family]))
