@@ -1,4 +1,6 @@
-"""The expert product against its naive reference: one pair of token and expert after another."""
+"""The experts' products, the adapters' and the base's, against naive references: one pair after another."""
+
+import itertools
 
 import pytest
 import torch
@@ -104,3 +106,29 @@ def test_experts_stay_differentiable() -> None:
     a, b = (each.view(EXPERTS, -1, each.shape[1]) for each in part)
     expected = torch.stack([b[expert].sum(1) @ a[expert] * slots.scalings[1, 2] for expert in (0, 1, 1, 4)])
     torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, 2 * ROWS + 1), min_size=1, max_size=5), st.integers(1, 70), st.integers(1, 70),
+    st.integers(0, 1 << 20),
+)  # fmt: skip
+def test_the_bases_product(
+    dtype: torch.dtype, tolerance: float, counts: list[int], wide: int, high: int, seed: int
+) -> None:
+    """Of any sizes and numbers of rows; a row's numbers are the same bit for bit with others and without."""
+    kernels = find_kernels(dtype, CPU)
+    if kernels is None:
+        pytest.skip("no compiled kernels here")
+    bounds = list(itertools.accumulate(counts, initial=0))
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(len(counts), high, wide, generator=draw).to(dtype)
+    x = torch.randn(bounds[-1], wide, generator=draw).to(dtype)
+    found = kernels.multiply_experts(x, weight, bounds)
+    for expert, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        for row in range(start, stop):
+            expected = weight[expert].float() @ x[row].float()
+            torch.testing.assert_close(found[row].float(), expected, rtol=tolerance, atol=tolerance * wide**0.5)
+            alone = [0] * (expert + 1) + [1] * (len(counts) - expert)
+            assert torch.equal(kernels.multiply_experts(x[row : row + 1], weight, alone)[0], found[row])

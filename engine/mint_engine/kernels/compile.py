@@ -15,6 +15,7 @@ SOURCES = (
     "attend.cpp",
     "backward.cpp",
     "draw.cpp",
+    "experts.cpp",
     "logits.cpp",
     "lora.cpp",
     "pass.cpp",

@@ -5,7 +5,7 @@ Nothing is checked here that would cost time on every call: callers are the pass
 
 import ctypes
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lora": (_P, _I, _P, _I, _P, _I, _P, _P, _I),
     "sum": (_P, _I, _I, _P),
     "meet": (_P,),
+    "multiply_experts": (_P, _P, _I, _P, _I, _I, _P),
     "lora_experts": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I),
 }
 DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # of the kernels, as their names end
@@ -63,6 +64,8 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, variant: str, dtype: torch.dtype) -> None:
         self.variant = variant
+        # Whether a weight's rows are met as they are faster than by torch: where dot products are one instruction.
+        self.meets_rows = variant == "avx512_bf16" and dtype == torch.bfloat16
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
             function.argtypes, function.restype = signature, None
@@ -79,6 +82,7 @@ class Kernels:
     _draw: Callable[..., None]
     _attend: Callable[..., None]
     _lora: Callable[..., None]
+    _multiply_experts: Callable[..., None]
     _lora_experts: Callable[..., None]
     _sum: Callable[..., None]
     _meet: Callable[..., None]
@@ -187,6 +191,13 @@ class Kernels:
             y.data_ptr(), y.shape[1], x.data_ptr(), x.shape[1], items.data_ptr(), items.shape[0],
             ctypes.byref(slots_struct(slots)), parts.data_ptr(), parts.shape[0],
         )  # fmt: skip
+
+    def multiply_experts(self, x: torch.Tensor, weight: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
+        """Rows bounds[e] to bounds[e + 1] of x [P, in] by expert e's weight; weight [E, out, in] -> [P, out]."""
+        count, high, wide = weight.shape
+        y, limits = x.new_empty((x.shape[0], high)), torch.tensor(bounds)
+        self._multiply_experts(x.data_ptr(), limits.data_ptr(), count, weight.data_ptr(), wide, high, y.data_ptr())
+        return y
 
     def lora_experts(self, y: torch.Tensor, x: torch.Tensor, items: torch.Tensor, slots: Slots, module: int) -> None:
         """y [P, out] += each pair's adapter of x [P, in], in place; y may be columns of a wider tensor.

@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.kernels.library import Kernels
 from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
@@ -36,6 +37,7 @@ class ExpertModules:
     gate: int | None
     up: int | None
     down: int | None
+    kernels: Kernels | None  # where they take the base's products too; gradients do not pass through these
 
 
 def register() -> None:
@@ -74,11 +76,11 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
     if not pairs.bounds[-1]:
         return torch.zeros_like(hidden)
     x = hidden.index_select(0, pairs.order // each)  # [P, H]
-    y = _product(x, experts.gate_up_proj, _bias(experts, "gate_up_proj"), pairs.bounds, experts.is_transposed)
+    y = _product(experts, "gate_up_proj", x, pairs.bounds)
     if rows is not None:
         _add_gate_up(y, x, modules, rows, pairs, concatenated=experts.is_concatenated)
     inner = experts._apply_gate(y)  # [P, I]
-    out = _product(inner, experts.down_proj, _bias(experts, "down_proj"), pairs.bounds, experts.is_transposed)
+    out = _product(experts, "down_proj", inner, pairs.bounds)
     if rows is not None:
         add_expert_lora([(out, modules.down)], inner, modules.slots, rows, pairs)
     out = out * weights.reshape(-1, 1).index_select(0, pairs.order)
@@ -99,17 +101,18 @@ def _add_gate_up(
         y[:, at::2] += added
 
 
-def _bias(experts: Any, name: str) -> torch.Tensor | None:
-    return getattr(experts, f"{name}_bias") if experts.has_bias else None
-
-
-def _product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, bounds: Sequence[int], transposed: bool
-) -> torch.Tensor:
+def _product(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
     """Rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out]."""
+    weight: torch.Tensor = getattr(experts, name)
+    kernels: Kernels | None = experts.mint_modules.kernels
+    if kernels is not None and not torch.is_grad_enabled():
+        return kernels.multiply_experts(x, weight, bounds)
+    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
     parts = [
         functional.linear(
-            x[start:stop], weight[at].t() if transposed else weight[at], bias[at] if bias is not None else None
+            x[start:stop],
+            weight[at].t() if experts.is_transposed else weight[at],
+            bias[at] if bias is not None else None,
         )
         for at, (start, stop) in enumerate(itertools.pairwise(bounds))
         if start < stop

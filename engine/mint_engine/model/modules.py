@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.adapter import Module
-from mint_engine.kernels.library import Kernels
+from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.model.expert_lora import ExpertRows
 from mint_engine.model.experts import ExpertModules, is_stack, stacked_modules
 from mint_engine.model.indexer import rotation_of, select
@@ -123,7 +123,11 @@ def replace_modules(model: PreTrainedModel, slots: Slots, held: Cut | None = Non
 
 def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current, held: Cut | None) -> None:
     gate, up, down = (slots.index.get(f"{path}.{name}") for name in ("gate_proj", "up_proj", "down_proj"))
-    experts.mint_modules = ExpertModules(slots, held or Cut(0, int(experts.num_experts)), gate, up, down)
+    kernels = None if experts.is_transposed or experts.has_bias else find_kernels(slots.dtype, slots.device)
+    if kernels is not None and not kernels.meets_rows:
+        kernels = None
+    held = held or Cut(0, int(experts.num_experts))
+    experts.mint_modules = ExpertModules(slots, held, gate, up, down, kernels)
     experts.mint_current = current
 
 
