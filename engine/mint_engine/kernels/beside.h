@@ -77,8 +77,8 @@ class Beside {
           settle(y + row * out + due.column, sums() + row * out + due.column, due.pair.part.out);
         continue;
       }
-      Ahead first = due.pair.ahead_b(), second;
-      if (at + 1 < pairs_.size()) second = pairs_[at + 1].pair.ahead_a();
+      Ahead first, second;  // the next pair's: nothing but this pair's own time is left to bring it in
+      if (at + 1 < pairs_.size()) first = pairs_[at + 1].pair.ahead_a(), second = pairs_[at + 1].pair.ahead_b();
       add<true>(due, y, first, second);
     }
     return alone_ && linear_->target_count;
