@@ -85,6 +85,10 @@ class Give(msgspec.Struct, frozen=True, tag=True, array_like=True):
     policy: int
 
 
+class Abandon(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The update is over, done or not, between two of its pieces: hold nothing of it any more."""
+
+
 class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Put the packed adapter in the file whose descriptor comes along into a slot."""
 
@@ -98,7 +102,7 @@ class Clear(msgspec.Struct, frozen=True, tag=True, array_like=True):
     slot: int
 
 
-Lesson = Hold | Compute | Advance | Give
+Lesson = Hold | Compute | Advance | Give | Abandon
 Told = Begin | Meet | Step | Wipe | Lesson
 Answer = Ready | Refused
 SlotChange = Load | Clear

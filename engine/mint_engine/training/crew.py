@@ -2,6 +2,10 @@
 
 The first rank keeps policies and losses. It tells the others every batch, and has them compute it piece by piece when
 it does so itself: so they meet in the same order between the same steps of requests.
+
+What goes wrong on the first rank alone between two pieces, or while it grades, ends the update and no more: nobody
+waits for anybody then, and all ranks let go of what they hold of it. What goes wrong within a piece ends the engine,
+for the others may be waiting for sums that never come.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -10,7 +14,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from mint_engine.parallel.messages import Advance, Give, Hold, Lesson
+from mint_contracts.errors import EngineUnavailable
+from mint_engine.parallel.messages import Abandon, Advance, Give, Hold, Lesson
 from mint_engine.training.batch import Batch, Held, Wanted, parts_of
 from mint_engine.training.head import GradeOf, score_all
 from mint_engine.training.passes import Pass
@@ -22,7 +27,7 @@ T = TypeVar("T")
 
 
 class Crew(Protocol):
-    """One update at a time, in this order: hold, run any number of batches, gather."""
+    """One update at a time, in this order: hold, run any number of batches, gather; let go wherever it ended."""
 
     @property
     def name(self) -> str:
@@ -39,6 +44,10 @@ class Crew(Protocol):
 
     def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:
         """The gradients of all that is held, each whole [n] float32."""
+        ...
+
+    def let_go(self) -> None:
+        """Keep nothing of the update on any other rank, whether it is done or given up; never raises."""
         ...
 
 
@@ -79,6 +88,9 @@ class Alone:
         yield from ()
         return [each.gradient for each in held]
 
+    def let_go(self) -> None:
+        """There is no other."""
+
 
 class Leader:
     """The first of several ranks."""
@@ -89,23 +101,40 @@ class Leader:
 
     def hold(self, policies: Sequence[Policy]) -> Generator[None, None, list[Held]]:
         """A share of each."""
-        told, found = [], []
+        told, found = [], list[Held]()
         for policy in policies:
             pairs = zip(policy.form.layout.places, policy.form.scalings, strict=True)
             told.append([(place.path, place.rank, scaling) for place, scaling in pairs])
+        runs: list[torch.Tensor] = []
         own = (
-            self._sharing.take(number, each.form.layout, each.form.scalings, each.weights.to(self._dtype))
+            self._sharing.take(number, each.form.layout, each.form.scalings, runs.pop())
             for number, each in enumerate(policies)
         )
-        for held in self._together(Hold(told), own):
-            found.append(held)
+        steps = self._together(Hold(told), own)
+        for policy in policies:
+            runs.append(policy.weights.to(self._dtype))  # before the others are told: there may be no memory for it
+            found.append(next(steps))
             yield
         return found
 
     def run(self, batch: Batch, wanted: Sequence[Wanted], grade: GradeOf, *, learn: bool) -> Iterator[None]:
         """See `Crew`."""
-        own = self._pass.run(batch, score_all(self._pass.head, wanted, grade))
-        return self._together(tell(batch, wanted, learn=learn), own)
+        failures: list[Exception] = []
+
+        def graded(number: int, taken: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | None:
+            """The others wait for what this gives, so it must not raise before the piece is done."""
+            if not failures:
+                try:
+                    return grade(number, taken, logprobs)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this update's alone; raised below
+                    failures.append(error)
+            return torch.zeros_like(logprobs) if learn else None
+
+        own = self._pass.run(batch, score_all(self._pass.head, wanted, graded))
+        for _ in self._together(tell(batch, wanted, learn=learn), own):
+            if failures:
+                raise failures[0]
+            yield
 
     def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:
         """A stretch at a time."""
@@ -118,6 +147,13 @@ class Leader:
                 yield
             found.append(whole)
         return found
+
+    def let_go(self) -> None:
+        """See `Crew`; at the end, or between two pieces."""
+        try:
+            self._others.tell_lesson(Abandon())
+        except EngineUnavailable:  # one of them has ended, and so have all
+            self._others.end()
 
     def _together(self, lesson: Lesson, own: Iterator[T]) -> Iterator[T]:
         """What this rank's part of a lesson gives; each piece of it is computed by all at the same time."""

@@ -8,7 +8,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import lay_out
 from mint_engine.model.base import Base
 from mint_engine.parallel.group import Group
-from mint_engine.parallel.messages import Advance, Compute, Hold, Lesson
+from mint_engine.parallel.messages import Abandon, Advance, Compute, Hold, Lesson
 from mint_engine.training.batch import Held
 from mint_engine.training.head import score_all
 from mint_engine.training.passes import choose_pass
@@ -30,12 +30,14 @@ class Follower:
     def do(self, lesson: Lesson) -> None:
         """This rank's part of it, at the same time as all others'. Raises EngineUnavailable where one has ended."""
         if isinstance(lesson, Hold):
-            self._held.clear()  # of an update that was given up
             self._steps = self._hold(lesson)
         elif isinstance(lesson, Compute):
             self._steps = self._compute(lesson)
         elif isinstance(lesson, Advance):
             next(self._steps, None)
+        elif isinstance(lesson, Abandon):
+            self._held.clear()
+            self._steps = iter(())
         else:
             self._steps = self._sharing.give(self._held.pop(lesson.policy))
 

@@ -105,10 +105,11 @@ class GenericPass:
 
     def _begin(self, batch: Batch) -> tuple[torch.Tensor, list[_Told]]:
         """What the first layer takes [1, T, H], and what each is told."""
-        self._relay.taken.clear()
-        self._relay.told.clear()
-        self._through(batch, self._body.get_input_embeddings()(batch.tokens[None]))
-        return self._relay.taken[0], list(self._relay.told)
+        try:
+            self._through(batch, self._body.get_input_embeddings()(batch.tokens[None]))
+            return self._relay.taken[0], list(self._relay.told)
+        finally:
+            self._relay.forget()
 
     def _end(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
         """What the body makes of the last layer's output: its norm."""
@@ -116,9 +117,7 @@ class GenericPass:
         try:
             return self._through(batch, hidden)
         finally:
-            self._relay.given = None
-            self._relay.taken.clear()
-            self._relay.told.clear()
+            self._relay.forget()
 
     def _through(self, batch: Batch, embedded: torch.Tensor) -> torch.Tensor:
         """The body's own code around its layers, [1, T, H]."""
@@ -156,6 +155,12 @@ class _Relay(nn.Module):
         self.taken: list[torch.Tensor] = []  # by each layer
         self.told: list[_Told] = []
         self.given: torch.Tensor | None = None
+
+    def forget(self) -> None:
+        """Keep nothing: what comes next may be another batch."""
+        self.taken.clear()
+        self.told.clear()
+        self.given = None
 
     def forward(self, hidden: torch.Tensor, *positional: Any, **named: Any) -> Any:
         self.taken.append(hidden)

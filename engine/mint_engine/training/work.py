@@ -111,15 +111,20 @@ class Work:
 
     def _compute_all(self) -> Generator[None, None, list[torch.Tensor]]:
         """The gradient of each share's policy [n] float32: it becomes the policy's own only when all is done."""
-        held = yield from self._crew.hold([share.policy for share in self._shares])
-        for share, each in zip(self._shares, held, strict=True):
-            share.held = each
-        for items in _compose(self._shares):
-            compared = [item for item in items if item.wants_base]
-            if compared:
-                yield from self._compute(compared, learn=False)
-            yield from self._compute(items, learn=True)
-        return (yield from self._crew.gather(held))
+        try:
+            held = yield from self._crew.hold([share.policy for share in self._shares])
+            for share, each in zip(self._shares, held, strict=True):
+                share.held = each
+            for items in _compose(self._shares):
+                compared = [item for item in items if item.wants_base]
+                if compared:
+                    yield from self._compute(compared, learn=False)
+                yield from self._compute(items, learn=True)
+            return (yield from self._crew.gather(held))
+        finally:
+            self._crew.let_go()
+            for share in self._shares:
+                share.held = None
 
     def _compute(self, items: Sequence[Item], *, learn: bool) -> Iterator[None]:
         """Policies learn from the items' tokens, or the bare base tells what it thinks of them."""

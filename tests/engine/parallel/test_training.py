@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mint_contracts.errors import EngineUnavailable
+from mint_contracts.training import Loss
+from mint_engine.parallel.meeting import PATIENCE_S
 from mint_engine.training.work import Work
 from tests.engine import saved_families
 from tests.engine.parallel.learning import NAMES, Learning, engine
@@ -20,6 +22,7 @@ from tests.engine.parallel.processes import followers
 from tests.engine.running import save_base
 from tests.engine.training.frontier import Merged, reference
 from tests.engine.training.scene import learn
+from tests.waiting import until
 
 LLAMAS: dict[str, dict[str, Any]] = {
     "llama of uneven heads": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32},
@@ -135,6 +138,55 @@ def test_steps_of_requests_between_pieces_change_nothing(kind: Kind) -> None:
         found = two.trainer.policy(name).gradient
         assert found is not None
         assert torch.equal(found, gradient)
+
+
+@pytest.mark.parametrize("kind", MIXED, indirect=True, ids=", ".join)
+@pytest.mark.parametrize("fails", ["a grade", "a grade by the base", "holding"])
+def test_a_lesson_that_fails_on_the_first_rank_alone_fails_alone(kind: Kind, fails: str) -> None:
+    """Between two pieces, or while others wait for grades: what comes next is as if it had never been."""
+    two = kind.two
+    expected = two.gradients()
+    answers = play(two.generation, TURNS, two.vocabulary)
+    two.create()
+    first, second, third = two.batches(range(len(NAMES)))
+    if fails == "holding":
+        two.trainer.policy(NAMES[2]).weights = UnheldWeights()
+    elif fails == "a grade":
+        third = replace(third, loss=Loss(clip_low=None))  # type: ignore[arg-type]
+    else:
+        second = replace(second, loss=Loss(clip_low=None, kl_coefficient=0.3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError if fails != "holding" else MemoryError):
+        learn(two.trainer, [first, second, third])
+    assert not two.lost
+    assert all(two.trainer.policy(name).gradient is None for name in NAMES)
+    assert torch.equal(play(two.generation, TURNS, two.vocabulary), answers)
+    for found, each in zip(two.gradients(), expected, strict=True):
+        assert torch.equal(found, each)
+
+
+class UnheldWeights(torch.Tensor):
+    """Weights for a copy of which there is no memory."""
+
+    def to(self, *_: Any, **__: Any) -> torch.Tensor:
+        raise MemoryError
+
+
+async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait in the middle of it."""
+    others = followers()
+    with engine(save("qwen3_moe", tmp_path), 2) as two:
+        two.create()
+        (rank,) = set(followers()) - set(others)
+        work = two.trainer.begin(two.batches([0]))
+        work.advance()
+        passed: Any = two.trainer._crew
+        monkeypatch.setattr(passed._pass, "_layers", [None])
+        with pytest.raises(TypeError):
+            finish(work)
+        assert two.lost
+        await until(lambda: rank not in followers(), timeout_s=PATIENCE_S / 2)
 
 
 def test_three_ranks_share_what_does_not_divide(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""Ranks let go of an update wherever it ends: the first one, and another that is told by the very messages."""
+
+import gc
+import os
+from itertools import count
+
+import pytest
+import torch
+
+from mint_engine.model.base import Base
+from mint_engine.model.modules import find_modules
+from mint_engine.parallel.meeting import Extent, Meeting
+from mint_engine.parallel.messages import Lesson
+from mint_engine.parallel.shard import share_of
+from mint_engine.parallel.shared import SharedGroup
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.follower import Follower
+from mint_engine.training.trainer import Lead, Trainer
+from tests.engine.training.frontier import base_of, examples_of
+from tests.engine.training.scene import DAPO, learn, policies
+
+
+def alone(base: Base) -> SharedGroup:
+    """A meeting with nobody: the whole base is this rank's."""
+    extent = Extent(1, 1, 64, int(base.config.hidden_size), base.vocab_size, base.dtype)
+    descriptor = os.memfd_create("mint-test")
+    os.ftruncate(descriptor, extent.nbytes)
+    return SharedGroup(Meeting(descriptor, extent, share_of(base.model, 0, 1)))
+
+
+class InProcess:
+    """Another rank, but that it meets nobody."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+
+    def tell_lesson(self, lesson: Lesson) -> None:
+        self._follower.do(lesson)
+
+    def end(self) -> None:
+        raise AssertionError
+
+
+def held_bytes() -> int:
+    """Of all tensors that anything in this process refers to."""
+    gc.collect()
+    found = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in found}.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_wherever_an_update_ends_nothing_of_it_is_kept(family: str) -> None:
+    base, other = base_of(family), base_of(family)
+    others = InProcess(Follower(other, find_modules(other.model), alone(other)))
+    trainer = Trainer(base, find_modules(base.model), max_rank=16, lead=Lead(others, alone(base)))
+    names = policies(trainer, 2)
+    batches = [PolicyBatch(name, examples_of(number), DAPO) for number, name in enumerate(names)]
+    learn(trainer, batches)  # what is made once is made now
+    for name in names:
+        trainer.policy(name).forget_gradient()
+    before, most = held_bytes(), 0
+    for pieces in (int(1.6**power) for power in count(1)):
+        work = trainer.begin(batches)
+        if not all(work.advance() for _ in range(pieces)):
+            break
+        most = max(most, held_bytes())
+        work.cancel()
+        assert held_bytes() == before, pieces
+    assert most > before
+    assert pieces > 20
+    for name in names:
+        trainer.policy(name).forget_gradient()
+    assert held_bytes() == before
