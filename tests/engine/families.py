@@ -15,6 +15,7 @@ from transformers import (
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
@@ -66,6 +67,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, norm_topk_prob=True),
+    "phi3": Phi3Config(**SIZES),
     "gpt_oss": GptOssConfig(
         **SIZES,
         num_local_experts=6,

@@ -35,7 +35,7 @@ COLUMNS = ("gate_proj", "up_proj", "down_proj")
 
 
 @pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"phi3"}))  # which is not planned
 def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
     """Weights, slots and cache of every rank that an engine lays out, in bytes of float32."""
     config = FAMILIES[name]

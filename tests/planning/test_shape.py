@@ -65,7 +65,7 @@ def test_the_tensors_of_a_30b_adapter() -> None:
     assert read_shape(FRONTIER["qwen3_30b_a3b"]).adapter_tensors("all") == 37248
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"phi3"}))  # which is not planned
 def test_small_bases_as_the_engine_holds_them(name: str) -> None:
     """Weights, slots and cache of a real engine's parts, in bytes of float32."""
     forward = make_forward(FAMILIES[name], slots=2, pages=7)

@@ -45,4 +45,8 @@ def matched(
     for (place, a, b), (_, own_a, own_b) in zip(halves(layout, run), halves(own_layout, own_run), strict=True):
         inputs, outputs, experts = cuts[place.path].slices
         yield a[experts, :, inputs], own_a
-        yield b[experts, :, outputs], own_b
+        start = 0
+        for columns in outputs:
+            part = b[experts, :, columns]
+            yield part, own_b[:, :, start : start + part.shape[2]]
+            start += part.shape[2]

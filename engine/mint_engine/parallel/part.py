@@ -24,6 +24,9 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 # What keeps experts in their order and does nothing else between them or within what a rank shares of a linear.
 _HARMLESS = (MergeModulelist, Concatenate)
 
+_Part = tuple[slice, ...]  # of a tensor: a slice for each of its first dimensions
+_ALL: list[_Part] = [()]
+
 
 class Part:
     """A rank's part of a base: first of what it is, then of its files."""
@@ -53,21 +56,21 @@ class Part:
 
 
 class _Slice:
-    """A part of a tensor in a file, read when it is asked for."""
+    """Parts of a tensor in a file, one below another, read when they are asked for."""
 
-    def __init__(self, tensor: Stored, part: tuple[slice, ...]) -> None:
-        self._tensor, self._part = tensor, part
+    def __init__(self, tensor: Stored, parts: Sequence[_Part]) -> None:
+        self._tensor, self._parts = tensor, parts
 
     def get_shape(self) -> list[int]:
         shape = self._tensor.get_shape()
-        cut = [len(range(size)[part]) for size, part in zip(shape, self._part, strict=False)]
-        return [*cut, *shape[len(cut) :]]
+        cuts = [[len(range(size)[cut]) for size, cut in zip(shape, part, strict=False)] for part in self._parts]
+        return [sum(cut[0] for cut in cuts), *cuts[0][1:], *shape[len(cuts[0]) :]]
 
     def get_dtype(self) -> str:
         return self._tensor.get_dtype()
 
     def __getitem__(self, _: Any) -> torch.Tensor:
-        return self._tensor[self._part].contiguous()
+        return torch.cat([self._tensor[part] for part in self._parts])
 
 
 def _is_harmless(step: Any) -> bool:
@@ -78,25 +81,25 @@ def _select(tensors: Mapping[str, Stored], share: Share, prefix: str) -> dict[st
     found: dict[str, Stored] = {}
     for key, tensor in tensors.items():
         inside = f".{prefix}" in f".{key}" or key.startswith(prefix.removeprefix("model."))
-        part = part_of(key, tensor.get_shape(), share) if inside else ()
-        if part is not None:
-            found[key] = _Slice(tensor, part) if part else tensor
+        parts = parts_of(key, tensor.get_shape(), share) if inside else _ALL
+        if parts:
+            found[key] = tensor if parts == _ALL else _Slice(tensor, parts)
     return found
 
 
-def part_of(key: str, shape: Sequence[int], share: Share) -> tuple[slice, ...] | None:
-    """What of a decoder layer's tensor of that name the rank reads: () for all of it, None for nothing."""
+def parts_of(key: str, shape: Sequence[int], share: Share) -> list[_Part]:
+    """What of a decoder layer's tensor of that name the rank reads, one below another."""
     if expert := _EXPERT.search(key):
-        return () if int(expert[1]) in range(*share.experts) else None
+        return _ALL if int(expert[1]) in range(*share.experts) else []
     path, _, kind = key.rpartition(".")
     if kind in STACKED and path.endswith(".experts"):
-        return (slice(*share.experts),)
+        return [(slice(*share.experts),)]
     if kind == "sinks":
-        return (slice(*share.heads),)
+        return [(slice(*share.heads),)]
     if not is_shared(path):
-        return ()
+        return _ALL
     if kind == "bias" and is_partial(path):
-        return () if share.rank == 0 else None
+        return _ALL if share.rank == 0 else []
     high, wide = (*shape, 0)[:2]
     inputs, outputs, _ = share.of(Module(path, wide, high)).slices
-    return (outputs, inputs)[: len(shape)]
+    return [(run, inputs)[: len(shape)] for run in outputs]

@@ -59,11 +59,11 @@ def shard_head(base: Base, share: Share) -> None:
 def cut_linear(linear: nn.Linear, cut: ModuleCut, *, whole_bias: bool) -> nn.Linear:
     """A copy of a share of a linear; of one cut by inputs the bias goes with one rank's share alone."""
     columns, rows, _ = cut.slices
-    weight = linear.weight[rows, columns].clone()
+    weight = torch.cat([linear.weight[run, columns] for run in rows])
     own = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     own.weight = nn.Parameter(weight, requires_grad=False)
     if linear.bias is not None and (cut.inputs is None or whole_bias):
-        own.bias = nn.Parameter(linear.bias[rows].clone(), requires_grad=False)
+        own.bias = nn.Parameter(torch.cat([linear.bias[run] for run in rows]), requires_grad=False)
     return own
 
 
@@ -86,6 +86,21 @@ def _cut_heads(attention: Any, path: str, share: Share) -> None:
             raise not_shared(f"{path}.{name}")
     if hasattr(attention, "num_heads"):  # latent attention's
         attention.num_heads = share.heads.size
+    if hasattr(attention, "qkv_proj"):  # which it takes apart by what it knows of the base's heads
+        attention.config = _OwnHeads(attention.config, share.heads.size)
+        attention.num_key_value_heads = share.kv_heads.size
+
+
+class _OwnHeads:
+    """A base's configuration, also when it changes later, as an attention with a share of the heads sees it."""
+
+    def __init__(self, config: Any, heads: int) -> None:
+        self._config, self.num_attention_heads = config, heads
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_config" not in self.__dict__:  # as copies ask before they are filled
+            raise AttributeError(name)
+        return getattr(self._config, name)
 
 
 def _part(weight: torch.Tensor, cut: Cut) -> nn.Parameter:

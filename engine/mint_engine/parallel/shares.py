@@ -9,7 +9,7 @@ Routed experts are held whole, some by each rank. What makes latents (of multi-h
 among tokens or experts is held by all: it is small, and all of them need all that it says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import pairwise
@@ -39,18 +39,30 @@ class Cut(NamedTuple):
         return Cut(self.start * each, self.stop * each)
 
 
+@dataclass(frozen=True)
+class Runs:
+    """Cuts of several linears that are one, as of queries, keys and values: a rank holds them side by side."""
+
+    cuts: tuple[Cut, ...]
+
+    @property
+    def size(self) -> int:
+        """How many in all."""
+        return sum(cut.size for cut in self.cuts)
+
+
 class ModuleCut(NamedTuple):
     """What of a linear a rank holds: of its inputs, of its outputs, of its experts, or all where there is None."""
 
     inputs: Cut | None = None
-    outputs: Cut | None = None
+    outputs: Cut | Runs | None = None
     experts: Cut | None = None
 
     @property
-    def slices(self) -> tuple[slice, slice, slice]:
-        """The same of inputs, outputs and experts, to index by."""
-        inputs, outputs, experts = (slice(*cut) if cut else slice(None) for cut in self)
-        return inputs, outputs, experts
+    def slices(self) -> tuple[slice, tuple[slice, ...], slice]:
+        """The same to index by: of inputs, each run of outputs, of experts."""
+        runs = self.outputs.cuts if isinstance(self.outputs, Runs) else (self.outputs,)
+        return _slice(self.inputs), tuple(map(_slice, runs)), _slice(self.experts)
 
 
 class Dimensions(NamedTuple):
@@ -90,7 +102,22 @@ class Share:
             return ModuleCut(outputs=self._part(_CUT_BY_OUTPUTS[name], module.out_features, module.path))
         if name in _CUT_BY_INPUTS:
             return ModuleCut(inputs=self._part(_CUT_BY_INPUTS[name], module.in_features, module.path))
+        if name in _FUSED:
+            return ModuleCut(outputs=self._runs(_FUSED[name], module.out_features, module.path))
         raise not_shared(module.path)
+
+    def _runs(self, fused: Sequence["_By"], size: int, path: str) -> Runs:
+        """Of several linears' outputs, one after another in a single linear of so many."""
+        heads = {_By.HEADS: self.whole.heads, _By.KV_HEADS: self.whole.kv_heads, _By.INNER: 1}
+        units, cuts, start = sum(heads[by] for by in fused), [], 0
+        if size % units:
+            raise not_shared(path)
+        for by in fused:
+            own = size // units * heads[by]
+            cut = self._part(by, own, path)
+            cuts.append(Cut(start + cut.start, start + cut.stop))
+            start += own
+        return Runs(tuple(cuts))
 
     def _part(self, by: "_By", size: int, path: str) -> Cut:
         if by is _By.INNER:
@@ -117,6 +144,7 @@ _CUT_BY_OUTPUTS = {
     "k_proj": _By.KV_HEADS, "v_proj": _By.KV_HEADS,
     "gate_proj": _By.INNER, "up_proj": _By.INNER,
 }  # fmt: skip
+_FUSED = {"qkv_proj": (_By.HEADS, _By.KV_HEADS, _By.KV_HEADS), "gate_up_proj": (_By.INNER, _By.INNER)}  # Phi-3's
 _CUT_BY_INPUTS = {"o_proj": _By.HEADS, "down_proj": _By.INNER}
 # Latent attention's way down, its indexer, and Qwen2-MoE's gate of a shared expert.
 _WHOLE = frozenset({"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "wk", "weights_proj", "shared_expert_gate"})
@@ -151,7 +179,7 @@ def split(size: int, count: int, unit: int = 1) -> tuple[Cut, ...]:
 
 def is_shared(path: str) -> bool:
     """Whether ranks hold but a part of a decoder layer's linear each."""
-    return path.rpartition(".")[2] in _CUT_BY_OUTPUTS.keys() | _CUT_BY_INPUTS.keys()
+    return path.rpartition(".")[2] in _CUT_BY_OUTPUTS.keys() | _CUT_BY_INPUTS.keys() | _FUSED.keys()
 
 
 def is_partial(path: str) -> bool:
@@ -169,6 +197,10 @@ def not_shared(path: str) -> UnsupportedBase:
     return UnsupportedBase(
         "tensorParallelSize", f"is more than 1, and the base has {path}, which is not shared out; set it to 1"
     )
+
+
+def _slice(cut: Cut | None) -> slice:
+    return slice(*cut) if cut else slice(None)
 
 
 def _split_groups(of: Dimensions, count: int) -> tuple[tuple[Cut, ...], tuple[Cut, ...]]:

@@ -16,7 +16,7 @@ MODULES = {
     for path, wide, high, experts in (
         ("l.0.q_proj", HIDDEN, 48, 0), ("l.0.v_proj", HIDDEN, 24, 0), ("l.0.o_proj", 48, HIDDEN, 0),
         ("l.0.up_proj", HIDDEN, 80, 0), ("l.0.down_proj", 80, HIDDEN, 0), ("l.0.q_a_proj", HIDDEN, 20, 0),
-        ("l.0.experts.up_proj", HIDDEN, 12, 5),
+        ("l.0.experts.up_proj", HIDDEN, 12, 5), ("l.1.qkv_proj", HIDDEN, 96, 0), ("l.1.gate_up_proj", HIDDEN, 160, 0),
     )
 }  # fmt: skip
 
@@ -64,5 +64,6 @@ def test_shares_add_up(ranks: list[int], count: int) -> None:
                 torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-4)
                 found = added
             else:
-                found[held(cut.experts), :, held(cut.outputs)] += added
+                columns = torch.cat([torch.arange(module.out_features)[run] for run in cut.slices[1]])
+                found[held(cut.experts)][..., columns] += added
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

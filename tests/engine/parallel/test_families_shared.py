@@ -13,8 +13,8 @@ from tests.engine.parallel.playing import TURNS, built, play
 from tests.engine.saved_families import save_base
 
 FAMILIES = (
-    "mistral", "gemma2", "gemma3", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v3_plain_query", "kimi_k2",
-    "deepseek_v32", "glm_5",
+    "mistral", "gemma2", "gemma3", "phi3", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v3_plain_query",
+    "kimi_k2", "deepseek_v32", "glm_5",
 )  # fmt: skip
 
 

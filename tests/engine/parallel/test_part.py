@@ -10,7 +10,7 @@ from transformers import MixtralConfig
 
 from mint_contracts.errors import CorruptFile
 from mint_engine.model.base import Base, load_base
-from mint_engine.parallel.part import Part, part_of
+from mint_engine.parallel.part import Part, parts_of
 from mint_engine.parallel.shares import Dimensions, share_out
 from tests.engine.families import CPU, FAMILIES, MOE, SIZES, make_model
 from tests.engine.running import save_tokenizer
@@ -51,21 +51,27 @@ def save_mixtral(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "shape", "part"),
+    ("key", "shape", "parts"),
     [
-        ("model.layers.0.self_attn.q_proj.weight", (64, 48), (slice(32, 64), slice(None))),
-        ("model.layers.0.self_attn.k_proj.bias", (32,), (slice(16, 32),)),
-        ("model.layers.0.self_attn.o_proj.weight", (48, 64), (slice(None), slice(32, 64))),
-        ("model.layers.0.self_attn.o_proj.bias", (48,), None),
-        ("model.layers.0.self_attn.sinks", (4,), (slice(2, 4),)),
-        ("model.layers.0.mlp.experts.2.up_proj.weight", (40, 48), None),
-        ("model.layers.0.mlp.experts.3.up_proj.weight", (40, 48), ()),
-        ("model.layers.0.mlp.experts.gate_up_proj", (6, 80, 48), (slice(3, 6),)),
-        ("model.layers.0.input_layernorm.weight", (48,), ()),
+        ("model.layers.0.self_attn.q_proj.weight", (64, 48), [(slice(32, 64), slice(None))]),
+        ("model.layers.0.self_attn.k_proj.bias", (32,), [(slice(16, 32),)]),
+        ("model.layers.0.self_attn.qkv_proj.bias", (64,), [(slice(16, 32),), (slice(40, 48),), (slice(56, 64),)]),
+        (
+            "model.layers.0.mlp.gate_up_proj.weight",
+            (128, 48),
+            [(slice(32, 64), slice(None)), (slice(96, 128), slice(None))],
+        ),
+        ("model.layers.0.self_attn.o_proj.weight", (48, 64), [(slice(None), slice(32, 64))]),
+        ("model.layers.0.self_attn.o_proj.bias", (48,), []),
+        ("model.layers.0.self_attn.sinks", (4,), [(slice(2, 4),)]),
+        ("model.layers.0.mlp.experts.2.up_proj.weight", (40, 48), []),
+        ("model.layers.0.mlp.experts.3.up_proj.weight", (40, 48), [()]),
+        ("model.layers.0.mlp.experts.gate_up_proj", (6, 80, 48), [(slice(3, 6),)]),
+        ("model.layers.0.input_layernorm.weight", (48,), [()]),
     ],
 )
-def test_what_of_a_tensor_is_read(key: str, shape: tuple[int, ...], part: tuple[slice, ...] | None) -> None:
-    assert part_of(key, shape, SHARE) == part
+def test_what_of_a_tensor_is_read(key: str, shape: tuple[int, ...], parts: list[tuple[slice, ...]]) -> None:
+    assert parts_of(key, shape, SHARE) == parts
 
 
 def test_an_expert_that_is_missing_is_missed_by_the_rank_that_would_hold_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.adapter import Module
-from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, share_out
+from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Runs, share_out
 
 SMOLLM = Dimensions(heads=9, kv_heads=3, vocabulary=49152)
 LATENT = Dimensions(heads=8, kv_heads=8, vocabulary=300, experts=8)
@@ -35,7 +35,7 @@ def test_ranks_hold_all_of_a_base(
     up = [share.of(Module("mlp.up_proj", 64, 2 * inner)) for share in shares]
     down = [share.of(Module("mlp.down_proj", 2 * inner, 64)) for share in shares]
     assert [each.outputs for each in up] == [each.inputs for each in down]
-    assert covers([each.outputs for each in up if each.outputs], 2 * inner)
+    assert covers([each.outputs for each in up if isinstance(each.outputs, Cut)], 2 * inner)
     assert covers([share.heads for share in shares], base.heads)
     assert covers([share.vocabulary for share in shares], base.vocabulary)
     assert covers([share.experts for share in shares], base.experts)
@@ -69,6 +69,11 @@ def test_ranks_share_a_key_value_head_where_there_are_too_few() -> None:
         (Module("self_attn.q_b_proj", 24, 8 * 20), ModuleCut(outputs=Cut(80, 160))),
         (Module("self_attn.kv_a_proj_with_mqa", 64, 28), ModuleCut()),
         (Module("self_attn.kv_b_proj", 20, 8 * 22), ModuleCut(outputs=Cut(88, 176))),
+        (
+            Module("self_attn.qkv_proj", 64, 24 * 8),
+            ModuleCut(outputs=Runs((Cut(32, 64), Cut(96, 128), Cut(160, 192)))),
+        ),
+        (Module("mlp.gate_up_proj", 64, 128), ModuleCut(outputs=Runs((Cut(32, 64), Cut(96, 128))))),
         (Module("self_attn.o_proj", 8 * 10, 64), ModuleCut(inputs=Cut(40, 80))),
         (Module("self_attn.indexer.wq_b", 24, 384), ModuleCut()),
         (Module("mlp.shared_experts.down_proj", 64, 64), ModuleCut(inputs=Cut(32, 64))),
