@@ -26,6 +26,8 @@ from mint_engine.build import build
 from mint_engine.examples.example import Example
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
+from mint_engine.model.experts import is_stack
+from mint_engine.model.modules import LoraLinear
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.lessons import Lessons, Taken
@@ -121,8 +123,7 @@ class Engine:
 
     async def roof(self, policies: int, tokens: int) -> Answer:
         """The seconds that a step's products with the base's weights take at the device's peak; prompts left out."""
-        linears = [each for each in self._base.model.modules() if isinstance(each, torch.nn.Linear)]
-        weights = sum(each.in_features * each.out_features for each in linears)
+        weights = weights_of_a_token(self._base)
         # Twice a weight for each token forwards; an update goes forwards and, frozen, as far backwards.
         operations = (2 + 4) * weights * policies * PROMPTS * GROUP * tokens
         return {"seconds": operations / peak_rate(self._base.device)}
@@ -228,6 +229,19 @@ class Engine:
 def _updating_s() -> float:
     """Seconds that this process has computed updates for."""
     return REGISTRY.get_sample_value("mint_train_piece_seconds_sum") or 0.0
+
+
+def weights_of_a_token(base: Base) -> int:
+    """Weights of all linears that one token meets: of experts, those of as many as it goes to."""
+    total = 0
+    for each in base.model.modules():
+        if isinstance(each, torch.nn.Linear | LoraLinear):
+            total += each.in_features * each.out_features
+        elif is_stack(each):
+            experts: Any = each
+            whole = experts.gate_up_proj.numel() + experts.down_proj.numel()
+            total += whole * int(base.config.num_experts_per_tok) // int(experts.num_experts)
+    return total
 
 
 def peak_rate(device: torch.device) -> float:

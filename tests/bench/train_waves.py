@@ -22,31 +22,32 @@ HANDOFFS = 61  # a decode step varies by more than a handoff takes
 
 
 def _concurrent(bench: Bench) -> list[Row]:
-    rounds, roof = _both_ways(bench)
-    reached = {name: roof / median(seconds) for name, seconds in rounds.items()}
-    note = (
-        f"{_shape(bench)}; of the peak of large products together reaches {reached['together']:.0%} and in turn "
-        f"{reached['in turn']:.0%}: no engine could be more than {1 / reached['in turn']:.2g}x as fast here"
-    )
+    rounds, bound = _both_ways(bench)
+    note = f"{_shape(bench)}; {bound}"
     return [measured("train.concurrent8_over_sequential", rounds["together"], rounds["in turn"], note)]
 
 
 def _concurrent_moe(bench: Bench) -> list[Row]:
     """The same over experts."""
-    rounds, _ = _both_ways(dataclasses.replace(bench, base=upcycled(bench, EXPERTS)))
-    note = f"{EXPERTS} experts, two for a token, and adapters on all of them; {_shape(bench)}"
+    rounds, bound = _both_ways(dataclasses.replace(bench, base=upcycled(bench, EXPERTS)))
+    note = f"{EXPERTS} experts, two for a token, and adapters on all of them; {_shape(bench)}; {bound}"
     return [measured("train.moe_concurrent8_over_sequential", rounds["together"], rounds["in turn"], note)]
 
 
-def _both_ways(bench: Bench) -> tuple[dict[str, list[float]], float]:
-    """Seconds of a step of the policies together, of theirs one after another, and at the peak of large products."""
+def _both_ways(bench: Bench) -> tuple[dict[str, list[float]], str]:
+    """Seconds of a step of the policies together, and of theirs one after another; and what bounds them here."""
     with scratch("waves") as cache, _engine(bench, str(cache), FEW) as ours:
         bench.start(ours)
         _step(bench, ours, 1, 0, together=True)
         ways = {"together": True, "in turn": False}
         sides = {name: partial(_round, bench, ours, FEW, together) for name, together in ways.items()}
         rounds = take_turns(bench.rounds, sides)
-        return rounds, float(ours.ask("roof", policies=FEW, tokens=bench.new_tokens)["seconds"])
+        roof = float(ours.ask("roof", policies=FEW, tokens=bench.new_tokens)["seconds"])
+    reached = {name: roof / median(seconds) for name, seconds in rounds.items()}
+    return rounds, (
+        f"of the peak of large products together reaches {reached['together']:.0%} and in turn "
+        f"{reached['in turn']:.0%}: no engine could be more than {1 / reached['in turn']:.2g}x as fast here"
+    )
 
 
 def _many(bench: Bench) -> list[Row]:

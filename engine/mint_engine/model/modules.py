@@ -123,12 +123,17 @@ def replace_modules(model: PreTrainedModel, slots: Slots, held: Cut | None = Non
 
 def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current, held: Cut | None) -> None:
     gate, up, down = (slots.index.get(f"{path}.{name}") for name in ("gate_proj", "up_proj", "down_proj"))
-    kernels = None if experts.is_transposed or experts.has_bias else find_kernels(slots.dtype, slots.device)
-    if kernels is not None and not kernels.meets_rows:
-        kernels = None
     held = held or Cut(0, int(experts.num_experts))
-    experts.mint_modules = ExpertModules(slots, held, gate, up, down, kernels)
+    experts.mint_modules = ExpertModules(slots, held, gate, up, down, _kernels_for(experts, slots))
     experts.mint_current = current
+
+
+def _kernels_for(experts: Any, slots: Slots) -> Kernels | None:
+    """What multiplies the experts' rows by weights as they lie, where that is faster than by torch."""
+    kernels = find_kernels(slots.dtype, slots.device)
+    lie = all(each.is_contiguous() for each in (experts.gate_up_proj, experts.down_proj))
+    plain = lie and not experts.is_transposed and not experts.has_bias
+    return kernels if plain and kernels is not None and kernels.meets_rows else None
 
 
 def _prepare_latent(attention: Any, path: str, slots: Slots, current: Current) -> None:
