@@ -43,8 +43,9 @@ class KvCache:
 
     def read(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [K, n * 16, D] of `pages` [n], page after page."""
-        chosen = self.pool[layer].index_select(0, pages).permute(1, 2, 0, 3, 4)  # [2, K, n, 16, D]
-        keys, values = chosen.reshape(2, self.heads, -1, self.head_dim)
+        parts = torch.arange(2 * self.heads, device=pages.device)[:, None] + pages * (2 * self.heads)  # [2 K, n]
+        heads = self.pool[layer].view(-1, PAGE_TOKENS * self.head_dim)  # of every page, keys' before values'
+        keys, values = heads.index_select(0, parts.flatten()).view(2, self.heads, -1, self.head_dim)
         return keys, values
 
     def wipe(self, pages: Sequence[int]) -> None:
