@@ -11,6 +11,7 @@ import msgspec
 
 from mint_contracts import settings
 from mint_contracts.settings import EngineSettings
+from mint_engine.parallel.greeting import Entrance, key_of
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -22,9 +23,12 @@ class Start(msgspec.Struct, frozen=True):
     cache: Path
     port: int
     metrics_port: int
+    entrance: Entrance | None = None  # of an engine over several nodes: where its leader lets the others in
+    node: int = 0  # of the engine, which this start is for
+    leader: str = ""  # the host of node 0
 
 
-def read_environment(port: int, metrics_port: int) -> Start:
+def read_environment(port: int, metrics_port: int, ranks_port: int) -> Start:
     """The start that the environment describes. Raises ValueError naming the variable that is missing or wrong."""
     text = os.environ.get(settings.ENGINE_SETTINGS)
     if not text:
@@ -34,13 +38,36 @@ def read_environment(port: int, metrics_port: int) -> Start:
     except msgspec.MsgspecError as error:
         raise ValueError(f"{settings.ENGINE_SETTINGS} is not readable: {error}") from None
     cache = Path(os.environ.get(settings.CACHE_FOLDER) or Path(tempfile.gettempdir()) / "mint-cache")
-    return Start(
+    start = Start(
         settings=told,
         engine=os.environ.get(settings.ENGINE_NAME) or "engine-0",
         address=os.environ.get(settings.ENGINE_ADDRESS) or f"127.0.0.1:{port}",
         cache=cache,
         port=port,
         metrics_port=metrics_port,
+    )
+    return start if told.nodes == 1 else _among_nodes(start, ranks_port)
+
+
+def _among_nodes(start: Start, ranks_port: int) -> Start:
+    """The start of one pod of several. Raises ValueError."""
+    told = start.settings
+    if told.tensor_parallel_size % told.nodes:
+        raise ValueError(f"{settings.ENGINE_SETTINGS} has {told.tensor_parallel_size} ranks for {told.nodes} nodes")
+    found = {}
+    for name in (settings.LEADER_ADDRESS, settings.WORKER_INDEX, settings.GROUP_SIZE):
+        found[name] = os.environ.get(name, "")
+        if not found[name] or (name != settings.LEADER_ADDRESS and not found[name].isdecimal()):
+            raise ValueError(f"{name} is {found[name]!r}; a LeaderWorkerSet sets it on pods of several nodes")
+    node, size = int(found[settings.WORKER_INDEX]), int(found[settings.GROUP_SIZE])
+    if size != told.nodes or node >= size:
+        raise ValueError(
+            f"{settings.GROUP_SIZE} is {size}, {settings.WORKER_INDEX} {node}, and the engine has {told.nodes} nodes"
+        )
+    # What all pods of a base have, and nobody else: the password of the map, where it has one.
+    key = key_of(os.environ.get(settings.REDIS_PASSWORD, ""), told.base_model)
+    return msgspec.structs.replace(
+        start, entrance=Entrance(ranks_port, key), node=node, leader=found[settings.LEADER_ADDRESS]
     )
 
 

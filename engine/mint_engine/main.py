@@ -6,8 +6,8 @@ import os
 import sys
 
 from mint_contracts.logs import log_as_json
-from mint_contracts.settings import ENGINE_PORT, METRICS_PORT
-from mint_engine.environment import confine, read_environment
+from mint_contracts.settings import ENGINE_PORT, METRICS_PORT, RANKS_PORT
+from mint_engine.environment import Start, confine, read_environment
 
 
 def main() -> None:
@@ -15,19 +15,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="mint-engine", description=main.__doc__)
     parser.add_argument("--port", type=int, default=ENGINE_PORT, help="gRPC (default %(default)s)")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus (default %(default)s)")
+    parser.add_argument(
+        "--ranks-port", type=int, default=RANKS_PORT, help="an engine's other nodes (default %(default)s)"
+    )
     arguments = parser.parse_args()
     try:
-        start = read_environment(arguments.port, arguments.metrics_port)
+        start = read_environment(arguments.port, arguments.metrics_port, arguments.ranks_port)
     except ValueError as error:
         parser.exit(2, f"mint-engine: {error}\n")
     log_as_json(engine=start.engine, base_model=start.settings.base_model)
     confine(start.cache)
-    from mint_engine.process import run  # torch and transformers read the environment when they are imported
-
-    code = asyncio.new_event_loop().run_until_complete(run(start))
+    code = _lead(start) if start.node == 0 else _work(start)
     sys.stderr.flush()
     # A thread may still wait for storage or read a base, for minutes; nothing that it does is wanted any more.
     os._exit(code)
+
+
+def _lead(start: Start) -> int:
+    from mint_engine.process import run  # torch and transformers read the environment when they are imported
+
+    return asyncio.new_event_loop().run_until_complete(run(start))
+
+
+def _work(start: Start) -> int:
+    from mint_engine.parallel.worker import run
+
+    return run(start)
 
 
 if __name__ == "__main__":

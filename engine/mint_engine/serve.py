@@ -23,6 +23,7 @@ from mint_engine import metrics
 from mint_engine.build import build
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
+from mint_engine.parallel.greeting import Entrance
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.means import Means, Places
 from mint_engine.policies.rollouts import Rollouts
@@ -52,10 +53,12 @@ _log = structlog.get_logger(__name__)
 class EngineServer:
     """A listening engine. Made by `listen`; used from the event loop that made it."""
 
-    def __init__(self, settings: EngineSettings, services: Services, limits: Limits | None) -> None:
+    def __init__(
+        self, settings: EngineSettings, services: Services, limits: Limits | None, entrance: Entrance | None
+    ) -> None:
         self._settings = settings
         self._services = services
-        self._limits = limits
+        self._limits, self._entrance = limits, entrance
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
         self._watch: asyncio.Task[None] | None = None
@@ -126,7 +129,7 @@ class EngineServer:
                 post(self.lost.set)
 
         base, slots, generation = await asyncio.to_thread(
-            build, self._settings, base_path, self._limits, equip, on_lost
+            build, self._settings, base_path, self._limits, equip, on_lost, entrance=self._entrance
         )
 
         self._updates = Updates(trainers[0]) if trainers else None
@@ -213,8 +216,10 @@ class EngineServer:
             metrics.WAITING.set(load.waiting)
 
 
-async def listen(settings: EngineSettings, engine: str, port: int, limits: Limits | None = None) -> EngineServer:
+async def listen(
+    settings: EngineSettings, engine: str, port: int, limits: Limits | None = None, entrance: Entrance | None = None
+) -> EngineServer:
     """Start an engine's server, not serving yet. `engine` is its name, e.g. the pod's."""
-    server = EngineServer(settings, Services(settings, engine), limits)
+    server = EngineServer(settings, Services(settings, engine), limits, entrance)
     await server.start(port)
     return server

@@ -15,8 +15,13 @@ REDIS_PASSWORD = "MINT_REDIS_PASSWORD"  # noqa: S105 - the variable's name
 REDIS_CA_FILE = "MINT_REDIS_CA_FILE"
 PVC_ROOT = "MINT_PVC_ROOT"  # claims are mounted read-only at $MINT_PVC_ROOT/<claim>
 CACHE_FOLDER = "MINT_CACHE_FOLDER"  # the engine's disk tier
+# What a LeaderWorkerSet tells every pod of an engine over several nodes (kubernetes-sigs/lws).
+LEADER_ADDRESS = "LWS_LEADER_ADDRESS"
+WORKER_INDEX = "LWS_WORKER_INDEX"  # 0 on the leader
+GROUP_SIZE = "LWS_GROUP_SIZE"
 
 ENGINE_PORT = 8470
+RANKS_PORT = 8471  # on which a leader lets its engine's other nodes in
 GATEWAY_PORT = 8470
 METRICS_PORT = 9470
 
@@ -39,5 +44,11 @@ class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     target_modules: tuple[str, ...] = ()  # empty: every linear module of the decoder layers
     base_names: tuple[str, ...] = ()
     store: Source | None = None
-    tensor_parallel_size: int = 1  # ranks, each a process of the engine's one pod
+    tensor_parallel_size: int = 1  # ranks, each a process of one of the engine's pods
+    nodes: int = 1  # pods of the engine, each on a node of its own with as many ranks
     training_store: Source | None = None  # where policies are kept; None: this engine only serves
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks of each pod."""
+        return self.tensor_parallel_size // self.nodes

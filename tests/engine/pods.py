@@ -17,6 +17,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
+from tests.engine.parallel.nodes import group_environment
 from tests.redis_process import RedisProcess, free_port
 
 BASE = "default/tiny"
@@ -28,14 +29,16 @@ class Pod:
     def __init__(
         self, folder: Path, redis_url: str, source: Source, store: Source | None, name: str, **changes: Any
     ) -> None:
-        self.name, self.port, self.metrics_port = name, free_port(), free_port()
+        self.name, self.port, self.metrics_port, self.ranks_port = name, free_port(), free_port(), free_port()
         self.log = folder / f"{name}.log"
         told = EngineSettings(
             base_model=BASE, source=source, device="cpu", dtype="float32", context_length=128,
             kv_cache_bytes=1 << 20, max_rank=16, device_slots=4, host_bytes=1 << 20, disk_bytes=1 << 20, store=store,
         )  # fmt: skip
-        told = msgspec.structs.replace(told, **changes)
+        self.settings = told = msgspec.structs.replace(told, **changes)
         environment = {key: value for key, value in os.environ.items() if key not in {"HOME", "HF_HOME"}}
+        if told.nodes > 1:
+            environment |= group_environment(0, told.nodes)
         environment |= {
             settings.ENGINE_SETTINGS: msgspec.json.encode(told).decode(),
             settings.ENGINE_NAME: name,
@@ -44,7 +47,7 @@ class Pod:
             settings.CACHE_FOLDER: str(folder / f"{name}-cache"),
         }
         command = [sys.executable, "-m", "mint_engine.main", "--port", str(self.port)]
-        command += ["--metrics-port", str(self.metrics_port)]
+        command += ["--metrics-port", str(self.metrics_port), "--ranks-port", str(self.ranks_port)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 

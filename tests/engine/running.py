@@ -28,6 +28,7 @@ from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import EngineServer, listen
 from mint_engine.sources.local import LocalFolder
 from tests.engine.made import fill
+from tests.engine.parallel.nodes import Worker, other_nodes
 
 ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CONTEXT = 192
@@ -139,6 +140,7 @@ class Running:
 
     server: EngineServer
     holder: FixedHolder
+    workers: list[Worker]  # its other nodes
     channel: grpc.aio.Channel
     sampler: "sampling_pb2_grpc.SamplerAsyncStub"
     engine: "engine_pb2_grpc.EngineAsyncStub"
@@ -179,16 +181,17 @@ async def running(
     base: Path, adapters: dict[str, Path] | None = None, limits: Limits | None = None, **settings: Any
 ) -> AsyncIterator[Running]:
     """An engine over `base` with `adapters` in its slots, drained at the end with its books balanced."""
-    server = await listen(settings_for(base, **settings), "tiny-0", 0, limits)
-    try:
-        holder = await server.load(base, lambda slots: FixedHolder(slots, adapters or {}))
-        assert isinstance(holder, FixedHolder)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            yield Running(
-                server, holder, channel, sampling_pb2_grpc.SamplerStub(channel), engine_pb2_grpc.EngineStub(channel)
-            )
-    finally:
-        await server.drain(30)
+    told = settings_for(base, **settings)
+    with other_nodes(told) as group:
+        server = await listen(told, "tiny-0", 0, limits, group.entrance)
+        try:
+            holder = await server.load(base, lambda slots: FixedHolder(slots, adapters or {}))
+            assert isinstance(holder, FixedHolder)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                sampler, engine = sampling_pb2_grpc.SamplerStub(channel), engine_pb2_grpc.EngineStub(channel)
+                yield Running(server, holder, group.workers, channel, sampler, engine)
+        finally:
+            await server.drain(30)
     scheduler = server.generation.scheduler
     assert not scheduler.busy
     assert find_imbalance(scheduler) == ""

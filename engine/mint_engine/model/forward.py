@@ -146,6 +146,9 @@ def choose_pass(base: Base, slots: Slots, cache: Cache, *, peers: Peers | None =
 
 
 def _lean(base: Base, slots: Slots, cache: Cache, peers: Peers | None) -> Lean | None:
+    if peers is not None and peers.meeting is None:
+        _log.info("lean_pass_unavailable", why="its ranks meet in memory, and these are on several nodes")
+        return None
     kernels = find_kernels(base.dtype, base.device)
     if kernels is None:
         _log.info("lean_pass_unavailable", why="no compiled kernels for this machine, device or dtype")

@@ -1,4 +1,6 @@
-"""A rank beside rank 0: loads its share of the base, then does whatever step it is told, until rank 0 is gone.
+"""A rank beside rank 0: loads its share of the base, then does whatever step it is told, until who tells it is gone.
+
+That is rank 0 itself, or on another node its `worker`, which passes on what rank 0 tells.
 
 python -m mint_engine.parallel.follow STEPS SLOTS MEMORY GROUP PARENT    (inherited descriptors, and who has them too)
 """
@@ -24,9 +26,10 @@ from mint_engine.model.device import choose_device, choose_dtype
 from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
 from mint_engine.parallel.member import Member, join, lay_member
-from mint_engine.parallel.messages import Begin, Load, Meet, Ready, Refused, Step, Wipe
+from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, Step, Wipe
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Files, Peers
+from mint_engine.parallel.rank import refusal
 from mint_engine.residency.slots import Slots
 from mint_engine.training.follower import Follower
 
@@ -37,7 +40,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class _Ends:
-    """What is inherited from rank 0."""
+    """What is inherited from who has started it."""
 
     steps: socket.socket
     slots: socket.socket
@@ -45,7 +48,7 @@ class _Ends:
 
 
 def main() -> None:
-    """End with status 0 when rank 0 closes its end, with 1 after a defect."""
+    """End with status 0 when the other end is closed, with 1 after a defect."""
     steps, slots, memory, group, parent = map(int, sys.argv[1:])
     die_with(parent)
     log_as_json()
@@ -60,31 +63,31 @@ def main() -> None:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process as soon as rank 0 has ended, however that came."""
+    """Have the kernel kill this process as soon as its parent has ended, however that came."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that was said
         os._exit(0)
 
 
 def _live(ends: _Ends) -> None:
-    begin = messages.receive_told(ends.steps)
+    begin = messages.decode_told(messages.receive(ends.steps))
     assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `ranks`
     try:
         member = _load(begin)
     except MintError as error:
-        messages.send(ends.steps, Refused(str(error)))
+        messages.send(ends.steps, refusal(error))
         return
     messages.send(ends.steps, Ready())
-    meet = messages.receive_told(ends.steps)
+    meet = messages.decode_told(messages.receive(ends.steps))
     assert isinstance(meet, Meet)  # noqa: S101
-    peers = join(member, ends.files, begin.rows, begin.threads)
+    peers = join(member, ends.files, begin.rows, begin.threads, meet.wire)
     try:
         follower = None
         if begin.settings.training_store is not None:  # as the first rank's trainer, before serving swaps modules
             follower = Follower(member.base, member.slots.modules, peers.group)
         chosen = choose_pass(member.base, member.slots, member.cache, peers=peers, lean=meet.lean)
     except MintError as error:
-        messages.send(ends.steps, Refused(str(error)))
+        messages.send(ends.steps, refusal(error))
         return
     threading.Thread(target=_follow_slots, args=(ends.slots, member.slots), daemon=True).start()
     messages.send(ends.steps, Ready())
@@ -95,7 +98,7 @@ def _load(begin: Begin) -> Member:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(begin.threads)
     told = begin.settings
-    device = choose_device(told.device, begin.rank)
+    device = choose_device(told.device, begin.rank % told.ranks_per_node)
     part = Part(begin.rank, begin.count, told.target_modules)
     base = load_base(Path(begin.base), choose_dtype(told.dtype), torch.device("cpu"), part)
     return lay_member(told, base, part, device)
@@ -116,13 +119,13 @@ class _Work:
         elif isinstance(told, Step):
             with torch.inference_mode():
                 self.serving.run(told.tokens, messages.spans_of(told), told.keep)
-        elif self.training is not None and not isinstance(told, Begin | Meet):
+        elif self.training is not None and not isinstance(told, Begin | Meet | End):
             self.training.do(told)
 
 
 def _follow_steps(steps: socket.socket, work: _Work, peers: Peers) -> None:
     while True:
-        told = messages.receive_told(steps)
+        told = messages.decode_told(messages.receive(steps))
         try:
             work.do(told)
         except BaseException:
@@ -135,8 +138,8 @@ def _follow_slots(changes: socket.socket, slots: Slots) -> None:
     opener = Opener()
     while True:
         data, descriptors, _, _ = socket.recv_fds(changes, 1 << 16, 1)
-        if not data:
-            return
+        if not data:  # nobody tells this rank anything any more, and nobody does whom it may be waiting for
+            os._exit(0)
         change = messages.decode_change(data)
         problem = ""
         try:

@@ -9,8 +9,9 @@ from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache, count_pages
 from mint_engine.model.cache_shape import KeyValueShape, cache_shape
+from mint_engine.parallel.distributed import DistributedGroup, Gloo, Nccl, store_in, store_on
 from mint_engine.parallel.meeting import Extent, Meeting
-from mint_engine.parallel.nccl import NcclGroup
+from mint_engine.parallel.messages import Wire
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.peers import Files, Peers
 from mint_engine.parallel.shard import shard_head
@@ -58,14 +59,17 @@ def extent_of(member: Member, rows: int, threads: int) -> Extent:
     )
 
 
-def join(member: Member, files: Files, rows: int, threads: int) -> Peers:
-    """Where the rank meets the others; both files must be as large as `extent_of` says.
+def join(member: Member, files: Files, rows: int, threads: int, wire: Wire | None = None) -> Peers:
+    """Where the rank meets the others: in memory, whose files must be as large as `extent_of` says, or over a `wire`.
 
     Raises UnsupportedBase where this machine can not let them meet.
     """
-    extent, share = extent_of(member, rows, threads), member.share
+    share, on_cpu = member.share, member.base.device.type == "cpu"
+    if wire is not None:
+        return Peers(DistributedGroup(share, Gloo(wire) if on_cpu else Nccl(lambda _: store_on(wire))))
+    extent = extent_of(member, rows, threads)
     kernels = Meeting(files.memory, extent, share)
-    if member.base.device.type != "cpu":
-        return Peers(kernels, NcclGroup(files.group, share), (kernels,))
+    if not on_cpu:
+        return Peers(DistributedGroup(share, Nccl(store_in(files.group))), kernels, (kernels,))
     torchs = Meeting(files.group, extent, share)
-    return Peers(kernels, SharedGroup(torchs), (kernels, torchs))
+    return Peers(SharedGroup(torchs), kernels, (kernels, torchs))

@@ -1,6 +1,8 @@
-"""What rank 0 tells the other ranks, over sockets that each of them inherits: steps over one, slots over another.
+"""What rank 0 tells the other ranks: steps over one connection, slots over another.
 
-Both ends are of one engine and one version, so msgpack of structs, without names, is all the format there is.
+Ranks of its own node inherit sockets. Another node has two TCP connections for all of its ranks (see `worker`), which
+passes on what comes. Both ends are of one engine and one version, so msgpack of structs, without names, is all the
+format there is.
 """
 
 import socket
@@ -9,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.paged import Span
 
@@ -20,16 +23,27 @@ class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     settings: EngineSettings
     base: str  # its folder or file
-    rank: int
+    digest: str  # of the base, see `base_digest`; "" where all ranks are on one node
+    rank: int  # to a node: its first one
     count: int
     rows: int  # of a step at most
     threads: int  # of each rank
+
+
+class Wire(msgspec.Struct, frozen=True, array_like=True):
+    """Where ranks of several nodes find each other."""
+
+    host: str  # the leader, as the rank's own node reaches it
+    port: int
+    name: str  # of this meeting among all that there ever are; nobody else knows it
+    address: str  # of the rank's own node, for the others
 
 
 class Meet(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The memory is as large as it must be: choose the pass, and wait for steps. Answered as `Begin` is."""
 
     lean: bool
+    wire: Wire | None  # None: all ranks are on one node
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -40,6 +54,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """It did not."""
 
     problem: str
+    reason: str = UnsupportedBase.__name__  # the error's class
 
 
 class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -89,8 +104,12 @@ class Abandon(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The update is over, done or not, between two of its pieces: hold nothing of it any more."""
 
 
+class End(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """To a node alone: no step follows, for the leader begins anew or is done. Come again where it listens again."""
+
+
 class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Put the packed adapter in the file whose descriptor comes along into a slot."""
+    """Put the packed adapter in the file whose descriptor comes along, or content (see `content`), into a slot."""
 
     slot: int
     subject: str
@@ -103,13 +122,13 @@ class Clear(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 Lesson = Hold | Compute | Advance | Give | Abandon
-Told = Begin | Meet | Step | Wipe | Lesson
+Told = Begin | Meet | Step | Wipe | Lesson | End
 Answer = Ready | Refused
 SlotChange = Load | Clear
 
 encode = msgspec.msgpack.Encoder().encode
-_decode_told = msgspec.msgpack.Decoder(Told)
-_decode_answer = msgspec.msgpack.Decoder(Answer)
+decode_told = msgspec.msgpack.Decoder(Told).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
 decode_change = msgspec.msgpack.Decoder(SlotChange).decode
 
 
@@ -123,30 +142,24 @@ def spans_of(step: Step) -> list[Span]:
     return [Span(row, length, position, pages, slot) for row, length, position, pages, slot in step.spans]
 
 
-def send(to: socket.socket, message: Told | Answer) -> None:
+def send(to: socket.socket, message: Told | Answer | SlotChange) -> None:
     """Send one message over a stream. Raises OSError where the other end is gone or does not read in time."""
-    data = encode(message)
-    to.sendall(_LENGTH.pack(len(data)) + data)
+    pass_on(to, encode(message))
 
 
-def receive_told(source: socket.socket) -> Told:
-    """The next message to a rank. Raises EOFError where rank 0 is gone."""
-    told: Told = _decode_told.decode(_receive(source))
-    return told
+def pass_on(to: socket.socket, message: bytes) -> None:
+    """Send one message that is encoded already; raises as `send` does."""
+    to.sendall(_LENGTH.pack(len(message)) + message)
 
 
-def receive_answer(source: socket.socket) -> Answer:
-    """The next answer of a rank. Raises EOFError where it is gone, TimeoutError where it takes too long."""
-    answer: Answer = _decode_answer.decode(_receive(source))
-    return answer
+def receive(source: socket.socket) -> bytes:
+    """The next message, to be decoded. Raises EOFError where the other end is gone, OSError as sockets do."""
+    (length,) = _LENGTH.unpack(exactly(source, _LENGTH.size))
+    return exactly(source, length)
 
 
-def _receive(source: socket.socket) -> bytes:
-    (length,) = _LENGTH.unpack(_exactly(source, _LENGTH.size))
-    return _exactly(source, length)
-
-
-def _exactly(source: socket.socket, count: int) -> bytes:
+def exactly(source: socket.socket, count: int) -> bytes:
+    """So many bytes; raises as `receive` does."""
     found = bytearray()
     while len(found) < count:
         piece = source.recv(count - len(found))

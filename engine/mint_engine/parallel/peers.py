@@ -16,9 +16,9 @@ class Peers:
     slower rank still reads in the other.
     """
 
-    meeting: Meeting
     group: Group
-    meetings: tuple[Meeting, ...]  # all that there are
+    meeting: Meeting | None = None  # None: on several nodes, which have no memory in common
+    meetings: tuple[Meeting, ...] = ()  # all that there are
 
     @property
     def share(self) -> Share:

@@ -14,7 +14,7 @@ from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import Folder, folder_of, subject_of
 
-_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf")
+SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf")  # of a base's files
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What a web server is asked for, since it can not be listed; shards are named by the index.
 _PROBED = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
@@ -73,7 +73,7 @@ def check_names(names: list[str], subject: str) -> None:
 def _copy(source: Source, single: str, target: Path) -> None:
     folder, found = _listed(source, single)
     check_names(sorted(found), subject_of(source))
-    wanted = {name: size for name, size in sorted(found.items()) if name.endswith(_SUFFIXES)}
+    wanted = {name: size for name, size in sorted(found.items()) if name.endswith(SUFFIXES)}
     if len(wanted) > _MAX_FILES:
         raise CorruptFile(folder.subject, f"holds {len(wanted)} files; a base model has at most {_MAX_FILES}")
     target.parent.mkdir(parents=True, exist_ok=True)

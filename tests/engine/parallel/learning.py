@@ -19,6 +19,7 @@ from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Lead, Trainer
+from tests.engine.parallel.nodes import Worker, other_nodes
 from tests.engine.running import settings_for
 from tests.engine.training.scene import OPTIMIZER, awaken, groups, learn
 
@@ -36,6 +37,7 @@ class Learning:
     slots: Slots
     generation: Generation
     lost: list[bool] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)  # its other nodes
 
     @property
     def vocabulary(self) -> int:
@@ -87,17 +89,20 @@ class Learning:
 
 
 @contextmanager
-def engine(base: Path, ranks: int, dtype: str = "float32") -> Iterator[Learning]:
+def engine(base: Path, ranks: int, dtype: str = "float32", nodes: int = 1) -> Iterator[Learning]:
     store = Source(f"file://{base}/runs")
-    settings = settings_for(base, dtype=dtype, tensor_parallel_size=ranks, training_store=store)
+    settings = settings_for(base, dtype=dtype, tensor_parallel_size=ranks, nodes=nodes, training_store=store)
     trainers: list[Trainer] = []
     lost: list[bool] = []
 
     def equip(base: Base, slots: Slots, lead: Lead | None) -> None:
         trainers.append(Trainer(base, slots.modules, settings.max_rank, lead=lead))
 
-    _, slots, generation = build(settings, base, Limits(), equip, lambda: lost.append(True), threads=1)
-    try:
-        yield Learning(trainers[0], slots, generation, lost)
-    finally:
-        generation.close()
+    with other_nodes(settings) as group:
+        _, slots, generation = build(
+            settings, base, Limits(), equip, lambda: lost.append(True), threads=1, entrance=group.entrance
+        )
+        try:
+            yield Learning(trainers[0], slots, generation, lost, group.workers)
+        finally:
+            generation.close()

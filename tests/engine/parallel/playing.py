@@ -13,6 +13,7 @@ from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.pages import pages_for
 from mint_engine.scheduling.scheduler import Limits
+from tests.engine.parallel.nodes import other_nodes
 from tests.engine.running import settings_for
 
 Turn = list[tuple[int, int, int]]  # sequence, tokens, slot
@@ -28,13 +29,16 @@ TURNS: list[Turn] = [
 
 
 @contextmanager
-def built(base: Path, dtype: str, ranks: int, limits: Limits | None = None) -> Iterator[tuple[Slots, Generation]]:
-    settings = settings_for(base, dtype=dtype, tensor_parallel_size=ranks)
-    _, slots, generation = build(settings, base, limits or Limits())
-    try:
-        yield slots, generation
-    finally:
-        generation.close()
+def built(
+    base: Path, dtype: str, ranks: int, limits: Limits | None = None, nodes: int = 1
+) -> Iterator[tuple[Slots, Generation]]:
+    settings = settings_for(base, dtype=dtype, tensor_parallel_size=ranks, nodes=nodes)
+    with other_nodes(settings) as group:
+        _, slots, generation = build(settings, base, limits or Limits(), entrance=group.entrance)
+        try:
+            yield slots, generation
+        finally:
+            generation.close()
 
 
 def play(generation: Generation, turns: list[Turn], vocabulary: int) -> torch.Tensor:

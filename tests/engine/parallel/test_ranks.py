@@ -20,6 +20,7 @@ from mint_engine.parallel.meeting import PATIENCE_S
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine import saved_families
+from tests.engine.parallel.nodes import worker
 from tests.engine.parallel.playing import built
 from tests.engine.parallel.processes import children, followers
 from tests.engine.pods import pod, view
@@ -68,14 +69,14 @@ async def _answers_like_peft(engine: Running, files: Path, name: str, folder: Pa
     assert answer.logprobs == pytest.approx(scores, abs=CLOSE)
 
 
-@pytest.mark.parametrize("of", ["files", "routed_files"])
+@pytest.mark.parametrize(("of", "nodes"), [("files", 1), ("routed_files", 1), ("files", 2)])
 async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(
-    of: str, request: pytest.FixtureRequest
+    of: str, nodes: int, request: pytest.FixtureRequest
 ) -> None:
     files: Path = request.getfixturevalue(of)
     adapters = {"four": files / "r4", "eight": files / "r8"}
     asked: list[tuple[str, Path | None]] = [("", None), *adapters.items()]
-    async with running(files / "base", dict(adapters), tensor_parallel_size=2) as engine:
+    async with running(files / "base", dict(adapters), tensor_parallel_size=2, nodes=nodes) as engine:
         for name, folder in asked:
             await _answers_like_peft(engine, files, name, folder)
         async with asyncio.TaskGroup() as group:  # in one batch, each from pages that the first round left
@@ -89,7 +90,7 @@ async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(
         engine.holder.clear("eight")
         await _answers_like_peft(engine, files, "eight", None)
 
-        [rank] = followers()
+        [rank] = followers() if nodes == 1 else [worker.process.pid for worker in engine.workers]
         os.kill(rank, signal.SIGKILL)
         async with asyncio.timeout(30):
             await engine.server.lost.wait()
@@ -149,6 +150,34 @@ async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
 def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     with RedisProcess(tmp_path_factory.mktemp("redis")) as process:
         yield process
+
+
+@pytest.mark.parametrize("dies", ["another node's rank", "the leader"])
+async def test_nodes_end_together(dies: str, files: Path, redis_process: RedisProcess, tmp_path: Path) -> None:
+    """As processes of pods, so that all of the engine's pods start anew, and with a word that tells of it."""
+    redis = connect(redis_process.url)
+    await redis.flushall()
+    reader = MapReader(redis)
+    source = Source(f"file://{files}/base")
+    with (
+        pod(tmp_path, redis_process, source, tensor_parallel_size=2, nodes=2) as leader,
+        worker(leader.settings, leader.ranks_port, tmp_path, password="") as other,
+    ):
+
+        async def ready() -> EngineView | None:
+            found = await view(reader, leader.name)
+            return found if found and found.record and found.record.ready else None
+
+        await until(ready, timeout_s=300)
+        [rank] = children(other.process.pid)
+        os.kill(rank if dies == "another node's rank" else leader.process.pid, signal.SIGKILL)
+        assert await leader.ended() == (1 if dies == "another node's rank" else -signal.SIGKILL)
+        assert await asyncio.to_thread(other.process.wait, 30) == (1 if dies == "another node's rank" else 0)
+        await until(lambda: not alive(rank))
+        if dies == "another node's rank":
+            assert other.has_logged("rank_ended")
+            assert {"rank_ended", "rank_lost"} <= {line["event"] for line in leader.lines()}
+    await redis.aclose()
 
 
 @pytest.mark.parametrize("dies", ["rank 1", "rank 0"])

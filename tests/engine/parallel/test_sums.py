@@ -1,4 +1,4 @@
-"""Ranks put together what torch computes on each: real processes, one memory, the same bits on all of them."""
+"""Ranks put together what torch computes on each: real processes, the same bits on all of them, however they meet."""
 
 import multiprocessing
 import os
@@ -10,14 +10,19 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._C._distributed_c10d import TCPStore
 
 from mint_contracts.errors import EngineUnavailable
-from mint_engine.parallel.meeting import Extent, Meeting
+from mint_engine.parallel.distributed import DistributedGroup, Gloo
+from mint_engine.parallel.group import Group
+from mint_engine.parallel.meeting import PATIENCE_S, Extent, Meeting
+from mint_engine.parallel.messages import Wire
 from mint_engine.parallel.shared import SharedGroup
-from mint_engine.parallel.shares import Dimensions, share_out
+from mint_engine.parallel.shares import Dimensions, Share, share_out
 
 ROWS, HIDDEN, VOCABULARY = 512, 81, 101
 PLACE = ROWS * HIDDEN  # numbers that one rank writes at once, of the meeting's own type
@@ -26,7 +31,7 @@ ROUNDS = 200
 ANSWER_S = 120.0
 
 Told = str | None  # what went wrong
-Act = Callable[[SharedGroup, Connection], Told]
+Act = Callable[[Group, Connection], Told]
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -41,7 +46,7 @@ def added(parts: list[torch.Tensor]) -> torch.Tensor:
     return whole.to(parts[0].dtype)
 
 
-def add_often(group: SharedGroup, _: Connection) -> Told:
+def add_often(group: Group, _: Connection) -> Told:
     """Sums of every size and type, each rank knowing what all have, and logits in between."""
     share, chosen = group.share, random.Random(1)
     for number in range(ROUNDS):
@@ -59,7 +64,7 @@ def add_often(group: SharedGroup, _: Connection) -> Told:
     return None if torch.equal(group.sum(turned[share.rank].T), added(turned).T) else "another sum of columns"
 
 
-def add_when_told(group: SharedGroup, pipe: Connection) -> Told:
+def add_when_told(group: Group, pipe: Connection) -> Told:
     """One sum, after a word; what it raises."""
     pipe.recv()
     try:
@@ -69,16 +74,32 @@ def add_when_told(group: SharedGroup, pipe: Connection) -> Told:
     return None
 
 
+def add_twice(group: Group, pipe: Connection) -> Told:
+    """One sum, and another after a word."""
+    group.sum(torch.ones(8))
+    pipe.send("met")
+    return add_when_told(group, pipe)
+
+
 def be(rank: int, count: int, threads: int, patience_s: float, memory: Path, act: Act, pipe: Connection) -> None:
     """One rank's process: do that, tell what went wrong."""
     torch.set_num_threads(threads)
     pipe.send(act(SharedGroup(join(memory, rank, count, threads, patience_s)), pipe))
 
 
+def be_on_a_node(rank: int, count: int, wire: Wire, act: Act, pipe: Connection) -> None:
+    """The same of a rank that shares no memory with the others."""
+    torch.set_num_threads(1)
+    pipe.send(act(DistributedGroup(share_of(rank, count), Gloo(wire)), pipe))
+
+
+def share_of(rank: int, count: int) -> Share:
+    return share_out(Dimensions(heads=count, kv_heads=count, vocabulary=VOCABULARY), count)[rank]
+
+
 def join(memory: Path, rank: int, count: int, threads: int = 1, patience_s: float = ANSWER_S) -> Meeting:
-    share = share_out(Dimensions(heads=count, kv_heads=count, vocabulary=VOCABULARY), count)[rank]
     with memory.open("r+b") as file:
-        return Meeting(file.fileno(), extent(count, threads), share, patience_s)
+        return Meeting(file.fileno(), extent(count, threads), share_of(rank, count), patience_s)
 
 
 def extent(count: int, threads: int) -> Extent:
@@ -92,12 +113,33 @@ def ranks(
     """Processes that do that together, and a pipe to each."""
     with memory.open("wb") as file:
         file.truncate(extent(count, threads).nbytes)
+    arguments = [(rank, count, threads, patience_s, memory, act) for rank in range(count)]
+    with processes(be, arguments) as found:
+        yield found
+
+
+@contextmanager
+def ranks_on_nodes(count: int, act: Act) -> Iterator[list[tuple[SpawnProcess, Connection]]]:
+    """The same of ranks that meet over TCP; a stranger has written what it can to where they find each other."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    wire = Wire("localhost", store.port, "among us", "127.0.0.1")
+    for rank in range(count):
+        TCPStore("localhost", store.port, is_master=False).set(str(rank), "stranger")
+    with processes(be_on_a_node, [(rank, count, wire, act) for rank in range(count)]) as found:
+        yield found
+
+
+@contextmanager
+def processes(
+    target: Callable[..., None], arguments: list[tuple[Any, ...]]
+) -> Iterator[list[tuple[SpawnProcess, Connection]]]:
+    """One for each of the arguments, and a pipe to it."""
     spawn = multiprocessing.get_context("spawn")
     found: list[tuple[SpawnProcess, Connection]] = []
     try:
-        for rank in range(count):
+        for own in arguments:
             here, there = spawn.Pipe()
-            process = spawn.Process(target=be, args=(rank, count, threads, patience_s, memory, act, there))
+            process = spawn.Process(target=target, args=(*own, there))
             process.start()
             there.close()
             found.append((process, here))
@@ -118,6 +160,28 @@ def heard(pipe: Connection) -> Told:
 def test_sums_and_logits_are_those_of_all_ranks(count: int, threads: int, tmp_path: Path) -> None:
     with ranks(count, tmp_path / "memory", add_often, threads=threads) as playing:
         assert [heard(pipe) for _, pipe in playing] == [None] * count
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_over_nodes_they_are_the_same_to_the_bit(count: int) -> None:
+    with ranks_on_nodes(count, add_often) as playing:
+        assert [heard(pipe) for _, pipe in playing] == [None] * count
+
+
+def test_over_nodes_a_rank_that_dies_is_missed_at_once() -> None:
+    """Long before the patience of the others ends."""
+    with ranks_on_nodes(3, add_twice) as playing:
+        assert [heard(pipe) for _, pipe in playing] == ["met"] * 3
+        dead, _ = playing.pop(1)
+        assert dead.pid
+        os.kill(dead.pid, signal.SIGKILL)
+        dead.join()
+        began = time.monotonic()
+        for _, pipe in playing:
+            pipe.send("begin")
+        for _, pipe in playing:
+            assert "has lost one of its ranks" in (heard(pipe) or "")
+        assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_a_rank_that_dies_is_missed_within_the_patience_of_the_others(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""Lets the engine's other nodes in at the leader, and nobody else."""
+
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+
+import structlog
+
+from mint_engine.parallel.greeting import Entrance, Stranger, admit
+from mint_engine.parallel.node import Node
+
+_AT_ONCE = 256  # that greet: of 64 nodes each has two connections, and strangers may come too
+
+_PAUSE_S = 0.1
+
+_log = structlog.get_logger(__name__)
+
+
+class Door:
+    """Listens from when it is made until it is closed."""
+
+    def __init__(self, entrance: Entrance, nodes: Sequence[Node]) -> None:
+        """Raises OSError where the port is taken."""
+        self._key = entrance.key
+        self._nodes = {node.number: node for node in nodes}
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        self._listener = socket.create_server(("", entrance.port), family=family, dualstack_ipv6=both)
+        self._greeting = threading.BoundedSemaphore(_AT_ONCE)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Who has come in stays."""
+        self._closed.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed, or a connection that was gone before it was taken, or too many files
+                if self._closed.wait(_PAUSE_S):
+                    return
+                continue
+            if self._greeting.acquire(blocking=False):
+                threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
+            else:
+                connection.close()
+
+    def _greet(self, connection: socket.socket) -> None:
+        """Whoever is slow, or wrong, keeps nobody else from coming in."""
+        entered, why = False, ""
+        try:
+            hello = admit(connection, self._key)
+            node = self._nodes.get(hello.node)
+            entered = node is not None and node.enter(hello.channel, connection)
+            why = "" if entered else f"node {hello.node} is there already, or not of this engine"
+        except (Stranger, OSError, ValueError) as error:
+            why = str(error)
+        finally:
+            self._greeting.release()
+        if not entered:
+            _log.warning("connection_refused", why=why)
+            connection.close()

@@ -1,0 +1,116 @@
+"""A rank of this node, as who has started it sees it: a child process, and two sockets to it.
+
+A thread waits for it, so that its end is known at once; and because that thread has started it, the kernel ends the
+child when this process ends in whatever way (see `follow.die_with`).
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from mint_contracts.errors import EngineUnavailable, MintError, UnsupportedBase, by_reason
+from mint_engine.parallel import messages
+from mint_engine.parallel.messages import Refused, SlotChange
+from mint_engine.parallel.peers import Files
+
+START_S = 1800.0  # that it takes to load a base at most: a large one comes from a disk
+ANSWER_S = 60.0  # that it takes to put an adapter in its slot
+TELL_S = 60.0  # that it leaves a message unread
+
+
+class Rank:
+    """Who has started it tells it steps in one thread, and changes of slots in any, one after another."""
+
+    def __init__(self, number: int, files: Files, on_end: Callable[[str, int], None]) -> None:
+        """`on_end` is called, on a thread, with its name and status when it has ended."""
+        self.number, self.name = number, f"rank {number}"
+        self._steps, steps = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._slots, slots = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._slots.settimeout(ANSWER_S)
+        self._steps.settimeout(TELL_S)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._on_end = on_end
+        self._thread = threading.Thread(target=self._watch, args=(steps, slots, files), daemon=True)
+        self._thread.start()
+
+    def tell(self, message: bytes) -> None:
+        """Raises EngineUnavailable where it has ended, or reads nothing."""
+        try:
+            messages.pass_on(self._steps, message)
+        except OSError as error:
+            raise gone(self.name) from error
+
+    def expect_ready(self, timeout_s: float) -> None:
+        """Raises what it says, or EngineUnavailable."""
+        expect_ready(self._steps, self.name, timeout_s)
+
+    def tell_change(self, change: SlotChange, descriptor: int | None) -> None:
+        """Raises EngineUnavailable."""
+        try:
+            socket.send_fds(self._slots, [messages.encode(change)], [] if descriptor is None else [descriptor])
+        except OSError as error:
+            raise gone(self.name) from error
+
+    def hear_change(self) -> str:
+        """What went wrong with the latest change; "" where nothing did. Raises EngineUnavailable."""
+        try:
+            data = self._slots.recv(1 << 16)
+        except OSError as error:
+            raise gone(self.name) from error
+        if not data:
+            raise gone(self.name)
+        answer = messages.decode_answer(data)
+        return answer.problem if isinstance(answer, Refused) else ""
+
+    def hang_up(self) -> None:
+        """It ends when nobody tells it anything any more."""
+        for end in (self._steps, self._slots):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait for its end, and force it where it takes too long."""
+        self._thread.join(timeout_s)
+        if self._process is not None and self._thread.is_alive():
+            self._process.kill()
+            self._thread.join(timeout_s)
+        for end in (self._steps, self._slots):
+            end.close()
+
+    def _watch(self, steps: socket.socket, slots: socket.socket, files: Files) -> None:
+        """Start it, and stay until it has ended."""
+        inherited = (steps.fileno(), slots.fileno(), files.memory, files.group)
+        command = [sys.executable, "-m", "mint_engine.parallel.follow", *map(str, (*inherited, os.getpid()))]
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=inherited)  # noqa: S603
+        finally:
+            steps.close()
+            slots.close()
+        self._on_end(self.name, self._process.wait())
+
+
+def expect_ready(steps: socket.socket, name: str, timeout_s: float) -> None:
+    """The next answer over a connection. Raises the error that it tells of, or EngineUnavailable."""
+    steps.settimeout(timeout_s)
+    try:
+        answer = messages.decode_answer(messages.receive(steps))
+    except (OSError, EOFError) as error:
+        raise gone(name) from error
+    finally:
+        steps.settimeout(TELL_S)
+    if isinstance(answer, Refused):
+        raise (by_reason(answer.reason) or UnsupportedBase)(name, answer.problem)
+
+
+def refusal(error: MintError) -> Refused:
+    """How an error is told."""
+    return Refused(str(error), error.reason)
+
+
+def gone(name: str) -> EngineUnavailable:
+    """Of a rank or node that does not answer."""
+    return EngineUnavailable(name, "of this engine has ended or does not answer; ask again")

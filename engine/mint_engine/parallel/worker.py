@@ -1,0 +1,257 @@
+"""One node of an engine beside its leader's: starts the ranks of this node, and passes on what rank 0 tells them.
+
+It connects to the leader (`door`) and begins when told to, again and again where the leader begins again: one that
+can not load its base stays there, and tells why. But when ranks have met and one is lost, or the leader is, nothing
+of the engine is worth anything: this process ends, and the engine's pods start anew together.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from mint_contracts.backoff import delay_s
+from mint_contracts.errors import (
+    CorruptFile,
+    EngineUnavailable,
+    MintError,
+    SourceUnavailable,
+    UnsupportedBase,
+    WrongBase,
+)
+from mint_contracts.settings import EngineSettings
+from mint_engine.environment import Start
+from mint_engine.parallel import messages
+from mint_engine.parallel.content import receive_content
+from mint_engine.parallel.greeting import Channel, Hello, Stranger, introduce
+from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange
+from mint_engine.parallel.peers import make_files
+from mint_engine.parallel.rank import START_S, Rank, refusal
+from mint_engine.sources.base_digest import base_digest
+from mint_engine.sources.fetch_base import cached_base, fetch_base
+
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
+CONNECT_S = 10.0
+CONTENT_S = 60.0  # without a byte of an adapter that is on its way
+_END_S = 5.0
+ENDED, DEFECT = 0, 1  # exit codes
+_END = messages.encode(messages.End())
+
+_log = structlog.get_logger(__name__)
+
+
+class _Life:
+    """How far this process is, and who may end it."""
+
+    def __init__(self) -> None:
+        self.met = threading.Event()  # all ranks of the engine
+        self._asked = threading.Event()
+
+    def begin(self) -> None:
+        """Take SIGTERM. While requests may be in flight it waits for the leader, whose pod is told to end too."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._ask())
+
+    def part(self) -> None:
+        """The leader needs these ranks no more."""
+        self.met.clear()
+        if self._asked.is_set():
+            os._exit(ENDED)
+
+    def _ask(self) -> None:
+        self._asked.set()
+        if not self.met.is_set():
+            os._exit(ENDED)
+
+
+def run(start: Start) -> int:
+    """Live until the leader is lost, or SIGTERM; the exit code."""
+    life, attempt = _Life(), 0
+    life.begin()
+    while True:
+        attempt += 1
+        try:
+            _serve(start, life.met)
+            life.part()
+        except (OSError, EOFError, Stranger) as error:
+            _log.info("leader_away", leader=start.leader, why=str(error) or type(error).__name__)
+            if life.met.is_set():
+                return ENDED
+        except EngineUnavailable as error:  # a rank of this node
+            _log.error("rank_lost", error=str(error))
+            return DEFECT
+        time.sleep(delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
+
+
+def _serve(start: Start, met: threading.Event) -> None:
+    """From one connection until the leader has no more use for it. Raises OSError, EOFError or Stranger."""
+    base = _find_base(start)  # while the leader does so too
+    with _connected(start, Channel.STEPS) as steps, _connected(start, Channel.SLOTS) as slots:
+        begin = messages.decode_told(messages.receive(steps))
+        assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `Node`
+        _log.info("beginning", leader=start.leader, node=start.node, ranks=start.settings.ranks_per_node)
+        refused = base if isinstance(base, MintError) else _unlike(start, begin, base)
+        if refused is not None:
+            _refuse(start, steps, refused)
+            messages.receive(steps)  # `End`, or its end: nothing else comes
+        elif isinstance(base, Path):
+            with _ranks(start.settings, begin, base, met) as ranks:
+                _follow(start, steps, slots, ranks, met)
+
+
+def _find_base(start: Start) -> Path | MintError:
+    source = start.settings.source
+    try:
+        return fetch_base(source, start.cache)
+    except OSError as error:
+        return SourceUnavailable(f"base {source.uri}", f"can not be read ({error}); retrying")
+    except MintError as error:
+        return error
+
+
+def _unlike(start: Start, begin: Begin, base: Path) -> MintError | None:
+    """Why this node's share would be of something else than the leader's."""
+    if begin.settings != start.settings:
+        return UnsupportedBase("settings", "of this node are not its leader's; their pods were not made together")
+    try:
+        same = base_digest(base) == begin.digest
+    except SourceUnavailable as error:
+        return error
+    subject = f"base {start.settings.source.uri}"
+    return (
+        None if same else WrongBase(subject, "holds on this node what it does not on the leader; make them the same")
+    )
+
+
+def _refuse(start: Start, steps: socket.socket, error: MintError) -> None:
+    """Tell the leader, which may have hung up meanwhile; a copy that is not right is to be made anew."""
+    _log.warning("base_refused", reason=error.reason, error=str(error))
+    if isinstance(error, CorruptFile | WrongBase):
+        shutil.rmtree(cached_base(start.settings.source, start.cache), ignore_errors=True)
+    with suppress(OSError):
+        messages.send(steps, refusal(error))
+
+
+@contextmanager
+def _connected(start: Start, channel: Channel) -> Iterator[socket.socket]:
+    assert start.entrance is not None  # noqa: S101 - of an engine over several nodes
+    with socket.create_connection((start.leader, start.entrance.port), CONNECT_S) as connection:
+        introduce(connection, start.entrance.key, Hello(start.node, channel))
+        try:
+            yield connection
+        finally:
+            with suppress(OSError):  # whoever reads from it is to notice
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _ranks(settings: EngineSettings, begin: Begin, base: Path, met: threading.Event) -> Iterator[list[Rank]]:
+    """This node's ranks, which load their shares. One that ends by itself after the meeting ends this process."""
+    closing = threading.Event()
+
+    def on_end(name: str, status: int) -> None:
+        if not closing.is_set():
+            _log.error("rank_ended", who=name, status=status)
+            if met.is_set():  # before that its answer is missing
+                os._exit(DEFECT)
+
+    files = make_files()
+    ranks = [Rank(begin.rank + number, files, on_end) for number in range(settings.ranks_per_node)]
+    try:
+        for rank in ranks:
+            rank.tell(messages.encode(msgspec.structs.replace(begin, base=str(base), rank=rank.number)))
+        yield ranks
+    finally:
+        closing.set()
+        for rank in ranks:
+            rank.hang_up()
+        for rank in ranks:
+            rank.finish(_END_S)
+        files.close()
+
+
+def _follow(
+    start: Start, steps: socket.socket, slots: socket.socket, ranks: list[Rank], met: threading.Event
+) -> None:
+    """Pass on what comes, until the leader parts in good order. Raises EOFError or OSError when it is lost."""
+    _in_background(_answer, start, steps, ranks)
+    meet = messages.decode_told(messages.receive(steps))
+    if isinstance(meet, End):
+        return
+    assert isinstance(meet, Meet) and meet.wire is not None  # noqa: S101, PT018
+    wire = msgspec.structs.replace(meet.wire, host=steps.getpeername()[0], address=steps.getsockname()[0])
+    _tell(ranks, messages.encode(msgspec.structs.replace(meet, wire=wire)))
+    _in_background(_answer, start, steps, ranks)
+    _in_background(_follow_slots, slots, ranks)
+    while (message := messages.receive(steps)) != _END:
+        met.set()
+        _tell(ranks, message)
+
+
+def _in_background(do: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=do, args=arguments, daemon=True).start()
+
+
+def _tell(ranks: list[Rank], message: bytes) -> None:
+    for rank in ranks:
+        rank.tell(message)
+
+
+def _answer(start: Start, steps: socket.socket, ranks: list[Rank]) -> None:
+    """What all ranks answer, as one."""
+    try:
+        for rank in ranks:
+            rank.expect_ready(START_S)
+    except MintError as error:
+        _refuse(start, steps, error)
+    else:
+        with suppress(OSError):
+            messages.send(steps, Ready())
+
+
+def _follow_slots(slots: socket.socket, ranks: list[Rank]) -> None:
+    """Have ranks change their slots, and answer with what went wrong for any of them, or with nothing."""
+    try:
+        while True:
+            slots.settimeout(None)
+            change = messages.decode_change(messages.receive(slots))
+            slots.settimeout(CONTENT_S)
+            problem = _change(slots, ranks, change)
+            messages.send(slots, Refused(problem) if problem else Ready())
+    except (OSError, EOFError):  # the leader is gone, or will hang up for want of an answer
+        slots.close()
+    except EngineUnavailable as error:
+        _log.error("slots_lost", error=str(error))
+        os._exit(DEFECT)
+
+
+def _change(slots: socket.socket, ranks: list[Rank], change: SlotChange) -> str:
+    with _received(slots, change) as (descriptor, problem):
+        if problem:
+            return problem
+        for rank in ranks:
+            rank.tell_change(change, descriptor)
+        return next(filter(None, [rank.hear_change() for rank in ranks]), "")
+
+
+@contextmanager
+def _received(slots: socket.socket, change: SlotChange) -> Iterator[tuple[int | None, str]]:
+    """A file of the adapter that comes along with a change, and what is wrong with it. Raises as `exactly` does."""
+    if not isinstance(change, Load):
+        yield None, ""
+        return
+    with os.fdopen(os.memfd_create("mint-adapter"), "wb") as file:
+        try:
+            receive_content(slots, file.fileno(), change.subject)
+        except CorruptFile as error:
+            yield None, str(error)
+        else:
+            yield file.fileno(), ""

@@ -1,0 +1,100 @@
+"""The other nodes of an engine: processes that are started as its worker pods are, on ports of this machine."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mint_contracts import settings as contracts
+from mint_contracts.settings import EngineSettings
+from mint_engine.parallel.greeting import Entrance, key_of
+from tests.redis_process import free_port
+
+PASSWORD = "of all pods of a base"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker pod's process."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def has_logged(self, event: str) -> bool:
+        return event in {line["event"] for line in self.lines()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where the others come in, and who they are; nobody where the engine has one node."""
+
+    entrance: Entrance | None
+    workers: list[Worker]
+
+
+def group_environment(node: int, nodes: int, leader: str = "127.0.0.1") -> dict[str, str]:
+    """What a LeaderWorkerSet tells a pod."""
+    return {
+        contracts.LEADER_ADDRESS: leader,
+        contracts.WORKER_INDEX: str(node),
+        contracts.GROUP_SIZE: str(nodes),
+    }
+
+
+def entrance_of(settings: EngineSettings, port: int, password: str = PASSWORD) -> Entrance:
+    return Entrance(port, key_of(password, settings.base_model))
+
+
+@contextmanager
+def worker(
+    settings: EngineSettings,
+    port: int,
+    folder: Path,
+    node: int = 1,
+    password: str = PASSWORD,
+    claims: Path | None = None,
+) -> Iterator[Worker]:
+    """One of them, ended at the end of the context where it has not by itself. `claims` are what is mounted there."""
+    environment = {key: value for key, value in os.environ.items() if key not in {"HOME", "HF_HOME"}}
+    environment |= group_environment(node, settings.nodes) | {
+        contracts.ENGINE_SETTINGS: msgspec.json.encode(settings).decode(),
+        contracts.ENGINE_NAME: f"tiny-0-{node}",
+        contracts.REDIS_PASSWORD: password,
+        contracts.CACHE_FOLDER: str(folder / f"cache-{node}"),
+        contracts.PVC_ROOT: str(claims or folder),
+    }
+    command, path = [sys.executable, "-m", "mint_engine.main", "--ranks-port", str(port)], folder / f"{node}.log"
+    with path.open("ab") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        yield Worker(process, path)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(60)
+
+
+@contextmanager
+def other_nodes(settings: EngineSettings) -> Iterator[Group]:
+    """All of an engine's nodes but the leader's, looking for it at its entrance."""
+    if settings.nodes == 1:
+        yield Group(None, [])
+        return
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        workers = [
+            stack.enter_context(worker(settings, port, Path(folder), node)) for node in range(1, settings.nodes)
+        ]
+        yield Group(entrance_of(settings, port), workers)

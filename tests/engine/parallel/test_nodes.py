@@ -1,0 +1,174 @@
+"""An engine whose ranks lie on two nodes computes what one of a single node does, and lets nobody else take part."""
+
+import asyncio
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mint_contracts.errors import EngineUnavailable, WrongBase
+from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source
+from mint_engine.build import build
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.training.work import Work
+from tests.engine import saved_families
+from tests.engine.parallel.learning import NAMES, engine
+from tests.engine.parallel.nodes import entrance_of, other_nodes, worker
+from tests.engine.parallel.playing import TURNS, built, play
+from tests.engine.parallel.processes import children
+from tests.engine.running import packed, save_adapter, save_base, settings_for
+from tests.redis_process import free_port
+from tests.waiting import until
+
+CLOSE = 1e-5
+
+
+@contextmanager
+def strangers(port: int) -> Iterator[None]:
+    """Who connects whenever somebody listens: says nothing, or not what it should, and stays."""
+    enough, held = threading.Event(), []
+
+    def knock() -> None:
+        while not enough.wait(0.2):
+            try:
+                held.append(socket.create_connection(("127.0.0.1", port), 1))
+                held[-1].sendall(b"GET / HTTP/1.1\r\n" * 10 if len(held) % 2 else b"")
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=knock)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+        for each in held:
+            each.close()
+        assert held, "nobody listened"
+
+
+def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -> None:
+    """Adapters loaded, replaced and cleared, whoever else connects; told to end, a worker waits for its leader."""
+    base, served = saved_families.save_base("qwen3_moe", tmp_path / "base"), saved_families.SERVED["qwen3_moe"]
+    four, nine = (saved_families.save_adapter(base, tmp_path / f"r{rank}", rank, **served) for rank in (4, 9))
+    found = []
+    for nodes in (1, 2):
+        settings = settings_for(base, dtype="bfloat16", tensor_parallel_size=2, nodes=nodes)
+        with other_nodes(settings) as group:
+            with strangers(group.entrance.port) if group.entrance else nullcontext():
+                _, slots, generation = build(settings, base, Limits(), entrance=group.entrance)
+            try:
+                for each in group.workers:
+                    each.process.send_signal(signal.SIGTERM)
+                slots.load(0, packed(four, slots))
+                slots.load(1, packed(nine, slots))
+                vocabulary = generation._forward.base.vocab_size
+                mixed = play(generation, TURNS, vocabulary)
+                slots.load(0, packed(nine, slots))  # in place of another
+                slots.clear(1)
+                found.append(torch.cat([mixed, play(generation, TURNS, vocabulary)]))
+                assert all(each.process.poll() is None for each in group.workers)
+            finally:
+                generation.close()
+            assert [each.process.wait(30) for each in group.workers] == [0] * (nodes - 1)
+    assert torch.equal(*found)
+
+
+def test_two_nodes_of_two_ranks_compute_what_one_rank_does(tmp_path: Path) -> None:
+    """Of a base that one node has own kernels for."""
+    base = save_base(tmp_path / "base", num_attention_heads=4, num_key_value_heads=4, hidden_size=96, head_dim=32)
+    folder = save_adapter(base, tmp_path / "r4", rank=4)
+    found = []
+    for ranks, nodes in ((1, 1), (4, 2)):
+        with built(base, "float32", ranks, nodes=nodes) as (slots, generation):
+            slots.load(0, packed(folder, slots))
+            slots.load(1, packed(folder, slots))
+            found.append(play(generation, TURNS, generation._forward.base.vocab_size))
+    one, four = found
+    assert (four - one).norm() / one.norm() < CLOSE
+    assert torch.equal(four.argmax(-1), one.argmax(-1))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_policies_learn_on_two_nodes_what_they_learn_on_one_rank(family: str, tmp_path: Path) -> None:
+    """And an update that loses its node ends the engine, and changes no policy."""
+    base = save_base(tmp_path, hidden_size=96) if family == "llama" else saved_families.save_base(family, tmp_path)
+    replayed = family == "qwen3_moe"
+    with engine(base, 1) as one:
+        whole = one.gradients(replayed=replayed)
+    with engine(base, 2, nodes=2) as two:
+        for found, expected in zip(two.gradients(replayed=replayed), whole, strict=True):
+            assert (found - expected).norm() / expected.norm() < 1e-4
+        before = two.trainer.policy(NAMES[0]).weights.clone()
+        work = two.trainer.begin(two.batches(range(len(NAMES))))
+        for _ in range(3):
+            work.advance()
+        [node] = two.workers
+        node.process.kill()
+        with pytest.raises(EngineUnavailable, match="ask again"):
+            finish(work)
+        assert two.lost
+        assert torch.equal(two.trainer.policy(NAMES[0]).weights, before)
+
+
+async def test_a_node_with_another_base_is_refused_and_comes_again_when_that_is_mended(tmp_path: Path) -> None:
+    """Of the same shape, and in one number different."""
+    ours, theirs = (save_base(tmp_path / node / "models" / "tiny") for node in ("leader", "worker"))
+    weights = load_file(theirs / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, theirs / "model.safetensors", {"format": "pt"})
+    settings, port = over_two_nodes("pvc://models/tiny"), free_port()
+
+    def bring_up() -> None:
+        _, _, generation = build(settings, ours, Limits(), entrance=entrance_of(settings, port))
+        generation.close()
+
+    with worker(settings, port, tmp_path, claims=tmp_path / "worker") as other:
+        with pytest.raises(WrongBase, match=r"node 1: base pvc://models/tiny: holds on this node"):
+            await asyncio.to_thread(bring_up)
+        assert other.process.poll() is None
+        shutil.copy(ours / "model.safetensors", theirs / "model.safetensors")
+        await asyncio.to_thread(bring_up)
+        assert other.process.poll() is None
+        await until(lambda: not children(other.process.pid))
+        other.process.terminate()
+        assert await asyncio.to_thread(other.process.wait, 30) == 0
+
+
+async def test_what_a_node_can_not_load_is_told_by_its_name(tmp_path: Path) -> None:
+    """A worker whose claim is not mounted, and one that was given other settings."""
+    ours = save_base(tmp_path / "leader" / "models" / "tiny")
+    settings, port = over_two_nodes("pvc://models/tiny"), free_port()
+
+    def refused(theirs: EngineSettings) -> str:
+        with (
+            worker(theirs, port, tmp_path, claims=tmp_path / "nowhere"),
+            pytest.raises(Exception, match="node 1: ") as raised,
+        ):
+            build(settings, ours, Limits(), entrance=entrance_of(settings, port))
+        return f"{type(raised.value).__name__}: {raised.value}"
+
+    assert (
+        "SourceForbidden: node 1: source 'pvc://models/tiny': claim 'models' is not mounted"
+        in await asyncio.to_thread(refused, settings)
+    )
+    other = settings_for(ours, tensor_parallel_size=2, nodes=2, max_rank=8)
+    assert "UnsupportedBase: node 1: settings: of this node" in await asyncio.to_thread(refused, other)
+
+
+def finish(work: Work) -> None:
+    while work.advance():
+        pass
+
+
+def over_two_nodes(uri: str) -> EngineSettings:
+    return settings_for(Path("none"), source=Source(uri), tensor_parallel_size=2, nodes=2)
