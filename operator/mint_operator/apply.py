@@ -25,6 +25,7 @@ from mint_operator.observing.map_view import MapView
 from mint_operator.observing.train_view import TrainView
 from mint_operator.planning import events, status_write
 from mint_operator.planning.conditions import APPLY_FAILED
+from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import MANAGED_BY, MANAGER, Manifest
 from mint_operator.planning.plan import Plan
 from mint_operator.planning.snapshot import Meta, ObservedBase, ObservedWave, Snapshot
@@ -122,7 +123,7 @@ class Applier:
                 log.warning("object not applied", error=str(error), **where)
             else:
                 self._refused.pop(manifest.key, None)
-                self._dirt.note(Part.STATEFULSETS if manifest.kind == "StatefulSet" else Part.CHILDREN)
+                self._dirt.note(Part.WORKLOADS if manifest.kind in WORKLOADS else Part.CHILDREN)
                 self._count(counts, "manifests")
                 log.info("object applied", **where)
 
@@ -139,7 +140,7 @@ class Applier:
         failure = Failure(reason=APPLY_FAILED, message=error.message, terminal=error.refused)
         retry_at = time.monotonic() + delay_s(attempts, first_s=1.0, cap_s=60.0)
         self._refused[manifest.key] = _Refused(manifest.digest, failure, attempts, retry_at)
-        self._dirt.note(Part.STATEFULSETS)
+        self._dirt.note(Part.WORKLOADS)
 
     async def _change(self, base: str, plan: Plan, counts: Counter[str]) -> None:
         """Leases first: a map that was lost is known only once its placements are there."""

@@ -16,6 +16,7 @@ import urllib3
 from kubernetes import client, config
 
 from mint_contracts.resources import GROUP, VERSION
+from mint_operator.planning import groups
 
 FIELD_MANAGER = "mint-operator"
 THREADS = 8
@@ -26,6 +27,7 @@ _ROOTS = {
     "BaseModel": (f"/apis/{GROUP}/{VERSION}", "basemodels"),
     "AdapterWave": (f"/apis/{GROUP}/{VERSION}", "adapterwaves"),
     "StatefulSet": ("/apis/apps/v1", "statefulsets"),
+    groups.KIND: (f"/apis/{groups.API_VERSION}", "leaderworkersets"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
@@ -50,6 +52,11 @@ class KubeError(Exception):
     def refused(self) -> bool:
         """Whether sending the same again would be refused again: the object itself is at fault."""
         return self.status in {400, 403, 422}
+
+    @property
+    def unserved(self) -> bool:
+        """Whether a kind that was listed is one that the API server does not have, or not for the operator."""
+        return self.status in {403, 404}
 
 
 class _ListMeta(msgspec.Struct, frozen=True, rename={"go_on": "continue"}):

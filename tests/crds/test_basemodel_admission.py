@@ -43,6 +43,8 @@ ACCEPTED = [
     engine(tensorParallelSize=2),
     engine(tensorParallelSize=2) | training(uri="pvc://training"),
     engine(tensorParallelSize=2, nodes=1),
+    engine(tensorParallelSize=16, nodes=2),
+    engine(device="cuda", tensorParallelSize=16, nodes=2, resources={"limits": {"nvidia.com/gpu": 8}}),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": "8"}}),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"memory": "64Gi"}}),
     engine(contextLength=16),
@@ -106,10 +108,6 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
         engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": 4}}),
         "each rank of an engine computes on a GPU of its own",
     ),
-    (
-        engine(tensorParallelSize=16, nodes=2),
-        "engines over several nodes are foreseen and not yet served; set nodes to 1",
-    ),
     (engine(tensorParallelSize=3, nodes=2), "each node of an engine has as many ranks"),
 ]
 
@@ -167,7 +165,7 @@ def test_names_that_do_not(admission: Admission, name: str, why: str) -> None:
 
 
 def test_every_rule_is_shown_above() -> None:
-    shown = [why for _, why in BY_RULE + NAMES]
+    shown = [why for _, why in BY_RULE + NAMES] + [NODES_STAY]
     assert [message for message in rules("BaseModel") if not any(message.startswith(why) for why in shown)] == []
 
 
@@ -186,6 +184,23 @@ def test_scale_moves_the_lower_bound_within_the_upper(api_server: ApiServer) -> 
     assert api_server.kubectl("get", "-n", namespace, "bm/sample", "-o", path) == "2"
     with pytest.raises(KubectlError, match="min must not be above max"):
         api_server.kubectl("scale", "-n", namespace, "bm/sample", "--replicas=3")
+
+
+NODES_STAY = "nodes do not change"
+
+
+def test_nodes_stay_as_they_are(api_server: ApiServer) -> None:
+    """Of a base that says nothing of them too: engines of several nodes are other objects."""
+    namespace = api_server.namespace("nodes")
+
+    def apply(**fields: Any) -> None:
+        body = resource("BaseModel", merged(SMALLEST, engine(tensorParallelSize=4, **fields)))
+        api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=msgspec.json.encode(body).decode())
+
+    apply()
+    apply(nodes=1)
+    with pytest.raises(KubectlError, match=NODES_STAY):
+        apply(nodes=2)
 
 
 def test_columns_tell_the_state_at_a_glance(api_server: ApiServer) -> None:

@@ -1,22 +1,28 @@
-"""Engines over several nodes: the objects that they would become, as APIs take them; and that none is made yet."""
+"""Engines over several nodes: the objects that they become, as APIs take them; what is said where they can't be."""
 
 import copy
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from redis.asyncio import Redis
 
+from mint_contracts.records import Failure
 from mint_contracts.resources import EngineSpec, Resources
+from mint_contracts.settings import ENGINE_SETTINGS, RANKS_PORT, EngineSettings
+from mint_operator import kube
 from mint_operator.observing import decode
 from mint_operator.planning.engines import engine_name, expected
 from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import SETTINGS_DIGEST, Manifest, render, settings_digest
 from mint_operator.planning.plan import plan
-from mint_operator.planning.snapshot import EnginePod, ObservedBase, Release, Snapshot
-from tests.apiserver import POLL_S, ApiServer, KubectlError
+from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, Release, Snapshot
+from tests.apiserver import POLL_S, ApiServer, KubectlError, serve
+from tests.operator.stage import Stage, base_model
 from tests.operator.worlds import NOW, RELEASE, base
 
 Body = dict[str, Any]
@@ -48,6 +54,13 @@ def templates(of: ObservedBase) -> tuple[Body, Body]:
     return told["leaderTemplate"], told["workerTemplate"]
 
 
+def told_settings(container: Body) -> EngineSettings:
+    """What a container is told, taken out of its environment."""
+    [told] = [each for each in container["env"] if each["name"] == ENGINE_SETTINGS]
+    container["env"].remove(told)
+    return msgspec.json.decode(told["value"], type=EngineSettings)
+
+
 def selects(selector: Body, template: Body) -> bool:
     return bool(selector["matchLabels"].items() <= template["metadata"]["labels"].items())
 
@@ -69,10 +82,20 @@ def test_several_nodes_are_a_group_and_one_is_a_pod_as_before() -> None:
 
 
 def test_a_leader_is_the_pod_that_an_engine_of_one_node_is() -> None:
+    """But for where it lets its other nodes in, and that it is told of them."""
     leader, _ = templates(spread_over(2))
     alone = rendered(spread_over(1, tensor_parallel_size=4))["StatefulSet"]["spec"]["template"]
-    assert leader["spec"] == alone["spec"]
     assert leader["metadata"]["labels"] == alone["metadata"]["labels"]
+    [ours], [theirs] = leader["spec"].pop("containers"), alone["spec"].pop("containers")
+    assert leader["spec"] == alone["spec"]
+    assert ours.pop("ports") == [
+        *theirs.pop("ports"),
+        {"name": "ranks", "containerPort": RANKS_PORT, "protocol": "TCP"},
+    ]
+    told, alike = told_settings(ours), told_settings(theirs)
+    assert (told.nodes, alike.nodes) == (2, 1)
+    assert msgspec.structs.replace(told, nodes=1) == alike
+    assert ours == theirs
 
 
 def test_only_leaders_are_asked() -> None:
@@ -82,7 +105,7 @@ def test_only_leaders_are_asked() -> None:
     assert (selects(selector, leader), selects(selector, worker)) == (True, False)
     [container] = worker["spec"]["containers"]
     assert not {"ports", "startupProbe", "livenessProbe", "readinessProbe"} & container.keys()
-    # All else of a worker is as its leader has it: settings, volumes, limits, security.
+    # All else of a worker is as its leader has it: command, settings, password, volumes, limits, security.
     [leading] = leader["spec"]["containers"]
     assert container == {key: leading[key] for key in container}
     (spread,) = worker["spec"]["topologySpreadConstraints"]
@@ -177,16 +200,79 @@ def test_real_api_servers_take_them(api_server: ApiServer) -> None:
         take(json.dumps(wrong))
 
 
-def test_none_is_made_yet_and_the_base_says_why() -> None:
-    """Of a BaseModel that came past the CRD's own rule, as of one that another version has admitted."""
-    raw = {
-        "metadata": {"namespace": "team", "name": "smol", "uid": "u"},
-        "spec": {"source": {"uri": "pvc://models/smol"}, "engine": {"tensorParallelSize": 4, "nodes": 2}},
-    }
+def over_two_nodes(**engine: Any) -> Body:
+    return base_model(engine={"tensorParallelSize": 4, "nodes": 2, "replicas": {"min": 1, "max": 2}} | engine)
+
+
+def test_planning_makes_them_and_knows_how_many_there_are() -> None:
+    raw = over_two_nodes()
+    raw["metadata"] |= {"namespace": "team", "uid": "u"}
     of = decode.base_model(json.dumps(raw).encode())
-    found = plan(Snapshot(now=NOW, release=RELEASE, bases={"team/smol": of}))
-    assert found.manifests == ()
-    (ready,) = [each for each in found.base_statuses["team/smol"].conditions if each.type == "Ready"]
-    assert (ready.status, ready.reason) == ("False", "UnsupportedBase")
-    assert "spec.engine.nodes: is 2" in ready.message
-    assert "set it to 1" in ready.message
+    seen = Snapshot(now=NOW, release=RELEASE, bases={"team/smol": of})
+    made = {each.kind: each for each in plan(seen).manifests}
+    assert "StatefulSet" not in made
+    asked = made["LeaderWorkerSet"]
+    assert asked.body["spec"]["replicas"] == 1
+    there = Child("LeaderWorkerSet", "team", "smol", applied=asked.digest, owners=("u",), replicas=1)
+
+    def written(child: Child) -> set[str]:
+        children = {child.key: child} | {
+            each.key: Child(*each.key, applied=each.digest) for each in made.values() if each.kind != child.kind
+        }
+        return {each.kind for each in plan(msgspec.structs.replace(seen, children=children)).manifests}
+
+    assert written(there) == set()
+    assert written(msgspec.structs.replace(there, replicas=5)) == {"LeaderWorkerSet"}  # scaled by somebody else
+
+
+def test_what_ails_a_worker_is_said_of_its_engine() -> None:
+    full = Failure("Unschedulable", "0/8 nodes are available: insufficient nvidia.com/gpu", terminal=False)
+    pods = [
+        EnginePod(name="smol-0", ip="10.0.0.1"),
+        EnginePod(name="smol-0-1", trouble=full),
+        EnginePod(name="smol-1"),
+    ]
+    first, second = expected("smol", 2, pods, None)
+    assert first.failure == msgspec.structs.replace(full, message=f"smol-0-1: {full.message}")
+    assert second.failure is None
+
+
+async def test_a_cluster_without_the_api_says_what_to_install_until_it_has_it(
+    own_api_server: ApiServer, redis_client: Redis
+) -> None:
+    """And bases of one node go on meanwhile."""
+    own_api_server.namespace("groups")
+    client = kube.connect(str(own_api_server.kubeconfig))
+    stage = Stage(own_api_server, "groups", client, redis_client)
+    try:
+        single = base_model()
+        single["metadata"]["name"] = "single"
+        stage.apply(over_two_nodes(), single)
+        await stage.once()
+        ready = await stage.condition("BaseModel", "smol")
+        assert (ready["status"], ready["reason"]) == ("False", "NoLeaderWorkerSets")
+        assert "spec.engine.nodes: is 2" in ready["message"]
+        assert "install leaderworkerset.x-k8s.io/v1 (github.com/kubernetes-sigs/lws)" in ready["message"]
+        assert (await stage.status("BaseModel", "smol"))["phase"] == "Pending"
+        assert await stage.get("StatefulSet", "single") is not None
+        assert await stage.get("Service", "smol") is None
+
+        own_api_server.kubectl("apply", "--server-side", "-f", str(API))
+        await_served(own_api_server)
+        await stage.once()
+        found = await stage.get("LeaderWorkerSet", "smol")
+        assert found is not None
+        assert found["spec"]["leaderWorkerTemplate"]["size"] == 2
+        await stage.engine().report()
+        await stage.once()
+        assert (await stage.status("BaseModel", "smol"))["phase"] == "Ready"
+        assert await stage.once() == {}
+    finally:
+        client.close()
+
+
+@pytest.fixture
+def own_api_server(tmp_path: Path) -> Iterator[ApiServer]:
+    """One that knows nothing of LeaderWorkerSets yet."""
+    with serve(tmp_path) as server:
+        yield server

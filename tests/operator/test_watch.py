@@ -65,7 +65,7 @@ async def test_events_mark_their_part(stage: Stage, monkeypatch: pytest.MonkeyPa
             parts = await dirt.take()
             assert not parts >= RESYNC, "no event came, only the resync"
             seen.update(parts)
-            return Part.STATEFULSETS in seen
+            return Part.WORKLOADS in seen
 
         await until("the StatefulSet's event", marked)
     finally:

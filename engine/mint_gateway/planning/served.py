@@ -6,7 +6,7 @@ def refusal(ranks: int, nodes: int, *, float8: bool, unread: str) -> str:
     reasons = {
         "weights must be in bfloat16, float16 or float32": float8,
         unread: bool(unread),
-        f"ranks are of one pod on one node, and {ranks} of these devices are in {nodes} nodes": nodes > 1,
+        f"nodes have as many ranks each, and {ranks} of these devices are in {nodes} nodes": bool(ranks % nodes),
     }
     found = "; ".join(reason for reason, holds in reasons.items() if holds)
     return f"so far {found}" if found else ""

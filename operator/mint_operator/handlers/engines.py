@@ -1,4 +1,7 @@
-"""Events of the StatefulSets and pods that engines are."""
+"""Events of the StatefulSets and pods that engines are.
+
+LeaderWorkerSets are not watched, for a cluster may lack them: the resync finds what others have done to one.
+"""
 
 from typing import Any
 
@@ -21,4 +24,4 @@ def register(registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings, d
 
     @kopf.on.event("apps/v1", "statefulsets", labels={MANAGED_BY: MANAGER}, registry=registry)
     async def engine_set_changed(**_: Any) -> None:
-        dirt.mark(Part.STATEFULSETS)
+        dirt.mark(Part.WORKLOADS)

@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
-from mint_operator.kube import Kube, namespaced
+from mint_operator.kube import Kube, KubeError, namespaced
 from mint_operator.observing import decode
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.feed import Feed
 from mint_operator.observing.store import Store
+from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import MANAGED_BY, MANAGER, REDIS_SECRET
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedBase, ObservedWave
 
@@ -46,13 +47,15 @@ class ClusterView:
         self.bases: dict[str, ObservedBase] = {}
         self.waves: tuple[ObservedWave, ...] = ()
         self.pods: dict[str, tuple[EnginePod, ...]] = {}
-        self._statefulsets: dict[tuple[str, str, str], Child] = {}
+        self.groups = True  # whether the API server has LeaderWorkerSets, as far as a base wants one
+        self._wanted_groups = False
+        self._workloads: dict[tuple[str, str, str], Child] = {}
         self._children: dict[tuple[str, str, str], Child] = {}
 
     @property
     def children(self) -> dict[tuple[str, str, str], Child]:
         """Every object that the operator made."""
-        return self._statefulsets | self._children
+        return self._workloads | self._children
 
     async def refresh(self, parts: frozenset[Part]) -> bool:
         """List the dirty parts again, and take in what the watch has seen. Returns whether anything may be new.
@@ -74,8 +77,8 @@ class ClusterView:
             self._listing = asyncio.create_task(self._lists(list(_LISTED.values())))
         if changed or news:
             self._arrange()
-        if Part.STATEFULSETS in parts:
-            await self._read_statefulsets()
+        if Part.WORKLOADS in parts or self._wants_groups() > self._wanted_groups:
+            await self._read_workloads()
         if Part.CHILDREN in parts:  # after the bases, whose namespaces it asks for
             self._children = await self._read_children()
         return changed
@@ -113,9 +116,21 @@ class ClusterView:
             pods[base].append(pod)
         self.pods = {base: tuple(each) for base, each in pods.items()}
 
-    async def _read_statefulsets(self) -> None:
-        raws = await self._items("StatefulSet", OURS)
-        self._statefulsets = _by_key(decode.child("StatefulSet", raw) for raw in raws)
+    def _wants_groups(self) -> bool:
+        return any(base.spec.engine.nodes > 1 for base in self.bases.values())
+
+    async def _read_workloads(self) -> None:
+        single, grouped = WORKLOADS
+        found = [decode.child(single, raw) for raw in await self._items(single, OURS)]
+        self.groups, self._wanted_groups = True, self._wants_groups()
+        if self._wanted_groups:
+            try:
+                found += [decode.child(grouped, raw) for raw in await self._items(grouped, OURS)]
+            except KubeError as error:
+                if not error.unserved:
+                    raise
+                self.groups = False
+        self._workloads = _by_key(found)
 
     async def _read_children(self) -> dict[tuple[str, str, str], Child]:
         lists = await asyncio.gather(*[self._items(kind, OURS) for kind in self._kinds])

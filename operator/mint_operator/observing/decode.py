@@ -16,6 +16,7 @@ from mint_contracts.resources import (
     BaseSource,
     WaveAdapters,
 )
+from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import APPLIED, BASE_LABEL, SETTINGS_DIGEST
 from mint_operator.planning.snapshot import Child, EnginePod, Meta, ObservedBase, ObservedWave
 
@@ -166,7 +167,7 @@ def child(kind: str, raw: bytes | msgspec.Raw) -> Child:
         name=found.metadata.name,
         applied=found.metadata.annotations.get(APPLIED, ""),
         owners=tuple(owner.uid for owner in found.metadata.owner_references),
-        replicas=found.spec.replicas if kind == "StatefulSet" else 0,
+        replicas=found.spec.replicas if kind in WORKLOADS else 0,
     )
 
 

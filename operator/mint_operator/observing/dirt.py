@@ -11,14 +11,14 @@ class Part(StrEnum):
     BASES = "bases"
     WAVES = "waves"
     PODS = "pods"
-    STATEFULSETS = "statefulsets"
+    WORKLOADS = "workloads"  # what engines are made of
     CHILDREN = "children"  # services, budgets, accounts, secrets: nobody else touches them, so only resync looks
     MAP = "map"
     WHOLE = "whole"  # what the watch keeps up to date is to be listed again, beside the passes
 
 
 EVERYTHING = frozenset(Part) - {Part.WHOLE}  # listed now, and waited for
-RESYNC = frozenset({Part.STATEFULSETS, Part.CHILDREN, Part.MAP, Part.WHOLE})
+RESYNC = frozenset({Part.WORKLOADS, Part.CHILDREN, Part.MAP, Part.WHOLE})
 DEBOUNCE_S = 0.05
 MOST_DEBOUNCE_S = 1.0
 ASKED_DEBOUNCE_S = 0.05  # where somebody has changed an object, and waits

@@ -57,6 +57,7 @@ class Observer:
             waves=waves,
             pods=cluster.pods,
             children=cluster.children,
+            groups=cluster.groups,
             redis_ok=self._redis_ok,
             maps=self._maps,
             training=self._training.known,
@@ -86,7 +87,7 @@ class Observer:
         children = self._cluster.children
         found = {}
         for key, base in self._cluster.bases.items():
-            given = children.get(("StatefulSet", base.meta.namespace, base.meta.name))
+            given = children.get(base.workload)
             count = given.replicas if given else 0
             found[key] = [engines.engine_name(base.meta.name, ordinal) for ordinal in range(count)]
         return found

@@ -23,6 +23,7 @@ from mint_operator.planning.base_status import BaseFacts, base_status
 from mint_operator.planning.capacity import Demand
 from mint_operator.planning.elastic import Fleet, fleet, settled
 from mint_operator.planning.engines import Engine, expected
+from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
 from mint_operator.planning.mapdiff import Assigned, assignments, difference
 from mint_operator.planning.snapshot import BaseMap, EnginePod, ObservedBase, ObservedWave, Snapshot, TrainKnown
@@ -83,9 +84,9 @@ def plan_base(
     last = before.admission if before else None
     sizes, taken = known.sizes if known else None, _taken(base, training, known)
     admission = admit(base, waves, last, sizes, taken, training.held)
-    refusal = _unusable(base)
+    refusal = _unusable(base, groups=snapshot.groups)
     settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
-    child = snapshot.children.get(("StatefulSet", base.meta.namespace, base.meta.name))
+    child = snapshot.children.get(base.workload)
     running = child.replicas if child else 0
     if before is not None:  # engines that somebody else added hold nothing, and go at once
         running = min(running, before.fleet.count)
@@ -139,11 +140,10 @@ def _running(
     before: Sequence[Engine],
 ) -> Sequence[Engine]:
     """The engines that there are now, however many there should be."""
-    meta = base.meta
-    given = snapshot.children.get(("StatefulSet", meta.namespace, meta.name))
+    given = snapshot.children.get(base.workload)
     views = len(known.engines) if known else 0
     count = min(max(given.replicas if given else 0, views), base.spec.engine.replicas.max)
-    return expected(meta.name, count, pods, known, before)
+    return expected(base.meta.name, count, pods, known, before)
 
 
 def _task(
@@ -221,14 +221,18 @@ def _record(base: ObservedBase) -> BaseRecord:
     )
 
 
-def _unusable(base: ObservedBase) -> Failure | None:
+def _unusable(base: ObservedBase, *, groups: bool) -> Failure | None:
     """Why no engine can be made from the spec."""
     if base.defect:
         return Failure(reason="InvalidRequest", message=base.defect, terminal=True)
     nodes = base.spec.engine.nodes
-    if nodes > 1:  # the CRD says so too; one of another version may not
-        said = f"spec.engine.nodes: is {nodes}, and engines over several nodes are not yet served; set it to 1"
-        return Failure(reason="UnsupportedBase", message=said, terminal=True)
+    if nodes > 1 and not groups:
+        said = (
+            f"spec.engine.nodes: is {nodes}, and such engines are a LeaderWorkerSet, which this cluster lacks, "
+            f"or not for the operator; install {API_VERSION} (github.com/kubernetes-sigs/lws), and the chart of this "
+            "version for the operator's rights"
+        )
+        return Failure(reason=conditions.NO_LEADER_WORKER_SETS, message=said, terminal=False)
     try:
         claims(base)
     except MintError as error:

@@ -50,6 +50,7 @@ ENGINES_STARTING = "EnginesStarting"
 BASE_LOADING = "BaseLoading"
 BASE_LOADED = "BaseLoaded"
 APPLY_FAILED = "ApplyFailed"
+NO_LEADER_WORKER_SETS = "NoLeaderWorkerSets"
 TERMINATING = "Terminating"
 # Both
 MAP_UNAVAILABLE = "MapUnavailable"

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from mint_contracts.records import EngineRecord, EngineView, Failure, Held, Tier
+from mint_operator.planning.groups import leader_of
 from mint_operator.planning.snapshot import BaseMap, EnginePod
 
 AWAY_GRACE_S = 30.0  # a pod that was deleted is back within this on a healthy node, and loads again what it held
@@ -49,8 +50,8 @@ class Engine(msgspec.Struct, frozen=True):
 
     @property
     def failure(self) -> Failure | None:
-        """Why it does not serve: its own word, else its pod's."""
-        return self.record.failure if self.record else self.pod.trouble
+        """Why it does not serve: its own word, else its pods'."""
+        return (self.record.failure if self.record else None) or self.pod.trouble
 
 
 def engine_name(base_name: str, ordinal: int) -> str:
@@ -70,7 +71,7 @@ def expected(
 
     One of which nothing changed stays the same object as in `before`, and so do all of them together.
     """
-    by_pod = {pod.name: pod for pod in pods}
+    by_pod = _with_workers({pod.name: pod for pod in pods})
     views = {} if known is None else {view.engine: view for view in known.engines}
     seen = [
         _seen(base_name, ordinal, by_pod, views, before[ordinal] if ordinal < len(before) else None)
@@ -81,6 +82,16 @@ def expected(
         seen = [_standing(engine, away, leaving) for engine in seen]
     same = len(seen) == len(before) and all(map(operator.is_, seen, before))
     return tuple(before) if same else tuple(seen)
+
+
+def _with_workers(pods: Mapping[str, EnginePod]) -> Mapping[str, EnginePod]:
+    """Pods whose leaders are in the trouble that any of their workers is in."""
+    for name, pod in pods.items():
+        leader = pods.get(leader_of(name)) if pod.trouble is not None else None
+        if pod.trouble is not None and leader is not None and leader.trouble is None:
+            trouble = msgspec.structs.replace(pod.trouble, message=f"{name}: {pod.trouble.message}")
+            pods = {**pods, leader.name: msgspec.structs.replace(leader, trouble=trouble)}
+    return pods
 
 
 def _seen(

@@ -4,9 +4,8 @@ The groups of a base are one LeaderWorkerSet (leaderworkerset.x-k8s.io/v1, kuber
 StatefulSet of engines that are one pod each. Its leaders have the names that a StatefulSet's pods have, so that the
 placement map, the Service and rolling updates by ordinal know no difference; rank 0 is among a leader's ranks. A
 worker's name has one number more, and whoever looks for engines by name passes over it. Every container is told where
-its leader is, its place in the group and the group's size: LWS_LEADER_ADDRESS, LWS_WORKER_INDEX, LWS_GROUP_SIZE.
-
-The engine's ranks do not yet find each other across pods, so that planning refuses such bases (see `base_plan`).
+its leader is, its place in the group and the group's size (see `mint_contracts.settings`): by that the same command
+is the engine on a leader, and starts this node's ranks for it on a worker.
 """
 
 from typing import Any
@@ -15,7 +14,9 @@ Body = dict[str, Any]
 
 API_VERSION = "leaderworkerset.x-k8s.io/v1"
 KIND = "LeaderWorkerSet"
-# What only the pod has that is asked for anything.
+WORKLOADS = ("StatefulSet", KIND)  # what engines are made of
+# What only the pod has that is asked for anything. A worker has no probes: its leader is ready only with all ranks,
+# and none of the group's pods outlives one of them, or one that does not answer.
 _ENDPOINT = ("ports", "startupProbe", "livenessProbe", "readinessProbe")
 
 
@@ -45,6 +46,11 @@ def leader_worker_set(metadata: Body, leader: Body, worker: Body, nodes: int, en
             },
         },
     }
+
+
+def leader_of(pod: str) -> str:
+    """The name of the leader of a worker, by the worker's."""
+    return pod.rpartition("-")[0]
 
 
 def worker_pod(leader: Body, labels: dict[str, str]) -> Body:

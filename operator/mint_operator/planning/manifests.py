@@ -138,7 +138,8 @@ def service(base: ObservedBase) -> Body:
 def network_policy(base: ObservedBase, release: Release) -> Body:
     """Only the release's gateways may ask the engines; anybody may read their metrics.
 
-    The pods of engines over several nodes may reach each other on any port: ranks agree on them as they meet.
+    The pods of engines over several nodes may reach each other on any port: ranks agree on them as they meet, and add
+    up over connections that ask for no proof, so that nobody else may reach them.
     """
     gateways = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": release.gateway_namespace}},
@@ -175,8 +176,7 @@ def disruption_budget(base: ObservedBase) -> Body:
 
 def settings_digest(base: ObservedBase, release: Release, claims: Sequence[str]) -> str:
     """What an engine's pods are made from; a pod with another digest must start anew."""
-    pod = _pod(base, release, claims)
-    return _digest(pod if base.spec.engine.nodes == 1 else {"nodes": base.spec.engine.nodes, "pod": pod})
+    return _digest(_pod(base, release, claims))
 
 
 def _workload(base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int) -> Body:

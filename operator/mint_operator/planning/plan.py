@@ -10,6 +10,7 @@ from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
 from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base
+from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.lookup import may_use
 from mint_operator.planning.manifests import Manifest, redis_secret
 from mint_operator.planning.mapdiff import cleared
@@ -86,7 +87,7 @@ def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:
     child = snapshot.children.get(manifest.key)
     if child is None or child.applied != manifest.digest:
         return True
-    return manifest.kind == "StatefulSet" and child.replicas != manifest.body["spec"]["replicas"]
+    return manifest.kind in WORKLOADS and child.replicas != manifest.body["spec"]["replicas"]
 
 
 def _secrets(snapshot: Snapshot, parts: Mapping[str, BasePlan]) -> list[Manifest]:

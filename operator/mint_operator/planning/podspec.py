@@ -82,6 +82,7 @@ def engine_settings(base: ObservedBase) -> settings.EngineSettings:
         base_names=tuple(spec.adapters.base_names),
         store=spec.adapters.store.source if spec.adapters.store else None,
         tensor_parallel_size=spec.engine.tensor_parallel_size,
+        nodes=spec.engine.nodes,
         training_store=spec.training.store.source if spec.training else None,
     )
 
@@ -93,10 +94,7 @@ def _container(base: ObservedBase, release: Release, claims: Sequence[str], secr
         "imagePullPolicy": release.pull_policy,
         "command": ["mint-engine"],
         "env": _environment(base, release, secret),
-        "ports": [
-            {"name": "grpc", "containerPort": settings.ENGINE_PORT, "protocol": "TCP"},
-            {"name": "metrics", "containerPort": settings.METRICS_PORT, "protocol": "TCP"},
-        ],
+        "ports": _ports(base),
         "resources": _resources(base.spec),
         "volumeMounts": _mounts(base, release, claims),
         "securityContext": {
@@ -110,6 +108,13 @@ def _container(base: ObservedBase, release: Release, claims: Sequence[str], secr
     if secrets:
         container["envFrom"] = [{"secretRef": {"name": name}} for name in secrets]
     return container
+
+
+def _ports(base: ObservedBase) -> list[Body]:
+    ports = {"grpc": settings.ENGINE_PORT, "metrics": settings.METRICS_PORT}
+    if base.spec.engine.nodes > 1:
+        ports["ranks"] = settings.RANKS_PORT
+    return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
 
 
 def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body]:

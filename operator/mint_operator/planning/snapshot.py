@@ -13,6 +13,7 @@ from mint_contracts.resources import AdapterWaveSpec, AdapterWaveStatus, BaseMod
 from mint_contracts.source import Source
 from mint_contracts.training import Policy
 from mint_contracts.training_records import TrainState
+from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.sizes import Size
 from mint_operator.training.stand import WaveStand
 
@@ -43,6 +44,12 @@ class ObservedBase(msgspec.Struct, frozen=True):
     host_bytes: int = 0
     disk_bytes: int = 0
     defect: str = ""
+
+    @property
+    def workload(self) -> tuple[str, str, str]:
+        """Kind, namespace and name of what its engines are made of."""
+        single, grouped = WORKLOADS
+        return (grouped if self.spec.engine.nodes > 1 else single, self.meta.namespace, self.meta.name)
 
 
 class Listed(msgspec.Struct, frozen=True, gc=False):
@@ -93,7 +100,7 @@ class Child(msgspec.Struct, frozen=True):
     name: str
     applied: str = ""
     owners: tuple[str, ...] = ()  # uids
-    replicas: int = 0  # StatefulSets only: spec.replicas
+    replicas: int = 0  # of workloads only: spec.replicas
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -160,6 +167,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     waves: tuple[ObservedWave, ...] = ()
     pods: Mapping[str, tuple[EnginePod, ...]] = {}
     children: Mapping[tuple[str, str, str], Child] = {}
+    groups: bool = True  # whether the cluster has LeaderWorkerSets; not looked at where no base wants one
     redis_ok: bool = True
     maps: Mapping[str, BaseMap] = {}  # also of bases that no longer exist; empty when Redis is away
     training: Mapping[str, TrainKnown] = {}  # as last read, also while Redis is away
