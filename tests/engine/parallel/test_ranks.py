@@ -163,12 +163,7 @@ async def test_nodes_end_together(dies: str, files: Path, redis_process: RedisPr
         pod(tmp_path, redis_process, source, tensor_parallel_size=2, nodes=2) as leader,
         worker(leader.settings, leader.ranks_port, tmp_path, password="") as other,
     ):
-
-        async def ready() -> EngineView | None:
-            found = await view(reader, leader.name)
-            return found if found and found.record and found.record.ready else None
-
-        await until(ready, timeout_s=300)
+        await _until_ready(reader, leader.name)
         [rank] = children(other.process.pid)
         os.kill(rank if dies == "another node's rank" else leader.process.pid, signal.SIGKILL)
         assert await leader.ended() == (1 if dies == "another node's rank" else -signal.SIGKILL)
@@ -187,12 +182,7 @@ async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisPr
     await redis.flushall()
     reader = MapReader(redis)
     with pod(tmp_path, redis_process, Source(f"file://{files}/base"), tensor_parallel_size=2) as engine:
-
-        async def ready() -> EngineView | None:
-            found = await view(reader, engine.name)
-            return found if found and found.record and found.record.ready else None
-
-        await until(ready, timeout_s=300)
+        await _until_ready(reader, engine.name)
         [rank] = children(engine.process.pid)
         os.kill(rank if dies == "rank 1" else engine.process.pid, signal.SIGKILL)
         assert await engine.ended() == (1 if dies == "rank 1" else -signal.SIGKILL)
@@ -202,3 +192,13 @@ async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisPr
             assert last is None or last.record is None or not last.record.ready
             assert "rank_lost" in {line["event"] for line in engine.lines()}
     await redis.aclose()
+
+
+async def _until_ready(reader: MapReader, engine: str) -> None:
+    """Until the map has it as ready."""
+
+    async def ready() -> EngineView | None:
+        found = await view(reader, engine)
+        return found if found and found.record and found.record.ready else None
+
+    await until(ready, timeout_s=300)
