@@ -2,6 +2,7 @@
 // are in float; what goes out is rounded once.
 #include <algorithm>
 #include <vector>
+#include "added.h"
 #include "tiles.h"
 
 namespace {
@@ -94,21 +95,94 @@ void head_norm_back(T* dqkv, const T* raw, int64_t rows, int64_t first, int64_t 
     }
 }
 
-// sum[r, j] += over rows of left[row, r] right[row, j].
+// Some columns of the gradient of a run's A, or of its B.
+struct Stretch {
+  int64_t added, first, columns;
+  bool of_a;
+};
+
+// sum [rank, columns] += left [rows, rank]^T right [rows, columns]; a sum takes a run's rows in their order.
 template <typename T>
-void outer(const T* left, int64_t ldl, const T* right, int64_t ldr, float* sum, int64_t rows, int64_t rank,
-           int64_t size) {
-  std::vector<float> wide_left(rows * rank);
+void add_outer(const Middle<T>* left, int64_t pitch, int64_t rank, const T* right, int64_t ldr, int64_t rows, float* sum,
+               int64_t lds, int64_t columns) {
+  static thread_local std::vector<float> wider;
+  wider.resize(rows * rank);
   for (int64_t row = 0; row < rows; ++row)
-    for (int64_t r = 0; r < rank; ++r) wide_left[row * rank + r] = wide(left[row * ldl + r]);
-  constexpr int64_t STRIPE = 64;
-#pragma omp parallel for schedule(static)
-  for (int64_t at = 0; at < size / STRIPE * STRIPE; at += STRIPE)
-    multiply(rank, STRIPE, rows, {wide_left.data(), 1, rank}, right + at, ldr, sum + at, size, true);
-  for (int64_t j = size / STRIPE * STRIPE; j < size; ++j)  // what is left beyond whole stripes
+    for (int64_t r = 0; r < rank; ++r) wider[row * rank + r] = wide(left[row * pitch + r]);
+  const int64_t whole = columns / LANES * LANES;
+  multiply(rank, whole, rows, {wider.data(), 1, rank}, right, ldr, sum, lds, true);
+  for (int64_t j = whole; j < columns; ++j)
     for (int64_t r = 0; r < rank; ++r)
       for (int64_t row = 0; row < rows; ++row)
-        sum[r * size + j] = __builtin_fmaf(wide_left[row * rank + r], wide(right[row * ldr + j]), sum[r * size + j]);
+        sum[r * lds + j] = __builtin_fmaf(wider[row * rank + r], wide(right[row * ldr + j]), sum[r * lds + j]);
+}
+
+template <typename T>
+void add_gradients(const T* x, const T* dy, int64_t in, int64_t out, const Added<T>* added, int64_t count,
+                   const Middle<T>* middles, const Middle<T>* backs) {
+  constexpr int64_t COLUMNS = 256;
+  std::vector<Stretch> stretches;
+  for (int64_t at = 0; at < count; ++at)
+    for (const bool of_a : {true, false}) {
+      const int64_t size = of_a ? in : added[at].width;
+      for (int64_t first = 0; first < size; first += COLUMNS)
+        stretches.push_back({at, first, std::min(COLUMNS, size - first), of_a});
+    }
+#pragma omp parallel for schedule(dynamic, 4)
+  for (size_t at = 0; at < stretches.size(); ++at) {
+    const Stretch& part = stretches[at];
+    const Added<T>& own = added[part.added];
+    if (part.of_a)
+      add_outer(backs + own.middle, own.pitch(), own.rank, x + own.first * in + part.first, in, own.rows,
+                own.a_gradient + part.first, in, part.columns);
+    else
+      add_outer(middles + own.middle, own.pitch(), own.rank, dy + own.first * out + own.column + part.first, out,
+                own.rows, own.b_gradient + part.first, own.width, part.columns);
+  }
+}
+
+// Tokens and their pairs with experts: pair j of token t is row back[t, j].
+// mixed [size] = over pairs, of their weights times their rows
+template <typename T>
+void mix(const T* rows, const int64_t* back, const float* weights, int64_t tokens, int64_t each,
+         int64_t size, T* mixed) {
+#pragma omp parallel
+  {
+    std::vector<float> sum(size);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tokens; ++t) {
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      for (int64_t j = t * each; j < (t + 1) * each; ++j) {
+        const T* row = rows + back[j] * size;
+        const float weight = weights[j];
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) sum[i] += weight * wide(row[i]);
+      }
+      T* to = mixed + t * size;
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) to[i] = narrow<T>(sum[i]);
+    }
+  }
+}
+
+// The way back: each pair's row of the gradient, and the gradient of its weight.
+template <typename T>
+void mix_back(const T* rows, const int64_t* back, const float* weights, int64_t tokens, int64_t each,
+              int64_t size, const T* given, T* spread, float* slopes) {
+#pragma omp parallel for schedule(static)
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t j = t * each; j < (t + 1) * each; ++j) {
+      const T *row = rows + back[j] * size, *from = given + t * size;
+      T* to = spread + back[j] * size;
+      const float weight = weights[j];
+      float slope = 0;
+#pragma omp simd reduction(+ : slope)
+      for (int64_t i = 0; i < size; ++i) {
+        slope += wide(row[i]) * wide(from[i]);
+        to[i] = narrow<T>(weight * wide(from[i]));
+      }
+      slopes[j] = slope;
+    }
 }
 }  // namespace
 
@@ -137,10 +211,20 @@ void outer(const T* left, int64_t ldl, const T* right, int64_t ldr, float* sum, 
                                              int64_t width, int64_t dim, const T* weight, float epsilon) {             \
     head_norm_back<T>(dqkv, raw, rows, first, heads, width, dim, weight, epsilon);                                     \
   }                                                                                                                    \
-  /* left [rows, rank], right [rows, size] -> sum [rank, size] float += left^T right */                                \
-  extern "C" void mint_outer_##NAME(const T* left, int64_t ldl, const T* right, int64_t ldr, float* sum, int64_t rows, \
-                                    int64_t rank, int64_t size) {                                                      \
-    outer<T>(left, ldl, right, ldr, sum, rows, rank, size);                                                            \
+  /* the gradients of A and B, from x [R, in], dy [R, out], x A^T scaling and dy B^T scaling (see runs.cpp) */         \
+  extern "C" void mint_add_gradients_##NAME(const T* x, const T* dy, int64_t in, int64_t out, const Added<T>* added,   \
+                                            int64_t count, const Middle<T>* middles, const Middle<T>* backs) {         \
+    add_gradients<T>(x, dy, in, out, added, count, middles, backs);                                                    \
+  }                                                                                                                    \
+  /* rows [pairs, size], back and weights [tokens, each] -> mixed [tokens, size] */                                    \
+  extern "C" void mint_mix_##NAME(const T* rows, const int64_t* back, const float* weights, int64_t tokens,            \
+                                  int64_t each, int64_t size, T* mixed) {                                              \
+    mix<T>(rows, back, weights, tokens, each, size, mixed);                                                            \
+  }                                                                                                                    \
+  /* the same and given [tokens, size] -> spread [pairs, size], slopes [tokens, each] of the weights */                \
+  extern "C" void mint_mix_back_##NAME(const T* rows, const int64_t* back, const float* weights, int64_t tokens,       \
+                                       int64_t each, int64_t size, const T* given, T* spread, float* slopes) {         \
+    mix_back<T>(rows, back, weights, tokens, each, size, given, spread, slopes);                                       \
   }
 MINT_BACKWARD(bf16, bfloat16)
 MINT_BACKWARD(float, float32)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = (
-    "adapt.cpp",
     "attend.cpp",
     "backward.cpp",
     "draw.cpp",
@@ -20,6 +19,7 @@ SOURCES = (
     "lora.cpp",
     "pass.cpp",
     "rows.cpp",
+    "runs.cpp",
     "sums.cpp",
     "trees.cpp",
 )

@@ -25,6 +25,11 @@ class Part:
     a_gradient: torch.Tensor
     b_gradient: torch.Tensor
 
+    @cached_property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Where all four begin."""
+        return tuple(each.data_ptr() for each in (self.a, self.b, self.a_gradient, self.b_gradient))  # type: ignore[return-value]
+
 
 @dataclass(frozen=True)
 class Held:

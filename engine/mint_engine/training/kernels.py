@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from mint_engine.kernels.library import DTYPES, MAX_RANK, load_library
+from mint_engine.kernels.library import DTYPES, load_library
 from mint_engine.training.pieces import Tree
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -20,11 +22,20 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "turn": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _F),
     "head_norm": (_P, _I, _I, _I, _I, _I, _P, _F),
     "head_norm_back": (_P, _P, _I, _I, _I, _I, _I, _P, _F),
-    "adapt": (_P, _I, _P, _I, _I, _P, _P, _I, _I, _I, _F, _P),
-    "outer": (_P, _I, _P, _I, _P, _I, _I, _I),
+    "multiply_runs": (_P, _P, _I, _P, _I, _P, _I, _I, _P, _I, _P, _P),
+    "multiply_runs_back": (_P, _P, _I, _P, _I, _I, _I, _P, _I, _P, _P),
+    "add_gradients": (_P, _P, _I, _I, _P, _I, _P, _P),
+    "mix": (_P, _P, _P, _I, _I, _I, _P),
+    "mix_back": (_P, _P, _P, _I, _I, _I, _P, _P, _P),
     "log_sums": (_P, _I, _I, _P),
     "logits_back": (_P, _I, _I, _P, _P, _P, _P, _P),
 }
+# What a policy adds to a run's part of a product: `Added` of the C++ sources; pointers as numbers.
+ADDED = np.dtype(
+    [(name, np.int64) for name in ("first", "rows", "column", "width", "rank", "middle")]
+    + [(name, np.uint64) for name in ("a", "b", "a_gradient", "b_gradient")]
+    + [("scaling", np.float64)]
+)
 
 
 @dataclass(frozen=True)
@@ -76,8 +87,11 @@ class TrainingKernels:
     _turn: Callable[..., None]
     _head_norm: Callable[..., None]
     _head_norm_back: Callable[..., None]
-    _adapt: Callable[..., None]
-    _outer: Callable[..., None]
+    _multiply_runs: Callable[..., None]
+    _multiply_runs_back: Callable[..., None]
+    _add_gradients: Callable[..., None]
+    _mix: Callable[..., None]
+    _mix_back: Callable[..., None]
     _log_sums: Callable[..., None]
     _logits_back: Callable[..., None]
 
@@ -146,30 +160,60 @@ class TrainingKernels:
                 weight.data_ptr(), epsilon,
             )  # fmt: skip
 
-    def adapt(
-        self, y: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        """y [n, out] += x [n, in] down^T scaling up, in place -> x down^T scaling [n, r].
+    def multiply_runs(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, bounds: torch.Tensor,
+        added: NDArray[np.void],
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """x [R, in], rows bounds[e] to bounds[e + 1] by weight[e] [out, in] -> y [R, out]; and x A^T scaling, flat.
 
-        down [r, in] and up [r, out] are contiguous; rows of y and x may lie apart.
+        bounds [E + 1] int64; experts' weights may lie apart. `added` goes by runs, a run's beside each other.
         """
-        if down.shape[0] > MAX_RANK:
-            middle = (x @ down.t()).mul_(scaling)
-            y.addmm_(middle, up)
-            return middle
-        middle = x.new_empty((x.shape[0], down.shape[0]))
-        self._adapt(
-            y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), x.shape[0], down.data_ptr(), up.data_ptr(),
-            down.shape[0], down.shape[1], up.shape[1], scaling, middle.data_ptr(),
+        count, high, wide = weight.shape
+        y, middles = x.new_empty((x.shape[0], high)), torch.empty(_middles(added))
+        self._multiply_runs(
+            x.data_ptr(), bounds.data_ptr(), count, weight.data_ptr(), weight.stride(0),
+            bias.data_ptr() if bias is not None else None, wide, high, added.ctypes.data, len(added),
+            middles.data_ptr(), y.data_ptr(),
         )  # fmt: skip
-        return middle
+        return y, middles
 
-    def outer(self, left: torch.Tensor, right: torch.Tensor, total: torch.Tensor) -> None:
-        """total [r, n] float32 += left [T, r]^T right [T, n]; rows of left and right may lie apart."""
-        self._outer(
-            left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), total.data_ptr(), left.shape[0],
-            left.shape[1], right.shape[1],
+    def multiply_runs_back(
+        self, dy: torch.Tensor, weight: torch.Tensor, bounds: torch.Tensor, added: NDArray[np.void]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """dy [R, out] -> dx [R, in]; and dy B^T scaling, flat."""
+        count, high, wide = weight.shape
+        dx, backs = dy.new_empty((dy.shape[0], wide)), torch.empty(_middles(added))
+        self._multiply_runs_back(
+            dy.data_ptr(), bounds.data_ptr(), count, weight.data_ptr(), weight.stride(0), wide, high,
+            added.ctypes.data, len(added), backs.data_ptr(), dx.data_ptr(),
         )  # fmt: skip
+        return dx, backs
+
+    def add_gradients(
+        self, x: torch.Tensor, dy: torch.Tensor, added: NDArray[np.void], middles: torch.Tensor, backs: torch.Tensor
+    ) -> None:
+        """Add to all gradients of A and B, from what a product took and gave in both directions."""
+        self._add_gradients(
+            x.data_ptr(), dy.data_ptr(), x.shape[1], dy.shape[1], added.ctypes.data, len(added), middles.data_ptr(),
+            backs.data_ptr(),
+        )  # fmt: skip
+
+    def mix(self, rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """rows [P, H], of each token's pairs their row back [T, k] int64 and weight [T, k] float32 -> sums [T, H]."""
+        mixed = rows.new_empty((back.shape[0], rows.shape[1]))
+        self._mix(rows.data_ptr(), back.data_ptr(), weights.data_ptr(), *back.shape, rows.shape[1], mixed.data_ptr())
+        return mixed
+
+    def mix_back(
+        self, rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor, dy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `mix` took, and the gradient of what it gave -> that of rows [P, H] and of weights [T, k] float32."""
+        given, slopes = torch.empty_like(rows), torch.empty(back.shape)
+        self._mix_back(
+            rows.data_ptr(), back.data_ptr(), weights.data_ptr(), *back.shape, rows.shape[1], dy.data_ptr(),
+            given.data_ptr(), slopes.data_ptr(),
+        )  # fmt: skip
+        return given, slopes
 
     def log_sums(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [n, V] -> the logarithm of the sum of each row's exponentials [n] float32."""
@@ -190,6 +234,11 @@ class TrainingKernels:
             logits.data_ptr(), *logits.shape, sums.data_ptr(), starts.data_ptr(), targets.data_ptr(),
             given.data_ptr(), slopes.data_ptr(),
         )  # fmt: skip
+
+
+def _middles(added: NDArray[np.void]) -> int:
+    """Numbers of all of them: an even count for each row."""
+    return int(added["middle"][-1] + added["rows"][-1] * (added["rank"][-1] + 1)) if len(added) else 0
 
 
 @cache

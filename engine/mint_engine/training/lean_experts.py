@@ -1,7 +1,7 @@
 """Routed experts in the lean training pass: `routed` written out, forward and backward, on own kernels.
 
 Of the forward what is costly to compute again is kept; inputs and activations are not. Letters in shapes: T tokens, k
-experts of a token, P = T k pairs, R rows, E experts, H hidden, I an expert's inner size.
+experts of a token, P = T k rows, one a pair of both and in the order of experts, H hidden, I an expert's inner size.
 """
 
 from collections.abc import Generator
@@ -15,21 +15,21 @@ from mint_engine.training import replay
 from mint_engine.training.batch import Batch
 from mint_engine.training.kernels import TrainingKernels
 from mint_engine.training.llama import Experts
-from mint_engine.training.routed import Owned, Routing, Stack, collect, own_parts, sort_routes, spread
-
-_Middles = list[torch.Tensor]  # x A^T scaling [n, r] of each run's part of a product, in their order
+from mint_engine.training.products import Kept, multiply, multiply_back, sorted_rows
+from mint_engine.training.routed import sort_routes
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptExperts:
     """What the backward needs of a forward."""
 
     experts: Experts
-    routing: Routing
-    weights: torch.Tensor  # [T, k]: of each token's experts
-    gate_up: torch.Tensor  # [R, 2 I]
-    down: torch.Tensor  # [R, H]
-    middles: tuple[_Middles, _Middles]  # of gate_up and down
+    tokens: torch.Tensor  # [P] int64: each row's token
+    back: torch.Tensor  # [T, k] int64: each pair's row
+    weights: torch.Tensor  # [T, k] float32: of each token's experts
+    gate_up: torch.Tensor  # [P, 2 I]
+    down: torch.Tensor  # [P, H]
+    products: tuple[Kept, Kept]  # gate_up, down
 
 
 @dataclass(frozen=True)
@@ -41,71 +41,40 @@ class LeanExperts:
 
     def forward(
         self, experts: Experts, x: torch.Tensor, batch: Batch
-    ) -> Generator[None, None, tuple[torch.Tensor, Kept]]:
+    ) -> Generator[None, None, tuple[torch.Tensor, KeptExperts]]:
         """x [T, H] -> [T, H]; pauses after every large product."""
         weights, routes = _route(experts, x, batch)
-        count = experts.gate_up.weight.shape[0]
-        routing = sort_routes(routes, batch.owners, Cut(0, count), len(batch.segments))
-        gate_up, gate_up_middles = self._product(
-            experts.gate_up, _rows_of(x, routing, routes.shape[1]), routing, batch
+        weights, held = weights.float(), Cut(0, experts.gate_up.weight.shape[0])
+        routing = sort_routes(routes, batch.owners, held, len(batch.segments), multiple=1)
+        tokens, back, rows = (
+            routing.order // routes.shape[1],
+            routing.back.view(routes.shape),
+            sorted_rows(routing, batch),
         )
+        gate_up, first = multiply(self.training, experts.gate_up, x.index_select(0, tokens), rows)
         yield
-        down, down_middles = self._product(experts.down, self.kernels.silu_mul(gate_up), routing, batch)
+        down, second = multiply(self.training, experts.down, self.kernels.silu_mul(gate_up), rows)
         yield
-        pairs = collect(down, routing).view(*routes.shape, -1)  # [T, k, H]
-        mixed = (pairs * weights.unsqueeze(-1)).sum(dim=1).to(x.dtype)
-        return mixed, Kept(experts, routing, weights, gate_up, down, (gate_up_middles, down_middles))
+        mixed = self.training.mix(down, back, weights)
+        return mixed, KeptExperts(experts, tokens, back, weights, gate_up, down, (first, second))
 
     def backward(
-        self, kept: Kept, x: torch.Tensor, dy: torch.Tensor, batch: Batch
+        self, kept: KeptExperts, x: torch.Tensor, dy: torch.Tensor, batch: Batch
     ) -> Generator[None, None, torch.Tensor]:
         """What `forward` kept and took, and the gradient of what it gave [T, H] -> that of x [T, H]; pauses as it."""
-        experts, routing, shape = kept.experts, kept.routing, kept.weights.shape
-        pairs = collect(kept.down, routing).view(*shape, -1)
-        slopes = (pairs * dy.unsqueeze(1)).sum(dim=2, dtype=torch.float32)  # [T, k]: of the weights
-        back = (dy.unsqueeze(1) * kept.weights.unsqueeze(-1)).to(dy.dtype).view(-1, dy.shape[1])
-        gate_up_middles, down_middles = kept.middles
-        inner = self._product_back(
-            experts.down, spread(back, routing), self.kernels.silu_mul(kept.gate_up), down_middles, routing, batch
-        )
+        first, second = kept.products
+        given, slopes = self.training.mix_back(kept.down, kept.back, kept.weights, dy)
+        inner = multiply_back(self.training, second, given, self.kernels.silu_mul(kept.gate_up))
         yield
         wide = self.training.silu_mul_back(kept.gate_up, inner)
-        rows = _rows_of(x, routing, shape[1])
-        narrow = self._product_back(experts.gate_up, wide, rows, gate_up_middles, routing, batch)
+        narrow = multiply_back(self.training, first, wide, x.index_select(0, kept.tokens))
         yield
-        dx = collect(narrow, routing).view(*shape, -1).sum(dim=1)
+        dx = self.training.mix(narrow, kept.back, torch.ones_like(kept.weights))
         with torch.enable_grad():
-            given = x.detach().requires_grad_()
-            weights, _ = _route(experts, given, batch)
-            (through_router,) = torch.autograd.grad(weights, given, slopes.to(weights.dtype))
+            leaf = x.detach().requires_grad_()
+            weights, _ = _route(kept.experts, leaf, batch)
+            (through_router,) = torch.autograd.grad(weights, leaf, slopes.to(weights.dtype))
         return dx.add_(through_router)
-
-    def _product(
-        self, stack: Stack, x: torch.Tensor, routing: Routing, batch: Batch
-    ) -> tuple[torch.Tensor, _Middles]:
-        """x [R, in] -> y [R, out] with every run's adapter, and what its backward needs."""
-        y, middles = stack.multiply(x, routing.bounds), []
-        for own in own_parts(stack, routing, batch.segments):
-            a, b, rows = own.part.a[own.run.expert], own.part.b[own.run.expert], own.run.rows
-            middles.append(self.training.adapt(y[rows, own.outputs], x[rows], a, b, own.part.scaling))
-        return y, middles
-
-    def _product_back(
-        self, stack: Stack, dy: torch.Tensor, x: torch.Tensor, middles: _Middles, routing: Routing, batch: Batch
-    ) -> torch.Tensor:
-        """dy [R, out] -> dx [R, in]; adds to the gradients of A and B."""
-        dx = stack.multiply_back(dy, routing.bounds)
-        for own, middle in zip(own_parts(stack, routing, batch.segments), middles, strict=True):
-            self._part_back(own, dx[own.run.rows], dy[own.run.rows, own.outputs], x[own.run.rows], middle)
-        return dx
-
-    def _part_back(
-        self, own: Owned, dx: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, middle: torch.Tensor
-    ) -> None:
-        part, expert = own.part, own.run.expert
-        back = self.training.adapt(dx, dy, part.b[expert], part.a[expert], part.scaling)
-        self.training.outer(back, x, part.a_gradient[expert])
-        self.training.outer(middle, dy, part.b_gradient[expert])
 
 
 def _route(experts: Experts, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,8 +82,3 @@ def _route(experts: Experts, x: torch.Tensor, batch: Batch) -> tuple[torch.Tenso
     with replay.replaying(batch, experts.number, experts.gate_up.weight.shape[0]):
         _, weights, routes = experts.router(x)
     return weights, routes
-
-
-def _rows_of(x: torch.Tensor, routing: Routing, each: int) -> torch.Tensor:
-    """x [T, H] as rows [R, H], those that pad zero."""
-    return torch.nn.functional.pad(x, (0, 0, 0, 1)).index_select(0, routing.order // each)

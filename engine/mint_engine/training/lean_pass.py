@@ -21,24 +21,30 @@ from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import Head
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
-from mint_engine.training.lean_experts import Kept as KeptExperts
-from mint_engine.training.lean_experts import LeanExperts
-from mint_engine.training.llama import Experts, Layer, Llama, Network, Product, read_llama
+from mint_engine.training.lean_experts import KeptExperts, LeanExperts
+from mint_engine.training.llama import Experts, Layer, Llama, Network, read_llama
+from mint_engine.training.products import Kept, Rows, multiply, multiply_back, straight
 
-_Middles = list[torch.Tensor]  # x A^T scaling [n, r] of each segment's part of a product, in their order
+
+@dataclass(frozen=True)
+class _Laid:
+    """A batch as the kernels take it."""
+
+    batch: Batch
+    trees: Trees
+    rows: Rows
 
 
 @dataclass(frozen=True)
 class _KeptNetwork:
     """What a network's backward needs of its forward."""
 
-    network: Network
     gate_up: torch.Tensor  # [T, 2 I]
-    middles: tuple[_Middles, _Middles]  # of gate_up, down
+    products: tuple[Kept, Kept]  # gate_up, down
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _KeptLayer:
     """What a layer's backward needs of its forward."""
 
     before: torch.Tensor  # [T, H]: what came in
@@ -47,7 +53,7 @@ class _Kept:
     attended: torch.Tensor  # [T, Q D]
     sums: torch.Tensor  # [T, Q]
     between: torch.Tensor  # [T, H]: after attention
-    middles: tuple[_Middles, _Middles]  # of qkv, output
+    products: tuple[Kept, Kept]  # qkv, output
     network: _KeptNetwork | KeptExperts
 
 
@@ -71,11 +77,11 @@ class LeanPass:
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
         """As `GenericPass.run`; pauses after every large product: between two of them a tenant's step may go."""
-        llama, trees = self._llama, lay_trees(batch.trees)
+        llama, laid = self._llama, _Laid(batch, lay_trees(batch.trees), straight(batch))
         hidden = functional.embedding(batch.tokens, llama.embedding)
         kept = []
         for layer in llama.layers:
-            hidden, found = yield from self._forward(layer, hidden, batch, trees)
+            hidden, found = yield from self._forward(layer, hidden, laid)
             if batch.segments:
                 kept.append(found)
         gradient = yield from score(self._norm(hidden, llama.norm))
@@ -85,75 +91,73 @@ class LeanPass:
         self._training.norm_back(back, gradient, hidden, llama.norm, llama.epsilon)
         while kept:
             layer, found = llama.layers[len(kept) - 1], kept.pop()
-            yield from self._backward(layer, found, back, batch, trees, lowest=not kept)
+            yield from self._backward(layer, found, back, laid, lowest=not kept)
 
     def _forward(
-        self, layer: Layer, before: torch.Tensor, batch: Batch, trees: Trees
-    ) -> Generator[None, None, tuple[torch.Tensor, _Kept]]:
+        self, layer: Layer, before: torch.Tensor, laid: _Laid
+    ) -> Generator[None, None, tuple[torch.Tensor, _KeptLayer]]:
         llama, training = self._llama, self._training
-        qkv, qkv_middles = self._product(layer.qkv, self._norm(before, layer.attention_norm), batch)
+        qkv, kept_qkv = multiply(training, layer.qkv, self._norm(before, layer.attention_norm), laid.rows)
         yield
         raw = qkv.clone() if layer.head_norms else None
         if layer.head_norms:
             training.head_norm(qkv, llama.heads, *layer.head_norms, llama.epsilon)
-        training.turn(qkv, llama.heads, batch.positions, llama.cos, llama.sin)
-        attended, sums = training.attend(qkv, trees, llama.heads)
-        output, output_middles = self._product(layer.output, attended, batch)
+        training.turn(qkv, llama.heads, laid.batch.positions, llama.cos, llama.sin)
+        attended, sums = training.attend(qkv, laid.trees, llama.heads)
+        output, kept_output = multiply(training, layer.output, attended, laid.rows)
         between = self._sum(output).add_(before)
         yield
         x = self._norm(between, layer.mlp_norm)
         inner: _KeptNetwork | KeptExperts
         if isinstance(layer.network, Experts):
-            given, inner = yield from self._experts.forward(layer.network, x, batch)
+            given, inner = yield from self._experts.forward(layer.network, x, laid.batch)
         else:
-            given, inner = yield from self._network(layer.network, x, batch)
-        middles = (qkv_middles, output_middles)
-        return self._sum(given).add_(between), _Kept(before, raw, qkv, attended, sums, between, middles, inner)
+            given, inner = yield from self._network(layer.network, x, laid.rows)
+        products = (kept_qkv, kept_output)
+        return self._sum(given).add_(between), _KeptLayer(before, raw, qkv, attended, sums, between, products, inner)
 
     def _network(
-        self, network: Network, x: torch.Tensor, batch: Batch
+        self, network: Network, x: torch.Tensor, rows: Rows
     ) -> Generator[None, None, tuple[torch.Tensor, _KeptNetwork]]:
         """x [T, H] -> [T, H]"""
-        gate_up, gate_up_middles = self._product(network.gate_up, x, batch)
+        gate_up, first = multiply(self._training, network.gate_up, x, rows)
         yield
-        down, down_middles = self._product(network.down, self._kernels.silu_mul(gate_up), batch)
+        down, second = multiply(self._training, network.down, self._kernels.silu_mul(gate_up), rows)
         yield
-        return down, _KeptNetwork(network, gate_up, (gate_up_middles, down_middles))
+        return down, _KeptNetwork(gate_up, (first, second))
 
     def _backward(
-        self, layer: Layer, kept: _Kept, back: torch.Tensor, batch: Batch, trees: Trees, *, lowest: bool
+        self, layer: Layer, kept: _KeptLayer, back: torch.Tensor, laid: _Laid, *, lowest: bool
     ) -> Iterator[None]:
         """`back` [T, H], the gradient of what the layer gave, becomes that of what it took, but for the lowest."""
         llama, training = self._llama, self._training
-        qkv_middles, output_middles = kept.middles
+        kept_qkv, kept_output = kept.products
         x = self._norm(kept.between, layer.mlp_norm)
         if isinstance(kept.network, KeptExperts):
-            narrow = yield from self._experts.backward(kept.network, x, back, batch)
+            narrow = yield from self._experts.backward(kept.network, x, back, laid.batch)
         else:
-            narrow = yield from self._network_back(kept.network, x, back, batch)
+            narrow = yield from self._network_back(kept.network, x, back)
         training.norm_back(back, self._sum(narrow), kept.between, layer.mlp_norm, llama.epsilon)
-        attended = self._product_back(layer.output, back, kept.attended, output_middles, batch)
+        attended = multiply_back(training, kept_output, back, kept.attended)
         yield
-        qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, attended, trees, llama.heads)
-        training.turn(qkv, llama.heads, batch.positions, llama.cos, llama.sin, back=True)
+        qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, attended, laid.trees, llama.heads)
+        training.turn(qkv, llama.heads, laid.batch.positions, llama.cos, llama.sin, back=True)
         if layer.head_norms and kept.raw is not None:
             training.head_norm_back(qkv, kept.raw, llama.heads, *layer.head_norms, llama.epsilon)
         x = self._norm(kept.before, layer.attention_norm)
-        narrow = self._product_back(layer.qkv, qkv, x, qkv_middles, batch)
+        narrow = multiply_back(training, kept_qkv, qkv, x)
         if not lowest:
             training.norm_back(back, self._sum(narrow), kept.before, layer.attention_norm, llama.epsilon)
         yield
 
     def _network_back(
-        self, kept: _KeptNetwork, x: torch.Tensor, dy: torch.Tensor, batch: Batch
+        self, kept: _KeptNetwork, x: torch.Tensor, dy: torch.Tensor
     ) -> Generator[None, None, torch.Tensor]:
         """What `_network` kept and took, and the gradient of what it gave [T, H] -> that of x [T, H]."""
-        network = kept.network
-        gate_up_middles, down_middles = kept.middles
-        inner = self._product_back(network.down, dy, self._kernels.silu_mul(kept.gate_up), down_middles, batch)
+        first, second = kept.products
+        inner = multiply_back(self._training, second, dy, self._kernels.silu_mul(kept.gate_up))
         yield
-        wide = self._training.silu_mul_back(kept.gate_up, inner)
-        narrow = self._product_back(network.gate_up, wide, x, gate_up_middles, batch)
+        narrow = multiply_back(self._training, first, self._training.silu_mul_back(kept.gate_up, inner), x)
         yield
         return narrow
 
@@ -162,31 +166,3 @@ class LeanPass:
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self._kernels.add_norm(hidden, None, weight, self._llama.epsilon)
-
-    def _product(self, product: Product, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, _Middles]:
-        """x [T, in] -> y [T, out] with every row's adapter, and what its backward needs."""
-        y, middles = functional.linear(x, product.weight, product.bias), []
-        for segment in batch.segments:
-            rows = slice(segment.start, segment.stop)
-            for target in product.targets:
-                part = segment.parts.get(target.path)
-                if part is not None:
-                    own = y[rows, target.columns]
-                    middles.append(self._training.adapt(own, x[rows], part.a[0], part.b[0], part.scaling))
-        return y, middles
-
-    def _product_back(
-        self, product: Product, dy: torch.Tensor, x: torch.Tensor, middles: _Middles, batch: Batch
-    ) -> torch.Tensor:
-        """dy [T, out] -> dx [T, in]; adds to the gradients of A and B."""
-        dx, kept = dy @ product.weight, iter(middles)
-        for segment in batch.segments:
-            rows = slice(segment.start, segment.stop)
-            for target in product.targets:
-                part = segment.parts.get(target.path)
-                if part is not None:
-                    given = dy[rows, target.columns]
-                    back = self._training.adapt(dx[rows], given, part.b[0], part.a[0], part.scaling)
-                    self._training.outer(back, x[rows], part.a_gradient[0])
-                    self._training.outer(next(kept), given, part.b_gradient[0])
-        return dx

@@ -18,7 +18,7 @@ from mint_engine.model.experts import is_stack
 from mint_engine.model.lean_layers import FAMILIES
 from mint_engine.parallel.shares import Share
 from mint_engine.training.kernels import Heads
-from mint_engine.training.routed import Stack, read_stack
+from mint_engine.training.products import Product, Target
 
 ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a sequence's length
@@ -26,23 +26,6 @@ _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do n
 
 class Unlike(Exception):
     """The base is not llama-like; the message says where."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A module that adapters may target, as columns of a fused product."""
-
-    path: str
-    columns: slice
-
-
-@dataclass(frozen=True)
-class Product:
-    """y = x W^T + bias, of several modules at once. weight [out, in]"""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    targets: tuple[Target, ...]
 
 
 @dataclass(frozen=True)
@@ -59,8 +42,8 @@ class Experts:
 
     number: int  # of the base's layers with experts, this one
     router: nn.Module
-    gate_up: Stack
-    down: Stack
+    gate_up: Product
+    down: Product
 
 
 @dataclass(frozen=True)
@@ -158,10 +141,15 @@ def _network(path: str, mlp: Any, modules: Mapping[str, Module], routed: Iterato
         )
     if not is_stack(experts) or experts.is_transposed or experts.has_bias or not experts.is_concatenated:
         raise Unlike("its experts are laid out in another way")
-    own = [module for module in modules.values() if module.path.rpartition(".")[0] == f"{path}.experts"]
-    return Experts(
-        next(routed), mlp.gate, read_stack(experts, "gate_up_proj", own), read_stack(experts, "down_proj", own)
-    )
+    gate_up, down = (_stack(f"{path}.experts", experts, name, modules) for name in ("gate_up_proj", "down_proj"))
+    return Experts(next(routed), mlp.gate, gate_up, down)
+
+
+def _stack(path: str, experts: Any, name: str, modules: Mapping[str, Module]) -> Product:
+    weight = getattr(experts, name).detach()
+    parts = [module for module in modules.values() if module.part_of == f"{path}.{name}"]
+    targets = [Target(part.path, slice(*part.outputs.indices(weight.shape[1]))) for part in parts]
+    return Product(weight, None, tuple(targets))
 
 
 def _fuse(path: str, parent: nn.Module, names: Sequence[str], modules: Mapping[str, Module]) -> Product:
@@ -169,6 +157,7 @@ def _fuse(path: str, parent: nn.Module, names: Sequence[str], modules: Mapping[s
     weight, targets, row = linears[0].weight, [], 0
     if len(linears) > 1:
         weight = torch.cat([linear.weight for linear in linears])
+    weight = weight.contiguous()
     for name, linear in zip(names, linears, strict=True):
         columns = slice(row, row + linear.weight.shape[0])
         linear.weight.data = weight[columns]  # the part of the whole takes the place of the old one
@@ -176,4 +165,4 @@ def _fuse(path: str, parent: nn.Module, names: Sequence[str], modules: Mapping[s
             targets.append(Target(f"{path}.{name}", columns))
         row = columns.stop
     biases = [linear.bias for linear in linears if linear.bias is not None]
-    return Product(weight.detach(), torch.cat(biases) if biases else None, tuple(targets))
+    return Product(weight.detach()[None], torch.cat(biases) if biases else None, tuple(targets))

@@ -118,11 +118,13 @@ def forward(experts: Any, hidden: torch.Tensor, routes: torch.Tensor, weights: t
     return mixed
 
 
-def sort_routes(routes: torch.Tensor, owners: torch.Tensor, held: Cut, segments: int) -> Routing:
+def sort_routes(
+    routes: torch.Tensor, owners: torch.Tensor, held: Cut, segments: int, multiple: int = ROW_MULTIPLE
+) -> Routing:
     """Sort the pairs of routes [T, k] by expert and segment, those of the experts `held`; owners [T] say whose each
     token is.
 
-    Rows of nobody, which pad a batch, belong to `segments`.
+    Rows of nobody, which pad a batch, belong to `segments`. A run gets a `multiple` of rows.
     """
     flat, each = routes.reshape(-1).long() - held.start, routes.shape[1]
     own = (flat >= 0) & (flat < held.size)
@@ -132,7 +134,7 @@ def sort_routes(routes: torch.Tensor, owners: torch.Tensor, held: Cut, segments:
     pairs, count = order.shape[0], int(own.sum())
     keys, order = keys[:count], order[:count]  # others' experts come last
     kinds, counts = torch.unique_consecutive(keys, return_counts=True)
-    padded = (counts + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+    padded = (counts + multiple - 1) // multiple * multiple
     shifts = (padded - counts).cumsum(0) - (padded - counts)  # rows that pad the runs before each
     rows = torch.arange(order.shape[0], device=order.device) + shifts.repeat_interleave(counts)
     total = int(padded.sum())

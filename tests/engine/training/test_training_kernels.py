@@ -131,41 +131,6 @@ def test_head_norms_and_back(dtype: torch.dtype) -> None:
     near(dy, back, dtype)
 
 
-@pytest.mark.parametrize("rank", [1, 8, 33])
-@pytest.mark.parametrize("rows", [1, 8, 29])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_adapt_adds_to_columns_and_gives_what_is_between(dtype: torch.dtype, rows: int, rank: int) -> None:
-    x, y = normal(rows, 90, seed=1, dtype=dtype), normal(rows, 150, seed=2, dtype=dtype)
-    down, up = normal(rank, 90, seed=3, dtype=dtype) * 0.1, normal(rank, 70, seed=4, dtype=dtype)
-    middle = x.double() @ down.double().t() * 0.5
-    expected = y.double()
-    expected[:, 40:110] += middle @ up.double()
-    found = kernels_of(dtype).adapt(y[:, 40:110], x, down, up, 0.5)
-    near(found, middle, dtype)
-    near(y, expected, dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_adapt_gives_a_row_the_same_whatever_is_beside_it(dtype: torch.dtype) -> None:
-    x, y = normal(21, 90, seed=1, dtype=dtype), normal(21, 70, seed=2, dtype=dtype)
-    down, up = normal(8, 90, seed=3, dtype=dtype), normal(8, 70, seed=4, dtype=dtype)
-    alone = y.clone()
-    for row in range(21):
-        kernels_of(dtype).adapt(alone[row : row + 1], x[row : row + 1], down, up, 2.0)
-    kernels_of(dtype).adapt(y, x, down, up, 2.0)
-    assert torch.equal(y, alone)
-
-
-@pytest.mark.parametrize("size", [16, 64, 200])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_outer_sums_in_float(dtype: torch.dtype, size: int) -> None:
-    left, right = normal(300, 9, seed=1, dtype=dtype), normal(300, 400, seed=2, dtype=dtype)
-    total = normal(8, size, seed=3, dtype=torch.float32)
-    expected = total.double() + left[:, :8].double().t() @ right[:, 50 : 50 + size].double()
-    kernels_of(dtype).outer(left[:, :8], right[:, 50 : 50 + size], total)
-    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-4)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits_back(dtype: torch.dtype) -> None:
     """Rows that predict several tokens, one of them twice, and rows that predict none."""

@@ -1,0 +1,343 @@
+// Products of training: rows by frozen weights, and what each policy's adapter adds, in one call for all experts, or
+// for the one weight of a linear that all rows meet. A weight is packed a block at a time, which many rows then meet.
+// A sum is taken in the order of its inputs, so that a row's numbers depend on nothing but itself.
+#include <omp.h>
+#include "added.h"
+#include "product.h"
+
+namespace {
+// Which way a weight [out, in] is taken: from inputs to outputs, or back.
+enum class Way { THERE, BACK };
+
+// Rows of one run, TILE at most; the adapters from `from` to `to` add to them.
+struct RunTile {
+  int64_t row, rows, from, to;
+};
+
+// Some rows of an expert by some panels.
+struct Block {
+  int64_t expert, first_tile, last_tile, panel, panels;
+};
+
+// Some rows of a run by what is narrow of an adapter.
+struct Narrow {
+  int64_t added, first, rows;
+};
+
+// Memory that is needed soon, in rows: its lines come while sums are taken.
+struct Soon {
+  const char* row = nullptr;
+  int64_t apart = 0, bytes = 0, rows = 0, at = 0;
+
+  inline void bring() {
+    if (rows == 0) return;
+    __builtin_prefetch(row + at, 0, 2);
+    at += LINE;
+    if (at >= bytes) at = 0, row += apart, --rows;
+  }
+};
+
+template <typename T>
+Soon soon(const T* from, int64_t ld, int64_t count, int64_t rows) {
+  const char* first = (const char*)(uintptr_t(from) / LINE * LINE);
+  return {first, ld * int64_t(sizeof(T)), (const char*)(from + count) - first, rows};
+}
+
+#if defined(__AVX512F__)
+// 16 rows of 16 numbers of 32 bits, `ld` apart, become 16 columns.
+inline void transpose(const float* from, int64_t ld, float* to, int64_t ldt) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * ld);
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b[i + j]), _mm512_castps_pd(b[i + j + 2])));
+      a[i + 2 * j + 1] =
+          _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b[i + j]), _mm512_castps_pd(b[i + j + 2])));
+    }
+  for (int j = 0; j < 4; ++j) {  // a[4 q + j]: in 128 bits p, column 4 p + j of rows 4 q to 4 q + 3
+    const __m512 low = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88), high = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
+    const __m512 low2 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88);
+    const __m512 high2 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xdd);
+    _mm512_storeu_ps(to + j * ldt, _mm512_shuffle_f32x4(low, low2, 0x88));
+    _mm512_storeu_ps(to + (4 + j) * ldt, _mm512_shuffle_f32x4(high, high2, 0x88));
+    _mm512_storeu_ps(to + (8 + j) * ldt, _mm512_shuffle_f32x4(low, low2, 0xdd));
+    _mm512_storeu_ps(to + (12 + j) * ldt, _mm512_shuffle_f32x4(high, high2, 0xdd));
+  }
+}
+#endif
+
+// Some outputs and inputs of a weight, which begin at `weight` -> a panel [depth / GROUP, WIDTH, GROUP]; what is missing
+// of it is zero.
+template <Way WAY, typename T>
+void pack_panel(const T* weight, int64_t ld, int64_t depth, int64_t width, T* to) {
+  constexpr int64_t G = GROUP<T>;
+  int64_t done = 0;  // inputs
+#if defined(__AVX512F__)
+  if constexpr (WAY == Way::THERE && G * sizeof(T) == sizeof(float))
+    if (width >= WIDTH && ld % G == 0)
+      for (; done + 16 * G <= depth; done += 16 * G)
+        for (int64_t o = 0; o < WIDTH; o += 16)
+          transpose((const float*)(weight + o * ld + done), ld / G, (float*)(to + done * WIDTH) + o, WIDTH);
+#endif
+#ifdef MINT_AVX512_BF16
+  if constexpr (WAY == Way::BACK && G == 2)
+    for (; done + G <= depth; done += G)
+      for (int64_t o = 0; o < WIDTH; o += 16) {
+        const auto take = [&](const T* from) {
+          return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(o < width ? first16(width - o) : __mmask16(0), from));
+        };
+        const __m512i one = take(weight + done * ld + o), other = take(weight + (done + 1) * ld + o);
+        _mm512_storeu_si512(to + (done * WIDTH + o * G), _mm512_or_si512(one, _mm512_slli_epi32(other, 16)));
+      }
+#endif
+  for (; done < depth; done += G)
+    for (int64_t g = 0; g < G; ++g)
+      for (int64_t o = 0; o < WIDTH; ++o) {
+        const int64_t i = done + g;
+        to[done * WIDTH + o * G + g] = o >= width || i >= depth ? narrow<T>(0.0f)
+                                       : WAY == Way::THERE      ? weight[o * ld + i]
+                                                                : weight[i * ld + o];
+      }
+}
+
+// sums [N, WIDTH] = x by a panel of `depth` inputs; not `FRESH`: are added to. Meanwhile lines come.
+template <bool FRESH, int N, typename T>
+inline void sum_inputs(const T* x, int64_t ldx, const T* panel, int64_t depth, float* sums, Soon& ahead) {
+  Lanes own[N][VECTORS];
+  for (int n = 0; n < N; ++n)
+    for (int v = 0; v < VECTORS; ++v) own[n][v] = FRESH ? zero() : load(sums + n * WIDTH + v * LANES);
+  const auto step = [&](int64_t i, const auto& input) {
+    Weights<T> weights[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) weights[v] = load_weights(panel + i * WIDTH + v * LANES * GROUP<T>);
+    for (int n = 0; n < N; ++n) {
+      const Weights<T> one = input(x + n * ldx + i);
+      for (int v = 0; v < VECTORS; ++v) own[n][v] = multiply_add_inputs(weights[v], one, own[n][v]);
+    }
+  };
+  const auto whole_group = [](const T* at) { return spread_input(at); };
+  constexpr int64_t STEPS = 4;  // for each line
+  const int64_t whole = depth / GROUP<T> * GROUP<T>;
+  Soon near = ahead;
+  int64_t i = 0;
+  for (; i + STEPS * GROUP<T> <= whole; i += STEPS * GROUP<T>) {
+    near.bring();
+    for (int64_t s = 0; s < STEPS; ++s) step(i + s * GROUP<T>, whole_group);
+  }
+  for (; i < whole; i += GROUP<T>) step(i, whole_group);
+  ahead = near;
+  if (whole < depth)
+    step(whole, [](const T* at) {
+      const T pair[] = {*at, narrow<T>(0.0f)};
+      return spread_input(pair);
+    });
+  for (int n = 0; n < N; ++n)
+    for (int v = 0; v < VECTORS; ++v) store(sums + n * WIDTH + v * LANES, own[n][v]);
+}
+
+template <int N, typename T>
+inline void sum_rows(int64_t rows, const T* x, int64_t ldx, const T* panel, int64_t depth, float* sums, bool fresh,
+                     Soon& ahead) {
+  if constexpr (N > 0) {
+    if (rows != N)
+      sum_rows<N - 1>(rows, x, ldx, panel, depth, sums, fresh, ahead);
+    else if (fresh)
+      sum_inputs<true, N>(x, ldx, panel, depth, sums, ahead);
+    else
+      sum_inputs<false, N>(x, ldx, panel, depth, sums, ahead);
+  }
+}
+
+// sums [rows, WIDTH], of outputs `first` on, += what an adapter adds to them.
+template <typename T>
+void add_ranks(const Strip<T>& strip, int64_t first, int64_t rows, float* sums) {
+  const int64_t from = std::max(first, strip.column), to = std::min(first + WIDTH, strip.column + strip.out);
+  for (int64_t n = 0; n < rows; ++n)
+    for (int64_t r = 0; r < strip.rank; ++r) {
+      const float weight = wide(strip.middle[n * strip.pitch + r]);
+      const T* b = strip.b + r * strip.out - strip.column;
+#pragma omp simd
+      for (int64_t o = from; o < to; ++o) sums[n * WIDTH + o - first] += weight * wide(b[o]);
+    }
+}
+
+// y [rows, width], of outputs `first` on, = sums + what adapters add + bias, rounded once.
+template <int N, typename T>
+inline void put_rows(int64_t rows, float* sums, const Strip<T>* strips, int64_t count, int64_t first, const T* bias,
+                     int64_t width, T* y, int64_t ldy) {
+  if constexpr (N > 0) {
+    if (rows != N) return put_rows<N - 1>(rows, sums, strips, count, first, bias, width, y, ldy);
+    Lanes own[N][VECTORS];
+    if constexpr (!TAKES_STRIPS<T>)
+      for (int64_t at = 0; at < count; ++at) add_ranks(strips[at], first, N, sums);
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < VECTORS; ++v) own[n][v] = load(sums + n * WIDTH + v * LANES);
+    if constexpr (TAKES_STRIPS<T>)
+      for (int64_t at = 0; at < count; ++at) add_strip(strips[at], first, own);
+    put_tile<N, T>(own, bias, width, y, ldy, nullptr);
+  }
+}
+
+// One product: x [rows, in] by a weight for each expert's rows -> y [rows, out]. Backwards what is `in` here is what the
+// weight gives, and A and B change places.
+template <Way WAY, typename T>
+class Product {
+ public:
+  Product(const T* x, const T* weight, int64_t apart, const T* bias, int64_t in, int64_t out, const Added<T>* added,
+          int64_t count, Middle<T>* middles, T* y)
+      : x_(x), weight_(weight), apart_(apart), bias_(bias), in_(in), out_(out), added_(added), count_(count),
+        middles_(middles), y_(y) {}
+
+  void run(const int64_t* bounds, int64_t experts) {
+    const size_t threads = size_t(omp_get_max_threads());
+    plan(bounds, experts, threads);
+#pragma omp parallel
+    {
+#pragma omp for schedule(dynamic, 4)
+      for (size_t at = 0; at < narrow_.size(); ++at) shrink_rows(narrow_[at]);
+#pragma omp for schedule(dynamic, 1)
+      for (size_t at = 0; at < blocks_.size(); ++at) multiply(blocks_[at], at + threads < blocks_.size() ? &blocks_[at + threads] : nullptr);
+    }
+  }
+
+ private:
+  static constexpr size_t BLOCKS = 4;  // for each thread, if it can be, so that all end at about the same time
+  static constexpr int64_t MOST_TILES = 64, MOST_PANELS = 4;  // of a block: its sums fit the second-level cache
+
+  // Cuts rows into tiles where runs begin and end, and tiles by panels into blocks.
+  void plan(const int64_t* bounds, int64_t experts, size_t threads) {
+    int64_t at = 0;
+    std::vector<Block> whole;  // all panels
+    for (int64_t expert = 0; expert < experts; ++expert) {
+      const int64_t begin = int64_t(tiles_.size()), end = bounds[expert + 1];
+      for (int64_t row = bounds[expert]; row < end;) {
+        const int64_t next = at < count_ ? std::min(added_[at].first, end) : end, from = at;
+        if (row < next) {  // nobody's
+          cut_run(row, next, at, at);
+          row = next;
+          continue;
+        }
+        for (; at < count_ && added_[at].first == next; ++at)
+          for (int64_t first = 0; first < added_[at].rows; first += ITEM_ROWS)
+            narrow_.push_back({at, first, std::min<int64_t>(ITEM_ROWS, added_[at].rows - first)});
+        cut_run(row, row + added_[from].rows, from, at);
+        row += added_[from].rows;
+      }
+      const int64_t tiles = int64_t(tiles_.size()) - begin, parts = (tiles + MOST_TILES - 1) / MOST_TILES;
+      for (int64_t part = 0; part < parts; ++part)
+        whole.push_back({expert, begin + tiles * part / parts, begin + tiles * (part + 1) / parts, 0, 0});
+    }
+    const int64_t panels = (out_ + WIDTH - 1) / WIDTH;
+    int64_t most = MOST_PANELS;
+    while (most > 1 && whole.size() * (panels / most) < BLOCKS * threads) most /= 2;
+    for (const Block& each : whole)
+      for (int64_t panel = 0; panel < panels; panel += most)
+        blocks_.push_back({each.expert, each.first_tile, each.last_tile, panel, std::min(most, panels - panel)});
+  }
+
+  void cut_run(int64_t row, int64_t end, int64_t from, int64_t to) {
+    for (; row < end; row += TILE) tiles_.push_back({row, std::min<int64_t>(TILE, end - row), from, to});
+  }
+
+  void shrink_rows(const Narrow& rows) const {
+    const Added<T>& own = added_[rows.added];
+    const bool there = WAY == Way::THERE;
+    const Part part{own.rank, there ? in_ : own.width, 0, float(own.scaling)};
+    Ahead nothing;
+    shrink(x_ + (own.first + rows.first) * in_ + (there ? 0 : own.column), in_, int(rows.rows), there ? own.a : own.b,
+           part, middles_ + own.middle + rows.first * own.pitch(), own.pitch(), nothing);
+  }
+
+  Strip<T> strip_of(const Added<T>& own, int64_t row) const {
+    const bool there = WAY == Way::THERE;
+    return {there ? own.b : own.a, middles_ + own.middle + (row - own.first) * own.pitch(), own.pitch(), own.rank,
+            there ? own.column : 0, there ? own.width : out_};
+  }
+
+  // The part of a block's weight that inputs from `i` on meet.
+  const T* weight_of(const Block& block, int64_t i) const {
+    const int64_t first = block.panel * WIDTH;
+    return weight_ + block.expert * apart_ + (WAY == Way::THERE ? first * in_ + i : i * out_ + first);
+  }
+
+  Soon weight_soon(const Block& block, int64_t i) const {
+    const int64_t depth = std::min(DEPTH, in_ - i);
+    const int64_t width = std::min(block.panels * WIDTH, out_ - block.panel * WIDTH);
+    return WAY == Way::THERE ? soon(weight_of(block, i), in_, depth, width)
+                             : soon(weight_of(block, i), out_, width, depth);
+  }
+
+  void multiply(const Block& block, const Block* next) const {
+    static thread_local std::vector<T> panels(MOST_PANELS * DEPTH * WIDTH);
+    static thread_local std::vector<float> sums(MOST_PANELS * MOST_TILES * TILE * WIDTH);
+    const RunTile *first = &tiles_[block.first_tile], *last = &tiles_[block.last_tile - 1];
+    const int64_t tiles = block.last_tile - block.first_tile, rows = last->row + last->rows - first->row;
+    const int64_t ld = WAY == Way::THERE ? in_ : out_;
+    for (int64_t i = 0; i < in_; i += DEPTH) {
+      const int64_t depth = std::min(DEPTH, in_ - i), then = i + depth;
+      Soon weight, x;
+      if (then < in_) {
+        weight = weight_soon(block, then);
+        x = soon(x_ + first->row * in_ + then, in_, std::min(DEPTH, in_ - then), rows);
+      } else if (next) {
+        weight = weight_soon(*next, 0);
+      }
+      for (int64_t p = 0; p < block.panels; ++p) {
+        T* panel = panels.data() + p * DEPTH * WIDTH;
+        pack_panel<WAY>(weight_of(block, i) + p * WIDTH * (WAY == Way::THERE ? ld : 1), ld, depth,
+                        out_ - (block.panel + p) * WIDTH, panel);
+        for (int64_t t = 0; t < tiles; ++t)
+          sum_rows<TILE>(first[t].rows, x_ + first[t].row * in_ + i, in_, panel, depth,
+                         sums.data() + (p * MOST_TILES + t) * TILE * WIDTH, i == 0, weight.rows ? weight : x);
+      }
+    }
+    std::vector<Strip<T>> strips;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const RunTile& tile = tiles_[block.first_tile + t];
+      strips.clear();
+      for (int64_t at = tile.from; at < tile.to; ++at) strips.push_back(strip_of(added_[at], tile.row));
+      for (int64_t p = 0; p < block.panels; ++p) {
+        const int64_t first = (block.panel + p) * WIDTH;
+        put_rows<TILE>(tile.rows, sums.data() + (p * MOST_TILES + t) * TILE * WIDTH, strips.data(),
+                       int64_t(strips.size()), first, bias_ ? bias_ + first : nullptr, out_ - first,
+                       y_ + tile.row * out_ + first, out_);
+      }
+    }
+  }
+
+  // Inputs of a step: a panel of them fits the nearest cache.
+  static constexpr int64_t DEPTH = 512 / int64_t(sizeof(T));
+  const T *x_, *weight_;
+  const int64_t apart_;  // of experts' weights
+  const T* bias_;
+  const int64_t in_, out_;
+  const Added<T>* added_;
+  const int64_t count_;
+  Middle<T>* middles_;
+  T* y_;
+  std::vector<RunTile> tiles_;
+  std::vector<Block> blocks_;
+  std::vector<Narrow> narrow_;
+};
+}  // namespace
+
+// Rows bounds[e] to bounds[e + 1] meet expert e's weight [out, in], `apart` from the next; bias [out], null: none.
+// `added` is in the order of its runs, with all of a run beside each other.
+#define MINT_RUNS(NAME, T)                                                                                             \
+  /* x [R, in] -> y [R, out], middles */                                                                               \
+  extern "C" void mint_multiply_runs_##NAME(const T* x, const int64_t* bounds, int64_t experts, const T* weight,       \
+                                            int64_t apart, const T* bias, int64_t in, int64_t out,                     \
+                                            const Added<T>* added, int64_t count, Middle<T>* middles, T* y) {          \
+    Product<Way::THERE, T>(x, weight, apart, bias, in, out, added, count, middles, y).run(bounds, experts);            \
+  }                                                                                                                    \
+  /* dy [R, out] -> dx [R, in]; dy B^T scaling, laid out as middles are */                                             \
+  extern "C" void mint_multiply_runs_back_##NAME(const T* dy, const int64_t* bounds, int64_t experts, const T* weight, \
+                                                 int64_t apart, int64_t in, int64_t out, const Added<T>* added,        \
+                                                 int64_t count, Middle<T>* backs, T* dx) {                             \
+    Product<Way::BACK, T>(dy, weight, apart, nullptr, out, in, added, count, backs, dx).run(bounds, experts);          \
+  }
+MINT_RUNS(bfloat16, bf16)
+MINT_RUNS(float32, float)

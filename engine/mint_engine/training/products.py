@@ -1,0 +1,110 @@
+"""Products of the lean pass, both ways: rows by frozen weights, and each run of them by its own policy's A and B.
+
+All of a product is one call, however many experts and policies share its rows. Letters in shapes: R rows, E experts,
+1 for a linear that all rows meet.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mint_engine.training.batch import Batch, Segment
+from mint_engine.training.kernels import ADDED, TrainingKernels
+from mint_engine.training.routed import Routing
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module that adapters may target, as columns of a product."""
+
+    path: str
+    columns: slice
+
+
+@dataclass(frozen=True)
+class Product:
+    """y = x W^T + bias, of several modules at once. weight [E, out, in], bias [out]"""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows in the order of the experts that they meet, and within one of the segments that they are of."""
+
+    bounds: torch.Tensor  # [E + 1] int64: where each expert's rows begin
+    runs: NDArray[np.int64]  # [n, 4]: first row, rows, expert, segment
+    segments: Sequence[Segment]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a product's backward needs of its forward, but for the rows that it took."""
+
+    product: Product
+    rows: Rows
+    added: NDArray[np.void]  # `ADDED`: what adapters add, in the order of their runs
+    middles: torch.Tensor  # x A^T scaling of each of them
+
+
+def straight(batch: Batch) -> Rows:
+    """A batch's rows as they are, which all meet the same."""
+    runs = [(segment.start, segment.stop - segment.start, 0, at) for at, segment in enumerate(batch.segments)]
+    return Rows(torch.tensor([0, batch.rows]), np.asarray(runs, dtype=np.int64).reshape(-1, 4), batch.segments)
+
+
+def sorted_rows(routing: Routing, batch: Batch) -> Rows:
+    """Pairs of token and expert."""
+    runs = [(run.rows.start, run.rows.stop - run.rows.start, run.expert, run.segment) for run in routing.runs]
+    return Rows(torch.tensor(routing.bounds), np.asarray(runs, dtype=np.int64).reshape(-1, 4), batch.segments)
+
+
+def multiply(kernels: TrainingKernels, product: Product, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, Kept]:
+    """x [R, in] -> y [R, out] with every run's adapter, and what its backward needs."""
+    added = _lay_added(product, rows)
+    y, middles = kernels.multiply_runs(x, product.weight, product.bias, rows.bounds, added)
+    return y, Kept(product, rows, added, middles)
+
+
+def multiply_back(kernels: TrainingKernels, kept: Kept, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """dy [R, out] and what `multiply` took -> dx [R, in]; adds to the gradients of A and B."""
+    dx, backs = kernels.multiply_runs_back(dy, kept.product.weight, kept.rows.bounds, kept.added)
+    kernels.add_gradients(x, dy, kept.added, kept.middles, backs)
+    return dx
+
+
+def _lay_added(product: Product, rows: Rows) -> NDArray[np.void]:
+    """What each run's policy adds to a product; see `added.h`."""
+    of_segments = np.zeros((len(rows.segments), len(product.targets)), dtype=ADDED)
+    experts = np.zeros((*of_segments.shape, 4), dtype=np.uint64)  # bytes from one expert's to the next one's
+    for at, segment in enumerate(rows.segments):
+        for number, target in enumerate(product.targets):
+            part = segment.parts.get(target.path)
+            if part is not None:
+                (_, rank, wide), high = part.a.shape, part.b.shape[2]
+                experts[at, number] = [
+                    each.itemsize * rank * size
+                    for each, size in (
+                        (part.a, wide),
+                        (part.b, high),
+                        (part.a_gradient, wide),
+                        (part.b_gradient, high),
+                    )
+                ]
+                of_segments[at, number] = (
+                    0, 0, target.columns.start, high, rank, 0, *part.addresses, part.scaling,
+                )  # fmt: skip
+    first, count, expert, segment = rows.runs.T
+    added: NDArray[np.void] = of_segments[segment]
+    added["first"], added["rows"] = first[:, None], count[:, None]
+    for place, name in enumerate(("a", "b", "a_gradient", "b_gradient")):
+        added[name] += expert[:, None].astype(np.uint64) * experts[segment, :, place]
+    added = added[added["rank"] > 0]
+    sizes = added["rows"] * (added["rank"] + added["rank"] % 2)
+    added["middle"] = np.cumsum(sizes) - sizes
+    return added

@@ -1,0 +1,157 @@
+"""Products of the lean pass, with every run's adapter, against plain torch and its autograd."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from mint_engine.training.batch import Part, Segment
+from mint_engine.training.kernels import TrainingKernels, find_training_kernels
+from mint_engine.training.products import Product, Rows, Target, multiply, multiply_back
+
+DTYPES = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+SHAPES = [(90, 150), (33, 64), (600, 160)]  # in, out: odd, whole, and more inputs than are taken at once
+BOUNDS = (0, 64, 64, 750, 774)  # the second expert has no rows, the third more than are taken at once
+# First row, rows, expert, segment; rows 40 to 47 are nobody's.
+RUNS = ((0, 5, 0, 0), (5, 35, 0, 1), (48, 16, 0, 2), (64, 1, 2, 0), (65, 685, 2, 1), (750, 24, 3, 2))
+RANKS = (1, 8, 33)
+
+
+def kernels_of(dtype: torch.dtype) -> TrainingKernels:
+    kernels = find_training_kernels(dtype, torch.device("cpu"))
+    assert kernels is not None, "run `make kernels`"
+    return kernels
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def product_of(shape: tuple[int, int], dtype: torch.dtype) -> Product:
+    wide, high = shape
+    targets = (Target("first", slice(0, 70 if high > 70 else 20)), Target("second", slice(high - 50, high)))
+    weight = normal(len(BOUNDS) - 1, high, wide, seed=1, dtype=dtype) * wide**-0.5
+    return Product(weight, normal(high, seed=2, dtype=dtype), targets)
+
+
+def segments_of(product: Product) -> list[Segment]:
+    """Three policies, of which the last leaves the second target alone."""
+    experts, _, wide = product.weight.shape
+    found = []
+    for number, rank in enumerate(RANKS):
+        parts = {}
+        for at, target in enumerate(product.targets[: 1 if number == 2 else 2]):
+            size = target.columns.stop - target.columns.start
+            a = normal(experts, rank, wide, seed=10 + number + at, dtype=product.weight.dtype) * wide**-0.5
+            b = normal(experts, rank, size, seed=20 + number + at, dtype=product.weight.dtype)
+            parts[target.path] = Part(a, b, 0.5, torch.ones(a.shape), torch.ones(b.shape))
+        found.append(Segment(0, 0, number, parts))
+    return found
+
+
+def rows_of(segments: Sequence[Segment], runs: Sequence[tuple[int, ...]] = RUNS) -> Rows:
+    return Rows(torch.tensor(BOUNDS), np.asarray(runs, dtype=np.int64), segments)
+
+
+def plainly(
+    product: Product, x: torch.Tensor, rows: Rows, leaves: dict[tuple[int, str], list[torch.Tensor]]
+) -> torch.Tensor:
+    """The same in float64, differentiable."""
+    weight, bias = product.weight.double(), product.bias
+    assert bias is not None
+    spans = itertools.pairwise(BOUNDS)
+    y = torch.cat([x[first:last] @ weight[expert].t() for expert, (first, last) in enumerate(spans)]) + bias.double()
+    added = torch.zeros_like(y)
+    for first, count, expert, number in rows.runs.tolist():
+        own = slice(first, first + count)
+        for target in product.targets:
+            if (part := rows.segments[number].parts.get(target.path)) is not None:
+                a, b = leaves[number, target.path]
+                added[own, target.columns] += x[own] @ a[expert].t() @ b[expert] * part.scaling
+    return y + added
+
+
+def near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert float((found.double() - expected).norm() / expected.norm()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_ways_as_autograd_has_them(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    kernels, product = kernels_of(dtype), product_of(shape, dtype)
+    segments = segments_of(product)
+    rows, x, dy = rows_of(segments), *(normal(BOUNDS[-1], size, seed=3, dtype=dtype) for size in shape)
+    given = x.double().requires_grad_()
+    leaves = {
+        (number, path): [each.double().requires_grad_() for each in (part.a, part.b)]
+        for number, segment in enumerate(segments)
+        for path, part in segment.parts.items()
+    }
+    expected = plainly(product, given, rows, leaves)
+    back, *gradients = torch.autograd.grad(expected, [given, *itertools.chain(*leaves.values())], dy.double())
+    y, kept = multiply(kernels, product, x, rows)
+    near(y, expected.detach(), dtype)
+    near(multiply_back(kernels, kept, dy, x), back, dtype)
+    parts = [segments[number].parts[path] for number, path in leaves]
+    found = [each for part in parts for each in (part.a_gradient, part.b_gradient)]
+    for one, other in zip(found, gradients, strict=True):
+        near(one, other + 1, dtype)  # they add to what was there
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_run_depends_on_nothing_outside(dtype: torch.dtype) -> None:
+    """Bit for bit the same alone, without its neighbours' adapters, or beside NaN."""
+    kernels, product = kernels_of(dtype), product_of((90, 150), dtype)
+    x, dy = (normal(BOUNDS[-1], size, seed=3, dtype=dtype) for size in (90, 150))
+    together = segments_of(product)
+    y, kept = multiply(kernels, product, x, rows_of(together))
+    dx = multiply_back(kernels, kept, dy, x)
+    for first, count, expert, number in RUNS:
+        own, alone = slice(first, first + count), segments_of(product)
+        spoiled, dspoiled = torch.full_like(x, torch.nan), torch.full_like(dy, torch.nan)
+        spoiled[own], dspoiled[own] = x[own], dy[own]
+        by_itself, kept = multiply(kernels, product, spoiled, rows_of(alone, [(first, count, expert, number)]))
+        assert torch.equal(by_itself[own], y[own])
+        assert torch.equal(multiply_back(kernels, kept, dspoiled, spoiled)[own], dx[own])
+        for path, part in alone[number].parts.items():
+            beside = together[number].parts[path]
+            assert torch.equal(part.a_gradient[expert], beside.a_gradient[expert])
+            assert torch.equal(part.b_gradient[expert], beside.b_gradient[expert])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_whatever_shares_its_tile(dtype: torch.dtype) -> None:
+    kernels, weight = kernels_of(dtype), normal(1, 150, 90, seed=1, dtype=dtype)
+    x, none = normal(21, 90, seed=2, dtype=dtype), np.zeros((0, 4), dtype=np.int64)
+    y, _ = multiply(kernels, Product(weight, None, ()), x, Rows(torch.tensor([0, 21]), none, ()))
+    for row in range(21):
+        alone, _ = multiply(
+            kernels, Product(weight, None, ()), x[row : row + 1], Rows(torch.tensor([0, 1]), none, ())
+        )
+        assert torch.equal(alone[0], y[row])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_experts_may_share_one_weight(dtype: torch.dtype) -> None:
+    kernels, weight = kernels_of(dtype), normal(150, 90, seed=1, dtype=dtype)
+    x, none = normal(20, 90, seed=2, dtype=dtype), np.zeros((0, 4), dtype=np.int64)
+    shared, one = Product(weight.expand(2, -1, -1), None, ()), Product(weight[None], None, ())
+    found, _ = multiply(kernels, shared, x, Rows(torch.tensor([0, 7, 20]), none, ()))
+    assert torch.equal(found, multiply(kernels, one, x, Rows(torch.tensor([0, 20]), none, ()))[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mixing_pairs_and_back(dtype: torch.dtype) -> None:
+    kernels, order = kernels_of(dtype), torch.randperm(40, generator=torch.Generator().manual_seed(1)).view(20, 2)
+    rows, dy = normal(40, 90, seed=2, dtype=dtype), normal(20, 90, seed=3, dtype=dtype)
+    weights = normal(20, 2, seed=4, dtype=torch.float32)
+    given, leaf = rows.double().requires_grad_(), weights.double().requires_grad_()
+    expected = (given[order] * leaf.unsqueeze(-1)).sum(dim=1)
+    of_rows, of_weights = torch.autograd.grad(expected, [given, leaf], dy.double())
+    near(kernels.mix(rows, order, weights), expected.detach(), dtype)
+    back, slopes = kernels.mix_back(rows, order, weights, dy)
+    near(back, of_rows, dtype)
+    near(slopes, of_weights, dtype)
