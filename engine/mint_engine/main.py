@@ -8,6 +8,7 @@ import sys
 from mint_contracts.logs import log_as_json
 from mint_contracts.settings import ENGINE_PORT, METRICS_PORT, RANKS_PORT
 from mint_engine.environment import Start, confine, read_environment
+from mint_engine.parallel.ahead import Ahead
 
 
 def main() -> None:
@@ -32,9 +33,10 @@ def main() -> None:
 
 
 def _lead(start: Start) -> int:
+    ahead = Ahead(start.settings.ranks_per_node)  # they import what this process does, at the same time
     from mint_engine.process import run  # torch and transformers read the environment when they are imported
 
-    return asyncio.new_event_loop().run_until_complete(run(start))
+    return asyncio.new_event_loop().run_until_complete(run(start, ahead))
 
 
 def _work(start: Start) -> int:

@@ -17,6 +17,7 @@ from mint_contracts.training_records import Progress, TrainAssignment, WaveTrain
 from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
 from mint_engine.environment import Start
+from mint_engine.parallel.ahead import Muster
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
@@ -175,7 +176,7 @@ class Process:
         )
 
 
-async def run(start: Start) -> int:
+async def run(start: Start, muster: Muster) -> int:
     """Live until SIGTERM (or SIGINT); the exit code: 0 drained, 3 replaced by a newer start of this engine, 1 defect.
 
     A second signal does not wait for requests any more.
@@ -184,7 +185,7 @@ async def run(start: Start) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     start_http_server(start.metrics_port)
-    server = await listen(start.settings, start.engine, start.port, entrance=start.entrance)
+    server = await listen(start.settings, start.engine, start.port, entrance=start.entrance, muster=muster)
     log.info("listening", port=server.port, metrics_port=start.metrics_port, source=start.settings.source.uri)
     process = Process(start, server)
     following = asyncio.create_task(process.agent.run())

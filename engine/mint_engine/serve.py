@@ -23,6 +23,7 @@ from mint_engine import metrics
 from mint_engine.build import build
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
+from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.means import Means, Places
@@ -54,11 +55,16 @@ class EngineServer:
     """A listening engine. Made by `listen`; used from the event loop that made it."""
 
     def __init__(
-        self, settings: EngineSettings, services: Services, limits: Limits | None, entrance: Entrance | None
+        self,
+        settings: EngineSettings,
+        services: Services,
+        limits: Limits | None,
+        entrance: Entrance | None,
+        muster: Muster,
     ) -> None:
         self._settings = settings
         self._services = services
-        self._limits, self._entrance = limits, entrance
+        self._limits, self._entrance, self._muster = limits, entrance, muster
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
         self._watch: asyncio.Task[None] | None = None
@@ -129,7 +135,14 @@ class EngineServer:
                 post(self.lost.set)
 
         base, slots, generation = await asyncio.to_thread(
-            build, self._settings, base_path, self._limits, equip, on_lost, entrance=self._entrance
+            build,
+            self._settings,
+            base_path,
+            self._limits,
+            equip,
+            on_lost,
+            entrance=self._entrance,
+            muster=self._muster,
         )
 
         self._updates = Updates(trainers[0]) if trainers else None
@@ -217,9 +230,14 @@ class EngineServer:
 
 
 async def listen(
-    settings: EngineSettings, engine: str, port: int, limits: Limits | None = None, entrance: Entrance | None = None
+    settings: EngineSettings,
+    engine: str,
+    port: int,
+    limits: Limits | None = None,
+    entrance: Entrance | None = None,
+    muster: Muster = start_ranks,
 ) -> EngineServer:
     """Start an engine's server, not serving yet. `engine` is its name, e.g. the pod's."""
-    server = EngineServer(settings, Services(settings, engine), limits, entrance)
+    server = EngineServer(settings, Services(settings, engine), limits, entrance, muster)
     await server.start(port)
     return server

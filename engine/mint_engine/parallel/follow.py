@@ -25,11 +25,13 @@ from mint_engine.model.base import load_base
 from mint_engine.model.device import choose_device, choose_dtype
 from mint_engine.model.forward import Pass, choose_pass
 from mint_engine.parallel import messages
+from mint_engine.parallel.files import Files
 from mint_engine.parallel.member import Member, join, lay_member
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, Step, Wipe
 from mint_engine.parallel.part import Part
-from mint_engine.parallel.peers import Files, Peers
+from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import refusal
+from mint_engine.parallel.steps import spans_of
 from mint_engine.residency.slots import Slots
 from mint_engine.training.follower import Follower
 
@@ -118,7 +120,7 @@ class _Work:
             self.member.cache.wipe(told.pages)
         elif isinstance(told, Step):
             with torch.inference_mode():
-                self.serving.run(told.tokens, messages.spans_of(told), told.keep)
+                self.serving.run(told.tokens, spans_of(told), told.keep)
         elif self.training is not None and not isinstance(told, Begin | Meet | End):
             self.training.do(told)
 

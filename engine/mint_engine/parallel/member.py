@@ -10,10 +10,11 @@ from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache, count_pages
 from mint_engine.model.cache_shape import KeyValueShape, cache_shape
 from mint_engine.parallel.distributed import DistributedGroup, Gloo, Nccl, store_in, store_on
+from mint_engine.parallel.files import Files
 from mint_engine.parallel.meeting import Extent, Meeting
 from mint_engine.parallel.messages import Wire
 from mint_engine.parallel.part import Part
-from mint_engine.parallel.peers import Files, Peers
+from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.shard import shard_head
 from mint_engine.parallel.shared import SharedGroup
 from mint_engine.parallel.shares import Share, cuts_of

@@ -13,7 +13,6 @@ import msgspec
 
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import EngineSettings
-from mint_engine.model.paged import Span
 
 _LENGTH = struct.Struct("<I")
 
@@ -130,16 +129,6 @@ encode = msgspec.msgpack.Encoder().encode
 decode_told = msgspec.msgpack.Decoder(Told).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 decode_change = msgspec.msgpack.Decoder(SlotChange).decode
-
-
-def step_of(tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> Step:
-    """A step's message."""
-    return Step(tokens, [(s.row, s.length, s.position, s.pages, s.slot) for s in spans], list(keep))
-
-
-def spans_of(step: Step) -> list[Span]:
-    """The spans of a step's message."""
-    return [Span(row, length, position, pages, slot) for row, length, position, pages, slot in step.spans]
 
 
 def send(to: socket.socket, message: Told | Answer | SlotChange) -> None:

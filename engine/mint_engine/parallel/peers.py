@@ -1,6 +1,5 @@
 """Where one rank of an engine meets the others: in memory within own kernels, in a group between torch's modules."""
 
-import os
 from dataclasses import dataclass
 
 from mint_engine.parallel.group import Group
@@ -34,21 +33,3 @@ class Peers:
         """Nobody waits for anybody any more, for good."""
         for each in self.meetings:
             each.end()
-
-
-@dataclass(frozen=True)
-class Files:
-    """Descriptors of the files without a name that ranks have in common."""
-
-    memory: int  # in which own kernels meet
-    group: int  # in which a group meets on a CPU, and by which ranks on GPUs find together
-
-    def close(self) -> None:
-        """The files stay as long as anybody has them open, or mapped."""
-        for descriptor in (self.memory, self.group):
-            os.close(descriptor)
-
-
-def make_files() -> Files:
-    """New ones, empty yet."""
-    return Files(os.memfd_create("mint-ranks"), os.memfd_create("mint-group"))

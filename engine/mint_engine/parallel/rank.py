@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 
 from mint_contracts.errors import EngineUnavailable, MintError, UnsupportedBase, by_reason
 from mint_engine.parallel import messages
+from mint_engine.parallel.files import Files
 from mint_engine.parallel.messages import Refused, SlotChange
-from mint_engine.parallel.peers import Files
 
 START_S = 1800.0  # that it takes to load a base at most: a large one comes from a disk
 ANSWER_S = 60.0  # that it takes to put an adapter in its slot
@@ -25,17 +26,21 @@ TELL_S = 60.0  # that it leaves a message unread
 class Rank:
     """Who has started it tells it steps in one thread, and changes of slots in any, one after another."""
 
-    def __init__(self, number: int, files: Files, on_end: Callable[[str, int], None]) -> None:
-        """`on_end` is called, on a thread, with its name and status when it has ended."""
+    def __init__(self, number: int, files: Files) -> None:
+        """Start it; it imports what it needs, which takes seconds, before it hears anything."""
         self.number, self.name = number, f"rank {number}"
         self._steps, steps = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._slots, slots = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._slots.settimeout(ANSWER_S)
         self._steps.settimeout(TELL_S)
         self._process: subprocess.Popen[bytes] | None = None
-        self._on_end = on_end
+        self._on_end = Future[Callable[[str, int], None]]()
         self._thread = threading.Thread(target=self._watch, args=(steps, slots, files), daemon=True)
         self._thread.start()
+
+    def at_end(self, do: Callable[[str, int], None]) -> None:
+        """Have it called once, on a thread, with its name and status when it has ended."""
+        self._on_end.set_result(do)
 
     def tell(self, message: bytes) -> None:
         """Raises EngineUnavailable where it has ended, or reads nothing."""
@@ -90,7 +95,8 @@ class Rank:
         finally:
             steps.close()
             slots.close()
-        self._on_end(self.name, self._process.wait())
+        status = self._process.wait()
+        self._on_end.result()(self.name, status)
 
 
 def expect_ready(steps: socket.socket, name: str, timeout_s: float) -> None:

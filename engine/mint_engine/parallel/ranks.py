@@ -20,13 +20,15 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.model.paged import Span
 from mint_engine.parallel import messages
+from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.door import Door
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import Member, extent_of, join
 from mint_engine.parallel.messages import Begin, Clear, Lesson, Load, Meet, SlotChange, Told, Wipe, Wire
 from mint_engine.parallel.node import Node
-from mint_engine.parallel.peers import Peers, make_files
+from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import START_S, Rank
+from mint_engine.parallel.steps import step_of
 from mint_engine.sources.base_digest import base_digest
 
 _END_S = 5.0
@@ -46,8 +48,9 @@ class Ranks:
         threads: int,
         on_end: Callable[[], None],
         entrance: Entrance | None = None,
+        muster: Muster = start_ranks,
     ) -> None:
-        """Start them; each begins to load its share, those of other nodes when these have come to the `entrance`.
+        """`muster` them; each begins to load its share, those of other nodes when these have come to the `entrance`.
 
         `on_end` is called, on a thread, when they can not go on. Raises EngineUnavailable where nobody can come in.
         """
@@ -62,11 +65,13 @@ class Ranks:
         begins = [Begin(settings, str(base), digest, rank, count, rows, threads) for rank in range(count)]
         self._nodes = [Node(number, begins[number * each], self._ended) for number in range(1, settings.nodes)]
         self._door = _open_door(entrance, self._nodes) if self._nodes else None
-        self._files = make_files()
-        ranks = [Rank(number, self._files, self._ended) for number in range(1, each)]
-        for rank in ranks:
-            rank.tell(messages.encode(begins[rank.number]))
-        self._others: list[Rank | Node] = [*ranks, *self._nodes]
+        started = muster(each)
+        self._files = started.files
+        for rank in started.ranks:
+            rank.at_end(self._ended)
+            with suppress(EngineUnavailable):  # `meet` raises it, when all can be closed
+                rank.tell(messages.encode(begins[rank.number]))
+        self._others: list[Rank | Node] = [*started.ranks, *self._nodes]
 
     @property
     def lost(self) -> bool:
@@ -97,7 +102,7 @@ class Ranks:
 
     def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
         """Have all compute a step; whoever calls computes its own share right after."""
-        self._tell(messages.step_of(tokens, spans, keep))
+        self._tell(step_of(tokens, spans, keep))
 
     def tell_wipe(self, pages: Sequence[int]) -> None:
         """Have all zero pages of the cache before their next step."""

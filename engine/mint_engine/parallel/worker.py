@@ -31,9 +31,9 @@ from mint_contracts.settings import EngineSettings
 from mint_engine.environment import Start
 from mint_engine.parallel import messages
 from mint_engine.parallel.content import receive_content
+from mint_engine.parallel.files import make_files
 from mint_engine.parallel.greeting import Channel, Hello, Stranger, introduce
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange
-from mint_engine.parallel.peers import make_files
 from mint_engine.parallel.rank import START_S, Rank, refusal
 from mint_engine.sources.base_digest import base_digest
 from mint_engine.sources.fetch_base import cached_base, fetch_base
@@ -164,9 +164,10 @@ def _ranks(settings: EngineSettings, begin: Begin, base: Path, met: threading.Ev
                 os._exit(DEFECT)
 
     files = make_files()
-    ranks = [Rank(begin.rank + number, files, on_end) for number in range(settings.ranks_per_node)]
+    ranks = [Rank(begin.rank + number, files) for number in range(settings.ranks_per_node)]
     try:
         for rank in ranks:
+            rank.at_end(on_end)
             rank.tell(messages.encode(msgspec.structs.replace(begin, base=str(base), rank=rank.number)))
         yield ranks
     finally:
