@@ -154,13 +154,10 @@ class Stepper:
 
     def _run(self) -> None:
         while True:
-            self._await_work()
+            came, cancelled, stopping = self._await_work()
             self._beat = time.monotonic()
-            with self._wake:
-                for sequence in self._inbox:
-                    self._scheduler.add(sequence)
-                cancelled, self._cancelled, self._inbox = self._cancelled, [], []
-                stopping = self._stopping
+            for sequence in came:
+                self._scheduler.add(sequence)
             self._deliver(self._generation.fail(cancelled, Cancelled("request", "was cancelled")))
             if stopping:
                 left = self._scheduler.live
@@ -171,14 +168,22 @@ class Stepper:
             if self._background.busy:
                 self._background.advance(len(self._scheduler.live), step_s)
 
-    def _await_work(self) -> None:
-        """Books are checked only when nothing has come for a while: who goes on at once does not wait for that."""
+    def _await_work(self) -> tuple[list[Sequence], list[Sequence], bool]:
+        """Requests that came, those that were cancelled, and whether to stop; waits while there is nothing to do.
+
+        Books are checked only when nothing has come for a while: who goes on at once does not wait for that.
+        """
         with self._wake:
             if self._wake.wait_for(self._is_called, IDLE_S):
-                return
+                return self._empty_inbox()
         self._check_books()
         with self._wake:
             self._wake.wait_for(self._is_called)
+            return self._empty_inbox()
+
+    def _empty_inbox(self) -> tuple[list[Sequence], list[Sequence], bool]:
+        came, cancelled, self._inbox, self._cancelled = self._inbox, self._cancelled, [], []
+        return came, cancelled, self._stopping
 
     def _is_called(self) -> bool:
         return bool(self._inbox or self._cancelled or self._stopping or self._busy)
