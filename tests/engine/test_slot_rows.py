@@ -14,7 +14,7 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Delta, Module
 from mint_engine.adapters.mapped import MAP_FROM_BYTES, Opener
 from mint_engine.adapters.packed import Packed
-from mint_engine.residency.remapping import HUGE, PAGE, put_file, put_zeros, reserve
+from mint_engine.residency.remapping import HUGE, PAGE, put_file, put_pages, put_zeros, reserve
 from mint_engine.residency.slots import Slots
 from tests.engine.made import pack
 
@@ -41,6 +41,12 @@ def filed(packed: Packed, path: Path) -> Packed:
     with path.open("wb") as file:
         packed_file.write(packed, file)
     return Opener().open(path, "file")
+
+
+def given_away(packed: Packed) -> Packed:
+    """The same in pages of its own, as a policy's new weights are."""
+    pages = torch.from_numpy(reserve(-(-packed.run.nbytes // HUGE) * HUGE)).view(packed.run.dtype)
+    return Packed(packed.header, pages[: packed.run.numel()].copy_(packed.run))
 
 
 def make_slots() -> Slots:
@@ -115,6 +121,32 @@ def test_what_is_written_to_a_slot_does_not_reach_the_file(tmp_path: Path) -> No
     assert holds(slots, 1, adapter(8))
 
 
+def test_a_run_that_nobody_needs_leaves_its_pages_to_the_slot() -> None:
+    slots, expected = make_slots(), adapter(8)
+    before = memory_of(slots)
+    packed = given_away(expected)
+    slots.load(0, packed, keep=False)
+    assert holds(slots, 0, expected)
+    assert not packed.run.any(), "its pages have gone"
+    kept = given_away(expected)
+    slots.load(1, kept)
+    assert holds(slots, 1, expected)
+    assert torch.equal(kept.run, expected.run)
+    del packed, kept
+    assert holds(slots, 0, expected)
+    for slot in (0, 1):
+        slots.clear(slot)
+    assert memory_of(slots) - before < expected.run.nbytes / 2
+
+
+def test_a_run_that_shares_its_memory_is_copied() -> None:
+    slots, whole = make_slots(), given_away(adapter(8))
+    shared = Packed(whole.header, torch.cat((whole.run, whole.run))[: whole.run.numel()])
+    slots.load(0, shared, keep=False)
+    assert holds(slots, 0, whole)
+    assert torch.equal(shared.run, whole.run)
+
+
 @pytest.mark.parametrize("fate", ["gone", "another"])
 def test_a_file_that_is_no_longer_there_is_not_needed(tmp_path: Path, fate: str) -> None:
     slots, path = make_slots(), tmp_path / "adapter.mint"
@@ -163,8 +195,11 @@ def test_any_order_of_loads_and_unloads_leaves_what_was_loaded_last(
             tenants.pop(slot, None)
             continue
         packed = adapter(draw.choice((1, 5, 8)), draw.choice(((LEFT,), (RIGHT,), (LEFT, RIGHT))), seed=turn)
-        tenants[slot] = filed(packed, folder / str(turn)) if draw.random() < 0.6 else packed
-        slots.load(slot, tenants[slot])
+        tenants[slot] = filed(packed, folder / str(turn)) if draw.random() < 0.5 else packed
+        if draw.random() < 0.3:
+            slots.load(slot, given_away(packed), keep=False)
+        else:
+            slots.load(slot, tenants[slot])
     for slot in range(COUNT):
         assert holds(slots, slot, tenants.get(slot))
 
@@ -187,6 +222,27 @@ def test_a_file_and_then_zeros_take_the_place_of_memory(tmp_path: Path) -> None:
     put_zeros(memory.ctypes.data + PAGE, 1)
     assert memory[:PAGE].tobytes() == path.read_bytes()[:PAGE]
     assert not memory[PAGE : 2 * PAGE].any()
+
+
+def test_pages_take_the_place_of_memory_and_leave_zeros() -> None:
+    memory, source = reserve(3 * HUGE), reserve(HUGE)
+    memory[:], source[:] = 1, 2
+    assert put_pages(memory.ctypes.data + HUGE, source.ctypes.data, HUGE)
+    assert (memory[HUGE : 2 * HUGE] == 2).all()
+    assert memory[:HUGE].all()
+    assert memory[2 * HUGE :].all()
+    assert not source.any()
+    source[:] = 3
+    assert (memory[HUGE : 2 * HUGE] == 2).all(), "they are nobody else's any more"
+
+
+def test_pages_that_can_not_be_moved_leave_zeros_in_their_place() -> None:
+    """As a file's, which systems before Linux 5.13 can not move and leave mapped; here, memory that overlaps."""
+    memory = reserve(2 * HUGE)
+    memory[:] = 1
+    assert not put_pages(memory.ctypes.data, memory.ctypes.data + PAGE, HUGE)
+    assert not memory[:HUGE].any()
+    assert memory[HUGE:].all()
 
 
 def test_what_can_not_be_mapped_is_told_and_leaves_zeros() -> None:

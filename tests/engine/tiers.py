@@ -30,9 +30,9 @@ class Watched(Slots):
         self.gate = threading.Event()
         self.gate.set()
 
-    def load(self, slot: int, packed: Packed) -> None:
+    def load(self, slot: int, packed: Packed, *, keep: bool = True) -> None:
         assert self.gate.wait(20)
-        super().load(slot, packed)
+        super().load(slot, packed, keep=keep)
         self.tenants[slot] = packed.revision
         self.loads.append(packed.revision)
 

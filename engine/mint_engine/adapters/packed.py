@@ -90,8 +90,7 @@ class Header:
 class Packed:
     """One revision of an adapter, ready for a slot. `run` [elements] may be a mapped file: only read it.
 
-    It is of the header's type, or a policy's masters in float32 that are rounded to it in the slot. `file` holds the
-    same content, as long as it stays what it was.
+    `file` holds the same content, as long as it stays what it was.
     """
 
     header: Header

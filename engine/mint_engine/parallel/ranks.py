@@ -221,6 +221,6 @@ def _opened(packed: Packed | None) -> Iterator[int | None]:
     # The weights that a policy hands off have no digest: the other ranks trust what they get from here.
     header = replace(packed.header, digest=packed.header.digest or _NO_DIGEST)
     with os.fdopen(os.memfd_create("mint-adapter"), "wb") as file:
-        packed_file.write(Packed(header, packed.run.to("cpu", header.dtype)), file)
+        packed_file.write(Packed(header, packed.run.cpu()), file)
         file.flush()
         yield file.fileno()

@@ -1,4 +1,4 @@
-"""A policy's new weights in its own slot: a cast and a copy, with no digest to compute and no file to write.
+"""A policy's new weights in its own slot: their memory becomes the slot's, with no digest nor file in between.
 
 Runs on the step thread while none of the policy's rollouts does, so that none ever mixes two revisions.
 """
@@ -12,7 +12,10 @@ def hand_off(slots: Slots, slot: int, policy: Policy, label: str) -> None:
     """Put the policy's weights into its slot. `label` names them in the place of a digest, to this engine alone."""
     form = policy.form
     header = Header(slots.dtype, form.base, form.config, form.layout, form.scalings, "", label, head_bytes=0)
-    slots.load(slot, Packed(header, policy.weights))
+    run = policy.round(slots.dtype)
+    if not policy.busy:  # work in progress reads them
+        policy.rounded = None
+    slots.load(slot, Packed(header, run), keep=policy.busy)
 
 
 def label_of(policy: str, lease: int, step: int) -> str:

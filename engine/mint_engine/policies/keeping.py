@@ -135,4 +135,4 @@ class Keeping:
 def _copy(policy: Policy) -> Policy:
     """A policy's numbers as they are between two steps, apart from those that go on."""
     vectors = {name: getattr(policy, name).to("cpu", copy=True) for name in ("weights", "exp_avg", "exp_avg_sq")}
-    return dataclasses.replace(policy, **vectors)
+    return dataclasses.replace(policy, **vectors, rounded=None)

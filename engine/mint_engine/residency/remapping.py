@@ -1,4 +1,4 @@
-"""Memory whose pieces a file can take the place of, and give back: mmap and madvise at addresses of our choice.
+"""Memory whose pieces a file, or other memory, can take the place of: mmap and madvise at addresses of our choice.
 
 A file that lies in the system's page cache is put into place without a byte being copied, and in pages of 2 MiB where
 the filesystem keeps it in such: 0.11 ms for 20 MB where a copy took 2 ms, and reading it afterwards was as fast
@@ -18,6 +18,9 @@ PAGE = mmap.PAGESIZE
 
 # Linux's own numbers (include/uapi/asm-generic/mman-common.h, mman.h); Python 3.11 names none of them.
 _MAP_FIXED, _MADV_POPULATE_READ, _MLOCK_ONFAULT = 0x10, 22, 0x01
+_MOVE = (
+    0x1 | 0x2 | 0x4
+)  # MREMAP_MAYMOVE, to the address that is told (_FIXED), where pages were stays mapped (_DONTUNMAP)
 _FAILED = ctypes.c_void_p(-1).value
 _WRITABLE = mmap.PROT_READ | mmap.PROT_WRITE
 
@@ -26,6 +29,8 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [
     ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong
 ]  # fmt: skip
+_libc.mremap.restype = ctypes.c_void_p
+_libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.mlock2.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
@@ -58,6 +63,18 @@ def put_file(address: int, descriptor: int, nbytes: int) -> bool:
             return False
         raise
     return True
+
+
+def put_pages(address: int, source: int, nbytes: int) -> bool:
+    """Let pages of `reserve`d memory at `source` take the place of what is at `address`; they leave zeros there.
+
+    Both begin where large pages do, and `nbytes` are whole ones. False, and zeros at `address` alone, where this
+    system can not do it.
+    """
+    if _libc.mremap(source, nbytes, nbytes, _MOVE, address) == address:
+        return True
+    put_zeros(address, nbytes)
+    return False
 
 
 def put_zeros(address: int, nbytes: int) -> None:

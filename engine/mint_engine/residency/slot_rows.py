@@ -1,9 +1,9 @@
-"""The memory of slots: a row each, that holds a copy of one run or, on a CPU, the very pages of its packed file.
+"""The memory of slots: a row each, that holds a copy of one run or, on a CPU, the very pages that it lies in.
 
 A CPU computes from the page cache as well as from any other memory, so a packed file need not be copied: it takes its
-place in the row, header and all, and leaves it without anything being zeroed. Rows too short for large pages, runs
-that are in no file, and other devices get copies. A file's pages are the first that a system short of memory takes
-away, so `tend` has them stay (see `staying`).
+place in the row, header and all, and leaves it without anything being zeroed. So do the pages of a run that nobody
+else needs, a policy's new weights. Rows too short for large pages, all other runs, and other devices get copies. A
+file's pages are the first that a system short of memory takes away, so `tend` has them stay (see `staying`).
 
 Letters in shapes: S slots, W elements of a row.
 """
@@ -24,6 +24,7 @@ from mint_engine.residency.remapping import (
     bytes_in_memory,
     lock,
     put_file,
+    put_pages,
     put_zeros,
     reserve,
 )
@@ -40,6 +41,7 @@ class SlotRows:
             self.memory = torch.from_numpy(reserve(count * row_bytes)).view(dtype).view(count, -1)  # [S, W]
         else:
             self.memory = zeros((count, width), dtype, device)  # [S, W]
+        self._first, self._row_bytes = self.memory.data_ptr(), self.memory[:1].nbytes
         self.filled = [0] * count  # elements of each row that are, or may be, its tenant's
         self._file_bytes = [0] * count  # what of each row is a file's
         self._locked = [False] * count
@@ -48,10 +50,11 @@ class SlotRows:
         if self._remaps:
             self.stay = Stay.LOCKED if can_lock(self.memory.nbytes) else Stay.BROUGHT_BACK
 
-    def load(self, slot: int, packed: Packed) -> int:
+    def load(self, slot: int, packed: Packed, *, keep: bool = True) -> int:
         """Put a packed adapter in place of whatever is in a row; returns the element at which its run begins.
 
-        Raises SourceUnavailable where its file can not be read any more; the row is to be cleared then.
+        Without `keep` the run's pages may become the row's, and zeros are left of it. Raises SourceUnavailable where
+        its file can not be read any more; the row is to be cleared then.
         """
         with self._guards[slot]:
             self._locked[slot] = False
@@ -59,7 +62,8 @@ class SlotRows:
                 with packed.file.open() as descriptor:
                     if descriptor is not None and self._put_file(slot, descriptor, packed):
                         return packed.header.head_bytes // self.memory.itemsize
-            self._copy(slot, packed.run)
+            if keep or not self._put_pages(slot, packed.run):
+                self._copy(slot, packed.run)
             return 0
 
     def clear(self, slot: int) -> None:
@@ -110,6 +114,19 @@ class SlotRows:
         self._file_bytes[slot] = size if mapped else 0
         return mapped
 
+    def _put_pages(self, slot: int, run: torch.Tensor) -> bool:
+        """Move a run's pages into the row. False where they are not its own, or can not be moved."""
+        size, whole = -(-run.nbytes // HUGE) * HUGE, run.untyped_storage()
+        if not self._remaps or whole.nbytes() != size or run.data_ptr() != whole.data_ptr() or run.data_ptr() % HUGE:
+            return False
+        before = self.filled[slot]
+        self.filled[slot] = max(before, run.numel())  # until the rest is zero
+        if not put_pages(self._address(slot), run.data_ptr(), size):
+            return False
+        put_zeros(self._address(slot) + size, before * self.memory.itemsize - size)
+        self.filled[slot], self._file_bytes[slot] = run.numel(), 0
+        return True
+
     def _copy(self, slot: int, run: torch.Tensor) -> None:
         if self._file_bytes[slot]:  # a copy would go to private copies of the file's pages, one fault a page
             self._clear(slot)
@@ -121,15 +138,12 @@ class SlotRows:
         self.filled[slot] = count
 
     def _address(self, slot: int) -> int:
-        return self.memory[slot].data_ptr()
+        return self._first + slot * self._row_bytes
 
 
 def _copy(into: torch.Tensor, run: torch.Tensor) -> None:
-    """Copy a run, or round it. A copy on CPU is one thread's, with no lock held: the others go on with their step.
-
-    What is rounded comes from the step thread itself, whose others have nothing else to do.
-    """
-    if into.device.type == "cpu" and into.dtype == run.dtype:
+    """Copy a run. On CPU it is one thread's work, with no lock held: the others go on with their step."""
+    if into.device.type == "cpu":
         np.copyto(into.view(torch.uint8).numpy(), run.view(torch.uint8).numpy())
     else:
         into.copy_(run, non_blocking=True)

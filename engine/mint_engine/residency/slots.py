@@ -124,24 +124,31 @@ class Slots:
         row, middle = self.memory[slot], place + rank * wide
         return row[place:middle].view(rank, wide), row[middle : middle + rank * high].view(rank, high)
 
-    def load(self, slot: int, packed: Packed) -> None:
-        """Put one revision into `slot`, in place of whatever was there; a run in float32 is rounded on its way.
+    def load(self, slot: int, packed: Packed, *, keep: bool = True) -> None:
+        """Put one revision into `slot`, in place of whatever was there.
 
-        Raises UnknownTargetModules, RankTooLarge or ShapeMismatch before anything is changed, and SourceUnavailable
-        where its file can not be read: clear the slot then.
+        Without `keep` nobody reads its run afterwards, and its memory may become the slot's. Raises
+        UnknownTargetModules, RankTooLarge or ShapeMismatch before anything is changed, and SourceUnavailable where
+        its file can not be read: clear the slot then.
         """
         columns = self._columns_of(packed)
         scalings = np.zeros(len(self.shapes), dtype=np.float32)
         scalings[columns.modules] = packed.header.scalings
         with self._others.load(slot, packed):
-            self._load_own(slot, packed, columns, scalings)
+            self._load_own(slot, packed, columns, scalings, keep=keep)
 
     def _load_own(
-        self, slot: int, packed: Packed, columns: _Columns, scalings: np.ndarray[tuple[int], np.dtype[np.float32]]
+        self,
+        slot: int,
+        packed: Packed,
+        columns: _Columns,
+        scalings: np.ndarray[tuple[int], np.dtype[np.float32]],
+        *,
+        keep: bool,
     ) -> None:
         self._forget(slot)
         own = packed if self._cuts is None else cut_packed(packed, columns.layout, self._cuts)
-        start = self._rows.load(slot, own)
+        start = self._rows.load(slot, own, keep=keep)
         self._tables.places[:, slot] = self._places_from(start, columns)
         self._tables.ranks[:, slot] = columns.ranks
         self._tables.scalings[:, slot] = scalings
@@ -175,8 +182,7 @@ class Slots:
     def _columns_of(self, packed: Packed) -> _Columns:
         """What a layout writes into the tables; checked and computed once for all adapters that have it."""
         layout, subject = packed.header.layout, f"revision {packed.revision}"
-        fits = packed.header.dtype == self.dtype and packed.run.dtype in {self.dtype, torch.float32}
-        if not fits or packed.run.numel() != layout.elements:
+        if {packed.header.dtype, packed.run.dtype} != {self.dtype} or packed.run.numel() != layout.elements:
             raise ShapeMismatch(subject, f"is {packed.run.numel()} of {packed.run.dtype}, for {self.dtype} slots")
         columns = self._columns.get(layout)
         if columns is None:

@@ -75,7 +75,7 @@ class Alone:
         found = []
         for number, policy in enumerate(policies):
             form, gradient = policy.form, vector(policy.weights.numel(), policy.weights.device)
-            parts = parts_of(form.layout, form.scalings, policy.weights.to(self._dtype), gradient)
+            parts = parts_of(form.layout, form.scalings, policy.round(self._dtype), gradient)
             found.append(Held(number, form.layout, parts, gradient))
         return found
 
@@ -112,7 +112,7 @@ class Leader:
         )
         steps = self._together(Hold(told), own)
         for policy in policies:
-            runs.append(policy.weights.to(self._dtype))  # before the others are told: there may be no memory for it
+            runs.append(policy.round(self._dtype))  # before the others are told: there may be no memory for it
             found.append(next(steps))
             yield
         return found

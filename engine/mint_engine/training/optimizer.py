@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from mint_contracts.training import Optimizer
-from mint_engine.training.policy import Policy
+from mint_engine.training.policy import Policy, room_to_round
 
 _CLIP_EPSILON = 1e-6  # torch's, beside the norm
+_STRETCH = 1 << 18  # numbers of each vector at a time on a CPU: those of all vectors stay in its caches
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,11 @@ class StepOutcome:
     skipped: bool  # the loss or the gradient was not finite: it was dropped and nothing else changed
 
 
-def take_step(policy: Policy, optimizer: Optimizer) -> StepOutcome:
-    """Take the policy's gradient, divided by its normaliser, for one step; afterwards there is none."""
+def take_step(policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> StepOutcome:
+    """Take the policy's gradient, divided by its normaliser, for one step; afterwards there is none.
+
+    The new weights are rounded to the base's `dtype` as they are written.
+    """
     gradient = policy.gradient
     if gradient is None:
         raise RuntimeError(f"policy {policy.name} has no gradient")
@@ -32,17 +36,25 @@ def take_step(policy: Policy, optimizer: Optimizer) -> StepOutcome:
         if optimizer.max_grad_norm:
             gradient *= min(1.0, optimizer.max_grad_norm / (norm + _CLIP_EPSILON))
         policy.step += 1
-        _adamw(policy, gradient, optimizer)
+        _adamw(policy, gradient, optimizer, dtype)
     policy.forget_gradient()
     return StepOutcome(policy.step, norm, skipped)
 
 
-def _adamw(policy: Policy, gradient: torch.Tensor, optimizer: Optimizer) -> None:
+def _adamw(policy: Policy, gradient: torch.Tensor, optimizer: Optimizer, dtype: torch.dtype) -> None:
     """Decoupled weight decay (arXiv 1711.05101), in the order of torch.optim.AdamW's own operations."""
     rate, beta1, beta2 = optimizer.learning_rate, optimizer.beta1, optimizer.beta2
-    policy.weights.mul_(1 - rate * optimizer.weight_decay)
-    policy.exp_avg.lerp_(gradient, 1 - beta1)
-    policy.exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     root = math.sqrt(1 - beta2**policy.step)
-    spread = (policy.exp_avg_sq.sqrt() / root).add_(optimizer.epsilon)
-    policy.weights.addcdiv_(policy.exp_avg, spread, value=-rate / (1 - beta1**policy.step))
+    rounded = policy.rounded if policy.rounded is not None else room_to_round(policy, dtype)
+    policy.rounded = None
+    vectors = (policy.weights, policy.exp_avg, policy.exp_avg_sq, gradient, rounded)
+    stretch = _STRETCH if gradient.device.type == "cpu" else gradient.numel()
+    for start in range(0, gradient.numel(), stretch):
+        weights, exp_avg, exp_avg_sq, slope, low = (each[start : start + stretch] for each in vectors)
+        weights.mul_(1 - rate * optimizer.weight_decay)
+        exp_avg.lerp_(slope, 1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+        spread = torch.sqrt(exp_avg_sq, out=slope).div_(root).add_(optimizer.epsilon)  # the gradient has been used
+        weights.addcdiv_(exp_avg, spread, value=-rate / (1 - beta1**policy.step))
+        low.copy_(weights)
+    policy.rounded = rounded

@@ -1,6 +1,6 @@
 """A policy's numbers: flat vectors in exactly the packed layout of its adapter, so that each thing is one operation.
 
-Weights (the masters), the gradient and Adam's two moments are float32 [n]; a revision is the weights cast to the
+Weights (the masters), the gradient and Adam's two moments are float32 [n]; a revision is the weights rounded to the
 base's dtype, a checkpoint is these vectors, and nothing of one policy lies beside another's.
 """
 
@@ -15,6 +15,7 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Layout, Packed, fingerprint, halves, lay_out
 from mint_engine.model.device import zeros
+from mint_engine.residency.remapping import HUGE, reserve
 
 _VECTORS = 4  # weights, gradient and Adam's two moments
 _CHECKPOINTED = 3  # all but the gradient: copied, while the policy goes on
@@ -51,17 +52,25 @@ class Policy:
     exp_avg_sq: torch.Tensor  # [n] float32
     step: int = 0  # optimizer steps taken
     sequence: int = 0  # the last call that took effect, kept for who orders calls
+    rounded: torch.Tensor | None = None  # [n]: `weights` in the base's dtype; None: to be worked out, see `round`
     gradient: torch.Tensor | None = None  # [n] float32, of sums; None: nothing since the last step
     normaliser: float = 0.0  # what the gradient is still to be divided by
     sums: str = ""  # of which type of loss the gradient is a sum
     broken: bool = False  # something that has accumulated was not finite
     busy: bool = field(default=False, repr=False)  # some work is computing its gradient
 
-    @property
-    def host_bytes(self) -> int:
-        """What it takes of host memory at most: its four vectors, unless they are on a device, and a checkpoint."""
-        vectors = _CHECKPOINTED + (_VECTORS if self.weights.device.type == "cpu" else 0)
-        return vectors * self.weights.nbytes
+    def host_bytes(self, dtype: torch.dtype) -> int:
+        """What it takes of host memory at most: all its numbers, unless they are on a device, and a checkpoint."""
+        vectors, rounded = _CHECKPOINTED, 0
+        if self.weights.device.type == "cpu":
+            vectors, rounded = vectors + _VECTORS, self.weights.numel() * dtype.itemsize
+        return vectors * self.weights.nbytes + rounded
+
+    def round(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weights in the base's dtype [n], the same until the next step."""
+        if self.rounded is None:
+            self.rounded = room_to_round(self, dtype).copy_(self.weights)
+        return self.rounded
 
     def forget_gradient(self) -> None:
         """As after a step."""
@@ -99,6 +108,15 @@ def vector(elements: int, device: torch.device) -> torch.Tensor:
     return zeros((elements,), torch.float32, device)
 
 
+def room_to_round(policy: Policy, dtype: torch.dtype) -> torch.Tensor:
+    """Memory for `Policy.rounded` [n], of pages of its own that may become a slot's (see `SlotRows`)."""
+    elements, device = policy.weights.numel(), policy.weights.device
+    nbytes = elements * dtype.itemsize
+    if device.type != "cpu" or nbytes < HUGE:
+        return torch.empty(elements, dtype=dtype, device=device)
+    return torch.from_numpy(reserve(-(-nbytes // HUGE) * HUGE)).view(dtype)[:elements]
+
+
 def fresh(name: str, form: Form, seed: int, device: torch.device) -> Policy:
     """A policy that changes nothing yet: PEFT's own start, A uniform as nn.Linear's weights (Kaiming), B zero."""
     weights = vector(form.layout.elements, torch.device("cpu"))
@@ -118,7 +136,7 @@ def continued(name: str, start: Packed, device: torch.device) -> Policy:
 
 def packed(policy: Policy, dtype: torch.dtype) -> Packed:
     """The policy's weights as a revision in the slots' dtype."""
-    form, run = policy.form, policy.weights.to("cpu", dtype, copy=True)
+    form, run = policy.form, policy.round(dtype).to("cpu", copy=True)
     return Packed(packed_file.describe(form.config, form.base, form.layout, form.scalings, run), run)
 
 

@@ -83,7 +83,7 @@ class Trainer:
     @property
     def host_bytes(self) -> int:
         """Host memory that the policies take at most. From any thread."""
-        return sum(policy.host_bytes for policy in list(self._policies.values()))
+        return sum(policy.host_bytes(self._base.dtype) for policy in list(self._policies.values()))
 
     def create(self, name: str, settings: PolicySettings, start: Packed | None = None) -> None:
         """Begin a policy: as PEFT would, or from the revision `start`, whose ranks and scalings then count.
@@ -135,7 +135,8 @@ class Trainer:
         for name in wanted:
             if self.policy(name).busy or self.policy(name).gradient is None:
                 raise InvalidRequest(f"policy {name}", "has no finished gradient; compute one first")
-        return {name: take_step(self.policy(name), optimizer) for name, optimizer in wanted.items()}
+        dtype = self._base.dtype
+        return {name: take_step(self.policy(name), optimizer, dtype) for name, optimizer in wanted.items()}
 
     def packed(self, name: str) -> Packed:
         """The policy's weights as a revision, in the base's dtype. Raises NotFound."""

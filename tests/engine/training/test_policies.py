@@ -16,7 +16,7 @@ from mint_contracts.errors import (
     UnknownTargetModules,
     WrongBase,
 )
-from mint_contracts.training import Loss
+from mint_contracts.training import Loss, Optimizer
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit, check_packed, check_told
 from mint_engine.adapters.packed import halves, is_finite
@@ -61,7 +61,7 @@ def test_the_host_memory_that_policies_take_is_counted_with_a_checkpoint_on_its_
     trainer.create("a", PolicySettings(rank=8))
     vector = trainer.policy("a").weights.nbytes
     blob = len(trainer.save("a"))
-    assert trainer.host_bytes == 7 * vector
+    assert trainer.host_bytes == 8 * vector, "weights, what they round to, gradient, moments, and a checkpoint"
     assert abs(blob - 3 * vector) < 16384, "a checkpoint is three vectors and what is told of them"
     trainer.drop("a")
     assert trainer.host_bytes == 0
@@ -108,6 +108,43 @@ def test_what_is_handed_off_is_what_would_be_published(dtype: torch.dtype) -> No
     assert torch.equal(slots.places[:, 0], slots.places[:, 1])
     assert torch.equal(slots.ranks[:, 0], slots.ranks[:, 1])
     assert torch.equal(slots.scalings[:, 0], slots.scalings[:, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_rounded_as_a_step_writes_them(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretch by stretch, and to the bits of torch's own AdamW over all of them."""
+    monkeypatch.setattr("mint_engine.training.optimizer._STRETCH", 1 << 10)
+    trainer = trainer_of(dtype=dtype)
+    trainer.create("p", PolicySettings(rank=16, seed=1))
+    policy, wanted = trainer.policy("p"), Optimizer(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.0)
+    expected = policy.weights.clone().requires_grad_()
+    torchs = torch.optim.AdamW([expected], 1e-2, (wanted.beta1, wanted.beta2), wanted.epsilon, 0.1, foreach=False)
+    draw = torch.Generator().manual_seed(0)
+    for step in range(3):
+        gradient = torch.randn(policy.weights.numel(), generator=draw)
+        expected.grad, policy.gradient, policy.normaliser = gradient.clone(), gradient, 1.0
+        torchs.step()
+        trainer.step({"p": wanted})
+        assert torch.equal(policy.weights, expected.detach())
+        assert policy.rounded is not None
+        assert torch.equal(policy.rounded, policy.weights.to(dtype)), step
+
+
+def test_a_handoff_leaves_weights_to_work_in_progress() -> None:
+    trainer = trainer_of()
+    trainer.create("p", PolicySettings(rank=4, seed=1))
+    policy, slots = (
+        trainer.policy("p"),
+        Slots(find_modules(model_of(LLAMA, torch.float32)), 1, 16, torch.float32, CPU),
+    )
+    work = trainer.begin([PolicyBatch("p", groups(1))])
+    work.advance()
+    held = policy.rounded
+    hand_off(slots, 0, policy, "p@1.0")
+    assert held is policy.rounded
+    work.cancel()
+    hand_off(slots, 0, policy, "p@1.0")
+    assert policy.rounded is None
 
 
 def test_what_a_policy_does_not_adapt_stays_untouched() -> None:
