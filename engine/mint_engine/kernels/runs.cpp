@@ -9,14 +9,14 @@ namespace {
 // Which way a weight [out, in] is taken: from inputs to outputs, or back.
 enum class Way { THERE, BACK };
 
-// Rows of one run, TILE at most; the adapters from `from` to `to` add to them.
-struct RunTile {
+// Rows of one run within one tile; the adapters from `from` to `to` add to them.
+struct Piece {
   int64_t row, rows, from, to;
 };
 
-// Some rows of an expert by some panels.
+// Rows `first` to `last` of an expert, which have some pieces, by some panels.
 struct Block {
-  int64_t expert, first_tile, last_tile, panel, panels;
+  int64_t expert, first, last, first_piece, last_piece, panel, panels;
 };
 
 // Some rows of a run by what is narrow of an adapter.
@@ -205,41 +205,38 @@ class Product {
 
  private:
   static constexpr size_t BLOCKS = 4;  // for each thread, if it can be, so that all end at about the same time
-  static constexpr int64_t MOST_TILES = 64, MOST_PANELS = 4;  // of a block: its sums fit the second-level cache
+  static constexpr int64_t MOST_ROWS = 64 * TILE, MOST_PANELS = 4;  // of a block: its sums fit the second-level cache
 
-  // Cuts rows into tiles where runs begin and end, and tiles by panels into blocks.
+  // Cuts an expert's rows into blocks of whole tiles, and these into pieces where a tile or a run ends.
   void plan(const int64_t* bounds, int64_t experts, size_t threads) {
     int64_t at = 0;
     std::vector<Block> whole;  // all panels
-    for (int64_t expert = 0; expert < experts; ++expert) {
-      const int64_t begin = int64_t(tiles_.size()), end = bounds[expert + 1];
-      for (int64_t row = bounds[expert]; row < end;) {
-        const int64_t next = at < count_ ? std::min(added_[at].first, end) : end, from = at;
-        if (row < next) {  // nobody's
-          cut_run(row, next, at, at);
-          row = next;
-          continue;
+    for (int64_t expert = 0; expert < experts; ++expert)
+      for (int64_t first = bounds[expert]; first < bounds[expert + 1]; first += MOST_ROWS) {
+        const int64_t last = std::min(first + MOST_ROWS, bounds[expert + 1]), piece = int64_t(pieces_.size());
+        for (int64_t row = first, tile = std::min(row + TILE, last); row < last;) {
+          while (at < count_ && added_[at].first + added_[at].rows <= row) ++at;
+          int64_t to = at;  // the first that adds nothing to this row
+          while (to < count_ && added_[to].first <= row) ++to;
+          const int64_t run = to > at ? added_[at].first + added_[at].rows : at < count_ ? added_[at].first : last;
+          const int64_t end = std::min(tile, run);
+          pieces_.push_back({row, end - row, at, to});
+          row = end;
+          if (row == tile) tile = std::min(row + TILE, last);
         }
-        for (; at < count_ && added_[at].first == next; ++at)
-          for (int64_t first = 0; first < added_[at].rows; first += ITEM_ROWS)
-            narrow_.push_back({at, first, std::min<int64_t>(ITEM_ROWS, added_[at].rows - first)});
-        cut_run(row, row + added_[from].rows, from, at);
-        row += added_[from].rows;
+        whole.push_back({expert, first, last, piece, int64_t(pieces_.size()), 0, 0});
       }
-      const int64_t tiles = int64_t(tiles_.size()) - begin, parts = (tiles + MOST_TILES - 1) / MOST_TILES;
-      for (int64_t part = 0; part < parts; ++part)
-        whole.push_back({expert, begin + tiles * part / parts, begin + tiles * (part + 1) / parts, 0, 0});
-    }
     const int64_t panels = (out_ + WIDTH - 1) / WIDTH;
     int64_t most = MOST_PANELS;
     while (most > 1 && whole.size() * (panels / most) < BLOCKS * threads) most /= 2;
-    for (const Block& each : whole)
-      for (int64_t panel = 0; panel < panels; panel += most)
-        blocks_.push_back({each.expert, each.first_tile, each.last_tile, panel, std::min(most, panels - panel)});
-  }
-
-  void cut_run(int64_t row, int64_t end, int64_t from, int64_t to) {
-    for (; row < end; row += TILE) tiles_.push_back({row, std::min<int64_t>(TILE, end - row), from, to});
+    for (Block each : whole)
+      for (each.panel = 0; each.panel < panels; each.panel += most) {
+        each.panels = std::min(most, panels - each.panel);
+        blocks_.push_back(each);
+      }
+    for (int64_t own = 0; own < count_; ++own)
+      for (int64_t first = 0; first < added_[own].rows; first += ITEM_ROWS)
+        narrow_.push_back({own, first, std::min<int64_t>(ITEM_ROWS, added_[own].rows - first)});
   }
 
   void shrink_rows(const Narrow& rows) const {
@@ -272,16 +269,14 @@ class Product {
 
   void multiply(const Block& block, const Block* next) const {
     static thread_local std::vector<T> panels(MOST_PANELS * DEPTH * WIDTH);
-    static thread_local std::vector<float> sums(MOST_PANELS * MOST_TILES * TILE * WIDTH);
-    const RunTile *first = &tiles_[block.first_tile], *last = &tiles_[block.last_tile - 1];
-    const int64_t tiles = block.last_tile - block.first_tile, rows = last->row + last->rows - first->row;
+    static thread_local std::vector<float> sums(MOST_PANELS * MOST_ROWS * WIDTH);
     const int64_t ld = WAY == Way::THERE ? in_ : out_;
     for (int64_t i = 0; i < in_; i += DEPTH) {
       const int64_t depth = std::min(DEPTH, in_ - i), then = i + depth;
       Soon weight, x;
       if (then < in_) {
         weight = weight_soon(block, then);
-        x = soon(x_ + first->row * in_ + then, in_, std::min(DEPTH, in_ - then), rows);
+        x = soon(x_ + block.first * in_ + then, in_, std::min(DEPTH, in_ - then), block.last - block.first);
       } else if (next) {
         weight = weight_soon(*next, 0);
       }
@@ -289,21 +284,21 @@ class Product {
         T* panel = panels.data() + p * DEPTH * WIDTH;
         pack_panel<WAY>(weight_of(block, i) + p * WIDTH * (WAY == Way::THERE ? ld : 1), ld, depth,
                         out_ - (block.panel + p) * WIDTH, panel);
-        for (int64_t t = 0; t < tiles; ++t)
-          sum_rows<TILE>(first[t].rows, x_ + first[t].row * in_ + i, in_, panel, depth,
-                         sums.data() + (p * MOST_TILES + t) * TILE * WIDTH, i == 0, weight.rows ? weight : x);
+        for (int64_t row = block.first; row < block.last; row += TILE)
+          sum_rows<TILE>(std::min<int64_t>(TILE, block.last - row), x_ + row * in_ + i, in_, panel, depth,
+                         sums.data() + (p * MOST_ROWS + row - block.first) * WIDTH, i == 0, weight.rows ? weight : x);
       }
     }
     std::vector<Strip<T>> strips;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const RunTile& tile = tiles_[block.first_tile + t];
+    for (int64_t at = block.first_piece; at < block.last_piece; ++at) {
+      const Piece& piece = pieces_[at];
       strips.clear();
-      for (int64_t at = tile.from; at < tile.to; ++at) strips.push_back(strip_of(added_[at], tile.row));
+      for (int64_t own = piece.from; own < piece.to; ++own) strips.push_back(strip_of(added_[own], piece.row));
       for (int64_t p = 0; p < block.panels; ++p) {
         const int64_t first = (block.panel + p) * WIDTH;
-        put_rows<TILE>(tile.rows, sums.data() + (p * MOST_TILES + t) * TILE * WIDTH, strips.data(),
+        put_rows<TILE>(piece.rows, sums.data() + (p * MOST_ROWS + piece.row - block.first) * WIDTH, strips.data(),
                        int64_t(strips.size()), first, bias_ ? bias_ + first : nullptr, out_ - first,
-                       y_ + tile.row * out_ + first, out_);
+                       y_ + piece.row * out_ + first, out_);
       }
     }
   }
@@ -318,7 +313,7 @@ class Product {
   const int64_t count_;
   Middle<T>* middles_;
   T* y_;
-  std::vector<RunTile> tiles_;
+  std::vector<Piece> pieces_;
   std::vector<Block> blocks_;
   std::vector<Narrow> narrow_;
 };
