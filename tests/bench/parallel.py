@@ -18,9 +18,9 @@ def _own_kernels(bench: Bench) -> list[Row]:
     return _two_over_one(bench, "tp.tp2_over_tp1", bench.base, "bare base")
 
 
-def _generic(bench: Bench) -> list[Row]:
-    """On transformers' modules, whose partial sums are added up between them."""
-    return _two_over_one(bench, "tp.generic2_over_1", upcycled(bench, _EXPERTS), f"bare base of {_EXPERTS} experts")
+def _experts(bench: Bench) -> list[Row]:
+    """Each rank holds half of a layer's experts whole."""
+    return _two_over_one(bench, "tp.experts2_over_1", upcycled(bench, _EXPERTS), f"bare base of {_EXPERTS} experts")
 
 
 def _two_over_one(bench: Bench, metric: str, base: Path, what: str) -> list[Row]:
@@ -35,4 +35,4 @@ def _two_over_one(bench: Bench, metric: str, base: Path, what: str) -> list[Row]
     return [measured(metric, found["two"], found["one"], f"one thread a rank, {what}")]
 
 
-GROUPS = (Group(("tp.tp2_over_tp1",), _own_kernels), Group(("tp.generic2_over_1",), _generic))
+GROUPS = (Group(("tp.tp2_over_tp1",), _own_kernels), Group(("tp.experts2_over_1",), _experts))

@@ -87,7 +87,7 @@ PROMISES = (
     _limit("train.serve_itl_p95_over_idle", "ms", "own, nothing trains", 1.5),
     _limit("train.resume_s_over_step_s", "s", "own, one step", 3.0),
     _higher("tp.tp2_over_tp1", "own, one rank", 1.5),
-    _higher("tp.generic2_over_1", "own, one rank", 1.5),
+    _higher("tp.experts2_over_1", "own, one rank", 1.5),
 )
 
 SCALE: tuple[Promise, ...] = (

@@ -67,7 +67,7 @@ inline void shrink_block(const bf16* x, int64_t ldx, const bf16* a, const Part& 
   for (int n = 0; n < N * R; ++n) sums[n] = _mm512_setzero_ps();
   int64_t i = 0;
   for (; i + 32 <= part.in; i += 32) {
-    if (N == 1) ahead.bring(R);
+    ahead.bring(N == 1 ? R : ahead.each);
     shrink_inputs<true, N, R>(x + i, ldx, a + i, part.in, 0, sums);
   }
   if (i < part.in) shrink_inputs<false, N, R>(x + i, ldx, a + i, part.in, first(part.in - i), sums);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "beside.h"
+#include "routed.h"
 #include "step.h"
 #include "team.h"
 
@@ -20,7 +21,7 @@ class Walk {
   Walk(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers,
        const Place& place, bool divided)
       : base_(base), step_(step), room_(room), peers_(peers), place_(place), beside_(slots, step, room, place),
-        divided_(divided) {}
+        routed_(slots, step, room, place), routes_(step.routes), divided_(divided) {}
 
   void run() {
     const int64_t hidden = base_.head.in;
@@ -43,9 +44,9 @@ class Walk {
 
   void layer(const Layer<T>& layer, bool moved) {
     const Heads<T>& heads = layer.heads;
-    const int64_t width = heads.width(), inner = layer.down.in;
-    T *qkv = own(room_.wide, room_.wide_width, width), *gate_up = own(room_.wide, room_.wide_width, 2 * inner);
-    T *attended = own(room_.narrow, room_.narrow_width, layer.output.in), *gated = own(room_.narrow, room_.narrow_width, inner);
+    const int64_t width = heads.width();
+    T* qkv = own(room_.wide, room_.wide_width, width);
+    T* attended = own(room_.narrow, room_.narrow_width, layer.output.in);
     add_and_norm(moved ? NETWORK : NOTHING, layer.attention_norm);
     product(layer.qkv, room_.x, qkv);
     each_row([&](int64_t row) {
@@ -56,11 +57,37 @@ class Walk {
     product(layer.output, attended, sums(ATTENTION));
     gather();
     add_and_norm(ATTENTION, layer.mlp_norm);
+    if (layer.experts)
+      experts(*layer.experts);
+    else
+      network(layer);
+  }
+
+  void network(const Layer<T>& layer) {
+    const int64_t inner = layer.down.in;
+    T* gate_up = own(room_.wide, room_.wide_width, 2 * inner);
+    T* gated = own(room_.narrow, room_.narrow_width, inner);
     product(layer.gate_up, room_.x, gate_up);
     each_row([&](int64_t row) {
       silu_mul<T>(gate_up + row * 2 * inner, gated + row * inner, inner);
     });
     product(layer.down, gated, sums(NETWORK));
+    gather();
+  }
+
+  void experts(const Experts<T>& experts) {
+    T* logits = own(room_.wide, room_.wide_width, experts.count);
+    product(experts.router, room_.x, logits);
+    each_row([&](int64_t row) {
+      const int64_t at = row * experts.each;
+      choose(logits + row * experts.count, experts, routes_ + at, step_.weights + at);
+    });
+    place_.all->wait();
+    routed_.run(experts, routes_);
+    routes_ += step_.rows * experts.each;
+    each_row([&](int64_t row) {
+      routed_.mix(row, step_.weights + row * experts.each, sums(NETWORK) + row * base_.head.in);
+    });
     gather();
   }
 
@@ -129,6 +156,8 @@ class Walk {
   const Peers<T>* peers_;
   const Place& place_;
   Beside<T> beside_;
+  Routed<T> routed_;
+  int32_t* routes_;  // of the next layer with experts
   const bool divided_;
 };
 

@@ -1,10 +1,21 @@
 // What a step is computed from, as `mint_engine.kernels.structs` fills it in.
 #pragma once
 #include "attend.h"
+#include "experts.h"
 #include "lora.h"
 #include "peers.h"
 #include "product.h"
 #include "rows.h"
+
+// What some layers have in place of one network: a router and the networks of which it gives each row `each`. Of
+// several ranks, each holds some of them, `first` and those that follow it.
+template <typename T>
+struct Experts {
+  Linear<T> router;
+  int64_t count, each, first, held;
+  int64_t whole, rounded;  // whether a row's weights add up to one; whether they are rounded as what they weigh
+  Stack<T> gate_up, down;
+};
 
 template <typename T>
 struct Layer {
@@ -12,6 +23,7 @@ struct Layer {
   Linear<T> qkv, output;
   const T* mlp_norm;
   Linear<T> gate_up, down;
+  const Experts<T>* experts;  // null: gate_up and down are all rows'
   Heads<T> heads;
   T* pool;  // this layer's pages
 };
@@ -39,13 +51,17 @@ struct Step {
   int64_t kept;
   T* logits;            // [kept, logits_width]: this rank's columns, of all of the vocabulary
   int64_t logits_width;
+  int32_t* routes;  // [layers with experts, rows, each]: where rows go
+  float* weights;   // [rows, each]
 };
 
-// Room for a step's rows: hidden, x and delta [rows, hidden], the others as wide as said; sums as wide as `wide`.
+// Room for a step's rows: hidden, x and delta [rows, hidden], the others as wide as said; sums as wide as `wide`. And
+// for their pairs with experts: paired [pairs, hidden], paired_wide [pairs, 2 inner], paired_narrow [pairs, inner].
 template <typename T>
 struct Room {
   T *hidden, *x, *delta, *wide, *narrow;
   float* sums;        // what adapters add, until the base's part is there
   Middle<T>* middle;  // see lora.h
+  T *paired, *paired_wide, *paired_narrow;
   int64_t wide_width, narrow_width, middle_width;
 };

@@ -9,6 +9,7 @@ constexpr int LINE = 64;  // bytes that come together
 // Memory that is read soon.
 struct Ahead {
   const char *at = nullptr, *end = nullptr;
+  int each = 0;  // lines beside a tile's step, of several rows
 
   bool left() const { return at < end; }
   inline void bring(int lines) {

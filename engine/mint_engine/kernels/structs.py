@@ -45,12 +45,52 @@ class Linear:
     targets: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Stack:
+    """One linear of all of a layer's experts, as it lies, weight [E, out, in]; targets as of `Linear`."""
+
+    weight: torch.Tensor
+    targets: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A layer's router and experts; each row goes to `each` of them. Those held are `first` and the ones behind it.
+
+    Its weights of these are made to add up to one where `whole`, and rounded to the base's dtype where `rounded`.
+    """
+
+    router: Linear
+    each: int
+    first: int
+    whole: bool
+    rounded: bool
+    gate_up: Stack
+    down: Stack
+
+
 class LinearStruct(ctypes.Structure):
     """product.h: Linear"""
 
     _fields_ = (
         ("weight", _POINTER), ("bias", _POINTER), ("in_", _INT), ("out", _INT), ("targets", _POINTER),
         ("target_count", _INT),
+    )  # fmt: skip
+
+
+class StackStruct(ctypes.Structure):
+    """experts.h: Stack"""
+
+    _fields_ = (("weight", _POINTER), ("in_", _INT), ("out", _INT), ("targets", _POINTER), ("target_count", _INT))
+
+
+class ExpertsStruct(ctypes.Structure):
+    """step.h: Experts"""
+
+    _fields_ = (
+        ("router", LinearStruct), ("count", _INT), ("each", _INT), ("first", _INT), ("held", _INT), ("whole", _INT),
+        ("rounded", _INT),
+        ("gate_up", StackStruct), ("down", StackStruct),
     )  # fmt: skip
 
 
@@ -68,7 +108,8 @@ class LayerStruct(ctypes.Structure):
 
     _fields_ = (
         ("attention_norm", _POINTER), ("qkv", LinearStruct), ("output", LinearStruct), ("mlp_norm", _POINTER),
-        ("gate_up", LinearStruct), ("down", LinearStruct), ("heads", HeadsStruct), ("pool", _POINTER),
+        ("gate_up", LinearStruct), ("down", LinearStruct), ("experts", ctypes.POINTER(ExpertsStruct)),
+        ("heads", HeadsStruct), ("pool", _POINTER),
     )  # fmt: skip
 
 
@@ -97,6 +138,7 @@ class StepStruct(ctypes.Structure):
         ("rows", _INT), ("tokens", _POINTER), ("positions", _POINTER), ("places", _POINTER),
         ("stretches", _POINTER), ("stretch_count", _INT), ("tables", _POINTER), ("items", _POINTER),
         ("item_count", _INT), ("keep", _POINTER), ("kept", _INT), ("logits", _POINTER), ("logits_width", _INT),
+        ("routes", _POINTER), ("weights", _POINTER),
     )  # fmt: skip
 
 
@@ -105,8 +147,8 @@ class RoomStruct(ctypes.Structure):
 
     _fields_ = (
         ("hidden", _POINTER), ("x", _POINTER), ("delta", _POINTER), ("wide", _POINTER), ("narrow", _POINTER),
-        ("sums", _POINTER), ("middle", _POINTER), ("wide_width", _INT), ("narrow_width", _INT),
-        ("middle_width", _INT),
+        ("sums", _POINTER), ("middle", _POINTER), ("paired", _POINTER), ("paired_wide", _POINTER),
+        ("paired_narrow", _POINTER), ("wide_width", _INT), ("narrow_width", _INT), ("middle_width", _INT),
     )  # fmt: skip
 
 
@@ -132,6 +174,20 @@ def linear_struct(linear: Linear) -> LinearStruct:
     )  # fmt: skip
 
 
+def experts_struct(experts: Experts) -> ExpertsStruct:
+    """A layer's experts."""
+    return ExpertsStruct(
+        linear_struct(experts.router), experts.router.out_features, experts.each, experts.first,
+        experts.gate_up.weight.shape[0], experts.whole, experts.rounded,
+        _stack_struct(experts.gate_up), _stack_struct(experts.down),
+    )  # fmt: skip
+
+
+def _stack_struct(stack: Stack) -> StackStruct:
+    _, high, wide = stack.weight.shape
+    return StackStruct(address(stack.weight), wide, high, address(stack.targets), stack.targets.shape[0])
+
+
 def heads_struct(heads: tuple[int, int, int], angles: Angles, norms: HeadNorms) -> HeadsStruct:
     """`heads` is (query heads, key/value heads, head size)."""
     return HeadsStruct(
@@ -148,7 +204,10 @@ def slots_struct(slots: Slots) -> SlotsStruct:
     )  # fmt: skip
 
 
-def room_struct(room: Sequence[torch.Tensor]) -> RoomStruct:
-    """Tensors [rows, ...] in which a step's numbers lie: hidden, x, delta, wide, narrow, sums, middle."""
+def room_struct(room: Sequence[torch.Tensor], paired: Sequence[torch.Tensor]) -> RoomStruct:
+    """Tensors [rows, ...] in which a step's numbers lie: hidden, x, delta, wide, narrow, sums, middle.
+
+    And of its pairs with experts, [pairs, ...], where there are any: paired, paired_wide, paired_narrow.
+    """
     wide, narrow, _, middle = (each.shape[1] for each in room[-4:])
-    return RoomStruct(*map(address, room), wide, narrow, middle)
+    return RoomStruct(*map(address, room), *map(address, paired or (None,) * 3), wide, narrow, middle)

@@ -98,7 +98,7 @@ class Forward:
     @property
     def routes(self) -> RouteCache | None:
         """Which experts the cached tokens went to; None for a base that routes to none."""
-        return self._pass.routes if isinstance(self._pass, Generic) else None
+        return self._pass.routes
 
     @torch.inference_mode()
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:

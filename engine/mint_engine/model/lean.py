@@ -4,6 +4,7 @@ Letters in shapes: T tokens of a step, H hidden, Q query heads, K key/value head
 size. `mint_engine.model.generic` computes the same for every base; tests hold the two against each other.
 """
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,18 +14,23 @@ import torch
 from mint_engine.kernels.library import ROWS, Kernels
 from mint_engine.kernels.structs import (
     BaseStruct,
+    Experts,
     LayerStruct,
+    LinearStruct,
     StepStruct,
     address,
+    experts_struct,
     heads_struct,
     linear_struct,
     room_struct,
     slots_struct,
 )
 from mint_engine.model.cache import KvCache
-from mint_engine.model.lean_layers import CHUNK_TOKENS, MOST_TARGETS, Llama
+from mint_engine.model.lean_layers import CHUNK_TOKENS, MOST_TARGETS, Layer, Llama, Network
 from mint_engine.model.lora import merge_spans, work_items
+from mint_engine.model.mixture import NO_PAIRS, Mixture
 from mint_engine.model.paged import Span
+from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.meeting import Meeting
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
@@ -51,35 +57,40 @@ class Lean:
     ) -> None:
         """`meeting` is where this rank meets the others; then `llama` and `slots` are its shares."""
         self._llama, self._kernels, self._slots, self._meeting = llama, kernels, slots, meeting
-        layers = [
-            LayerStruct(
-                address(layer.attention_norm), linear_struct(layer.qkv), linear_struct(layer.output),
-                address(layer.mlp_norm), linear_struct(layer.gate_up), linear_struct(layer.down),
-                heads_struct(llama.heads, llama.angles, layer.head_norms), address(cache.pool[at]),
-            )
-            for at, layer in enumerate(llama.layers)
-        ]  # fmt: skip
+        layers = [_layer_struct(llama, layer, cache.pool[at]) for at, layer in enumerate(llama.layers)]
         self._base = BaseStruct(
             address(llama.embedding), (LayerStruct * len(layers))(*layers), len(layers), address(llama.norm),
             linear_struct(llama.head), llama.scale, llama.epsilon,
         )  # fmt: skip
         self._cache = cache
         self._room: tuple[torch.Tensor, ...] = ()
+        experts = [layer.network for layer in llama.layers if isinstance(layer.network, Experts)]
+        self._mixture = Mixture(experts, cache) if experts else None
         self.name = f"lean ({kernels.variant})"
+
+    @property
+    def routes(self) -> RouteCache | None:
+        """Which experts the cached tokens went to; None for a base that routes to none."""
+        return self._mixture.cache if self._mixture is not None else None
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; of several ranks, each writes its share of the vocabulary."""
         planned, ids, kept = plan_step(spans, self._slots, len(tokens)), torch.tensor(tokens), torch.tensor(keep)
         logits, own = self._room_for_logits(len(keep))
+        mixture = self._mixture
+        paired = mixture.room_for(len(tokens)) if mixture is not None else NO_PAIRS
         step = StepStruct(
             len(tokens), address(ids), address(planned.positions), address(planned.places),
             address(planned.stretches), planned.stretches.shape[0], address(planned.tables),
             address(planned.items), planned.items.shape[0], address(kept), len(keep), address(own), logits.shape[1],
+            address(paired.routes), address(paired.weights),
         )  # fmt: skip
-        room, meeting = room_struct(self._room_for(len(tokens))), self._meeting
+        room, meeting = room_struct(self._room_for(len(tokens)), paired.room), self._meeting
         self._kernels.run(self._base, slots_struct(self._slots), step, room, meeting.struct if meeting else None)
         if meeting is not None:
             meeting.check()
+        if mixture is not None:
+            mixture.keep(planned.places)
         return logits
 
     def _room_for_logits(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,13 +106,34 @@ class Lean:
         if not self._room or self._room[0].shape[0] < rows:
             llama = self._llama
             hidden, layer = llama.embedding.shape[1], llama.layers[0]
-            wide = max(layer.qkv.out_features, layer.gate_up.out_features, hidden)
-            narrow = max(layer.output.in_features, layer.down.in_features)
+            widths = [_widths(layer.network) for layer in llama.layers]
+            wide = max(layer.qkv.out_features, hidden, *(wide for wide, _ in widths))
+            narrow = max(layer.output.in_features, *(narrow for _, narrow in widths))
             middle = MOST_TARGETS * -(-self._slots.max_rank // 2) * 2
             own = (torch.float32, wide), (torch.float32, middle)  # of what adapters add
             shapes = [*((llama.embedding.dtype, width) for width in (hidden, hidden, hidden, wide, narrow)), *own]
             self._room = tuple(torch.empty((rows, width), dtype=dtype) for dtype, width in shapes)
         return self._room
+
+
+def _layer_struct(llama: Llama, layer: Layer, pool: torch.Tensor) -> LayerStruct:
+    network = layer.network
+    experts, (gate_up, down) = None, (LinearStruct(), LinearStruct())
+    if isinstance(network, Experts):
+        experts = ctypes.pointer(experts_struct(network))
+    else:
+        gate_up, down = linear_struct(network.gate_up), linear_struct(network.down)
+    return LayerStruct(
+        address(layer.attention_norm), linear_struct(layer.qkv), linear_struct(layer.output), address(layer.mlp_norm),
+        gate_up, down, experts, heads_struct(llama.heads, llama.angles, layer.head_norms), address(pool),
+    )  # fmt: skip
+
+
+def _widths(network: Network | Experts) -> tuple[int, int]:
+    """Numbers of a row that a network makes of it, before its activation and after; of experts, a router's logits."""
+    if isinstance(network, Experts):
+        return network.router.out_features, 0
+    return network.gate_up.out_features, network.down.in_features
 
 
 def plan_step(spans: Sequence[Span], slots: Slots, rows: int) -> Step:

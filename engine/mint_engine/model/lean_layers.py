@@ -1,7 +1,8 @@
 """Reads a llama-like base out of transformers' modules for the lean pass: fused and packed, or refused.
 
 Llama-like means: pre-norm layers of grouped-query attention with rotary positions and a gated SiLU network, as in
-Llama, Mistral, Qwen2, Qwen3 and SmolLM2.
+Llama, Mistral, Qwen2, Qwen3 and SmolLM2; or routed experts in the network's place, as in Mixtral and Qwen3-MoE.
+Experts' weights, of which a base has most, are not packed but used where they lie.
 """
 
 from collections.abc import Mapping
@@ -12,19 +13,30 @@ import torch
 from torch import nn
 
 from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
-from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms, Linear
+from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, HeadNorms, Linear, Stack
 from mint_engine.model.base import Base
+from mint_engine.model.experts import is_stack
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.slots import Slots
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
 MOST_TARGETS = 3  # modules that one linear map is fused of
+MOST_EXPERTS = 1024  # of a layer
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
 
 
 class Unlike(Exception):
     """The base is not llama-like; the message says where."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A gated network that all tokens take."""
+
+    gate_up: Linear
+    down: Linear
 
 
 @dataclass(frozen=True)
@@ -36,8 +48,7 @@ class Layer:
     head_norms: HeadNorms
     output: Linear
     mlp_norm: torch.Tensor  # [H]
-    gate_up: Linear
-    down: Linear
+    network: Network | Experts
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
         heads = (share.heads.size, share.kv_heads.size, dim)
     if dim % 16 or heads[0] % heads[1] or heads[0] // heads[1] * CHUNK_TOKENS > MOST_QUERIES:
         raise Unlike(f"heads of {dim}, {heads[0]} over {heads[1]}, fit no kernel")
-    read = _Reader(kernels, slots.index)
+    read = _Reader(kernels, slots.index, config, share.experts.start if share is not None else 0)
     return Llama(
         embedding=decoder.embed_tokens.weight,
         layers=tuple(read.layer(f"model.layers.{at}", layer) for at, layer in enumerate(decoder.layers)),
@@ -83,7 +94,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
 
 
 def _check(config: Any, slots: Slots) -> None:
-    if config.model_type not in FAMILIES:
+    if config.model_type not in FAMILIES | ROUTED:
         raise Unlike(f"the family {config.model_type} has no lean pass")
     if config.hidden_act != "silu":
         raise Unlike(f"the activation is {config.hidden_act}")
@@ -92,7 +103,8 @@ def _check(config: Any, slots: Slots) -> None:
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope not in _ROPES:
         raise Unlike(f"rotary positions are of type {rope}")
-    if config.hidden_size % 2 or config.intermediate_size % 2:
+    inner = (config.intermediate_size, getattr(config, "moe_intermediate_size", 0))
+    if any(size % 2 for size in (config.hidden_size, *inner)):
         raise Unlike("its sizes are odd, and kernels take inputs by twos")
     if slots.max_rank > MAX_RANK:
         raise Unlike(f"ranks up to {slots.max_rank} fit no kernel")
@@ -100,14 +112,19 @@ def _check(config: Any, slots: Slots) -> None:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Packs what belongs together into one linear map; `index` numbers the modules that adapters may target."""
+    """Packs what belongs together into one linear map; `index` numbers the modules that adapters may target.
+
+    `first` is the first expert that is held.
+    """
 
     kernels: Kernels
     index: Mapping[str, int]
+    config: Any
+    first: int
 
     def layer(self, path: str, layer: Any) -> Layer:
         """One of transformers' decoder layers."""
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
         norms = [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
         head_norms = HeadNorms(norms[0].weight, norms[1].weight, norms[0].variance_epsilon) if norms else NO_NORMS
         at = f"{path}.self_attn"
@@ -117,8 +134,7 @@ class _Reader:
             head_norms=head_norms,
             output=self.fused({f"{at}.o_proj": attention.o_proj}),
             mlp_norm=layer.post_attention_layernorm.weight,
-            gate_up=self.fused({f"{path}.mlp.{name}": getattr(mlp, name) for name in ("gate_proj", "up_proj")}),
-            down=self.fused({f"{path}.mlp.down_proj": mlp.down_proj}),
+            network=self._network(f"{path}.mlp", layer.mlp),
         )
 
     def fused(self, linears: Mapping[str, nn.Linear]) -> Linear:
@@ -127,14 +143,47 @@ class _Reader:
         biases: list[torch.Tensor] = [linear.bias for linear in linears.values() if linear.bias is not None]
         targets, column = [], 0
         for path, linear in linears.items():
-            if path in self.index:
-                targets.append((self.index[path], column, linear.in_features, linear.out_features))
+            targets.append(self._targets({path: column}, linear.in_features, linear.out_features))
             column += linear.out_features
         return self.kernels.pack(
             torch.cat(weights),
             torch.cat(biases) if biases else None,
-            torch.tensor(targets, dtype=torch.int64).view(-1, 4),
+            torch.cat(targets),
         )
+
+    def _network(self, path: str, mlp: Any) -> Network | Experts:
+        if hasattr(mlp, "experts"):
+            return self._experts(path, mlp)
+        return Network(
+            gate_up=self.fused({f"{path}.{name}": getattr(mlp, name) for name in ("gate_proj", "up_proj")}),
+            down=self.fused({f"{path}.down_proj": mlp.down_proj}),
+        )
+
+    def _experts(self, path: str, mlp: Any) -> Experts:
+        experts, family = mlp.experts, self.config.model_type
+        if not is_stack(experts) or experts.is_transposed or experts.has_bias or not experts.is_concatenated:
+            raise Unlike("its experts are laid out in another way")
+        gate_up, down = experts.gate_up_proj, experts.down_proj
+        if not gate_up.is_contiguous() or not down.is_contiguous():
+            raise Unlike("its experts do not lie one after another")
+        if mlp.gate.weight.shape[0] > MOST_EXPERTS:
+            raise Unlike(f"{mlp.gate.weight.shape[0]} experts fit no kernel")
+        inner = gate_up.shape[1] // 2
+        columns = {f"{path}.experts.gate_proj": 0, f"{path}.experts.up_proj": inner}
+        return Experts(
+            router=self.kernels.pack(mlp.gate.weight, None, self._targets({}, 0, 0)),
+            each=int(mlp.gate.top_k),
+            first=self.first,
+            whole=family == "mixtral" or bool(mlp.gate.norm_topk_prob),
+            rounded=family == "qwen3_moe",
+            gate_up=Stack(gate_up, self._targets(columns, gate_up.shape[2], inner)),
+            down=Stack(down, self._targets({f"{path}.experts.down_proj": 0}, inner, down.shape[1])),
+        )
+
+    def _targets(self, columns: Mapping[str, int], wide: int, high: int) -> torch.Tensor:
+        """Of modules of one shape, those that adapters may target, by path and first column."""
+        rows = [(self.index[path], at, wide, high) for path, at in columns.items() if path in self.index]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
 
 
 def _angles(rotary: Any, base: Base, positions: int) -> Angles:

@@ -15,12 +15,11 @@ from torch import nn
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.experts import is_stack
-from mint_engine.model.lean_layers import FAMILIES
+from mint_engine.model.lean_layers import FAMILIES, ROUTED
 from mint_engine.parallel.shares import Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.products import Product, Target
 
-ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a sequence's length
 
 

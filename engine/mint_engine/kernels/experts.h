@@ -1,0 +1,112 @@
+// The products of routed experts: rows sorted by expert, each by its own expert's weight as transformers keeps it.
+// Inputs meet a weight's rows in dot products, so that nothing is packed and no weight lies in memory twice. A sum is
+// taken in the order of its inputs, so a row's result does not depend on how many rows there are.
+#pragma once
+#include "lanes.h"
+#include "lora.h"
+
+constexpr int64_t BLOCK = 64;  // outputs of a work item: with 2,000 inputs their weights fit the second-level cache
+constexpr int64_t FEW = 16;    // outputs that are taken together
+
+#if defined(__AVX512F__)
+constexpr int DOTS = 4;  // rows, and outputs, of a tile of dot products: its sums stay in registers
+#else
+constexpr int DOTS = 2;
+#endif
+
+// One linear of all experts: weight [E, out, in], and the modules whose adapters add to it.
+template <typename T>
+struct Stack {
+  const T* weight;
+  int64_t in, out;
+  const Target* targets;
+  int64_t target_count;
+};
+
+// y [N, ldy] = x [N, in] W^T of R outputs.
+template <int N, int R, typename T>
+inline void put_dots(const T* x, int64_t in, const T* weight, T* y, int64_t ldy) {
+  Lanes sums[N][R];
+  for (int n = 0; n < N; ++n)
+    for (int r = 0; r < R; ++r) sums[n][r] = zero();
+  int64_t i = 0;
+  for (; i + LANES <= in; i += LANES) {
+    Lanes xs[N];
+    for (int n = 0; n < N; ++n) xs[n] = load(x + n * in + i);
+    for (int r = 0; r < R; ++r) {
+      const Lanes weights = load(weight + r * in + i);
+      for (int n = 0; n < N; ++n) sums[n][r] = multiply_add(xs[n], weights, sums[n][r]);
+    }
+  }
+  for (int n = 0; n < N; ++n)
+    for (int r = 0; r < R; ++r) {
+      float lanes[LANES], sum = 0;
+      store(lanes, sums[n][r]);
+      for (int lane = 0; lane < LANES; ++lane) sum += lanes[lane];
+      for (int64_t j = i; j < in; ++j) sum = __builtin_fmaf(wide(x[n * in + j]), wide(weight[r * in + j]), sum);
+      y[n * ldy + r] = narrow<T>(sum);
+    }
+}
+
+// y [rows, ldy] = x [rows, in] W^T of FEW outputs at most. Brings `ahead` meanwhile.
+template <typename T>
+inline void put(const T* x, int64_t in, int rows, const T* weight, int64_t outs, T* y, int64_t ldy, Ahead& ahead) {
+  if constexpr (std::is_same_v<Middle<T>, bf16>) {
+    T found[ITEM_ROWS * FEW];
+    shrink(x, in, rows, weight, {outs, in, 0, 1.0f}, found, FEW, ahead);
+    for (int n = 0; n < rows; ++n) std::copy_n(found + n * FEW, outs, y + n * ldy);
+  } else {
+    for (int n = 0; n < rows; n += DOTS)
+      for (int64_t o = 0; o < outs; o += DOTS) {
+        const T *from = x + n * in, *by = weight + o * in;
+        T* to = y + n * ldy + o;
+        if (n + DOTS <= rows && o + DOTS <= outs) {
+          put_dots<DOTS, DOTS>(from, in, by, to, ldy);
+          continue;
+        }
+        for (int m = 0; m < std::min(DOTS, rows - n); ++m)
+          for (int64_t r = 0; r < std::min<int64_t>(DOTS, outs - o); ++r)
+            put_dots<1, 1>(from + m * in, in, by + r * in, to + m * ldy + r, ldy);
+      }
+  }
+}
+
+// Outputs `first` to `last` of one expert's rows x [rows, in] -> y [rows, out].
+template <typename T>
+inline void multiply_block(const T* x, int64_t rows, const T* weight, int64_t in, int64_t out, int64_t first,
+                           int64_t last, T* y, Ahead& ahead) {
+  for (int64_t row = 0; row < rows; row += ITEM_ROWS)
+    for (int64_t o = first; o < last; o += FEW)
+      put(x + row * in, in, int(std::min<int64_t>(ITEM_ROWS, rows - row)), weight + o * in, std::min(FEW, last - o),
+          y + row * out + o, out, ahead);
+}
+
+// One thread's part of all experts' outputs: rows bounds[e] to bounds[e + 1] of x [P, in] are expert e's -> y [P, out].
+template <typename T>
+void multiply_part(const T* x, const int64_t* bounds, int64_t experts, const Stack<T>& by, T* y, int thread,
+                   int threads) {
+  const int64_t blocks = (by.out + BLOCK - 1) / BLOCK;
+  const int64_t first = blocks * thread / threads * BLOCK, last = std::min(by.out, blocks * (thread + 1) / threads * BLOCK);
+  if (first == last) return;
+  const auto after = [&](int64_t expert) {  // the next one with rows
+    do ++expert;
+    while (expert < experts && bounds[expert] == bounds[expert + 1]);
+    return expert;
+  };
+  for (int64_t expert = after(-1), next; expert < experts; expert = next) {
+    next = after(expert);
+    const int64_t from = bounds[expert], rows = bounds[expert + 1] - from;
+    const T *weight = by.weight + expert * by.out * by.in, *following = by.weight + next * by.out * by.in;
+    for (int64_t block = first; block < last; block += BLOCK) {
+      Ahead ahead;  // a block's weights while the one before is computed, evenly over the steps that this takes
+      const bool more = block + BLOCK < last;
+      if (more || next < experts) {
+        const T* soon = more ? weight + (block + BLOCK) * by.in : following + first * by.in;
+        ahead = {(const char*)soon, (const char*)(soon + std::min(BLOCK, last - first) * by.in),
+                 int((FEW + rows - 1) / rows)};
+      }
+      multiply_block(x + from * by.in, rows, weight, by.in, by.out, block, std::min(block + BLOCK, last),
+                     y + from * by.out, ahead);
+    }
+  }
+}

@@ -1,0 +1,164 @@
+// A layer's routed experts, all threads of a step together: they share out each expert's outputs, so that its weights
+// are read once, whatever rows it has. Letters in shapes: k experts of a row, E experts held, P pairs of a row and an
+// expert that is held, H hidden, I an expert's inner size.
+#pragma once
+#include <vector>
+#include "experts.h"
+#include "step.h"
+#include "team.h"
+
+constexpr int64_t MOST_EXPERTS = 1024;  // the caller refuses more
+
+// One row's k experts, from the best on, and their weights, of the router's logits [E]: as transformers' routers do it.
+template <typename T>
+void choose(const T* logits, const Experts<T>& of, int32_t* routes, float* weights) {
+  float chances[MOST_EXPERTS], largest = wide(logits[0]), sum = 0;
+  for (int64_t e = 1; e < of.count; ++e) largest = std::max(largest, wide(logits[e]));
+  for (int64_t e = 0; e < of.count; ++e) sum += chances[e] = std::exp(wide(logits[e]) - largest);
+  float chosen = 0;
+  for (int64_t j = 0; j < of.each; ++j) {
+    int64_t best = 0;
+    for (int64_t e = 1; e < of.count; ++e)
+      if (chances[e] > chances[best]) best = e;
+    routes[j] = int32_t(best), weights[j] = chances[best] / sum;
+    chosen += weights[j];
+    chances[best] = -1;
+  }
+  for (int64_t j = 0; j < of.each; ++j) {
+    if (of.whole) weights[j] /= chosen;
+    if (of.rounded) weights[j] = wide(narrow<T>(weights[j]));
+  }
+}
+
+// The pairs of a step's rows as one thread sees them.
+template <typename T>
+class Routed {
+ public:
+  Routed(const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Place& place)
+      : slots_(slots), step_(step), room_(room), place_(place), owners_(step.rows, -1) {
+    for (int64_t at = 0; at < step.item_count; ++at)
+      std::fill_n(owners_.begin() + step.items[at].start, step.items[at].rows, step.items[at].slot);
+  }
+
+  // From rows x [rows, H] and where they are routed to, to what the held experts give: `mix` finds it.
+  void run(const Experts<T>& experts, const int32_t* routes) {
+    experts_ = &experts;
+    const int64_t hidden = experts.down.out, inner = experts.down.in;
+    sort(routes);
+    each_pair([&](int64_t pair) { std::copy_n(room_.x + rows_[pair] * hidden, hidden, room_.paired + pair * hidden); });
+    place_.all->wait();
+    product(experts.gate_up, room_.paired, room_.paired_wide);
+    place_.all->wait();
+    add(experts.gate_up, room_.paired, room_.paired_wide);
+    each_pair([&](int64_t pair) {
+      silu_mul<T>(room_.paired_wide + pair * 2 * inner, room_.paired_narrow + pair * inner, inner);
+    });
+    place_.all->wait();
+    product(experts.down, room_.paired_narrow, room_.paired);
+    place_.all->wait();
+    add(experts.down, room_.paired_narrow, room_.paired);
+    place_.all->wait();
+  }
+
+  // to [H] = the weighted sum of what a row's held experts gave.
+  void mix(int64_t row, const float* weights, T* to) const {
+    constexpr int64_t CHUNK = 64;
+    const int64_t hidden = experts_->down.out, each = experts_->each;
+    for (int64_t first = 0; first < hidden; first += CHUNK) {
+      const int64_t many = std::min(CHUNK, hidden - first);
+      float sum[CHUNK] = {};
+      for (int64_t j = 0; j < each; ++j) {
+        if (places_[row * each + j] < 0) continue;
+        const T* from = room_.paired + places_[row * each + j] * hidden + first;
+        for (int64_t i = 0; i < many; ++i) {
+          const float value = wide(from[i]) * weights[j];
+          sum[i] += experts_->rounded ? wide(narrow<T>(value)) : value;
+        }
+      }
+      for (int64_t i = 0; i < many; ++i) to[first + i] = narrow<T>(sum[i]);
+    }
+  }
+
+ private:
+  // By expert, and an expert's in the order of their rows: those of one slot lie together.
+  void sort(const int32_t* routes) {
+    const int64_t each = experts_->each, pairs = step_.rows * each, first = experts_->first;
+    const auto held = [&](int64_t at) { return routes[at] >= first && routes[at] < first + experts_->held; };
+    bounds_.assign(experts_->held + 1, 0), rows_.resize(pairs), places_.assign(pairs, -1);
+    for (int64_t at = 0; at < pairs; ++at)
+      if (held(at)) ++bounds_[routes[at] - first + 1];
+    for (int64_t e = 0; e < experts_->held; ++e) bounds_[e + 1] += bounds_[e];
+    next_.assign(bounds_.begin(), bounds_.end() - 1);
+    for (int64_t at = 0; at < pairs; ++at)
+      if (held(at)) {
+        places_[at] = next_[routes[at] - first]++;
+        rows_[places_[at]] = at / each;
+      }
+    from_ = bounds_.back() * place_.thread / place_.threads, to_ = bounds_.back() * (place_.thread + 1) / place_.threads;
+  }
+
+  // This thread's pairs.
+  template <typename F>
+  void each_pair(F act) {
+    for (int64_t pair = from_; pair < to_; ++pair) act(pair);
+  }
+
+  void product(const Stack<T>& stack, const T* x, T* y) {
+    multiply_part(x, bounds_.data(), experts_->held, stack, y, place_.thread, place_.threads);
+  }
+
+  // This thread's pairs' adapters: y [P, out] += theirs of x [P, in].
+  void add(const Stack<T>& stack, const T* x, T* y) {
+    dues_.clear();
+    for (int64_t pair = from_, expert = 0; pair < to_;) {
+      while (bounds_[expert + 1] <= pair) ++expert;
+      const int32_t slot = owners_[rows_[pair]];
+      int64_t end = pair + 1;
+      const int64_t last = std::min({to_, bounds_[expert + 1], pair + ITEM_ROWS});
+      while (end < last && owners_[rows_[end]] == slot) ++end;
+      if (slot >= 0)
+        for (int64_t t = 0; t < stack.target_count; ++t) push(stack.targets[t], pair, int(end - pair), slot, expert);
+      pair = end;
+    }
+    for (size_t at = 0; at < dues_.size(); ++at) {
+      const Due& due = dues_[at];
+      Ahead own = due.part_b(), next;
+      if (at + 1 < dues_.size()) next = dues_[at + 1].part_a();
+      Middle<T> middle[ITEM_ROWS * MAX_RANK];
+      const int64_t pitch = even(due.part.rank);
+      shrink(x + due.pair * stack.in, stack.in, due.rows, due.a, due.part, middle, pitch, own);
+      expand<true>(y + due.pair * stack.out + due.column, stack.out, due.rows, due.b, due.part, middle, pitch, next);
+    }
+  }
+
+  // What an adapter adds to pairs of one expert: a [rank, in], b [rank, out].
+  struct Due {
+    int64_t pair, column;
+    int rows;
+    const T *a, *b;
+    Part part;
+    Ahead part_a() const { return {(const char*)a, (const char*)(a + part.rank * part.in)}; }
+    Ahead part_b() const { return {(const char*)b, (const char*)(b + part.rank * part.out)}; }
+  };
+
+  // A module's A of all experts lie one after another in a slot's row, and then their B.
+  void push(const Target& target, int64_t pair, int rows, int32_t slot, int64_t expert) {
+    const Pair<T> all = pair_of(slots_, slot, target);
+    if (!all.a) return;
+    const T* b = all.a + experts_->held * all.part.rank * target.in;
+    dues_.push_back({pair, target.column, rows, all.a + expert * all.part.rank * target.in,
+                     b + expert * all.part.rank * target.out, all.part});
+  }
+
+  const Slots<T>& slots_;
+  const Step<T>& step_;
+  const Room<T>& room_;
+  const Place& place_;
+  const Experts<T>* experts_ = nullptr;
+  std::vector<int32_t> owners_;          // [rows]: the slot of each, or -1
+  std::vector<int64_t> bounds_, next_;   // [E + 1]: where each expert's pairs begin
+  std::vector<int64_t> rows_;            // [P]: each sorted pair's row
+  std::vector<int64_t> places_;          // [rows, k]: where a row's pairs lie, -1 for experts that are not held
+  int64_t from_ = 0, to_ = 0;            // this thread's pairs
+  std::vector<Due> dues_;
+};

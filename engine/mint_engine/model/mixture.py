@@ -1,0 +1,50 @@
+"""What the lean pass keeps of routed experts: room for the pairs of a step, and where its tokens went.
+
+Letters in shapes: T tokens of a step, k experts of a token, P = T k pairs, M layers with experts, H hidden, I an
+expert's inner size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mint_engine.kernels.structs import Experts
+from mint_engine.model.cache import KvCache
+from mint_engine.model.routes import RouteCache
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What one step writes of its pairs."""
+
+    routes: torch.Tensor | None  # [M, T, k] int32
+    weights: torch.Tensor | None  # [T, k] float32, of the layer that is computed
+    room: tuple[torch.Tensor, ...]  # [P, H], [P, 2 I], [P, I]
+
+
+NO_PAIRS = Pairs(None, None, ())
+
+
+class Mixture:
+    """Of one base, whose layers' experts are of one number and size. `cache` has the routes of the cached tokens."""
+
+    def __init__(self, layers: Sequence[Experts], cache: KvCache) -> None:
+        first = layers[0]
+        self._layers, self._each, self._weight = len(layers), first.each, first.gate_up.weight
+        self.cache = RouteCache(len(layers), first.each, first.router.out_features, cache.pages, cache.pool.device)
+        self._room: tuple[torch.Tensor, ...] = ()
+        self._routes = torch.empty(0)
+
+    def room_for(self, rows: int) -> Pairs:
+        """What a step of so many rows works in; kept from step to step, as the pass's own."""
+        pairs, weight = rows * self._each, self._weight
+        if not self._room or self._room[0].shape[0] < pairs:
+            _, both, hidden = weight.shape
+            self._room = tuple(weight.new_empty((pairs, width)) for width in (hidden, both, both // 2))
+        self._routes = torch.empty((self._layers, rows, self._each), dtype=torch.int32)
+        return Pairs(self._routes, torch.empty((rows, self._each)), self._room)
+
+    def keep(self, places: torch.Tensor) -> None:
+        """Note where the step's tokens went, at their token places [T]."""
+        self.cache.write(places, self._routes.unbind())
