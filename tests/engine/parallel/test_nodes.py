@@ -58,7 +58,7 @@ def strangers(port: int) -> Iterator[None]:
 
 def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -> None:
     """Adapters loaded, replaced and cleared, whoever else connects; told to end, a worker waits for its leader."""
-    base, served = saved_families.save_base("qwen3_moe", tmp_path / "base"), saved_families.SERVED["qwen3_moe"]
+    base, served = saved_families.save_base("gpt_oss", tmp_path / "base"), saved_families.SERVED["gpt_oss"]
     four, nine = (saved_families.save_adapter(base, tmp_path / f"r{rank}", rank, **served) for rank in (4, 9))
     found = []
     for nodes in (1, 2):
