@@ -3,7 +3,9 @@
 Paths are relative to the store. A file is there whole or not at all, and once `write` returns it stays.
 """
 
+import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from mint_engine.sources.copying import publish, sync
 
 WRITABLE = ("file", "pvc", "s3", "gs")
 PARTIAL = ".partial"
+_MORE_TRIES = 8  # to remove a folder that others write into: each has but one call under way
 
 
 class Store(Protocol):
@@ -65,8 +68,7 @@ class LocalStore:
         target = self._root / path
         with self._errors():
             _make_folder(target.parent)
-            # Of two writers of one name each has a partial file of its own.
-            partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+            partial = _partial(target)
             partial.write_bytes(data)
             publish(partial, target)
 
@@ -83,16 +85,16 @@ class LocalStore:
             return []
 
     def delete(self, path: str) -> None:
-        """For good, too."""
+        """For good, too, and at once: who writes into a folder meanwhile finds it gone, and keeps nobody from it."""
         target = self._root / path
         with self._errors():
-            if target.is_dir():
-                shutil.rmtree(target)
-            elif target.exists():
-                target.unlink()
-            else:
+            gone = _partial(target)
+            try:
+                target.rename(gone)
+            except (FileNotFoundError, NotADirectoryError):
                 return
             sync(target.parent)
+            _remove(gone) if gone.is_dir() else gone.unlink()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -101,6 +103,23 @@ class LocalStore:
                 yield
             except OSError as error:
                 raise disk_full(error, self._subject) or error from error
+
+
+def _partial(target: Path) -> Path:
+    """A name beside it that no reader looks at, and nobody else has: pods on one claim may share process numbers."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def _remove(folder: Path) -> None:
+    """Nobody finds it any more; but who had found it may just be putting a last file in, or giving it its name."""
+    for last in (*[False] * _MORE_TRIES, True):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            if last or error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
+                raise
+        else:
+            return
 
 
 class BucketStore:

@@ -1,7 +1,9 @@
 """Checkpoints and revisions in real stores: whole or not there, fenced by lease, swept, and read as every other."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,29 @@ def test_a_half_written_file_is_never_seen(store: Store) -> None:
     store.write("a/one", b"1")
     (store._root / "a" / ".two.77.partial").write_bytes(b"half")
     assert store.names("a") == ["one"]
+
+
+def test_a_folder_goes_whoever_writes_into_it(store: Store) -> None:
+    """As a trainer under an old lease does, while the new one sweeps: only the writer is told that it is gone."""
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(SourceNotFound):
+                store.write("a/one", b"1" * 10_000)
+
+    with ThreadPoolExecutor(2) as writers:
+        writing = [writers.submit(write) for _ in range(2)]
+        try:
+            for _ in range(50):
+                store.write("a/other", b"2")
+                store.delete("a")
+        finally:
+            ended.set()
+    for each in writing:
+        each.result()
+    store.delete("a")
+    assert store.names("a") == []
 
 
 def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(store: Store, tmp_path: Path) -> None:
