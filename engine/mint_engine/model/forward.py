@@ -14,7 +14,8 @@ from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache, KvCache
 from mint_engine.model.generic import Generic
 from mint_engine.model.lean import Lean
-from mint_engine.model.lean_layers import Unlike, read_llama
+from mint_engine.model.lean_layers import read_llama
+from mint_engine.model.llama_like import Unlike
 from mint_engine.model.paged import Span
 from mint_engine.model.reference import PROBE_TOKENS, probe, reference_logits
 from mint_engine.model.routes import RouteCache

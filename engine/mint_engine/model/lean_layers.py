@@ -15,20 +15,13 @@ from torch import nn
 from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, HeadNorms, Linear, Stack
 from mint_engine.model.base import Base
-from mint_engine.model.experts import is_stack
+from mint_engine.model.llama_like import Unlike, check_config, check_experts
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.slots import Slots
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes
 MOST_TARGETS = 3  # modules that one linear map is fused of
 MOST_EXPERTS = 1024  # of a layer
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
-_ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
-
-
-class Unlike(Exception):
-    """The base is not llama-like; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +87,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
 
 
 def _check(config: Any, slots: Slots) -> None:
-    if config.model_type not in FAMILIES | ROUTED:
-        raise Unlike(f"the family {config.model_type} has no lean pass")
-    if config.hidden_act != "silu":
-        raise Unlike(f"the activation is {config.hidden_act}")
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise Unlike("attention slides over a window")
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope not in _ROPES:
-        raise Unlike(f"rotary positions are of type {rope}")
+    check_config(config)
     inner = (config.intermediate_size, getattr(config, "moe_intermediate_size", 0))
     if any(size % 2 for size in (config.hidden_size, *inner)):
         raise Unlike("its sizes are odd, and kernels take inputs by twos")
@@ -161,8 +146,7 @@ class _Reader:
 
     def _experts(self, path: str, mlp: Any) -> Experts:
         experts, family = mlp.experts, self.config.model_type
-        if not is_stack(experts) or experts.is_transposed or experts.has_bias or not experts.is_concatenated:
-            raise Unlike("its experts are laid out in another way")
+        check_experts(experts)
         gate_up, down = experts.gate_up_proj, experts.down_proj
         if not gate_up.is_contiguous() or not down.is_contiguous():
             raise Unlike("its experts do not lie one after another")

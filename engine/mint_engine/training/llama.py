@@ -14,17 +14,10 @@ from torch import nn
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
-from mint_engine.model.experts import is_stack
-from mint_engine.model.lean_layers import FAMILIES, ROUTED
+from mint_engine.model.llama_like import ROUTED, Unlike, check_config, check_experts
 from mint_engine.parallel.shares import Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.products import Product, Target
-
-_ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a sequence's length
-
-
-class Unlike(Exception):
-    """The base is not llama-like; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +98,9 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
 
 
 def _check(config: Any, share: Share | None) -> None:
-    if config.model_type not in FAMILIES | ROUTED:
-        raise Unlike(f"the family {config.model_type} has no lean pass")
+    check_config(config)
     if share is not None and config.model_type in ROUTED:
         raise Unlike("experts are shared out over ranks")
-    if config.hidden_act != "silu":
-        raise Unlike(f"the activation is {config.hidden_act}")
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise Unlike("attention slides over a window")
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope not in _ROPES:
-        raise Unlike(f"rotary positions are of type {rope}")
 
 
 def _layer(path: str, layer: Any, modules: Mapping[str, Module], routed: Iterator[int]) -> Layer:
@@ -138,8 +123,7 @@ def _network(path: str, mlp: Any, modules: Mapping[str, Module], routed: Iterato
             gate_up=_fuse(path, mlp, ("gate_proj", "up_proj"), modules),
             down=_fuse(path, mlp, ("down_proj",), modules),
         )
-    if not is_stack(experts) or experts.is_transposed or experts.has_bias or not experts.is_concatenated:
-        raise Unlike("its experts are laid out in another way")
+    check_experts(experts)
     gate_up, down = (_stack(f"{path}.experts", experts, name, modules) for name in ("gate_up_proj", "down_proj"))
     return Experts(next(routed), mlp.gate, gate_up, down)
 

@@ -7,11 +7,11 @@ import structlog
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model.base import Base
+from mint_engine.model.llama_like import Unlike
 from mint_engine.parallel.group import Group
 from mint_engine.training.generic_pass import GenericPass
 from mint_engine.training.kernels import find_training_kernels
 from mint_engine.training.lean_pass import LeanPass
-from mint_engine.training.llama import Unlike
 
 Pass = GenericPass | LeanPass
 

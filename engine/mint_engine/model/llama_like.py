@@ -1,0 +1,32 @@
+"""Which bases are llama-like, for serving's lean pass and training's: their own code computes nothing else."""
+
+from typing import Any
+
+from mint_engine.model.experts import is_stack
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+ROUTED = frozenset({"mixtral", "qwen3_moe"})  # llama-like, but for routed experts in place of networks
+_ROPES = frozenset({"default", "linear", "llama3", "yarn"})  # whose angles do not depend on a request's length
+
+
+class Unlike(Exception):
+    """The base is not llama-like; the message says where."""
+
+
+def check_config(config: Any) -> None:
+    """Raises Unlike for a configuration that asks for something else."""
+    if config.model_type not in FAMILIES | ROUTED:
+        raise Unlike(f"the family {config.model_type} has no lean pass")
+    if config.hidden_act != "silu":
+        raise Unlike(f"the activation is {config.hidden_act}")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise Unlike("attention slides over a window")
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope not in _ROPES:
+        raise Unlike(f"rotary positions are of type {rope}")
+
+
+def check_experts(experts: Any) -> None:
+    """Raises Unlike for experts that are not stacked as [E, out, in], gates before what they gate, without biases."""
+    if not is_stack(experts) or experts.is_transposed or experts.has_bias or not experts.is_concatenated:
+        raise Unlike("its experts are laid out in another way")
