@@ -1,8 +1,9 @@
-"""The configurations of frontier bases, from public facts, as their config.json files say them.
+"""The configurations of frontier bases, and of one whose linears are fused, as their config.json files say them.
 
 Kimi-K2: moonshotai/Kimi-K2-Instruct (arXiv 2507.20534, table 2). DeepSeek-V3.2: deepseek-ai/DeepSeek-V3.2-Exp
 (arXiv 2512.02556). GLM-5: zai-org/GLM-5 and the table of its report. Qwen3-30B-A3B: arXiv 2505.09388.
-gpt-oss-120b: openai/gpt-oss-120b (arXiv 2508.10925, table 1).
+gpt-oss-120b: openai/gpt-oss-120b (arXiv 2508.10925, table 1). Phi-3-mini: arXiv 2404.14219, section 2, and the
+defaults of transformers' Phi3Config.
 """
 
 from typing import Any
@@ -43,4 +44,12 @@ GPT_OSS_120B: dict[str, Any] = {
     "num_experts_per_tok": 4, "vocab_size": 201088, "max_position_embeddings": 131072, "attention_bias": True,
     "tie_word_embeddings": False,
 }  # fmt: skip
-FRONTIER = {"kimi_k2": KIMI_K2, "deepseek_v32": DEEPSEEK_V32, "glm_5": GLM_5, "qwen3_30b_a3b": QWEN3_30B_A3B}
+PHI_3_MINI: dict[str, Any] = {
+    "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32064, "max_position_embeddings": 4096,
+    "attention_bias": False, "tie_word_embeddings": False,
+}  # fmt: skip
+FRONTIER = {
+    "kimi_k2": KIMI_K2, "deepseek_v32": DEEPSEEK_V32, "glm_5": GLM_5, "qwen3_30b_a3b": QWEN3_30B_A3B,
+    "phi_3_mini": PHI_3_MINI,
+}  # fmt: skip

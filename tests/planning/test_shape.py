@@ -5,18 +5,31 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GraniteConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SmolLM3Config,
+)
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.packed import lay_out
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.modules import find_modules
 from mint_gateway.planning.config import read_shape
-from tests.engine.families import FAMILIES, make_forward
+from tests.engine.families import FAMILIES, SIZES, make_forward
 from tests.planning.frontier import FRONTIER
 
 # Billions, as their makers round them; without layers for predicting several tokens, which nobody serves here.
-PUBLISHED = {"kimi_k2": 1040, "deepseek_v32": 671, "glm_5": 744, "qwen3_30b_a3b": 30.5}
+PUBLISHED = {"kimi_k2": 1040, "deepseek_v32": 671, "glm_5": 744, "qwen3_30b_a3b": 30.5, "phi_3_mini": 3.8}
+# Served like llama's, and in none of the engine's own families.
+OTHERS: dict[str, PreTrainedConfig] = {
+    "granite": GraniteConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "smollm3": SmolLM3Config(**SIZES),
+    "smollm3_untied": SmolLM3Config(**SIZES, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
+}
 
 
 def built(told: dict[str, Any]) -> PreTrainedModel:
@@ -65,10 +78,10 @@ def test_the_tensors_of_a_30b_adapter() -> None:
     assert read_shape(FRONTIER["qwen3_30b_a3b"]).adapter_tensors("all") == 37248
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"phi3"}))  # which is not planned
+@pytest.mark.parametrize("name", sorted(FAMILIES | OTHERS))
 def test_small_bases_as_the_engine_holds_them(name: str) -> None:
     """Weights, slots and cache of a real engine's parts, in bytes of float32."""
-    forward = make_forward(FAMILIES[name], slots=2, pages=7)
+    forward = make_forward((FAMILIES | OTHERS)[name], slots=2, pages=7)
     shape = read_shape(told_by(forward.base.model.config))
     assert 4 * shape.parameters == sum(each.nbytes for each in forward.base.model.parameters())
     assert 4 * 2 * shape.adapter_elements(8, "all") == forward.slots.bytes

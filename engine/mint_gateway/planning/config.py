@@ -9,13 +9,19 @@ from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import read_quantisation
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 
-LLAMA_LIKE = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mixtral", "qwen3_moe"}
+GROUPED = frozenset(
+    {
+        *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "phi3"),
+        *("mixtral", "qwen3_moe", "gpt_oss"),
+    }
 )
 LATENT = frozenset({"deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa"})
-FAMILIES = LLAMA_LIKE | LATENT | {"gpt_oss"}
+FAMILIES = GROUPED | LATENT
 
-_TIED = frozenset({"gemma", "gemma2", "gemma3_text"})  # share embedding and head unless the config says otherwise
+# Share embedding and head unless the config says otherwise.
+_TIED = frozenset({"gemma", "gemma2", "gemma3_text", "smollm3"})
+_FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate and up another
+_NETWORK_BIASES = frozenset({"llama", "granite", "smollm3"})  # where the config says so
 _HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
 _FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
@@ -71,16 +77,19 @@ def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     hidden, layers, heads = told["hidden_size"], told["num_hidden_layers"], told["num_attention_heads"]
     size = _head_size(told)
     kv = (told.get("num_key_value_heads") or heads) * size
-    biased = bool(told.get("attention_bias", family == "gpt_oss"))
-    shapes: tuple[tuple[str, int, int, bool, Side, Of], ...] = (
-        ("q_proj", hidden, heads * size, biased or family == "qwen2", "outputs", "heads"),
-        ("k_proj", hidden, kv, biased or family == "qwen2", "outputs", "kv_heads"),
-        ("v_proj", hidden, kv, biased or family == "qwen2", "outputs", "kv_heads"),
-        ("o_proj", heads * size, hidden, biased, "inputs", "heads"),
-    )
+    biased = bool(told.get("attention_bias", family == "gpt_oss")) and family not in _FUSED
+    parts: dict[str, tuple[int, tuple[Of, ...]]] = {
+        "q_proj": (heads * size, ("heads",)),
+        "k_proj": (kv, ("kv_heads",)),
+        "v_proj": (kv, ("kv_heads",)),
+    }
+    if family in _FUSED:
+        parts = {"qkv_proj": (heads * size + 2 * kv, ("heads", "kv_heads", "kv_heads"))}
     linears = [
-        Linear(name, wide, high, layers, "attention", bias, side, of) for name, wide, high, bias, side, of in shapes
+        Linear(name, hidden, high, layers, "attention", biased or family == "qwen2", "outputs", of)
+        for name, (high, of) in parts.items()
     ]
+    linears.append(Linear("o_proj", heads * size, hidden, layers, "attention", biased, "inputs", ("heads",)))
     return linears, layers * (2 * size if family in _HEAD_NORMS else 0)
 
 
@@ -94,14 +103,14 @@ def _latent(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     queries, keys = heads * (key + rotated), heads * (key + value)
     linears = [
         Linear("kv_a_proj_with_mqa", hidden, latent + rotated, layers, "attention", biased),
-        Linear("kv_b_proj", latent, keys, layers, "attention", side="outputs", of="heads"),
-        Linear("o_proj", heads * value, hidden, layers, "attention", biased, "inputs", "heads"),
+        Linear("kv_b_proj", latent, keys, layers, "attention", side="outputs", of=("heads",)),
+        Linear("o_proj", heads * value, hidden, layers, "attention", biased, "inputs", ("heads",)),
     ]
     if query:
         linears.append(Linear("q_a_proj", hidden, query, layers, "attention", biased))
-        linears.append(Linear("q_b_proj", query, queries, layers, "attention", side="outputs", of="heads"))
+        linears.append(Linear("q_b_proj", query, queries, layers, "attention", side="outputs", of=("heads",)))
     else:
-        linears.append(Linear("q_proj", hidden, queries, layers, "attention", side="outputs", of="heads"))
+        linears.append(Linear("q_proj", hidden, queries, layers, "attention", side="outputs", of=("heads",)))
     norms = layers * (latent + query)
     if family not in _INDEXED:
         return linears, norms
@@ -138,7 +147,8 @@ def _networks(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     experts = _experts(told)
     routed = len(_routed_layers(family, told)) if experts else 0
     inner = told["intermediate_size"]
-    found = _gated(hidden, inner, layers - routed, "network", bias=bool(told.get("mlp_bias")) and family == "llama")
+    biased = bool(told.get("mlp_bias")) and family in _NETWORK_BIASES
+    found = _gated(hidden, inner, layers - routed, "network", bias=biased, fused=family in _FUSED)
     if not routed:
         return found, 0
     small = inner if family in ("mixtral", "gpt_oss") else told["moe_intermediate_size"]
@@ -164,13 +174,17 @@ def _routed_layers(family: str, told: Mapping[str, Any]) -> Sequence[int]:
     return layers
 
 
-def _gated(hidden: int, inner: int, count: int, kind: Kind, *, bias: bool = False) -> list[Linear]:
+def _gated(
+    hidden: int, inner: int, count: int, kind: Kind, *, bias: bool = False, fused: bool = False
+) -> list[Linear]:
     if not count:
         return []
     into: Side = "experts" if kind == "expert" else "outputs"
     out: Side = "experts" if kind == "expert" else "inputs"
-    return [
+    found = [
         Linear("gate_proj", hidden, inner, count, kind, bias, into),
         Linear("up_proj", hidden, inner, count, kind, bias, into),
-        Linear("down_proj", inner, hidden, count, kind, bias, out),
     ]
+    if fused:
+        found = [Linear("gate_up_proj", hidden, 2 * inner, count, kind, bias, into, ("columns", "columns"))]
+    return [*found, Linear("down_proj", inner, hidden, count, kind, bias, out)]

@@ -52,10 +52,14 @@ def _part(linear: Linear, whole: BaseShape, own: BaseShape, rank: int, count: in
 
 
 def _columns(size: int, linear: Linear, whole: BaseShape, own: BaseShape, rank: int, count: int) -> int:
-    if linear.of == "heads":
-        return size // whole.heads * own.heads
-    if linear.of == "kv_heads":
-        return size // whole.kv_heads * own.kv_heads
+    """Of so many inputs or outputs, the rank's: of each linear that is one with others, its part."""
+    units = {"heads": whole.heads, "kv_heads": whole.kv_heads, "columns": 1}
+    held = {"heads": own.heads, "kv_heads": own.kv_heads}
+    each = size // sum(units[of] for of in linear.of)
+    return sum(_inner(each, linear, rank, count) if of == "columns" else each * held[of] for of in linear.of)
+
+
+def _inner(size: int, linear: Linear, rank: int, count: int) -> int:
     unit = _COLUMNS_UNIT if size >= _COLUMNS_UNIT * count else _LEAST_UNIT
     if size < unit * count:
         raise _too_many(count, f"{size} columns in {linear.name}")

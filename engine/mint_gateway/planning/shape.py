@@ -36,7 +36,7 @@ class Linear(msgspec.Struct, frozen=True):
     kind: Kind
     bias: bool = False
     side: Side = "whole"
-    of: Of = "columns"
+    of: tuple[Of, ...] = ("columns",)  # several: linears that are one, side by side
 
     @property
     def parameters(self) -> int:
