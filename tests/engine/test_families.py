@@ -100,10 +100,10 @@ def test_a_shared_prefix_is_read_from_another_requests_pages(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_pages_are_wiped_for_the_next(name: str) -> None:
+def test_a_request_gets_nothing_of_what_its_pages_held(name: str) -> None:
     forward = filled(name)
     span = Span(0, LENGTH, 0, [4, 2, 9], 0)
     expected = forward.run(text(1), [span], range(LENGTH))
     forward.cache.pool.fill_(torch.nan)  # what a former request left, at its worst
-    forward.cache.wipe([0, 4, 2, 9])
+    forward.wipe([0, 4, 2, 9])
     assert torch.equal(forward.run(text(1), [span], range(LENGTH)), expected)

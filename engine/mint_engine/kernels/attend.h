@@ -1,6 +1,7 @@
 // Causal attention of a packed batch over the paged cache, softmax online (Milakov and Gimelshein 2018; FlashAttention,
 // Dao et al. 2022). A page holds 16 tokens of one key/value head: keys as [D/2][16][2], values as [8][D][2], so that
-// each load feeds the dot-product instruction.
+// each load feeds the dot-product instruction. What lies in a page behind the tokens that a row sees adds to no sum, not
+// even as nothing times infinity: a page may hold what a former request has left.
 #pragma once
 #include <algorithm>
 #include <limits>
@@ -42,10 +43,10 @@ inline float weigh(float* scores, int visible, State& state) {
 }
 
 template <typename T>
-void gather(const float* weights, const T* values, int64_t dim, float shrink, float* out) {
+void gather(const float* weights, int visible, const T* values, int64_t dim, float shrink, float* out) {
   for (int64_t d = 0; d < dim; ++d) {
     float sum = out[d] * shrink;
-    for (int t = 0; t < PAGE; ++t) sum += wide(narrow<T>(weights[t])) * wide(values[(t / 2) * 2 * dim + d * 2 + t % 2]);
+    for (int t = 0; t < visible; ++t) sum += wide(narrow<T>(weights[t])) * wide(values[(t / 2) * 2 * dim + d * 2 + t % 2]);
     out[d] = sum;
   }
 }
@@ -93,9 +94,15 @@ inline float weigh_fast(float* scores, int visible, State& state) {
   return shrink;
 }
 
-// 32 numbers of a head for N rows: 8 pairs of tokens.
+// Pairs of tokens; of the last one, where only the first is `visible`, nothing of the second.
+inline __m512bh load_tokens(const bf16* from, bool both) {
+  const __m512i pairs = _mm512_loadu_si512(from);
+  return (__m512bh)(both ? pairs : _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff)));
+}
+
+// 32 numbers of a head for N rows: as many tokens as the last of them sees, in pairs.
 template <int N>
-inline void gather_block(const uint32_t* pairs, const bf16* values, const bf16* next, int64_t dim, const float* shrink,
+inline void gather_block(const uint32_t* pairs, int visible, const bf16* values, const bf16* next, int64_t dim, const float* shrink,
                          float* out) {
   for (int64_t d = 0; d < dim; d += 32) {
     __m512 one[N], two[N];
@@ -104,9 +111,10 @@ inline void gather_block(const uint32_t* pairs, const bf16* values, const bf16* 
       one[n] = _mm512_mul_ps(_mm512_loadu_ps(out + n * dim + d), s);
       two[n] = _mm512_mul_ps(_mm512_loadu_ps(out + n * dim + d + 16), s);
     }
-    for (int t = 0; t < PAGE / 2; ++t) {
+    for (int t = 0; 2 * t < visible; ++t) {
       const bf16* v = values + t * 2 * dim + 2 * d;
-      const __m512bh left = load_bf16(v), right = load_bf16(v + 32);
+      const bool both = 2 * t + 1 < visible;
+      const __m512bh left = load_tokens(v, both), right = load_tokens(v + 32, both);
       _mm_prefetch((const char*)(next + (v - values)), _MM_HINT_T0);
       _mm_prefetch((const char*)(next + (v - values) + 32), _MM_HINT_T0);
       for (int n = 0; n < N; ++n) {
@@ -123,13 +131,13 @@ inline void gather_block(const uint32_t* pairs, const bf16* values, const bf16* 
 }
 #endif
 
-// Weighs and gathers `rows` rows of one page, of whose tokens each row sees `visible` ones.
+// Weighs and gathers `rows` rows of one page, of whose tokens each row sees `visible` ones, later rows no fewer.
 template <typename T>
 void gather_rows(float* scores, const int* visible, State* states, int rows, const T* values, const T*, int64_t dim,
                  float* out) {
   for (int row = 0; row < rows; ++row) {
     const float shrink = weigh(scores + row * PAGE, visible[row], states[row]);
-    gather<T>(scores + row * PAGE, values, dim, shrink, out + row * dim);
+    gather<T>(scores + row * PAGE, visible[row], values, dim, shrink, out + row * dim);
   }
 }
 #ifdef MINT_AVX512_BF16
@@ -137,9 +145,10 @@ template <>
 inline void gather_rows<bf16>(float* scores, const int* visible, State* states, int rows, const bf16* values,
                        const bf16* next, int64_t dim, float* out) {
   if (dim % 32) {
-    for (int row = 0; row < rows; ++row)
-      gather<bf16>(scores + row * PAGE, values, dim, weigh_fast(scores + row * PAGE, visible[row], states[row]),
-                   out + row * dim);
+    for (int row = 0; row < rows; ++row) {
+      const float shrink = weigh_fast(scores + row * PAGE, visible[row], states[row]);
+      gather<bf16>(scores + row * PAGE, visible[row], values, dim, shrink, out + row * dim);
+    }
     return;
   }
   uint32_t pairs[MOST_ROWS * PAGE / 2];
@@ -151,9 +160,9 @@ inline void gather_rows<bf16>(float* scores, const int* visible, State* states, 
   }
   int row = 0;
   for (; row + 3 <= rows; row += 3)
-    gather_block<3>(pairs + row * (PAGE / 2), values, next, dim, shrink + row, out + row * dim);
+    gather_block<3>(pairs + row * (PAGE / 2), visible[row + 2], values, next, dim, shrink + row, out + row * dim);
   for (; row < rows; ++row)
-    gather_block<1>(pairs + row * (PAGE / 2), values, next, dim, shrink + row, out + row * dim);
+    gather_block<1>(pairs + row * (PAGE / 2), visible[row], values, next, dim, shrink + row, out + row * dim);
 }
 #endif
 
