@@ -1,7 +1,7 @@
 // Causal attention of a packed batch over the paged cache, softmax online (Milakov and Gimelshein 2018; FlashAttention,
 // Dao et al. 2022). A page holds 16 tokens of one key/value head: keys as [D/2][16][2], values as [8][D][2], so that
-// each load feeds the dot-product instruction. What lies in a page behind the tokens that a row sees adds to no sum, not
-// even as nothing times infinity: a page may hold what a former request has left.
+// each load feeds the dot-product instruction. What lies in a page behind the tokens that a row sees adds to no sum,
+// not even as nothing times infinity: a page may hold what a former request has left.
 #pragma once
 #include <algorithm>
 #include <limits>
@@ -46,7 +46,8 @@ template <typename T>
 void gather(const float* weights, int visible, const T* values, int64_t dim, float shrink, float* out) {
   for (int64_t d = 0; d < dim; ++d) {
     float sum = out[d] * shrink;
-    for (int t = 0; t < visible; ++t) sum += wide(narrow<T>(weights[t])) * wide(values[(t / 2) * 2 * dim + d * 2 + t % 2]);
+    for (int t = 0; t < visible; ++t)
+      sum += wide(narrow<T>(weights[t])) * wide(values[(t / 2) * 2 * dim + d * 2 + t % 2]);
     out[d] = sum;
   }
 }
@@ -102,8 +103,8 @@ inline __m512bh load_tokens(const bf16* from, bool both) {
 
 // 32 numbers of a head for N rows: as many tokens as the last of them sees, in pairs.
 template <int N>
-inline void gather_block(const uint32_t* pairs, int visible, const bf16* values, const bf16* next, int64_t dim, const float* shrink,
-                         float* out) {
+inline void gather_block(const uint32_t* pairs, int visible, const bf16* values, const bf16* next, int64_t dim,
+                         const float* shrink, float* out) {
   for (int64_t d = 0; d < dim; d += 32) {
     __m512 one[N], two[N];
     for (int n = 0; n < N; ++n) {

@@ -51,8 +51,8 @@ class KvCache:
     def wipe(self, pages: Sequence[int]) -> None:
         """Zero pages before a new request has them.
 
-        Masked positions weigh nothing in attention, but nothing times infinity is NaN: what a former request left
-        behind must not reach the next one.
+        Where attention reads whole pages, masked positions weigh nothing, but nothing times infinity is NaN: what a
+        former request left behind must not reach the next one.
         """
         self.pool.index_fill_(1, torch.tensor(pages, dtype=torch.int64, device=self.pool.device), 0)
 
