@@ -1,11 +1,12 @@
-"""Bases as they are published in block float8 and in MXFP4, and naive references of what they hold.
+"""Bases as they are published in float8, MXFP8 and MXFP4, and naive references of what they hold.
 
 References are written without thought of memory: a scale for each number of a weight, a loop over bytes.
 """
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,91 @@ from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
 BLOCK = (16, 24)  # not square, and of no shape in the tiny bases a divisor
-FLOAT8: dict[str, Any] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
 MXFP4: dict[str, Any] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
 _E4M3_MOST = 448.0
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
-def quantise_float8(weight: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """[O, I] in e4m3, and the scale of every block in float32."""
+@dataclass(frozen=True)
+class Float8Layout:
+    """How a base in float8 is published: what is said of it, and its tensors beside X.weight and X.bias."""
+
+    told: Mapping[str, Any]  # quantization_config, or all of `file`
+    block: tuple[int | None, int | None]  # outputs and inputs that have one scale; None: all
+    scale: str = "weight_scale"
+    dtype: torch.dtype = torch.float32  # of scales; uint8: exponents
+    shape: Callable[[int, int], tuple[int, ...]] = lambda rows, columns: (rows, columns)  # of scales, by blocks
+    beside: Mapping[str, torch.Tensor] = field(default_factory=dict)  # by the end of a name
+    file: str = "config.json"
+
+
+def compressed(**weights: Any) -> dict[str, Any]:
+    """compressed-tensors' config of linears in float8, as RedHat's bases have it."""
+    plain = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "group_size": None}
+    group = {"targets": ["Linear"], "output_activations": None, "weights": plain | weights}
+    return {
+        "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+        "ignore": ["lm_head"], "kv_cache_scheme": None, "config_groups": {"group_0": group},
+        "sparsity_config": {}, "transform_config": {},
+    }  # fmt: skip
+
+
+def none(rows: int, columns: int) -> tuple[int, ...]:
+    """A single number's shape."""
+    assert rows == columns == 1
+    return ()
+
+
+def one(rows: int, columns: int) -> tuple[int, ...]:
+    """A single number's shape as a vector."""
+    assert rows == columns == 1
+    return (1,)
+
+
+HALF = torch.tensor(0.5)
+FP8: dict[str, Any] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+DEEPSEEK = Float8Layout(FP8 | {"weight_block_size": list(BLOCK)}, BLOCK, "weight_scale_inv")
+LAYOUTS = {
+    "deepseek": DEEPSEEK,
+    "mistral": Float8Layout(
+        {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}, (None, None),
+        "weight_scale_inv", torch.bfloat16, none, {"activation_scale": HALF.bfloat16()},
+    ),
+    "autofp8": Float8Layout(
+        {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}, (None, None),
+        shape=none, beside={"input_scale": HALF},
+    ),
+    "fbgemm": Float8Layout(
+        {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]},
+        (1, None), beside={"input_scale_ub": torch.tensor([1200.0])},
+    ),
+    "compressed_tensor": Float8Layout(
+        compressed(strategy="tensor"), (None, None), dtype=torch.bfloat16, shape=one,
+        beside={"input_scale": HALF.bfloat16().view(1)},
+    ),
+    "compressed_channel": Float8Layout(compressed(strategy="channel"), (1, None), dtype=torch.bfloat16),
+    "compressed_block": Float8Layout(compressed(strategy="block", block_structure=list(BLOCK)), BLOCK),
+    "compressed_mxfp8": Float8Layout(
+        compressed(strategy="group", group_size=32, scale_dtype="torch.uint8") | {"format": "mxfp8-quantized"},
+        (1, 32), dtype=torch.uint8,
+    ),
+    "modelopt": Float8Layout(
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}},
+        (None, None), shape=none, beside={"input_scale": HALF, "k_proj.k_scale": HALF, "v_proj.v_scale": HALF},
+        file="hf_quant_config.json",
+    ),
+    "modelopt_channel": Float8Layout(
+        {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, (1, None),
+        shape=lambda rows, _: (rows,),
+    ),
+    "modelopt_mxfp8": Float8Layout({"quant_method": "modelopt", "quant_algo": "MXFP8"}, (1, 32), dtype=torch.uint8),
+}  # fmt: skip
+
+
+def quantise_float8(
+    weight: torch.Tensor, block: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[O, I] in e4m3, and the scale of every block; as exponents where its dtype is uint8."""
     high, wide = block
     rows, columns = weight.shape
     scales = torch.empty(-(-rows // high), -(-columns // wide))
@@ -30,13 +108,16 @@ def quantise_float8(weight: torch.Tensor, block: tuple[int, int]) -> tuple[torch
         for j, column in enumerate(range(0, columns, wide)):
             part = weight[row : row + high, column : column + wide].float()
             scales[i, j] = part.abs().max() / _E4M3_MOST
+            if dtype == torch.uint8:
+                scales[i, j] = scales[i, j].log2().ceil().exp2()
             small[row : row + high, column : column + wide] = (part / scales[i, j]).to(small.dtype)
-    return small, scales
+    return small, (scales.log2() + 127).to(dtype) if dtype == torch.uint8 else scales.to(dtype)
 
 
 def naive_float8(weight: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
     """[O, I] in float32."""
     rows, columns = weight.shape
+    scales = 2.0 ** (scales.float() - 127) if scales.dtype == torch.uint8 else scales.float()
     each = scales.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
     return weight.float() * each
 
@@ -66,17 +147,25 @@ def naive_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def save_float8(plain: Path, folder: Path, block: tuple[int, int] = BLOCK) -> tuple[Path, Path]:
+def save_float8(plain: Path, folder: Path, layout: Float8Layout = DEEPSEEK) -> tuple[Path, Path]:
     """A base's copy with linears in float8, and another with what these hold, in float32."""
 
     def quantise(name: str, tensor: torch.Tensor) -> tuple[Tensors, Tensors]:
-        linear = name.endswith(("_proj.weight", "_mqa.weight", "wq_b.weight", "wk.weight"))
+        path, _, kind = name.rpartition(".")
+        linear = kind == "weight" and path.endswith(("_proj", "_mqa", "wq_b", "wk"))
         if not linear:
             return {name: tensor}, {name: tensor}
-        weight, scales = quantise_float8(tensor, block)
-        return {name: weight, f"{name}_scale_inv": scales}, {name: naive_float8(weight, scales, block)}
+        block = (layout.block[0] or tensor.shape[0], layout.block[1] or tensor.shape[1])
+        weight, scales = quantise_float8(tensor, block, layout.dtype)
+        shaped = scales.reshape(layout.shape(*scales.shape))
+        more: Tensors = {}
+        for end, each in layout.beside.items():
+            owner, _, kind = end.rpartition(".")
+            if path.endswith(owner):
+                more[f"{path}.{kind}"] = each.clone()
+        return {name: weight, f"{path}.{layout.scale}": shaped} | more, {name: naive_float8(weight, scales, block)}
 
-    return _save(plain, folder, FLOAT8 | {"weight_block_size": list(block)}, quantise)
+    return _save(plain, folder, layout.told, quantise, layout.file)
 
 
 def save_mxfp4(plain: Path, folder: Path) -> tuple[Path, Path]:
@@ -92,10 +181,11 @@ def save_mxfp4(plain: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def edit_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
-    """Change tensors where they are in a folder's shards, or leave them out, and mend the index."""
-    for file in folder.glob("*.safetensors"):
+    """Change tensors where they are in a folder's shards, add them to one, or leave them out, and mend the index."""
+    more = changes.keys() - tensors_of(folder).keys()
+    for at, file in enumerate(folder.glob("*.safetensors")):
         tensors = load_file(file)
-        for name in changes.keys() & tensors.keys():
+        for name in (changes.keys() & tensors.keys()) | (more if at == 0 else set()):
             tensor = changes[name]
             if tensor is None:
                 del tensors[name]
@@ -111,7 +201,11 @@ def tensors_of(folder: Path) -> Tensors:
 
 
 def _save(
-    plain: Path, folder: Path, told: dict[str, Any], quantise: Callable[[str, torch.Tensor], tuple[Tensors, Tensors]]
+    plain: Path,
+    folder: Path,
+    told: Mapping[str, Any],
+    quantise: Callable[[str, torch.Tensor], tuple[Tensors, Tensors]],
+    file: str = "config.json",
 ) -> tuple[Path, Path]:
     small, full = (
         Path(shutil.copytree(plain, folder / name, ignore=shutil.ignore_patterns("*.safetensors*")))
@@ -123,13 +217,14 @@ def _save(
         stored, held = quantise(name, tensor)
         whole |= held
         for at, (key, each) in enumerate(stored.items()):  # what belongs together need not be in one shard
-            shards[at][key] = each
+            shards[min(at, 1)][key] = each
     save_file(whole, full / "model.safetensors", {"format": "pt"})
     for at, shard in enumerate(shards):
         save_file(shard, small / f"model-{at + 1:05}-of-00002.safetensors", {"format": "pt"})
     _index(small)
     config = json.loads((plain / "config.json").read_text())
-    (small / "config.json").write_text(json.dumps(config | {"quantization_config": told}))
+    said = config | {"quantization_config": told} if file == "config.json" else told
+    (small / file).write_text(json.dumps(said))
     return small, full
 
 

@@ -1,4 +1,4 @@
-"""Bases in block float8 and in MXFP4: the engine holds what a naive reference makes of their files."""
+"""Bases in float8, MXFP8 and MXFP4: the engine holds what a naive reference makes of their files."""
 
 import itertools
 from collections.abc import Callable
@@ -13,10 +13,13 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from mint_contracts.errors import CorruptFile, MintError, NonFiniteWeights, UnsupportedBase
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4
+from mint_engine.model.reference import load_part, reference_logits
 from mint_engine.parallel.part import Part
 from tests.engine.families import CPU
 from tests.engine.quantised import (
     BLOCK,
+    LAYOUTS,
+    compressed,
     edit_tensors,
     naive_float8,
     naive_mxfp4,
@@ -30,6 +33,7 @@ from tests.engine.saved_families import save_base
 from tests.engine.test_base_loading import edit_config
 
 FLOAT8_FAMILIES = ("qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32", "glm_5")
+FEW = ("compressed_channel", "modelopt", "compressed_mxfp8")  # one of each kind
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -43,8 +47,16 @@ def weights(base: Base) -> dict[str, torch.Tensor]:
     return dict(base.model.state_dict())
 
 
+def assert_equal(found: Base, expected: Base) -> None:
+    held, meant = weights(found), weights(expected)
+    assert held.keys() == meant.keys()
+    for name, each in meant.items():
+        assert held[name].dtype == each.dtype
+        assert torch.equal(held[name], each), name
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block", [(128, 128), (16, 24), (1, 7)])
+@pytest.mark.parametrize("block", [(128, 128), (16, 24), (1, 7), (1, 140), (150, 140)])
 def test_float8_by_parts_is_the_naive_reference(block: tuple[int, int], dtype: torch.dtype) -> None:
     """Wherever a part begins and ends, beside the borders of blocks or on them."""
     weight, scales = quantise_float8(torch.randn(150, 140, generator=torch.Generator().manual_seed(1)), block)
@@ -69,28 +81,44 @@ def test_a_base_holds_what_its_files_say(family: str, tmp_path: Path) -> None:
     """Whole, and each rank's part: weights and scales lie in different shards, cuts beside borders of blocks."""
     quantised, dequantised = save_quantised(family, tmp_path)
     for dtype in (torch.float32, torch.bfloat16):
-        expected, found = weights(load_base(dequantised, dtype, CPU)), weights(load_base(quantised, dtype, CPU))
-        assert found.keys() == expected.keys()
-        for name, each in expected.items():
-            assert found[name].dtype == each.dtype
-            assert torch.equal(found[name], each), name
+        assert_equal(load_base(quantised, dtype, CPU), load_base(dequantised, dtype, CPU))
     for rank in range(2):
         whole, cut, part = load_base(dequantised, torch.bfloat16, CPU), Part(rank, 2), Part(rank, 2)
         cut.cut(whole.model)
-        expected, found = weights(whole), weights(load_base(quantised, torch.bfloat16, CPU, part))
+        assert_equal(load_base(quantised, torch.bfloat16, CPU, part), whole)
         assert part.share == cut.share
-        assert found.keys() == expected.keys()
-        for name, each in expected.items():
-            assert torch.equal(found[name], each), name
+
+
+@pytest.mark.parametrize(
+    ("layout", "family"), [*((each, "qwen3") for each in LAYOUTS), *((each, "deepseek_v3") for each in FEW)]
+)
+def test_a_base_as_others_publish_float8(layout: str, family: str, tmp_path: Path) -> None:
+    """Weights and logits, whole, by each rank, and streamed a layer at a time by the first."""
+    quantised, dequantised = save_float8(save_base(family, tmp_path / "plain"), tmp_path, LAYOUTS[layout])
+    whole, own = (load_base(each, torch.bfloat16, CPU) for each in (dequantised, quantised))
+    assert_equal(own, whole)
+    logits = reference_logits(whole)
+    assert torch.equal(reference_logits(own), logits)
+    for rank in range(2):
+        read = load_base(quantised, torch.bfloat16, CPU, Part(rank, 2))
+        assert_equal(read, load_base(dequantised, torch.bfloat16, CPU, Part(rank, 2)))
+        streamed, found = load_part(quantised, torch.bfloat16, Part(rank, 2))
+        assert_equal(streamed, read)
+        assert torch.equal(found, logits)
+
+
+def test_fused_linears_in_float8(tmp_path: Path) -> None:
+    """A scale goes with its row, from whichever runs of rows a rank's part is put together."""
+    quantised, dequantised = save_float8(save_base("phi3", tmp_path / "plain"), tmp_path, LAYOUTS["fbgemm"])
+    for rank in range(2):
+        assert_equal(*(load_base(each, torch.bfloat16, CPU, Part(rank, 2)) for each in (quantised, dequantised)))
 
 
 def test_kimi_k2_in_float8(tmp_path: Path) -> None:
     """Its config.json names a model type of its own."""
     quantised, dequantised = save_quantised("kimi_k2", tmp_path)
     edit_config(quantised, model_type="kimi_k2", auto_map={"AutoConfig": "configuration_deepseek.DeepseekV3Config"})
-    expected, found = (weights(load_base(each, torch.bfloat16, CPU)) for each in (dequantised, quantised))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], each) for name, each in expected.items())
+    assert_equal(*(load_base(each, torch.bfloat16, CPU) for each in (quantised, dequantised)))
 
 
 def test_a_rank_reads_its_own_share_alone(tmp_path: Path) -> None:
@@ -113,6 +141,7 @@ def broken(weight: torch.Tensor, row: int) -> torch.Tensor:
 
 
 O_PROJ = "model.layers.1.self_attn.o_proj.weight"
+SCALE, ZERO = f"{O_PROJ}_scale", f"{O_PROJ}_zero_point"
 GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
 
 
@@ -138,6 +167,30 @@ def test_what_does_not_fit_is_named(
     edit_tensors(quantised, {name: change(tensors_of(quantised)[name]) if change else None})
     for part in (None, Part(1, 2)):
         with pytest.raises(CorruptFile, match=f"base {quantised}: {says}"):
+            load_base(quantised, torch.bfloat16, CPU, part)
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "says"),
+    [
+        ("compressed_tensor", {SCALE: torch.ones(48, 1)}, r"of F32 \[48, 1\], but .* 48 x 64 needs \[1, 1\]"),
+        ("compressed_channel", {SCALE: torch.ones(1)}, r"of F32 \[1\], but .* 1 x 64 needs \[48, 1\]"),
+        ("fbgemm", {SCALE: torch.ones(47, 1)}, rf"has {SCALE} of F32 \[47, 1\], but"),
+        ("compressed_mxfp8", {SCALE: torch.ones(48, 1).byte()}, r"U8 \[48, 1\], but .* 1 x 32 needs \[48, 2\]"),
+        ("modelopt", {SCALE: torch.ones(1).byte()}, rf"has {SCALE} of U8 .* of F32 or BF16"),
+        ("modelopt", {SCALE: None}, f"lacks {SCALE}_inv or {SCALE}, the scales of a float8 weight"),
+        ("modelopt", {O_PROJ: torch.ones(48, 64)}, f"has {SCALE}, but no float8 weight that it scales"),
+        ("modelopt", {f"{SCALE}_2": torch.ones(1)}, f"has {SCALE}_2, which no float8 weight is known to have"),
+        ("modelopt", {ZERO: torch.ones(1)}, f"has {ZERO}, which no float8 weight is known to have"),
+    ],
+)  # fmt: skip
+def test_scales_that_do_not_fit_are_named(
+    layout: str, changes: dict[str, torch.Tensor | None], says: str, tmp_path: Path
+) -> None:
+    quantised, _ = save_float8(save_base("qwen3", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
+    edit_tensors(quantised, changes)
+    for part in (None, Part(1, 2)):
+        with pytest.raises(CorruptFile, match=f"base {quantised}: .*{says}.*; .*give the model in bfloat16"):
             load_base(quantised, torch.bfloat16, CPU, part)
 
 
@@ -201,8 +254,21 @@ def test_layers_that_the_model_does_not_have_are_not_read(part: Part | None, tmp
     ("told", "says"),
     [
         ({"quant_method": "gptq", "bits": 4}, "quantised by 'gptq', which is not read; give the model in bf"),
-        ({"quant_method": "compressed-tensors"}, "quantised by 'compressed-tensors'"),
-        ({"quant_method": "fp8"}, "quantised by 'fp8' of kind 'e4m3' in blocks of None"),
+        ({"quant_method": ["fp8"]}, r"quantised by \['fp8'\], which is not read"),
+        ({"quant_method": "compressed-tensors"}, "quantised by 'compressed-tensors' with weights: none"),
+        (compressed(type="int", strategy="channel"), "weights: int of 8 bits with a scale a channel, which"),
+        (compressed(num_bits=4, strategy="group", group_size=16), "weights: float of 4 bits with a scale a group"),
+        (compressed(strategy="tensor", symmetric=False), "with a scale a tensor, not symmetric, which"),
+        (compressed(strategy="attn_head"), "with a scale a attn_head, which is not read"),
+        (compressed(strategy="group", group_size=-1), "with a scale a group, which is not read"),
+        (compressed(strategy="block", block_structure="128x128"), "not known .*block_structure"),
+        (
+            compressed(strategy="tensor") | {"transform_config": {"config_groups": {}}},
+            "turned before they are rounded",
+        ),
+        (compressed(strategy="tensor") | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
+        (compressed(strategy="tensor") | {"config_groups": [1]}, "not known"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quantised by 'modelopt' as 'NVFP4'"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e5m2"}, "'fp8' of kind 'e5m2'"),
         ({"quant_method": "fp8", "weight_block_size": [128, 0]}, r"in blocks of \[128, 0\]"),
         ({}, "float8 weights"),

@@ -1,9 +1,11 @@
-"""Whole engines over bases in block float8 and in MXFP4: answers are PEFT's own over what their files hold."""
+"""Whole engines over bases in float8, MXFP8 and MXFP4: answers are PEFT's own over what their files hold."""
 
 from pathlib import Path
 
 import pytest
 
+from tests.engine.quantised import LAYOUTS, save_float8
+from tests.engine.saved_families import save_base
 from tests.engine.test_families_served import check_answers
 from tests.engine.test_quantised import save_quantised
 
@@ -14,3 +16,10 @@ async def test_answers_are_pefts(family: str, ranks: int, tmp_path: Path) -> Non
     """As of a base that was dequantised before, by any number of ranks."""
     quantised, dequantised = save_quantised(family, tmp_path)
     await check_answers(family, quantised, dequantised, tmp_path, ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("layout", ["compressed_channel", "modelopt_mxfp8"])
+async def test_answers_over_float8_as_others_publish_it(layout: str, ranks: int, tmp_path: Path) -> None:
+    quantised, dequantised = save_float8(save_base("qwen3_moe", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
+    await check_answers("qwen3_moe", quantised, dequantised, tmp_path, ranks)

@@ -9,14 +9,18 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.errors import UnsupportedBase
+from mint_gateway.cli.plan import _read
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import FLOAT8, WHOLE_LAYERS, Least, Mix, Plan, Storage, hold, least, make_plan
 from mint_gateway.planning.ranks import MOST_RANKS
+from tests.engine.quantised import LAYOUTS, save_float8, tensors_of
+from tests.engine.saved_families import save_base
 from tests.planning.frontier import FRONTIER, GPT_OSS_120B, KIMI_K2
 
 GPUS = sorted(name for name, device in DEVICES.items() if not device.one_memory)
@@ -144,10 +148,26 @@ def test_a_base_that_is_published_quantised_is_held_in_bfloat16(told: dict[str, 
     assert found.refusal == ""
 
 
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_files_in_float8_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
+    """Whoever published them, with scales as numbers of four bytes; less what is not read."""
+    quantised, _ = save_float8(save_base("qwen3", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
+    told, expected = LAYOUTS[layout], 0
+    for name, each in tensors_of(quantised).items():
+        if name.endswith(told.scale) and each.dtype != torch.uint8:
+            expected += 4 * each.numel()
+        elif not name.endswith(tuple(told.beside)):
+            expected += each.numel() * (1 if each.dtype in (torch.uint8, torch.float8_e4m3fn) else 2)
+    assert planned(_read(quantised), 1).files == expected
+
+
 def test_files_that_no_engine_reads_say_so() -> None:
     told = KIMI_K2 | {"quantization_config": {"quant_method": "compressed-tensors"}}
     found, plain = planned(told), planned(KIMI_K2)
-    assert "quantised by 'compressed-tensors', which is not read; give the model in bfloat16" in found.refusal
+    assert (
+        "quantised by 'compressed-tensors' with weights: none, which is not read; give the model in bfloat16"
+        in found.refusal
+    )
     assert found.files == 0
     assert msgspec.structs.replace(found, refusal="", files=plain.files) == plain
 
@@ -206,6 +226,12 @@ async def test_the_table_of_a_base_in_float8(base: Path) -> None:
     _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
     for word in ("1.03 TB", "float8 by blocks of 128 x 128; dequantised when read", "2.05 TB", "while it loads"):
         assert word in out
+
+
+async def test_the_table_of_a_base_that_says_beside_its_config_how_it_is_quantised(base: Path) -> None:
+    (base / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "MXFP8"}}))
+    _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
+    assert "linears in MXFP8; dequantised when read" in out
 
 
 async def test_one_error_for_bad_input(tmp_path: Path, base: Path) -> None:

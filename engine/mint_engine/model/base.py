@@ -30,7 +30,7 @@ from mint_contracts.errors import (
     UnsafeFormat,
     UnsupportedBase,
 )
-from mint_contracts.quantisation import Quantisation, read_quantisation
+from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
 from mint_engine.model.quantised import dequantised
 from mint_engine.model.stored import Stored, fill, filled_from, open_tensors
 
@@ -200,14 +200,9 @@ def _read_config(files: _Files) -> tuple[PreTrainedConfig, Quantisation | None]:
     """The configuration of the model as it is held, which is not quantised, and how its files hold it."""
     if files.gguf is not None:
         return _load_config(files), None
-    try:
-        raw = json.loads((files.folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise CorruptFile(files.subject, "holds no config.json") from None
-    except (OSError, ValueError):
-        raise CorruptFile(files.subject, "has a config.json that is not JSON") from None
-    if not isinstance(raw, dict):
-        raise CorruptFile(files.subject, "has a config.json that is not a JSON object")
+    raw = _read_object(files, "config.json")
+    if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():
+        raw["quantization_config"] = _read_object(files, MODELOPT_FILE)
     quantisation = read_quantisation(raw, files.subject)
     known = _SAME_ARCHITECTURE.get(str(raw.get("model_type", "")))
     config = _config_for(files, known, raw) if known else _load_config(files)
@@ -215,6 +210,18 @@ def _read_config(files: _Files) -> tuple[PreTrainedConfig, Quantisation | None]:
         if hasattr(each, "quantization_config"):
             del each.quantization_config
     return config, quantisation
+
+
+def _read_object(files: _Files, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((files.folder / name).read_text())
+    except FileNotFoundError:
+        raise CorruptFile(files.subject, f"holds no {name}") from None
+    except (OSError, ValueError):
+        raise CorruptFile(files.subject, f"has a {name} that is not JSON") from None
+    if not isinstance(found, dict):
+        raise CorruptFile(files.subject, f"has a {name} that is not a JSON object")
+    return found
 
 
 def _load_config(files: _Files) -> PreTrainedConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mint_contracts.claims import local_path
 from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable, UnsafeFormat
+from mint_contracts.quantisation import MODELOPT_FILE
 from mint_contracts.source import Source, locate
 from mint_engine.sources.copying import folder_name, pour, publish, read_bounded, sync
 from mint_engine.sources.local import LocalFolder
@@ -19,7 +20,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What a web server is asked for, since it can not be listed; shards are named by the index.
 _PROBED = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
            "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "pytorch_model.bin")  # fmt: skip
+           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "pytorch_model.bin",
+           MODELOPT_FILE)  # fmt: skip
 _INDEX = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_FILES = 10_000

@@ -10,6 +10,7 @@ import msgspec
 from rich.console import Console
 
 from mint_contracts.errors import CorruptFile, InvalidRequest, SourceNotFound
+from mint_contracts.quantisation import MODELOPT_FILE
 from mint_gateway.cli.plan_table import adapters_table, plan_table
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES, Device
@@ -72,7 +73,15 @@ def _device(device: Device, options: argparse.Namespace) -> Device:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A base's config.json, with what a file beside it says of how it is quantised where it does not."""
     file = path / "config.json" if path.is_dir() else path
+    config, beside = _read_object(path, file), file.with_name(MODELOPT_FILE)
+    if "quantization_config" not in config and beside.exists():
+        config["quantization_config"] = _read_object(path, beside)
+    return config
+
+
+def _read_object(path: Path, file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
     except FileNotFoundError:

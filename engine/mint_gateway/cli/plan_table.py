@@ -3,7 +3,7 @@
 import msgspec
 from rich.table import Table
 
-from mint_contracts.quantisation import Float8, Mxfp4
+from mint_contracts.quantisation import BY_CHANNEL, BY_TENSOR, MXFP8, Float8, Mxfp4
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Plan, hold
 from mint_gateway.planning.ranks import MOST_RANKS
@@ -53,7 +53,9 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
 def _published(shape: BaseShape) -> str:
     """What the weights' files are, and what is done with them."""
     if isinstance(shape.files, Float8):
-        return f"linears in float8 by blocks of {shape.files.rows} x {shape.files.columns}; dequantised when read"
+        blocks = f"by blocks of {shape.files.rows} x {shape.files.columns}"
+        kind = {BY_TENSOR: "float8 by tensors", BY_CHANNEL: "float8 by channels", MXFP8: "MXFP8"}
+        return f"linears in {kind.get(shape.files, f'float8 {blocks}')}; dequantised when read"
     if isinstance(shape.files, Mxfp4):
         return "experts in MXFP4; dequantised when read"
     return "in two bytes a parameter"

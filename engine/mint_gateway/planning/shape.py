@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from mint_contracts.quantisation import MXFP4_BYTES, MXFP4_GROUP, Float8, Mxfp4, Quantisation
+from mint_contracts.quantisation import MXFP4_BYTES, MXFP4_GROUP, MXFP8, Float8, Mxfp4, Quantisation
 
 Kind = Literal["attention", "network", "expert"]
 Targets = Literal["attention", "dense", "all"]
@@ -46,8 +46,8 @@ class Linear(msgspec.Struct, frozen=True):
     def bytes_in(self, files: Quantisation | None) -> int:
         """Of all of them as files hold them; biases, and what is not quantised, in two bytes."""
         if isinstance(files, Float8):
-            blocks = -(-self.wide // files.columns) * -(-self.high // files.rows)
-            weights = self.wide * self.high + 4 * blocks
+            blocks = -(-self.wide // (files.columns or self.wide)) * -(-self.high // (files.rows or self.high))
+            weights = self.wide * self.high + blocks * (1 if files == MXFP8 else 4)
         elif isinstance(files, Mxfp4) and self.kind == "expert":
             weights = self.high * -(-self.wide // MXFP4_GROUP) * (MXFP4_BYTES + 1)  # and a scale
         else:
