@@ -1,5 +1,7 @@
 """Each row's likeliest token, in the logits' own dtype, and whether the row is sound."""
 
+import math
+
 import torch
 
 from mint_engine.kernels.library import find_kernels
@@ -15,4 +17,4 @@ def likeliest(logits: torch.Tensor) -> tuple[list[int], list[bool]]:
         tokens, peaks = kernels.argmax(logits.contiguous())
     else:
         peaks, tokens = logits.max(dim=-1)
-    return tokens.tolist(), torch.isfinite(peaks).tolist()
+    return tokens.tolist(), [math.isfinite(peak) for peak in peaks.tolist()]
