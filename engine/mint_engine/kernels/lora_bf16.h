@@ -106,10 +106,25 @@ inline __m512bh spread_pair(const bf16* from) {
   return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-inline void put_sums(bf16* to, __m512 sums, __mmask16 mask) {
+// 32 outputs' sums as `expand_ranks` leaves them: of each eight, the first four in `low` and the others in `high`. What
+// is put down stays in that order until it is settled.
+inline void put_sums(bf16* to, __m512 low, __m512 high) {
+  const __m512i all = _mm512_loadu_si512(to), nothing = _mm512_setzero_si512();
+  low = _mm512_add_ps((__m512)_mm512_unpacklo_epi16(nothing, all), low);
+  high = _mm512_add_ps((__m512)_mm512_unpackhi_epi16(nothing, all), high);
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi64(order, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
+}
+inline void put_sums(float* to, __m512 low, __m512 high) {
+  _mm512_storeu_ps(to, low);
+  _mm512_storeu_ps(to + 16, high);
+}
+
+// Some of 16 outputs' sums, in their own order.
+inline void put_some(bf16* to, __m512 sums, __mmask16 mask) {
   store_narrow(to, _mm512_add_ps(load_wide(to, mask), sums), mask);
 }
-inline void put_sums(float* to, __m512 sums, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, sums); }
+inline void put_some(float* to, __m512 sums, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, sums); }
 
 // What two ranks, or one where `two` is false, add to C chunks of 32 outputs of N rows: their weights are put side by
 // side, as the dot product wants them. Lanes of 128 bits come apart in that.
@@ -144,13 +159,17 @@ inline void expand_block(Out* y, int64_t ldy, const bf16* b, const Part& part, c
     expand_ranks<WHOLE>(b + r * part.out, part.out, true, middle + r, pitch, mask, low, high);
   }
   if (r < part.rank) expand_ranks<WHOLE>(b + r * part.out, part.out, false, middle + r, pitch, mask, low, high);
-  const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
   for (int n = 0; n < N; ++n)
     for (int c = 0; c < C; ++c) {
       Out* to = y + n * ldy + 32 * c;
-      put_sums(to, _mm512_permutex2var_ps(low[n][c], front, high[n][c]), __mmask16(mask));
-      put_sums(to + 16, _mm512_permutex2var_ps(low[n][c], back, high[n][c]), __mmask16(mask >> 16));
+      if constexpr (WHOLE) {
+        put_sums(to, low[n][c], high[n][c]);
+      } else {
+        const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+        put_some(to, _mm512_permutex2var_ps(low[n][c], front, high[n][c]), __mmask16(mask));
+        put_some(to + 16, _mm512_permutex2var_ps(low[n][c], back, high[n][c]), __mmask16(mask >> 16));
+      }
     }
 }
 
@@ -178,8 +197,10 @@ inline void expand(Sums<ADD, bf16>* y, int64_t ldy, int rows, const bf16* b, con
 }
 
 inline void settle(bf16* y, const float* sums, int64_t count) {
-  for (int64_t o = 0; o < count; o += 16) {
+  int64_t o = 0;
+  for (; o + 32 <= count; o += 32) put_sums(y + o, _mm512_loadu_ps(sums + o), _mm512_loadu_ps(sums + o + 16));
+  for (; o < count; o += 16) {
     const __mmask16 mask = first16(count - o);
-    put_sums(y + o, _mm512_maskz_loadu_ps(mask, sums + o), mask);
+    put_some(y + o, _mm512_maskz_loadu_ps(mask, sums + o), mask);
   }
 }
