@@ -15,6 +15,8 @@ from transformers import (
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -68,6 +70,8 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     ),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, norm_topk_prob=True),
     "phi3": Phi3Config(**SIZES),
+    "olmo2": Olmo2Config(**SIZES),
+    "olmo3_one_key": Olmo3Config(**(SIZES | {"num_key_value_heads": 1}), sliding_window=11),
     "gpt_oss": GptOssConfig(
         **SIZES,
         num_local_experts=6,

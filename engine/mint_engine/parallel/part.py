@@ -96,10 +96,12 @@ def parts_of(key: str, shape: Sequence[int], share: Share) -> list[_Part]:
         return [(slice(*share.experts),)]
     if kind == "sinks":
         return [(slice(*share.heads),)]
+    high, wide = (*shape, 0, 0)[:2]
+    if norm := share.of_norm(path, high):
+        return [(slice(*norm),)]
     if not is_shared(path):
         return _ALL
     if kind == "bias" and is_partial(path):
         return _ALL if share.rank == 0 else []
-    high, wide = (*shape, 0)[:2]
     inputs, outputs, _ = share.of(Module(path, wide, high)).slices
     return [(run, inputs)[: len(shape)] for run in outputs]

@@ -11,8 +11,11 @@ from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import LatentShape, cache_shape
 from mint_engine.model.experts import is_stack
 from mint_engine.model.modules import layers_of
+from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Share, not_shared, share_out
 
+# Families that norm queries and keys over all heads at once, in the way of `SharedNorm`.
+_WIDE_NORMS = frozenset({"olmo2", "olmo3"})
 STACKED = ("gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias")  # of experts
 
 
@@ -25,7 +28,8 @@ def share_of(model: PreTrainedModel, rank: int, count: int) -> Share:
         kv_heads = heads  # all heads' keys and values come from one latent
     stacks = [cast(Any, module) for module in model.modules() if is_stack(module)]
     experts = min((int(stack.gate_up_proj.shape[0]) for stack in stacks), default=0)
-    return share_out(Dimensions(heads, kv_heads, int(config.vocab_size), experts), count)[rank]
+    wide = config.model_type in _WIDE_NORMS
+    return share_out(Dimensions(heads, kv_heads, int(config.vocab_size), experts, wide), count)[rank]
 
 
 def shard(model: PreTrainedModel, share: Share) -> None:
@@ -75,14 +79,19 @@ def _cut_stack(experts: nn.Module, held: Cut) -> None:
 
 
 def _cut_heads(attention: Any, path: str, share: Share) -> None:
-    """What attention has of every head beside its linears, which are cut by themselves: sinks (gpt-oss)."""
+    """What attention has of every head beside its linears, which are cut by themselves: sinks, or norms over all."""
     for name, weight in attention.named_parameters(recurse=False):
         if name != "sinks":
             raise not_shared(f"{path}.{name}")
         attention.sinks = _part(weight, share.heads)
-    for name in ("q_norm", "k_norm"):  # of one head, but for families that norm all heads at once
-        norm = getattr(attention, name, None)
-        if norm is not None and norm.weight.shape[0] != attention.head_dim:
+    for name in ("q_norm", "k_norm"):
+        norm: Any = getattr(attention, name, None)
+        if norm is None:
+            continue
+        size = int(norm.weight.shape[0])
+        if held := share.of_norm(f"{path}.{name}", size):
+            setattr(attention, name, SharedNorm(norm, held, counted=name == "q_norm" or share.counts_keys))
+        elif size != attention.head_dim:  # of more than one head, in a way that is not known
             raise not_shared(f"{path}.{name}")
     if hasattr(attention, "num_heads"):  # latent attention's
         attention.num_heads = share.heads.size

@@ -72,6 +72,7 @@ class Dimensions(NamedTuple):
     kv_heads: int
     vocabulary: int
     experts: int = 0  # of a layer that routes to some
+    wide_norms: bool = False  # queries are normed over all heads at once, and keys over all of theirs
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,16 @@ class Share:
     def vocabulary(self) -> Cut:
         """The rank's own."""
         return self.vocabularies[self.rank]
+
+    @property
+    def counts_keys(self) -> bool:
+        """Whether it is the first of all ranks that hold the same key/value heads."""
+        return self.rank % max(1, self.count // self.whole.kv_heads) == 0
+
+    def of_norm(self, path: str, size: int) -> Cut | None:
+        """The share of a norm over all heads; None for one that each rank holds all of."""
+        by = _WIDE_NORMS.get(path.rpartition(".")[2]) if self.whole.wide_norms else None
+        return self._part(by, size, path) if by is not None else None
 
     def of(self, module: Module) -> ModuleCut:
         """The share of a decoder layer's linear. Raises UnsupportedBase for one that is not shared out."""
@@ -146,6 +157,7 @@ _CUT_BY_OUTPUTS = {
 }  # fmt: skip
 _FUSED = {"qkv_proj": (_By.HEADS, _By.KV_HEADS, _By.KV_HEADS), "gate_up_proj": (_By.INNER, _By.INNER)}  # Phi-3's
 _CUT_BY_INPUTS = {"o_proj": _By.HEADS, "down_proj": _By.INNER}
+_WIDE_NORMS = {"q_norm": _By.HEADS, "k_norm": _By.KV_HEADS}  # OLMo 2's
 # Latent attention's way down, its indexer, and Qwen2-MoE's gate of a shared expert.
 _WHOLE = frozenset({"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "wk", "weights_proj", "shared_expert_gate"})
 

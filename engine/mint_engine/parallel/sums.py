@@ -2,6 +2,7 @@
 
 A part of a layer without experts adds up right behind its linears that are cut by inputs. Where experts and a shared
 network give their parts of one sum, it is added up once, at the end of the part of the layer that holds them all.
+Norms over all heads add up their squares beside that.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from mint_engine.model.experts import is_stack
 from mint_engine.model.modules import layers_of
 from mint_engine.parallel.group import Group
+from mint_engine.parallel.norms import shared_norms
 from mint_engine.parallel.shares import is_partial
 
 
@@ -22,6 +24,8 @@ def add_sums(model: PreTrainedModel, group: Group) -> None:
     for _, summed in shared_parts(model):
         for module in summed:
             sum_output(module, group.sum)
+    for norm in shared_norms(model):
+        norm.add = group.sum
 
 
 def shared_parts(model: PreTrainedModel) -> Iterator[tuple[nn.Module, list[nn.Module]]]:

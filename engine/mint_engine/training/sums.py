@@ -2,7 +2,8 @@
 
 What a shared part of a decoder layer gives is added up on the way forward, and the gradient of what it takes on the
 way back: each rank's is that of its own share. So all gradients within a part are one rank's parts of sums, also
-those of what all ranks hold.
+those of what all ranks hold. What a norm over all heads adds up is within a part: every rank's share of what follows
+has a part of its gradient, so that it is added up both ways.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mint_engine.parallel.group import Group
+from mint_engine.parallel.norms import shared_norms
 from mint_engine.parallel.sums import shared_parts, sum_output
 
 
@@ -21,6 +23,8 @@ def add_sums(model: PreTrainedModel, group: Group) -> None:
         _sum_input_back(part, group)
         for module in summed:
             sum_output(module, lambda partial: _Sum.apply(partial, group))
+    for norm in shared_norms(model):
+        norm.add = lambda squares: _Spread.apply(_Sum.apply(squares, group), group)
 
 
 def _sum_input_back(part: nn.Module, group: Group) -> None:

@@ -12,7 +12,7 @@ from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 GROUPED = frozenset(
     {
         *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "phi3"),
-        *("mixtral", "qwen3_moe", "gpt_oss"),
+        *("olmo2", "olmo3", "mixtral", "qwen3_moe", "gpt_oss"),
     }
 )
 LATENT = frozenset({"deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa"})
@@ -20,6 +20,7 @@ FAMILIES = GROUPED | LATENT
 
 # Share embedding and head unless the config says otherwise.
 _TIED = frozenset({"gemma", "gemma2", "gemma3_text", "smollm3"})
+_WIDE_NORMS = frozenset({"olmo2", "olmo3"})  # of queries, and of keys, over all heads at once
 _FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate and up another
 _NETWORK_BIASES = frozenset({"llama", "granite", "smollm3"})  # where the config says so
 _HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
@@ -54,6 +55,7 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
     attention, small = (_latent if latent else _grouped)(family, told)
     network, routers = _networks(family, told)
     norms = (4 if family in _FOUR_NORMS else 2) * layers * hidden + hidden
+    wide_norms = layers * _head_size(told) if family in _WIDE_NORMS else 0
     tied = told.get("tie_word_embeddings", family in _TIED)
     return BaseShape(
         model_type=family,
@@ -65,7 +67,8 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         kv_heads=heads if latent else told.get("num_key_value_heads") or heads,
         experts=_experts(told) if routers else 0,
         small_parameters=small + routers + norms,
-        query_parameters=layers if family == "gpt_oss" else 0,  # sinks
+        query_parameters=layers if family == "gpt_oss" else wide_norms,  # sinks, or norms
+        key_parameters=wide_norms,
         key_elements=0 if latent else 2 * layers * _head_size(told),
         latent_elements=_latent_elements(family, told) if latent else 0,
         context_length=told.get("max_position_embeddings", 0),

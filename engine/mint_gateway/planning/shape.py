@@ -68,6 +68,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     experts: int  # that a layer routes to; 0: none does
     small_parameters: int  # norms, routers: what no adapter targets and every rank holds
     query_parameters: int  # of every query head beside linears
+    key_parameters: int  # of every key/value head beside linears
     key_elements: int  # of one token's cache, for every key/value head
     latent_elements: int  # of one token's cache, whatever the heads
     context_length: int
@@ -78,7 +79,8 @@ class BaseShape(msgspec.Struct, frozen=True):
     def other_parameters(self) -> int:
         """All but the linears that adapters may target."""
         rows = self.vocabulary + self.head_rows
-        return rows * self.hidden + self.small_parameters + self.heads * self.query_parameters
+        beside = self.heads * self.query_parameters + self.kv_heads * self.key_parameters
+        return rows * self.hidden + self.small_parameters + beside
 
     @property
     def parameters(self) -> int:

@@ -13,8 +13,8 @@ from tests.engine.parallel.playing import TURNS, built, play
 from tests.engine.saved_families import save_base
 
 FAMILIES = (
-    "mistral", "gemma2", "gemma3", "phi3", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v3_plain_query",
-    "kimi_k2", "deepseek_v32", "glm_5",
+    "mistral", "gemma2", "gemma3", "phi3", "olmo2", "olmo3_one_key", "qwen3_moe", "gpt_oss", "deepseek_v3",
+    "deepseek_v3_plain_query", "kimi_k2", "deepseek_v32", "glm_5",
 )  # fmt: skip
 LEAN = ("qwen3_moe",)  # those of them that own kernels compute
 
@@ -68,7 +68,7 @@ def test_ranks_hold_their_shares_alone(family: str, tmp_path: Path) -> None:
     assert own_adapter < 0.7 * adapter
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "glm_5"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm_5", "olmo2"])
 def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> None:
     """Four heads and six or eight experts over three."""
     base = save_base(family, tmp_path / "base", num_key_value_heads=4)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Olmo2Config, PreTrainedConfig
+from transformers import FlexOlmoConfig, PreTrainedConfig
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import Base
@@ -20,11 +20,15 @@ NAMED: dict[str, Any] = {key: value for key, value in SIZES.items() if key != "h
 @pytest.mark.parametrize(
     ("config", "ranks", "why"),
     [
-        (Olmo2Config(**NAMED), 2, "is more than 1, and the base has model.layers.0.self_attn.q_norm, which is not"),
+        (
+            FlexOlmoConfig(**NAMED),
+            2,
+            "is more than 1, and the base has model.layers.0.self_attn.q_norm, which is not",
+        ),
         (FAMILIES["qwen3_moe"], 8, "is 8, and the base has 4 query heads over 2 key/value heads"),
         (FAMILIES["deepseek_v3"], 5, "is 5, and the base has 4 query heads over 4 key/value heads"),
     ],
-    ids=["a norm over all heads", "few heads", "few heads over latents"],
+    ids=["a norm over all heads of a family that is not known", "few heads", "few heads over latents"],
 )
 def test_bases(config: PreTrainedConfig, ranks: int, why: str) -> None:
     model = make_model(config)

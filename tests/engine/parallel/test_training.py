@@ -28,9 +28,9 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "llama of uneven heads": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32},
     "llama of one key/value head": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32},
 }
-# The others by transformers' modules: windows and caps, linears in one, experts, experts with biases, latents, sparse
-# attention.
-OTHERS = ("gemma2", "phi3", "qwen3_moe", "gpt_oss", "deepseek_v3", "glm_5")
+# The others by transformers' modules: windows and caps, linears in one, norms over all heads, experts, experts with
+# biases, latents, sparse attention.
+OTHERS = ("gemma2", "phi3", "olmo2", "olmo3_one_key", "qwen3_moe", "gpt_oss", "deepseek_v3", "glm_5")
 CLOSE = {"float32": 1e-4, "bfloat16": 0.15}  # one rank may compute by own kernels what two do by transformers'
 
 
