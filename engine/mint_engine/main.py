@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import signal
 import sys
 
 from mint_contracts.logs import log_as_json
@@ -13,6 +14,7 @@ from mint_engine.parallel.ahead import Ahead
 
 def main() -> None:
     """Serve until SIGTERM; what to serve comes from the environment (see mint_contracts.settings)."""
+    _end_when_told()
     parser = argparse.ArgumentParser(prog="mint-engine", description=main.__doc__)
     parser.add_argument("--port", type=int, default=ENGINE_PORT, help="gRPC (default %(default)s)")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus (default %(default)s)")
@@ -30,6 +32,15 @@ def main() -> None:
     sys.stderr.flush()
     # A thread may still wait for storage or read a base, for minutes; nothing that it does is wanted any more.
     os._exit(code)
+
+
+def _end_when_told() -> None:
+    """End by SIGTERM at once, until whoever runs takes it over: nothing has begun while this process imports.
+
+    Nobody else would end it: the first process of a container gets no signal that it has not asked for.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
 
 
 def _lead(start: Start) -> int:

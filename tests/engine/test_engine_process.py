@@ -26,6 +26,8 @@ from tests.engine.running import save_adapter, save_base
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
+SLOW = "importing"
+
 
 @pytest.fixture(scope="module")
 def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
@@ -148,6 +150,20 @@ async def test_a_base_that_does_not_exist_is_told_not_crashed_over(
         assert await engine.ended() == 3, "a newer start of the same engine takes over"
         assert engine.lines()[-1]["event"] == "replaced"
     await redis.aclose()
+
+
+async def test_told_to_end_it_does_while_it_still_imports(
+    redis_process: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a disk that never answers. A pod's group is made anew while its containers, restarted, import."""
+    (tmp_path / "torch.py").write_text(f"import pathlib, time; pathlib.Path({SLOW!r}).touch(); time.sleep(3600)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pod(tmp_path, redis_process, Source(f"file://{tmp_path}/base")) as engine:
+        await until((tmp_path / SLOW).exists)
+        engine.process.terminate()
+        assert await engine.ended() == 0
+        assert engine.lines() == []
 
 
 def test_a_missing_setting_is_said_in_one_line() -> None:
