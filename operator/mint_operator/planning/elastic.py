@@ -20,7 +20,8 @@ SHRINK_AFTER_S = 300.0  # as long as a HorizontalPodAutoscaler looks back before
 class Fleet(msgspec.Struct, frozen=True):
     """`count` engines run, of which `leaving` (ordinals) are to go or to start anew.
 
-    `enough_since`: since when fewer would do; None: as many are needed.
+    `rolling`: which starts anew next; it leaves once all above it are back. `enough_since`: since when fewer would
+    do; None: as many are needed.
     """
 
     count: int
@@ -35,12 +36,12 @@ def fleet(
 ) -> Fleet:
     """The fleet that `needed` engines make of the `running` ones (0: none was ever made)."""
     if running <= needed:
-        rolling = _outdated(engines, settings)
-        return Fleet(max(needed, 1), needed, _some(rolling), rolling)
+        rolling, leaving = _outdated(engines, settings)
+        return Fleet(max(needed, 1), needed, leaving, rolling)
     since = now if before is None or before.enough_since is None else before.enough_since
-    rolling = _outdated(engines[:needed], settings)
+    rolling, leaving = _outdated(engines[:needed], settings)
     going = range(needed, running) if now - since >= SHRINK_AFTER_S else range(0)
-    return Fleet(running, needed, frozenset(going) | _some(rolling), rolling, since)
+    return Fleet(running, needed, leaving | frozenset(going), rolling, since)
 
 
 def settled(of: Fleet, placed: Placed, engines: Sequence[Engine]) -> tuple[int, int]:
@@ -57,8 +58,8 @@ def settled(of: Fleet, placed: Placed, engines: Sequence[Engine]) -> tuple[int, 
     if of.rolling is None:
         return count, 0
     on_it = placed.given.get(engines[of.rolling].name, ())
-    moving = any(_replaced(placed, name, of.leaving) for name in on_it)
-    return count, of.rolling + 1 if moving else of.rolling
+    stays = of.rolling not in of.leaving or any(_replaced(placed, name, of.leaving) for name in on_it)
+    return count, of.rolling + 1 if stays else of.rolling
 
 
 def _replaced(placed: Placed, name: str, leaving: frozenset[int]) -> bool:
@@ -71,15 +72,15 @@ def _on(place: Place, ordinals: frozenset[int]) -> bool:
     return int(place.engine.rpartition("-")[2]) in ordinals
 
 
-def _outdated(engines: Sequence[Engine], settings: str) -> int | None:
-    """The engine that starts anew next: the highest whose pod has other settings, once all above it are back."""
+def _outdated(engines: Sequence[Engine], settings: str) -> tuple[int | None, frozenset[int]]:
+    """The engine that starts anew next, the highest whose pod has other settings; and itself once it may leave.
+
+    Until all above it are back it must be held: Kubernetes would go on to it the moment that they are, and sees that
+    before anybody else does.
+    """
+    back = True
     for engine in reversed(engines):
         if engine.pod.settings and engine.pod.settings != settings:
-            return engine.ordinal
-        if engine.pod.settings and not engine.ready:
-            return None
-    return None
-
-
-def _some(ordinal: int | None) -> frozenset[int]:
-    return frozenset() if ordinal is None else frozenset({ordinal})
+            return engine.ordinal, frozenset({engine.ordinal} if back else ())
+        back = back and engine.ready
+    return None, frozenset()
