@@ -1,20 +1,23 @@
 """The `mint-engine` program: one base model, resident, and the adapters that the placement map asks for."""
 
-import argparse
-import asyncio
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
-from mint_contracts.logs import log_as_json
-from mint_contracts.settings import ENGINE_PORT, METRICS_PORT, RANKS_PORT
-from mint_engine.environment import Start, confine, read_environment
-from mint_engine.parallel.ahead import Ahead
+if TYPE_CHECKING:
+    from mint_engine.environment import Start
 
 
 def main() -> None:
     """Serve until SIGTERM; what to serve comes from the environment (see mint_contracts.settings)."""
     _end_when_told()
+    import argparse  # and all else only now
+
+    from mint_contracts.logs import log_as_json
+    from mint_contracts.settings import ENGINE_PORT, METRICS_PORT, RANKS_PORT
+    from mint_engine.environment import confine, read_environment
+
     parser = argparse.ArgumentParser(prog="mint-engine", description=main.__doc__)
     parser.add_argument("--port", type=int, default=ENGINE_PORT, help="gRPC (default %(default)s)")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus (default %(default)s)")
@@ -43,14 +46,18 @@ def _end_when_told() -> None:
         signal.signal(number, lambda *_: os._exit(0))
 
 
-def _lead(start: Start) -> int:
+def _lead(start: "Start") -> int:
+    import asyncio
+
+    from mint_engine.parallel.ahead import Ahead
+
     ahead = Ahead(start.settings.ranks_per_node)  # they import what this process does, at the same time
     from mint_engine.process import run  # torch and transformers read the environment when they are imported
 
     return asyncio.new_event_loop().run_until_complete(run(start, ahead))
 
 
-def _work(start: Start) -> int:
+def _work(start: "Start") -> int:
     from mint_engine.parallel.worker import run
 
     return run(start)
