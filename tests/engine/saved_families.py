@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig
 
-from tests.engine.families import FAMILIES, make_model
+from tests.engine.families import FAMILIES, SIZES, make_model
 from tests.engine.made import fill
 from tests.engine.running import save_tokenizer
 
+BASES = FAMILIES | {"mixtral": MixtralConfig(**SIZES, num_local_experts=6)}  # whose files name experts otherwise
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 # What the adapters target: rank 4 on all of it, rank 3 on the attention alone.
@@ -27,7 +28,7 @@ SERVED: dict[str, dict[str, Any]] = {
 
 def save_base(name: str, folder: Path, **changes: Any) -> Path:
     """A random base of the family, and its tokenizer."""
-    config = copy.deepcopy(FAMILIES[name])
+    config = copy.deepcopy(BASES[name])
     for field, value in (changes | {"vocab_size": save_tokenizer(folder)}).items():
         setattr(config, field, value)
     make_model(config).save_pretrained(folder)

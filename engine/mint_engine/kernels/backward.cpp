@@ -141,10 +141,10 @@ void add_gradients(const T* x, const T* dy, int64_t in, int64_t out, const Added
   }
 }
 
-// Tokens and their pairs with experts: pair j of token t is row back[t, j].
+// Tokens and their pairs with experts: pair j of token t is row back[t, j] of `pairs`, or another rank's beyond these.
 // mixed [size] = over pairs, of their weights times their rows
 template <typename T>
-void mix(const T* rows, const int64_t* back, const float* weights, int64_t tokens, int64_t each,
+void mix(const T* rows, int64_t pairs, const int64_t* back, const float* weights, int64_t tokens, int64_t each,
          int64_t size, T* mixed) {
 #pragma omp parallel
   {
@@ -153,6 +153,7 @@ void mix(const T* rows, const int64_t* back, const float* weights, int64_t token
     for (int64_t t = 0; t < tokens; ++t) {
       std::fill(sum.begin(), sum.end(), 0.0f);
       for (int64_t j = t * each; j < (t + 1) * each; ++j) {
+        if (back[j] >= pairs) continue;
         const T* row = rows + back[j] * size;
         const float weight = weights[j];
 #pragma omp simd
@@ -167,11 +168,13 @@ void mix(const T* rows, const int64_t* back, const float* weights, int64_t token
 
 // The way back: each pair's row of the gradient, and the gradient of its weight.
 template <typename T>
-void mix_back(const T* rows, const int64_t* back, const float* weights, int64_t tokens, int64_t each,
+void mix_back(const T* rows, int64_t pairs, const int64_t* back, const float* weights, int64_t tokens, int64_t each,
               int64_t size, const T* given, T* spread, float* slopes) {
 #pragma omp parallel for schedule(static)
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t j = t * each; j < (t + 1) * each; ++j) {
+      slopes[j] = 0;
+      if (back[j] >= pairs) continue;
       const T *row = rows + back[j] * size, *from = given + t * size;
       T* to = spread + back[j] * size;
       const float weight = weights[j];
@@ -217,14 +220,15 @@ void mix_back(const T* rows, const int64_t* back, const float* weights, int64_t 
     add_gradients<T>(x, dy, in, out, added, count, middles, backs);                                                    \
   }                                                                                                                    \
   /* rows [pairs, size], back and weights [tokens, each] -> mixed [tokens, size] */                                    \
-  extern "C" void mint_mix_##NAME(const T* rows, const int64_t* back, const float* weights, int64_t tokens,            \
-                                  int64_t each, int64_t size, T* mixed) {                                              \
-    mix<T>(rows, back, weights, tokens, each, size, mixed);                                                            \
+  extern "C" void mint_mix_##NAME(const T* rows, int64_t pairs, const int64_t* back, const float* weights,             \
+                                  int64_t tokens, int64_t each, int64_t size, T* mixed) {                              \
+    mix<T>(rows, pairs, back, weights, tokens, each, size, mixed);                                                     \
   }                                                                                                                    \
   /* the same and given [tokens, size] -> spread [pairs, size], slopes [tokens, each] of the weights */                \
-  extern "C" void mint_mix_back_##NAME(const T* rows, const int64_t* back, const float* weights, int64_t tokens,       \
-                                       int64_t each, int64_t size, const T* given, T* spread, float* slopes) {         \
-    mix_back<T>(rows, back, weights, tokens, each, size, given, spread, slopes);                                       \
+  extern "C" void mint_mix_back_##NAME(const T* rows, int64_t pairs, const int64_t* back, const float* weights,        \
+                                       int64_t tokens, int64_t each, int64_t size, const T* given, T* spread,          \
+                                       float* slopes) {                                                                \
+    mix_back<T>(rows, pairs, back, weights, tokens, each, size, given, spread, slopes);                                \
   }
 MINT_BACKWARD(bf16, bfloat16)
 MINT_BACKWARD(float, float32)

@@ -25,8 +25,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "multiply_runs": (_P, _P, _I, _P, _I, _P, _I, _I, _P, _I, _P, _P),
     "multiply_runs_back": (_P, _P, _I, _P, _I, _I, _I, _P, _I, _P, _P),
     "add_gradients": (_P, _P, _I, _I, _P, _I, _P, _P),
-    "mix": (_P, _P, _P, _I, _I, _I, _P),
-    "mix_back": (_P, _P, _P, _I, _I, _I, _P, _P, _P),
+    "mix": (_P, _I, _P, _P, _I, _I, _I, _P),
+    "mix_back": (_P, _I, _P, _P, _I, _I, _I, _P, _P, _P),
     "log_sums": (_P, _I, _I, _P),
     "logits_back": (_P, _I, _I, _P, _P, _P, _P, _P),
 }
@@ -199,9 +199,15 @@ class TrainingKernels:
         )  # fmt: skip
 
     def mix(self, rows: torch.Tensor, back: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """rows [P, H], of each token's pairs their row back [T, k] int64 and weight [T, k] float32 -> sums [T, H]."""
+        """rows [P, H], of each token's pairs their row back [T, k] int64 and weight [T, k] float32 -> sums [T, H].
+
+        A pair whose row would be beyond the last adds nothing.
+        """
         mixed = rows.new_empty((back.shape[0], rows.shape[1]))
-        self._mix(rows.data_ptr(), back.data_ptr(), weights.data_ptr(), *back.shape, rows.shape[1], mixed.data_ptr())
+        self._mix(
+            rows.data_ptr(), rows.shape[0], back.data_ptr(), weights.data_ptr(), *back.shape, rows.shape[1],
+            mixed.data_ptr(),
+        )  # fmt: skip
         return mixed
 
     def mix_back(
@@ -210,8 +216,8 @@ class TrainingKernels:
         """What `mix` took, and the gradient of what it gave -> that of rows [P, H] and of weights [T, k] float32."""
         given, slopes = torch.empty_like(rows), torch.empty(back.shape)
         self._mix_back(
-            rows.data_ptr(), back.data_ptr(), weights.data_ptr(), *back.shape, rows.shape[1], dy.data_ptr(),
-            given.data_ptr(), slopes.data_ptr(),
+            rows.data_ptr(), rows.shape[0], back.data_ptr(), weights.data_ptr(), *back.shape, rows.shape[1],
+            dy.data_ptr(), given.data_ptr(), slopes.data_ptr(),
         )  # fmt: skip
         return given, slopes
 

@@ -1,7 +1,11 @@
 """Routed experts in the lean training pass: `routed` written out, forward and backward, on own kernels.
 
-Of the forward what is costly to compute again is kept; inputs and activations are not. Letters in shapes: T tokens, k
-experts of a token, P = T k rows, one a pair of both and in the order of experts, H hidden, I an expert's inner size.
+Of the forward what is costly to compute again is kept; inputs and activations are not. Of several ranks each computes
+the pairs of a token and an expert that it holds, and what comes of these: its part of a sum both ways, also of what
+goes back through the router, which all ranks compute alike.
+
+Letters in shapes: T tokens, k experts of a token, P rows, one a pair of both whose expert is held, in the order of
+experts, H hidden, I an expert's inner size.
 """
 
 from collections.abc import Generator
@@ -10,7 +14,6 @@ from dataclasses import dataclass
 import torch
 
 from mint_engine.kernels.library import Kernels
-from mint_engine.parallel.shares import Cut
 from mint_engine.training import replay
 from mint_engine.training.batch import Batch
 from mint_engine.training.kernels import TrainingKernels
@@ -25,7 +28,7 @@ class KeptExperts:
 
     experts: Experts
     tokens: torch.Tensor  # [P] int64: each row's token
-    back: torch.Tensor  # [T, k] int64: each pair's row
+    back: torch.Tensor  # [T, k] int64: each pair's row, P where its expert is another rank's
     weights: torch.Tensor  # [T, k] float32: of each token's experts
     gate_up: torch.Tensor  # [P, 2 I]
     down: torch.Tensor  # [P, H]
@@ -44,8 +47,8 @@ class LeanExperts:
     ) -> Generator[None, None, tuple[torch.Tensor, KeptExperts]]:
         """x [T, H] -> [T, H]; pauses after every large product."""
         weights, routes = _route(experts, x, batch)
-        weights, held = weights.float(), Cut(0, experts.gate_up.weight.shape[0])
-        routing = sort_routes(routes, batch.owners, held, len(batch.segments), multiple=1)
+        weights = weights.float()
+        routing = sort_routes(routes, batch.owners, experts.held, len(batch.segments), multiple=1)
         tokens, back, rows = (
             routing.order // routes.shape[1],
             routing.back.view(routes.shape),
@@ -79,6 +82,6 @@ class LeanExperts:
 
 def _route(experts: Experts, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Each token's experts' weights and which they are, [T, k], by the router's own code."""
-    with replay.replaying(batch, experts.number, experts.gate_up.weight.shape[0]):
+    with replay.replaying(batch, experts.number, experts.count):
         _, weights, routes = experts.router(x)
     return weights, routes

@@ -4,8 +4,8 @@ Products run over all rows at once; of each layer what is costly to compute agai
 are not. Frozen weights need no gradients, so each layer is twice its forward. Letters in shapes: T rows, H hidden, Q
 query and K key/value heads, D head size, I the network's inner size. Tests hold it against the generic pass.
 
-Of several ranks each has its share of heads and of I, and they add up what each of them gives to the residual stream,
-and on the way back to what came out of it.
+Of several ranks each has its share of heads and of I, or of experts, and they add up what each of them gives to the
+residual stream, and on the way back to what came out of it.
 """
 
 from collections.abc import Generator, Iterator, Mapping

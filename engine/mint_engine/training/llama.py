@@ -6,7 +6,7 @@ A layer's network is one for all tokens, or, in families that are llama-like but
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import nn
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
-from mint_engine.model.llama_like import ROUTED, Unlike, check_config, check_experts
-from mint_engine.parallel.shares import Share
+from mint_engine.model.llama_like import Unlike, check_config, check_experts
+from mint_engine.parallel.shares import Cut, Share
 from mint_engine.training.kernels import Heads
 from mint_engine.training.products import Product, Target
 
@@ -30,10 +30,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Experts:
-    """A router, as transformers has it, and the networks of which it gives each token some."""
+    """A router, as transformers has it, and those that are held of the networks of which it gives each token some."""
 
     number: int  # of the base's layers with experts, this one
     router: nn.Module
+    count: int  # of all that the router chooses from
+    held: Cut
     gate_up: Product
     down: Product
 
@@ -70,7 +72,7 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     Of several ranks, a rank's `share`, which the base has already been cut to.
     """
     config, model = base.config, base.model
-    _check(config, share)
+    check_config(config)
     decoder: Any = model.model
     attention = decoder.layers[0].self_attn
     queries, keys = int(config.num_attention_heads), int(config.num_key_value_heads)
@@ -84,10 +86,10 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     )
     half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
     head: Any = model.lm_head
-    routed = itertools.count()
+    read = _Reader(modules, share.experts if share is not None else None)
     return Llama(
         embedding=decoder.embed_tokens.weight,
-        layers=tuple(_layer(f"model.layers.{at}", layer, modules, routed) for at, layer in enumerate(decoder.layers)),
+        layers=tuple(read.layer(f"model.layers.{at}", layer) for at, layer in enumerate(decoder.layers)),
         norm=decoder.norm.weight,
         head=head,
         cos=cos[0, :, :half].float().contiguous(),
@@ -97,55 +99,59 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     )
 
 
-def _check(config: Any, share: Share | None) -> None:
-    check_config(config)
-    if share is not None and config.model_type in ROUTED:
-        raise Unlike("experts are shared out over ranks")
+@dataclass(frozen=True)
+class _Reader:
+    """Lays what is multiplied together side by side; `modules` are those that adapters may target.
 
+    Of several ranks, `held` are a rank's experts.
+    """
 
-def _layer(path: str, layer: Any, modules: Mapping[str, Module], routed: Iterator[int]) -> Layer:
-    attention = layer.self_attn
-    norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
-    return Layer(
-        attention_norm=layer.input_layernorm.weight,
-        qkv=_fuse(f"{path}.self_attn", attention, ("q_proj", "k_proj", "v_proj"), modules),
-        head_norms=norms,
-        output=_fuse(f"{path}.self_attn", attention, ("o_proj",), modules),
-        mlp_norm=layer.post_attention_layernorm.weight,
-        network=_network(f"{path}.mlp", layer.mlp, modules, routed),
-    )
+    modules: Mapping[str, Module]
+    held: Cut | None
+    numbers: Iterator[int] = field(default_factory=itertools.count)  # of layers with experts
 
-
-def _network(path: str, mlp: Any, modules: Mapping[str, Module], routed: Iterator[int]) -> Network | Experts:
-    experts = getattr(mlp, "experts", None)
-    if experts is None:
-        return Network(
-            gate_up=_fuse(path, mlp, ("gate_proj", "up_proj"), modules),
-            down=_fuse(path, mlp, ("down_proj",), modules),
+    def layer(self, path: str, layer: Any) -> Layer:
+        """One of transformers' decoder layers."""
+        attention = layer.self_attn
+        norms = (attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None
+        return Layer(
+            attention_norm=layer.input_layernorm.weight,
+            qkv=self._fused(f"{path}.self_attn", attention, ("q_proj", "k_proj", "v_proj")),
+            head_norms=norms,
+            output=self._fused(f"{path}.self_attn", attention, ("o_proj",)),
+            mlp_norm=layer.post_attention_layernorm.weight,
+            network=self._network(f"{path}.mlp", layer.mlp),
         )
-    check_experts(experts)
-    gate_up, down = (_stack(f"{path}.experts", experts, name, modules) for name in ("gate_up_proj", "down_proj"))
-    return Experts(next(routed), mlp.gate, gate_up, down)
 
+    def _network(self, path: str, mlp: Any) -> Network | Experts:
+        experts = getattr(mlp, "experts", None)
+        if experts is None:
+            return Network(
+                gate_up=self._fused(path, mlp, ("gate_proj", "up_proj")),
+                down=self._fused(path, mlp, ("down_proj",)),
+            )
+        check_experts(experts)
+        count = int(experts.num_experts)
+        gate_up, down = (self._stack(f"{path}.experts", experts, name) for name in ("gate_up_proj", "down_proj"))
+        return Experts(next(self.numbers), mlp.gate, count, self.held or Cut(0, count), gate_up, down)
 
-def _stack(path: str, experts: Any, name: str, modules: Mapping[str, Module]) -> Product:
-    weight = getattr(experts, name).detach()
-    parts = [module for module in modules.values() if module.part_of == f"{path}.{name}"]
-    targets = [Target(part.path, slice(*part.outputs.indices(weight.shape[1]))) for part in parts]
-    return Product(weight, None, tuple(targets))
+    def _stack(self, path: str, experts: Any, name: str) -> Product:
+        weight = getattr(experts, name).detach()
+        parts = [module for module in self.modules.values() if module.part_of == f"{path}.{name}"]
+        targets = [Target(part.path, slice(*part.outputs.indices(weight.shape[1]))) for part in parts]
+        return Product(weight, None, tuple(targets))
 
-
-def _fuse(path: str, parent: nn.Module, names: Sequence[str], modules: Mapping[str, Module]) -> Product:
-    linears: list[Any] = [getattr(parent, name) for name in names]
-    weight, targets, row = linears[0].weight, [], 0
-    if len(linears) > 1:
-        weight = torch.cat([linear.weight for linear in linears])
-    weight = weight.contiguous()
-    for name, linear in zip(names, linears, strict=True):
-        columns = slice(row, row + linear.weight.shape[0])
-        linear.weight.data = weight[columns]  # the part of the whole takes the place of the old one
-        if f"{path}.{name}" in modules:
-            targets.append(Target(f"{path}.{name}", columns))
-        row = columns.stop
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    return Product(weight.detach()[None], torch.cat(biases) if biases else None, tuple(targets))
+    def _fused(self, path: str, parent: nn.Module, names: Sequence[str]) -> Product:
+        linears: list[Any] = [getattr(parent, name) for name in names]
+        weight, targets, row = linears[0].weight, [], 0
+        if len(linears) > 1:
+            weight = torch.cat([linear.weight for linear in linears])
+        weight = weight.contiguous()
+        for name, linear in zip(names, linears, strict=True):
+            columns = slice(row, row + linear.weight.shape[0])
+            linear.weight.data = weight[columns]  # the part of the whole takes the place of the old one
+            if f"{path}.{name}" in self.modules:
+                targets.append(Target(f"{path}.{name}", columns))
+            row = columns.stop
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        return Product(weight.detach()[None], torch.cat(biases) if biases else None, tuple(targets))

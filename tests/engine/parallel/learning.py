@@ -54,35 +54,32 @@ class Learning:
     def examples(self, number: int, turn: int = 0) -> list[Example]:
         return groups(5 + number + 10 * turn, vocabulary=self.vocabulary)
 
-    def replayed(self, number: int) -> list[Example]:
+    def replayed(self, number: int, turn: int = 0) -> list[Example]:
         """The same, with experts that every token must take: rounding can then choose no others."""
         config: Any = self.generation._forward.base.config
         draw, found = np.random.default_rng(number), []
-        for example in self.examples(number):
+        for example in self.examples(number, turn):
             shape = (len(example.tokens), config.num_hidden_layers, config.num_experts)
             routes = draw.random(shape).argsort(-1)[..., : config.num_experts_per_tok]
             found.append(replace(example, routes=routes))
         return found
 
-    def batches(self, numbers: Sequence[int], turn: int = 0) -> list[PolicyBatch]:
+    def batches(self, numbers: Sequence[int], turn: int = 0, *, replayed: bool = False) -> list[PolicyBatch]:
         """The second policy is held to the base."""
-        losses = (SUMS, TO_BASE, SUMS)
-        return [PolicyBatch(NAMES[each], self.examples(each, turn), losses[each]) for each in numbers]
+        losses, examples = (SUMS, TO_BASE, SUMS), self.replayed if replayed else self.examples
+        return [PolicyBatch(NAMES[each], examples(each, turn), losses[each]) for each in numbers]
 
     def gradients(self, *, replayed: bool = False) -> list[torch.Tensor]:
         """New policies', learning together."""
         self.create()
-        batches = self.batches(range(len(NAMES)))
-        if replayed:
-            batches = [replace(each, examples=self.replayed(at)) for at, each in enumerate(batches)]
-        learn(self.trainer, batches)
+        learn(self.trainer, self.batches(range(len(NAMES)), replayed=replayed))
         found = [self.trainer.policy(name).gradient for name in NAMES]
         return [each for each in found if each is not None]
 
-    def train(self, numbers: Sequence[int]) -> list[torch.Tensor]:
+    def train(self, numbers: Sequence[int], *, replayed: bool = False) -> list[torch.Tensor]:
         """Two steps of these policies together; their numbers after that."""
         for turn in range(2):
-            learn(self.trainer, self.batches(numbers, turn))
+            learn(self.trainer, self.batches(numbers, turn, replayed=replayed))
             self.trainer.step({NAMES[number]: OPTIMIZER for number in numbers})
         policies = [self.trainer.policy(NAMES[number]) for number in numbers]
         return [torch.stack([each.weights, each.exp_avg, each.exp_avg_sq]) for each in policies]

@@ -48,7 +48,7 @@ def held_bytes() -> int:
     return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in found}.values())
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss"])
 def test_wherever_an_update_ends_nothing_of_it_is_kept(family: str) -> None:
     base, other = base_of(family), base_of(family)
     others = InProcess(Follower(other, find_modules(other.model), alone(other)))

@@ -98,11 +98,11 @@ def test_two_nodes_of_two_ranks_compute_what_one_rank_does(tmp_path: Path) -> No
     assert torch.equal(four.argmax(-1), one.argmax(-1))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss"])
 def test_policies_learn_on_two_nodes_what_they_learn_on_one_rank(family: str, tmp_path: Path) -> None:
     """And an update that loses its node ends the engine, and changes no policy."""
     base = save_base(tmp_path, hidden_size=96) if family == "llama" else saved_families.save_base(family, tmp_path)
-    replayed = family == "qwen3_moe"
+    replayed = family != "llama"
     with engine(base, 1) as one:
         whole = one.gradients(replayed=replayed)
     with engine(base, 2, nodes=2) as two:

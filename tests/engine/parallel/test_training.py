@@ -28,14 +28,15 @@ LLAMAS: dict[str, dict[str, Any]] = {
     "llama of uneven heads": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32},
     "llama of one key/value head": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32},
 }
-# The others by transformers' modules: windows and caps, linears in one, norms over all heads, experts, experts with
-# biases, latents, sparse attention.
-OTHERS = ("gemma2", "phi3", "olmo2", "olmo3_one_key", "qwen3_moe", "gpt_oss", "deepseek_v3", "glm_5")
-CLOSE = {"float32": 1e-4, "bfloat16": 0.15}  # one rank may compute by own kernels what two do by transformers'
-
-
-MIXED = [("llama of uneven heads", "float32"), ("llama of uneven heads", "bfloat16"), ("qwen3_moe", "bfloat16")]
-EXACT = [(family, "float32") for family in (*LLAMAS, *OTHERS)]
+LEAN = (*LLAMAS, "mixtral", "qwen3_moe")
+# By transformers' modules: windows and caps, linears in one, norms over all heads, experts with biases, latents,
+# sparse attention.
+OTHERS = ("gemma2", "phi3", "olmo2", "olmo3_one_key", "gpt_oss", "deepseek_v3", "glm_5")
+REPLAYED = ("mixtral", "qwen3_moe", "gpt_oss")
+CLOSE = {"float32": 1e-4, "bfloat16": 0.15}
+ROUNDED = [(family, "bfloat16") for family in ("llama of uneven heads", "qwen3_moe")]
+MIXED = [("llama of uneven heads", "float32"), *ROUNDED, ("gpt_oss", "bfloat16")]
+EXACT = [(family, "float32") for family in (*LEAN, *OTHERS)]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     family, dtype = request.param
     base = save(family, tmp_path_factory.mktemp("base"))
     with engine(base, 2, dtype) as two:
-        assert two.trainer.compute.startswith("lean") is (family in LLAMAS)
+        assert two.trainer.compute.startswith("lean") is (family in LEAN)
         yield Kind(family, dtype, base, two)
 
 
@@ -72,14 +73,18 @@ def far(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("kind", [*EXACT, *MIXED[1:]], indirect=True, ids=", ".join)
-def test_gradients_are_those_of_one_rank(kind: Kind) -> None:
-    replayed = kind.family == "qwen3_moe"
-    shared = kind.two.gradients(replayed=replayed)
+@pytest.mark.parametrize("kind", [*EXACT, *ROUNDED], indirect=True, ids=", ".join)
+def test_gradients_and_weights_are_those_of_one_rank(kind: Kind) -> None:
+    """Weights after two steps."""
+    replayed, found = kind.family in REPLAYED, []
     with engine(kind.base, 1, kind.dtype) as one:
-        whole = one.gradients(replayed=replayed)
-    for found, expected in zip(shared, whole, strict=True):
-        assert far(found, expected) < CLOSE[kind.dtype]
+        for each in (one, kind.two):
+            gradients = each.gradients(replayed=replayed)
+            each.create()
+            trained = each.train(range(len(NAMES)), replayed=replayed)
+            found.append([*gradients, *(weights for weights, *_ in trained)])
+    for whole, shared in zip(*found, strict=True):
+        assert far(shared, whole) < CLOSE[kind.dtype]
 
 
 @pytest.mark.parametrize("kind", EXACT, indirect=True, ids=", ".join)
@@ -177,7 +182,7 @@ async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
 ) -> None:
     """The others wait in the middle of it."""
     others = followers()
-    with engine(save("qwen3_moe", tmp_path), 2) as two:
+    with engine(save("gpt_oss", tmp_path), 2) as two:
         two.create()
         (rank,) = set(followers()) - set(others)
         work = two.trainer.begin(two.batches([0]))
@@ -190,15 +195,16 @@ async def test_what_fails_on_the_first_rank_within_a_piece_ends_the_engine(
         await until(lambda: rank not in followers(), timeout_s=PATIENCE_S / 2)
 
 
-def test_three_ranks_share_what_does_not_divide(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_three_ranks_share_what_does_not_divide(family: str, tmp_path: Path) -> None:
     """Four heads and six experts over three."""
-    base = save("qwen3_moe", tmp_path, num_key_value_heads=4)
+    base = save(family, tmp_path, num_key_value_heads=4)
     with engine(base, 1) as one, engine(base, 3) as three:
         for found, expected in zip(three.gradients(), one.gradients(), strict=True):
             assert far(found, expected) < 1e-4
 
 
-@pytest.mark.parametrize("family", ["llama of uneven heads", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
 def test_a_rank_that_dies_within_an_update_ends_the_engine(family: str, tmp_path: Path) -> None:
     """Nobody waits for it, the error says so, and no policy has changed."""
     others = followers()
