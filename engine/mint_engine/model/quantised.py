@@ -20,6 +20,7 @@ _E4M3, _BYTE = "F8_E4M3", "U8"
 _FLOATS = ("F32", "BF16", "F16", "F8_E8M0")
 # What follows a weight's name in that of its scales: either way it is to be multiplied by them.
 _SCALES = ("_scale_inv", "_scale")
+_WEIGHT_SCALES = tuple(f"weight{end}" for end in _SCALES)
 # For activations and for the cache, which are not rounded here.
 _UNUSED = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "q_scale", "k_scale", "v_scale")
 _MXFP4_BLOCKS, _MXFP4_SCALES = "_blocks", "_scales"
@@ -44,13 +45,11 @@ def _float8(
         path, _, kind = name.rpartition(".")
         beside = tensors.get(f"{path}.weight")
         scaled = beside is not None and beside.get_dtype() == _E4M3
-        if kind in _UNUSED:
+        scales = kind in _WEIGHT_SCALES
+        if scales and not scaled:
+            raise CorruptFile(subject, f"has {name}, but no float8 weight that it scales; {_ADVICE}")
+        if scales or kind in _UNUSED:
             continue
-        if kind.startswith("weight_scale"):
-            if not scaled:
-                raise CorruptFile(subject, f"has {name}, but no float8 weight that it scales; {_ADVICE}")
-            if kind.removeprefix("weight") in _SCALES:
-                continue
         if scaled and kind not in ("weight", "bias"):
             raise CorruptFile(subject, f"has {name}, which no float8 weight is known to have; {_ADVICE}")
         if tensor.get_dtype() == _E4M3:
