@@ -104,8 +104,8 @@ async def test_registering_is_refused_when_the_catalog_does_not_become_whole(
 ) -> None:
     monkeypatch.setattr("mint_gateway.catalog.catalogs.WHOLE_WAIT_S", 0.1)
     client = await opened(scene, local)
+    await scene.redis.set(keys.catalog(BASE, "keeper"), "another gateway")  # first: this one must not make it whole
     await scene.redis.hdel(keys.catalog(BASE), "complete")
-    await scene.redis.set(keys.catalog(BASE, "keeper"), "another gateway")
     with pytest.raises(MapUnavailable, match="being read from its manifests"):
         await client.register(in_pieces(lines([entry("a/one")])))
 

@@ -159,8 +159,11 @@ class Keeper:
         await bounded(lambda: self._redis.set(key, self._token, px=int(HOLD_S * 1000)))
 
     async def _let_go(self, base: str) -> None:
+        """Unless another gateway has it by now."""
+        key = keys.catalog(base, "keeper")
         try:
-            await bounded(lambda: self._redis.delete(keys.catalog(base, "keeper")))
+            if await bounded(lambda: self._redis.get(key)) == self._token:
+                await bounded(lambda: self._redis.delete(key))
         except MapUnavailable:
             return  # it runs out by itself
 
