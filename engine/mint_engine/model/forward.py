@@ -138,7 +138,7 @@ class Forward:
         for start, stop in itertools.pairwise(cuts):
             span = Span(row=0, length=stop - start, position=start, pages=pages, slot=NO_SLOT)
             parts.append(self.run(tokens[start:stop], [span], range(stop - start)).to(torch.float32, copy=True))
-        self.cache.wipe(pages)
+        self.cache.wipe(pages)  # whatever the pass: one that is wrong may have left NaN to the next
         return float((torch.cat(parts) - expected).norm() / expected.norm())
 
 
