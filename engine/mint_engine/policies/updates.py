@@ -24,6 +24,7 @@ from mint_engine.training.work import LossOutcome, Work
 
 ALONE_S = 0.2  # of updates in one go where only rollouts wait for them
 FULL_ROWS = 1024  # so many tokens fill the matrix products: waiting for more policies would gain nothing
+MOST_WAIT_S = 5.0  # for others' rollouts, which may go on for ever: those without a signal are followed by more
 
 _log = structlog.get_logger(__name__)
 
@@ -65,6 +66,7 @@ class Updates:
         self._lock = threading.Lock()
         self._calls: deque[Callable[[], None]] = deque()
         self._ready: list[Job] = []
+        self._ready_since = 0.0  # of the first of these
         self._work: Work | None = None
         self._jobs: list[Job] = []  # of `_work`
         self._stepping: deque[tuple[Job, LossOutcome]] = deque()  # jobs whose gradients are there
@@ -80,6 +82,8 @@ class Updates:
         """Have a job done."""
         with self._lock:
             if not self._closed:
+                if not self._ready:
+                    self._ready_since = self._clock()
                 self._ready.append(job)
                 return
         self._fail([job], Draining("engine", "is ending and trains no more"))
@@ -127,10 +131,12 @@ class Updates:
         self._fail(jobs, Draining("engine", "is ending and trains no more"))
 
     def _ripe(self) -> bool:
-        """Enough is ready, or nobody is on the way whom it would pay to wait for."""
+        """Enough is ready, nobody is on the way whom it would pay to wait for, or it has been waited long enough."""
         if not self._ready:
             return False
-        return not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS
+        if not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS:
+            return True
+        return self._clock() - self._ready_since >= MOST_WAIT_S
 
     def _piece(self) -> bool:
         """Compute one piece, or take one job's step; whether there was any."""
@@ -157,7 +163,9 @@ class Updates:
 
     def _begin(self) -> None:
         with self._lock:
-            jobs, self._ready = self._ready, []
+            jobs, self._ready = _first_of_each(self._ready)
+            if self._ready:
+                self._ready_since = self._clock()
         found = self._try_begin(jobs)
         if isinstance(found, Work):
             self._work, self._jobs = found, jobs
@@ -219,3 +227,11 @@ class Updates:
             self._work, self._jobs = None, []
         for job in jobs:
             job.resolve(type(error)(error.subject, error.message))
+
+
+def _first_of_each(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
+    """The first job of each policy, which can be done together, and the others, which follow."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(job.batch.policy, job)
+    return list(first.values()), [job for job in jobs if job is not first[job.batch.policy]]

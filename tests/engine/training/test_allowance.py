@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mint_contracts.training import Optimizer
 from mint_engine.policies.allowance import LEAST, Allowance
-from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.policies.updates import MOST_WAIT_S, Job, Learnt, Updates
 from mint_engine.scheduling.background import SHARE
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
@@ -64,3 +64,39 @@ def test_pieces_that_are_short_beside_a_step_follow_every_one_of_them() -> None:
     assert isinstance(learnt[0], Learnt)
     assert set(pieces[:-1]) == {0, 1}, "2.5 ms a step are five sixths of a piece"
     assert sum(pieces) > 15
+
+
+def test_what_is_ready_waits_only_so_long_for_others_whose_rollouts_never_end() -> None:
+    now = [0.0]
+    trainer = trainer_of()
+    updates = Updates(trainer, clock=lambda: now[0])
+    updates.rollouts = lambda: 5
+    trainer.create("a", PolicySettings(4, 8.0, (), 0))
+    learnt: list[object] = []
+    batch = PolicyBatch("a", tuple(groups(1)), DAPO, completion_tokens=16)
+    updates.put(Job(batch, Optimizer(), lambda _: None, learnt.append))
+
+    updates.advance(5, 0.01)
+    assert not learnt, "others would be learnt from in the same products"
+    now[0] += MOST_WAIT_S
+    while updates.busy:
+        updates.advance(5, 0.01)
+    assert isinstance(learnt[0], Learnt)
+
+
+def test_two_jobs_of_one_policy_follow_each_other_and_hold_nobody_up() -> None:
+    trainer = trainer_of()
+    updates = Updates(trainer)
+    learnt: dict[str, list[object]] = {"a": [], "b": []}
+    for policy in ("a", "a", "b"):
+        if policy not in trainer.names:
+            trainer.create(policy, PolicySettings(4, 8.0, (), 0))
+        batch = PolicyBatch(policy, tuple(groups(1)), DAPO, completion_tokens=16)
+        updates.put(Job(batch, Optimizer(), lambda _: None, learnt[policy].append))
+
+    while updates.busy:
+        updates.advance(0, 0.0)
+    assert [len(each) for each in learnt.values()] == [2, 1]
+    assert all(isinstance(each, Learnt) for told in learnt.values() for each in told)
+    first, second = (each.step.step for each in learnt["a"] if isinstance(each, Learnt) and each.step)
+    assert (first, second) == (1, 2)
