@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 
 from google.protobuf.message import Message
 
-from mint_contracts.errors import OutOfOrder
+from mint_contracts.errors import OutOfOrder, PolicyNotFound
 
 REMEMBERED = 16  # answers; a client that retries has not gone on by more calls than this
 
@@ -15,11 +15,13 @@ M = TypeVar("M", bound=Message)
 
 
 class Calls:
-    """One policy's calls, one after another."""
+    """One policy's calls, one after another. `lease` is in the names of what they save and publish."""
 
-    def __init__(self, policy: str, sequence: int = 0) -> None:
+    def __init__(self, policy: str, lease: int) -> None:
         self._policy = policy
-        self.sequence = sequence  # of the last call that took effect
+        self.lease = lease
+        self.sequence = 0  # of the last call that took effect
+        self._ended = False
         self._answers: OrderedDict[int, Message] = OrderedDict()
         self._turn = asyncio.Lock()
 
@@ -31,8 +33,15 @@ class Calls:
         """
         return await asyncio.shield(asyncio.ensure_future(self._once(sequence, work)))
 
+    async def end(self) -> None:
+        """Wait for the call under way; those that follow it raise PolicyNotFound."""
+        async with self._turn:
+            self._ended = True
+
     async def _once(self, sequence: int, work: Callable[[], Awaitable[M]]) -> M:
         async with self._turn:
+            if self._ended:
+                raise PolicyNotFound(f"policy {self._policy!r}", "was dropped")
             if sequence in self._answers:
                 return cast(M, self._answers[sequence])
             if sequence != self.sequence + 1:

@@ -35,6 +35,12 @@ class Name(msgspec.Struct, frozen=True, order=True):
     def __str__(self) -> str:
         return f"{self.lease:016d}-{self.step:08d}"
 
+    @classmethod
+    def read(cls, text: str) -> "Name | None":
+        """What `str` gave; None for anything else."""
+        found = _NAME.fullmatch(text)
+        return cls(int(found[1]), int(found[2])) if found else None
+
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a checkpoint says of itself, and of the course so far."""
@@ -49,6 +55,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int = 0
     rewards: tuple[float, ...] = ()  # mean of each finished step
     evaluation: float | None = None
+    evaluated: int = 0  # the step after which that was
     published: Published | None = None
 
 
@@ -87,10 +94,10 @@ class Shelf:
 
     def read(self, name: str) -> bytes:
         """The blob of one checkpoint. Raises PolicyNotFound where it is not (any more), CorruptFile."""
-        found = _NAME.fullmatch(name)
+        found = Name.read(name)
         try:
             if found is not None:
-                return self._read(Name(int(found[1]), int(found[2])))[1]
+                return self._read(found)[1]
         except SourceNotFound:
             found = None
         raise PolicyNotFound(f"checkpoint {name[:80]!r} of policy {self._policy!r}", "does not exist, or was swept")
@@ -108,8 +115,8 @@ class Shelf:
         return record, blob
 
     def _names(self) -> list[Name]:
-        found = [_NAME.fullmatch(name) for name in self._store.names(self.folder)]
-        return sorted(Name(int(each[1]), int(each[2])) for each in found if each)
+        found = [Name.read(name) for name in self._store.names(self.folder)]
+        return sorted(each for each in found if each is not None)
 
     def _refuse_stale(self, name: Name) -> None:
         newer = [each for each in self._names() if each.lease > name.lease]

@@ -59,7 +59,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     def __init__(self) -> None:
         self.open: Open | None = None  # None until the base is loaded
         self._calls: dict[str, Calls] = {}
-        self._lease = time.time_ns() // 1_000_000  # of what this start of the engine saves
+        self._lease = 0  # of the policy that was created last
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         """A new policy; asking again for one that is new still is no mistake."""
@@ -75,7 +75,9 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                 told = PolicySettings(
                     request.rank or 8, request.alpha or 16.0, tuple(request.target_modules), request.seed
                 )
-                self._calls[name] = Calls(name)
+                # Later than those of policies of this name that other engines have trained, or this one has dropped.
+                self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
+                self._calls[name] = Calls(name, self._lease)
                 try:
                     await here.means.desk.call(lambda trainer: trainer.create(name, told))
                 except MintError:
@@ -92,7 +94,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     ) -> pb.ForwardBackwardResponse:
         """Add the gradients of a loss over examples."""
 
-        async def work(here: Open) -> pb.ForwardBackwardResponse:
+        async def work(here: Open, _: Calls) -> pb.ForwardBackwardResponse:
             batch = batch_of_request(request)
             return told_of((await here.means.desk.learn(batch, None)).outcome)
 
@@ -101,7 +103,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def OptimStep(self, request: pb.OptimStepRequest, context: _Context) -> pb.OptimStepResponse:  # noqa: N802
         """Take one step along the gradients."""
 
-        async def work(here: Open) -> pb.OptimStepResponse:
+        async def work(here: Open, _: Calls) -> pb.OptimStepResponse:
             name, optimizer = request.policy, optimizer_of_request(request)
             step = (await here.means.desk.call(lambda trainer: trainer.step({name: optimizer})))[name]
             return pb.OptimStepResponse(step=step.step, grad_norm=step.grad_norm, skipped=step.skipped)
@@ -111,8 +113,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def SaveState(self, request: pb.SaveStateRequest, context: _Context) -> pb.SaveStateResponse:  # noqa: N802
         """Write a checkpoint; it is durable when this returns."""
 
-        async def work(here: Open) -> pb.SaveStateResponse:
-            policy, name = request.policy, Name(self._lease, request.sequence)
+        async def work(here: Open, calls: Calls) -> pb.SaveStateResponse:
+            policy, name = request.policy, Name(calls.lease, request.sequence)
             blob = await here.means.desk.call(lambda trainer: trainer.save(policy))
             digest = await asyncio.to_thread(digest_of, blob)
             record = Record(policy, "", name.lease, name.step, digest, RUN, sequence=request.sequence)
@@ -125,14 +127,16 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def LoadState(self, request: pb.LoadStateRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         """Go on from one of the policy's own checkpoints."""
 
-        async def work(here: Open) -> pb.PolicyState:
+        async def work(here: Open, calls: Calls) -> pb.PolicyState:
             policy = request.policy
             shelf = Shelf(here.store, policy, RUN, KEPT)
             prefix = f"{here.store.source.uri.rstrip('/')}/{shelf.folder}/"
             if not request.uri.startswith(prefix):
                 raise SourceForbidden(f"policy {policy!r}", "loads only what it has saved itself, by SaveState's uri")
-            blob = await asyncio.to_thread(shelf.read, request.uri.removeprefix(prefix))
+            name = request.uri.removeprefix(prefix)
+            blob = await asyncio.to_thread(shelf.read, name)
             step = await here.means.desk.call(lambda trainer: _replace(trainer, policy, blob))
+            self._follow(calls, name)
             return pb.PolicyState(policy=policy, step=step, sequence=request.sequence)
 
         return await self._once(request.policy, request.sequence, work, context)
@@ -140,8 +144,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def Publish(self, request: pb.PublishRequest, context: _Context) -> pb.PublishResponse:  # noqa: N802
         """Make the policy's weights a revision: durable and served when this returns."""
 
-        async def work(here: Open) -> pb.PublishResponse:
-            policy, name = request.policy, Name(self._lease, request.sequence)
+        async def work(here: Open, calls: Calls) -> pb.PublishResponse:
+            policy, name = request.policy, Name(calls.lease, request.sequence)
             packed: Packed = await here.means.desk.call(lambda trainer: trainer.packed(policy))
             told = await asyncio.to_thread(revisions.publish, here.store, policy, name, packed)
             here.means.places.offer(policy, told.source, packed)
@@ -154,22 +158,34 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work() -> pb.DropPolicyResponse:
             here, name = self._open(), self._own(request.policy)
-            if self._calls.pop(name, None) is not None:
-                await here.means.desk.call(lambda trainer: trainer.drop(name))
+            calls = self._calls.get(name)
+            if calls is not None:
+                await calls.end()  # an update of it that is ready would be taken by a policy of the same name
+            if calls is not None and self._calls.get(name) is calls:
+                del self._calls[name]
                 here.means.places.withdraw(name)
+                await here.means.desk.call(lambda trainer: trainer.drop(name))
             return pb.DropPolicyResponse()
 
         return await _answered(work, context)
 
-    async def _once(self, policy: str, sequence: int, work: Callable[[Open], Awaitable[M]], context: _Context) -> M:
+    async def _once(
+        self, policy: str, sequence: int, work: Callable[[Open, Calls], Awaitable[M]], context: _Context
+    ) -> M:
         async def ordered() -> M:
             here, name = self._open(), self._own(policy)
             calls = self._calls.get(name)
             if calls is None:
                 raise PolicyNotFound(f"policy {name!r}", "is not on this engine; create it, and load what it saved")
-            return await calls.once(sequence, lambda: work(here))
+            return await calls.once(sequence, lambda: work(here, calls))
 
         return await _answered(ordered, context)
+
+    def _follow(self, calls: Calls, checkpoint: str) -> None:
+        """What goes on from a checkpoint comes after it, though another engine's clock has been ahead of ours."""
+        loaded = Name.read(checkpoint)
+        if loaded is not None and loaded.lease > calls.lease:
+            calls.lease = self._lease = max(self._lease, loaded.lease) + 1
 
     def _open(self) -> Open:
         if self.open is None:

@@ -1,5 +1,6 @@
 """The Trainer service over a real socket: each call counts once, in order, and wrong ones are refused by name."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -119,3 +120,56 @@ async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
         assert "trained by a wave" in error.message
         await stub.DropPolicy(pb.DropPolicyRequest(policy="one"))
         assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "PolicyNotFound"
+
+
+async def test_a_dropped_policys_call_under_way_reaches_none_of_the_same_name(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        updates = scene.server._updates
+        assert updates is not None
+        nobody, updates.rollouts = updates.rollouts, lambda: 5  # so that an update waits for others
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        abandoned = stub.ForwardBackward(lesson("one", 1))
+        await until(lambda: updates._ready)
+        abandoned.cancel()
+        dropping = asyncio.create_task(_drop(stub, "one"))
+        await until(lambda: scene.server.trainer._calls["one"]._turn._waiters)
+        assert not dropping.done()
+        updates.rollouts = nobody
+        scene.means.desk._wake()
+        await dropping
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.ForwardBackward(lesson("one", 1))
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="two", rank=4))
+        await stub.ForwardBackward(lesson("two", 1))
+        one, two = [await stub.OptimStep(step(policy, 2)) for policy in ("one", "two")]
+        assert (one.step, one.grad_norm) == (1, two.grad_norm), "one gradient, not two"
+
+
+async def test_a_policy_made_anew_writes_over_nothing_that_its_namesake_saved(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        saved = []
+        for steps in (1, 0):
+            await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+            await stub.ForwardBackward(lesson("one", 1))
+            await (stub.OptimStep(step("one", 2)) if steps else stub.ForwardBackward(lesson("one", 2)))
+            saved.append((await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=3))).uri)
+            await _drop(stub, "one")
+        assert len(set(saved)) == 2
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        state = await stub.LoadState(pb.LoadStateRequest(policy="one", sequence=1, uri=saved[0]))
+        assert state.step == 1
+
+
+async def test_an_engine_that_started_earlier_goes_on_where_a_younger_one_died(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, elder):
+        async with called(base, tmp_path) as (_, younger):
+            await younger.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+            saved = await younger.SaveState(pb.SaveStateRequest(policy="one", sequence=1))
+        await elder.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await elder.LoadState(pb.LoadStateRequest(policy="one", sequence=1, uri=saved.uri))
+        again = await elder.SaveState(pb.SaveStateRequest(policy="one", sequence=2))
+        assert again.uri > saved.uri
+
+
+async def _drop(stub: Any, policy: str) -> None:
+    await stub.DropPolicy(pb.DropPolicyRequest(policy=policy))
