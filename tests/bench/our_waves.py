@@ -181,12 +181,13 @@ class Engine:
         await self._means.desk.call(lambda trainer: trainer.create(name, terms.form))
         label = label_of(name, 1, 0)
         await self._means.desk.call(lambda trainer: hand_off(self._slots, number, trainer.policy(name), label))
-        return Lessons(self._means, terms, number, examples, (), Scorer(reward))
+        return Lessons(self._means, terms, number, examples, (), Scorer(reward), lambda score: score())
 
     async def _take(self, lessons: Lessons) -> Taken:
         name = lessons.terms.policy
         step = self._steps.get(name, 0)
-        taken = await lessons.take(step, label_of(name, 1, step), label_of(name, 1, step + 1))
+        steps = lessons.terms.train.steps
+        taken = await lessons.take(step, steps, label_of(name, 1, step), label_of(name, 1, step + 1))
         self._steps[name] = step + 1
         return taken
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from statistics import fmean
 
 import msgspec
@@ -11,8 +12,8 @@ import structlog
 from mint_contracts.errors import Internal, MintError, NonFiniteWeights
 from mint_contracts.records import Failure
 from mint_contracts.training import Train
-from mint_contracts.training_records import Progress, Stage, TrainAssignment, WaveTraining
-from mint_engine.examples.dataset import read_dataset
+from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
+from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Record
 from mint_engine.policies.desk import to_its_end
@@ -21,7 +22,7 @@ from mint_engine.policies.keeping import Keeping
 from mint_engine.policies.lessons import Lessons
 from mint_engine.policies.means import Means
 from mint_engine.policies.moves import Move, Standing, next_move
-from mint_engine.policies.patience import patiently
+from mint_engine.policies.patience import Patience
 from mint_engine.policies.store import store_of
 from mint_engine.policies.terms import Terms, terms_of
 from mint_engine.rewards.scorer import Scorer
@@ -52,6 +53,7 @@ class Course:
         self.rewards: list[float] = []
         self._standing = Standing()
         self._failure: Failure | None = None
+        self._patience = Patience(assignment.policy, on_change)
         self._evaluation: float | None = None
         self._tokens, self._step_s, self._skipped = 0, 0.0, 0
         self.waits = False  # for the map, to be sure of its lease
@@ -80,8 +82,14 @@ class Course:
             tokens=self._tokens,
             step_s=round(self._step_s, 3),
             published=keeping.published if keeping is not None else None,
-            failure=self._failure,
+            failure=self._failure or self._trouble,
         )
+
+    @property
+    def _trouble(self) -> Failure | None:
+        """What goes away by itself, or when somebody else has mended it."""
+        error = next(iter(self._patience.trouble.values()), None)
+        return Failure(reason=error.reason, message=str(error), terminal=False) if error is not None else None
 
     @property
     def _record(self) -> Record:
@@ -97,6 +105,7 @@ class Course:
             tokens=self._tokens,
             rewards=tuple(self.rewards),
             evaluation=self._evaluation,
+            evaluated=self._standing.evaluated,
             published=self._kept().published,
         )
 
@@ -120,12 +129,12 @@ class Course:
             self._on_change()
 
     async def _live(self) -> None:
-        lessons, keeping = await patiently(self._load, self.assignment.policy, "load")
+        lessons, keeping = await self._patience(self._load, "load", self._keeps)
         self._lessons, self._keeping = lessons, keeping
         self._set_stage(Stage.RUNNING)
         moves: dict[Move, Callable[[], Awaitable[None]]] = {
-            Move.STEP: self._step,
-            Move.EVALUATE: self._evaluate,
+            Move.STEP: self._unless_told(self._step),
+            Move.EVALUATE: self._unless_told(self._evaluate),
             Move.SAVE: self._save,
             Move.PUBLISH: self._publish,
             Move.SETTLE: keeping.settle,
@@ -139,26 +148,44 @@ class Course:
             if isinstance(move, Stage):
                 self._set_stage(move)
                 return
-            await patiently(moves[move], self.assignment.policy, move)
+            await self._patience(moves[move], move, self._runs)
             self._on_change()
+
+    def _runs(self) -> bool:
+        return self.order is Order.RUN
+
+    def _keeps(self) -> bool:
+        """What is learnt is wanted, now or later."""
+        return self.order is not Order.CANCEL
+
+    def _unless_told(self, move: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        """The move, unless another order has come while it was to be tried again."""
+
+        async def attempt() -> None:
+            if self._runs():
+                await move()
+
+        return attempt
 
     async def _load(self) -> tuple[Lessons, Keeping]:
         """Slot, examples, and the policy: from its newest checkpoint, or new."""
         terms, means = terms_of(self._wave, self.assignment), self._means
         with metrics.SECONDS.labels("load").time():
             store = await asyncio.to_thread(store_of, self._wave.store)
-            keeping = Keeping(means, store, terms, self._sure)
-            examples = await asyncio.to_thread(read_dataset, terms.dataset)
+            write = partial(self._patience, what="write", lasts=self._keeps)
+            keeping = Keeping(means, store, terms, self._sure, write)
+            examples = await means.datasets.read(terms.run, terms.dataset)
             told = terms.train.evaluation
-            held_out = examples
+            held_out: Sequence[Example] = examples
             if told is not None and told.dataset is not None:
-                held_out = await asyncio.to_thread(read_dataset, told.dataset)
+                held_out = await means.datasets.read(terms.run, told.dataset)
             scorer = None if terms.reward is None else Scorer(terms.reward)
             if self._slot is None:
                 self._slot = await means.places.reserve(terms.policy)
             await self._restore(terms, keeping, self._slot)
         held = held_out[: told.prompts] if told is not None else ()
-        return Lessons(means, terms, self._slot, examples, held, scorer), keeping
+        score = partial(self._patience, what="reward", lasts=self._runs)
+        return Lessons(means, terms, self._slot, examples, held, scorer, score), keeping
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
         found = await asyncio.to_thread(keeping.shelf.newest)
@@ -168,7 +195,8 @@ class Course:
             record, blob = found
             await desk.call(lambda trainer: trainer.restore(terms.policy, blob))
             self._take_up(record)
-            keeping.published = record.published
+            published = await keeping.take_up(record)
+            self._standing = msgspec.structs.replace(self._standing, published=published)
         else:
             start = await self._means.places.read(terms.start_from) if terms.start_from else None
             await desk.call(lambda trainer: trainer.create(terms.policy, terms.form, start))
@@ -182,13 +210,12 @@ class Course:
     def _take_up(self, record: Record) -> None:
         self.rewards, self._tokens = list(record.rewards), record.tokens
         self._evaluation = record.evaluation
-        published = record.published.step if record.published is not None else 0
-        self._standing = Standing(record.step, record.step, published, record.step)
+        self._standing = Standing(record.step, record.step, evaluated=record.evaluated)
 
     async def _step(self) -> None:
         lessons, step, began = self._running(), self._standing.step, time.monotonic()
         next_label = label_of(self.assignment.policy, self.assignment.lease, step + 1)
-        taken = await lessons.take(step, self._label, next_label)
+        taken = await lessons.take(step, self.train.steps, self._label, next_label)
         if taken.learnt is not None:
             self._label = next_label
             self._count_skipped(taken.learnt.step is not None and taken.learnt.step.skipped)
@@ -258,8 +285,9 @@ class Course:
         """Leave nothing behind: no write, no weights, no slot, no connection."""
         if self._keeping is not None:
             await self._keeping.abandon()
-        if self._lessons is not None and self._lessons.scorer is not None:
-            await self._lessons.scorer.close()
+        lessons, self._lessons = self._lessons, None  # a course that has ended is remembered, its examples are not
+        if lessons is not None and lessons.scorer is not None:
+            await lessons.scorer.close()
         await self._means.desk.call(lambda trainer: trainer.drop(self.assignment.policy))
         if self._slot is not None:
             slot, self._slot = self._slot, None

@@ -5,8 +5,8 @@ One of each is on its way at most. Nothing is begun to be written while the leas
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -19,7 +19,6 @@ from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
 from mint_engine.policies.means import Means
-from mint_engine.policies.patience import patiently
 from mint_engine.policies.store import Store
 from mint_engine.policies.terms import Terms
 from mint_engine.training import state
@@ -33,11 +32,22 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
+class Patiently(Protocol):
+    """Does a thing again after errors that go away by themselves."""
+
+    async def __call__(self, work: Callable[[], Awaitable[T]], /) -> T:
+        """What `work` gives, and what it raises for good."""
+        ...
+
+
 class Keeping:
     """One policy's writes under one lease. `sure` tells whether that may still be acted on."""
 
-    def __init__(self, means: Means, store: Store, terms: Terms, sure: Callable[[], bool]) -> None:
+    def __init__(
+        self, means: Means, store: Store, terms: Terms, sure: Callable[[], bool], patiently: Patiently
+    ) -> None:
         self._means, self._store, self._terms, self._sure = means, store, terms, sure
+        self._patiently = patiently
         self.shelf = Shelf(store, terms.policy, terms.run)
         self.published: Published | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -51,6 +61,15 @@ class Keeping:
         """Raise what a write that has ended raised."""
         for kind in [kind for kind, task in self._tasks.items() if task.done()]:
             self._tasks.pop(kind).result()
+
+    async def take_up(self, record: Record) -> int:
+        """Find the revision that was published last, under the lease of a checkpoint or later; returns its step.
+
+        It may be newer than what the checkpoint tells, and that may be swept by now.
+        """
+        newest = await asyncio.to_thread(revisions.newest, self._store, self._terms.policy, record.lease)
+        self.published = newest or record.published
+        return self.published.step if self.published is not None else 0
 
     async def save(self, record: Record) -> None:
         """Begin to write a checkpoint of the policy as it is now; `record` but for its digest."""
@@ -129,7 +148,7 @@ class Keeping:
                     return await asyncio.to_thread(work)
                 await asyncio.sleep(UNSURE_S)
 
-        return await patiently(attempt, self._terms.policy, "write")
+        return await self._patiently(attempt)
 
 
 def _copy(policy: Policy) -> Policy:

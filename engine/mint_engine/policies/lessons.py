@@ -5,7 +5,7 @@ taken again with the same outcome.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -46,11 +46,14 @@ class Lessons:
     examples: Sequence[Example]
     held_out: Sequence[Example]  # what evaluations ask
     scorer: Scorer | None
+    patiently: Callable[
+        [Callable[[], Awaitable[list[float]]]], Awaitable[list[float]]
+    ]  # scores again: see `Patience`
 
-    async def take(self, step: int, label: str, next_label: str) -> Taken:
-        """Step `step`, counted from 0. `label` names what the slot holds now, `next_label` what it will hold."""
+    async def take(self, step: int, steps: int, label: str, next_label: str) -> Taken:
+        """Step `step` of `steps`, from 0. `label` names what the slot holds now, `next_label` what it will hold."""
         if self.terms.supervised:
-            return await self._study(step, next_label)
+            return await self._study(step, steps, next_label)
         train = self.terms.train
         examples = [self.examples[at] for at in self._draw(step)]
         seeds = [
@@ -64,7 +67,7 @@ class Lessons:
         if batch is None:
             metrics.SKIPPED.labels("no signal").inc()
             return Taken(reward, 0, None)
-        learnt = await self._learn(batch, step, next_label)
+        learnt = await self._learn(batch, step, steps, next_label)
         metrics.DRIFT.observe(learnt.outcome.metrics["drift"])
         metrics.BEYOND.observe(1 - learnt.outcome.metrics["kept"])
         return Taken(reward, sum(len(each.tokens) + 1 for each in batch.examples), learnt)
@@ -74,12 +77,12 @@ class Lessons:
         groups = await self._answer(self.held_out, [(0,)] * len(self.held_out), step, label, temperature=0.0)
         return fmean(group.rewards[0] for group in groups)
 
-    async def _study(self, step: int, next_label: str) -> Taken:
+    async def _study(self, step: int, steps: int, next_label: str) -> Taken:
         render, most = self.means.renderer, self.terms.train.sampling.max_tokens
         examples = [self.examples[at] for at in self._draw(step)]
         pairs = await asyncio.to_thread(lambda: [(render.prompt(x, most), render.answer(x, most)) for x in examples])
         batch = supervised(self.terms.policy, pairs, self.terms.loss)
-        learnt = await self._learn(batch, step, next_label)
+        learnt = await self._learn(batch, step, steps, next_label)
         return Taken(-learnt.outcome.loss_sum, sum(len(p) + len(a) for p, a in pairs), learnt)
 
     async def _answer(
@@ -114,21 +117,22 @@ class Lessons:
         ]
 
     async def _score(self, examples: Sequence[Example], texts: Sequence[Sequence[str]], step: int) -> list[float]:
-        if self.scorer is None:
+        scorer = self.scorer
+        if scorer is None:
             raise Internal(f"policy {self.terms.policy!r}", "has nothing to score its answers with")
         completions = [
             Completion(example.text, text, example.answer or "", example.json)
             for example, group in zip(examples, texts, strict=True)
             for text in group
         ]
-        return await self.scorer.score(self.terms.policy, step, completions)
+        return await self.patiently(lambda: scorer.score(self.terms.policy, step, completions))
 
-    async def _learn(self, batch: PolicyBatch, step: int, next_label: str) -> Learnt:
+    async def _learn(self, batch: PolicyBatch, step: int, steps: int, next_label: str) -> Learnt:
         terms, slots = self.terms, self.means.slots
         with metrics.SECONDS.labels("update").time():
             learnt = await self.means.desk.learn(
                 batch,
-                settled(terms.optimizer, step, terms.train.steps),
+                settled(terms.optimizer, step, steps),
                 epochs=terms.train.inner_epochs,
                 finish=lambda trainer: hand_off(slots, self.slot, trainer.policy(terms.policy), next_label),
             )

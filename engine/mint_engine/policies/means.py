@@ -1,6 +1,6 @@
 """What the courses of one engine have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
 from mint_engine.examples.render import Renderer
+from mint_engine.examples.shared import Datasets
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.residency.slots import Slots
@@ -46,6 +47,7 @@ class Means:
     slots: Slots
     places: Places
     renderer: Renderer
+    datasets: Datasets = field(default_factory=Datasets)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -44,10 +44,12 @@ def source_of(store: Store, policy: str, revision: str) -> Source:
     return child(store.source, f"revisions/{policy}/{revision.rpartition(':')[2]}")
 
 
-def newest(store: Store, policy: str) -> Published | None:
-    """The revision that was published last."""
+def newest(store: Store, policy: str, lease: int) -> Published | None:
+    """The revision that was published last, under `lease` or a later one; None: none was."""
     entries = _entries(store, f"revisions/{policy}")
-    return entries[-1][1] if entries else None
+    if not entries or entries[-1][0] < f"{Name(lease, 0)}.json":
+        return None
+    return entries[-1][1]
 
 
 def _entries(store: Store, root: str) -> list[tuple[str, Published]]:

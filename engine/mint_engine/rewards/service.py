@@ -24,6 +24,8 @@ _AWAY = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.ABORTED,
 }
+# What a service's own defect gives, or a proxy that lost it: tried again as often as is told, and then final.
+_BROKEN = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED}
 
 
 class ServiceClient:
@@ -89,9 +91,10 @@ class ServiceClient:
             except grpc.aio.AioRpcError as error:
                 attempt += 1
                 code, why = error.code(), (error.details() or "")[:200]
-                if code not in _AWAY:
+                last = attempt > self._told.retries
+                if code not in _AWAY and (last or code not in _BROKEN):
                     raise BadReward(self._subject, f"refused completions with {code.name}: {why}") from None
-                if attempt > self._told.retries:
+                if last:
                     raise RewardUnavailable(
                         self._subject, f"did not answer {attempt} times, last with {code.name}: {why}"
                     ) from None

@@ -78,8 +78,9 @@ class Scene:
         def look() -> bool:
             told = self.roster.progress()
             for policy in policies:
-                if told[policy].failure is not None and stage is not Stage.FAILED:
-                    raise AssertionError(told[policy].failure)
+                failure = told[policy].failure
+                if failure is not None and failure.terminal and stage is not Stage.FAILED:
+                    raise AssertionError(failure)
             return all(told[policy].stage is stage for policy in policies)
 
         await until(look)

@@ -1,10 +1,12 @@
 """Policies trained by a whole engine: alone and together with the same numbers, resumed, paused, fenced, refused."""
 
 import asyncio
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load
 
 from mint_contracts.errors import StaleLease
 from mint_contracts.training import (
@@ -16,10 +18,11 @@ from mint_contracts.training import (
     Optimizer,
     Regex,
     Reward,
+    RewardService,
 )
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
-from mint_engine.policies import revisions
-from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies import patience, revisions
+from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
 from mint_engine.policies.store import store_of
 from tests.engine.in_process import Engine
 from tests.engine.running import save_adapter, save_base
@@ -141,7 +144,7 @@ async def test_a_cancelled_policy_is_saved_and_publishes_nothing_more(base: Path
         told = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
         rewards, _ = saved(scene, "acme/one")
         assert len(rewards) == told.step
-        assert revisions.newest(store_of(scene.store), "acme/one") is None
+        assert revisions.newest(store_of(scene.store), "acme/one", 0) is None
 
 
 async def test_without_a_sure_lease_nothing_is_begun_or_written(base: Path, tmp_path: Path) -> None:
@@ -221,6 +224,46 @@ async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> 
         assert 0.0 <= told.evaluation <= 1.0
 
 
+async def test_an_evaluation_that_a_pause_or_an_end_cut_off_is_made_up_for(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=2)) as scene:
+        scene.want(assignment("acme/one"))
+        assert (await scene.ended("acme/one"))["acme/one"].evaluation is None
+    async with training(base, tmp_path, train(steps=2, evaluation=Evaluation(every_steps=2, prompts=3))) as scene:
+        scene.want(assignment("acme/one", lease=2))
+        assert (await scene.ended("acme/one"))["acme/one"].evaluation is not None
+
+
+async def test_policies_of_a_wave_share_their_examples_and_let_go_of_them(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=1000)) as scene:
+        scene.want(assignment("acme/one"), assignment("acme/two"))
+        courses = [scene.roster._running[policy].course for policy in ("acme/one", "acme/two")]
+        await until(lambda: all(course._lessons for course in courses))
+        first, second = (course._running().examples for course in courses)
+        assert first is second
+        held = weakref.ref(first)
+        del first, second
+        scene.want(assignment("acme/one", order=Order.CANCEL), assignment("acme/two", order=Order.CANCEL))
+        await scene.ended("acme/one", "acme/two", stage=Stage.CANCELLED)
+        await until(lambda: held() is None)
+
+
+async def test_rewards_that_are_away_are_waited_for_and_a_pause_is_heard_meanwhile(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    away = Reward(service=RewardService(address="127.0.0.1:1", retries=0, timeout_s=1.0))
+    async with training(base, tmp_path, train(reward=away)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].failure)
+        failure = scene.roster.progress()["acme/one"].failure
+        assert failure is not None
+        assert (failure.reason, failure.terminal) == ("RewardUnavailable", False)
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        told = (await scene.ended("acme/one", stage=Stage.PAUSED))["acme/one"]
+        assert (told.step, told.failure) == (0, None)
+
+
 async def test_supervised_learning_raises_the_likelihood_of_the_answers(base: Path, tmp_path: Path) -> None:
     told = train(algorithm="SFT", reward=None, steps=12, prompts_per_step=4, optimizer=Optimizer(learning_rate=2e-2))
     async with training(base, tmp_path, told) as scene:
@@ -261,6 +304,35 @@ async def test_a_policy_starts_from_an_adapter(base: Path, tmp_path: Path) -> No
         assert published.source == revisions.source_of(store_of(scene.store), "acme/child", published.revision)
         with (loader := scene.residency._climber._loader).disk.using(published.source):
             assert loader.load(published.source).run.equal(parent.run)
+
+
+async def test_more_steps_while_a_policy_runs_stretch_its_schedule(base: Path, tmp_path: Path) -> None:
+    falling = {"optimizer": Optimizer(learning_rate=1e-2, schedule="linear"), "checkpoint_every_steps": 3}
+    async with training(base, tmp_path, train(steps=3, **falling)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step)
+        scene.want(assignment("acme/one"), told=train(steps=6, **falling))
+        await until(lambda: scene.roster.progress()["acme/one"].step == 6)
+        await scene.ended("acme/one")
+        shelf = Shelf(store_of(scene.store), "acme/one")
+        third, sixth = (load(shelf.read(str(Name(1, step))))["weights"] for step in (3, 6))
+        assert not third.equal(sixth), "the old end was the schedule's end"
+
+
+async def test_what_was_published_after_a_checkpoint_is_what_is_served_after_a_death(
+    base: Path, tmp_path: Path
+) -> None:
+    async with training(base, tmp_path, train(steps=2, publish_every_steps=1)) as scene:
+        scene.want(assignment("acme/one"))
+        published = (await scene.ended("acme/one"))["acme/one"].published
+        assert published is not None
+        loader = scene.residency._climber._loader
+        with loader.disk.using(published.source):
+            packed = loader.load(published.source)
+        later = revisions.publish(store_of(scene.store), "acme/one", Name(1, 5), packed)
+    async with training(base, tmp_path, train(steps=2, publish_every_steps=1)) as scene:
+        scene.want(assignment("acme/one", lease=2))
+        assert (await scene.ended("acme/one"))["acme/one"].published == later
 
 
 async def test_more_steps_for_a_complete_policy_are_taken(base: Path, tmp_path: Path) -> None:

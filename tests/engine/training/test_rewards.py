@@ -184,6 +184,22 @@ async def test_a_service_that_is_away_is_asked_again_and_given_up_in_the_end(mon
         assert len(judge.requests) == 2
 
 
+async def test_a_service_that_breaks_is_asked_again_too_and_refused_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "FIRST_RETRY_S", 0.001)
+
+    def broken_once(call: int) -> Any:
+        return grpc.StatusCode.UNKNOWN if call == 1 else None
+
+    async with serving(broken_once) as (_, address):
+        assert await scored(RewardService(address=address, retries=1)) == [0, 1, 2, 3, 4]
+    async with serving(lambda _: grpc.StatusCode.INTERNAL) as (judge, address):
+        with pytest.raises(BadReward, match="refused completions with INTERNAL"):
+            await scored(RewardService(address=address, retries=1))
+        assert len(judge.requests) == 2
+
+
 async def test_a_service_is_asked_over_tls_where_an_authority_of_the_users_vouches_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,7 +171,7 @@ def test_a_folder_goes_whoever_writes_into_it(store: Store) -> None:
 
 def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(store: Store, tmp_path: Path) -> None:
     loader = Loader(DiskTier(tmp_path / "disk", 1 << 20), tiny_fit(), torch.float32)
-    assert revisions.newest(store, "acme/one") is None
+    assert revisions.newest(store, "acme/one", 1) is None
     told = []
     for step in range(1, 7):
         peft_adapter(tmp_path / str(step), seed=step)
@@ -181,6 +181,7 @@ def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(st
             loaded = loader.load(told[-1].source)
         assert (loaded.revision, told[-1].revision, told[-1].step) == (packed.revision, packed.revision, step)
         assert torch.equal(loaded.run, packed.run)
-    assert revisions.newest(store, "acme/one") == told[-1]
+    assert revisions.newest(store, "acme/one", 1) == told[-1]
+    assert revisions.newest(store, "acme/one", 2) is None, "whoever had that lease has published nothing"
     kept = {each.revision.rpartition(":")[2] for each in told[-revisions.KEPT :]}
     assert set(store.names("revisions/acme/one")) == kept | {revisions.ENTRIES}
