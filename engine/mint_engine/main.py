@@ -1,9 +1,10 @@
 """The `mint-engine` program: one base model, resident, and the adapters that the placement map asks for."""
 
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
+
+from mint_contracts.ending import end_when_told
 
 if TYPE_CHECKING:
     from mint_engine.environment import Start
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Serve until SIGTERM; what to serve comes from the environment (see mint_contracts.settings)."""
-    _end_when_told()
+    end_when_told()
     import argparse  # and all else only now
 
     from mint_contracts.logs import log_as_json
@@ -35,15 +36,6 @@ def main() -> None:
     sys.stderr.flush()
     # A thread may still wait for storage or read a base, for minutes; nothing that it does is wanted any more.
     os._exit(code)
-
-
-def _end_when_told() -> None:
-    """End by SIGTERM at once, until whoever runs takes it over: nothing has begun while this process imports.
-
-    Nobody else would end it: the first process of a container gets no signal that it has not asked for.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
 
 
 def _lead(start: "Start") -> int:

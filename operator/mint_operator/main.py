@@ -1,119 +1,29 @@
-"""`mint-operator`: wires the parts together and runs them until a signal, or until it may no longer write."""
+"""The `mint-operator` program: custom resources in, engines, placements and statuses out."""
 
-import asyncio
-import logging
-import signal
-import sys
-from collections.abc import Coroutine
-from typing import Any
-
-import structlog
-from prometheus_client import start_http_server
-
-from mint_contracts import functions
-from mint_contracts.catalog_reader import CatalogReader
-from mint_contracts.errors import MintError, StaleEpoch
-from mint_contracts.logs import log_as_json
-from mint_contracts.map_reader import MapReader
-from mint_contracts.map_writer import MapWriter
-from mint_contracts.train_reader import TrainReader
-from mint_contracts.train_writer import TrainWriter
-from mint_operator import kube, settings
-from mint_operator.apply import Applier, Maps
-from mint_operator.epoch import Leadership, LeadershipLost
-from mint_operator.loop import Loop
-from mint_operator.observing import hints
-from mint_operator.observing.cluster_view import ClusterView
-from mint_operator.observing.dirt import Dirt
-from mint_operator.observing.feed import Feed
-from mint_operator.observing.map_view import MapView
-from mint_operator.observing.observe import Observer
-from mint_operator.observing.train_inputs import InputsView
-from mint_operator.observing.train_view import TrainView
-from mint_operator.observing.watch import Watch
-from mint_operator.observing.wave_adapters import WaveAdapters
-from mint_operator.observing.wave_lists import Lists
-
-log = structlog.get_logger()
+from mint_contracts.ending import end_when_told
 
 
 def main() -> None:
-    """Console script. Exits 0 after a signal, 1 when leadership was lost or settings are missing."""
+    """Exit with 0 after a signal, with 1 when leadership was lost or settings are missing."""
+    end_when_told()
+    import asyncio  # and all else only now
+    import logging
+    import sys
+
+    import structlog
+
+    from mint_contracts.errors import MintError
+    from mint_contracts.logs import log_as_json
+    from mint_operator import settings
+    from mint_operator.process import run
+
     log_as_json(level=logging.INFO, quiet=("kopf", "aiohttp", "asyncio", "urllib3"))
     try:
         code = asyncio.run(run(settings.read()))
     except MintError as error:
-        log.error("cannot start", error=str(error))
+        structlog.get_logger().error("cannot start", error=str(error))
         code = 1
     sys.exit(code)
-
-
-async def run(config: settings.OperatorSettings) -> int:
-    """The operator's life; returns its exit code."""
-    start_http_server(config.metrics_port)
-    dirt, feed, stop, broken, api = Dirt(), Feed(), asyncio.Event(), asyncio.Event(), kube.connect()
-    running = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        running.add_signal_handler(each, stop.set)
-    loops: list[Loop] = []
-
-    def kopf_ended() -> None:
-        running.call_soon_threadsafe(broken.set)
-
-    def progress() -> float | None:
-        return loops[0].last_pass if loops else None
-
-    watch = Watch(dirt, feed, config.namespaces, config.liveness_port, progress, kopf_ended)
-    watch.start()
-    try:
-        await first(_lead(config, api, dirt, feed, loops), stop.wait(), broken.wait())
-    except (LeadershipLost, StaleEpoch) as error:
-        log.error("no longer the leader; ending so that nothing stale is written", error=str(error))
-        return 1
-    finally:
-        watch.stop()
-        api.close()
-    return 1 if broken.is_set() else 0
-
-
-async def first(*work: Coroutine[Any, Any, Any]) -> None:
-    """Run all until one ends, end the others, and raise what the one raised."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
-
-
-async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, feed: Feed, loops: list[Loop]) -> None:
-    """Stand by, lead, and hand over when cancelled. Raises LeadershipLost or StaleEpoch."""
-    lease_api = kube.connect()  # of its own: a queue of other calls must not delay a renewal
-    leadership = Leadership(lease_api, config.namespace, config.identity)
-    epoch = await leadership.acquire()
-    redis = functions.connect(config.release.redis_url)
-    reader = MapReader(redis)
-    view = MapView(reader, config.namespaces, epoch=epoch)
-    secrets = bool(config.release.redis_password or config.release.redis_ca)
-    policies = bool(config.release.gateway_labels)
-    cluster = ClusterView(api, config.namespaces, feed, secrets=secrets, policies=policies)
-    training, inputs = TrainView(TrainReader(redis)), InputsView(api)
-    maps = Maps(MapWriter(redis, epoch), view, TrainWriter(redis, epoch), training)
-    applier = Applier(api, maps, dirt, feed)
-    adapters = WaveAdapters(Lists(CatalogReader(redis), dirt.wake))
-    loop = Loop(Observer(cluster, view, training, inputs, adapters, config.release), applier, dirt)
-    loops.append(loop)
-    try:
-        await first(leadership.keep(), hints.follow(reader, dirt), loop.run())
-    except asyncio.CancelledError:
-        await leadership.release()
-        raise
-    finally:
-        await redis.aclose()
-        lease_api.close()
 
 
 if __name__ == "__main__":

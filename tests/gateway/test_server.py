@@ -8,6 +8,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -130,6 +131,22 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
             assert await health(f"127.0.0.1:{port}") == NOT_SERVING
             engine.hold_before.set()
             assert (await asyncio.wait_for(asking, 60)).text == "Hello there."
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_told_to_end_the_program_does_while_it_still_imports(tmp_path: Path) -> None:
+    """From a disk that never answers; as its container's first process it is told in no other way."""
+    (tmp_path / "grpc.py").write_text("import pathlib, time; pathlib.Path('importing').touch(); time.sleep(3600)")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mint_gateway.main"), cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    try:
+        await until((tmp_path / "importing").exists)
+        process.terminate()
         assert await asyncio.wait_for(process.wait(), 60) == 0
     finally:
         if process.returncode is None:

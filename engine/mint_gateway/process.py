@@ -1,0 +1,30 @@
+"""The gateway's life: serves until SIGTERM, drains."""
+
+import asyncio
+import signal
+
+from prometheus_client import start_http_server
+
+from mint_contracts.functions import connect
+from mint_gateway.server import Limits, serve
+
+
+async def run(port: int, metrics_port: int) -> None:
+    """Serve on `port`, and metrics on theirs, until a signal. Raises what broke the following of the map."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    redis = connect()
+    try:
+        async with serve(redis, f"[::]:{port}", Limits()) as gateway:
+            metrics, thread = start_http_server(metrics_port, registry=gateway.metrics.registry)
+            waiting = asyncio.create_task(ended.wait())
+            await asyncio.wait([waiting, gateway.following], return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        metrics.shutdown()
+        thread.join()
+        if not gateway.following.cancelled() and (defect := gateway.following.exception()):
+            raise defect
+    finally:
+        await redis.aclose()
