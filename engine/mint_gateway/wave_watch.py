@@ -11,7 +11,7 @@ from mint_contracts.names import check_wave
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_pb2 import WaveProgress
 from mint_contracts.training_records import Progress, WaveTraining
-from mint_gateway.waves import OVER, aggregate, wave_progress, words
+from mint_gateway.waves import OVER, aggregate, heard, wave_progress
 
 LOOK_S = 0.5  # between two looks at one base, however many watch
 MOST_WATCHERS = 256
@@ -43,7 +43,7 @@ class WaveWatch:
         for name in [base] if base else sorted(self._engines()):
             reading = await self._read(name)
             found += [
-                aggregate(name, each, words(each, reading.told)) for _, each in sorted(reading.training.items())
+                aggregate(name, each, heard(each, reading.told)) for _, each in sorted(reading.training.items())
             ]
         return found
 
@@ -74,7 +74,7 @@ class WaveWatch:
             if history and training.policies:
                 most = max(1, MOST_POINTS // len(training.policies))
                 rewards = await self._reader.rewards(base, training.policies, most)
-            return wave_progress(base, training, words(training, reading.told), rewards)
+            return wave_progress(base, training, heard(training, reading.told), rewards)
         said = "is no training wave that the operator has taken up; see kubectl get adapterwaves"
         raise NotFound(f"wave {wave}", said)
 

@@ -4,24 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Stage, WaveTraining
+from mint_contracts.training_words import Words, words
 
-WAITING = "Waiting"  # of a policy that no engine tells of yet
+WAITING = "Waiting"  # of a policy that nobody has told of yet
 OVER = frozenset({"Complete", "Failed", "Cancelled"})  # phases of a wave after which nothing more comes
 _STOPPED = frozenset({Stage.FAILED, Stage.CANCELLED})
 
-Words = Mapping[str, tuple[str, Progress]]  # policy -> the engine that tells of it, and what it says
 
-
-def words(training: WaveTraining, told: Mapping[str, Mapping[str, Progress]]) -> Words:
-    """What engines say of a wave's policies; of several that tell of one, the one with the newest lease."""
-    found: dict[str, tuple[str, Progress]] = {}
-    for engine, of in sorted(told.items()):
-        for name, said in of.items():
-            if said.wave != training.wave or said.run != training.run:
-                continue
-            if name not in found or _age(said) > _age(found[name][1]):
-                found[name] = (engine, said)
-    return found
+def heard(training: WaveTraining, told: Mapping[str, Mapping[str, Progress]]) -> Words:
+    """The newest word on each of a wave's policies, of engines or of its record."""
+    return words(training.wave, training.run, told, training.last_words)
 
 
 def wave_progress(
@@ -52,10 +44,6 @@ def aggregate(base: str, training: WaveTraining, told: Words) -> WaveProgress:
         tokens=sum(each.tokens for each in said),
         eta_s=_eta(training, said),
     )
-
-
-def _age(said: Progress) -> tuple[int, int]:
-    return said.lease, said.step
 
 
 def _stopped(told: Words, name: str) -> bool:

@@ -35,36 +35,6 @@ class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """A record; unset fields stay off the wire so that it is compact."""
 
 
-class WaveTraining(_Record, frozen=True):
-    """One training wave as its engines, and those who watch it, must know it. Writer: operator."""
-
-    wave: str  # "namespace/name"
-    generation: int
-    train: Train  # config maps replaced by their lines, policies by none: each engine gets its own
-    store: Source  # where checkpoints and revisions are kept; must be writable
-    run: str = ""  # uid of the AdapterWave: one made anew under the same name starts anew, beside the old checkpoints
-    policies: tuple[str, ...] = ()  # all of them, also those that wait for an engine
-    phase: str = ""  # of the wave's status, with its message, for WatchWave; engines pass over both
-    message: str = ""
-
-
-class TrainAssignment(_Record, frozen=True):
-    """The exclusive right, and the duty, of one engine to train one policy. Writer: operator.
-
-    `lease` is the fencing token: it only grows from one grant to the next (milliseconds since 1970 at the grant, or
-    one more than the last), and is part of every name that the trainer writes to the store. It is granted to one
-    start of the engine: a later incarnation leaves it alone until it is granted anew, which takes a moment.
-    """
-
-    policy: str
-    wave: str
-    lease: int
-    settings: Policy  # the template's values filled in; dataset, reward, optimizer: None stands for the wave's
-    order: Order = Order.RUN
-    incarnation: int = 0  # EngineRecord.incarnation of the start that it was granted to
-    run: str = ""  # as in WaveTraining
-
-
 class Published(_Record, frozen=True):
     """A revision that a policy has published."""
 
@@ -91,6 +61,37 @@ class Progress(_Record, frozen=True):
     step_s: float = 0.0  # seconds of a step, smoothed
     published: Published | None = None
     failure: Failure | None = None
+
+
+class WaveTraining(_Record, frozen=True):
+    """One training wave as its engines, and those who watch it, must know it. Writer: operator."""
+
+    wave: str  # "namespace/name"
+    generation: int
+    train: Train  # config maps replaced by their lines, policies by none: each engine gets its own
+    store: Source  # where checkpoints and revisions are kept; must be writable
+    run: str = ""  # uid of the AdapterWave: one made anew under the same name starts anew, beside the old checkpoints
+    policies: tuple[str, ...] = ()  # all of them, also those that wait for an engine
+    phase: str = ""  # of the wave's status, with its message, for WatchWave; engines pass over both
+    message: str = ""
+    last_words: tuple[Progress, ...] = ()  # on policies at rest (training_words); engines pass over them, too
+
+
+class TrainAssignment(_Record, frozen=True):
+    """The exclusive right, and the duty, of one engine to train one policy. Writer: operator.
+
+    `lease` is the fencing token: it only grows from one grant to the next (milliseconds since 1970 at the grant, or
+    one more than the last), and is part of every name that the trainer writes to the store. It is granted to one
+    start of the engine: a later incarnation leaves it alone until it is granted anew, which takes a moment.
+    """
+
+    policy: str
+    wave: str
+    lease: int
+    settings: Policy  # the template's values filled in; dataset, reward, optimizer: None stands for the wave's
+    order: Order = Order.RUN
+    incarnation: int = 0  # EngineRecord.incarnation of the start that it was granted to
+    run: str = ""  # as in WaveTraining
 
 
 class TrainState(msgspec.Struct, frozen=True):

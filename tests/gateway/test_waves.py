@@ -14,10 +14,11 @@ from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Dataset, Policies, Train
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Published, Stage, TrainChange, WaveTraining
+from mint_contracts.training_words import last_word
 from mint_gateway import wave_watch
 from mint_gateway.cli.wave_plot import plot, smoothed
 from mint_gateway.cli.wave_tables import line, span, sparkline
-from mint_gateway.waves import words
+from mint_gateway.waves import heard
 from tests.gateway.scene import BASE, Scene
 from tests.gateway.test_cli import mint
 
@@ -142,7 +143,33 @@ def test_the_newest_lease_speaks_and_other_runs_do_not() -> None:
         "e-0": {NAMES[0]: said(NAMES[0], 3, lease=7), NAMES[1]: said(NAMES[1], 1, run="older")},
         "e-1": {NAMES[0]: said(NAMES[0], 2, lease=8)},
     }
-    assert words(wave(), told) == {NAMES[0]: ("e-1", told["e-1"][NAMES[0]])}
+    assert heard(wave(), told) == {NAMES[0]: ("e-1", told["e-1"][NAMES[0]])}
+
+
+async def test_what_has_ended_is_told_although_its_engine_has_started_anew(
+    scene: Scene, training: Training, tmp_path: Path
+) -> None:
+    end = Published("sha256:abc", 4, Source("s3://runs/abc"))
+    words = tuple(last_word(said(name, 4, Stage.COMPLETE, published=end, reward_recent=0.5)) for name in NAMES)
+    await training.declare(msgspec.structs.replace(wave("Complete"), last_words=words))
+    await training.report(rewards={NAMES[0]: [0.1, 0.2, 0.3, 0.4]})
+    [seen] = [progress async for progress in scene.client.watch("demo/w", history=True)]
+    assert (seen.step, seen.reward_recent) == (4, 0.5)
+    assert [(each.policy, each.stage, each.step, each.revision) for each in seen.policies] == [
+        (name, "Complete", 4, "sha256:abc") for name in NAMES
+    ]
+    assert plot(seen, tmp_path / "rewards.svg") == 4
+
+
+def test_an_engine_s_word_goes_before_the_record_s_and_adds_to_it() -> None:
+    name, end = NAMES[0], Published("sha256:abc", 4, Source("s3://runs/abc"))
+    record = msgspec.structs.replace(wave(), last_words=(last_word(said(name, 4, Stage.COMPLETE, published=end)),))
+    for lease in (7, 8):  # it goes on, with the lease that it had or another
+        loads = said(name, 0, Stage.LOADING, lease=lease)
+        engine, word = heard(record, {"e-0": {name: loads}})[name]
+        assert (engine, word.stage, word.step, word.published) == ("e-0", Stage.LOADING, 4, end)
+    older = said(name, 3, lease=6)
+    assert heard(record, {"e-0": {name: older}})[name][0] == ""
 
 
 async def test_piped_the_command_prints_a_line_an_update(scene: Scene, training: Training) -> None:
@@ -184,6 +211,11 @@ def test_curves_are_smoothed_backwards() -> None:
 def test_a_picture_without_a_step_is_empty_not_an_error(tmp_path: Path) -> None:
     progress = WaveProgress(wave="demo/w", policies=[PolicyProgress(policy="demo/w-0", stage="Waiting")])
     assert plot(progress, tmp_path / "empty.svg") == 0
+
+
+def test_a_picture_begins_at_the_first_step_whatever_is_known_of_the_last(tmp_path: Path) -> None:
+    loads = PolicyProgress(policy="demo/w-0", stage="Loading", rewards=[0.1, 0.5, 0.9])
+    assert plot(WaveProgress(wave="demo/w", policies=[loads]), tmp_path / "rewards.svg") == 3
 
 
 def test_sparklines_rise_with_their_values_and_fit_their_width() -> None:

@@ -227,6 +227,102 @@ def test_more_steps_call_the_engine_that_trains_the_wave_and_no_other() -> None:
     assert not found.training["team/smol"].set_trains
 
 
+def test_a_complete_wave_stays_complete_and_placed_when_engines_and_operator_start_anew() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS), reward_recent=0.5, tokens=7, step_s=2.0)
+    world.step()
+    before, known = world.placements, training(world)
+    for incarnation in (2, 3):
+        world.start_anew(incarnation)
+        for _ in range(2):
+            world.step()
+            assert (world.status("w").phase, world.leases) == ("Complete", {}), "nothing is left to train"
+            assert (world.placements, training(world)) == (before, known)
+    assert world.step().training == {}
+
+
+@pytest.mark.parametrize("stage", [Stage.FAILED, Stage.CANCELLED])
+def test_what_was_given_up_is_not_trained_again_by_an_engine_that_starts_anew(stage: Stage) -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(stage, 3, "team/w-0", failure=FAILURE if stage is Stage.FAILED else None)
+    world.say(Stage.RUNNING, 3, "team/w-1")
+    world.step()
+    remembered = world.training.progress
+    world.engines = [restarted(world.engines[0], 2)]
+    for progress in (remembered, {}):
+        world.training = msgspec.structs.replace(world.training, progress=progress)
+        world.step()
+        world.step()
+        assert list(world.leases) == ["team/w-1"]
+    if stage is Stage.FAILED:
+        assert [each.reason for each in world.status("w").failures] == ["NonFiniteWeights"]
+
+
+def test_more_steps_make_a_complete_wave_go_on_although_its_engine_has_forgotten_it() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    token = world.leases["team/w-0"][1].lease
+    world.start_anew(2)
+    world.step()
+    world.change("w", steps=STEPS * 2)
+    world.step()
+    world.say(Stage.LOADING)  # an engine knows nothing of a policy before it is loaded
+    world.step()
+    assert {lease.lease > token for _, lease in world.leases.values()} == {True}
+    assert (world.status("w").phase, training(world).step) == ("Training", STEPS)
+    assert set(world.placements) == set(named("w", [0, 1])), "and what was published is served meanwhile"
+    world.say(Stage.RUNNING, STEPS + 1, published=published(STEPS + 1))
+    world.step()
+    assert world.training.training["team/w"].last_words == ()
+
+
+def test_a_paused_wave_is_served_and_goes_on_when_engines_and_operator_have_started_anew() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.change("w", paused=True)
+    world.say(Stage.PAUSED, 3, published=published(3))
+    world.step()
+    world.step()
+    token = world.leases["team/w-0"][1].lease
+    world.start_anew(2)
+    world.step()
+    assert (world.status("w").phase, training(world).step) == ("Paused", 3)
+    assert set(world.placements) == set(named("w", [0, 1]))
+    world.change("w", paused=False)
+    world.step()
+    assert {(lease.order, lease.lease > token) for _, lease in world.leases.values()} == {(Order.RUN, True)}
+
+
+def test_an_adapter_is_served_while_its_policy_is_loaded_by_another_engine() -> None:
+    world = World(base(2, 2), [training_wave("w", 2)], engines(2))
+    world.step()
+    world.say(Stage.RUNNING, 4, published=published(4))
+    world.step()
+    home = world.leases["team/w-0"][0]
+    world.engines = [dead(view) if view.engine == home else view for view in world.engines]
+    world.away_s = {home: 60.0}
+    world.step()
+    world.say(Stage.LOADING)
+    world.step()
+    assert set(world.placements) == set(named("w", [0, 1]))
+    assert training(world).step == 4
+
+
+def test_a_record_keeps_of_what_has_ended_only_what_it_does_not_say_itself() -> None:
+    world = World(base(slots=8), [training_wave("w", 8)], engines(1))
+    world.step()
+    failure = msgspec.structs.replace(FAILURE, message="x" * 10_000)
+    world.say(Stage.FAILED, STEPS, step_s=1.0, published=published(STEPS), failure=failure)
+    world.step()
+    record = world.training.training["team/w"]
+    assert len(msgspec.json.encode(record.last_words)) < 8 * 1024
+    assert {(each.wave, each.run, each.steps) for each in record.last_words} == {("", "", 0)}
+
+
 FAILURE = Failure("NonFiniteWeights", "the loss is not a number", terminal=True)
 
 

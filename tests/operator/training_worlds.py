@@ -142,6 +142,11 @@ class World(msgspec.Struct):
                     )
         self.training = msgspec.structs.replace(self.training, progress=progress)
 
+    def start_anew(self, incarnation: int) -> None:
+        """Engines and operator start anew: nobody tells of what trained before, and nobody remembers it."""
+        self.engines = [restarted(view, incarnation) for view in self.engines]
+        self.training = msgspec.structs.replace(self.training, progress={})
+
     def change(self, name: str, **fields: Any) -> None:
         """A person changes `spec.train` of a wave."""
         self.waves = [_changed(wave, fields) if wave.meta.name == name else wave for wave in self.waves]

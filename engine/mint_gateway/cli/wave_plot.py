@@ -29,11 +29,11 @@ def plot(progress: WaveProgress, path: Path) -> int:
         values = list(policy.rewards)
         if not values:
             continue
-        first = policy.step - len(values) + 1  # of a long history only the end is kept
-        at = range(first, policy.step + 1)
+        last = max(policy.step, len(values))  # of a long history only the end is kept; one that loads tells no step
+        at = range(last - len(values) + 1, last + 1)
         [curve] = axes.plot(at, smoothed(values), linewidth=1.8, label=policy.policy)
         axes.plot(at, values, linewidth=0.6, alpha=0.3, color=curve.get_color())
-        steps = max(steps, policy.step)
+        steps = max(steps, last)
     axes.set(xlabel="step", ylabel="mean reward of a step", title=_title(progress))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)

@@ -20,6 +20,7 @@ from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, Obser
 from mint_operator.planning.turns import Turn, by_namespace, fair
 from mint_operator.training.diff import difference
 from mint_operator.training.fit import fitted
+from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
 from mint_operator.training.place import Slots, keep
 from mint_operator.training.room import Room, begun, turn
@@ -95,7 +96,7 @@ def decided(
         if wave.stand is None:
             continue
         key, stand = wave.meta.key, wave.stand
-        waves[key] = _record(base, wave, stand, statuses[key])
+        waves[key] = _record(base, wave, stand, statuses[key], known.state.training.get(key))
         admitted = stand.unfit is None and not stand.waiting
         for engine, given in leases(
             stand, Ground(key, wave.meta.uid, admitted, stand.pins, by_name, int(now * 1000))
@@ -169,7 +170,13 @@ def _served(waves: Sequence[ObservedWave], known: BaseMap | None) -> Counter[str
     )
 
 
-def _record(base: ObservedBase, wave: ObservedWave, stand: WaveStand, status: AdapterWaveStatus) -> WaveTraining:
+def _record(
+    base: ObservedBase,
+    wave: ObservedWave,
+    stand: WaveStand,
+    status: AdapterWaveStatus,
+    before: WaveTraining | None,
+) -> WaveTraining:
     ready = next((each for each in status.conditions if each.type == "Ready"), None)
     store = base.spec.training.store.source if base.spec.training else Source(uri="")
     return WaveTraining(
@@ -181,4 +188,5 @@ def _record(base: ObservedBase, wave: ObservedWave, stand: WaveStand, status: Ad
         policies=tuple(policy.name for policy in stand.policies),
         phase=status.phase,
         message=ready.message if ready and ready.status != "True" and status.phase != "Training" else "",
+        last_words=last_words(stand, before.last_words if before is not None and before.run == wave.meta.uid else ()),
     )

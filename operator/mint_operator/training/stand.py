@@ -7,6 +7,7 @@ import msgspec
 from mint_contracts.records import Failure
 from mint_contracts.training import Policy, Train
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, TrainState
+from mint_contracts.training_words import AT_REST, Words, words
 
 _OVER = {Stage.FAILED, Stage.CANCELLED}
 
@@ -91,9 +92,12 @@ def stands(
 ) -> tuple[PolicyStand, ...]:
     """The stand of every policy of one wave; `alive` are the engines whose heart beats, with their incarnation.
 
-    An assignment that the map has lost is taken from the word of the live engine that still works under it.
+    An assignment that the map has lost is taken from the word of the live engine that still works under it. Nobody
+    works at what is at rest, which the wave's record remembers however often engines start anew.
     """
-    return tuple(_stand(wave, run, policy, state, alive) for policy in policies)
+    record = state.training.get(wave)
+    said = words(wave, run, state.progress, record.last_words if record is not None and record.run == run else ())
+    return tuple(_stand(wave, run, policy, state, said, alive) for policy in policies)
 
 
 def wanting(train: Train, policies: Sequence[PolicyStand], *, stopped: bool) -> tuple[str, ...]:
@@ -109,28 +113,25 @@ def _rests(policy: PolicyStand, train: Train, *, stopped: bool) -> bool:
     return train.paused and policy.stage is Stage.PAUSED
 
 
-def _stand(wave: str, run: str, policy: Policy, state: TrainState, alive: Mapping[str, int]) -> PolicyStand:
+def _stand(
+    wave: str, run: str, policy: Policy, state: TrainState, said: Words, alive: Mapping[str, int]
+) -> PolicyStand:
     name = policy.name
     given = [
         (each.lease, engine, each)
         for engine, of in state.trains.items()
         if (each := of.get(name)) is not None and each.wave == wave and each.run == run
     ]
-    said = [
-        (told.lease, told.step, engine, told)
-        for engine, of in state.progress.items()
-        if (told := of.get(name)) is not None and told.wave == wave and told.run == run
-    ]
     found = PolicyStand(policy)
     if given:
         token, engine, assignment = max(given, key=lambda item: item[:2])
         found = PolicyStand(policy, engine, assignment, None, token)
-    if not said:
+    if name not in said:
         return found
-    heard, _, where, progress = max(said, key=lambda item: item[:3])
-    if heard > found.token and where in alive:
-        return PolicyStand(policy, where, _adopted(policy, progress, alive[where]), progress, heard)
-    return msgspec.structs.replace(found, progress=progress, token=max(found.token, heard))
+    where, progress = said[name]
+    if progress.lease > found.token and where in alive and progress.stage not in AT_REST:
+        return PolicyStand(policy, where, _adopted(policy, progress, alive[where]), progress, progress.lease)
+    return msgspec.structs.replace(found, progress=progress, token=max(found.token, progress.lease))
 
 
 def _adopted(policy: Policy, progress: Progress, incarnation: int) -> TrainAssignment:

@@ -1,0 +1,56 @@
+"""What is known of a training wave's policies: the newest word on each, of engines or of the wave's own record. Pure.
+
+An engine tells of a policy as long as it lives and has the lease. Its next start knows nothing of those that are at
+rest, and of one that it takes up nothing until that is loaded. So the operator keeps the last words on policies at
+rest in the wave's record; and what an older word tells of a policy holds until a newer one tells more.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from mint_contracts.training_records import Progress, Stage
+
+AT_REST = frozenset({Stage.PAUSED, Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED})  # saved, and nobody works at it
+MOST_SAID = 512  # characters of a failure in a last word: a wave may have a thousand of them
+
+Words = Mapping[str, tuple[str, Progress]]  # policy -> the engine that tells of it, and what it says
+_Aged = tuple[tuple[int, bool, int, str], Progress]
+
+
+def words(
+    wave: str, run: str, told: Mapping[str, Mapping[str, Progress]], on_record: Iterable[Progress] = ()
+) -> dict[str, tuple[str, Progress]]:
+    """The newest word on each policy of one run of a wave: by lease, of one lease what its engine tells now.
+
+    `told` is what each engine tells, `on_record` the record's last words; one that is on record alone has no engine.
+    """
+    found: dict[str, list[_Aged]] = {}
+    for each in on_record:
+        said = msgspec.structs.replace(each, wave=wave, run=run)
+        found.setdefault(said.policy, []).append(((said.lease, False, said.step, ""), said))
+    for engine, of in told.items():
+        for name, said in of.items():
+            if said.wave == wave and said.run == run:
+                found.setdefault(name, []).append(((said.lease, True, said.step, engine), said))
+    return {name: _newest(each) for name, each in found.items()}
+
+
+def last_word(said: Progress) -> Progress:
+    """A word on a policy at rest as a wave's record keeps it: without what the record itself says."""
+    failure = said.failure and msgspec.structs.replace(said.failure, message=said.failure.message[:MOST_SAID])
+    return msgspec.structs.replace(said, wave="", run="", steps=0, step_s=0.0, failure=failure)
+
+
+def _newest(aged: list[_Aged]) -> tuple[str, Progress]:
+    """The newest, with what it does not know yet: where the policy stood, and what it had published."""
+    if len(aged) > 1:
+        aged.sort(key=lambda each: each[0], reverse=True)
+    (*_, engine), newest = aged[0]
+    older = [said for _, said in aged[1:]]
+    if older and newest.stage is Stage.LOADING:
+        newest = msgspec.structs.replace(newest, step=newest.step or older[0].step)
+    if older and newest.published is None:
+        published = next((said.published for said in older if said.published is not None), None)
+        newest = msgspec.structs.replace(newest, published=published)
+    return engine, newest
