@@ -55,3 +55,8 @@ def locate(source: Source) -> Location:
 def child(root: Source, name: str) -> Source:
     """The source of `name` inside the store `root`: its URI with the name appended, at the same revision."""
     return Source(uri=f"{root.uri.rstrip('/')}/{name}", revision=root.revision)
+
+
+def parent(source: Source) -> str:
+    """The URI of the folder that a source lies in."""
+    return source.uri.rstrip("/").rpartition("/")[0]

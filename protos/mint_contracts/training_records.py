@@ -6,7 +6,7 @@ from enum import StrEnum
 import msgspec
 
 from mint_contracts.records import Failure
-from mint_contracts.source import Source
+from mint_contracts.source import Source, child
 from mint_contracts.training import Policy, Train
 
 LEASE_TTL_S = 30.0  # an engine that has not read its lease from the map for so long acts on it no more
@@ -41,6 +41,11 @@ class Published(_Record, frozen=True):
     revision: str
     step: int
     source: Source
+
+
+def published_in(store: Source, policy: str) -> Source:
+    """The folder of a training store in which a policy's revisions lie, each in a folder of its own."""
+    return child(store, f"revisions/{policy}")
 
 
 class Progress(_Record, frozen=True):

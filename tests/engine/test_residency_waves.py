@@ -14,6 +14,7 @@ from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
+from mint_engine.residency.lending import with_offered
 from mint_engine.residency.turns import Terms
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.made import edit_config, edit_tensors, lora_names, read_tiny
@@ -298,3 +299,14 @@ async def test_what_is_brought_ahead_takes_only_room_that_is_free_and_gives_way(
     await once(here, NAMES[4])
     await once(here, NAMES[5])
     assert not here.residency.report().keys() & set(NAMES[1:4]), "and it goes for what a request needs"
+
+
+def test_an_offer_follows_a_want_of_what_the_same_policy_has_published_and_no_other() -> None:
+    def held(uri: str, tier: Tier = Tier.DEVICE) -> dict[str, Assignment]:
+        return {"team/x": Assignment("team/x", Source(uri), tier)}
+
+    offered = held("s3://runs/revisions/team/x/new", Tier.DISK)
+    assert with_offered({}, offered) == offered, "until the map tells of it"
+    assert with_offered(held("s3://runs/revisions/team/x/old"), offered) == held("s3://runs/revisions/team/x/new")
+    for elsewhere in ("s3://adapters/team/x", "s3://runs/revisions/team/x2/old", "s3://other/revisions/team/x/old"):
+        assert with_offered(held(elsewhere), offered) == held(elsewhere)

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from mint_contracts.source import Source, child
-from mint_contracts.training_records import Published
+from mint_contracts.training_records import Published, published_in
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies.checkpoints import Name
@@ -41,7 +41,7 @@ def publish(store: Store, policy: str, name: Name, packed: Packed) -> Published:
 
 def source_of(store: Store, policy: str, revision: str) -> Source:
     """Where a revision of a policy lies."""
-    return child(store.source, f"revisions/{policy}/{revision.rpartition(':')[2]}")
+    return child(published_in(store.source, policy), revision.rpartition(":")[2])
 
 
 def newest(store: Store, policy: str, lease: int) -> Published | None:

@@ -8,7 +8,7 @@ import msgspec
 
 from mint_contracts.names import check_adapter
 from mint_contracts.records import Assignment, Tier
-from mint_contracts.source import Source
+from mint_contracts.source import Source, parent
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber
@@ -101,10 +101,14 @@ class Lending:
 def with_offered(wanted: Mapping[str, Assignment], offered: Mapping[str, Assignment]) -> dict[str, Assignment]:
     """What is to be held: what waves want, of adapters in training the newest revision.
 
-    The map tells of a revision only after the engine that has published it.
+    The map tells of a revision only after the engine that has published it. What it has by that name from anywhere
+    else is another wave's: a policy that happens to be called so does not take its place.
     """
     merged = dict(wanted)
     for adapter, own in offered.items():
         told = wanted.get(adapter)
-        merged[adapter] = own if told is None else msgspec.structs.replace(told, source=own.source)
+        if told is None:
+            merged[adapter] = own
+        elif parent(told.source) == parent(own.source):
+            merged[adapter] = msgspec.structs.replace(told, source=own.source)
     return merged

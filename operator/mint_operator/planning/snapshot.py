@@ -80,6 +80,13 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
         named = self.spec.base_model_ref
         return f"{named.namespace or self.meta.namespace}/{named.name}"
 
+    @cached_property
+    def named(self) -> frozenset[str]:
+        """The names by which adapters are asked for that it serves, as far as they are known."""
+        given = self.spec.adapters
+        found = [*given.names, *[each.name for each in given.sources], *[each.name for each in self.listed or ()]]
+        return frozenset(found)
+
 
 class EnginePod(msgspec.Struct, frozen=True):
     """An engine's pod. `trouble` is why it does not run, e.g. ImagePullBackOff or Unschedulable."""

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Failure, Placement, Tier
+from mint_contracts.records import Placement, Tier
 from mint_contracts.resources import AdapterWaveStatus
 from mint_contracts.source import Source
 from mint_contracts.training import Policies
 from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining
-from mint_operator.planning import conditions
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, ObservedWave, TrainKnown
 from mint_operator.planning.turns import Turn, by_namespace, fair
+from mint_operator.training.conflicts import without_conflicts
 from mint_operator.training.diff import difference
 from mint_operator.training.fit import fitted
 from mint_operator.training.last_words import last_words
@@ -56,14 +56,15 @@ def prepared(
     alive = {engine.name: engine.record.incarnation for engine in engines if engine.record is not None}
     stood = {key: _stand(base, wave, trained, alive, inputs) for key, wave in training.items()}
     order = sorted(training, key=lambda key: (not stood[key].leased, *turn(training[key])))
-    stood = _without_conflicts(stood, order)
+    serving = [wave for wave in waves if wave.spec.train is None]
+    stood = without_conflicts(base, stood, order, serving)
     slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known))
     kept = {key: keep(stood[key], slots) for key in order}
     held, ended = Counter[str](), Counter[str]()
     for key, wave in training.items():
         held[wave.meta.namespace] += len(kept[key])
         ended[wave.meta.namespace] += _published(wave, stood[key])
-    room = Room(base, [wave for wave in waves if wave.spec.train is None], slots, held, ended)
+    room = Room(base, serving, slots, held, ended)
     for key in _in_turn(base, training, stood, order, held):
         stood[key] = begun(training[key], stood[key], kept[key], room)
     reserved = Counter(engine for stand in stood.values() for engine in stand.pins.values())
@@ -139,22 +140,6 @@ def _published(wave: ObservedWave, stand: WaveStand) -> int:
         return 0
     ended = [each for each in stand.policies if each.ended(stand.train.steps) and each.progress]
     return wave.spec.serve.replicas * sum(each.progress.published is not None for each in ended if each.progress)
-
-
-def _without_conflicts(stood: Mapping[str, WaveStand], order: Sequence[str]) -> dict[str, WaveStand]:
-    """A policy is trained by one wave: any other that names it too has to wait until that one is deleted."""
-    owners: dict[str, str] = {}
-    found = {}
-    for key in order:
-        stand = stood[key]
-        taken = next((each.name for each in stand.policies if each.name in owners), None)
-        if taken is not None:
-            said = f"policy {taken} is wave {owners[taken]}'s; name it otherwise, or delete that wave"
-            unfit = stand.unfit or Failure(conditions.POLICY_CONFLICT, said, terminal=False)
-            stand = msgspec.structs.replace(stand, unfit=unfit, policies=(), wants_slot=())
-        owners.update((each.name, key) for each in stand.policies)
-        found[key] = stand
-    return found
 
 
 def _served(waves: Sequence[ObservedWave], known: BaseMap | None) -> Counter[str]:

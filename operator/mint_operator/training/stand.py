@@ -81,6 +81,11 @@ class WaveStand(msgspec.Struct, frozen=True):
         )
 
     @property
+    def begun(self) -> bool:
+        """Whether any of its policies was ever given to an engine."""
+        return any(each.assignment is not None or each.progress is not None for each in self.policies)
+
+    @property
     def leased(self) -> bool:
         """Whether an engine holds a slot for any of its policies, so that the wave keeps what it has been given."""
         wanting = frozenset(self.wants_slot)

@@ -1,0 +1,60 @@
+"""A name is one wave's: policies that another wave trains, or serves from elsewhere, are not trained under it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from mint_contracts.records import Failure
+from mint_contracts.source import Source, parent
+from mint_contracts.training_records import published_in
+from mint_operator.planning import conditions
+from mint_operator.planning.adapters import Refusal, resolve
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave
+from mint_operator.training.stand import WaveStand
+
+
+def without_conflicts(
+    base: ObservedBase, stood: Mapping[str, WaveStand], order: Iterable[str], serving: Sequence[ObservedWave]
+) -> dict[str, WaveStand]:
+    """The stands; of two waves that name a policy, the later has to wait until the other is deleted.
+
+    One that has begun goes before any that has not, and an adapter that is served before a policy that has not begun.
+    """
+    owners: dict[str, str] = {}
+    found: dict[str, WaveStand] = {}
+    for key in sorted(order, key=lambda key: not stood[key].begun):
+        stand = stood[key]
+        said = _trained(stand, owners) or ("" if stand.begun else _served(base, stand, serving))
+        if said:
+            unfit = stand.unfit or Failure(conditions.POLICY_CONFLICT, said, terminal=False)
+            stand = msgspec.structs.replace(stand, unfit=unfit, policies=(), wants_slot=())
+        owners.update((each.name, key) for each in stand.policies)
+        found[key] = stand
+    return found
+
+
+def _trained(stand: WaveStand, owners: Mapping[str, str]) -> str:
+    """That another wave trains one of its policies; empty if none does."""
+    taken = next((each.name for each in stand.policies if each.name in owners), None)
+    return (
+        "" if taken is None else f"policy {taken} is wave {owners[taken]}'s; name it otherwise, or delete that wave"
+    )
+
+
+def _served(base: ObservedBase, stand: WaveStand, serving: Sequence[ObservedWave]) -> str:
+    """That another wave serves something else under one of its policies' names; empty if none does.
+
+    What the policy itself has published, as in a run before, is nothing else.
+    """
+    names = {each.name for each in stand.policies}
+    store = base.spec.training.store.source if base.spec.training else Source(uri="")
+    for wave in serving:
+        taken = names & wave.named
+        wants = resolve(wave, base) if taken else ()
+        for want in () if isinstance(wants, Refusal) else wants:
+            if want.adapter in taken and parent(want.source) != published_in(store, want.adapter).uri:
+                return (
+                    f"policy {want.adapter} is named like an adapter that wave {wave.meta.key} serves from "
+                    f"{want.source.uri}; name it otherwise, or delete that wave"
+                )
+    return ""
