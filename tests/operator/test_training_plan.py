@@ -487,9 +487,10 @@ def test_what_can_never_train_says_so_at_once(of: ObservedBase, fields: dict[str
 
 def test_config_maps_come_to_the_engines_as_lines() -> None:
     wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
-    texts = {"team": {"lessons": {"data.jsonl": '{"prompt": "a"}\n\n{"prompt": "b"}\n'}}}
+    marks = "".join(chr(each) for each in (0x85, 0x2028, 0x2029, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E))
+    texts = {"team": {"lessons": {"data.jsonl": f'{{"prompt": "a"}}\n\n{{"prompt": "b{marks}"}}\r\n'}}}
     world = World(base(), [wave], engines(1), inputs=Inputs(config_maps=texts))
     world.step()
     dataset = world.training.training["team/w"].train.dataset
-    assert dataset == Dataset(lines=['{"prompt": "a"}', '{"prompt": "b"}'])
+    assert dataset == Dataset(lines=['{"prompt": "a"}', "", f'{{"prompt": "b{marks}"}}']), "as a file's lines"
     assert {lease.settings.dataset for _, lease in world.leases.values()} == {None}

@@ -69,7 +69,9 @@ def _inline(dataset: Dataset | None, texts: Texts) -> Dataset | None:
     if key not in texts[name]:
         has = ", ".join(sorted(texts[name])[:5]) or "none"
         raise SourceNotFound(f"ConfigMap {name}", f"has no key {key} (its keys: {has}); add it, or name another")
-    lines = [line for line in texts[name][key].splitlines() if line.strip()]
-    if not lines:
+    # As a file's: str.splitlines also cuts at what JSON strings may hold, such as U+2028. Blank lines count, so that
+    # an example is told by the number of its line in the ConfigMap.
+    lines = [line.decode() for line in texts[name][key].encode().splitlines()]
+    if not any(line.strip() for line in lines):
         raise InvalidRequest(f"ConfigMap {name}", f"has no examples under {key}; write one JSON object a line")
     return msgspec.structs.replace(dataset, config_map=None, lines=lines)
