@@ -70,6 +70,8 @@ ACCEPTED = [
     train(loss={"type": "cispo", "klCoefficient": 0.1, "ratioLow": 0.5, "ratioHigh": 2}),
     train(optimizer={"learningRate": 0.003, "schedule": "cosine", "warmupSteps": 5}),
     train(evaluation={"everySteps": 5}),
+    train(algorithm="SFT", evaluation={"everySteps": 5}),
+    listed({"name": "a", "reward": EXACT}, reward=None, algorithm="SFT", evaluation={}),
     train(admission="Elastic", failurePolicy={"maxFailed": 0}, paused=True),
     {"serve": {"replicas": 2, "residency": "Host"}},
 ]
@@ -90,6 +92,11 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     ),
     (train(reward=None), "GRPO needs a reward"),
     (listed({"name": "a", "reward": EXACT}, {"name": "b"}, reward=None), "GRPO needs a reward"),
+    (train(algorithm="SFT", reward=None, evaluation={}), "evaluation needs a reward, by which its answers"),
+    (
+        listed({"name": "a", "reward": EXACT}, {"name": "b"}, reward=None, algorithm="SFT", evaluation={}),
+        "evaluation needs a reward, by which its answers",
+    ),
     (train(loss={"type": "cross_entropy"}), "GRPO has no cross_entropy loss"),
     (train(loss={"ratioLow": 3, "ratioHigh": 2}), "ratioLow must not be above ratioHigh"),
     (dataset(), "set exactly one of uri (JSONL or Parquet), configMap"),

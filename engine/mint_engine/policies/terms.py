@@ -40,6 +40,9 @@ def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
         raise InvalidRequest(subject, "has no dataset; set spec.train.dataset or the policy's own")
     if reward is None and train.algorithm == "GRPO":
         raise InvalidRequest(subject, "has no reward; set spec.train.reward or the policy's own")
+    if reward is None and train.evaluation is not None:
+        said = "has no reward to score its evaluations by; set spec.train.reward or the policy's own"
+        raise InvalidRequest(subject, said)
     if train.algorithm == "GRPO" and train.loss.type == "cross_entropy":
         raise InvalidRequest(subject, "can't learn its own completions by cross_entropy; use dapo, or algorithm SFT")
     told = train.sampling

@@ -181,6 +181,11 @@ async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, 
     [
         ({"dataset": None}, "InvalidRequest", "has no dataset"),
         ({"reward": None}, "InvalidRequest", "has no reward"),
+        (
+            {"reward": None, "algorithm": "SFT", "evaluation": Evaluation()},
+            "InvalidRequest",
+            "has no reward to score its evaluations by",
+        ),
         ({"dataset": Dataset(lines=["{"])}, "BadExample", "line 1: is no JSON"),
         ({"reward": Reward(regex=Regex("("))}, "InvalidRequest", "no regular expression"),
         ({"reward": Reward(numeric_answer=NumericAnswer())}, "BadExample", "is no number"),
