@@ -404,6 +404,38 @@ def test_leases_are_rebuilt_from_what_engines_say_when_the_map_was_lost() -> Non
     assert world.leases == before
 
 
+@pytest.mark.parametrize("unread", [{}, {"s3://b/p.jsonl": Failure("SourceNotFound", "it is gone", terminal=True)}])
+def test_a_wave_goes_on_as_it_was_while_its_manifest_can_not_be_read(unread: dict[str, Failure]) -> None:
+    read = {"s3://b/p.jsonl": (Policy(name="team/a"), Policy(name="team/b", rank=4), Policy(name="team/c"))}
+    fields: dict[str, Any] = {"policies": Policies(manifest="s3://b/p.jsonl"), "admission": "Elastic"}
+    wave = training_wave("w", serve=Serve(residency="Host"), **fields)
+    world = World(base(slots=2), [wave], engines(1), inputs=Inputs(manifests=read))
+    world.step()
+    world.say(Stage.RUNNING, 3, published=published(3))
+    world.step()
+    before, placed = world.leases, world.placements
+    assert list(before) == ["team/a", "team/b"]
+    world.inputs = Inputs(manifests=unread)
+    assert world.step().training == {}, "no history of rewards is forgotten, either"
+    assert (world.status("w").phase, world.leases, world.placements) == ("Training", before, placed)
+    world.say(Stage.COMPLETE, STEPS, "team/a", published=published(STEPS))
+    world.step()
+    world.start_anew(2)
+    world.step()
+    assert list(world.leases) == ["team/b"], "nobody knows by what settings c is to be trained"
+    assert world.leases["team/b"][1].settings == before["team/b"][1].settings
+    world.inputs = Inputs(manifests=read)
+    world.step()
+    assert list(world.leases) == ["team/b", "team/c"]
+
+
+def test_a_wave_that_has_not_begun_waits_for_its_manifest() -> None:
+    world = World(base(), [training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"))], engines(1))
+    world.step()
+    assert (world.status("w").phase, world.leases) == ("Queued", {})
+    assert condition(world, "w", "Admitted")[1] == "ManifestUnread"
+
+
 def test_two_waves_can_not_train_one_policy() -> None:
     given = Policies(list=(Policy(name="team/x"),))
     world = World(base(), [training_wave("a", policies=given), training_wave("b", policies=given)], engines(1))

@@ -1,8 +1,11 @@
 """Whether a wave can be trained on its base as both are written; its training with all that it names in place."""
 
+import msgspec
+
 from mint_contracts.errors import CapacityExceeded, MintError
 from mint_contracts.records import Failure
 from mint_contracts.training import Policies, Policy, Train
+from mint_contracts.training_records import TrainState
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
@@ -13,15 +16,19 @@ from mint_operator.training.policies import check, expand
 Fitted = tuple[Train, tuple[Policy, ...], Failure | None]
 
 
-def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs) -> Fitted:
-    """The wave's training, its policies, and why it is not to be trained (None: it is)."""
+def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainState) -> Fitted:
+    """The wave's training, its policies, and why it is not to be trained (None: it is).
+
+    One whose manifest cannot be read, as when the operator has just started, goes on with the policies that it has by
+    `state`: what they are cannot change, though what only the manifest says is not known.
+    """
     train, meta = wave.spec.train or Train(policies=Policies()), wave.meta
     if base.spec.training is None:
         said = f"training needs a store that engines can write; set spec.training.store of BaseModel {base.meta.name}"
         return train, (), Failure(conditions.NO_TRAINING_STORE, said, terminal=True)
-    manifest = inputs.manifests.get(train.policies.manifest, _UNREAD) if train.policies.manifest else ()
+    manifest = manifest_of(train, inputs)
     if isinstance(manifest, Failure):
-        return train, (), manifest
+        return _as_written(wave, train, state) or (train, (), manifest)
     policies: tuple[Policy, ...] = ()
     try:
         policies = expand(meta.namespace, meta.name, train, manifest)
@@ -32,6 +39,26 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs) -> Fitted:
     except MintError as error:
         return train, policies, Failure(error.reason, str(error), terminal=error.terminal)
     return train, policies, None
+
+
+def manifest_of(train: Train, inputs: Inputs) -> tuple[Policy, ...] | Failure:
+    """The policies of a wave's manifest, or why they are not known; none where it has no manifest."""
+    return inputs.manifests.get(train.policies.manifest, _UNREAD) if train.policies.manifest else ()
+
+
+def _as_written(wave: ObservedWave, train: Train, state: TrainState) -> Fitted | None:
+    """The wave with policies and examples as the map has them; None where it has not begun."""
+    key, run = wave.meta.key, wave.meta.uid
+    record = state.training.get(key)
+    if record is None or record.run != run or not record.policies:
+        return None
+    leases = [
+        lease for of in state.trains.values() for lease in of.values() if lease.wave == key and lease.run == run
+    ]
+    settings = {lease.policy: lease.settings for lease in leases}
+    policies = tuple(settings.get(name, Policy(name=name)) for name in record.policies)
+    examples = {"dataset": record.train.dataset, "evaluation": record.train.evaluation}
+    return msgspec.structs.replace(train, **examples), policies, None
 
 
 def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies: int) -> None:

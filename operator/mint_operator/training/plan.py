@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Placement, Tier
+from mint_contracts.records import Failure, Placement, Tier
 from mint_contracts.resources import AdapterWaveStatus
 from mint_contracts.source import Source
 from mint_contracts.training import Policies
@@ -19,7 +19,7 @@ from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, Obser
 from mint_operator.planning.turns import Turn, by_namespace, fair
 from mint_operator.training.conflicts import without_conflicts
 from mint_operator.training.diff import difference
-from mint_operator.training.fit import fitted
+from mint_operator.training.fit import fitted, manifest_of
 from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
 from mint_operator.training.place import Slots, keep
@@ -109,10 +109,13 @@ def decided(
 def _stand(
     base: ObservedBase, wave: ObservedWave, known: TrainKnown, alive: Mapping[str, int], inputs: Inputs
 ) -> WaveStand:
-    train, policies, unfit = fitted(base, wave, inputs)
+    train, policies, unfit = fitted(base, wave, inputs, known.state)
     stood = stands(wave.meta.key, wave.meta.uid, policies, known.state, alive)
     stand = WaveStand(train=train, policies=stood, unfit=unfit)
-    needy = () if unfit else wanting(train, stood, stopped=stand.stopped)
+    able = stood
+    if isinstance(manifest_of(train, inputs), Failure):  # of the others it is not known how they are to be trained
+        able = tuple(each for each in stood if each.assignment is not None)
+    needy = () if unfit else wanting(train, able, stopped=stand.stopped)
     return msgspec.structs.replace(stand, wants_slot=needy)
 
 
