@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Stage, WaveTraining
-from mint_contracts.training_words import Words, words
+from mint_contracts.training_words import Words, eta_s, words
 
 WAITING = "Waiting"  # of a policy that nobody has told of yet
 OVER = frozenset({"Complete", "Failed", "Cancelled"})  # phases of a wave after which nothing more comes
@@ -42,7 +42,7 @@ def aggregate(base: str, training: WaveTraining, told: Words) -> WaveProgress:
         reward_recent=_mean(each.reward_recent for each in said),
         reward_best=_mean(each.reward_best for each in said),
         tokens=sum(each.tokens for each in said),
-        eta_s=_eta(training, said),
+        eta_s=eta_s(training.train, [told[name][1] if name in told else None for name in training.policies]),
     )
 
 
@@ -73,14 +73,6 @@ def _policy(
         failure_message=said.failure.message if said.failure else "",
         rewards=rewards,
     )
-
-
-def _eta(training: WaveTraining, said: Sequence[Progress]) -> float | None:
-    """Seconds until the slowest policy that runs ends; None while a pace is missing."""
-    running = [each for each in said if each.stage is Stage.RUNNING]
-    if not running or any(each.step_s <= 0 for each in running):
-        return None
-    return max(max(0, training.train.steps - each.step) * each.step_s for each in running)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -6,11 +6,14 @@ rest in the wave's record; and what an older word tells of a policy holds until 
 """
 
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 import msgspec
 
+from mint_contracts.training import Train
 from mint_contracts.training_records import Progress, Stage
 
+_HERE = frozenset({Stage.LOADING, Stage.RUNNING})  # an engine has it in a slot
 AT_REST = frozenset({Stage.PAUSED, Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED})  # saved, and nobody works at it
 MOST_SAID = 512  # characters of a failure in a last word: a wave may have a thousand of them
 
@@ -40,6 +43,34 @@ def last_word(said: Progress) -> Progress:
     """A word on a policy at rest as a wave's record keeps it: without what the record itself says."""
     failure = said.failure and msgspec.structs.replace(said.failure, message=said.failure.message[:MOST_SAID])
     return msgspec.structs.replace(said, wave="", run="", steps=0, step_s=0.0, failure=failure)
+
+
+def eta_s(train: Train, said: Iterable[Progress | None]) -> int | None:
+    """Seconds until the last of a wave's policies ends, of the word on each; None: nobody has told of it yet.
+
+    Those that have a slot go on side by side, each at its own pace, the others follow in as many rounds. None where
+    no policy runs, or the pace of one that does is not known yet.
+    """
+    going = [each for each in said if each is None or not _over(each, train.steps)]
+    here = [each for each in going if each is not None and each.stage in _HERE]
+    paces = [each.step_s for each in here if each.stage is Stage.RUNNING]
+    if not paces or min(paces) <= 0:
+        return None
+    pace = fmean(paces)
+    left = max(_left(each, train) * (each.step_s if each.stage is Stage.RUNNING else pace) for each in here)
+    later = [_left(each, train) for each in going if each is None or each.stage not in _HERE]
+    if train.paused or train.cancelled:
+        later = []
+    return round(left + pace * sum(sorted(later, reverse=True)[:: len(here)]))
+
+
+def _left(said: Progress | None, train: Train) -> int:
+    """Steps that are still to be taken."""
+    return max(0, train.steps - (said.step if said else 0))
+
+
+def _over(said: Progress, steps: int) -> bool:
+    return said.stage in {Stage.FAILED, Stage.CANCELLED} or (said.stage is Stage.COMPLETE and said.step >= steps)
 
 
 def _newest(aged: list[_Aged]) -> tuple[str, Progress]:

@@ -14,7 +14,7 @@ from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Dataset, Policies, Train
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Published, Stage, TrainChange, WaveTraining
-from mint_contracts.training_words import last_word
+from mint_contracts.training_words import eta_s, last_word
 from mint_gateway import wave_watch
 from mint_gateway.cli.wave_plot import plot, smoothed
 from mint_gateway.cli.wave_tables import line, span, sparkline
@@ -79,6 +79,7 @@ async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, 
     ]
     assert list(seen.policies[0].rewards) == [0.25]
     assert seen.reward_recent == 0.25
+    assert seen.eta_s == 14, "6 s for the one, then 8 s for the other, as in the wave's status"
     await training.report(
         said(first, 2, reward_recent=0.5), said(second, 1, reward_recent=1.0), rewards={first: [0.25, 0.75]}
     )
@@ -159,6 +160,20 @@ async def test_what_has_ended_is_told_although_its_engine_has_started_anew(
         (name, "Complete", 4, "sha256:abc") for name in NAMES
     ]
     assert plot(seen, tmp_path / "rewards.svg") == 4
+
+
+def test_what_is_left_counts_those_that_load_where_they_stood_and_those_that_wait_in_rounds() -> None:
+    runs, loads = said("demo/a", 1, step_s=2.0), said("demo/b", 3, Stage.LOADING)
+    over = said("demo/c", 4, Stage.COMPLETE)
+    train = wave().train
+    assert eta_s(train, [runs, over]) == 6
+    assert eta_s(train, [runs, loads, over]) == 6, "side by side"
+    assert eta_s(train, [runs, loads, over, None, None]) == 14
+    assert eta_s(train, [runs, loads, over, None, None, None]) == 22
+    assert eta_s(msgspec.structs.replace(train, paused=True), [runs, None]) == 6
+    assert eta_s(msgspec.structs.replace(train, steps=8), [runs, over]) == 22, "one that is to go on waits for a slot"
+    assert eta_s(train, [loads, None]) is None
+    assert eta_s(train, [runs, said("demo/d", 0)]) is None
 
 
 def test_an_engine_s_word_goes_before_the_record_s_and_adds_to_it() -> None:

@@ -376,6 +376,15 @@ def test_status_sums_up_the_policies() -> None:
     assert condition(world, "w", "Ready")[0] == "True"
 
 
+def test_what_waits_for_a_slot_counts_in_the_time_that_is_left() -> None:
+    wave = training_wave("w", 2, admission="Elastic", serve=Serve(residency="Host"))
+    world = World(base(slots=1), [wave], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 4, step_s=30.0)
+    world.step()
+    assert training(world).eta_seconds == 6 * 30 + 10 * 30
+
+
 def test_a_wave_deleted_leaves_nothing_and_one_made_anew_starts_anew() -> None:
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()

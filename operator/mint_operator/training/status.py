@@ -15,6 +15,7 @@ from mint_contracts.resources import (
     WaveFailure,
 )
 from mint_contracts.training_records import Progress, Stage
+from mint_contracts.training_words import eta_s
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.conditions import Finding, span, truth
@@ -180,7 +181,7 @@ def _training(stand: WaveStand, counts: PolicyCounts) -> TrainingStatus:
     said = [policy.progress for policy in stand.policies if policy.progress is not None]
     going = [each for each in stand.policies if each.stage not in {Stage.FAILED, Stage.CANCELLED}]
     step, steps = min((each.step for each in going), default=0), stand.train.steps
-    eta = _eta(stand, counts)
+    eta = eta_s(stand.train, [policy.progress for policy in stand.policies])
     return TrainingStatus(
         step=step,
         steps=steps,
@@ -196,17 +197,6 @@ def _training(stand: WaveStand, counts: PolicyCounts) -> TrainingStatus:
         eta="" if eta is None else span(eta),
         policies=counts,
     )
-
-
-def _eta(stand: WaveStand, counts: PolicyCounts) -> int | None:
-    """Seconds until the last policy ends: those that run at their own pace, then the others in as many rounds."""
-    running = [each for each in stand.policies if each.stage is Stage.RUNNING and not each.ended(stand.train.steps)]
-    paces = [each.progress.step_s for each in running if each.progress is not None and each.progress.step_s > 0]
-    if not paces or len(paces) < len(running):
-        return None
-    left = max((stand.train.steps - each.step) * pace for each, pace in zip(running, paces, strict=True))
-    rounds = -(-counts.waiting // len(running))
-    return round(left + rounds * stand.train.steps * sum(paces) / len(paces))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
