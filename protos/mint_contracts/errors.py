@@ -45,13 +45,18 @@ import grpc
 
 
 class MintError(Exception):
-    """Root of the tree. `subject` names the object, `message` says what is wrong and what to do."""
+    """Root of the tree. `subject` names the object, `message` says what is wrong and what to do.
+
+    Both may quote what others wrote: what is no Unicode text of it (a lone surrogate) becomes "?", so that every
+    error can be sent, reported and logged.
+    """
 
     grpc_status: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
     http_status: ClassVar[int] = 500
     terminal: ClassVar[bool] = True
 
     def __init__(self, subject: str, message: str, *, retry_after_s: float | None = None) -> None:
+        subject, message = _sendable(subject), _sendable(message)
         super().__init__(f"{subject}: {message}" if subject else message)
         self.subject = subject
         self.message = message
@@ -226,6 +231,10 @@ class Internal(MintError):
 def by_reason(reason: str) -> type[MintError] | None:
     """The class of that name; None for a reason that this version does not know."""
     return _tree(MintError).get(reason)
+
+
+def _sendable(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _tree(root: type[MintError]) -> dict[str, type[MintError]]:

@@ -54,8 +54,8 @@ def from_rpc_error(call: grpc.Call | grpc.aio.AioRpcError) -> errors.MintError:
 
 
 def _cut(text: str, max_bytes: int) -> str:
-    """The text, or as much of its beginning as fits with an ellipsis; what is no Unicode becomes "?"."""
-    data = text.encode(errors="replace")
+    """The text, or as much of its beginning as fits with an ellipsis."""
+    data = text.encode()
     return data.decode() if len(data) <= max_bytes else data[: max_bytes - 3].decode(errors="ignore") + "…"
 
 

@@ -59,3 +59,10 @@ def test_an_unknown_reason_is_nothing() -> None:
 def test_a_message_names_the_object_first() -> None:
     assert str(errors.AdapterNotFound("adapter 'a/b'", "no wave serves it")) == "adapter 'a/b': no wave serves it"
     assert str(errors.Internal("", "a defect")) == "a defect"
+
+
+def test_what_is_no_text_becomes_a_mark_so_that_every_error_can_be_sent() -> None:
+    error = errors.UnsupportedAdapter("adapter '\udfff'", "sets \ud800 to 1: é, 模型 and 😀 stay")
+    assert (error.subject, error.message) == ("adapter '?'", "sets ? to 1: é, 模型 and 😀 stay")
+    assert str(error) == f"{error.subject}: {error.message}"
+    assert str(error).encode()

@@ -195,6 +195,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] 
     "activated LoRA": (_config(alora_invocation_tokens=[1]), errors.UnsupportedAdapter, "alora_invocation_tokens"),
     "PiSSA": (_config(init_lora_weights="pissa"), errors.UnsupportedAdapter, "init_lora_weights"),
     "a field of tomorrow": (_config(use_quantum="yes"), errors.UnsupportedAdapter, "use_quantum"),
+    "a field that is no text": (_config(**{"\ud800": 1}), errors.UnsupportedAdapter, "sets ? to 1"),
+    "a target that is no text": (_config(target_modules=["\ud800"]), errors.UnknownTargetModules, "targets ?;"),
     "another method": (_config(peft_type="LOHA"), errors.UnsupportedAdapter, "LOHA"),
     "no method": (_config(peft_type=None), errors.UnsupportedAdapter, "peft_type"),
     "rank zero": (_config(r=0), errors.CorruptFile, "r 0"),
@@ -218,6 +220,7 @@ def test_each_broken_kind_gets_exactly_its_error(adapter: Path, kind: str) -> No
         read(adapter, tiny_fit(base_names=(BASE_NAME,)))
     assert type(caught.value) is error, caught.value
     assert told in caught.value.message
+    assert str(caught.value).encode(), "it can be sent"
     assert caught.value.terminal
 
 

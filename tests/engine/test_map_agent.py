@@ -25,7 +25,7 @@ from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
-from tests.engine.made import peft_adapter, tiny_fit
+from tests.engine.made import edit_config, peft_adapter, tiny_fit
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
@@ -188,6 +188,23 @@ async def test_changes_are_told_at_once_and_without_them_the_heart_beats(
 
         await until(aged, 10)
         await until(renewed, 10)
+
+
+async def test_an_adapter_whose_files_hold_no_text_is_told_as_refused_and_the_heart_beats_on(
+    there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
+) -> None:
+    edit_config(tmp_path / "store" / "one", **{"\ud800": 1})
+    async with Engine(tmp_path, redis_process.url, incarnation=1) as engine:
+        await there.writer.apply(BASE, MapChange(set_assigned={ENGINE: (want,)}))
+
+        async def refused() -> bool:
+            assert not engine.running.done()
+            view = await there.engine()
+            failure = view.held["team/one"].failure if view is not None and "team/one" in view.held else None
+            return failure is not None and failure.reason == "UnsupportedAdapter"
+
+        await until(refused, 20)
+        assert await engine.agent.tell(10)
 
 
 async def test_an_older_start_of_the_same_engine_is_told_to_end(
