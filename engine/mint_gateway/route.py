@@ -96,19 +96,21 @@ class Router:
         with self._in_flight.admit():
             view, trail.source = await self.locate(request.base_model, request.adapter)
             trail.base_model = view.base
-            forwarded = _forwarded(request, trail)
             loop = asyncio.get_running_loop()
             deadline = None if remaining_s is None else loop.time() + remaining_s
             tries = Tries(self._patience, deadline)
             while True:
-                candidate = await self._next(trail, tries)
+                candidate, source = await self._next(trail, tries)
                 trail.engine, trail.why, trail.tries = candidate.engine, candidate.why, tries.count
                 with self._in_flight.at(candidate.address):
-                    if await self._try(candidate, forwarded, send, tries, trail):
+                    if await self._try(candidate, _forwarded(request, trail, source), send, tries, trail):
                         return
 
-    async def _next(self, trail: Trail, tries: Tries) -> Candidate:
-        """The best engine that was not tried in this round; waits for one while patience lasts."""
+    async def _next(self, trail: Trail, tries: Tries) -> tuple[Candidate, Source | None]:
+        """The best engine that was not tried in this round, and where a wave or the catalog has the adapter now.
+
+        Waits for one while patience lasts.
+        """
         if tries.failed:
             await tries.pause()
         while True:
@@ -123,7 +125,8 @@ class Router:
             fresh = [candidate for candidate in ranked if candidate.address not in tries.failed]
             if fresh and tries.count < self._patience.tries:
                 tries.count += 1
-                return fresh[0]
+                placed = view.placements.get(trail.adapter)
+                return fresh[0], trail.source if placed is None else placed.source
             tries.raise_what_an_engine_said()
             if tries.count >= self._patience.tries or not await tries.wait():
                 raise EngineUnavailable(
@@ -161,14 +164,16 @@ class Router:
         return True
 
 
-def _forwarded(request: sampling_pb2.GenerateRequest, trail: Trail) -> sampling_pb2.GenerateRequest:
-    """What engines are asked."""
+def _forwarded(
+    request: sampling_pb2.GenerateRequest, trail: Trail, source: Source | None
+) -> sampling_pb2.GenerateRequest:
+    """What an engine is asked. It may hold a wave's adapter, and not know of the wave (yet, or any more)."""
     forwarded = sampling_pb2.GenerateRequest()
     forwarded.CopyFrom(request)
     forwarded.base_model, forwarded.request_id = trail.base_model, trail.request_id
     forwarded.ClearField("whence")
-    if trail.source is not None:
-        forwarded.whence.uri, forwarded.whence.revision = trail.source.uri, trail.source.revision
+    if source is not None:
+        forwarded.whence.uri, forwarded.whence.revision = source.uri, source.revision
     return forwarded
 
 

@@ -50,7 +50,9 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> Global___SamplingParams: ...
     @_builtins.property
     def whence(self) -> Global___Whence:
-        """Set by gateways alone, which drop what clients say here: where the catalog has the adapter."""
+        """Set by gateways alone, which drop what clients say here: where a wave or the catalog has the adapter; unset,
+        the base's store has it. An engine that is to hold the adapter for a wave knows better.
+        """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Adapters that no wave wants and no store has, asked for with the place that the catalog has told."""
+"""Adapters that no wave wants here, asked for with the place where another engine's wave or the catalog has them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +50,17 @@ async def test_what_the_catalog_has_elsewhere_now_is_let_go_of(scene: Callable[.
         assert here.slots.tenants[old.slot] == old.revision  # in use until its request ends
     await until(lambda: list(here.slots.tenants.values()) == [new.revision])
     assert here.residency.report()["a/b"].source == told(store, 2)
+
+
+async def test_what_the_store_has_again_is_let_go_of_elsewhere(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene()
+    async with here.residency.hold(NAMES[0], told(store, 1)) as elsewhere:
+        pass
+    assert here.residency.report()[NAMES[0]].source == told(store, 1)
+    async with here.residency.hold(NAMES[0]) as stored:
+        assert stored.revision != elsewhere.revision
+    await until(lambda: list(here.slots.tenants.values()) == [stored.revision])
+    assert here.residency.report()[NAMES[0]].source == Source(f"file://{store}/{NAMES[0]}")
 
 
 async def test_a_wave_knows_better_than_the_catalog(scene: Callable[..., Scene], store: Path) -> None:

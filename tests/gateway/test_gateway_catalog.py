@@ -279,7 +279,7 @@ async def test_a_placed_adapter_stays_where_its_wave_has_it(scene: Scene, local:
     await scene.place("a/b", "one", source="s3://adapters/a/b/r1")
     await scene.seen(engine)
     await client.answer(question("hi", adapter="a/b"))
-    assert not engine.seen[-1].HasField("whence")
+    assert engine.seen[-1].whence.uri == "s3://adapters/a/b/r1"
 
 
 async def in_pieces(text: bytes, size: int = 60_000) -> AsyncIterator[RegisterRequest]:

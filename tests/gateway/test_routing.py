@@ -33,6 +33,35 @@ async def test_the_warmest_holder_answers_whoever_the_plan_named(scene: Scene) -
     assert not warm.cancelled.is_set()  # it was let finish
 
 
+async def test_every_engine_is_told_where_a_wave_has_the_adapter(scene: Scene) -> None:
+    """Another engine than the wave's may hold it, and would know its name from the store alone."""
+    await scene.base(store=STORE)
+    placed, holder = await scene.engine("e-0"), await scene.engine("e-1")
+    elsewhere = "s3://other/demo/pirate"
+    await scene.place("demo/pirate", "e-0", source=elsewhere)
+    await holder.hold("demo/pirate", elsewhere, Tier.DEVICE)
+    await scene.open()
+    await scene.seen(placed, holder)
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"
+    assert holder.seen[0].whence.uri == elsewhere
+
+
+async def test_another_engine_is_told_where_a_wave_has_the_adapter_by_then(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    engine.refuse = errors.Draining("engine e-0", "ends")
+    await scene.open(Limits(patience=Patience(tries=1000, away_s=LIMIT_S), farewell_s=0.0))
+    await scene.seen(engine)
+    asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
+    await until(lambda: engine.seen)
+    await scene.place("demo/pirate", "e-0", source="s3://other/demo/pirate")
+    await until(lambda: engine.seen[-1].whence.uri == "s3://other/demo/pirate")
+    assert engine.seen[0].whence.uri == PIRATE
+    engine.refuse = None
+    assert (await asyncio.wait_for(asking, LIMIT_S)).engine == "e-0"
+
+
 async def test_a_new_holder_is_chosen_as_soon_as_it_reports(scene: Scene) -> None:
     await scene.base()
     engine, other = await scene.engine("e-0"), await scene.engine("e-1")

@@ -170,8 +170,8 @@ class Books:
     def for_request(self, adapter: str, told: Source | None = None) -> Copy:
         """The copy that a request made now is answered by. Raises AdapterNotFound.
 
-        It is a wave's, else the catalog's, which the request has been `told` of, else the store's; of a source that
-        has changed the older one, while the newer one is not here.
+        It is what a wave wants here, else what the request has been `told` (where another engine's wave or the catalog
+        has it), else the store's; of a source that has changed the older one, while the newer one is not here.
         """
         want, serving = self.wants.get(adapter), self.current.get(adapter)
         if want is not None:
@@ -183,17 +183,14 @@ class Books:
         return copy
 
     def _unwanted(self, adapter: str, told: Source | None) -> Copy:
-        if told is not None:
-            return self._told_of(adapter, told)
-        if self.store is None:
-            raise AdapterNotFound(
-                f"adapter {adapter!r}", "is in no wave, and the base model has no adapter store; add it to a wave"
-            )
-        return self.copy_of((adapter, child(self.store, adapter)))
-
-    def _told_of(self, adapter: str, source: Source) -> Copy:
-        copy = self.copy_of((adapter, source))
-        if not copy.told:
+        if told is None:
+            if self.store is None:
+                raise AdapterNotFound(
+                    f"adapter {adapter!r}", "is in no wave, and the base model has no adapter store; add it to a wave"
+                )
+            told = child(self.store, adapter)
+        copy = self.copy_of((adapter, told))
+        if not copy.told:  # what it was by an earlier request's word may lie elsewhere
             for each in self.of_adapter[adapter]:
                 each.told = each is copy
             self.changed(copy)

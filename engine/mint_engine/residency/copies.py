@@ -39,7 +39,7 @@ class Copy:
     users: int = 0
     used: int = 0
     for_wave: bool = False
-    told: bool = False  # the catalog has its adapter here, by the last request's word
+    told: bool = False  # its adapter is taken from here, by the last request's word
     state: str | None = None  # what a local source's files were when they were last read; "" where nothing was there
     formerly: Source | None = None  # where this was, before that source's files changed
     goal: Tier = Tier.REMOTE  # what the running load is for

@@ -21,7 +21,7 @@ class CopyView(msgspec.Struct, frozen=True):
     blocked: bool  # its last load failed, and it is not yet time to try again
     for_wave: bool  # a wave wanted it on the device since it came there
     current: bool  # new requests are answered by it
-    told: bool = False  # the catalog has its adapter here
+    told: bool = False  # its adapter is taken from here, by the last request's word
 
     @property
     def key(self) -> Key:
