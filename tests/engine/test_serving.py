@@ -183,6 +183,8 @@ async def test_seeds_reproduce_whoever_is_beside(base: Path, adapter: Path) -> N
         (GenerateRequest(tokens=TokenIds(ids=[3] * CONTEXT)), PromptTooLong, f"has {CONTEXT} tokens"),
         (GenerateRequest(text="dog " * 400), PromptTooLong, "Shorten"),
         (GenerateRequest(text="dog " * 40_000), PromptTooLong, "characters"),
+        (GenerateRequest(chat=Chat(messages=[Message()] * 100_000)), PromptTooLong, "has 100000 messages"),
+        (GenerateRequest(chat=Chat(messages=[Message(role="x" * 40_000)])), PromptTooLong, "characters"),
         (GenerateRequest(text="x", sampling=SamplingParams(temperature=-1)), InvalidRequest, "temperature"),
         (GenerateRequest(text="x", sampling=SamplingParams(temperature=float("nan"))), InvalidRequest, "temperature"),
         (GenerateRequest(text="x", sampling=SamplingParams(top_p=1.5)), InvalidRequest, "top_p"),

@@ -49,7 +49,11 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
         raise InvalidRequest("prompt.chat", "has no messages")
     if not tokenizer.chat_template:
         raise InvalidRequest("prompt.chat", "can't be used: this base has no chat template. Send text or tokens")
-    _check_length(sum(len(message.content) for message in chat.messages), context_length)
+    if len(chat.messages) > context_length:  # each takes a token at least; their mere number can cost minutes
+        raise PromptTooLong(
+            "prompt.chat", f"has {len(chat.messages)} messages, more than a context of {context_length} tokens holds"
+        )
+    _check_length(sum(len(message.role) + len(message.content) for message in chat.messages), context_length)
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
     try:
         # Control tokens written in a message's text stay text: no user can forge another speaker's turn.
