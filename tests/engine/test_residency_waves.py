@@ -1,10 +1,13 @@
 """Adapters that waves want: in their tier, replaced without a gap, told truthfully. Only the base is tiny."""
 
 import asyncio
+import errno
+import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pytest
@@ -13,6 +16,7 @@ from safetensors.torch import load_file
 from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
+from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.lending import with_offered
 from mint_engine.residency.turns import Terms
@@ -155,6 +159,27 @@ async def test_a_retryable_failure_is_tried_again_by_itself(
     assert here.failure(NAMES[0]) == ""
 
 
+async def test_a_disk_that_fails_for_a_while_is_told_and_the_adapter_comes_by_itself(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_engine.residency.copies.FIRST_RETRY_S", 0.02)
+    here, write, failures = scene(store=None), packed_file.write, [4]  # one more than a load tries
+
+    def failing(packed: Packed, file: BinaryIO) -> None:
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        write(packed, file)
+
+    monkeypatch.setattr(packed_file, "write", failing)
+    here.residency.want(wanted(store, NAMES[0]))
+    await until(lambda: here.failure(NAMES[0]) == "SourceUnavailable")
+    told = here.residency.report()[NAMES[0]].failure
+    assert told is not None
+    assert "written to this engine's disk (Input/output error)" in told.message
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+
+
 async def test_each_failure_stays_with_its_adapter(scene: Callable[..., Scene], store: Path) -> None:
     here = scene(store=None, slots=4)
     edit_config(store / NAMES[0], r=99)
@@ -282,6 +307,24 @@ async def test_what_is_brought_ahead_is_told_takes_no_slot_and_is_found_once_wan
     assert here.residency.report()[NAMES[1]].revision == told.revision
     assert len(here.loader.fetches) == fetched + 1
     assert here.tier(NAMES[2]) is Tier.REMOTE
+
+
+async def test_a_defect_in_what_is_brought_ahead_keeps_nothing_else_back(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_engine.residency.early.RETRY_S", 0.05)
+    here, defects = scene(store=None), [2]
+    load = here.loader.load
+
+    def broken(source: Source) -> Packed:
+        if source.uri.endswith(NAMES[0]) and defects[0]:
+            defects[0] -= 1
+            raise RuntimeError("a defect")
+        return load(source)
+
+    monkeypatch.setattr(here.loader, "load", broken)
+    here.residency.want(ahead(store, *NAMES[:2]))
+    await until(lambda: [here.tier(name) for name in NAMES[:2]] == [Tier.DISK, Tier.DISK])
 
 
 async def test_what_is_brought_ahead_takes_only_room_that_is_free_and_gives_way(

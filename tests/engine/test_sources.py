@@ -1,5 +1,6 @@
 """Every scheme that a source may have, against a real server: what is there is fetched, what is not has one error."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,12 +10,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
 
 from mint_contracts import backends, errors
 from mint_contracts.source import Source, child
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.loading import Loader
@@ -258,6 +262,48 @@ def test_a_cache_that_is_too_small_is_said_with_numbers(opened: Callable[[str], 
     source = child(opened("http"), "acme/good")
     with pytest.raises(errors.CapacityExceeded, match="of a disk cache of 999"):
         loader(tmp_path, budget=999).load(source)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), errors.Overloaded),
+        (OSError(errno.EIO, "Input/output error"), errors.SourceUnavailable),
+        (MemoryError(), errors.Overloaded),
+    ],
+)
+def test_what_the_engines_own_disk_or_memory_refuses_is_not_the_adapters_fault(
+    trouble: Exception, told: type[errors.MintError], shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(packed: Packed, file: BinaryIO) -> None:
+        file.write(b"half")
+        raise trouble
+
+    here, source = loader(tmp_path), Source(f"file://{shelf}/team/store/acme/good")
+    with monkeypatch.context() as broken:
+        broken.setattr(packed_file, "write", write)
+        with pytest.raises(errors.MintError) as caught:
+            here.load(source)
+    assert type(caught.value) is told
+    assert not caught.value.terminal
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert here.load(source).rank == 4
+
+
+def test_a_file_that_can_not_be_mapped_now_is_tried_again_later(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, *, shared: bool, nbytes: int) -> None:
+        raise RuntimeError(f"unable to mmap {nbytes} bytes from file <{name}>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr("mint_engine.adapters.mapped.MAP_FROM_BYTES", 0)
+    here, source = loader(tmp_path), Source(f"file://{shelf}/team/store/acme/good")
+    with monkeypatch.context() as full:
+        full.setattr(torch.UntypedStorage, "from_file", refuse)
+        with pytest.raises(errors.SourceUnavailable, match="Cannot allocate memory") as caught:
+            here.load(source)
+    assert not caught.value.terminal
+    assert here.load(source).rank == 4
 
 
 def test_a_server_that_hangs_up_early_is_tried_again(shelf: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Opening packed adapters of this machine's disk: their header is read, their run is mapped, nothing is copied."""
 
+import errno
 import os
+import re
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -17,6 +19,7 @@ from mint_engine.residency.recent import Recent
 # A shorter run is read instead: that is as fast, and a process may have but 65,530 mappings.
 MAP_FROM_BYTES = 1 << 20
 VERIFIED = 1 << 16
+_ERRNO = re.compile(r"\((\d+)\)$", re.MULTILINE)
 HEADERS = 1 << 10  # of some 20 KB: 700 scalings and a config
 
 
@@ -32,7 +35,7 @@ class Opener:
         self._headers: Recent[Identity, Header] = Recent(HEADERS)
 
     def open(self, path: Path, subject: str) -> Packed:
-        """The packed adapter in a file. Raises CorruptFile, and FileNotFoundError where it is gone.
+        """The packed adapter in a file. Raises CorruptFile, and OSError: FileNotFoundError where it is gone.
 
         Files that were opened lately share one object of their header.
         """
@@ -72,7 +75,12 @@ def _read(file: FileIO, header: Header, subject: str) -> torch.Tensor:
 
 
 def _map(path: Path, header: Header) -> torch.Tensor:
-    """The run, mapped; unlike Python's mmap, torch's keeps no file descriptor."""
-    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=header.file_bytes)
+    """The run, mapped; unlike Python's mmap, torch's keeps no file descriptor. Raises OSError."""
+    try:
+        storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=header.file_bytes)
+    except RuntimeError as error:  # torch ends its message with what the system said: "(12)"
+        said = _ERRNO.search(str(error))
+        code = int(said[1]) if said else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
     every = torch.empty(0, dtype=header.dtype).set_(cast(torch.UntypedStorage, storage))
     return every[header.head_bytes // header.dtype.itemsize :]

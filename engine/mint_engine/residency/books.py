@@ -170,8 +170,8 @@ class Books:
     def for_request(self, adapter: str, told: Source | None = None) -> Copy:
         """The copy that a request made now is answered by. Raises AdapterNotFound.
 
-        It is what a wave wants here, else what the request has been `told` (where another engine's wave or the catalog
-        has it), else the store's; of a source that has changed the older one, while the newer one is not here.
+        It is what a wave wants here, else what the request has been `told` (where another engine's wave or the
+        catalog has it), else the store's; of a source that has changed the older one, while the newer is not here.
         """
         want, serving = self.wants.get(adapter), self.current.get(adapter)
         if want is not None:

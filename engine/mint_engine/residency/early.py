@@ -90,6 +90,10 @@ class Early:
             log.info("not_brought_early", adapter=want.adapter, source=want.source.uri, reason=error.reason)
             self._retry_at[want.source] = time.monotonic() + RETRY_S
             return
+        except Exception:  # whatever is wrong with one adapter, others are brought
+            log.exception("early_defect", adapter=want.adapter, source=want.source.uri)
+            self._retry_at[want.source] = time.monotonic() + RETRY_S
+            return
         self._retry_at[want.source] = time.monotonic() + RETRY_S  # if it is evicted, something else needs the room
         if self._wanted.get(want.adapter) == want:
             self._come[want.adapter] = Held(want.adapter, want.source, Tier.DISK, revision, rank, bytes=nbytes)

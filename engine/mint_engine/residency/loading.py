@@ -9,8 +9,9 @@ from weakref import WeakSet
 import structlog
 import torch
 
-from mint_contracts.errors import CorruptFile, MintError, SourceUnavailable
+from mint_contracts.errors import CorruptFile, MintError, Overloaded, SourceUnavailable
 from mint_contracts.source import Source, locate
+from mint_contracts.storage_errors import disk_full
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.check import Fit, check_packed
 from mint_engine.adapters.mapped import Opener
@@ -23,6 +24,7 @@ from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of, subject_of
 
 LOCAL = frozenset({"file", "pvc"})  # schemes of sources whose files may change under one name
+MEMORY_RETRY_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +70,12 @@ class Loader:
 
     def _open(self, path: Path, source: Source) -> Packed:
         subject = subject_of(source)
-        packed = self._opener.open(path, subject)
+        try:
+            packed = self._opener.open(path, subject)
+        except FileNotFoundError:
+            raise
+        except (OSError, MemoryError) as error:
+            raise _own_trouble(error, subject, "read from") from error
         if packed.header not in self._fitting:
             check_packed(packed.header, self._fit, subject)
             self._fitting.add(packed.header)
@@ -84,7 +91,10 @@ class Loader:
                 raise SourceUnavailable(subject_of(source), "changed while it was read; retrying")
             packed_file.write(packed, file)
 
-        path = self.disk.store(source, identity, write)
+        try:
+            path = self.disk.store(source, identity, write)
+        except (OSError, MemoryError) as error:
+            raise _own_trouble(error, subject_of(source), "written to") from error
         self._opener.trust(path)
         return path
 
@@ -98,3 +108,12 @@ class Loader:
         if location.scheme in LOCAL:
             told.update(state_of(location, (CONFIG, WEIGHTS, PACKED), subject_of(source)))
         return told.hexdigest()[:16]
+
+
+def _own_trouble(error: OSError | MemoryError, subject: str, did: str) -> MintError:
+    """What this machine's own disk or memory refused: no fault of the adapter's, and tried again."""
+    if isinstance(error, MemoryError):
+        return Overloaded(subject, "finds the engine's memory full", retry_after_s=MEMORY_RETRY_S)
+    return disk_full(error, subject) or SourceUnavailable(
+        subject, f"could not be {did} this engine's disk ({error.strerror or error}); retrying"
+    )
