@@ -1,13 +1,18 @@
 """Adapters that no wave wants here, asked for with the place where another engine's wave or the catalog has them."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mint_contracts.errors import AdapterNotFound, InvalidRequest
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
+from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.read import read_adapter
+from mint_engine.sources.storage import Folder
 from tests.engine.tiers import NAMES, Scene, wanted
 from tests.waiting import until
 
@@ -40,6 +45,29 @@ async def test_two_revisions_answer_side_by_side(scene: Callable[..., Scene], st
         assert newest.slot != pinned.slot
         assert newest.revision != pinned.revision
     assert sorted(here.residency.report()) == ["a/b", "a/b@r1"]
+
+
+async def test_cold_names_of_one_source_share_what_the_first_one_reads(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    def counted(folder: Folder, *rest: Any) -> Packed:
+        reads.append(folder.subject)
+        return read_adapter(folder, *rest)
+
+    monkeypatch.setattr("mint_engine.residency.loading.read_adapter", counted)
+    here = scene(slots=4, store=None)
+    here.loader.gate.clear()
+
+    async def ask(name: str) -> str:
+        async with here.residency.hold(name, told(store, 1)) as held:
+            return held.revision
+
+    asking = [asyncio.create_task(ask(name)) for name in ("a/b", "a/b@r1", "a/b@newest")]
+    await until(lambda: len(here.loader.fetches) == 3)
+    here.loader.gate.set()
+    assert len(set(await asyncio.gather(*asking))) == len(reads) == 1
 
 
 async def test_what_the_catalog_has_elsewhere_now_is_let_go_of(scene: Callable[..., Scene], store: Path) -> None:

@@ -83,7 +83,7 @@ class DiskTier:
 
         `admit(nbytes)` makes room; it raises CapacityExceeded where the budget can never do, Overloaded where it is
         taken by what is wanted now. Nothing remains of a file that fails, nor of the older one, which is of no use
-        any more. Call inside `using(source)`.
+        any more. Call inside `using(source)`, once at a time for one source.
         """
         key = folder_name(source)
         target = self._folder / f"{key}-{identity}.mint"
@@ -95,10 +95,7 @@ class DiskTier:
                 self._publish(key, Path(file.name), target)
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
-                with self._lock:
-                    faster = self._paths.get(key) == target  # another adapter's load of the same source
-                if not faster:
-                    self.drop(source)
+                self.drop(source)
                 raise
         return target
 

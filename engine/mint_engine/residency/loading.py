@@ -1,10 +1,11 @@
 """Bringing one adapter from its source to this machine's disk, packed, and mapping it; blocks its thread."""
 
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import structlog
 import torch
@@ -39,25 +40,29 @@ class Loader:
         self._base = f"{dtype} {fingerprint(fit.modules)} {packed_file.VERSION}"
         self._opener = Opener()
         self._fitting: WeakSet[Header] = WeakSet()  # headers that were checked against the base
+        self._turns: WeakValueDictionary[Source, threading.Lock] = WeakValueDictionary()  # whose loads run or wait
+        self._guard = threading.Lock()
 
     def load(self, source: Source) -> Packed:
         """The packed adapter of a source, from the disk tier; first brought there, if it is not there or has changed.
 
-        Call inside `disk.using(source)`. Transient errors are tried again a few times. Raises every error of `read`,
+        Call inside `disk.using(source)`. Transient errors are tried again a few times. Several loads of one source
+        (it may have several names) take turns, and find what the first has brought. Raises every error of `read`,
         Source*, Overloaded, CapacityExceeded.
         """
-        path = self.disk.get(source, self._identity(source))
-        if path is not None:
+        with self._turn(source):
+            path = self.disk.get(source, self._identity(source))
+            if path is not None:
+                try:
+                    return self._open(path, source)
+                except (CorruptFile, FileNotFoundError) as error:
+                    log.warning("cached_adapter_broken", source=source.uri, error=str(error))
+                    self.disk.drop(source)
+            path = retrying(lambda: self._ingest(source))
             try:
                 return self._open(path, source)
-            except (CorruptFile, FileNotFoundError) as error:
-                log.warning("cached_adapter_broken", source=source.uri, error=str(error))
-                self.disk.drop(source)
-        path = retrying(lambda: self._ingest(source))
-        try:
-            return self._open(path, source)
-        except FileNotFoundError:  # another load of this source found other content, and replaced the file
-            raise SourceUnavailable(subject_of(source), "changed while it was loaded; retrying") from None
+            except FileNotFoundError:
+                raise SourceUnavailable(subject_of(source), "has left this engine's disk; retrying") from None
 
     def state(self, source: Source) -> str | None:
         """What tells a local source's files from what they may be later, "" where there are none; None of others."""
@@ -67,6 +72,13 @@ class Loader:
             return self._identity(source)
         except MintError:
             return ""
+
+    def _turn(self, source: Source) -> threading.Lock:
+        with self._guard:
+            turn = self._turns.get(source)
+            if turn is None:
+                turn = self._turns[source] = threading.Lock()
+            return turn
 
     def _open(self, path: Path, source: Source) -> Packed:
         subject = subject_of(source)
