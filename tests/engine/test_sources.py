@@ -149,6 +149,16 @@ def test_a_base_is_fetched_whole_and_without_its_pickles(
             fetch_base(child(store, "pickles"), tmp_path)
 
 
+def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf: Path, tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    left = tmp_path / "base" / ".partial-killed" / "files"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(1000))
+    with stores.serving(stores.Files, shelf) as (address, _):
+        path = fetch_base(Source(f"http://{address}/team/store/base"), tmp_path)
+    assert list((tmp_path / "base").iterdir()) == [path]
+
+
 def test_https_is_trusted_by_its_authority_alone(shelf: Path, tmp_path: Path) -> None:
     context, authority = stores.self_signed(tmp_path)
     code = (

@@ -25,6 +25,7 @@ _PROBED = ("config.json", "generation_config.json", "model.safetensors", "model.
 _INDEX = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_FILES = 10_000
+_PARTIAL = ".partial-"
 
 
 def fetch_base(source: Source, cache: Path) -> Path:
@@ -79,10 +80,12 @@ def _copy(source: Source, single: str, target: Path) -> None:
     if len(wanted) > _MAX_FILES:
         raise CorruptFile(folder.subject, f"holds {len(wanted)} files; a base model has at most {_MAX_FILES}")
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f"{_PARTIAL}*"):  # by a process that was killed: this one copies nothing else
+        shutil.rmtree(left, ignore_errors=True)
     need, free = sum(size or 0 for size in wanted.values()), shutil.disk_usage(target.parent).free
     if need > free:
         raise CapacityExceeded(folder.subject, f"needs {need} bytes of cache where {free} are free; raise diskCache")
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=target.parent) as temporary:
         into = Path(temporary) / "files"
         into.mkdir()
         for name, size in wanted.items():
