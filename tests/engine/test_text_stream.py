@@ -103,6 +103,44 @@ def test_bytes_give_what_the_tokenizer_gives(tokenizer: PreTrainedTokenizerBase,
     assert "".join(map(decoder.push, tokens)) == decode_with(tokenizer)(tokens).rstrip(INCOMPLETE)
 
 
+@given(st.lists(st.integers(2, 299), max_size=60))
+def test_windows_give_what_the_tokenizer_gives(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> None:
+    decoder = WindowDecoder(decode_with(tokenizer), [])
+    text = "".join(map(decoder.push, tokens)) + decoder.finish()
+    assert text.rstrip(INCOMPLETE) == decode_with(tokenizer)(tokens).rstrip(INCOMPLETE)
+
+
+def replacing(ids: list[int]) -> str:
+    """Each token a byte."""
+    return bytes(ids).decode(errors="replace")
+
+
+def falling_back(ids: list[int]) -> str:
+    """Each token a letter or a byte, as SentencePiece's tokenizers have characters that they do not know."""
+    return str(decoders.ByteFallback().decode([chr(each) if each < 128 else f"<0x{each:02X}>" for each in ids]))
+
+
+@pytest.mark.parametrize("decode", [replacing, falling_back])
+@pytest.mark.parametrize("broken", [b"\xff", b"\x80", b"\xf0", b"\xe4\xb8", b"\xf0\x9f\x98"])
+def test_bytes_that_never_form_a_character_cost_no_more_than_others(
+    decode: Callable[[list[int]], str], broken: bytes
+) -> None:
+    longest = 0
+
+    def watched(ids: list[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return decode(ids)
+
+    decoder = WindowDecoder(watched, ())
+    data = broken * (1000 // len(broken))
+    pieces = [decoder.push(byte) for byte in data]
+    assert "".join(pieces) == "", "nothing is shown that may be the end"
+    pieces += [decoder.push(byte) for byte in b"ok"] + [decoder.finish()]
+    assert longest <= 12
+    assert "".join(pieces) == decode(list(data)) + "ok"
+
+
 def test_every_byte_has_its_letter() -> None:
     assert set(_BYTE_OF) == set(ByteLevel.alphabet())
     assert sorted(_BYTE_OF.values()) == list(range(256))

@@ -14,6 +14,7 @@ Decode = Callable[[list[int]], str]
 
 INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character (yet)
 _CONTEXT = 6  # tokens of the prompt that the first ones are decoded after: some tokenizers strip a leading space
+_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens
 _PROBED = 512  # tokens on which the two ways are compared
 
 
@@ -66,23 +67,45 @@ class WindowDecoder:
     def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
         self._decode = decode
         self._window = list(prompt[-_CONTEXT:])
-        self._known = len(self._window)
+        self._known = len(self._window)  # tokens of the window whose text is settled
+        self._doubtful = ""  # INCOMPLETE at the settled text's end: shown only if more follows
 
     def push(self, token: int) -> str:
         """The characters that became complete with one more token."""
         self._window.append(token)
-        fresh = self._fresh()
+        end = len(self._window)
+        fresh = self._fresh(end)
         if fresh.endswith(INCOMPLETE):
-            return ""
-        self._window, self._known = self._window[self._known :], len(self._window) - self._known
-        return fresh
+            if end - self._known <= _LONGEST_CHARACTER:
+                return ""
+            end = self._newest_character()
+            fresh = self._fresh(end)
+        return self._settle(end, fresh)
 
     def finish(self) -> str:
         """What was held back because bytes that never became a character came after it."""
-        return self._fresh().rstrip(INCOMPLETE)
+        end = len(self._window)
+        return self._settle(end, self._fresh(end))
 
-    def _fresh(self) -> str:
-        return self._decode(self._window)[len(self._decode(self._window[: self._known])) :]
+    def _fresh(self, end: int) -> str:
+        """The text of the window's tokens from the settled ones to `end`."""
+        return self._decode(self._window[:end])[len(self._decode(self._window[: self._known])) :]
+
+    def _settle(self, end: int, fresh: str) -> str:
+        """What may be shown once nothing changes the fresh text of the tokens before `end`."""
+        text = self._doubtful + fresh
+        self._window, self._known = self._window[self._known :], end - self._known
+        sound = text.rstrip(INCOMPLETE)
+        self._doubtful = text[len(sound) :]
+        return sound
+
+    def _newest_character(self) -> int:
+        """Where the newest bytes begin that may still become a character: what came before never will."""
+        whole = self._decode(self._window)
+        for at in range(len(self._window) - 1, self._known, -1):
+            if self._decode(self._window[:at]) + self._decode(self._window[at:]) == whole:
+                return at
+        return len(self._window)
 
 
 def choose_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], ByteDecoder | WindowDecoder]:
