@@ -27,12 +27,13 @@ from mint_contracts.errors import (
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
 from mint_engine.residency.staying import Stay
-from mint_engine.scheduling.request import Event
+from mint_engine.scheduling.request import Event, Sequence
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.serve import listen
 from tests.engine.running import (
     ALL_SEVEN,
     CONTEXT,
+    Answer,
     Running,
     ask,
     collect,
@@ -289,6 +290,35 @@ async def test_a_defect_in_a_step_fails_that_step_alone(base: Path) -> None:
         assert isinstance(refused, Internal)
         assert "a kernel broke" in str(refused)
         assert len((await ask(engine, [5], max_tokens=9, ignore_eos=True)).tokens) == 9
+        assert engine.free_pages == engine.all_pages
+
+
+async def test_a_defect_late_in_a_step_fails_its_own_request_alone(base: Path) -> None:
+    async with running(base) as engine:
+        gate, generation = Gate(engine), engine.server.generation
+        routes, calls = generation._routes, []
+
+        def break_second(sequence: Sequence) -> Any:
+            calls.append(sequence)
+            if len(calls) == 2:
+                raise RuntimeError("a tokenizer broke")
+            return routes(sequence)
+
+        generation._routes = break_second  # type: ignore[method-assign]
+        going_on = asyncio.create_task(ask(engine, [5], max_tokens=9, ignore_eos=True))
+        await gate.closed()
+        both = [asyncio.create_task(ask(engine, [6, 7], max_tokens=1)) for _ in range(2)]
+        await until(lambda: engine.server.load_now.waiting == 3)  # and so both end in one step
+        gate.open()
+        ended, broken = await asyncio.gather(*both, return_exceptions=True)
+        if isinstance(ended, BaseException):
+            ended, broken = broken, ended
+        assert isinstance(ended, Answer)
+        assert len(ended.tokens) == 1
+        assert isinstance(broken, grpc.aio.AioRpcError)
+        assert isinstance(refused := from_rpc_error(broken), Internal)
+        assert "a tokenizer broke" in str(refused)
+        assert len((await going_on).tokens) == 9
         assert engine.free_pages == engine.all_pages
 
 

@@ -90,9 +90,7 @@ class Generation:
         except EngineUnavailable as error:  # a rank has ended, and so will the engine
             return self.fail([share.sequence for share in shares], error)
         except Exception as error:  # noqa: BLE001 - the step loop must outlive any defect in a step
-            metrics.STEP_FAILURES.inc()
-            _log.exception("step_failed", requests=len(shares))
-            return self.fail([share.sequence for share in shares], Internal("engine", f"a step failed: {error}"))
+            return self._defect([share.sequence for share in shares], error)
 
     def fail(self, sequences: list[Sequence], error: MintError) -> list[Outcome]:
         """End requests with an error, those of them that have not ended."""
@@ -100,6 +98,11 @@ class Generation:
         for sequence in live:
             self.scheduler.remove(sequence)
         return [(sequence, Failed(error)) for sequence in live]
+
+    def _defect(self, sequences: list[Sequence], error: Exception) -> list[Outcome]:
+        metrics.STEP_FAILURES.inc()
+        _log.exception("step_failed", requests=len(sequences))
+        return self.fail(sequences, Internal("engine", f"a step failed: {error}"))
 
     def _wipe(self) -> None:
         if self.scheduler.unwiped:
@@ -154,7 +157,10 @@ class Generation:
                 subject = f"adapter {sequence.request.adapter}" if sequence.request.adapter else "base model"
                 outcomes += self.fail([sequence], Internal(subject, "computes NaN or infinity for this prompt"))
             else:
-                self._emit(sequence, token, scores.get(at, ()), outcomes)
+                try:
+                    self._emit(sequence, token, scores.get(at, ()), outcomes)
+                except Exception as error:  # noqa: BLE001 - others of this step may have ended, and must be told so
+                    outcomes += self._defect([sequence], error)
         return outcomes
 
     def _emit(self, sequence: Sequence, token: int, scores: tuple[Scored, ...], outcomes: list[Outcome]) -> None:
