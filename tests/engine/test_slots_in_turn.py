@@ -171,6 +171,19 @@ async def test_a_policy_gets_a_slot_that_tenants_never_leave(scene: Callable[...
     await here.residency.lending.release(slot)
 
 
+async def test_a_policy_does_not_take_the_slot_of_what_is_served_of_its_name(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(slots=1, slot_wait_s=0.05)
+    here.residency.want(wanted(store, NAMES[0]))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    with pytest.raises(errors.Overloaded, match="wanted by waves"):
+        await here.residency.lending.reserve(NAMES[0])
+    assert here.tier(NAMES[0]) is Tier.DEVICE
+    assert here.residency.books.current[NAMES[0]] is copy_of(here, NAMES[0])
+    await once(here, NAMES[0])
+
+
 async def test_who_waited_while_a_slot_was_closed_gets_what_the_adapter_is_by_then(
     scene: Callable[..., Scene], store: Path
 ) -> None:

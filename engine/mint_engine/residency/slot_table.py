@@ -51,10 +51,10 @@ class SlotTable:
 
         Waits within a bound, or as long as a slot closes for it, then raises Overloaded. A copy that replaces another
         may take that one's slot where there is no other: new requests then wait for the new one, while the old one
-        finishes those it has.
+        finishes those it has. A policy's slot replaces nothing: what is served of its name serves on.
         """
         current, began = self._books.current.get(copy.adapter), time.monotonic()
-        waiter = _Waiter(copy, None if current is copy else current)
+        waiter = _Waiter(copy, None if copy.lent or current is copy else current)
         self._line.append(waiter)
         try:
             taken = await self._wait(waiter)
