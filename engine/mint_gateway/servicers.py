@@ -20,6 +20,7 @@ from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router, Trail
 
 REQUEST_ID_MAX_LENGTH = 128
+LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # more than any name has; clients may send megabytes as one
 
 T = TypeVar("T")
 _log = structlog.get_logger()
@@ -58,15 +59,16 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
     def _note(self, trail: Trail, code: grpc.StatusCode, failure: str, started_at: float) -> None:
         seconds = asyncio.get_running_loop().time() - started_at
         self._metrics.requests.labels(code=code.name).inc()
-        fields: dict[str, object] = {"request_id": trail.request_id, "base_model": trail.base_model}
-        fields |= {"adapter": trail.adapter, "engine": trail.engine, "revision": trail.revision, "why": trail.why}
+        fields: dict[str, object] = {"request_id": trail.request_id, "base_model": trail.base_model[:LOGGED_LENGTH]}
+        fields |= {"adapter": trail.adapter[:LOGGED_LENGTH], "engine": trail.engine}
+        fields |= {"revision": trail.revision, "why": trail.why}
         fields |= {"tries": trail.tries, "code": code.name, "seconds": round(seconds, 4)}
         if trail.first_token_at is not None:
             first_token_s = trail.first_token_at - started_at
             self._metrics.first_token.observe(first_token_s)
             fields["first_token_seconds"] = round(first_token_s, 4)
         if failure:
-            fields["error"] = failure
+            fields["error"] = failure[:LOGGED_ERROR_LENGTH]
         _log.info("request", **fields)
 
 

@@ -81,6 +81,21 @@ async def test_each_request_is_one_log_line_that_tells_what_became_of_it(scene: 
     assert "AdapterNotFound" in bad["error"]
 
 
+async def test_what_clients_send_as_names_is_logged_cut(scene: Scene) -> None:
+    await scene.base()
+    await scene.open()
+    await scene.seen()
+    with capture_logs() as logs:
+        with pytest.raises(errors.InvalidRequest):
+            await scene.client.answer(question("Ahoy?", adapter="a" * 1_000_000))
+        with pytest.raises(errors.BaseModelNotFound):
+            await scene.client.answer(question("Ahoy?", base_model="a/" + "b" * 1_000_000))
+        await until(lambda: len([line for line in logs if line["event"] == "request"]) == 2)
+    lines = [line for line in logs if line["event"] == "request"]
+    assert [line["adapter"][:9] + line["base_model"][:9] for line in lines] == ["aaaaaaaaa", "a/bbbbbbb"]
+    assert all(len(str(line)) < 3000 for line in lines)
+
+
 async def test_requests_are_counted_by_code_and_timed(scene: Scene) -> None:
     await scene.base()
     engine = await scene.engine("e-0")
