@@ -1,5 +1,7 @@
-"""The liveness probe of an engine's pod: alive while it waits for its base, and while it drains."""
+"""The liveness probe of an engine's pod: alive while it waits for its base or for work, and while it drains."""
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -7,7 +9,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.source import Source
+from mint_engine.build import build
+from mint_engine.scheduling.request import Done, Event, Request, Sampling
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import listen
+from tests.engine.running import save_base, settings_for
+from tests.waiting import until
 
 
 async def test_an_engine_without_its_base_is_alive_and_not_ready(tmp_path: Path) -> None:
@@ -31,3 +39,46 @@ async def test_an_engine_without_its_base_is_alive_and_not_ready(tmp_path: Path)
         await server.drain(1)
     assert alive.status == health_pb2.HealthCheckResponse.SERVING
     assert ready.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Piece:
+    """Work in the background that one advance ends."""
+
+    busy = False
+
+    def advance(self, requests: int, step_s: float) -> None:
+        self.busy = False
+
+
+async def test_the_step_thread_is_late_since_it_was_called_not_since_it_had_nothing_to_do(tmp_path: Path) -> None:
+    base = save_base(tmp_path)
+    _, _, generation = build(settings_for(base), base, Limits())
+    loop, work, ended = asyncio.get_running_loop(), Piece(), list[Event]()
+
+    def post(deliver: Callable[[], None]) -> None:
+        loop.call_soon_threadsafe(deliver)
+
+    def submit() -> None:
+        stepper.submit(Request("", (5, 6), Sampling(max_tokens=1, seed=0)), ended.append)
+
+    stepper = Stepper(generation, post, work)
+    stepper.start()
+    try:
+        await until(lambda: stepper._idle)
+        with stepper._wake:  # the thread can not wake meanwhile
+            stepper._beat -= 1000  # it has been idle for long
+            submit()
+            assert stepper.stalled_s() < 500
+            stepper._beat -= 1000  # and it has not woken since
+            submit()
+            assert stepper.stalled_s() > 500
+        await until(lambda: len([event for event in ended if isinstance(event, Done)]) == 2)
+        await until(lambda: stepper._idle)
+        with stepper._wake:
+            stepper._beat -= 1000
+            work.busy = True
+            stepper.wake()
+            assert stepper.stalled_s() < 500
+        await until(lambda: not work.busy)
+    finally:
+        assert stepper.stop(20)

@@ -58,6 +58,7 @@ class Stepper:
         self._demand = Demand()
         self._pace = Pace()
         self._beat = time.monotonic()
+        self._idle = False  # the thread waits, and nobody has called it since
         self._thread = threading.Thread(target=self._run, name="mint-step", daemon=True)
 
     def start(self) -> None:
@@ -94,25 +95,25 @@ class Stepper:
             self._crowd.enter(adapter, len(sequences))
             self._demand.enter(adapter, len(sequences), time.monotonic())
             self._inbox += sequences
-            self._wake.notify()
+            self._call()
         return sequences
 
     def cancel(self, sequence: Sequence) -> None:
         """End a request that nobody waits for: before the next step its pages are free and Failed is posted."""
         with self._wake:
             self._cancelled.append(sequence)
-            self._wake.notify()
+            self._call()
 
     def wake(self) -> None:
         """The background has something to do."""
         with self._wake:
-            self._wake.notify()
+            self._call()
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread after the step in progress; requests left fail with Draining. False if it hangs."""
         with self._wake:
             self._stopping = True
-            self._wake.notify()
+            self._call()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -135,6 +136,12 @@ class Stepper:
         load = self.load
         busy = load.running or load.waiting or self._background.busy
         return time.monotonic() - self._beat if busy else 0.0
+
+    def _call(self) -> None:
+        """The thread has something to do, and is late from now on, not since it had nothing."""
+        if self._idle:
+            self._idle, self._beat = False, time.monotonic()
+        self._wake.notify()
 
     def _check_room(self, adapter: str, count: int) -> None:
         # Counted together: what waits while places are free is about to run.
@@ -178,7 +185,9 @@ class Stepper:
                 return self._empty_inbox()
         self._check_books()
         with self._wake:
+            self._idle = True
             self._wake.wait_for(self._is_called)
+            self._idle = False
             return self._empty_inbox()
 
     def _empty_inbox(self) -> tuple[list[Sequence], list[Sequence], bool]:
