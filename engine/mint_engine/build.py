@@ -18,6 +18,7 @@ from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.device import choose_device, choose_dtype, count_threads
 from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
+from mint_engine.model.positions import alike_positions
 from mint_engine.model.reference import PROBE_TOKENS, load_part
 from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.greeting import Entrance
@@ -116,8 +117,11 @@ def _build_rank_0(
 
 
 def _check_context(settings: EngineSettings, base: Base) -> None:
-    if 0 < base.context_length < settings.context_length:
-        raise UnsupportedBase(
-            "contextLength",
-            f"is {settings.context_length}, but the base knows {base.context_length} positions; lower it",
-        )
+    most = base.context_length
+    if not 0 < most < settings.context_length:
+        return
+    why = f"the base knows {most} positions; lower it"
+    if most == alike_positions(base.config):
+        turns = "the base turns all requests of a step by the longest of them"
+        why = f"beyond {most} positions {turns}; lower it to {most}"
+    raise UnsupportedBase("contextLength", f"is {settings.context_length}, but {why}")

@@ -265,6 +265,17 @@ def test_architectures_refused(kind: str, tmp_path: Path) -> None:
         build(settings_for(base), base, Limits())
 
 
+def test_no_request_is_so_long_that_others_would_be_turned_by_it(tmp_path: Path) -> None:
+    """LongRoPE's angles are one set up to a length and another beyond, and one set for all of a step."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    base = save_architecture(
+        tmp_path, "phi3", {"original_max_position_embeddings": 64, "rope_parameters": rope, "sliding_window": None}
+    )
+    build(settings_for(base, context_length=64), base, Limits())
+    with pytest.raises(UnsupportedBase, match=r"is 65, but beyond 64 positions .* longest of them; lower it to 64"):
+        build(settings_for(base, context_length=65), base, Limits())
+
+
 @pytest.fixture(scope="module")
 def samples() -> Samples:
     from e2e.samples import prepare

@@ -88,6 +88,13 @@ def test_small_bases_as_the_engine_holds_them(name: str) -> None:
     assert 4 * 16 * 8 * shape.cache_elements == forward.cache.bytes
 
 
+def test_long_ropes_first_length_is_what_a_request_may_have() -> None:
+    rope = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}  # as Phi-3-mini-128k has it
+    told = FRONTIER["phi_3_mini"] | {"max_position_embeddings": 131072, "rope_scaling": rope}
+    assert read_shape(told | {"original_max_position_embeddings": 4096}).context_length == 4096
+    assert read_shape(FRONTIER["qwen3_30b_a3b"]).context_length == 40960
+
+
 def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(UnsupportedBase, match="mamba2"):
         read_shape({"model_type": "mamba2"})

@@ -31,6 +31,7 @@ from mint_contracts.errors import (
     UnsupportedBase,
 )
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
+from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
 from mint_engine.model.stored import Stored, fill, filled_from, open_tensors
 
@@ -63,7 +64,7 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     eos: frozenset[int]  # tokens that end a completion
     architecture: str
-    context_length: int  # positions that the model knows
+    context_length: int  # positions that a request may have; 0: no bound
     vocab_size: int
     dtype: torch.dtype
     device: torch.device
@@ -122,7 +123,7 @@ def load_base(path: Path, dtype: torch.dtype, device: torch.device, part: Part |
         tokenizer=tokenizer,
         eos=_eos(model, tokenizer),
         architecture=type(model).__name__,
-        context_length=int(getattr(text, "max_position_embeddings", 0)),
+        context_length=positions_of(text),
         vocab_size=int(text.vocab_size),
         dtype=dtype,
         device=device,

@@ -51,7 +51,7 @@ async def run(options: argparse.Namespace) -> int:
     device = _device(DEVICES[options.device], options)
     mix = Mix(options.adapters, options.rank, options.targets, options.requests, options.context)
     if 0 < shape.context_length < mix.context:
-        raise InvalidRequest("--context", f"is {mix.context}, but the base knows {shape.context_length} positions")
+        raise InvalidRequest("--context", f"is {mix.context}, but the base is served up to {shape.context_length}")
     storage = Storage(options.disk, options.network)
     plan = make_plan(shape, device, options.tensor_parallel, mix, options.dtype, storage)
     if options.output == "json":

@@ -25,6 +25,7 @@ _FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate an
 _NETWORK_BIASES = frozenset({"llama", "granite", "smollm3"})  # where the config says so
 _HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
+_LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass
 _FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
 
 
@@ -71,8 +72,17 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         key_parameters=wide_norms,
         key_elements=0 if latent else 2 * layers * _head_size(told),
         latent_elements=_latent_elements(family, told) if latent else 0,
-        context_length=told.get("max_position_embeddings", 0),
+        context_length=_positions(told),
     )
+
+
+def _positions(told: Mapping[str, Any]) -> int:
+    """That a request may have: beyond LongRoPE's first length engines would turn all of a step by the longest."""
+    known = int(told.get("max_position_embeddings") or 0)
+    rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
+    if (rope.get("rope_type") or rope.get("type")) not in _LONG_ROPES:
+        return known
+    return int(told.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or known)
 
 
 def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
