@@ -156,6 +156,25 @@ def test_nan_weights(folder: Path) -> None:
         load(folder)
 
 
+def test_a_tokenizer_that_is_code_is_told_of_before_weights_are_read(folder: Path, good: Path) -> None:
+    """As Kimi-K2 is published; and what is said to help does."""
+    made, told = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    content, plain = made.read_text(), json.loads(told.read_text()) | {"tokenizer_class": "TikTokenTokenizer"}
+    made.unlink()
+    (folder / "tiktoken.model").write_text("IQ== 0\n")
+    told.write_text(
+        json.dumps(plain | {"auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}})
+    )
+    norm = load_file(folder / "model.safetensors")["model.norm.weight"]
+    edit_weights(folder, {"model.norm.weight": torch.full((64,), torch.nan)})  # whoever reads it complains of it
+    with pytest.raises(UnsupportedBase, match=r"code of its own.* put a tokenizer\.json .* take auto_map out of"):
+        load(folder)
+    edit_weights(folder, {"model.norm.weight": norm})
+    made.write_text(content)
+    told.write_text(json.dumps(plain))
+    assert load(folder).tokenizer.decode(PROMPT) == load(good).tokenizer.decode(PROMPT)
+
+
 def test_no_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()

@@ -38,6 +38,7 @@ from mint_engine.model.stored import Stored, fill, filled_from, open_tensors
 # Families that publish another's architecture under a name of their own, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
 _EXPERT = re.compile(r"\.experts\.\d+\.")
+_TOKENIZER_FILE = "tokenizer_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What transformers raises over a file that it can't make sense of.
 _LIBRARY_ERRORS = (
@@ -111,12 +112,12 @@ def load_base(path: Path, dtype: torch.dtype, device: torch.device, part: Part |
     config, quantisation = _read_config(files)
     if files.gguf is None:
         _check_tensors(files, quantisation)
+    tokenizer = _read_tokenizer(files)  # takes seconds; the weights of a large base take many minutes
     model = _read_model(files, config, quantisation, dtype, part)
     nn.Module.to(model, device)
     model.train(False)
     model.requires_grad_(False)
     _check_read(files, {}, model.named_parameters())
-    tokenizer = _read_tokenizer(files)
     text = config.get_text_config()
     return Base(
         model=model,
@@ -318,8 +319,18 @@ def _read_tokenizer(files: _Files) -> PreTrainedTokenizerBase:
             files.folder, local_files_only=True, trust_remote_code=False, **options
         )
     except _LIBRARY_ERRORS as error:
+        if _has_tokenizer_code(files):
+            raise UnsupportedBase(
+                files.subject,
+                "has a tokenizer that is code of its own, which is not run here; put a tokenizer.json beside its "
+                f"weights and take auto_map out of {_TOKENIZER_FILE}",
+            ) from None
         raise UnsupportedBase(files.subject, f"has no tokenizer that can be loaded: {_first_line(error)}") from None
     return tokenizer
+
+
+def _has_tokenizer_code(files: _Files) -> bool:
+    return (files.folder / _TOKENIZER_FILE).exists() and "auto_map" in _read_object(files, _TOKENIZER_FILE)
 
 
 def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
