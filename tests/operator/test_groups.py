@@ -132,6 +132,16 @@ def test_each_node_gives_the_devices_of_its_own_ranks() -> None:
         assert container["resources"]["limits"] == {"nvidia.com/gpu": 8, "memory": "1Ti"}
 
 
+def test_ranks_of_one_node_have_memory_to_meet_in() -> None:
+    def mounted(template: Body) -> bool:
+        [container] = template["spec"]["containers"]
+        return "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+    assert all(mounted(each) for each in templates(spread_over(2, device="cuda", tensor_parallel_size=4)))
+    # By themselves on their nodes they meet over the network alone.
+    assert not any(mounted(each) for each in templates(spread_over(2, device="cuda", tensor_parallel_size=2)))
+
+
 def test_all_pods_of_a_group_start_anew_when_what_they_are_made_from_changes() -> None:
     two, four = spread_over(2, tensor_parallel_size=4), spread_over(4, tensor_parallel_size=4)
     for of in (two, four):

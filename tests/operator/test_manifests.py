@@ -198,6 +198,20 @@ def test_every_rank_computes_on_a_gpu_of_its_own() -> None:
     assert "tensorParallelSize" not in env(base())[ENGINE_SETTINGS]["value"], "what is new restarts no engine"
 
 
+def test_ranks_on_gpus_of_one_pod_have_memory_to_meet_in_and_nobody_else_does() -> None:
+    """NCCL fails in the 64 MiB that container runtimes give."""
+
+    def shared(**engine: Any) -> list[Body]:
+        of = with_spec(engine=EngineSpec(**engine))
+        mounts = [each["name"] for each in container(of)["volumeMounts"] if each["mountPath"] == "/dev/shm"]
+        return [volume["emptyDir"] for volume in pod(of)["volumes"] if volume["name"] in mounts]
+
+    [memory] = shared(device="cuda", tensor_parallel_size=8)
+    assert memory["medium"] == "Memory"
+    assert int(memory["sizeLimit"]) >= 8 * 7 * 10_000_000
+    assert shared(device="cuda") == shared(device="cpu", tensor_parallel_size=8) == []
+
+
 def test_scheduling_wishes_are_passed_on_and_engines_spread_if_they_can() -> None:
     toleration = {"key": "gpu", "operator": "Exists"}
     spec = pod(with_spec(engine=EngineSpec(node_selector={"pool": "gpu"}, tolerations=[toleration])))

@@ -21,6 +21,8 @@ GRACE_S = 40  # an engine drains for at most 30
 START_S = 15 * 60  # images of many GB, imports, slow disks
 START_PROBE_S = 2
 CACHE_SLACK_BYTES = 1 << 30  # downloads in progress, and what libraries write beside the adapters
+SHARED_FOLDER = "/dev/shm"  # noqa: S108 - where NCCL looks
+SHARED_BYTES = 1 << 30  # NCCL takes some 10 MB a rank and peer; what is not taken costs nothing
 GPU = "nvidia.com/gpu"
 
 
@@ -140,9 +142,19 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
 def _resources(spec: BaseModelSpec) -> Body:
     requests, limits = dict(spec.engine.resources.requests), dict(spec.engine.resources.limits)
     if spec.engine.device == "cuda":
-        limits.setdefault(GPU, spec.engine.tensor_parallel_size // spec.engine.nodes)  # a rank computes on one
+        limits.setdefault(GPU, _ranks(spec))  # each computes on one
         requests.setdefault(GPU, limits[GPU])
     return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}
+
+
+def _ranks(spec: BaseModelSpec) -> int:
+    """In one pod."""
+    return spec.engine.tensor_parallel_size // spec.engine.nodes
+
+
+def _shares_memory(spec: BaseModelSpec) -> bool:
+    """Whether ranks of a pod meet by NCCL, for which the 64 MiB that runtimes give a container are too little."""
+    return spec.engine.device == "cuda" and _ranks(spec) > 1
 
 
 def _secrets(spec: BaseModelSpec) -> list[str]:
@@ -181,6 +193,8 @@ def _mounts(base: ObservedBase, release: Release, claims: Sequence[str]) -> list
     ]
     if release.redis_ca:
         mounts.append({"name": "redis-ca", "mountPath": CA_FOLDER, "readOnly": True})
+    if _shares_memory(base.spec):
+        mounts.append({"name": "shared", "mountPath": SHARED_FOLDER})
     return mounts
 
 
@@ -197,6 +211,8 @@ def _volumes(base: ObservedBase, release: Release, claims: Sequence[str], secret
     if release.redis_ca:
         items = [{"key": "ca.crt", "path": "ca.crt"}]
         volumes.append({"name": "redis-ca", "secret": {"secretName": secret, "items": items}})
+    if _shares_memory(base.spec):
+        volumes.append({"name": "shared", "emptyDir": {"medium": "Memory", "sizeLimit": str(SHARED_BYTES)}})
     return volumes
 
 
