@@ -18,7 +18,8 @@ from mint_gateway.cli.plan import _read
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import FLOAT8, WHOLE_LAYERS, Least, Mix, Plan, Storage, hold, least, make_plan
-from mint_gateway.planning.ranks import MOST_RANKS
+from mint_gateway.planning.served import MOST_ADAPTER_RANK, MOST_CONTEXT, MOST_RANKS, MOST_SLOTS
+from tests.crds.schemas import schema, walk
 from tests.engine.quantised import LAYOUTS, save_float8, tensors_of
 from tests.engine.saved_families import save_base
 from tests.planning.frontier import FRONTIER, GPT_OSS_120B, KIMI_K2
@@ -52,7 +53,8 @@ def test_what_is_said_to_fit_fits(name: str, ranks: int, device: str, mix: Mix) 
     if found.fits:
         assert max(used) <= usable
         full = any(bytes_ + each.adapter > usable for bytes_, each in zip(used, found.held, strict=True))
-        assert found.slots == mix.adapters or full
+        assert found.slots in (mix.adapters, MOST_SLOTS) or full
+        assert found.slots <= MOST_SLOTS
         assert (found.engines - 1) * found.slots < mix.adapters <= found.engines * found.slots
     else:
         assert found.engines == 0
@@ -116,6 +118,7 @@ def test_a_trillion_parameters_on_h200s() -> None:
         ("qwen3_30b_a3b", "cpu", 2, "bfloat16", ""),
         ("kimi_k2", "h200", 24, "bfloat16", ""),
         ("kimi_k2", "h200", 17, "bfloat16", "17 of these devices are in 3 nodes"),
+        ("deepseek_v32", "h200", 128, "bfloat16", "at most 64 ranks"),
         ("kimi_k2", "h200", 1, FLOAT8, "bfloat16, float16 or float32"),
     ],
 )
@@ -123,6 +126,24 @@ def test_what_would_fit_and_is_not_served_says_so(name: str, device: str, ranks:
     mix = Mix(adapters=4, rank=1, targets="attention", requests=4, context=1024)
     found = make_plan(read_shape(FRONTIER[name]), DEVICES[device], ranks, mix, dtype, STORAGE).refusal
     assert said in found if said else found == ""
+
+
+def test_no_more_is_promised_than_a_base_model_may_ask_for() -> None:
+    fields = dict(walk(schema("BaseModel")))
+    engine, adapters = ".spec.engine", ".spec.adapters"
+    for path, most in {
+        f"{engine}.tensorParallelSize": MOST_RANKS,
+        f"{engine}.contextLength": MOST_CONTEXT,
+        f"{adapters}.deviceSlots": MOST_SLOTS,
+        f"{adapters}.maxRank": MOST_ADAPTER_RANK,
+    }.items():
+        assert fields[path]["maximum"] == most
+    many = Mix(adapters=4000, rank=1, targets="attention", requests=1, context=1024)
+    found = plan("qwen3_30b_a3b", 1, many)
+    assert (found.slots, found.engines) == (1024, 4)
+    assert found.refusal == ""
+    assert "at most 512" in plan("qwen3_30b_a3b", 1, msgspec.structs.replace(many, rank=513)).refusal
+    assert "at most 1048576" in plan("qwen3_30b_a3b", 1, msgspec.structs.replace(many, context=2**20 + 1)).refusal
 
 
 def planned(told: dict[str, Any], ranks: int = 8) -> Plan:

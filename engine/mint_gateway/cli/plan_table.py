@@ -6,7 +6,7 @@ from rich.table import Table
 from mint_contracts.quantisation import BY_CHANNEL, BY_TENSOR, MXFP8, Float8, Mxfp4
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Plan, hold
-from mint_gateway.planning.ranks import MOST_RANKS
+from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS
 from mint_gateway.planning.shape import KINDS, BaseShape
 
 _RANKS = (1, 8, 16, 32, 64)
@@ -64,7 +64,8 @@ def _published(shape: BaseShape) -> str:
 def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
     if plan.fits:
         room = size(min(each.room for each in plan.held))
-        table.add_row("slots", f"{plan.slots:,}", room, f"of {mix.adapters:,} wanted, in what is left")
+        most = ", the most that an engine has" if plan.slots == MOST_SLOTS < mix.adapters else ""
+        table.add_row("slots", f"{plan.slots:,}", room, f"of {mix.adapters:,} wanted, in what is left{most}")
         table.add_row("engines", f"{plan.engines:,}", "", "that hold all of them in slots at once")
         return
     least, need = plan.least, max(each.weights + each.cache + each.adapter for each in plan.held)

@@ -7,8 +7,8 @@ import msgspec
 
 from mint_contracts.errors import UnsupportedBase
 from mint_gateway.planning.devices import Device
-from mint_gateway.planning.ranks import MOST_RANKS, share_out
-from mint_gateway.planning.served import refusal
+from mint_gateway.planning.ranks import share_out
+from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS, refusal
 from mint_gateway.planning.shape import BLOCKS_OF_128, BaseShape, Targets
 
 # Of a device's memory, for activations, the runtime and what allocators waste; as vLLM's default of 0.9 leaves free.
@@ -48,8 +48,8 @@ class Held(msgspec.Struct, frozen=True):
 
     @property
     def slots(self) -> int:
-        """Adapters that there is room for."""
-        return max(0, self.room // self.adapter)
+        """Adapters that there is room for, no more than an engine may have."""
+        return min(max(0, self.room // self.adapter), MOST_SLOTS)
 
 
 class Least(msgspec.Struct, frozen=True):
@@ -123,7 +123,9 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         slots=slots,
         engines=math.ceil(mix.adapters / slots) if slots else 0,
         least=least(shape, device, mix, dtype),
-        refusal=refusal(ranks, _nodes(device, ranks), float8=dtype == FLOAT8, unread=shape.unread),
+        refusal=refusal(
+            ranks, _nodes(device, ranks), mix.rank, mix.context, float8=dtype == FLOAT8, unread=shape.unread
+        ),
         from_host=to_device,
         from_disk=to_device + file / storage.disk,
         from_network=to_device + file / storage.disk + file / storage.network,

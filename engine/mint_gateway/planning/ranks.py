@@ -14,7 +14,6 @@ import msgspec
 from mint_contracts.errors import UnsupportedBase
 from mint_gateway.planning.shape import BaseShape, Linear
 
-MOST_RANKS = 64  # as the CRD has it
 _VOCABULARY_UNIT = 48
 _COLUMNS_UNIT = 16
 _LEAST_UNIT = 2

@@ -1,12 +1,21 @@
 """What engines refuse today of what would fit: plans are made for what is to come too, and must say so."""
 
+# The most that a BaseModel may ask for, as its CRD has it.
+MOST_RANKS = 64  # tensorParallelSize
+MOST_SLOTS = 1024  # deviceSlots
+MOST_ADAPTER_RANK = 512  # maxRank
+MOST_CONTEXT = 1 << 20  # contextLength
 
-def refusal(ranks: int, nodes: int, *, float8: bool, unread: str) -> str:
+
+def refusal(ranks: int, nodes: int, adapter_rank: int, context: int, *, float8: bool, unread: str) -> str:
     """Why no engine would start so, each reason with what would; "" where one would."""
     reasons = {
         "weights must be in bfloat16, float16 or float32": float8,
         unread: bool(unread),
         f"nodes have as many ranks each, and {ranks} of these devices are in {nodes} nodes": bool(ranks % nodes),
+        f"an engine has at most {MOST_RANKS} ranks": ranks > MOST_RANKS,
+        f"an adapter's rank is at most {MOST_ADAPTER_RANK}": adapter_rank > MOST_ADAPTER_RANK,
+        f"a request has at most {MOST_CONTEXT} tokens": context > MOST_CONTEXT,
     }
     found = "; ".join(reason for reason, holds in reasons.items() if holds)
     return f"so far {found}" if found else ""
