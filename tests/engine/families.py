@@ -10,6 +10,7 @@ from transformers import (
     DeepseekV3Config,
     DeepseekV32Config,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GlmMoeDsaConfig,
     GptOssConfig,
@@ -85,6 +86,15 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "deepseek_v32": DeepseekV32Config(**SPARSE),
     "glm_5": GlmMoeDsaConfig(**(SPARSE | {"indexer_types": ["full", "shared", "full"]})),
 }
+# Of 4B and more: its decoder layers are in a model within the model, beside one for images.
+GEMMA3_SEEING = Gemma3Config(
+    text_config=FAMILIES["gemma3"].to_dict(),
+    vision_config={
+        "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    },
+    mm_tokens_per_image=4,
+)  # fmt: skip
 ROUTED = ("qwen3_moe", "gpt_oss", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_5")
 
 

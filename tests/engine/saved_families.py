@@ -8,16 +8,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MixtralConfig
 
-from tests.engine.families import FAMILIES, SIZES, make_model
+from tests.engine.families import FAMILIES, GEMMA3_SEEING, SIZES, make_model
 from tests.engine.made import fill
 from tests.engine.running import save_tokenizer
 
-BASES = FAMILIES | {"mixtral": MixtralConfig(**SIZES, num_local_experts=6)}  # whose files name experts otherwise
+BASES = FAMILIES | {
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=6),  # whose files name experts otherwise
+    "gemma3_seeing": GEMMA3_SEEING,  # and whose name all of its layers so
+}
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 # What the adapters target: rank 4 on all of it, rank 3 on the attention alone.
 SERVED: dict[str, dict[str, Any]] = {
     "gemma3": {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+    "gemma3_seeing": {"target_modules": ["up_proj", "down_proj", "q_proj"], "exclude_modules": ".*vision_tower.*"},
     "qwen3_moe": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
     "gpt_oss": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
     "deepseek_v3": {"target_modules": LATENT, "target_parameters": EXPERTS},
@@ -30,7 +34,7 @@ def save_base(name: str, folder: Path, **changes: Any) -> Path:
     """A random base of the family, and its tokenizer."""
     config = copy.deepcopy(BASES[name])
     for field, value in (changes | {"vocab_size": save_tokenizer(folder)}).items():
-        setattr(config, field, value)
+        setattr(config.get_text_config(), field, value)
     make_model(config).save_pretrained(folder)
     return folder
 

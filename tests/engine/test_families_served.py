@@ -13,9 +13,10 @@ from tests.engine.running import ask, peft_answer, running, settings_for
 from tests.engine.saved_families import SERVED, save_adapter, save_base
 
 NEW_TOKENS = 8
+SHARED = ("gemma3_seeing", "qwen3_moe", "deepseek_v32")
 
 
-@pytest.mark.parametrize(("name", "ranks"), [*((name, 1) for name in SERVED), ("qwen3_moe", 2), ("deepseek_v32", 2)])
+@pytest.mark.parametrize(("name", "ranks"), [*((name, 1) for name in SERVED), *((name, 2) for name in SHARED)])
 async def test_answers_are_pefts(name: str, ranks: int, tmp_path: Path) -> None:
     base = save_base(name, tmp_path / "base")
     await check_answers(name, base, base, tmp_path, ranks)

@@ -14,12 +14,11 @@ import structlog
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_engine.model.base import Base, Check, load_base
 from mint_engine.model.modules import layers_of, layers_prefix
-from mint_engine.model.stored import Stored, fill
+from mint_engine.model.stored import Naming, Stored, fill
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.shard import shard_layer
 
@@ -121,12 +120,9 @@ def _logits(model: PreTrainedModel) -> torch.Tensor:
 
 def _sort(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> dict[str, dict[str, Stored]]:
     """A base's tensors by the path of the decoder layer that they become a part of; by "" those outside of all."""
-    steps, names = loading.weight_mapping or (), model.state_dict()
-    renamings = [each for each in steps if isinstance(each, WeightRenaming)]
-    converters = [each for each in steps if isinstance(each, WeightConverter)]
-    prefix, found = layers_prefix(model), defaultdict[str, dict[str, Stored]](dict)
+    naming, prefix, found = Naming(model, loading), layers_prefix(model), defaultdict[str, dict[str, Stored]](dict)
     for key, tensor in tensors.items():
-        name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, names)
+        name = naming.whole(key)
         number = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
         found[prefix + number if number else ""][key] = tensor
     return found

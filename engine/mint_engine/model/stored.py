@@ -6,7 +6,12 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
 from transformers.utils.loading_report import LoadStateDictInfo
 
 
@@ -37,6 +42,27 @@ def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
         opened: Any = safe_open(file, framework="pt")
         found |= {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
     return found
+
+
+class Naming:
+    """What tensors in a base's files are called in its model, by how transformers loads it."""
+
+    def __init__(self, model: PreTrainedModel, loading: Any) -> None:
+        steps = loading.weight_mapping or ()
+        self._renamings = [each for each in steps if isinstance(each, WeightRenaming)]
+        self._converters = [each for each in steps if isinstance(each, WeightConverter)]
+        self._prefix, self._names = model.base_model_prefix, model.state_dict()
+
+    def of(self, key: str) -> str:
+        """The tensor's own name, before it is put together with others."""
+        return self._rename(key, [])
+
+    def whole(self, key: str) -> str:
+        """What it is, or becomes a part of."""
+        return self._rename(key, self._converters)
+
+    def _rename(self, key: str, converters: list[WeightConverter]) -> str:
+        return rename_source_key(key, self._renamings, converters, self._prefix, self._names)[0]
 
 
 def fill(model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any) -> LoadStateDictInfo:

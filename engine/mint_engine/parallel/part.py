@@ -16,7 +16,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Check
 from mint_engine.model.modules import find_modules, layers_prefix
-from mint_engine.model.stored import Stored, fill
+from mint_engine.model.stored import Naming, Stored, fill
 from mint_engine.parallel.shard import STACKED, shard, share_of
 from mint_engine.parallel.shares import Share, is_partial, is_shared
 
@@ -49,7 +49,8 @@ class Part:
         """Read what of a base's tensors fills this part, or all where it can't be told from the rest before."""
         if not all(_is_harmless(each) for each in loading.weight_mapping or ()):
             return fill(model, tensors, loading)
-        return fill(model, _select(tensors, self.cut(model), layers_prefix(model)), loading)
+        naming = Naming(model, loading)
+        return fill(model, _select(tensors, self.cut(model), layers_prefix(model), naming), loading)
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
         """All of it has been read."""
@@ -77,11 +78,11 @@ def _is_harmless(step: Any) -> bool:
     return not isinstance(step, WeightConverter) or all(isinstance(each, _HARMLESS) for each in step.operations)
 
 
-def _select(tensors: Mapping[str, Stored], share: Share, prefix: str) -> dict[str, Stored]:
+def _select(tensors: Mapping[str, Stored], share: Share, prefix: str, naming: Naming) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for key, tensor in tensors.items():
-        inside = f".{prefix}" in f".{key}" or key.startswith(prefix.removeprefix("model."))
-        parts = parts_of(key, tensor.get_shape(), share) if inside else _ALL
+        inside = naming.whole(key).startswith(prefix)
+        parts = parts_of(naming.of(key), tensor.get_shape(), share) if inside else _ALL
         if parts:
             found[key] = tensor if parts == _ALL else _Slice(tensor, parts)
     return found

@@ -20,6 +20,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.experts import is_stack
 from mint_engine.model.indexer import rotation_of
+from mint_engine.model.modules import layers_prefix
 from mint_engine.parallel.group import Group
 from mint_engine.parallel.shares import Cut
 from mint_engine.training import attend, indexed, replay, routed
@@ -56,7 +57,8 @@ class GenericPass:
         _put(self._model, modules, self._current, group.share.experts if group is not None else None)
         if group is not None:
             add_sums(self._model, group)
-        self._body = self._model.get_submodule(self._model.base_model_prefix)
+        path = layers_prefix(base.model).removesuffix(".layers.")  # of what a model that sees too has for its text
+        self._body = self._model.get_submodule(path)
         self._layers, self._relay = list(self._body.layers), _Relay()
         self._body.layers = nn.ModuleList([self._relay] * len(self._layers))
         # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
@@ -65,7 +67,7 @@ class GenericPass:
         self.head = Head(self._logits, group=group)
         self._given = _Given()
         self._top = _share(base.model)  # only what comes after the body is used of it
-        self._top.set_submodule(self._top.base_model_prefix, self._given)
+        self._top.set_submodule(path, self._given)
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
         """Compute a batch: its forward, what `score` makes of it, and the backward where that wants one.
@@ -132,7 +134,7 @@ class GenericPass:
         self._given.hidden = hidden[None]
         try:
             # Whatever the body is asked, it gives what it was given.
-            logits: torch.Tensor = self._top(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=False).logits
+            logits: torch.Tensor = self._top(inputs_embeds=hidden[None], use_cache=False).logits
         finally:
             self._given.hidden = None
         return logits[0]

@@ -11,12 +11,13 @@ from mint_engine.model.base import Base
 from mint_engine.model.modules import find_modules
 from mint_engine.training.example import Example
 from mint_engine.training.trainer import Trainer
-from tests.engine.families import CPU, FAMILIES, VOCABULARY, make_model
+from tests.engine.families import CPU, VOCABULARY, make_model
+from tests.engine.saved_families import BASES
 from tests.engine.training.scene import groups
 
 
 def base_of(name: str, dtype: torch.dtype = torch.float32) -> Base:
-    return base_over(make_model(FAMILIES[name], dtype))
+    return base_over(make_model(BASES[name], dtype))
 
 
 def base_over(model: PreTrainedModel) -> Base:

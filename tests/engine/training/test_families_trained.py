@@ -21,6 +21,7 @@ from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.families import FAMILIES, ROUTED, make_model
+from tests.engine.saved_families import BASES
 from tests.engine.test_expert_layouts import BOTH, save
 from tests.engine.training.frontier import Merged, examples_of, reference, trainer_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
@@ -45,14 +46,14 @@ def batches(names: list[str], turn: int = 0) -> list[PolicyBatch]:
     return [PolicyBatch(name, examples_of(int(name[-1]), turn), SUMS) for name in names]
 
 
-@pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in FAMILIES), LEAN])
+@pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in (*FAMILIES, "gemma3_seeing")), LEAN])
 def test_gradients_of_a_mixed_batch(family: str, lean: bool) -> None:
     trainer = trainer_of(family, lean=lean)
     names = make_policies(trainer)
     found = learn(trainer, batches(names))
     for name in names:
         policy, examples = trainer.policy(name), examples_of(int(name[-1]))
-        expected, logprobs = reference(Merged(trainer, name, make_model(FAMILIES[family])), examples)
+        expected, logprobs = reference(Merged(trainer, name, make_model(BASES[family])), examples)
         assert policy.gradient is not None
         assert float((policy.gradient - expected).norm() / expected.norm()) < 1e-4
         for ours, theirs, example in zip(found[name].logprobs, logprobs, examples, strict=True):
