@@ -3,7 +3,7 @@
 Kimi-K2: moonshotai/Kimi-K2-Instruct (arXiv 2507.20534, table 2). DeepSeek-V3.2: deepseek-ai/DeepSeek-V3.2-Exp
 (arXiv 2512.02556). GLM-5: zai-org/GLM-5 and the table of its report. Qwen3-30B-A3B: arXiv 2505.09388.
 gpt-oss-120b: openai/gpt-oss-120b (arXiv 2508.10925, table 1). Phi-3-mini: arXiv 2404.14219, section 2, and the
-defaults of transformers' Phi3Config.
+defaults of transformers' Phi3Config. Gemma-3-4b: google/gemma-3-4b-it, which leaves the rest to Gemma3TextConfig.
 """
 
 from typing import Any
@@ -48,6 +48,15 @@ PHI_3_MINI: dict[str, Any] = {
     "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32064, "max_position_embeddings": 4096,
     "attention_bias": False, "tie_word_embeddings": False,
+}  # fmt: skip
+GEMMA_3_4B: dict[str, Any] = {
+    "model_type": "gemma3", "mm_tokens_per_image": 256, "text_config": {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    }, "vision_config": {
+        "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+        "num_attention_heads": 16, "image_size": 896, "patch_size": 14, "vision_use_head": False,
+    },
 }  # fmt: skip
 FRONTIER = {
     "kimi_k2": KIMI_K2, "deepseek_v32": DEEPSEEK_V32, "glm_5": GLM_5, "qwen3_30b_a3b": QWEN3_30B_A3B,

@@ -20,10 +20,17 @@ from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.modules import find_modules
 from mint_gateway.planning.config import read_shape
 from tests.engine.families import FAMILIES, SIZES, make_forward
-from tests.planning.frontier import FRONTIER
+from tests.planning.frontier import FRONTIER, GEMMA_3_4B
 
 # Billions, as their makers round them; without layers for predicting several tokens, which nobody serves here.
-PUBLISHED = {"kimi_k2": 1040, "deepseek_v32": 671, "glm_5": 744, "qwen3_30b_a3b": 30.5, "phi_3_mini": 3.8}
+PUBLISHED = {
+    "kimi_k2": 1040,
+    "deepseek_v32": 671,
+    "glm_5": 744,
+    "qwen3_30b_a3b": 30.5,
+    "phi_3_mini": 3.8,
+    "gemma_3_4b": 4.3,
+}
 # Served like llama's, and in none of the engine's own families.
 OTHERS: dict[str, PreTrainedConfig] = {
     "granite": GraniteConfig(**SIZES, attention_bias=True, mlp_bias=True),
@@ -49,9 +56,10 @@ def told_by(config: PreTrainedConfig) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", FRONTIER)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_frontier_bases_to_the_last_byte(name: str) -> None:
-    model, shape = built(FRONTIER[name]), read_shape(FRONTIER[name])
+    told = (FRONTIER | {"gemma_3_4b": GEMMA_3_4B})[name]
+    model, shape = built(told), read_shape(told)
     parameters = dict(model.named_parameters())
     assert shape.parameters == sum(each.numel() for each in parameters.values())
     # transformers keeps routers and the like in float32: a few bytes in ten thousand beyond two a parameter.
@@ -64,7 +72,8 @@ def test_frontier_bases_to_the_last_byte(name: str) -> None:
     attention = {path: 1 for path in modules if ".self_attn." in path}
     assert shape.adapter_elements(1, "attention") == lay_out(modules, attention).elements
     assert shape.adapter_tensors("all") == 2 * sum(max(module.experts, 1) for module in modules.values())
-    assert shape.cache_elements == cache_shape(model.config).token_elements
+    assert shape.cache_elements == cache_shape(model.config.get_text_config()).token_elements
+    assert shape.context_length == model.config.get_text_config().max_position_embeddings
 
 
 @pytest.mark.parametrize("name", FRONTIER)

@@ -25,6 +25,13 @@ _FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate an
 _NETWORK_BIASES = frozenset({"llama", "granite", "smollm3"})  # where the config says so
 _HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
+# What config.json files as published leave to transformers.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {
+        "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "max_position_embeddings": 131072,
+    },
+}  # fmt: skip
 _LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass
 _FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
 
@@ -38,7 +45,10 @@ def read_shape(config: Mapping[str, Any]) -> BaseShape:
             f"model type {family!r}", f"can not be planned; known are {', '.join(sorted(FAMILIES))}"
         )
     try:
-        shape = _read(family, told)
+        shape = _read(family, _DEFAULTS.get(family, {}) | dict(told))
+        if config.get("model_type") == "gemma3":
+            images = _seeing(config["vision_config"], shape.hidden)
+            shape = msgspec.structs.replace(shape, small_parameters=shape.small_parameters + images)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UnsupportedBase(
             f"model type {family!r}", f"has a config.json that lacks or garbles {error}; give the base's own"
@@ -74,6 +84,15 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         latent_elements=_latent_elements(family, told) if latent else 0,
         context_length=_positions(told),
     )
+
+
+def _seeing(told: Mapping[str, Any], text: int) -> int:
+    """Parameters of a model for images (SigLIP) beside one for text of that hidden size; every rank holds it."""
+    hidden, inner, patch = told["hidden_size"], told["intermediate_size"], told["patch_size"]
+    layer = 4 * (hidden + 1) * hidden + (hidden + 1) * inner + (inner + 1) * hidden + 4 * hidden  # and two norms
+    embedded = (3 * patch**2 + 1) * hidden + (told["image_size"] // patch) ** 2 * hidden
+    projected = hidden + hidden * text
+    return int(embedded + told["num_hidden_layers"] * layer + 2 * hidden + projected)
 
 
 def _positions(told: Mapping[str, Any]) -> int:

@@ -66,7 +66,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     heads: int
     kv_heads: int
     experts: int  # that a layer routes to; 0: none does
-    small_parameters: int  # norms, routers: what no adapter targets and every rank holds
+    small_parameters: int  # norms, routers, models for images: what no adapter targets and every rank holds
     query_parameters: int  # of every query head beside linears
     key_parameters: int  # of every key/value head beside linears
     key_elements: int  # of one token's cache, for every key/value head
