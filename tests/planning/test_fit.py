@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,22 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
 
 from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.lean_layers import Network
+from mint_engine.model.llama_like import Unlike, check_config
 from mint_gateway.cli.plan import _read
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import FLOAT8, WHOLE_LAYERS, Least, Mix, Plan, Storage, hold, least, make_plan
 from mint_gateway.planning.served import MOST_ADAPTER_RANK, MOST_CONTEXT, MOST_RANKS, MOST_SLOTS
 from tests.crds.schemas import schema, walk
+from tests.engine.families import MOE, SIZES, make_forward
 from tests.engine.quantised import LAYOUTS, save_float8, tensors_of
 from tests.engine.saved_families import save_base
 from tests.planning.frontier import FRONTIER, GPT_OSS_120B, KIMI_K2
+from tests.planning.test_shape import told_by
 
 GPUS = sorted(name for name, device in DEVICES.items() if not device.one_memory)
 STORAGE = Storage(disk=1.4e9, network=1.25e9)
@@ -82,10 +87,58 @@ def test_ranks_of_one_machine_share_its_memory() -> None:
     one, two = (plan("qwen3_30b_a3b", ranks, mix, "cpu") for ranks in (1, 2))
     assert one.memory == two.memory == int(0.9 * DEVICES["cpu"].memory)
     (alone,), (both,) = one.held, two.held
-    assert both.weights == alone.weights + two.repeated > alone.weights
+    assert both.weights == alone.weights + two.repeated - one.repeated > alone.weights
     assert both.cache == alone.cache  # of four key/value heads each rank has two
     assert one.least is None
     assert not one.fits
+
+
+# In the kernels' panels of 48 outputs, so that none is padded.
+PANELS = SIZES | {"num_key_value_heads": 1, "intermediate_size": 96}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -> None:
+    """All that a lean pass holds: its modules' weights, and their copies; experts are used where they lie."""
+    told = {"llama": LlamaConfig(**PANELS), "qwen3_moe": Qwen3MoeConfig(**PANELS, **MOE)}[family]
+    told.tie_word_embeddings = tied
+    forward = make_forward(told, lean=True)
+    assert forward.compute.startswith("lean")
+    llama = forward._pass._llama  # type: ignore[union-attr]
+    linears = [llama.head]
+    for layer in llama.layers:
+        own = layer.network
+        linears += [layer.qkv, layer.output] + ([own.gate_up, own.down] if isinstance(own, Network) else [])
+    held = sum(each.numel() for each in (*forward.base.model.parameters(), *(each.weight for each in linears)))
+    shape, mix = read_shape(told_by(told)), Mix(1, 8, "all", 1, 16)
+    for device, dtype, expected in (
+        ("cpu", "float32", 4 * held),
+        ("cpu", "bfloat16", 2 * held),
+        ("cpu", "float16", 2 * shape.parameters),  # of which there are no kernels
+        ("h100", "bfloat16", 2 * shape.parameters),
+    ):
+        [found] = hold(shape, DEVICES[device], 1, mix, dtype)
+        assert found.weights == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "lean"),
+    [
+        ("mistral", {}, False),  # which slides over 4096 tokens unless told otherwise
+        ("mistral", {"sliding_window": None}, True),
+        ("qwen2", {"sliding_window": 4096}, True),
+        ("qwen2", {"sliding_window": 4096, "use_sliding_window": True}, False),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, False),
+        ("gemma2", {}, False),
+    ],
+)
+def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], lean: bool) -> None:
+    told = {key: each for key, each in SIZES.items() if not key.startswith("rope")} | more
+    assert read_shape({"model_type": family} | told).lean is lean
+    config = AutoConfig.for_model(family, **told)
+    with nullcontext() if lean else pytest.raises(Unlike):
+        check_config(config)
 
 
 @given(MIXES)

@@ -25,7 +25,8 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
     table.add_row(
         "weights", size(plan.weights), most["weights"], f"{plan.parameters / 1e9:,.2f} billion parameters{repeated}"
     )
-    loading = "each rank's share, and a layer that the first reads whole" if ranks > 1 else "all weights"
+    alone = "all weights, and most anew as own kernels have them" if plan.repeated else "all weights"
+    loading = "each rank's share, and a layer that the first reads whole" if ranks > 1 else alone
     table.add_row("while it loads", size(plan.loading), "", f"of the host's memory: {loading}")
     table.add_row(
         "cache",

@@ -32,6 +32,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
     },
 }  # fmt: skip
+_LEAN = frozenset({"llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"})
+_LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 _LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass
 _FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
 
@@ -83,6 +85,7 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         key_elements=0 if latent else 2 * layers * _head_size(told),
         latent_elements=_latent_elements(family, told) if latent else 0,
         context_length=_positions(told),
+        lean=_is_lean(family, told),
     )
 
 
@@ -98,10 +101,23 @@ def _seeing(told: Mapping[str, Any], text: int) -> int:
 def _positions(told: Mapping[str, Any]) -> int:
     """That a request may have: beyond LongRoPE's first length engines would turn all of a step by the longest."""
     known = int(told.get("max_position_embeddings") or 0)
-    rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
-    if (rope.get("rope_type") or rope.get("type")) not in _LONG_ROPES:
+    rope, kind = _rotation(told)
+    if kind not in _LONG_ROPES:
         return known
     return int(told.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or known)
+
+
+def _is_lean(family: str, told: Mapping[str, Any]) -> bool:
+    """Whether own kernels compute it where they can be had, as `mint_engine.model.llama_like` says."""
+    windows = told.get("sliding_window", 4096 if family == "mistral" else None)
+    slides = windows and told.get("use_sliding_window", not family.startswith("qwen"))
+    return family in _LEAN and not slides and _rotation(told)[1] in _LEAN_ROPES
+
+
+def _rotation(told: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """What is told of rotary positions, and their type."""
+    rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
+    return rope, rope.get("rope_type") or rope.get("type") or "default"
 
 
 def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:

@@ -18,6 +18,7 @@ PACKED_HEADER = 4096  # at least; a packed file's run begins at a page
 # so much was measured of a layer of experts in files of one tensor each.
 WHOLE_LAYERS = 2.5
 FLOAT8 = "float8"  # of the weights alone: adapters and cache are in bfloat16 then
+_KERNELS = ("bfloat16", "float32")  # number types that there are own kernels of, for processors
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, FLOAT8: 2}
 
 
@@ -110,7 +111,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
     return Plan(
         parameters=shape.parameters,
         files=0 if shape.unread else shape.bytes_in(shape.files),
-        loading=_loading(shape, ranks, dtype),
+        loading=_loading(shape, device, ranks, dtype),
         weights=_weights(shape, dtype),
         token=token,
         cache=mix.requests * mix.context * token,
@@ -137,7 +138,7 @@ def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> 
     size, tokens = DTYPE_BYTES[dtype], mix.requests * mix.context
     each = [
         (
-            _weights(share, dtype),
+            _resident(share, device, dtype),
             tokens * share.cache_elements * size,
             share.adapter_elements(mix.rank, mix.targets) * size,
         )
@@ -167,8 +168,8 @@ def usable(device: Device) -> int:
     return int(device.memory * (1 - RESERVE))
 
 
-def _loading(shape: BaseShape, ranks: int, dtype: str) -> int:
-    shares = sum(_weights(share, dtype) for share in share_out(shape, ranks))
+def _loading(shape: BaseShape, device: Device, ranks: int, dtype: str) -> int:
+    shares = sum(_resident(share, device, dtype) for share in share_out(shape, ranks))
     whole = WHOLE_LAYERS * shape.layer_parameters * DTYPE_BYTES[dtype] if ranks > 1 else 0
     return shares + int(whole)
 
@@ -184,3 +185,9 @@ def _nodes(device: Device, ranks: int) -> int:
 
 def _weights(shape: BaseShape, dtype: str) -> int:
     return shape.bytes_in(BLOCKS_OF_128) if dtype == FLOAT8 else shape.parameters * DTYPE_BYTES[dtype]
+
+
+def _resident(share: BaseShape, device: Device, dtype: str) -> int:
+    """Weights in memory: own kernels lay out what they multiply by once more, beside the modules that it came in."""
+    packed = share.packed_parameters if device.one_memory and share.lean and dtype in _KERNELS else 0
+    return _weights(share, dtype) + packed * DTYPE_BYTES[dtype]

@@ -74,6 +74,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     context_length: int
     files: Quantisation | None = None  # how they hold the weights; None: in two bytes each
     unread: str = ""  # why engines do not read the files; "" where they do
+    lean: bool = False  # whether own kernels compute it on processors
 
     @property
     def other_parameters(self) -> int:
@@ -86,6 +87,12 @@ class BaseShape(msgspec.Struct, frozen=True):
     def parameters(self) -> int:
         """All parameters."""
         return self.other_parameters + sum(linear.parameters for linear in self.linears)
+
+    @property
+    def packed_parameters(self) -> int:
+        """That own kernels hold once more, laid out for them: the head and all linears but experts'."""
+        rows = self.head_rows or self.vocabulary
+        return rows * self.hidden + sum(each.parameters for each in self.linears if each.kind != "expert")
 
     @property
     def layer_parameters(self) -> int:
