@@ -132,6 +132,7 @@ class ForwardBackwardRequest(_message.Message):
     KL_COEFFICIENT_FIELD_NUMBER: _builtins.int
     RATIO_LOW_FIELD_NUMBER: _builtins.int
     RATIO_HIGH_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     loss: _builtins.str
@@ -142,6 +143,10 @@ class ForwardBackwardRequest(_message.Message):
     ratio_low: _builtins.float
     """IcePop's band: tokens whose trainer/sampler probability ratio is below or above are left out; 0 leaves none out."""
     ratio_high: _builtins.float
+    completion_tokens: _builtins.int
+    """dr_grpo divides by it: the most tokens of a completion. 0: the longest of this call, which is another number where
+    one batch is told in several calls.
+    """
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
         """At most 1,024 examples; gradients accumulate until OptimStep."""
@@ -158,10 +163,11 @@ class ForwardBackwardRequest(_message.Message):
         kl_coefficient: _builtins.float = ...,
         ratio_low: _builtins.float = ...,
         ratio_high: _builtins.float = ...,
+        completion_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_high", b"clip_high", "clip_low", b"clip_low", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_high", b"clip_high", "clip_low", b"clip_low", "completion_tokens", b"completion_tokens", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,6 +259,7 @@ class OptimStepRequest(_message.Message):
     policy: _builtins.str
     sequence: _builtins.int
     learning_rate: _builtins.float
+    """1e-4 where it is not told."""
     beta1: _builtins.float
     beta2: _builtins.float
     epsilon: _builtins.float
@@ -264,18 +271,20 @@ class OptimStepRequest(_message.Message):
         *,
         policy: _builtins.str = ...,
         sequence: _builtins.int = ...,
-        learning_rate: _builtins.float = ...,
+        learning_rate: _builtins.float | None = ...,
         beta1: _builtins.float = ...,
         beta2: _builtins.float = ...,
         epsilon: _builtins.float = ...,
         weight_decay: _builtins.float = ...,
         max_grad_norm: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
 
 Global___OptimStepRequest: _TypeAlias = OptimStepRequest  # noqa: Y015
 

@@ -42,18 +42,18 @@ def batch_of_request(request: pb.ForwardBackwardRequest) -> PolicyBatch:
         for each in request.examples
     ]
     longest = max(sum(weight != 0 for weight in each.weights) for each in examples)
-    return PolicyBatch(request.policy, examples, loss, completion_tokens=longest)
+    return PolicyBatch(request.policy, examples, loss, completion_tokens=request.completion_tokens or longest)
 
 
 def optimizer_of_request(request: pb.OptimStepRequest) -> Optimizer:
-    """How to step; what is 0 is Tinker's default. Raises InvalidRequest."""
+    """How to step; what is not told is Tinker's default. Raises InvalidRequest."""
     values = (request.learning_rate, request.weight_decay, request.max_grad_norm, request.epsilon)
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise InvalidRequest("optimizer", "has a value that is negative or not finite")
     if not all(0 <= beta < 1 for beta in (request.beta1, request.beta2)):
         raise InvalidRequest("optimizer", "has a beta outside of 0 to 1")
     return Optimizer(
-        learning_rate=request.learning_rate or 1e-4,
+        learning_rate=request.learning_rate if request.HasField("learning_rate") else 1e-4,
         beta1=request.beta1 or 0.9,
         beta2=request.beta2 or 0.95,
         epsilon=request.epsilon or 1e-12,

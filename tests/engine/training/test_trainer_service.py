@@ -101,6 +101,39 @@ async def test_what_is_saved_is_gone_on_from_with_the_same_numbers(base: Path, t
         assert published.revision.startswith("sha256:")
 
 
+async def test_a_batch_in_several_calls_is_that_in_one_whatever_their_longest_completions(
+    base: Path, tmp_path: Path
+) -> None:
+    def sampled(tokens: int) -> pb.Example:
+        silent, told = [0.0, 0.0], [1.0] * tokens
+        return pb.Example(
+            tokens=range(5, 7 + tokens), targets=range(6, 8 + tokens), weights=silent + told,
+            sampler_logprobs=silent + [-3.0] * tokens, advantages=silent + told,
+        )  # fmt: skip
+
+    short, long = sampled(2), sampled(6)
+    async with called(base, tmp_path) as (_, stub):
+        norms = []
+        for policy, calls in {"one": [[short, long]], "two": [[short], [long]]}.items():
+            await stub.CreatePolicy(pb.CreatePolicyRequest(policy=policy, rank=4))
+            for at, examples in enumerate(calls, start=1):
+                told = lesson(policy, at, examples=examples, loss="dr_grpo", completion_tokens=16)
+                await stub.ForwardBackward(told)
+            norms.append((await stub.OptimStep(step(policy, len(calls) + 1))).grad_norm)
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+async def test_a_learning_rate_of_nothing_is_taken_at_its_word(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        first = await stub.ForwardBackward(lesson("one", 1))
+        still = await stub.OptimStep(pb.OptimStepRequest(policy="one", sequence=2, learning_rate=0.0))
+        assert still.step == 1
+        assert await stub.ForwardBackward(lesson("one", 3)) == first
+        await stub.OptimStep(pb.OptimStepRequest(policy="one", sequence=4))
+        assert await stub.ForwardBackward(lesson("one", 5)) != first
+
+
 async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "PolicyNotFound"
