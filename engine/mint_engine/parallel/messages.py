@@ -85,7 +85,7 @@ class Compute(msgspec.Struct, frozen=True, tag=True, array_like=True):
     segments: Sequence[tuple[int, int, int]]  # start, stop, policy
     routes: bytes
     routes_shape: Sequence[int]  # empty: none
-    wanted: Sequence[tuple[int, int, bytes, bytes]]  # start, stop, rows, targets
+    wanted: Sequence[tuple[int, int, bytes, bytes, float]]  # start, stop, rows, targets, temperature
     learn: bool  # the way back too
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mint_contracts.training import Loss
 from mint_engine.policies.rollouts import Rollout
+from mint_engine.scheduling.request import Sampling
 from mint_engine.training.advantages import group_advantages, has_signal
 from mint_engine.training.example import Example, PolicyBatch, completion
 
@@ -18,7 +19,7 @@ class Group:
     rewards: Sequence[float]
 
 
-def batch_of(policy: str, groups: Sequence[Group], loss: Loss, max_tokens: int) -> PolicyBatch | None:
+def batch_of(policy: str, groups: Sequence[Group], loss: Loss, sampling: Sampling) -> PolicyBatch | None:
     """What the policy learns from a step's groups; None where no group has a signal, and so nothing would change.
 
     Groups whose rewards are all alike are left out where the loss says so (arXiv 2503.14476's dynamic sampling, but
@@ -33,7 +34,7 @@ def batch_of(policy: str, groups: Sequence[Group], loss: Loss, max_tokens: int) 
         for group, values in zip(kept, advantages, strict=True)
         for rollout, advantage in zip(group.rollouts, values, strict=True)
     ]
-    return PolicyBatch(policy, examples, loss, completion_tokens=max_tokens)
+    return PolicyBatch(policy, examples, loss, sampling.max_tokens, sampling.scored_at)
 
 
 def supervised(policy: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], loss: Loss) -> PolicyBatch:

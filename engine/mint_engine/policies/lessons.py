@@ -63,7 +63,7 @@ class Lessons:
         groups = await self._answer(examples, seeds, step, label, temperature=self.terms.sampling.temperature)
         reward = fmean(value for group in groups for value in group.rewards)
         metrics.REWARD.observe(reward)
-        batch = batch_of(self.terms.policy, groups, self.terms.loss, train.sampling.max_tokens)
+        batch = batch_of(self.terms.policy, groups, self.terms.loss, self.terms.sampling)
         if batch is None:
             metrics.SKIPPED.labels("no signal").inc()
             return Taken(reward, 0, None)

@@ -66,5 +66,6 @@ def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
             top_p=told.top_p,
             stop=tuple(told.stop),
             logprobs=0,
+            tempered_logprobs=True,
         ),
     )

@@ -198,16 +198,27 @@ def _score_prompt(share: Share, logits: torch.Tensor) -> list[Outcome]:
 
 def _score_chosen(rows: list[Row], tokens: list[int | None], logits: torch.Tensor) -> dict[int, tuple[Scored, ...]]:
     """The chosen tokens' scores, by place in `rows`, of the requests that ask for them."""
-    asking = {
-        at: (token, each.request.sampling.logprobs)
-        for at, ((each, _), token) in enumerate(zip(rows, tokens, strict=True))
-        if token is not None and each.request.sampling.logprobs is not None
+    asking: dict[float, dict[int, tuple[int, int]]] = {}  # by temperature, which changes nothing for others
+    for at, ((each, _), token) in enumerate(zip(rows, tokens, strict=True)):
+        sampling = each.request.sampling
+        if token is not None and sampling.logprobs is not None:
+            asking.setdefault(sampling.scored_at, {})[at] = (token, sampling.logprobs)
+    return {
+        at: scores
+        for temperature, asked in asking.items()
+        for at, scores in _score_at(temperature, asked, logits).items()
     }
-    if not asking:
-        return {}
-    chosen = [token for token, _ in asking.values()]
-    found = score_tokens(logits[list(asking)], chosen, max(top or 0 for _, top in asking.values()))
+
+
+def _score_at(
+    temperature: float, asked: dict[int, tuple[int, int]], logits: torch.Tensor
+) -> dict[int, tuple[Scored, ...]]:
+    """The scores of tokens by their place among the rows of logits [n, V]; with each, how many others are wanted."""
+    chosen = logits[list(asked)]
+    if temperature != 1.0:
+        chosen = chosen.float() / temperature
+    found = score_tokens(chosen, [token for token, _ in asked.values()], max(top for _, top in asked.values()))
     return {
         at: (Scored(score.token_id, score.logprob, score.top[:top]),)
-        for (at, (_, top)), score in zip(asking.items(), found, strict=True)
+        for (at, (_, top)), score in zip(asked.items(), found, strict=True)
     }

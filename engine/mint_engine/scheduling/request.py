@@ -25,9 +25,17 @@ class Sampling(msgspec.Struct, frozen=True):
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # how many of the most likely tokens beside the chosen one
+    tempered_logprobs: bool = (
+        False  # these at the temperature, filters aside, and not those of the logits as they are
+    )
     prompt_logprobs: bool = False
     ignore_eos: bool = False
     n: int = 1  # completions; `siblings` makes a request of each
+
+    @property
+    def scored_at(self) -> float:
+        """The temperature of the log-probabilities of completions."""
+        return self.temperature if self.tempered_logprobs and self.temperature > 0 else 1.0
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -59,6 +59,7 @@ class Wanted:
     stop: int
     rows: torch.Tensor  # [n] int64
     targets: torch.Tensor  # [n] int64
+    temperature: float = 1.0  # see `PolicyBatch`
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class PolicyBatch:
     examples: Sequence[Example]
     loss: Loss = _DEFAULT
     completion_tokens: int = 0  # most new tokens of a completion: what dr_grpo divides by
+    temperature: float = 1.0  # at which completions were drawn: log-probabilities are those of logits over it
 
 
 def completion(

@@ -42,6 +42,7 @@ class _Tokens:
     at: torch.Tensor  # [k] int64: which of all wanted ones
     rows: torch.Tensor  # [k] int64, counted from the chunk's first
     targets: torch.Tensor  # [k] int64
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def score_all(head: Head, wanted: Sequence[Wanted], grade: GradeOf) -> Score:
         gradient = None
         for number, each in enumerate(wanted):
             span = slice(each.start, each.stop)
-            back = yield from score(head, hidden[span], each.rows, each.targets, partial(grade, number))
+            back = yield from score(head, hidden[span], each, partial(grade, number))
             if back is not None:
                 gradient = torch.zeros_like(hidden) if gradient is None else gradient
                 gradient[span] = back
@@ -71,19 +72,18 @@ def score_all(head: Head, wanted: Sequence[Wanted], grade: GradeOf) -> Score:
 
 
 def score(
-    head: Head, hidden: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, grade: Grade
+    head: Head, hidden: torch.Tensor, wanted: Wanted, grade: Grade
 ) -> Generator[None, None, torch.Tensor | None]:
-    """The gradient with respect to hidden [T, H] of the loss that `grade` makes of n tokens' log-probabilities.
+    """The gradient with respect to a piece's hidden [T, H] of the loss that `grade` makes of log-probabilities.
 
-    Token i is targets[i], predicted by row rows[i]; a row may predict several. rows, targets [n] int64. Pauses
-    between a chunk's two directions and after them.
+    A row may predict several tokens. Pauses between a chunk's two directions and after them.
     """
     gradient = None
-    wanted, index = torch.unique(rows, return_inverse=True)
+    rows, index = torch.unique(wanted.rows, return_inverse=True)
     order = torch.argsort(index, stable=True)
-    for number, chunk in enumerate(wanted.split(HEAD_ROWS)):
+    for number, chunk in enumerate(rows.split(HEAD_ROWS)):
         at = order[index[order] // HEAD_ROWS == number]
-        tokens = _Tokens(at, index[at] % HEAD_ROWS, targets[at])
+        tokens = _Tokens(at, index[at] % HEAD_ROWS, wanted.targets[at], wanted.temperature)
         back = yield from _chunk(head, hidden[chunk], tokens, grade)
         if back is not None:
             gradient = torch.zeros_like(hidden) if gradient is None else gradient
@@ -103,7 +103,7 @@ def _chunk(
     yield
     back = (
         _back_plainly(logits.detach(), tokens, grade, head.group)
-        if head.kernels is None
+        if head.kernels is None or tokens.temperature != 1.0
         else _back_in_place(logits.detach(), tokens, grade, head.group, head.kernels)
     )
     if back is None:
@@ -115,6 +115,8 @@ def _chunk(
 def _back_plainly(logits: torch.Tensor, tokens: _Tokens, grade: Grade, group: Group | None) -> torch.Tensor | None:
     """The loss's gradient with respect to logits [m, V], in their dtype."""
     scores = logits.float()
+    if tokens.temperature != 1.0:
+        scores = scores / tokens.temperature
     found = _graded(scores, torch.logsumexp(scores, dim=1), tokens, grade, group)
     if found is None:
         return None
@@ -124,6 +126,8 @@ def _back_plainly(logits: torch.Tensor, tokens: _Tokens, grade: Grade, group: Gr
     here = _within(found.targets, back)
     at = tokens.rows * back.shape[1] + found.targets
     back.view(-1).index_add_(0, at[here], found.slopes[here])
+    if tokens.temperature != 1.0:
+        back.div_(tokens.temperature)
     return back.to(logits.dtype)
 
 

@@ -20,7 +20,9 @@ def tell(batch: Batch, wanted: Sequence[Wanted], *, learn: bool) -> Compute:
         segments=[(each.start, each.stop, each.policy) for each in batch.segments],
         routes=b"" if routes is None else _bytes(routes),
         routes_shape=() if routes is None else tuple(routes.shape),
-        wanted=[(each.start, each.stop, _bytes(each.rows), _bytes(each.targets)) for each in wanted],
+        wanted=[
+            (each.start, each.stop, _bytes(each.rows), _bytes(each.targets), each.temperature) for each in wanted
+        ],
         learn=learn,
     )
 
@@ -35,8 +37,8 @@ def understand(told: Compute, held: Mapping[int, Held], device: torch.device) ->
         _tensor(told.routes, device).view(*told.routes_shape) if told.routes_shape else None,
     )
     wanted = [
-        Wanted(start, stop, _tensor(rows, device), _tensor(targets, device))
-        for start, stop, rows, targets in told.wanted
+        Wanted(start, stop, _tensor(rows, device), _tensor(targets, device), temperature)
+        for start, stop, rows, targets, temperature in told.wanted
     ]
     return batch, wanted
 

@@ -147,7 +147,7 @@ class Work:
         for item in items:
             entries, stop = item.piece.entries, start + item.piece.rows
             rows, targets = (torch.from_numpy(each).to(self._device) for each in (entries.rows, entries.targets))
-            wanted.append(Wanted(start, stop, rows, targets))
+            wanted.append(Wanted(start, stop, rows, targets, item.share.batch.temperature))
             start = stop
         return wanted
 

@@ -120,19 +120,19 @@ def peft_vector(trainer: Trainer, name: str, model: PeftModel, *, gradient: bool
     return found
 
 
-def peft_logprobs(model: PeftModel, example: Example) -> torch.Tensor:
-    """Log-probabilities of an example's targets [T], by one plain forward."""
+def peft_logprobs(model: PeftModel, example: Example, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities of an example's targets [T], of logits over a temperature as TRL's, by one forward."""
     logits: torch.Tensor = model(input_ids=torch.tensor([list(example.tokens)]), use_cache=False).logits[0].float()
-    return logits.log_softmax(-1).gather(1, torch.tensor(list(example.targets))[:, None])[:, 0]
+    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(list(example.targets))[:, None])[:, 0]
 
 
-def dapo(model: PeftModel, examples: Sequence[Example], loss: Loss = DAPO) -> torch.Tensor:
+def dapo(model: PeftModel, examples: Sequence[Example], loss: Loss = DAPO, temperature: float = 1.0) -> torch.Tensor:
     """TRL's default loss over completions, written out plainly."""
     total, tokens = torch.zeros(()), 0.0
     for example in examples:
         sampler, weights = torch.tensor(example.sampler_logprobs), torch.tensor(example.weights)
         advantages = torch.tensor(example.advantages)
-        ratio = (peft_logprobs(model, example) - sampler).exp()
+        ratio = (peft_logprobs(model, example, temperature) - sampler).exp()
         bounded = ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high)
         total = total - (torch.minimum(ratio * advantages, bounded * advantages) * weights).sum()
         tokens += float(weights.sum())

@@ -19,6 +19,7 @@ from mint_contracts.training import (
     Regex,
     Reward,
     RewardService,
+    TrainSampling,
 )
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
 from mint_engine.policies import patience, revisions
@@ -219,6 +220,23 @@ async def test_an_update_follows_only_from_groups_with_a_signal(base: Path, tmp_
         scene.want(assignment("acme/one"))
         told = (await scene.ended("acme/one"))["acme/one"]
         assert (told.step, told.reward_mean, told.tokens) == (2, 0.0, 0)
+
+
+async def test_what_was_sampled_at_a_temperature_is_learnt_at_it(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(sampling=TrainSampling(max_tokens=8, temperature=0.5))) as scene:
+        drifts: list[float] = []
+        desk, learn = scene.means.desk, scene.means.desk.learn
+
+        async def noted(*args: Any, **options: Any) -> Any:
+            learnt = await learn(*args, **options)
+            drifts.append(learnt.outcome.metrics["drift"])
+            return learnt
+
+        desk.learn = noted  # type: ignore[method-assign]
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        assert drifts
+        assert max(drifts) < 1e-4, "trainer and sampler tell a token's probability alike, as it was drawn"
 
 
 async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.engine.training.scene import (
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
 def test_gradients_and_weights_of_a_mixed_batch(lean: bool) -> None:
-    """Four policies of different ranks and targets in one forward and backward, three steps long."""
+    """Four policies of different ranks, targets and temperatures in one forward and backward, three steps long."""
     trainer = trainer_of(lean=lean)
     assert trainer.compute.startswith("lean" if lean else "generic")
     names = policies(trainer, 4)
@@ -33,13 +33,15 @@ def test_gradients_and_weights_of_a_mixed_batch(lean: bool) -> None:
         )
         for name in names
     }  # fmt: skip
+    heat = dict(zip(names, (1.0, 0.7, 1.5, 1.0), strict=True))
     for turn in range(3):
         examples = {name: groups(10 * turn + number) for number, name in enumerate(names)}
-        found = learn(trainer, [PolicyBatch(name, examples[name], DAPO) for name in names])
+        batches = [PolicyBatch(name, examples[name], DAPO, temperature=heat[name]) for name in names]
+        found = learn(trainer, batches)
         for name in names:
             policy, outcome = trainer.policy(name), found[name]
             adams[name].zero_grad()
-            loss = dapo(models[name], examples[name])
+            loss = dapo(models[name], examples[name], temperature=heat[name])
             loss.backward()  # type: ignore[no-untyped-call]
             assert policy.gradient is not None
             assert outcome.finite
