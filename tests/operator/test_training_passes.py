@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
 from mint_contracts.train_reader import TrainReader
+from mint_contracts.train_reporter import TrainReporter
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment
 from mint_operator.observing.dirt import Part
 from tests.operator.stage import PlayedEngine, adapter_wave, base_model, until
@@ -108,6 +109,28 @@ async def test_a_new_operator_grants_nothing_anew(stage: Theatre) -> None:
     stage.operator(2)
     await stage.once()
     assert await leases(stage) == before
+
+
+async def test_a_complete_wave_outlives_its_engine_s_start_and_then_the_operator_s(stage: Theatre) -> None:
+    await training(stage, stage.engine())
+    await tell(stage.redis, stage, Stage.COMPLETE, 4, published=published(4), reward_recent=0.5)
+    await stage.once()
+    told = (await stage.status("AdapterWave", "w"))["training"]
+    engine = stage.engine(incarnation=2)
+    await engine.report()
+    assert await TrainReporter(stage.redis, stage.base, "smol-0").report(2, (), (), {}, full=True) == ()
+    for epoch in (None, 2, 3):
+        if epoch is not None:
+            stage.operator(epoch)
+        await stage.once()
+        await engine.obey()
+        await stage.once()
+        status = await stage.status("AdapterWave", "w")
+        assert (status["phase"], status["training"]) == ("Complete", told)
+        assert await leases(stage) == {}
+        assert sorted(await engine.assigned()) == [f"{stage.namespace}/w-{index}" for index in range(2)]
+    assert (await stage.condition("AdapterWave", "w"))["status"] == "True"
+    assert sum((await stage.once()).values()) == 0, "what is on record is written once"
 
 
 async def test_leases_outlive_a_redis_that_lost_everything(mortal_stage: tuple[Theatre, RedisProcess]) -> None:
