@@ -535,3 +535,15 @@ def test_config_maps_come_to_the_engines_as_lines() -> None:
     dataset = world.training.training["team/w"].train.dataset
     assert dataset == Dataset(lines=['{"prompt": "a"}', "", f'{{"prompt": "b{marks}"}}']), "as a file's lines"
     assert {lease.settings.dataset for _, lease in world.leases.values()} == {None}
+
+
+def test_a_wave_that_has_begun_needs_its_config_map_no_more() -> None:
+    wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
+    texts = {"team": {"lessons": {"data.jsonl": '{"prompt": "a"}'}}}
+    world = World(base(), [wave], engines(1), inputs=Inputs(config_maps=texts))
+    world.step()
+    before, leases = world.training.training["team/w"].train.dataset, world.leases
+    world.inputs = Inputs(config_maps={})
+    world.step()
+    assert world.training.training["team/w"].train.dataset == before
+    assert world.leases == leases

@@ -2,10 +2,10 @@
 
 import msgspec
 
-from mint_contracts.errors import CapacityExceeded, MintError
+from mint_contracts.errors import CapacityExceeded, MintError, SourceNotFound
 from mint_contracts.records import Failure
 from mint_contracts.training import Policies, Policy, Train
-from mint_contracts.training_records import TrainState
+from mint_contracts.training_records import TrainState, WaveTraining
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
@@ -34,7 +34,7 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
         policies = expand(meta.namespace, meta.name, train, manifest)
         check(policies, base.spec.adapters)
         check_claims(train, policies, claims(base))
-        train, policies = inlined(train, policies, inputs.config_maps.get(meta.namespace, {}))
+        train, policies = _with_examples(wave, train, policies, inputs, state)
         _check_slots(base, wave, train, len(policies))
     except MintError as error:
         return train, policies, Failure(error.reason, str(error), terminal=error.terminal)
@@ -46,19 +46,45 @@ def manifest_of(train: Train, inputs: Inputs) -> tuple[Policy, ...] | Failure:
     return inputs.manifests.get(train.policies.manifest, _UNREAD) if train.policies.manifest else ()
 
 
+def _with_examples(
+    wave: ObservedWave, train: Train, policies: tuple[Policy, ...], inputs: Inputs, state: TrainState
+) -> tuple[Train, tuple[Policy, ...]]:
+    """With those of ConfigMaps; a wave that has begun needs the wave's no more, and one that is over none.
+
+    Raises as `inlined`.
+    """
+    texts = inputs.config_maps.get(wave.meta.namespace, {})
+    try:
+        return inlined(train, policies, texts)
+    except SourceNotFound:
+        record = _begun(wave, state)
+        if record is None:
+            raise
+        return inlined(_examples_of(record, train), policies, texts)
+
+
+def _begun(wave: ObservedWave, state: TrainState) -> WaveTraining | None:
+    """The wave's record; None where it has not begun."""
+    record = state.training.get(wave.meta.key)
+    return record if record is not None and record.run == wave.meta.uid and record.policies else None
+
+
+def _examples_of(record: WaveTraining, train: Train) -> Train:
+    return msgspec.structs.replace(train, dataset=record.train.dataset, evaluation=record.train.evaluation)
+
+
 def _as_written(wave: ObservedWave, train: Train, state: TrainState) -> Fitted | None:
     """The wave with policies and examples as the map has them; None where it has not begun."""
     key, run = wave.meta.key, wave.meta.uid
-    record = state.training.get(key)
-    if record is None or record.run != run or not record.policies:
+    record = _begun(wave, state)
+    if record is None:
         return None
     leases = [
         lease for of in state.trains.values() for lease in of.values() if lease.wave == key and lease.run == run
     ]
     settings = {lease.policy: lease.settings for lease in leases}
     policies = tuple(settings.get(name, Policy(name=name)) for name in record.policies)
-    examples = {"dataset": record.train.dataset, "evaluation": record.train.evaluation}
-    return msgspec.structs.replace(train, **examples), policies, None
+    return _examples_of(record, train), policies, None
 
 
 def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies: int) -> None:
