@@ -25,9 +25,7 @@ class Sampling(msgspec.Struct, frozen=True):
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # how many of the most likely tokens beside the chosen one
-    tempered_logprobs: bool = (
-        False  # these at the temperature, filters aside, and not those of the logits as they are
-    )
+    tempered_logprobs: bool = False  # of logits over the temperature, filters aside, and not as they are
     prompt_logprobs: bool = False
     ignore_eos: bool = False
     n: int = 1  # completions; `siblings` makes a request of each
