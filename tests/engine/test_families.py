@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from mint_engine.model import generic
+from mint_engine.model import generic, paged
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.residency.slots import NO_SLOT
@@ -74,6 +74,52 @@ def test_adapters_in_one_batch_equal_merged_weights(
         model = make_model(FAMILIES[name])
         reference = model if slot == NO_SLOT else merge(model, forward.slots, slot)
         check(found, plain_logits(reference, text(who)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_few_rows_at_a_time_as_all_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score matrices of long prompts are computed in parts: here each row, or head, by itself."""
+    slots = [0, 1, 2, NO_SLOT]
+    expected = play(filled(name), TURNS, slots)
+    monkeypatch.setattr(paged, "SCORES", 1)
+    for found, wanted in zip(play(filled(name), TURNS, slots), expected, strict=True):
+        check(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3", "deepseek_v32"])
+def test_long_requests_and_short_ones_that_decode_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In groups by length; each as it is alone, in the order in which they were asked for."""
+    monkeypatch.setattr(paged, "SHORT", 1)
+    forward = filled(name)
+    lengths, tables = (3, 200, 17, 90), ([1], list(range(2, 15)), [15, 16], list(range(17, 23)))
+    draw = random.Random(9)
+    said = [[draw.randrange(2, 96) for _ in range(length + 1)] for length in lengths]
+    alone = []
+    for tokens, length, pages in zip(said, lengths, tables, strict=True):
+        forward.run(tokens[:-1], [Span(0, length, 0, pages, 0)], [0])
+        alone.append(forward.run(tokens[-1:], [Span(0, 1, length, pages, 0)], [0]).float()[0])
+    spans = [Span(row, 1, lengths[row], tables[row], 0) for row in range(4)]
+    check(forward.run([tokens[-1] for tokens in said], spans, range(4)).float(), torch.stack(alone))
+
+
+def test_what_short_requests_read_does_not_grow_with_a_long_one() -> None:
+    lengths = [16] * 63 + [4096]
+    found = planned(lengths)
+    assert [found[row][0] for row in range(64)] == lengths
+    assert sum(pages for _, pages in found.values()) < 2 * sum(map(pages_for, lengths))
+    for length, pages in planned([1, 300, 496, 497, 513, 1100, 9000]).values():
+        assert pages_for(length) <= pages < max(2 * pages_for(length), paged.SHORT)
+
+
+def planned(lengths: list[int]) -> dict[int, tuple[int, int]]:
+    """Of requests that decode with so many tokens, by their rows: these, and the pages that are read for them."""
+    spans = [Span(row, 1, length - 1, range(1, 1 + pages_for(length)), NO_SLOT) for row, length in enumerate(lengths)]
+    cache = make_forward(FAMILIES["llama"]).cache
+    return {
+        int(row): (int(length), len(group.table) // len(group.rows))
+        for group in paged.plan_attention(spans, cache, torch.device("cpu")).decodes
+        for row, length in zip(group.rows, group.lengths, strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)

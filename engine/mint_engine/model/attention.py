@@ -1,8 +1,9 @@
 """Attention over a packed batch and the paged cache, registered with transformers under the name "mint".
 
 The models' own code computes queries, keys and values for all tokens of a step in one row [1, T]; here each request
-attends to its own past. Rows of requests that decode are taken together, padded to the longest; a chunk of a prompt
-goes by itself. Letters in shapes: T tokens, B decoding requests, Q query heads, K key/value heads, G = Q / K, D head
+attends to its own past. Rows of requests that decode are taken together where their pasts are of like length, padded
+to the longest; a chunk of a prompt goes by itself, and of a long one so many rows at once as there is room for their
+scores. Letters in shapes: T tokens, B decoding requests, Q query heads, K key/value heads, G = Q / K, D head
 size, N cached tokens, padding included.
 
 What bases ask of attention beyond that: a sliding window (Gemma, gpt-oss, Mistral), a cap of scores (Gemma 2) and
@@ -20,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.cache import KvCache
 from mint_engine.model.latent import attend_latent
-from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, plan_attention
+from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, plan_attention, tiles
 
 __all__ = ["NAME", "PagedAttention", "Span", "attend", "plan_attention", "register", "weigh"]
 
@@ -82,8 +83,8 @@ def attend(
         raise UnsupportedBase(type(module).__name__, f"has keys {list(key.shape)} that differ from its configuration")
     cache.write(layer, paged.places, key[0], value[0])
     out = torch.empty_like(query[0])
-    if paged.decodes is not None:
-        _decode(out, query[0], layer, paged.decodes, cache, style)
+    for decodes in paged.decodes:
+        _decode(out, query[0], layer, decodes, cache, style)
     for chunk in paged.chunks:
         _attend_chunk(out, query[0], layer, chunk, cache, style)
     return out.transpose(0, 1).unsqueeze(0), None
@@ -109,7 +110,7 @@ def _refuse(
 def _decode(
     out: torch.Tensor, query: torch.Tensor, layer: int, decodes: Decodes, cache: KvCache, style: _Style
 ) -> None:
-    """One row each of B requests: out and query are [Q, T, D]."""
+    """One row each of B requests, into their rows of out; out and query are [Q, T, D]."""
     count = decodes.rows.shape[0]
     keys, values = (
         each.view(cache.heads, count, -1, cache.head_dim) for each in cache.read(layer, decodes.table)
@@ -127,17 +128,26 @@ def _attend_chunk(
 ) -> None:
     keys, values = cache.read(layer, chunk.pages)  # [K, N, D]
     rows, visible = query[:, chunk.start : chunk.stop], chunk.visible(style.window)
+    into = out[:, chunk.start : chunk.stop]
+    for tile in tiles(rows.shape[1], rows.shape[0] * keys.shape[1]):
+        into[:, tile] = _attend_rows(rows[:, tile], keys, values, visible[tile], style)
+
+
+def _attend_rows(
+    rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor, style: _Style
+) -> torch.Tensor:
+    """Rows [Q, T, D] of one request over keys and values [K, N, D], of which they see [T, N] -> [Q, T, D]."""
+    heads = keys.shape[0]
     if style.cap is None and style.sinks is None:
-        out[:, chunk.start : chunk.stop] = functional.scaled_dot_product_attention(
+        return functional.scaled_dot_product_attention(
             rows[None], keys[None], values[None], attn_mask=visible, scale=style.scale,
-            enable_gqa=query.shape[0] != cache.heads,
+            enable_gqa=rows.shape[0] != heads,
         )[0]  # fmt: skip
-        return
-    grouped = rows.reshape(cache.heads, -1, *rows.shape[1:])  # [K, G, T, D]
+    grouped = rows.reshape(heads, -1, *rows.shape[1:])  # [K, G, T, D]
     scores = torch.matmul(grouped, keys.transpose(1, 2)[:, None]) * style.scale  # [K, G, T, N]
-    sinks = style.sinks.view(cache.heads, -1, 1, 1) if style.sinks is not None else None
+    sinks = style.sinks.view(heads, -1, 1, 1) if style.sinks is not None else None
     weights = weigh(scores, visible, style.cap, sinks).to(values.dtype)
-    out[:, chunk.start : chunk.stop] = torch.matmul(weights, values[:, None]).view(rows.shape)
+    return torch.matmul(weights, values[:, None]).view(rows.shape)
 
 
 def weigh(scores: torch.Tensor, visible: torch.Tensor, cap: float | None, sinks: torch.Tensor | None) -> torch.Tensor:

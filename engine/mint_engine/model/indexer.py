@@ -19,7 +19,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.cache import LatentCache
-from mint_engine.model.paged import PagedAttention
+from mint_engine.model.paged import PagedAttention, tiles
 from mint_engine.model.selection import Selection, choose
 
 # How each family turns the indexer's queries and keys: by halves, or by pairs.
@@ -55,11 +55,14 @@ def select(
     cache.write(layer, paged.places, key, column)
     most = int(indexer.index_topk)
     weights = weigh_heads(indexer, hidden)
-    decodes = None
-    if paged.decodes is not None and paged.decodes.longest > most:
-        rows, count = paged.decodes.rows, paged.decodes.rows.shape[0]
-        past = cache.read(layer, paged.decodes.table)[:, column:].view(count, -1, key.shape[1])  # [B, N, D]
-        decodes = choose(score(query[rows], past, weights[rows]), paged.decodes.visible(), most)
+    decodes: list[torch.Tensor | None] = []
+    for group in paged.decodes:
+        if group.longest <= most:
+            decodes.append(None)
+            continue
+        rows, count = group.rows, group.rows.shape[0]
+        past = cache.read(layer, group.table)[:, column:].view(count, -1, key.shape[1])  # [B, N, D]
+        decodes.append(choose(score(query[rows], past, weights[rows]), group.visible(), most))
     chunks: list[torch.Tensor | None] = []
     for chunk in paged.chunks:
         if chunk.end <= most:
@@ -67,8 +70,16 @@ def select(
             continue
         part = slice(chunk.start, chunk.stop)
         past = cache.read(layer, chunk.pages)[:, column:]  # [N, D]
-        chunks.append(choose(score(query[part], past, weights[part]), chunk.visible(), most))
-    return Selection(decodes, tuple(chunks))
+        chunks.append(_choose(query[part], past, weights[part], chunk.visible(), most))
+    return Selection(tuple(decodes), tuple(chunks))
+
+
+def _choose(
+    query: torch.Tensor, past: torch.Tensor, weights: torch.Tensor, visible: torch.Tensor, most: int
+) -> torch.Tensor:
+    """What each row of a chunk sees and may attend to, [T, N] bool; past [N, D]."""
+    runs = tiles(query.shape[0], query.shape[1] * past.shape[0])
+    return torch.cat([choose(score(query[run], past, weights[run]), visible[run], most) for run in runs])
 
 
 def project(

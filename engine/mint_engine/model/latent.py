@@ -25,7 +25,7 @@ from torch.nn import functional
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.cache import LatentCache
 from mint_engine.model.lora import Rows, merge_spans, sort_rows
-from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span
+from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, tiles
 from mint_engine.model.selection import Selection
 from mint_engine.residency.slots import ABSENT, Slots
 
@@ -87,10 +87,10 @@ def attend_latent(
     cache.write(layer, paged.places, rotated, latent.shape[1])
     out = query.new_empty(query.shape[1], query.shape[0], up.weight.shape[1] - up.keys)  # [T, Q, V]
     width = latent.shape[1] + rotated.shape[1]
-    if paged.decodes is not None:
-        rows = cache.read(layer, paged.decodes.table)[:, :width]
-        out[paged.decodes.rows] = _decode(query, rows, up, paged, paged.decodes, chosen.decodes, scale)
-    for chunk, choice in zip(paged.chunks, chosen.of(paged.chunks), strict=True):
+    for decodes, choice in zip(paged.decodes, chosen.of_decodes(paged.decodes), strict=True):
+        rows = cache.read(layer, decodes.table)[:, :width]
+        out[decodes.rows] = _decode(query, rows, up, paged, decodes, choice, scale)
+    for chunk, choice in zip(paged.chunks, chosen.of_chunks(paged.chunks), strict=True):
         rows = cache.read(layer, chunk.pages)[:, :width]
         visible = chunk.visible() if choice is None else chunk.visible() & choice
         part = query[:, chunk.start : chunk.stop]
@@ -140,8 +140,11 @@ def _absorb_chunk(
     """Queries [Q, T, K + E] over rows [N, C + E] -> [T, Q, V]."""
     deltas = list(_deltas(up, (chunk.slot,) * query.shape[1], paged))
     absorbed = _absorb(query.transpose(0, 1), up, deltas)  # [T, Q, C + E]
-    scores = torch.matmul(absorbed, rows.t()) * scale  # [T, Q, N]
-    return _release(torch.matmul(_weigh(scores, visible[:, None]), rows[:, : up.latent]), up, deltas)
+    attended = absorbed.new_empty(*absorbed.shape[:2], up.latent)
+    for tile in tiles(absorbed.shape[0], absorbed.shape[1] * rows.shape[0]):
+        scores = torch.matmul(absorbed[tile], rows.t()) * scale  # [T, Q, N]
+        attended[tile] = torch.matmul(_weigh(scores, visible[tile, None]), rows[:, : up.latent])
+    return _release(attended, up, deltas)
 
 
 def _expand_chunk(
@@ -156,17 +159,21 @@ def _expand_chunk(
     """Queries [Q, T, K + E] over rows [N, C + E] -> [T, Q, V]."""
     heads, wide, _ = up.weight.shape
     latents, rotated = rows[:, : up.latent], rows[:, up.latent :]
-    made = functional.linear(latents, up.weight.view(heads * wide, -1))
-    for delta in _deltas(up, (chunk.slot,), paged):
-        middle = (latents @ delta.a[0].t()) * delta.scalings[0]
-        made = torch.addmm(made, middle, delta.b[0].flatten(1))
-    both = made.view(-1, heads, wide).transpose(0, 1)  # [Q, N, K + V]
-    shared = rotated.expand(heads, -1, -1)
-    keys = torch.cat((both[..., : up.keys], shared), dim=-1)
-    attended = functional.scaled_dot_product_attention(
-        query[None], keys[None], both[None, ..., up.keys :], attn_mask=visible, scale=scale
-    )
-    return attended[0].transpose(0, 1)
+    deltas = [
+        ((latents @ delta.a[0].t()) * delta.scalings[0], delta.b[0]) for delta in _deltas(up, (chunk.slot,), paged)
+    ]
+    attended = query.new_empty(*query.shape[:2], wide - up.keys)
+    # Of so many heads at once as make no more keys and values, nor more scores, than there is room for.
+    for tile in tiles(heads, rows.shape[0] * max(wide, query.shape[1])):
+        made = functional.linear(latents, up.weight[tile].flatten(0, 1))
+        for middle, b in deltas:
+            made = torch.addmm(made, middle, b[:, tile].flatten(1))
+        both = made.view(rows.shape[0], -1, wide).transpose(0, 1)  # [Q, N, K + V]
+        keys = torch.cat((both[..., : up.keys], rotated.expand(both.shape[0], -1, -1)), dim=-1)
+        attended[tile] = functional.scaled_dot_product_attention(
+            query[None, tile], keys[None], both[None, ..., up.keys :], attn_mask=visible, scale=scale
+        )[0]
+    return attended.transpose(0, 1)
 
 
 def _absorb(query: torch.Tensor, up: Up, deltas: list[_Delta]) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Letters in shapes: T tokens, B decoding requests, N cached tokens (padding included), P pages.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 
 from mint_engine.model.cache import Cache
 from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
+
+SCORES = 1 << 26  # that are computed at once: 256 MiB of them in float32, and work enough for any device
+SHORT = 32  # pages: among shorter pasts padding takes less than another round of kernels would
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Decodes:
-    """All spans of one token."""
+    """Spans of one token, of pasts that are short or differ in length by less than twice."""
 
     rows: torch.Tensor  # [B]
     table: torch.Tensor  # [B * P], padded with the null page
@@ -76,7 +80,7 @@ class PagedAttention:
 
     cache: Cache
     places: torch.Tensor  # [T]: where each token's part of the cache goes
-    decodes: Decodes | None
+    decodes: tuple[Decodes, ...]
     chunks: tuple[Chunk, ...]
     sorted: dict[tuple[int, ...], Any] = field(
         default_factory=dict
@@ -94,9 +98,26 @@ def plan_attention(spans: Sequence[Span], cache: Cache, device: torch.device) ->
     return PagedAttention(
         cache=cache,
         places=torch.tensor(places, device=device),
-        decodes=_plan_decodes(singles, device) if singles else None,
+        decodes=tuple(_plan_decodes(group, device) for group in _alike(singles)),
         chunks=tuple(_plan_chunk(span, device) for span in spans if span.length > 1),
     )
+
+
+def tiles(rows: int, each: int) -> Iterator[slice]:
+    """Runs of rows, one after another, of no more than `SCORES` scores where a row has `each`."""
+    step = max(1, SCORES // each)
+    return (slice(at, min(at + step, rows)) for at in range(0, rows, step))
+
+
+def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """In groups, so that one long request does not cost the others its length.
+
+    The short ones are together; of others no past is padded to twice its pages.
+    """
+    groups = defaultdict[int, list[Span]](list)
+    for span in spans:
+        groups[max(pages_for(span.position + 1), SHORT - 1).bit_length()].append(span)
+    yield from groups.values()
 
 
 def _plan_decodes(spans: Sequence[Span], device: torch.device) -> Decodes:

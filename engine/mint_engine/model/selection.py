@@ -5,17 +5,21 @@ from dataclasses import dataclass
 
 import torch
 
-from mint_engine.model.paged import Chunk
+from mint_engine.model.paged import Chunk, Decodes
 
 
 @dataclass(frozen=True)
 class Selection:
     """Chosen cached tokens; None stands for all of them. Later layers may share one (GLM-5)."""
 
-    decodes: torch.Tensor | None = None  # [B, N] bool
+    decodes: tuple[torch.Tensor | None, ...] | None = None  # a group's [B, N] bool each
     chunks: tuple[torch.Tensor | None, ...] | None = None  # a chunk's [T, N] bool each
 
-    def of(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor | None, ...]:
+    def of_decodes(self, decodes: Sequence[Decodes]) -> tuple[torch.Tensor | None, ...]:
+        """The chosen of each group of requests that decode."""
+        return self.decodes if self.decodes is not None else (None,) * len(decodes)
+
+    def of_chunks(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor | None, ...]:
         """The chosen of each chunk."""
         return self.chunks if self.chunks is not None else (None,) * len(chunks)
 
