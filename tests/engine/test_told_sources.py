@@ -1,7 +1,9 @@
 """Adapters that no wave wants here, asked for with the place where another engine's wave or the catalog has them."""
 
 import asyncio
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +53,12 @@ async def test_cold_names_of_one_source_share_what_the_first_one_reads(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[str] = []
+    meeting = threading.Barrier(2)  # of those that do not take turns
 
     def counted(folder: Folder, *rest: Any) -> Packed:
         reads.append(folder.subject)
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait(0.5)
         return read_adapter(folder, *rest)
 
     monkeypatch.setattr("mint_engine.residency.loading.read_adapter", counted)
