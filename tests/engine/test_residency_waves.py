@@ -136,6 +136,32 @@ async def test_a_failed_replacement_is_told_and_keeps_the_old_revision_serving(
     assert await once(here, NAMES[0]) != old
 
 
+async def test_a_replacement_that_fails_in_the_only_slot_leaves_requests_the_old_revision(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, load = scene(slots=1, store=None), Watched.load
+    here.residency.want(wanted(store, NAMES[0], version="1"))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    old = await once(here, NAMES[0])
+    name = lora_names(store / NAMES[0])[0]
+    edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+
+    def broken(self: Watched, slot: int, packed: Packed) -> None:
+        if packed.revision != old:
+            raise RuntimeError("device says no")
+        load(self, slot, packed)
+
+    with monkeypatch.context() as device:
+        device.setattr(Watched, "load", broken)
+        here.residency.want(wanted(store, NAMES[0], version="2"))
+        await until(lambda: here.failure(NAMES[0]) == "Internal")
+        assert await once(here, NAMES[0]) == old
+        assert (here.tier(NAMES[0]), here.failure(NAMES[0])) == (Tier.DEVICE, "Internal")
+    here.residency.want(wanted(store, NAMES[0], version="3"))
+    await until(lambda: here.residency.report()[NAMES[0]].source.revision == "3" and not here.failure(NAMES[0]))
+    assert await once(here, NAMES[0]) != old
+
+
 async def test_a_retryable_failure_is_tried_again_by_itself(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,16 +139,34 @@ class Climber:
         return packed
 
     async def _to_device(self, copy: Copy, packed: Packed) -> None:
+        serving = self._books.current.get(copy.adapter)
         taken = await self._table.take(copy)
         slot = self._take_from(taken) if isinstance(taken, Copy) else taken
-        try:
-            await self._copy(lambda: self._memory.load(slot, packed))
-        except Exception:  # of any kind: half an adapter must not stay in a slot
-            await self._copy(lambda: self._memory.clear(slot))
-            self._table.give_back(slot)
-            raise
+        replaced = serving if taken is serving else None
+        with self._in_reserve(replaced):
+            try:
+                await self._copy(lambda: self._memory.load(slot, packed))
+            except Exception:  # of any kind: half an adapter must not stay in a slot
+                await self._copy(lambda: self._memory.clear(slot))
+                self._table.give_back(slot)
+                if replaced is not None and self._books.current.get(copy.adapter) is copy:
+                    self._books.current[copy.adapter] = replaced  # a failed load never stops serving
+                raise
         self._books.seat(copy, slot)
         self._table.moved()  # it may be this slot's turn next
+
+    @contextmanager
+    def _in_reserve(self, replaced: Copy | None) -> Iterator[None]:
+        """Keep a copy whose slot its successor has taken from being forgotten, in case that one's load fails."""
+        if replaced is None:
+            yield
+            return
+        replaced.users += 1
+        try:
+            yield
+        finally:
+            replaced.users -= 1
+            self._books.changed(replaced)
 
     @contextmanager
     def _pinned(self, copy: Copy) -> Iterator[None]:
