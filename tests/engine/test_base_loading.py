@@ -295,6 +295,18 @@ def test_no_request_is_so_long_that_others_would_be_turned_by_it(tmp_path: Path)
         build(settings_for(base, context_length=65), base, Limits())
 
 
+def test_a_base_knows_as_many_positions_as_yarn_gives_it(tmp_path: Path) -> None:
+    """Published with the length that YaRN stretches, as Qwen's are told to be served, or with what it comes to."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    base = save_base(tmp_path, max_position_embeddings=80, rope_parameters=rope)
+    assert load(base).context_length == 256
+    build(settings_for(base, context_length=256), base, Limits())
+    with pytest.raises(UnsupportedBase, match="knows 256 positions"):
+        build(settings_for(base, context_length=257), base, Limits())
+    edit_config(base, max_position_embeddings=300)
+    assert load(base).context_length == 300
+
+
 @pytest.fixture(scope="module")
 def samples() -> Samples:
     from e2e.samples import prepare

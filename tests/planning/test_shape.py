@@ -104,6 +104,13 @@ def test_long_ropes_first_length_is_what_a_request_may_have() -> None:
     assert read_shape(FRONTIER["qwen3_30b_a3b"]).context_length == 40960
 
 
+def test_yarn_gives_a_base_more_positions() -> None:
+    """As Qwen3's makers say to serve it, and as a base's own files say what it comes to."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert read_shape(FRONTIER["qwen3_30b_a3b"] | {"rope_scaling": rope}).context_length == 131072
+    assert read_shape(FRONTIER["deepseek_v32"] | {"rope_scaling": rope}).context_length == 163840
+
+
 def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(UnsupportedBase, match="mamba2"):
         read_shape({"model_type": "mamba2"})

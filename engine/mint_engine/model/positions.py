@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig
 
 def positions_of(config: PreTrainedConfig) -> int:
     """So many are computed right by a text model of this configuration, whatever else is in a step; 0: no bound."""
-    known, alike = int(getattr(config, "max_position_embeddings", 0) or 0), alike_positions(config)
+    known = max(int(getattr(config, "max_position_embeddings", 0) or 0), *_stretched(config), 0)
+    alike = alike_positions(config)
     return known if alike is None else min(known, alike) if known else alike
 
 
@@ -24,6 +25,15 @@ def alike_positions(config: PreTrainedConfig) -> int | None:
         if each.get("rope_type") == "longrope"
     ]
     return min(bounds, default=None)
+
+
+def _stretched(config: PreTrainedConfig) -> list[int]:
+    """What YaRN (arXiv 2309.00071) makes of a length: a base may be published with the one before."""
+    return [
+        int(each["factor"] * each["original_max_position_embeddings"])
+        for each in _rotations(config)
+        if each.get("rope_type") == "yarn" and each.get("factor")
+    ]
 
 
 def _rotations(config: PreTrainedConfig) -> Iterator[dict[str, Any]]:

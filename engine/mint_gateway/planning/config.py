@@ -99,12 +99,16 @@ def _seeing(told: Mapping[str, Any], text: int) -> int:
 
 
 def _positions(told: Mapping[str, Any]) -> int:
-    """That a request may have: beyond LongRoPE's first length engines would turn all of a step by the longest."""
+    """That a request may have: with YaRN what it stretches a length to, with LongRoPE the first of its lengths.
+
+    Beyond that one engines would turn all requests of a step by the longest.
+    """
     known = int(told.get("max_position_embeddings") or 0)
     rope, kind = _rotation(told)
-    if kind not in _LONG_ROPES:
-        return known
-    return int(told.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or known)
+    first = told.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or known
+    if kind == "yarn":
+        return max(known, int((rope.get("factor") or 0) * first))
+    return int(first) if kind in _LONG_ROPES else known
 
 
 def _is_lean(family: str, told: Mapping[str, Any]) -> bool:
