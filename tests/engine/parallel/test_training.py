@@ -31,7 +31,7 @@ LLAMAS: dict[str, dict[str, Any]] = {
 LEAN = (*LLAMAS, "mixtral", "qwen3_moe")
 # By transformers' modules: windows and caps, linears in one, norms over all heads, experts with biases, latents,
 # sparse attention.
-OTHERS = ("gemma2", "phi3", "olmo2", "olmo3_one_key", "gpt_oss", "deepseek_v3", "glm_5")
+OTHERS = ("gemma2", "gemma3_seeing", "phi3", "olmo2", "olmo3_one_key", "gpt_oss", "deepseek_v3", "glm_5")
 REPLAYED = ("mixtral", "qwen3_moe", "gpt_oss")
 CLOSE = {"float32": 1e-4, "bfloat16": 0.15}
 ROUNDED = [(family, "bfloat16") for family in ("llama of uneven heads", "qwen3_moe")]
