@@ -13,13 +13,13 @@ from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import EngineSettings
 from mint_engine import metrics
 from mint_engine.model.base import Base, load_base
-from mint_engine.model.cache import Cache, count_pages
+from mint_engine.model.cache import PROBE_TOKENS, Cache, count_pages
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.device import choose_device, choose_dtype, count_threads
 from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import alike_positions
-from mint_engine.model.reference import PROBE_TOKENS, load_part
+from mint_engine.model.reference import load_part
 from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.parallel.member import lay_member

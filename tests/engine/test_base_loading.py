@@ -23,6 +23,7 @@ from mint_contracts.errors import (
 )
 from mint_engine.build import build
 from mint_engine.model.base import load_base
+from mint_engine.model.cache import count_pages
 from mint_engine.model.device import choose_device, choose_dtype, count_threads, zeros
 from mint_engine.model.modules import find_modules
 from mint_engine.scheduling.scheduler import Limits
@@ -195,6 +196,12 @@ def test_no_tokenizer(folder: Path) -> None:
 def test_settings_that_do_not_fit(good: Path, changes: dict[str, Any], error: type[MintError], says: str) -> None:
     with pytest.raises(error, match=says):
         build(settings_for(good, **changes), good, Limits())
+
+
+def test_a_cache_holds_what_a_base_is_proven_on_however_short_requests_are() -> None:
+    assert count_pages(4 * 100, 100, context_length=16) == 3
+    with pytest.raises(CapacityExceeded, match=r"40 tokens needs 3; give at least 400 bytes$"):
+        count_pages(3 * 100, 100, context_length=16)
 
 
 def test_target_modules_limit_what_adapters_reach(good: Path) -> None:

@@ -55,6 +55,12 @@ def test_a_product_gives_each_row_alone_what_it_gives_it_among_others(
         assert torch.equal(kernels(dtype).multiply(x[:count], linear), found[:count])
 
 
+def test_a_weight_is_packed_however_it_lies_in_memory() -> None:
+    weight, x = draw(1024, 1040, dtype=torch.float32).t(), draw(2, 1024, dtype=torch.float32, seed=1)
+    linear = kernels(torch.float32).pack(weight, None, torch.empty(0, 4, dtype=torch.int64))
+    torch.testing.assert_close(kernels(torch.float32).multiply(x, linear), x @ weight.t(), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [16, 40, 576])
 def test_add_norm(dtype: torch.dtype, size: int) -> None:

@@ -1,7 +1,10 @@
 """The lean pass computes what the generic pass does, for every family it takes; others are told why not."""
 
 import copy
+import ctypes
 import random
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -157,6 +160,26 @@ def test_threads_share_a_step_in_any_number(family: str, dtype: torch.dtype) -> 
     assert all(torch.equal(each, found[0]) for each in found)
     expected = play(make(TAKEN[family], dtype, lean=False), CROWDED)
     assert (found[0] - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 0.04)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.get_num_threads() < 2, reason="needs libgomp, and two cores")
+def test_steps_take_as_many_threads_as_were_set_by_another_one() -> None:
+    """A base is built by one thread, and steps are taken by another, whose OpenMP knows of no setting but its own."""
+    before, openmp = torch.get_num_threads(), ctypes.CDLL("libgomp.so.1")
+    try:
+        torch.set_num_threads(1)
+        forward, found = make(TAKEN["llama"], torch.float32, lean=True), list[int]()
+
+        def step() -> None:
+            forward.run([1], [Span(0, 1, 0, [1], NO_SLOT)], [0])
+            found.append(openmp.omp_get_max_threads())
+
+        stepping = threading.Thread(target=step)
+        stepping.start()
+        stepping.join()
+        assert found == [1]
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -26,6 +26,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
+from mint_engine.requests.prompts import read_prompt
 from mint_engine.residency.staying import Stay
 from mint_engine.scheduling.request import Event, Sequence
 from mint_engine.scheduling.scheduler import Limits
@@ -202,6 +203,19 @@ async def test_refusals(quiet: Running, request_: GenerateRequest, error: type[M
     assert type(refused) is error
     assert says in str(refused)
     assert (await ask(quiet, [5], max_tokens=1)).tokens, "everything else goes on"
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_a_token_that_only_the_tokenizer_knows_is_refused(base: Path, kind: str) -> None:
+    """Added later, as padding is to many a fine-tune: the base has no embedding of it."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    size = len(tokenizer)
+    assert tokenizer.add_tokens(["<added>"]) == 1
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<added>{% endfor %}"
+    chat = GenerateRequest(chat=Chat(messages=[Message(role="user", content="fox")]))
+    told = {"text": GenerateRequest(text="fox <added>"), "chat": chat}
+    with pytest.raises(InvalidRequest, match=f"has token {size}; this base has tokens 0 to {size - 1}"):
+        read_prompt(told[kind], tokenizer, size, CONTEXT)
 
 
 @pytest.fixture

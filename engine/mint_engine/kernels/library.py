@@ -97,8 +97,9 @@ class Kernels:
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> Linear:
         """Lay a linear map's weight [out, in] out for the kernels; `in` is even."""
         high, wide = weight.shape
+        weight = weight.contiguous()  # which lives until it is packed
         packed = zeros((-(-high // PANEL) * PANEL * wide,), weight.dtype, weight.device)
-        self._pack(weight.contiguous().data_ptr(), high, wide, packed.data_ptr())
+        self._pack(weight.data_ptr(), high, wide, packed.data_ptr())
         return Linear(packed, bias, wide, high, targets)
 
     def multiply(self, x: torch.Tensor, by: Linear) -> torch.Tensor:

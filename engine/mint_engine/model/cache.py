@@ -18,6 +18,8 @@ from mint_contracts.errors import CapacityExceeded
 from mint_engine.model.device import zeros
 from mint_engine.scheduling.pages import PAGE_TOKENS
 
+PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each (see `reference`): they take pages too
+
 
 class KvCache:
     """Keys and values of all pages: `pool` [L, P, 2, K, 16, D]."""
@@ -97,13 +99,15 @@ def page_bytes(layers: int, heads: int, head_dim: int, dtype: torch.dtype) -> in
 
 
 def count_pages(budget_bytes: int, page: int, context_length: int) -> int:
-    """Pages that fit the budget. Raises CapacityExceeded where one request of full length would not."""
+    """Pages that fit the budget. Raises CapacityExceeded where one request of full length would not, or the probe."""
     pages = budget_bytes // page - 1  # the null page
-    needed = -(-context_length // PAGE_TOKENS)
+    tokens = max(context_length, PROBE_TOKENS)
+    needed = -(-tokens // PAGE_TOKENS)
     if pages < needed:
+        shorter = " or lower contextLength" if context_length > PROBE_TOKENS else ""
         raise CapacityExceeded(
             "kvCacheMemory",
-            f"of {budget_bytes} bytes holds {max(pages, 0)} pages, but one request of {context_length} tokens needs "
-            f"{needed}; give at least {(needed + 1) * page} bytes or lower contextLength",
+            f"of {budget_bytes} bytes holds {max(pages, 0)} pages, but one request of {tokens} tokens needs "
+            f"{needed}; give at least {(needed + 1) * page} bytes{shorter}",
         )
     return int(pages)

@@ -11,13 +11,13 @@ import torch
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model.base import Base
-from mint_engine.model.cache import Cache, KvCache
+from mint_engine.model.cache import PROBE_TOKENS, Cache, KvCache
 from mint_engine.model.generic import Generic
 from mint_engine.model.lean import Lean
 from mint_engine.model.lean_layers import read_llama
 from mint_engine.model.llama_like import Unlike
 from mint_engine.model.paged import Span
-from mint_engine.model.reference import PROBE_TOKENS, probe, reference_logits
+from mint_engine.model.reference import probe, reference_logits
 from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.peers import Peers
 from mint_engine.residency.slots import NO_SLOT, Slots
@@ -108,6 +108,7 @@ class Forward:
         `spans` cover `tokens` in order; spans of one slot lie side by side. The logits may be overwritten by the next
         call. Raises EngineUnavailable where another rank has ended.
         """
+        torch.get_num_threads()  # OpenMP's number is each thread's own: this gives ours to the thread of steps, too
         if self._others is None:
             return self._pass.run(tokens, spans, keep)
         try:
@@ -156,7 +157,7 @@ def _lean(base: Base, slots: Slots, cache: Cache, peers: Peers | None) -> Lean |
     if kernels is None:
         _log.info("lean_pass_unavailable", why="no compiled kernels for this machine, device or dtype")
         return None
-    positions = min(cache.pages * PAGE_TOKENS, base.context_length or cache.pages * PAGE_TOKENS)
+    positions = max(PROBE_TOKENS, min(cache.pages * PAGE_TOKENS, base.context_length or cache.pages * PAGE_TOKENS))
     try:
         llama = read_llama(base, slots, kernels, positions, peers.share if peers else None)
     except Unlike as why:

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_engine.model.base import Base, Check, load_base
+from mint_engine.model.cache import PROBE_TOKENS
 from mint_engine.model.modules import layers_of, layers_prefix
 from mint_engine.model.stored import Naming, Stored, fill
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.shard import shard_layer
 
-PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each
 TOLD_EVERY_S = 10.0  # while a base is read
 
 _log = structlog.get_logger(__name__)

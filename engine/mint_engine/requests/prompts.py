@@ -29,8 +29,6 @@ def read_prompt(
         tokens = _render(request.chat, tokenizer, context_length)
     elif kind == "tokens":
         tokens = list(request.tokens.ids)
-        if outside := [token for token in tokens if not 0 <= token < vocab_size]:
-            raise InvalidRequest("prompt", f"has token {outside[0]}; this base has tokens 0 to {vocab_size - 1}")
     else:
         raise InvalidRequest("prompt", "is missing; set text, tokens or chat")
     if not tokens:
@@ -41,6 +39,9 @@ def read_prompt(
             f"has {len(tokens)} tokens; the context holds {context_length} with at least one new token among them. "
             f"Shorten the prompt by {len(tokens) - context_length + 1} tokens, or raise spec.engine.contextLength",
         )
+    # Of every kind: a tokenizer may know tokens, added later, that the base has no embedding of.
+    if outside := [token for token in tokens if not 0 <= token < vocab_size]:
+        raise InvalidRequest("prompt", f"has token {outside[0]}; this base has tokens 0 to {vocab_size - 1}")
     return tuple(tokens)
 
 
