@@ -12,6 +12,7 @@ import pytest
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.records import Failure
 from mint_contracts.training import Policy
+from mint_operator.observing import train_manifest
 from mint_operator.observing.train_manifest import MOST_POLICIES, Manifests, parsed, read
 
 
@@ -54,6 +55,25 @@ async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf:
     assert manifests.found[uri] is first
     manifests.want([])
     assert manifests.found == {}
+
+
+async def test_a_defect_in_reading_is_a_failure_that_passes_by_itself(
+    shelf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(uri: str) -> bytes:
+        raise RuntimeError(uri)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_manifest, "fetch", broken)
+        found = await read(f"{shelf}/policies.jsonl")
+    assert isinstance(found, Failure)
+    assert (found.reason, found.terminal) == ("Internal", False)
+    assert not isinstance(await read(f"{shelf}/policies.jsonl"), Failure)
+
+
+def test_what_is_no_text_is_refused_naming_the_line() -> None:
+    with pytest.raises(InvalidRequest, match="line 2 is no policy"):
+        parsed("s3://b/p", b'{"name": "a"}\n{"name": "caf\xe9"}\n')
 
 
 def test_too_many_policies_are_refused() -> None:

@@ -257,6 +257,7 @@ def test_parquet_says_the_same_as_lines() -> None:
         (lambda: b'{"name": "a", "uri": "s3://b/a"}\n{"nom": "b"}', InvalidRequest, "line 2 is no entry"),
         (lambda: b'\n{"name": "../a", "uri": "s3://b/a"}', InvalidRequest, "line 2: adapter"),
         (lambda: b'{"name": "a", "retired": true}', InvalidRequest, "leave it out"),
+        (lambda: b'{"name": "caf\xe9", "uri": "s3://b/a"}', InvalidRequest, "line 1 is no entry"),
         (lambda: b'{"name": "a"}\n' * (MOST_ADAPTERS + 1), InvalidRequest, "make several waves"),
     ],
 )
@@ -270,6 +271,67 @@ def test_a_manifest_that_is_wrong_is_refused_naming_the_line(
 def test_what_is_no_parquet_is_refused() -> None:
     with pytest.raises(CorruptFile, match="is no Parquet file"):
         entries("s3://b/w.parquet", b"PAR1 and nothing else")
+
+
+def columns(**beside: pa.Array) -> bytes:
+    """A Parquet file of one entry, with these columns beside its name and uri."""
+    file = io.BytesIO()
+    parquet.write_table(pa.table({"name": ["x/1"], "uri": ["s3://b/x"], **beside}), file)
+    return file.getvalue()
+
+
+def twice() -> bytes:
+    return columns(labels=pa.array([[("team", "a"), ("team", "b")]], pa.map_(pa.string(), pa.string())))
+
+
+def garbled() -> bytes:
+    data = bytearray(table(*[entry(f"a/{n}") for n in range(100)]))
+    data[4:40] = b"\xff" * 36  # the first page's header
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (twice, "duplicate keys"),
+        (lambda: columns(made=pa.array([1], pa.timestamp("ns"))), "values that no entry can have"),
+        (lambda: columns(made=pa.array([2**62], pa.timestamp("us"))), "values that no entry can have"),
+        (lambda: columns(revision=pa.array([b"\xff"]).view(pa.string())), "codec can't decode"),
+        (garbled, "is no Parquet file"),
+    ],
+    ids=["a key twice", "nanoseconds", "the year 146000", "no text", "garbled"],
+)
+def test_parquet_that_python_cannot_hold_is_refused(make: Callable[[], bytes], why: str) -> None:
+    with pytest.raises(CorruptFile, match=why):
+        entries("s3://b/w.parquet", make())
+
+
+async def test_a_manifest_that_cannot_be_read_is_its_own_waves_trouble_alone(
+    stage: Stage, catalog: Catalog, shelf: tuple[Path, str]
+) -> None:
+    folder, url = shelf
+    (folder / "twice.parquet").write_bytes(twice())
+    stage.apply(base_model(**CATALOG), over("filed", manifest=f"{url}/twice.parquet"))
+    await stage.once()
+    assert "duplicate keys" in await says(stage, "filed", "CorruptFile")
+    stage.apply(over("named", names=["acme/law-1"]))
+    await stage.once()
+    await becomes(stage, ["acme/law-1"])
+
+
+async def test_a_defect_in_looking_up_is_one_waves_trouble_and_is_told(
+    stage: Stage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(uri: str) -> bytes:
+        raise RuntimeError(uri)
+
+    monkeypatch.setattr(wave_lists, "fetch", broken)
+    stage.apply(
+        base_model(**CATALOG), over("filed", manifest="http://h/w.jsonl"), over("all", selector={"prefix": "b/"})
+    )
+    await stage.once()
+    assert "RuntimeError, see the operator's log" in await says(stage, "filed", "Internal")
+    await becomes(stage, ["b/c"])
 
 
 async def test_what_nobody_asks_any_more_is_forgotten_and_what_says_the_same_stays_the_same(

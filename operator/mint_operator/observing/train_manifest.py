@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Iterable
 
 import msgspec
+import structlog
 
-from mint_contracts.errors import InvalidRequest, MintError
+from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.records import Failure
 from mint_contracts.training import Policy
 from mint_operator.observing.manifest_file import READ_S, fetch
@@ -17,6 +18,8 @@ RETRY_S = 30.0
 _POLICY = msgspec.json.Decoder(Policy)
 
 Read = tuple[Policy, ...] | Failure
+
+log = structlog.get_logger()
 
 
 class Manifests:
@@ -58,6 +61,10 @@ async def read(uri: str) -> Read:
         return Failure(error.reason, str(error), terminal=error.terminal)
     except TimeoutError:
         return Failure("SourceUnavailable", f"manifest {uri}: was not read within {READ_S:.0f} s", terminal=False)
+    except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
+        log.exception("manifest not read", uri=uri)
+        said = f"manifest {uri}: could not be read ({type(error).__name__}, see the operator's log); trying again"
+        return Failure(Internal.__name__, said, terminal=False)
 
 
 def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
@@ -68,7 +75,7 @@ def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
             continue
         try:
             found.append(_POLICY.decode(line))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"manifest {uri}", f"line {number} is no policy: {error}") from None
     if not 0 < len(found) <= MOST_POLICIES:
         raise InvalidRequest(f"manifest {uri}", f"has {len(found)} policies; a wave takes 1 to {MOST_POLICIES}")

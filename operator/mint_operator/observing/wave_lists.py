@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from mint_contracts.backoff import delay_s
 from mint_contracts.catalog_reader import CatalogReader
-from mint_contracts.errors import AdapterNotFound, MapUnavailable, MintError
+from mint_contracts.errors import AdapterNotFound, Internal, MapUnavailable, MintError
 from mint_contracts.names import split_asked
 from mint_contracts.records import Failure
 from mint_contracts.source import child
@@ -175,6 +175,10 @@ class Lists:
         except (TimeoutError, ResponseError) as error:
             said = f"what the wave names could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
             return Failure("MapUnavailable", f"{said}; trying again", terminal=False)
+        except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
+            log.exception("lookup failed", base=lookup.base, manifest=lookup.manifest)
+            said = f"what the wave names could not be looked up ({type(error).__name__}, see the operator's log)"
+            return Failure(Internal.__name__, f"{said}; trying again", terminal=False)
 
     async def _selected(self, lookup: Lookup) -> Read:
         labels = dict(lookup.labels)

@@ -28,7 +28,7 @@ def entries(uri: str, data: bytes) -> list[Entry]:
             raise InvalidRequest(subject, f"has more than {MOST_ADAPTERS} adapters; make several waves")
         try:
             found.append(_checked(_ENTRY.decode(line)))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InvalidRequest(subject, f"line {number} is no entry: {error}") from None
         except InvalidRequest as error:
             raise InvalidRequest(subject, f"line {number}: {error}") from None
@@ -68,5 +68,12 @@ def _rows(subject: str, data: bytes) -> Iterator[tuple[int, bytes]]:
         rows = (row for batch in file.iter_batches() for row in batch.to_pylist(maps_as_pydicts="strict"))
         for number, row in enumerate(rows, start=1):
             yield number, msgspec.json.encode(filled(row))
-    except ArrowException as error:
+    except (ArrowException, OSError) as error:  # an OSError where its bytes are garbled
         raise CorruptFile(subject, f"is no Parquet file ({error})") from error
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as error:  # no Python value, or no JSON
+        raise CorruptFile(subject, f"has values that no entry can have ({error})") from error
