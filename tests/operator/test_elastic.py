@@ -132,7 +132,56 @@ def test_a_new_revision_rolls_through_one_engine_at_a_time_and_no_copy_is_missed
     cluster = Cluster(low=2, settings=["old", "old"])
     cluster.waves = [wave("one", ["a/0", "a/1"])]
     cluster.step()
-    restarted, back_in = [], 0
+    assert rolled(cluster) == [1, 0]
+    assert cluster.partition == 0
+
+
+def test_engines_that_are_not_needed_any_more_start_anew_only_once_their_copies_are_elsewhere() -> None:
+    cluster = in_excess()
+    assert rolled(cluster) == [1, 0]
+    assert cluster.replicas == 2, "it may still be needed again"
+
+
+def test_an_engine_that_may_go_stays_while_one_that_is_needed_makes_room_to_start_anew() -> None:
+    cluster = in_excess()
+    cluster.settings = ["old", newest(cluster)]
+    cluster.step()
+    cluster.obeys = False  # the new copies take their time
+    cluster.step(SHRINK_AFTER_S)
+    cluster.step()
+    assert (cluster.replicas, cluster.partition) == (2, 1), "nothing starts anew that is not replaced"
+    cluster.obeys = True
+    cluster.step()
+    assert cluster.homes() == {name: ["smol-1"] for name in ["a/0", "a/1", "a/2"]}
+    assert (cluster.replicas, cluster.partition) == (2, 0)
+
+
+def test_no_engine_starts_anew_while_the_map_is_not_known_however_few_are_needed() -> None:
+    of = snapshot(base(1, 4, slots=4), redis_ok=False)
+    child = Child("StatefulSet", "team", "smol", replicas=4)
+    pods = tuple(EnginePod(f"smol-{ordinal}", f"10.0.0.{ordinal}", True, settings="old") for ordinal in range(4))
+    found = plan(msgspec.structs.replace(of, children={child.key: child}, pods={KEY: pods}))
+    [spec] = [manifest.body["spec"] for manifest in found.manifests if manifest.kind == "StatefulSet"]
+    assert (spec["replicas"], spec["updateStrategy"]["rollingUpdate"]["partition"]) == (4, 4)
+
+
+def in_excess() -> Cluster:
+    """Two engines of an old revision that hold copies, of which one has just become enough."""
+    cluster = Cluster(low=1)
+    cluster.waves = [wave("one", ["a/0", "a/1", "a/2"]), wave("two", ["b/0", "b/1", "b/2"])]
+    cluster.step()
+    cluster.step()
+    cluster.waves = cluster.waves[:1]
+    cluster.step()
+    assert {home for homes in cluster.homes().values() for home in homes} == {"smol-0", "smol-1"}
+    cluster.settings = ["old", "old"]
+    return cluster
+
+
+def rolled(cluster: Cluster) -> list[int]:
+    """The engines that started anew, in order, while every copy was held all the time."""
+    restarted: list[int] = []
+    back_in = 0
     for _ in range(20):
         cluster.step()
         for name, homes in cluster.homes().items():
@@ -143,12 +192,12 @@ def test_a_new_revision_rolls_through_one_engine_at_a_time_and_no_copy_is_missed
         if back_in > 0:
             continue
         cluster.ready = [True] * 4
-        outdated = [ordinal for ordinal in range(cluster.partition, 2) if cluster.settings[ordinal] == "old"]
+        updated = range(cluster.partition, cluster.replicas)
+        outdated = [ordinal for ordinal in updated if cluster.settings[ordinal] == "old"]
         if outdated:
             restarted.append(max(outdated))
             cluster.settings[restarted[-1]], cluster.ready[restarted[-1]], back_in = newest(cluster), False, 3
-    assert restarted == [1, 0]
-    assert cluster.partition == 0
+    return restarted
 
 
 def newest(cluster: Cluster) -> str:

@@ -18,14 +18,14 @@ SHRINK_AFTER_S = 300.0  # as long as a HorizontalPodAutoscaler looks back before
 
 
 class Fleet(msgspec.Struct, frozen=True):
-    """`count` engines run, of which `leaving` (ordinals) are to go or to start anew.
+    """`count` engines run, of which `leaving` (ordinals) are to go or to start anew, and `fewest` are to stay.
 
     `rolling`: which starts anew next; it leaves once all above it are back. `enough_since`: since when fewer would
     do; None: as many are needed.
     """
 
     count: int
-    needed: int
+    fewest: int
     leaving: frozenset[int] = frozenset()
     rolling: int | None = None
     enough_since: float | None = None
@@ -35,13 +35,14 @@ def fleet(
     needed: int, running: int, engines: Sequence[Engine], settings: str, now: float, before: Fleet | None
 ) -> Fleet:
     """The fleet that `needed` engines make of the `running` ones (0: none was ever made)."""
+    rolling, leaving = _outdated(engines, settings)  # of all that run: those that may go soon still hold copies
     if running <= needed:
-        rolling, leaving = _outdated(engines, settings)
-        return Fleet(max(needed, 1), needed, leaving, rolling)
+        return Fleet(max(needed, 1), max(needed, 1), leaving, rolling)
     since = now if before is None or before.enough_since is None else before.enough_since
-    rolling, leaving = _outdated(engines[:needed], settings)
-    going = range(needed, running) if now - since >= SHRINK_AFTER_S else range(0)
-    return Fleet(running, needed, leaving | frozenset(going), rolling, since)
+    makes_room = any(ordinal < needed for ordinal in leaving)  # those that may go take its copies meanwhile
+    if now - since < SHRINK_AFTER_S or makes_room:
+        return Fleet(running, running, leaving, rolling, since)
+    return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since)
 
 
 def settled(of: Fleet, placed: Placed, engines: Sequence[Engine]) -> tuple[int, int]:
@@ -53,7 +54,7 @@ def settled(of: Fleet, placed: Placed, engines: Sequence[Engine]) -> tuple[int, 
     free = {engine.ordinal for engine in engines if not placed.given.get(engine.name)}
     going = {name for name in placed.pending for place in placed.records[name].places if _on(place, of.leaving)}
     count = of.count
-    while count > of.needed and count - 1 in of.leaving & free and placed.pending <= going:
+    while count > of.fewest and count - 1 in of.leaving & free and placed.pending <= going:
         count -= 1
     if of.rolling is None:
         return count, 0
