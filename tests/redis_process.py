@@ -4,7 +4,11 @@ import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+from redis.asyncio import Redis
 
 
 def free_port() -> int:
@@ -12,6 +16,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def full_memory(redis: Redis) -> AsyncIterator[None]:
+    """Redis holds more than it may meanwhile, and refuses what could make it grow."""
+    await redis.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        await redis.config_set("maxmemory", 0)
 
 
 class RedisProcess:

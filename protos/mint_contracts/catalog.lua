@@ -148,6 +148,11 @@ local function put(key, name, value)
   return id_of(value) == RETIRED and 0 or 1
 end
 
+-- The same, of a name that is here alone: to retire it makes its value shorter.
+local function put_known(key, name, value)
+  return redis.call('HEXISTS', key, name) == 1 and merge(key, name, value) or 0
+end
+
 local function named(keys)
   return { meta = keys[1], directory = keys[2], roots = keys[3], root_numbers = keys[4],
            labels = keys[5], label_numbers = keys[6] }
@@ -158,7 +163,7 @@ end
 -- batch: how many roots, each after its length; the same of labels; rows until the end: length of the name, name, head
 -- (14 bytes), which root, which labels (from 1; 0 of a retired name), length of the rest, rest. A name's length has one
 -- byte, every other number two.
-local function apply(given, argv)
+local function bring_in(given, argv, put_row)
   local keys = named(given)
   keys.leaves = argv[1]
   local batch, horizon, grown, row = argv[2], tonumber(argv[3]), 0, 0
@@ -175,7 +180,7 @@ local function apply(given, argv)
     end
     local leaf = leaf_of(keys.directory, name)
     local key = keys.leaves .. leaf
-    grown = grown + put(key, name, value)
+    grown = grown + put_row(key, name, value)
     if row % CHECKED_EVERY == 0 and redis.call('HLEN', key) >= LEAF_FIELDS then split(keys, leaf, horizon) end
     row = row + 1
   end
@@ -184,6 +189,11 @@ local function apply(given, argv)
   redis.call('PUBLISH', argv[4], argv[5])
   return version
 end
+
+local function apply(given, argv) return bring_in(given, argv, put) end
+
+-- As apply, of retired names alone: those that are here. Done also where memory is full, since it frees some.
+local function retire(given, argv) return bring_in(given, argv, put_known) end
 
 local function incomplete(key)
   if redis.call('HGET', key, 'complete') ~= '1' then return redis.error_reply('CATALOGINCOMPLETE') end
@@ -260,8 +270,11 @@ local function leaves(given, argv)
   return answer
 end
 
+-- Where memory is full Redis refuses what has no flag: no client can let the catalog grow beyond it.
 redis.register_function('LIBRARY_apply', apply)
 redis.register_function('LIBRARY_complete', complete)
 redis.register_function('LIBRARY_sequences', sequences)
+redis.register_function{ function_name = 'LIBRARY_retire', callback = retire, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_retiring', callback = sequences, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_find', callback = find, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'LIBRARY_leaves', callback = leaves, flags = { 'no-writes' } }

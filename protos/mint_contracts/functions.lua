@@ -111,8 +111,10 @@ local function progress(keys, argv)
   return short
 end
 
-redis.register_function('LIBRARY_apply', apply)
-redis.register_function('LIBRARY_train', train)
-redis.register_function('LIBRARY_progress', progress)
-redis.register_function('LIBRARY_forget', forget)
-redis.register_function('LIBRARY_report', report)
+-- Where memory is full Redis would refuse each of these, a call that only deletes too: every engine's heart would stop,
+-- and nothing could be freed. The map is as large as what engines hold; what clients let grow is refused (catalog.lua).
+redis.register_function{ function_name = 'LIBRARY_apply', callback = apply, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_train', callback = train, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_progress', callback = progress, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_forget', callback = forget, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'LIBRARY_report', callback = report, flags = { 'allow-oom' } }

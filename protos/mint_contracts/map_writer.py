@@ -27,7 +27,7 @@ class MapWriter:
 
         What only tells of waves is nobody's to follow, and leaves the version as it is.
         """
-        await bounded(lambda: self._redis.sadd(keys.BASES, base))
+        await name_base(self._redis, base)
         called = sorted({*change.set_assigned, *change.del_assigned})
         tells_only = bool(change) and not change.places
         parts = _split(change)
@@ -66,6 +66,12 @@ class MapWriter:
         names = [name async for name in _scan(self._redis, pattern) if name != keys.epoch(base)]
         await call(self._redis, "forget", [keys.epoch(base), *sorted(names)], [str(self.epoch)])
         await bounded(lambda: self._redis.srem(keys.BASES, base))
+
+
+async def name_base(redis: Redis, base: str) -> None:
+    """Put a base among those that have keys, once: with its memory full Redis refuses to add even what is there."""
+    if not await bounded(lambda: redis.sismember(keys.BASES, base)):
+        await bounded(lambda: redis.sadd(keys.BASES, base))
 
 
 def _ops(records: Sequence[Placement | Assignment], names: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from mint_contracts import keys
-from mint_contracts.functions import bounded, call, text
+from mint_contracts.functions import call, text
+from mint_contracts.map_writer import name_base
 from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTraining
 
 OPS_PER_CALL = 250  # an assignment may carry a dataset of its own
@@ -21,7 +22,7 @@ class TrainWriter:
 
     async def apply(self, base: str, change: TrainChange) -> None:
         """Write a change; the engines that it touches are called once the whole of it is there."""
-        await bounded(lambda: self._redis.sadd(keys.BASES, base))
+        await name_base(self._redis, base)
         called = sorted({*change.set_trains, *change.del_trains, *change.called})
         parts = _split(change)
         for part in parts[:-1]:

@@ -11,8 +11,9 @@ from mint_contracts import keys
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry, Row
-from mint_contracts.errors import MapUnavailable
+from mint_contracts.errors import CapacityExceeded, MapUnavailable
 from tests.contracts.catalogs import chosen, newest
+from tests.redis_process import full_memory
 from tests.waiting import until
 
 BASE = "demo/smollm2"
@@ -157,6 +158,31 @@ async def test_retired_names_of_long_ago_are_forgotten_when_a_leaf_is_full(
     await writer.apply(BASE, rows([entry(f"a/here-{number:03d}") for number in range(30)], 1000), "q", horizon=1000)
     assert await redis_client.zcard(keys.catalog(BASE, "directory")) == 1
     assert await redis_client.hlen(leaf) == 30
+
+
+async def test_where_memory_is_full_names_are_retired_and_none_comes_in(
+    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    await writer.apply(BASE, rows(many(300)), "p")
+    gone = [(1000 + at, Entry(each.name, retired=True)) for at, each in enumerate(many(200))]
+    held = await memory(redis_client)
+    async with full_memory(redis_client):
+        for refused in (
+            writer.apply(BASE, rows([entry("a/b")], 1000), "q"),
+            writer.apply(BASE, [*gone, (2000, entry("a/b"))], "q"),
+            writer.sequences(BASE, 1),
+        ):
+            with pytest.raises(CapacityExceeded, match="memory is full; retire adapters"):
+                await refused
+        assert await writer.sequences(BASE, 1, retiring=True) > 2000
+        await writer.retire(BASE, [*gone, (2000, Entry("never/was", retired=True))])
+        assert await memory(redis_client) < held
+        assert len(await reader.all(BASE, limit=999)) == (await reader.state(BASE)).count == 100
+
+
+async def memory(redis: Redis) -> int:
+    """Bytes that the catalog takes."""
+    return sum([await redis.memory_usage(name) or 0 for name in await redis.keys("*catalog*")])
 
 
 async def test_sequences_only_grow(redis_client: Redis, writer: CatalogWriter) -> None:

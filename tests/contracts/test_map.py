@@ -1,7 +1,7 @@
 """The placement map on a real Redis: who may write, what readers see, what a loss costs."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,6 +27,7 @@ from mint_contracts.records import (
     WaveRecord,
 )
 from mint_contracts.source import Source
+from tests.redis_process import full_memory
 from tests.waiting import until
 
 BASE = "demo/smollm2"
@@ -346,6 +347,31 @@ async def test_a_pulse_tells_whether_to_read_more(redis_client: Redis) -> None:
     pulse = await reader.pulse(BASE)
     assert (pulse.version, pulse.epoch) == (version, 7)
     assert pulse.engines == {"e-0": record("e-0"), "e-1": None}
+
+
+# Full memory takes nobody down.
+
+
+@pytest.fixture
+async def full_redis(redis_client: Redis) -> AsyncIterator[Redis]:
+    """A Redis that holds a base and is then out of memory."""
+    await write(MapWriter(redis_client, epoch=1), "a", "b")
+    await MapReporter(redis_client, BASE, "e-0").report(record(), [held("a")], [], full=True)
+    async with full_memory(redis_client):
+        yield redis_client
+
+
+async def test_where_memory_is_full_engines_live_and_changes_are_written(full_redis: Redis) -> None:
+    reader, writer = MapReader(full_redis), MapWriter(full_redis, epoch=1)
+    assert await MapReporter(full_redis, BASE, "e-0").report(record(sequence=2), [held("c")], ["a"], full=False)
+    assert (await reader.pulse(BASE)).engines == {"e-0": record(sequence=2)}
+    await writer.apply(BASE, MapChange(del_placements=("a",)))
+    assert list(await reader.placements(BASE)) == ["b"]
+
+
+async def test_where_memory_is_full_a_base_can_still_be_forgotten(full_redis: Redis) -> None:
+    await MapWriter(full_redis, epoch=1).forget(BASE)
+    assert await full_redis.keys("*") == [keys.epoch(BASE)]
 
 
 def test_every_key_is_in_the_bases_hash_slot() -> None:

@@ -13,6 +13,7 @@ from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import OPS_PER_CALL, TrainWriter
 from mint_contracts.training import Dataset, ExactMatch, Policies, Policy, Reward, Train
 from mint_contracts.training_records import Order, TrainAssignment, TrainChange, WaveTraining
+from tests.redis_process import full_memory
 
 BASE = "demo/smollm2"
 WAVE = WaveTraining(
@@ -89,6 +90,15 @@ async def test_history_goes_with_its_wave(redis_client: Redis) -> None:
         await redis_client.rpush(keys.rewards(BASE, policy), 0.25, 0.5)
     await TrainWriter(redis_client, 1).apply(BASE, TrainChange(del_rewards=("demo/a",)))
     assert await TrainReader(redis_client).rewards(BASE, ["demo/a", "demo/b"], 1) == {"demo/a": [], "demo/b": [0.5]}
+
+
+async def test_where_memory_is_full_leases_are_still_given_and_taken(redis_client: Redis) -> None:
+    writer, reader = TrainWriter(redis_client, 1), TrainReader(redis_client)
+    await writer.apply(BASE, change("demo/a"))
+    async with full_memory(redis_client):
+        await writer.apply(BASE, change("demo/b"))
+        await writer.apply(BASE, TrainChange(del_trains={"e-0": ("demo/a",)}))
+    assert (await reader.trains(BASE, ["e-0"]))["e-0"].keys() == {"demo/b"}
 
 
 async def test_a_base_that_is_forgotten_takes_its_training_along(redis_client: Redis) -> None:

@@ -13,7 +13,14 @@ from mint_contracts import keys
 from mint_contracts.catalog_parts import Parts, part_name
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest, RegisterResponse
 from mint_contracts.entries import Entry
-from mint_contracts.errors import AdapterNotFound, CatalogNotFound, InvalidRequest, MapUnavailable, Overloaded
+from mint_contracts.errors import (
+    AdapterNotFound,
+    CapacityExceeded,
+    CatalogNotFound,
+    InvalidRequest,
+    MapUnavailable,
+    Overloaded,
+)
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
@@ -21,6 +28,7 @@ from mint_gateway.catalog.keeper import Keeper
 from mint_gateway.client import Client, question
 from tests.engine import stores
 from tests.gateway.scene import BASE, Scene, complete
+from tests.redis_process import full_memory
 from tests.waiting import until
 
 COUNT = 2500
@@ -228,6 +236,20 @@ async def test_a_part_whose_writer_ended_before_redis_had_it_is_brought_in(redis
     assert len(await keeper.sweep(BASE, manifests)) == 1
     assert await redis_client.hget(keys.catalog(BASE), "count") == "1"
     assert await keeper.sweep(BASE, manifests) == []
+
+
+async def test_where_redis_is_full_registering_is_refused_and_retiring_is_not(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    await client.register(in_pieces(lines([entry("a/one"), entry("a/two")])))
+    async with full_memory(scene.redis):
+        with pytest.raises(CapacityExceeded, match="retire adapters, or raise its maxmemory"):
+            await client.register(in_pieces(lines([entry("a/three")])))
+        await client.retire(["a/one", "a/never"])
+        assert (await listed(client)).keys() == {"a/two"}
+    await scene.redis.flushall()  # what is durable says the same
+    await declare(scene.redis, local)
+    await complete(scene.redis)
+    assert (await listed(client)).keys() == {"a/two"}
 
 
 async def test_an_unreadable_line_of_a_manifest_costs_only_itself(

@@ -93,7 +93,7 @@ class Keeper:
             count, last = count + len(rows), max(last, rows[-1][0] if rows else 0)
             await self._hold(base)
         await self._writer.complete(base, last)
-        await self._settled(base, names)
+        await self._settled(base, names, _settling())
         _log.info(
             "catalog read from its manifests",
             base_model=base,
@@ -108,21 +108,21 @@ class Keeper:
 
         Then merge small parts, if there are many.
         """
-        parts = Parts(manifests)
+        parts, before = Parts(manifests), _settling()
         names = await parts.names()
         floor = int(await bounded(lambda: self._redis.hget(keys.catalog(base), "settled")) or 0)
         known = set(await bounded(lambda: self._redis.zrange(keys.catalog(base, "parts"), 0, -1)))
-        missed = [name for name in names if name not in known and floor < (sequence_of(name) or 0) < _settling()]
+        missed = [name for name in names if name not in known and floor < (sequence_of(name) or 0) < before]
         async for name, rows in self._read(parts, missed):
             await self._writer.apply(base, rows, name)
             _log.info("catalog part brought in", base_model=base, part=name, entries=len(rows))
             await self._hold(base)
-        await compact(parts, names, await self._settled(base, names), lambda: self._hold(base))
+        await compact(parts, names, await self._settled(base, names, before), lambda: self._hold(base))
         return missed
 
-    async def _settled(self, base: str, names: Sequence[str]) -> int:
-        """Note up to which sequence every part is in, and forget those parts' names; returns that sequence."""
-        settled = max([sequence_of(name) or 0 for name in names if (sequence_of(name) or 0) < _settling()], default=0)
+    async def _settled(self, base: str, names: Sequence[str], before: int) -> int:
+        """Note up to which sequence, `before` that, every part is in, and forget those parts' names; returns it."""
+        settled = max([sequence_of(name) or 0 for name in names if (sequence_of(name) or 0) < before], default=0)
         await bounded(lambda: self._redis.hset(keys.catalog(base), "settled", settled))
         await bounded(lambda: self._redis.zremrangebyscore(keys.catalog(base, "parts"), "-inf", settled))
         self._swept[base] = time.monotonic()

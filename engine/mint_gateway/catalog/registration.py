@@ -8,7 +8,7 @@ import msgspec
 from mint_contracts.catalog_parts import Parts, part_name
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry, check, plainly_good, read_line, read_lines
-from mint_contracts.errors import MintError
+from mint_contracts.errors import CapacityExceeded, MintError
 
 PART_ENTRIES = 10_000
 PARTS_AT_ONCE = 4  # being written while the next is filled: while one waits for the disk, another keeps Redis busy
@@ -105,14 +105,22 @@ class Registration:
     async def _write(self, entries: list[Entry]) -> None:
         while len(self._writing) >= PARTS_AT_ONCE:
             await self._writing.pop(0)
-        first = await self._writer.sequences(self._base, len(entries))  # in the order of the stream
+        retiring = all(entry.retired for entry in entries)
+        # Here, so that they are in the order of the stream.
+        first = await self._writer.sequences(self._base, len(entries), retiring=retiring)
         self._writing.append(asyncio.create_task(self._write_part(first, entries)))
 
     async def _write_part(self, first: int, entries: list[Entry]) -> None:
         name, horizon = part_name(first, len(entries)), first - int(FORGET_RETIRED_S * _US)
         async with asyncio.timeout(PART_TIMEOUT_S):
             await self._parts.write(name, entries)
-        await self._writer.apply(self._base, list(enumerate(entries, first)), name, horizon=horizon)
+        rows = list(enumerate(entries, first))
+        try:
+            await self._writer.apply(self._base, rows, name, horizon=horizon)
+        except CapacityExceeded:
+            if not all(entry.retired for entry in entries):
+                raise
+            await self._writer.retire(self._base, rows)
         self.registered += len(entries)
         self.parts += 1
 
