@@ -108,6 +108,11 @@ def test_selectors_find_their_own_pods_alone(values: Values) -> None:
         assert [other for other, given in pods.items() if matches(budget["spec"]["selector"], given)] == [name]
 
 
+def test_gateways_that_are_not_ready_do_not_hold_up_a_drain() -> None:
+    [budget] = of_kind(render(DEFAULTS), "PodDisruptionBudget").values()
+    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 @every_variant
 def test_services_and_policies_name_ports_that_exist(values: Values) -> None:
     objects = render(values)

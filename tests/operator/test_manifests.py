@@ -90,6 +90,11 @@ def test_service_and_budget_select_the_engines() -> None:
     assert budget["maxUnavailable"] == 1
 
 
+def test_engines_that_are_not_ready_do_not_hold_up_a_drain() -> None:
+    budget = rendered(base())["PodDisruptionBudget"].body["spec"]
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_every_object_is_owned_by_the_base_and_carries_the_digest_of_itself() -> None:
     for manifest in rendered(base()).values():
         [owner] = manifest.body["metadata"]["ownerReferences"]

@@ -164,13 +164,19 @@ def disruption_budget(base: ObservedBase) -> Body:
     """Voluntary disruptions take one engine at a time.
 
     Of one over several nodes they take a pod, with which its whole group goes and comes back: until all of its pods
-    are ready again no pod of another group may be taken.
+    are ready again no pod of another group that is ready may be taken.
+
+    A pod that is not ready serves nobody: however many are not, none of them holds up a drain.
     """
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": _metadata(base, base.meta.name),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": members(base)}},
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": members(base)},
+        },
     }
 
 
