@@ -70,10 +70,5 @@ def _rows(subject: str, data: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, msgspec.json.encode(filled(row))
     except (ArrowException, OSError) as error:  # an OSError where its bytes are garbled
         raise CorruptFile(subject, f"is no Parquet file ({error})") from error
-    except (
-        KeyError,
-        ValueError,
-        TypeError,
-        OverflowError,
-    ) as error:  # no Python value, or no JSON
+    except (KeyError, ValueError, TypeError, OverflowError) as error:  # where Python or JSON has no such value
         raise CorruptFile(subject, f"has values that no entry can have ({error})") from error
