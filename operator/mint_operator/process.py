@@ -86,7 +86,7 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
     secrets = bool(config.release.redis_password or config.release.redis_ca)
     policies = bool(config.release.gateway_labels)
     cluster = ClusterView(api, config.namespaces, feed, secrets=secrets, policies=policies)
-    training, inputs = TrainView(TrainReader(redis)), InputsView(api)
+    training, inputs = TrainView(TrainReader(redis)), InputsView(api, dirt.wake)
     maps = Maps(MapWriter(redis, epoch), view, TrainWriter(redis, epoch), training)
     applier = Applier(api, maps, dirt, feed)
     adapters = WaveAdapters(Lists(CatalogReader(redis), dirt.wake))

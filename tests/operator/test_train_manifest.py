@@ -45,11 +45,12 @@ async def test_what_is_wrong_is_named(shelf: str) -> None:
 
 
 async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf: str) -> None:
-    manifests, uri = Manifests(), f"{shelf}/policies.jsonl"
+    told = asyncio.Event()
+    manifests, uri = Manifests(told.set), f"{shelf}/policies.jsonl"
+    manifests.want([uri])
     async with asyncio.timeout(30):
-        while uri not in manifests.found:
-            manifests.want([uri])
-            await asyncio.sleep(0)
+        await told.wait()
+    manifests.want([uri])
     first = manifests.found[uri]
     manifests.want([uri])
     assert manifests.found[uri] is first

@@ -1,6 +1,7 @@
 """Training waves over a real API server and a real Redis, with engines that the test plays."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +13,9 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_reporter import TrainReporter
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment
+from mint_operator.observing import decode
 from mint_operator.observing.dirt import Part
+from mint_operator.observing.feed import News
 from tests.operator.stage import PlayedEngine, adapter_wave, base_model, until
 from tests.operator.stage import Stage as Theatre
 from tests.operator.training_worlds import published
@@ -40,6 +43,35 @@ async def tell(redis: Redis, stage: Theatre, stands: Stage, step: int, **fields:
     for name, lease in (await leases(stage)).items():
         said = Progress(name, lease.wave, lease.lease, stands, run=lease.run, step=step, steps=4, **fields)
         await redis.hset(keys.progress(stage.base, "smol-0"), name, msgspec.json.encode(said).decode())
+
+
+async def ready(stage: Theatre) -> None:
+    """A base whose engine answers."""
+    stage.apply(base_model(**TRAINING))
+    await stage.once()
+    await stage.engine().report()
+    await stage.once()
+
+
+async def seen(stage: Theatre, wave: str) -> None:
+    """The watch tells of a wave."""
+    raw = await stage.kube.get("AdapterWave", stage.namespace, wave)
+    assert raw is not None
+    stage.feed.saw(decode.identity(raw)[0], News("AdapterWave", raw))
+
+
+def lessons(prompt: str) -> dict[str, Any]:
+    """A ConfigMap of one example."""
+    data = {"data.jsonl": json.dumps({"prompt": prompt}) + "\n"}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "lessons"}, "data": data}
+
+
+async def examples(stage: Theatre, wave: str) -> list[str]:
+    """The lines that a wave is trained on."""
+    found = await TrainReader(stage.redis).wave(stage.base, f"{stage.namespace}/{wave}")
+    assert found is not None
+    assert found.train.dataset is not None
+    return found.train.dataset.lines
 
 
 async def training(stage: Theatre, engine: PlayedEngine, **train: Any) -> None:
@@ -92,14 +124,37 @@ async def test_examples_come_from_a_config_map_once_it_is_there(stage: Theatre) 
     complete = await stage.condition("AdapterWave", "w", "Complete")
     assert complete["reason"] == "SourceNotFound"
     assert "ConfigMap lessons" in complete["message"]
-    lessons = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "lessons"}}
-    stage.apply(lessons | {"data": {"data.jsonl": '{"prompt": "1+1="}\n'}})
+    stage.apply(lessons("1+1="))
     await stage.once()
-    wave = await TrainReader(stage.redis).wave(stage.base, f"{stage.namespace}/w")
-    assert wave is not None
-    assert wave.train.dataset is not None
-    assert wave.train.dataset.lines == ['{"prompt": "1+1="}']
+    assert await examples(stage, "w") == ['{"prompt": "1+1="}']
     assert len(await leases(stage)) == 2
+
+
+async def test_a_new_wave_trains_at_once_on_the_config_map_as_it_is_by_then(stage: Theatre) -> None:
+    await ready(stage)
+    for name, prompt in (("first", "1+1="), ("second", "2+2=")):  # edited between the two
+        stage.apply(lessons(prompt), training_wave(name, dataset={"configMap": {"name": "lessons"}}))
+        await seen(stage, name)
+        await stage.once(frozenset())
+        assert (await stage.status("AdapterWave", name))["phase"] != "Failed"
+        assert await examples(stage, name) == [json.dumps({"prompt": prompt})]
+    assert len(await leases(stage)) == 4
+
+
+async def test_a_new_wave_trains_as_soon_as_its_manifest_is_read(stage: Theatre, shelf: tuple[Path, str]) -> None:
+    folder, url = shelf
+    (folder / "policies.jsonl").write_text('{"name": "acme/a"}\n{"name": "acme/b"}\n')
+    await ready(stage)
+    stage.apply(training_wave("w", policies={"manifest": f"{url}/policies.jsonl"}))
+    await seen(stage, "w")
+    await stage.once(frozenset())
+
+    async def trains() -> bool:
+        assert (await stage.status("AdapterWave", "w"))["phase"] != "Failed"
+        await stage.once(frozenset({Part.MAP}))
+        return sorted(await leases(stage)) == ["acme/a", "acme/b"]
+
+    await until("both policies to be trained", trains, timeout_s=30)
 
 
 async def test_a_new_operator_grants_nothing_anew(stage: Theatre) -> None:

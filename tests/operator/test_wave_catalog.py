@@ -1,10 +1,7 @@
 """Waves over the catalog and over manifests: a real API server, a real Redis, and manifests served over HTTP."""
 
 import io
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +56,6 @@ async def catalog(stage: Stage) -> Catalog:
         *[entry(f"acme/support-{n}", team="support") for n in range(3)], entry("acme/law-1", team="law"), entry("b/c")
     )
     return found
-
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder that is served, and its URL."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 async def sources(stage: Stage) -> dict[str, str]:

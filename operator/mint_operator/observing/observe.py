@@ -48,8 +48,8 @@ class Observer:
         await self._look_at_map()
         cluster = self._cluster
         waves = await self._adapters.attach(cluster.waves, cluster.bases, self._maps)
-        self.quiet = self.quiet and not changed and not self._adapters.changed
         await self._inputs.refresh(parts, cluster.waves)
+        self.quiet = self.quiet and not changed and not self._adapters.changed and not self._inputs.changed
         return Snapshot(
             now=self.clock(),
             release=self._release,

@@ -1,16 +1,19 @@
 """What training waves name beside themselves: ConfigMaps that hold their examples, and manifests of policies."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import structlog
 
+from mint_contracts.resources import AdapterWaveSpec
 from mint_operator.kube import Kube, KubeError
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.train_manifest import Manifests
 from mint_operator.planning.snapshot import Inputs, ObservedWave
 from mint_operator.training.data import config_maps
+
+_Name = tuple[str, str]  # of a ConfigMap: its namespace and name
 
 log = structlog.get_logger()
 
@@ -20,39 +23,62 @@ class _ConfigMap(msgspec.Struct, frozen=True):
 
 
 class InputsView:
-    """Reads what waves name when waves were looked at, at each resync too, so that what was missing is found."""
+    """Reads what a wave names once it is seen, and again at each resync, so that what was missing is found."""
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, wake: Callable[[], None]) -> None:
         self._kube = kube
-        self._manifests = Manifests()
+        self._manifests = Manifests(wake)
+        self._waves: Sequence[ObservedWave] = ()
+        self._specs: dict[str, AdapterWaveSpec] = {}  # by uid, as of when what they name was read
+        self._texts: dict[_Name, dict[str, str] | None] = {}  # None: is not there
+        self._uris: frozenset[str] = frozenset()
         self.inputs = Inputs()
+        self.changed = False  # the last look found something new
 
     async def refresh(self, parts: frozenset[Part], waves: Sequence[ObservedWave]) -> None:
-        """Read again, if waves may name something new. One that cannot be read now stays as it was."""
-        if not parts & {Part.WAVES, Part.WHOLE}:
-            return
-        named = sorted(
-            {
-                (wave.meta.namespace, name)
-                for wave in waves
-                if wave.spec.train is not None
-                for name in config_maps(wave.spec.train)
-            }
-        )
-        texts = await asyncio.gather(*[self._config_map(namespace, name) for namespace, name in named])
-        found: dict[str, dict[str, dict[str, str]]] = {}
-        for (namespace, name), text in zip(named, texts, strict=True):
-            if text is not None:
-                found.setdefault(namespace, {})[name] = text
-        trains = [wave.spec.train for wave in waves if wave.spec.train is not None]
-        self._manifests.want(train.policies.manifest for train in trains if train.policies.manifest)
-        self.inputs = Inputs(config_maps=found, manifests=dict(self._manifests.found))
+        """Read what new waves name, all else only at a resync. One that cannot be read now stays as it was."""
+        again = bool(parts & {Part.WAVES, Part.WHOLE})
+        if again or waves is not self._waves:
+            await self._read(waves, again)
+            self._waves = waves
+        self._manifests.want(self._uris)
+        inputs = Inputs(config_maps=_by_namespace(self._texts), manifests=dict(self._manifests.found))
+        self.changed = inputs != self.inputs
+        self.inputs = inputs
+
+    async def _read(self, waves: Sequence[ObservedWave], again: bool) -> None:
+        """The ConfigMaps that waves name: those of a new wave always, for they may have been edited for it."""
+        specs: dict[str, AdapterWaveSpec] = {}
+        named: set[_Name] = set()
+        unread: set[_Name] = set()
+        uris: set[str] = set()
+        for wave in waves:
+            train = wave.spec.train
+            if train is None:
+                continue
+            specs[wave.meta.uid] = wave.spec
+            of = {(wave.meta.namespace, name) for name in config_maps(train)}
+            named |= of
+            if again or self._specs.get(wave.meta.uid) is not wave.spec:
+                unread |= of
+            uris.add(train.policies.manifest)
+        reading = sorted(unread)
+        texts = await asyncio.gather(*[self._config_map(namespace, name) for namespace, name in reading])
+        self._texts = {name: self._texts[name] for name in named - unread} | dict(zip(reading, texts, strict=True))
+        self._specs, self._uris = specs, frozenset(uris - {""})
 
     async def _config_map(self, namespace: str, name: str) -> dict[str, str] | None:
         try:
             raw = await self._kube.get("ConfigMap", namespace, name)
         except KubeError as error:
             log.warning("config map not read", namespace=namespace, name=name, error=str(error))
-            before = self.inputs.config_maps.get(namespace, {}).get(name)
-            return None if before is None else dict(before)
+            return self._texts.get((namespace, name))
         return None if raw is None else msgspec.json.decode(raw, type=_ConfigMap).data
+
+
+def _by_namespace(texts: Mapping[_Name, dict[str, str] | None]) -> dict[str, dict[str, dict[str, str]]]:
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for (namespace, name), text in texts.items():
+        if text is not None:
+            found.setdefault(namespace, {})[name] = text
+    return found

@@ -1,7 +1,7 @@
 """Reading a manifest of policies: JSON lines at a URI, read once, in a thread of its own and within bounds."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import structlog
@@ -23,9 +23,13 @@ log = structlog.get_logger()
 
 
 class Manifests:
-    """Manifests that waves name, by URI. One is read when it is first named, and again later if that failed."""
+    """Manifests that waves name, by URI. One is read when it is first named, and again later if that failed.
 
-    def __init__(self) -> None:
+    `wake` is called when one has been read.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
         self._work: dict[str, asyncio.Task[Read]] = {}
         self._again_at: dict[str, float] = {}
         self.found: dict[str, Read] = {}
@@ -44,7 +48,8 @@ class Manifests:
                 del self._work[uri]
                 self.found[uri], self._again_at[uri] = task.result(), now + RETRY_S
             elif task is None and self._due(uri, now):
-                self._work[uri] = asyncio.create_task(read(uri))
+                self._work[uri] = task = asyncio.create_task(read(uri))
+                task.add_done_callback(lambda _: self._wake())
 
     def _due(self, uri: str, now: float) -> bool:
         known = self.found.get(uri)
