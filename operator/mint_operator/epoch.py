@@ -1,4 +1,4 @@
-"""Leadership through a Lease, and the epoch that fences what a leader writes.
+"""Leadership through a Lease, one for each release, and the epoch that fences what a leader writes.
 
 The epoch is the Lease's leaseTransitions after acquisition. It grows with every acquisition, also by the same
 holder, and lives in the API server, so it outlives Redis. A new Lease starts from the clock, so that a Lease which
@@ -18,7 +18,6 @@ import structlog
 
 from mint_operator.kube import Kube, KubeError
 
-LEASE = "mint-operator"
 LEASE_S = 10
 RENEW_EVERY_S = 3.0
 RENEW_WITHIN_S = 7.0
@@ -50,9 +49,10 @@ class LeadershipLost(Exception):
 class Leadership:
     """One candidate. `acquire` waits until it leads; `keep` returns only by raising LeadershipLost."""
 
-    def __init__(self, kube: Kube, namespace: str, identity: str) -> None:
+    def __init__(self, kube: Kube, namespace: str, lease: str, identity: str) -> None:
         self._kube = kube
         self._namespace = namespace
+        self._lease = lease
         self._identity = identity
         self._version = ""
         self._seen: tuple[str | None, str | None] = (None, None)
@@ -66,13 +66,13 @@ class Leadership:
             try:
                 holder = await self._try_to_acquire()
             except KubeError as error:
-                log.warning("lease not reached", lease=LEASE, error=str(error))
+                log.warning("lease not reached", lease=self._lease, error=str(error))
                 holder = ""
             if holder is None:
-                log.info("leading", lease=LEASE, epoch=self.epoch, identity=self._identity)
+                log.info("leading", lease=self._lease, epoch=self.epoch, identity=self._identity)
                 return self.epoch
             if holder and not waiting:
-                log.info("standing by", lease=LEASE, holder=holder)
+                log.info("standing by", lease=self._lease, holder=holder)
                 waiting = True
             await asyncio.sleep(RETRY_S)
 
@@ -87,23 +87,23 @@ class Leadership:
                 renewed_at = time.monotonic()
             except (KubeError, TimeoutError) as error:
                 if isinstance(error, KubeError) and error.status in {404, 409}:
-                    raise LeadershipLost(f"lease {LEASE} was taken over or removed ({error})") from error
+                    raise LeadershipLost(f"lease {self._lease} was taken over or removed ({error})") from error
                 if time.monotonic() - renewed_at > RENEW_WITHIN_S - RETRY_S:
                     raise LeadershipLost(
-                        f"lease {LEASE} was not renewed for {RENEW_WITHIN_S:.0f} s ({error})"
+                        f"lease {self._lease} was not renewed for {RENEW_WITHIN_S:.0f} s ({error})"
                     ) from None
-                log.warning("lease not renewed", lease=LEASE, error=str(error))
+                log.warning("lease not renewed", lease=self._lease, error=str(error))
 
     async def release(self) -> None:
         """Let the next candidate lead at once. Only called by a leader that has stopped writing."""
         try:
             await self._write("", self.epoch)
         except KubeError as error:
-            log.warning("lease not released; it runs out by itself", lease=LEASE, error=str(error))
+            log.warning("lease not released; it runs out by itself", lease=self._lease, error=str(error))
 
     async def _try_to_acquire(self) -> str | None:
         """None when the Lease is ours now, else who holds it."""
-        raw = await self._kube.get("Lease", self._namespace, LEASE)
+        raw = await self._kube.get("Lease", self._namespace, self._lease)
         if raw is None:
             self.epoch = int(time.time() // 60)
             return await self._claim(create=True)
@@ -131,7 +131,7 @@ class Leadership:
 
     async def _write(self, holder: str, transitions: int, *, create: bool = False) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        metadata: dict[str, Any] = {"namespace": self._namespace, "name": LEASE}
+        metadata: dict[str, Any] = {"namespace": self._namespace, "name": self._lease}
         if not create:
             metadata["resourceVersion"] = self._version
         spec: dict[str, Any] = {"leaseTransitions": transitions, "leaseDurationSeconds": LEASE_S, "renewTime": now}

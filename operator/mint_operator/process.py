@@ -78,7 +78,7 @@ async def first(*work: Coroutine[Any, Any, Any]) -> None:
 async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, feed: Feed, loops: list[Loop]) -> None:
     """Stand by, lead, and hand over when cancelled. Raises LeadershipLost or StaleEpoch."""
     lease_api = kube.connect()  # of its own: a queue of other calls must not delay a renewal
-    leadership = Leadership(lease_api, config.namespace, config.identity)
+    leadership = Leadership(lease_api, config.namespace, config.lease, config.identity)
     epoch = await leadership.acquire()
     redis = functions.connect(config.release.redis_url)
     reader = MapReader(redis)

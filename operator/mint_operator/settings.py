@@ -14,6 +14,7 @@ from mint_operator.planning.snapshot import Release
 
 NAMESPACE = "MINT_NAMESPACE"
 POD_NAME = "POD_NAME"
+LEASE = "MINT_LEASE"
 WATCH_NAMESPACES = "MINT_WATCH_NAMESPACES"
 ENGINE_IMAGE = "MINT_ENGINE_IMAGE"
 ENGINE_PULL_POLICY = "MINT_ENGINE_PULL_POLICY"
@@ -29,9 +30,10 @@ _DIGEST_ROUNDS = 200_000  # the digest lands in an annotation: guessing a passwo
 
 
 class OperatorSettings(msgspec.Struct, frozen=True):
-    """Where the operator runs, what it watches (no namespaces: all), and what its engines are made of."""
+    """Where the operator runs and leads, what it watches (no namespaces: all), and what its engines are made of."""
 
     namespace: str
+    lease: str
     identity: str
     release: Release
     namespaces: tuple[str, ...] = ()
@@ -44,6 +46,7 @@ def read(env: Mapping[str, str] = os.environ) -> OperatorSettings:
     pod = env.get(POD_NAME, "mint-operator")
     return OperatorSettings(
         namespace=_needed(env, NAMESPACE),
+        lease=_needed(env, LEASE),
         identity=f"{pod}_{uuid.uuid4().hex[:8]}",  # a restarted container is another holder of the Lease
         release=_release(env),
         namespaces=_list(env.get(WATCH_NAMESPACES, "")),

@@ -71,10 +71,10 @@ def helm(*args: str, values: Values | None = None) -> str:
     return done.stdout
 
 
-def render(values: Values, *args: str, chart: Path = CHART) -> list[Object]:
+def render(values: Values, *args: str, chart: Path = CHART, release: str = RELEASE) -> list[Object]:
     """Every object that an installation with these values makes, without the CRDs."""
     text = helm(
-        "template", RELEASE, str(chart), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *args, values=values
+        "template", release, str(chart), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *args, values=values
     )
     return [document for document in yaml.safe_load_all(text) if document]
 

@@ -214,6 +214,15 @@ def test_names_carry_the_release() -> None:
     assert "redis://other-mint-redis." in text
 
 
+@pytest.mark.parametrize(("release", "lease"), [("mint", "mint-operator"), ("second", "second-mint-operator")])
+def test_each_release_leads_by_a_lease_of_its_own(release: str, lease: str) -> None:
+    objects = render(DEFAULTS, release=release)
+    told = environment(workloads(objects)[lease])
+    assert told[operator_settings.LEASE] == lease
+    named = {names for _, resource, verb, names in rules(objects) if (resource, verb) == ("leases", "update")}
+    assert named == {(lease,)}
+
+
 def test_service_monitors_find_operator_gateways_and_engines() -> None:
     objects = render(EVERYTHING)
     monitor = of_kind(objects, "ServiceMonitor")["mint"]

@@ -52,12 +52,13 @@ class Process:
 
 
 @contextmanager
-def running(stage: Stage, url: str, folder: Path, name: str) -> Iterator[Process]:
+def running(stage: Stage, url: str, folder: Path, name: str, *, lease: str = "mint-operator") -> Iterator[Process]:
     """Start `mint-operator` over the stage's namespace."""
     port, log = free_port(), folder / f"{name}.log"
     env = os.environ | {
         "KUBECONFIG": str(stage.server.kubeconfig),
         "MINT_NAMESPACE": stage.namespace,
+        "MINT_LEASE": lease,
         "MINT_WATCH_NAMESPACES": stage.namespace,
         "POD_NAME": name,
         "MINT_ENGINE_IMAGE": "mint.dev/host:dev",
@@ -78,7 +79,7 @@ def running(stage: Stage, url: str, folder: Path, name: str) -> Iterator[Process
 def launch(stage: Stage, redis_server: str, tmp_path: Path) -> Iterator[Any]:
     """Start operators that end with the test."""
     with ExitStack() as stack:
-        yield lambda name: stack.enter_context(running(stage, redis_server, tmp_path, name))
+        yield lambda name, **given: stack.enter_context(running(stage, redis_server, tmp_path, name, **given))
 
 
 async def test_it_watches_places_reports_and_ends_on_a_signal(stage: Stage, launch: Any) -> None:
@@ -151,6 +152,17 @@ async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage,
     assert second.events("leading")[0]["epoch"] == first.events("leading")[0]["epoch"] + 1
     stage.apply(adapter_wave("more", ["demo/more"]))
     await until("the second's placements", lambda: _placed(stage, "demo/more"))
+
+
+async def test_operators_of_two_releases_in_one_namespace_lead_each_by_its_own_lease(
+    stage: Stage, launch: Any
+) -> None:
+    for lease in ("mint-operator", "second-mint-operator"):
+        operator = launch(f"of-{lease}", lease=lease)
+        await until("it to lead", partial(_said, operator, "leading"))
+        held = await stage.get("Lease", lease)
+        assert held is not None
+        assert held["spec"]["holderIdentity"].startswith(f"of-{lease}_")
 
 
 async def test_an_operator_that_another_has_overtaken_ends_with_an_error(stage: Stage, launch: Any) -> None:

@@ -117,6 +117,7 @@ def _operator(server: ApiServer, redis: RedisProcess, namespace: str, port: int)
     env = os.environ | {
         "KUBECONFIG": str(server.kubeconfig),
         "MINT_NAMESPACE": namespace,
+        "MINT_LEASE": "mint-operator",
         "MINT_WATCH_NAMESPACES": namespace,
         "POD_NAME": "operator",
         "MINT_ENGINE_IMAGE": "mint.dev/host:dev",
