@@ -61,6 +61,8 @@ def _from_parquet(content: bytes, told: Dataset) -> Iterator[Example]:
             yield read_object(row, told, f"{subject} row {number}")
     except (ArrowException, OSError) as error:
         raise BadExample(subject, f"is no Parquet file: {str(error)[:200]}") from None
+    except (ValueError, OverflowError) as error:  # texts that are no UTF-8, times that Python has not
+        raise BadExample(subject, f"has values that no example can have: {str(error)[:200]}") from None
 
 
 def _check_count(count: int, subject: str) -> None:

@@ -71,6 +71,10 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "many.jsonl").write_text('{"prompt": "x"}\n' * 4)
     with pytest.raises(BadExample, match="is no Parquet file"):
         read_dataset(Dataset(uri=f"file://{tmp_path}/broken.parquet"))
+    far = pyarrow.table({"prompt": ["a"], "made": pyarrow.array([2**62], pyarrow.timestamp("us"))})
+    parquet.write_table(far, tmp_path / "far.parquet")
+    with pytest.raises(BadExample, match="has values that no example can have"):
+        read_dataset(Dataset(uri=f"file://{tmp_path}/far.parquet"))
     with pytest.raises(BadExample, match="holds no examples"):
         read_dataset(Dataset(uri=f"file://{tmp_path}/empty.jsonl"))
     with pytest.raises(SourceNotFound):
