@@ -29,6 +29,7 @@ class Loop:
         self._applier = applier
         self._dirt = dirt
         self._failures = 0
+        self._cut_off = False  # the last pass ended before what it saw was planned for and written
         self._known: Mapping[str, Known] = {}
         self.last_pass = time.monotonic()  # when a pass last ended, well or badly
 
@@ -54,15 +55,18 @@ class Loop:
 
     async def once(self, parts: frozenset[Part] = EVERYTHING) -> Counter[str]:
         """One pass over what is dirty; returns what was written."""
+        owed, self._cut_off = self._cut_off, True
         started = time.perf_counter()
         snapshot = await self._observer.observe(parts, self._applier.failures)
         observed = time.perf_counter()
-        if self._observer.quiet and not self._applier.owes:
+        if self._observer.quiet and not self._applier.owes and not owed:
+            self._cut_off = False
             return Counter()
         wanted = await asyncio.to_thread(plan, snapshot, self._known)
         self._known = wanted.known
         planned = time.perf_counter()
         counts = await self._applier.apply(wanted, snapshot)
+        self._cut_off = False
         ended = time.perf_counter()
         seconds = {"observe": observed - started, "plan": planned - observed, "apply": ended - planned}
         for part, value in seconds.items():

@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Failure, Held, Tier
-from mint_operator.observing.dirt import Part
+from mint_operator.kube import KubeError
+from mint_operator.observing import cluster_view
+from mint_operator.observing.dirt import RESYNC, Part
+from mint_operator.observing.feed import News
 from mint_operator.planning.snapshot import Release
 from tests.operator.stage import RELEASE, Stage, adapter_wave, base_model
 from tests.redis_process import RedisProcess
@@ -297,3 +301,78 @@ async def test_the_map_says_of_every_wave_how_its_admission_stands(stage: Stage)
     await stage.once()
     assert list(await MapReader(stage.redis).waves(stage.base)) == [f"{stage.namespace}/demo"]
     assert await MapReader(stage.redis).version(stage.base) == version, "which calls no engine and no gateway"
+
+
+async def test_an_edit_that_comes_while_a_status_is_written_is_planned_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS[:1]))
+    await stage.once()
+    await stage.engine().obey()
+    patch_status = stage.kube.patch_status
+
+    async def after_an_edit(kind: str, *rest: Any) -> bytes:
+        if kind == "AdapterWave":
+            stage.apply(adapter_wave("demo", ADAPTERS))
+        return await patch_status(kind, *rest)
+
+    monkeypatch.setattr(stage.kube, "patch_status", after_an_edit)
+    await stage.once()
+    monkeypatch.undo()
+    assert sorted(await stage.engine().assigned()) == ADAPTERS[:1]
+    await stage.once(frozenset())
+    assert sorted(await stage.engine().assigned()) == ADAPTERS
+
+
+async def test_what_the_watch_saw_before_a_listing_failed_is_planned_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_view, "LISTING_SHARE", float("inf"))  # a list may follow the last one at once
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS[:1]))
+    await stage.once()
+    await stage.once()
+    fail_lists(stage, monkeypatch, "Pod")
+    await stage.once(RESYNC)
+    monkeypatch.undo()
+    stage.apply(adapter_wave("demo", ADAPTERS))
+    await feed(stage, "AdapterWave", "demo")
+    with pytest.raises(KubeError):
+        await stage.once(frozenset())
+    await stage.once(frozenset())
+    assert sorted(await stage.engine().assigned()) == ADAPTERS
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "LeaderWorkerSet"])
+async def test_a_base_whose_engines_could_not_be_listed_at_first_is_planned_for(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    await stage.once()
+    await stage.once()
+    stage.apply(base_model(engine={"nodes": 2, "tensorParallelSize": 2}))
+    await feed(stage, "BaseModel", "smol")
+    fail_lists(stage, monkeypatch, kind)
+    with pytest.raises(KubeError):
+        await stage.once(frozenset())
+    monkeypatch.undo()
+    fail_lists(stage, monkeypatch, "LeaderWorkerSet", status=404)
+    await stage.once(frozenset())
+    assert (await stage.condition("BaseModel", "smol"))["reason"] == "NoLeaderWorkerSets"
+
+
+async def feed(stage: Stage, kind: str, name: str) -> None:
+    """Play the watch: pass an object on as it is now."""
+    found = await stage.get(kind, name)
+    assert found is not None
+    stage.feed.saw(found["metadata"]["uid"], News(kind, msgspec.json.encode(found)))
+
+
+def fail_lists(stage: Stage, monkeypatch: pytest.MonkeyPatch, kind: str, status: int = 500) -> None:
+    """Have the API server fail where objects of that kind are listed; 404: it knows no such kind."""
+    items = stage.kube.items
+
+    async def failing(which: str, *rest: Any) -> list[msgspec.Raw]:
+        if which == kind:
+            raise KubeError(f"list of {kind}", status, "not now")
+        return await items(which, *rest)
+
+    monkeypatch.setattr(stage.kube, "items", failing)

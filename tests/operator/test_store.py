@@ -1,13 +1,14 @@
-"""A listing that is read beside the watch: neither takes back what the other knows better."""
+"""Listings, the watch and the answers to writes: none takes back what another knows better."""
 
 import msgspec
 
-from mint_operator.observing.feed import News
+from mint_operator.observing.feed import Feed, News
 from mint_operator.observing.store import Store
 
 
-def raw(uid: str, version: int) -> bytes:
-    return msgspec.json.encode({"metadata": {"uid": uid, "name": uid, "resourceVersion": str(version)}})
+def raw(uid: str, version: int, generation: int = 1) -> bytes:
+    metadata = {"uid": uid, "name": uid, "resourceVersion": str(version), "generation": generation}
+    return msgspec.json.encode({"metadata": metadata})
 
 
 def version(of: bytes | msgspec.Raw, _before: object) -> int:
@@ -16,6 +17,11 @@ def version(of: bytes | msgspec.Raw, _before: object) -> int:
 
 def sighted(uid: str, at: int, *, gone: bool = False) -> News:
     return News("AdapterWave", raw(uid, at), gone=gone)
+
+
+def answered(uid: str, at: int, generation: int = 1) -> News:
+    """What the API server says to a status that the operator writes."""
+    return News("AdapterWave", raw(uid, at, generation), own=True)
 
 
 def listed() -> Store[int]:
@@ -64,3 +70,29 @@ def test_what_was_sighted_before_the_listing_began_may_be_gone() -> None:
     store.begin()
     store.replace([raw("b", 1)])
     assert store.objects == {"b": 1}
+
+
+def test_the_answer_to_a_write_is_news_only_where_it_tells_of_an_edit() -> None:
+    store = listed()
+    assert not store.take(answered("a", 2))
+    assert store.take(answered("a", 4, generation=2)), "somebody edited it before the status was written"
+    assert not store.take(sighted("a", 4)), "the watch has nothing to add"
+    assert not store.take(answered("a", 5, generation=2))
+
+
+def test_an_answer_that_comes_late_does_not_hide_what_the_watch_has_seen() -> None:
+    feed = Feed()
+    edited, deleted = sighted("a", 3), sighted("b", 4, gone=True)
+    for uid, news in [("a", edited), ("b", deleted), ("a", answered("a", 2)), ("b", answered("b", 2))]:
+        feed.saw(uid, news)
+    assert feed.take() == [edited, deleted]
+
+
+def test_of_what_changes_often_the_newest_is_fed() -> None:
+    feed = Feed()
+    for news in [sighted("a", 2), answered("a", 3), sighted("a", 5)]:
+        feed.saw("a", news)
+    assert feed.take() == [sighted("a", 5)]
+    feed.saw("a", sighted("a", 5))
+    feed.saw("a", sighted("a", 6, gone=True))
+    assert feed.take() == [sighted("a", 6, gone=True)]

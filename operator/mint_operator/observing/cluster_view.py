@@ -44,6 +44,7 @@ class ClusterView:
         self._stores: _Stores = {"BaseModel": self._bases, "AdapterWave": self._waves, "Pod": self._pods}
         self._listing: asyncio.Task[_Lists] | None = None
         self._list_at = 0.0  # not before; by the loop's clock
+        self._unarranged = False  # the stores have taken in what the properties do not tell yet
         self.bases: dict[str, ObservedBase] = {}
         self.waves: tuple[ObservedWave, ...] = ()
         self.pods: dict[str, tuple[EnginePod, ...]] = {}
@@ -66,17 +67,19 @@ class ClusterView:
         changed = bool(parts - {Part.MAP, Part.WHOLE})
         for each in news:
             changed |= self._stores[each.kind].take(each)
+        self._unarranged |= changed or bool(news)  # until that is done, however often a list fails before it
         dirty = [kind for part, kind in _LISTED.items() if part in parts]
         if dirty:
             self._end_listing()
             self._replace(await self._lists(dirty))
         elif self._listing is not None and self._listing.done():
             self._replace(self._end_listing() or {})
-            changed = True
+            changed = self._unarranged = True
         if Part.WHOLE in parts and self._listing is None and asyncio.get_running_loop().time() >= self._list_at:
             self._listing = asyncio.create_task(self._lists(list(_LISTED.values())))
-        if changed or news:
+        if self._unarranged:
             self._arrange()
+            self._unarranged = False
         if Part.WORKLOADS in parts or self._wants_groups() > self._wanted_groups:
             await self._read_workloads()
         if Part.CHILDREN in parts:  # after the bases, whose namespaces it asks for
@@ -122,15 +125,15 @@ class ClusterView:
     async def _read_workloads(self) -> None:
         single, grouped = WORKLOADS
         found = [decode.child(single, raw) for raw in await self._items(single, OURS)]
-        self.groups, self._wanted_groups = True, self._wants_groups()
-        if self._wanted_groups:
+        served, wanted = True, self._wants_groups()
+        if wanted:
             try:
                 found += [decode.child(grouped, raw) for raw in await self._items(grouped, OURS)]
             except KubeError as error:
                 if not error.unserved:
                     raise
-                self.groups = False
-        self._workloads = _by_key(found)
+                served = False
+        self.groups, self._wanted_groups, self._workloads = served, wanted, _by_key(found)
 
     async def _read_children(self) -> dict[tuple[str, str, str], Child]:
         lists = await asyncio.gather(*[self._items(kind, OURS) for kind in self._kinds])

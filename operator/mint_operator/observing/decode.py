@@ -1,7 +1,7 @@
 """API objects, as JSON, to what a snapshot holds. Only the fields that matter are read."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from kubernetes.utils.quantity import parse_quantity
@@ -24,6 +24,16 @@ from mint_operator.planning.snapshot import Child, EnginePod, Meta, ObservedBase
 _STARTING = {"ContainerCreating", "PodInitializing", ""}
 
 T = TypeVar("T")
+
+
+class Version(NamedTuple):
+    """How new a sighting of an object is: `resource` grows with every change, `generation` with those of its spec.
+
+    Resource versions tell which of two sightings is newer; the API server compares them as numbers (KEP 5504).
+    """
+
+    resource: int
+    generation: int
 
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel"):
@@ -137,10 +147,10 @@ def adapter_wave(raw: bytes | msgspec.Raw) -> ObservedWave:
         return ObservedWave(meta=custom.metadata.meta(), spec=nothing, status=status, defect=str(error))
 
 
-def identity(raw: bytes | msgspec.Raw) -> tuple[str, int]:
-    """The uid of any object, and its resource version, which grows with every change."""
+def identity(raw: bytes | msgspec.Raw) -> tuple[str, Version]:
+    """The uid of any object, and its version."""
     metadata = msgspec.json.decode(raw, type=_Child).metadata
-    return metadata.uid, int(metadata.resource_version or 0)
+    return metadata.uid, Version(int(metadata.resource_version or 0), metadata.generation)
 
 
 def engine_pod(raw: bytes | msgspec.Raw) -> tuple[str, EnginePod]:

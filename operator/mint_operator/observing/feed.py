@@ -7,6 +7,8 @@ import threading
 
 import msgspec
 
+from mint_operator.observing import decode
+
 
 class News(msgspec.Struct, frozen=True):
     """One object as it is now, in JSON; `gone` if it was deleted, `own` if the operator has just written it."""
@@ -25,9 +27,11 @@ class Feed:
         self._news: dict[tuple[str, str], News] = {}
 
     def saw(self, uid: str, news: News) -> None:
-        """An object has changed."""
+        """An object has changed. What the operator's writes are answered may come later than what is newer."""
         with self._lock:
-            self._news[news.kind, uid] = news
+            there = self._news.get((news.kind, uid))
+            if there is None or not _outdates(there, news):
+                self._news[news.kind, uid] = news
 
     def __len__(self) -> int:
         """How many objects have news."""
@@ -38,3 +42,10 @@ class Feed:
         with self._lock:
             news, self._news = self._news, {}
         return list(news.values())
+
+
+def _outdates(there: News, news: News) -> bool:
+    """Whether what is there already is newer; a uid that is gone never comes back."""
+    if there.gone or news.gone:
+        return there.gone
+    return decode.identity(there.raw)[1] > decode.identity(news.raw)[1]

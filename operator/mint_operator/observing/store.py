@@ -9,17 +9,15 @@ from mint_operator.observing import decode
 from mint_operator.observing.feed import News
 
 T = TypeVar("T")
+_NEVER = decode.Version(-1, -1)
 
 
 class Store(Generic[T]):
-    """Objects by uid. `decode_as` makes one from its JSON and the one that it replaces, to share what did not change.
-
-    Resource versions tell which of two sightings is newer; the API server compares them as numbers (KEP 5504).
-    """
+    """Objects by uid. `decode_as` makes one from its JSON and the one that it replaces, to share what is the same."""
 
     def __init__(self, decode_as: Callable[[bytes | msgspec.Raw, T | None], T]) -> None:
         self._decode = decode_as
-        self._versions: dict[str, int] = {}
+        self._versions: dict[str, decode.Version] = {}
         self._meanwhile: set[str] = set()  # sighted since the listing began
         self.objects: dict[str, T] = {}
 
@@ -35,7 +33,7 @@ class Store(Generic[T]):
             uid, version = decode.identity(raw)
             if uid in self._meanwhile and uid not in kept:
                 continue  # deleted since: a uid never comes back
-            known = self._versions.get(uid, -1)
+            known = self._versions.get(uid, _NEVER)
             if known >= version:
                 objects[uid], versions[uid] = self.objects[uid], known
             else:
@@ -43,14 +41,18 @@ class Store(Generic[T]):
         self.objects, self._versions = objects, versions
 
     def take(self, news: News) -> bool:
-        """One sighting; returns whether anything is new."""
+        """One sighting; returns whether anything is new.
+
+        The answer to a write of the operator's own is, where it also tells of an edit that came in between.
+        """
         uid, version = decode.identity(news.raw)
         self._meanwhile.add(uid)
         if news.gone:
             self._versions.pop(uid, None)
             return self.objects.pop(uid, None) is not None
-        if self._versions.get(uid, -1) >= version:
+        known = self._versions.get(uid, _NEVER)
+        if known >= version:
             return False
         self.objects[uid] = self._decode(news.raw, self.objects.get(uid))
         self._versions[uid] = version
-        return not news.own
+        return not news.own or known.generation != version.generation
