@@ -20,6 +20,7 @@ from mint_contracts import errors
 from mint_contracts.settings import REDIS_URL
 from mint_gateway.client import Client, question
 from tests.gateway.scene import BASE, Scene
+from tests.importing import ends_while_it_imports
 from tests.redis_process import RedisProcess, free_port
 from tests.waiting import until
 
@@ -154,19 +155,7 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
 
 
 async def test_told_to_end_the_program_does_while_it_still_imports(tmp_path: Path) -> None:
-    """From a disk that never answers; as its container's first process it is told in no other way."""
-    (tmp_path / "grpc.py").write_text("import pathlib, time; pathlib.Path('importing').touch(); time.sleep(3600)")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mint_gateway.main"), cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}
-    )
-    try:
-        await until((tmp_path / "importing").exists)
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 60) == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    assert await ends_while_it_imports("mint_gateway.main", "grpc", tmp_path) == 0
 
 
 def _scrape(port: int) -> str:

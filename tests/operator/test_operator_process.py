@@ -19,6 +19,7 @@ import pytest
 
 from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
+from tests.importing import ends_while_it_imports
 from tests.operator.stage import Stage, adapter_wave, base_model, until
 from tests.redis_process import free_port
 
@@ -114,19 +115,7 @@ async def test_it_watches_places_reports_and_ends_on_a_signal(stage: Stage, laun
 
 
 async def test_told_to_end_it_does_while_it_still_imports(tmp_path: Path) -> None:
-    """From a disk that never answers; as its container's first process it is told in no other way."""
-    (tmp_path / "kopf.py").write_text("import pathlib, time; pathlib.Path('importing').touch(); time.sleep(3600)")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mint_operator.main"), cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}
-    )
-    try:
-        await until("it to import", partial(asyncio.to_thread, (tmp_path / "importing").exists))
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 60) == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    assert await ends_while_it_imports("mint_operator.main", "kopf", tmp_path) == 0
 
 
 def _map_writes(operator: Process) -> list[set[str]]:

@@ -159,9 +159,10 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         async def work() -> pb.DropPolicyResponse:
             here, name = self._open(), self._own(request.policy)
             calls = self._calls.get(name)
-            if calls is not None:
-                await calls.end()  # an update of it that is ready would be taken by a policy of the same name
-            if calls is not None and self._calls.get(name) is calls:
+            if calls is None:
+                return pb.DropPolicyResponse()
+            await calls.end()  # an update of it that is ready would be taken by a policy of the same name
+            if self._calls.get(name) is calls:
                 del self._calls[name]
                 here.means.places.withdraw(name)
                 await here.means.desk.call(lambda trainer: trainer.drop(name))
