@@ -142,6 +142,15 @@ def test_engines_that_are_not_needed_any_more_start_anew_only_once_their_copies_
     assert cluster.replicas == 2, "it may still be needed again"
 
 
+def test_engines_that_are_not_needed_any_more_go_only_once_those_that_are_have_started_anew() -> None:
+    cluster = in_excess()
+    cluster.step(SHRINK_AFTER_S)
+    assert rolled(cluster) == [1, 0]
+    cluster.step(SHRINK_AFTER_S)
+    cluster.step()
+    assert (cluster.replicas, cluster.homes()["a/0"]) == (1, ["smol-0"])
+
+
 def test_an_engine_that_may_go_stays_while_one_that_is_needed_makes_room_to_start_anew() -> None:
     cluster = in_excess()
     cluster.settings = ["old", newest(cluster)]

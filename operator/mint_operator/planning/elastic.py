@@ -39,7 +39,7 @@ def fleet(
     if running <= needed:
         return Fleet(max(needed, 1), max(needed, 1), leaving, rolling)
     since = now if before is None or before.enough_since is None else before.enough_since
-    makes_room = any(ordinal < needed for ordinal in leaving)  # those that may go take its copies meanwhile
+    makes_room = any(_is_outdated(each, settings) for each in engines[:needed])  # others take its copies meanwhile
     if now - since < SHRINK_AFTER_S or makes_room:
         return Fleet(running, running, leaving, rolling, since)
     return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since)
@@ -81,7 +81,11 @@ def _outdated(engines: Sequence[Engine], settings: str) -> tuple[int | None, fro
     """
     back = True
     for engine in reversed(engines):
-        if engine.pod.settings and engine.pod.settings != settings:
+        if _is_outdated(engine, settings):
             return engine.ordinal, frozenset({engine.ordinal} if back else ())
         back = back and engine.ready
     return None, frozenset()
+
+
+def _is_outdated(engine: Engine, settings: str) -> bool:
+    return bool(engine.pod.settings) and engine.pod.settings != settings
