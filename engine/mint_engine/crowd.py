@@ -1,4 +1,4 @@
-"""How many requests of each adapter an engine has taken, and whether there is room for more."""
+"""How many requests of each adapter wait for what is bounded, or have it, and whether there is room for more."""
 
 # An adapter may have this many requests for each place that is still free: the dynamic threshold of shared buffers
 # (Choudhury and Hahne, 1998). Alone it gets four fifths of all places, two at once four ninths each, and whoever
@@ -7,7 +7,7 @@ _SHARE = 4
 
 
 class Crowd:
-    """Requests taken and not ended, by adapter ("" is the bare base)."""
+    """Requests taken in and not out again, by adapter ("" is the bare base)."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -24,12 +24,12 @@ class Crowd:
         return count <= free and (not own or own + count <= _SHARE * (free - count + 1))
 
     def enter(self, adapter: str, count: int) -> None:
-        """`count` requests were taken."""
+        """`count` requests were taken in."""
         self.total += count
         self._of[adapter] = self.of(adapter) + count
 
     def leave(self, adapter: str) -> None:
-        """One request ended."""
+        """One request is out again."""
         self.total -= 1
         self._of[adapter] -= 1
         if not self._of[adapter]:

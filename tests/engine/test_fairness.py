@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_engine.scheduling.crowd import Crowd
+from mint_engine.crowd import Crowd
 from mint_engine.scheduling.fairness import FairShare
 from mint_engine.scheduling.request import State
 from mint_engine.scheduling.scheduler import Limits

@@ -123,13 +123,13 @@ async def test_loads_are_in_haste_while_as_many_requests_wait_as_run(scene: Call
         assert not in_haste()
         here.loader.gate.clear()
         first, second = (group.create_task(once(here, name)) for name in NAMES[1:3])
-        await until(lambda: books.awaiting == 2)
+        await until(lambda: books.awaiting.total == 2)
         assert in_haste()
         second.cancel()
         await until(lambda: not in_haste())
         here.loader.gate.set()
         await first
-        assert books.awaiting == 0
+        assert books.awaiting.total == 0
 
 
 async def test_too_many_loads_at_once_are_refused_with_a_time_to_come_back(scene: Callable[..., Scene]) -> None:
@@ -144,6 +144,30 @@ async def test_too_many_loads_at_once_are_refused_with_a_time_to_come_back(scene
         assert caught.value.retry_after_s
         here.loader.gate.set()
     await once(here, NAMES[2])
+
+
+async def test_requests_that_wait_for_loads_are_bounded_and_one_adapter_leaves_room_for_others(
+    scene: Callable[..., Scene],
+) -> None:
+    here = scene(slots=4, requests_waiting=10)
+    here.loader.gate.clear()
+    waiting = here.residency.books.awaiting
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(once(here, NAMES[0]))
+        await until(lambda: waiting.of(NAMES[0]) == 8)
+        with pytest.raises(errors.Overloaded, match="8 of them for this one") as caught:
+            await once(here, NAMES[0])
+        assert caught.value.retry_after_s
+        for name in NAMES[1:3]:
+            group.create_task(once(here, name))
+        await until(lambda: waiting.total == 10)
+        with pytest.raises(errors.Overloaded, match="10 requests wait"):
+            await once(here, NAMES[3])
+        assert len(here.residency.books.loading) == 3, "what is refused is not loaded"
+        here.loader.gate.set()
+    assert waiting.total == 0
+    await once(here, NAMES[3])
 
 
 async def test_unknown_adapters_are_not_found_with_and_without_a_store(scene: Callable[..., Scene]) -> None:

@@ -104,7 +104,7 @@ async def test_a_slot_opens_when_another_was_idle_sooner(scene: Callable[..., Sc
 
 
 async def test_nobody_overtakes_who_waits_for_a_slot(tmp_path: Path) -> None:
-    table = SlotTable(Books(HostTier(0), DiskTier(tmp_path, 0), None), 1, wait_s=10.0, terms=AT_ONCE)
+    table = SlotTable(Books(HostTier(0), DiskTier(tmp_path, 0), None, 1), 1, wait_s=10.0, terms=AT_ONCE)
     copies = [Copy(name, Source(f"training:{name}"), lent=True) for name in NAMES[:3]]
     slot = await table.take(copies[0])
     assert isinstance(slot, int)

@@ -11,6 +11,7 @@ from mint_contracts import records
 from mint_contracts.errors import AdapterNotFound, MintError, SourceNotFound
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
+from mint_engine.crowd import Crowd
 from mint_engine.residency.copies import FORGET_S, Copy
 from mint_engine.residency.decide import CopyView, Wants, gives_way, satisfied, wanted_tier
 from mint_engine.residency.disk import DiskTier
@@ -27,7 +28,7 @@ class Books:
     A copy that is on disk alone and that no wave wants is forgotten: the disk tier knows its files.
     """
 
-    def __init__(self, host: HostTier, disk: DiskTier, store: Source | None) -> None:
+    def __init__(self, host: HostTier, disk: DiskTier, store: Source | None, requests_waiting: int) -> None:
         self.host, self.disk, self.store = host, disk, store
         self.copies: dict[Key, Copy] = {}
         self.of_adapter: dict[str, list[Copy]] = {}
@@ -36,7 +37,7 @@ class Books:
         self.in_slots: dict[int, Copy] = {}
         self.loading: set[Copy] = set()
         self.serving = 0  # requests that have their slot
-        self.awaiting = 0  # requests that wait for theirs
+        self.awaiting = Crowd(requests_waiting)  # requests that wait for theirs
         self.due: set[str] = set()  # adapters that the keeper must look at
         self._changed: set[str] = set()  # adapters to settle
         self._blocked: set[Copy] = set()
@@ -63,7 +64,7 @@ class Books:
     @property
     def in_haste(self) -> bool:
         """Loads matter more than steps: as many requests wait for one as run, or none runs."""
-        return self.awaiting >= self.serving
+        return self.awaiting.total >= self.serving
 
     def evicted(self, keys: Iterable[Key]) -> None:
         """Note that these have left the host tier."""

@@ -6,8 +6,8 @@ takes the next steps that `decide` names. All state belongs to the event loop; b
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import structlog
@@ -37,6 +37,7 @@ from mint_engine.residency.watching import Watch
 
 WORKERS = 4  # loads for waves at once, and threads that wait for storage
 LOADS_WAITING = 256
+REQUESTS_WAITING = 1024  # for loads, or for a slot that takes no new ones
 FIRST_PER_S = 40.0  # loads, before the first has ended: a tenth of a second each
 SLOT_WAIT_S = 10.0
 TERMS = Terms()
@@ -57,11 +58,12 @@ class Residency:
         store: Source | None = None,
         workers: int = WORKERS,
         loads_waiting: int = LOADS_WAITING,
+        requests_waiting: int = REQUESTS_WAITING,
         slot_wait_s: float = SLOT_WAIT_S,
         terms: Terms = TERMS,
         round_s: float = ROUND_S,
     ) -> None:
-        self.books = Books(host, loader.disk, store)
+        self.books = Books(host, loader.disk, store, requests_waiting)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
         self._audit = Audit(self.books, self.slots, memory)
         self._rounds = Rounds(memory, Watch(self.books, loader, self._start), self._changed, round_s)
@@ -171,7 +173,8 @@ class Residency:
     async def _open_copy(self, adapter: str, source: Source | None) -> Copy:
         """The copy that answers a request, as soon as that is not one whose slot takes no new ones."""
         while (closed := (copy := self.books.for_request(adapter, source)).closed) is not None:
-            await closed.over.wait()
+            with self._awaiting(copy):
+                await closed.over.wait()
         return copy
 
     async def _in_slot(self, copy: Copy) -> int:
@@ -180,30 +183,43 @@ class Residency:
             refusal = copy.refusal(time.monotonic())
             if refusal is not None:
                 raise self.books.for_client(copy, refusal)
-            load = copy.load
-            if load is None:
-                self._admit(copy)
-                load = self._start(copy, Tier.DEVICE)
-            elif copy.users == 1:  # it may be in line since its last client has left, and needs its place again
-                self.slots.moved()
-            copy.goal = Tier.DEVICE
-            self.books.awaiting += 1
-            try:
+            with self._awaiting(copy):
+                load = copy.load
+                if load is None:
+                    self._admit(copy)
+                    load = self._start(copy, Tier.DEVICE)
+                elif copy.users == 1:  # it may be in line since its last client has left, and needs its place again
+                    self.slots.moved()
+                copy.goal = Tier.DEVICE
                 error = await asyncio.shield(load)
-            finally:
-                self.books.awaiting -= 1
             if error is not None and copy.slot is None:
                 raise self.books.for_client(copy, again(error, error.retry_after_s))
         return copy.slot
 
+    @contextmanager
+    def _awaiting(self, copy: Copy) -> Iterator[None]:
+        """Count a request that waits for its adapter. Raises Overloaded where too many do."""
+        crowd = self.books.awaiting
+        if not crowd.has_room(copy.adapter, 1):
+            own = crowd.of(copy.adapter)
+            raise self._refusal(copy, f"{crowd.total} requests wait for adapters already, {own} of them for this one")
+        crowd.enter(copy.adapter, 1)
+        try:
+            yield
+        finally:
+            crowd.leave(copy.adapter)
+
     def _admit(self, copy: Copy) -> None:
         loading = len(self.books.loading)
         if loading >= self._loads_waiting:
-            raise Overloaded(
-                f"adapter {copy.adapter!r}",
-                f"can not be loaded now: {loading} others are loading or waiting; come back later",
-                retry_after_s=max(0.1, loading / (self.rate.per_s or FIRST_PER_S)),
-            )
+            raise self._refusal(copy, f"{loading} others are loading or waiting")
+
+    def _refusal(self, copy: Copy, why: str) -> Overloaded:
+        return Overloaded(
+            f"adapter {copy.adapter!r}",
+            f"can not be loaded now: {why}; come back later",
+            retry_after_s=max(0.1, len(self.books.loading) / (self.rate.per_s or FIRST_PER_S)),
+        )
 
     def _start(self, copy: Copy, goal: Tier) -> "asyncio.Task[MintError | None]":
         copy.goal = goal

@@ -10,8 +10,8 @@ import structlog
 
 from mint_contracts.errors import Draining, InvalidRequest, MintError, Overloaded
 from mint_engine import metrics
+from mint_engine.crowd import Crowd
 from mint_engine.scheduling.background import Background, NoBackground
-from mint_engine.scheduling.crowd import Crowd
 from mint_engine.scheduling.demand import Demand
 from mint_engine.scheduling.generation import Generation, Outcome
 from mint_engine.scheduling.integrity import find_imbalance
