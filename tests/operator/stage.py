@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -161,6 +162,28 @@ class Stage:
     def delete(self, kind: str, name: str) -> None:
         """`kubectl delete`, waiting until it is gone: a finalizer would hang it."""
         self.server.kubectl("delete", kind, name, "-n", self.namespace, "--timeout=30s")
+
+    def account(self, folder: Path) -> Path:
+        """A kubeconfig, in `folder`, of a service account that may lead, and nothing else until it is let in."""
+        self.kubectl("create", "serviceaccount", "operator")
+        self.kubectl("create", "role", "lease", "--verb=get,create,update", "--resource=leases")
+        self.kubectl("create", "rolebinding", "lease", "--role=lease", f"--serviceaccount={self.namespace}:operator")
+        token = self.kubectl("create", "token", "operator").strip()
+        found = folder / "kubeconfig"
+        found.write_text(self.server.kubeconfig.read_text().replace(self.server.token, token))
+        return found
+
+    def let_in(self, *namespaces: str) -> None:
+        """Let the `account` do everything in these namespaces."""
+        account = f"--serviceaccount={self.namespace}:operator"
+        for each in namespaces:
+            self.server.kubectl(
+                "create", "rolebinding", "operator", "-n", each, "--clusterrole=cluster-admin", account
+            )
+
+    def kubectl(self, *args: str) -> str:
+        """Run kubectl in the namespace; what it printed."""
+        return self.server.kubectl("-n", self.namespace, *args)
 
     async def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """One object as JSON."""

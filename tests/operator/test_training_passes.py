@@ -10,12 +10,15 @@ from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
+from mint_contracts.records import Failure
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_reporter import TrainReporter
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment
+from mint_operator.kube import connect
 from mint_operator.observing import decode
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.feed import News
+from mint_operator.observing.train_inputs import InputsView
 from tests.operator.stage import PlayedEngine, adapter_wave, base_model, until
 from tests.operator.stage import Stage as Theatre
 from tests.operator.training_worlds import published
@@ -128,6 +131,27 @@ async def test_examples_come_from_a_config_map_once_it_is_there(stage: Theatre) 
     await stage.once()
     assert await examples(stage, "w") == ['{"prompt": "1+1="}']
     assert len(await leases(stage)) == 2
+
+
+async def test_a_config_map_that_could_not_be_read_is_read_at_the_next_look(stage: Theatre, tmp_path: Path) -> None:
+    stage.apply(lessons("1+1="), training_wave("w", dataset={"configMap": {"name": "lessons"}}))
+    raw = await stage.kube.get("AdapterWave", stage.namespace, "w")
+    assert raw is not None
+    kube = connect(str(stage.account(tmp_path)))
+    view, waves = InputsView(kube, stage.dirt.wake), (decode.adapter_wave(raw),)
+    await view.refresh(frozenset(), waves)
+    unread = view.inputs.config_maps[stage.namespace]["lessons"]
+    assert isinstance(unread, Failure)
+    assert (unread.reason, unread.terminal) == ("SourceUnavailable", False)
+    assert "forbidden" in unread.message
+    stage.let_in(stage.namespace)
+
+    async def read() -> bool:
+        await view.refresh(frozenset(), waves)
+        return view.inputs.config_maps[stage.namespace]["lessons"] == lessons("1+1=")["data"]
+
+    await until("it to be read", read)
+    kube.close()
 
 
 async def test_a_new_wave_trains_at_once_on_the_config_map_as_it_is_by_then(stage: Theatre) -> None:

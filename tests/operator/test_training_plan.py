@@ -537,6 +537,22 @@ def test_config_maps_come_to_the_engines_as_lines() -> None:
     assert {lease.settings.dataset for _, lease in world.leases.values()} == {None}
 
 
+def test_a_config_map_that_cannot_be_read_now_fails_nobody() -> None:
+    wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
+    unread = Failure("SourceUnavailable", "could not be read (etcd is away); trying again", terminal=False)
+    world = World(base(), [wave], engines(1), inputs=Inputs(config_maps={"team": {"lessons": unread}}))
+    world.step()
+    assert world.status("w").phase == "Queued"
+    assert condition(world, "w", "Complete")[1] == "SourceUnavailable"
+    world.inputs = Inputs(config_maps={"team": {"lessons": {"data.jsonl": '{"prompt": "a"}'}}})
+    world.step()
+    assert world.leases
+    world.inputs = Inputs(config_maps={"team": {"lessons": unread}})
+    before = world.training.training["team/w"]
+    world.step()
+    assert world.training.training["team/w"] == before
+
+
 def test_a_wave_that_has_begun_needs_its_config_map_no_more() -> None:
     wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
     texts = {"team": {"lessons": {"data.jsonl": '{"prompt": "a"}'}}}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import structlog
 
+from mint_contracts.records import Failure
 from mint_contracts.resources import AdapterWaveSpec
 from mint_operator.kube import Kube, KubeError
 from mint_operator.observing.dirt import Part
@@ -14,6 +15,7 @@ from mint_operator.planning.snapshot import Inputs, ObservedWave
 from mint_operator.training.data import config_maps
 
 _Name = tuple[str, str]  # of a ConfigMap: its namespace and name
+_Text = dict[str, str] | Failure | None  # None: is not there
 
 log = structlog.get_logger()
 
@@ -30,15 +32,18 @@ class InputsView:
         self._manifests = Manifests(wake)
         self._waves: Sequence[ObservedWave] = ()
         self._specs: dict[str, AdapterWaveSpec] = {}  # by uid, as of when what they name was read
-        self._texts: dict[_Name, dict[str, str] | None] = {}  # None: is not there
+        self._texts: dict[_Name, _Text] = {}
         self._uris: frozenset[str] = frozenset()
         self.inputs = Inputs()
         self.changed = False  # the last look found something new
 
     async def refresh(self, parts: frozenset[Part], waves: Sequence[ObservedWave]) -> None:
-        """Read what new waves name, all else only at a resync. One that cannot be read now stays as it was."""
+        """Read what new waves name and what could not be read, all else only at a resync.
+
+        What was known, and cannot be read now, stays as it was.
+        """
         again = bool(parts & {Part.WAVES, Part.WHOLE})
-        if again or waves is not self._waves:
+        if again or waves is not self._waves or self._failed():
             await self._read(waves, again)
             self._waves = waves
         self._manifests.want(self._uris)
@@ -62,22 +67,27 @@ class InputsView:
             if again or self._specs.get(wave.meta.uid) is not wave.spec:
                 unread |= of
             uris.add(train.policies.manifest)
-        reading = sorted(unread)
+        reading = sorted(unread | self._failed() & named)
         texts = await asyncio.gather(*[self._config_map(namespace, name) for namespace, name in reading])
-        self._texts = {name: self._texts[name] for name in named - unread} | dict(zip(reading, texts, strict=True))
+        kept = {name: self._texts[name] for name in named.difference(reading)}
+        self._texts = kept | dict(zip(reading, texts, strict=True))
         self._specs, self._uris = specs, frozenset(uris - {""})
 
-    async def _config_map(self, namespace: str, name: str) -> dict[str, str] | None:
+    def _failed(self) -> set[_Name]:
+        return {name for name, text in self._texts.items() if isinstance(text, Failure)}
+
+    async def _config_map(self, namespace: str, name: str) -> _Text:
         try:
             raw = await self._kube.get("ConfigMap", namespace, name)
         except KubeError as error:
             log.warning("config map not read", namespace=namespace, name=name, error=str(error))
-            return self._texts.get((namespace, name))
+            unknown = Failure("SourceUnavailable", f"could not be read ({error}); trying again", terminal=False)
+            return self._texts.get((namespace, name), unknown)
         return None if raw is None else msgspec.json.decode(raw, type=_ConfigMap).data
 
 
-def _by_namespace(texts: Mapping[_Name, dict[str, str] | None]) -> dict[str, dict[str, dict[str, str]]]:
-    found: dict[str, dict[str, dict[str, str]]] = {}
+def _by_namespace(texts: Mapping[_Name, _Text]) -> dict[str, dict[str, dict[str, str] | Failure]]:
+    found: dict[str, dict[str, dict[str, str] | Failure]] = {}
     for (namespace, name), text in texts.items():
         if text is not None:
             found.setdefault(namespace, {})[name] = text

@@ -4,13 +4,15 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFound
+from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFound, SourceUnavailable
+from mint_contracts.records import Failure
 from mint_contracts.source import Source, locate
 from mint_contracts.training import Dataset, Policy, Train
 
 MOST_BYTES = 1 << 20  # of examples in the placement map for one wave; as much as a ConfigMap holds
 
-Texts = Mapping[str, Mapping[str, str]]  # ConfigMap -> key -> text, of the wave's namespace; without those that lack
+# ConfigMap -> key -> text, of the wave's namespace, or why it cannot be read; without those that are not there
+Texts = Mapping[str, Mapping[str, str] | Failure]
 
 
 def config_maps(train: Train) -> frozenset[str]:
@@ -21,7 +23,8 @@ def config_maps(train: Train) -> frozenset[str]:
 def inlined(train: Train, policies: tuple[Policy, ...], texts: Texts) -> tuple[Train, tuple[Policy, ...]]:
     """The wave's training and policies with the lines of their ConfigMaps.
 
-    Raises SourceNotFound for a ConfigMap or key that is not there, InvalidRequest for too many bytes.
+    Raises SourceNotFound for a ConfigMap or key that is not there, SourceUnavailable for one that cannot be read now,
+    InvalidRequest for too many bytes.
     """
     train = msgspec.structs.replace(
         train,
@@ -66,12 +69,15 @@ def _inline(dataset: Dataset | None, texts: Texts) -> Dataset | None:
     name, key = dataset.config_map.name, dataset.config_map.key
     if name not in texts:
         raise SourceNotFound(f"ConfigMap {name}", "is not in the wave's namespace; create it, with the examples")
-    if key not in texts[name]:
-        has = ", ".join(sorted(texts[name])[:5]) or "none"
+    found = texts[name]
+    if isinstance(found, Failure):
+        raise SourceUnavailable(f"ConfigMap {name}", found.message)
+    if key not in found:
+        has = ", ".join(sorted(found)[:5]) or "none"
         raise SourceNotFound(f"ConfigMap {name}", f"has no key {key} (its keys: {has}); add it, or name another")
     # As a file's: str.splitlines also cuts at what JSON strings may hold, such as U+2028. Blank lines count, so that
     # an example is told by the number of its line in the ConfigMap.
-    lines = [line.decode() for line in texts[name][key].encode().splitlines()]
+    lines = [line.decode() for line in found[key].encode().splitlines()]
     if not any(line.strip() for line in lines):
         raise InvalidRequest(f"ConfigMap {name}", f"has no examples under {key}; write one JSON object a line")
     return msgspec.structs.replace(dataset, config_map=None, lines=lines)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from mint_contracts.errors import CapacityExceeded, MintError, SourceNotFound
+from mint_contracts.errors import CapacityExceeded, MintError, SourceNotFound, SourceUnavailable
 from mint_contracts.records import Failure
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import TrainState, WaveTraining
@@ -56,7 +56,7 @@ def _with_examples(
     texts = inputs.config_maps.get(wave.meta.namespace, {})
     try:
         return inlined(train, policies, texts)
-    except SourceNotFound:
+    except (SourceNotFound, SourceUnavailable):
         record = _begun(wave, state)
         if record is None:
             raise
