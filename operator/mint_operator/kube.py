@@ -102,6 +102,14 @@ class Kube:
                 return found
             query["continue"] = page.metadata.go_on
 
+    async def may_list(self, kind: str, namespace: str) -> bool:
+        """Whether a kind may be listed there: False only where the API server answers that it may not."""
+        try:
+            await self._send("GET", path(kind, namespace), {"limit": "1"})
+        except KubeError as error:
+            return error.status != 403
+        return True
+
     async def get(self, kind: str, namespace: str, name: str) -> bytes | None:
         """One object; None if it does not exist."""
         try:

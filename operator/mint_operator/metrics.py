@@ -19,6 +19,9 @@ WAVES = Gauge("mint_operator_waves", "Waves by phase", ["phase"])
 BASES = Gauge("mint_operator_bases", "Base models by phase", ["phase"])
 COPIES = Gauge("mint_operator_copies", "Adapter copies over all waves, by state", ["state"])
 DIRTY = Gauge("mint_operator_dirty", "Parts of the world that wait to be looked at")
+NAMESPACES_LEFT_OUT = Gauge(
+    "mint_operator_namespaces_left_out", "Namespaces to be watched that the operator may not read"
+)
 REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers")
 
 PHASES = ("Pending", "Loading", "Placing", "Ready", "Degraded", "Failed")

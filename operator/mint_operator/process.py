@@ -5,6 +5,7 @@ import signal
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import structlog
 from prometheus_client import start_http_server
 
@@ -15,7 +16,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
-from mint_operator import kube, settings
+from mint_operator import kube, reach, settings
 from mint_operator.apply import Applier, Maps
 from mint_operator.epoch import Leadership, LeadershipLost
 from mint_operator.loop import Loop
@@ -37,27 +38,15 @@ log = structlog.get_logger()
 async def run(config: settings.OperatorSettings) -> int:
     """The operator's life; returns its exit code."""
     start_http_server(config.metrics_port)
-    dirt, feed, stop, broken, api = Dirt(), Feed(), asyncio.Event(), asyncio.Event(), kube.connect()
-    running = asyncio.get_running_loop()
+    stop, broken, api = asyncio.Event(), asyncio.Event(), kube.connect()
     for each in (signal.SIGTERM, signal.SIGINT):
-        running.add_signal_handler(each, stop.set)
-    loops: list[Loop] = []
-
-    def kopf_ended() -> None:
-        running.call_soon_threadsafe(broken.set)
-
-    def progress() -> float | None:
-        return loops[0].last_pass if loops else None
-
-    watch = Watch(dirt, feed, config.namespaces, config.liveness_port, progress, kopf_ended)
-    watch.start()
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
     try:
-        await first(_lead(config, api, dirt, feed, loops), stop.wait(), broken.wait())
+        await first(_work(config, api, broken), stop.wait(), broken.wait())
     except (LeadershipLost, StaleEpoch) as error:
         log.error("no longer the leader; ending so that nothing stale is written", error=str(error))
         return 1
     finally:
-        watch.stop()
         api.close()
     return 1 if broken.is_set() else 0
 
@@ -73,6 +62,32 @@ async def first(*work: Coroutine[Any, Any, Any]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
+
+
+async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: asyncio.Event) -> None:
+    """Watch and lead where that is allowed, until elsewhere is; sets `broken` if kopf ends.
+
+    Raises LeadershipLost, StaleEpoch or InvalidRequest.
+    """
+    dirt, feed, loops = Dirt(), Feed(), list[Loop]()
+    running, named = asyncio.get_running_loop(), config.namespaces
+    config = msgspec.structs.replace(config, namespaces=await reach.readable(api, named))
+
+    def kopf_ended() -> None:
+        running.call_soon_threadsafe(broken.set)
+
+    def progress() -> float | None:
+        return loops[0].last_pass if loops else None
+
+    watch = Watch(dirt, feed, config.namespaces, config.liveness_port, progress, kopf_ended)
+    watch.start()
+    try:
+        work = [_lead(config, api, dirt, feed, loops)]
+        if named:
+            work.append(reach.changed(api, named, config.namespaces))
+        await first(*work)
+    finally:
+        watch.stop()
 
 
 async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, feed: Feed, loops: list[Loop]) -> None:

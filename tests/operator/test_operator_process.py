@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -53,14 +53,23 @@ class Process:
 
 
 @contextmanager
-def running(stage: Stage, url: str, folder: Path, name: str, *, lease: str = "mint-operator") -> Iterator[Process]:
-    """Start `mint-operator` over the stage's namespace."""
+def running(
+    stage: Stage,
+    url: str,
+    folder: Path,
+    name: str,
+    *,
+    lease: str = "mint-operator",
+    kubeconfig: Path | None = None,
+    namespaces: Sequence[str] = (),
+) -> Iterator[Process]:
+    """Start `mint-operator` over the stage's namespace, or others."""
     port, log = free_port(), folder / f"{name}.log"
     env = os.environ | {
-        "KUBECONFIG": str(stage.server.kubeconfig),
+        "KUBECONFIG": str(kubeconfig or stage.server.kubeconfig),
         "MINT_NAMESPACE": stage.namespace,
         "MINT_LEASE": lease,
-        "MINT_WATCH_NAMESPACES": stage.namespace,
+        "MINT_WATCH_NAMESPACES": ",".join(namespaces or [stage.namespace]),
         "POD_NAME": name,
         "MINT_ENGINE_IMAGE": "mint.dev/host:dev",
         "MINT_REDIS_URL": url,
@@ -173,6 +182,43 @@ async def test_an_operator_whose_lease_was_taken_ends_with_an_error(stage: Stage
     theirs = '{"spec": {"holderIdentity": "somebody-else"}}'
     stage.server.kubectl("patch", "lease/mint-operator", "-n", stage.namespace, "--type=merge", "-p", theirs)
     assert await operator.ended() == 1
+
+
+async def test_a_namespace_that_may_not_be_read_is_left_out_and_taken_in_again(
+    stage: Stage, launch: Any, tmp_path: Path
+) -> None:
+    kept, other = stage.namespace, stage.server.namespace(f"{stage.namespace}-other")
+    start = partial(launch, kubeconfig=stage.account(tmp_path), namespaces=[kept, other])
+    stage.let_in(kept, other)
+    operator = start("over-both")
+    await until("it to lead", lambda: _said(operator, "leading"))
+    stage.server.kubectl("delete", "rolebinding/operator", "-n", other)  # as the namespace's deletion does
+    await operator.ended()
+
+    operator = start("over-one")
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await until("placements", lambda: _placed(stage, ADAPTERS[0]))
+    assert [each["namespace"] for each in operator.events("namespace left out")] == [other]
+    assert operator.healthy()
+    stage.let_in(other)
+    assert await operator.ended() == 0
+
+    operator = start("over-both-again")
+    stage.server.kubectl(
+        "apply", "-n", other, "-f", "-", stdin=json.dumps(base_model() | {"metadata": {"name": "smol"}})
+    )
+    await until("the other's base in the map", lambda: _known(stage, f"{other}/smol"))
+    assert not operator.events("namespace left out")
+
+
+async def test_an_operator_that_may_read_no_namespace_says_so(stage: Stage, launch: Any, tmp_path: Path) -> None:
+    operator = launch("barred", kubeconfig=stage.account(tmp_path))
+    assert await operator.ended() == 1
+    assert f"may read none of {stage.namespace}" in operator.events("cannot start")[0]["error"]
+
+
+async def _known(stage: Stage, base: str) -> bool:
+    return base in await MapReader(stage.redis).bases()
 
 
 async def _said(process: Process, event: str) -> bool:

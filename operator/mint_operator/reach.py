@@ -1,0 +1,52 @@
+"""Which of the namespaces that the operator is told to watch it may read.
+
+A namespace that is deleted takes the operator's Role in it along. Those that cannot be read are left out, as if they
+were not named, so that work goes on in the others; what Redis says of their bases stays as it is. Watch and views are
+made for one set of namespaces: when it changes, the process ends, and its Deployment starts it anew.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from mint_contracts.errors import InvalidRequest
+from mint_operator import metrics
+from mint_operator.kube import Kube
+
+LOOK_S = 10.0
+KINDS = ("BaseModel", "AdapterWave")  # the chart's Role has all rights or is not there
+
+log = structlog.get_logger()
+
+
+async def readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:
+    """Those of `namespaces` in which our kinds may be listed; while the API server does not answer, all.
+
+    Raises InvalidRequest where namespaces are named and none may be read.
+    """
+    found = await _readable(kube, namespaces)
+    left_out = sorted(set(namespaces) - set(found))
+    metrics.NAMESPACES_LEFT_OUT.set(len(left_out))
+    if left_out and not found:
+        missing = f"the operator may read none of {', '.join(left_out)}; the chart makes a Role in each that exists"
+        raise InvalidRequest("watchNamespaces", missing)
+    for each in left_out:
+        log.warning("namespace left out", namespace=each, error="no right to list there; does it exist?")
+    return found
+
+
+async def changed(kube: Kube, namespaces: Sequence[str], before: Sequence[str], every_s: float = LOOK_S) -> None:
+    """Wait until other namespaces may be read than `before`."""
+    found = before
+    while found == before:
+        await asyncio.sleep(every_s)
+        found = await _readable(kube, namespaces)
+    log.warning("other namespaces may be read than at the start; ending to be started anew", now=found)
+
+
+async def _readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:
+    lists = [(kind, each) for each in namespaces for kind in KINDS]
+    may = await asyncio.gather(*[kube.may_list(*each) for each in lists])
+    refused = {each for (_, each), allowed in zip(lists, may, strict=True) if not allowed}
+    return tuple(each for each in namespaces if each not in refused)
