@@ -148,7 +148,7 @@ async def test_a_config_map_that_could_not_be_read_is_read_at_the_next_look(stag
 
     async def read() -> bool:
         await view.refresh(frozenset(), waves)
-        return view.inputs.config_maps[stage.namespace]["lessons"] == lessons("1+1=")["data"]
+        return bool(view.inputs.config_maps[stage.namespace]["lessons"] == lessons("1+1=")["data"])
 
     await until("it to be read", read)
     kube.close()
