@@ -25,7 +25,7 @@ demo-train: env kernels ## The demo, then eight policies trained beside it, thei
 	@$(BIN)/python -m e2e.demo train $(CONTEXT_FLAG)
 
 .PHONY: demo-down
-demo-down: ## End the demo's cluster and leave nothing behind
+demo-down: ## End the demo's cluster; on a cluster of your own, take away what the demo made there
 	@if test -x $(BIN)/python; then $(BIN)/python -m e2e.demo down $(CONTEXT_FLAG); fi
 
 .PHONY: test

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from e2e import cluster as clusters
-from e2e import release, stage
+from e2e import guest, release, stage
 from e2e.cluster import Cluster, Kube
 from e2e.forward import forward
 from e2e.samples import Samples, prepare
@@ -51,8 +51,8 @@ def values(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def world(kube: Kube, cluster: Cluster, samples: Samples, values: Path) -> Iterator[World]:
     """The release installed, the samples on a claim, and a base of two engines that is Ready."""
-    release.install(kube, values)
-    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, "default")
+    guest.install(cluster, values)
+    guest.add_namespace(cluster, NAMESPACE)
     stage.stage(kube, NAMESPACE, stage.folders(samples), samples.root.name, image_of(cluster.values()))
     kube.apply(base_model("smollm2", engines=2), NAMESPACE)
     kube.wait("basemodel/smollm2", "Ready", NAMESPACE, timeout_s=300)

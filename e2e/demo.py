@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from e2e import cluster as clusters
-from e2e import lessons, release, stage
+from e2e import guest, lessons, release, stage
 from e2e.cluster import Cluster, ClusterError, Kube
 from e2e.cluster.paths import data_folder
 from e2e.cluster.progress import Steps
@@ -36,10 +36,7 @@ def up(context: str | None) -> None:
     samples = prepare(steps.say)
     cluster = clusters.up(context=context, steps=steps)
     kube = cluster.kube
-    with steps.step("helm upgrade --install mint charts/mint") as step:
-        step.note = "reusing the release" if release.installed(kube) else "first install"
-        release.install(kube, _values(cluster))
-    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, "default")
+    install(cluster, steps)
     with steps.step("samples onto the claim mint-samples") as step:
         copied = stage.stage(kube, NAMESPACE, stage.folders(samples), samples.root.name, image_of(cluster.values()))
         step.note = "copied" if copied else "reused"
@@ -52,6 +49,18 @@ def up(context: str | None) -> None:
     with forward(kube, "service/mint-gateway", GATEWAY_PORT, release.NAMESPACE) as gateway:
         _ask(gateway)
     _farewell(cluster)
+
+
+def install(cluster: Cluster, steps: Steps) -> None:
+    """Install MinT, or upgrade the release that an earlier run installed; and make the demo's namespace.
+
+    Raises ClusterError where MinT is somebody else's.
+    """
+    with steps.step("helm upgrade --install mint charts/mint") as step:
+        known = release.installed(cluster.kube)
+        guest.install(cluster, _values(cluster))
+        step.note = "reusing the release" if known else "first install"
+    guest.add_namespace(cluster, NAMESPACE)
 
 
 def train(context: str | None) -> None:
@@ -112,14 +121,10 @@ def _farewell(cluster: Cluster) -> None:
 
 
 def down(context: str | None) -> None:
-    """Remove what `up` made: the whole cluster, or on a cluster of your own the demo and the release."""
+    """Remove what `up` made: the whole cluster, or on a cluster of your own what bears the demo's mark."""
     cluster = clusters.find(context=context)
     if cluster is not None and cluster.backend == "context":
-        kube = cluster.kube
-        kube.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout_s=180)
-        release.uninstall(kube)
-        kube.kubectl("delete", "--ignore-not-found", "-f", str(release.ROOT / "crds"))
-        kube.kubectl("delete", "namespace", release.NAMESPACE, "--ignore-not-found", timeout_s=180)
+        guest.leave(cluster.kube, Steps(title="demo"))
     clusters.down(context=context)
 
 

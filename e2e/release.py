@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "mint"
 NAMESPACE = "mint-system"
 TIMEOUT_S = 300
+STATES = ("--deployed", "--failed", "--pending", "--uninstalling")
 
 
 def install(kube: Kube, values: Path, *extra: str) -> None:
@@ -24,6 +25,6 @@ def uninstall(kube: Kube) -> None:
     kube.helm("uninstall", NAME, "-n", NAMESPACE, "--ignore-not-found", "--wait", f"--timeout={TIMEOUT_S}s")
 
 
-def installed(kube: Kube) -> bool:
-    """True if helm knows the release."""
-    return NAME in kube.helm("list", "-n", NAMESPACE, "-q").split()
+def installed(kube: Kube, label: str = "") -> bool:
+    """True if helm knows the release, whole or half made; with `label` ("key=value"), if it also bears that."""
+    return NAME in kube.helm("list", "-n", NAMESPACE, "-q", "-l", label, *STATES).split()

@@ -1,0 +1,115 @@
+"""MinT's release on any cluster; on one of somebody else as a guest, who leaves alone what others made.
+
+What a guest makes bears a mark in the cluster itself, by which every checkout knows what it may change and take away.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from e2e import release
+from e2e.cluster import Cluster, ClusterError, Kube
+from e2e.cluster.progress import Steps
+
+LABEL, MAKER = "mint.dev/made-by", "demo"
+MARK = f"{LABEL}={MAKER}"
+OPERATORS = "app.kubernetes.io/name=mint,app.kubernetes.io/component=operator"
+INSTANCE = "app.kubernetes.io/instance"
+DELETION_LIMIT_S = 180
+
+
+def install(cluster: Cluster, values: Path) -> None:
+    """Install or upgrade the release and wait until it is available. Idempotent.
+
+    Raises ClusterError on a cluster of somebody else that has a MinT which was not installed by this.
+    """
+    kube = cluster.kube
+    if not _guest(cluster):
+        release.install(kube, values)
+        return
+    others = _others(kube)
+    if others:
+        raise ClusterError(
+            f"context {kube.context} has MinT already, which is left alone: {', '.join(others)}. Use that, as"
+            " charts/mint/README.md says: apply crds/samples/basemodel.yaml and adapterwave.yaml to a namespace that"
+            " it watches. Or give a context without MinT"
+        )
+    crds = [yaml.safe_load(path.read_text()) for path in sorted((release.ROOT / "crds").glob("*.yaml"))]
+    for manifest in [_namespace(release.NAMESPACE), *crds]:
+        _create(kube, manifest)
+    release.install(kube, values, "--labels", MARK)
+
+
+def add_namespace(cluster: Cluster, name: str) -> None:
+    """Have a namespace for what is tried, which on a cluster of somebody else goes when the guest leaves."""
+    namespace = _namespace(name)
+    cluster.kube.apply(_marked(namespace) if _guest(cluster) else namespace, "default")
+
+
+def leave(kube: Kube, steps: Steps) -> None:
+    """Take away what bears the mark, and say what stays. Idempotent.
+
+    Namespaces go before the release, whose operator ends what is in them. CRDs stay while anybody has a use for them,
+    since every BaseModel and AdapterWave of the cluster would go with them.
+    """
+    not_the_releases = f"metadata.name!={release.NAMESPACE}"
+    with steps.step("delete the namespaces that the demo made"):
+        _delete(kube, "namespace", "--field-selector", not_the_releases)
+    if release.installed(kube, MARK):
+        with steps.step(f"helm uninstall {release.NAME}"):
+            release.uninstall(kube)
+    others = _others(kube)
+    used_by = [*others, *_custom_resources(kube)]
+    if used_by:
+        steps.say(f"left alone, with the CRDs: {', '.join(used_by)}")
+    else:
+        _delete(kube, "crd")
+    if not any(other.startswith(f"{release.NAMESPACE}/") for other in others):
+        with steps.step("delete the release's namespace, if the demo made it"):
+            _delete(kube, "namespace")
+
+
+def _guest(cluster: Cluster) -> bool:
+    return cluster.backend == "context"
+
+
+def _others(kube: Kube) -> list[str]:
+    """MinT's releases without the mark, as "namespace/name"; also one that GitOps made, which helm does not know."""
+    ours = f"{release.NAMESPACE}/{release.NAME}"
+    found = json.loads(kube.kubectl("get", "deployments", "-A", "-l", OPERATORS, "-o", "json"))["items"]
+    releases = {f"{each['metadata']['namespace']}/{each['metadata']['labels'][INSTANCE]}" for each in found}
+    if release.installed(kube):
+        releases.add(ours)
+    if release.installed(kube, MARK):
+        releases.remove(ours)
+    return sorted(releases)
+
+
+def _custom_resources(kube: Kube) -> list[str]:
+    """Every object, as "Kind namespace/name", of a CRD that bears the mark."""
+    crds = kube.kubectl("get", "crd", "-l", MARK, "-o", "jsonpath={.items[*].metadata.name}").split()
+    if not crds:
+        return []
+    found = json.loads(kube.kubectl("get", ",".join(crds), "-A", "-o", "json"))["items"]
+    return [f"{each['kind']} {each['metadata']['namespace']}/{each['metadata']['name']}" for each in found]
+
+
+def _namespace(name: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+
+
+def _marked(manifest: dict[str, Any]) -> dict[str, Any]:
+    metadata = manifest["metadata"]
+    return manifest | {"metadata": metadata | {"labels": metadata.get("labels", {}) | {LABEL: MAKER}}}
+
+
+def _create(kube: Kube, manifest: dict[str, Any]) -> None:
+    """Create an object with the mark; one that is there stays as it is, without it."""
+    if not kube.kubectl("get", manifest["kind"], manifest["metadata"]["name"], "--ignore-not-found", "-o", "name"):
+        kube.kubectl("create", "-f", "-", stdin=json.dumps(_marked(manifest)))
+
+
+def _delete(kube: Kube, kind: str, *selecting: str) -> None:
+    kube.kubectl("delete", kind, "-l", MARK, *selecting, timeout_s=DELETION_LIMIT_S)
