@@ -10,7 +10,7 @@ from mint_gateway.server import Limits, serve
 
 
 async def run(port: int, metrics_port: int) -> None:
-    """Serve on `port`, and metrics on theirs, until a signal. Raises what broke the following of the map."""
+    """Serve on `port`, and metrics on theirs, until a signal. Raises the defect that ended its own work before."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -20,11 +20,13 @@ async def run(port: int, metrics_port: int) -> None:
         async with serve(redis, f"[::]:{port}", Limits()) as gateway:
             metrics, thread = start_http_server(metrics_port, registry=gateway.metrics.registry)
             waiting = asyncio.create_task(ended.wait())
-            await asyncio.wait([waiting, gateway.following], return_when=asyncio.FIRST_COMPLETED)
+            lasting = (gateway.following, gateway.keeping)
+            await asyncio.wait([waiting, *lasting], return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
         metrics.shutdown()
         thread.join()
-        if not gateway.following.cancelled() and (defect := gateway.following.exception()):
-            raise defect
+        for task in lasting:
+            if not task.cancelled() and (defect := task.exception()):
+                raise defect
     finally:
         await redis.aclose()

@@ -58,12 +58,13 @@ class Limits(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Gateway:
-    """A running gateway. `following` ends only by a defect, and then the gateway should end too."""
+    """A running gateway. `following` and `keeping` end only by a defect, and then the gateway should end too."""
 
     port: int
     mirror: Mirror
     metrics: Metrics
-    following: asyncio.Task[None]
+    following: asyncio.Task[None]  # of the map
+    keeping: asyncio.Task[None]  # of the catalogs
 
 
 @asynccontextmanager
@@ -109,7 +110,7 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     keeping = asyncio.create_task(catalogs.run())
     announcing = asyncio.create_task(_announce(mirror, healthy))
     try:
-        yield Gateway(port, mirror, metrics, following)
+        yield Gateway(port, mirror, metrics, following, keeping)
     finally:
         announcing.cancel()
         await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)

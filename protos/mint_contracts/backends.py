@@ -53,13 +53,16 @@ def _web() -> Backend:
 
 
 def _s3() -> Backend:
+    import aiohttp
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
     from fsspec.exceptions import FSTimeoutError
     from s3fs import S3FileSystem
 
     limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 1}}
     files = S3FileSystem(config_kwargs=limits, **_PLAIN)
-    return Backend(files, (OSError, BotoCoreError, ClientError, FSTimeoutError), (NoCredentialsError,))
+    return Backend(
+        files, (OSError, aiohttp.ClientError, BotoCoreError, ClientError, FSTimeoutError), (NoCredentialsError,)
+    )
 
 
 def _gs() -> Backend:

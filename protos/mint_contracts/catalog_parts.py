@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from mint_contracts.entries import Entry, Row
-from mint_contracts.errors import CorruptFile
+from mint_contracts.entries import Entry, Row, check, plainly_good
+from mint_contracts.errors import CorruptFile, MintError
 from mint_contracts.object_store import object_store
 from mint_contracts.source import Source
 
@@ -30,6 +30,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _decoder, _merged = msgspec.json.Decoder(Entry), msgspec.json.Decoder(_Line)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, MintError)  # no entry, or one that may not be used
 _log = structlog.get_logger()
 
 
@@ -74,7 +75,7 @@ class Parts:
         merged = name.endswith(MERGED + SUFFIX)
         try:
             return _rows(content, first, merged=merged)
-        except msgspec.MsgspecError as error:
+        except _UNREADABLE as error:
             if strict:
                 raise CorruptFile(f"{self._manifests.uri}/{name}", f"has a line that is no entry ({error})") from None
             return self._one_by_one(name, content, first, merged=merged)
@@ -84,15 +85,26 @@ class Parts:
         for number, line in enumerate(content.splitlines()):
             try:
                 found += _rows(line, first + number, merged=merged)
-            except msgspec.MsgspecError as error:
+            except _UNREADABLE as error:
                 _log.error("catalog line cannot be read", part=name, line=number + 1, error=str(error))
         return found
 
 
 def _rows(content: bytes, first: int, *, merged: bool) -> list[Row]:
     if merged:
-        return [(line.at, line.entry) for line in _merged.decode_lines(content)]
-    return list(enumerate(_decoder.decode_lines(content), first))
+        rows = [(line.at, line.entry) for line in _merged.decode_lines(content)]
+    else:
+        rows = list(enumerate(_decoder.decode_lines(content), first))
+    _check([entry for _, entry in rows])
+    return rows
+
+
+def _check(entries: Sequence[Entry]) -> None:
+    """Raises what `check` does: a line may have been spoilt since it was registered, and be JSON all the same."""
+    plain = plainly_good([entry for entry in entries if not entry.retired])
+    for entry in entries:
+        if entry.retired or not plain:
+            check(entry)
 
 
 def part_name(sequence: int, count: int) -> str:

@@ -252,14 +252,30 @@ async def test_where_redis_is_full_registering_is_refused_and_retiring_is_not(sc
     assert (await listed(client)).keys() == {"a/two"}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"{torn\n", b'{"name":"a/x","uri":"s3://b/\xff"}\n', b'{"name":"%s","uri":"s3://b/x"}\n' % (b"x" * 300)],
+    ids=["torn", "no UTF-8", "no name"],
+)
 async def test_an_unreadable_line_of_a_manifest_costs_only_itself(
-    redis_client: Redis, local: str, tmp_path: Path
+    redis_client: Redis, local: str, tmp_path: Path, line: bytes
 ) -> None:
     folder = tmp_path / "catalog"
     folder.mkdir()
-    (folder / part_name(1000, 3)).write_bytes(lines([entry("a/one")]) + b"{torn\n" + lines([entry("a/two")]))
+    (folder / part_name(1000, 3)).write_bytes(lines([entry("a/one")]) + line + lines([entry("a/two")]))
     (folder / "README").write_text("not a part")
     assert await Keeper(redis_client, dict).rebuild(BASE, Source(local)) == 2
+
+
+async def test_a_defect_met_by_one_catalog_costs_no_other_its_keeping(redis_client: Redis, local: str) -> None:
+    sources = {"demo/spoilt": Source(uri=5), BASE: Source(local)}  # type: ignore[arg-type]
+    keeping = asyncio.create_task(Keeper(redis_client, lambda: sources).run())
+    await complete(redis_client)
+    await redis_client.flushall()  # the keeper goes on after the defect
+    await complete(redis_client)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    assert keeping.cancelled()
 
 
 async def test_a_request_goes_where_the_catalog_says(scene: Scene, local: str) -> None:

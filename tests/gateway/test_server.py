@@ -18,7 +18,9 @@ from structlog.testing import capture_logs
 
 from mint_contracts import errors
 from mint_contracts.settings import REDIS_URL
+from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.client import Client, question
+from mint_gateway.process import run
 from tests.gateway.scene import BASE, Scene
 from tests.importing import ends_while_it_imports
 from tests.redis_process import RedisProcess, free_port
@@ -152,6 +154,18 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_the_program_ends_by_the_defect_that_ended_the_keeping_of_catalogs(
+    redis_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: Catalogs) -> None:
+        raise ArithmeticError("a defect")
+
+    monkeypatch.setattr(Catalogs, "run", broken)
+    monkeypatch.setenv(REDIS_URL, redis_server)
+    with pytest.raises(ArithmeticError, match="a defect"):
+        await asyncio.wait_for(run(0, free_port()), 60)
 
 
 async def test_told_to_end_the_program_does_while_it_still_imports(tmp_path: Path) -> None:

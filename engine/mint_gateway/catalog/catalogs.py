@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from contextlib import suppress
 
 from redis.asyncio import Redis
 
@@ -60,5 +59,4 @@ class Catalogs:
         finally:
             for task in (keeping, *following.values()):
                 task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(keeping, *following.values(), return_exceptions=True)

@@ -24,6 +24,7 @@ from mint_contracts.source import Source
 from mint_gateway.catalog.compaction import compact
 
 LOOK_S = 1.0
+DEFECT_PAUSE_S = 30.0
 SWEEP_S = 60.0
 ON_ITS_WAY_S = 120.0  # a part younger than this may still be brought in by who wrote it
 HOLD_S = 15.0  # a keeper that says nothing for so long is gone
@@ -55,8 +56,7 @@ class Keeper:
         try:
             while True:
                 self._woken.clear()
-                for base in [base for base, task in looking.items() if task.done()]:
-                    await looking.pop(base)  # raises the defect that ended it
+                looking = {base: task for base, task in looking.items() if not task.done()}
                 for base, source in self._manifests().items():
                     if base not in looking:
                         looking[base] = asyncio.create_task(self._looked(base, source))
@@ -83,6 +83,9 @@ class Keeper:
             await self.look(base, manifests)
         except (MintError, ResponseError) as error:
             _log.warning("catalog not looked after", base_model=base, error=str(error))
+        except Exception:  # noqa: BLE001 - whatever is wrong with one catalog, the others are kept
+            _log.exception("catalog not looked after", base_model=base)
+            await asyncio.sleep(DEFECT_PAUSE_S)
 
     async def rebuild(self, base: str, manifests: Source) -> int:
         """Read every part, the oldest first; returns how many entries were read."""
