@@ -57,14 +57,11 @@ class Update:
         return {"seconds": seconds, "rows": sum(outcome.rows for outcome in work.results().values())}
 
     def peak(self, **told: Any) -> Answer:
-        """The same, and how much memory the process held at most, less what these policies' own numbers take."""
+        """The same of all, and how much memory the process held at most, less what the policies' own numbers take."""
         gc.collect()
         forget_peak()
         found = self.update(**told)
-        own = sum(
-            self._trainer.policy(name).weights.numel() * (_BYTES if at < told["policies"] else 12)
-            for at, name in enumerate(self._names)
-        )
+        own = sum(self._trainer.policy(name).weights.numel() * _BYTES for name in self._names)
         return {**found, "bytes": peak_bytes() - own}
 
 

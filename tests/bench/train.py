@@ -1,6 +1,7 @@
 """Updates of many policies: against PEFT and torch's AdamW, their memory, and how training goes on after a kill."""
 
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from statistics import median
@@ -33,13 +34,17 @@ def _update(bench: Bench) -> list[Row]:
 
 
 def _peak(bench: Bench) -> list[Row]:
-    """The same trainer with one policy and with all, in turns."""
-    with bench.side("ours", sys.executable, "tests.bench.our_update", _setup(bench)) as ours:
-        bench.start(ours)
-        _ask(bench, ours, "peak", _whole(bench, 0, policies=_POLICIES))
-        ways = {"one": 1, "all": _POLICIES}
-        sides = {name: partial(_round, bench, ours, "peak", count) for name, count in ways.items()}
-        rounds = take_turns(bench.rounds, sides)
+    """A trainer with one policy and one with all, each in a process of its own, in turns."""
+    counts = {"one": 1, "all": _POLICIES}
+    with ExitStack() as stack:
+        ways = {}
+        for name, count in counts.items():
+            setup = _setup(bench) | {"policies": count}
+            side = stack.enter_context(bench.side(name, sys.executable, "tests.bench.our_update", setup))
+            bench.start(side)
+            _ask(bench, side, "peak", _whole(bench, 0, policies=count))
+            ways[name] = partial(_round, bench, side, "peak", count)
+        rounds = take_turns(bench.rounds, ways)
     sizes = {name: [found["bytes"] / 1e6 for found in each] for name, each in rounds.items()}
     return [measured("train.peak_memory_8_over_1", sizes["all"], sizes["one"], "the whole process, base included")]
 

@@ -1,6 +1,7 @@
 """One forward pass over a packed batch: lean where base and machine allow it, generic otherwise; proven first."""
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,8 +77,11 @@ class Forward:
         self.slots = slots
         self.cache = cache
         self._others = team.others if team else None
+        began = time.perf_counter()
         expected = team.expected if team else reference_logits(base)
+        referred = time.perf_counter()
         self._pass = choose_pass(base, slots, cache, peers=team.peers if team else None, lean=lean)
+        chosen = time.perf_counter()
         difference = self._difference(expected)
         if isinstance(self._pass, Lean) and team is None and not difference <= _TOLERANCE[base.dtype]:
             _log.warning("lean_pass_differs", architecture=base.architecture, difference=difference)
@@ -89,7 +93,13 @@ class Forward:
                 f"computes other logits with a paged cache than without (relative difference {difference:.3g}); "
                 "its attention needs something that is not served",
             )
-        _log.info("pass_chosen", architecture=base.architecture, compute=self.compute, difference=difference)
+        _log.info(
+            "pass_chosen",
+            architecture=base.architecture,
+            compute=self.compute,
+            difference=difference,
+            proof_s=round(referred - began + time.perf_counter() - chosen, 4),
+        )
 
     @property
     def compute(self) -> str:
