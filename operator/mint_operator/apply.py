@@ -203,7 +203,8 @@ class Applier:
             if error.status not in {GONE, CONFLICT}:
                 self._count(counts, "statuses", failed=True)
                 log.warning("status not written", kind=kind, key=meta.key, error=str(error))
-            self._dirt.note(part)
+            if not error.refused:  # else the object is as it was seen: tried again with the next pass, without a list
+                self._dirt.note(part)
             return
         self._written[key] = now
         self._feed.saw(meta.uid, News(kind, raw, own=True))

@@ -283,6 +283,12 @@ def test_gateways_roll_without_a_gap_and_spread() -> None:
     assert matches(spread["labelSelector"], labels(gateway))
 
 
+def test_a_single_gateway_lets_go_of_its_claims_before_the_next_takes_them() -> None:
+    with_claims: Values = {"gateway": {"catalog": {"claims": ["catalog"]}}}
+    gateway = workloads(render(with_claims))["mint-gateway"]
+    assert gateway["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+
+
 def test_one_operator_at_a_time() -> None:
     operator: Object = workloads(render(DEFAULTS))["mint-operator"]
     assert operator["spec"]["replicas"] == 1

@@ -137,6 +137,8 @@ def test_names_of_adapters_obey_the_same_pattern() -> None:
     assert f"self.matches(r'{shorter}')" in rules("AdapterWave").values()
     assert f"self.matches('^[^@]*(@{revision})?$')" in rules("AdapterWave").values()
     assert adapters["names"]["items"]["maxLength"] == names.ADAPTER_MAX_LENGTH + len("@sha256:") + 64
+    failures = schema("AdapterWave")["properties"]["status"]["properties"]["failures"]["items"]["properties"]
+    assert failures["adapter"]["maxLength"] == adapters["names"]["items"]["maxLength"], "what may fail can be told"
     assert adapters["selector"]["properties"]["labels"]["maxProperties"] == LABELS_MAX
     assert adapters["sources"]["items"]["properties"]["name"]["maxLength"] == names.ADAPTER_MAX_LENGTH
 

@@ -1,5 +1,6 @@
 """API objects, as JSON, to what a snapshot holds. Only the fields that matter are read."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -191,15 +192,19 @@ def _trouble(status: _PodStatus) -> Failure | None:
     for each in status.container_statuses:
         waiting = each.state.waiting
         if waiting is not None and waiting.reason not in _STARTING:
-            return Failure(reason=waiting.reason, message=waiting.message or "the container waits", terminal=False)
+            return _failure(waiting.reason, waiting.message, "the container waits")
     for condition in status.conditions:
         if condition.type == "PodScheduled" and condition.status == "False":
-            return Failure(reason=condition.reason or "Unschedulable", message=condition.message, terminal=False)
+            return _failure(condition.reason or "Unschedulable", condition.message, "the pod has no node")
     if status.phase == "Failed":
-        return Failure(
-            reason=status.reason or "PodFailed", message=status.message or "the pod failed", terminal=False
-        )
+        return _failure(status.reason or "PodFailed", status.message, "the pod failed")
     return None
+
+
+def _failure(reason: str, message: str, unsaid: str) -> Failure:
+    """With a reason that a condition may have: the kubelet also gives some like OutOfnvidia.com/gpu."""
+    word = re.sub(r"^[^A-Za-z]+|[^A-Za-z0-9]+$", "", re.sub(r"[^A-Za-z0-9]", "_", reason))
+    return Failure(reason=word or "PodTrouble", message=message or unsaid, terminal=False)
 
 
 def _lenient(raw: msgspec.Raw, kind: type[T], default: T) -> T:
