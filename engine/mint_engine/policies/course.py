@@ -11,8 +11,10 @@ import structlog
 
 from mint_contracts.errors import Internal, MintError, NonFiniteWeights
 from mint_contracts.records import Failure
+from mint_contracts.source import Source
 from mint_contracts.training import Train
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
+from mint_engine.adapters.packed import Packed
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Record
@@ -57,6 +59,7 @@ class Course:
         self._evaluation: float | None = None
         self._tokens, self._step_s, self._skipped = 0, 0.0, 0
         self.waits = False  # for the map, to be sure of its lease
+        self.abandoned = False  # its lease may be another engine's
         self.parting = False  # the engine ends: what is finished is saved before all is let go of
         self._slot: int | None = None
         self._label = ""
@@ -173,7 +176,7 @@ class Course:
         with metrics.SECONDS.labels("load").time():
             store = await asyncio.to_thread(store_of, self._wave.store)
             write = partial(self._patience, what="write", lasts=self._keeps)
-            keeping = Keeping(means, store, terms, self._sure, write)
+            keeping = Keeping(means, store, terms, self._sure, self._offer, write)
             examples = await means.datasets.read(terms.run, terms.dataset)
             told = terms.train.evaluation
             held_out: Sequence[Example] = examples
@@ -249,6 +252,11 @@ class Course:
     async def _publish(self) -> None:
         await self._kept().publish(self._standing.step)
         self._standing = msgspec.structs.replace(self._standing, published=self._standing.step)
+
+    def _offer(self, source: Source, packed: Packed) -> None:
+        """Serve what was published, unless the map alone says by now what is served."""
+        if not self.abandoned:
+            self._means.places.offer(self.assignment.policy, source, packed)
 
     async def _wait(self) -> None:
         await asyncio.sleep(UNSURE_S)

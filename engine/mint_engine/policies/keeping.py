@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from mint_contracts.errors import MintError
+from mint_contracts.source import Source
 from mint_contracts.training_records import Published
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
@@ -41,13 +42,22 @@ class Patiently(Protocol):
 
 
 class Keeping:
-    """One policy's writes under one lease. `sure` tells whether that may still be acted on."""
+    """One policy's writes under one lease. `sure` tells whether that may still be acted on.
+
+    `offer` is given each revision, and where it lies, once it is published.
+    """
 
     def __init__(
-        self, means: Means, store: Store, terms: Terms, sure: Callable[[], bool], patiently: Patiently
+        self,
+        means: Means,
+        store: Store,
+        terms: Terms,
+        sure: Callable[[], bool],
+        offer: Callable[[Source, Packed], None],
+        patiently: Patiently,
     ) -> None:
         self._means, self._store, self._terms, self._sure = means, store, terms, sure
-        self._patiently = patiently
+        self._offer, self._patiently = offer, patiently
         self.shelf = Shelf(store, terms.policy, terms.run)
         self.published: Published | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -93,7 +103,7 @@ class Keeping:
             _log.warning("last_step_unsaved", policy=record.policy, step=record.step, error=str(error))
 
     async def publish(self, step: int) -> None:
-        """Begin to publish the policy as it is now; it is served from when it is there."""
+        """Begin to publish the policy as it is now; it is offered when it is there."""
         await self._room("publish")
         name, dtype, terms = Name(self._terms.lease, step), self._means.dtype, self._terms
 
@@ -108,7 +118,7 @@ class Keeping:
             packed = await asyncio.to_thread(pack)
             told = await self._write(lambda: revisions.publish(self._store, terms.policy, name, packed))
             self.published = told
-            self._means.places.offer(terms.policy, told.source, packed)
+            self._offer(told.source, packed)
             _log.info("published", policy=terms.policy, wave=terms.wave, revision=told.revision, step=step)
 
         self._begin("publish", write())

@@ -111,6 +111,7 @@ class Roster:
 
     def _abandon(self, policy: str, running: _Running) -> None:
         del self._running[policy]
+        running.course.abandoned = True  # before it ends, it may have published something more
         self._means.places.withdraw(policy)
         if not running.ended:
             _log.info("lease_gone", policy=policy, lease=running.course.assignment.lease)

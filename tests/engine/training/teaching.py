@@ -1,8 +1,9 @@
 """A whole engine that trains, in this process: residency, slots, step thread and courses over a tiny base."""
 
 import json
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.work import Work
 from tests.engine.running import settings_for
 from tests.waiting import until
 
@@ -87,6 +90,32 @@ class Scene:
         return self.roster.progress()
 
 
+class Gate:
+    """Holds a thread that comes by, once so many others have gone through; opened at the end at the latest."""
+
+    def __init__(self, after: int = 0) -> None:
+        self._left = after
+        self._reached, self._open = threading.Event(), threading.Event()
+
+    def go_by(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self._reached.set()
+            assert self._open.wait(60)
+
+    async def reached(self) -> None:
+        await until(self._reached.is_set)
+
+    def open(self) -> None:
+        self._open.set()
+
+    def __enter__(self) -> "Gate":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+
+
 @asynccontextmanager
 async def training(
     base: Path,
@@ -121,6 +150,19 @@ async def training(
         await residency.close()
     residency.check()
     assert not [copy for copy in residency.books.in_slots.values() if copy.users]
+
+
+def hold_updates(scene: Scene, gate: Gate) -> None:
+    """Let the step thread go by the gate whenever it begins an epoch of an update."""
+    updates = scene.server._updates
+    assert updates is not None
+    trainer, begin = updates.trainer, updates.trainer.begin
+
+    def held_up(batches: Sequence[PolicyBatch]) -> Work:
+        gate.go_by()
+        return begin(batches)
+
+    trainer.begin = held_up  # type: ignore[method-assign]
 
 
 async def weights(scene: Scene, policy: str) -> bytes:

@@ -24,10 +24,10 @@ from mint_contracts.training import (
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
 from mint_engine.policies import patience, revisions
 from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
-from mint_engine.policies.store import store_of
+from mint_engine.policies.store import LocalStore, store_of
 from tests.engine.in_process import Engine
 from tests.engine.running import save_adapter, save_base
-from tests.engine.training.teaching import Scene, assignment, train, training
+from tests.engine.training.teaching import Gate, Scene, assignment, hold_updates, train, training
 from tests.waiting import until
 
 PROMPT = (5, 6, 7, 8)
@@ -314,6 +314,33 @@ async def test_a_published_revision_is_served_at_once_without_reading_storage(ba
         loader = other.residency._climber._loader
         with loader.disk.using(published.source):
             assert loader.load(published.source).revision == published.revision
+
+
+async def test_what_is_published_when_the_lease_has_gone_is_not_served_above_the_map(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = LocalStore.write
+
+    def write_late(store: LocalStore, path: str, data: bytes) -> None:
+        if path.startswith("revisions/"):
+            writing.go_by()
+        write(store, path, data)
+
+    monkeypatch.setattr(LocalStore, "write", write_late)
+    async with training(base, tmp_path, train(steps=100, publish_every_steps=1)) as scene:
+        with Gate() as writing, Gate(after=1) as updating:
+            hold_updates(scene, updating)
+            scene.want(assignment("acme/one"))
+            course = scene.roster._running["acme/one"].course
+            await writing.reached()
+            await updating.reached()  # the course has to wait for the end of this step
+            scene.want()
+            writing.open()
+            await until(lambda: course.progress.published)
+            assert not scene.residency.lending.offered
+            updating.open()
+            await until(lambda: len(scene.residency.slots.free) == 10)
+            assert not scene.residency.lending.offered
 
 
 async def test_a_policy_starts_from_an_adapter(base: Path, tmp_path: Path) -> None:
