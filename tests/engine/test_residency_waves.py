@@ -162,6 +162,28 @@ async def test_a_replacement_that_fails_in_the_only_slot_leaves_requests_the_old
     assert await once(here, NAMES[0]) != old
 
 
+async def test_a_replacement_that_fails_in_anothers_slot_leaves_requests_the_old_revision(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Watched, slot: int, packed: Packed) -> None:
+        raise RuntimeError("device says no")
+
+    here = scene(slots=2)
+    here.residency.want(wanted(store, NAMES[0], version="1"))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    async with here.residency.hold(NAMES[0]) as old:
+        async with here.residency.hold(NAMES[1]):
+            name = lora_names(store / NAMES[0])[0]
+            edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
+            monkeypatch.setattr(Watched, "load", broken)
+            here.residency.want(wanted(store, NAMES[0], version="2"))
+            await until(lambda: here.residency.books.current[NAMES[0]].source.revision == "2")
+        await until(lambda: here.failure(NAMES[0]) == "Internal")
+        assert await once(here, NAMES[0]) == old.revision
+    assert await once(here, NAMES[0]) == old.revision, "nor does it leave its slot when it is idle"
+    assert here.tier(NAMES[0]) is Tier.DEVICE
+
+
 async def test_a_retryable_failure_is_tried_again_by_itself(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,8 @@ class SlotTable:
 
         Waits within a bound, or as long as a slot closes for it, then raises Overloaded. A copy that replaces another
         may take that one's slot where there is no other: new requests then wait for the new one, while the old one
-        finishes those it has. A policy's slot replaces nothing: what is served of its name serves on.
+        finishes those it has. With another slot the old one serves on until the new one is loaded, for that may fail.
+        A policy's slot replaces nothing: what is served of its name serves on.
         """
         current, began = self._books.current.get(copy.adapter), time.monotonic()
         waiter = _Waiter(copy, None if copy.lent or current is copy else current)
@@ -61,6 +62,8 @@ class SlotTable:
         finally:
             self._line.remove(waiter)
             self.moved()
+        if taken is not waiter.predecessor:
+            self._serve_on(waiter)
         metrics.SLOT_WAIT_SECONDS.observe(time.monotonic() - began)
         return taken
 
@@ -117,15 +120,21 @@ class SlotTable:
         return None
 
     def _refusal(self, waiter: _Waiter) -> Overloaded:
-        copy, replaced = waiter.copy, waiter.predecessor
-        if replaced is not None and replaced.slot is not None:
-            self._books.current[copy.adapter] = replaced
-            self._books.changed(copy)
+        self._serve_on(waiter)
         return Overloaded(
-            f"adapter {copy.adapter!r}",
+            f"adapter {waiter.copy.adapter!r}",
             f"finds all {self.count} slots in use or wanted by waves; come back, or raise deviceSlots",
             retry_after_s=1.0,
         )
+
+    def _serve_on(self, waiter: _Waiter) -> None:
+        """New requests go to the predecessor again, where they have waited for its slot to become the waiter's."""
+        copy, replaced = waiter.copy, waiter.predecessor
+        if replaced is None or replaced.slot is None:
+            return
+        if self._books.current.get(copy.adapter, copy) is copy:
+            self._books.current[copy.adapter] = replaced
+            self._books.changed(copy)
 
     def _needs(self, waiter: _Waiter) -> bool:
         """Whether anybody would use the slot: a request's load goes on when its client has left."""
