@@ -62,12 +62,12 @@ class Process:
     async def bring_up(self) -> None:
         """Fetch and load the base; tries until it works, and tells the map meanwhile why it does not."""
         attempt = 0
-        while (error := await self._try_base()) is not None:
+        while (failure := await self._try_base()) is not None:
             attempt += 1
-            self._failure = Failure(reason=error.reason, message=str(error), terminal=error.terminal)
+            self._failure = failure
             self.agent.changed()
-            wait_s = RECHECK_S if error.terminal else delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
-            log.warning("base_refused", reason=error.reason, error=str(error), again_in_s=round(wait_s, 1))
+            wait_s = RECHECK_S if failure.terminal else delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
+            log.warning("base_refused", reason=failure.reason, error=failure.message, again_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
         self._failure = None
         self.agent.changed()
@@ -92,7 +92,8 @@ class Process:
         await self.agent.tell(TELL_S)
         return DEFECT
 
-    async def _try_base(self) -> MintError | None:
+    async def _try_base(self) -> Failure | None:
+        """Why the base is refused, in words alone: the error itself would keep in memory what was loaded."""
         source, cache = self._start.settings.source, self._start.cache
         try:
             path = await asyncio.to_thread(fetch_base, source, cache)
@@ -101,11 +102,13 @@ class Process:
         except MintError as error:
             if isinstance(error, CorruptFile):  # a copy in the cache would stay as it is
                 await asyncio.to_thread(shutil.rmtree, cached_base(source, cache), ignore_errors=True)
-            return error
+            return _told(error)
         except Exception as defect:
             # The process stays up and tells why: a restart would load the same base and end the same way.
             log.exception("base_defect")
-            return Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
+            return _told(
+                Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
+            )
         return None
 
     def _make_residency(self, slots: Slots) -> Residency:
@@ -208,6 +211,10 @@ async def run(start: Start, muster: Muster) -> int:
     if draining.done():
         draining.result()
     return DRAINED
+
+
+def _told(error: MintError) -> Failure:
+    return Failure(reason=error.reason, message=str(error), terminal=error.terminal)
 
 
 def _why_ended(following: "asyncio.Task[None]", start: Start) -> int:

@@ -1,7 +1,9 @@
 """A base that can not be loaded yet: the engine says why, and serves as soon as it can."""
 
 import asyncio
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,9 @@ from mint_contracts.settings import REDIS_URL, EngineSettings
 from mint_contracts.source import Source
 from mint_engine import process
 from mint_engine.environment import Start
+from mint_engine.model.base import Base, load_base
 from mint_engine.serve import listen
-from tests.engine.running import save_base
+from tests.engine.running import save_base, settings_for
 from tests.waiting import until
 
 BASE = "default/mended"
@@ -70,3 +73,28 @@ async def test_a_base_that_is_mended_is_served_without_a_restart(
     await asyncio.wait({following})
     await engine.agent.leave()
     await redis.aclose()
+
+
+async def test_a_base_that_is_refused_once_loaded_has_left_memory_before_it_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "RECHECK_S", 0.05)
+    loaded: list[weakref.ref[Any]] = []
+    left: list[int] = []  # of those loaded before, at each load
+
+    def watched(*args: Any) -> Base:
+        left.append(sum(each() is not None for each in loaded))
+        base = load_base(*args)
+        loaded.append(weakref.ref(base.model))
+        return base
+
+    monkeypatch.setattr("mint_engine.build.load_base", watched)
+    told = settings_for(save_base(tmp_path / "base", max_position_embeddings=100), context_length=128)
+    server = await listen(told, "short", 0)
+    engine = process.Process(Start(told, "short", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
+    rising = asyncio.create_task(engine.bring_up())
+    await until(lambda: len(left) > 2)
+    rising.cancel()
+    await asyncio.wait({rising})
+    await server.drain(1)
+    assert not any(left)
