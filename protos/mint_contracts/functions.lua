@@ -70,10 +70,10 @@ end
 local function report(keys, argv)
   local known = redis.call('HGET', keys[1], argv[1])
   local incarnation, full = argv[2], argv[5] == '1'
-  -- Nanoseconds exceed a double's 53 bits: compare the decimal strings by length, then by text.
-  if known and (#known > #incarnation or (#known == #incarnation and known > incarnation)) then
-    return redis.error_reply('STALEINCARNATION ' .. known)
-  end
+  -- Nanoseconds exceed a double's 53 bits: compare the decimal strings by length, then by text. A start whose heart
+  -- beats no more keeps nobody out: the clock may have been put back since.
+  local later = known and (#known > #incarnation or (#known == #incarnation and known > incarnation))
+  if later and redis.call('EXISTS', keys[2]) == 1 then return redis.error_reply('STALEINCARNATION ' .. known) end
   if known ~= incarnation and not full then return { 0, -1, 0 } end
   if full then
     redis.call('DEL', keys[3])

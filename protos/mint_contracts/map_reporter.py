@@ -28,7 +28,10 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 class MapReporter:
-    """One engine's reports. `incarnation` grows with every start, so that an old process cannot speak for a new."""
+    """One engine's reports. `incarnation` grows with every start, so that an old process cannot speak for a new.
+
+    Where a clock was put back it does not: such a start is heard once the heartbeat of the one before has ended.
+    """
 
     def __init__(self, redis: Redis, base: str, engine: str) -> None:
         self._redis = redis
@@ -41,8 +44,8 @@ class MapReporter:
     ) -> Heard:
         """Report holdings and beat the heart. Not known: the map has lost this engine, call again with `full=True`.
 
-        With `full`, `changed` is everything the engine holds. Raises StaleEpoch when a later start of the same
-        engine has reported.
+        With `full`, `changed` is everything the engine holds. Raises StaleEpoch while the heart of a later
+        start of the same engine beats.
         """
         base, engine = self._base, self._engine
         names = [keys.engines(base), keys.engine(base, engine), keys.held(base, engine)]

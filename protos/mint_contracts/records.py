@@ -130,7 +130,7 @@ class EngineRecord(_Record, frozen=True):
 
     engine: str
     address: str
-    incarnation: int  # start time in ns: a later start of the same engine has a larger one
+    incarnation: int  # start time in ns: later starts of an engine have larger ones, unless its clock is put back
     ready: bool  # a request sent now is answered
     slots_used: int
     slots_total: int

@@ -1,6 +1,7 @@
 """The placement map on a real Redis: who may write, what readers see, what a loss costs."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
@@ -27,6 +28,7 @@ from mint_contracts.records import (
     WaveRecord,
 )
 from mint_contracts.source import Source
+from mint_contracts.train_reporter import TrainReporter
 from tests.redis_process import full_memory
 from tests.waiting import until
 
@@ -275,6 +277,20 @@ async def test_an_earlier_start_cannot_speak_for_a_later_one(redis_client: Redis
             await reporter.report(record(incarnation=older), [held("b")], [], full=full)
     (view,) = await reader.engines(BASE)
     assert (view.record, list(view.held)) == (record(incarnation=newer), ["a"])
+
+
+async def test_a_start_whose_clock_was_put_back_is_heard_once_the_one_before_has_left(redis_client: Redis) -> None:
+    reporter, reader = MapReporter(redis_client, BASE, "e-0"), MapReader(redis_client)
+    now = time.time_ns()
+    await reporter.report(record(incarnation=now + 10**12), [held("a")], [], full=True)
+    with pytest.raises(StaleEpoch):
+        await reporter.report(record(incarnation=now), [held("b")], [], full=True)
+    await reporter.leave()
+    assert not await reporter.report(record(incarnation=now), [held("b")], [], full=False)
+    assert await reporter.report(record(incarnation=now), [held("b")], [], full=True)
+    assert await TrainReporter(redis_client, BASE, "e-0").report(now, (), (), {}, full=True) == ()
+    (view,) = await reader.engines(BASE)
+    assert (view.record, list(view.held)) == (record(incarnation=now), ["b"])
 
 
 async def test_engines_do_not_touch_each_other(redis_client: Redis) -> None:
