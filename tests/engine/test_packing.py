@@ -1,8 +1,12 @@
 """From PEFT's files to a packed one and back, with experts; and sources that hold a packed file already."""
 
+import errno
 import json
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from io import FileIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from mint_contracts import errors
 from mint_contracts.source import Source
+from mint_engine.adapters import mapped, packed_file
 from mint_engine.adapters import pack as command
-from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.export import export
-from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.file_identity import Identity, identity_of
+from mint_engine.adapters.packed import Header, Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.loading import Loader
@@ -281,6 +286,58 @@ def test_a_cached_file_that_broke_is_packed_anew(tmp_path: Path) -> None:
     assert loader(tmp_path).load(source).revision == first.revision
     only.write_bytes(blob[:100])
     assert loader(tmp_path).load(source).revision == first.revision
+
+
+def load_with_a_lost_block(folder: Path, source: Source) -> str:
+    """The revision that a new process loads, where mapped blocks of the cached file can not be read any more.
+
+    As a disk that fails: it is cut once it has been looked at, and what is mapped beyond a file's end has no block.
+    """
+    (only,) = (folder / "disk").iterdir()
+    looks: list[Identity] = []
+
+    def look(about: os.stat_result) -> Identity:
+        looks.append(identity_of(about))
+        if len(looks) == 2:
+            os.truncate(only, 0)
+        return looks[-1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mapped, "MAP_FROM_BYTES", 0)
+        patched.setattr(mapped, "identity_of", look)
+        return loader(folder).load(source).revision
+
+
+def test_a_cached_file_of_which_a_block_is_lost_is_packed_anew_and_ends_nobody(tmp_path: Path) -> None:
+    peft_adapter(tmp_path / "a")
+    source = Source(f"file://{tmp_path}/a")
+    first = loader(tmp_path).load(source)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another:
+        assert another.submit(load_with_a_lost_block, tmp_path, source).result() == first.revision
+    assert loader(tmp_path).load(source).revision == first.revision
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOENT])
+def test_a_cached_file_that_can_not_be_read_is_packed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    peft_adapter(tmp_path / "a")
+    source = Source(f"file://{tmp_path}/a")
+    first, read_header, failures = loader(tmp_path).load(source), mapped._read_header, [1]
+
+    def failing(file: FileIO, file_bytes: int, subject: str) -> Header:
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(code, os.strerror(code))
+        return read_header(file, file_bytes, subject)
+
+    monkeypatch.setattr(mapped, "_read_header", failing)
+    again = loader(tmp_path)
+    assert again.load(source).revision == first.revision
+    failures[0] = 2
+    with pytest.raises(errors.SourceUnavailable, match="can not be read back") as caught:
+        loader(tmp_path).load(source)
+    assert not caught.value.terminal
 
 
 def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

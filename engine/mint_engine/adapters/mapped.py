@@ -15,6 +15,7 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.file_identity import Identity, KnownFile, identity_of
 from mint_engine.adapters.packed import Header, Packed, bytes_of
 from mint_engine.residency.recent import Recent
+from mint_engine.residency.remapping import bring_back
 
 # A shorter run is read instead: that is as fast, and a process may have but 65,530 mappings.
 MAP_FROM_BYTES = 1 << 20
@@ -35,7 +36,8 @@ class Opener:
         self._headers: Recent[Identity, Header] = Recent(HEADERS)
 
     def open(self, path: Path, subject: str) -> Packed:
-        """The packed adapter in a file. Raises CorruptFile, and OSError: FileNotFoundError where it is gone.
+        """The packed adapter in a file. Raises CorruptFile, and OSError: FileNotFoundError where it is gone, EIO or
+        EFAULT where a block of it can not be read.
 
         Files that were opened lately share one object of their header.
         """
@@ -50,6 +52,8 @@ class Opener:
         if identity_of(path.stat()) != identity:  # the mapping is made by name
             raise CorruptFile(subject, "changed while it was opened; write it once, then leave it alone")
         if not self._verified.get(identity):
+            if not short:
+                _bring(run, header.file_bytes)
             packed_file.verify(header, run, subject)
             self._verified.put(identity, True)
         return Packed(header, run, None if short else KnownFile(path, identity))
@@ -84,3 +88,12 @@ def _map(path: Path, header: Header) -> torch.Tensor:
         raise OSError(code, os.strerror(code), str(path)) from error
     every = torch.empty(0, dtype=header.dtype).set_(cast(torch.UntypedStorage, storage))
     return every[header.head_bytes // header.dtype.itemsize :]
+
+
+def _bring(run: torch.Tensor, file_bytes: int) -> None:
+    """Read a mapped file: a block that can not be read ends the process that reads it in the mapping. OSError."""
+    try:
+        bring_back(run.untyped_storage().data_ptr(), file_bytes)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which systems before Linux 5.14 answer
+            raise

@@ -1,5 +1,6 @@
 """Bringing one adapter from its source to this machine's disk, packed, and mapping it; blocks its thread."""
 
+import errno
 import hashlib
 import threading
 from collections.abc import Callable
@@ -26,8 +27,13 @@ from mint_engine.sources.storage import folder_of, subject_of
 
 LOCAL = frozenset({"file", "pvc"})  # schemes of sources whose files may change under one name
 MEMORY_RETRY_S = 5.0
+_LOST = frozenset({errno.ENOENT, errno.EIO, errno.EFAULT})  # EFAULT: a block of what is mapped
 
 log = structlog.get_logger(__name__)
+
+
+class _Lost(Exception):
+    """A file, or a block of it, that this machine's disk does not have any more."""
 
 
 class Loader:
@@ -55,14 +61,15 @@ class Loader:
             if path is not None:
                 try:
                     return self._open(path, source)
-                except (CorruptFile, FileNotFoundError) as error:
+                except (CorruptFile, _Lost) as error:
                     log.warning("cached_adapter_broken", source=source.uri, error=str(error))
                     self.disk.drop(source)
             path = retrying(lambda: self._ingest(source))
             try:
                 return self._open(path, source)
-            except FileNotFoundError:
-                raise SourceUnavailable(subject_of(source), "has left this engine's disk; retrying") from None
+            except _Lost as error:
+                told = f"can not be read back from this engine's disk ({error}); retrying"
+                raise SourceUnavailable(subject_of(source), told) from None
 
     def state(self, source: Source) -> str | None:
         """What tells a local source's files from what they may be later, "" where there are none; None of others."""
@@ -84,9 +91,9 @@ class Loader:
         subject = subject_of(source)
         try:
             packed = self._opener.open(path, subject)
-        except FileNotFoundError:
-            raise
         except (OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno in _LOST:
+                raise _Lost(error.strerror) from error
             raise _own_trouble(error, subject, "read from") from error
         if packed.header not in self._fitting:
             check_packed(packed.header, self._fit, subject)
