@@ -75,6 +75,7 @@ class Process:
     async def drain(self) -> None:
         """Say that no more requests are taken, then finish those there are."""
         self._leaving = True
+        await self._server.refuse()  # before anything is waited for: what is taken late is cut off
         told = await self.agent.tell(TELL_S)
         log.info("draining", told=told, running=self._server.load_now.running)
         until = time.monotonic() + DRAIN_S
@@ -89,6 +90,7 @@ class Process:
         """A rank has ended: say that this engine is away, and end, so that all of it starts anew."""
         log.error("rank_lost", running=self._server.load_now.running)
         self._leaving = True
+        await self._server.refuse()
         await self.agent.tell(TELL_S)
         return DEFECT
 

@@ -174,10 +174,14 @@ class EngineServer:
         renderer = Renderer(tokenizer, parts.base.vocab_size, parts.context_length, tokenizer.eos_token_id)
         return Means(Desk(updates, wake), rollouts, parts.slots, places, renderer)
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Take no more requests, let those taken end, then stop. False when some were cut off at the time's end."""
+    async def refuse(self) -> None:
+        """Take no more requests, from this moment on: clients that retry go to other engines."""
         self._services.draining = True
         await self._set_health()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no more requests, let those taken end, then stop. False when some were cut off at the time's end."""
+        await self.refuse()
         finished = await self._services.finish(timeout_s)
         self.stopping = True
         if self._watch is not None:
