@@ -145,9 +145,13 @@ class EngineServer:
             muster=self._muster,
         )
 
+        try:
+            holder = make_holder(slots)
+        except BaseException:  # other ranks would stay, beside those that the next load starts
+            await asyncio.to_thread(generation.close)
+            raise
         self._updates = Updates(trainers[0]) if trainers else None
         stepper = Stepper(generation, post, self._updates)
-        holder = make_holder(slots)
         stepper.start()
         self._generation = generation
         self._services.parts = Parts(base, self._settings.context_length, slots, holder, stepper, generation.compute)

@@ -1,6 +1,7 @@
 """Ranks of an engine live and die together, and the engine answers as if it were one."""
 
 import asyncio
+import errno
 import os
 import signal
 import time
@@ -17,14 +18,26 @@ from mint_contracts.records import EngineView
 from mint_contracts.source import Source
 from mint_engine.model.paged import Span
 from mint_engine.parallel.meeting import PATIENCE_S
-from mint_engine.residency.slots import NO_SLOT
+from mint_engine.residency.holding import Holder
+from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.scheduler import Limits
+from mint_engine.serve import listen
 from tests.engine import saved_families
 from tests.engine.parallel.nodes import worker
 from tests.engine.parallel.playing import built
 from tests.engine.parallel.processes import children, followers
 from tests.engine.pods import pod, view
-from tests.engine.running import Running, ask, peft_answer, peft_scores, running, save_adapter, save_base
+from tests.engine.running import (
+    FixedHolder,
+    Running,
+    ask,
+    peft_answer,
+    peft_scores,
+    running,
+    save_adapter,
+    save_base,
+    settings_for,
+)
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
@@ -202,3 +215,19 @@ async def _until_ready(reader: MapReader, engine: str) -> None:
         return found if found and found.record and found.record.ready else None
 
     await until(ready, timeout_s=300)
+
+
+async def test_ranks_end_where_the_engine_finds_no_place_for_its_adapters(files: Path) -> None:
+    def no_place(_: Slots) -> Holder:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    server = await listen(settings_for(files / "base", tensor_parallel_size=2), "tiny-0", 0)
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            await server.load(files / "base", no_place)
+        await until(lambda: not followers())
+        assert not server.lost.is_set(), "the base may be loaded again"
+        await server.load(files / "base", lambda slots: FixedHolder(slots, {}))
+        assert len(followers()) == 1
+    finally:
+        await server.drain(30)
