@@ -14,6 +14,7 @@ from mint_operator.planning.conditions import Finding, follow
 from mint_operator.planning.events import transition
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import EnginePod, ObservedWave, Snapshot
+from tests.operator.test_planner_replan import written
 from tests.operator.worlds import KEY, NOW, base, engine, placed, snapshot, source, wave
 
 TERMINAL = Failure("RankTooLarge", "rank 128 is above 64", terminal=True)
@@ -185,6 +186,23 @@ def test_a_spec_that_cannot_be_read_is_told_and_leaves_engines_alone() -> None:
     found = plan(snapshot(broken))
     assert ready(found.base_statuses[KEY].conditions) == ("False", "InvalidRequest")
     assert found.manifests == ()
+
+
+def test_a_spec_that_cannot_be_read_takes_nothing_away() -> None:
+    last = AdapterWaveStatus(phase="Ready", counts=WaveCounts(adapters=1, wanted=1, ready=1), summary="1/1")
+    of = snapshot(base(), [wave("w", ["a/0"])], engines=[engine(0)])
+    state = written(of.maps[KEY].state, plan(of).changes[KEY])
+    assert list(state.placements) == ["a/0"]
+    broken = msgspec.structs.replace(base(), defect="spec.engine.device: no such device")
+    later = snapshot(broken, [wave("w", ["a/0"], status=last)], [engine(0, {"a/0": Tier.DEVICE})], state=state)
+    found = plan(later)
+    assert (found.changes, found.training, found.manifests) == ({}, {}, ())
+    assert ready(found.base_statuses[KEY].conditions) == ("True", "InvalidRequest"), "engines answer as they did"
+    status = found.wave_statuses["team/w"]
+    assert ready(status.conditions) == ("Unknown", "InvalidRequest")
+    assert (status.phase, status.counts, status.summary) == ("Degraded", last.counts, "1/1")
+    mended = plan(msgspec.structs.replace(later, bases={KEY: base()}), found.known)
+    assert mended.wave_statuses["team/w"].phase == "Ready"
 
 
 def test_a_refused_object_is_told_without_hiding_that_engines_serve() -> None:

@@ -125,6 +125,23 @@ def plan_base(
     )
 
 
+def unread_status(snapshot: Snapshot, base: ObservedBase) -> BaseModelStatus:
+    """The status of a base whose spec cannot be read. Its engines, placements and training stay as they are.
+
+    Such a spec is written by a newer version, whose resource definitions stay when it is rolled back.
+    """
+    known = snapshot.maps.get(base.meta.key) if snapshot.redis_ok else None
+    child = snapshot.children.get(base.workload)
+    count = max(child.replicas if child else 1, len(known.engines) if known else 1)
+    facts = BaseFacts(
+        engines=expected(base.meta.name, count, snapshot.pods.get(base.meta.key, ()), known),
+        selector=selector_text(base.meta.name),
+        redis_ok=known is not None,
+        refusal=Failure(reason="InvalidRequest", message=base.defect, terminal=True),
+    )
+    return base_status(base, facts, snapshot.now)
+
+
 def _taken(base: ObservedBase, training: Training, known: BaseMap | None) -> Demand:
     """What training takes of the base: slots, and the memory that engines tell."""
     records = [view.record for view in known.engines if view.record is not None] if known else []
@@ -223,8 +240,6 @@ def _record(base: ObservedBase) -> BaseRecord:
 
 def _unusable(base: ObservedBase, *, groups: bool) -> Failure | None:
     """Why no engine can be made from the spec."""
-    if base.defect:
-        return Failure(reason="InvalidRequest", message=base.defect, terminal=True)
     nodes = base.spec.engine.nodes
     if nodes > 1 and not groups:
         said = (

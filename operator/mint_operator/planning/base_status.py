@@ -57,9 +57,11 @@ def _ready(engine: Engine, facts: BaseFacts) -> bool:
 def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
     desired, needed = len(facts.engines), base.spec.engine.replicas.min
     count = f"{ready} of {desired} engines ready"
-    if facts.refusal is not None and facts.refusal.reason == conditions.APPLY_FAILED and ready >= needed:
-        said = f"{count}, as they were; the newest spec could not be applied: {facts.refusal.message}"
-        return Finding("Ready", "True", conditions.APPLY_FAILED, said)
+    as_they_were = facts.refusal is not None and (base.defect or facts.refusal.reason == conditions.APPLY_FAILED)
+    if facts.refusal is not None and as_they_were and ready >= needed:
+        could = "read" if base.defect else "applied"
+        said = f"{count}, as they were; the newest spec could not be {could}: {facts.refusal.message}"
+        return Finding("Ready", "True", facts.refusal.reason, said)
     if facts.refusal is not None:
         return Finding("Ready", "False", facts.refusal.reason, facts.refusal.message)
     if not facts.redis_ok:

@@ -9,13 +9,13 @@ from mint_contracts.records import MapChange
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
 from mint_operator.planning.adapters import Refusal
-from mint_operator.planning.base_plan import BasePlan, Known, plan_base
+from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_status
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.lookup import may_use
 from mint_operator.planning.manifests import Manifest, redis_secret
 from mint_operator.planning.mapdiff import cleared
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot, TrainKnown
-from mint_operator.planning.wave_status import refused_status
+from mint_operator.planning.wave_status import kept_status, refused_status
 from mint_operator.training.diff import cleared as end_training
 
 
@@ -40,16 +40,21 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         base = snapshot.bases.get(wave.base)
         if wave.meta.deleting:
             continue
-        if base is not None and not base.meta.deleting and may_use(wave, base):
+        if base is not None and not base.meta.deleting and (may_use(wave, base) or _kept(wave, base)):
             waves[wave.base].append(wave)
         else:
             outside.append(wave)
+    bases = {key: base for key, base in sorted(snapshot.bases.items()) if not base.meta.deleting}
     parts = {
         key: plan_base(snapshot, base, waves.get(key, ()), before.get(key))
-        for key, base in sorted(snapshot.bases.items())
-        if not base.meta.deleting
+        for key, base in bases.items()
+        if not base.defect
     }
+    unread = {key: unread_status(snapshot, base) for key, base in bases.items() if base.defect}
     statuses = {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
+    statuses |= {
+        wave.meta.key: kept_status(wave, bases[key], snapshot.now) for key in unread for wave in waves.get(key, ())
+    }
     for part in parts.values():
         statuses |= part.waves
     changes = {key: part.change for key, part in parts.items() if part.change}
@@ -62,10 +67,15 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         changes=changes | clears,
         training=training | ends,
         forgets=forgets,
-        base_statuses={key: part.status for key, part in parts.items()},
+        base_statuses={key: part.status for key, part in parts.items()} | unread,
         wave_statuses=statuses,
         known={key: part.known for key, part in parts.items()},
     )
+
+
+def _kept(wave: ObservedWave, base: ObservedBase) -> bool:
+    """Whether a wave was over a base, of another namespace maybe, before its spec and tenants became unreadable."""
+    return bool(base.defect) and wave.status.phase not in {"", "Pending", "Failed"}
 
 
 def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:

@@ -20,7 +20,7 @@ from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.conditions import Finding, truth
 from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, Copy, Standing
-from mint_operator.planning.snapshot import ObservedWave
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 
 MOST_FAILURES = 10
 FAILURE_MESSAGE_LENGTH = 4096
@@ -62,6 +62,20 @@ def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterW
         counts=WaveCounts(adapters=adapters, wanted=wanted),
         position=refusal.position,
         summary=f"0/{wanted}",
+    )
+
+
+def kept_status(wave: ObservedWave, base: ObservedBase, now: float) -> AdapterWaveStatus:
+    """The status of a wave over a base whose spec cannot be read: the last one, but nothing is claimed of now."""
+    said = f"the spec of BaseModel {base.meta.name} cannot be read (its status says why), so all stays as it was"
+    findings = [Finding(each, "Unknown", "InvalidRequest", said) for each in ("Ready", "Progressing")]
+    last = wave.status
+    kept = [each for each in last.conditions if each.type not in {"Ready", "Progressing"}]
+    return msgspec.structs.replace(
+        last,
+        phase="Degraded" if last.phase == "Ready" else last.phase or "Pending",
+        observed_generation=wave.meta.generation,
+        conditions=conditions.follow(last.conditions, findings, wave.meta.generation, now) + kept,
     )
 
 
