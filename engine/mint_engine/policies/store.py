@@ -79,10 +79,11 @@ class LocalStore:
 
     def names(self, path: str) -> list[str]:
         """Without what is only half written."""
-        try:
-            return sorted(name for name in os.listdir(self._root / path) if not name.endswith(PARTIAL))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with self._errors():
+            try:
+                return sorted(name for name in os.listdir(self._root / path) if not name.endswith(PARTIAL))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
 
     def delete(self, path: str) -> None:
         """For good, too, and at once: who writes into a folder meanwhile finds it gone, and keeps nobody from it."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mint_contracts import backends
-from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceNotFound, StaleLease
+from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceNotFound, SourceUnavailable, StaleLease
 from mint_contracts.source import Source
 from mint_engine.policies import revisions
 from mint_engine.policies.checkpoints import BLOB, RECORD, Name, Record, Shelf, digest_of
@@ -144,6 +144,16 @@ def test_a_half_written_file_is_never_seen(store: Store) -> None:
     store.write("a/one", b"1")
     (store._root / "a" / ".two.77.partial").write_bytes(b"half")
     assert store.names("a") == ["one"]
+
+
+def test_a_folder_that_can_not_be_listed_for_now_is_waited_for_as_its_files_are(store: Store) -> None:
+    assert isinstance(store, LocalStore)
+    store.write("a/one", b"1")
+    (store._root / "b").symlink_to("b")  # which the system refuses to follow, as a share that is away to answer
+    with pytest.raises(SourceUnavailable, match="could not be read"):
+        store.read("b/one", 10)
+    with pytest.raises(SourceUnavailable, match="could not be read"):
+        store.names("b")
 
 
 def test_a_folder_goes_whoever_writes_into_it(store: Store) -> None:
