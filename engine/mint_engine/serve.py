@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
-from mint_contracts.transport import SERVER_OPTIONS
+from mint_contracts.transport import SERVER_OPTIONS, TRAINER_OPTIONS
 from mint_engine import metrics
 from mint_engine.build import build
 from mint_engine.examples.render import Renderer
@@ -66,7 +66,8 @@ class EngineServer:
         self._services = services
         self._limits, self._entrance, self._muster = limits, entrance, muster
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
+        trains = TRAINER_OPTIONS if settings.training_store is not None else ()
+        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, *trains])
         self._watch: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
         self._updates: Updates | None = None

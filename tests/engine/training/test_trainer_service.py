@@ -13,6 +13,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
 from mint_contracts.errors import MintError
 from mint_contracts.wire import from_rpc_error
+from mint_engine.policies.primitives import MOST_EXAMPLES
 from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
 from tests.engine.running import save_base
@@ -153,6 +154,14 @@ async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
         assert "trained by a wave" in error.message
         await stub.DropPolicy(pb.DropPolicyRequest(policy="one"))
         assert (await refused(stub.ForwardBackward(lesson("one", 1)))).reason == "PolicyNotFound"
+
+
+async def test_a_call_of_as_many_tokens_as_are_allowed_is_read_whatever_they_are(base: Path, tmp_path: Path) -> None:
+    highest, floats = [(1 << 31) - 1] * 256, [0.1] * 256
+    example = pb.Example(tokens=highest, targets=highest, weights=floats, sampler_logprobs=floats, advantages=floats)
+    async with called(base, tmp_path) as (_, stub):
+        error = await refused(stub.ForwardBackward(lesson("nobody", 1, examples=[example] * MOST_EXAMPLES)))
+        assert error.reason == "PolicyNotFound"
 
 
 async def test_a_dropped_policys_call_under_way_reaches_none_of_the_same_name(base: Path, tmp_path: Path) -> None:
