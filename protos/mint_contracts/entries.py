@@ -61,13 +61,13 @@ def read_line(text: bytes) -> Entry:
     """The entry of one line. Raises InvalidRequest, or what `check` raises."""
     try:
         entry = _line.decode(text)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest("line", f"is not an entry ({error}); write one JSON object with name and uri") from None
     return check(entry)
 
 
 def read_lines(text: bytes) -> list[Entry]:
-    """The entries of whole lines, unchecked: the quick way, which raises MsgspecError if any of them is bad."""
+    """The entries of whole lines, unchecked, the quick way. Raises MsgspecError or UnicodeDecodeError if any is bad."""
     return _line.decode_lines(text)
 
 

@@ -132,6 +132,7 @@ def test_a_usual_entry_takes_so_few_bytes_that_redis_keeps_it_compact() -> None:
         (b'{"name": "a/b", "uri": "s3://b/x", "labels": {"a": 1}}', InvalidRequest, "labels"),
         (b"[1]", InvalidRequest, "not an entry"),
         (b"{", InvalidRequest, "not an entry"),
+        (b'{"name": "a/b", "uri": "s3://b/caf\xe9"}', InvalidRequest, "not an entry"),
     ],
 )
 def test_a_bad_line_is_refused_and_says_why(line: bytes, kind: type[MintError], said: str) -> None:

@@ -137,13 +137,14 @@ async def test_losing_redis_loses_nothing(scene: Scene, manifests: str) -> None:
 async def test_bad_lines_are_refused_each_by_its_number_and_the_others_registered(scene: Scene, local: str) -> None:
     client = await opened(scene, local)
     text = lines([entry("a/one")]) + b"\n" + b'{"name": "a/two"}\n' + lines([entry("a/three")]) + b"nonsense\n"
-    text += lines([Entry("a/four", "ftp://x/a/four")])
+    text += lines([Entry("a/four", "ftp://x/a/four")]) + b'{"name": "a/five", "uri": "s3://b/caf\xe9"}\n'
     told = await client.register(in_pieces(text, size=40))
     assert told.registered == 2
     assert [(each.line, each.reason) for each in told.refusals] == [
         (3, "InvalidRequest"),
         (5, "InvalidRequest"),
         (6, "SourceForbidden"),
+        (7, "InvalidRequest"),
     ]
     assert "needs a uri" in told.refusals[0].message
     assert list(await listed(client)) == ["a/one", "a/three"]

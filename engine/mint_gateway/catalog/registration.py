@@ -76,7 +76,7 @@ class Registration:
             if not plainly_good(entries):
                 for entry in entries:
                     check(entry)
-        except (msgspec.MsgspecError, MintError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, MintError):
             self._read_one_by_one(text)
         else:
             self._entries += entries
