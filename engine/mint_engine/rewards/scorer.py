@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mint_contracts.errors import BadReward, InvalidRequest
@@ -12,6 +13,10 @@ from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.service import ServiceClient
 
 MAX_PARTS = 32  # of a sum, sums within it counted too
+MOST_REWARD = 1e30  # rewards' squares, and sums of these, are still numbers
+
+# Of their own: what users' rewards take is bounded for one completion, not for all, and requests need threads too.
+_threads = ThreadPoolExecutor(2, "rewards")
 
 _FIELDS = ("exact_match", "regex", "numeric_answer", "json_schema", "length", "service")
 
@@ -37,14 +42,15 @@ class Scorer:
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
         """The reward of each completion.
 
-        Raises BadReward for a reward that is no finite number, RewardUnavailable, InvalidRequest or BadExample.
+        Raises BadReward for a reward that is no finite number, or beyond `MOST_REWARD`; RewardUnavailable,
+        InvalidRequest or BadExample.
         """
         totals = [0.0] * len(completions)
         for part in self._parts:
             if part.service is not None:
                 rewards = await part.service.score(policy, step, completions)
             else:
-                rewards = await asyncio.to_thread(_judged, part.judge, completions)
+                rewards = await _judged(part.judge, completions)
             for at, reward in enumerate(rewards):
                 if not math.isfinite(reward):
                     raise BadReward(
@@ -53,6 +59,13 @@ class Scorer:
                         "a reward must be a finite number",
                     )
                 totals[at] += part.weight * reward
+        for at, total in enumerate(totals):
+            if not abs(total) <= MOST_REWARD:
+                raise BadReward(
+                    f"policy {policy!r}",
+                    f"got {total} for {completions[at].text[:80]!r} at step {step}; a reward, and a sum of rewards, "
+                    f"must be within {MOST_REWARD:g} of 0",
+                )
         return totals
 
     async def close(self) -> None:
@@ -62,8 +75,12 @@ class Scorer:
                 await part.service.close()
 
 
-def _judged(judge: Judge | None, completions: Sequence[Completion]) -> list[float]:
-    return [judge(each) for each in completions] if judge is not None else []
+async def _judged(judge: Judge | None, completions: Sequence[Completion]) -> list[float]:
+    """One by one, so that others' come between, and one at most is judged of a policy that is gone."""
+    if judge is None:
+        return []
+    loop = asyncio.get_running_loop()
+    return [await loop.run_in_executor(_threads, judge, each) for each in completions]
 
 
 def _parts(reward: Reward, weight: float) -> list[Part]:

@@ -4,7 +4,9 @@ import asyncio
 import base64
 import json
 import math
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from mint_contracts.training import (
     RewardService,
     Weighted,
 )
-from mint_engine.rewards import patterns, service
+from mint_engine.rewards import patterns, schemas, service
 from mint_engine.rewards.completion import Completion
+from mint_engine.rewards.schemas import Schema
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.stores import self_signed
 
@@ -59,6 +62,8 @@ async def worth(reward: Reward, text: str, answer: str = "", prompt: str = "") -
         (Reward(json_schema=JsonSchema(schema=PERSON)), ' {"name": "Ada"} ', "", 1.0),
         (Reward(json_schema=JsonSchema(schema=PERSON)), '{"name": "ada"}', "", 0.0),
         (Reward(json_schema=JsonSchema(schema=PERSON)), '{"name": 3}', "", 0.0),
+        (Reward(json_schema=JsonSchema(schema='{"patternProperties": {"^x": false}}')), '{"y": 1}', "", 1.0),
+        (Reward(json_schema=JsonSchema(schema='{"patternProperties": {"^x": false}}')), '{"xy": 1}', "", 0.0),
         (Reward(json_schema=JsonSchema(schema="true")), '{"name": NaN}', "", 0.0),
         (Reward(json_schema=JsonSchema(schema="true")), "[" * 100_000, "", 0.0),
         (Reward(length=Length(target=10, tolerance=5)), "0123456789", "", 1.0),
@@ -70,11 +75,27 @@ async def test_built_in_rewards(reward: Reward, text: str, answer: str, value: f
     assert await worth(reward, text, answer) == pytest.approx(value)
 
 
+async def test_numbers_beyond_all_floats_get_nothing_where_their_divisor_can_not_be_tried() -> None:
+    cents = Reward(json_schema=JsonSchema(schema='{"properties": {"x": {"multipleOf": 0.01}}}'))
+    assert await worth(cents, '{"x": 1.25}') == 1.0
+    assert await worth(cents, '{"x": 1e999}') == 0.0
+    assert await worth(cents, '{"x": ' + "1" * 310 + "}") == 0.0
+
+
 async def test_a_sum_weighs_its_parts_and_sums_within_it() -> None:
     inner = Reward(sum=[Weighted(2.0, Reward(exact_match=ExactMatch())), Weighted(1.0, Reward(length=Length(3, 3)))])
     reward = Reward(sum=[Weighted(0.5, inner), Weighted(-1.0, Reward(regex=Regex("x")))])
     assert await worth(reward, "yes", "yes") == pytest.approx(0.5 * (2 + 1))
     assert await worth(reward, "xes", "yes") == pytest.approx(0.5 * 1 - 1)
+
+
+async def test_a_sum_that_is_no_number_is_refused() -> None:
+    high = Weighted(1e200, Reward(sum=[Weighted(1e200, Reward(exact_match=ExactMatch()))]))
+    with pytest.raises((BadReward, InvalidRequest), match="inf"):
+        await worth(Reward(sum=[high]), "yes", "yes")
+    most = Weighted(1e308, Reward(exact_match=ExactMatch()))
+    with pytest.raises(BadReward, match="got inf for 'yes' at step 3"):
+        await worth(Reward(sum=[most, most]), "yes", "yes")
 
 
 async def test_a_pattern_that_would_take_for_ever_is_an_error_in_bounded_time(
@@ -84,8 +105,59 @@ async def test_a_pattern_that_would_take_for_ever_is_an_error_in_bounded_time(
     slow = "^(x|xx)+[ab]"
     with pytest.raises(InvalidRequest, match="takes more than"):
         await worth(Reward(regex=Regex(pattern=slow)), "x" * 60)
-    with pytest.raises(InvalidRequest, match="takes more than"):
-        await worth(Reward(json_schema=JsonSchema(schema=json.dumps({"pattern": slow}))), json.dumps("x" * 60))
+
+
+def doubling(depth: int) -> str:
+    """A schema that goes twice into the next, and so on."""
+    definitions: dict[str, Any] = {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 2} for at in range(depth)}
+    return json.dumps({"$ref": "#/$defs/d0", "$defs": definitions | {f"d{depth}": {"type": "integer"}}})
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (doubling(40), "1"),
+        ('{"pattern": "^(x+)+$"}', json.dumps("x" * 60 + "y")),
+        ('{"pattern\\u0050roperties": {"^(x+)+$": {}}}', json.dumps({"x" * 60 + "y": 1})),
+        (
+            '{"allOf": [{"$schema": "http://json-schema.org/draft-07/schema#", "pattern": "^(x+)+$"}]}',
+            json.dumps("x" * 60 + "y"),
+        ),
+        ('{"uniqueItems": true}', json.dumps([*map(str, range(20_000)), *range(20_000)])),
+    ],
+    ids=["references", "a pattern", "keys' patterns", "of another draft", "pairs"],
+)
+async def test_a_schema_that_would_take_for_ever_is_an_error_in_bounded_time(
+    schema: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schemas, "CHECK_S", 0.2)
+    reward = Reward(json_schema=JsonSchema(schema=schema))
+    with pytest.raises(InvalidRequest, match=r"takes more than 0\.2 s on"):
+        await worth(reward, text)
+    assert await worth(reward, "{}") in {0.0, 1.0}, "others are checked as ever"
+
+
+def test_schemas_are_checked_again_where_their_process_was_lost() -> None:
+    schema, checker = Schema(PERSON), schemas._checker
+    assert schema.accepts('{"name": "Ada"}')
+    assert checker._running is not None
+    process, _ = checker._running
+    process.kill()
+    process.wait()
+    with pytest.raises(RewardUnavailable, match="ended with -9"):
+        schema.accepts('{"name": "Ada"}')
+    assert schema.accepts('{"name": "Ada"}')
+
+
+async def test_rewards_wait_for_no_thread_that_requests_need_nor_these_for_theirs() -> None:
+    requests, ended = ThreadPoolExecutor(1), threading.Event()
+    asyncio.get_running_loop().set_default_executor(requests)
+    busy = asyncio.create_task(asyncio.to_thread(ended.wait))
+    try:
+        assert await asyncio.wait_for(worth(Reward(exact_match=ExactMatch()), "yes", "yes"), 60) == 1.0
+    finally:
+        ended.set()
+    await busy
 
 
 @pytest.mark.parametrize(
@@ -95,8 +167,6 @@ async def test_a_pattern_that_would_take_for_ever_is_an_error_in_bounded_time(
         (Reward(exact_match=ExactMatch(), length=Length(1, 1)), "it has exact_match, length"),
         (Reward(regex=Regex("(")), "no regular expression"),
         (Reward(json_schema=JsonSchema(schema="{")), "no JSON"),
-        (Reward(json_schema=JsonSchema(schema='{"type": 3}')), "no JSON schema"),
-        (Reward(json_schema=JsonSchema(schema='{"patternProperties": {}}')), "patternProperties"),
         (Reward(length=Length(3, 0)), "above 0"),
         (Reward(sum=[Weighted(math.nan, Reward(length=Length(1, 1)))]), "weight of nan"),
         (Reward(sum=[Weighted(1.0, Reward(length=Length(1, 1)))] * 33), "33 parts"),
@@ -105,6 +175,11 @@ async def test_a_pattern_that_would_take_for_ever_is_an_error_in_bounded_time(
 def test_a_reward_that_can_not_be_used_is_refused_before_anything_is_scored(reward: Reward, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why):
         Scorer(reward)
+
+
+async def test_what_is_no_schema_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="is no JSON schema: 3 is not valid"):
+        await worth(Reward(json_schema=JsonSchema(schema='{"type": 3}')), "{}")
 
 
 async def test_a_schema_never_fetches_what_it_refers_to() -> None:
@@ -234,6 +309,7 @@ async def test_a_service_that_hangs_is_away(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ([math.nan] * 5, "got nan from service for '' at step 7"),
         ([1, math.inf, 1, 1, 1], "got inf"),
+        ([1, 1e200, 1, 1, 1], r"got 1e\+200 for 'x' at step 7; a reward.* must be within 1e\+30 of 0"),
         ([1.0], "gave 1 rewards for 5"),
         (grpc.StatusCode.INVALID_ARGUMENT, "refused completions with INVALID_ARGUMENT"),
     ],
