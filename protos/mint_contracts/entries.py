@@ -67,7 +67,7 @@ def read_line(text: bytes) -> Entry:
 
 
 def read_lines(text: bytes) -> list[Entry]:
-    """The entries of whole lines, unchecked, the quick way. Raises MsgspecError or UnicodeDecodeError if any is bad."""
+    """The entries of whole lines, unchecked: the quick way, which raises MsgspecError or UnicodeDecodeError."""
     return _line.decode_lines(text)
 
 

@@ -23,7 +23,7 @@ class Schema:
     """One schema. What it refers to outside of itself is never fetched."""
 
     def __init__(self, text: str) -> None:
-        """Raises InvalidRequest for what is no JSON. Whether it is a schema may take long, and the first check says it."""
+        """Raises InvalidRequest for what is no JSON. Whether it is a schema takes longer: the first check says it."""
         if len(text) > MAX_SCHEMA:
             raise InvalidRequest(_SUBJECT, f"has more than {MAX_SCHEMA} characters")
         try:
