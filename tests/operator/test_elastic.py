@@ -1,11 +1,12 @@
 """Engines come at once and go late, and whatever goes or starts anew is replaced first."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
 
-from mint_contracts.records import EngineView, MapChange, MapState, Tier
+from mint_contracts.records import EngineView, Failure, MapChange, MapState, Tier
 from mint_operator.planning.base_plan import Known
 from mint_operator.planning.elastic import SHRINK_AFTER_S
 from mint_operator.planning.plan import Plan, plan
@@ -13,12 +14,15 @@ from mint_operator.planning.snapshot import BaseMap, Child, EnginePod, ObservedW
 from tests.operator.test_planner_replan import written
 from tests.operator.worlds import KEY, NOW, base, engine, snapshot, wave
 
+GONE = Failure("SourceNotFound", "holds nothing", terminal=True)
+UNREACHABLE = Failure("SourceUnavailable", "storage did not answer", terminal=False)
+
 
 class Cluster:
-    """A base of up to two engines of four slots; engines hold what they are asked to when told so."""
+    """A base of up to `high` engines of four slots; engines hold what they are asked to when told so."""
 
-    def __init__(self, low: int = 1, settings: Sequence[str] = ()) -> None:
-        self.now, self.low = NOW, low
+    def __init__(self, low: int = 1, settings: Sequence[str] = (), high: int = 2) -> None:
+        self.now, self.low, self.high = NOW, low, high
         self.waves: list[ObservedWave] = []
         self.known: Mapping[str, Known] | None = None
         self.state = MapState(1, None, {}, {})
@@ -26,19 +30,29 @@ class Cluster:
         self.partition = 0
         self.settings = list(settings)
         self.ready: list[bool] = [True] * 4
+        self.unheard_s = [0.0] * 4
+        self.failures: dict[int, Failure] = {}  # of engines that cannot load their base
+        self.refused: set[tuple[int, str]] = set()  # adapters that an engine will not load
         self.obeys = True
         self.busy = 0
         self.holding: dict[str, dict[str, Tier]] = {}
 
     def views(self) -> list[EngineView]:
         return [
-            engine(ordinal, self.held(ordinal), ready=self.ready[ordinal])
+            engine(
+                ordinal,
+                self.held(ordinal),
+                ready=ordinal not in self.failures,
+                failure=self.failures.get(ordinal),
+                failures={adapter: GONE for refuser, adapter in self.refused if refuser == ordinal},
+            )
             for ordinal in range(self.replicas)
             if self.ready[ordinal]
         ]
 
     def held(self, ordinal: int) -> dict[str, Tier]:
-        return self.holding.get(f"smol-{ordinal}", {})
+        found = {} if ordinal in self.failures else self.holding.get(f"smol-{ordinal}", {})
+        return {adapter: tier for adapter, tier in found.items() if (ordinal, adapter) not in self.refused}
 
     def step(self, after_s: float = 1.0) -> Plan:
         """Engines obey, time passes, and the operator plans and carries out."""
@@ -49,8 +63,10 @@ class Cluster:
                 if self.ready[int(name.rpartition("-")[2])]
             }
         self.now += after_s
-        of = snapshot(base(self.low, 2, slots=4), self.waves, self.views(), state=self.state, now=self.now)
-        known = BaseMap(self.state, of.maps[KEY].engines, busy=self.busy)
+        of = snapshot(base(self.low, self.high, slots=4), self.waves, self.views(), state=self.state, now=self.now)
+        self.unheard_s = [0.0 if ready else s + after_s for ready, s in zip(self.ready, self.unheard_s, strict=True)]
+        away = {f"smol-{ordinal}": seconds for ordinal, seconds in enumerate(self.unheard_s) if seconds}
+        known = BaseMap(self.state, of.maps[KEY].engines, away, busy=self.busy)
         child = Child("StatefulSet", "team", "smol", replicas=self.replicas)
         pods = [EnginePod(f"smol-{n}", f"10.0.0.{n}", True, settings=each) for n, each in enumerate(self.settings)]
         children = {child.key: child} if self.replicas else {}
@@ -165,6 +181,68 @@ def test_an_engine_that_may_go_stays_while_one_that_is_needed_makes_room_to_star
     assert (cluster.replicas, cluster.partition) == (2, 0)
 
 
+def test_a_rolling_update_does_not_wait_for_copies_on_an_engine_that_is_lost() -> None:
+    cluster = over_two()
+    cluster.ready[0] = False
+    cluster.step(31)
+    assert set(chain(*cluster.homes().values())) == {"smol-1"}
+    cluster.settings = ["old", "old"]
+    assert restarted(cluster) == [1, 0], "the mended spec reaches the engine that needs it"
+
+
+def test_a_rolling_update_does_not_wait_for_copies_on_an_engine_that_cannot_load_its_base() -> None:
+    cluster = over_two()
+    cluster.failures[0] = UNREACHABLE
+    cluster.settings = ["old", "old"]
+    assert restarted(cluster) == [1, 0]
+
+
+def test_a_rolling_update_does_not_wait_for_an_adapter_that_nobody_else_can_load() -> None:
+    cluster = over_two()
+    cluster.refused = {(0, name) for name, homes in cluster.homes().items() if homes == ["smol-1"]}
+    assert cluster.refused
+    cluster.settings = ["old", "old"]
+    assert restarted(cluster) == [1, 0]
+
+
+def test_a_rolling_update_does_not_wait_where_no_engine_runs() -> None:
+    cluster = over_two()
+    cluster.ready = [False] * 4
+    cluster.settings = ["old", "old"]
+    cluster.step()
+    assert cluster.partition == 2, "their hearts may only have been missed"
+    cluster.step(31)
+    assert cluster.partition == 1
+
+
+def test_what_an_engine_that_starts_anew_holds_goes_to_one_that_can_serve_it() -> None:
+    cluster = Cluster(low=3, high=3)
+    cluster.waves = [wave("one", ["a"], engines=[2]), wave("two", ["b"], engines=[1])]
+    cluster.step()
+    cluster.waves[0] = wave("one", ["a"])
+    cluster.failures[0] = UNREACHABLE
+    cluster.settings = ["old"] * 3
+    cluster.step()
+    assert cluster.homes()["a"] == ["smol-2", "smol-1"], "although nothing else is on smol-0"
+    assert cluster.partition == 3
+
+
+def test_a_base_says_what_its_rolling_update_waits_for() -> None:
+    cluster = over_two()
+    cluster.settings = ["old", "old"]
+    [name] = [name for name, homes in cluster.homes().items() if homes == ["smol-1"]]
+    cluster.obeys = False  # the new copy takes its time
+    assert progressing(cluster) == (
+        "True",
+        "RollingUpdate",
+        f"2 of 2 engines ready; smol-1 starts anew once {name} is ready on smol-0",
+    )
+    cluster.obeys = True
+    assert progressing(cluster) == ("True", "RollingUpdate", "2 of 2 engines ready; smol-1 starts anew")
+    cluster.settings = [newest(cluster)] * 2
+    assert progressing(cluster)[:2] == ("False", "Settled")
+
+
 def test_no_engine_starts_anew_while_the_map_is_not_known_however_few_are_needed() -> None:
     of = snapshot(base(1, 4, slots=4), redis_ok=False)
     child = Child("StatefulSet", "team", "smol", replicas=4)
@@ -185,6 +263,34 @@ def in_excess() -> Cluster:
     assert {home for homes in cluster.homes().values() for home in homes} == {"smol-0", "smol-1"}
     cluster.settings = ["old", "old"]
     return cluster
+
+
+def over_two() -> Cluster:
+    """Two engines, and a wave of which each holds an adapter."""
+    cluster = Cluster(low=2)
+    cluster.waves = [wave("one", ["a/0", "a/1"])]
+    cluster.step()
+    cluster.step()
+    assert sorted(chain(*cluster.homes().values())) == ["smol-0", "smol-1"]
+    return cluster
+
+
+def restarted(cluster: Cluster) -> list[int]:
+    """The engines that started anew, in order; one that was away is back with that."""
+    found = []
+    for _ in range(8):
+        cluster.step()
+        outdated = [n for n in range(cluster.partition, cluster.replicas) if cluster.settings[n] == "old"]
+        if outdated:
+            found.append(max(outdated))
+            cluster.settings[found[-1]], cluster.ready[found[-1]] = newest(cluster), True
+    return found
+
+
+def progressing(cluster: Cluster) -> tuple[str, str, str]:
+    status = cluster.step().base_statuses[KEY]
+    [found] = [each for each in status.conditions if each.type == "Progressing"]
+    return found.status, found.reason, found.message
 
 
 def rolled(cluster: Cluster) -> list[int]:
@@ -211,7 +317,7 @@ def rolled(cluster: Cluster) -> list[int]:
 
 def newest(cluster: Cluster) -> str:
     """The digest that pods made now bear."""
-    found = plan(snapshot(base(cluster.low, 2, slots=4), cluster.waves))
+    found = plan(snapshot(base(cluster.low, cluster.high, slots=4), cluster.waves))
     [spec] = [manifest.body["spec"] for manifest in found.manifests if manifest.kind == "StatefulSet"]
     digest: str = spec["template"]["metadata"]["annotations"]["mint.dev/settings"]
     return digest

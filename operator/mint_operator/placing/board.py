@@ -89,6 +89,7 @@ class Board:
         self._names = {engine.ordinal: engine.name for engine in engines}
         self._lost = {engine.name for engine in engines if engine.lost}
         self._leaving = {engine.name for engine in engines if engine.leaving}
+        self.failing = frozenset(engine.name for engine in engines if engine.failing)
         self.count = len(engines)
         self.any_lost, self.any_leaving = bool(self._lost), bool(self._leaving)
         taken = reserved or {}

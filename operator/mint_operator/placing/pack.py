@@ -1,12 +1,12 @@
 """Missing copies go to the least loaded engines, or to one that holds the adapter warm and has hardly more to do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 from mint_contracts.records import Place, Tier
 from mint_operator.placing.hot import give_way
 from mint_operator.placing.room import make_room
-from mint_operator.placing.table import Table, lacking
+from mint_operator.placing.table import Table, going, lacking
 from mint_operator.planning.adapters import Want
 
 _COLD: Mapping[str, int] = {}
@@ -24,13 +24,19 @@ def pack(table: Table) -> None:
 
 
 def _fill(table: Table, want: Want, places: Sequence[Place]) -> Place | None:
-    """On the least loaded engine with room; live engines come before lost ones, which are better than none."""
+    """On the least loaded engine with room; live engines come before lost ones, which are better than none.
+
+    What is to be ready before another engine goes goes to none that is lost or failing: nothing would come of it.
+    """
     board, warmth, lost = table.board, table.warmth.get(want.adapter, _COLD), False
-    without = {place.engine for place in places} if places else ()
+    without: Collection[str] = {place.engine for place in places} if places else ()
+    follows = going(board, places)
+    if follows:
+        without = {*without, *board.failing}
     engine = board.least(want.adapter, want.residency, without, warmth, pins=want.pins)
     if engine is None:
         engine = give_way(table, want, without)
-    if engine is None and board.any_lost:
+    if engine is None and board.any_lost and not follows:
         lost = True
         engine = board.least(want.adapter, want.residency, without, warmth, lost=True, pins=want.pins)
     if engine is None:

@@ -63,7 +63,10 @@ class Task(msgspec.Struct, frozen=True):
         return same and self.limits == other.limits and self.reserved == other.reserved
 
     def _engines(self) -> object:
-        return [(engine.name, engine.lost, engine.leaving, engine.training_bytes) for engine in self.engines]
+        return [
+            (engine.name, engine.lost, engine.leaving, engine.failing, engine.training_bytes)
+            for engine in self.engines
+        ]
 
 
 class Placed(msgspec.Struct, frozen=True):

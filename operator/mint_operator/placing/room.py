@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mint_contracts.records import Place, Tier
-from mint_operator.placing.table import Table
+from mint_operator.placing.table import Table, going
 from mint_operator.planning.adapters import Want
 
 
@@ -12,10 +12,12 @@ def make_room(table: Table, want: Want) -> Place | None:
 
     There is one to move wherever a slot is free at all: a full engine holds more other adapters than one with a slot.
     """
-    board = table.board
+    board, places = table.board, table.placed[want.adapter]
     if want.residency is not Tier.DEVICE or board.least(want.adapter, Tier.DEVICE, (), {}) is None:
         return None
-    ours = {place.engine for place in table.placed[want.adapter]}
+    if board.failing and going(board, places):  # the room may be on an engine that serves nothing
+        return None
+    ours = {place.engine for place in places}
     for engine in want.pins or sorted(board.loads, key=board.ordinal):
         if engine in ours or engine not in board or board.lost(engine):
             continue

@@ -59,6 +59,11 @@ def lacking(board: Board, want: Want, places: Sequence[Place]) -> int:
     return want.replicas - len(places) + going
 
 
+def going(board: Board, places: Sequence[Place]) -> bool:
+    """Whether any of these is on an engine that is about to go."""
+    return board.any_leaving and any(board.leaving(place.engine) for place in places)
+
+
 Policy = Callable[[Table], None]
 """One policy: it improves the copies of all needy adapters, in their order. Policies run one after another."""
 

@@ -21,7 +21,7 @@ from mint_operator.planning.admission import Admission, admit
 from mint_operator.planning.backlog import Backlogs, backlogs, of_base
 from mint_operator.planning.base_status import BaseFacts, base_status
 from mint_operator.planning.capacity import Demand
-from mint_operator.planning.elastic import Fleet, fleet, settled
+from mint_operator.planning.elastic import Fleet, Settled, fleet, settled
 from mint_operator.planning.engines import Engine, expected
 from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
@@ -95,19 +95,19 @@ def plan_base(
     seen = expected(base.meta.name, max(running, needed), pods, known, live)
     flock = fleet(needed, running, seen, settings, now, before.fleet if before else None)
     engines = expected(base.meta.name, flock.count, pods, known, live, flock.leaving) if flock.leaving else seen
+    task = None if known is None else _task(base, admission, engines, known, training)
+    placed = None if task is None else place(task, before.placed if before else None)
+    sized = _sized(flock, placed, engines, known)
+    manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), sized.count, sized.partition)
     facts = BaseFacts(
         engines=engines,
         selector=selector_text(base.meta.name),
         redis_ok=known is not None,
         refusal=refusal or snapshot.apply_failures.get(key),
+        rolling=sized.rolling,
     )
-    status = base_status(base, facts, now)
-    task = None if known is None else _task(base, admission, engines, known, training)
-    placed = None if task is None else place(task, before.placed if before else None)
-    count, partition = _sized(flock, placed, engines)
-    manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), count, partition)
     left = backlogs(placed.given, engines, before.backlogs if before else {}) if placed else {}
-    status = msgspec.structs.replace(status, loading=of_base(left))
+    status = msgspec.structs.replace(base_status(base, facts, now), loading=of_base(left))
     told = statuses(admission, placed, engines, status, now, before.told if before else None, left)
     assigned = _assigned(placed, before)
     record = _record(base)
@@ -202,11 +202,11 @@ def _unread(admission: Admission) -> bool:
     return any(each.refusal is not None and each.refusal.reason in _NOT_KNOWN for each in asks)
 
 
-def _sized(flock: Fleet, placed: Placed | None, engines: Sequence[Engine]) -> tuple[int, int]:
+def _sized(flock: Fleet, placed: Placed | None, engines: Sequence[Engine], known: BaseMap | None) -> Settled:
     """Engines to run and the partition of a rolling update; neither moves while the map is not known."""
-    if placed is None:
-        return flock.count, 0 if flock.rolling is None else flock.rolling + 1
-    return settled(flock, placed, engines)
+    if placed is None or known is None:
+        return Settled(flock.count, 0 if flock.rolling is None else flock.rolling + 1)
+    return settled(flock, placed, engines, known.away_s)
 
 
 def _assigned(placed: Placed | None, before: Known | None) -> Assigned:

@@ -20,6 +20,7 @@ class BaseFacts(msgspec.Struct, frozen=True):
     engines: Sequence[Engine]
     selector: str
     redis_ok: bool = True
+    rolling: str = ""  # which engine starts anew next, and what it waits for
     refusal: Failure | None = None  # spec that cannot be used, or objects that the API server refused
 
 
@@ -97,8 +98,11 @@ def _progressing(verdict: Finding, facts: BaseFacts, ready: int) -> Finding:
     said = f"{ready} of {desired} engines ready"
     if verdict.status == "Unknown" or facts.refusal is not None:
         return Finding("Progressing", "False", verdict.reason, said)
-    if ready == desired:
+    if ready == desired and not facts.rolling:
         return Finding("Progressing", "False", conditions.SETTLED, said)
+    said = f"{said}; {facts.rolling}" if facts.rolling else said
+    if ready == desired:
+        return Finding("Progressing", "True", conditions.ROLLING_UPDATE, said)
     reason, terminal = _cause(facts)
     return Finding("Progressing", truth(not terminal), reason, _with_troubles(said, facts))
 

@@ -6,13 +6,14 @@ to go is *leaving* until then, and is given nothing new. An engine whose pod is 
 revision or settings changed, leaves in the same way, one at a time, and comes back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from mint_contracts.records import Place
 from mint_operator.placing.placement import Placed
-from mint_operator.planning.engines import Engine
+from mint_operator.planning.adapters import Want
+from mint_operator.planning.engines import AWAY_GRACE_S, Engine
 
 SHRINK_AFTER_S = 300.0  # as long as a HorizontalPodAutoscaler looks back before it scales down
 
@@ -31,6 +32,17 @@ class Fleet(msgspec.Struct, frozen=True):
     enough_since: float | None = None
 
 
+class Settled(msgspec.Struct, frozen=True):
+    """How many engines to run now, and the partition of the rolling update: ordinals from there on start anew.
+
+    `rolling` says which does so next and what it waits for, for people; empty when none is to.
+    """
+
+    count: int
+    partition: int = 0
+    rolling: str = ""
+
+
 def fleet(
     needed: int, running: int, engines: Sequence[Engine], settings: str, now: float, before: Fleet | None
 ) -> Fleet:
@@ -45,11 +57,11 @@ def fleet(
     return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since)
 
 
-def settled(of: Fleet, placed: Placed, engines: Sequence[Engine]) -> tuple[int, int]:
-    """How many engines to run now, and the partition of the rolling update: ordinals from there on start anew.
+def settled(of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float]) -> Settled:
+    """How far the fleet may go now. `away_s` is how long each engine without a heartbeat has been without one.
 
-    Neither moves on before what the leaving engine holds is ready elsewhere; what fits nowhere else does not hold up
-    a rolling update, which would never end.
+    Neither count nor partition moves on before what the leaving engine holds is ready elsewhere; what fits nowhere
+    else, or cannot be had there, does not hold up a rolling update, which would never end.
     """
     free = {engine.ordinal for engine in engines if not placed.given.get(engine.name)}
     going = {name for name in placed.pending for place in placed.records[name].places if _on(place, of.leaving)}
@@ -57,16 +69,51 @@ def settled(of: Fleet, placed: Placed, engines: Sequence[Engine]) -> tuple[int, 
     while count > of.fewest and count - 1 in of.leaving & free and placed.pending <= going:
         count -= 1
     if of.rolling is None:
-        return count, 0
-    on_it = placed.given.get(engines[of.rolling].name, ())
-    stays = of.rolling not in of.leaving or any(_replaced(placed, name, of.leaving) for name in on_it)
-    return count, of.rolling + 1 if stays else of.rolling
+        return Settled(count)
+    said = f"{engines[of.rolling].name} starts anew"
+    if of.rolling not in of.leaving:
+        return Settled(count, of.rolling + 1, f"{said} next")
+    awaited = _awaited(of, engines[of.rolling], placed, engines, away_s)
+    if not awaited:
+        return Settled(count, of.rolling, said)
+    name = min(awaited)
+    more = f", and {len(awaited) - 1} adapters more elsewhere" if len(awaited) > 1 else ""
+    return Settled(count, of.rolling + 1, f"{said} once {name} is ready on {awaited[name]}{more}")
 
 
-def _replaced(placed: Placed, name: str, leaving: frozenset[int]) -> bool:
-    """Whether a copy on a leaving engine only waits for those that take its place."""
-    stay = sum(not _on(place, leaving) for place in placed.records[name].places)
-    return stay >= placed.task.wants[name].replicas
+def _awaited(
+    of: Fleet, going: Engine, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float]
+) -> dict[str, str]:
+    """Adapters that would be missed if the engine went now, and where each is about to be ready."""
+    gone = {name for name, seconds in away_s.items() if seconds > AWAY_GRACE_S}
+    if going.name in gone:
+        return {}
+    able = {engine.name: engine for engine in engines if engine.name not in gone and not engine.failing}
+    found = {}
+    for name in placed.given.get(going.name, ()):
+        if not _may_answer(going, name):
+            continue
+        want = placed.task.wants[name]
+        for place in placed.records[name].places:
+            if place.engine in able and not _on(place, of.leaving) and _comes(able[place.engine], want):
+                found[name] = place.engine
+    return found
+
+
+def _may_answer(engine: Engine, name: str) -> bool:
+    """Whether the engine may hold the adapter: of one whose heart has only just stopped it is not known."""
+    held = engine.held.get(name)
+    return not engine.alive or (engine.ready and held is not None and held.tier.warmth > 0)
+
+
+def _comes(engine: Engine, want: Want) -> bool:
+    """Whether an engine is still about to hold what is wanted: it does not yet, and has not refused it."""
+    held = engine.held.get(want.adapter)
+    if held is None or held.source != want.source:
+        return True
+    if engine.ready and held.tier.warmth >= want.residency.warmth:
+        return False
+    return held.failure is None or not held.failure.terminal
 
 
 def _on(place: Place, ordinals: frozenset[int]) -> bool:

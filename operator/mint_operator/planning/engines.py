@@ -44,6 +44,11 @@ class Engine(msgspec.Struct, frozen=True):
         return self.record is not None and self.record.ready
 
     @property
+    def failing(self) -> bool:
+        """It does not serve, and it or its pods say why: it may never do so as it is."""
+        return not self.ready and self.failure is not None
+
+    @property
     def training_bytes(self) -> int:
         """Host memory that its policies take."""
         return self.record.training_bytes if self.record is not None else 0
