@@ -9,6 +9,7 @@ from mint_contracts.records import EngineView, Failure, Held, Tier
 from mint_contracts.resources import Serve, TrainingStatus
 from mint_contracts.training import ConfigMapKey, Dataset, Policies, Policy, PolicyTemplate
 from mint_contracts.training_records import Order, Stage
+from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import Inputs, ObservedBase
 from tests.operator import worlds
 from tests.operator.training_worlds import (
@@ -87,6 +88,16 @@ def test_an_elastic_wave_takes_what_is_free_and_the_rest_follows() -> None:
     world.step()
     assert set(world.leases) == set(named("w", [0, 1, 2]))
     assert training(world).policies.complete == 1
+
+
+def test_a_wave_that_waits_for_memory_keeps_no_slot_from_one_that_trains() -> None:
+    waves = [worlds.wave(f"host-{name}", [name], residency="Host") for name in "ab"]
+    world = World(base(slots=8), waves, engines(1), sizes=dict.fromkeys("ab", Size(8, 700 << 10)))
+    world.step()
+    assert condition(world, "host-b", "Admitted")[1] == "WaitingForCapacity"
+    world.waves.append(training_wave("w", 2, created="2026-01-02T00:00:00Z"))
+    world.step()
+    assert len(world.leases) == 2
 
 
 def test_what_trains_keeps_its_slots_from_a_wave_of_higher_priority() -> None:

@@ -19,6 +19,7 @@ from mint_contracts.source import Source
 from mint_contracts.training import Dataset, ExactMatch, FailurePolicy, Policies, Reward, Train
 from mint_contracts.training_records import Progress, Published, Stage, TrainAssignment, TrainChange, TrainState
 from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import BaseMap, Inputs, Meta, ObservedBase, ObservedWave, Snapshot, TrainKnown
 from tests.operator import worlds
 from tests.operator.worlds import KEY, NOW, RELEASE
@@ -81,12 +82,13 @@ class World(msgspec.Struct):
     version: int | None = 1
     away_s: dict[str, float] = {}
     inputs: Inputs = Inputs()
+    sizes: Mapping[str, Size] = {}
     now: float = NOW
 
     def plan(self) -> Plan:
         self.now += 1.0
         state = MapState(self.version, None, dict(self.placements), {})
-        known = BaseMap(state=state, engines=tuple(self.engines), away_s=self.away_s)
+        known = BaseMap(state=state, engines=tuple(self.engines), away_s=self.away_s, sizes=self.sizes)
         return plan(
             Snapshot(
                 now=self.now,
