@@ -5,11 +5,14 @@ from itertools import chain
 from typing import Any
 
 import msgspec
+import pytest
 
 from mint_contracts.records import EngineView, Failure, MapChange, MapState, Tier
+from mint_contracts.resources import Residency
 from mint_operator.planning.base_plan import Known
 from mint_operator.planning.elastic import SHRINK_AFTER_S
 from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import BaseMap, Child, EnginePod, ObservedWave
 from tests.operator.test_planner_replan import written
 from tests.operator.worlds import KEY, NOW, base, engine, snapshot, wave
@@ -29,12 +32,13 @@ class Cluster:
         self.replicas = 0
         self.partition = 0
         self.settings = list(settings)
-        self.ready: list[bool] = [True] * 4
-        self.unheard_s = [0.0] * 4
+        self.ready: list[bool] = [True] * 8
+        self.unheard_s = [0.0] * 8
         self.failures: dict[int, Failure] = {}  # of engines that cannot load their base
         self.refused: set[tuple[int, str]] = set()  # adapters that an engine will not load
         self.obeys = True
         self.busy = 0
+        self.sizes: dict[str, Size] = {}
         self.holding: dict[str, dict[str, Tier]] = {}
 
     def views(self) -> list[EngineView]:
@@ -66,7 +70,7 @@ class Cluster:
         of = snapshot(base(self.low, self.high, slots=4), self.waves, self.views(), state=self.state, now=self.now)
         self.unheard_s = [0.0 if ready else s + after_s for ready, s in zip(self.ready, self.unheard_s, strict=True)]
         away = {f"smol-{ordinal}": seconds for ordinal, seconds in enumerate(self.unheard_s) if seconds}
-        known = BaseMap(self.state, of.maps[KEY].engines, away, busy=self.busy)
+        known = BaseMap(self.state, of.maps[KEY].engines, away, sizes=self.sizes, busy=self.busy)
         child = Child("StatefulSet", "team", "smol", replicas=self.replicas)
         pods = [EnginePod(f"smol-{n}", f"10.0.0.{n}", True, settings=each) for n, each in enumerate(self.settings)]
         children = {child.key: child} if self.replicas else {}
@@ -126,6 +130,33 @@ def test_an_engine_goes_only_after_a_while_and_once_its_copies_are_ready_elsewhe
     assert all(engines == ["smol-0"] for engines in cluster.homes().values())
     cluster.step()
     assert cluster.replicas == 1
+
+
+@pytest.mark.parametrize("residency", ["Host", "Disk"])
+def test_engines_come_for_what_is_held_in_memory_or_on_disk_and_stay_for_it(residency: Residency) -> None:
+    cluster = Cluster(high=6)
+    most = base().host_bytes if residency == "Host" else base().disk_bytes
+    cluster.sizes = dict.fromkeys("abcd", Size(8, most * 6 // 10)) | {"e": Size(8, most // 2)}
+    cluster.waves = [wave("one", "abcd", residency=residency)]
+    homes = unmoved(cluster)
+    assert sorted(homes.values()) == [[f"smol-{ordinal}"] for ordinal in range(4)], "no two fit on one"
+    cluster.waves.append(wave("two", "e", residency=residency))
+    assert unmoved(cluster) == homes | {"e": ["smol-4"]}
+    cluster.waves = [wave("one", "a", residency=residency)]
+    for _ in range(4):
+        cluster.step(SHRINK_AFTER_S)
+    assert (cluster.replicas, cluster.homes()) == (1, {"a": ["smol-0"]})
+
+
+def unmoved(cluster: Cluster) -> dict[str, list[str]]:
+    """Where everything is after a few plans, and stays: as many engines run as that takes."""
+    for _ in range(6):
+        cluster.step()
+    homes = cluster.homes()
+    for _ in range(4):
+        cluster.step(SHRINK_AFTER_S)
+        assert (cluster.replicas, cluster.homes()) == (len(homes), homes)
+    return homes
 
 
 def test_an_engine_that_is_needed_again_stays() -> None:
@@ -207,7 +238,7 @@ def test_a_rolling_update_does_not_wait_for_an_adapter_that_nobody_else_can_load
 
 def test_a_rolling_update_does_not_wait_where_no_engine_runs() -> None:
     cluster = over_two()
-    cluster.ready = [False] * 4
+    cluster.ready = [False] * 8
     cluster.settings = ["old", "old"]
     cluster.step()
     assert cluster.partition == 2, "their hearts may only have been missed"
@@ -306,7 +337,7 @@ def rolled(cluster: Cluster) -> list[int]:
         back_in -= 1
         if back_in > 0:
             continue
-        cluster.ready = [True] * 4
+        cluster.ready = [True] * 8
         updated = range(cluster.partition, cluster.replicas)
         outdated = [ordinal for ordinal in updated if cluster.settings[ordinal] == "old"]
         if outdated:

@@ -93,7 +93,7 @@ def admit(
         refused[key] = refused[key].at(position, len(waiting))
     return Admission(
         asks=asks,
-        engines=limits.engines(tally.taken.slots, tally.replicas),
+        engines=limits.engines(tally.taken, tally.replicas),
         wants=_wants(asks, turns, tally.merged, before),
         refused=refused,
         turns=turns,

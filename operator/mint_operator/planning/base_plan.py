@@ -21,7 +21,7 @@ from mint_operator.planning.admission import Admission, admit
 from mint_operator.planning.backlog import Backlogs, backlogs, of_base
 from mint_operator.planning.base_status import BaseFacts, base_status
 from mint_operator.planning.capacity import Demand
-from mint_operator.planning.elastic import Fleet, Settled, fleet, settled
+from mint_operator.planning.elastic import Fleet, Settled, enlarged, fleet, settled
 from mint_operator.planning.engines import Engine, expected
 from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
@@ -97,6 +97,7 @@ def plan_base(
     engines = expected(base.meta.name, flock.count, pods, known, live, flock.leaving) if flock.leaving else seen
     task = None if known is None else _task(base, admission, engines, known, training)
     placed = None if task is None else place(task, before.placed if before else None)
+    flock = flock if placed is None else enlarged(flock, placed, admission.limits.high)
     sized = _sized(flock, placed, engines, known)
     manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), sized.count, sized.partition)
     facts = BaseFacts(

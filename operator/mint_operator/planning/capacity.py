@@ -51,12 +51,18 @@ class Bounds(msgspec.Struct, frozen=True):
         """Slots of as many engines as there may be."""
         return self.high * self.slots
 
-    def engines(self, slots: int, replicas: int) -> int:
-        """Engines that `slots` device copies need, none of which shares its engine with its like.
+    def engines(self, taken: Demand, replicas: int) -> int:
+        """Engines that copies which take so much need at least, none of which shares its engine with its like.
 
-        Copies of one adapter never exceed the engines, so by wrapping them around they always fit into this many.
+        Copies of one adapter never exceed the engines, so by wrapping them around those in slots always fit into
+        this many; the others may need more, for an engine's last bytes are of no use to a copy that is larger.
         """
-        needed = max(-(-slots // self.slots), replicas, self.low)
+        tiers = (
+            (taken.slots, self.slots),
+            (taken.host_bytes, self.host_bytes),
+            (taken.disk_bytes, self.disk_bytes),
+        )
+        needed = max(replicas, self.low, *[-(-wanted // each) for wanted, each in tiers if each])
         return min(needed, self.high)
 
 

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from mint_contracts.records import Place
+from mint_operator.placing.board import Load
 from mint_operator.placing.placement import Placed
 from mint_operator.planning.adapters import Want
 from mint_operator.planning.engines import AWAY_GRACE_S, Engine
+from mint_operator.planning.sizes import Size
 
 SHRINK_AFTER_S = 300.0  # as long as a HorizontalPodAutoscaler looks back before it scales down
 
@@ -55,6 +57,24 @@ def fleet(
     if now - since < SHRINK_AFTER_S or makes_room:
         return Fleet(running, running, leaving, rolling, since)
     return Fleet(running, needed, leaving | frozenset(range(needed, running)), rolling, since)
+
+
+def enlarged(of: Fleet, placed: Placed, most: int) -> Fleet:
+    """The fleet with an engine more, of at most `most`, where a copy has found no room that an empty one has.
+
+    Engines that are about to go are kept for it instead; that fewer would do is then looked at anew.
+    """
+    if of.fewest >= most or not any(_lacks_room(placed, name) for name in placed.pending):
+        return of
+    return msgspec.structs.replace(of, count=max(of.count, of.fewest + 1), enough_since=None)
+
+
+def _lacks_room(placed: Placed, name: str) -> bool:
+    task = placed.task
+    want = task.wants[name]
+    if want.pins or len(placed.records[name].places) >= want.replicas:
+        return False
+    return Load().room(want.residency, task.sizes.get(name, Size(task.limits.max_rank)), task.limits)
 
 
 def settled(of: Fleet, placed: Placed, engines: Sequence[Engine], away_s: Mapping[str, float]) -> Settled:
