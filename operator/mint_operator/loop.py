@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -28,6 +29,7 @@ class Loop:
         self._observer = observer
         self._applier = applier
         self._dirt = dirt
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan")  # no other work can keep a plan waiting
         self._failures = 0
         self._cut_off = False  # the last pass ended before what it saw was planned for and written
         self._known: Mapping[str, Known] = {}
@@ -62,7 +64,7 @@ class Loop:
         if self._observer.quiet and not self._applier.owes and not owed:
             self._cut_off = False
             return Counter()
-        wanted = await asyncio.to_thread(plan, snapshot, self._known)
+        wanted = await asyncio.get_running_loop().run_in_executor(self._planner, plan, snapshot, self._known)
         self._known = wanted.known
         planned = time.perf_counter()
         counts = await self._applier.apply(wanted, snapshot)

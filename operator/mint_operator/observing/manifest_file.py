@@ -1,4 +1,14 @@
-"""Reading a manifest that a wave names: whole, over the network, within bounds. Blocks: call it in a thread."""
+"""Reading a manifest that a wave names: whole, over the network, within bounds, in one of a few threads of its own.
+
+What a wave names may answer as slowly as it likes. It then keeps other manifests waiting, but never a pass.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from fsspec.asyn import sync
 
 from mint_contracts.backends import backend
 from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceUnavailable
@@ -7,21 +17,49 @@ from mint_contracts.source import Source, locate
 SCHEMES = ("s3", "gs", "https", "http")  # what the operator can reach; claims and images are the engines'
 MOST_BYTES = 4 << 20
 READ_S = 60.0
+AT_ONCE = 4
+
+T = TypeVar("T")
+
+_threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="manifest")
+
+
+async def in_thread(work: Callable[..., T], *given: Any) -> T:
+    """What reading of a manifest blocks for; whoever comes while AT_ONCE are at work has to wait."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, work, *given)
 
 
 def fetch(uri: str) -> bytes:
-    """Its bytes. Raises SourceForbidden, SourceUnavailable, or InvalidRequest for more than MOST_BYTES."""
+    """Its bytes. Blocks, on the web for READ_S at most.
+
+    Raises SourceForbidden, SourceUnavailable, or InvalidRequest for more than MOST_BYTES.
+    """
     place = locate(Source(uri=uri))
     if place.scheme not in SCHEMES:
         said = f"the operator reads it, and can reach only {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
         raise SourceForbidden(f"manifest {uri}", said)
     storage = backend(place.scheme)
-    path = uri if place.scheme in {"http", "https"} else f"{place.host}/{place.path}"
     try:
-        with storage.files.open(path, "rb") as file:
-            data: bytes = file.read(MOST_BYTES + 1)
+        if place.scheme in {"http", "https"}:
+            data: bytes = sync(storage.files.loop, _from_web, storage.files, uri, timeout=READ_S)
+        else:
+            with storage.files.open(f"{place.host}/{place.path}", "rb") as file:
+                data = file.read(MOST_BYTES + 1)
     except storage.errors as error:
-        raise SourceUnavailable(f"manifest {uri}", f"could not be read ({error}); trying again") from error
+        why = str(error) or "it did not come whole in time"
+        raise SourceUnavailable(f"manifest {uri}", f"could not be read ({why}); trying again") from error
     if len(data) > MOST_BYTES:
         raise InvalidRequest(f"manifest {uri}", f"has more than {MOST_BYTES} bytes; make several waves")
     return data
+
+
+async def _from_web(files: Any, uri: str) -> bytes:
+    """By one request: fsspec's files take several, and of an answer without a length only what comes first."""
+    session, data = await files.set_session(), bytearray()
+    async with session.get(files.encode_url(uri)) as answer:
+        answer.raise_for_status()
+        async for piece in answer.content.iter_any():
+            data += piece
+            if len(data) > MOST_BYTES:
+                break
+    return bytes(data)

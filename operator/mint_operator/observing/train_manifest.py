@@ -1,4 +1,4 @@
-"""Reading a manifest of policies: JSON lines at a URI, read once, in a thread of its own and within bounds."""
+"""Reading a manifest of policies: JSON lines at a URI, read once, beside the loop and within bounds."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import structlog
 from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.records import Failure
 from mint_contracts.training import Policy
-from mint_operator.observing.manifest_file import READ_S, fetch
+from mint_operator.observing.manifest_file import fetch, in_thread
 
 MOST_POLICIES = 1024
 RETRY_S = 30.0
@@ -60,12 +60,9 @@ class Manifests:
 async def read(uri: str) -> Read:
     """The policies, or why they cannot be had."""
     try:
-        async with asyncio.timeout(READ_S):
-            return parsed(uri, await asyncio.to_thread(fetch, uri))
+        return parsed(uri, await in_thread(fetch, uri))
     except MintError as error:
         return Failure(error.reason, str(error), terminal=error.terminal)
-    except TimeoutError:
-        return Failure("SourceUnavailable", f"manifest {uri}: was not read within {READ_S:.0f} s", terminal=False)
     except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
         log.exception("manifest not read", uri=uri)
         said = f"manifest {uri}: could not be read ({type(error).__name__}, see the operator's log); trying again"

@@ -13,11 +13,12 @@ from redis.exceptions import ResponseError
 
 from mint_contracts.backoff import delay_s
 from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.entries import Entry
 from mint_contracts.errors import AdapterNotFound, Internal, MapUnavailable, MintError
 from mint_contracts.names import split_asked
 from mint_contracts.records import Failure
 from mint_contracts.source import child
-from mint_operator.observing.manifest_file import READ_S, fetch
+from mint_operator.observing.manifest_file import READ_S, fetch, in_thread
 from mint_operator.observing.wave_manifest import asked, entries
 from mint_operator.planning import conditions
 from mint_operator.planning.lookup import MOST_ADAPTERS, Lookup
@@ -166,10 +167,12 @@ class Lists:
 
     async def _read(self, lookup: Lookup) -> Read:
         try:
-            async with self._gates["manifest" if lookup.manifest else "catalog"], asyncio.timeout(READ_S):
-                if lookup.manifest:
-                    return await self._manifest(lookup)
-                return await (self._named(lookup) if lookup.names else self._selected(lookup))
+            async with self._gates["manifest" if lookup.manifest else "catalog"]:
+                named = await self._manifest(lookup) if lookup.manifest else ()
+                async with asyncio.timeout(READ_S):
+                    if lookup.manifest:
+                        return await self._entered(lookup, named)
+                    return await (self._named(lookup) if lookup.names else self._selected(lookup))
         except MintError as error:
             return Failure(error.reason, str(error), terminal=error.terminal)
         except (TimeoutError, ResponseError) as error:
@@ -191,12 +194,18 @@ class Lists:
     async def _named(self, lookup: Lookup) -> Read:
         return tuple([await self._one(lookup, name) for name in lookup.names])
 
-    async def _manifest(self, lookup: Lookup) -> Read:
-        data = await asyncio.to_thread(fetch, lookup.manifest)
-        found = []
-        for entry in await asyncio.to_thread(entries, lookup.manifest, data):
-            found.append(Listed(entry.name, entry.source) if entry.uri else await self._one(lookup, asked(entry)))
-        return tuple(found)
+    async def _manifest(self, lookup: Lookup) -> Sequence[Entry]:
+        """What a manifest says; bounded in time by itself, so that the gate is not left before the thread ends."""
+        return await in_thread(entries, lookup.manifest, await in_thread(fetch, lookup.manifest))
+
+    async def _entered(self, lookup: Lookup, named: Sequence[Entry]) -> Read:
+        """What the entries of a manifest mean."""
+        return tuple(
+            [
+                Listed(entry.name, entry.source) if entry.uri else await self._one(lookup, asked(entry))
+                for entry in named
+            ]
+        )
 
     async def _one(self, lookup: Lookup, name: str) -> Listed:
         """What one name means, with its revision or without. Raises AdapterNotFound."""

@@ -1,0 +1,145 @@
+"""Manifests over HTTP from servers that take their time: each is read whole or refused, and nothing else waits."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.errors import InvalidRequest, SourceUnavailable
+from mint_contracts.functions import connect
+from mint_contracts.records import Failure
+from mint_contracts.training import Policy
+from mint_operator.observing import manifest_file
+from mint_operator.observing.manifest_file import AT_ONCE, MOST_BYTES, fetch
+from mint_operator.observing.train_manifest import Manifests
+from mint_operator.observing.wave_lists import Lists
+from mint_operator.planning.lookup import Lookup
+from tests.waiting import until
+
+PIECE_S = 0.02
+POLICY = b'{"name": "acme/a"}\n'
+ENTRY = b'{"name": "acme/a", "uri": "s3://adapters/a"}\n'
+
+
+class Slow:
+    """Answers any path in pieces, and says not how many: /drip without an end, others with what is in `holds`."""
+
+    def __init__(self) -> None:
+        self.holds: dict[str, list[bytes]] = {}
+        self._ended = threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def drips(self, count: int) -> list[str]:
+        return [f"{self.url}/drip/{index}.jsonl" for index in range(count)]
+
+    def end(self) -> None:
+        self._ended.set()
+        self._server.close()
+
+    def _serve(self) -> None:
+        while not self._ended.is_set():
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection:
+            asked = connection.recv(1 << 16).split()
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            if asked[0] == b"HEAD":
+                return
+            path = asked[1].decode()
+            try:
+                for piece in self.holds.get(path, ()):
+                    connection.sendall(piece)
+                    self._ended.wait(PIECE_S)
+                while path.startswith("/drip") and not self._ended.wait(PIECE_S):
+                    connection.sendall(b"\n")
+            except OSError:
+                return
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    server = Slow()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up soon."""
+    monkeypatch.setattr(manifest_file, "READ_S", 0.3)
+
+
+async def others_run() -> None:
+    """What is planned for, or asked of a name server, finds a thread."""
+    async with asyncio.timeout(10):
+        await asyncio.to_thread(lambda: None)
+
+
+def test_what_comes_in_pieces_and_without_a_length_is_read_whole(slow: Slow) -> None:
+    slow.holds["/whole"] = [POLICY] * 5
+    assert fetch(f"{slow.url}/whole") == POLICY * 5
+
+
+def test_what_never_ends_is_given_up(slow: Slow, impatient: None) -> None:
+    with pytest.raises(SourceUnavailable, match="did not come whole in time"):
+        fetch(slow.drips(1)[0])
+
+
+def test_what_is_too_long_is_refused_without_reading_on(slow: Slow) -> None:
+    slow.holds["/drip/long"] = [b"x" * (MOST_BYTES + 1)]
+    with pytest.raises(InvalidRequest, match="make several waves"):
+        fetch(f"{slow.url}/drip/long")
+
+
+async def test_manifests_of_policies_that_drip_keep_only_manifests_waiting(slow: Slow, impatient: None) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    slow.holds["/good.jsonl"] = [POLICY]
+    good, drips = f"{slow.url}/good.jsonl", slow.drips(2 * AT_ONCE)
+    manifests = Manifests(lambda: None)
+    manifests.want(drips)
+    await asyncio.sleep(0)  # all have begun
+    await others_run()
+
+    def read() -> bool:
+        manifests.want([*drips, good])
+        return len(manifests.found) == len(drips) + 1
+
+    await until(read)
+    assert manifests.found[good] == (Policy("acme/a"),)
+    for uri in drips:
+        found = manifests.found[uri]
+        assert isinstance(found, Failure)
+        assert (found.reason, found.terminal) == ("SourceUnavailable", False)
+
+
+async def test_manifests_of_adapters_that_drip_keep_only_manifests_waiting(slow: Slow, impatient: None) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    slow.holds["/good.jsonl"] = [ENTRY]
+    good = Lookup("team/smol", manifest=f"{slow.url}/good.jsonl")
+    drips = [Lookup("team/smol", manifest=uri) for uri in slow.drips(2 * AT_ONCE)]
+    lists = Lists(CatalogReader(connect("redis://127.0.0.1:1")), lambda: None)
+    await lists.refresh(drips)
+    await asyncio.sleep(0)
+    await others_run()
+
+    async def read() -> bool:
+        await lists.refresh([*drips, good])
+        return len(lists.found) == len(drips) + 1
+
+    await until(read)
+    assert [each.name for each in lists.found[good].listed or ()] == ["acme/a"]
+    for lookup in drips:
+        failure = lists.found[lookup].failure
+        assert failure is not None
+        assert failure.reason == "SourceUnavailable"
