@@ -78,10 +78,11 @@ def test_adapters_in_one_batch_equal_merged_weights(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_few_rows_at_a_time_as_all_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Score matrices of long prompts are computed in parts: here each row, or head, by itself."""
+    """Scores of long prompts, and requests that decode, are computed in parts: here each row, or head, by itself."""
     slots = [0, 1, 2, NO_SLOT]
     expected = play(filled(name), TURNS, slots)
     monkeypatch.setattr(paged, "SCORES", 1)
+    monkeypatch.setattr(paged, "READ_BYTES", 1)
     for found, wanted in zip(play(filled(name), TURNS, slots), expected, strict=True):
         check(found, wanted)
 
@@ -109,6 +110,24 @@ def test_what_short_requests_read_does_not_grow_with_a_long_one() -> None:
     assert sum(pages for _, pages in found.values()) < 2 * sum(map(pages_for, lengths))
     for length, pages in planned([1, 300, 496, 497, 513, 1100, 9000]).values():
         assert pages_for(length) <= pages < max(2 * pages_for(length), paged.SHORT)
+
+
+def test_what_is_read_at_once_has_a_bound_however_many_decode_over_one_long_prompt() -> None:
+    cache, pages = make_forward(FAMILIES["gemma3"]).cache, range(1, 6001)
+    spans = [Span(row, 1, 6000 * PAGE_TOKENS - 1, pages, NO_SLOT) for row in range(64)]
+    groups = paged.plan_attention(spans, cache, torch.device("cpu")).decodes
+    each = cache.pool[0, 0].nbytes
+    assert all(len(group.table) * each <= paged.READ_BYTES for group in groups)
+    assert [int(row) for group in groups for row in group.rows] == list(range(64))
+    assert len(groups) == -(-64 // (paged.READ_BYTES // (6000 * each))), "and no more groups than that needs"
+
+
+def test_a_request_that_alone_reads_more_than_the_bound_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged, "READ_BYTES", 1)
+    cache = make_forward(FAMILIES["gemma3"]).cache
+    spans = [Span(row, 1, 40, (1, 2, 3), NO_SLOT) for row in range(3)]
+    groups = paged.plan_attention(spans, cache, torch.device("cpu")).decodes
+    assert [group.rows.tolist() for group in groups] == [[0], [1], [2]]
 
 
 def planned(lengths: list[int]) -> dict[int, tuple[int, int]]:

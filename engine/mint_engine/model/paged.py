@@ -15,6 +15,7 @@ from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
 
 SCORES = 1 << 26  # that are computed at once: 256 MiB of them in float32, and work enough for any device
 SHORT = 32  # pages: among shorter pasts padding takes less than another round of kernels would
+READ_BYTES = 1 << 28  # of a layer's cache that are copied at once for requests that decode
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,11 @@ def plan_attention(spans: Sequence[Span], cache: Cache, device: torch.device) ->
         for at in range(span.position, span.position + span.length)
     ]
     singles = [span for span in spans if span.length == 1]
+    most = READ_BYTES // cache.pool[0, 0].nbytes
     return PagedAttention(
         cache=cache,
         places=torch.tensor(places, device=device),
-        decodes=tuple(_plan_decodes(group, device) for group in _alike(singles)),
+        decodes=tuple(_plan_decodes(group, device) for group in _alike(singles, most)),
         chunks=tuple(_plan_chunk(span, device) for span in spans if span.length > 1),
     )
 
@@ -109,15 +111,18 @@ def tiles(rows: int, each: int) -> Iterator[slice]:
     return (slice(at, min(at + step, rows)) for at in range(0, rows, step))
 
 
-def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
+def _alike(spans: Sequence[Span], most: int) -> Iterator[list[Span]]:
     """In groups, so that one long request does not cost the others its length.
 
-    The short ones are together; of others no past is padded to twice its pages.
+    The short ones are together; of others no past is padded to twice its pages. No group reads more than `most`
+    pages, padding included, unless one request alone does: what several share is read for each of them.
     """
     groups = defaultdict[int, list[Span]](list)
     for span in spans:
         groups[max(pages_for(span.position + 1), SHORT - 1).bit_length()].append(span)
-    yield from groups.values()
+    for group in groups.values():
+        step = max(1, most // max(pages_for(span.position + 1) for span in group))
+        yield from (group[at : at + step] for at in range(0, len(group), step))
 
 
 def _plan_decodes(spans: Sequence[Span], device: torch.device) -> Decodes:
