@@ -53,8 +53,9 @@ def build(
 
     `limits` are the base's own where none are given. `equip` sees the base before serving puts its own modules in
     place; of several ranks, the first one's share, and what it leads the others by. `on_lost` is called, on some
-    thread, when another rank has ended: then this engine can not go on. `threads` are each rank's; 0: its share of
-    the cores. The ranks of this node come by a `muster`, those of other nodes in at the `entrance`.
+    thread, when another rank has ended or nothing can be computed any more: then this engine can not go on.
+    `threads` are each rank's; 0: its share of the cores. The ranks of this node come by a `muster`, those of other
+    nodes in at the `entrance`.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     threads = threads or max(1, count_threads() // settings.ranks_per_node)
@@ -72,7 +73,7 @@ def build(
         )
         cache = make_cache(settings, base)
         equip(base, slots, None)
-        generation = Generation(Forward(base, slots, cache), limits or limits_of(base.config))
+        generation = Generation(Forward(base, slots, cache), limits or limits_of(base.config), on_lost)
     metrics.SLOTS_BYTES.set(slots.bytes)
     metrics.CACHE_BYTES.set(generation.cache_bytes)
     return base, slots, generation
@@ -113,7 +114,7 @@ def _build_rank_0(
     except BaseException:
         ranks.close()
         raise
-    return member.base, member.slots, Generation(forward, limits or limits_of(base.config))
+    return member.base, member.slots, Generation(forward, limits or limits_of(base.config), on_lost)
 
 
 def _check_context(settings: EngineSettings, base: Base) -> None:

@@ -87,8 +87,8 @@ class Process:
         log.info("drained", finished=finished)
 
     async def fall(self) -> int:
-        """A rank has ended: say that this engine is away, and end, so that all of it starts anew."""
-        log.error("rank_lost", running=self._server.load_now.running)
+        """A rank has ended, or the device: say that this engine is away, and end, so that all of it starts anew."""
+        log.error("engine_lost", running=self._server.load_now.running)
         self._leaving = True
         await self._server.refuse()
         await self.agent.tell(TELL_S)

@@ -74,7 +74,7 @@ class EngineServer:
         self.trainer = TrainerService()
         self.port = 0
         self.stopping = False  # the drain's time is up, or everything has ended
-        self.lost = asyncio.Event()  # a rank has ended: this engine can not go on
+        self.lost = asyncio.Event()  # a rank has ended, or the device: this engine can not go on
 
     @property
     def ready(self) -> bool:

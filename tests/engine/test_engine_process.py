@@ -27,6 +27,19 @@ from tests.redis_process import RedisProcess
 from tests.waiting import until
 
 SLOW = "importing"
+FRAIL = """
+import signal
+
+def lose_device(*_):
+    from mint_engine.model.lean import Lean
+
+    def refuse(*_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    Lean.run = refuse
+
+signal.signal(signal.SIGUSR1, lose_device)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +71,15 @@ async def ask(channel: grpc.aio.Channel, adapter: str, tokens: int = 8) -> tuple
             revision = event.started.revision
         found += event.chunk.token_ids
     return revision, found
+
+
+async def fails(channel: grpc.aio.Channel) -> bool:
+    """Whether a request is not answered."""
+    try:
+        await ask(channel, "")
+    except grpc.aio.AioRpcError:
+        return True
+    return False
 
 
 async def test_an_engine_serves_follows_the_map_and_drains(
@@ -149,6 +171,32 @@ async def test_a_base_that_does_not_exist_is_told_not_crashed_over(
         )
         assert await engine.ended() == 3, "a newer start of the same engine takes over"
         assert engine.lines()[-1]["event"] == "replaced"
+    await redis.aclose()
+
+
+async def test_an_engine_whose_device_computes_nothing_any_more_ends_so_as_to_start_anew(
+    files: Path, redis_process: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = connect(redis_process.url)
+    await redis.flushall()
+    reader = MapReader(redis)
+    (tmp_path / "sitecustomize.py").write_text(FRAIL)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pod(tmp_path, redis_process, Source(f"file://{files}/base")) as engine:
+
+        async def ready() -> bool:
+            found = await view(reader, engine.name)
+            return bool(found and found.record and found.record.ready)
+
+        await until(ready)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.port}") as channel:
+            assert len((await ask(channel, ""))[1]) == 8
+            engine.process.send_signal(signal.SIGUSR1)
+            await until(lambda: fails(channel))
+        assert await engine.ended() == 1
+        last = await view(reader, engine.name)
+        assert last is None or last.record is None or not last.record.ready
+        assert "engine_lost" in {line["event"] for line in engine.lines()}
     await redis.aclose()
 
 

@@ -5,16 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mint_contracts.errors import EngineUnavailable
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.source import Source
+from mint_contracts.wire import from_rpc_error
 from mint_engine.build import build
 from mint_engine.scheduling.request import Done, Event, Request, Sampling
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import listen
-from tests.engine.running import save_base, settings_for
+from tests.engine.running import ask, running, save_base, settings_for
 from tests.waiting import until
 
 
@@ -39,6 +43,29 @@ async def test_an_engine_without_its_base_is_alive_and_not_ready(tmp_path: Path)
         await server.drain(1)
     assert alive.status == health_pb2.HealthCheckResponse.SERVING
     assert ready.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_an_engine_whose_device_computes_nothing_any_more_is_lost(tmp_path: Path) -> None:
+    """As after a fault that a device reports at every call: a gateway asks another, and this engine starts anew."""
+
+    def refuse(*_: object) -> torch.Tensor:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    async with running(save_base(tmp_path)) as engine:
+        assert (await ask(engine, [5, 6], max_tokens=2, ignore_eos=True)).tokens
+        engine.server.generation._forward._pass.run = refuse  # type: ignore[assignment, method-assign]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask(engine, [5, 6], max_tokens=2)
+        assert isinstance(from_rpc_error(refused.value), EngineUnavailable)
+        async with asyncio.timeout(20):
+            await engine.server.lost.wait()
+        health = health_pb2_grpc.HealthStub(engine.channel)
+
+        async def away() -> bool:
+            answer = await health.Check(health_pb2.HealthCheckRequest())
+            return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+
+        await until(away)
 
 
 class Piece:

@@ -305,6 +305,7 @@ async def test_a_defect_in_a_step_fails_that_step_alone(base: Path) -> None:
         assert "a kernel broke" in str(refused)
         assert len((await ask(engine, [5], max_tokens=9, ignore_eos=True)).tokens) == 9
         assert engine.free_pages == engine.all_pages
+        assert engine.server.ready
 
 
 async def test_a_defect_late_in_a_step_fails_its_own_request_alone(base: Path) -> None:

@@ -22,7 +22,7 @@ from mint_engine.model.reference import probe, reference_logits
 from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.peers import Peers
 from mint_engine.residency.slots import NO_SLOT, Slots
-from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
+from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
 
 # Largest difference of logits between the packed pass and transformers' own, relative to their norm: rounding alone.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -32,6 +32,11 @@ _log = structlog.get_logger(__name__)
 
 class Together(Protocol):
     """The engine's other ranks, which compute whatever this one does."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether one of them has ended, or was told to: no step can be computed any more."""
+        ...
 
     def tell_step(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> None:
         """Have them compute a step; this rank does its part right after."""
@@ -135,6 +140,18 @@ class Forward:
         self.cache.wipe(pages)
         if self._others is not None:
             self._others.tell_wipe(pages)
+
+    def computes(self) -> bool:
+        """Whether the bare base still computes a token. After some faults a device refuses all that follows."""
+        if self._others is not None and self._others.lost:
+            return False
+        try:
+            self.run([0], [Span(row=0, length=1, position=0, pages=[NULL_PAGE], slot=NO_SLOT)], [0]).cpu()
+            self.wipe([NULL_PAGE])
+        except Exception:  # noqa: BLE001 - whatever a device says that is broken
+            _log.exception("base_computes_nothing")
+            return False
+        return True
 
     def close(self) -> None:
         """End the other ranks, where there are any."""

@@ -1,5 +1,7 @@
 """One step of the engine: schedule, compute, choose, and say what came of it. No threads here."""
 
+from collections.abc import Callable
+
 import structlog
 import torch
 
@@ -36,8 +38,9 @@ _log = structlog.get_logger(__name__)
 class Generation:
     """Requests in, events out, a step at a time. Owned by the step thread."""
 
-    def __init__(self, forward: Forward, limits: Limits) -> None:
-        self._forward = forward
+    def __init__(self, forward: Forward, limits: Limits, on_lost: Callable[[], None]) -> None:
+        """`on_lost` is called when a step has failed and nothing can be computed any more."""
+        self._forward, self._on_lost = forward, on_lost
         self._eos = forward.base.eos
         self._decoder = choose_decoder(forward.base.tokenizer)
         self.scheduler = Scheduler(limits, Pages(forward.cache.pages))
@@ -76,11 +79,15 @@ class Generation:
         return sequence
 
     def step(self) -> list[Outcome]:
-        """Compute one step and return the events to post. A defect fails the requests of this step alone."""
+        """Compute one step and return the events to post. A defect fails the requests of this step alone.
+
+        Unless nothing can be computed after it either: then the engine is lost, and others may answer.
+        """
         # Rows of one adapter lie together, so that its weights are read once.
         shares = sorted(self.scheduler.next_step(), key=lambda share: share.sequence.request.slot)
         if not shares:
             return []
+        sequences = [share.sequence for share in shares]
         try:
             self._wipe()
             metrics.STEP_ADAPTERS.observe(len({share.sequence.request.slot for share in shares}))
@@ -88,9 +95,14 @@ class Generation:
             outcomes, rows = self._advance(shares, logits, ends)
             return outcomes + self._choose(rows, logits)
         except EngineUnavailable as error:  # a rank has ended, and so will the engine
-            return self.fail([share.sequence for share in shares], error)
+            return self.fail(sequences, error)
         except Exception as error:  # noqa: BLE001 - the step loop must outlive any defect in a step
-            return self._defect([share.sequence for share in shares], error)
+            why = self._tell_defect(sequences, error)
+        # Out of the handler, which keeps the step's tensors: a full device must not be taken for a broken one.
+        if self._forward.computes():
+            return self.fail(sequences, Internal("engine", why))
+        self._on_lost()
+        return self.fail(sequences, EngineUnavailable("engine", f"can compute nothing any more: {why}"))
 
     def fail(self, sequences: list[Sequence], error: MintError) -> list[Outcome]:
         """End requests with an error, those of them that have not ended."""
@@ -99,10 +111,10 @@ class Generation:
             self.scheduler.remove(sequence)
         return [(sequence, Failed(error)) for sequence in live]
 
-    def _defect(self, sequences: list[Sequence], error: Exception) -> list[Outcome]:
+    def _tell_defect(self, sequences: list[Sequence], error: Exception) -> str:
         metrics.STEP_FAILURES.inc()
         _log.exception("step_failed", requests=len(sequences))
-        return self.fail(sequences, Internal("engine", f"a step failed: {error}"))
+        return f"a step failed: {error}"
 
     def _wipe(self) -> None:
         if self.scheduler.unwiped:
@@ -160,7 +172,7 @@ class Generation:
                 try:
                     self._emit(sequence, token, scores.get(at, ()), outcomes)
                 except Exception as error:  # noqa: BLE001 - others of this step may have ended, and must be told so
-                    outcomes += self._defect([sequence], error)
+                    outcomes += self.fail([sequence], Internal("engine", self._tell_defect([sequence], error)))
         return outcomes
 
     def _emit(self, sequence: Sequence, token: int, scores: tuple[Scored, ...], outcomes: list[Outcome]) -> None:

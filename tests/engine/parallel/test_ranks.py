@@ -184,7 +184,7 @@ async def test_nodes_end_together(dies: str, files: Path, redis_process: RedisPr
         await until(lambda: not alive(rank))
         if dies == "another node's rank":
             assert other.has_logged("rank_ended")
-            assert {"rank_ended", "rank_lost"} <= {line["event"] for line in leader.lines()}
+            assert {"rank_ended", "engine_lost"} <= {line["event"] for line in leader.lines()}
     await redis.aclose()
 
 
@@ -203,7 +203,7 @@ async def test_ranks_end_together(dies: str, files: Path, redis_process: RedisPr
         if dies == "rank 1":
             last = await view(reader, engine.name)
             assert last is None or last.record is None or not last.record.ready
-            assert "rank_lost" in {line["event"] for line in engine.lines()}
+            assert "engine_lost" in {line["event"] for line in engine.lines()}
     await redis.aclose()
 
 
