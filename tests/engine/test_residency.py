@@ -1,6 +1,7 @@
 """Adapters that requests ask for: loaded once, kept warm, let go of under pressure. Only the base is tiny."""
 
 import asyncio
+import errno
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
+from mint_engine.adapters.packed import Packed
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.tiers import NAMES, Q0, Scene, once
 from tests.waiting import until
@@ -108,6 +110,36 @@ async def test_a_slot_in_use_is_waited_for_and_refused_when_that_takes_too_long(
         await waiting
         assert patient.tier(NAMES[1]) is Tier.DEVICE
         await stack.aclose()
+
+
+async def test_a_slot_that_can_not_be_cleared_is_nobodys_until_it_can(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device or a system that refuses everything: the next tenant must not find half of the last one."""
+    here = scene(slots=2, slot_wait_s=0.05, round_s=0.02)
+    load = here.slots.load
+
+    def load_half(slot: int, packed: Packed, *, keep: bool = True) -> None:
+        load(slot, packed, keep=keep)
+        raise RuntimeError("the device is gone")
+
+    def refuse(slot: int) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    await once(here, NAMES[0])
+    with monkeypatch.context() as broken:
+        broken.setattr(here.slots, "load", load_half)
+        broken.setattr(here.slots, "clear", refuse)
+        with pytest.raises(errors.Internal, match="RuntimeError"):
+            await once(here, NAMES[1])
+        table = here.residency.slots
+        assert (table.free, len(table.aside)) == ([], 1)
+        here.residency.check()
+        assert await once(here, NAMES[0]), "what is in other slots is served"
+    await until(lambda: len(table.free) == 1)
+    assert table.free == [slot for slot in range(2) if here.slots.empty(slot)]
+    assert not table.aside
+    assert await once(here, NAMES[2])
 
 
 async def test_loads_are_in_haste_while_as_many_requests_wait_as_run(scene: Callable[..., Scene]) -> None:

@@ -119,11 +119,15 @@ def test_the_next_tenant_is_locked_too(tmp_path: Path) -> None:
         assert locked_bytes() - before < 2 * size
 
 
+async def nothing() -> None:
+    """No slot was set aside."""
+
+
 async def test_an_engine_looks_by_itself_and_tells_what_it_found(slots: Slots, tmp_path: Path) -> None:
     size = fill(slots, 2, on_disk(tmp_path) / "adapter.mint")
     before = metrics.SLOTS_LOST._value.get()
     take_away(slots, 2, size)
-    looking = asyncio.create_task(Rounds(slots, Still(), lambda: None, every_s=0.001).run())
+    looking = asyncio.create_task(Rounds(slots, nothing, Still(), lambda: None, every_s=0.001).run())
     await until(lambda: metrics.SLOTS_LOST._value.get() > before)
     await until(lambda: metrics.SLOTS_IN_MEMORY._value.get() == 1)
     looking.cancel()

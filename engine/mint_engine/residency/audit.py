@@ -32,7 +32,7 @@ class Audit:
 
     def imbalance(self, *, busy: bool) -> str:
         """What does not add up now, or ""."""
-        return find_imbalance(self._books, self._table.free, self._table.count, self._memory, busy=busy)
+        return find_imbalance(self._books, self._table, self._memory, busy=busy)
 
     def when_idle(self) -> None:
         """Look, unless it was just done; a defect is told, and serving goes on."""
@@ -46,22 +46,23 @@ class Audit:
             log.error("books_do_not_balance", part="residency", problem=problem)
 
 
-def find_imbalance(books: Books, free: list[int], slots: int, memory: Emptiness, *, busy: bool) -> str:
+def find_imbalance(books: Books, table: SlotTable, memory: Emptiness, *, busy: bool) -> str:
     """What does not add up over slots, references and bytes, or "" when all is well.
 
     `busy`: some slot is being filled or cleared, and so belongs to nobody now.
     """
-    return next(_defects(books, free, slots, memory, busy), "")
+    return next(_defects(books, table, memory, busy), "")
 
 
-def _defects(books: Books, free: list[int], slots: int, memory: Emptiness, busy: bool) -> Iterator[str]:
+def _defects(books: Books, table: SlotTable, memory: Emptiness, busy: bool) -> Iterator[str]:
+    free, slots = table.free, table.count
     taken = {copy.slot: copy for copy in books.copies.values() if copy.slot is not None}
     seats = len([copy for copy in books.copies.values() if copy.slot is not None])
-    every = [*taken, *free]
+    every = [*taken, *free, *table.aside]
     if len(set(every)) != len(every) or seats != len(taken) or not set(every) <= set(range(slots)):
         yield f"slots are entered wrongly: taken {sorted(taken)}, free {sorted(free)}"
     if not busy and len(every) != slots:
-        yield f"{len(taken)} slots taken and {len(free)} free are not {slots}"
+        yield f"{len(taken)} slots taken, {len(free)} free and {len(table.aside)} set aside are not {slots}"
     if taken != books.in_slots:
         yield f"slots {sorted(taken)} are taken where {sorted(books.in_slots)} are entered as taken"
     if full := [slot for slot in free if not memory.is_empty(slot)]:

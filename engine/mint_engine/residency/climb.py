@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -83,8 +83,27 @@ class Climber:
     async def vacate(self, copy: Copy) -> int:
         """Take an idle copy's slot; it comes back cleared and belongs to the caller."""
         slot = self._take_from(copy)
-        await self._copy(lambda: self._memory.clear(slot))
+        await self._clear(slot)
         return slot
+
+    async def clear_again(self) -> None:
+        """Try the slots that were set aside, and give back what can be cleared by now."""
+        for slot in sorted(self._table.aside):
+            with suppress(Exception):  # told when it was set aside
+                await self._zero(slot)
+                self._table.give_back(slot)
+
+    async def _clear(self, slot: int) -> None:
+        """Clear a slot. Where that fails it may still hold its tenant: it is set aside, and that error raised."""
+        try:
+            await self._zero(slot)
+        except Exception:
+            log.exception("slot_set_aside", slot=slot)
+            self._table.set_aside(slot)
+            raise
+
+    async def _zero(self, slot: int) -> None:
+        await self._copy(lambda: self._memory.clear(slot))
 
     def _take_from(self, copy: Copy) -> int:
         """Take an idle copy's slot, which is still full of it."""
@@ -147,8 +166,9 @@ class Climber:
             try:
                 await self._copy(lambda: self._memory.load(slot, packed))
             except Exception:  # of any kind: half an adapter must not stay in a slot
-                await self._copy(lambda: self._memory.clear(slot))
-                self._table.give_back(slot)
+                with suppress(Exception):  # the load's own error says more
+                    await self._clear(slot)
+                    self._table.give_back(slot)
                 if replaced is not None and self._books.current.get(copy.adapter) is copy:
                     self._books.current[copy.adapter] = replaced  # a failed load never stops serving
                 raise

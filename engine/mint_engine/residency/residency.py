@@ -66,8 +66,9 @@ class Residency:
         self.books = Books(host, loader.disk, store, requests_waiting)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
         self._audit = Audit(self.books, self.slots, memory)
-        self._rounds = Rounds(memory, Watch(self.books, loader, self._start), self._changed, round_s)
         self._climber = Climber(self.books, self.slots, memory, loader, workers)
+        watch = Watch(self.books, loader, self._start)
+        self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
         self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
         self._early = Early(loader, lambda: not self.books.loading, lambda: self.on_change())
         self._wanted: dict[str, Assignment] = {}

@@ -1,9 +1,9 @@
-"""What an engine looks at every few seconds because nobody tells it: whether slots are still in memory, and whether
-local sources have changed.
+"""What an engine looks at every few seconds because nobody tells it: whether slots are still in memory, whether those
+that could not be cleared now can be, and whether local sources have changed.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import structlog
@@ -36,15 +36,22 @@ class Rounds:
     """Runs until it is cancelled; calls `on_change` after what changed."""
 
     def __init__(
-        self, memory: Tended, watch: Watchful, on_change: Callable[[], None], every_s: float = ROUND_S
+        self,
+        memory: Tended,
+        clear_again: Callable[[], Awaitable[None]],
+        watch: Watchful,
+        on_change: Callable[[], None],
+        every_s: float = ROUND_S,
     ) -> None:
-        self._memory, self._watch, self._on_change, self._every_s = memory, watch, on_change, every_s
+        self._memory, self._clear_again, self._watch = memory, clear_again, watch
+        self._on_change, self._every_s = on_change, every_s
 
     async def run(self) -> None:
         """Look, and look again after a while."""
         while True:
             await asyncio.sleep(self._every_s)
             await self._tend()
+            await self._clear_again()
             if await self._watch.look():
                 self._on_change()
 

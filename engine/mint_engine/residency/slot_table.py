@@ -38,12 +38,13 @@ class SlotTable:
         self._books, self._wait_s, self._terms = books, wait_s, terms
         self.count = count
         self.free = list(range(count))[::-1]
+        self.aside = set[int]()  # could not be cleared, and may hold their tenants: nobody's until they can be
         self._line: list[_Waiter] = []  # who has waited longest first
         self._closed: list[Copy] = []  # by the last decision
 
     @property
     def used(self) -> int:
-        """Slots that are not free, those being filled or cleared among them."""
+        """Slots that are not free, those being filled or cleared, or set aside, among them."""
         return self.count - len(self.free)
 
     async def take(self, copy: Copy) -> "int | Copy":
@@ -69,8 +70,13 @@ class SlotTable:
 
     def give_back(self, slot: int) -> None:
         """A cleared slot is free again."""
+        self.aside.discard(slot)
         self.free.append(slot)
         self.moved()
+
+    def set_aside(self, slot: int) -> None:
+        """A slot could not be cleared, so that nobody may have it until it is given back."""
+        self.aside.add(slot)
 
     def moved(self) -> None:
         """Something became free or idle, or who waits has changed: those whose turn it may be look again."""
