@@ -186,7 +186,10 @@ class SamplingParams(_message.Message):
     min_p: _builtins.float
     """0 leaves the filter off."""
     seed: _builtins.int
-    """The same seed, prompt and revision give the same tokens, whatever else runs; a random seed is drawn when absent."""
+    """A random seed is drawn when absent. The same seed, prompt and revision give the same tokens on machines of one
+    kind, whatever else runs, where GetInfo's compute is "lean". Where it is "generic" they do as far as the library's
+    products do not depend on the batch's shape: a draw that is close may go the other way beside other requests.
+    """
     logprobs: _builtins.int
     """Log-probabilities of each chosen token and of this many most likely ones; absent returns none."""
     prompt_logprobs: _builtins.bool

@@ -1,9 +1,11 @@
-"""Choosing the next token from logits. What one request gets never depends on its neighbours.
+"""Choosing the next token from logits. What one row gets never depends on its neighbours.
 
 A greedy row costs an argmax in the logits' own dtype; only rows with a temperature are weighed, in float32.
 Temperature, top-k, top-p and min-p are applied in this order, as transformers does. A token is drawn by inverting the
 distribution at a number that depends on nothing but the request's seed and the token's index, so a request gives the
-same tokens again in whatever batch it runs. The kernel that draws is held against `draw_plainly` by tests.
+same tokens again in whatever batch it runs, if that gives it the same logits: own kernels do, bit for bit;
+transformers' modules as far as the library's products do not depend on the batch's shape. The kernel that draws is
+held against `draw_plainly` by tests.
 """
 
 import hashlib
