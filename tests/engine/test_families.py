@@ -5,14 +5,18 @@ import random
 import pytest
 import torch
 
+from mint_engine.kernels.library import find_kernels
 from mint_engine.model import generic, paged
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
+from mint_engine.requests.sampling import choose_tokens
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
-from tests.engine.families import FAMILIES, fill, make_forward, make_model, merge, plain_logits
+from mint_engine.scheduling.request import Sampling
+from tests.engine.families import CPU, FAMILIES, fill, make_forward, make_model, merge, plain_logits
 
 LENGTH = 45
+KERNELS = find_kernels(torch.bfloat16, CPU)
 # Whose turn it is, and how many tokens: chunks long and short, single tokens, several sequences in one step.
 TURNS = [
     [(0, 20), (1, 33)], [(0, 1), (1, 1), (2, 37)], [(3, 1)], [(0, 2), (1, 1), (2, 1), (3, 30)],
@@ -151,6 +155,34 @@ def test_alone_as_in_company(name: str) -> None:
         turns = [[each for each in turn if each[0] == who] for turn in TURNS]
         alone = play(forward, [turn for turn in turns if turn], slots)
         check(together[who], alone[who])
+
+
+@pytest.mark.skipif(KERNELS is None or "bf16" not in KERNELS.variant, reason="the library's products are other ones")
+def test_in_bfloat16_a_seed_gives_the_same_tokens_whoever_is_beside() -> None:
+    """By the library's products too, where the processor has them for bfloat16; in float32 they depend on a batch."""
+    forward = make_forward(FAMILIES["gemma3"], dtype=torch.bfloat16, pages=64)
+    alone, beside_one, beside_many = (draw_together(forward, count, 44) for count in (1, 2, 16))
+    assert alone[0] == beside_one[0] == beside_many[0]
+    assert len(set(map(tuple, beside_many))) == 16
+
+
+def draw_together(forward: Forward, count: int, steps: int) -> list[list[int]]:
+    """What so many requests of other lengths get at temperature 1, all in each batch."""
+    said = [text(who)[: 5 + who] for who in range(count)]
+    ends, done = [len(each) for each in said], [0] * count
+    for step in range(steps):
+        spans, row = [], 0
+        for who, tokens in enumerate(said):
+            spans.append(Span(row, len(tokens) - done[who], done[who], range(1 + 4 * who, 5 + 4 * who), NO_SLOT))
+            row += spans[-1].length
+        new = [token for tokens, start in zip(said, done, strict=True) for token in tokens[start:]]
+        logits = forward.run(new, spans, [span.row + span.length - 1 for span in spans])
+        wanted = [(Sampling(max_tokens=steps, temperature=1.0, seed=who), step) for who in range(count)]
+        done = [len(tokens) for tokens in said]
+        for tokens, token in zip(said, choose_tokens(logits, wanted), strict=True):
+            assert token is not None
+            tokens.append(token)
+    return [tokens[end:] for tokens, end in zip(said, ends, strict=True)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
