@@ -148,11 +148,28 @@ class Client:
     async def register(
         self, requests: AsyncIterator[catalog_pb2.RegisterRequest], *, timeout_s: float | None = None
     ) -> catalog_pb2.RegisterResponse:
-        """Register a stream of adapters; not tried again, since the stream is used up. Sending all again is safe."""
+        """Register a stream of adapters; not tried again, since the stream is used up. Sending all again is safe.
+
+        Raises what the stream raises, too.
+        """
+        failed: list[Exception] = []
+
+        async def sent() -> AsyncIterator[catalog_pb2.RegisterRequest]:
+            try:
+                async for request in requests:
+                    yield request
+            except Exception as error:
+                failed.append(error)
+                raise
+
         try:
-            return await self._catalog.Register(requests, timeout=timeout_s)
+            return await self._catalog.Register(sent(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            if failed:  # of which gRPC tells nobody: it cancels the call
+                raise failed[0] from None
+            raise
 
     async def catalog_page(
         self,

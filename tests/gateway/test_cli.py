@@ -183,6 +183,34 @@ async def test_a_catalog_is_registered_listed_shown_and_retired(scene: Scene, tm
     assert "AdapterNotFound" in err
 
 
+async def test_a_table_is_registered_whatever_its_rows_take_and_said_to_be_corrupt_where_it_is(
+    scene: Scene, tmp_path: Path
+) -> None:
+    record = BaseRecord(base_model=BASE, catalog=Source(f"file://{tmp_path}/catalog"))
+    scene.versions[BASE] = await scene.writer.apply(BASE, MapChange(base=record))
+    await scene.open()
+    await scene.seen()
+    await complete(scene.redis)
+    labels = {f"{number:02}-{'k' * 58}": "v" * 63 for number in range(32)}
+    rows = [{"name": f"acme/row-{n}", "uri": f"s3://b/acme/row-{n}", "labels": labels} for n in range(2000)]
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=500)
+    assert await mint(scene.target, "catalog", "register", str(file)) == (0, "2,000 registered, 0 refused\n", "")
+    page = parquet.read_metadata(file).row_group(3).column(0).data_page_offset
+    with file.open("r+b") as opened:
+        opened.seek(page)
+        opened.write(b"\xff" * 36)
+    code, out, err = await mint(scene.target, "catalog", "register", str(file))
+    assert (code, out) == (1, "")
+    assert "CorruptFile" in err
+    assert "is no Parquet file" in err
+    assert "Traceback" not in err
+    code, _, err = await mint(scene.target, "catalog", "register", "/proc/self/mem")  # whose first byte none may read
+    assert code == 1
+    assert "could not be read (Input/output error)" in err
+    assert "Traceback" not in err
+
+
 async def test_a_file_that_is_none_is_said(scene: Scene, tmp_path: Path) -> None:
     code, _, err = await mint("127.0.0.1:1", "catalog", "register", str(tmp_path / "none.jsonl"))
     assert code == 1

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry
-from mint_contracts.errors import CorruptFile, InvalidRequest
+from mint_contracts.errors import CapacityExceeded, CorruptFile, InvalidRequest
 from mint_contracts.map_reader import MapReader
 from mint_operator.observing import wave_lists
 from mint_operator.observing.dirt import Part
@@ -282,8 +282,8 @@ def garbled() -> bytes:
     ("make", "why"),
     [
         (twice, "duplicate keys"),
-        (lambda: columns(made=pa.array([1], pa.timestamp("ns"))), "values that no entry can have"),
-        (lambda: columns(made=pa.array([2**62], pa.timestamp("us"))), "values that no entry can have"),
+        (lambda: columns(made=pa.array([1], pa.timestamp("ns"))), "values that no line of JSON can have"),
+        (lambda: columns(made=pa.array([2**62], pa.timestamp("us"))), "values that no line of JSON can have"),
         (lambda: columns(revision=pa.array([b"\xff"]).view(pa.string())), "codec can't decode"),
         (garbled, "is no Parquet file"),
     ],
@@ -292,6 +292,15 @@ def garbled() -> bytes:
 def test_parquet_that_python_cannot_hold_is_refused(make: Callable[[], bytes], why: str) -> None:
     with pytest.raises(CorruptFile, match=why):
         entries("s3://b/w.parquet", make())
+
+
+def test_parquet_that_unpacks_to_more_than_is_allowed_is_refused_before_it_does() -> None:
+    most = columns(note=pa.array(["x" * (17 << 20)]))
+    assert len(most) < 1 << 20
+    with pytest.raises(CapacityExceeded, match="a row of more than 16 MiB"):
+        entries("s3://b/w.parquet", most)
+    with pytest.raises(CapacityExceeded, match="unpacks to more than 64 MiB"):
+        entries("s3://b/w.parquet", columns(note=pa.array(["x" * (65 << 20)])))
 
 
 async def test_a_manifest_that_cannot_be_read_is_its_own_waves_trouble_alone(

@@ -5,9 +5,9 @@ Blocks its thread. Whatever is wrong with a line is told with the line's number.
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from mint_contracts.errors import BadExample, CapacityExceeded, InvalidRequest, SourceNotFound
+from mint_contracts.errors import BadExample, CapacityExceeded, CorruptFile, InvalidRequest, SourceNotFound
+from mint_contracts.parquet_rows import rows
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset
 from mint_engine.examples.example import Example, read_line, read_object
@@ -50,24 +50,30 @@ def _from_lines(lines: Iterator[bytes] | list[bytes], told: Dataset, subject: st
 
 
 def _from_parquet(content: bytes, told: Dataset) -> Iterator[Example]:
-    from pyarrow import ArrowException, parquet  # only where a data set needs it: it takes a second
-
-    subject = f"dataset {told.uri!r}"
+    """Within the bounds of lines: a few kB may unpack to far more than memory holds."""
+    subject, taken = f"dataset {told.uri!r}", 0
     try:
-        file = parquet.ParquetFile(io.BytesIO(content))
-        _check_count(file.metadata.num_rows, subject)
-        rows: Iterator[dict[str, Any]] = (row for batch in file.iter_batches() for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield read_object(row, told, f"{subject} row {number}")
-    except (ArrowException, OSError) as error:
-        raise BadExample(subject, f"is no Parquet file: {str(error)[:200]}") from None
-    except (ValueError, OverflowError) as error:  # texts that are no UTF-8, times that Python has not
-        raise BadExample(subject, f"has values that no example can have: {str(error)[:200]}") from None
+        for number, row in enumerate(rows(subject, io.BytesIO(content), MAX_BYTES), start=1):
+            _check_count(number, subject)
+            example = read_object(row, told, f"{subject} row {number}")
+            size = len(example.json.encode())
+            if size > MAX_LINE:
+                raise BadExample(f"{subject} row {number}", f"has more than {MAX_LINE} bytes")
+            taken += size
+            _check_size(taken, subject)
+            yield example
+    except CorruptFile as error:
+        raise BadExample(subject, error.message) from None
 
 
 def _check_count(count: int, subject: str) -> None:
     if count > MAX_EXAMPLES:
         raise CapacityExceeded(subject, f"has more than {MAX_EXAMPLES} examples; split it")
+
+
+def _check_size(size: int, subject: str) -> None:
+    if size > MAX_BYTES:
+        raise CapacityExceeded(subject, f"has more than {MAX_BYTES >> 20} MiB; split it")
 
 
 def _content(told: Dataset) -> bytes:
@@ -83,6 +89,5 @@ def _content(told: Dataset) -> bytes:
             return read_up_to(file, MAX_BYTES + 1)
 
     content = retrying(fetch)
-    if len(content) > MAX_BYTES:
-        raise CapacityExceeded(subject, f"has more than {MAX_BYTES >> 20} MiB; split it")
+    _check_size(len(content), subject)
     return content

@@ -3,25 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import msgspec
+from typing import BinaryIO
 
 from mint_contracts.catalog_pb2 import RegisterRequest
-from mint_contracts.entries import filled
-from mint_contracts.errors import CorruptFile, InvalidRequest, SourceForbidden, SourceNotFound
+from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceNotFound, SourceUnavailable
+from mint_contracts.parquet_rows import count, entry_lines
 
 MESSAGE_BYTES = 256 << 10
-ROWS = 2000
 PARQUET = ".parquet"
 
 
 def size_of(file: Path) -> int:
     """Bytes of a file of JSON lines, or rows of a Parquet file. Raises SourceNotFound or CorruptFile."""
-    if file.suffix == PARQUET:
-        return int(_parquet(file).metadata.num_rows)
-    with _opened(file):
-        return file.stat().st_size
+    with _opened(file) as opened:
+        return count(_subject(file), opened) if file.suffix == PARQUET else file.stat().st_size
 
 
 async def requests(file: Path, base: str, told: Callable[[int], None]) -> AsyncIterator[RegisterRequest]:
@@ -39,37 +34,39 @@ async def requests(file: Path, base: str, told: Callable[[int], None]) -> AsyncI
 
 def _lines(file: Path) -> Iterator[tuple[bytes, int]]:
     read = 0
-    with _opened(file) as opened:
-        while block := opened.read(MESSAGE_BYTES):
-            block += opened.readline()
-            read += len(block)
-            yield block, read
+    try:
+        with _opened(file) as opened:
+            while block := opened.read(MESSAGE_BYTES):
+                block += opened.readline()
+                read += len(block)
+                yield block, read
+    except OSError as error:
+        raise SourceUnavailable(_subject(file), f"could not be read ({error.strerror})") from error
 
 
 def _rows(file: Path) -> Iterator[tuple[bytes, int]]:
-    read = 0
-    for batch in _parquet(file).iter_batches(batch_size=ROWS):
-        rows = batch.to_pylist(maps_as_pydicts="strict")
-        read += len(rows)
-        yield b"".join(msgspec.json.encode(filled(row)) + b"\n" for row in rows), read
-
-
-def _parquet(file: Path) -> Any:
-    from pyarrow import ArrowException, parquet  # half a second that only Parquet costs
-
-    with _opened(file):
-        try:
-            return parquet.ParquetFile(file)
-        except ArrowException as error:
-            raise CorruptFile(f"file {str(file)!r}", f"is no Parquet file ({error})") from error
+    block, read = bytearray(), 0
+    with _opened(file) as opened:
+        for line in entry_lines(_subject(file), opened):
+            block += line + b"\n"
+            read += 1
+            if len(block) >= MESSAGE_BYTES:
+                yield bytes(block), read
+                block.clear()
+    if block:
+        yield bytes(block), read
 
 
 def _opened(file: Path) -> BinaryIO:
     try:
         return file.open("rb")
     except FileNotFoundError:
-        raise SourceNotFound(f"file {str(file)!r}", "does not exist") from None
+        raise SourceNotFound(_subject(file), "does not exist") from None
     except PermissionError:
-        raise SourceForbidden(f"file {str(file)!r}", "may not be read") from None
+        raise SourceForbidden(_subject(file), "may not be read") from None
     except IsADirectoryError:
-        raise InvalidRequest(f"file {str(file)!r}", "is a folder; name a file of JSON lines or Parquet") from None
+        raise InvalidRequest(_subject(file), "is a folder; name a file of JSON lines or Parquet") from None
+
+
+def _subject(file: Path) -> str:
+    return f"file {str(file)!r}"

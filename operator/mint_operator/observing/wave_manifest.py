@@ -1,13 +1,13 @@
 """What a wave's manifest says: entries as a catalog takes them, JSON lines or Parquet."""
 
 import io
-from collections.abc import Iterator
 
 import msgspec
 
-from mint_contracts.entries import Entry, check, filled
-from mint_contracts.errors import CorruptFile, InvalidRequest
+from mint_contracts.entries import Entry, check
+from mint_contracts.errors import InvalidRequest
 from mint_contracts.names import check_asked
+from mint_contracts.parquet_rows import entry_lines
 from mint_operator.planning.lookup import MOST_ADAPTERS
 
 PARQUET = ".parquet"
@@ -19,11 +19,14 @@ MOST_UNPACKED_BYTES = 64 << 20  # of a Parquet file's columns
 def entries(uri: str, data: bytes) -> list[Entry]:
     """The entries of a manifest. One without a uri is to be looked up: its name, or NAME@REVISION, stands for it.
 
-    Raises InvalidRequest naming the line or row, SourceForbidden, or CorruptFile.
+    Raises InvalidRequest naming the line or row, SourceForbidden, CorruptFile, or CapacityExceeded.
     """
     subject = f"manifest {uri}"
     found: list[Entry] = []
-    for number, line in _rows(subject, data) if uri.endswith(PARQUET) else _lines(data):
+    told = entry_lines(subject, io.BytesIO(data), MOST_UNPACKED_BYTES) if uri.endswith(PARQUET) else data.splitlines()
+    for number, line in enumerate(told, start=1):
+        if not line.strip():
+            continue
         if len(found) == MOST_ADAPTERS:
             raise InvalidRequest(subject, f"has more than {MOST_ADAPTERS} adapters; make several waves")
         try:
@@ -49,26 +52,3 @@ def _checked(entry: Entry) -> Entry:
         return check(entry)
     check_asked(asked(entry))
     return entry
-
-
-def _lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(data.splitlines(), start=1):
-        if line.strip():
-            yield number, line
-
-
-def _rows(subject: str, data: bytes) -> Iterator[tuple[int, bytes]]:
-    from pyarrow import ArrowException, parquet  # half a second and some 60 MB that only Parquet costs
-
-    try:
-        file = parquet.ParquetFile(io.BytesIO(data))
-        groups = range(file.metadata.num_row_groups)
-        if sum(file.metadata.row_group(index).total_byte_size for index in groups) > MOST_UNPACKED_BYTES:
-            raise InvalidRequest(subject, f"unpacks to more than {MOST_UNPACKED_BYTES} bytes; make several waves")
-        rows = (row for batch in file.iter_batches() for row in batch.to_pylist(maps_as_pydicts="strict"))
-        for number, row in enumerate(rows, start=1):
-            yield number, msgspec.json.encode(filled(row))
-    except (ArrowException, OSError) as error:  # an OSError where its bytes are garbled
-        raise CorruptFile(subject, f"is no Parquet file ({error})") from error
-    except (KeyError, ValueError, TypeError, OverflowError) as error:  # where Python or JSON has no such value
-        raise CorruptFile(subject, f"has values that no entry can have ({error})") from error

@@ -1,8 +1,11 @@
 """Data sets: read from lines, JSONL and Parquet, refused by line, drawn by step without any state."""
 
 import json
+import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -73,7 +76,7 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read_dataset(Dataset(uri=f"file://{tmp_path}/broken.parquet"))
     far = pyarrow.table({"prompt": ["a"], "made": pyarrow.array([2**62], pyarrow.timestamp("us"))})
     parquet.write_table(far, tmp_path / "far.parquet")
-    with pytest.raises(BadExample, match="has values that no example can have"):
+    with pytest.raises(BadExample, match="has values that no line of JSON can have"):
         read_dataset(Dataset(uri=f"file://{tmp_path}/far.parquet"))
     with pytest.raises(BadExample, match="holds no examples"):
         read_dataset(Dataset(uri=f"file://{tmp_path}/empty.jsonl"))
@@ -91,6 +94,47 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(dataset, "MAX_BYTES", 10)
     with pytest.raises(CapacityExceeded):
         read_dataset(Dataset(uri=f"file://{tmp_path}/many.jsonl"))
+
+
+TEXT = "x" * 200_000
+
+
+def listed(texts: int) -> pyarrow.Array:
+    """A list of the same text so many times."""
+    indices = pyarrow.array([0] * texts, pyarrow.int32())
+    return pyarrow.ListArray.from_arrays([0, texts], pyarrow.DictionaryArray.from_arrays(indices, [TEXT]))
+
+
+@pytest.mark.parametrize(
+    ("column", "error", "why"),
+    [
+        (lambda: pyarrow.array([TEXT] * 400), CapacityExceeded, "has more than 32 MiB"),
+        (lambda: pyarrow.array(["x" * (1 << 20)]), BadExample, "row 1: has more than 1048576 bytes"),
+        (lambda: pyarrow.array(["x" * (17 << 20)]), CapacityExceeded, "has a row of more than 16 MiB"),
+        (lambda: pyarrow.array(["x" * (33 << 20)]), CapacityExceeded, "unpacks to more than 32 MiB"),
+        (lambda: listed(1000), CapacityExceeded, "has a row of more than 16 MiB"),
+        (
+            lambda: pyarrow.array([[0] * (5 << 20)], pyarrow.list_(pyarrow.int8())),
+            CapacityExceeded,
+            "unpacks to more",
+        ),
+    ],
+    ids=["many", "a long row", "a longer one", "the longest", "a list of the same", "a list of numbers"],
+)
+def test_a_small_parquet_file_that_unpacks_to_far_more_is_refused_and_not_held(
+    column: Callable[[], Any], error: type[Exception], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "MAX_BYTES", 32 << 20)
+    file = tmp_path / "train.parquet"
+    parquet.write_table(pyarrow.table({"prompt": column()}), file, compression="zstd")
+    assert file.stat().st_size < 64 << 10
+    tracemalloc.start()
+    try:
+        with pytest.raises(error, match=why):
+            read_dataset(Dataset(uri=f"file://{file}"))
+        assert tracemalloc.get_traced_memory()[1] < 128 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 7), st.integers(1, 6))

@@ -1,0 +1,124 @@
+"""Rows of a Parquet file, unpacked a few at a time: a file of some hundred bytes may hold any number of long texts.
+
+Texts stay in the file's dictionaries until a row is taken, so that what it takes is known before it does. Blocks.
+"""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import msgspec
+
+from mint_contracts.entries import filled
+from mint_contracts.errors import CapacityExceeded, CorruptFile
+
+MOST_ROW_BYTES = 16 << 20  # of rows made Python's at once, and of one row
+_ROWS = 1024  # at once, while they lie in columns
+_VALUE_BYTES = 8  # that a column or a list takes for a value, however small
+
+
+def rows(subject: str, file: BinaryIO, most_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """Each row by its columns' names; maps are dicts.
+
+    Raises CorruptFile, or CapacityExceeded for a row of more than MOST_ROW_BYTES and for columns that take more than
+    `most_bytes`.
+    """
+    from pyarrow import ArrowException, parquet  # half a second and some 60 MB that only Parquet costs
+
+    try:
+        metadata = parquet.read_metadata(file)
+        _check_size(subject, metadata, most_bytes)
+        kept, deltas = _texts(subject, metadata)
+        opened = parquet.ParquetFile(file, metadata=metadata, read_dictionary=kept)
+        for group in range(metadata.num_row_groups):  # one dictionary each
+            for batch in opened.iter_batches(1 if deltas else _ROWS, row_groups=[group]):
+                for piece in _pieces(subject, batch):
+                    yield from piece.to_pylist(maps_as_pydicts="strict")
+    except (ArrowException, OSError) as error:  # an OSError where its bytes are garbled
+        raise _unread(subject, error) from error
+    except (KeyError, ValueError, TypeError, OverflowError) as error:  # where Python has no such value
+        raise _unheld(subject, error) from error
+
+
+def count(subject: str, file: BinaryIO) -> int:
+    """How many rows it says it has. Raises CorruptFile."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return int(parquet.read_metadata(file).num_rows)
+    except (ArrowException, OSError) as error:
+        raise _unread(subject, error) from error
+
+
+def entry_lines(subject: str, file: BinaryIO, most_bytes: int | None = None) -> Iterator[bytes]:
+    """Rows of a table of entries as the lines of JSON that say the same. Raises as `rows` does."""
+    for row in rows(subject, file, most_bytes):
+        try:
+            line = msgspec.json.encode(filled(row))
+        except (ValueError, TypeError, OverflowError) as error:  # where JSON has no such value
+            raise _unheld(subject, error) from error
+        yield line
+
+
+def _chunks(metadata: Any) -> Iterator[Any]:
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        yield from map(group.column, range(group.num_columns))
+
+
+def _check_size(subject: str, metadata: Any, most_bytes: int | None) -> None:
+    takes = sum(max(each.total_uncompressed_size, _VALUE_BYTES * each.num_values) for each in _chunks(metadata))
+    if most_bytes is not None and takes > most_bytes:
+        raise CapacityExceeded(subject, f"unpacks to more than {most_bytes >> 20} MiB; split it")
+
+
+def _texts(subject: str, metadata: Any) -> tuple[list[str], set[str]]:
+    """The columns of texts that can be kept in dictionaries, and those told by deltas.
+
+    A delta tells what a text shares with the one before: each may be as long as all, and is in no dictionary.
+    """
+    columns = map(metadata.schema.column, range(len(metadata.schema)))
+    texts = [each for each in columns if each.physical_type == "BYTE_ARRAY"]
+    deltas = {
+        chunk.path_in_schema
+        for chunk in _chunks(metadata)
+        if any(name.endswith("_BYTE_ARRAY") for name in chunk.encodings)
+    }
+    if any(each.path in deltas and each.max_repetition_level for each in texts):
+        raise CapacityExceeded(subject, "has lists of texts told by deltas, which have no bound; encode them plainly")
+    return [each.path for each in texts if each.path not in deltas], deltas
+
+
+def _unread(subject: str, error: Exception) -> CorruptFile:
+    return CorruptFile(subject, f"is no Parquet file ({str(error)[:300]})")
+
+
+def _unheld(subject: str, error: Exception) -> CorruptFile:
+    return CorruptFile(subject, f"has values that no line of JSON can have ({str(error)[:300]})")
+
+
+def _pieces(subject: str, batch: Any) -> Iterator[Any]:
+    """The rows, as many together as MOST_ROW_BYTES hold."""
+    if sum(map(_weight, batch.columns)) <= MOST_ROW_BYTES:
+        yield batch
+    elif batch.num_rows == 1:
+        raise CapacityExceeded(subject, f"has a row of more than {MOST_ROW_BYTES >> 20} MiB; leave it out")
+    else:
+        half = batch.num_rows // 2
+        yield from _pieces(subject, batch.slice(0, half))
+        yield from _pieces(subject, batch.slice(half))
+
+
+def _weight(array: Any) -> int:
+    """Bytes that an array takes as Python's values, roughly: what its texts have, and what it has for each value."""
+    from pyarrow import ListArray, compute, types
+
+    kind, own = array.type, _VALUE_BYTES * len(array)
+    if types.is_struct(kind):
+        return own + sum(map(_weight, array.flatten()))
+    if types.is_map(kind):  # which can't be flattened
+        return own + sum(_weight(ListArray.from_arrays(array.offsets, each)) for each in (array.keys, array.items))
+    if types.is_nested(kind):
+        return own + _weight(array.flatten())
+    if types.is_dictionary(kind):
+        lengths = compute.binary_length(array.dictionary).take(array.indices)
+        return own + int(compute.sum(lengths).as_py() or 0)
+    return own + int(array.nbytes)
