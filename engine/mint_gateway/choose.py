@@ -73,6 +73,15 @@ def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
     return _as_error(failed[0].held[adapter], adapter)
 
 
+def leads(view: MapView, engine: Engine, adapter: str, now: Now) -> bool:
+    """The engine comes before every one that neither holds the adapter nor is a place of it."""
+    if _doubt(engine, now) or _refused(view, engine, adapter):
+        return False
+    placement = view.placements.get(adapter)
+    placed = placement is not None and any(place.engine == engine.name for place in placement.places)
+    return placed or view.copy(engine, adapter) is not None
+
+
 def load(engine: Engine, now: Now) -> int:
     """Requests that the engine has in flight: this gateway's own, and those that it last reported."""
     return now.in_flight.get(engine.name, 0) + engine.record.running + engine.record.waiting

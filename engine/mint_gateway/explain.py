@@ -6,7 +6,7 @@ import msgspec
 
 from mint_contracts import placement_pb2
 from mint_contracts.records import Held, Placement, Tier
-from mint_gateway.choose import Now, candidates, refusal
+from mint_gateway.choose import Now, candidates, leads, refusal
 from mint_gateway.view import Engine, MapView
 
 SHOWN = 5  # engines that are named where all would be too many
@@ -39,14 +39,29 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
 
 
 def explain_all(view: MapView, now: Now) -> Iterable[placement_pb2.Explanation]:
-    """Every adapter that is placed or held, by name."""
-    held = {adapter: copy.source for engine in view.engines.values() for adapter, copy in engine.held.items()}
+    """Every adapter that is placed or held, by name: each as `explain` tells it, in a time that does not grow with
+    the number of engines where one that has the adapter, or shall have it, can answer."""
+    holders: dict[str, list[Engine]] = {}
+    for engine in view.engines.values():
+        for adapter in engine.held:
+            holders.setdefault(adapter, []).append(engine)
     if view.record is not None and view.record.catalog is not None:
+        held = {adapter: engines[-1].held[adapter].source for adapter, engines in holders.items()}
         view = msgspec.structs.replace(view, catalogued=held)  # whatever the catalog says of them by now
-    for adapter in sorted({*view.placements, *held}):
+    for adapter in sorted({*view.placements, *holders}):
         # A copy that outlived both its wave and its store is left out: nobody can ask for it.
         if view.source(adapter) is not None:
-            yield explain(view, adapter, now)
+            yield explain(_as_far_as_needed(view, adapter, holders.get(adapter, ()), now), adapter, now)
+
+
+def _as_far_as_needed(view: MapView, adapter: str, holders: Iterable[Engine], now: Now) -> MapView:
+    """The view with the adapter's holders and places alone, where no other engine would answer before them."""
+    near = {engine.name: engine for engine in holders}
+    if placement := view.placements.get(adapter):
+        near |= {each.engine: view.engines[each.engine] for each in placement.places if each.engine in view.engines}
+    if any(leads(view, engine, adapter, now) for engine in near.values()):
+        return msgspec.structs.replace(view, engines=near)
+    return view
 
 
 def silence(view: MapView, adapter: str, now: Now) -> str:

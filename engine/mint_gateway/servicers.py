@@ -21,6 +21,7 @@ from mint_gateway.route import Router, Trail
 
 REQUEST_ID_MAX_LENGTH = 128
 LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # more than any name has; clients may send megabytes as one
+SLICE_S = 0.005  # of a long list, in which nobody else is answered
 
 T = TypeVar("T")
 _log = structlog.get_logger()
@@ -118,8 +119,15 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
                 views = [self._router.find(check_base(request.base_model), "")]
             else:
                 views = [view for _, view in sorted(self._mirror.views.items())]
-            placements = [e for view in views for e in explain_all(view, self._router.now(view))]
-            return placement_pb2.ListPlacementsResponse(placements=placements)
+            response, loop = placement_pb2.ListPlacementsResponse(), asyncio.get_running_loop()
+            pause_at = loop.time() + SLICE_S
+            for view in views:
+                for explanation in explain_all(view, self._router.now(view)):
+                    response.placements.append(explanation)
+                    if loop.time() > pause_at:
+                        await asyncio.sleep(0)
+                        pause_at = loop.time() + SLICE_S
+            return response
 
         return await answered(answer, context)
 

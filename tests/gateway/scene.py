@@ -1,5 +1,7 @@
 """A gateway over a real Redis and scripted engines, all on loopback."""
 
+import itertools
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -7,6 +9,7 @@ import grpc
 from redis.asyncio import Redis
 
 from mint_contracts import keys
+from mint_contracts.map_reporter import MapReporter
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.sampling_pb2_grpc import SamplerStub
@@ -60,6 +63,20 @@ class Scene:
         places = tuple(Place(engine, Tier.DEVICE, "spread") for engine in engines)
         placement = Placement(adapter, Source(source or f"{STORE}/{adapter}"), ("demo/wave",), places)
         self.versions[base] = await self.writer.apply(base, MapChange(set_placements=(placement,)))
+
+    async def place_many(self, adapters: Sequence[str], engines: Sequence[str]) -> None:
+        """Place adapters by hand, each on one of the engines in turn."""
+        placements = [
+            Placement(each, Source(f"{STORE}/{each}"), ("demo/wave",), (Place(engine, Tier.DEVICE, "spread"),))
+            for each, engine in zip(adapters, itertools.cycle(engines), strict=False)
+        ]
+        self.versions[BASE] = await self.writer.apply(BASE, MapChange(set_placements=tuple(placements)))
+
+    async def report_many(self, engines: Sequence[str]) -> None:
+        """Report engines that nothing listens for, once."""
+        for name in engines:
+            record = ScriptedEngine(BASE, name).record()
+            await MapReporter(self.redis, BASE, name).report(record, [], [], full=True)
 
     async def engine(self, name: str, base: str = BASE) -> ScriptedEngine:
         """Start an engine."""

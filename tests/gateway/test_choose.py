@@ -11,6 +11,7 @@ from mint_contracts.errors import AdapterNotFound, CorruptFile
 from mint_contracts.records import BaseRecord, EngineRecord, Failure, Held, Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_gateway.choose import LOAD_FACTOR, Now, candidates, home_order, load, refusal
+from mint_gateway.explain import explain, explain_all
 from mint_gateway.view import Engine, MapView
 
 STORE = Source("s3://adapters")
@@ -199,6 +200,13 @@ def test_a_live_copy_that_can_answer_is_always_first(fleet: tuple[MapView, Now])
     ranked = candidates(seen, ADAPTER, now)
     if copies:
         assert copies.get(ranked[0].engine) == max(copies.values())
+
+
+@given(fleets())
+def test_in_a_list_an_adapter_is_explained_as_by_itself(fleet: tuple[MapView, Now]) -> None:
+    seen, now = fleet
+    for each in explain_all(seen, now):
+        assert each == explain(seen, each.adapter, now)
 
 
 @given(fleets(), st.randoms())

@@ -1,5 +1,8 @@
 """Explain tells the truth about who would answer, and why, over the wire."""
 
+import asyncio
+import time
+
 import grpc
 import pytest
 
@@ -116,6 +119,24 @@ async def test_placements_lists_what_is_placed_and_what_was_loaded_on_demand(sce
         (BASE, "demo/pirate"),
     ]
     assert [each.adapter for each in await scene.client.placements(BASE)] == ["demo/cold", "demo/pirate"]
+
+
+async def test_a_long_list_keeps_nobody_waiting(scene: Scene) -> None:
+    count = 5_000
+    names = [f"e-{n}" for n in range(200)]
+    await scene.base(store=STORE)
+    await scene.place_many([f"demo/{n}" for n in range(count)], names)
+    await scene.report_many(names)
+    await scene.open()
+    await scene.seen()
+    await until(lambda: len(scene.gateway.mirror.views[BASE].engines) == len(names))
+    listing = asyncio.create_task(scene.client.placements())
+    longest_s, before = 0.0, time.thread_time()  # of this thread's own time: other processes may have the machine
+    while not listing.done():
+        await asyncio.sleep(0)
+        longest_s, before = max(longest_s, time.thread_time() - before), time.thread_time()
+    assert len(listing.result()) == count
+    assert longest_s < 0.25
 
 
 async def test_before_the_first_map_the_gateway_says_so(fragile: Scene, own_redis: RedisProcess) -> None:
