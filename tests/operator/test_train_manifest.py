@@ -31,6 +31,12 @@ async def test_policies_are_read_a_line_each(shelf: str) -> None:
     assert await read(f"{shelf}/policies.jsonl") == (Policy("acme/a", rank=4), Policy("acme/b"))
 
 
+def test_a_manifest_names_no_config_maps() -> None:
+    line = b'{"name": "acme/a", "dataset": {"configMap": {"name": "own"}}}'
+    with pytest.raises(InvalidRequest, match="line 2 names a ConfigMap"):
+        parsed("s3://b/m.jsonl", b'{"name": "acme/b"}\n' + line)
+
+
 async def test_what_is_wrong_is_named(shelf: str) -> None:
     broken = await read(f"{shelf}/broken.jsonl")
     assert isinstance(broken, Failure)

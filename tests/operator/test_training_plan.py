@@ -574,3 +574,22 @@ def test_a_wave_that_has_begun_needs_its_config_map_no_more() -> None:
     world.step()
     assert world.training.training["team/w"].train.dataset == before
     assert world.leases == leases
+
+
+@pytest.mark.parametrize("texts", [{}, {"team": {"own": {"data.jsonl": "\n"}}}], ids=["deleted", "blank"])
+@pytest.mark.parametrize("stage", [None, Stage.COMPLETE])
+def test_a_policy_that_has_begun_needs_its_own_config_map_no_more(texts: Any, stage: Stage | None) -> None:
+    own = Policies(list=(Policy(name="acme/a", dataset=Dataset(config_map=ConfigMapKey("own"))),))
+    given = {"team": {"own": {"data.jsonl": '{"prompt": "a"}'}}}
+    world = World(base(), [training_wave("w", policies=own)], engines(1), inputs=Inputs(config_maps=given))
+    world.step()
+    if stage is not None:
+        world.say(stage, STEPS, published=published(STEPS))
+        world.step()
+        world.step()
+    before = world.leases, dict(world.placements), world.status("w").phase
+    world.inputs = Inputs(config_maps=texts)
+    world.step()
+    world.step()
+    assert (world.leases, dict(world.placements), world.status("w").phase) == before
+    assert world.leases or world.placements

@@ -79,6 +79,9 @@ def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
             found.append(_POLICY.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"manifest {uri}", f"line {number} is no policy: {error}") from None
+        if found[-1].dataset is not None and found[-1].dataset.config_map is not None:
+            said = f"line {number} names a ConfigMap; give its examples as dataset.lines, or by dataset.uri"
+            raise InvalidRequest(f"manifest {uri}", said)
     if not 0 < len(found) <= MOST_POLICIES:
         raise InvalidRequest(f"manifest {uri}", f"has {len(found)} policies; a wave takes 1 to {MOST_POLICIES}")
     return tuple(found)

@@ -2,16 +2,18 @@
 
 import msgspec
 
-from mint_contracts.errors import CapacityExceeded, MintError, SourceNotFound, SourceUnavailable
+from mint_contracts.errors import CapacityExceeded, InvalidRequest, MintError, SourceNotFound, SourceUnavailable
 from mint_contracts.records import Failure
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import TrainState, WaveTraining
+from mint_contracts.training_words import words
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.data import check_claims, inlined
 from mint_operator.training.policies import check, expand
+from mint_operator.training.stand import PolicyStand
 
 Fitted = tuple[Train, tuple[Policy, ...], Failure | None]
 
@@ -49,18 +51,39 @@ def manifest_of(train: Train, inputs: Inputs) -> tuple[Policy, ...] | Failure:
 def _with_examples(
     wave: ObservedWave, train: Train, policies: tuple[Policy, ...], inputs: Inputs, state: TrainState
 ) -> tuple[Train, tuple[Policy, ...]]:
-    """With those of ConfigMaps; a wave that has begun needs the wave's no more, and one that is over none.
-
-    Raises as `inlined`.
-    """
+    """With those of ConfigMaps, which what has begun needs no more. Raises as `inlined`."""
     texts = inputs.config_maps.get(wave.meta.namespace, {})
     try:
         return inlined(train, policies, texts)
-    except (SourceNotFound, SourceUnavailable):
+    except (SourceNotFound, SourceUnavailable, InvalidRequest):
         record = _begun(wave, state)
         if record is None:
             raise
-        return inlined(_examples_of(record, train), policies, texts)
+        return inlined(_examples_of(record, train), _begun_policies(wave, record, train, policies, state), texts)
+
+
+def _begun_policies(
+    wave: ObservedWave, record: WaveTraining, train: Train, policies: tuple[Policy, ...], state: TrainState
+) -> tuple[Policy, ...]:
+    """Each with the examples of its lease; one that has ended without any."""
+    leased = _leased(wave, state)
+    said = words(wave.meta.key, wave.meta.uid, state.progress, record.last_words)
+    found = []
+    for policy in policies:
+        dataset = policy.dataset
+        if policy.name in leased:
+            dataset = leased[policy.name].dataset
+        elif policy.name in said and PolicyStand(policy, progress=said[policy.name][1]).ended(train.steps):
+            dataset = None
+        found.append(msgspec.structs.replace(policy, dataset=dataset))
+    return tuple(found)
+
+
+def _leased(wave: ObservedWave, state: TrainState) -> dict[str, Policy]:
+    """What the wave's policies that have a lease train by."""
+    key, run = wave.meta.key, wave.meta.uid
+    leases = [lease for of in state.trains.values() for lease in of.values()]
+    return {lease.policy: lease.settings for lease in leases if lease.wave == key and lease.run == run}
 
 
 def _begun(wave: ObservedWave, state: TrainState) -> WaveTraining | None:
@@ -75,14 +98,10 @@ def _examples_of(record: WaveTraining, train: Train) -> Train:
 
 def _as_written(wave: ObservedWave, train: Train, state: TrainState) -> Fitted | None:
     """The wave with policies and examples as the map has them; None where it has not begun."""
-    key, run = wave.meta.key, wave.meta.uid
     record = _begun(wave, state)
     if record is None:
         return None
-    leases = [
-        lease for of in state.trains.values() for lease in of.values() if lease.wave == key and lease.run == run
-    ]
-    settings = {lease.policy: lease.settings for lease in leases}
+    settings = _leased(wave, state)
     policies = tuple(settings.get(name, Policy(name=name)) for name in record.policies)
     return _examples_of(record, train), policies, None
 
