@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from mint_contracts import settings
+from mint_contracts.addresses import bracketed
 from mint_contracts.settings import EngineSettings
 from mint_engine.parallel.greeting import Entrance, key_of
 
@@ -46,7 +47,7 @@ def read_environment(port: int, metrics_port: int, ranks_port: int) -> Start:
     start = Start(
         settings=told,
         engine=os.environ.get(settings.ENGINE_NAME) or "engine-0",
-        address=os.environ.get(settings.ENGINE_ADDRESS) or f"127.0.0.1:{port}",
+        address=bracketed(os.environ.get(settings.ENGINE_ADDRESS) or f"127.0.0.1:{port}"),
         cache=cache,
         port=port,
         metrics_port=metrics_port,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import structlog
 from prometheus_client import start_http_server
 
+from mint_contracts.addresses import everywhere
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import CorruptFile, Internal, MintError, StaleEpoch
 from mint_contracts.functions import connect
@@ -189,7 +190,7 @@ async def run(start: Start, muster: Muster) -> int:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    start_http_server(start.metrics_port)
+    start_http_server(start.metrics_port, everywhere())
     server = await listen(start.settings, start.engine, start.port, entrance=start.entrance, muster=muster)
     log.info("listening", port=server.port, metrics_port=start.metrics_port, source=start.settings.source.uri)
     process = Process(start, server)

@@ -5,6 +5,7 @@ import signal
 
 from prometheus_client import start_http_server
 
+from mint_contracts.addresses import everywhere
 from mint_contracts.functions import connect
 from mint_gateway.server import Limits, serve
 
@@ -18,7 +19,7 @@ async def run(port: int, metrics_port: int) -> None:
     redis = connect()
     try:
         async with serve(redis, f"[::]:{port}", Limits()) as gateway:
-            metrics, thread = start_http_server(metrics_port, registry=gateway.metrics.registry)
+            metrics, thread = start_http_server(metrics_port, everywhere(), registry=gateway.metrics.registry)
             waiting = asyncio.create_task(ended.wait())
             lasting = (gateway.following, gateway.keeping)
             await asyncio.wait([waiting, *lasting], return_when=asyncio.FIRST_COMPLETED)

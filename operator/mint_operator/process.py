@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import start_http_server
 
 from mint_contracts import functions
+from mint_contracts.addresses import everywhere
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
@@ -37,7 +38,7 @@ log = structlog.get_logger()
 
 async def run(config: settings.OperatorSettings) -> int:
     """The operator's life; returns its exit code."""
-    start_http_server(config.metrics_port)
+    start_http_server(config.metrics_port, everywhere())
     stop, broken, api = asyncio.Event(), asyncio.Event(), kube.connect()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
@@ -79,7 +80,7 @@ async def _work(config: settings.OperatorSettings, api: kube.Kube, broken: async
     def progress() -> float | None:
         return loops[0].last_pass if loops else None
 
-    watch = Watch(dirt, feed, config.namespaces, config.liveness_port, progress, kopf_ended)
+    watch = Watch(dirt, feed, config.namespaces, config.liveness_at, progress, kopf_ended)
     watch.start()
     try:
         work = [_lead(config, api, dirt, feed, loops)]

@@ -14,6 +14,7 @@ from mint_operator.planning.snapshot import Release
 
 NAMESPACE = "MINT_NAMESPACE"
 POD_NAME = "POD_NAME"
+POD_IP = "POD_IP"
 LEASE = "MINT_LEASE"
 WATCH_NAMESPACES = "MINT_WATCH_NAMESPACES"
 ENGINE_IMAGE = "MINT_ENGINE_IMAGE"
@@ -37,7 +38,7 @@ class OperatorSettings(msgspec.Struct, frozen=True):
     identity: str
     release: Release
     namespaces: tuple[str, ...] = ()
-    liveness_port: int = LIVENESS_PORT
+    liveness_at: str = f"0.0.0.0:{LIVENESS_PORT}"
     metrics_port: int = contracts.METRICS_PORT
 
 
@@ -50,7 +51,7 @@ def read(env: Mapping[str, str] = os.environ) -> OperatorSettings:
         identity=f"{pod}_{uuid.uuid4().hex[:8]}",  # a restarted container is another holder of the Lease
         release=_release(env),
         namespaces=_list(env.get(WATCH_NAMESPACES, "")),
-        liveness_port=int(env.get(PORT_OF_LIVENESS, LIVENESS_PORT)),
+        liveness_at=f"{_own_version(env)}:{int(env.get(PORT_OF_LIVENESS, LIVENESS_PORT))}",
         metrics_port=int(env.get(PORT_OF_METRICS, contracts.METRICS_PORT)),
     )
 
@@ -71,6 +72,11 @@ def _release(env: Mapping[str, str]) -> Release:
         gateway_namespace=_needed(env, NAMESPACE),
         gateway_labels=_labels(env.get(GATEWAY_LABELS, "")),
     )
+
+
+def _own_version(env: Mapping[str, str]) -> str:
+    """Every interface of the version that the pod's address has: kopf listens to one version alone."""
+    return "[::]" if ":" in env.get(POD_IP, "") else "0.0.0.0"
 
 
 def _digest(text: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -33,23 +34,29 @@ class Process:
     process: subprocess.Popen[bytes]
     log: Path
     port: int
+    metrics_port: int
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Log lines of that event."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("event") == name]
 
-    def healthy(self) -> bool:
+    def healthy(self, host: str = "127.0.0.1") -> bool:
         """What its liveness probe says."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        return answers(f"http://{host}:{self.port}/healthz")
 
     async def ended(self) -> int:
         """Its exit code, once it has ended."""
         return await asyncio.to_thread(self.process.wait, 60)
+
+
+def answers(url: str) -> bool:
+    """Whether what listens there says that all is well."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 @contextmanager
@@ -62,24 +69,26 @@ def running(
     lease: str = "mint-operator",
     kubeconfig: Path | None = None,
     namespaces: Sequence[str] = (),
+    pod_ip: str = "10.0.0.1",
 ) -> Iterator[Process]:
     """Start `mint-operator` over the stage's namespace, or others."""
-    port, log = free_port(), folder / f"{name}.log"
+    port, metrics_port, log = free_port(), free_port(), folder / f"{name}.log"
     env = os.environ | {
         "KUBECONFIG": str(kubeconfig or stage.server.kubeconfig),
         "MINT_NAMESPACE": stage.namespace,
         "MINT_LEASE": lease,
         "MINT_WATCH_NAMESPACES": ",".join(namespaces or [stage.namespace]),
         "POD_NAME": name,
+        "POD_IP": pod_ip,
         "MINT_ENGINE_IMAGE": "mint.dev/host:dev",
         "MINT_REDIS_URL": url,
         "MINT_LIVENESS_PORT": str(port),
-        "MINT_METRICS_PORT": str(free_port()),
+        "MINT_METRICS_PORT": str(metrics_port),
     }
     command = [sys.executable, "-m", "mint_operator.main"]
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=env) as process:
         try:
-            yield Process(process, log, port)
+            yield Process(process, log, port, metrics_port)
         finally:
             process.kill()
             process.wait(10)
@@ -150,6 +159,19 @@ async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage,
     assert second.events("leading")[0]["epoch"] == first.events("leading")[0]["epoch"] + 1
     stage.apply(adapter_wave("more", ["demo/more"]))
     await until("the second's placements", lambda: _placed(stage, "demo/more"))
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_on_a_cluster_of_ipv6_it_answers_at_such_addresses(stage: Stage, launch: Any) -> None:
+    operator = launch("six", pod_ip="fd00::7")
+    await until("it to lead", lambda: _said(operator, "leading"))
+
+    async def healthy() -> bool:
+        return await asyncio.to_thread(operator.healthy, "[::1]")
+
+    await until("its probe to answer", healthy)
+    for host in ("[::1]", "127.0.0.1"):  # Prometheus may come by either
+        assert await asyncio.to_thread(answers, f"http://{host}:{operator.metrics_port}/metrics")
 
 
 async def test_operators_of_two_releases_in_one_namespace_lead_each_by_its_own_lease(

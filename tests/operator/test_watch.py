@@ -32,7 +32,7 @@ async def test_a_loop_that_stalls_fails_the_probe(
     monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
     port = free_port()
     last = None if age_s is None else time.monotonic() - age_s
-    watch = Watch(Dirt(), Feed(), [stage.namespace], port, progress=lambda: last, ended=lambda: None)
+    watch = Watch(Dirt(), Feed(), [stage.namespace], f"127.0.0.1:{port}", progress=lambda: last, ended=lambda: None)
     watch.start()
     try:
 
@@ -47,7 +47,9 @@ async def test_a_loop_that_stalls_fails_the_probe(
 async def test_events_mark_their_part(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
     dirt, feed = Dirt(resync_s=60.0), Feed()
-    watch = Watch(dirt, feed, [stage.namespace], free_port(), progress=lambda: None, ended=lambda: None)
+    watch = Watch(
+        dirt, feed, [stage.namespace], f"127.0.0.1:{free_port()}", progress=lambda: None, ended=lambda: None
+    )
     watch.start()
     try:
         await dirt.take()

@@ -28,8 +28,8 @@ log = structlog.get_logger()
 class Watch:
     """Kopf's side of the operator.
 
-    `progress` gives the monotonic time of the loop's last pass, None before it leads; `ended` is called, from kopf's
-    thread, if kopf ends without having been told to.
+    The probe is answered at `liveness_at` (host:port). `progress` gives the monotonic time of the loop's last pass,
+    None before it leads; `ended` is called, from kopf's thread, if kopf ends without having been told to.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class Watch:
         dirt: Dirt,
         feed: Feed,
         namespaces: Sequence[str],
-        liveness_port: int,
+        liveness_at: str,
         progress: Callable[[], float | None],
         ended: Callable[[], None],
     ) -> None:
         self._dirt = dirt
         self._feed = feed
         self._namespaces = list(namespaces)
-        self._endpoint = f"http://0.0.0.0:{liveness_port}{LIVENESS_PATH}"
+        self._endpoint = f"http://{liveness_at}{LIVENESS_PATH}"
         self._progress = progress
         self._ended = ended
         self._stop = threading.Event()

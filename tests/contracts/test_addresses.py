@@ -1,0 +1,18 @@
+"""Addresses as pods are told them, and as they are dialled."""
+
+import pytest
+
+from mint_contracts.addresses import bracketed
+
+
+@pytest.mark.parametrize(
+    ("told", "dialled"),
+    [
+        ("10.0.0.7:8470", "10.0.0.7:8470"),
+        ("fd00::7:8470", "[fd00::7]:8470"),
+        ("[fd00::7]:8470", "[fd00::7]:8470"),
+        ("engine.pods.svc:8470", "engine.pods.svc:8470"),
+    ],
+)
+def test_an_ipv6_address_is_dialled_in_brackets(told: str, dialled: str) -> None:
+    assert bracketed(told) == dialled
