@@ -190,7 +190,13 @@ local function bring_in(given, argv, put_row)
   return version
 end
 
-local function apply(given, argv) return bring_in(given, argv, put) end
+-- A copy that was lost, or begun anew, is no longer the one that its reader fills.
+local function lost(key, copy)
+  if redis.call('HGET', key, 'copy') ~= copy then return redis.error_reply('CATALOGINCOMPLETE') end
+end
+
+-- As said above; one more ARGV: the token of the copy that this is for, or "" for any.
+local function apply(given, argv) return argv[6] ~= '' and lost(given[1], argv[6]) or bring_in(given, argv, put) end
 
 -- As apply, of retired names alone: those that are here. Done also where memory is full, since it frees some.
 local function retire(given, argv) return bring_in(given, argv, put_known) end
@@ -199,10 +205,32 @@ local function incomplete(key)
   if redis.call('HGET', key, 'complete') ~= '1' then return redis.error_reply('CATALOGINCOMPLETE') end
 end
 
--- KEYS: catalog   ARGV: a sequence. From now on what is here is all that there is; later sequences are larger.
+-- KEYS: as of apply   ARGV: beginning of leaf keys, URI of the manifests, token, how many leaves are deleted at most
+-- A copy of these manifests begins, and is incomplete. What is here of others, or of none (a gateway wrote on when its
+-- base was forgotten), goes first, its last leaves before the others. Returns 0 while some of it is left: ask again.
+local function begin(given, argv)
+  local keys = named(given)
+  redis.call('HDEL', keys.meta, 'complete')
+  if redis.call('HGET', keys.meta, 'manifests') ~= argv[2] then
+    for _, leaf in ipairs(redis.call('ZRANGE', keys.directory, -argv[4], -1)) do
+      redis.call('UNLINK', argv[1] .. leaf)
+    end
+    redis.call('ZREMRANGEBYRANK', keys.directory, -argv[4], -1)
+    if redis.call('EXISTS', keys.directory) == 1 then return 0 end
+    redis.call('UNLINK', keys.roots, keys.root_numbers, keys.labels, keys.label_numbers)
+    redis.call('HDEL', keys.meta, 'count')
+  end
+  redis.call('HSET', keys.meta, 'manifests', argv[2], 'copy', argv[3])
+  return 1
+end
+
+-- KEYS: catalog   ARGV: token of the copy, a sequence. From now on what is here is all that there is; later sequences
+-- are larger.
 local function complete(keys, argv)
+  local refused = lost(keys[1], argv[1])
+  if refused then return refused end
   local last = tonumber(redis.call('HGET', keys[1], 'sequence') or '0')
-  redis.call('HSET', keys[1], 'sequence', string.format('%.0f', math.max(last, tonumber(argv[1]))), 'complete', 1)
+  redis.call('HSET', keys[1], 'sequence', string.format('%.0f', math.max(last, tonumber(argv[2]))), 'complete', 1)
   return redis.call('HINCRBY', keys[1], 'version', 1)
 end
 
@@ -272,6 +300,7 @@ end
 
 -- Where memory is full Redis refuses what has no flag: no client can let the catalog grow beyond it.
 redis.register_function('LIBRARY_apply', apply)
+redis.register_function('LIBRARY_begin', begin)
 redis.register_function('LIBRARY_complete', complete)
 redis.register_function('LIBRARY_sequences', sequences)
 redis.register_function{ function_name = 'LIBRARY_retire', callback = retire, flags = { 'allow-oom' } }

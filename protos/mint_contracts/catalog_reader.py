@@ -21,6 +21,7 @@ from mint_contracts.packed_entries import (
     numbers,
     unpack,
 )
+from mint_contracts.source import Source
 
 LEAVES_PER_CALL = 16
 LEAVES_PER_PAGE = 256  # looked through at most for one page, however few of them match
@@ -30,11 +31,16 @@ EVERYTHING = "*"  # news of more names than are worth telling
 
 
 class CatalogState(msgspec.Struct, frozen=True):
-    """What is true of a whole catalog. Not complete: Redis has lost it, and its manifests are still being read."""
+    """What is true of a whole catalog."""
 
     count: int  # adapters that are not retired
     version: int  # grows with every change
-    complete: bool
+    complete: bool  # if not, Redis has lost it, and its manifests are still being read
+    manifests: str  # the URI that it was read from
+
+    def whole(self, manifests: Source) -> bool:
+        """Whether Redis has all that these manifests hold."""
+        return self.complete and self.manifests == manifests.uri
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -52,9 +58,9 @@ class CatalogReader:
 
     async def state(self, base: str) -> CatalogState:
         """How much there is, and whether that is all."""
-        fields = ("count", "version", "complete")
-        count, version, complete = await bounded(lambda: self._redis.hmget(keys.catalog(base), fields))
-        return CatalogState(count=int(count or 0), version=int(version or 0), complete=complete == "1")
+        fields = ("count", "version", "complete", "manifests")
+        count, version, complete, manifests = await bounded(lambda: self._redis.hmget(keys.catalog(base), fields))
+        return CatalogState(int(count or 0), int(version or 0), complete == "1", manifests or "")
 
     async def find(self, base: str, name: str, revision: str = "") -> Entry | None:
         """The newest state of an adapter, or the one of that revision; None where there is none. One round trip."""

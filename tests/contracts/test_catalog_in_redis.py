@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from mint_contracts import keys
-from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_reader import CatalogReader, CatalogState
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry, Row
 from mint_contracts.errors import CapacityExceeded, MapUnavailable
-from tests.contracts.catalogs import chosen, newest
+from mint_contracts.source import Source
+from tests.contracts.catalogs import chosen, make_complete, newest
 from tests.redis_process import full_memory
 from tests.waiting import until
 
@@ -23,7 +24,7 @@ BASE = "demo/smollm2"
 async def writer(redis_client: Redis) -> CatalogWriter:
     """Of an empty catalog that is complete."""
     writer = CatalogWriter(redis_client)
-    await writer.complete(BASE, 0)
+    await make_complete(writer, BASE)
     return writer
 
 
@@ -47,12 +48,44 @@ def rows(entries: list[Entry], first: int = 1) -> list[Row]:
 
 async def test_what_was_never_complete_says_so_rather_than_no(redis_client: Redis, reader: CatalogReader) -> None:
     writer = CatalogWriter(redis_client)
-    await writer.apply(BASE, rows([entry("a/b")]), "p")
+    copy = await writer.begin(BASE, "s3://catalog/smol")
+    await writer.apply(BASE, rows([entry("a/b")]), "p", copy=copy)
     for asking in (reader.find(BASE, "a/b"), reader.page(BASE, limit=1), writer.sequences(BASE, 1)):
         with pytest.raises(MapUnavailable, match="being read from its manifests"):
             await asking
-    await writer.complete(BASE, 1)
+    await writer.complete(BASE, copy, 1)
     assert await reader.find(BASE, "a/b") == entry("a/b")
+
+
+async def test_a_copy_is_filled_and_completed_by_its_own_token_alone(
+    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    earlier = await writer.begin(BASE, "s3://catalog/smol")
+    copy = await writer.begin(BASE, "s3://catalog/smol")
+    for lost in (earlier, "none"):
+        with pytest.raises(MapUnavailable):
+            await writer.apply(BASE, rows([entry("a/b")]), "p", copy=lost)
+        with pytest.raises(MapUnavailable):
+            await writer.complete(BASE, lost, 1)
+    assert await reader.state(BASE) == CatalogState(0, 1, complete=False, manifests="s3://catalog/smol")
+    await writer.complete(BASE, copy, 1)
+    assert (await reader.state(BASE)).whole(Source("s3://catalog/smol"))
+    assert not (await reader.state(BASE)).whole(Source("s3://catalog/other"))
+
+
+async def test_a_copy_of_other_manifests_takes_nothing_over(
+    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_contracts.catalog_writer.LEAVES_PER_CALL", 3)  # so that it takes several calls
+    await writer.apply(BASE, rows(many(1000)), "p")
+    await writer.begin(BASE, "s3://catalog/smol")
+    assert (await reader.state(BASE)).count == 1000
+    copy = await writer.begin(BASE, "s3://catalog/other")
+    assert await redis_client.keys(f"{keys.catalog(BASE)}*") == [keys.catalog(BASE)]
+    await writer.apply(BASE, rows([entry("a/b")]), "p", copy=copy)
+    await writer.complete(BASE, copy, 1)
+    assert await reader.all(BASE, limit=9) == [entry("a/b")]
+    assert (await reader.state(BASE)).count == 1
 
 
 async def test_thousands_of_names_are_found_counted_and_listed(writer: CatalogWriter, reader: CatalogReader) -> None:
@@ -189,7 +222,7 @@ async def test_sequences_only_grow(redis_client: Redis, writer: CatalogWriter) -
     first = await writer.sequences(BASE, 1000)
     assert await writer.sequences(BASE, 1) >= first + 1000
     await redis_client.flushall()
-    await writer.complete(BASE, first + 10**12)  # manifests from a clock that was ahead
+    await make_complete(writer, BASE, first + 10**12)  # manifests from a clock that was ahead
     assert await writer.sequences(BASE, 1) > first + 10**12
 
 
@@ -218,7 +251,7 @@ async def test_the_newest_states_do_not_depend_on_the_order_of_writes(
 ) -> None:
     await redis_client.flushall()
     writer, reader = CatalogWriter(redis_client), CatalogReader(redis_client)
-    await writer.complete(BASE, 0)
+    await make_complete(writer, BASE)
     everything = rows([Entry(n, retired=True) if gone else entry(n, revision) for n, revision, gone in changes])
     for number, row in enumerate(order.sample(everything, len(everything))):
         await writer.apply(BASE, [row], f"p{number}")

@@ -1,7 +1,11 @@
 """The catalog through a gateway: registered in bulk, never lost, resolved for requests, retired."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -12,6 +16,7 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.catalog_parts import Parts, part_name
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest, RegisterResponse
+from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
 from mint_contracts.errors import (
     AdapterNotFound,
@@ -270,13 +275,61 @@ async def test_an_unreadable_line_of_a_manifest_costs_only_itself(
 
 async def test_a_defect_met_by_one_catalog_costs_no_other_its_keeping(redis_client: Redis, local: str) -> None:
     sources = {"demo/spoilt": Source(uri=5), BASE: Source(local)}  # type: ignore[arg-type]
-    keeping = asyncio.create_task(Keeper(redis_client, lambda: sources).run())
-    await complete(redis_client)
-    await redis_client.flushall()  # the keeper goes on after the defect
-    await complete(redis_client)
-    keeping.cancel()
-    await asyncio.wait([keeping])
-    assert keeping.cancelled()
+    async with kept(redis_client, sources) as keeping:
+        await complete(redis_client)
+        await redis_client.flushall()  # the keeper goes on after the defect
+        await complete(redis_client)
+        assert not keeping.done()
+
+
+async def test_a_redis_that_was_emptied_while_it_was_read_into_gets_all_the_same(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    parts = await written(tmp_path, "a/one", "a/two", "a/three")
+    with hanging(parts[1]) as go_on:
+        async with kept(redis_client, {BASE: Source(f"file://{tmp_path}")}):
+            await until(lambda: redis_client.zscore(keys.catalog(BASE, "parts"), parts[0].name))
+            await redis_client.flushall()
+            go_on()
+            await complete(redis_client)
+            assert await named(redis_client) == ["a/one", "a/three", "a/two"]
+
+
+async def test_other_manifests_are_another_catalog(redis_client: Redis, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    await written(first, "a/mistaken", sequence=time.time_ns() // 1000)
+    await written(second, "b/one", "b/two")
+    sources = {BASE: Source(f"file://{first}")}
+    async with kept(redis_client, sources):
+        await until(partial(has, redis_client, "a/mistaken"))
+        sources[BASE] = Source(f"file://{second}")
+        await until(partial(has, redis_client, "b/one", "b/two"))
+
+
+async def test_manifests_that_hang_are_left_for_others(redis_client: Redis, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    (part,) = await written(first, "a/one")
+    await written(second, "b/one")
+    sources = {BASE: Source(f"file://{first}")}
+    with hanging(part):
+        async with kept(redis_client, sources):
+            await until(lambda: redis_client.exists(keys.catalog(BASE, "keeper")))
+            sources[BASE] = Source(f"file://{second}")
+            await until(partial(has, redis_client, "b/one"))
+
+
+async def test_a_base_that_is_forgotten_while_its_manifests_are_read_leaves_nothing(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    parts = await written(tmp_path, "a/one", "a/two", "a/three")
+    with hanging(parts[1]) as go_on:
+        rebuilding = asyncio.create_task(Keeper(redis_client, dict).rebuild(BASE, Source(f"file://{tmp_path}")))
+        await until(lambda: redis_client.zscore(keys.catalog(BASE, "parts"), parts[0].name))
+        await MapWriter(redis_client, epoch=1).forget(BASE)
+        go_on()
+        with pytest.raises(MapUnavailable):
+            await rebuilding
+    assert await redis_client.keys(f"{keys.catalog(BASE)}*") == []
 
 
 async def test_a_request_goes_where_the_catalog_says(scene: Scene, local: str) -> None:
@@ -330,6 +383,61 @@ async def in_pieces(text: bytes, size: int = 60_000) -> AsyncIterator[RegisterRe
             yield RegisterRequest(base_model=BASE, lines=pending)
             pending = b""
     yield RegisterRequest(base_model=BASE, lines=pending)
+
+
+async def written(folder: Path, *names: str, sequence: int = 1000) -> list[Path]:
+    """The files of one manifest part for each name."""
+    parts = [part_name(sequence + number, 1) for number in range(len(names))]
+    for part, name in zip(parts, names, strict=True):
+        await Parts(Source(f"file://{folder}")).write(part, [entry(name)])
+    return [folder / part for part in parts]
+
+
+@asynccontextmanager
+async def kept(redis: Redis, sources: Mapping[str, Source]) -> AsyncIterator[asyncio.Task[None]]:
+    """A keeper at work."""
+    keeping = asyncio.create_task(Keeper(redis, lambda: sources).run())
+    try:
+        yield keeping
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+
+@contextmanager
+def hanging(*parts: Path) -> Iterator[Callable[[], None]]:
+    """Files on a storage that hangs until what this gives is called, or the block ends."""
+    waiting = [(part, part.read_bytes()) for part in parts]
+    for part in parts:
+        part.unlink()
+        os.mkfifo(part)
+
+    def go_on() -> None:
+        while waiting:
+            part, content = waiting.pop()
+            pipe = os.open(part, os.O_RDWR)  # those who wait for its beginning get this, others the file
+            os.write(pipe, content)
+            whole = part.with_name(f".{part.name}")
+            whole.write_bytes(content)
+            os.replace(whole, part)
+            os.close(pipe)
+
+    try:
+        yield go_on
+    finally:
+        go_on()
+
+
+async def named(redis: Redis) -> list[str]:
+    return [each.name for each in await CatalogReader(redis).all(BASE, limit=99)]
+
+
+async def has(redis: Redis, *names: str) -> bool:
+    """Whether these are the names of a catalog that is complete."""
+    try:
+        return await named(redis) == list(names)
+    except MapUnavailable:
+        return False
 
 
 async def listed(client: Client) -> dict[str, CatalogEntry]:

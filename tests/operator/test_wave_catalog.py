@@ -37,13 +37,14 @@ class Catalog:
     """The catalog of the stage's base, written as a gateway writes it."""
 
     def __init__(self, stage: Stage) -> None:
-        self._stage, self._writer, self._sequence = stage, CatalogWriter(stage.redis), 0
+        self._stage, self._writer, self._sequence, self._copy = stage, CatalogWriter(stage.redis), 0, ""
 
     async def register(self, *entries: Entry) -> None:
         rows = list(enumerate(entries, self._sequence + 1))
         self._sequence += len(entries)
+        self._copy = self._copy or await self._writer.begin(self._stage.base, "s3://catalog/smol")
         await self._writer.apply(self._stage.base, rows, f"part-{self._sequence}")
-        await self._writer.complete(self._stage.base, self._sequence)
+        await self._writer.complete(self._stage.base, self._copy, self._sequence)
 
     async def retire(self, *names: str) -> None:
         await self.register(*[Entry(name, retired=True) for name in names])

@@ -31,13 +31,13 @@ class Catalogs:
         records = {base: view.record for base, view in self._mirror.views.items()}
         return {base: record.catalog for base, record in records.items() if record and record.catalog}
 
-    async def whole(self, base: str) -> None:
-        """Wait until Redis has all of a base's catalog: of a base that is new this takes a moment.
+    async def whole(self, base: str, manifests: Source) -> None:
+        """Wait until Redis has all that a base's manifests hold: of a base that is new this takes a moment.
 
         Raises MapUnavailable after WHOLE_WAIT_S, or when Redis does not answer.
         """
         asked = time.monotonic()
-        while not (await self.reader.state(base)).complete:
+        while not (await self.reader.state(base)).whole(manifests):
             if time.monotonic() - asked > WHOLE_WAIT_S:
                 raise incomplete(base)
             self._keeper.wake()

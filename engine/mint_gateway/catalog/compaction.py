@@ -5,7 +5,7 @@ deleted, and reading both is reading it once. So a compaction that is cut off, o
 who reads the catalog meanwhile, and finds a part gone, begins again.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
@@ -43,19 +43,18 @@ def chosen(names: Sequence[str], floor: int) -> list[list[str]]:
     return [group for group in groups if len(group) > 1]
 
 
-async def compact(parts: Parts, names: Sequence[str], floor: int, hold: Callable[[], Awaitable[None]]) -> int:
-    """Merge what is `chosen`; returns how many parts are gone. `hold` says now and then that somebody is at it."""
+async def compact(parts: Parts, names: Sequence[str], floor: int) -> int:
+    """Merge what is `chosen`; returns how many parts are gone."""
     gone = 0
     for group in chosen(names, floor):
-        gone += await _merge(parts, group, hold)
+        gone += await _merge(parts, group)
     return gone
 
 
-async def _merge(parts: Parts, group: Sequence[str], hold: Callable[[], Awaitable[None]]) -> int:
+async def _merge(parts: Parts, group: Sequence[str]) -> int:
     rows: dict[tuple[int, str], Row] = {}
     merged = []
     for name in group:
-        await hold()
         try:
             read = await parts.read(name, strict=True)
         except CorruptFile as error:  # what cannot be read now may be mended by hand, and must not vanish

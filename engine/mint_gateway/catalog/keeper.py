@@ -52,14 +52,16 @@ class Keeper:
 
     async def run(self) -> None:
         """Look at every catalog once a second; no catalog waits until another has been read."""
-        looking: dict[str, asyncio.Task[None]] = {}
+        looking: dict[tuple[str, Source], asyncio.Task[None]] = {}
         try:
             while True:
                 self._woken.clear()
-                looking = {base: task for base, task in looking.items() if not task.done()}
-                for base, source in self._manifests().items():
-                    if base not in looking:
-                        looking[base] = asyncio.create_task(self._looked(base, source))
+                looking = {each: task for each, task in looking.items() if not task.done()}
+                wanted = set(self._manifests().items())
+                for each in looking.keys() - wanted:  # the base is gone, or keeps its manifests elsewhere now
+                    looking[each].cancel()
+                for each in wanted - looking.keys():
+                    looking[each] = asyncio.create_task(self._looked(*each))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._woken.wait()
@@ -73,7 +75,7 @@ class Keeper:
         state = await self._reader.state(base)
         went_back = state.version < self._versions.get(base, 0)  # Redis came back older than it was
         self._versions[base] = state.version
-        if not state.complete:
+        if not state.whole(manifests):
             await self._alone(base, lambda: self.rebuild(base, manifests))
         elif went_back or time.monotonic() - self._swept.get(base, 0.0) > SWEEP_S:
             await self._alone(base, lambda: self.sweep(base, manifests))
@@ -90,12 +92,12 @@ class Keeper:
     async def rebuild(self, base: str, manifests: Source) -> int:
         """Read every part, the oldest first; returns how many entries were read."""
         began, parts, count, last = time.monotonic(), Parts(manifests), 0, 0
+        copy = await self._writer.begin(base, manifests.uri)
         names = await parts.names()
         async for name, rows in self._read(parts, names):
-            await self._writer.apply(base, rows, name)
+            await self._writer.apply(base, rows, name, copy=copy)
             count, last = count + len(rows), max(last, rows[-1][0] if rows else 0)
-            await self._hold(base)
-        await self._writer.complete(base, last)
+        await self._writer.complete(base, copy, last)
         await self._settled(base, names, _settling())
         _log.info(
             "catalog read from its manifests",
@@ -113,14 +115,13 @@ class Keeper:
         """
         parts, before = Parts(manifests), _settling()
         names = await parts.names()
-        floor = int(await bounded(lambda: self._redis.hget(keys.catalog(base), "settled")) or 0)
+        floor, copy = await bounded(lambda: self._redis.hmget(keys.catalog(base), ("settled", "copy")))
         known = set(await bounded(lambda: self._redis.zrange(keys.catalog(base, "parts"), 0, -1)))
-        missed = [name for name in names if name not in known and floor < (sequence_of(name) or 0) < before]
+        missed = [name for name in names if name not in known and int(floor or 0) < (sequence_of(name) or 0) < before]
         async for name, rows in self._read(parts, missed):
-            await self._writer.apply(base, rows, name)
+            await self._writer.apply(base, rows, name, copy=copy)
             _log.info("catalog part brought in", base_model=base, part=name, entries=len(rows))
-            await self._hold(base)
-        await compact(parts, names, await self._settled(base, names, before), lambda: self._hold(base))
+        await compact(parts, names, await self._settled(base, names, before))
         return missed
 
     async def _settled(self, base: str, names: Sequence[str], before: int) -> int:
@@ -151,15 +152,20 @@ class Keeper:
         key = keys.catalog(base, "keeper")
         if not await bounded(lambda: self._redis.set(key, self._token, nx=True, px=int(HOLD_S * 1000))):
             return
+        holding = asyncio.create_task(self._hold(key))
         try:
             await work()
         finally:
+            holding.cancel()
+            await asyncio.wait([holding])
             await self._let_go(base)
 
-    async def _hold(self, base: str) -> None:
-        """Say that this gateway is still at it."""
-        key = keys.catalog(base, "keeper")
-        await bounded(lambda: self._redis.set(key, self._token, px=int(HOLD_S * 1000)))
+    async def _hold(self, key: str) -> None:
+        """Say that this gateway is still at it, until cancelled: a part may take long to read."""
+        while True:
+            await asyncio.sleep(HOLD_S / 3)
+            with suppress(MapUnavailable, ResponseError):
+                await bounded(lambda: self._redis.set(key, self._token, px=int(HOLD_S * 1000)))
 
     async def _let_go(self, base: str) -> None:
         """Unless another gateway has it by now."""

@@ -94,7 +94,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             if not 0 < len(request.names) <= RETIRED_AT_ONCE:
                 raise InvalidRequest("names", f"must be 1 to {RETIRED_AT_ONCE} in one call")
             entries = [Entry(check_adapter(name), retired=True) for name in request.names]
-            await self._catalogs.whole(base)
+            await self._catalogs.whole(base, manifests)
             registration = Registration(base, Parts(manifests), self._writer)
             await registration.add(entries)
             await registration.finish()
@@ -112,7 +112,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             async for request in requests:
                 if registration is None:
                     base, manifests = self._catalog(request.base_model)
-                    await self._catalogs.whole(base)
+                    await self._catalogs.whole(base, manifests)
                     registration = Registration(base, Parts(manifests), self._writer)
                 await registration.add_lines(request.lines)
                 await registration.add([_entry(each) for each in request.entries])

@@ -73,11 +73,12 @@ async def fill(found: Arena, count: int) -> None:
     """A catalog of the base in the same Redis, as gateways would have registered it."""
     redis = connect(found.redis.url)
     writer = CatalogWriter(redis)
+    copy = await writer.begin(found.base, "pvc://samples/catalog")
     for first in range(0, count, FILLED_AT_ONCE):
         numbers = range(first, min(first + FILLED_AT_ONCE, count))
         entries = [Entry(name, f"pvc://samples/adapters/{name}", rank=8) for name in map(adapter, numbers)]
         await writer.apply(found.base, list(enumerate(entries, first + 1)), f"filled-{first}")
-    await writer.complete(found.base, count)
+    await writer.complete(found.base, copy, count)
     await redis.aclose()
 
 
