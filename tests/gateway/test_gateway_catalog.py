@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import grpc
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from mint_contracts import keys
 from mint_contracts.catalog_parts import Parts, part_name
@@ -26,6 +28,7 @@ from mint_contracts.errors import (
     MapUnavailable,
     Overloaded,
 )
+from mint_contracts.functions import connect
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
@@ -33,7 +36,7 @@ from mint_gateway.catalog.keeper import Keeper
 from mint_gateway.client import Client, question
 from tests.engine import stores
 from tests.gateway.scene import BASE, Scene, complete
-from tests.redis_process import full_memory
+from tests.redis_process import RedisProcess, full_memory
 from tests.waiting import until
 
 COUNT = 2500
@@ -295,6 +298,51 @@ async def test_a_redis_that_was_emptied_while_it_was_read_into_gets_all_the_same
             assert await named(redis_client) == ["a/one", "a/three", "a/two"]
 
 
+async def test_what_redis_had_lost_when_it_came_back_is_brought_in_again(tmp_path: Path) -> None:
+    data, kept_data = tmp_path / "redis", tmp_path / "kept"
+    data.mkdir()
+    with RedisProcess(data, "--appendonly", "yes") as process:
+        async with AsyncExitStack() as stack:
+            redis = connect(process.url)
+            stack.push_async_callback(redis.aclose)
+            client = await opened(Scene(redis, stack), f"file://{tmp_path}/catalog")
+            await client.register(in_pieces(lines([entry("a/before")])))
+            shutil.copytree(data, kept_data)
+            await client.register(in_pieces(lines([entry("a/after")])))
+            process.kill()
+            shutil.rmtree(data)
+            kept_data.rename(data)
+            process.start()
+
+            async def found() -> bool:
+                try:
+                    return (await client.resolve("a/after")).name == "a/after"
+                except (AdapterNotFound, MapUnavailable):
+                    return False
+
+            await until(found)
+
+
+async def test_a_redis_that_took_over_while_it_was_read_into_is_read_into_anew(
+    own_redis: RedisProcess, tmp_path: Path
+) -> None:
+    folder, redis = tmp_path / "catalog", connect(own_redis.url)
+    parts = await written(folder, "a/one", "a/two")
+    with hanging(parts[1]) as go_on:
+        rebuilding = asyncio.create_task(Keeper(redis, dict).rebuild(BASE, Source(f"file://{folder}")))
+        await until(lambda: redis.zscore(keys.catalog(BASE, "parts"), parts[0].name))
+        of_copy = await redis.hgetall(keys.catalog(BASE))
+        own_redis.kill()
+        own_redis.start()  # as a replica that had been told of the copy, and not yet of its first part
+        await until(partial(answers, redis))
+        await redis.hset(keys.catalog(BASE), mapping=of_copy)
+        go_on()
+        with pytest.raises(MapUnavailable):
+            await rebuilding
+    assert not (await CatalogReader(redis).state(BASE)).complete
+    await redis.aclose()
+
+
 async def test_other_manifests_are_another_catalog(redis_client: Redis, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     await written(first, "a/mistaken", sequence=time.time_ns() // 1000)
@@ -426,6 +474,13 @@ def hanging(*parts: Path) -> Iterator[Callable[[], None]]:
         yield go_on
     finally:
         go_on()
+
+
+async def answers(redis: Redis) -> bool:
+    try:
+        return bool(await redis.ping())
+    except RedisError:
+        return False
 
 
 async def named(redis: Redis) -> list[str]:

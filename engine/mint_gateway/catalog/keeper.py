@@ -4,6 +4,7 @@ Any gateway may, one at a time: the others see that it is done. Doing it twice d
 """
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from mint_contracts import keys
+from mint_contracts.catalog_calls import incomplete
 from mint_contracts.catalog_parts import Parts, sequence_of
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.catalog_writer import CatalogWriter
@@ -42,7 +44,9 @@ class Keeper:
         self._reader, self._writer = CatalogReader(redis), CatalogWriter(redis)
         self._manifests = manifests
         self._swept: dict[str, float] = {}
-        self._versions: dict[str, int] = {}
+        self._seen: dict[
+            str, tuple[str, int]
+        ] = {}  # which start of Redis, and the version that the catalog had in it
         self._token = secrets.token_hex(8)
         self._woken = asyncio.Event()
 
@@ -72,13 +76,18 @@ class Keeper:
 
     async def look(self, base: str, manifests: Source) -> None:
         """Make one catalog whole if it is not. Raises MapUnavailable, SourceUnavailable and the like."""
-        state = await self._reader.state(base)
-        went_back = state.version < self._versions.get(base, 0)  # Redis came back older than it was
-        self._versions[base] = state.version
+        state, start = await self._reader.state(base), await self._start()
+        seen = self._seen.get(base)
         if not state.whole(manifests):
-            await self._alone(base, lambda: self.rebuild(base, manifests))
-        elif went_back or time.monotonic() - self._swept.get(base, 0.0) > SWEEP_S:
-            await self._alone(base, lambda: self.sweep(base, manifests))
+            done = await self._alone(base, lambda: self.rebuild(base, manifests))
+        elif seen is None or start != seen[0] or state.version < seen[1]:
+            done = await self._alone(base, lambda: self.sweep(base, manifests, young=True))
+        elif time.monotonic() - self._swept.get(base, 0.0) > SWEEP_S:
+            done = await self._alone(base, lambda: self.sweep(base, manifests))
+        else:
+            done = True
+        if done:
+            self._seen[base] = start, state.version
 
     async def _looked(self, base: str, manifests: Source) -> None:
         try:
@@ -92,11 +101,13 @@ class Keeper:
     async def rebuild(self, base: str, manifests: Source) -> int:
         """Read every part, the oldest first; returns how many entries were read."""
         began, parts, count, last = time.monotonic(), Parts(manifests), 0, 0
-        copy = await self._writer.begin(base, manifests.uri)
+        start, copy = await self._start(), await self._writer.begin(base, manifests.uri)
         names = await parts.names()
         async for name, rows in self._read(parts, names):
             await self._writer.apply(base, rows, name, copy=copy)
             count, last = count + len(rows), max(last, rows[-1][0] if rows else 0)
+        if await self._start() != start:  # a replica that took over may know the copy, and not all that is in it
+            raise incomplete(base)
         await self._writer.complete(base, copy, last)
         await self._settled(base, names, _settling())
         _log.info(
@@ -108,21 +119,28 @@ class Keeper:
         )
         return count
 
-    async def sweep(self, base: str, manifests: Source) -> list[str]:
+    async def sweep(self, base: str, manifests: Source, *, young: bool = False) -> list[str]:
         """Bring in the parts that are in the store and not in Redis: their writer ended in between.
 
-        Then merge small parts, if there are many.
+        Those that may still be on their way are left to their writers unless `young`: where Redis came back it may
+        have lost what it was given last, and a part that is brought in twice does no harm. Then merge small parts, if
+        there are many.
         """
         parts, before = Parts(manifests), _settling()
         names = await parts.names()
         floor, copy = await bounded(lambda: self._redis.hmget(keys.catalog(base), ("settled", "copy")))
         known = set(await bounded(lambda: self._redis.zrange(keys.catalog(base, "parts"), 0, -1)))
-        missed = [name for name in names if name not in known and int(floor or 0) < (sequence_of(name) or 0) < before]
+        first, last = int(floor or 0), math.inf if young else before
+        missed = [name for name in names if name not in known and first < (sequence_of(name) or 0) < last]
         async for name, rows in self._read(parts, missed):
             await self._writer.apply(base, rows, name, copy=copy)
             _log.info("catalog part brought in", base_model=base, part=name, entries=len(rows))
         await compact(parts, names, await self._settled(base, names, before))
         return missed
+
+    async def _start(self) -> str:
+        """Which Redis answers, and since which of its starts."""
+        return str((await bounded(lambda: self._redis.info("server")))["run_id"])
 
     async def _settled(self, base: str, names: Sequence[str], before: int) -> int:
         """Note up to which sequence, `before` that, every part is in, and forget those parts' names; returns it."""
@@ -147,11 +165,11 @@ class Keeper:
             for _, task in reading:
                 task.cancel()
 
-    async def _alone(self, base: str, work: Callable[[], Awaitable[object]]) -> None:
-        """Do the work unless another gateway is at it."""
+    async def _alone(self, base: str, work: Callable[[], Awaitable[object]]) -> bool:
+        """Do the work unless another gateway is at it; returns whether it was done."""
         key = keys.catalog(base, "keeper")
         if not await bounded(lambda: self._redis.set(key, self._token, nx=True, px=int(HOLD_S * 1000))):
-            return
+            return False
         holding = asyncio.create_task(self._hold(key))
         try:
             await work()
@@ -159,6 +177,7 @@ class Keeper:
             holding.cancel()
             await asyncio.wait([holding])
             await self._let_go(base)
+        return True
 
     async def _hold(self, key: str) -> None:
         """Say that this gateway is still at it, until cancelled: a part may take long to read."""
