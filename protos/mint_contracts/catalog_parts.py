@@ -7,18 +7,27 @@ was merged from others, SEQUENCE-RANDOM-COUNT.merged.jsonl, each line tells its 
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Event
+from typing import TypeVar
 
 import msgspec
 import structlog
 
 from mint_contracts.entries import Entry, Row, check, plainly_good
-from mint_contracts.errors import CorruptFile, MintError
+from mint_contracts.errors import CorruptFile, MintError, SourceUnavailable
 from mint_contracts.object_store import object_store
 from mint_contracts.source import Source
 
 SUFFIX, MERGED = ".jsonl", ".merged"
+THREADS = 8  # of one folder
+WRITE_TIMEOUT_S = 60.0
+READ_TIMEOUT_S = 300.0
 _DIGITS = 16
+
+T = TypeVar("T")
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -35,7 +44,7 @@ _log = structlog.get_logger()
 
 
 class Parts:
-    """The parts in one folder."""
+    """The parts in one folder. Raises what its store does, and SourceUnavailable where that takes too long."""
 
     def __init__(self, manifests: Source) -> None:
         self._manifests = manifests
@@ -43,32 +52,27 @@ class Parts:
 
     async def names(self) -> list[str]:
         """Every part, the oldest first. Other files in the folder are nobody's."""
-        found = await asyncio.to_thread(self._store.names)
+        found = await self._do(self._store.names)
         return [name for name in found if sequence_of(name) is not None]
 
     async def write(self, name: str, entries: Sequence[Entry]) -> None:
         """Make a part; it is durable when this returns."""
-        content = _encoder.encode_lines(entries)
-        await asyncio.to_thread(self._store.put, name, content)
+        await self._put(name, _encoder.encode_lines(entries))
 
     async def write_merged(self, name: str, rows: Sequence[Row]) -> None:
         """Make a part of what others had; durable when this returns."""
-
-        def put() -> None:
-            self._store.put(name, _encoder.encode_lines([_Line(at, entry) for at, entry in rows]))
-
-        await asyncio.to_thread(put)
+        await self._put(name, _encoder.encode_lines([_Line(at, entry) for at, entry in rows]))
 
     async def delete(self, name: str) -> None:
         """Remove a part: what it says is said by another."""
-        await asyncio.to_thread(self._store.delete, name)
+        await self._do(lambda: self._store.delete(name))
 
     async def read(self, name: str, *, strict: bool = False) -> list[Row]:
         """A part's entries with their sequences.
 
         A line that cannot be read is told of, and left out; with `strict` it raises CorruptFile.
         """
-        content = await asyncio.to_thread(self._store.read, name)
+        content = await self._do(lambda: self._store.read(name))
         first = sequence_of(name)
         if first is None:
             raise CorruptFile(f"{self._manifests.uri}/{name}", "is no part of a catalog's manifests")
@@ -80,6 +84,28 @@ class Parts:
                 raise CorruptFile(f"{self._manifests.uri}/{name}", f"has a line that is no entry ({error})") from None
             return self._one_by_one(name, content, first, merged=merged)
 
+    async def _put(self, name: str, content: bytes) -> None:
+        given_up = Event()
+
+        def put() -> None:
+            self._store.put(name, content)
+            if given_up.is_set():  # nobody brings it into Redis so late: it would be found when that is read anew
+                self._store.delete(name)
+
+        try:
+            await self._do(put, WRITE_TIMEOUT_S)
+        finally:
+            given_up.set()
+
+    async def _do(self, work: Callable[[], T], limit_s: float = READ_TIMEOUT_S) -> T:
+        """What may block, in a thread of this folder's own. Raises SourceUnavailable after `limit_s`."""
+        try:
+            async with asyncio.timeout(limit_s):
+                return await asyncio.get_running_loop().run_in_executor(_threads(self._manifests.uri), work)
+        except TimeoutError:
+            said = f"did not answer for {limit_s:.0f} seconds; retrying"
+            raise SourceUnavailable(f"source {self._manifests.uri!r}", said) from None
+
     def _one_by_one(self, name: str, content: bytes, first: int, *, merged: bool) -> list[Row]:
         found: list[Row] = []
         for number, line in enumerate(content.splitlines()):
@@ -88,6 +114,12 @@ class Parts:
             except _UNREADABLE as error:
                 _log.error("catalog line cannot be read", part=name, line=number + 1, error=str(error))
         return found
+
+
+@cache
+def _threads(uri: str) -> ThreadPoolExecutor:
+    """Those of one folder: a store that hangs takes these, and none that another, or Redis, may need."""
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="manifests")
 
 
 def _rows(content: bytes, first: int, *, merged: bool) -> list[Row]:

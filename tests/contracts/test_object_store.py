@@ -1,14 +1,18 @@
 """Folders that can be written, over real stores: what is wrong with one is said of that one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
+from mint_contracts.catalog_parts import Parts
 from mint_contracts.errors import SourceUnavailable
 from mint_contracts.object_store import object_store
 from mint_contracts.source import Source
 from tests.engine import stores
+from tests.waiting import until
 
 
 class CutOff(BaseHTTPRequestHandler):
@@ -25,10 +29,49 @@ class CutOff(BaseHTTPRequestHandler):
 
 
 def test_a_bucket_that_cuts_its_answers_off_is_away_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as server:
+    with bucket(monkeypatch, CutOff), pytest.raises(SourceUnavailable, match="did not answer"):
+        object_store(Source("s3://shelf/catalog")).read("part")
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Takes an object in only when it may."""
+
+    protocol_version = "HTTP/1.1"  # it is asked whether to go on
+    may, seen = Event(), list[str]()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.may.wait(60)
+        self.do_DELETE()
+
+    def do_DELETE(self) -> None:
+        self.seen.append(f"{self.command} {self.path}")
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+async def test_a_part_that_comes_in_after_its_writer_was_refused_does_not_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mint_contracts.catalog_parts.WRITE_TIMEOUT_S", 0.5)
+    with bucket(monkeypatch, Slow):
+        with pytest.raises(SourceUnavailable, match="did not answer for"):
+            await Parts(Source("s3://shelf/catalog")).write("part", [])
+        Slow.may.set()
+        await until(lambda: len(Slow.seen) == 2)
+    assert Slow.seen == ["PUT /shelf/catalog/part", "DELETE /shelf/catalog/part"]
+
+
+@contextmanager
+def bucket(monkeypatch: pytest.MonkeyPatch, handler: type[BaseHTTPRequestHandler]) -> Iterator[None]:
+    """s3:// is answered by this."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         with stores.credentials(monkeypatch, f"http://127.0.0.1:{server.server_port}"):
-            folder = object_store(Source("s3://shelf/catalog"))
-            with pytest.raises(SourceUnavailable, match="did not answer"):
-                folder.read("part")
+            yield
         server.shutdown()

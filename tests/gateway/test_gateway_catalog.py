@@ -1,6 +1,7 @@
 """The catalog through a gateway: registered in bulk, never lost, resolved for requests, retired."""
 
 import asyncio
+import itertools
 import os
 import shutil
 import time
@@ -364,6 +365,23 @@ async def test_manifests_that_hang_are_left_for_others(redis_client: Redis, tmp_
             await until(lambda: redis_client.exists(keys.catalog(BASE, "keeper")))
             sources[BASE] = Source(f"file://{second}")
             await until(partial(has, redis_client, "b/one"))
+
+
+async def test_folders_that_hang_keep_no_other_base_from_registering(
+    scene: Scene, local: str, tmp_path: Path
+) -> None:
+    bases = [f"demo/hung-{number}" for number in range(9)]  # they read more parts at once than any pool has threads
+    parts = [await written(tmp_path / base, "a/1", "a/2", "a/3", "a/4") for base in bases]
+    with hanging(*itertools.chain(*parts)):
+        for base in bases:
+            await declare(scene.redis, f"file://{tmp_path / base}", base)
+        await scene.open()
+        for base in bases:
+            await until(partial(scene.redis.exists, keys.catalog(base, "keeper")))
+        await declare(scene.redis, local)
+        await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].record)
+        told = await scene.client.register(in_pieces(lines([entry("a/one")])))
+    assert told.registered == 1
 
 
 async def test_a_base_that_is_forgotten_while_its_manifests_are_read_leaves_nothing(

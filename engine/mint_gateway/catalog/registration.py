@@ -12,7 +12,6 @@ from mint_contracts.errors import CapacityExceeded, MintError
 
 PART_ENTRIES = 10_000
 PARTS_AT_ONCE = 4  # being written while the next is filled: while one waits for the disk, another keeps Redis busy
-PART_TIMEOUT_S = 60.0
 SLICE_BYTES = 64 << 10  # read at once: about two milliseconds in which nobody else is answered
 REFUSALS_TOLD = 1000
 FORGET_RETIRED_S = 3600.0  # far longer than a part is on its way
@@ -112,8 +111,7 @@ class Registration:
 
     async def _write_part(self, first: int, entries: list[Entry]) -> None:
         name, horizon = part_name(first, len(entries)), first - int(FORGET_RETIRED_S * _US)
-        async with asyncio.timeout(PART_TIMEOUT_S):
-            await self._parts.write(name, entries)
+        await self._parts.write(name, entries)
         rows = list(enumerate(entries, first))
         try:
             await self._writer.apply(self._base, rows, name, horizon=horizon)
