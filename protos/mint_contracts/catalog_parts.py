@@ -67,6 +67,10 @@ class Parts:
         """Remove a part: what it says is said by another."""
         await self._do(lambda: self._store.delete(name))
 
+    async def tidy(self) -> None:
+        """Remove what was left behind by writers that ended midway."""
+        await self._do(self._store.tidy)
+
     async def read(self, name: str, *, strict: bool = False) -> list[Row]:
         """A part's entries with their sequences.
 

@@ -5,6 +5,7 @@ Blocking: call from a worker thread. Raises SourceNotFound, SourceForbidden or S
 
 import os
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, cast
@@ -13,9 +14,12 @@ from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
 from mint_contracts.errors import SourceForbidden
 from mint_contracts.source import Location, Source, locate
-from mint_contracts.storage_errors import os_errors, storage_errors
+from mint_contracts.storage_errors import os_errors, storage_errors, writing_errors
 
 WRITABLE = ("file", "pvc", "s3", "gs")
+ABANDONED_S = 3600.0  # far longer than any write takes
+
+_UNFINISHED = ".unfinished"
 
 
 class ObjectStore(Protocol):
@@ -35,6 +39,10 @@ class ObjectStore(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
+        ...
+
+    def tidy(self) -> None:
+        """Remove what was left behind by writers that ended midway."""
         ...
 
 
@@ -68,9 +76,9 @@ class LocalStore:
 
     def put(self, name: str, content: bytes) -> None:
         """Write beside it, sync, rename, and sync the folder."""
-        with os_errors(self._subject):
+        with writing_errors(self._subject):
             self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor, unfinished = tempfile.mkstemp(prefix=".", suffix=".unfinished", dir=self._folder)
+            descriptor, unfinished = tempfile.mkstemp(prefix=".", suffix=_UNFINISHED, dir=self._folder)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(content)
@@ -87,6 +95,14 @@ class LocalStore:
         """Remove a file, if it is there."""
         with os_errors(self._subject), suppress(FileNotFoundError):
             os.unlink(self._folder / name)
+
+    def tidy(self) -> None:
+        """Remove unfinished files that are older than ABANDONED_S."""
+        with os_errors(self._subject):
+            for path in self._folder.glob(f".*{_UNFINISHED}"):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > ABANDONED_S:
+                        path.unlink()
 
 
 class RemoteStore:
@@ -118,6 +134,9 @@ class RemoteStore:
         """Remove an object, if it is there."""
         with storage_errors(self._scheme, self._subject), suppress(FileNotFoundError):
             backend(self._scheme).files.rm_file(f"{self._root}/{name}")
+
+    def tidy(self) -> None:
+        """Nothing: what was not written whole is not there."""
 
 
 def _sync(folder: Path) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from mint_contracts.backends import Errors, backend
 from mint_contracts.errors import MintError, Overloaded, SourceForbidden, SourceNotFound, SourceUnavailable
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
 
 @contextmanager
 def storage_errors(scheme: str, subject: str) -> Iterator[None]:
@@ -68,8 +70,22 @@ def os_errors(subject: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def writing_errors(subject: str) -> Iterator[None]:
+    """The same of a folder that is written: what is wrong with a volume of somebody's own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise Overloaded(subject, "has no room left on its volume; enlarge it", retry_after_s=5.0) from error
+        if error.errno == errno.EROFS or isinstance(error, PermissionError):
+            said = f"may not be written ({error.strerror}); check how its volume is mounted, and its permissions"
+            raise SourceForbidden(subject, said) from error
+        raise SourceUnavailable(subject, f"could not be written ({error.strerror}); retrying") from error
+
+
 def disk_full(error: BaseException, subject: str) -> MintError | None:
     """Overloaded, if the error says that this machine's own disk took no more."""
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if isinstance(error, OSError) and error.errno in _FULL:
         return Overloaded(subject, "finds the engine's disk full; raise diskCache", retry_after_s=5.0)
     return None

@@ -1,18 +1,52 @@
 """Folders that can be written, over real stores: what is wrong with one is said of that one."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 
 from mint_contracts.catalog_parts import Parts
-from mint_contracts.errors import SourceUnavailable
+from mint_contracts.errors import MintError, Overloaded, SourceForbidden, SourceUnavailable
 from mint_contracts.object_store import object_store
 from mint_contracts.source import Source
 from tests.engine import stores
 from tests.waiting import until
+
+
+@pytest.mark.parametrize(
+    ("number", "told", "said"),
+    [
+        (errno.ENOSPC, Overloaded, "has no room left on its volume"),
+        (errno.EDQUOT, Overloaded, "has no room left on its volume"),
+        (errno.EROFS, SourceForbidden, "may not be written .Read-only file system.; check how its volume is mounted"),
+        (errno.EACCES, SourceForbidden, "may not be written .Permission denied."),
+        (errno.EIO, SourceUnavailable, "could not be written .Input/output error.; retrying"),
+    ],
+)
+def test_what_is_wrong_with_a_volume_is_said_of_that_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: type[MintError], said: str
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(told, match=f"source 'file://{tmp_path}/catalog': {said}"):
+        object_store(Source(f"file://{tmp_path}/catalog")).put("part", b"content")
+    assert not any((tmp_path / "catalog").iterdir())
+
+
+def test_what_writers_left_that_ended_midway_is_removed(tmp_path: Path) -> None:
+    old, young = tmp_path / ".old.unfinished", tmp_path / ".young.unfinished"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    object_store(Source(f"file://{tmp_path}")).tidy()
+    assert list(tmp_path.iterdir()) == [young]
 
 
 class CutOff(BaseHTTPRequestHandler):

@@ -124,7 +124,7 @@ class Keeper:
 
         Those that may still be on their way are left to their writers unless `young`: where Redis came back it may
         have lost what it was given last, and a part that is brought in twice does no harm. Then merge small parts, if
-        there are many.
+        there are many, and tidy up.
         """
         parts, before = Parts(manifests), _settling()
         names = await parts.names()
@@ -136,6 +136,7 @@ class Keeper:
             await self._writer.apply(base, rows, name, copy=copy)
             _log.info("catalog part brought in", base_model=base, part=name, entries=len(rows))
         await compact(parts, names, await self._settled(base, names, before))
+        await parts.tidy()
         return missed
 
     async def _start(self) -> str:
