@@ -55,10 +55,13 @@ class CutOff(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def do_GET(self) -> None:
+    def do_HEAD(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", "100")
         self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
         self.wfile.write(b"a beginning")
 
 
