@@ -218,7 +218,7 @@ local function begin(given, argv)
     redis.call('ZREMRANGEBYRANK', keys.directory, -argv[4], -1)
     if redis.call('EXISTS', keys.directory) == 1 then return 0 end
     redis.call('UNLINK', keys.roots, keys.root_numbers, keys.labels, keys.label_numbers)
-    redis.call('HDEL', keys.meta, 'count')
+    redis.call('HDEL', keys.meta, 'count', 'settled')
   end
   redis.call('HSET', keys.meta, 'manifests', argv[2], 'copy', argv[3])
   return 1

@@ -57,11 +57,11 @@ class Parts:
 
     async def write(self, name: str, entries: Sequence[Entry]) -> None:
         """Make a part; it is durable when this returns."""
-        await self._put(name, _encoder.encode_lines(entries))
+        await self._put(name, lambda: _encoder.encode_lines(entries))
 
     async def write_merged(self, name: str, rows: Sequence[Row]) -> None:
         """Make a part of what others had; durable when this returns."""
-        await self._put(name, _encoder.encode_lines([_Line(at, entry) for at, entry in rows]))
+        await self._put(name, lambda: _encoder.encode_lines([_Line(at, entry) for at, entry in rows]))
 
     async def delete(self, name: str) -> None:
         """Remove a part: what it says is said by another."""
@@ -76,7 +76,10 @@ class Parts:
 
         A line that cannot be read is told of, and left out; with `strict` it raises CorruptFile.
         """
-        content = await self._do(lambda: self._store.read(name))
+        return await self._do(lambda: self._read(name, strict=strict))
+
+    def _read(self, name: str, *, strict: bool) -> list[Row]:
+        content = self._store.read(name)
         first = sequence_of(name)
         if first is None:
             raise CorruptFile(f"{self._manifests.uri}/{name}", "is no part of a catalog's manifests")
@@ -88,11 +91,20 @@ class Parts:
                 raise CorruptFile(f"{self._manifests.uri}/{name}", f"has a line that is no entry ({error})") from None
             return self._one_by_one(name, content, first, merged=merged)
 
-    async def _put(self, name: str, content: bytes) -> None:
+    def _one_by_one(self, name: str, content: bytes, first: int, *, merged: bool) -> list[Row]:
+        found: list[Row] = []
+        for number, line in enumerate(content.splitlines()):
+            try:
+                found += _rows(line, first + number, merged=merged)
+            except _UNREADABLE as error:
+                _log.error("catalog line cannot be read", part=name, line=number + 1, error=str(error))
+        return found
+
+    async def _put(self, name: str, content: Callable[[], bytes]) -> None:
         given_up = Event()
 
         def put() -> None:
-            self._store.put(name, content)
+            self._store.put(name, content())
             if given_up.is_set():  # nobody brings it into Redis so late: it would be found when that is read anew
                 self._store.delete(name)
 
@@ -109,15 +121,6 @@ class Parts:
         except TimeoutError:
             said = f"did not answer for {limit_s:.0f} seconds; retrying"
             raise SourceUnavailable(f"source {self._manifests.uri!r}", said) from None
-
-    def _one_by_one(self, name: str, content: bytes, first: int, *, merged: bool) -> list[Row]:
-        found: list[Row] = []
-        for number, line in enumerate(content.splitlines()):
-            try:
-                found += _rows(line, first + number, merged=merged)
-            except _UNREADABLE as error:
-                _log.error("catalog line cannot be read", part=name, line=number + 1, error=str(error))
-        return found
 
 
 @cache

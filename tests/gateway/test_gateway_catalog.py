@@ -332,11 +332,11 @@ async def test_a_redis_that_took_over_while_it_was_read_into_is_read_into_anew(
     with hanging(parts[1]) as go_on:
         rebuilding = asyncio.create_task(Keeper(redis, dict).rebuild(BASE, Source(f"file://{folder}")))
         await until(lambda: redis.zscore(keys.catalog(BASE, "parts"), parts[0].name))
-        of_copy = await redis.hgetall(keys.catalog(BASE))
+        copy = await redis.hget(keys.catalog(BASE), "copy")
         own_redis.kill()
         own_redis.start()  # as a replica that had been told of the copy, and not yet of its first part
         await until(partial(answers, redis))
-        await redis.hset(keys.catalog(BASE), mapping=of_copy)
+        await redis.hset(keys.catalog(BASE), "copy", str(copy))
         go_on()
         with pytest.raises(MapUnavailable):
             await rebuilding

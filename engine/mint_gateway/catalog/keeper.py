@@ -44,9 +44,7 @@ class Keeper:
         self._reader, self._writer = CatalogReader(redis), CatalogWriter(redis)
         self._manifests = manifests
         self._swept: dict[str, float] = {}
-        self._seen: dict[
-            str, tuple[str, int]
-        ] = {}  # which start of Redis, and the version that the catalog had in it
+        self._seen: dict[str, tuple[str, int]] = {}  # a start of Redis, and the version that the catalog had then
         self._token = secrets.token_hex(8)
         self._woken = asyncio.Event()
 
@@ -63,7 +61,8 @@ class Keeper:
                 looking = {each: task for each, task in looking.items() if not task.done()}
                 wanted = set(self._manifests().items())
                 for each in looking.keys() - wanted:  # the base is gone, or keeps its manifests elsewhere now
-                    looking[each].cancel()
+                    if not looking[each].cancelling():  # once: it still lets go of what it holds
+                        looking[each].cancel()
                 for each in wanted - looking.keys():
                     looking[each] = asyncio.create_task(self._looked(*each))
                 with suppress(TimeoutError):
