@@ -121,7 +121,7 @@ class Process:
         loader = Loader(disk, fit, slots.dtype)
         host = HostTier(told.host_bytes, pinned=slots.device.type == "cuda")
         residency = Residency(slots, loader, host, store=told.store)
-        residency.on_change = self.agent.changed
+        residency.on_change, residency.on_aside = self.agent.changed, self._server.check
         residency.want(self._wants)
         residency.start()
         self._residency = residency

@@ -184,6 +184,11 @@ class EngineServer:
         self._services.draining = True
         await self._set_health()
 
+    def check(self) -> None:
+        """See whether anything can still be computed, since something else has failed that never should."""
+        if self._services.parts is not None:
+            self._services.parts.stepper.check()
+
     async def drain(self, timeout_s: float) -> bool:
         """Take no more requests, let those taken end, then stop. False when some were cut off at the time's end."""
         await self.refuse()

@@ -32,11 +32,12 @@ import signal
 
 def lose_device(*_):
     from mint_engine.model.lean import Lean
+    from mint_engine.residency.slot_rows import SlotRows
 
     def refuse(*_):
         raise RuntimeError("an illegal memory access was encountered")
 
-    Lean.run = refuse
+    Lean.run = SlotRows.load = SlotRows.clear = refuse
 
 signal.signal(signal.SIGUSR1, lose_device)
 """
@@ -73,10 +74,10 @@ async def ask(channel: grpc.aio.Channel, adapter: str, tokens: int = 8) -> tuple
     return revision, found
 
 
-async def fails(channel: grpc.aio.Channel) -> bool:
+async def fails(channel: grpc.aio.Channel, adapter: str) -> bool:
     """Whether a request is not answered."""
     try:
-        await ask(channel, "")
+        await ask(channel, adapter)
     except grpc.aio.AioRpcError:
         return True
     return False
@@ -174,15 +175,16 @@ async def test_a_base_that_does_not_exist_is_told_not_crashed_over(
     await redis.aclose()
 
 
+@pytest.mark.parametrize("asked", ["", "acme/one"], ids=["by a step", "by a load"])
 async def test_an_engine_whose_device_computes_nothing_any_more_ends_so_as_to_start_anew(
-    files: Path, redis_process: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: str, files: Path, redis_process: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     redis = connect(redis_process.url)
     await redis.flushall()
     reader = MapReader(redis)
     (tmp_path / "sitecustomize.py").write_text(FRAIL)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pod(tmp_path, redis_process, Source(f"file://{files}/base")) as engine:
+    with pod(tmp_path, redis_process, Source(f"file://{files}/base"), Source(f"file://{files}/store")) as engine:
 
         async def ready() -> bool:
             found = await view(reader, engine.name)
@@ -192,7 +194,7 @@ async def test_an_engine_whose_device_computes_nothing_any_more_ends_so_as_to_st
         async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.port}") as channel:
             assert len((await ask(channel, ""))[1]) == 8
             engine.process.send_signal(signal.SIGUSR1)
-            await until(lambda: fails(channel))
+            await until(lambda: fails(channel, asked))
         assert await engine.ended() == 1
         last = await view(reader, engine.name)
         assert last is None or last.record is None or not last.record.ready

@@ -55,8 +55,16 @@ class Climber:
     """Moves copies. Waiting for storage has its own threads, so that it never holds up what is already here."""
 
     def __init__(
-        self, books: Books, table: SlotTable, memory: SlotMemory, loader: Loader, fetch_threads: int
+        self,
+        books: Books,
+        table: SlotTable,
+        memory: SlotMemory,
+        loader: Loader,
+        fetch_threads: int,
+        on_aside: Callable[[], None],
     ) -> None:
+        """`on_aside` is called when a slot could not be cleared."""
+        self._on_aside = on_aside
         self._books, self._table, self._memory, self._loader = books, table, memory, loader
         self._fetching = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
         self._copying = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="copy")
@@ -100,6 +108,7 @@ class Climber:
         except Exception:
             log.exception("slot_set_aside", slot=slot)
             self._table.set_aside(slot)
+            self._on_aside()
             raise
 
     async def _zero(self, slot: int) -> None:

@@ -47,7 +47,10 @@ log = structlog.get_logger(__name__)
 
 
 class Residency:
-    """The `Holder` of one engine. `on_change` is called whenever what it holds, or failed to hold, has changed."""
+    """The `Holder` of one engine. `on_change` is called whenever what it holds, or failed to hold, has changed.
+
+    `on_aside` is called when a slot could not be cleared: its device may be broken.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Residency:
         self.books = Books(host, loader.disk, store, requests_waiting)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
         self._audit = Audit(self.books, self.slots, memory)
-        self._climber = Climber(self.books, self.slots, memory, loader, workers)
+        self._climber = Climber(self.books, self.slots, memory, loader, workers, lambda: self.on_aside())
         watch = Watch(self.books, loader, self._start)
         self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
         self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
@@ -79,6 +82,7 @@ class Residency:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.rate = LoadRate()
         self.on_change: Callable[[], None] = lambda: None
+        self.on_aside: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Begin to keep what waves want."""

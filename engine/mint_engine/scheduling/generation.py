@@ -39,7 +39,7 @@ class Generation:
     """Requests in, events out, a step at a time. Owned by the step thread."""
 
     def __init__(self, forward: Forward, limits: Limits, on_lost: Callable[[], None]) -> None:
-        """`on_lost` is called when a step has failed and nothing can be computed any more."""
+        """`on_lost` is called when nothing can be computed any more."""
         self._forward, self._on_lost = forward, on_lost
         self._eos = forward.base.eos
         self._decoder = choose_decoder(forward.base.tokenizer)
@@ -99,10 +99,16 @@ class Generation:
         except Exception as error:  # noqa: BLE001 - the step loop must outlive any defect in a step
             why = self._tell_defect(sequences, error)
         # Out of the handler, which keeps the step's tensors: a full device must not be taken for a broken one.
-        if self._forward.computes():
+        if self.check():
             return self.fail(sequences, Internal("engine", why))
-        self._on_lost()
         return self.fail(sequences, EngineUnavailable("engine", f"can compute nothing any more: {why}"))
+
+    def check(self) -> bool:
+        """Whether anything can still be computed; where not, the engine is lost."""
+        if self._forward.computes():
+            return True
+        self._on_lost()
+        return False
 
     def fail(self, sequences: list[Sequence], error: MintError) -> list[Outcome]:
         """End requests with an error, those of them that have not ended."""

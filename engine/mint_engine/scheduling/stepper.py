@@ -52,7 +52,7 @@ class Stepper:
         self._wake = threading.Condition()
         self._inbox: list[Sequence] = []
         self._cancelled: list[Sequence] = []
-        self._stopping = False
+        self._stopping = self._doubted = False
         limits = self._scheduler.limits
         self._crowd = Crowd(limits.running + limits.waiting)
         self._demand = Demand()
@@ -107,6 +107,12 @@ class Stepper:
     def wake(self) -> None:
         """The background has something to do."""
         with self._wake:
+            self._call()
+
+    def check(self) -> None:
+        """Have the thread see before its next step whether anything can still be computed."""
+        with self._wake:
+            self._doubted = True
             self._call()
 
     def stop(self, timeout_s: float) -> bool:
@@ -171,6 +177,9 @@ class Stepper:
                 self._deliver(self._generation.fail(left, Draining("engine", "ended before the request did")))
                 self._check_books()
                 return
+            if self._doubted:
+                self._doubted = False
+                self._generation.check()
             step_s = self._step()
             if self._background.busy:
                 self._background.advance(len(self._scheduler.live), step_s)
@@ -195,7 +204,7 @@ class Stepper:
         return came, cancelled, self._stopping
 
     def _is_called(self) -> bool:
-        return bool(self._inbox or self._cancelled or self._stopping or self._busy)
+        return bool(self._inbox or self._cancelled or self._stopping or self._doubted or self._busy)
 
     @property
     def _busy(self) -> bool:
