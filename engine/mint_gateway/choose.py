@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from mint_contracts.errors import AdapterNotFound, Internal, MapUnavailable, MintError, by_reason
+from mint_contracts.errors import AdapterNotFound, Internal, MintError, by_reason
 from mint_contracts.records import Held, Tier
-from mint_gateway.view import Engine, MapView
+from mint_gateway.view import Engine, MapView, incomplete
 
 LOAD_FACTOR = 1.25
 """An engine takes at most this much more than its share: c of Mirrokni, Thorup, Zadimoghaddam,
@@ -60,7 +60,7 @@ def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
         return None
     if view.source(adapter) is None:
         if view.record is None:
-            return MapUnavailable(view.base, "the placement map is not complete yet; retry", retry_after_s=1.0)
+            return incomplete(view.base)
         return AdapterNotFound(
             f"adapter {adapter!r}",
             f"no wave serves it on {view.base}, and {_nowhere(view)}; check the name, "

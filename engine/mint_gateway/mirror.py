@@ -58,10 +58,11 @@ class Mirror:
         """Every base's view, by name; a snapshot that later changes do not touch."""
         return self._views
 
-    @property
-    def ready(self) -> bool:
-        """The map has been read at least once."""
-        return self.first_read.is_set()
+    def known(self) -> Mapping[str, MapView]:
+        """`views`, once the map has been read. Raises MapUnavailable before."""
+        if not self.first_read.is_set():
+            raise MapUnavailable("gateway", "has not read the placement map yet; retry", retry_after_s=1.0)
+        return self._views
 
     @property
     def away(self) -> bool:

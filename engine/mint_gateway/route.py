@@ -8,7 +8,7 @@ import grpc
 import msgspec
 
 from mint_contracts import sampling_pb2
-from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, EngineUnavailable, MapUnavailable, MintError
+from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, EngineUnavailable, MintError
 from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.catalog.resolver import Resolver
@@ -62,9 +62,7 @@ class Router:
 
     def find(self, base: str, adapter: str) -> MapView:
         """The view of the base that these names mean. Raises as `resolve` does, and MapUnavailable before any map."""
-        if not self._mirror.ready:
-            raise MapUnavailable("gateway", "has not read the placement map yet; retry", retry_after_s=1.0)
-        return resolve(self._mirror.views, base, adapter)
+        return resolve(self._mirror.known(), base, adapter)
 
     async def locate(self, base: str, adapter: str) -> tuple[MapView, Source | None]:
         """The view of `find`, and where the base's catalog has an adapter that no wave serves there."""

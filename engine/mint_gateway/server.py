@@ -95,7 +95,7 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(router, metrics), server)
     placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror, reader), server)
     catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogServicer(router, redis, catalogs), server)
-    watch = WaveWatch(TrainReader(redis), lambda: {name: view.engines for name, view in mirror.views.items()})
+    watch = WaveWatch(TrainReader(redis), mirror.known)
     training_pb2_grpc.add_WavesServicer_to_server(WavesServicer(watch), server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)

@@ -18,6 +18,7 @@ from mint_gateway.explain_wave import explain_wave
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router, Trail
+from mint_gateway.view import incomplete
 
 REQUEST_ID_MAX_LENGTH = 128
 LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # more than any name has; clients may send megabytes as one
@@ -99,11 +100,17 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
 
         async def answer() -> placement_pb2.WaveExplanation:
             wave = check_wave(request.wave)
-            for base, view in sorted(self._mirror.views.items()):
-                if await self._reader.has_wave(base, wave):
+            unknown: MintError | None = None
+            for base, view in sorted(self._mirror.known().items()):
+                has = await self._reader.has_wave(base, wave)
+                if has is None:
+                    unknown = incomplete(base)
+                if has:
                     others = await self._reader.waves(base)
                     if wave in others:  # not deleted meanwhile
                         return explain_wave(view, others[wave], others)
+            if unknown:
+                raise unknown
             said = "is no wave that the operator has taken up over a base; see kubectl get adapterwaves"
             raise NotFound(f"wave {wave}", said)
 
@@ -118,7 +125,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
             if request.base_model:
                 views = [self._router.find(check_base(request.base_model), "")]
             else:
-                views = [view for _, view in sorted(self._mirror.views.items())]
+                views = [view for _, view in sorted(self._mirror.known().items())]
             response, loop = placement_pb2.ListPlacementsResponse(), asyncio.get_running_loop()
             pause_at = loop.time() + SLICE_S
             for view in views:

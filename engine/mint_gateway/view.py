@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import Pulse
 from mint_contracts.records import BaseRecord, EngineRecord, Held, Placement, Tier
 from mint_contracts.source import Source, child
@@ -58,6 +59,11 @@ class MapView(msgspec.Struct, frozen=True):
         if held is None or held.tier is Tier.REMOTE or held.source != self.source(adapter):
             return None
         return held
+
+
+def incomplete(base: str) -> MapUnavailable:
+    """That the map does not know what is wanted of a base: the operator has yet to write it, or it was lost."""
+    return MapUnavailable(base, "the placement map is not complete yet; retry", retry_after_s=1.0)
 
 
 def merge(

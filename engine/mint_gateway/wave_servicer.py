@@ -6,7 +6,6 @@ import grpc
 
 from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.errors import MintError
-from mint_contracts.names import check_base
 from mint_contracts.wire import to_status
 from mint_gateway.wave_watch import WaveWatch
 
@@ -33,8 +32,7 @@ class WavesServicer(training_pb2_grpc.WavesServicer):
     ) -> training_pb2.ListWavesResponse:
         """Every training wave in aggregate."""
         try:
-            base = check_base(request.base_model) if request.base_model else ""
-            return training_pb2.ListWavesResponse(waves=await self._watch.list(base))
+            return training_pb2.ListWavesResponse(waves=await self._watch.list(request.base_model))
         except MintError as error:
             await context.abort_with_status(to_status(error))
             raise  # abort has raised already

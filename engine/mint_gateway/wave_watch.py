@@ -1,16 +1,18 @@
 """Following training waves in the map: one reading of a base serves everybody who watches any of its waves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
 
-from mint_contracts.errors import NotFound, Overloaded
+from mint_contracts.errors import MapUnavailable, NotFound, Overloaded
 from mint_contracts.names import check_wave
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_pb2 import WaveProgress
 from mint_contracts.training_records import Progress, WaveTraining
+from mint_gateway.resolve import resolve
+from mint_gateway.view import MapView, incomplete
 from mint_gateway.waves import OVER, aggregate, heard, wave_progress
 
 LOOK_S = 0.5  # between two looks at one base, however many watch
@@ -20,28 +22,32 @@ RETRY_AFTER_S = 5.0
 
 
 class _Reading(msgspec.Struct):
-    """One base as it was last read."""
+    """One base as it was last read while the map knew its waves; `known`: it does now."""
 
     lock: asyncio.Lock
     read_at: float = float("-inf")
+    known: bool = False
     training: Mapping[str, WaveTraining] = {}
     told: Mapping[str, Mapping[str, Progress]] = {}
 
 
 class WaveWatch:
-    """`engines` gives every base that the gateway knows, with the names of its engines."""
+    """`views` gives every base that the gateway knows; it raises MapUnavailable before the map was read."""
 
-    def __init__(self, reader: TrainReader, engines: Callable[[], Mapping[str, Iterable[str]]]) -> None:
+    def __init__(self, reader: TrainReader, views: Callable[[], Mapping[str, MapView]]) -> None:
         self._reader = reader
-        self._engines = engines
+        self._views = views
         self._readings: dict[str, _Reading] = {}
         self._watchers = 0
 
     async def list(self, base: str = "") -> list[WaveProgress]:
-        """Every training wave of one base, or of all, in aggregate. Raises MapUnavailable."""
+        """Every training wave of one base, or of all, in aggregate. Raises BaseModelNotFound, MapUnavailable."""
         found = []
-        for name in [base] if base else sorted(self._engines()):
+        views = self._views()
+        for name in [resolve(views, base, "").base] if base else sorted(views):
             reading = await self._read(name)
+            if not reading.known:
+                raise incomplete(name)
             found += [
                 aggregate(name, each, heard(each, reading.told)) for _, each in sorted(reading.training.items())
             ]
@@ -50,8 +56,8 @@ class WaveWatch:
     async def watch(self, wave: str, *, history: bool = False) -> AsyncIterator[WaveProgress]:
         """The wave's progress now and at each change, until it is over.
 
-        Raises NotFound for a wave that the map does not know, or no longer; Overloaded when too many watch;
-        MapUnavailable.
+        A map that has lost its data tells nothing: the last progress goes on counting. Raises NotFound for a wave
+        that the map does not know, or no longer; Overloaded when too many watch; MapUnavailable.
         """
         check_wave(wave)
         with self._counted():
@@ -65,8 +71,11 @@ class WaveWatch:
                     await asyncio.sleep(LOOK_S)
 
     async def _look(self, wave: str, *, history: bool) -> WaveProgress:
-        for base in sorted(self._engines()):
+        unknown: MapUnavailable | None = None
+        for base in sorted(self._views()):
             reading = await self._read(base)
+            if not reading.known:
+                unknown = incomplete(base)
             training = reading.training.get(wave)
             if training is None:
                 continue
@@ -75,17 +84,24 @@ class WaveWatch:
                 most = max(1, MOST_POINTS // len(training.policies))
                 rewards = await self._reader.rewards(base, training.policies, most)
             return wave_progress(base, training, heard(training, reading.told), rewards)
+        if unknown:
+            raise unknown
         said = "is no training wave that the operator has taken up; see kubectl get adapterwaves"
         raise NotFound(f"wave {wave}", said)
 
     async def _read(self, base: str) -> _Reading:
+        views = self._views()
+        self._readings = {name: each for name, each in self._readings.items() if name in views}
         reading = self._readings.setdefault(base, _Reading(lock=asyncio.Lock()))
         async with reading.lock:
             now = asyncio.get_running_loop().time()
             if now - reading.read_at >= LOOK_S:
-                reading.training = await self._reader.training(base)
-                engines = sorted(self._engines().get(base, ())) if reading.training else []
-                reading.told = await self._reader.progress(base, engines)
+                training = await self._reader.known(base)
+                reading.known = training is not None
+                if training is not None:
+                    engines = sorted(views[base].engines) if training and base in views else []
+                    told = await self._reader.progress(base, engines)
+                    reading.training, reading.told = training, told
                 reading.read_at = now
         return reading
 

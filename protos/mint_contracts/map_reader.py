@@ -88,9 +88,13 @@ class MapReader:
         """Every wave over a base, by "namespace/name"."""
         return _decoded(await bounded(lambda: self._redis.hgetall(keys.waves(base))), WaveRecord)
 
-    async def has_wave(self, base: str, wave: str) -> bool:
-        """Whether the operator has taken up a wave of that name over a base."""
-        return bool(await bounded(lambda: self._redis.hexists(keys.waves(base), wave)))
+    async def has_wave(self, base: str, wave: str) -> bool | None:
+        """Whether the operator has taken up a wave of that name over a base; None where the map was lost."""
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.exists(keys.version(base))
+        pipeline.hexists(keys.waves(base), wave)
+        known, has = await bounded(pipeline.execute)
+        return bool(has) if known else None
 
     async def assigned(self, base: str, engine: str) -> dict[str, Assignment]:
         """What one engine must hold, by adapter."""

@@ -25,6 +25,14 @@ class TrainReader:
         """Every training wave of a base."""
         return _decoded(await bounded(lambda: self._redis.hgetall(keys.training(base))), WaveTraining)
 
+    async def known(self, base: str) -> dict[str, WaveTraining] | None:
+        """The same; None where the map was lost, or the operator has yet to complete it."""
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.exists(keys.version(base))
+        pipeline.hgetall(keys.training(base))
+        known, raw = await bounded(pipeline.execute)
+        return _decoded(raw, WaveTraining) if known else None
+
     async def wave(self, base: str, name: str) -> WaveTraining | None:
         """One training wave; None if the map does not know it."""
         raw = await bounded(lambda: self._redis.hget(keys.training(base), name))

@@ -21,6 +21,8 @@ from mint_gateway.cli.wave_tables import line, span, sparkline
 from mint_gateway.waves import heard
 from tests.gateway.scene import BASE, Scene
 from tests.gateway.test_cli import mint
+from tests.redis_process import RedisProcess
+from tests.waiting import until
 
 NAMES = ("demo/w-0", "demo/w-1")
 
@@ -118,6 +120,43 @@ async def test_a_wave_that_is_deleted_ends_the_watch(scene: Scene, training: Tra
         await anext(updates)
 
 
+async def test_a_map_that_lost_its_data_ends_no_watch(scene: Scene, training: Training) -> None:
+    await training.declare(wave())
+    updates = scene.client.watch("demo/w")
+    await anext(updates)
+    await scene.redis.flushall()
+    following = asyncio.create_task(_until(updates, lambda progress: progress.phase == "Complete"))
+
+    async def noticed() -> bool:
+        try:
+            await scene.client.waves()
+        except errors.MapUnavailable:
+            return True
+        return False
+
+    await until(noticed)
+    with pytest.raises(errors.MapUnavailable):
+        await anext(scene.client.watch("demo/other"))
+    with pytest.raises(errors.MapUnavailable):
+        await scene.client.explain_wave("demo/w")
+    await training.declare(wave("Complete"))
+    await scene.base()
+    assert (await asyncio.wait_for(following, 60)).phase == "Complete"
+
+
+async def test_before_the_first_map_no_wave_is_said_not_to_be(fragile: Scene, own_redis: RedisProcess) -> None:
+    own_redis.kill()
+    await fragile.open()
+    for ask in (
+        lambda: anext(fragile.client.watch("demo/w")),
+        fragile.client.waves,
+        fragile.client.placements,
+        lambda: fragile.client.explain_wave("demo/w"),
+    ):
+        with pytest.raises(errors.MapUnavailable, match="has not read the placement map yet"):
+            await ask()
+
+
 async def test_too_many_watchers_are_told_when_to_come_back(
     scene: Scene, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +176,8 @@ async def test_waves_are_listed_in_aggregate(scene: Scene, training: Training) -
     assert (found.wave, found.phase, found.policy_count, len(found.policies)) == ("demo/w", "Queued", 2, 0)
     assert not found.HasField("reward_recent")
     assert await scene.client.waves(BASE) == [found]
+    with pytest.raises(errors.BaseModelNotFound, match=f"there are {BASE}"):
+        await scene.client.waves("demo/nobody")
 
 
 def test_the_newest_lease_speaks_and_other_runs_do_not() -> None:
