@@ -15,10 +15,10 @@ from mint_contracts.source import Source
 from mint_contracts.training import Train
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.packed import Packed
+from mint_engine.awaiting import to_its_end
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Record
-from mint_engine.policies.desk import to_its_end
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.keeping import Keeping
 from mint_engine.policies.lessons import Lessons

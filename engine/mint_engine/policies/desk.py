@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from mint_contracts.errors import Internal, MintError
 from mint_contracts.training import Optimizer
+from mint_engine.awaiting import to_its_end
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.trainer import Trainer
@@ -80,12 +81,3 @@ def _settle(answer: "asyncio.Future[T]", found: T | MintError) -> None:
         answer.set_exception(found)
     else:
         answer.set_result(found)
-
-
-async def to_its_end(answer: "asyncio.Future[T]") -> T:
-    """What comes of it. Cancelled, it lasts just as long."""
-    try:
-        return await asyncio.shield(answer)
-    except asyncio.CancelledError:
-        await asyncio.wait({answer})
-        raise

@@ -12,6 +12,7 @@ from statistics import fmean
 import msgspec
 
 from mint_contracts.errors import Internal
+from mint_engine.awaiting import together
 from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
@@ -103,12 +104,7 @@ class Lessons:
             for prompt, own in zip(prompts, seeds, strict=True)
         ]
         with metrics.SECONDS.labels("rollout").time():
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    running = [tasks.create_task(self.means.rollouts.group(ask)) for ask in asks]
-            except ExceptionGroup as failed:
-                raise failed.exceptions[0] from None
-        answers = [each.result() for each in running]
+            answers = await together(self.means.rollouts.group(ask) for ask in asks)
         with metrics.SECONDS.labels("reward").time():
             rewards = iter(await self._score(examples, [[r.text for r in group] for group in answers], step))
         return [

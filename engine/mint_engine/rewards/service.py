@@ -13,6 +13,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import BadReward, InvalidRequest, RewardUnavailable
 from mint_contracts.training import RewardService
 from mint_contracts.transport import CHANNEL_OPTIONS
+from mint_engine.awaiting import together
 from mint_engine.rewards.completion import Completion
 
 CALLS_AT_ONCE = 4
@@ -47,12 +48,8 @@ class ServiceClient:
         """A reward for each completion. Raises RewardUnavailable, or BadReward for an answer that is none."""
         size = max(1, self._told.batch)
         batches = [completions[at : at + size] for at in range(0, len(completions), size)]
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                calls = [tasks.create_task(self._call(policy, step, batch)) for batch in batches]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        return [reward for call in calls for reward in call.result()]
+        answers = await together(self._call(policy, step, batch) for batch in batches)
+        return [reward for answer in answers for reward in answer]
 
     async def close(self) -> None:
         """End the connection."""

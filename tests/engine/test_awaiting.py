@@ -1,0 +1,60 @@
+"""Several things at once: all of them, or the first error, or a cancellation."""
+
+import asyncio
+
+import pytest
+
+from mint_contracts.errors import Overloaded
+from mint_engine.awaiting import together
+
+
+async def refuse() -> str:
+    raise Overloaded("engine", "is full")
+
+
+async def test_all_give_what_they_give_in_their_order() -> None:
+    async def wait_for(turn: asyncio.Event, then: asyncio.Event) -> bool:
+        await turn.wait()
+        then.set()
+        return turn is first
+
+    first, second = asyncio.Event(), asyncio.Event()
+    first.set()
+    assert await together([wait_for(second, second), wait_for(first, second)]) == [False, True]
+
+
+async def test_an_error_is_raised_once_the_others_have_ended() -> None:
+    ended: list[str] = []
+
+    async def last() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append("last")
+        return ""
+
+    with pytest.raises(Overloaded):
+        await together([last(), refuse()])
+    assert ended == ["last"]
+
+
+async def test_a_cancellation_is_heard_though_one_has_failed_and_the_others_take_their_time_to_end() -> None:
+    ending, end = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await end.wait()
+        return ""
+
+    task = asyncio.create_task(together([slow(), refuse()]))
+    await ending.wait()
+    task.cancel()
+    await asyncio.sleep(0)  # so that the group has heard it
+    assert not task.done()
+    end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
