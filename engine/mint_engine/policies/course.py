@@ -175,8 +175,8 @@ class Course:
         terms, means = terms_of(self._wave, self.assignment), self._means
         with metrics.SECONDS.labels("load").time():
             store = await asyncio.to_thread(store_of, self._wave.store)
-            write = partial(self._patience, what="write", lasts=self._keeps)
-            keeping = Keeping(means, store, terms, self._sure, self._offer, write)
+            patiently = partial(self._patience, lasts=self._keeps)
+            keeping = Keeping(means, store, terms, self._sure, self._offer, patiently)
             examples = await means.datasets.read(terms.run, terms.dataset)
             told = terms.train.evaluation
             held_out: Sequence[Example] = examples
@@ -187,8 +187,8 @@ class Course:
                 self._slot = await means.places.reserve(terms.policy)
             await self._restore(terms, keeping, self._slot)
         held = held_out[: told.prompts] if told is not None else ()
-        score = partial(self._patience, what="reward", lasts=self._runs)
-        return Lessons(means, terms, self._slot, examples, held, scorer, score), keeping
+        patiently = partial(self._patience, lasts=self._runs)
+        return Lessons(means, terms, self._slot, examples, held, scorer, patiently), keeping
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
         found = await asyncio.to_thread(keeping.shelf.newest)

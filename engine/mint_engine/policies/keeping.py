@@ -5,8 +5,8 @@ One of each is on its way at most. Nothing is begun to be written while the leas
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -20,6 +20,7 @@ from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
 from mint_engine.policies.means import Means
+from mint_engine.policies.patience import Patiently
 from mint_engine.policies.store import Store
 from mint_engine.policies.terms import Terms
 from mint_engine.training import state
@@ -31,14 +32,6 @@ LAST_SAVE_S = 6.0
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
-
-
-class Patiently(Protocol):
-    """Does a thing again after errors that go away by themselves."""
-
-    async def __call__(self, work: Callable[[], Awaitable[T]], /) -> T:
-        """What `work` gives, and what it raises for good."""
-        ...
 
 
 class Keeping:
@@ -158,7 +151,7 @@ class Keeping:
                     return await asyncio.to_thread(work)
                 await asyncio.sleep(UNSURE_S)
 
-        return await self._patiently(attempt)
+        return await self._patiently(attempt, "write")
 
 
 def _copy(policy: Policy) -> Policy:

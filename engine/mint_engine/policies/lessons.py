@@ -5,7 +5,7 @@ taken again with the same outcome.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -19,7 +19,8 @@ from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.groups import Group, batch_of, supervised
 from mint_engine.policies.handoff import hand_off
 from mint_engine.policies.means import Means
-from mint_engine.policies.rollouts import Ask
+from mint_engine.policies.patience import Patiently
+from mint_engine.policies.rollouts import Ask, Rollout
 from mint_engine.policies.terms import Terms
 from mint_engine.policies.updates import Learnt
 from mint_engine.rewards.completion import Completion
@@ -47,9 +48,7 @@ class Lessons:
     examples: Sequence[Example]
     held_out: Sequence[Example]  # what evaluations ask
     scorer: Scorer | None
-    patiently: Callable[
-        [Callable[[], Awaitable[list[float]]]], Awaitable[list[float]]
-    ]  # scores again: see `Patience`
+    patiently: Patiently
 
     async def take(self, step: int, steps: int, label: str, next_label: str) -> Taken:
         """Step `step` of `steps`, from 0. `label` names what the slot holds now, `next_label` what it will hold."""
@@ -104,13 +103,17 @@ class Lessons:
             for prompt, own in zip(prompts, seeds, strict=True)
         ]
         with metrics.SECONDS.labels("rollout").time():
-            answers = await together(self.means.rollouts.group(ask) for ask in asks)
+            answers = await together(self._rollouts(place, ask) for place, ask in enumerate(asks))
         with metrics.SECONDS.labels("reward").time():
             rewards = iter(await self._score(examples, [[r.text for r in group] for group in answers], step))
         return [
             Group(prompt, group, [next(rewards) for _ in group])
             for prompt, group in zip(prompts, answers, strict=True)
         ]
+
+    async def _rollouts(self, place: int, ask: Ask) -> list[Rollout]:
+        """Each prompt is tried again for itself: in a full engine there is seldom room for all of them at once."""
+        return await self.patiently(lambda: self.means.rollouts.group(ask), f"rollout {place}")
 
     async def _score(self, examples: Sequence[Example], texts: Sequence[Sequence[str]], step: int) -> list[float]:
         scorer = self.scorer
@@ -121,7 +124,7 @@ class Lessons:
             for example, group in zip(examples, texts, strict=True)
             for text in group
         ]
-        return await self.patiently(lambda: scorer.score(self.terms.policy, step, completions))
+        return await self.patiently(lambda: scorer.score(self.terms.policy, step, completions), "reward")
 
     async def _learn(self, batch: PolicyBatch, step: int, steps: int, next_label: str) -> Learnt:
         terms, slots = self.terms, self.means.slots

@@ -2,20 +2,29 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
 from mint_contracts.backoff import delay_s
-from mint_contracts.errors import MintError, RewardUnavailable, SourceUnavailable
+from mint_contracts.errors import MintError, Overloaded, RewardUnavailable, SourceUnavailable
 
 ATTEMPTS = 12  # with the longest waits some three minutes
 TOLD_FROM = 4  # attempts: what went away before is nobody's concern
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 20.0
-_AWAY = (RewardUnavailable, SourceUnavailable)  # others' services, which come back in their own time
+# Others' services, and places that others have taken: requests', slots, a disk's. They come back in their own time.
+_AWAY = (RewardUnavailable, SourceUnavailable, Overloaded)
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
+
+
+class Patiently(Protocol):
+    """Does a thing again after errors that go away by themselves."""
+
+    async def __call__(self, work: Callable[[], Awaitable[T]], what: str, /) -> T:
+        """What `work` gives, and what it raises for good; `what` names it to people."""
+        ...
 
 
 class Patience:
@@ -28,7 +37,7 @@ class Patience:
     async def __call__(self, work: Callable[[], Awaitable[T]], what: str, lasts: Callable[[], bool]) -> T:
         """What `work` gives. Raises its first terminal error, or the last of many others.
 
-        While it `lasts`, storage and rewards that are away are waited for, however long that takes.
+        While it `lasts`, what is away is waited for (storage, rewards, room), however long that takes.
         """
         attempt = 0
         try:

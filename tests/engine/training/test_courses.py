@@ -1,14 +1,16 @@
 """Policies trained by a whole engine: alone and together with the same numbers, resumed, paused, fenced, refused."""
 
 import asyncio
+import itertools
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load
 
-from mint_contracts.errors import StaleLease
+from mint_contracts.errors import Overloaded, StaleLease
 from mint_contracts.training import (
     Dataset,
     Evaluation,
@@ -25,6 +27,8 @@ from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
 from mint_engine.policies import patience, revisions
 from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
 from mint_engine.policies.store import LocalStore, store_of
+from mint_engine.scheduling.request import Request, Sampling
+from mint_engine.scheduling.stepper import Stepper
 from tests.engine.in_process import Engine
 from tests.engine.running import save_adapter, save_base
 from tests.engine.training.teaching import Gate, Scene, assignment, hold_updates, train, training
@@ -43,6 +47,20 @@ def saved(scene: Scene, policy: str) -> tuple[tuple[float, ...], bytes]:
     found = Shelf(store_of(scene.store), policy).newest()
     assert found is not None
     return found[0].rewards, found[1]
+
+
+def stepper_of(scene: Scene) -> Stepper:
+    parts = scene.server._services.parts
+    assert parts is not None
+    return parts.stepper
+
+
+def fill(scene: Scene) -> None:
+    """Ask for so much, each time by another adapter, that the engine takes nothing more."""
+    with suppress(Overloaded):
+        for n in itertools.count():
+            request = Request(str(n), PROMPT, Sampling(max_tokens=1, seed=0), adapter=f"tenant/{n}")
+            stepper_of(scene).submit(request, lambda _: None)
 
 
 async def whole(base: Path, folder: Path, policy: str, **changes: Any) -> tuple[tuple[float, ...], bytes]:
@@ -287,6 +305,48 @@ async def test_rewards_that_are_away_are_waited_for_and_a_pause_is_heard_meanwhi
         assert (told.step, told.failure) == (0, None)
 
 
+async def test_a_full_engine_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    async with training(base, tmp_path, train(steps=2, checkpoint_every_steps=100)) as scene:
+        with Gate() as stepping:
+            desk, learn, held = scene.means.desk, scene.means.desk.learn, list[asyncio.Task[None]]()
+
+            async def learn_and_fill(*given: Any, **options: Any) -> Any:
+                learnt = await learn(*given, **options)
+                if not held:
+                    held.append(asyncio.create_task(desk.call(lambda _: stepping.go_by())))
+                    await stepping.reached()
+                    fill(scene)
+                return learnt
+
+            desk.learn = learn_and_fill  # type: ignore[method-assign]
+            scene.want(assignment("acme/one"))
+            await until(lambda: scene.roster.progress()["acme/one"].failure)
+            told = scene.roster.progress()["acme/one"]
+            assert told.failure is not None
+            assert (told.step, told.failure.reason, told.failure.terminal) == (1, "Overloaded", False)
+            stepping.open()
+            await scene.ended("acme/one")
+
+
+async def test_a_slot_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    async with training(base, tmp_path, train(steps=1)) as scene:
+        lending, slots = scene.residency.lending, scene.residency.slots
+        monkeypatch.setattr(slots, "_wait_s", 0.01)
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].failure)
+        failure = scene.roster.progress()["acme/one"].failure
+        assert failure is not None
+        assert (failure.reason, failure.terminal) == ("Overloaded", False)
+        for slot in taken:
+            await lending.release(slot)
+        await scene.ended("acme/one")
+
+
 async def test_supervised_learning_raises_the_likelihood_of_the_answers(base: Path, tmp_path: Path) -> None:
     told = train(algorithm="SFT", reward=None, steps=12, prompts_per_step=4, optimizer=Optimizer(learning_rate=2e-2))
     async with training(base, tmp_path, told) as scene:
@@ -298,9 +358,7 @@ async def test_supervised_learning_raises_the_likelihood_of_the_answers(base: Pa
 
 async def test_a_published_revision_is_served_at_once_without_reading_storage(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(publish_every_steps=1)) as scene:
-        parts = scene.server._services.parts
-        assert parts is not None
-        engine = Engine(scene.slots, scene.residency._climber._loader, scene.residency, parts.stepper)
+        engine = Engine(scene.slots, scene.residency._climber._loader, scene.residency, stepper_of(scene))
         scene.want(assignment("acme/one"))
         published = (await scene.ended("acme/one"))["acme/one"].published
         assert published is not None
