@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from mint_contracts.errors import MintError
+from mint_contracts.errors import InvalidRequest, MintError
 from mint_contracts.source import Source
 from mint_contracts.training_records import Published
 from mint_engine.adapters import packed_file
@@ -75,7 +75,10 @@ class Keeping:
         return self.published.step if self.published is not None else 0
 
     async def save(self, record: Record) -> None:
-        """Begin to write a checkpoint of the policy as it is now; `record` but for its digest."""
+        """Begin to write a checkpoint of the policy as it is now; `record` but for its digest.
+
+        Raises InvalidRequest in the middle of an update: its step would be taken twice.
+        """
         await self._room("save")
         policy = await self._means.desk.call(lambda trainer: _copy(trainer.policy(self._terms.policy)))
 
@@ -155,6 +158,13 @@ class Keeping:
 
 
 def _copy(policy: Policy) -> Policy:
-    """A policy's numbers as they are between two steps, apart from those that go on."""
+    """A policy's numbers as they are between two steps, apart from those that go on.
+
+    A gradient is of an update that was cut off, which will be computed anew.
+    """
+    if policy.halfway:
+        raise InvalidRequest(f"policy {policy.name!r}", "is in the middle of an update and can't be saved")
     vectors = {name: getattr(policy, name).to("cpu", copy=True) for name in ("weights", "exp_avg", "exp_avg_sq")}
-    return dataclasses.replace(policy, **vectors, rounded=None)
+    copy = dataclasses.replace(policy, **vectors, rounded=None)
+    copy.forget_gradient()
+    return copy

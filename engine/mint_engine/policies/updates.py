@@ -209,6 +209,7 @@ class Updates:
         try:
             if job.optimizer is not None:
                 step = self.trainer.step({name: job.optimizer})[name]
+                self.trainer.policy(name).halfway = job.epochs > 1
             job.epochs -= 1
             if job.epochs > 0:
                 self.put(job)

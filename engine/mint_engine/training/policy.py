@@ -57,6 +57,7 @@ class Policy:
     normaliser: float = 0.0  # what the gradient is still to be divided by
     sums: str = ""  # of which type of loss the gradient is a sum
     broken: bool = False  # something that has accumulated was not finite
+    halfway: bool = False  # in the middle of an update: some of its optimizer steps are taken, not all
     busy: bool = field(default=False, repr=False)  # some work is computing its gradient
 
     def host_bytes(self, dtype: torch.dtype) -> int:

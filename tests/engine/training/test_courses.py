@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import weakref
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load
+from structlog.testing import capture_logs
 
 from mint_contracts.errors import Overloaded, StaleLease
 from mint_contracts.training import (
@@ -24,9 +26,10 @@ from mint_contracts.training import (
     TrainSampling,
 )
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
-from mint_engine.policies import patience, revisions
+from mint_engine.policies import patience, revisions, roster
 from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
 from mint_engine.policies.store import LocalStore, store_of
+from mint_engine.policies.updates import ALONE_S
 from mint_engine.scheduling.request import Request, Sampling
 from mint_engine.scheduling.stepper import Stepper
 from tests.engine.in_process import Engine
@@ -47,6 +50,11 @@ def saved(scene: Scene, policy: str) -> tuple[tuple[float, ...], bytes]:
     found = Shelf(store_of(scene.store), policy).newest()
     assert found is not None
     return found[0].rewards, found[1]
+
+
+def began(logs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The steps that courses have begun to train at."""
+    return [each["step"] for each in logs if each["event"] == "training"]
 
 
 def stepper_of(scene: Scene) -> Stepper:
@@ -153,6 +161,31 @@ async def test_a_step_that_is_learnt_counts_though_its_course_was_cancelled_mean
         await until(lambda: closing and closing[0].done())
         rewards, _ = saved(scene, "acme/one")
         assert len(rewards) == at_step + 1
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+async def test_an_engine_that_ends_in_the_middle_of_an_update_saves_nothing_of_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    seldom: dict[str, Any] = {"steps": 3, "inner_epochs": epochs, "checkpoint_every_steps": 100}
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", **seldom)
+    monkeypatch.setattr(roster, "CLOSE_S", ALONE_S)  # the step thread is held for longer, and stops after its piece
+    async with training(base, tmp_path, train(**seldom)) as scene:
+        with Gate(after=2 * epochs - 1) as updating:  # the last epoch of the second step
+            hold_updates(scene, updating)
+            scene.want(assignment("acme/one"))
+            await updating.reached()
+            await scene.roster.close()
+            draining = asyncio.create_task(scene.server.drain(20))
+            await until(lambda: stepper_of(scene)._stopping)
+        assert await draining
+        await until(lambda: not scene.roster._leaving)
+    async with training(base, tmp_path, train(**seldom)) as scene:
+        with capture_logs() as logs:
+            scene.want(assignment("acme/one", lease=2))
+            await scene.ended("acme/one")
+        assert began(logs) == [1 if epochs == 1 else 0]
+        assert saved(scene, "acme/one") == undisturbed
 
 
 async def test_a_cancelled_policy_is_saved_and_publishes_nothing_more(base: Path, tmp_path: Path) -> None:

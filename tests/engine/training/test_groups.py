@@ -1,0 +1,31 @@
+"""From groups of scored completions to what is learnt from them."""
+
+import pytest
+
+from mint_contracts.training import Loss
+from mint_engine.policies.groups import Group, batch_of
+from mint_engine.policies.rollouts import Rollout
+from mint_engine.scheduling.request import Sampling
+
+SAMPLING = Sampling(max_tokens=4, seed=0)
+
+
+def group(*rewards: float) -> Group:
+    return Group((5, 6), [Rollout([7, 8], [-1.0, -2.0]) for _ in rewards], rewards)
+
+
+@pytest.mark.parametrize(("filter_groups", "learnt"), [(True, 2), (False, 5)])
+def test_groups_whose_rewards_are_alike_are_left_out_only_where_the_loss_says_so(
+    filter_groups: bool, learnt: int
+) -> None:
+    """They weigh in what the loss is divided by, though they pull nowhere."""
+    batch = batch_of("p", [group(1.0, 1.0, 1.0), group(0.0, 1.0)], Loss(filter_groups=filter_groups), SAMPLING)
+    assert batch is not None
+    assert len(batch.examples) == learnt
+    pulls = [set(each.advantages) - {0.0} for each in batch.examples]
+    assert [bool(each) for each in pulls] == [False] * (learnt - 2) + [True] * 2
+
+
+@pytest.mark.parametrize("filter_groups", [True, False])
+def test_nothing_is_learnt_where_no_group_has_a_signal(filter_groups: bool) -> None:
+    assert batch_of("p", [group(1.0, 1.0)], Loss(filter_groups=filter_groups), SAMPLING) is None
