@@ -103,7 +103,7 @@ class Engine:
         updates.rollouts = lambda: rollouts.in_flight
         renderer = Renderer(base.tokenizer, base.vocab_size, setup.context, base.tokenizer.eos_token_id)
         desk = Desk(updates, self.stepper.wake)
-        self._means = Means(desk, rollouts, self._slots, _NoPlaces(), renderer)
+        self._means = Means(desk, rollouts, self._slots, _NoPlaces(), renderer, _nobody)
         self._steps: dict[str, int] = {}
         self._lessons: list[Lessons] = []
         self._base = base
@@ -227,6 +227,10 @@ class Engine:
 
         self.stepper.submit(request, sink)
         await ended.wait()
+
+
+async def _nobody(_policy: str) -> None:
+    """No calls train anything."""
 
 
 async def _once(work: Callable[[], Awaitable[T]], _what: str) -> T:

@@ -193,6 +193,7 @@ class Course:
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
         found = await asyncio.to_thread(keeping.shelf.newest)
         desk, slots = self._means.desk, self._means.slots
+        await self._means.claim(terms.policy)
         await desk.call(lambda trainer: trainer.drop(terms.policy))
         if found is not None:
             record, blob = found

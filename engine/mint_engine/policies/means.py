@@ -1,5 +1,6 @@
 """What the courses of one engine have in common."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,13 +41,14 @@ class Places(Protocol):
 
 @dataclass(frozen=True)
 class Means:
-    """One engine's."""
+    """One engine's. `claim` takes a policy's name from the Trainer service, once the call under way has ended."""
 
     desk: Desk
     rollouts: Rollouts
     slots: Slots
     places: Places
     renderer: Renderer
+    claim: Callable[[str], Awaitable[None]]
     datasets: Datasets = field(default_factory=Datasets)
 
     @property

@@ -81,7 +81,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                 try:
                     await here.means.desk.call(lambda trainer: trainer.create(name, told))
                 except MintError:
-                    del self._calls[name]
+                    self._calls.pop(name, None)
                     raise
             elif known.sequence:
                 raise InvalidRequest(f"policy {name!r}", f"exists, at call {known.sequence}; drop it first")
@@ -157,18 +157,23 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         """Let a policy go; what it has saved and published stays."""
 
         async def work() -> pb.DropPolicyResponse:
-            here, name = self._open(), self._own(request.policy)
-            calls = self._calls.get(name)
-            if calls is None:
-                return pb.DropPolicyResponse()
-            await calls.end()  # an update of it that is ready would be taken by a policy of the same name
-            if self._calls.get(name) is calls:
-                del self._calls[name]
-                here.means.places.withdraw(name)
-                await here.means.desk.call(lambda trainer: trainer.drop(name))
+            self._open()
+            await self.leave(self._own(request.policy))
             return pb.DropPolicyResponse()
 
         return await _answered(work, context)
+
+    async def leave(self, policy: str) -> None:
+        """Let a policy of calls go, once the call under way has ended: its name is free, a wave's for example."""
+        calls = self._calls.get(policy)
+        if calls is None:
+            return
+        await calls.end()  # an update of it that is ready would be taken by a policy of the same name
+        if self._calls.get(policy) is calls:
+            del self._calls[policy]
+            means = self._open().means
+            means.places.withdraw(policy)
+            await means.desk.call(lambda trainer: trainer.drop(policy))
 
     async def _once(
         self, policy: str, sequence: int, work: Callable[[Open, Calls], Awaitable[M]], context: _Context

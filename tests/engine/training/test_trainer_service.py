@@ -13,6 +13,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
 from mint_contracts.errors import MintError
 from mint_contracts.wire import from_rpc_error
+from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.primitives import MOST_EXAMPLES
 from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
@@ -42,6 +43,13 @@ def lesson(policy: str, sequence: int, **changes: Any) -> pb.ForwardBackwardRequ
 
 def step(policy: str, sequence: int) -> pb.OptimStepRequest:
     return pb.OptimStepRequest(policy=policy, sequence=sequence, learning_rate=1e-2)
+
+
+def state_of(scene: Scene, policy: str) -> bytes:
+    """A wave's policy in its newest checkpoint."""
+    found = Shelf(store_of(scene.store), policy).newest()
+    assert found is not None
+    return found[1]
 
 
 async def refused(call: Any) -> MintError:
@@ -185,6 +193,32 @@ async def test_a_dropped_policys_call_under_way_reaches_none_of_the_same_name(ba
         await stub.ForwardBackward(lesson("two", 1))
         one, two = [await stub.OptimStep(step(policy, 2)) for policy in ("one", "two")]
         assert (one.step, one.grad_norm) == (1, two.grad_norm), "one gradient, not two"
+
+
+async def test_a_wave_that_takes_a_name_over_learns_from_no_call_of_it(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path / "alone") as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        undisturbed = state_of(scene, "acme/one")
+    async with called(base, tmp_path) as (scene, stub):
+        updates = scene.server._updates
+        assert updates is not None
+        nobody, updates.rollouts = updates.rollouts, lambda: 5  # so that an update waits for others
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="acme/one", rank=4))
+        sampled = pb.Example(
+            tokens=[5, 6, 7], targets=[6, 7, 8], weights=[0, 1, 1], sampler_logprobs=[0, -3, -3], advantages=[0, 1, 1]
+        )
+        under_way = stub.ForwardBackward(lesson("acme/one", 1, loss="dapo", examples=[sampled]))
+        await until(lambda: updates._ready)
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.server.trainer._calls["acme/one"]._turn._waiters)
+        updates.rollouts = nobody
+        scene.means.desk._wake()
+        await under_way
+        await scene.ended("acme/one")
+        assert state_of(scene, "acme/one") == undisturbed
+        scene.want()
+        assert (await refused(stub.OptimStep(step("acme/one", 2)))).reason == "PolicyNotFound"
 
 
 async def test_a_policy_made_anew_writes_over_nothing_that_its_namesake_saved(base: Path, tmp_path: Path) -> None:
