@@ -122,9 +122,12 @@ async def test_another_engine_goes_on_where_the_last_checkpoint_is(base: Path, t
         await until(lambda: Shelf(store_of(scene.store), "acme/one").newest())
         scene.want()  # the lease is gone in the middle of whatever it does
         await until(lambda: len(scene.residency.slots.free) == 10)
+        kept, _ = saved(scene, "acme/one")
     async with training(base, tmp_path, train(steps=5)) as scene:
-        scene.want(assignment("acme/one", lease=2))
-        await scene.ended("acme/one")
+        with capture_logs() as logs:
+            scene.want(assignment("acme/one", lease=2))
+            await scene.ended("acme/one")
+        assert began(logs)[0] >= len(kept) > 0  # a thread that was just writing may have ended only then
         assert saved(scene, "acme/one") == undisturbed
 
 
@@ -138,8 +141,10 @@ async def test_an_engine_that_ends_saves_what_is_finished(base: Path, tmp_path: 
         rewards, _ = saved(scene, "acme/one")
         assert 2 <= len(rewards) <= 6
     async with training(base, tmp_path, seldom) as scene:
-        scene.want(assignment("acme/one", lease=2))
-        await scene.ended("acme/one")
+        with capture_logs() as logs:
+            scene.want(assignment("acme/one", lease=2))
+            await scene.ended("acme/one")
+        assert began(logs) == [len(rewards)]
         assert saved(scene, "acme/one") == undisturbed
 
 

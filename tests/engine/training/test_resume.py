@@ -1,27 +1,30 @@
 """An engine's process is killed in the middle of training; another goes on, and ends with the same numbers."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from mint_contracts import keys
+from mint_contracts import keys, training_pb2, training_pb2_grpc
 from mint_contracts.functions import connect
 from mint_contracts.source import Source
 from mint_contracts.train_reader import TrainReader
-from mint_contracts.training import Train
+from mint_contracts.training import Reward, RewardService, Train
 from mint_contracts.training_records import Progress, Stage, WaveTraining
 from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.store import store_of
-from tests.engine.pods import BASE, pod
+from tests.engine.pods import BASE, Pod, pod
 from tests.engine.running import save_base
 from tests.engine.training.teaching import WAVE, assignment, train
 from tests.redis_process import RedisProcess
 from tests.waiting import until
 
 POLICIES = ("acme/one", "acme/two")
+STEPS, KILLED_AT = 8, 4
 
 
 async def grant(redis: Redis, store: Source, told: Train, engine: str, lease: int) -> None:
@@ -57,10 +60,39 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tmp_path_factory.mktemp("base"))
 
 
+class Judge(training_pb2_grpc.RewardServicer):
+    """Pays by length for the first `steps`, and keeps waiting who asks about a later one."""
+
+    def __init__(self) -> None:
+        self.steps, self.address = STEPS, ""
+
+    async def Score(  # noqa: N802 - the name is the proto's
+        self, request: training_pb2.ScoreRequest, _context: object
+    ) -> training_pb2.ScoreResponse:
+        await until(lambda: request.step < self.steps)
+        return training_pb2.ScoreResponse(rewards=[len(each.completion) for each in request.completions])
+
+
+@pytest.fixture
+async def judge() -> AsyncIterator[Judge]:
+    judge, server = Judge(), grpc.aio.server()
+    training_pb2_grpc.add_RewardServicer_to_server(judge, server)
+    judge.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    yield judge
+    await server.stop(0)
+
+
+def begun(engine: Pod) -> dict[str, int]:
+    """The step at which an engine has begun to train each policy."""
+    return {each["policy"]: each["step"] for each in engine.lines() if each["event"] == "training"}
+
+
 async def test_after_a_kill_another_engine_ends_with_the_numbers_of_an_undisturbed_run(
-    base: Path, tmp_path: Path
+    base: Path, judge: Judge, tmp_path: Path
 ) -> None:
-    source, told = Source(f"file://{base}"), train(steps=8, publish_every_steps=4)
+    reward = Reward(service=RewardService(address=judge.address))
+    source, told = Source(f"file://{base}"), train(steps=STEPS, publish_every_steps=4, reward=reward)
     (tmp_path / "redis").mkdir()
     with RedisProcess(tmp_path / "redis") as process:
         redis = connect(process.url)
@@ -74,18 +106,20 @@ async def test_after_a_kill_another_engine_ends_with_the_numbers_of_an_undisturb
             name: values for name, (values, _) in outcome(calm).items()
         }
         published = {name: each.published for name, each in told_calm.items()}
-        assert [each.step for each in published.values() if each is not None] == [8, 8]
+        assert [each.step for each in published.values() if each is not None] == [STEPS, STEPS]
 
         await redis.flushall()
         with pod(tmp_path, process, source, name="tiny-1", training_store=rough, **settings) as first:
+            judge.steps = KILLED_AT
             await grant(redis, rough, told, "tiny-1", lease=1)
-            await until(lambda: len(outcome(rough)) == len(POLICIES))
+            await until(lambda: [len(values) for values, _ in outcome(rough).values()] == [KILLED_AT] * 2)
             first.process.kill()
-        assert any(len(values) < 8 for values, _ in outcome(rough).values()), "killed before the end"
-        with pod(tmp_path, process, source, name="tiny-2", training_store=rough, **settings):
+        judge.steps = STEPS
+        with pod(tmp_path, process, source, name="tiny-2", training_store=rough, **settings) as second:
             await grant(redis, rough, told, "tiny-2", lease=2)
             told_rough = await finished(redis, "tiny-2")
             again = await TrainReader(redis).rewards(BASE, POLICIES, 100)
+            assert begun(second) == dict.fromkeys(POLICIES, KILLED_AT)
         await redis.aclose()
     assert outcome(rough) == outcome(calm)
     assert again == rewards
