@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
-from mint_engine.training.example import PolicyBatch
 from mint_engine.training.work import Work
 from tests.engine.running import settings_for
 from tests.waiting import until
@@ -153,16 +152,16 @@ async def training(
 
 
 def hold_updates(scene: Scene, gate: Gate) -> None:
-    """Let the step thread go by the gate whenever it begins an epoch of an update."""
+    """Let the step thread go by the gate whenever it has an epoch's gradients, before it takes steps along them."""
     updates = scene.server._updates
     assert updates is not None
-    trainer, begin = updates.trainer, updates.trainer.begin
+    end = updates._end
 
-    def held_up(batches: Sequence[PolicyBatch]) -> Work:
+    def held_up(work: Work) -> None:
         gate.go_by()
-        return begin(batches)
+        end(work)
 
-    trainer.begin = held_up  # type: ignore[method-assign]
+    updates._end = held_up  # type: ignore[method-assign]
 
 
 async def weights(scene: Scene, policy: str) -> bytes:

@@ -185,6 +185,8 @@ async def test_an_engine_that_ends_in_the_middle_of_an_update_saves_nothing_of_i
             await until(lambda: stepper_of(scene)._stopping)
         assert await draining
         await until(lambda: not scene.roster._leaving)
+        kept = Shelf(store_of(scene.store), "acme/one").newest()
+        assert kept is None or "gradient" not in load(kept[1])
     async with training(base, tmp_path, train(**seldom)) as scene:
         with capture_logs() as logs:
             scene.want(assignment("acme/one", lease=2))
