@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -27,6 +27,8 @@ from tests.redis_process import RedisProcess
 from tests.waiting import until
 
 SLOW = "importing"
+CONTEXT = 2048
+LONG = 1500  # tokens: more than are drawn while an engine hears that it is to end, however busy the machine is
 FRAIL = """
 import signal
 
@@ -54,20 +56,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base/ and store/acme/{one,two}."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "base").mkdir()
-    base = save_base(folder / "base")
+    base = save_base(folder / "base", max_position_embeddings=CONTEXT)
     save_adapter(base, folder / "store" / "acme" / "one", rank=4)
     save_adapter(base, folder / "store" / "acme" / "two", rank=8)
     return folder
 
 
-async def ask(channel: grpc.aio.Channel, adapter: str, tokens: int = 8) -> tuple[str, list[int]]:
-    """(revision, tokens) of one greedy completion."""
-    stub = sampling_pb2_grpc.SamplerStub(channel)
+def begin(channel: grpc.aio.Channel, adapter: str, tokens: int) -> AsyncIterator[sampling_pb2.GenerateEvent]:
+    """The events of one greedy completion."""
     sampling = sampling_pb2.SamplingParams(max_tokens=tokens, ignore_eos=True)
     request = sampling_pb2.GenerateRequest(adapter=adapter, text="the quick brown fox", sampling=sampling)
+    return aiter(sampling_pb2_grpc.SamplerStub(channel).Generate(request, timeout=60))
+
+
+async def ask(channel: grpc.aio.Channel, adapter: str) -> tuple[str, list[int]]:
+    """(revision, tokens) of a short one."""
     revision = ""
     found: list[int] = []
-    async for event in stub.Generate(request, timeout=60):
+    async for event in begin(channel, adapter, 8):
         if event.HasField("started"):
             revision = event.started.revision
         found += event.chunk.token_ids
@@ -89,7 +95,8 @@ async def test_an_engine_serves_follows_the_map_and_drains(
     redis = connect(redis_process.url)
     await redis.flushall()
     reader, store = MapReader(redis), Source(f"file://{files}/store")
-    with pod(tmp_path, redis_process, Source(f"file://{files}/base"), store) as engine:
+    base, room = Source(f"file://{files}/base"), 4 << 20
+    with pod(tmp_path, redis_process, base, store, context_length=CONTEXT, kv_cache_bytes=room) as engine:
 
         async def ready() -> EngineView | None:
             found = await view(reader, engine.name)
@@ -124,23 +131,19 @@ async def test_an_engine_serves_follows_the_map_and_drains(
             assert seen.record is not None
             assert (seen.record.slots_used, seen.record.map_version) == (2, version)
 
-            running = asyncio.create_task(ask(channel, "acme/two", tokens=100))
-
-            async def started() -> bool:
-                found = await view(reader, engine.name)
-                return bool(found and found.record and found.record.running)
-
-            busy = asyncio.create_task(until(started, 3.0))
-            await asyncio.wait({running, busy}, return_when=asyncio.FIRST_COMPLETED)
+            events, taken = begin(channel, "acme/two", LONG), list[int]()
+            while not taken:
+                taken += (await anext(events)).chunk.token_ids
             engine.process.send_signal(signal.SIGTERM)
-            assert len((await running)[1]) == 100, "a request that was taken is finished"
-            busy.cancel()
+            taken += [token async for event in events for token in event.chunk.token_ids]
+            assert len(taken) == LONG, "a request that was taken is finished"
         assert await engine.ended() == 0
         gone = await view(reader, engine.name)
         assert gone is not None
         assert gone.record is None, "the heartbeat ends with the process"
-        events = [line["event"] for line in engine.lines()]
-        assert events.index("draining") < events.index("drained")
+        draining, drained = [line for line in engine.lines() if line["event"] in {"draining", "drained"}]
+        assert (draining["event"], draining["running"]) == ("draining", 1), "it was told to end amid that request"
+        assert (drained["event"], drained["finished"]) == ("drained", True)
         assert all(line["engine"] == engine.name for line in engine.lines())
     await redis.aclose()
 
