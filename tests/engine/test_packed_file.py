@@ -4,20 +4,22 @@ import hashlib
 import io
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_contracts.errors import CorruptFile, MintError
+from mint_contracts.errors import CorruptFile
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Delta, Module
 from mint_engine.adapters.mapped import MAP_FROM_BYTES, Opener
-from mint_engine.adapters.packed import Packed, is_finite, lay_out
+from mint_engine.adapters.packed import Packed, bytes_of, is_finite, lay_out
 from mint_engine.adapters.packed_file import ALIGNMENT, MAX_BODY_BYTES, PREFIX
 from tests.engine.made import pack
 
@@ -242,27 +244,89 @@ def test_only_nan_and_infinity_are_not_finite(dtype: torch.dtype) -> None:
     assert is_finite(numbers[:0])
 
 
-PARTS = st.lists(
-    st.tuples(
-        st.text(max_size=4), st.integers(-1, 3), st.integers(-1, 3), st.integers(-1, 1 << 40), st.integers(0, 4),
-        st.integers(-5, 1 << 64),
-    ),
-    max_size=3,
-)  # fmt: skip
+FACTORS = st.floats(allow_nan=False, allow_infinity=False)
+NUMBERS = st.integers(-1, 4) | st.integers(-5, 1 << 64)
 
 
-@given(PARTS, st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3), st.binary(max_size=100))
-def test_any_parts_are_refused_or_fill_the_file(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[Any], scalings: list[float], run: bytes
-) -> None:
-    digest = hashlib.sha256(run).hexdigest()
-    blob = forged(_said(parts=parts, scalings=scalings, run=digest), run)
-    try:
-        packed = read(blob, tmp_path_factory.getbasetemp())
-    except MintError:
-        return
-    assert packed.run.nbytes == len(run)
-    assert sum(place.elements for place in packed.header.layout.places) * 4 == len(run)
+@dataclass
+class Table:
+    """What a file tells of its parts, and the run under it."""
+
+    parts: list[list[Any]]
+    scalings: list[float]
+    run: bytes
+
+    @property
+    def is_right(self) -> bool:
+        """Whether its parts have names of their own and a scaling each, and fill the run one after another."""
+        end = 0
+        for path, *numbers in self.parts:
+            if not isinstance(path, str) or not path or not all(type(each) is int for each in numbers):
+                return False
+            experts, rank, wide, high, offset = numbers
+            if experts < 0 or min(rank, wide, high) < 1 or offset != end:
+                return False
+            end += max(experts, 1) * rank * (wide + high)
+        names = {path for path, *_ in self.parts}
+        return len(names) == len(self.parts) == len(self.scalings) > 0 and len(self.run) == 4 * end
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Table:
+    """Those that are right, and then up to two changes."""
+    parts, scalings, elements = list[list[Any]](), list[float](), 0
+    for path in draw(st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=3, unique=True)):
+        experts, rank, wide, high = draw(st.tuples(st.integers(0, 3), *[st.integers(1, 3)] * 3))
+        parts.append([path, experts, rank, wide, high, elements])
+        scalings.append(draw(FACTORS))
+        elements += max(experts, 1) * rank * (wide + high)
+    table = Table(parts, scalings, run=hashlib.shake_256(b"a run").digest(4 * elements))
+    for _ in range(draw(st.integers(0, 2))):
+        change(draw, table)
+    return table
+
+
+def change(draw: st.DrawFn, table: Table) -> None:
+    at, other = draw(st.tuples(*[st.integers(0, max(0, len(table.parts) - 1))] * 2))
+    match draw(st.sampled_from(["field", "name", "lost", "twice", "turned round", "scalings", "run"])):
+        case "field" if table.parts:
+            table.parts[at][draw(st.integers(0, 5))] = draw(NUMBERS | st.text(max_size=4))
+        case "name" if table.parts:
+            table.parts[at][0] = table.parts[other][0]
+        case "lost":
+            del table.parts[at : at + 1], table.scalings[at : at + 1]
+        case "twice":
+            table.parts, table.scalings = table.parts * 2, table.scalings * 2
+        case "turned round":
+            table.parts.reverse()
+        case "scalings":
+            table.scalings = draw(st.lists(FACTORS, max_size=3))
+        case "run":
+            table.run = table.run[: draw(st.integers(0, len(table.run)))] + draw(st.binary(max_size=8))
+
+
+def test_parts_that_fill_the_file_are_read_and_no_others(tmp_path: Path) -> None:
+    found = Counter[bool]()
+
+    @settings(max_examples=500)
+    @given(tables())
+    def check(table: Table) -> None:
+        found[table.is_right] += 1
+        told = _said(parts=table.parts, scalings=table.scalings, run=hashlib.sha256(table.run).hexdigest())
+        blob = forged(told, table.run)
+        if not table.is_right:
+            with pytest.raises(CorruptFile):
+                read(blob, tmp_path)
+            return
+        packed = read(blob, tmp_path)
+        places = [
+            [p.path, p.experts, p.rank, p.in_features, p.out_features, p.offset] for p in packed.header.layout.places
+        ]
+        assert (places, list(packed.header.scalings)) == (table.parts, table.scalings)
+        assert bytes_of(packed.run) == table.run
+
+    check()
+    assert min(found[True], found[False]) > found.total() / 5
 
 
 def test_a_layout_goes_by_the_bases_modules() -> None:
