@@ -1,7 +1,8 @@
 """Measure the engine's performance promises: python -m tests.bench [--only serve,load] [--device cuda] [--model DIR].
 
-Prints one table with a ratio each, and writes build/bench/NAME.json and NAME.svg. The exit status is 0 whether or not
-the promises hold: a figure is not a test.
+Prints one table with a ratio each, and writes build/bench/FAMILY.json and FAMILY.svg; another base, device or a quick
+run is named in the file's name, so that what a file tells is all of one kind. The exit status is 0 whether or not the
+promises hold: a figure is not a test.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from e2e.samples import prepare
 from tests.bench import cold, handoff, load, moe, parallel, results, serve, train, train_waves
 from tests.bench.bench import Bench, Group
 from tests.bench.models import sample_base, vocabulary
-from tests.bench.promises import BY_METRIC, PROMISES
+from tests.bench.parts import parts_of
+from tests.bench.promises import PROMISES
 from tests.bench.rows import Row, unmeasured
 from tests.bench.side import SideFailed
 from tests.bench.table import table
@@ -44,10 +46,11 @@ def main() -> int:
         for group in groups:
             if not options.only or {family, *group.metrics} & set(options.only):
                 steps.say(f"== {', '.join(group.metrics)}")
-                found |= {row.metric: row for row in _rows(bench, group)}
-                _write(family, [metric for each in groups for metric in each.metrics], found, bench)
+                rows = _rows(bench, group)
+                found |= {row.metric: row for row in rows}
+                _write(family, rows, bench)
     if not options.only:
-        _write("all", [promise.metric for promise in PROMISES], found, bench)
+        _write("all", list(found.values()), bench)
     print(table([found[promise.metric] for promise in PROMISES if promise.metric in found]))
     return 0
 
@@ -61,10 +64,11 @@ def _rows(bench: Bench, group: Group) -> list[Row]:
         return [unmeasured(metric, str(error).splitlines()[0]) for metric in group.metrics]
 
 
-def _write(name: str, metrics: list[str], found: dict[str, Row], bench: Bench) -> None:
+def _write(family: str, rows: list[Row], bench: Bench) -> None:
     base = bench.base.name if bench.chosen else "SmolLM2-135M-Instruct"
-    title = f"{name}: {base} in bfloat16 on {bench.device}"
-    results.write(name, title, [found[metric] for metric in metrics if metric in found])
+    kinds = (base if bench.chosen else "", "" if bench.device == "cpu" else bench.device, "quick" * bench.quick)
+    title = f"{family}: {base} in bfloat16 on {bench.device}" + " (quick)" * bench.quick
+    results.write("-".join(filter(None, (family, *kinds))), title, rows)
 
 
 def _bench(options: argparse.Namespace, steps: Steps) -> Bench:
@@ -86,7 +90,9 @@ def _bench(options: argparse.Namespace, steps: Steps) -> Bench:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=_parts, default=(), help=f"some of {', '.join(FAMILIES)}, or metrics")
+    parser.add_argument(
+        "--only", type=parts_of(FAMILIES), default=(), help=f"some of {', '.join(FAMILIES)}, or metrics"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", type=Path, help="a base in safetensors with its tokenizer; default: the sample")
     parser.add_argument("--rounds", type=int, default=3)
@@ -95,15 +101,6 @@ def _options() -> argparse.Namespace:
     if options.model is not None:
         options.model = options.model.resolve()
     return options
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    """Names of families or metrics."""
-    chosen = tuple(filter(None, text.replace(",", " ").split()))
-    unknown = sorted(set(chosen) - FAMILIES.keys() - BY_METRIC.keys())
-    if unknown or not chosen:
-        raise argparse.ArgumentTypeError(f"names families ({', '.join(FAMILIES)}) or metrics")
-    return chosen
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The machinery of the benchmarks, as far as it can be wrong: rows, statistics, workload. Nothing here is timed."""
 
+import argparse
 import json
 import re
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from tests.bench.__main__ import FAMILIES
 from tests.bench.bench import take_turns
+from tests.bench.parts import parts_of
 from tests.bench.picture import beyond_goal, picture
 from tests.bench.promises import BY_METRIC, PROMISES, SCALE, Promise
 from tests.bench.results import read, write
@@ -42,6 +44,40 @@ def test_written_rows_keep_their_contract(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"[<>]= [\d.]+", row["goal"]) for row in document)
     assert read("serve", tmp_path) == rows
     assert sorted(path.name for path in tmp_path.iterdir()) == ["serve.json", "serve.svg"]
+
+
+def test_what_is_measured_anew_takes_the_place_of_its_own_row_alone(tmp_path: Path) -> None:
+    base, mixed = "serve.base_over_vllm_cpu", "serve.mixed64_r8_over_base"
+    write("serve", "title", [measured(mixed, [90.0], [100.0])], tmp_path)
+    write("serve", "title", [measured(base, [110.0], [100.0])], tmp_path)
+    assert [(row.metric, row.ours) for row in read("serve", tmp_path)] == [(base, 110.0), (mixed, 90.0)]
+    write("serve", "title", [measured(mixed, [95.0], [100.0])], tmp_path)
+    assert [(row.metric, row.ours) for row in read("serve", tmp_path)] == [(base, 110.0), (mixed, 95.0)]
+    drawn = (tmp_path / "serve.svg").read_text()
+    assert base in drawn
+    assert mixed in drawn
+
+
+def test_rows_that_cannot_be_read_do_not_keep_new_ones_from_being_told(tmp_path: Path) -> None:
+    (tmp_path / "serve.json").write_text('[{"metric": "of another time"}]')
+    rows = [measured("serve.base_over_vllm_cpu", [110.0], [100.0])]
+    write("serve", "title", rows, tmp_path)
+    assert read("serve", tmp_path) == rows
+
+
+def test_a_part_is_a_family_or_a_metric_that_the_program_measures() -> None:
+    bench, scale = parts_of(FAMILIES), parts_of(scale_families.FAMILIES)
+    assert bench("serve, load.packed_over_memcpy.r32") == ("serve", "load.packed_over_memcpy.r32")
+    assert scale("catalog") == ("catalog",)
+    refusals = [
+        (bench, "load scale.plan_64k_s", "^scale.plan_64k_s is measured by `make bench-scale`; name families"),
+        (scale, "ttft.cold_over_warm", "^ttft.cold_over_warm is measured by `make bench`"),
+        (bench, "serve.none", "^serve.none is neither a family nor a metric"),
+        (bench, " , ", "^names nothing"),
+    ]
+    for read_parts, text, told in refusals:
+        with pytest.raises(argparse.ArgumentTypeError, match=told):
+            read_parts(text)
 
 
 def test_a_row_tells_the_medians_and_their_ratio() -> None:

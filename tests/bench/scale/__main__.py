@@ -1,7 +1,7 @@
 """Measure the control plane's promises: python -m tests.bench.scale [--only catalog] [--quick].
 
-Prints one table, and writes build/bench/scale.json and scale.svg. The exit status is 0 whether or not the promises
-hold: a figure is not a test.
+Prints one table, and writes build/bench/scale.json and scale.svg; scale-quick of a quick run. The exit status is 0
+whether or not the promises hold: a figure is not a test.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 
 from e2e.cluster.progress import Steps
 from tests.bench import results
+from tests.bench.parts import parts_of
 from tests.bench.promises import SCALE
 from tests.bench.rows import Row, unmeasured
 from tests.bench.scale.families import FAMILIES
@@ -28,9 +29,10 @@ def main() -> int:
         for group in groups:
             if not options.only or {family, *group.metrics} & set(options.only):
                 scale.steps.say(f"== {', '.join(group.metrics)}")
-                found |= {row.metric: row for row in _rows(scale, group)}
-                rows = [found[promise.metric] for promise in SCALE if promise.metric in found]
-                results.write("scale", "scale: the control plane" + (" (quick)" if scale.quick else ""), rows)
+                rows = _rows(scale, group)
+                found |= {row.metric: row for row in rows}
+                name, how = ("scale-quick", " (quick)") if scale.quick else ("scale", "")
+                results.write(name, f"scale: the control plane{how}", rows)
     print(table([found[promise.metric] for promise in SCALE if promise.metric in found]))
     return 0
 
@@ -46,19 +48,12 @@ def _rows(scale: Scale, group: Group) -> list[Row]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=_parts, default=(), help=f"some of {', '.join(FAMILIES)}, or metrics")
+    parser.add_argument(
+        "--only", type=parts_of(FAMILIES), default=(), help=f"some of {', '.join(FAMILIES)}, or metrics"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a hundredth of everything: tries the machinery")
     return parser.parse_args()
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    """Names of families or metrics."""
-    chosen = tuple(filter(None, text.replace(",", " ").split()))
-    unknown = sorted(set(chosen) - FAMILIES.keys() - {promise.metric for promise in SCALE})
-    if unknown or not chosen:
-        raise argparse.ArgumentTypeError(f"names families ({', '.join(FAMILIES)}) or metrics")
-    return chosen
 
 
 if __name__ == "__main__":
