@@ -110,11 +110,6 @@ class Board:
     def __contains__(self, engine: str) -> bool:
         return engine in self._ordinals
 
-    @property
-    def touched(self) -> Collection[str]:
-        """Engines that were given or lost a copy."""
-        return self._own.keys()
-
     def size(self, adapter: str) -> Size:
         """The adapter's size; of the largest rank and no bytes until somebody has read it."""
         return self._sizes.get(adapter, self._unknown)
