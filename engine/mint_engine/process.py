@@ -173,8 +173,6 @@ class Process:
             map_version=map_version,
             sequence=sequence,
             max_rank=told.max_rank,
-            host_bytes_used=residency.books.host.ledger.used if residency else 0,
-            disk_bytes_used=residency.books.disk.ledger.used if residency else 0,
             failure=self._failure,
             demand=self._server.demand(MOST_TOLD),
             training_bytes=self._server.training_bytes,

@@ -139,8 +139,6 @@ class EngineRecord(_Record, frozen=True):
     map_version: int  # the newest version of the map that the engine has seen
     sequence: int  # grows with every change of what it holds
     max_rank: int = 0
-    host_bytes_used: int = 0
-    disk_bytes_used: int = 0
     failure: Failure | None = None  # why the base could not be loaded
     demand: Mapping[str, float] = {}  # requests in flight of the MOST_TOLD adapters that have most, smoothed
     training_bytes: int = 0  # of host memory, for the policies that train there: their state, and checkpoints of it
