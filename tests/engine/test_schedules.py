@@ -19,12 +19,11 @@ from msgspec.structs import replace
 
 from mint_engine import metrics
 from mint_engine.build import build
-from mint_engine.model.cache import page_bytes
 from mint_engine.requests.sampling import choose_tokens, invert, keep_likely, uniform
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.pages import Pages
+from mint_engine.scheduling.pages import PAGE_TOKENS, Pages
 from mint_engine.scheduling.request import (
     Done,
     Event,
@@ -154,7 +153,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     root = tmp_path_factory.mktemp("place")
     base = save_base(root / "base")
     folders = {name: save_adapter(base, root / name, rank=rank) for name, rank in RANKS.items()}
-    few = (PAGES + 1) * page_bytes(layers=2, heads=2, head_dim=16, dtype=torch.float32)
+    token_bytes = 2 * 2 * 2 * 16 * 4  # two layers' keys and values, each of two heads of 16 floats
+    few = (PAGES + 1) * PAGE_TOKENS * token_bytes
     options = settings_for(base, context_length=CONTEXT, kv_cache_bytes=few, device_slots=SLOTS)
     _, slots, generation = build(options, base, LIMITS)
     assert generation.scheduler.pages.total == PAGES

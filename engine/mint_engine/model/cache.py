@@ -93,11 +93,6 @@ class LatentCache:
 Cache = KvCache | LatentCache
 
 
-def page_bytes(layers: int, heads: int, head_dim: int, dtype: torch.dtype) -> int:
-    """Bytes of one page over all layers."""
-    return 2 * layers * heads * PAGE_TOKENS * head_dim * dtype.itemsize
-
-
 def count_pages(budget_bytes: int, page: int, context_length: int) -> int:
     """Pages that fit the budget. Raises CapacityExceeded where one request of full length would not, or the probe."""
     pages = budget_bytes // page - 1  # the null page
