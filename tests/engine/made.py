@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mint_engine.adapters import packed_file
-from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.packed import Packed, fingerprint, halves, lay_out
 from mint_engine.adapters.read import read_adapter
@@ -21,6 +22,19 @@ from mint_engine.sources.local import LocalFolder
 
 BASE_NAME = "tests/tiny-llama"
 ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One module's part of an adapter: y += (x @ a.T) @ b.T * scaling.
+
+    a: [r, in], b: [out, r], or [E, r, in] and [E, out, r] of stacked experts; `scaling` is alpha/r (alpha/sqrt(r)
+    with rsLoRA), applied exactly once, here.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
 
 
 def tiny_llama() -> LlamaForCausalLM:
@@ -99,3 +113,12 @@ def pack(modules: Mapping[str, Module], deltas: Mapping[str, Delta], dtype: torc
         b.copy_(deltas[place.path].b.mT.view(b.shape) if place.experts else deltas[place.path].b.t()[None])
     scalings = tuple(deltas[place.path].scaling for place in layout.places)
     return Packed(packed_file.describe(b"{}", fingerprint(modules), layout, scalings, run), run)
+
+
+def unpack(packed: Packed) -> dict[str, Delta]:
+    """Its parts by module path, as views of the run: what was packed."""
+    parts = zip(halves(packed.header.layout, packed.run), packed.header.scalings, strict=True)
+    return {
+        place.path: Delta(a if place.experts else a[0], (b if place.experts else b[0]).mT, scaling)
+        for (place, a, b), scaling in parts
+    }

@@ -27,6 +27,7 @@ from tests.engine.made import (
     lora_names,
     peft_adapter,
     tiny_fit,
+    unpack,
 )
 
 
@@ -69,7 +70,7 @@ def test_what_peft_writes_is_read_with_pefts_own_ranks_scalings_and_values(
 ) -> None:
     model = peft_adapter(tmp_path, **options)
     weights = read(tmp_path)
-    deltas = weights.deltas()
+    deltas = unpack(weights)
 
     layers = {
         name.removeprefix("base_model.model."): module
@@ -96,7 +97,7 @@ def test_tensors_come_in_the_bases_dtype_and_sum_up_to_what_is_held(adapter: Pat
 def test_half_precision_files_are_read(adapter: Path, stored: torch.dtype) -> None:
     halves = {name: tensor.to(stored) for name, tensor in load_file(adapter / WEIGHTS).items()}
     edit_tensors(adapter, dict(halves))
-    path, delta = next(iter(read(adapter).deltas().items()))
+    path, delta = next(iter(unpack(read(adapter)).items()))
     assert torch.equal(delta.a, halves[f"base_model.model.{path}.lora_A.weight"].float())
 
 

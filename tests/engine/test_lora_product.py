@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.errors import MintError, RankTooLarge, ShapeMismatch, UnknownTargetModules
-from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
 from mint_engine.model.lora import LONG_SEGMENT, Segment, add_lora, sort_rows
 from mint_engine.residency.slots import NO_SLOT, Slots
-from tests.engine.made import pack
+from tests.engine.made import Delta, pack, unpack
 
 CPU = torch.device("cpu")
 LEFT, RIGHT = Module("layers.0.left", 12, 20), Module("layers.0.right", 20, 8)
@@ -26,7 +26,7 @@ def naive(
     """PEFT's formula, a row at a time."""
     y = y.clone()
     for segment in segments:
-        delta = tenants[segment.slot].deltas().get(path) if segment.slot in tenants else None
+        delta = unpack(tenants[segment.slot]).get(path) if segment.slot in tenants else None
         if delta is not None:
             for row in range(segment.start, segment.start + segment.length):
                 y[row] += (delta.b @ (delta.a @ x[row])) * delta.scaling
@@ -117,7 +117,7 @@ def test_a_slot_never_shows_its_former_tenant() -> None:
     for slot in range(COUNT):
         held = 0
         for path, module in slots.index.items():
-            delta, part = tenants[slot].deltas().get(path) if slot in tenants else None, slots.part(module, slot)
+            delta, part = unpack(tenants[slot]).get(path) if slot in tenants else None, slots.part(module, slot)
             assert (delta is None) == (part is None)
             if delta is not None and part is not None:
                 assert torch.equal(part[0], delta.a)

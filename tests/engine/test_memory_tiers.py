@@ -13,12 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mint_contracts.errors import CapacityExceeded, Overloaded
 from mint_contracts.source import Source
-from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.ledger import Ledger, evictions
-from tests.engine.made import pack
+from tests.engine.made import Delta, pack
 
 SIZES = st.integers(0, 50)
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from mint_contracts.errors import CorruptFile
 from mint_engine.adapters import packed_file
-from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.mapped import MAP_FROM_BYTES, Opener
 from mint_engine.adapters.packed import Packed, bytes_of, is_finite, lay_out
 from mint_engine.adapters.packed_file import ALIGNMENT, MAX_BODY_BYTES, PREFIX
-from tests.engine.made import pack
+from tests.engine.made import Delta, pack, unpack
 
 MODULES = {
     "layers.0.q": Module("layers.0.q", 6, 4),
@@ -72,8 +72,8 @@ def test_what_was_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
 
 def test_the_run_holds_a_and_b_transposed_of_each_module_in_the_bases_order() -> None:
     packed = adapter()
-    a, b = packed.deltas()["layers.0.experts.up"].a, packed.deltas()["layers.0.experts.up"].b
-    c, d = packed.deltas()["layers.1.q"].a, packed.deltas()["layers.1.q"].b
+    a, b = unpack(packed)["layers.0.experts.up"].a, unpack(packed)["layers.0.experts.up"].b
+    c, d = unpack(packed)["layers.1.q"].a, unpack(packed)["layers.1.q"].b
     assert torch.equal(packed.run, torch.cat([each.reshape(-1) for each in (a, b.mT, c, d.t())]))
 
 

@@ -40,6 +40,7 @@ from tests.engine.made import (
     read_tiny,
     tiny_fit,
     tiny_llama,
+    unpack,
 )
 
 EXPERTS = 4
@@ -117,7 +118,7 @@ def test_peft_loads_what_is_exported_and_answers_the_same(tmp_path: Path, option
 
 def test_all_experts_of_a_module_lie_in_one_part_in_their_order(tmp_path: Path) -> None:
     tensors = load_file(moe_adapter(tmp_path / "peft") / WEIGHTS)
-    deltas = read(tmp_path / "peft").deltas()
+    deltas = unpack(read(tmp_path / "peft"))
     assert deltas.keys() == MOE.modules.keys()
     for path in ("model.layers.0.mlp.experts.gate_proj", "model.layers.0.mlp.experts.down_proj"):
         for expert in range(EXPERTS):
@@ -134,7 +135,7 @@ def test_experts_fill_a_slot_and_leave_it(tmp_path: Path) -> None:
     module = slots.index["model.layers.0.mlp.experts.down_proj"]
     part = slots.part(module, 1)
     assert part is not None
-    delta = packed.deltas()["model.layers.0.mlp.experts.down_proj"]
+    delta = unpack(packed)["model.layers.0.mlp.experts.down_proj"]
     assert torch.equal(part[0], delta.a.flatten(0, 1))
     assert torch.equal(part[1], delta.b.mT.flatten(0, 1))
     assert int(slots.ranks[module, 1]) == 2

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from mint_contracts.errors import SourceUnavailable
 from mint_engine.adapters import packed_file
-from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.mapped import MAP_FROM_BYTES, Opener
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.remapping import HUGE, PAGE, put_file, put_pages, put_zeros, reserve
 from mint_engine.residency.slots import Slots
-from tests.engine.made import pack
+from tests.engine.made import Delta, pack, unpack
 
 CPU = torch.device("cpu")
 LEFT, RIGHT = Module("left", 40_000, 20_000), Module("right", 20_001, 30_003)
@@ -55,7 +55,7 @@ def make_slots() -> Slots:
 
 def holds(slots: Slots, slot: int, packed: Packed | None) -> bool:
     """The slot's parts are the adapter's, to the last bit, and nothing lies beyond its end."""
-    deltas = packed.deltas() if packed is not None else {}
+    deltas = unpack(packed) if packed is not None else {}
     for path, module in slots.index.items():
         part, delta = slots.part(module, slot), deltas.get(path)
         if part is None or delta is None:

@@ -1,8 +1,6 @@
-"""The nouns that loading and computing share: a base's LoRA-able modules, and one module's part of an adapter."""
+"""What loading and computing share: the linear modules of a base that adapters may target."""
 
 from dataclasses import dataclass
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -26,16 +24,3 @@ class Module:
     def outputs(self) -> slice:
         """`rows` as a slice of the larger tensor's outputs."""
         return slice(*self.rows)
-
-
-@dataclass(frozen=True)
-class Delta:
-    """One module's part of an adapter: y += (x @ a.T) @ b.T * scaling.
-
-    a: [r, in], b: [out, r], or [E, r, in] and [E, out, r] of stacked experts; `scaling` is alpha/r (alpha/sqrt(r)
-    with rsLoRA), applied exactly once, here.
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    scaling: float

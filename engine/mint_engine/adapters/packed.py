@@ -17,7 +17,7 @@ from functools import cached_property
 
 import torch
 
-from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.file_identity import KnownFile
 
 # A number type's whole numbers of the same size, and the bits of its exponent.
@@ -111,14 +111,6 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes that it costs to hold, as the tiers account them."""
         return self.header.file_bytes
-
-    def deltas(self) -> dict[str, Delta]:
-        """Its parts by module path, as views of the run."""
-        parts = zip(halves(self.header.layout, self.run), self.header.scalings, strict=True)
-        return {
-            place.path: Delta(a if place.experts else a[0], (b if place.experts else b[0]).mT, scaling)
-            for (place, a, b), scaling in parts
-        }
 
 
 def halves(layout: Layout, run: torch.Tensor) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:

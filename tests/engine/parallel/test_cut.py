@@ -4,10 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.adapter import Module
 from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, cuts_of, share_out
 from mint_engine.residency.slots import Slots
-from tests.engine.made import pack
+from tests.engine.made import Delta, pack
 
 BASE = Dimensions(heads=6, kv_heads=3, vocabulary=96, experts=5)
 HIDDEN, ROWS, SLOT = 32, 3, 1

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mint_engine.adapters.adapter import Delta, Module
+from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency.slots import Slots
-from tests.engine.made import pack
+from tests.engine.made import Delta, pack
 from tests.engine.parallel.playing import TURNS, built, play
 from tests.engine.saved_families import save_base
 
