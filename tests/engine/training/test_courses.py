@@ -2,21 +2,26 @@
 
 import asyncio
 import itertools
+import json
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import grpc
 import pytest
 from safetensors.torch import load
 from structlog.testing import capture_logs
 
+from mint_contracts import sampling_pb2, sampling_pb2_grpc
 from mint_contracts.errors import Overloaded, StaleLease
 from mint_contracts.training import (
     Dataset,
     Evaluation,
     ExactMatch,
+    Length,
     Loss,
     NumericAnswer,
     Optimizer,
@@ -26,7 +31,7 @@ from mint_contracts.training import (
     TrainSampling,
 )
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
-from mint_engine.policies import patience, revisions, roster
+from mint_engine.policies import keeping, patience, revisions, roster
 from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
 from mint_engine.policies.store import LocalStore, store_of
 from mint_engine.policies.updates import ALONE_S
@@ -34,7 +39,7 @@ from mint_engine.scheduling.request import Request, Sampling
 from mint_engine.scheduling.stepper import Stepper
 from tests.engine.in_process import Engine
 from tests.engine.running import save_adapter, save_base
-from tests.engine.training.teaching import Gate, Scene, assignment, hold_updates, train, training
+from tests.engine.training.teaching import LINES, Gate, Scene, assignment, hold_updates, train, training
 from tests.waiting import until
 
 PROMPT = (5, 6, 7, 8)
@@ -206,19 +211,36 @@ async def test_a_cancelled_policy_is_saved_and_publishes_nothing_more(base: Path
         assert revisions.newest(store_of(scene.store), "acme/one", 0) is None
 
 
-async def test_without_a_sure_lease_nothing_is_begun_or_written(base: Path, tmp_path: Path) -> None:
-    now = [0.0]
-    async with training(base, tmp_path, train(steps=100), clock=lambda: now[0]) as scene:
+async def test_without_a_sure_lease_nothing_is_begun_or_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lapses when a checkpoint is on its way, and comes back."""
+    now, looks = 0.0, 0
+
+    def clock() -> float:
+        nonlocal looks
+        looks += 1
+        return now
+
+    def lapse(blob: bytes) -> str:
+        nonlocal now
+        now += LEASE_TTL_S + 1
+        monkeypatch.setattr(keeping, "digest_of", digest_of)
+        return digest_of(blob)
+
+    monkeypatch.setattr(keeping, "digest_of", lapse)
+    async with training(base, tmp_path, train(steps=100), clock=clock) as scene:
         scene.want(assignment("acme/one"))
-        await until(lambda: scene.roster.progress()["acme/one"].step >= 1)
-        now[0] += LEASE_TTL_S + 1
-        course = scene.roster._running["acme/one"].course
+        course, store = scene.roster._running["acme/one"].course, store_of(scene.store)
+        shelf = Shelf(store, "acme/one")
         await until(lambda: course.waits)
-        at, kept = course.progress.step, Shelf(store_of(scene.store), "acme/one").newest()
+        at, before = course.progress.step, looks
+        await until(lambda: looks >= before + 8)  # whoever waits has asked again, and been told that it is not sure
+        assert course.progress.step == at
+        assert store.names(shelf.folder) == []
         scene.roster.confirm()
+        await until(shelf.newest)
         await until(lambda: course.progress.step > at)
-        now[0] += LEASE_TTL_S + 1
-        assert kept is None or kept[0].step <= at
 
 
 async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, tmp_path: Path) -> None:
@@ -266,10 +288,14 @@ async def test_a_policy_that_can_not_be_trained_fails_with_the_reason_and_alone(
 async def test_a_neighbour_that_fails_changes_nothing(base: Path, tmp_path: Path) -> None:
     alone = await whole(base, tmp_path / "alone", "acme/one")
     async with training(base, tmp_path) as scene:
-        wild = Optimizer(learning_rate=1e38, max_grad_norm=0.0)
+        wild = Optimizer(learning_rate=1e30, max_grad_norm=0.0)
         scene.want(assignment("acme/one"), assignment("acme/wild", optimizer=wild))
-        await until(lambda: scene.roster.progress()["acme/one"].stage is Stage.COMPLETE, 20)
+        await until(lambda: scene.roster.progress()["acme/one"].stage is Stage.COMPLETE)
         assert saved(scene, "acme/one") == alone
+        told = (await scene.ended("acme/wild", stage=Stage.FAILED))["acme/wild"]
+        assert told.step == 1, "what its first step made of it went into a slot"
+        assert told.failure is not None
+        assert "acme/wild: computes NaN or infinity" in told.failure.message
 
 
 async def test_an_update_follows_only_from_groups_with_a_signal(base: Path, tmp_path: Path) -> None:
@@ -298,11 +324,26 @@ async def test_what_was_sampled_at_a_temperature_is_learnt_at_it(base: Path, tmp
 
 
 async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> None:
-    async with training(base, tmp_path, train(evaluation=Evaluation(every_steps=2, prompts=3))) as scene:
+    """As a client's greedy answers would be, from what was published at the same step."""
+    reward = Length(target=12, tolerance=12)
+    scored = {"reward": Reward(length=reward), "evaluation": Evaluation(every_steps=2, prompts=3)}
+    async with training(base, tmp_path, train(**scored)) as scene:
         scene.want(assignment("acme/one"))
         told = (await scene.ended("acme/one"))["acme/one"]
-        assert told.evaluation is not None
-        assert 0.0 <= told.evaluation <= 1.0
+        assert told.published is not None
+        assert told.published.step == told.step
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:
+            sampler = sampling_pb2_grpc.SamplerStub(channel)
+            answers = [await answer(sampler, "acme/one", json.loads(line)["prompt"]) for line in LINES[:3]]
+        distances = [abs(len(text.strip()) - reward.target) for text in answers]
+        assert told.evaluation == pytest.approx(fmean(max(0.0, 1 - each / reward.tolerance) for each in distances))
+
+
+async def answer(sampler: "sampling_pb2_grpc.SamplerAsyncStub", policy: str, prompt: str) -> str:
+    """Eight tokens' text, greedy."""
+    sampling = sampling_pb2.SamplingParams(max_tokens=8)
+    request = sampling_pb2.GenerateRequest(adapter=policy, text=prompt, sampling=sampling)
+    return "".join([event.chunk.text async for event in sampler.Generate(request, timeout=60)])
 
 
 async def test_an_evaluation_that_a_pause_or_an_end_cut_off_is_made_up_for(base: Path, tmp_path: Path) -> None:
