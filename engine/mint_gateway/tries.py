@@ -6,7 +6,7 @@ import grpc
 import msgspec
 
 from mint_contracts.backoff import delay_s
-from mint_contracts.errors import Draining, EngineUnavailable, Unavailable
+from mint_contracts.errors import BaseModelNotFound, Draining, EngineUnavailable, Unavailable
 from mint_contracts.wire import from_rpc_error
 
 
@@ -63,9 +63,9 @@ class Tries:
 
 
 def lost(error: grpc.aio.AioRpcError) -> bool:
-    """The engine is away, as opposed to having said something."""
+    """The engine is away, as opposed to having said something. At its address may be another base's by now."""
     failure = from_rpc_error(error)
-    if isinstance(failure, Draining | EngineUnavailable):
+    if isinstance(failure, Draining | EngineUnavailable | BaseModelNotFound):
         return True
     if type(failure) is Unavailable:  # the transport's own word: no ErrorInfo came with it
         return error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED

@@ -347,6 +347,17 @@ async def test_a_client_that_cancels_before_the_first_token_frees_the_engine_too
     await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
 
 
+async def test_an_address_that_another_base_has_by_now_costs_a_try(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    moved, other = await scene.engine("e-0"), await scene.engine("e-1")
+    await moved.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    moved.refuse = errors.BaseModelNotFound(f"base model {BASE!r}", "is not served here; demo/other is")
+    await scene.open()
+    await scene.seen(moved, other)
+    assert (await scene.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-1"
+    assert len(moved.seen) == 1
+
+
 async def test_the_clients_deadline_is_the_engines_deadline(scene: Scene) -> None:
     await scene.base()
     engine = await scene.engine("e-0")
