@@ -1,11 +1,12 @@
 """A real redis-server of a test's own, that can be killed and started again."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -68,6 +69,16 @@ class RedisProcess:
             self._process.kill()
             self._process.wait(10)
             self._process = None
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """It takes connections meanwhile and says nothing, as on a node that is cut off."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> "RedisProcess":
         return self

@@ -115,6 +115,8 @@ class Router:
             view = self._mirror.views.get(trail.base_model)
             if view is None:
                 raise BaseModelNotFound(f"base model {trail.base_model!r}", "is served no longer")
+            if trail.source is None and trail.adapter not in view.placements:  # its wave may have gone meanwhile
+                view, trail.source = await self.locate(view.base, trail.adapter)
             view = view.told(trail.adapter, trail.source)
             now = self.now(view)
             if error := refusal(view, trail.adapter, now):

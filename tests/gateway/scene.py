@@ -64,6 +64,10 @@ class Scene:
         placement = Placement(adapter, Source(source or f"{STORE}/{adapter}"), ("demo/wave",), places)
         self.versions[base] = await self.writer.apply(base, MapChange(set_placements=(placement,)))
 
+    async def unplace(self, adapter: str) -> None:
+        """Take back what `place` did."""
+        self.versions[BASE] = await self.writer.apply(BASE, MapChange(del_placements=(adapter,)))
+
     async def place_many(self, adapters: Sequence[str], engines: Sequence[str]) -> None:
         """Place adapters by hand, each on one of the engines in turn."""
         placements = [

@@ -25,11 +25,12 @@ from mint_contracts.errors import (
     AdapterNotFound,
     CapacityExceeded,
     CatalogNotFound,
+    EngineUnavailable,
     InvalidRequest,
     MapUnavailable,
     Overloaded,
 )
-from mint_contracts.functions import connect
+from mint_contracts.functions import CALL_TIMEOUT_S, connect
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
@@ -438,6 +439,40 @@ async def test_a_placed_adapter_stays_where_its_wave_has_it(scene: Scene, local:
     await scene.seen(engine)
     await client.answer(question("hi", adapter="a/b"))
     assert engine.seen[-1].whence.uri == "s3://adapters/a/b/r1"
+
+
+async def test_an_adapter_whose_wave_goes_while_a_request_waits_is_where_the_catalog_has_it(
+    scene: Scene, local: str
+) -> None:
+    client = await opened(scene, local)
+    engine = await scene.engine("one")
+    engine.refuse = EngineUnavailable("engine 'one'", "starts anew", retry_after_s=1.0)
+    await client.register(in_pieces(lines([entry("a/b", "r2")])))
+    await scene.place("a/b", "one", source="s3://adapters/a/b/r1")
+    await scene.seen(engine)
+    asking = asyncio.create_task(client.answer(question("hi", adapter="a/b")))
+    await until(lambda: engine.seen)
+    await scene.unplace("a/b")
+    await scene.seen(engine)
+    engine.refuse = None
+    await asyncio.wait_for(asking, 60)
+    assert engine.seen[0].whence.uri == "s3://adapters/a/b/r1"
+    assert engine.seen[-1].whence.uri == "s3://adapters/a/b/r2"
+
+
+async def test_what_is_known_is_answered_at_once_while_redis_is_silent(
+    fragile: Scene, own_redis: RedisProcess, local: str
+) -> None:
+    client = await opened(fragile, local)
+    engine = await fragile.engine("one")
+    await fragile.seen(engine)
+    await client.register(in_pieces(lines([entry("a/b")])))
+    await client.answer(question("hi", adapter="a/b"))
+    with own_redis.silent():
+        await until(lambda: fragile.gateway.mirror.away)
+        began = time.monotonic()
+        await client.answer(question("hi", adapter="a/b"))
+        assert time.monotonic() - began < CALL_TIMEOUT_S / 2
 
 
 async def in_pieces(text: bytes, size: int = 60_000) -> AsyncIterator[RegisterRequest]:

@@ -23,7 +23,7 @@ class Catalogs:
     def __init__(self, redis: Redis, mirror: Mirror) -> None:
         self._mirror = mirror
         self.reader = CatalogReader(redis)
-        self.resolver = Resolver(self.reader)
+        self.resolver = Resolver(self.reader, away=lambda: mirror.away)
         self._keeper = Keeper(redis, self.manifests)
 
     def manifests(self) -> dict[str, Source]:

@@ -24,12 +24,17 @@ _log = structlog.get_logger()
 
 
 class Resolver:
-    """The entries that requests ask for. `clock` is in seconds and never goes back."""
+    """The entries that requests ask for. `away` tells that Redis does not answer; `clock` never goes back."""
 
     def __init__(
-        self, reader: CatalogReader, *, remembered: int = REMEMBERED, clock: Callable[[], float] = time.monotonic
+        self,
+        reader: CatalogReader,
+        *,
+        away: Callable[[], bool] = lambda: False,
+        remembered: int = REMEMBERED,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._reader = reader
+        self._reader, self._away = reader, away
         self._remembered, self._clock = remembered, clock
         self._known: OrderedDict[Key, tuple[Entry | None, float]] = OrderedDict()
         self._asking: dict[Key, asyncio.Task[Entry | None]] = {}
@@ -37,10 +42,10 @@ class Resolver:
     async def find(self, base: str, asked: str) -> Entry | None:
         """What NAME or NAME@REVISION means; None where the catalog has no such. Raises MapUnavailable.
 
-        While Redis is away, what was found before goes on counting.
+        While Redis is away, what was found before goes on counting: nobody waits for a Redis that is silent.
         """
         known = self._known.get((base, asked))
-        if known is not None and self._clock() - known[1] < FRESH_S:
+        if known is not None and (self._away() or self._clock() - known[1] < FRESH_S):
             self._known.move_to_end((base, asked))
             return known[0]
         try:
