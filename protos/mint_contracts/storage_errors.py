@@ -76,12 +76,19 @@ def writing_errors(subject: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise Overloaded(subject, "has no room left on its volume; enlarge it", retry_after_s=5.0) from error
+        if full := volume_full(error, subject):
+            raise full from error
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
             said = f"may not be written ({error.strerror}); check how its volume is mounted, and its permissions"
             raise SourceForbidden(subject, said) from error
         raise SourceUnavailable(subject, f"could not be written ({error.strerror}); retrying") from error
+
+
+def volume_full(error: OSError, subject: str) -> MintError | None:
+    """Overloaded, if the error says that a volume of somebody's own took no more."""
+    if error.errno in _FULL:
+        return Overloaded(subject, "has no room left on its volume; enlarge it", retry_after_s=5.0)
+    return None
 
 
 def disk_full(error: BaseException, subject: str) -> MintError | None:

@@ -16,7 +16,7 @@ from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
 from mint_contracts.errors import CapacityExceeded, SourceForbidden
 from mint_contracts.source import Location, Source, locate
-from mint_contracts.storage_errors import disk_full, os_errors, storage_errors
+from mint_contracts.storage_errors import os_errors, storage_errors, volume_full
 from mint_engine.sources.copying import publish, sync
 
 WRITABLE = ("file", "pvc", "s3", "gs")
@@ -103,7 +103,7 @@ class LocalStore:
             try:
                 yield
             except OSError as error:
-                raise disk_full(error, self._subject) or error from error
+                raise volume_full(error, self._subject) or error from error
 
 
 def _partial(target: Path) -> Path:

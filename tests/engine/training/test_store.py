@@ -1,6 +1,8 @@
 """Checkpoints and revisions in real stores: whole or not there, fenced by lease, swept, and read as every other."""
 
 import contextlib
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,14 @@ import pytest
 import torch
 
 from mint_contracts import backends
-from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceNotFound, SourceUnavailable, StaleLease
+from mint_contracts.errors import (
+    CapacityExceeded,
+    Overloaded,
+    SourceForbidden,
+    SourceNotFound,
+    SourceUnavailable,
+    StaleLease,
+)
 from mint_contracts.source import Source
 from mint_engine.policies import revisions
 from mint_engine.policies.checkpoints import BLOB, RECORD, Name, Record, Shelf, digest_of
@@ -195,3 +204,12 @@ def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(st
     assert revisions.newest(store, "acme/one", 2) is None, "whoever had that lease has published nothing"
     kept = {each.revision.rpartition(":")[2] for each in told[-revisions.KEPT :]}
     assert set(store.names("revisions/acme/one")) == kept | {revisions.ENTRIES}
+
+
+def test_a_full_volume_is_named_as_what_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Overloaded, match=r"store 'file:.*: has no room left on its volume; enlarge it"):
+        store.write("acme/p/x", b"data")
