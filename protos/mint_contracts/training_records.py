@@ -44,8 +44,16 @@ class Published(_Record, frozen=True):
 
 
 def published_in(store: Source, policy: str) -> Source:
-    """The folder of a training store in which a policy's revisions lie, each in a folder of its own."""
-    return child(store, f"revisions/{policy}")
+    """The folder of a training store in which a policy's revisions lie, each in a folder of its own.
+
+    No segment of a name begins with a dot: another policy's name never leads there.
+    """
+    return child(store, revisions_of(policy))
+
+
+def revisions_of(policy: str) -> str:
+    """That folder, relative to the store."""
+    return f"revisions/{policy}/.published"
 
 
 class Progress(_Record, frozen=True):

@@ -486,7 +486,7 @@ def test_a_policy_named_like_an_adapter_that_another_wave_serves_is_not_trained(
 
 def test_a_policy_may_be_served_as_it_was_published_before() -> None:
     given = Policies(list=(Policy(name="team/x"),))
-    before = {"team/x": "pvc://training/runs/revisions/team/x/abc"}
+    before = {"team/x": "pvc://training/runs/revisions/team/x/.published/abc"}
     world = World(base(), [worlds.wave("s", sources=before), training_wave("w", policies=given)], engines(1))
     world.step()
     world.step()

@@ -8,13 +8,13 @@ that was made anew under an old name begins anew.
 """
 
 import hashlib
-import re
 
 import msgspec
 import structlog
 
-from mint_contracts.errors import CapacityExceeded, CorruptFile, PolicyNotFound, SourceNotFound, StaleLease
+from mint_contracts.errors import CapacityExceeded, CorruptFile, PolicyNotFound, SourceNotFound
 from mint_contracts.training_records import Published
+from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import Store
 
 KEPT = 2  # complete ones; the second is there in case the first is broken
@@ -22,24 +22,7 @@ MAX_BLOB, MAX_RECORD = 8 << 30, 8 << 20
 BLOB, RECORD = "state.safetensors", "record.json"
 NO_RUN = "-"
 
-_NAME = re.compile(r"([0-9]{16})-([0-9]{8})")
 _log = structlog.get_logger(__name__)
-
-
-class Name(msgspec.Struct, frozen=True, order=True):
-    """What orders checkpoints."""
-
-    lease: int
-    step: int
-
-    def __str__(self) -> str:
-        return f"{self.lease:016d}-{self.step:08d}"
-
-    @classmethod
-    def read(cls, text: str) -> "Name | None":
-        """What `str` gave; None for anything else."""
-        found = _NAME.fullmatch(text)
-        return cls(int(found[1]), int(found[2])) if found else None
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,8 +50,9 @@ class Shelf:
     """One policy's checkpoints in one run. Blocks its thread."""
 
     def __init__(self, store: Store, policy: str, run: str = "", kept: int = KEPT) -> None:
-        self._store, self._policy, self._kept = store, policy, kept
+        self._store, self._policy = store, policy
         self.folder = f"policies/{policy}/{run or NO_RUN}"
+        self._series = Series(store, policy, self.folder, RECORD, kept)
 
     def save(self, record: Record, blob: bytes) -> None:
         """Write a checkpoint and sweep what it makes superfluous.
@@ -76,14 +60,14 @@ class Shelf:
         Raises StaleLease where a newer lease has written, and the errors of a store.
         """
         name = Name(record.lease, record.step)
-        self._refuse_stale(name)
+        self._series.refuse_stale(name)
         self._store.write(f"{self.folder}/{name}/{BLOB}", blob)
         self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
-        self._sweep(name)
+        self._series.sweep(name)
 
     def newest(self) -> tuple[Record, bytes] | None:
         """The newest whole checkpoint with its blob; broken ones are passed over and told."""
-        for name in reversed(self._names()):
+        for name in reversed(self._series.names()):
             try:
                 return self._read(name)
             except (CorruptFile, CapacityExceeded) as error:
@@ -113,26 +97,6 @@ class Shelf:
         if hashlib.sha256(blob).hexdigest() != record.digest or Name(record.lease, record.step) != name:
             raise CorruptFile(subject, "does not match its record")
         return record, blob
-
-    def _names(self) -> list[Name]:
-        found = [Name.read(name) for name in self._store.names(self.folder)]
-        return sorted(each for each in found if each is not None)
-
-    def _refuse_stale(self, name: Name) -> None:
-        newer = [each for each in self._names() if each.lease > name.lease]
-        if newer:
-            raise StaleLease(
-                f"policy {self._policy!r}", f"is trained under lease {newer[-1].lease} now, not {name.lease}"
-            )
-
-    def _sweep(self, name: Name) -> None:
-        """Remove all but the newest ones up to `name`; the record first, so that none is ever half there."""
-        older = [each for each in self._names() if each <= name]
-        whole = [each for each in older if RECORD in self._store.names(f"{self.folder}/{each}")]
-        for each in older:
-            if each not in whole[-self._kept :]:
-                self._store.delete(f"{self.folder}/{each}/{RECORD}")
-                self._store.delete(f"{self.folder}/{each}")
 
 
 def digest_of(blob: bytes) -> str:

@@ -18,9 +18,10 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
-from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
+from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.means import Means
 from mint_engine.policies.patience import Patiently
+from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.policies.terms import Terms
 from mint_engine.training import state

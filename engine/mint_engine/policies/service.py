@@ -28,9 +28,10 @@ from mint_contracts.wire import to_status
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies.calls import Calls
-from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
+from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.means import Means
 from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, told_of
+from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.training.policy import PolicySettings
 

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from mint_contracts import sampling_pb2, sampling_pb2_grpc
 from mint_contracts.errors import Overloaded, StaleLease
+from mint_contracts.source import parent
 from mint_contracts.training import (
     Dataset,
     Evaluation,
@@ -30,9 +31,10 @@ from mint_contracts.training import (
     RewardService,
     TrainSampling,
 )
-from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
+from mint_contracts.training_records import LEASE_TTL_S, Order, Stage, published_in
 from mint_engine.policies import keeping, patience, revisions, roster
-from mint_engine.policies.checkpoints import Name, Record, Shelf, digest_of
+from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, store_of
 from mint_engine.policies.updates import ALONE_S
 from mint_engine.scheduling.request import Request, Sampling
@@ -489,10 +491,10 @@ async def test_a_policy_starts_from_an_adapter(base: Path, tmp_path: Path) -> No
         scene.want(assignment("acme/child", start_from="acme/parent"))
         published = (await scene.ended("acme/child"))["acme/child"].published
         assert published is not None
-        parent = await scene.residency.lending.read("acme/parent")
-        assert published.source == revisions.source_of(store_of(scene.store), "acme/child", published.revision)
+        begun_from = await scene.residency.lending.read("acme/parent")
+        assert parent(published.source) == published_in(scene.store, "acme/child").uri
         with (loader := scene.residency._climber._loader).disk.using(published.source):
-            assert loader.load(published.source).run.equal(parent.run)
+            assert loader.load(published.source).run.equal(begun_from.run)
 
 
 async def test_more_steps_while_a_policy_runs_stretch_its_schedule(base: Path, tmp_path: Path) -> None:
