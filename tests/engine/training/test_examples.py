@@ -147,9 +147,20 @@ def test_each_epoch_takes_every_example_once_in_an_order_of_its_own(
 
 
 def test_draws_are_the_same_whenever_they_are_made_and_differ_by_seed() -> None:
-    assert [draw(10, 1, step, 4) for step in (0, 1, 2)] == [[2, 7, 1, 0], [3, 9, 8, 5], [4, 6, 3, 2]]
-    assert draw(10, 1, 2, 4) == [4, 6, 3, 2]
+    assert [draw(10, 1, step, 4) for step in (0, 1, 2)] == [[5, 3, 9, 6], [1, 7, 0, 4], [8, 2, 2, 4]]
+    assert draw(10, 1, 2, 4) == [8, 2, 2, 4]
     assert draw(10, 2, 0, 4) != draw(10, 1, 0, 4)
+
+
+def test_every_order_comes_about_as_often() -> None:
+    orders = Counter(tuple(draw(4, seed, 0, 4)) for seed in range(4800))
+    assert len(orders) == 24
+    assert all(120 < times < 280 for times in orders.values()), "200 each, within six standard deviations"
+
+
+def test_a_draw_makes_no_order_of_all_examples() -> None:
+    """It is made on the event loop, where an order of a million would hold every stream up."""
+    assert len(set(draw(10**15, 1, 0, 8))) == 8
 
 
 def test_every_completion_has_a_seed_of_its_own() -> None:
