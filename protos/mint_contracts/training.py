@@ -13,6 +13,8 @@ LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "ppo", "importanc
 Scaling = Literal["group", "batch", "none"]
 Schedule = Literal["constant", "linear", "cosine"]
 
+USUAL_CLIP_LOW = 0.2
+
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
     """camelCase on the wire; unset fields stay off it."""
@@ -22,13 +24,20 @@ class Loss(_Camel, frozen=True):
     """How advantages become a loss."""
 
     type: LossType = "dapo"
-    clip_low: float = 0.2
+    clip_low: float | None = None  # None: USUAL_CLIP_LOW; cispo: no bound, as in TRL
     clip_high: float = 0.2
     kl_coefficient: float = 0.0  # of the k3 estimator against the base: the adapter switched off
     scale_rewards: Scaling = "group"  # what the advantage is divided by: (R - mean) / (std + 1e-4)
     filter_groups: bool = True  # leave out groups whose rewards are all alike: they carry no signal
     ratio_low: float = 0.5  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
     ratio_high: float = 5.0
+
+    @property
+    def lowest(self) -> float:
+        """What the clip keeps a token's probability ratio above."""
+        if self.clip_low is not None:
+            return 1 - self.clip_low
+        return 0.0 if self.type == "cispo" else 1 - USUAL_CLIP_LOW
 
 
 class Optimizer(_Camel, frozen=True):

@@ -25,7 +25,7 @@ def batch_of_request(request: pb.ForwardBackwardRequest) -> PolicyBatch:
     usual = Loss()
     loss = Loss(
         type=cast(LossType, request.loss),
-        clip_low=request.clip_low or usual.clip_low,
+        clip_low=request.clip_low or None,
         clip_high=request.clip_high or usual.clip_high,
         kl_coefficient=request.kl_coefficient,
         ratio_low=request.ratio_low,

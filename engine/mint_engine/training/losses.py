@@ -12,9 +12,10 @@ Letters: l the policy's log-probability of a token, s the sampler's, r = exp(l -
 | importance_sampling           | -r A                                         | nothing: a sum        |
 | cross_entropy                 | -l                                           | nothing: a sum        |
 
-clip(r) keeps r within 1 - clip_low and 1 + clip_high. A KL coefficient adds it times Schulman's k3 against the base,
-exp(b - l) - (b - l) - 1 with the base's log-probability b. A ratio band (IcePop, arXiv 2510.18855) silences tokens
-whose r lies outside of it, where trainer and sampler disagree by more than an update explains.
+clip(r) keeps r within 1 - clip_low and 1 + clip_high; that of cispo only below 1 + clip_high, unless a clip_low is
+told. A KL coefficient adds it times Schulman's k3 against the base, exp(b - l) - (b - l) - 1 with the base's
+log-probability b. A ratio band (IcePop, arXiv 2510.18855) silences tokens whose r lies outside of it, where trainer
+and sampler disagree by more than an update explains.
 """
 
 from dataclasses import dataclass
@@ -42,9 +43,9 @@ def token_losses(
 ) -> TokenLosses:
     """The losses of n tokens; gradients flow to `now`. `base` is needed with a KL coefficient only."""
     ratio = torch.exp((now - sampler).clamp(-_MOST_LOG_RATIO, _MOST_LOG_RATIO))
-    bounded = ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high)
+    bounded = ratio.clamp(loss.lowest, 1 + loss.clip_high)
     never = torch.zeros_like(ratio, dtype=torch.bool)
-    clipped = ((ratio < 1 - loss.clip_low) & (advantages < 0)) | ((ratio > 1 + loss.clip_high) & (advantages > 0))
+    clipped = ((ratio < loss.lowest) & (advantages < 0)) | ((ratio > 1 + loss.clip_high) & (advantages > 0))
     if loss.type == "cross_entropy":
         value, clipped = -now, never
     elif loss.type == "importance_sampling":

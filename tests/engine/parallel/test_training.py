@@ -158,9 +158,9 @@ def test_a_lesson_that_fails_on_the_first_rank_alone_fails_alone(kind: Kind, fai
     if fails == "holding":
         two.trainer.policy(NAMES[2]).weights = UnheldWeights()
     elif fails == "a grade":
-        third = replace(third, loss=Loss(clip_low=None))  # type: ignore[arg-type]
+        third = replace(third, loss=Loss(clip_high=None))  # type: ignore[arg-type]
     else:
-        second = replace(second, loss=Loss(clip_low=None, kl_coefficient=0.3))  # type: ignore[arg-type]
+        second = replace(second, loss=Loss(clip_high=None, kl_coefficient=0.3))  # type: ignore[arg-type]
     with pytest.raises(TypeError if fails != "holding" else MemoryError):
         learn(two.trainer, [first, second, third])
     assert not two.lost

@@ -133,7 +133,7 @@ def dapo(model: PeftModel, examples: Sequence[Example], loss: Loss = DAPO, tempe
         sampler, weights = torch.tensor(example.sampler_logprobs), torch.tensor(example.weights)
         advantages = torch.tensor(example.advantages)
         ratio = (peft_logprobs(model, example, temperature) - sampler).exp()
-        bounded = ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high)
+        bounded = ratio.clamp(loss.lowest, 1 + loss.clip_high)
         total = total - (torch.minimum(ratio * advantages, bounded * advantages) * weights).sum()
         tokens += float(weights.sum())
     return total / tokens

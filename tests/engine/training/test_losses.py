@@ -25,7 +25,7 @@ def trl_loss(loss: Loss, now: torch.Tensor, inputs: dict[str, torch.Tensor]) -> 
     """GRPOTrainer's own loss of log-probabilities [B, T], with everything of the trainer that it reads."""
     cispo = loss.type == "cispo"
     trainer = SimpleNamespace(
-        loss_type=loss.type, beta=loss.kl_coefficient, epsilon_low=loss.clip_low,
+        loss_type=loss.type, beta=loss.kl_coefficient, epsilon_low=1 - loss.lowest,
         epsilon_high=1 + loss.clip_high if cispo else loss.clip_high,  # TRL's bound of cispo is the ratio's own
         max_completion_length=LONGEST, importance_sampling_level="token", top_entropy_quantile=1.0,
         off_policy_mask_threshold=None, aux_loss_enabled=False, use_vllm=False, _entropy_bonus_enabled=False,
@@ -60,9 +60,7 @@ def scene(seed: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kl", [0.0, 0.2])
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"])
 def test_value_and_gradient_are_trls(loss_type: LossType, kl: float) -> None:
-    # TRL's cispo has no lower bound: 1 - clip_low is then 0.
-    low = 1.0 if loss_type == "cispo" else 0.2
-    loss = Loss(type=loss_type, clip_low=low, clip_high=0.28, kl_coefficient=kl, ratio_low=0.0, ratio_high=0.0)
+    loss = Loss(type=loss_type, clip_high=0.28, kl_coefficient=kl, ratio_low=0.0, ratio_high=0.0)
     for seed in range(5):
         inputs = scene(seed)
         now = inputs.pop("now").requires_grad_()
@@ -108,6 +106,13 @@ def test_sums_over_tokens() -> None:
         found = token_losses(Loss(type=loss_type, ratio_low=0.0, ratio_high=0.0), now, sampler, advantages, None)
         torch.testing.assert_close(found.loss, expected)
         assert normaliser(PolicyBatch("p", [], Loss(type=loss_type))) == 0.0
+
+
+def test_a_lower_clip_that_is_told_bounds_cispo_too() -> None:
+    now, sampler, advantages = torch.tensor([-3.0]), torch.tensor([-1.0]), torch.tensor([1.0])
+    found = token_losses(Loss(type="cispo", clip_low=0.2, ratio_low=0.0), now, sampler, advantages, None)
+    assert found.loss.item() == pytest.approx(-0.8 * -3.0)
+    assert found.clipped.tolist() == [True]
 
 
 def test_a_clipped_token_gives_no_gradient() -> None:
