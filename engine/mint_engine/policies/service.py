@@ -60,6 +60,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     def __init__(self) -> None:
         self.open: Open | None = None  # None until the base is loaded
         self._calls: dict[str, Calls] = {}
+        self._making: dict[Calls, asyncio.Task[None]] = {}  # whose policies are not there yet
         self._lease = 0  # of the policy that was created last
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
@@ -78,14 +79,12 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                 )
                 # Later than those of policies of this name that other engines have trained, or this one has dropped.
                 self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
-                self._calls[name] = Calls(name, self._lease)
-                try:
-                    await here.means.desk.call(lambda trainer: trainer.create(name, told))
-                except MintError:
-                    self._calls.pop(name, None)
-                    raise
+                known = self._calls[name] = Calls(name, self._lease)
+                self._making[known] = asyncio.create_task(self._make(here, known, name, told))
             elif known.sequence:
                 raise InvalidRequest(f"policy {name!r}", f"exists, at call {known.sequence}; drop it first")
+            if making := self._making.get(known):
+                await asyncio.shield(making)  # its client may go away: it is made, or it is not known
             return pb.PolicyState(policy=name)
 
         return await _answered(work, context)
@@ -175,6 +174,16 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             means = self._open().means
             means.places.withdraw(policy)
             await means.desk.call(lambda trainer: trainer.drop(policy))
+
+    async def _make(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
+        try:
+            await here.means.desk.call(lambda trainer: trainer.create(name, told))
+        except MintError:
+            if self._calls.get(name) is calls:
+                del self._calls[name]
+            raise
+        finally:
+            del self._making[calls]
 
     async def _once(
         self, policy: str, sequence: int, work: Callable[[Open, Calls], Awaitable[M]], context: _Context

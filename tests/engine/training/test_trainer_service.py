@@ -1,6 +1,7 @@
 """The Trainer service over a real socket: each call counts once, in order, and wrong ones are refused by name."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from mint_engine.policies.primitives import MOST_EXAMPLES
 from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
 from tests.engine.running import save_base
-from tests.engine.training.teaching import Scene, assignment, train, training
+from tests.engine.training.teaching import Gate, Scene, assignment, train, training
 from tests.waiting import until
 
 
@@ -219,6 +220,25 @@ async def test_a_wave_that_takes_a_name_over_learns_from_no_call_of_it(base: Pat
         assert state_of(scene, "acme/one") == undisturbed
         scene.want()
         assert (await refused(stub.OptimStep(step("acme/one", 2)))).reason == "PolicyNotFound"
+
+
+async def test_a_policy_whose_client_goes_away_is_made_or_not_known(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        with Gate() as making:
+            holding = asyncio.create_task(scene.means.desk.call(lambda _: making.go_by()))
+            await making.reached()
+            abandoned = stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=99))
+            await until(lambda: "one" in scene.server.trainer._calls)
+            abandoned.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await abandoned
+            again = stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+            making.open()
+            await holding
+        with contextlib.suppress(grpc.aio.AioRpcError):  # where it came before the first had failed
+            await again
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        assert (await stub.ForwardBackward(lesson("one", 1))).tokens == 3
 
 
 async def test_a_policy_made_anew_writes_over_nothing_that_its_namesake_saved(base: Path, tmp_path: Path) -> None:
