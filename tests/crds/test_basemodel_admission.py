@@ -203,6 +203,26 @@ def test_nodes_stay_as_they_are(api_server: ApiServer) -> None:
         apply(nodes=2)
 
 
+STORE_STAYS = "which does not change; make another BaseModel"
+
+
+def test_a_training_store_stays_where_it_is_while_there_is_one(api_server: ApiServer) -> None:
+    """Policies would begin anew in another one, and nothing would say so."""
+    namespace = api_server.namespace("training-store")
+
+    def apply(**store: Any) -> None:
+        body = resource("BaseModel", merged(SMALLEST, training(**store) if store else {}))
+        api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=msgspec.json.encode(body).decode())
+
+    apply()
+    apply(uri="s3://bucket/runs")
+    apply(uri="s3://bucket/runs", secretRef={"name": "aws"})
+    with pytest.raises(KubectlError, match=STORE_STAYS):
+        apply(uri="s3://bucket/others")
+    apply()
+    apply(uri="s3://bucket/others")
+
+
 def test_columns_tell_the_state_at_a_glance(api_server: ApiServer) -> None:
     namespace = api_server.namespace("base-columns")
     text = msgspec.json.encode(resource("BaseModel", SMALLEST)).decode()
