@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Optimizer
 from mint_engine.training.policy import Policy, room_to_round
 
@@ -19,6 +20,16 @@ class StepOutcome:
     step: int  # steps taken so far
     grad_norm: float  # before the clip
     skipped: bool  # the loss or the gradient was not finite: it was dropped and nothing else changed
+
+
+def check_rate(policy: Policy, optimizer: Optimizer) -> None:
+    """Raises InvalidRequest for a learning rate with which the policy's next step would leave float32."""
+    rate = _rate(optimizer, policy.step + 1)
+    if not rate <= torch.finfo(torch.float32).max:
+        raise InvalidRequest(
+            f"policy {policy.name}",
+            f"would take a step by {rate:.3g} with its learning rate of {optimizer.learning_rate:.3g}; lower that",
+        )
 
 
 def take_step(policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> StepOutcome:
@@ -44,7 +55,7 @@ def take_step(policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> StepO
 def _adamw(policy: Policy, gradient: torch.Tensor, optimizer: Optimizer, dtype: torch.dtype) -> None:
     """Decoupled weight decay (arXiv 1711.05101), in the order of torch.optim.AdamW's own operations."""
     rate, beta1, beta2 = optimizer.learning_rate, optimizer.beta1, optimizer.beta2
-    root = math.sqrt(1 - beta2**policy.step)
+    root, step_by = math.sqrt(1 - beta2**policy.step), _rate(optimizer, policy.step)
     rounded = policy.rounded if policy.rounded is not None else room_to_round(policy, dtype)
     policy.rounded = None
     vectors = (policy.weights, policy.exp_avg, policy.exp_avg_sq, gradient, rounded)
@@ -55,6 +66,11 @@ def _adamw(policy: Policy, gradient: torch.Tensor, optimizer: Optimizer, dtype: 
         exp_avg.lerp_(slope, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
         spread = torch.sqrt(exp_avg_sq, out=slope).div_(root).add_(optimizer.epsilon)  # the gradient has been used
-        weights.addcdiv_(exp_avg, spread, value=-rate / (1 - beta1**policy.step))
+        weights.addcdiv_(exp_avg, spread, value=-step_by)
         low.copy_(weights)
     policy.rounded = rounded
+
+
+def _rate(optimizer: Optimizer, step: int) -> float:
+    """That of a step (from 1), with the first moment's bias corrected."""
+    return optimizer.learning_rate / (1 - optimizer.beta1**step)

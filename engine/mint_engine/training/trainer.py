@@ -16,6 +16,7 @@ Gradients of several works accumulate until `step`; split into several works the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from mint_contracts.errors import InvalidRequest, NotFound
 from mint_contracts.training import Optimizer
@@ -27,7 +28,7 @@ from mint_engine.training import policy as policies
 from mint_engine.training import state
 from mint_engine.training.crew import Alone, Crew, Leader, Others
 from mint_engine.training.example import PolicyBatch, check_examples
-from mint_engine.training.optimizer import StepOutcome, take_step
+from mint_engine.training.optimizer import StepOutcome, check_rate, take_step
 from mint_engine.training.passes import choose_pass
 from mint_engine.training.policy import Form, Policy, PolicySettings
 from mint_engine.training.sharing import Sharing
@@ -63,7 +64,7 @@ class Trainer:
         self._base, self._modules = base, dict(modules)
         self._max_rank, self._base_name = max_rank, base_name
         self._policies: dict[str, Policy] = {}
-        self._forms: dict[tuple[object, ...], Form] = {}
+        self._forms: WeakValueDictionary[tuple[object, ...], Form] = WeakValueDictionary()
         passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
         self._crew: Crew = Alone(passed, base.dtype)
         if lead is not None:
@@ -130,11 +131,13 @@ class Trainer:
     def step(self, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:
         """One optimizer step of each of these policies, with its own settings; `schedule.settled` gives their rates.
 
-        Raises NotFound, and InvalidRequest for a policy without a gradient or in unfinished work, before any step.
+        Raises, before any step, NotFound, and InvalidRequest for a policy without a gradient or in unfinished work,
+        and for a learning rate that float32 does not hold.
         """
-        for name in wanted:
+        for name, optimizer in wanted.items():
             if self.policy(name).busy or self.policy(name).gradient is None:
                 raise InvalidRequest(f"policy {name}", "has no finished gradient; compute one first")
+            check_rate(self.policy(name), optimizer)
         dtype = self._base.dtype
         return {name: take_step(self.policy(name), optimizer, dtype) for name, optimizer in wanted.items()}
 
@@ -157,11 +160,13 @@ class Trainer:
         check_examples(batch, self._base.vocab_size, self._base.context_length)
 
     def _form(self, name: str, settings: PolicySettings) -> Form:
-        """One form for all policies of a kind: slots then know their layout already."""
+        """One form for all policies of a kind that are here: slots then know their layout already."""
         key = (settings.rank, settings.alpha, tuple(sorted(settings.target_modules)))
-        if key not in self._forms:
-            self._forms[key] = policies.form_of(settings, self._modules, self._max_rank, self._base_name, name)
-        return self._forms[key]
+        form = self._forms.get(key)
+        if form is None:
+            form = policies.form_of(settings, self._modules, self._max_rank, self._base_name, name)
+            self._forms[key] = form
+        return form
 
     def _refuse_known(self, name: str) -> None:
         if name in self._policies:

@@ -1,12 +1,17 @@
 """A policy's numbers are the same, bit for bit, whoever trains beside it; and nothing of one reaches another."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
 import torch
+from msgspec.structs import replace
 
+from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Loss, LossType
 from mint_engine.training.example import Example, PolicyBatch
+from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import OPTIMIZER, groups, learn, policies, trainer_of
 
@@ -97,6 +102,37 @@ def test_what_is_not_finite_is_dropped(number: int) -> None:
     learn(trainer, [PolicyBatch(f"p/{number}", groups(2))])
     assert not trainer.step({f"p/{number}": OPTIMIZER})[f"p/{number}"].skipped
     assert not torch.equal(everything(trainer, number), before)
+
+
+def test_a_form_goes_with_the_last_policy_that_has_it() -> None:
+    trainer = trainer_of()
+    for name in ("one", "two"):
+        trainer.create(name, PolicySettings(rank=3))
+    form = weakref.ref(trainer.policy("one").form)
+    assert trainer.policy("two").form is form()
+    trainer.drop("one")
+    assert form() is not None
+    trainer.drop("two")
+    gc.collect()
+    assert form() is None
+
+
+def test_a_step_that_is_refused_changes_nothing() -> None:
+    """A rate that float32 holds, but not once the first moment's bias is corrected."""
+    trainers = trainer_of(), trainer_of()
+    for trainer in trainers:
+        policies(trainer, 2)
+        learn(trainer, [batch_of(0, 0), batch_of(1, 0)])
+    refusing, other = trainers
+    with pytest.raises(
+        InvalidRequest, match="would take a step by 1e\\+39 with its learning rate of 1e\\+38; lower that"
+    ):
+        refusing.step({"p/0": OPTIMIZER, "p/1": replace(OPTIMIZER, learning_rate=1e38)})
+    for trainer in trainers:
+        trainer.step({"p/0": OPTIMIZER, "p/1": OPTIMIZER})
+    for number in (0, 1):
+        assert torch.equal(everything(refusing, number), everything(other, number))
+        assert refusing.policy(f"p/{number}").step == 1
 
 
 def test_one_broken_part_spoils_the_whole_step() -> None:
