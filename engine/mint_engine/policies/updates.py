@@ -98,8 +98,6 @@ class Updates:
 
     def advance(self, requests: int, step_s: float) -> None:
         """See `Background`."""
-        while self._calls:
-            self._calls.popleft()()
         rollouts = self.rollouts()
         if requests > rollouts:
             self._beside(requests - rollouts, rollouts, step_s)
@@ -111,7 +109,9 @@ class Updates:
     def _beside(self, tenants: int, rollouts: int, step_s: float) -> None:
         self._allowance.grant(step_s, tenants, rollouts)
         began = self._clock()
-        while self._allowance.open and self._piece():
+        called = bool(self._calls)  # one follows each step, though pieces before it are still to be paid for
+        while (called or self._allowance.open) and self._piece():
+            called = False
             ended = self._clock()
             self._allowance.spend(ended - began)
             began = ended
@@ -139,7 +139,10 @@ class Updates:
         return self._clock() - self._ready_since >= MOST_WAIT_S
 
     def _piece(self) -> bool:
-        """Compute one piece, or take one job's step; whether there was any."""
+        """Do what was called for first, compute one piece, or take one job's step; whether there was any."""
+        if self._calls:
+            self._calls.popleft()()
+            return True
         if self._stepping:
             with metrics.PIECE.time():
                 self._take(*self._stepping.popleft())

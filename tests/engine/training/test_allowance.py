@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +65,23 @@ def test_pieces_that_are_short_beside_a_step_follow_every_one_of_them() -> None:
     assert isinstance(learnt[0], Learnt)
     assert set(pieces[:-1]) == {0, 1}, "2.5 ms a step are five sixths of a piece"
     assert sum(pieces) > 15
+
+
+def test_what_is_called_for_takes_of_the_share_too_and_one_call_follows_every_step() -> None:
+    now, done = [0.0], list[int]()
+    updates = Updates(trainer_of(), clock=lambda: now[0])
+
+    def call(number: int) -> None:
+        now[0] += 1.0  # which is far beyond the share
+        done.append(number)
+
+    for number in range(4):
+        updates.call(partial(call, number))
+    for after in range(1, 5):
+        assert updates.busy
+        updates.advance(16, 0.01)
+        assert done == list(range(after))
+    assert not updates.busy
 
 
 def test_what_is_ready_waits_only_so_long_for_others_whose_rollouts_never_end() -> None:
