@@ -24,7 +24,7 @@ from mint_engine.policies.keeping import Keeping
 from mint_engine.policies.lessons import Lessons
 from mint_engine.policies.means import Means
 from mint_engine.policies.moves import Move, Standing, next_move
-from mint_engine.policies.patience import Patience
+from mint_engine.policies.patience import AWAY, Patience
 from mint_engine.policies.store import store_of
 from mint_engine.policies.terms import Terms, terms_of
 from mint_engine.rewards.scorer import Scorer
@@ -121,7 +121,11 @@ class Course:
                 await self._keeping.save_last(self._record)
             raise
         except MintError as error:
-            self._fail(error)
+            if self.order is Order.CANCEL and isinstance(error, AWAY):
+                _log.warning("cancelled_unsaved", policy=self.assignment.policy, error=str(error))
+                self._set_stage(Stage.CANCELLED)
+            else:
+                self._fail(error)
         except Exception as defect:  # noqa: BLE001 - whatever is wrong with one policy, the others go on
             _log.exception("course_defect", policy=self.assignment.policy)
             self._fail(

@@ -13,7 +13,7 @@ ATTEMPTS = 12  # with the longest waits some three minutes
 TOLD_FROM = 4  # attempts: what went away before is nobody's concern
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 20.0
 # Others' services, and places that others have taken: requests', slots, a disk's. They come back in their own time.
-_AWAY = (RewardUnavailable, SourceUnavailable, Overloaded)
+AWAY = (RewardUnavailable, SourceUnavailable, Overloaded)
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ class Patience:
                     return await work()
                 except MintError as error:
                     attempt += 1
-                    waits = isinstance(error, _AWAY) and lasts()
+                    waits = isinstance(error, AWAY) and lasts()
                     if error.terminal or (attempt >= ATTEMPTS and not waits):
                         raise
                     wait_s = delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)

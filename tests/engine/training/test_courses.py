@@ -16,7 +16,7 @@ from safetensors.torch import load
 from structlog.testing import capture_logs
 
 from mint_contracts import sampling_pb2, sampling_pb2_grpc
-from mint_contracts.errors import Overloaded, StaleLease
+from mint_contracts.errors import Overloaded, SourceUnavailable, StaleLease
 from mint_contracts.source import parent
 from mint_contracts.training import (
     Dataset,
@@ -428,6 +428,25 @@ async def test_a_slot_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pyt
         for slot in taken:
             await lending.release(slot)
         await scene.ended("acme/one")
+
+
+async def test_a_cancelled_policy_whose_store_stays_away_is_cancelled(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has learnt since its last checkpoint is lost, and it has not failed."""
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+
+    def unwritten(store: LocalStore, path: str, data: bytes) -> None:
+        raise SourceUnavailable(f"store {store.source.uri!r}", "could not be written")
+
+    monkeypatch.setattr(LocalStore, "write", unwritten)
+    async with training(base, tmp_path, train(steps=1000, checkpoint_every_steps=0)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step)
+        scene.want(assignment("acme/one", order=Order.CANCEL))
+        told = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
+        assert told.failure is None
 
 
 async def test_supervised_learning_raises_the_likelihood_of_the_answers(base: Path, tmp_path: Path) -> None:
