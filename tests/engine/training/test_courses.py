@@ -430,20 +430,21 @@ async def test_a_slot_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pyt
         await scene.ended("acme/one")
 
 
+@pytest.mark.parametrize("away", ["names", "write"])
 async def test_a_cancelled_policy_whose_store_stays_away_is_cancelled(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str
 ) -> None:
-    """What it has learnt since its last checkpoint is lost, and it has not failed."""
+    """While it loads, or once it has learnt something, which is then lost: it has not failed."""
     monkeypatch.setattr(patience, "ATTEMPTS", 2)
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
 
-    def unwritten(store: LocalStore, path: str, data: bytes) -> None:
-        raise SourceUnavailable(f"store {store.source.uri!r}", "could not be written")
+    def fail(store: LocalStore, path: str, *_: object) -> None:
+        raise SourceUnavailable(f"store {store.source.uri!r}", f"could not serve {path}")
 
-    monkeypatch.setattr(LocalStore, "write", unwritten)
-    async with training(base, tmp_path, train(steps=1000, checkpoint_every_steps=0)) as scene:
+    monkeypatch.setattr(LocalStore, away, fail)
+    async with training(base, tmp_path, train(steps=1000)) as scene:
         scene.want(assignment("acme/one"))
-        await until(lambda: scene.roster.progress()["acme/one"].step)
+        await until(lambda: (told := scene.roster.progress()["acme/one"]).step or told.failure)
         scene.want(assignment("acme/one", order=Order.CANCEL))
         told = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
         assert told.failure is None
