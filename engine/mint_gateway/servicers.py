@@ -42,12 +42,15 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
         """Answer by way of the best engine."""
         started_at = asyncio.get_running_loop().time()
         trail = Trail(request_id=request.request_id[:REQUEST_ID_MAX_LENGTH] or uuid.uuid4().hex)
-        code, failure = grpc.StatusCode.CANCELLED, ""
+        code, failure = grpc.StatusCode.UNKNOWN, ""
         try:
             if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
             await self._router.generate(request, context.write, remaining_s=context.time_remaining(), trail=trail)
             code = grpc.StatusCode.OK
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
         except MintError as error:
             code, failure = error.grpc_status, f"{error.reason}: {error}"
             await context.abort_with_status(to_status(error))

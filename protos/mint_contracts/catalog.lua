@@ -14,6 +14,19 @@ local INLINE = 65535
 local OLDER = 8           -- revisions kept of each name beside the newest
 local RETIRED = '\0\0\0\0\0\0'
 
+-- Shares of the memory that Redis may use (maxmemory), beyond which catalogs grow no more: at all of it Redis would load
+-- no function of another version either, and nothing could be written, to be freed neither. What has its sequences,
+-- and what Redis lost, may still come in when nothing new may.
+local REGISTERED, BROUGHT_IN = 0.90, 0.95
+
+local function crowded(share)
+  local memory = redis.call('INFO', 'memory')
+  local most = tonumber(string.match(memory, 'maxmemory:(%d+)'))
+  if most > 0 and tonumber(string.match(memory, 'used_memory:(%d+)')) > share * most then
+    return redis.error_reply('OOM catalogs take no more than their share of the memory')
+  end
+end
+
 local function sequence_of(value) return (struct.unpack('>I8', value)) end
 local function id_of(value) return string.sub(value, 9, 14) end
 
@@ -196,7 +209,10 @@ local function lost(key, copy)
 end
 
 -- As said above; one more ARGV: the token of the copy that this is for, or "" for any.
-local function apply(given, argv) return argv[6] ~= '' and lost(given[1], argv[6]) or bring_in(given, argv, put) end
+local function apply(given, argv)
+  local refused = argv[6] ~= '' and lost(given[1], argv[6]) or crowded(BROUGHT_IN)
+  return refused or bring_in(given, argv, put)
+end
 
 -- As apply, of retired names alone: those that are here. Done also where memory is full, since it frees some.
 local function retire(given, argv) return bring_in(given, argv, put_known) end
@@ -245,6 +261,8 @@ local function sequences(keys, argv)
   redis.call('HSET', keys[1], 'sequence', string.format('%.0f', first + tonumber(argv[1]) - 1))
   return string.format('%.0f', first)
 end
+
+local function registering(keys, argv) return crowded(REGISTERED) or sequences(keys, argv) end
 
 -- A state after the texts of its root and labels, each text after its length: one string is read in one piece.
 local function told(keys, value)
@@ -302,7 +320,7 @@ end
 redis.register_function('LIBRARY_apply', apply)
 redis.register_function('LIBRARY_begin', begin)
 redis.register_function('LIBRARY_complete', complete)
-redis.register_function('LIBRARY_sequences', sequences)
+redis.register_function('LIBRARY_sequences', registering)
 redis.register_function{ function_name = 'LIBRARY_retire', callback = retire, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_retiring', callback = sequences, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_find', callback = find, flags = { 'no-writes' } }

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from redis.asyncio import Redis
 from redis.client import NEVER_DECODE
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
@@ -88,7 +88,11 @@ async def run(
     except ResponseError as error:
         if "Function not found" not in str(error):
             raise
-    await bounded(lambda: redis.function_load(functions.code, replace=True))
+    try:
+        await bounded(lambda: redis.function_load(functions.code, replace=True))
+    except OutOfMemoryError as error:
+        said = "Redis's memory is full: it takes no functions of this version of MinT; raise its maxmemory"
+        raise MapUnavailable("placement map", said) from error
     return await bounded(send)
 
 

@@ -12,6 +12,8 @@ from mint_contracts.catalog_reader import CatalogReader, CatalogState
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry, Row
 from mint_contracts.errors import CapacityExceeded, MapUnavailable
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
 from tests.contracts.catalogs import chosen, make_complete, newest
 from tests.redis_process import full_memory
@@ -211,6 +213,44 @@ async def test_where_memory_is_full_names_are_retired_and_none_comes_in(
         await writer.retire(BASE, [*gone, (2000, Entry("never/was", retired=True))])
         assert await memory(redis_client) < held
         assert len(await reader.all(BASE, limit=999)) == (await reader.state(BASE)).count == 100
+
+
+async def test_catalogs_leave_room_for_the_functions_of_another_version(
+    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    most = (await redis_client.info("memory"))["used_memory"] + (8 << 20)
+    await redis_client.config_set("maxmemory", most)
+    try:
+        taken = await fill(writer)
+        assert taken
+        await redis_client.function_flush()
+        await MapWriter(redis_client, epoch=1).apply(BASE, MapChange(base=BaseRecord(base_model=BASE)))
+        gone = [Entry(f"team/bot-{n:07d}", retired=True) for n in range(1000)]
+        await writer.retire(BASE, rows(gone, await writer.sequences(BASE, 1000, retiring=True)))
+        assert (await reader.state(BASE)).count == taken - 1000
+    finally:
+        await redis_client.config_set("maxmemory", 0)
+
+
+async def test_where_no_function_can_be_loaded_the_map_is_away(
+    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
+) -> None:
+    await redis_client.function_flush()
+    async with full_memory(redis_client):
+        with pytest.raises(MapUnavailable, match="raise its maxmemory"):
+            await reader.find(BASE, "a/b")
+
+
+async def fill(writer: CatalogWriter) -> int:
+    """Bring adapters in until that is refused; returns how many came in."""
+    taken = 0
+    while True:
+        new = [entry(f"team/bot-{taken + n:07d}", f"r{taken + n}") for n in range(2000)]
+        try:
+            await writer.apply(BASE, rows(new, await writer.sequences(BASE, len(new))), f"p{taken}")
+        except CapacityExceeded:
+            return taken
+        taken += len(new)
 
 
 async def memory(redis: Redis) -> int:

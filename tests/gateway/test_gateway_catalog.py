@@ -28,6 +28,7 @@ from mint_contracts.errors import (
     EngineUnavailable,
     InvalidRequest,
     MapUnavailable,
+    MintError,
     Overloaded,
 )
 from mint_contracts.functions import CALL_TIMEOUT_S, connect
@@ -415,6 +416,17 @@ async def test_a_request_goes_where_the_catalog_says(scene: Scene, local: str) -
     assert (await client.explain("a/b@r1")).source_uri == "s3://adapters/a/b/r1"
     with pytest.raises(AdapterNotFound, match="not in that base's catalog"):
         await client.answer(question("hi", adapter="a/b@r9"))
+
+
+async def test_what_nobody_foresaw_is_counted_as_such_and_not_as_the_client_s_leaving(
+    scene: Scene, local: str
+) -> None:
+    client = await opened(scene, local)
+    await scene.redis.set(keys.catalog(BASE, "directory"), "no directory")
+    with pytest.raises(MintError):
+        await client.answer(question("hi", adapter="a/b"))
+    counted = scene.gateway.metrics.registry.get_sample_value
+    await until(lambda: counted("mint_gateway_requests_total", {"code": "UNKNOWN"}) == 1)
 
 
 async def test_a_new_revision_is_what_the_next_request_gets(scene: Scene, local: str) -> None:
