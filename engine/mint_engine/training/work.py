@@ -33,8 +33,8 @@ class Share:
 
     policy: Policy
     batch: PolicyBatch
-    pieces: tuple[Piece, ...]
     logprobs: tuple[NDArray[np.float32], ...]
+    pieces: tuple[Piece, ...] = ()  # once the work has come to it
     loss_sum: float = 0.0
     tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -155,14 +155,18 @@ class Work:
 def make_share(policy: Policy, batch: PolicyBatch) -> Share:
     """One policy's part of the work."""
     logprobs = tuple(np.zeros(len(example.tokens), dtype=np.float32) for example in batch.examples)
-    return Share(policy, batch, plan_pieces(batch), logprobs)
+    return Share(policy, batch, logprobs)
 
 
 def _compose(shares: Sequence[Share]) -> Iterator[list[Item]]:
-    """Microbatches of whole pieces, in order, of at most `PIECE_ROWS` rows where no piece is longer."""
+    """Microbatches of whole pieces, in order, of at most `PIECE_ROWS` rows where no piece is longer.
+
+    Shares are cut into pieces as they are come to: of many policies at once that would hold an engine up.
+    """
     items: list[Item] = []
     rows = 0
     for share in shares:
+        share.pieces = plan_pieces(share.batch)
         for piece in share.pieces:
             if items and rows + piece.rows > PIECE_ROWS:
                 yield items
