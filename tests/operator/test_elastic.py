@@ -26,6 +26,7 @@ class Cluster:
 
     def __init__(self, low: int = 1, settings: Sequence[str] = (), high: int = 2) -> None:
         self.now, self.low, self.high = NOW, low, high
+        self.uri = "pvc://models/smol"
         self.waves: list[ObservedWave] = []
         self.known: Mapping[str, Known] | None = None
         self.state = MapState(1, None, {}, {})
@@ -67,7 +68,7 @@ class Cluster:
                 if self.ready[int(name.rpartition("-")[2])]
             }
         self.now += after_s
-        of = snapshot(base(self.low, self.high, slots=4), self.waves, self.views(), state=self.state, now=self.now)
+        of = snapshot(base(self.low, self.high, slots=4, uri=self.uri), self.waves, self.views(), state=self.state, now=self.now)
         self.unheard_s = [0.0 if ready else s + after_s for ready, s in zip(self.ready, self.unheard_s, strict=True)]
         away = {f"smol-{ordinal}": seconds for ordinal, seconds in enumerate(self.unheard_s) if seconds}
         known = BaseMap(self.state, of.maps[KEY].engines, away, sizes=self.sizes, busy=self.busy)
@@ -272,6 +273,19 @@ def test_a_base_says_what_its_rolling_update_waits_for() -> None:
     assert progressing(cluster) == ("True", "RollingUpdate", "2 of 2 engines ready; smol-1 starts anew")
     cluster.settings = [newest(cluster)] * 2
     assert progressing(cluster)[:2] == ("False", "Settled")
+
+
+def test_no_copy_moves_over_a_base_whose_spec_is_refused() -> None:
+    cluster = Cluster(low=2)
+    cluster.waves = [wave("one", ["a/0", "a/1", "a/2"])]
+    cluster.step()
+    cluster.settings = [newest(cluster)] * 2
+    cluster.step()
+    before = cluster.homes()
+    cluster.uri = "ftp://host/smol"
+    for _ in range(3):
+        cluster.step()
+    assert cluster.homes() == before
 
 
 def test_no_engine_starts_anew_while_the_map_is_not_known_however_few_are_needed() -> None:

@@ -155,4 +155,5 @@ def _outdated(engines: Sequence[Engine], settings: str) -> tuple[int | None, fro
 
 
 def _is_outdated(engine: Engine, settings: str) -> bool:
-    return bool(engine.pod.settings) and engine.pod.settings != settings
+    """Whether its pod would be made otherwise now; none would be where the spec is refused, and has no settings."""
+    return bool(engine.pod.settings and settings) and engine.pod.settings != settings
