@@ -82,7 +82,8 @@ class CatalogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Retire(self, request, context):
-        """From now on these names mean nothing. They may be registered again.
+        """From now on the catalog knows nothing of these names, which may be registered again. Where the base has an adapter
+        store too, a request for such a name is answered from there, if that holds files of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

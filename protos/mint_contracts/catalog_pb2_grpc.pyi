@@ -40,7 +40,9 @@ class CatalogStub:
     Resolve: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ResolveRequest, _catalog_pb2.CatalogEntry]
     """The newest state of one adapter, or the one of a revision."""
     Retire: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RetireRequest, _catalog_pb2.RetireResponse]
-    """From now on these names mean nothing. They may be registered again."""
+    """From now on the catalog knows nothing of these names, which may be registered again. Where the base has an adapter
+    store too, a request for such a name is answered from there, if that holds files of it.
+    """
 
 @_typing.type_check_only
 class CatalogAsyncStub(CatalogStub):
@@ -54,7 +56,9 @@ class CatalogAsyncStub(CatalogStub):
     Resolve: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ResolveRequest, _catalog_pb2.CatalogEntry]  # type: ignore[assignment]
     """The newest state of one adapter, or the one of a revision."""
     Retire: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RetireRequest, _catalog_pb2.RetireResponse]  # type: ignore[assignment]
-    """From now on these names mean nothing. They may be registered again."""
+    """From now on the catalog knows nothing of these names, which may be registered again. Where the base has an adapter
+    store too, a request for such a name is answered from there, if that holds files of it.
+    """
 
 class CatalogServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -89,6 +93,8 @@ class CatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.RetireRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.RetireResponse, _abc.Awaitable[_catalog_pb2.RetireResponse]]:
-        """From now on these names mean nothing. They may be registered again."""
+        """From now on the catalog knows nothing of these names, which may be registered again. Where the base has an adapter
+        store too, a request for such a name is answered from there, if that holds files of it.
+        """
 
 def add_CatalogServicer_to_server(servicer: CatalogServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

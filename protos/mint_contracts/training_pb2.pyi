@@ -138,6 +138,7 @@ class ForwardBackwardRequest(_message.Message):
     loss: _builtins.str
     """cross_entropy, importance_sampling, ppo, cispo, grpo, bnpo, dr_grpo or dapo."""
     clip_low: _builtins.float
+    """How far below and above 1 a probability ratio counts. 0: 0.2 each, but for cispo no bound below."""
     clip_high: _builtins.float
     kl_coefficient: _builtins.float
     ratio_low: _builtins.float
