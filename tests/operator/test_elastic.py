@@ -68,7 +68,9 @@ class Cluster:
                 if self.ready[int(name.rpartition("-")[2])]
             }
         self.now += after_s
-        of = snapshot(base(self.low, self.high, slots=4, uri=self.uri), self.waves, self.views(), state=self.state, now=self.now)
+        of = snapshot(
+            base(self.low, self.high, slots=4, uri=self.uri), self.waves, self.views(), state=self.state, now=self.now
+        )
         self.unheard_s = [0.0 if ready else s + after_s for ready, s in zip(self.ready, self.unheard_s, strict=True)]
         away = {f"smol-{ordinal}": seconds for ordinal, seconds in enumerate(self.unheard_s) if seconds}
         known = BaseMap(self.state, of.maps[KEY].engines, away, sizes=self.sizes, busy=self.busy)
