@@ -105,11 +105,11 @@ class Process:
         except MintError as error:
             if isinstance(error, CorruptFile):  # a copy in the cache would stay as it is
                 await asyncio.to_thread(shutil.rmtree, cached_base(source, cache), ignore_errors=True)
-            return _told(error)
+            return Failure.of(error)
         except Exception as defect:
             # The process stays up and tells why: a restart would load the same base and end the same way.
             log.exception("base_defect")
-            return _told(
+            return Failure.of(
                 Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
             )
         return None
@@ -212,10 +212,6 @@ async def run(start: Start, muster: Muster) -> int:
     if draining.done():
         draining.result()
     return DRAINED
-
-
-def _told(error: MintError) -> Failure:
-    return Failure(reason=error.reason, message=str(error), terminal=error.terminal)
 
 
 def _why_ended(following: "asyncio.Task[None]", start: Start) -> int:

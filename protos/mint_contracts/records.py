@@ -5,6 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
+from mint_contracts.errors import MintError
 from mint_contracts.source import Source
 
 
@@ -108,6 +109,11 @@ class Failure(_Record, frozen=True):
     reason: str
     message: str
     terminal: bool
+
+    @classmethod
+    def of(cls, error: MintError) -> "Failure":
+        """An error in words alone."""
+        return cls(error.reason, str(error), terminal=error.terminal)
 
 
 class Held(_Record, frozen=True, gc=False):

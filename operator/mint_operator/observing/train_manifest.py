@@ -62,7 +62,7 @@ async def read(uri: str) -> Read:
     try:
         return parsed(uri, await in_thread(fetch, uri))
     except MintError as error:
-        return Failure(error.reason, str(error), terminal=error.terminal)
+        return Failure.of(error)
     except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
         log.exception("manifest not read", uri=uri)
         said = f"manifest {uri}: could not be read ({type(error).__name__}, see the operator's log); trying again"

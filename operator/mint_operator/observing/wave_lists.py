@@ -174,7 +174,7 @@ class Lists:
                         return await self._entered(lookup, named)
                     return await (self._named(lookup) if lookup.names else self._selected(lookup))
         except MintError as error:
-            return Failure(error.reason, str(error), terminal=error.terminal)
+            return Failure.of(error)
         except (TimeoutError, ResponseError) as error:
             said = f"what the wave names could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
             return Failure("MapUnavailable", f"{said}; trying again", terminal=False)

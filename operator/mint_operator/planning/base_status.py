@@ -58,13 +58,13 @@ def _ready(engine: Engine, facts: BaseFacts) -> bool:
 def _verdict(base: ObservedBase, facts: BaseFacts, ready: int) -> Finding:
     desired, needed = len(facts.engines), base.spec.engine.replicas.min
     count = f"{ready} of {desired} engines ready"
-    as_they_were = facts.refusal is not None and (base.defect or facts.refusal.reason == conditions.APPLY_FAILED)
-    if facts.refusal is not None and as_they_were and ready >= needed:
+    refusal = facts.refusal
+    if refusal is not None and (base.defect or refusal.reason == conditions.APPLY_FAILED) and ready >= needed:
         could = "read" if base.defect else "applied"
-        said = f"{count}, as they were; the newest spec could not be {could}: {facts.refusal.message}"
-        return Finding("Ready", "True", facts.refusal.reason, said)
-    if facts.refusal is not None:
-        return Finding("Ready", "False", facts.refusal.reason, facts.refusal.message)
+        said = f"{count}, as they were; the newest spec could not be {could}: {refusal.message}"
+        return Finding("Ready", "True", refusal.reason, said)
+    if refusal is not None:
+        return Finding("Ready", "False", refusal.reason, refusal.message)
     if not facts.redis_ok:
         said = f"Redis does not answer, so what engines hold is not known; {ready} of {desired} pods are ready"
         return Finding("Ready", "Unknown", conditions.MAP_UNAVAILABLE, said)

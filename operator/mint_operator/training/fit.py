@@ -39,7 +39,7 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
         train, policies = _with_examples(wave, train, policies, inputs, state)
         _check_slots(base, wave, train, len(policies))
     except MintError as error:
-        return train, policies, Failure(error.reason, str(error), terminal=error.terminal)
+        return train, policies, Failure.of(error)
     return train, policies, None
 
 
