@@ -9,13 +9,13 @@ from statistics import fmean
 import msgspec
 import structlog
 
+from mint_contracts.awaiting import to_its_end
 from mint_contracts.errors import Internal, MintError, NonFiniteWeights
 from mint_contracts.records import Failure
 from mint_contracts.source import Source
 from mint_contracts.training import Train
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.packed import Packed
-from mint_engine.awaiting import to_its_end
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Record

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+from mint_contracts.awaiting import to_its_end
 from mint_contracts.errors import Internal, MintError
 from mint_contracts.training import Optimizer
-from mint_engine.awaiting import to_its_end
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.trainer import Trainer

@@ -11,8 +11,8 @@ from statistics import fmean
 
 import msgspec
 
+from mint_contracts.awaiting import together
 from mint_contracts.errors import Internal
-from mint_engine.awaiting import together
 from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics

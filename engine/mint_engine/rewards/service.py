@@ -9,11 +9,11 @@ from types import TracebackType
 import grpc
 
 from mint_contracts import training_pb2, training_pb2_grpc
+from mint_contracts.awaiting import together
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import BadReward, InvalidRequest, RewardUnavailable
 from mint_contracts.training import RewardService
 from mint_contracts.transport import CHANNEL_OPTIONS
-from mint_engine.awaiting import together
 from mint_engine.rewards.completion import Completion
 
 CALLS_AT_ONCE = 4

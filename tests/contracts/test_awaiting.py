@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from mint_contracts.awaiting import together
 from mint_contracts.errors import Overloaded
-from mint_engine.awaiting import together
 
 
 async def refuse() -> str:
@@ -58,3 +58,7 @@ async def test_a_cancellation_is_heard_though_one_has_failed_and_the_others_take
     end.set()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_nothing_gives_nothing() -> None:
+    assert await together([]) == []

@@ -23,7 +23,8 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if tasks:  # asyncio waits for no empty set
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     finally:
         for task in tasks:
             task.cancel()
