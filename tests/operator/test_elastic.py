@@ -15,7 +15,7 @@ from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import BaseMap, Child, EnginePod, ObservedWave
 from tests.operator.test_planner_replan import written
-from tests.operator.worlds import KEY, NOW, base, engine, snapshot, wave
+from tests.operator.worlds import KEY, NOW, RELEASE, base, engine, snapshot, wave
 
 GONE = Failure("SourceNotFound", "holds nothing", terminal=True)
 UNREACHABLE = Failure("SourceUnavailable", "storage did not answer", terminal=False)
@@ -27,6 +27,7 @@ class Cluster:
     def __init__(self, low: int = 1, settings: Sequence[str] = (), high: int = 2) -> None:
         self.now, self.low, self.high = NOW, low, high
         self.uri = "pvc://models/smol"
+        self.release = RELEASE
         self.waves: list[ObservedWave] = []
         self.known: Mapping[str, Known] | None = None
         self.state = MapState(1, None, {}, {})
@@ -78,6 +79,7 @@ class Cluster:
         pods = [EnginePod(f"smol-{n}", f"10.0.0.{n}", True, settings=each) for n, each in enumerate(self.settings)]
         children = {child.key: child} if self.replicas else {}
         of = msgspec.structs.replace(of, maps={KEY: known}, children=children, pods={KEY: tuple(pods)})
+        of = msgspec.structs.replace(of, release=self.release)
         found = plan(of, self.known)
         self.known = found.known
         self.state = written(self.state, found.changes.get(KEY, MapChange()))
@@ -184,6 +186,41 @@ def test_a_new_revision_rolls_through_one_engine_at_a_time_and_no_copy_is_missed
     cluster.step()
     assert rolled(cluster) == [1, 0]
     assert cluster.partition == 0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"redis_digest": "of another password"},
+        {"redis_password": "hush", "redis_digest": "of the first password"},
+        {"redis_ca": "PEM", "redis_digest": "of a CA"},
+        {"image": "mint.dev/host:newer"},
+        {"runtime_class": "mint-host"},
+        {"pull_secrets": ("hub",)},
+    ],
+)
+def test_what_the_installation_changes_rolls_through_as_carefully(changed: dict[str, Any]) -> None:
+    cluster = Cluster(low=2)
+    cluster.waves = [wave("one", ["a/0", "a/1"])]
+    cluster.step()
+    cluster.settings = [newest(cluster)] * 2
+    cluster.step()
+    assert cluster.partition == 0
+    cluster.release = msgspec.structs.replace(RELEASE, **changed)
+    assert rolled(cluster) == [1, 0]
+    assert cluster.partition == 0
+
+
+def test_engines_that_cannot_reach_redis_with_its_old_password_start_anew_with_the_new_one() -> None:
+    """Nobody hears of them, so that nothing can be moved first; one that is back holds up no other."""
+    cluster = over_two()
+    cluster.settings = [newest(cluster)] * 2
+    cluster.ready = [False] * 8
+    cluster.release = msgspec.structs.replace(RELEASE, redis_digest="of another password")
+    cluster.step()
+    assert cluster.partition == 2, "their hearts may only have been missed"
+    cluster.step(31)
+    assert restarted(cluster) == [1, 0]
 
 
 def test_engines_that_are_not_needed_any_more_start_anew_only_once_their_copies_are_elsewhere() -> None:
@@ -327,7 +364,7 @@ def restarted(cluster: Cluster) -> list[int]:
     found = []
     for _ in range(8):
         cluster.step()
-        outdated = [n for n in range(cluster.partition, cluster.replicas) if cluster.settings[n] == "old"]
+        outdated = [n for n in range(cluster.partition, cluster.replicas) if cluster.settings[n] != newest(cluster)]
         if outdated:
             found.append(max(outdated))
             cluster.settings[found[-1]], cluster.ready[found[-1]] = newest(cluster), True
@@ -355,7 +392,7 @@ def rolled(cluster: Cluster) -> list[int]:
             continue
         cluster.ready = [True] * 8
         updated = range(cluster.partition, cluster.replicas)
-        outdated = [ordinal for ordinal in updated if cluster.settings[ordinal] == "old"]
+        outdated = [ordinal for ordinal in updated if cluster.settings[ordinal] != newest(cluster)]
         if outdated:
             restarted.append(max(outdated))
             cluster.settings[restarted[-1]], cluster.ready[restarted[-1]], back_in = newest(cluster), False, 3
@@ -364,7 +401,8 @@ def rolled(cluster: Cluster) -> list[int]:
 
 def newest(cluster: Cluster) -> str:
     """The digest that pods made now bear."""
-    found = plan(snapshot(base(cluster.low, cluster.high, slots=4), cluster.waves))
+    of = snapshot(base(cluster.low, cluster.high, slots=4, uri=cluster.uri), cluster.waves)
+    found = plan(msgspec.structs.replace(of, release=cluster.release))
     [spec] = [manifest.body["spec"] for manifest in found.manifests if manifest.kind == "StatefulSet"]
     digest: str = spec["template"]["metadata"]["annotations"]["mint.dev/settings"]
     return digest

@@ -24,6 +24,7 @@ BASE_LABEL = "mint.dev/base-model"
 WORKER = "mint-engine-worker"
 APPLIED = "mint.dev/applied"
 SETTINGS_DIGEST = "mint.dev/settings"
+REDIS_DIGEST = "mint.dev/redis"
 REDIS_SECRET = "mint-engine-redis"  # noqa: S105 - an object's name
 
 
@@ -181,23 +182,20 @@ def disruption_budget(base: ObservedBase) -> Body:
 
 
 def settings_digest(base: ObservedBase, release: Release, claims: Sequence[str]) -> str:
-    """What an engine's pods are made from; a pod with another digest must start anew."""
-    return _digest(_pod(base, release, claims))
+    """What an engine's pods are made from, all of it; a pod with another digest must start anew."""
+    return _digest({"templates": _templates(base, release, claims)})
 
 
 def _workload(base: ObservedBase, release: Release, claims: Sequence[str], engines: int, partition: int) -> Body:
-    """The engines: stable names, all started at once, rolled when what they must restart for changes."""
+    """The engines: stable names, all started at once, rolled when anything that their pods are made from changes."""
     name, nodes = base.meta.name, base.spec.engine.nodes
-    annotations = {SETTINGS_DIGEST: settings_digest(base, release, claims)}
-    if release.redis_digest:
-        annotations["mint.dev/redis"] = release.redis_digest
-    pod = _pod(base, release, claims)
-    template = {"metadata": {"labels": _labels(name), "annotations": annotations}, "spec": pod}
+    templates, digest = _templates(base, release, claims), settings_digest(base, release, claims)
+    for each in templates:  # nothing else comes after it, for what a digest leaves out restarts engines unseen
+        each["metadata"]["annotations"][SETTINGS_DIGEST] = digest
     if nodes > 1:
-        labels = _labels(name) | {"app.kubernetes.io/name": WORKER, "app.kubernetes.io/component": "worker"}
-        spread = {key: labels[key] for key in selector(name)}
-        worker = {"metadata": {"labels": labels, "annotations": annotations}, "spec": worker_pod(pod, spread)}
-        return leader_worker_set(_metadata(base, name), template, worker, nodes, engines, partition)
+        leader, worker = templates
+        return leader_worker_set(_metadata(base, name), leader, worker, nodes, engines, partition)
+    [template] = templates
     rolling = {"rollingUpdate": {"partition": partition}} if partition else {}
     return {
         "apiVersion": "apps/v1",
@@ -214,9 +212,21 @@ def _workload(base: ObservedBase, release: Release, claims: Sequence[str], engin
     }
 
 
-def _pod(base: ObservedBase, release: Release, claims: Sequence[str]) -> Body:
+def _templates(base: ObservedBase, release: Release, claims: Sequence[str]) -> list[Body]:
+    """The pod templates of an engine, its leader's first: whatever changes in one of them starts its pods anew."""
     name = base.meta.name
-    return pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name))
+    pod = pod_spec(base, release, claims, service_account_name(name), REDIS_SECRET, selector(name))
+    leader = _template(_labels(name), release, pod)
+    if base.spec.engine.nodes == 1:
+        return [leader]
+    labels = _labels(name) | {"app.kubernetes.io/name": WORKER, "app.kubernetes.io/component": "worker"}
+    spread = {key: labels[key] for key in selector(name)}
+    return [leader, _template(labels, release, worker_pod(pod, spread))]
+
+
+def _template(labels: dict[str, str], release: Release, pod: Body) -> Body:
+    annotations = {REDIS_DIGEST: release.redis_digest} if release.redis_digest else {}
+    return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
 
 
 def _labels(base_name: str) -> dict[str, str]:
