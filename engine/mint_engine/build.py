@@ -4,21 +4,21 @@ Rank 0 is this process, and the engine to everybody else; see `mint_engine.paral
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import EngineSettings
 from mint_engine import metrics
+from mint_engine.beforehand import check_config
 from mint_engine.model.base import Base, load_base
-from mint_engine.model.cache import PROBE_TOKENS, Cache, count_pages
-from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.cache import PROBE_TOKENS, Cache
+from mint_engine.model.cache_shape import cache_shape, pages_in
 from mint_engine.model.device import choose_device, choose_dtype, count_threads
 from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
-from mint_engine.model.positions import alike_positions
 from mint_engine.model.reference import load_part
 from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.greeting import Entrance
@@ -27,7 +27,6 @@ from mint_engine.parallel.part import Part
 from mint_engine.parallel.ranks import Ranks
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
-from mint_engine.scheduling.pages import PAGE_TOKENS
 from mint_engine.scheduling.places import limits_of
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.training.trainer import Lead
@@ -66,8 +65,7 @@ def build(
             settings, base_path, limits, threads, device, equip, on_lost, entrance, muster
         )
     else:
-        base = load_base(base_path, dtype, device)
-        _check_context(settings, base)
+        base = load_base(base_path, dtype, device, admit=partial(check_config, settings))
         slots = Slots(
             find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
         )
@@ -85,8 +83,7 @@ def make_cache(settings: EngineSettings, base: Base) -> Cache:
     Raises UnsupportedBase for attention that no cache here fits, CapacityExceeded where one request would not fit.
     """
     shape = cache_shape(base.config)
-    page = shape.token_elements * PAGE_TOKENS * base.dtype.itemsize
-    return shape.make(count_pages(settings.kv_cache_bytes, page, settings.context_length), base.dtype, base.device)
+    return shape.make(pages_in(settings, shape, base.dtype), base.dtype, base.device)
 
 
 def _build_rank_0(
@@ -105,8 +102,8 @@ def _build_rank_0(
     try:
         part = Part(0, settings.tensor_parallel_size, settings.target_modules)
         # All is read, while the others read their shares: they must compute together what transformers does of it.
-        base, expected = load_part(base_path, choose_dtype(settings.dtype), part)
-        _check_context(settings, base)
+        admit = partial(check_config, settings)
+        base, expected = load_part(base_path, choose_dtype(settings.dtype), part, admit)
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
         equip(member.base, member.slots, Lead(ranks, peers.group))
@@ -115,14 +112,3 @@ def _build_rank_0(
         ranks.close()
         raise
     return member.base, member.slots, Generation(forward, limits or limits_of(base.config), on_lost)
-
-
-def _check_context(settings: EngineSettings, base: Base) -> None:
-    most = base.context_length
-    if not 0 < most < settings.context_length:
-        return
-    why = f"the base knows {most} positions; lower it"
-    if most == alike_positions(base.config):
-        turns = "the base turns all requests of a step by the longest of them"
-        why = f"beyond {most} positions {turns}; lower it to {most}"
-    raise UnsupportedBase("contextLength", f"is {settings.context_length}, but {why}")

@@ -191,11 +191,16 @@ def test_no_tokenizer(folder: Path) -> None:
         ({"dtype": "int8"}, UnsupportedBase, "bfloat16"),
         ({"device": "abacus"}, UnsupportedBase, "not there"),
         ({"target_modules": ("q_proj", "w_qkv")}, UnsupportedBase, "w_qkv.*offers down_proj"),
+        ({"tensor_parallel_size": 2, "context_length": 300}, UnsupportedBase, "knows 256 positions"),
     ],
 )
-def test_settings_that_do_not_fit(good: Path, changes: dict[str, Any], error: type[MintError], says: str) -> None:
+def test_settings_that_do_not_fit_are_refused_before_weights_are_read(
+    folder: Path, changes: dict[str, Any], error: type[MintError], says: str
+) -> None:
+    norm = torch.full((64,), torch.nan)  # whoever reads it complains of it
+    edit_weights(folder, {"model.norm.weight": norm})
     with pytest.raises(error, match=says):
-        build(settings_for(good, **changes), good, Limits())
+        build(settings_for(folder, **changes), folder, Limits())
 
 
 def test_a_cache_holds_what_a_base_is_proven_on_however_short_requests_are() -> None:

@@ -1,8 +1,5 @@
 """Loads a base model once, from a local folder of safetensors or one GGUF file; what is quantised is dequantised."""
 
-import json
-import re
-import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,51 +7,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from mint_contracts.errors import (
-    CorruptFile,
-    NonFiniteWeights,
-    SourceNotFound,
-    UnsafeFormat,
-    UnsupportedBase,
+from mint_contracts.errors import CorruptFile, NonFiniteWeights, UnsupportedBase
+from mint_contracts.quantisation import Quantisation
+from mint_engine.model.files import (
+    LIBRARY_ERRORS,
+    BaseFiles,
+    check_tensors,
+    find_files,
+    first_line,
+    read_config,
+    read_tokenizer,
 )
-from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
-from mint_engine.model.stored import Stored, fill, filled_from, open_tensors
-
-# Families that publish another's architecture under a name of their own, with code that is not run here.
-_SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
-_EXPERT = re.compile(r"\.experts\.\d+\.")
-_TOKENIZER_FILE = "tokenizer_config.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-# What transformers raises over a file that it can't make sense of.
-_LIBRARY_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    AssertionError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    SafetensorError,
-)
+from mint_engine.model.stored import Stored, fill, filled_from
 
 
 @dataclass(frozen=True)
@@ -76,16 +46,6 @@ class Base:
         return self.model.config.get_text_config()
 
 
-@dataclass(frozen=True)
-class _Files:
-    folder: Path
-    gguf: str | None
-
-    @property
-    def subject(self) -> str:
-        return f"base {self.folder / self.gguf if self.gguf else self.folder}"
-
-
 # Raises CorruptFile or NonFiniteWeights over weights that were read; told is what transformers says of its reading.
 Check = Callable[[Mapping[str, Any], Iterable[tuple[str, torch.Tensor]]], None]
 
@@ -102,17 +62,28 @@ class Part(Protocol):
         ...
 
 
-def load_base(path: Path, dtype: torch.dtype, device: torch.device, part: Part | None = None) -> Base:
+# Raises a MintError over a base of that configuration, which errors name so.
+Admit = Callable[[PreTrainedConfig, str], None]
+
+
+def admit_any(*_: object) -> None:
+    """Whatever it is."""
+
+
+def load_base(
+    path: Path, dtype: torch.dtype, device: torch.device, part: Part | None = None, admit: Admit = admit_any
+) -> Base:
     """The base at `path`, or a part of it, in evaluation mode and without gradients.
 
-    Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase.
-    No code of the folder is run, nothing is fetched.
+    Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase, and
+    what `admit` does, before any weight is read. No code of the folder is run, nothing is fetched.
     """
-    files = _find(path)
-    config, quantisation = _read_config(files)
+    files = find_files(path)
+    config, quantisation = read_config(files)
+    admit(config, files.subject)
     if files.gguf is None:
-        _check_tensors(files, quantisation)
-    tokenizer = _read_tokenizer(files)  # takes seconds; the weights of a large base take many minutes
+        check_tensors(files, quantisation)
+    tokenizer = read_tokenizer(files)  # takes seconds; the weights of a large base take many minutes
     model = _read_model(files, config, quantisation, dtype, part)
     nn.Module.to(model, device)
     model.train(False)
@@ -131,127 +102,18 @@ def load_base(path: Path, dtype: torch.dtype, device: torch.device, part: Part |
     )
 
 
-def _find(path: Path) -> _Files:
-    subject = f"base {path}"
-    if not path.exists():
-        raise SourceNotFound(subject, "does not exist; check spec.source of the BaseModel")
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UnsafeFormat(subject, "is neither a folder of safetensors nor a .gguf file")
-        return _check_gguf(_Files(path.parent, path.name))
-    names = sorted(each.name for each in path.iterdir())
-    if any(name.endswith(".safetensors") for name in names):
-        return _check_safetensors(_Files(path, None), names)
-    ggufs = [name for name in names if name.endswith(".gguf")]
-    if len(ggufs) == 1:
-        return _check_gguf(_Files(path, ggufs[0]))
-    if ggufs:
-        raise UnsupportedBase(subject, f"holds several GGUF files; name one of {', '.join(ggufs)}")
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        raise UnsafeFormat(subject, f"holds only {', '.join(pickles[:3])}; convert the weights to safetensors")
-    raise SourceNotFound(subject, "holds no *.safetensors and no *.gguf")
-
-
-def _check_gguf(files: _Files) -> _Files:
-    with (files.folder / str(files.gguf)).open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise CorruptFile(files.subject, "does not start as a GGUF file does")
-    return files
-
-
-def _check_safetensors(files: _Files, names: list[str]) -> _Files:
-    """Every shard that the index names is there, and every header agrees with its file's size."""
-    index = files.folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise CorruptFile(files.subject, f"has an unreadable {index.name}") from None
-        if absent := sorted(str(shard) for shard in shards if shard not in names):
-            raise CorruptFile(files.subject, f"lacks {', '.join(absent[:3])}, named by {index.name}")
-    for name in names:
-        if name.endswith(".safetensors"):
-            try:
-                with safe_open(files.folder / name, framework="pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise CorruptFile(files.subject, f"{name} is truncated or no safetensors file ({error})") from None
-    return files
-
-
-def _check_tensors(files: _Files, quantisation: Quantisation | None) -> None:
-    """By the headers alone, what transformers would take as it is, or complain of without a name.
-
-    No weight needs a scale that nothing tells of, and experts that become one tensor are of one shape.
-    """
-    firsts: dict[str, tuple[str, list[int]]] = {}
-    shards = [str(each) for each in files.folder.glob("*.safetensors")]
-    for name, tensor in open_tensors(shards).items():
-        if quantisation is None and tensor.get_dtype().startswith("F8"):
-            raise UnsupportedBase(
-                files.subject, f"has float8 weights, {name} among them, but no quantization_config in its config.json"
-            )
-        if _EXPERT.search(name) and name.endswith(".weight"):
-            shape = list(tensor.get_shape())
-            first, expected = firsts.setdefault(_EXPERT.sub(".experts.*.", name), (name, shape))
-            if shape != expected:
-                raise CorruptFile(files.subject, f"has {first} of {expected}, but {name} of {shape}")
-
-
-def _read_config(files: _Files) -> tuple[PreTrainedConfig, Quantisation | None]:
-    """The configuration of the model as it is held, which is not quantised, and how its files hold it."""
-    if files.gguf is not None:
-        return _load_config(files), None
-    raw = _read_object(files, "config.json")
-    if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():
-        raw["quantization_config"] = _read_object(files, MODELOPT_FILE)
-    quantisation = read_quantisation(raw, files.subject)
-    known = _SAME_ARCHITECTURE.get(str(raw.get("model_type", "")))
-    config = _config_for(files, known, raw) if known else _load_config(files)
-    for each in (config, config.get_text_config()):
-        if hasattr(each, "quantization_config"):
-            del each.quantization_config
-    return config, quantisation
-
-
-def _read_object(files: _Files, name: str) -> dict[str, Any]:
+def empty_model(config: PreTrainedConfig, subject: str) -> PreTrainedModel:
+    """A model of that configuration without memory. Raises UnsupportedBase."""
+    reader: Any = AutoModelForCausalLM
     try:
-        found = json.loads((files.folder / name).read_text())
-    except FileNotFoundError:
-        raise CorruptFile(files.subject, f"holds no {name}") from None
-    except (OSError, ValueError):
-        raise CorruptFile(files.subject, f"has a {name} that is not JSON") from None
-    if not isinstance(found, dict):
-        raise CorruptFile(files.subject, f"has a {name} that is not a JSON object")
-    return found
-
-
-def _load_config(files: _Files) -> PreTrainedConfig:
-    options = {"gguf_file": files.gguf} if files.gguf else {}
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            files.folder, local_files_only=True, trust_remote_code=False, **options
-        )
-    except _LIBRARY_ERRORS as error:
-        raise UnsupportedBase(
-            files.subject, f"has a configuration that is not served: {_first_line(error)}"
-        ) from None
-    return config
-
-
-def _config_for(files: _Files, model_type: str, raw: dict[str, Any]) -> PreTrainedConfig:
-    try:
-        told = {key: value for key, value in raw.items() if key != "model_type"}
-        config: PreTrainedConfig = AutoConfig.for_model(model_type, **told)
-    except _LIBRARY_ERRORS as error:
-        raise UnsupportedBase(
-            files.subject, f"has a configuration that is not served: {_first_line(error)}"
-        ) from None
-    return config
+        with torch.device("meta"):
+            return reader.from_config(config)  # type: ignore[no-any-return]
+    except LIBRARY_ERRORS as error:
+        raise UnsupportedBase(subject, f"can't be loaded: {first_line(error)}") from None
 
 
 def _read_model(
-    files: _Files,
+    files: BaseFiles,
     config: PreTrainedConfig,
     quantisation: Quantisation | None,
     dtype: torch.dtype,
@@ -271,8 +133,7 @@ def _read_model(
     try:
         reader: Any = AutoModelForCausalLM
         if not files.gguf:
-            with torch.device("meta"):
-                reader = filled_from(type(reader.from_config(config)), read)
+            reader = filled_from(type(empty_model(config, files.subject)), read)
         loaded = reader.from_pretrained(
             files.folder,
             dtype=dtype,
@@ -287,12 +148,12 @@ def _read_model(
         _check_read(files, info)
         if part is not None:
             part.finish(model, partial(_check_read, files))
-    except _LIBRARY_ERRORS as error:
-        raise UnsupportedBase(files.subject, f"can't be loaded: {_first_line(error)}") from None
+    except LIBRARY_ERRORS as error:
+        raise UnsupportedBase(files.subject, f"can't be loaded: {first_line(error)}") from None
     return model  # type: ignore[no-any-return]
 
 
-def _check_read(files: _Files, info: Mapping[str, Any], weights: Iterable[tuple[str, torch.Tensor]] = ()) -> None:
+def _check_read(files: BaseFiles, info: Mapping[str, Any], weights: Iterable[tuple[str, torch.Tensor]] = ()) -> None:
     """See `Check`."""
     if missing := sorted(info.get("missing_keys", ())):
         raise CorruptFile(files.subject, f"lacks {len(missing)} weights, the first {missing[0]}")
@@ -312,34 +173,8 @@ def _is_finite(weight: torch.Tensor) -> bool:
     return weight.numel() == 0 or bool(torch.stack(torch.aminmax(weight)).isfinite().all())
 
 
-def _read_tokenizer(files: _Files) -> PreTrainedTokenizerBase:
-    options = {"gguf_file": files.gguf} if files.gguf else {}
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            files.folder, local_files_only=True, trust_remote_code=False, **options
-        )
-    except _LIBRARY_ERRORS as error:
-        if _has_tokenizer_code(files):
-            raise UnsupportedBase(
-                files.subject,
-                "has a tokenizer that is code of its own, which is not run here; put a tokenizer.json beside its "
-                f"weights and take auto_map out of {_TOKENIZER_FILE}",
-            ) from None
-        raise UnsupportedBase(files.subject, f"has no tokenizer that can be loaded: {_first_line(error)}") from None
-    return tokenizer
-
-
-def _has_tokenizer_code(files: _Files) -> bool:
-    return (files.folder / _TOKENIZER_FILE).exists() and "auto_map" in _read_object(files, _TOKENIZER_FILE)
-
-
 def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """What generate() would stop at, and the tokenizer's own end of sequence."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in (*found, tokenizer.eos_token_id) if isinstance(token, int))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.model.cache import KvCache, LatentCache
+from mint_contracts.settings import EngineSettings
+from mint_engine.model.cache import KvCache, LatentCache, count_pages
+from mint_engine.scheduling.pages import PAGE_TOKENS
 
 # Kinds of layers that transformers names in a configuration, and that are served.
 _SERVED = frozenset({"full_attention", "sliding_attention", "indexed_attention"})
@@ -62,6 +64,12 @@ def cache_shape(config: Any) -> KeyValueShape | LatentShape:
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return KeyValueShape(layers, int(getattr(config, "num_key_value_heads", None) or heads), head_dim)
+
+
+def pages_in(settings: EngineSettings, shape: KeyValueShape | LatentShape, dtype: torch.dtype) -> int:
+    """Pages of the cache that the settings allow a base of that shape. Raises CapacityExceeded."""
+    page = shape.token_elements * PAGE_TOKENS * dtype.itemsize
+    return count_pages(settings.kv_cache_bytes, page, settings.context_length)
 
 
 def _refuse(config: Any) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from mint_engine.model.base import Base, Check, load_base
+from mint_engine.model.base import Admit, Base, Check, admit_any, load_base
 from mint_engine.model.cache import PROBE_TOKENS
 from mint_engine.model.modules import layers_of, layers_prefix
 from mint_engine.model.stored import Naming, Stored, fill
@@ -39,13 +39,13 @@ def reference_logits(base: Base) -> torch.Tensor:
     return _logits(base.model)
 
 
-def load_part(path: Path, dtype: torch.dtype, part: Part) -> tuple[Base, torch.Tensor]:
+def load_part(path: Path, dtype: torch.dtype, part: Part, admit: Admit = admit_any) -> tuple[Base, torch.Tensor]:
     """A rank's part of a base in the host's memory, and the logits [T, V] of all of it. Raises as `load_base` does.
 
     A GGUF file is in memory whole, and cut by whoever has it next.
     """
     streamed = _Streamed(part)
-    base = load_base(path, dtype, torch.device("cpu"), streamed)
+    base = load_base(path, dtype, torch.device("cpu"), streamed, admit)
     return base, reference_logits(base) if streamed.logits is None else streamed.logits
 
 

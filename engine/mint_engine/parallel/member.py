@@ -7,8 +7,8 @@ from torch import nn
 
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
-from mint_engine.model.cache import Cache, count_pages
-from mint_engine.model.cache_shape import KeyValueShape, cache_shape
+from mint_engine.model.cache import Cache
+from mint_engine.model.cache_shape import KeyValueShape, cache_shape, pages_in
 from mint_engine.parallel.distributed import DistributedGroup, Gloo, Nccl, store_in, store_on
 from mint_engine.parallel.files import Files
 from mint_engine.parallel.meeting import Extent, Meeting
@@ -19,7 +19,6 @@ from mint_engine.parallel.shard import shard_head
 from mint_engine.parallel.shared import SharedGroup
 from mint_engine.parallel.shares import Share, cuts_of
 from mint_engine.residency.slots import Others, Slots
-from mint_engine.scheduling.pages import PAGE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def lay_member(
     slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts_of(modules, share), others)
     # As many pages as without ranks, so that all of them agree.
     shape = cache_shape(base.config)
-    page = shape.token_elements * PAGE_TOKENS * base.dtype.itemsize
-    pages = count_pages(told.kv_cache_bytes, page, told.context_length)
+    pages = pages_in(told, shape, base.dtype)
     own = replace(shape, heads=share.kv_heads.size) if isinstance(shape, KeyValueShape) else shape
     return Member(base, share, slots, own.make(pages, base.dtype, base.device))
 

@@ -1,0 +1,38 @@
+"""What a base is refused for before any of its weights is read: by its configuration and the spec alone."""
+
+from transformers import PreTrainedConfig
+
+from mint_contracts.errors import UnsupportedBase
+from mint_contracts.settings import EngineSettings
+from mint_engine.model.base import empty_model
+from mint_engine.model.cache_shape import cache_shape, pages_in
+from mint_engine.model.device import choose_dtype
+from mint_engine.model.modules import find_modules
+from mint_engine.model.positions import alike_positions, positions_of
+from mint_engine.parallel.part import Part
+
+
+def check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str) -> None:
+    """A base that errors name so, by its configuration.
+
+    Raises UnsupportedBase for what no engine serves of it, and for lengths, modules and ranks that it does not have,
+    CapacityExceeded for a cache that is too small.
+    """
+    text = config.get_text_config()
+    _check_context(settings, text)
+    pages_in(settings, cache_shape(text), choose_dtype(settings.dtype))
+    model = empty_model(config, subject)
+    find_modules(model, settings.target_modules)
+    if settings.tensor_parallel_size > 1:
+        Part(0, settings.tensor_parallel_size, settings.target_modules).cut(model)
+
+
+def _check_context(settings: EngineSettings, config: PreTrainedConfig) -> None:
+    most = positions_of(config)
+    if not 0 < most < settings.context_length:
+        return
+    why = f"the base knows {most} positions; lower it"
+    if most == alike_positions(config):
+        turns = "the base turns all requests of a step by the longest of them"
+        why = f"beyond {most} positions {turns}; lower it to {most}"
+    raise UnsupportedBase("contextLength", f"is {settings.context_length}, but {why}")

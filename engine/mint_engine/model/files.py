@@ -1,0 +1,201 @@
+"""A base's files: found, its configuration and its tokenizer read, before any weight is."""
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
+from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
+from mint_engine.model.stored import open_tensors
+
+# Families that publish another's architecture under a name of their own, with code that is not run here.
+_SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_TOKENIZER_FILE = "tokenizer_config.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# What transformers raises over a file that it can't make sense of.
+LIBRARY_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    SafetensorError,
+)
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """A folder that holds a base, and which of its files does where that is one."""
+
+    folder: Path
+    gguf: str | None
+    named: str = ""  # how errors name the base, where not by its path
+
+    @property
+    def subject(self) -> str:
+        """How errors name the base."""
+        return self.named or f"base {self.folder / self.gguf if self.gguf else self.folder}"
+
+
+def find_files(path: Path) -> BaseFiles:
+    """What of a base lies at `path`; of its weights no more is read than headers.
+
+    Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile or UnsupportedBase.
+    """
+    subject = f"base {path}"
+    if not path.exists():
+        raise SourceNotFound(subject, "does not exist; check spec.source of the BaseModel")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UnsafeFormat(subject, "is neither a folder of safetensors nor a .gguf file")
+        return _check_gguf(BaseFiles(path.parent, path.name))
+    names = sorted(each.name for each in path.iterdir())
+    if any(name.endswith(".safetensors") for name in names):
+        return _check_safetensors(BaseFiles(path, None), names)
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if len(ggufs) == 1:
+        return _check_gguf(BaseFiles(path, ggufs[0]))
+    if ggufs:
+        raise UnsupportedBase(subject, f"holds several GGUF files; name one of {', '.join(ggufs)}")
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+        raise UnsafeFormat(subject, f"holds only {', '.join(pickles[:3])}; convert the weights to safetensors")
+    raise SourceNotFound(subject, "holds no *.safetensors and no *.gguf")
+
+
+def _check_gguf(files: BaseFiles) -> BaseFiles:
+    with (files.folder / str(files.gguf)).open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise CorruptFile(files.subject, "does not start as a GGUF file does")
+    return files
+
+
+def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
+    """Every shard that the index names is there, and every header agrees with its file's size."""
+    index = files.folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise CorruptFile(files.subject, f"has an unreadable {index.name}") from None
+        if absent := sorted(str(shard) for shard in shards if shard not in names):
+            raise CorruptFile(files.subject, f"lacks {', '.join(absent[:3])}, named by {index.name}")
+    for name in names:
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(files.folder / name, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise CorruptFile(files.subject, f"{name} is truncated or no safetensors file ({error})") from None
+    return files
+
+
+def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
+    """By the headers alone, what transformers would take as it is, or complain of without a name.
+
+    No weight needs a scale that nothing tells of, and experts that become one tensor are of one shape.
+    Raises UnsupportedBase or CorruptFile.
+    """
+    firsts: dict[str, tuple[str, list[int]]] = {}
+    shards = [str(each) for each in files.folder.glob("*.safetensors")]
+    for name, tensor in open_tensors(shards).items():
+        if quantisation is None and tensor.get_dtype().startswith("F8"):
+            raise UnsupportedBase(
+                files.subject, f"has float8 weights, {name} among them, but no quantization_config in its config.json"
+            )
+        if _EXPERT.search(name) and name.endswith(".weight"):
+            shape = list(tensor.get_shape())
+            first, expected = firsts.setdefault(_EXPERT.sub(".experts.*.", name), (name, shape))
+            if shape != expected:
+                raise CorruptFile(files.subject, f"has {first} of {expected}, but {name} of {shape}")
+
+
+def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None]:
+    """The configuration of the model as it is held, which is not quantised, and how its files hold it.
+
+    Raises CorruptFile or UnsupportedBase.
+    """
+    if files.gguf is not None:
+        return _load_config(files), None
+    raw = _read_object(files, "config.json")
+    if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():
+        raw["quantization_config"] = _read_object(files, MODELOPT_FILE)
+    quantisation = read_quantisation(raw, files.subject)
+    known = _SAME_ARCHITECTURE.get(str(raw.get("model_type", "")))
+    config = _config_for(files, known, raw) if known else _load_config(files)
+    for each in (config, config.get_text_config()):
+        if hasattr(each, "quantization_config"):
+            del each.quantization_config
+    return config, quantisation
+
+
+def _read_object(files: BaseFiles, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((files.folder / name).read_text())
+    except FileNotFoundError:
+        raise CorruptFile(files.subject, f"holds no {name}") from None
+    except (OSError, ValueError):
+        raise CorruptFile(files.subject, f"has a {name} that is not JSON") from None
+    if not isinstance(found, dict):
+        raise CorruptFile(files.subject, f"has a {name} that is not a JSON object")
+    return found
+
+
+def _load_config(files: BaseFiles) -> PreTrainedConfig:
+    options = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            files.folder, local_files_only=True, trust_remote_code=False, **options
+        )
+    except LIBRARY_ERRORS as error:
+        raise UnsupportedBase(files.subject, f"has a configuration that is not served: {first_line(error)}") from None
+    return config
+
+
+def _config_for(files: BaseFiles, model_type: str, raw: dict[str, Any]) -> PreTrainedConfig:
+    try:
+        told = {key: value for key, value in raw.items() if key != "model_type"}
+        config: PreTrainedConfig = AutoConfig.for_model(model_type, **told)
+    except LIBRARY_ERRORS as error:
+        raise UnsupportedBase(files.subject, f"has a configuration that is not served: {first_line(error)}") from None
+    return config
+
+
+def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, without running code of its own. Raises UnsupportedBase."""
+    options = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            files.folder, local_files_only=True, trust_remote_code=False, **options
+        )
+    except LIBRARY_ERRORS as error:
+        if _has_tokenizer_code(files):
+            raise UnsupportedBase(
+                files.subject,
+                "has a tokenizer that is code of its own, which is not run here; put a tokenizer.json beside its "
+                f"weights and take auto_map out of {_TOKENIZER_FILE}",
+            ) from None
+        raise UnsupportedBase(files.subject, f"has no tokenizer that can be loaded: {first_line(error)}") from None
+    return tokenizer
+
+
+def _has_tokenizer_code(files: BaseFiles) -> bool:
+    return (files.folder / _TOKENIZER_FILE).exists() and "auto_map" in _read_object(files, _TOKENIZER_FILE)
+
+
+def first_line(error: BaseException) -> str:
+    """What kind of error it is, and where what it says begins."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
