@@ -1,4 +1,6 @@
-"""What a base is refused for before any of its weights is read: by its configuration and the spec alone."""
+"""What a base is refused for before any of its weights is copied or read: by its small files and the spec alone."""
+
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 
@@ -7,9 +9,18 @@ from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import empty_model
 from mint_engine.model.cache_shape import cache_shape, pages_in
 from mint_engine.model.device import choose_dtype
+from mint_engine.model.files import BaseFiles, read_config, read_tokenizer
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import alike_positions, positions_of
 from mint_engine.parallel.part import Part
+
+
+def check_small_files(settings: EngineSettings, folder: Path, subject: str) -> None:
+    """A base that errors name so, by the files of a folder that does not hold its weights yet. Raises a MintError."""
+    files = BaseFiles(folder, None, subject)
+    config, _ = read_config(files)
+    check_config(settings, config, subject)
+    read_tokenizer(files)
 
 
 def check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str) -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import structlog
 from prometheus_client import start_http_server
@@ -17,6 +18,7 @@ from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure,
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
+from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.parallel.ahead import Muster
 from mint_engine.policies.roster import Roster
@@ -99,7 +101,8 @@ class Process:
         """Why the base is refused, in words alone: the error itself would keep in memory what was loaded."""
         source, cache = self._start.settings.source, self._start.cache
         try:
-            path = await asyncio.to_thread(fetch_base, source, cache)
+            look = partial(check_small_files, self._start.settings)
+            path = await asyncio.to_thread(fetch_base, source, cache, look)
             await self._server.load(path, self._make_residency)
             self._open_training()
         except MintError as error:

@@ -56,7 +56,7 @@ def save_tokenizer(folder: Path) -> int:
     return len(fast)
 
 
-def save_base(folder: Path, **changes: Any) -> Path:
+def save_base(folder: Path, *, max_shard_size: str = "50GB", **changes: Any) -> Path:
     """A random Llama, with weights large enough that its answers vary, and its tokenizer."""
     vocab = save_tokenizer(folder)
     torch.manual_seed(3)
@@ -71,7 +71,7 @@ def save_base(folder: Path, **changes: Any) -> Path:
         "initializer_range": 0.2,
         "eos_token_id": 0,
     }
-    LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 

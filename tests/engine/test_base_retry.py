@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from msgspec.structs import replace
 
+from mint_contracts import backends
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineRecord
@@ -14,8 +17,10 @@ from mint_contracts.settings import REDIS_URL, EngineSettings
 from mint_contracts.source import Source
 from mint_engine import process
 from mint_engine.environment import Start
+from mint_engine.model import forward
 from mint_engine.model.base import Base, load_base
 from mint_engine.serve import listen
+from tests.engine import stores
 from tests.engine.running import save_base, settings_for
 from tests.waiting import until
 
@@ -82,14 +87,15 @@ async def test_a_base_that_is_refused_once_loaded_has_left_memory_before_it_is_l
     loaded: list[weakref.ref[Any]] = []
     left: list[int] = []  # of those loaded before, at each load
 
-    def watched(*args: Any) -> Base:
+    def watched(*args: Any, **more: Any) -> Base:
         left.append(sum(each() is not None for each in loaded))
-        base = load_base(*args)
+        base = load_base(*args, **more)
         loaded.append(weakref.ref(base.model))
         return base
 
     monkeypatch.setattr("mint_engine.build.load_base", watched)
-    told = settings_for(save_base(tmp_path / "base", max_position_embeddings=100), context_length=128)
+    monkeypatch.setitem(forward._TOLERANCE, torch.float32, -1.0)  # no pass is right
+    told = settings_for(save_base(tmp_path / "base"))
     server = await listen(told, "short", 0)
     engine = process.Process(Start(told, "short", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
     rising = asyncio.create_task(engine.bring_up())
@@ -98,3 +104,19 @@ async def test_a_base_that_is_refused_once_loaded_has_left_memory_before_it_is_l
     await asyncio.wait({rising})
     await server.drain(1)
     assert not any(left)
+
+
+async def test_a_remote_base_that_its_settings_do_not_fit_is_not_copied(tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    save_base(tmp_path / "base", max_position_embeddings=100)
+    with stores.serving(stores.Files, tmp_path) as (address, handler):
+        source = Source(f"http://{address}/base")
+        told = replace(settings_for(tmp_path, context_length=128), source=source)
+        server = await listen(told, "remote", 0)
+        engine = process.Process(Start(told, "remote", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
+        failure = await engine._try_base()
+        await server.drain(1)
+        assert failure is not None
+        assert failure.message == "contextLength: is 128, but the base knows 100 positions; lower it"
+        assert "GET /base/config.json" in handler.seen
+        assert "GET /base/model.safetensors" not in handler.seen

@@ -9,17 +9,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from mint_contracts import backends, errors
 from mint_contracts.source import Source, child
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
+from mint_engine.beforehand import check_small_files
+from mint_engine.environment import Start
+from mint_engine.parallel.worker import find_base
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.loading import Loader
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
@@ -27,6 +32,7 @@ from mint_engine.sources.fetch_base import fetch_base
 from mint_engine.sources.storage import folder_of
 from tests.engine import stores
 from tests.engine.made import edit_config, peft_adapter, read_tiny, tiny_fit, tiny_llama
+from tests.engine.running import save_base, settings_for
 from tests.redis_process import free_port
 
 SCHEMES = ("file", "pvc", "http", "s3", "gs", "hf")
@@ -128,25 +134,93 @@ def test_an_adapter_is_fetched_checked_and_read(
 def test_a_base_is_fetched_whole_and_without_its_pickles(
     scheme: str, opened: Callable[[str], Source], shelf: Path, tmp_path: Path
 ) -> None:
+    looks: list[list[str]] = []
+
+    def look(folder: Path, _: str) -> None:
+        looks.append(sorted(each.name for each in folder.iterdir()))
+
     store, truth = opened(scheme), shelf / "team" / "store" / "base"
-    path = fetch_base(child(store, "base"), tmp_path)
+    path = fetch_base(child(store, "base"), tmp_path, look)
     shards = sorted(each.name for each in truth.glob("*.safetensors"))
     assert len(shards) > 1
     for name in [*shards, "config.json", "model.safetensors.index.json"]:
         assert (path / name).read_bytes() == (truth / name).read_bytes()
     if scheme not in {"file", "pvc"}:
         assert not (path / "pytorch_model.bin").exists()
-        assert path == fetch_base(child(store, "base"), tmp_path), "the second time it is there already"
+        assert path == fetch_base(child(store, "base"), tmp_path, look), "the second time it is there already"
 
-    gguf = fetch_base(child(store, "gguf/tiny.gguf"), tmp_path)
+        assert looks == [["config.json", "generation_config.json", "model.safetensors.index.json"]]
+
+    gguf = fetch_base(child(store, "gguf/tiny.gguf"), tmp_path, look)
     assert gguf.read_bytes().startswith(b"GGUF")
     with pytest.raises(errors.SourceNotFound):
-        fetch_base(child(store, "gguf/absent.gguf"), tmp_path)
+        fetch_base(child(store, "gguf/absent.gguf"), tmp_path, look)
     with pytest.raises(errors.SourceNotFound):
-        fetch_base(child(store, "absent"), tmp_path)
+        fetch_base(child(store, "absent"), tmp_path, look)
     if scheme not in {"file", "pvc"}:
         with pytest.raises(errors.UnsafeFormat):
-            fetch_base(child(store, "pickles"), tmp_path)
+            fetch_base(child(store, "pickles"), tmp_path, look)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def tokenizer_as_code(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    told = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+
+
+def another_attention(folder: Path) -> None:
+    edit_base(folder, "config.json", model_type="llama4_text", attention_chunk_size=32)
+
+
+def another_method(folder: Path) -> None:
+    edit_base(folder, "config.json", quantization_config={"quant_method": "gptq"})
+
+
+def another_shard(folder: Path) -> None:
+    edit_base(folder, INDEX, weight_map={"lm_head.weight": "model-00009-of-00009.safetensors"})
+
+
+def edit_base(folder: Path, name: str, **changes: object) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def nothing(_: Path) -> None:
+    """The base is as it should be."""
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "error", "says"),
+    [
+        (nothing, {"context_length": 300}, errors.UnsupportedBase, "contextLength: is 300, but the base knows 256"),
+        (nothing, {"kv_cache_bytes": 1 << 12}, errors.CapacityExceeded, "kvCacheMemory: of 4096 bytes"),
+        (nothing, {"target_modules": ("w_qkv",)}, errors.UnsupportedBase, "targetModules: names w_qkv"),
+        (nothing, {"tensor_parallel_size": 8}, errors.UnsupportedBase, "tensorParallelSize: is 8"),
+        (tokenizer_as_code, {}, errors.UnsupportedBase, "'http.*base': has a tokenizer that is code of its own"),
+        (another_attention, {}, errors.UnsupportedBase, "chunk"),
+        (another_method, {}, errors.UnsupportedBase, "'http.*base': is quantised by 'gptq'"),
+        (another_shard, {}, errors.CorruptFile, f"lacks model-00009-of-00009.safetensors, named by {INDEX}"),
+    ],
+)  # fmt: skip
+def test_a_base_that_can_not_be_served_is_refused_before_its_weights_are_copied(
+    change: Callable[[Path], None], told: dict[str, Any], error: type[errors.MintError], says: str, tmp_path: Path
+) -> None:
+    backends.backend.cache_clear()
+    save_base(tmp_path / "base", max_shard_size="100KB")
+    change(tmp_path / "base")
+    with stores.serving(stores.Files, tmp_path) as (address, handler):
+        source = Source(f"http://{address}/base")
+        settings = replace(settings_for(tmp_path, **told), source=source)
+        with pytest.raises(error, match=says):
+            fetch_base(source, tmp_path / "cache", partial(check_small_files, settings))
+        start = Start(settings, "a", "127.0.0.1:1", tmp_path / "cache", 0, 0)
+        assert type(find_base(start)) is error, "so does every node of several"
+        assert "GET /base/config.json" in handler.seen or "lacks" in says
+        assert not any(line.startswith("GET /base/model-0000") and "-of-00005" in line for line in handler.seen)
+    assert list((tmp_path / "cache" / "base").glob("*")) == []
 
 
 def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf: Path, tmp_path: Path) -> None:
@@ -155,7 +229,7 @@ def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(bytes(1000))
     with stores.serving(stores.Files, shelf) as (address, _):
-        path = fetch_base(Source(f"http://{address}/team/store/base"), tmp_path)
+        path = fetch_base(Source(f"http://{address}/team/store/base"), tmp_path, lambda *_: None)
     assert list((tmp_path / "base").iterdir()) == [path]
 
 
@@ -164,7 +238,7 @@ def test_https_is_trusted_by_its_authority_alone(shelf: Path, tmp_path: Path) ->
     code = (
         "import sys, json; from pathlib import Path; from mint_contracts.source import Source; "
         "from mint_contracts.errors import MintError; from mint_engine.sources.fetch_base import fetch_base\n"
-        "try: print(fetch_base(Source(sys.argv[1]), Path(sys.argv[2])))\n"
+        "try: print(fetch_base(Source(sys.argv[1]), Path(sys.argv[2]), lambda *_: None))\n"
         "except MintError as error: print(error.reason)"
     )
     with stores.serving(stores.Files, shelf, context) as (address, _):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -93,7 +94,7 @@ def run(start: Start) -> int:
 
 def _serve(start: Start, met: threading.Event) -> None:
     """From one connection until the leader has no more use for it. Raises OSError, EOFError or Stranger."""
-    base = _find_base(start)  # while the leader does so too
+    base = find_base(start)  # while the leader does so too
     with _connected(start, Channel.STEPS) as steps, _connected(start, Channel.SLOTS) as slots:
         begin = messages.decode_told(messages.receive(steps))
         assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `Node`
@@ -107,14 +108,24 @@ def _serve(start: Start, met: threading.Event) -> None:
                 _follow(start, steps, slots, ranks, met)
 
 
-def _find_base(start: Start) -> Path | MintError:
+def find_base(start: Start) -> Path | MintError:
+    """This node's own copy, or why there is none."""
     source = start.settings.source
     try:
-        return fetch_base(source, start.cache)
+        return fetch_base(source, start.cache, partial(_look, start.settings))
     except OSError as error:
         return SourceUnavailable(f"base {source.uri}", f"can not be read ({error}); retrying")
     except MintError as error:
         return error
+
+
+def _look(settings: EngineSettings, folder: Path, subject: str) -> None:
+    """As the leader does, so that no node copies what that one refuses."""
+    from mint_engine.beforehand import (
+        check_small_files,
+    )  # torch: nothing else here needs it, its ranks have their own
+
+    check_small_files(settings, folder, subject)
 
 
 def _unlike(start: Start, begin: Begin, base: Path) -> MintError | None:

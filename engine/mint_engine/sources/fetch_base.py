@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import Folder, folder_of, subject_of
 
-SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf")  # of a base's files
+_SAFE = ".safetensors"
+_WEIGHTS = (_SAFE, ".gguf")
+SUFFIXES = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")  # of a base's files
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What a web server is asked for, since it can not be listed; shards are named by the index.
 _PROBED = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
@@ -28,11 +31,16 @@ _MAX_FILES = 10_000
 _PARTIAL = ".partial-"
 
 
-def fetch_base(source: Source, cache: Path) -> Path:
+# Raises a MintError over a base that errors name so, by all of its files but its weights, in a folder.
+Look = Callable[[Path, str], None]
+
+
+def fetch_base(source: Source, cache: Path, look: Look) -> Path:
     """The local path of a base: a folder, or one .gguf file where the URI names one.
 
-    A remote source that could not be loaded anyway is refused before it is copied. Raises UnsafeFormat for pickled
-    weights alone, CapacityExceeded when the disk of `cache` is too small, CorruptFile and Source* errors.
+    A remote source that could not be loaded anyway is refused before its weights are copied: then it is looked at.
+    Raises UnsafeFormat for pickled weights alone, CapacityExceeded when the disk of `cache` is too small, CorruptFile
+    and Source* errors, and what `look` does.
     """
     location = locate(source)
     single = location.path.rsplit("/", 1)[-1] if location.path.endswith(".gguf") else ""
@@ -40,7 +48,7 @@ def fetch_base(source: Source, cache: Path) -> Path:
         return _in_place(source, single)
     target = cached_base(source, cache)
     if not target.is_dir():
-        _copy(source, single, target)
+        _copy(source, single, target, look)
     return target / single
 
 
@@ -73,7 +81,7 @@ def check_names(names: list[str], subject: str) -> None:
         raise SourceNotFound(subject, "holds no *.safetensors and no .gguf; check its path and revision")
 
 
-def _copy(source: Source, single: str, target: Path) -> None:
+def _copy(source: Source, single: str, target: Path, look: Look) -> None:
     folder, found = _listed(source, single)
     check_names(sorted(found), subject_of(source))
     wanted = {name: size for name, size in sorted(found.items()) if name.endswith(SUFFIXES)}
@@ -88,8 +96,11 @@ def _copy(source: Source, single: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=target.parent) as temporary:
         into = Path(temporary) / "files"
         into.mkdir()
-        for name, size in wanted.items():
-            retrying(partial(_copy_file, folder, name, size, into / name))
+        weights = {name for name in wanted if name.endswith(_WEIGHTS)}
+        _copy_files(folder, wanted, wanted.keys() - weights, into)
+        if any(name.endswith(_SAFE) for name in weights):  # a GGUF file holds all of it in one
+            look(into, folder.subject)
+        _copy_files(folder, wanted, weights, into)
         publish(into, target)
 
 
@@ -100,7 +111,10 @@ def _listed(source: Source, single: str) -> tuple[Folder, dict[str, int | None]]
     folder = folder_of(source)
     found = folder.files(*_PROBED)
     if _INDEX in found:
-        found |= folder.files(*_shards(folder))
+        shards = _shards(folder)
+        found |= folder.files(*shards)
+        if absent := [name for name in shards if name not in found]:
+            raise CorruptFile(folder.subject, f"lacks {', '.join(absent[:3])}, named by {_INDEX}")
     return folder, found
 
 
@@ -115,6 +129,11 @@ def _shards(folder: Folder) -> list[str]:
     if len(names) > _MAX_FILES:
         raise CorruptFile(folder.subject, f"has a {_INDEX} of {len(names)} files; a base has at most {_MAX_FILES}")
     return sorted(names)
+
+
+def _copy_files(folder: Folder, sizes: Mapping[str, int | None], names: Iterable[str], into: Path) -> None:
+    for name in sorted(names):
+        retrying(partial(_copy_file, folder, name, sizes[name], into / name))
 
 
 def _copy_file(folder: Folder, name: str, size: int | None, into: Path) -> None:
