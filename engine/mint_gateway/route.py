@@ -8,6 +8,7 @@ import grpc
 import msgspec
 
 from mint_contracts import sampling_pb2
+from mint_contracts.catalog_calls import retired
 from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, EngineUnavailable, MintError
 from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
@@ -65,12 +66,18 @@ class Router:
         return resolve(self._mirror.known(), base, adapter)
 
     async def locate(self, base: str, adapter: str) -> tuple[MapView, Source | None]:
-        """The view of `find`, and where the base's catalog has an adapter that no wave serves there."""
+        """The view of `find`, and where the base's catalog has an adapter that no wave serves there.
+
+        What the catalog does not know may lie in the base's store; what was retired means nothing, wherever it lies:
+        raises AdapterNotFound.
+        """
         view = self.find(base, adapter)
         unknown = adapter and adapter not in view.placements
         if not unknown or view.record is None or view.record.catalog is None:
             return view, None
         entry = await self._catalog.find(view.base, adapter)
+        if entry is not None and entry.retired:
+            raise retired(adapter, view.base, "ask for another")
         return view, None if entry is None else entry.source
 
     def now(self, view: MapView) -> Now:

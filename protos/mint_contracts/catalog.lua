@@ -271,7 +271,8 @@ local function told(keys, value)
   return struct.pack('>I2c0I2c0', #root, root, #label, label) .. value
 end
 
--- KEYS: as of apply   ARGV: beginning of leaf keys, name, ID or "". Returns "" or as `told` does.
+-- KEYS: as of apply   ARGV: beginning of leaf keys, name, ID or "". Returns "" or as `told` does; of a retired name,
+-- whatever ID is asked for, that it was.
 local function find(given, argv)
   local keys = named(given)
   local refused = incomplete(keys.meta)
@@ -281,8 +282,8 @@ local function find(given, argv)
   if value and argv[3] ~= '' and id_of(value) ~= argv[3] and id_of(value) ~= RETIRED then
     value = redis.call('HGET', argv[1] .. leaf, argv[2] .. '@' .. argv[3])
   end
-  if not value or id_of(value) == RETIRED then return '' end
-  return told(keys, value)
+  if not value then return '' end
+  return id_of(value) == RETIRED and '\0\0\0\0' .. value or told(keys, value)
 end
 
 -- KEYS: as of apply   ARGV: beginning of leaf keys, name, leaves at most. Returns where the next leaf begins ("" after

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from mint_contracts import keys
-from mint_contracts.errors import MapUnavailable
+from mint_contracts.errors import AdapterNotFound, MapUnavailable
 from mint_contracts.functions import CATALOG, run
 
 INCOMPLETE_RETRY_S = 1.0
@@ -33,3 +33,9 @@ def incomplete(base: str) -> MapUnavailable:
     return MapUnavailable(
         f"catalog of {base}", "is being read from its manifests; retry", retry_after_s=INCOMPLETE_RETRY_S
     )
+
+
+def retired(asked: str, base: str, instead: str) -> AdapterNotFound:
+    """That a name means nothing any more; `instead` is what may be done beside registering it again."""
+    said = f"was retired from the catalog of {base}; register it again, or {instead}"
+    return AdapterNotFound(f"adapter {asked!r}", said)

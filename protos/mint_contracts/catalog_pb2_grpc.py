@@ -82,8 +82,10 @@ class CatalogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Retire(self, request, context):
-        """From now on the catalog knows nothing of these names, which may be registered again. Where the base has an adapter
-        store too, a request for such a name is answered from there, if that holds files of it.
+        """These names mean nothing from now on, with all their revisions, until they are registered again: a request for one
+        is NotFound, though the base's adapter store may hold files of it, and a wave that names one is refused, or goes on
+        without it. A wave that gives a source of its own still serves that. A base without a store forgets in time which
+        names were retired, so that a store that it is given later may answer for them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

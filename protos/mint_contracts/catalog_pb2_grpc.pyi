@@ -40,8 +40,10 @@ class CatalogStub:
     Resolve: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ResolveRequest, _catalog_pb2.CatalogEntry]
     """The newest state of one adapter, or the one of a revision."""
     Retire: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.RetireRequest, _catalog_pb2.RetireResponse]
-    """From now on the catalog knows nothing of these names, which may be registered again. Where the base has an adapter
-    store too, a request for such a name is answered from there, if that holds files of it.
+    """These names mean nothing from now on, with all their revisions, until they are registered again: a request for one
+    is NotFound, though the base's adapter store may hold files of it, and a wave that names one is refused, or goes on
+    without it. A wave that gives a source of its own still serves that. A base without a store forgets in time which
+    names were retired, so that a store that it is given later may answer for them.
     """
 
 @_typing.type_check_only
@@ -56,8 +58,10 @@ class CatalogAsyncStub(CatalogStub):
     Resolve: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ResolveRequest, _catalog_pb2.CatalogEntry]  # type: ignore[assignment]
     """The newest state of one adapter, or the one of a revision."""
     Retire: _aio.UnaryUnaryMultiCallable[_catalog_pb2.RetireRequest, _catalog_pb2.RetireResponse]  # type: ignore[assignment]
-    """From now on the catalog knows nothing of these names, which may be registered again. Where the base has an adapter
-    store too, a request for such a name is answered from there, if that holds files of it.
+    """These names mean nothing from now on, with all their revisions, until they are registered again: a request for one
+    is NotFound, though the base's adapter store may hold files of it, and a wave that names one is refused, or goes on
+    without it. A wave that gives a source of its own still serves that. A base without a store forgets in time which
+    names were retired, so that a store that it is given later may answer for them.
     """
 
 class CatalogServicer(metaclass=_abc_1.ABCMeta):
@@ -93,8 +97,10 @@ class CatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.RetireRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.RetireResponse, _abc.Awaitable[_catalog_pb2.RetireResponse]]:
-        """From now on the catalog knows nothing of these names, which may be registered again. Where the base has an adapter
-        store too, a request for such a name is answered from there, if that holds files of it.
+        """These names mean nothing from now on, with all their revisions, until they are registered again: a request for one
+        is NotFound, though the base's adapter store may hold files of it, and a wave that names one is refused, or goes on
+        without it. A wave that gives a source of its own still serves that. A base without a store forgets in time which
+        names were retired, so that a store that it is given later may answer for them.
         """
 
 def add_CatalogServicer_to_server(servicer: CatalogServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

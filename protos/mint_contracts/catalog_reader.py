@@ -63,13 +63,19 @@ class CatalogReader:
         return CatalogState(int(count or 0), int(version or 0), complete == "1", manifests or "")
 
     async def find(self, base: str, name: str, revision: str = "") -> Entry | None:
-        """The newest state of an adapter, or the one of that revision; None where there is none. One round trip."""
+        """The newest state of an adapter, or the one of that revision; None where there is none. One round trip.
+
+        Of a name that was retired, and not registered since, an entry that says so, whatever revision is asked for.
+        """
         answer = await call(
             self._redis, "find", base, [keys.catalog_leaf(base, ""), name, identity_of(revision) if revision else ""]
         )
         if not answer:
             return None
-        entry = unpack(name, found_in(answer))
+        found = found_in(answer)
+        if is_retired(found.value):
+            return Entry(name, retired=True)
+        entry = unpack(name, found)
         return entry if not revision or entry.revision == revision else None
 
     async def page(

@@ -172,11 +172,12 @@ async def test_a_retired_name_means_nothing_until_it_is_registered_again(
 ) -> None:
     one, two = entry("a/b", "r1"), entry("a/b", "r2")
     await writer.apply(BASE, [(1, one), (2, two), (5, Entry("a/b", retired=True))], "p")
-    for revision in ("", "r1", "r2"):
-        assert await reader.find(BASE, "a/b", revision) is None
+    for revision in ("", "r1", "r2", "r9"):
+        assert await reader.find(BASE, "a/b", revision) == Entry("a/b", retired=True)
+    assert await reader.find(BASE, "a/c") is None
     assert (await reader.state(BASE)).count == 0
     await writer.apply(BASE, [(4, two)], "late")  # on its way since before
-    assert await reader.find(BASE, "a/b") is None
+    assert await reader.find(BASE, "a/b") == Entry("a/b", retired=True)
     assert await reader.all(BASE, limit=9) == []
     await writer.apply(BASE, [(6, two)], "again")
     assert await reader.find(BASE, "a/b") == two

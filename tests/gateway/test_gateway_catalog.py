@@ -20,6 +20,7 @@ from mint_contracts import keys
 from mint_contracts.catalog_parts import Parts, part_name
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest, RegisterResponse
 from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry
 from mint_contracts.errors import (
     AdapterNotFound,
@@ -38,7 +39,7 @@ from mint_contracts.source import Source
 from mint_gateway.catalog.keeper import Keeper
 from mint_gateway.client import Client, question
 from tests.engine import stores
-from tests.gateway.scene import BASE, Scene, complete
+from tests.gateway.scene import BASE, STORE, Scene, complete
 from tests.redis_process import RedisProcess, full_memory
 from tests.waiting import until
 
@@ -82,8 +83,8 @@ async def opened(scene: Scene, manifests: str) -> Client:
     return scene.client
 
 
-async def declare(redis: Redis, manifests: str, base: str = BASE) -> None:
-    record = BaseRecord(base_model=base, catalog=Source(manifests))
+async def declare(redis: Redis, manifests: str, base: str = BASE, store: Source | None = None) -> None:
+    record = BaseRecord(base_model=base, catalog=Source(manifests), store=store)
     await MapWriter(redis, epoch=1).apply(base, MapChange(base=record))
 
 
@@ -104,8 +105,10 @@ async def test_a_stream_is_registered_listed_resolved_and_retired(scene: Scene, 
         everything[5].uri, "r1", 8, everything[5].labels
     )  # fmt: skip
     await client.retire([everything[5].name])
-    with pytest.raises(AdapterNotFound, match="not in the catalog"):
+    with pytest.raises(AdapterNotFound, match="was retired"):
         await client.resolve(everything[5].name)
+    with pytest.raises(AdapterNotFound, match="not in the catalog"):
+        await client.resolve("team-1/never")
 
 
 async def test_registering_right_after_the_base_was_declared_waits_for_its_catalog(scene: Scene, local: str) -> None:
@@ -416,6 +419,56 @@ async def test_a_request_goes_where_the_catalog_says(scene: Scene, local: str) -
     assert (await client.explain("a/b@r1")).source_uri == "s3://adapters/a/b/r1"
     with pytest.raises(AdapterNotFound, match="not in that base's catalog"):
         await client.answer(question("hi", adapter="a/b@r9"))
+
+
+async def test_a_retired_name_is_answered_no_more_though_the_store_may_have_it(scene: Scene, local: str) -> None:
+    await declare(scene.redis, local, store=Source(STORE))
+    await scene.open()
+    await complete(scene.redis)
+    client, engine = scene.client, await scene.engine("one")
+    await scene.seen(engine)
+    await client.answer(question("hi", adapter="a/stored"))
+    await client.register(in_pieces(lines([entry("a/known", "r1")])))
+    await client.retire(["a/stored", "a/known"])
+
+    async def gone(asked: str) -> bool:  # as soon as the gateway has heard of it
+        try:
+            await client.answer(question("hi", adapter=asked))
+        except AdapterNotFound as error:
+            return "was retired" in str(error)
+        return False
+
+    for asked in ("a/stored", "a/known", "a/known@r1"):
+        await until(partial(gone, asked), timeout_s=10.0)
+        with pytest.raises(AdapterNotFound, match="register it again"):
+            await client.explain(asked)
+    await client.answer(question("hi", adapter="a/other"))
+    await scene.redis.flushall()
+    await declare(scene.redis, local, store=Source(STORE))
+    await complete(scene.redis)
+    await until(partial(gone, "a/stored"), timeout_s=10.0)
+    await client.register(in_pieces(lines([entry("a/stored", "r2")])))
+    await until(lambda: _answered(client, "a/stored"), timeout_s=10.0)
+    assert engine.seen[-1].whence.uri == "s3://adapters/a/stored/r2"
+
+
+async def _answered(client: Client, adapter: str) -> bool:
+    try:
+        await client.answer(question("hi", adapter=adapter))
+    except AdapterNotFound:
+        return False
+    return True
+
+
+async def test_retired_names_are_remembered_where_the_store_may_have_them(scene: Scene, local: str) -> None:
+    await declare(scene.redis, local, store=Source(STORE))
+    await scene.open()
+    await complete(scene.redis)
+    writer, reader = CatalogWriter(scene.redis), CatalogReader(scene.redis)
+    old = [Entry(f"a/gone-{number:03d}", retired=True) for number in range(40)]
+    await writer.apply(BASE, list(enumerate(old, 1)), "long ago")
+    await scene.client.register(in_pieces(lines([entry(f"a/here-{number:03d}") for number in range(100)])))
+    assert await reader.find(BASE, "a/gone-007") == old[7]
 
 
 async def test_what_nobody_foresaw_is_counted_as_such_and_not_as_the_client_s_leaving(

@@ -148,11 +148,69 @@ async def test_names_of_a_base_without_store_are_the_catalogs_and_pins_hold_stil
     assert [uri[-1] for uri in found.values()] == ["2", "1", "1"]
 
 
-async def test_names_of_a_base_with_a_store_are_the_stores_but_for_pins(stage: Stage, catalog: Catalog) -> None:
-    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "acme/law-1@1"]))
+async def test_names_are_the_catalogs_and_those_that_it_does_not_know_the_stores(
+    stage: Stage, catalog: Catalog
+) -> None:
+    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "acme/law-1@1", "in/store"]))
     await stage.once()
-    found = await becomes(stage, ["acme/law-1", "acme/law-1@1"])
-    assert list(found.values()) == ["pvc://samples/adapters/acme/law-1", "s3://adapters/acme/law-1/1"]
+    found = await becomes(stage, ["acme/law-1", "acme/law-1@1", "in/store"])
+    law = "s3://adapters/acme/law-1/1"
+    assert list(found.values()) == [law, law, "pvc://samples/adapters/in/store"]
+
+
+RETIRED = "was retired from the catalog"
+
+
+async def test_a_wave_that_names_what_was_retired_is_refused_though_the_store_may_have_it(
+    stage: Stage, catalog: Catalog, shelf: tuple[Path, str]
+) -> None:
+    folder, url = shelf
+    (folder / "wave.jsonl").write_bytes(msgspec.json.Encoder().encode_lines([Entry("in/store"), Entry("b/c")]))
+    await catalog.retire("in/store")
+    stage.apply(
+        base_model(**CATALOG),
+        over("named", names=["b/c", "in/store"]),
+        over("pinned", names=["in/store@1"]),
+        over("filed", manifest=f"{url}/wave.jsonl"),
+    )
+    await stage.once()
+    for wave in ("named", "pinned", "filed"):
+        said = await says(stage, wave, "AdapterNotFound")
+        assert f"{RETIRED} of {stage.base}" in said
+        assert "leave it out of the wave" in said
+    await catalog.register(entry("in/store", "1"))
+    await becomes(stage, ["b/c", "in/store", "in/store@1"])
+
+
+async def test_a_wave_that_is_served_goes_on_without_what_is_retired(stage: Stage, catalog: Catalog) -> None:
+    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
+    await stage.once()
+    await becomes(stage, ["acme/law-1", "in/store"])
+    await catalog.retire("in/store")
+    await becomes(stage, ["acme/law-1"])
+
+    async def told() -> bool:
+        await stage.once(frozenset({Part.MAP}))
+        return RETIRED in (await stage.condition("AdapterWave", "named", "Admitted"))["message"]
+
+    await until("the status to tell", told, timeout_s=30)
+    await catalog.retire("acme/law-1")
+    assert RETIRED in await says(stage, "named", "AdapterNotFound")
+    await becomes(stage, [])
+    await catalog.register(entry("in/store"), entry("acme/law-1"))
+    assert (await becomes(stage, ["acme/law-1", "in/store"]))["in/store"] == "s3://adapters/in/store/1"
+
+
+async def test_an_operator_that_was_away_when_a_name_was_retired_takes_it_out_alone(
+    stage: Stage, catalog: Catalog
+) -> None:
+    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
+    await stage.once()
+    await becomes(stage, ["acme/law-1", "in/store"])
+    await catalog.retire("in/store")
+    stage.operator(2)
+    await stage.once()
+    await becomes(stage, ["acme/law-1"])
 
 
 async def test_what_is_wrong_is_a_condition_that_says_what_to_do(

@@ -27,10 +27,14 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Registration:
-    """One stream of entries. `finish` returns when all that were not refused are durable and visible."""
+    """One stream of entries. `finish` returns when all that were not refused are durable and visible.
 
-    def __init__(self, base: str, parts: Parts, writer: CatalogWriter) -> None:
-        self._base, self._parts, self._writer = base, parts, writer
+    Of a base that is `stored`, which has an adapter store too, Redis goes on knowing which names are retired: it must
+    tell them from those that only the store knows.
+    """
+
+    def __init__(self, base: str, parts: Parts, writer: CatalogWriter, *, stored: bool) -> None:
+        self._base, self._parts, self._writer, self._stored = base, parts, writer, stored
         self._entries: list[Entry] = []
         self._writing: list[asyncio.Task[None]] = []
         self._line = 0
@@ -110,7 +114,8 @@ class Registration:
         self._writing.append(asyncio.create_task(self._write_part(first, entries)))
 
     async def _write_part(self, first: int, entries: list[Entry]) -> None:
-        name, horizon = part_name(first, len(entries)), first - int(FORGET_RETIRED_S * _US)
+        name = part_name(first, len(entries))
+        horizon = 0 if self._stored else first - int(FORGET_RETIRED_S * _US)
         await self._parts.write(name, entries)
         rows = list(enumerate(entries, first))
         try:

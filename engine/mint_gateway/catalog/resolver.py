@@ -40,7 +40,9 @@ class Resolver:
         self._asking: dict[Key, asyncio.Task[Entry | None]] = {}
 
     async def find(self, base: str, asked: str) -> Entry | None:
-        """What NAME or NAME@REVISION means; None where the catalog has no such. Raises MapUnavailable.
+        """What NAME or NAME@REVISION means; None where the catalog knows of no such. Raises MapUnavailable.
+
+        A name that was retired has an entry that says so.
 
         While Redis is away, what was found before goes on counting: nobody waits for a Redis that is silent.
         """

@@ -9,6 +9,7 @@ import structlog
 from redis.asyncio import Redis
 
 from mint_contracts import catalog_pb2, catalog_pb2_grpc
+from mint_contracts.catalog_calls import retired
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import PAGE_MAX
 from mint_contracts.catalog_writer import CatalogWriter
@@ -50,7 +51,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         """One page."""
 
         async def answer() -> catalog_pb2.ListResponse:
-            base, _ = self._catalog(request.base_model)
+            base, *_ = self._catalog(request.base_model)
             if not 0 <= request.page_size <= PAGE_MAX:
                 raise InvalidRequest("page_size", f"is {request.page_size}; {PAGE_MAX} are the most")
             check_labels(request.labels, "labels")
@@ -75,11 +76,13 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         """One entry."""
 
         async def answer() -> catalog_pb2.CatalogEntry:
-            base, _ = self._catalog(request.base_model)
+            base, *_ = self._catalog(request.base_model)
             entry = await self._catalogs.resolver.find(base, check_asked(request.adapter))
             if entry is None:
                 said = f"is not in the catalog of {base}; check the name and the revision, or register it"
                 raise AdapterNotFound(f"adapter {request.adapter!r}", said)
+            if entry.retired:
+                raise retired(request.adapter, base, "ask for another")
             return _message(entry)
 
         return await answered(answer, context)
@@ -90,12 +93,12 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         """Take names out."""
 
         async def answer() -> catalog_pb2.RetireResponse:
-            base, manifests = self._catalog(request.base_model)
+            base, manifests, stored = self._catalog(request.base_model)
             if not 0 < len(request.names) <= RETIRED_AT_ONCE:
                 raise InvalidRequest("names", f"must be 1 to {RETIRED_AT_ONCE} in one call")
             entries = [Entry(check_adapter(name), retired=True) for name in request.names]
             await self._catalogs.whole(base, manifests)
-            registration = Registration(base, Parts(manifests), self._writer)
+            registration = Registration(base, Parts(manifests), self._writer, stored=stored)
             await registration.add(entries)
             await registration.finish()
             _log.info("retired", base_model=base, adapters=len(entries))
@@ -111,9 +114,9 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         try:
             async for request in requests:
                 if registration is None:
-                    base, manifests = self._catalog(request.base_model)
+                    base, manifests, stored = self._catalog(request.base_model)
                     await self._catalogs.whole(base, manifests)
-                    registration = Registration(base, Parts(manifests), self._writer)
+                    registration = Registration(base, Parts(manifests), self._writer, stored=stored)
                 await registration.add_lines(request.lines)
                 await registration.add([_entry(each) for each in request.entries])
             if registration is None:
@@ -126,13 +129,13 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         _log.info("registered", base_model=base, adapters=registration.registered, refused=registration.refused)
         return _response(registration)
 
-    def _catalog(self, base_model: str) -> tuple[str, Source]:
-        """The base that is meant, and where its manifests are. Raises CatalogNotFound."""
+    def _catalog(self, base_model: str) -> tuple[str, Source, bool]:
+        """The base that is meant, where its manifests are, and whether it has a store. Raises CatalogNotFound."""
         view = self._router.find(base_model, "")
         if view.record is None or view.record.catalog is None:
             said = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel"
             raise CatalogNotFound(f"base model {view.base!r}", said)
-        return view.base, view.record.catalog
+        return view.base, view.record.catalog, view.record.store is not None
 
 
 def _message(entry: Entry) -> catalog_pb2.CatalogEntry:

@@ -58,8 +58,8 @@ class WaveAdapters:
                 given.append(wave)
                 continue
             each = found[key]
-            if each.listed is None and self._placed.get(key):
-                each = Found(self._placed[key], each.failure)
+            if each.listed is None and (placed := self._placed.get(key)):
+                each = Found(tuple(listed for listed in placed if listed.name not in each.gone), each.failure)
             self._made[key] = made = _made(wave, each, before.get(key))
             given.append(made.made)
         same = before.keys() == self._made.keys() and all(before[key] is each for key, each in self._made.items())

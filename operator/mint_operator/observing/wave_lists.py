@@ -2,6 +2,9 @@
 
 Level-based: the answers of one base's catalog are read again when its version has grown, all together, so that two
 waves that share an adapter never see two states of it; a manifest is read again every minute.
+
+A name means what the catalog says of it; one that the catalog does not know lies in the store, if there is one;
+one that was retired means nothing: a wave that names it is refused, or goes on without it if it is served already.
 """
 
 import asyncio
@@ -12,12 +15,13 @@ import structlog
 from redis.exceptions import ResponseError
 
 from mint_contracts.backoff import delay_s
+from mint_contracts.catalog_calls import retired
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
 from mint_contracts.errors import AdapterNotFound, Internal, MapUnavailable, MintError
 from mint_contracts.names import split_asked
 from mint_contracts.records import Failure
-from mint_contracts.source import child
+from mint_contracts.source import Source, child
 from mint_operator.observing.manifest_file import READ_S, fetch, in_thread
 from mint_operator.observing.wave_manifest import asked, entries
 from mint_operator.planning import conditions
@@ -31,22 +35,24 @@ SHARE = 0.05  # of the time, at most, that reading again takes
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
 
-Read = tuple[Listed, ...] | Failure
-
 log = structlog.get_logger()
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a lookup gave when it last worked (None: it never did), and why it does not work now."""
+    """What a lookup gave when it last worked (None: it never did), and why it does not work now.
+
+    `gone` are those of its names that were retired; `listed` has the others.
+    """
 
     listed: tuple[Listed, ...] | None = None
     failure: Failure | None = None
+    gone: frozenset[str] = frozenset()
 
 
 class _Result(msgspec.Struct, frozen=True):
-    """What one reading gave, and how long it took."""
+    """What one reading gave, and how long it took. What could not be read whole has a failure."""
 
-    reads: Mapping[Lookup, Read]
+    reads: Mapping[Lookup, Found]
     took_s: float
 
 
@@ -140,7 +146,7 @@ class Lists:
         result = _Result({}, 0.0) if task is None or task.cancelled() else task.result()
         for lookup, read in result.reads.items():
             self._enter(lookup, read)
-        failed = any(isinstance(read, Failure) for read in result.reads.values())
+        failed = any(read.failure is not None and not read.failure.terminal for read in result.reads.values())
         work.failures = work.failures + 1 if failed else 0
         rest = max(result.took_s / SHARE, self._look_s)
         if failed:
@@ -149,14 +155,13 @@ class Lists:
             rest = max(rest, REREAD_S)
         work.due = now + rest
 
-    def _enter(self, lookup: Lookup, read: Read) -> None:
+    def _enter(self, lookup: Lookup, read: Found) -> None:
         before = self.found.get(lookup, Found())
-        if isinstance(read, Failure):
-            found = Found(before.listed, read)
-        elif before.listed is not None and before.listed == read:
-            found = Found(before.listed)
-        else:
-            found = Found(read)
+        listed = before.listed
+        # Nothing of a wave begins to be served before all of it may be.
+        if read.listed is not None and read.listed != listed and not (read.gone and listed is None):
+            listed = read.listed
+        found = Found(listed, read.failure, read.gone)
         if found != before or lookup not in self.found:
             self.found[lookup] = found
 
@@ -165,57 +170,58 @@ class Lists:
         reads = await asyncio.gather(*[self._read(lookup) for lookup in lookups])
         return _Result(dict(zip(lookups, reads, strict=True)), asyncio.get_running_loop().time() - began)
 
-    async def _read(self, lookup: Lookup) -> Read:
+    async def _read(self, lookup: Lookup) -> Found:
         try:
             async with self._gates["manifest" if lookup.manifest else "catalog"]:
-                named = await self._manifest(lookup) if lookup.manifest else ()
+                named = await self._manifest(lookup) if lookup.manifest else lookup.names
                 async with asyncio.timeout(READ_S):
-                    if lookup.manifest:
-                        return await self._entered(lookup, named)
-                    return await (self._named(lookup) if lookup.names else self._selected(lookup))
+                    return await (self._named(lookup, named) if named else self._selected(lookup))
         except MintError as error:
-            return Failure.of(error)
+            return Found(failure=Failure.of(error))
         except (TimeoutError, ResponseError) as error:
             said = f"what the wave names could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
-            return Failure("MapUnavailable", f"{said}; trying again", terminal=False)
+            return Found(failure=Failure("MapUnavailable", f"{said}; trying again", terminal=False))
         except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
             log.exception("lookup failed", base=lookup.base, manifest=lookup.manifest)
             said = f"what the wave names could not be looked up ({type(error).__name__}, see the operator's log)"
-            return Failure(Internal.__name__, f"{said}; trying again", terminal=False)
+            return Found(failure=Failure(Internal.__name__, f"{said}; trying again", terminal=False))
 
-    async def _selected(self, lookup: Lookup) -> Read:
+    async def _selected(self, lookup: Lookup) -> Found:
         labels = dict(lookup.labels)
         found = await self._reader.all(lookup.base, prefix=lookup.prefix, labels=labels, limit=MOST_ADAPTERS)
         if len(found) > MOST_ADAPTERS:
             said = f"the selector matches more than {MOST_ADAPTERS} adapters; narrow it, and make several waves"
-            return Failure(conditions.TOO_MANY_ADAPTERS, said, terminal=True)
-        return tuple(Listed(entry.name, entry.source) for entry in found)
+            return Found(failure=Failure(conditions.TOO_MANY_ADAPTERS, said, terminal=True))
+        return Found(tuple(Listed(entry.name, entry.source) for entry in found))
 
-    async def _named(self, lookup: Lookup) -> Read:
-        return tuple([await self._one(lookup, name) for name in lookup.names])
+    async def _named(self, lookup: Lookup, named: Sequence[str | Entry]) -> Found:
+        """What names and entries mean, but for those that were retired; the failure tells of the first."""
+        found: list[Listed] = []
+        gone: list[str] = []
+        for each in named:
+            if isinstance(each, Entry) and each.uri:
+                found.append(Listed(each.name, each.source))
+                continue
+            name = asked(each) if isinstance(each, Entry) else each
+            source = await self._source(lookup, name)
+            if source is not None:
+                found.append(Listed(name, source))
+            else:
+                gone.append(name)
+        failure = Failure.of(retired(gone[0], lookup.base, "leave it out of the wave")) if gone else None
+        return Found(tuple(found), failure, frozenset(gone))
 
     async def _manifest(self, lookup: Lookup) -> Sequence[Entry]:
         """What a manifest says; bounded in time by itself, so that the gate is not left before the thread ends."""
         return await in_thread(entries, lookup.manifest, await in_thread(fetch, lookup.manifest))
 
-    async def _entered(self, lookup: Lookup, named: Sequence[Entry]) -> Read:
-        """What the entries of a manifest mean."""
-        return tuple(
-            [
-                Listed(entry.name, entry.source) if entry.uri else await self._one(lookup, asked(entry))
-                for entry in named
-            ]
-        )
-
-    async def _one(self, lookup: Lookup, name: str) -> Listed:
-        """What one name means, with its revision or without. Raises AdapterNotFound."""
-        if lookup.store is not None and "@" not in name:
-            return Listed(name, child(lookup.store, name))
+    async def _source(self, lookup: Lookup, name: str) -> Source | None:
+        """Where a name, with its revision or without, lies; None where it was retired. Raises AdapterNotFound."""
         entry = await self._reader.find(lookup.base, *split_asked(name)) if lookup.catalog else None
-        if entry is None:
-            where = (
-                "is not in the catalog" if lookup.catalog else "has no uri, and there is neither catalog nor store"
-            )
-            said = f"{where} of BaseModel {lookup.base}; register it, or leave it out of the wave"
-            raise AdapterNotFound(f"adapter {name!r}", said)
-        return Listed(name, entry.source)
+        if entry is not None:
+            return None if entry.retired else entry.source
+        if lookup.store is not None and "@" not in name:
+            return child(lookup.store, name)
+        where = "is not in the catalog" if lookup.catalog else "has no uri, and there is neither catalog nor store"
+        said = f"{where} of BaseModel {lookup.base}; register it, or leave it out of the wave"
+        raise AdapterNotFound(f"adapter {name!r}", said)

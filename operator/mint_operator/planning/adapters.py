@@ -1,7 +1,7 @@
 """What a wave asks for, adapter by adapter, and whether that may be had at all."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -83,7 +83,7 @@ def _named(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
         return Refusal("InvalidRequest", said)
     if given.selector is not None and base.spec.catalog is None:
         return _without_catalog("spec.adapters.selector", base)
-    if wave.listed is None:
+    if wave.listed is None or (given.manifest and not wave.listed):
         return _unread(wave)
     return _mounted(wave.listed, base) if wave.listed else _nothing(wave, base)
 
@@ -98,7 +98,10 @@ def claims(base: ObservedBase) -> frozenset[str]:
 
 
 def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
-    """From the store, or as the catalog told."""
+    """As looked up in the catalog and then the store, where there is a catalog.
+
+    Names that could be read once, and mean nothing now, are left out: `wave.unread` says why.
+    """
     names, store, has_catalog = wave.spec.adapters.names, base.spec.adapters.store, base.spec.catalog is not None
     pinned = next((name for name in names if "@" in name), None)
     if pinned is not None and not has_catalog:
@@ -111,19 +114,15 @@ def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
         )
     if store is not None:
         locate(store.source)
-    told: Mapping[str, Source] = {}
-    if store is None or pinned is not None:
-        mounted = _mounted(wave.listed or (), base)
-        if isinstance(mounted, Refusal):
-            return mounted
-        told = dict(mounted)
-    found = []
-    for name in names:
-        known = child(store.source, name) if store is not None and "@" not in name else told.get(name)
-        if known is None:
-            return _unread(wave)
-        found.append((check_asked(name), known))
-    return found
+        if not has_catalog:
+            return [(check_asked(name), child(store.source, name)) for name in names]
+    told = _mounted(wave.listed or (), base)
+    if isinstance(told, Refusal):
+        return told
+    sources = dict(told)
+    found = [(check_asked(name), sources[name]) for name in names if name in sources]
+    gone = len(found) < len(names)
+    return _unread(wave) if not found or (gone and wave.unread is None) else found
 
 
 def _without_catalog(what: str, base: ObservedBase) -> Refusal:

@@ -11,7 +11,8 @@ MOST_ADAPTERS = 4096  # of one wave, as the CRD has it
 class Lookup(msgspec.Struct, frozen=True):
     """Exactly one of the catalog's names, its entries by prefix and labels, and a manifest.
 
-    Waves that ask the same share the answer. `store` is where a name without a revision lies, if there is one.
+    Waves that ask the same share the answer. A name means what the catalog says, if that knows it; else, without a
+    revision, what lies under it in the `store`, if there is one.
     """
 
     base: str
@@ -42,5 +43,4 @@ def lookup(wave: ObservedWave, base: ObservedBase) -> Lookup | None:
     if given.selector is not None:
         labels = tuple(sorted(given.selector.labels.items()))
         return Lookup(base=base.meta.key, prefix=given.selector.prefix, labels=labels)
-    names = tuple(name for name in given.names if store is None or "@" in name)
-    return Lookup(base=base.meta.key, names=names) if names else None
+    return Lookup(base=base.meta.key, names=tuple(given.names), store=store) if given.names else None
