@@ -1,16 +1,28 @@
-"""Reading the map's part about training: anybody may. Raises MapUnavailable when Redis does not answer in time."""
+"""Reading the map's part about training: anybody may. Raises MapUnavailable when Redis does not answer in time.
 
-from collections.abc import Sequence
-from typing import TypeVar
+Records carry what users have written, which another version of MinT may have let them write otherwise. One that
+cannot be read hinders no other: it is passed over, or given as far as it can be read to who asks for that.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded
-from mint_contracts.training_records import Progress, TrainAssignment, TrainState, WaveTraining
+from mint_contracts.training_records import (
+    PartAssignment,
+    PartTraining,
+    Progress,
+    TrainAssignment,
+    TrainState,
+    WaveTraining,
+)
 
 HASHES_PER_CALL = 100
+_NO_TRAIN = {"policies": {}, "steps": 0}
 
 T = TypeVar("T")
 
@@ -21,9 +33,13 @@ class TrainReader:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def training(self, base: str) -> dict[str, WaveTraining]:
-        """Every training wave of a base."""
-        return _decoded(await bounded(lambda: self._redis.hgetall(keys.training(base))), WaveTraining)
+    async def training(self, base: str, *, partly: bool = False) -> dict[str, WaveTraining]:
+        """Every training wave of a base; `partly`: as a PartTraining where it cannot be read whole."""
+        raw = await bounded(lambda: self._redis.hgetall(keys.training(base)))
+        found = _decoded(raw, WaveTraining)
+        if partly and len(found) < len(raw):
+            found |= _parts(raw, found, PartTraining, lambda _: {"train": _NO_TRAIN})
+        return found
 
     async def known(self, base: str) -> dict[str, WaveTraining] | None:
         """The same; None where the map was lost, or the operator has yet to complete it."""
@@ -34,14 +50,20 @@ class TrainReader:
         return _decoded(raw, WaveTraining) if known else None
 
     async def wave(self, base: str, name: str) -> WaveTraining | None:
-        """One training wave; None if the map does not know it."""
+        """One training wave; None if the map does not know it, or it cannot be read."""
         raw = await bounded(lambda: self._redis.hget(keys.training(base), name))
-        return None if raw is None else msgspec.json.decode(raw, type=WaveTraining)
+        return None if raw is None else _decoded({name: raw}, WaveTraining).get(name)
 
-    async def trains(self, base: str, engines: Sequence[str]) -> dict[str, dict[str, TrainAssignment]]:
-        """The leases of each of these engines."""
+    async def trains(
+        self, base: str, engines: Sequence[str], *, partly: bool = False
+    ) -> dict[str, dict[str, TrainAssignment]]:
+        """The leases of each of these engines; `partly`: as a PartAssignment where one cannot be read whole."""
         raws = await self._hashes([keys.trains(base, engine) for engine in engines])
-        return {engine: _decoded(raw, TrainAssignment) for engine, raw in zip(engines, raws, strict=True)}
+        found = {engine: _decoded(raw, TrainAssignment) for engine, raw in zip(engines, raws, strict=True)}
+        for engine, raw in zip(engines, raws, strict=True):
+            if partly and len(found[engine]) < len(raw):
+                found[engine] |= _parts(raw, found[engine], PartAssignment, lambda name: {"settings": {"name": name}})
+        return found
 
     async def progress(self, base: str, engines: Sequence[str]) -> dict[str, dict[str, Progress]]:
         """What each of these engines says of the policies that it trains."""
@@ -76,5 +98,20 @@ class TrainReader:
         return found
 
 
-def _decoded(raw: dict[str, str], kind: type[T]) -> dict[str, T]:
-    return {name: msgspec.json.decode(text, type=kind) for name, text in raw.items()}
+def _decoded(raw: Mapping[str, str], kind: type[T]) -> dict[str, T]:
+    """Those that can be read."""
+    found = {}
+    for name, text in raw.items():
+        try:
+            found[name] = msgspec.json.decode(text, type=kind)
+        except msgspec.ValidationError:
+            continue
+    return found
+
+
+def _parts(
+    raw: Mapping[str, str], read: Mapping[str, object], kind: type[T], instead: Callable[[str], dict[str, Any]]
+) -> dict[str, T]:
+    """Of those that were not `read` whole, what can be read with this `instead` of what users have written."""
+    rest = {name: msgspec.json.decode(text) for name, text in raw.items() if name not in read}
+    return {name: msgspec.convert(of | instead(name), kind) for name, of in rest.items()}

@@ -107,6 +107,14 @@ class TrainAssignment(_Record, frozen=True):
     run: str = ""  # as in WaveTraining
 
 
+class PartTraining(WaveTraining, frozen=True):
+    """A wave's record of which this version cannot read `train`: that says nothing, and the rest what it said."""
+
+
+class PartAssignment(TrainAssignment, frozen=True):
+    """A lease of which this version cannot read `settings`: these only name the policy. Nobody trains by it."""
+
+
 class TrainState(msgspec.Struct, frozen=True):
     """The operator's part of the map about training of one base, and what engines say to it."""
 

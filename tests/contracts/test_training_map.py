@@ -1,5 +1,6 @@
 """The map's part about training on a real Redis: who may write it, what is read, and when it becomes known."""
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -12,7 +13,15 @@ from mint_contracts.source import Source
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import OPS_PER_CALL, TrainWriter
 from mint_contracts.training import Dataset, ExactMatch, Policies, Policy, Reward, Train
-from mint_contracts.training_records import Order, TrainAssignment, TrainChange, WaveTraining
+from mint_contracts.training_records import (
+    Order,
+    PartAssignment,
+    PartTraining,
+    TrainAssignment,
+    TrainChange,
+    TrainState,
+    WaveTraining,
+)
 from tests.redis_process import full_memory
 
 BASE = "demo/smollm2"
@@ -44,6 +53,28 @@ async def test_every_record_comes_back_as_it_was_written(redis_client: Redis) ->
     assert found.trains == {"e-0": {"demo/a": lease("demo/a"), "demo/b": lease("demo/b")}, "e-1": {}}
     assert await TrainReader(redis_client).wave(BASE, "demo/w") == WAVE
     assert await TrainReader(redis_client).wave(BASE, "demo/other") is None
+
+
+async def test_a_record_that_cannot_be_read_hinders_no_other_and_is_given_in_part_where_asked(
+    redis_client: Redis,
+) -> None:
+    """As after a rollback: a newer version has written what this one does not know."""
+    await TrainWriter(redis_client, epoch=1).apply(BASE, change("demo/a", "demo/b"))
+    newer = msgspec.json.decode(msgspec.json.encode(lease("demo/a"))) | {"settings": {"name": "demo/a", "tape": "x"}}
+    await redis_client.hset(keys.trains(BASE, "e-0"), "demo/a", msgspec.json.encode(newer).decode())
+    wave = msgspec.json.decode(msgspec.json.encode(WAVE)) | {"train": {"policies": {}, "tape": "x"}}
+    await redis_client.hset(keys.training(BASE), "demo/w", msgspec.json.encode(wave).decode())
+    reader = TrainReader(redis_client)
+    assert await reader.state(BASE, ["e-0"]) == TrainState({}, {"e-0": {"demo/b": lease("demo/b")}}, {"e-0": {}})
+    assert await reader.wave(BASE, "demo/w") is None
+    found = (await reader.trains(BASE, ["e-0"], partly=True))["e-0"]
+    assert found["demo/b"] == lease("demo/b")
+    part = found["demo/a"]
+    assert isinstance(part, PartAssignment)
+    assert (part.lease, part.order, part.incarnation, part.settings) == (7, Order.PAUSE, 2, Policy("demo/a"))
+    [(name, record)] = (await reader.training(BASE, partly=True)).items()
+    assert isinstance(record, PartTraining)
+    assert (name, record.run, record.policies, record.store) == ("demo/w", "uid", WAVE.policies, WAVE.store)
 
 
 async def test_an_older_operator_changes_nothing(redis_client: Redis) -> None:

@@ -56,10 +56,11 @@ class TrainView:
 
     async def _read(self, base: str, engines: Sequence[str], *, lost: bool) -> TrainState:
         """A base that trains nothing costs one read, unless its map was lost: then engines may know better."""
-        training = await self._reader.training(base)
+        training = await self._reader.training(base, partly=True)
         if not training and not lost:
             return TrainState()
-        trains, progress = await self._reader.trains(base, engines), await self._reader.progress(base, engines)
+        trains = await self._reader.trains(base, engines, partly=True)
+        progress = await self._reader.progress(base, engines)
         return TrainState(training=training, trains=trains, progress=progress)
 
 

@@ -5,7 +5,7 @@ import msgspec
 from mint_contracts.errors import CapacityExceeded, InvalidRequest, MintError, SourceNotFound, SourceUnavailable
 from mint_contracts.records import Failure
 from mint_contracts.training import Policies, Policy, Train
-from mint_contracts.training_records import TrainState, WaveTraining
+from mint_contracts.training_records import PartTraining, TrainState, WaveTraining
 from mint_contracts.training_words import words
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
@@ -87,9 +87,11 @@ def _leased(wave: ObservedWave, state: TrainState) -> dict[str, Policy]:
 
 
 def _begun(wave: ObservedWave, state: TrainState) -> WaveTraining | None:
-    """The wave's record; None where it has not begun."""
+    """The wave's record; None where it has not begun, or where that is not all that can be read of it."""
     record = state.training.get(wave.meta.key)
-    return record if record is not None and record.run == wave.meta.uid and record.policies else None
+    if record is None or isinstance(record, PartTraining) or record.run != wave.meta.uid:
+        return None
+    return record if record.policies else None
 
 
 def _examples_of(record: WaveTraining, train: Train) -> Train:

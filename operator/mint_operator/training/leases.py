@@ -47,7 +47,7 @@ def _kept(policy: PolicyStand, order: Order, ground: Ground) -> tuple[str, Train
     lease, engine = policy.assignment, ground.engines.get(policy.engine)
     if lease is None or engine is None or _restarted(lease, engine):
         return "", None
-    return policy.engine, msgspec.structs.replace(lease, order=order, settings=policy.settings)
+    return policy.engine, _again(lease, order, policy)
 
 
 def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple[str, TrainAssignment | None]:
@@ -55,7 +55,7 @@ def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple
     if engine is None:
         return "", None
     if lease is not None and policy.engine == slot and not _restarted(lease, engine):
-        return slot, msgspec.structs.replace(lease, order=order, settings=policy.settings)
+        return slot, _again(lease, order, policy)
     if engine.record is None:  # it is on its way: the lease is granted to the start that reports
         return _kept(policy, order, ground)
     return slot, TrainAssignment(
@@ -66,6 +66,19 @@ def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple
         order=order,
         incarnation=engine.record.incarnation,
         run=ground.run,
+    )
+
+
+def _again(lease: TrainAssignment, order: Order, policy: PolicyStand) -> TrainAssignment:
+    """The same lease, written whole also where it was read in part."""
+    return TrainAssignment(
+        policy=policy.name,
+        wave=lease.wave,
+        lease=lease.lease,
+        settings=policy.settings,
+        order=order,
+        incarnation=lease.incarnation,
+        run=lease.run,
     )
 
 
