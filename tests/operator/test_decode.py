@@ -45,6 +45,13 @@ def test_a_spec_that_cannot_be_read_says_where(spec: dict[str, Any], said: str) 
 def test_one_wave_that_cannot_be_read_hinders_no_other() -> None:
     found = decode.adapter_wave(raw(spec={"baseModelRef": {"name": "smol"}, "adapters": {"names": "a/b"}}))
     assert "`$.adapters.names`" in found.defect
+    assert found.base == "team/smol", "what can be read of it is"
+
+
+@pytest.mark.parametrize("ref", [{"name": 7}, "smol", None])
+def test_a_wave_of_which_not_even_the_base_can_be_read_is_told_as_well(ref: Any) -> None:
+    found = decode.adapter_wave(raw(spec={"baseModelRef": ref}))
+    assert (bool(found.defect), found.spec.base_model_ref.name) == (True, "")
 
 
 def test_a_status_of_another_version_is_written_anew() -> None:

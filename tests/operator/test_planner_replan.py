@@ -14,8 +14,9 @@ from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import BaseMap, ObservedBase, Snapshot
 from tests.operator.test_planner_properties import NAMES, RESIDENCIES
-from tests.operator.worlds import KEY, base, engine, snapshot, wave
+from tests.operator.worlds import KEY, base, engine, snapshot, unread, wave
 
+KINDS = ["wave", "wave", "gone", "unread", "engine", "lost", "size", "bounds", "demand", "nothing"]
 SLOTS = 3
 TENANTS = [[], [Tenant("other")], [Tenant("team", 2), Tenant("other", 3, 4)]]
 DAYS = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]
@@ -79,14 +80,14 @@ class World:
 
     def step(self) -> None:
         """Something happens."""
-        kind = self.draw.draw(
-            st.sampled_from(["wave", "wave", "gone", "engine", "lost", "size", "bounds", "demand", "nothing"])
-        )
+        kind = self.draw.draw(st.sampled_from(KINDS))
         index = self.draw.draw(st.integers(0, 4))
         if kind == "wave":
             self.waves[index] = self.draw.draw(wave_of(index))
         elif kind == "gone":
             self.waves.pop(index, None)
+        elif kind == "unread" and index in self.waves:
+            self.waves[index] = unread(self.waves[index], self.draw.draw(st.sampled_from(["smol", ""])))
         elif kind == "engine":
             held = {name: self.draw.draw(st.sampled_from(Tier)) for name in NAMES[: index + 1]}
             rate = self.draw.draw(st.sampled_from([0.0, 0.5, 4.0]))
@@ -127,7 +128,15 @@ def test_planning_from_the_last_plan_gives_what_planning_from_nothing_gives(data
         if data.draw(st.sampled_from([True, True, False])):  # else the write failed
             world.state = written(world.state, going_on.changes.get(KEY, MapChange()))
             wanted = turned_around(world.state)
-            assert {name: each for name, each in world.state.assigned.items() if each} == wanted
+            assert placed_of(world.state) == wanted
+
+
+def placed_of(state: MapState) -> dict[str, dict[str, Assignment]]:
+    """What engines are to hold, but for what is brought to them ahead."""
+    found = {
+        name: {adapter: each for adapter, each in of.items() if not each.ahead} for name, of in state.assigned.items()
+    }
+    return {name: of for name, of in found.items() if of}
 
 
 def turned_around(state: MapState) -> dict[str, dict[str, Assignment]]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.records import Tier
-from mint_contracts.resources import Serve
+from mint_contracts.resources import AdapterWaveSpec, Serve
 from mint_contracts.training_records import Order, Stage
 from tests.operator import worlds
 from tests.operator.training_worlds import STEPS, World, base, dead, engines, published, restarted, training_wave
@@ -24,6 +24,7 @@ class Story:
 
     world: World = field(default_factory=lambda: World(base(ENGINES, ENGINES, SLOTS), [], engines(ENGINES)))
     tokens: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, tuple[AdapterWaveSpec, dict[str, object]]] = field(default_factory=dict)
     starts: int = 1
 
     def kill(self, ordinal: int) -> None:
@@ -56,7 +57,29 @@ class Story:
             del self.world.waves[index % len(self.world.waves)]
 
     def change(self, index: int, paused: bool, cancelled: bool) -> None:
-        self.world.change(f"w{index}", paused=paused, cancelled=cancelled)
+        if f"team/w{index}" not in self.unread:
+            self.world.change(f"w{index}", paused=paused, cancelled=cancelled)
+
+    def lose_sight(self, index: int) -> None:
+        """The spec of a wave cannot be read any more: what it has is remembered, to be found again."""
+        for at, wave in enumerate(self.world.waves):
+            if at == index and not wave.defect:
+                self.unread[wave.meta.key] = wave.spec, self.has(wave.meta.key)
+                self.world.waves[at] = worlds.unread(wave)
+
+    def see_again(self, index: int) -> None:
+        for at, wave in enumerate(self.world.waves):
+            if at == index and wave.defect:
+                spec, _ = self.unread.pop(wave.meta.key)
+                self.world.waves[at] = msgspec.structs.replace(wave, spec=spec, defect="")
+
+    def has(self, key: str) -> dict[str, object]:
+        """What the map says that a wave has, wherever its adapters are."""
+        return {
+            "leases": {name: lease for name, lease in self.world.leases.items() if lease[1].wave == key},
+            "record": self.world.training.training.get(key),
+            "adapters": {name for name, each in self.world.placements.items() if key in each.waves},
+        }
 
     def say(self, ordinal: int, stage: Stage, step: int) -> None:
         """A live engine reports so of everything that it trains."""
@@ -71,7 +94,8 @@ class Story:
         before = self.world.training
         told = {engine: of for engine, of in before.progress.items() if engine in alive}
         self.world.training = msgspec.structs.replace(before, training={}, trains={}, progress=told)
-        self.world.version, self.world.placements = None, {}
+        self.unread = {key: (spec, {"adapters": set()}) for key, (spec, _) in self.unread.items()}
+        self.world.version, self.world.placements, self.world.recorded = None, {}, {}
         # Whatever nobody tells of any more begins under a clock that has gone on.
         told_of = {name: each.lease for of in told.values() for name, each in of.items()}
         self.tokens = {name: token for name, token in self.tokens.items() if told_of.get(name) == token}
@@ -85,6 +109,10 @@ class Story:
             self.tokens[name] = lease.lease
             assert engine in {view.engine for view in self.world.engines}
         self._slots_hold()
+        there = {wave.meta.key for wave in self.world.waves}
+        self.unread = {key: each for key, each in self.unread.items() if key in there}
+        for key, (_, had) in self.unread.items():
+            assert {what: self.has(key)[what] for what in had} == had
 
     def _slots_hold(self) -> None:
         world = self.world
@@ -114,6 +142,8 @@ EVENTS = st.one_of(
     st.tuples(st.just("change"), st.integers(0, 2), st.booleans(), st.booleans()),
     st.tuples(st.just("say"), ordinals, st.sampled_from(list(Stage)), st.integers(0, STEPS)),
     st.tuples(st.just("lose_the_map")),
+    st.tuples(st.just("lose_sight"), st.integers(0, 5)),
+    st.tuples(st.just("see_again"), st.integers(0, 5)),
 )
 
 

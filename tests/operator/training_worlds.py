@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mint_contracts.records import EngineView, MapState, Placement
+from mint_contracts.records import EngineView, MapChange, MapState, Placement, WaveRecord
 from mint_contracts.resources import (
     AdapterWaveSpec,
     AdapterWaveStatus,
@@ -79,6 +79,7 @@ class World(msgspec.Struct):
     engines: list[EngineView]
     training: TrainState = TrainState()
     placements: dict[str, Placement] = {}
+    recorded: dict[str, WaveRecord] = {}
     version: int | None = 1
     away_s: dict[str, float] = {}
     inputs: Inputs = Inputs()
@@ -87,7 +88,7 @@ class World(msgspec.Struct):
 
     def plan(self) -> Plan:
         self.now += 1.0
-        state = MapState(self.version, None, dict(self.placements), {})
+        state = MapState(self.version, None, dict(self.placements), {}, dict(self.recorded))
         known = BaseMap(state=state, engines=tuple(self.engines), away_s=self.away_s, sizes=self.sizes)
         return plan(
             Snapshot(
@@ -105,6 +106,9 @@ class World(msgspec.Struct):
         """Plan, write, and give every wave its new status."""
         found = self.plan()
         self.placements = worlds.placed(found, self.placements)
+        change = found.changes.get(KEY, MapChange())
+        self.recorded |= {each.wave: each for each in change.set_waves}
+        self.recorded = {key: each for key, each in self.recorded.items() if key not in change.del_waves}
         self.training = written(self.training, found.training.get(KEY, TrainChange()))
         self.version = self.version or 1
         self.waves = [

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from mint_contracts.records import EngineRecord, EngineView, Failure, Held, MapState, Placement, Tier
 from mint_contracts.resources import (
     AdapterLimits,
@@ -27,6 +29,7 @@ NOW = 1_800_000_000.0
 KEY = "team/smol"
 STORE = Source(uri="pvc://samples/adapters")
 RELEASE = Release(image="mint.dev/host:dev", redis_url="redis://redis.mint.svc:6379/0")
+DEFECT = "Object contains unknown field `tape` - at `$.serve`"
 EMPTY = MapState(version=None, base=None, placements={}, assigned={})
 
 
@@ -84,6 +87,12 @@ def wave(
     )
     meta = Meta(namespace=namespace, name=name, uid=f"uid-{name}", generation=1, created=created)
     return ObservedWave(meta=meta, spec=spec, status=status or AdapterWaveStatus())
+
+
+def unread(of: ObservedWave, ref: str = "smol") -> ObservedWave:
+    """As `decode` gives one that it cannot read: of the spec only the base that it names is known, if even that."""
+    spec = AdapterWaveSpec(base_model_ref=BaseModelRef(ref, "" if of.meta.namespace == "team" else "team"))
+    return msgspec.structs.replace(of, spec=spec, defect=DEFECT)
 
 
 def source(adapter: str) -> Source:

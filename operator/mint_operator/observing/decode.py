@@ -15,7 +15,6 @@ from mint_contracts.resources import (
     BaseModelSpec,
     BaseModelStatus,
     BaseSource,
-    WaveAdapters,
 )
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.manifests import APPLIED, BASE_LABEL, SETTINGS_DIGEST
@@ -72,6 +71,15 @@ class _Custom(_Camel, frozen=True):
     metadata: _Metadata
     spec: msgspec.Raw = msgspec.Raw(b"{}")
     status: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Named(_Camel, frozen=True):
+    name: str = ""
+    namespace: str = ""
+
+
+class _Reference(_Camel, frozen=True):
+    base_model_ref: _Named = _Named()
 
 
 class _Waiting(_Camel, frozen=True):
@@ -137,15 +145,16 @@ def base_model(raw: bytes | msgspec.Raw) -> ObservedBase:
 
 
 def adapter_wave(raw: bytes | msgspec.Raw) -> ObservedWave:
-    """An AdapterWave; a spec that this version cannot read becomes its `defect`."""
+    """An AdapterWave; a spec that this version cannot read becomes its `defect`, but for the base that it names."""
     custom = msgspec.json.decode(raw, type=_Custom)
     status = _lenient(custom.status, AdapterWaveStatus, AdapterWaveStatus())
     try:
         spec = msgspec.json.decode(custom.spec, type=AdapterWaveSpec)
         return ObservedWave(meta=custom.metadata.meta(), spec=spec, status=status)
     except msgspec.ValidationError as error:
-        nothing = AdapterWaveSpec(base_model_ref=BaseModelRef(name=""), adapters=WaveAdapters())
-        return ObservedWave(meta=custom.metadata.meta(), spec=nothing, status=status, defect=str(error))
+        named = _lenient(custom.spec, _Reference, _Reference()).base_model_ref
+        rest = AdapterWaveSpec(base_model_ref=BaseModelRef(named.name, named.namespace))
+        return ObservedWave(meta=custom.metadata.meta(), spec=rest, status=status, defect=str(error))
 
 
 def identity(raw: bytes | msgspec.Raw) -> tuple[str, Version]:
@@ -208,7 +217,7 @@ def _failure(reason: str, message: str, unsaid: str) -> Failure:
 
 
 def _lenient(raw: msgspec.Raw, kind: type[T], default: T) -> T:
-    """A status that an older or newer version wrote otherwise is written anew."""
+    """What an older or newer version wrote otherwise counts as not there: a status is then written anew."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError:

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
-from mint_contracts.records import EngineRecord, EngineView, MapState, Placement
+from mint_contracts.records import EngineRecord, EngineView, MapState, Placement, WaveRecord
 from mint_operator.planning.demand import coarse, followed
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.sizes import Size, learnt
@@ -41,6 +41,7 @@ class _Memory(msgspec.Struct):
     demand: Mapping[str, float] = {}
     looked_at: float = 0.0
     remembered: Mapping[str, Placement] = {}
+    recorded: Mapping[str, WaveRecord] = {}
     lost_at: float | None = None
     last_alive: dict[str, float] = {}
 
@@ -144,7 +145,7 @@ class MapView:
         if state.version is None:
             memory.lost_at = now if memory.lost_at is None else memory.lost_at
         else:
-            memory.lost_at, memory.remembered = None, state.placements
+            memory.lost_at, memory.remembered, memory.recorded = None, state.placements, state.waves
         alive = {view.engine for view in views if view.record is not None}
         seen = memory.last_alive
         memory.last_alive = {name: now if name in alive else seen.get(name, now) for name in engines}
@@ -153,6 +154,7 @@ class MapView:
             engines=views,
             away_s={name: now - at for name, at in memory.last_alive.items() if name not in alive},
             remembered=memory.remembered,
+            recorded=memory.recorded,
             sizes=memory.sizes,
             busy=math.ceil(memory.in_flight / FULL_BATCH - 0.01),
             lost_s=0.0 if memory.lost_at is None else now - memory.lost_at,

@@ -55,8 +55,8 @@ class Want(msgspec.Struct, frozen=True, gc=False):
 
 def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusal:
     """Every adapter of a wave with its source, or why the wave as it is written cannot be served."""
-    if wave.defect:
-        return Refusal("InvalidRequest", wave.defect)
+    if wave.defect and not wave.listed:
+        return Refusal("InvalidRequest", unreadable(wave))
     spec = wave.spec
     try:
         named = _named(wave, base)
@@ -72,8 +72,18 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
     return tuple(Want(name, source, residency, replicas, waves, spec.priority, pins) for name, source in named)
 
 
+def unreadable(wave: ObservedWave) -> str:
+    """What could not be read of a wave's spec, and what to do."""
+    return (
+        f"this version of MinT cannot read the wave's spec: {wave.defect}; correct it there, or install the version "
+        "that it was written for"
+    )
+
+
 def _named(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     given = wave.spec.adapters
+    if wave.defect:
+        return [(each.name, each.source) for each in wave.listed or ()]
     if given.names:
         return _by_name(wave, base)
     if given.sources:

@@ -61,6 +61,8 @@ def admit(
 ) -> Admission:
     """Admit waves by turn. One that waits does not hold up a smaller one behind it, and is asked first next time.
 
+    Those that are kept as they are come before all others, and are never refused what they have.
+
     `reserved` is what training takes, which holds leases and comes before every wave that only serves; `held` the
     slots that each namespace has of it, which count in its quota and its share.
     """
@@ -75,7 +77,8 @@ def admit(
     refused: dict[str, Refusal] = {}
     turns: dict[str, int] = {}
     waiting: list[str] = []
-    for each in in_turn(asks.by_wave.values(), tenants, held):
+    order = in_turn(asks.by_wave.values(), tenants, held)
+    for each in sorted(order, key=lambda each: not each.kept):
         key, most = each.wave.meta.key, quota(tenants, each.wave.meta.namespace)
         case = last.get(key)
         known = case is not None and case.ask is each and case.quota == most and (same_sizes or each.slots)
@@ -119,10 +122,14 @@ def _add(
     merged = {name: _merge(tally.merged.get(name), asks.of(meta.key, name)) for name in names}
     more = _more(meta.key, case.alone, asks, merged, tally, sizes) if names else case.alone
     verdict = (
-        (_conflict(tally.merged, asks, meta.key, names) if names else None)
-        or case.never
-        or capacity.over_quota(meta.namespace, case.quota, held, more.slots)
-        or capacity.now(limits, tally.taken, more)
+        None
+        if case.ask.kept
+        else (
+            (_conflict(tally.merged, asks, meta.key, names) if names else None)
+            or case.never
+            or capacity.over_quota(meta.namespace, case.quota, held, more.slots)
+            or capacity.now(limits, tally.taken, more)
+        )
     )
     if verdict is None:
         tally.merged.update(merged)

@@ -34,6 +34,11 @@ class Ask(msgspec.Struct, frozen=True):
         """The wave's own spec."""
         return self.wave.spec
 
+    @property
+    def kept(self) -> bool:
+        """Whether it asks for what it has, since what else it asks for cannot be read."""
+        return bool(self.wave.defect) and self.refusal is None
+
 
 class Asks(msgspec.Struct, frozen=True):
     """`owners`: adapter -> one wave that asks for it. `shared`: adapter -> all that do, where several do."""

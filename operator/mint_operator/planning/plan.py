@@ -8,12 +8,13 @@ import msgspec
 from mint_contracts.records import MapChange
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
-from mint_operator.planning.adapters import Refusal
+from mint_operator.planning.adapters import Refusal, unreadable
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_status
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.lookup import may_use
 from mint_operator.planning.manifests import Manifest, redis_secret
 from mint_operator.planning.mapdiff import cleared
+from mint_operator.planning.recall import recalled
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot, TrainKnown
 from mint_operator.planning.wave_status import kept_status, refused_status
 from mint_operator.training.diff import cleared as end_training
@@ -36,10 +37,11 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     before = before or {}
     waves: dict[str, list[ObservedWave]] = defaultdict(list)
     outside: list[ObservedWave] = []
-    for wave in snapshot.waves:
-        base = snapshot.bases.get(wave.base)
-        if wave.meta.deleting:
+    for each in snapshot.waves:
+        if each.meta.deleting:
             continue
+        wave = recalled(each, snapshot) if each.defect else each
+        base = snapshot.bases.get(wave.base)
         if base is not None and not base.meta.deleting and (may_use(wave, base) or _kept(wave, base)):
             waves[wave.base].append(wave)
         else:
@@ -52,9 +54,7 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     }
     unread = {key: unread_status(snapshot, base) for key, base in bases.items() if base.defect}
     statuses = {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
-    statuses |= {
-        wave.meta.key: kept_status(wave, bases[key], snapshot.now) for key in unread for wave in waves.get(key, ())
-    }
+    statuses |= {wave.meta.key: kept_status(wave, snapshot.now) for key in unread for wave in waves.get(key, ())}
     for part in parts.values():
         statuses |= part.waves
     changes = {key: part.change for key, part in parts.items() if part.change}
@@ -79,8 +79,6 @@ def _kept(wave: ObservedWave, base: ObservedBase) -> bool:
 
 
 def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
-    if wave.defect:
-        return refused_status(wave, Refusal("InvalidRequest", wave.defect), snapshot.now)
     name, base = wave.spec.base_model_ref.name, snapshot.bases.get(wave.base)
     namespace = wave.base.partition("/")[0]
     said = f"no BaseModel {name} in namespace {namespace}; create it, or name another in spec.baseModelRef"
@@ -89,6 +87,11 @@ def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
         said = f"BaseModel {name} is being deleted"
     elif namespace != wave.meta.namespace:
         said += f"; it must also have namespace {wave.meta.namespace} among its spec.tenants"
+    if wave.defect and base is None and not snapshot.redis_ok:
+        return kept_status(wave, snapshot.now)  # where it is only the map could tell
+    if wave.defect:
+        said = f"{unreadable(wave)}; {said}" if name else unreadable(wave)
+        return refused_status(wave, Refusal("InvalidRequest", said), snapshot.now)
     return refused_status(wave, Refusal("BaseModelNotFound", said, terminal=False), snapshot.now)
 
 

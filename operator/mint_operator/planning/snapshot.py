@@ -8,7 +8,7 @@ from functools import cached_property
 
 import msgspec
 
-from mint_contracts.records import EngineView, Failure, MapState, Placement
+from mint_contracts.records import EngineView, Failure, MapState, Placement, WaveRecord
 from mint_contracts.resources import AdapterWaveSpec, AdapterWaveStatus, BaseModelSpec, BaseModelStatus
 from mint_contracts.source import Source
 from mint_contracts.training import Policy
@@ -60,7 +60,7 @@ class Listed(msgspec.Struct, frozen=True, gc=False):
 
 
 class ObservedWave(msgspec.Struct, frozen=True, dict=True):
-    """An AdapterWave. `defect` says why its spec cannot be used; empty if it can.
+    """An AdapterWave. `defect` says why its spec cannot be used; empty if it can. `recall` has what stands in for it.
 
     `listed` is what had to be looked up of its adapters, as last read, and `unread` why that cannot be read now;
     both are None where all is said in the spec, or nothing was ever read.
@@ -73,6 +73,7 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     stand: WaveStand | None = None  # worked out while planning, for a wave that trains
     listed: tuple[Listed, ...] | None = None
     unread: Failure | None = None
+    record: WaveRecord | None = None  # the map's, where it stands in for a spec that cannot be used
 
     @cached_property
     def base(self) -> str:
@@ -119,7 +120,7 @@ class BaseMap(msgspec.Struct, frozen=True):
     """The placement map of one base.
 
     `away_s` is how long each engine without a heartbeat has been without one, in seconds, as far as this operator
-    has watched. `remembered` are the placements last seen; they stand in when the map itself was lost.
+    has watched. `remembered` are the placements last seen, `recorded` the waves: they stand in when the map was lost.
     """
 
     state: MapState
@@ -130,6 +131,7 @@ class BaseMap(msgspec.Struct, frozen=True):
     busy: int = 0  # engines that the requests in flight would fill, smoothed over half a minute
     lost_s: float = 0.0  # how long the map has been without a version
     demand: Mapping[str, float] = {}  # adapter -> requests in flight over all engines, smoothed and coarse
+    recorded: Mapping[str, WaveRecord] = {}
 
 
 class TrainKnown(msgspec.Struct, frozen=True):

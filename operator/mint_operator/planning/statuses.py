@@ -14,7 +14,7 @@ from mint_operator.planning.backlog import Backlogs, Waits, of_wave, times, wait
 from mint_operator.planning.copies import copies
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.shards import differing, flat
-from mint_operator.planning.wave_status import WaveFacts, refused_status, unknown_status, wave_status
+from mint_operator.planning.wave_status import WaveFacts, kept_status, refused_status, unknown_status, wave_status
 from mint_operator.training.stand import WaveStand
 from mint_operator.training.status import TrainFacts, training_status
 
@@ -78,6 +78,8 @@ def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -
 def _status(ask: Ask, refusal: Refusal | None, seen: Seen, now: float) -> tuple[AdapterWaveStatus, Waits]:
     """The status of a wave, and what it waits for."""
     wave = ask.wave
+    if wave.defect and (refusal is None or seen.records is None):
+        return kept_status(wave, now), Waits()
     if wave.stand is not None:
         return _training(ask, wave.stand, refusal, seen, now)
     if refusal is not None:

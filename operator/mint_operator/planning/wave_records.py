@@ -24,12 +24,15 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 def wave_records(base: ObservedBase, admission: Admission, before: Recorded) -> Recorded:
-    """A record of each wave; one of which nothing changed stays the same object."""
+    """A record of each wave; one of which nothing changed, or that stands in for a spec, stays the same object."""
     tenants, found = by_namespace(base.spec.tenants), dict[str, WaveRecord]()
     for key, each in admission.asks.by_wave.items():
         refusal, old = admission.refused.get(key), before.records.get(key)
         if old is not None and before.asks.get(key) is each and before.refused.get(key) == refusal:
             found[key] = old
+            continue
+        if each.kept and each.wave.record is not None:
+            found[key] = each.wave.record
             continue
         record = _record(base, each, tenants.get(each.wave.meta.namespace), _refusal(each, refusal))
         found[key] = old if old is not None and old == record else record

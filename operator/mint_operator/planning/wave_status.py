@@ -16,11 +16,11 @@ from mint_contracts.resources import (
     WaveFailure,
 )
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal
+from mint_operator.planning.adapters import Refusal, unreadable
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.conditions import Finding, truth
 from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, Copy, Standing
-from mint_operator.planning.snapshot import ObservedBase, ObservedWave
+from mint_operator.planning.snapshot import ObservedWave
 
 MOST_FAILURES = 10
 FAILURE_MESSAGE_LENGTH = 4096
@@ -65,9 +65,16 @@ def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterW
     )
 
 
-def kept_status(wave: ObservedWave, base: ObservedBase, now: float) -> AdapterWaveStatus:
-    """The status of a wave over a base whose spec cannot be read: the last one, but nothing is claimed of now."""
-    said = f"the spec of BaseModel {base.meta.name} cannot be read (its status says why), so all stays as it was"
+def kept_status(wave: ObservedWave, now: float) -> AdapterWaveStatus:
+    """The status of a wave whose own spec, or that of its base, cannot be read.
+
+    It is the last one, but nothing is claimed of now.
+    """
+    if wave.defect:
+        said = f"{unreadable(wave)}. What it holds and trains stays as it was until then; to end that, delete it"
+    else:
+        base = wave.spec.base_model_ref.name
+        said = f"the spec of BaseModel {base} cannot be read (its status says why), so all stays as it was"
     findings = [Finding(each, "Unknown", "InvalidRequest", said) for each in ("Ready", "Progressing")]
     last = wave.status
     kept = [each for each in last.conditions if each.type not in {"Ready", "Progressing"}]

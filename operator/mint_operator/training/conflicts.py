@@ -19,13 +19,14 @@ def without_conflicts(
     """The stands; of two waves that name a policy, the later has to wait until the other is deleted.
 
     One that has begun goes before any that has not, and an adapter that is served before a policy that has not begun.
+    One that is kept as it is goes before all.
     """
     owners: dict[str, str] = {}
     found: dict[str, WaveStand] = {}
-    for key in sorted(order, key=lambda key: not stood[key].begun):
+    for key in sorted(order, key=lambda key: (not stood[key].kept, not stood[key].begun)):
         stand = stood[key]
         said = _trained(stand, owners) or ("" if stand.begun else _served(base, stand, serving))
-        if said:
+        if said and not stand.kept:
             unfit = stand.unfit or Failure(conditions.POLICY_CONFLICT, said, terminal=False)
             stand = msgspec.structs.replace(stand, unfit=unfit, policies=(), wants_slot=())
         owners.update((each.name, key) for each in stand.policies)

@@ -45,7 +45,8 @@ def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
     """The policies that stay where they train."""
     pins, wanting = {}, frozenset(stand.wants_slot)
     for policy in stand.policies:
-        if policy.name in wanting and policy.holds and slots.keeps(policy.engine):
+        stays = policy.engine in slots.free if stand.kept else slots.keeps(policy.engine)
+        if policy.name in wanting and policy.holds and stays:
             slots.take(policy.engine)
             pins[policy.name] = policy.engine
     return pins

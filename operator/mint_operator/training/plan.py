@@ -17,6 +17,7 @@ from mint_contracts.training_records import TrainAssignment, TrainChange, WaveTr
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.snapshot import BaseMap, Inputs, ObservedBase, ObservedWave, TrainKnown
 from mint_operator.planning.turns import Turn, by_namespace, fair
+from mint_operator.training import unread
 from mint_operator.training.conflicts import without_conflicts
 from mint_operator.training.diff import difference
 from mint_operator.training.fit import fitted, manifest_of
@@ -66,7 +67,10 @@ def prepared(
         ended[wave.meta.namespace] += _published(wave, stood[key])
     room = Room(base, serving, slots, held, ended)
     for key in _in_turn(base, training, stood, order, held):
-        stood[key] = begun(training[key], stood[key], kept[key], room)
+        if stood[key].kept:
+            stood[key] = msgspec.structs.replace(stood[key], pins=kept[key])
+        else:
+            stood[key] = begun(training[key], stood[key], kept[key], room)
     reserved = Counter(engine for stand in stood.values() for engine in stand.pins.values())
     ordinals = {engine.name: engine.ordinal for engine in engines}
     return Training(
@@ -97,6 +101,12 @@ def decided(
         if wave.stand is None:
             continue
         key, stand = wave.meta.key, wave.stand
+        if stand.kept:
+            record = unread.record(wave, known)
+            waves |= {key: record} if record is not None else {}
+            for engine, given in unread.leases(wave, known).items():
+                trains.setdefault(engine, {}).update(given)
+            continue
         waves[key] = _record(base, wave, stand, statuses[key], known.state.training.get(key))
         admitted = stand.unfit is None and not stand.waiting
         for engine, given in leases(
@@ -109,6 +119,8 @@ def decided(
 def _stand(
     base: ObservedBase, wave: ObservedWave, known: TrainKnown, alive: Mapping[str, int], inputs: Inputs
 ) -> WaveStand:
+    if wave.defect:
+        return unread.stand(wave, known.state, alive)
     train, policies, unfit = fitted(base, wave, inputs, known.state)
     stood = stands(wave.meta.key, wave.meta.uid, policies, known.state, alive)
     stand = WaveStand(train=train, policies=stood, unfit=unfit)

@@ -119,7 +119,7 @@ def _named(wave: ObservedWave) -> int:
 
 def _waits(wave: ObservedWave) -> bool:
     """Whether a wave waits for slots; what is kept in memory or on disk takes none."""
-    if wave.spec.serve.residency != "Device":
+    if wave.spec.serve.residency != "Device" or wave.defect:  # who is kept as it is has what it gets
         return False
     admitted = next((each for each in wave.status.conditions if each.type == conditions.ADMITTED), None)
     if admitted is None:  # nobody has looked at it yet

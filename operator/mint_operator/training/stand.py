@@ -51,7 +51,8 @@ class WaveStand(msgspec.Struct, frozen=True):
     """A wave's policies and its training with all data in place. `pins` says where policies train, or should.
 
     `wants_slot` are the policies that need a slot now, in the order in which they get one. `unfit` says why nothing
-    of it can be trained as it is written, `waiting` why it has to wait.
+    of it can be trained as it is written, `waiting` why it has to wait. `kept`: what is written cannot be read, and
+    all stays as it is.
     """
 
     train: Train
@@ -60,6 +61,7 @@ class WaveStand(msgspec.Struct, frozen=True):
     pins: Mapping[str, str] = {}
     unfit: Failure | None = None
     waiting: Failure | None = None
+    kept: bool = False
 
     @property
     def stopped(self) -> bool:

@@ -6,16 +6,22 @@ on disk and answers for it, so that a policy never takes two slots.
 
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
+from mint_contracts.training import Policy
 from mint_operator.planning.adapters import Refusal, Want
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.training.stand import PolicyStand, WaveStand
 
 
 def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
-    """Every adapter that the wave has published, or why it cannot be trained. `wave` carries its stand."""
+    """Every adapter that the wave has published, or why it cannot be trained. `wave` carries its stand.
+
+    Of a wave whose spec cannot be read it is those that are placed.
+    """
     stand = wave.stand
-    if wave.defect or stand is None:
-        return Refusal("InvalidRequest", wave.defect or "the wave's policies are not known", bool(wave.defect))
+    if stand is None:
+        return Refusal("InvalidRequest", "the wave's policies are not known", terminal=False)
+    if stand.kept:
+        return _kept(wave, stand)
     if stand.unfit is not None:
         return Refusal(stand.unfit.reason, stand.unfit.message, stand.unfit.terminal)
     return tuple(
@@ -23,6 +29,17 @@ def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
         for policy in stand.policies
         if policy.progress is not None and policy.progress.published is not None
     )
+
+
+def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
+    """As they are placed; a revision that has been published since follows."""
+    policies = {policy.name: policy for policy in stand.policies}
+    found = []
+    for each in wave.listed or ():
+        policy = policies.get(each.name, PolicyStand(Policy(each.name)))
+        published = policy.progress.published if policy.progress is not None else None
+        found.append(_want(wave, stand, policy, each.source if published is None else published.source))
+    return tuple(found)
 
 
 def _want(wave: ObservedWave, stand: WaveStand, policy: PolicyStand, source: Source) -> Want:

@@ -1,0 +1,68 @@
+"""What stands in for the spec of a wave that cannot be read: what the map says that the wave has. Pure.
+
+Such a spec is written by a newer version, whose resource definitions stay when it is rolled back. The wave goes on
+asking for what it was given, and for nothing else; it comes before every other, so that nobody takes its names or its
+room. What it trains is left alone (`training.unread`), for how that is to go on only the spec says.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from mint_contracts.records import MapState, Placement, Tier, WaveRecord
+from mint_contracts.resources import AdapterWaveSpec, BaseModelRef, Residency, Serve
+from mint_contracts.training_records import WaveTraining
+from mint_operator.planning.snapshot import BaseMap, Listed, ObservedWave, Snapshot, TrainKnown
+
+_NO_MAP = BaseMap(state=MapState(version=None, base=None, placements={}, assigned={}))
+_RESIDENCIES: Mapping[Tier, Residency] = {Tier.DEVICE: "Device", Tier.HOST: "Host", Tier.DISK: "Disk"}
+
+
+def recalled(wave: ObservedWave, snapshot: Snapshot) -> ObservedWave:
+    """The wave over the base that has it by the map, else over the one that it names, with all that the map says."""
+    base = _home(wave, snapshot)
+    known = snapshot.maps.get(base, _NO_MAP)
+    training, record = _training(wave, snapshot.training.get(base)), _records(known).get(wave.meta.key)
+    placements = [each for each in _placements(known).values() if wave.meta.key in each.waves]
+    namespace, _, name = base.rpartition("/")
+    spec = AdapterWaveSpec(
+        base_model_ref=BaseModelRef(name, namespace),
+        train=training.train if training is not None else None,
+        serve=_serve(record, placements),
+        priority=record.priority if record is not None else max((each.priority for each in placements), default=0),
+    )
+    listed = tuple(Listed(each.adapter, each.source) for each in sorted(placements, key=lambda each: each.adapter))
+    return msgspec.structs.replace(wave, spec=spec, listed=listed, record=record)
+
+
+def _home(wave: ObservedWave, snapshot: Snapshot) -> str:
+    """Where the wave is; of several bases that know of it the one that it names."""
+    key = wave.meta.key
+    found = [base for base, known in snapshot.maps.items() if key in _records(known)]
+    found += [base for base, trained in snapshot.training.items() if _training(wave, trained) is not None]
+    return wave.base if wave.base in found or not found else min(found)
+
+
+def _records(known: BaseMap) -> Mapping[str, WaveRecord]:
+    return known.state.waves if known.state.version is not None or known.state.waves else known.recorded
+
+
+def _placements(known: BaseMap) -> Mapping[str, Placement]:
+    found = known.state.placements
+    return found if known.state.version is not None or found else known.remembered
+
+
+def _training(wave: ObservedWave, trained: TrainKnown | None) -> WaveTraining | None:
+    """Its record, unless that is of another wave which had the name before."""
+    record = None if trained is None else trained.state.training.get(wave.meta.key)
+    return record if record is not None and record.run == wave.meta.uid else None
+
+
+def _serve(record: WaveRecord | None, placements: list[Placement]) -> Serve:
+    """How its adapters are held; by the places themselves where the map has no record of the wave."""
+    if record is not None:
+        ordinals = [int(engine.rpartition("-")[2]) for engine in record.engines]
+        return Serve(record.replicas, _RESIDENCIES[record.residency], ordinals)
+    places = [[place for place in each.places if not place.spare] for each in placements]
+    tier = next((place.residency for each in places for place in each), Tier.DEVICE)
+    return Serve(max([1, *map(len, places)]), _RESIDENCIES[tier])
