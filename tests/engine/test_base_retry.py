@@ -1,7 +1,11 @@
 """A base that can not be loaded yet: the engine says why, and serves as soon as it can."""
 
 import asyncio
+import os
+import re
 import weakref
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from mint_contracts.settings import REDIS_URL, EngineSettings
 from mint_contracts.source import Source
 from mint_engine import process
 from mint_engine.environment import Start
-from mint_engine.model import forward
+from mint_engine.model import forward, stored
 from mint_engine.model.base import Base, load_base
 from mint_engine.serve import listen
 from tests.engine import stores
@@ -120,3 +124,41 @@ async def test_a_remote_base_that_its_settings_do_not_fit_is_not_copied(tmp_path
         assert failure.message == "contextLength: is 128, but the base knows 100 positions; lower it"
         assert "GET /base/config.json" in handler.seen
         assert "GET /base/model.safetensors" not in handler.seen
+
+
+def load_with_a_lost_block(address: str, cache: Path) -> list[str]:
+    """Why the base is refused, and refused again, by a process whose disk loses what it has copied.
+
+    It is cut once it is mapped: what is mapped beyond a file's end has no block.
+    """
+    open_tensors, losses = stored.open_tensors, [1]
+
+    def lose(files: list[str]) -> dict[str, stored.Stored]:
+        found = open_tensors(files)
+        for file in files if losses else ():
+            os.truncate(file, 0)
+        losses.clear()
+        return found
+
+    async def load() -> list[str]:
+        told = replace(settings_for(cache), source=Source(f"http://{address}/base"))
+        server = await listen(told, "losing", 0)
+        engine = process.Process(Start(told, "losing", "127.0.0.1:1", cache, 0, 0), server)
+        failures = [await engine._try_base() for _ in range(2)]
+        await server.drain(1)
+        return [f"{failure.reason}: {failure.message}" if failure else "" for failure in failures]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stored, "open_tensors", lose)
+        return asyncio.run(load())
+
+
+def test_a_copy_of_which_a_block_is_lost_is_made_anew_and_ends_nobody(tmp_path: Path) -> None:
+    save_base(tmp_path / "base")
+    with (
+        stores.serving(stores.Files, tmp_path) as (address, _),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another,
+    ):
+        lost, made = another.submit(load_with_a_lost_block, address, tmp_path / "cache").result()
+    assert re.fullmatch(r"CorruptFile: .*model.safetensors: can not be read from its disk .*; get its .*", lost)
+    assert made == ""

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -15,11 +15,13 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.file_identity import Identity, KnownFile, identity_of
 from mint_engine.adapters.packed import Header, Packed, bytes_of
 from mint_engine.residency.recent import Recent
-from mint_engine.residency.remapping import bring_back
+from mint_engine.residency.remapping import bring
 
 # A shorter run is read instead: that is as fast, and a process may have but 65,530 mappings.
 MAP_FROM_BYTES = 1 << 20
 VERIFIED = 1 << 16
+# What reading a file fails with of which the disk has lost a block, or all; EFAULT: one of what is mapped.
+LOST = frozenset({errno.ENOENT, errno.EIO, errno.EFAULT})
 _ERRNO = re.compile(r"\((\d+)\)$", re.MULTILINE)
 HEADERS = 1 << 10  # of some 20 KB: 700 scalings and a config
 
@@ -53,7 +55,7 @@ class Opener:
             raise CorruptFile(subject, "changed while it was opened; write it once, then leave it alone")
         if not self._verified.get(identity):
             if not short:
-                _bring(run, header.file_bytes)
+                bring(run.untyped_storage().data_ptr(), header.file_bytes)
             packed_file.verify(header, run, subject)
             self._verified.put(identity, True)
         return Packed(header, run, None if short else KnownFile(path, identity))
@@ -79,21 +81,16 @@ def _read(file: FileIO, header: Header, subject: str) -> torch.Tensor:
 
 
 def _map(path: Path, header: Header) -> torch.Tensor:
-    """The run, mapped; unlike Python's mmap, torch's keeps no file descriptor. Raises OSError."""
-    try:
-        storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=header.file_bytes)
-    except RuntimeError as error:  # torch ends its message with what the system said: "(12)"
-        said = _ERRNO.search(str(error))
-        code = int(said[1]) if said else errno.EIO
-        raise OSError(code, os.strerror(code), str(path)) from error
-    every = torch.empty(0, dtype=header.dtype).set_(cast(torch.UntypedStorage, storage))
+    every = torch.empty(0, dtype=header.dtype).set_(cast(Any, map_file(str(path), header.file_bytes)))
     return every[header.head_bytes // header.dtype.itemsize :]
 
 
-def _bring(run: torch.Tensor, file_bytes: int) -> None:
-    """Read a mapped file: a block that can not be read ends the process that reads it in the mapping. OSError."""
+def map_file(path: str, nbytes: int) -> torch.UntypedStorage:
+    """A file, mapped; unlike Python's mmap, torch's keeps no file descriptor. Raises OSError."""
     try:
-        bring_back(run.untyped_storage().data_ptr(), file_bytes)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # which systems before Linux 5.14 answer
-            raise
+        mapped = torch.UntypedStorage.from_file(path, shared=False, nbytes=nbytes)
+    except RuntimeError as error:  # torch ends its message with what the system said: "(12)"
+        said = _ERRNO.search(str(error))
+        code = int(said[1]) if said else errno.EIO
+        raise OSError(code, os.strerror(code), path) from error
+    return cast(torch.UntypedStorage, mapped)

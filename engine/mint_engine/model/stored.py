@@ -1,10 +1,14 @@
 """Tensors in a base's files, read when they are asked for, whole or in part; and models that are filled from them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.core_model_loading import (
     WeightConverter,
@@ -13,6 +17,29 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 from transformers.utils.loading_report import LoadStateDictInfo
+
+from mint_contracts.errors import CorruptFile
+from mint_engine.adapters.mapped import LOST, map_file
+from mint_engine.residency.remapping import bring
+
+_LENGTH = struct.Struct("<Q")  # of the header that follows it
+_ABOUT = "__metadata__"
+# What safetensors calls types of numbers.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class Stored(Protocol):
@@ -36,12 +63,63 @@ Fill = Callable[[PreTrainedModel, dict[str, Stored], Any], LoadStateDictInfo]
 
 
 def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
-    """Every tensor of safetensors files by its name."""
+    """Every tensor of safetensors files by its name; their headers are right.
+
+    Reading one raises CorruptFile where its disk has lost a block, and where it is of no type that is read.
+    """
     found: dict[str, Stored] = {}
     for file in files:
-        opened: Any = safe_open(file, framework="pt")
-        found |= {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
+        with _readable(file), Path(file).open("rb") as opened:
+            (length,) = _LENGTH.unpack(opened.read(_LENGTH.size))
+            header = json.loads(opened.read(length))
+        memory, first = map_file(file, Path(file).stat().st_size), _LENGTH.size + length
+        for key, told in header.items():
+            if key != _ABOUT:
+                start, stop = (first + each for each in told["data_offsets"])
+                found[key] = _Mapped(file, memory, slice(start, stop), told["dtype"], tuple(told["shape"]))
     return found
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A tensor where its file is mapped, read to the end before it is handed out.
+
+    Not by safetensors' own slices, which look at its first byte: a block that can not be read ends who looks at it.
+    """
+
+    file: str
+    memory: torch.UntypedStorage
+    bytes: slice
+    kind: str
+    shape: tuple[int, ...]
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        return self.kind
+
+    def __getitem__(self, part: Any) -> torch.Tensor:
+        if self.kind not in _DTYPES:
+            raise CorruptFile(f"base file {self.file}", f"has tensors of {self.kind}, which is no type that is read")
+        own: Any = self.memory[self.bytes]  # what slices of storages are is not typed
+        found = torch.empty(0, dtype=_DTYPES[self.kind]).set_(own).view(self.shape)[part]
+        if found.numel():
+            last = sum((size - 1) * step for size, step in zip(found.shape, found.stride(), strict=True))
+            with _readable(self.file):
+                bring(found.data_ptr(), (last + 1) * found.itemsize)
+        return found
+
+
+@contextmanager
+def _readable(file: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in LOST:
+            raise
+        told = f"can not be read from its disk ({error.strerror}); get its files again"
+        raise CorruptFile(f"base file {file}", told) from error
 
 
 class Naming:

@@ -1,6 +1,5 @@
 """Bringing one adapter from its source to this machine's disk, packed, and mapping it; blocks its thread."""
 
-import errno
 import hashlib
 import threading
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from mint_contracts.source import Source, locate
 from mint_contracts.storage_errors import disk_full
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.check import Fit, check_packed
-from mint_engine.adapters.mapped import Opener
+from mint_engine.adapters.mapped import LOST, Opener
 from mint_engine.adapters.packed import Header, Packed, fingerprint
 from mint_engine.adapters.read import read_adapter
 from mint_engine.residency.disk import DiskTier
@@ -27,7 +26,6 @@ from mint_engine.sources.storage import folder_of, subject_of
 
 LOCAL = frozenset({"file", "pvc"})  # schemes of sources whose files may change under one name
 MEMORY_RETRY_S = 5.0
-_LOST = frozenset({errno.ENOENT, errno.EIO, errno.EFAULT})  # EFAULT: a block of what is mapped
 
 log = structlog.get_logger(__name__)
 
@@ -92,7 +90,7 @@ class Loader:
         try:
             packed = self._opener.open(path, subject)
         except (OSError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno in _LOST:
+            if isinstance(error, OSError) and error.errno in LOST:
                 raise _Lost(error.strerror) from error
             raise _own_trouble(error, subject, "read from") from error
         if packed.header not in self._fitting:

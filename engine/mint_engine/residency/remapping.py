@@ -90,6 +90,19 @@ def bring_back(address: int, nbytes: int) -> None:
     _madvise(address, nbytes, _MADV_POPULATE_READ)
 
 
+def bring(address: int, nbytes: int) -> None:
+    """As `bring_back`, from any address on: a block that can not be read ends the process that reads it in a mapping.
+
+    Nothing where this system can not do it.
+    """
+    start = address - address % PAGE
+    try:
+        bring_back(start, address + nbytes - start)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which systems before Linux 5.14 answer
+            raise
+
+
 def lock(address: int, nbytes: int) -> bool:
     """Keep what is in memory at `address` there until something else takes its place; False where we may not.
 
