@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
+from mint_engine.adapters.file_identity import Identity, identity_of
 from mint_engine.adapters.packed import Packed
 from mint_engine.sources.fetch import WEIGHTS
-from tests.engine.tiers import NAMES, Q0, Scene, once
+from tests.engine.tiers import NAMES, Q0, Scene, Watched, once, wanted
 from tests.waiting import until
 
 
@@ -228,3 +229,26 @@ async def test_a_store_child_is_the_same_copy_for_waves_and_requests(
     here.residency.want([Assignment(NAMES[0], child(Source(f"file://{store}"), NAMES[0]), Tier.DEVICE)])
     await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
     assert len(here.slots.loads) == 1
+
+
+async def test_a_file_of_which_the_disk_has_lost_a_block_since_it_was_read_is_brought_anew(
+    scene: Callable[..., Scene], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each load of it into a slot fails as a failing disk's does, and no other."""
+    monkeypatch.setattr("mint_engine.adapters.mapped.MAP_FROM_BYTES", 0)
+    here, load, lost = scene(), Watched.load, list[Identity]()
+
+    def failing(slots: Watched, slot: int, packed: Packed, *, keep: bool = True) -> None:
+        assert packed.file is not None
+        lost.append(packed.file.identity)
+        if packed.file.identity == lost[0]:
+            raise errors.SourceUnavailable(f"revision {packed.revision}", "could not be read from this engine's disk")
+        load(slots, slot, packed, keep=keep)
+
+    monkeypatch.setattr(Watched, "load", failing)
+    (want,) = wanted(store, NAMES[0])
+    here.residency.want([want])
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    assert len(lost) == 2
+    (only,) = (tmp_path / "disk").iterdir()
+    assert identity_of(only.stat()) == lost[1]

@@ -2,6 +2,8 @@
 
 import os
 import random
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,23 @@ def test_a_file_that_is_no_longer_there_is_not_needed(tmp_path: Path, fate: str)
         filed(adapter(8, seed=1), path)
     slots.load(0, packed)
     assert holds(slots, 0, adapter(8))
+
+
+def load_a_file_that_is_cut(folder: Path) -> str:
+    """Why a file is refused whose mapped blocks can not be read, where it has to be copied."""
+    path = folder / "adapter.mint"
+    packed, slots = filed(adapter(8), path), make_slots()
+    os.truncate(path, PAGE)
+    with pytest.raises(SourceUnavailable) as refused:
+        slots.load(0, packed)
+    assert slots.part(0, 0) is None, "the slot has no tenant"
+    return str(refused.value)
+
+
+def test_copying_a_file_that_can_not_be_read_ends_nobody(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another:
+        said = another.submit(load_a_file_that_is_cut, tmp_path).result()
+    assert "could not be read from this engine's disk" in said
 
 
 def test_a_file_that_can_not_be_read_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,15 @@
 """Bringing a copy from tier to tier: packed to disk, mapped or copied into host memory, then into a slot."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import structlog
 
-from mint_contracts.errors import CapacityExceeded, Internal, Overloaded
+from mint_contracts.errors import CapacityExceeded, Internal, Overloaded, SourceUnavailable
 from mint_contracts.records import Tier
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency import metrics
@@ -17,6 +17,7 @@ from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.gentle import Gentle
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.reading import read
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.staying import Stayed
 
@@ -86,7 +87,8 @@ class Climber:
             if copy.goal is Tier.HOST and self._books.host.get(copy.key) is None:
                 self._refuse_host(copy, packed)
             if copy.goal is Tier.DEVICE and copy.slot is None:
-                await self._to_device(copy, packed)
+                async with self._readable(copy, packed):
+                    await self._to_device(copy, packed)
 
     async def vacate(self, copy: Copy) -> int:
         """Take an idle copy's slot; it comes back cleared and belongs to the caller."""
@@ -162,7 +164,8 @@ class Climber:
         host = self._books.host
         if host.pinned and packed.nbytes <= host.ledger.budget:
             mapped = packed
-            packed = await self._copy(lambda: replace(mapped, run=mapped.run.pin_memory()))
+            async with self._readable(copy, mapped):
+                packed = await self._copy(lambda: replace(mapped, run=read(mapped).pin_memory()))
         self._books.evicted(host.put(copy.key, packed) or ())
         return packed
 
@@ -196,6 +199,16 @@ class Climber:
         finally:
             replaced.users -= 1
             self._books.changed(replaced)
+
+    @asynccontextmanager
+    async def _readable(self, copy: Copy, packed: Packed) -> AsyncIterator[None]:
+        """Where the disk has lost a block of the file that an adapter is mapped from, keep neither in any tier."""
+        try:
+            yield
+        except SourceUnavailable:
+            self._books.host.drop(copy.key)
+            await self._copy(lambda: self._loader.lost(copy.source, packed))
+            raise
 
     @contextmanager
     def _pinned(self, copy: Copy) -> Iterator[None]:

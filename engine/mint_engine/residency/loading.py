@@ -69,6 +69,18 @@ class Loader:
                 told = f"can not be read back from this engine's disk ({error}); retrying"
                 raise SourceUnavailable(subject_of(source), told) from None
 
+    def lost(self, source: Source, packed: Packed) -> None:
+        """This machine's disk does not have all of what it packed of a source: the next load brings it anew.
+
+        Call inside `disk.using(source)`. What the source's file is by now stays, where that is another.
+        """
+        if packed.file is None:
+            return
+        with self._turn(source), packed.file.open() as descriptor:
+            if descriptor is not None:
+                log.warning("cached_adapter_lost", source=source.uri, revision=packed.revision)
+                self.disk.drop(source)
+
     def state(self, source: Source) -> str | None:
         """What tells a local source's files from what they may be later, "" where there are none; None of others."""
         if locate(source).scheme not in LOCAL:

@@ -13,10 +13,10 @@ import threading
 import numpy as np
 import torch
 
-from mint_contracts.errors import SourceUnavailable
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.packed_file import MAX_HEAD_BYTES
 from mint_engine.model.device import zeros
+from mint_engine.residency.reading import read, unreadable
 from mint_engine.residency.remapping import (
     HUGE,
     PAGE,
@@ -63,7 +63,7 @@ class SlotRows:
                     if descriptor is not None and self._put_file(slot, descriptor, packed):
                         return packed.header.head_bytes // self.memory.itemsize
             if keep or not self._put_pages(slot, packed.run):
-                self._copy(slot, packed.run)
+                self._copy(slot, read(packed))
             return 0
 
     def clear(self, slot: int) -> None:
@@ -107,8 +107,7 @@ class SlotRows:
         try:
             mapped = put_file(address, descriptor, size)
         except OSError as error:
-            told = f"could not be read from this engine's disk ({error.strerror}); retrying"
-            raise SourceUnavailable(f"revision {packed.revision}", told) from error
+            raise unreadable(packed, error) from error
         put_zeros(address + rest, before * self.memory.itemsize - rest)
         self.filled[slot] = size // self.memory.itemsize if mapped else 0
         self._file_bytes[slot] = size if mapped else 0
