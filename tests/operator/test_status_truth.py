@@ -13,9 +13,9 @@ from mint_operator.planning import status_write
 from mint_operator.planning.conditions import Finding, follow
 from mint_operator.planning.events import transition
 from mint_operator.planning.plan import plan
-from mint_operator.planning.snapshot import EnginePod, ObservedWave, Snapshot
+from mint_operator.planning.snapshot import Child, EnginePod, ObservedWave, Snapshot
 from tests.operator.test_planner_replan import written
-from tests.operator.worlds import KEY, NOW, base, engine, placed, snapshot, source, wave
+from tests.operator.worlds import KEY, NOW, RELEASE, base, engine, placed, snapshot, source, wave
 
 TERMINAL = Failure("RankTooLarge", "rank 128 is above 64", terminal=True)
 RETRYABLE = Failure("SourceUnavailable", "the bucket did not answer", terminal=False)
@@ -203,6 +203,23 @@ def test_a_spec_that_cannot_be_read_takes_nothing_away() -> None:
     assert (status.phase, status.counts, status.summary) == ("Degraded", last.counts, "1/1")
     mended = plan(msgspec.structs.replace(later, bases={KEY: base()}), found.known)
     assert mended.wave_statuses["team/w"].phase == "Ready"
+
+
+@pytest.mark.parametrize("changed", [{"defect": "spec.engine.device: no such device"}, {"uri": "ftp://host/smol"}])
+def test_engines_of_a_spec_that_cannot_be_used_keep_the_secret_by_which_they_reach_redis(
+    changed: Mapping[str, str],
+) -> None:
+    of = base(uri=changed["uri"]) if "uri" in changed else msgspec.structs.replace(base(), **changed)
+    other = msgspec.structs.replace(of.meta, name="other", uid="uid-other")
+    bases = {KEY: of, "team/other": msgspec.structs.replace(base(), meta=other)}
+    engines = Child("StatefulSet", "team", "smol", applied="by an older plan", replicas=1)
+    release = msgspec.structs.replace(RELEASE, redis_password="hush", redis_digest="1")
+    there = msgspec.structs.replace(snapshot(of), release=release, children={engines.key: engines})
+    [alone] = [each for each in plan(there).manifests if each.kind == "Secret"]
+    assert alone.owners == ("uid-base",)
+    beside = plan(msgspec.structs.replace(there, bases=bases))
+    [shared] = [each for each in beside.manifests if each.kind == "Secret"]
+    assert shared.owners == ("uid-other", "uid-base"), "it does not go with the other base"
 
 
 def test_a_refused_object_is_told_without_hiding_that_engines_serve() -> None:

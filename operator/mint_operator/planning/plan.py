@@ -61,7 +61,7 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     training = {key: part.training for key, part in parts.items() if part.training}
     forgets, clears, ends = _gone(snapshot)
     manifests = [manifest for part in parts.values() for manifest in part.manifests]
-    manifests += _secrets(snapshot, parts)
+    manifests += _secrets(snapshot, bases, parts)
     return Plan(
         manifests=tuple(manifest for manifest in manifests if _differs(manifest, snapshot)),
         changes=changes | clears,
@@ -103,14 +103,17 @@ def _differs(manifest: Manifest, snapshot: Snapshot) -> bool:
     return manifest.kind in WORKLOADS and child.replicas != manifest.body["spec"]["replicas"]
 
 
-def _secrets(snapshot: Snapshot, parts: Mapping[str, BasePlan]) -> list[Manifest]:
-    """One Secret for each namespace whose engines need a password or a CA."""
+def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mapping[str, BasePlan]) -> list[Manifest]:
+    """One Secret for each namespace whose engines need a password or a CA.
+
+    Those of a base whose spec can be read no more, or is refused, run on and need it as well.
+    """
     if not snapshot.release.redis_password and not snapshot.release.redis_ca:
         return []
     namespaces: dict[str, list[ObservedBase]] = defaultdict(list)
-    for key, part in parts.items():
-        if part.manifests:
-            namespaces[snapshot.bases[key].meta.namespace].append(snapshot.bases[key])
+    for key, base in bases.items():
+        if base.defect or parts[key].manifests or base.workload in snapshot.children:
+            namespaces[base.meta.namespace].append(base)
     return [redis_secret(bases, snapshot.release) for _, bases in sorted(namespaces.items())]
 
 
