@@ -97,13 +97,21 @@ class Applier:
         return counts
 
     async def _manifests(self, plan: Plan, counts: Counter[str]) -> None:
-        """Objects of several bases at once, those of one base in their order; a Secret comes before all."""
+        """Objects of several bases at once, those of one base in their order; a Secret comes before all.
+
+        Engines whose Secret could not be written stay as they are: one that started anew with an old password would
+        not do so again with the new one.
+        """
         wanted = {manifest.key for manifest in plan.manifests}
         self._refused = {key: refused for key, refused in self._refused.items() if key in wanted}
         groups: dict[str, list[Manifest]] = {}
         for manifest in plan.manifests:
             groups.setdefault("" if manifest.kind == "Secret" else manifest.bases[0], []).append(manifest)
-        await self._in_order(groups.pop("", []), counts)
+        secrets = groups.pop("", [])
+        await self._in_order(secrets, counts)
+        lacking = {base for secret in secrets if secret.key in self._refused for base in secret.bases}
+        for base in lacking & groups.keys():
+            groups[base] = [manifest for manifest in groups[base] if manifest.kind not in WORKLOADS]
         await asyncio.gather(*[self._in_order(group, counts) for group in groups.values()])
         failing = {manifest.key: manifest.bases for manifest in plan.manifests if manifest.key in self._refused}
         self.failures = {base: self._refused[key].failure for key, bases in failing.items() for base in bases}

@@ -282,6 +282,30 @@ async def test_engines_get_redis_password_from_a_secret_of_their_own_namespace(s
     assert (await stage.once())["manifests"] == 0
 
 
+async def test_engines_wait_for_the_secret_with_which_they_are_to_start_anew(
+    stage: Stage,
+) -> None:
+    """They would start with what the Secret said before, and never again."""
+    theirs = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "mint-engine-redis"}}
+    stage.apply(base_model())
+    await stage.once()
+    before = await stage.get("StatefulSet", "smol")
+    assert before is not None
+    stage.apply(theirs)
+    stage.release = msgspec.structs.replace(RELEASE, redis_password="hush", redis_digest="1")
+    stage.operator(2)
+    for _ in range(2):
+        await stage.once()
+    assert await stage.get("StatefulSet", "smol") == before
+    assert "is not MinT's" in (await stage.condition("BaseModel", "smol", "EnginesReady"))["message"]
+    stage.delete("secret", "mint-engine-redis")
+    stage.operator(3)
+    await stage.once()
+    after = await stage.get("StatefulSet", "smol")
+    assert after is not None
+    assert after["spec"]["template"]["metadata"]["annotations"]["mint.dev/redis"] == "1"
+
+
 async def test_a_hint_that_says_nothing_new_costs_no_plan(stage: Stage) -> None:
     stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
     for _ in range(3):
