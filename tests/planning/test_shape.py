@@ -1,5 +1,6 @@
 """A shape counted from config.json comes to what transformers builds and the engine lays out, element for element."""
 
+import copy
 import json
 from typing import Any
 
@@ -18,6 +19,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.packed import lay_out
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.modules import find_modules
+from mint_engine.model.positions import positions_of
 from mint_gateway.planning.config import read_shape
 from tests.engine.families import FAMILIES, SIZES, make_forward
 from tests.planning.frontier import FRONTIER, GEMMA_3_4B
@@ -109,6 +111,41 @@ def test_yarn_gives_a_base_more_positions() -> None:
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     assert read_shape(FRONTIER["qwen3_30b_a3b"] | {"rope_scaling": rope}).context_length == 131072
     assert read_shape(FRONTIER["deepseek_v32"] | {"rope_scaling": rope}).context_length == 163840
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 100}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64,
+    "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+}  # fmt: skip
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize("family", ["gemma3", "olmo3_one_key", "llama", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("changes", "layered"),
+    [
+        ({"rope_parameters": YARN}, 400),
+        ({"rope_parameters": {"full_attention": YARN, "sliding_attention": PLAIN}}, 400),
+        ({"rope_parameters": {"full_attention": YARN, "sliding_attention": None}}, 400),
+        ({"rope_parameters": {"full_attention": PLAIN, "sliding_attention": LONG}}, 64),
+        ({"rope_parameters": {"full_attention": YARN, "sliding_attention": LONG}}, 64),
+        ({"rope_parameters": {"full_attention": PLAIN, "sliding_attention": PLAIN}, "rope_scaling": YARN}, 400),
+        ({"rope_parameters": None, "rope_scaling": YARN}, 400),
+    ],
+)
+def test_positions_are_those_that_the_engine_knows(family: str, changes: dict[str, Any], layered: int) -> None:
+    """Also where they are told of each kind of layers, which some families read and the others do not."""
+    told = told_by(FAMILIES[family]) | changes
+    known = positions_of(built(copy.deepcopy(told)).config.get_text_config())
+    assert read_shape(told).context_length == known
+    if family in ("gemma3", "olmo3_one_key"):
+        assert known == layered
+
+
+def test_an_older_word_on_rotary_positions_counts_before_a_newer_one() -> None:
+    told = told_by(FAMILIES["llama"]) | {"rope_parameters": PLAIN, "rope_scaling": YARN}
+    assert positions_of(built(copy.deepcopy(told)).config) == read_shape(told).context_length == 400
 
 
 def test_what_is_not_known_is_refused() -> None:

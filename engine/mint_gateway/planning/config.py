@@ -33,6 +33,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _LEAN = frozenset({"llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"})
+_LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 _LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of them for all of a pass
 _FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
@@ -84,7 +85,7 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         key_parameters=wide_norms,
         key_elements=0 if latent else 2 * layers * _head_size(told),
         latent_elements=_latent_elements(family, told) if latent else 0,
-        context_length=_positions(told),
+        context_length=_positions(family, told),
         lean=_is_lean(family, told),
     )
 
@@ -98,30 +99,42 @@ def _seeing(told: Mapping[str, Any], text: int) -> int:
     return int(embedded + told["num_hidden_layers"] * layer + 2 * hidden + projected)
 
 
-def _positions(told: Mapping[str, Any]) -> int:
+def _positions(family: str, told: Mapping[str, Any]) -> int:
     """That a request may have: with YaRN what it stretches a length to, with LongRoPE the first of its lengths.
 
     Beyond that one engines would turn all requests of a step by the longest.
     """
     known = int(told.get("max_position_embeddings") or 0)
-    rope, kind = _rotation(told)
-    first = told.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or known
-    if kind == "yarn":
-        return max(known, int((rope.get("factor") or 0) * first))
-    return int(first) if kind in _LONG_ROPES else known
+    ropes = [(_kind(rope), rope, _first_length(rope, known)) for rope in _rotations(family, told)]
+    most = max(known, *(int((rope.get("factor") or 0) * first) for kind, rope, first in ropes if kind == "yarn"), 0)
+    alike = [first for kind, _, first in ropes if kind in _LONG_ROPES]
+    return min([most, *alike] if most else alike, default=0)
 
 
 def _is_lean(family: str, told: Mapping[str, Any]) -> bool:
     """Whether own kernels compute it where they can be had, as `mint_engine.model.llama_like` says."""
     windows = told.get("sliding_window", 4096 if family == "mistral" else None)
     slides = windows and told.get("use_sliding_window", not family.startswith("qwen"))
-    return family in _LEAN and not slides and _rotation(told)[1] in _LEAN_ROPES
+    turned = {_kind(rope) for rope in _rotations(family, told)}
+    return family in _LEAN and not slides and turned <= _LEAN_ROPES
 
 
-def _rotation(told: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """What is told of rotary positions, and their type."""
-    rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
-    return rope, rope.get("rope_type") or rope.get("type") or "default"
+def _rotations(family: str, told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What is told of rotary positions: of each kind of layers in families that have it so, else of all in one."""
+    scaling, found = told.get("rope_scaling") or {}, told.get("rope_parameters") or {}
+    if family not in _LAYERED or "rope_type" in found:
+        every = scaling or found
+        first = told.get("original_max_position_embeddings")
+        return [{**every, "original_max_position_embeddings": first} if first else every]
+    return [{**(found.get("full_attention") or {}), **scaling}, found.get("sliding_attention") or {}]
+
+
+def _kind(rope: Mapping[str, Any]) -> str:
+    return str(rope.get("rope_type") or rope.get("type") or "default")
+
+
+def _first_length(rope: Mapping[str, Any], known: int) -> int:
+    return int(rope.get("original_max_position_embeddings") or known)
 
 
 def _grouped(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
