@@ -64,6 +64,7 @@ class Course:
         self._slot: int | None = None
         self._label = ""
         self._keeping: Keeping | None = None
+        self._scorer: Scorer | None = None  # made once: it holds connections
         self._lessons: Lessons | None = None
 
     @property
@@ -181,18 +182,27 @@ class Course:
             store = await asyncio.to_thread(store_of, self._wave.store)
             patiently = partial(self._patience, lasts=self._keeps)
             keeping = Keeping(means, store, terms, self._sure, self._offer, patiently)
-            examples = await means.datasets.read(terms.run, terms.dataset)
-            told = terms.train.evaluation
-            held_out: Sequence[Example] = examples
-            if told is not None and told.dataset is not None:
-                held_out = await means.datasets.read(terms.run, told.dataset)
-            scorer = None if terms.reward is None else Scorer(terms.reward)
-            if self._slot is None:
+            if terms.reward is not None and self._scorer is None:
+                self._scorer = Scorer(terms.reward)
+            if self._slot is None:  # before examples are read: who waits for a slot holds none
                 self._slot = await means.places.reserve(terms.policy)
+            try:
+                examples, held_out = await self._read(terms)
+            except MintError:  # who waits for examples holds no slot
+                await self._leave_slot()
+                raise
             await self._restore(terms, keeping, self._slot)
-        held = held_out[: told.prompts] if told is not None else ()
         patiently = partial(self._patience, lasts=self._runs)
-        return Lessons(means, terms, self._slot, examples, held, scorer, patiently), keeping
+        return Lessons(means, terms, self._slot, examples, held_out, self._scorer, patiently), keeping
+
+    async def _read(self, terms: Terms) -> tuple[Sequence[Example], Sequence[Example]]:
+        """What is learnt from, and what evaluations ask."""
+        datasets, told = self._means.datasets, terms.train.evaluation
+        examples = await datasets.read(terms.run, terms.dataset)
+        if told is None:
+            return examples, ()
+        held_out = examples if told.dataset is None else await datasets.read(terms.run, told.dataset)
+        return examples, held_out[: told.prompts]
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
         found = await asyncio.to_thread(keeping.shelf.newest)
@@ -298,10 +308,14 @@ class Course:
         """Leave nothing behind: no write, no weights, no slot, no connection."""
         if self._keeping is not None:
             await self._keeping.abandon()
-        lessons, self._lessons = self._lessons, None  # a course that has ended is remembered, its examples are not
-        if lessons is not None and lessons.scorer is not None:
-            await lessons.scorer.close()
+        self._lessons = None  # a course that has ended is remembered, its examples are not
+        scorer, self._scorer = self._scorer, None
+        if scorer is not None:
+            await scorer.close()
         await self._means.desk.call(lambda trainer: trainer.drop(self.assignment.policy))
+        await self._leave_slot()
+
+    async def _leave_slot(self) -> None:
         if self._slot is not None:
             slot, self._slot = self._slot, None
             await self._means.places.release(slot)

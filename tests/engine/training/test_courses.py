@@ -32,11 +32,13 @@ from mint_contracts.training import (
     TrainSampling,
 )
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage, published_in
-from mint_engine.policies import keeping, patience, revisions, roster
+from mint_engine.examples import shared
+from mint_engine.policies import course, keeping, patience, revisions, roster
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, store_of
 from mint_engine.policies.updates import ALONE_S
+from mint_engine.rewards.scorer import Scorer
 from mint_engine.scheduling.request import Request, Sampling
 from mint_engine.scheduling.stepper import Stepper
 from tests.engine.in_process import Engine
@@ -386,6 +388,79 @@ async def test_rewards_that_are_away_are_waited_for_and_a_pause_is_heard_meanwhi
         scene.want(assignment("acme/one", order=Order.PAUSE))
         told = (await scene.ended("acme/one", stage=Stage.PAUSED))["acme/one"]
         assert (told.step, told.failure) == (0, None)
+
+
+@pytest.fixture
+def scorers(monkeypatch: pytest.MonkeyPatch) -> list[Scorer]:
+    """All that are made."""
+    made: list[Scorer] = []
+
+    class Noted(Scorer):
+        def __init__(self, reward: Reward) -> None:
+            super().__init__(reward)
+            made.append(self)
+
+    monkeypatch.setattr(course, "Scorer", Noted)
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    return made
+
+
+def connected(scorers: Sequence[Scorer]) -> list[bool]:
+    """Which may still have a connection to their service."""
+    services = [part.service for scorer in scorers for part in scorer._parts if part.service is not None]
+    return [each._channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN for each in services]
+
+
+@pytest.mark.parametrize("how", ["pause", "cancel", "lease gone", "engine ends"])
+@pytest.mark.parametrize("loads", [False, True])
+async def test_however_a_course_ends_it_leaves_no_connection_to_its_reward_service(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scorers: list[Scorer], how: str, *, loads: bool
+) -> None:
+    """While its service is away, or already while it waits for a slot, again and again."""
+    away = Reward(service=RewardService(address="127.0.0.1:1", retries=0, timeout_s=1.0))
+    async with training(base, tmp_path, train(reward=away)) as scene:
+        lending, slots = scene.residency.lending, scene.residency.slots
+        monkeypatch.setattr(slots, "_wait_s", 0.01)
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)] if loads else []
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].failure)
+        assert connected(scorers) == [True], "one, however often it is tried"
+        if how == "engine ends":
+            await scene.roster.close()
+        elif how == "lease gone":
+            scene.want()
+        else:
+            scene.want(assignment("acme/one", order=Order.PAUSE if how == "pause" else Order.CANCEL))
+        for slot in taken:
+            await lending.release(slot)
+        await until(lambda: connected(scorers) == [False] and len(scene.residency.slots.free) == slots.count)
+
+
+async def test_who_waits_for_a_slot_reads_no_examples_and_who_waits_for_examples_holds_no_slot(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    read: list[Dataset] = []
+
+    def away(told: Dataset) -> Any:
+        read.append(told)
+        raise SourceUnavailable(f"dataset {told.uri!r}", "did not answer")
+
+    async with training(base, tmp_path, train(steps=1)) as scene:
+        lending, slots = scene.residency.lending, scene.residency.slots
+        monkeypatch.setattr(slots, "_wait_s", 0.01)
+        monkeypatch.setattr(shared, "read_dataset", away)
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].failure)
+        assert not read
+        for slot in taken:
+            await lending.release(slot)
+        await until(lambda: len(read) >= 2)
+        await until(lambda: len(slots.free) == slots.count)
+        monkeypatch.undo()
+        await scene.ended("acme/one")
 
 
 async def test_a_full_engine_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Data sets: read from lines, JSONL and Parquet, refused by line, drawn by step without any state."""
 
+import asyncio
 import json
+import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -15,10 +17,12 @@ from pyarrow import parquet
 
 from mint_contracts.errors import BadExample, CapacityExceeded, InvalidRequest, SourceForbidden, SourceNotFound
 from mint_contracts.training import Dataset
-from mint_engine.examples import dataset
+from mint_engine.examples import dataset, shared
 from mint_engine.examples.dataset import read_dataset
 from mint_engine.examples.draw import draw, rollout_seed
-from mint_engine.examples.example import Message
+from mint_engine.examples.example import Example, Message
+from mint_engine.examples.shared import AT_ONCE, Datasets
+from tests.waiting import until
 
 
 def test_lines_become_examples_with_prompts_as_told() -> None:
@@ -168,3 +172,43 @@ def test_every_completion_has_a_seed_of_its_own() -> None:
     assert len(seeds) == 3 * 4 * 5 * 6
     assert rollout_seed(1, 23, 4, 5) == rollout_seed(1, 23, 4, 5)
     assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_of_many_files_that_many_policies_learn_from_few_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cancelled: bool
+) -> None:
+    """Though those that wait for the first of them are cancelled, whose threads read on."""
+    opened, lock = threading.Event(), threading.Lock()
+    now = most = begun = 0
+
+    def read(told: Dataset) -> Any:
+        nonlocal now, most, begun
+        with lock:
+            now, begun = now + 1, begun + 1
+            most = max(most, now)
+        assert opened.wait(60)
+        with lock:
+            now -= 1
+        return read_dataset(told)
+
+    monkeypatch.setattr(shared, "read_dataset", read)
+    datasets, readers = Datasets(), list[asyncio.Task[Any]]()
+    try:
+        for number in range(12):
+            (tmp_path / f"{number}.jsonl").write_text(json.dumps({"prompt": f"say {number}"}))
+            told = Dataset(uri=f"file://{tmp_path}/{number}.jsonl")
+            readers.append(asyncio.create_task(datasets.read("run", told)))
+        await until(lambda: begun == AT_ONCE)
+        left = readers
+        if cancelled:
+            left = readers[AT_ONCE:]
+            for each in readers[:AT_ONCE]:
+                each.cancel()
+            await asyncio.wait(readers[:AT_ONCE])
+        opened.set()
+        found: list[list[Example]] = await asyncio.gather(*left)
+    finally:
+        opened.set()
+    assert most == AT_ONCE
+    assert [each.prompt for (each,) in found] == [f"say {number}" for number in range(12 - len(left), 12)]
