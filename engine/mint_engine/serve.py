@@ -151,7 +151,9 @@ class EngineServer:
         except BaseException:  # other ranks would stay, beside those that the next load starts
             await asyncio.to_thread(generation.close)
             raise
-        self._updates = Updates(trainers[0]) if trainers else None
+        if trainers:
+            self._updates = Updates(trainers[0])
+            self._updates.defects.computes = generation.check
         stepper = Stepper(generation, post, self._updates)
         stepper.start()
         self._generation = generation

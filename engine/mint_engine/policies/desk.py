@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mint_contracts.awaiting import to_its_end
-from mint_contracts.errors import Internal, MintError
+from mint_contracts.errors import MintError
 from mint_contracts.training import Optimizer
+from mint_engine.policies.steps import Due
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training.example import PolicyBatch
+from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.trainer import Trainer
 
 T = TypeVar("T")
@@ -26,17 +28,24 @@ class Desk:
         answer: asyncio.Future[T] = self._loop.create_future()
 
         def run() -> None:
-            try:
-                found = work(self._updates.trainer)
-            except MintError as error:
-                self._tell(lambda error=error: _settle(answer, error))  # type: ignore[misc]
-            except Exception as defect:  # noqa: BLE001 - the step thread must outlive any defect
-                told = Internal("training", f"a defect ({type(defect).__name__}: {defect})")
-                self._tell(lambda: _settle(answer, told))
-            else:
-                self._tell(lambda: _settle(answer, found))
+            found = self._updates.defects.attempt(lambda: work(self._updates.trainer), "training", "has a defect")
+            self._tell(lambda: _settle(answer, found))
 
         self._updates.call(run)
+        self._wake()
+        return await to_its_end(answer)
+
+    async def step(self, policy: str, optimizer: Optimizer) -> StepOutcome:
+        """A policy's step along the gradients that it has. Raises as `Trainer.begin_step`, or Draining.
+
+        Cancelled, it lasts until the step thread is done with the policy.
+        """
+        answer: asyncio.Future[StepOutcome] = self._loop.create_future()
+
+        def resolve(found: StepOutcome | MintError) -> None:
+            self._tell(lambda: _settle(answer, found))
+
+        self._updates.step(Due(policy, optimizer, resolve))
         self._wake()
         return await to_its_end(answer)
 

@@ -34,6 +34,7 @@ from mint_engine.policies.primitives import batch_of_request, optimizer_of_reque
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.training.policy import PolicySettings
+from mint_engine.training.trainer import Trainer
 
 MOST_POLICIES = 256
 RUN = "calls"  # stands for a wave's run in the names of checkpoints
@@ -105,7 +106,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: Open, _: Calls) -> pb.OptimStepResponse:
             name, optimizer = request.policy, optimizer_of_request(request)
-            step = (await here.means.desk.call(lambda trainer: trainer.step({name: optimizer})))[name]
+            step = await here.means.desk.step(name, optimizer)
             return pb.OptimStepResponse(step=step.step, grad_norm=step.grad_norm, skipped=step.skipped)
 
         return await self._once(request.policy, request.sequence, work, context)
@@ -216,15 +217,9 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return name
 
 
-def _replace(trainer: Any, policy: str, blob: bytes) -> int:
-    before = trainer.save(policy)
-    trainer.drop(policy)
-    try:
-        trainer.restore(policy, blob)
-    except MintError:
-        trainer.restore(policy, before)
-        raise
-    return int(trainer.policy(policy).step)
+def _replace(trainer: Trainer, policy: str, blob: bytes) -> int:
+    trainer.replace(policy, blob)
+    return trainer.policy(policy).step
 
 
 async def _answered(work: Callable[[], Awaitable[M]], context: _Context) -> M:

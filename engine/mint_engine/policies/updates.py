@@ -8,15 +8,16 @@ served, updates take a bounded share of the time, in pieces that are short besid
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-import structlog
-
-from mint_contracts.errors import Draining, Internal, MintError
+from mint_contracts.errors import Draining, MintError
 from mint_contracts.training import Optimizer
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.allowance import Allowance
+from mint_engine.policies.defects import Defects
+from mint_engine.policies.steps import Due, Steps
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.trainer import Trainer
@@ -24,9 +25,8 @@ from mint_engine.training.work import LossOutcome, Work
 
 ALONE_S = 0.2  # of updates in one go where only rollouts wait for them
 FULL_ROWS = 1024  # so many tokens fill the matrix products: waiting for more policies would gain nothing
+MOST_ROWS = 64 * FULL_ROWS  # of one work, whose gradients are all in memory until its end; one job may have more
 MOST_WAIT_S = 5.0  # for others' rollouts, which may go on for ever: those without a signal are followed by more
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,31 +62,42 @@ class Updates:
     def __init__(self, trainer: Trainer, clock: Callable[[], float] = time.monotonic) -> None:
         self.trainer = trainer
         self.rollouts: Callable[[], int] = lambda: 0  # in flight now
+        self.defects = Defects()
         self._clock = clock
         self._lock = threading.Lock()
         self._calls: deque[Callable[[], None]] = deque()
+        self._unchecked: deque[Job] = deque()
+        self._checking: Iterator[None] | None = None  # of the first of these
         self._ready: list[Job] = []
         self._ready_since = 0.0  # of the first of these
         self._work: Work | None = None
         self._jobs: list[Job] = []  # of `_work`
-        self._stepping: deque[tuple[Job, LossOutcome]] = deque()  # jobs whose gradients are there
+        self._steps = Steps(trainer, self.defects)  # of jobs whose gradients are there, and of calls
         self._closed = False
         self._allowance = Allowance()
 
     @property
     def busy(self) -> bool:
         """Whether a call waits, work is under way, or enough is ready to begin."""
-        return bool(self._calls or self._stepping) or self._work is not None or self._ripe()
+        begun = self._steps.busy or self._unchecked or self._work is not None
+        return bool(self._calls or begun) or self._ripe()
 
     def put(self, job: Job) -> None:
         """Have a job done."""
         with self._lock:
             if not self._closed:
-                if not self._ready:
-                    self._ready_since = self._clock()
-                self._ready.append(job)
+                self._note_first()
+                self._unchecked.append(job)
                 return
-        self._fail([job], Draining("engine", "is ending and trains no more"))
+        self._fail([job], _ending())
+
+    def step(self, due: Due) -> None:
+        """Have a policy take a step along the gradients that it has."""
+        with self._lock:
+            if not self._closed:
+                self._steps.put(due)
+                return
+        due.resolve(_ending())
 
     def call(self, work: Callable[[], None]) -> None:
         """Have something short done on the step thread, or here once that has ended. It must not raise."""
@@ -120,15 +131,19 @@ class Updates:
         """The step thread has ended: nothing is learnt any more, and what waits for it is told so."""
         with self._lock:
             self._closed = True
-            jobs = [*self._jobs, *(job for job, _ in self._stepping), *self._ready]
+            jobs = [*self._jobs, *self._ready, *self._unchecked]
             self._ready = []
+            self._unchecked.clear()
+        self.defects.computes = lambda: True  # that was the step thread's to see
         if self._work is not None:
             self._work.cancel()
         self._work, self._jobs = None, []
-        self._stepping.clear()
+        left = self._steps.close()
         while self._calls:
             self._calls.popleft()()
-        self._fail(jobs, Draining("engine", "is ending and trains no more"))
+        self._fail(jobs, _ending())
+        for due in left:
+            due.resolve(_ending())
 
     def _ripe(self) -> bool:
         """Enough is ready, nobody is on the way whom it would pay to wait for, or it has been waited long enough."""
@@ -139,36 +154,46 @@ class Updates:
         return self._clock() - self._ready_since >= MOST_WAIT_S
 
     def _piece(self) -> bool:
-        """Do what was called for first, compute one piece, or take one job's step; whether there was any."""
+        """Do what was called for first, or one piece of a step, of a check or of an update; whether there was any."""
         if self._calls:
             self._calls.popleft()()
             return True
-        if self._stepping:
-            with metrics.PIECE.time():
-                self._take(*self._stepping.popleft())
-            return True
-        if self._work is None and self._ripe():
-            self._begin()
-        if self._work is None:
+        piece = self._next()
+        if piece is None:
             return False
-        try:
-            with metrics.PIECE.time():
-                more = self._work.advance()
-        except MintError as error:  # another rank has ended, say
-            self._fail(self._jobs, error)
-        except Exception as defect:  # noqa: BLE001 - whatever is wrong with these updates, the engine goes on serving
-            _log.exception("update_defect", policies=[job.batch.policy for job in self._jobs])
-            self._fail(self._jobs, Internal("update", f"failed ({type(defect).__name__}: {defect}); see the log"))
-        else:
-            if not more:
-                self._end(self._work)
+        with metrics.PIECE.time():
+            piece()
         return True
 
+    def _next(self) -> Callable[[], None] | None:
+        if self._steps.busy:
+            return self._steps.advance
+        if self._unchecked:  # before any work begins: those that came together are learnt from together
+            return self._check
+        if self._work is not None:
+            return partial(self._compute, self._work)
+        return self._begin if self._ripe() else None
+
+    def _check(self) -> None:
+        """A bounded part of the first unchecked job's examples. Where they make no sense, it fails alone."""
+        job = self._unchecked[0]
+        checking = self._checking = self._checking or self.trainer.check(job.batch)
+        found = self.defects.attempt(lambda: next(checking, True), _subject(job), "could not be checked")
+        if found is None:
+            return
+        self._checking = None
+        self._unchecked.popleft()
+        if isinstance(found, MintError):
+            self._fail([job], found)
+        else:
+            self._ready.append(job)
+
+    def _note_first(self) -> None:
+        if not (self._ready or self._unchecked):
+            self._ready_since = self._clock()
+
     def _begin(self) -> None:
-        with self._lock:
-            jobs, self._ready = _first_of_each(self._ready)
-            if self._ready:
-                self._ready_since = self._clock()
+        jobs, self._ready = _taken_together(self._ready)
         found = self._try_begin(jobs)
         if isinstance(found, Work):
             self._work, self._jobs = found, jobs
@@ -184,45 +209,50 @@ class Updates:
             found = self._try_begin([job])
             if isinstance(found, Work):
                 found.cancel()
-                self.put(job)
+                self._ready.append(job)
             else:
                 self._fail([job], found)
 
     def _try_begin(self, jobs: list[Job]) -> Work | MintError:
         """The work of these jobs, or why it can not begin."""
-        try:
-            return self.trainer.begin([job.batch for job in jobs])
-        except MintError as error:
-            return error
-        except Exception as defect:  # noqa: BLE001 - whatever is wrong with a batch, the step thread goes on serving
-            policies = [job.batch.policy for job in jobs]
-            _log.exception("update_defect", policies=policies)
-            return Internal(
-                f"update of {', '.join(policies)}", f"could not begin ({type(defect).__name__}: {defect})"
-            )
+
+        def begin() -> Work:
+            return self.trainer.begin([job.batch for job in jobs], checked=True)
+
+        return self.defects.attempt(begin, ", ".join(map(_subject, jobs)), "could not begin")
+
+    def _compute(self, work: Work) -> None:
+        found = self.defects.attempt(work.advance, "update", "failed")
+        if isinstance(found, MintError):  # another rank has ended, say
+            self._fail(self._jobs, found)
+        elif not found:
+            self._end(work)
 
     def _end(self, work: Work) -> None:
         outcomes = work.results()
-        self._stepping.extend((job, outcomes[job.batch.policy]) for job in self._jobs)
-        self._work, self._jobs = None, []
+        jobs, self._work, self._jobs = self._jobs, None, []
+        for job in jobs:
+            name, outcome = job.batch.policy, outcomes[job.batch.policy]
+            if job.optimizer is None:
+                self._stepped(job, outcome, None)
+            else:
+                self._steps.put(Due(name, job.optimizer, partial(self._stepped, job, outcome)))
 
-    def _take(self, job: Job, outcome: LossOutcome) -> None:
-        """A job's step; with epochs left it begins again."""
-        name, step = job.batch.policy, None
-        try:
-            if job.optimizer is not None:
-                step = self.trainer.step({name: job.optimizer})[name]
-                self.trainer.policy(name).halfway = job.epochs > 1
-            job.epochs -= 1
-            if job.epochs > 0:
-                self.put(job)
-                return
-            job.finish(self.trainer)
-        except MintError as error:  # it was dropped meanwhile, say
-            self._fail([job], error)
-        except Exception as defect:  # noqa: BLE001 - a learning rate beyond all floats, say: its own trouble
-            _log.exception("update_defect", policies=[name])
-            self._fail([job], Internal(f"policy {name!r}", f"took no step ({type(defect).__name__}: {defect})"))
+    def _stepped(self, job: Job, outcome: LossOutcome, step: StepOutcome | MintError | None) -> None:
+        """A job has its step; with epochs left it begins again."""
+        if isinstance(step, MintError):
+            self._fail([job], step)
+            return
+        job.epochs -= 1
+        if step is not None:
+            self.trainer.policy(job.batch.policy).halfway = job.epochs > 0
+        if job.epochs > 0:
+            self._note_first()
+            self._ready.append(job)
+            return
+        found = self.defects.attempt(lambda: job.finish(self.trainer), _subject(job), "could not be handed on")
+        if isinstance(found, MintError):
+            self._fail([job], found)
         else:
             job.resolve(Learnt(outcome, step))
 
@@ -233,9 +263,21 @@ class Updates:
             job.resolve(type(error)(error.subject, error.message))
 
 
-def _first_of_each(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
-    """The first job of each policy, which can be done together, and the others, which follow."""
-    first: dict[str, Job] = {}
+def _taken_together(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
+    """The first job of each policy, as long as they have not too many rows; and the others, which follow."""
+    taken: dict[str, Job] = {}
+    rows = 0
     for job in jobs:
-        first.setdefault(job.batch.policy, job)
-    return list(first.values()), [job for job in jobs if job is not first[job.batch.policy]]
+        rows += job.rows
+        if taken and rows > MOST_ROWS:
+            break
+        taken.setdefault(job.batch.policy, job)
+    return list(taken.values()), [job for job in jobs if job is not taken.get(job.batch.policy)]
+
+
+def _subject(job: Job) -> str:
+    return f"policy {job.batch.policy!r}"
+
+
+def _ending() -> Draining:
+    return Draining("engine", "is ending and trains no more")

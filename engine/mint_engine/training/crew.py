@@ -19,7 +19,7 @@ from mint_engine.parallel.messages import Abandon, Advance, Give, Hold, Lesson
 from mint_engine.training.batch import Batch, Held, Wanted, parts_of
 from mint_engine.training.head import GradeOf, score_all
 from mint_engine.training.passes import Pass
-from mint_engine.training.policy import Policy, vector
+from mint_engine.training.policy import Policy, rounding, vector
 from mint_engine.training.sharing import Sharing
 from mint_engine.training.told import tell
 
@@ -71,12 +71,12 @@ class Alone:
 
     def hold(self, policies: Sequence[Policy]) -> Generator[None, None, list[Held]]:
         """All of them."""
-        yield from ()
         found = []
         for number, policy in enumerate(policies):
+            run = yield from rounding(policy, self._dtype)
             form, gradient = policy.form, vector(policy.weights.numel(), policy.weights.device)
-            parts = parts_of(form.layout, form.scalings, policy.round(self._dtype), gradient)
-            found.append(Held(number, form.layout, parts, gradient))
+            found.append(Held(number, form.layout, parts_of(form.layout, form.scalings, run, gradient), gradient))
+            yield
         return found
 
     def run(self, batch: Batch, wanted: Sequence[Wanted], grade: GradeOf, *, learn: bool) -> Iterator[None]:
@@ -112,7 +112,7 @@ class Leader:
         )
         steps = self._together(Hold(told), own)
         for policy in policies:
-            runs.append(policy.round(self._dtype))  # before the others are told: there may be no memory for it
+            runs.append((yield from rounding(policy, self._dtype)))  # before the others do: there may be no memory
             found.append(next(steps))
             yield
         return found

@@ -2,7 +2,7 @@
 log-probability, for each next token."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Loss
 
 _DEFAULT = Loss()
+_CHECKED = 1 << 16  # tokens between two pauses: some milliseconds
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,22 @@ def completion(
     )
 
 
-def check_examples(batch: PolicyBatch, vocabulary: int, context: int) -> None:
+def check_examples(batch: PolicyBatch, vocabulary: int, context: int) -> Iterator[None]:
     """Raise InvalidRequest, naming the policy and the example, for what no loss could be computed of.
 
-    `context` is how many positions the base knows; 0: it does not say.
+    `context` is how many positions the base knows; 0: it does not say. Pauses between bounded parts of it.
     """
     if batch.loss.type == "dr_grpo" and batch.completion_tokens < 1:
         raise InvalidRequest(f"policy {batch.policy}", "dr_grpo needs completion_tokens, the most of a completion")
+    tokens = 0
     for number, example in enumerate(batch.examples):
         problem = _problem(example, batch.loss, vocabulary, context)
         if problem:
             raise InvalidRequest(f"policy {batch.policy}, example {number}", problem)
+        tokens += len(example.tokens)
+        if tokens >= _CHECKED:
+            tokens = 0
+            yield
 
 
 def needs_sampler(loss: Loss) -> bool:
@@ -91,14 +97,14 @@ def _problem(example: Example, loss: Loss, vocabulary: int, context: int) -> str
     count = len(example.tokens)
     if not count or (context and count > context):
         return f"has {count} tokens; give at least 1, and no more than the base knows: {context or 'any number'}"
-    if any(not 0 <= token < vocabulary for each in (example.tokens, example.targets) for token in each):
-        return f"has a token that is not below {vocabulary}, the base's vocabulary"
     arrays = {"targets": example.targets, "weights": example.weights}
     if needs_sampler(loss):
         arrays |= {"sampler_logprobs": example.sampler_logprobs, "advantages": example.advantages}
     for name, array in arrays.items():
         if len(array) != count:
             return f"has {len(array)} {name} for {count} tokens; give one each"
+    if any(min(each) < 0 or max(each) >= vocabulary for each in (example.tokens, example.targets)):
+        return f"has a token that is not below {vocabulary}, the base's vocabulary"
     if example.routes is not None and len(example.routes) != count:
         return f"has routes of {len(example.routes)} tokens for {count}; give each token's"
     if not all(map(math.isfinite, example.weights)):

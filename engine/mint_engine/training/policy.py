@@ -5,7 +5,7 @@ base's dtype, a checkpoint is these vectors, and nothing of one policy lies besi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from mint_engine.residency.remapping import HUGE, reserve
 
 _VECTORS = 4  # weights, gradient and Adam's two moments
 _CHECKPOINTED = 3  # all but the gradient: copied, while the policy goes on
+SPAN = 1 << 22  # numbers of vectors that are gone over between two pauses: some milliseconds on a CPU
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Policy:
     sums: str = ""  # of which type of loss the gradient is a sum
     broken: bool = False  # something that has accumulated was not finite
     halfway: bool = False  # in the middle of an update: some of its optimizer steps are taken, not all
-    busy: bool = field(default=False, repr=False)  # some work is computing its gradient
+    busy: bool = field(default=False, repr=False)  # some work is computing its gradient, or a step is being taken
+    torn: bool = False  # part of an optimizer step is taken: its numbers are neither those before nor those after
 
     def host_bytes(self, dtype: torch.dtype) -> int:
         """What it takes of host memory at most: all its numbers, unless they are on a device, and a checkpoint."""
@@ -104,9 +106,25 @@ def form_of(
     )
 
 
+def spans(vector: torch.Tensor, most: int = SPAN) -> Iterator[slice]:
+    """Of a vector [n], one after another."""
+    return (slice(start, start + most) for start in range(0, vector.numel(), most))
+
+
 def vector(elements: int, device: torch.device) -> torch.Tensor:
     """Zeros for a policy's numbers. In large pages, for AdamW's sake: with small ones it took 2.7 times as long."""
     return zeros((elements,), torch.float32, device)
+
+
+def rounding(policy: Policy, dtype: torch.dtype) -> Generator[None, None, torch.Tensor]:
+    """`Policy.round` with pauses between bounded parts of it, while which the weights must stay as they are."""
+    if policy.rounded is None:
+        rounded = room_to_round(policy, dtype)
+        for span in spans(rounded):
+            rounded[span] = policy.weights[span]
+            yield
+        policy.rounded = rounded
+    return policy.rounded
 
 
 def room_to_round(policy: Policy, dtype: torch.dtype) -> torch.Tensor:

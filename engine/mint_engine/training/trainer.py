@@ -6,7 +6,9 @@
     while work.advance():                                 # bounded: decode between two of them
         ...
     work.results()["acme/support-7"].loss_sum
-    trainer.step({"acme/support-7": schedule.settled(Optimizer(), step, steps)})
+    taken = trainer.begin_step("acme/support-7", schedule.settled(Optimizer(), step, steps))
+    while taken.advance():                                # here too
+        ...
     slots.load(slot, trainer.packed("acme/support-7"))
 
 One forward and backward carries the tokens of all policies of the work. Each policy's gradient, normaliser, clip,
@@ -14,11 +16,11 @@ Adam moments and guard against NaN are its own, and its numbers are the same bit
 Gradients of several works accumulate until `step`; split into several works they are those of one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from mint_contracts.errors import InvalidRequest, NotFound
+from mint_contracts.errors import EngineUnavailable, InvalidRequest, NotFound
 from mint_contracts.training import Optimizer
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
@@ -28,11 +30,12 @@ from mint_engine.training import policy as policies
 from mint_engine.training import state
 from mint_engine.training.crew import Alone, Crew, Leader, Others
 from mint_engine.training.example import PolicyBatch, check_examples
-from mint_engine.training.optimizer import StepOutcome, check_rate, take_step
+from mint_engine.training.optimizer import StepOutcome, check_rate
 from mint_engine.training.passes import choose_pass
 from mint_engine.training.policy import Form, Policy, PolicySettings
 from mint_engine.training.sharing import Sharing
-from mint_engine.training.work import Work, make_share
+from mint_engine.training.stepping import Stepping
+from mint_engine.training.work import Share, Work
 
 
 @dataclass(frozen=True)
@@ -103,43 +106,60 @@ class Trainer:
         self._refuse_known(name)
         self._policies[name] = state.from_bytes(data, name, self._modules, self._base.device, f"policy {name}")
 
+    def replace(self, name: str, data: bytes) -> None:
+        """Put what `save` gave in a policy's place; it stays where that raises NotFound, CorruptFile or WrongBase."""
+        if name not in self._policies:
+            raise _unknown(name)
+        self._policies[name] = state.from_bytes(data, name, self._modules, self._base.device, f"policy {name}")
+
     def drop(self, name: str) -> None:
         """Let a policy go; a work that computes for it goes on in vain. Unknown ones are gone already."""
         self._policies.pop(name, None)
 
     def policy(self, name: str) -> Policy:
-        """To look at, and to count its `sequence`. Raises NotFound."""
+        """To look at, and to count its `sequence`. Raises NotFound, and EngineUnavailable within a step."""
         if name not in self._policies:
-            raise NotFound(f"policy {name}", "is not trained on this engine")
-        return self._policies[name]
+            raise _unknown(name)
+        policy = self._policies[name]
+        if policy.torn:
+            raise EngineUnavailable(f"policy {name}", "is within a step, or was left there; load what it has saved")
+        return policy
 
-    def begin(self, batches: Sequence[PolicyBatch]) -> Work:
+    def check(self, batch: PolicyBatch) -> Iterator[None]:
+        """Raise InvalidRequest for examples that make no sense; pauses between bounded parts of them."""
+        return check_examples(batch, self._base.vocab_size, self._base.context_length)
+
+    def begin(self, batches: Sequence[PolicyBatch], *, checked: bool = False) -> Work:
         """Work that computes these policies' gradients, one batch each; nothing is computed yet.
 
-        Raises NotFound, and InvalidRequest for examples that make no sense, for a policy that is in other unfinished
-        work, and where its gradient so far is that of another type of loss.
+        Raises as `policy`, and InvalidRequest for a policy that is in other unfinished work, where its gradient so
+        far is that of another type of loss, and, unless they are `checked`, for examples that make no sense.
         """
         if len({batch.policy for batch in batches}) != len(batches):
             raise InvalidRequest("work", "has two batches of one policy; put their examples into one")
         for batch in batches:
-            self._check(batch)
-        shares = [make_share(self.policy(batch.policy), batch) for batch in batches]
+            self._check_free(batch)
+            for _ in () if checked else self.check(batch):
+                pass
+        shares = [Share(self.policy(batch.policy), batch) for batch in batches]
         for share in shares:
             share.policy.busy = True
         return Work(self._crew, shares, self._base.device)
 
     def step(self, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:
-        """One optimizer step of each of these policies, with its own settings; `schedule.settled` gives their rates.
-
-        Raises, before any step, NotFound, and InvalidRequest for a policy without a gradient or in unfinished work,
-        and for a learning rate that float32 does not hold.
-        """
+        """The whole of an optimizer step of each of these policies. Raises as `begin_step`, before any step."""
         for name, optimizer in wanted.items():
-            if self.policy(name).busy or self.policy(name).gradient is None:
-                raise InvalidRequest(f"policy {name}", "has no finished gradient; compute one first")
-            check_rate(self.policy(name), optimizer)
-        dtype = self._base.dtype
-        return {name: take_step(self.policy(name), optimizer, dtype) for name, optimizer in wanted.items()}
+            self._check_step(name, optimizer)
+        return {name: self._take(name, optimizer) for name, optimizer in wanted.items()}
+
+    def begin_step(self, name: str, optimizer: Optimizer) -> Stepping:
+        """An optimizer step of a policy; `schedule.settled` gives its rate. Nothing is changed yet.
+
+        Raises as `policy`, and InvalidRequest for a policy without a gradient or in unfinished work, and for a
+        learning rate that float32 does not hold.
+        """
+        self._check_step(name, optimizer)
+        return Stepping(self.policy(name), optimizer, self._base.dtype)
 
     def packed(self, name: str) -> Packed:
         """The policy's weights as a revision, in the base's dtype. Raises NotFound."""
@@ -149,7 +169,19 @@ class Trainer:
         """Everything that `restore` needs, here or on another engine of this base. Raises NotFound."""
         return state.to_bytes(self.policy(name))
 
-    def _check(self, batch: PolicyBatch) -> None:
+    def _take(self, name: str, optimizer: Optimizer) -> StepOutcome:
+        stepping = self.begin_step(name, optimizer)
+        while stepping.advance():
+            pass
+        return stepping.result()
+
+    def _check_step(self, name: str, optimizer: Optimizer) -> None:
+        policy = self.policy(name)
+        if policy.busy or policy.gradient is None:
+            raise InvalidRequest(f"policy {name}", "has no finished gradient; compute one first")
+        check_rate(policy, optimizer)
+
+    def _check_free(self, batch: PolicyBatch) -> None:
         policy = self.policy(batch.policy)
         if policy.busy:
             raise InvalidRequest(f"policy {policy.name}", "is in unfinished work; let that end first")
@@ -157,7 +189,6 @@ class Trainer:
             raise InvalidRequest(
                 f"policy {policy.name}", f"has a gradient of {policy.sums}; take a step before {batch.loss.type}"
             )
-        check_examples(batch, self._base.vocab_size, self._base.context_length)
 
     def _form(self, name: str, settings: PolicySettings) -> Form:
         """One form for all policies of a kind that are here: slots then know their layout already."""
@@ -171,3 +202,7 @@ class Trainer:
     def _refuse_known(self, name: str) -> None:
         if name in self._policies:
             raise InvalidRequest(f"policy {name}", "is trained here already; drop it first")
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"policy {name}", "is not trained on this engine")

@@ -12,7 +12,7 @@ from mint_engine.training.crew import Crew
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.losses import token_losses
 from mint_engine.training.pieces import PIECE_ROWS, Piece, normaliser, plan_pieces
-from mint_engine.training.policy import Policy
+from mint_engine.training.policy import Policy, spans
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,17 @@ class Share:
 
     policy: Policy
     batch: PolicyBatch
-    logprobs: tuple[NDArray[np.float32], ...]
-    pieces: tuple[Piece, ...] = ()  # once the work has come to it
+    logprobs: tuple[NDArray[np.float32], ...] = ()  # once the work has come to it, as its pieces
+    pieces: tuple[Piece, ...] = ()
     loss_sum: float = 0.0
     tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     held: Held | None = None  # once the work has begun
+
+    def plan(self) -> None:
+        """Cut what is to be learnt into pieces."""
+        self.pieces = plan_pieces(self.batch)
+        self.logprobs = tuple(np.zeros(len(example.tokens), dtype=np.float32) for example in self.batch.examples)
 
     def outcome(self) -> LossOutcome:
         """What has been found."""
@@ -103,14 +108,14 @@ class Work:
         self.done = True
         for share, gradient in zip(self._shares, gradients, strict=True):
             policy, batch = share.policy, share.batch
-            policy.gradient = gradient if policy.gradient is None else policy.gradient.add_(gradient)
+            policy.gradient = gradient
             policy.normaliser += normaliser(batch)
             policy.sums = batch.loss.type
             policy.broken |= not share.outcome().finite
             policy.busy = False
 
     def _compute_all(self) -> Generator[None, None, list[torch.Tensor]]:
-        """The gradient of each share's policy [n] float32: it becomes the policy's own only when all is done."""
+        """The gradient of each share's policy [n] float32, with what it had so far: its own only when all is done."""
         try:
             held = yield from self._crew.hold([share.policy for share in self._shares])
             for share, each in zip(self._shares, held, strict=True):
@@ -120,7 +125,10 @@ class Work:
                 if compared:
                     yield from self._compute(compared, learn=False)
                 yield from self._compute(items, learn=True)
-            return (yield from self._crew.gather(held))
+            gradients = yield from self._crew.gather(held)
+            for share, gradient in zip(self._shares, gradients, strict=True):
+                yield from _add(gradient, share.policy.gradient)
+            return gradients
         finally:
             self._crew.let_go()
             for share in self._shares:
@@ -152,10 +160,11 @@ class Work:
         return wanted
 
 
-def make_share(policy: Policy, batch: PolicyBatch) -> Share:
-    """One policy's part of the work."""
-    logprobs = tuple(np.zeros(len(example.tokens), dtype=np.float32) for example in batch.examples)
-    return Share(policy, batch, logprobs)
+def _add(gradient: torch.Tensor, before: torch.Tensor | None) -> Iterator[None]:
+    if before is not None:
+        for span in spans(gradient):
+            gradient[span] += before[span]
+            yield
 
 
 def _compose(shares: Sequence[Share]) -> Iterator[list[Item]]:
@@ -166,7 +175,7 @@ def _compose(shares: Sequence[Share]) -> Iterator[list[Item]]:
     items: list[Item] = []
     rows = 0
     for share in shares:
-        share.pieces = plan_pieces(share.batch)
+        share.plan()
         for piece in share.pieces:
             if items and rows + piece.rows > PIECE_ROWS:
                 yield items

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
@@ -131,6 +132,60 @@ async def test_a_batch_in_several_calls_is_that_in_one_whatever_their_longest_co
                 await stub.ForwardBackward(told)
             norms.append((await stub.OptimStep(step(policy, len(calls) + 1))).grad_norm)
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+async def test_a_step_whose_client_goes_away_is_taken_to_its_end_and_counts_once(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        updates = scene.server._updates
+        assert updates is not None
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.ForwardBackward(lesson("one", 1))
+        with Gate() as stepping:
+            advance = updates._steps.advance
+
+            def held_up() -> None:
+                stepping.go_by()
+                advance()
+
+            updates._steps.advance = held_up  # type: ignore[method-assign]
+            abandoned = stub.OptimStep(step("one", 2))
+            await stepping.reached()
+            abandoned.cancel()
+            again = stub.OptimStep(step("one", 2))
+            await until(lambda: scene.server.trainer._calls["one"]._turn._waiters)
+            stepping.open()
+            assert (await again).step == 1
+        assert (await stub.OptimStep(step("one", 2))).step == 1
+        await stub.ForwardBackward(lesson("one", 3))
+        assert (await stub.OptimStep(step("one", 4))).step == 2
+
+
+@pytest.mark.parametrize("broken", [True, False])
+async def test_an_engine_that_only_trains_notices_that_its_device_computes_nothing_any_more(
+    base: Path, tmp_path: Path, *, broken: bool
+) -> None:
+    """As after a fault that a device reports at every call; a defect of training alone ends nothing."""
+
+    def refuse(*_: object) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    async with called(base, tmp_path) as (scene, stub):
+        updates = scene.server._updates
+        assert updates is not None
+        crew: Any = updates.trainer._crew
+        serves, trains = scene.server.generation._forward._pass, crew._pass
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        with pytest.MonkeyPatch.context() as patched, capture_logs():
+            patched.setattr(trains, "run", refuse)
+            if broken:
+                patched.setattr(serves, "run", refuse)
+            failed = await refused(stub.ForwardBackward(lesson("one", 1)))
+        assert failed.reason == ("EngineUnavailable" if broken else "Internal")
+        if broken:
+            async with asyncio.timeout(20):
+                await scene.server.lost.wait()
+        assert scene.server.ready is not broken
+        assert (await stub.ForwardBackward(lesson("one", 1))).tokens == 3
 
 
 async def test_a_learning_rate_of_nothing_is_taken_at_its_word(base: Path, tmp_path: Path) -> None:

@@ -1,8 +1,18 @@
 """What a job gives: as many optimizer steps as it has epochs, each over the gradients of the weights by then."""
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from structlog.testing import capture_logs
+
+from mint_contracts.errors import EngineUnavailable, Internal, InvalidRequest, MintError
 from mint_contracts.training import Optimizer
-from mint_engine.policies.updates import Job, Updates
-from mint_engine.training.example import PolicyBatch
+from mint_engine.policies import updates as update
+from mint_engine.policies.updates import Job, Learnt, Updates
+from mint_engine.training import example as examples
+from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of
@@ -42,3 +52,114 @@ def test_what_a_policy_brings_is_planned_only_when_the_work_comes_to_it() -> Non
     while work.advance():
         planned.append(sum(bool(share.pieces) for share in work._shares))
     assert set(planned) >= {1, 2, 3}
+
+
+class Watched(list[int]):
+    """Tokens, that note whether they were looked at."""
+
+    looked = False
+
+    def __iter__(self) -> Iterator[int]:
+        self.looked = True
+        return super().__iter__()
+
+
+def watched(number: int) -> list[Example]:
+    return [replace(each, tokens=Watched(each.tokens)) for each in groups(number)]
+
+
+def looked_at(batches: list[PolicyBatch]) -> list[bool]:
+    return [any(getattr(example.tokens, "looked", False) for example in each.examples) for each in batches]
+
+
+def test_many_policies_that_come_at_once_are_checked_one_piece_at_a_time_and_learn_together() -> None:
+    ticks = itertools.count()
+    trainer = trainer_of()
+    names = policies(trainer, 12)
+    updates = Updates(trainer, clock=lambda: next(ticks) * 0.003)  # so long does every piece take
+    batches, told = [PolicyBatch(name, watched(number), DAPO) for number, name in enumerate(names)], list[object]()
+    for batch in batches:
+        updates.put(Job(batch, OPTIMIZER, lambda _: None, told.append))
+    checked = [0]
+    while checked[-1] < len(names):
+        updates.advance(16, 0.01)
+        checked.append(sum(looked_at(batches)))
+    assert {after - before for before, after in itertools.pairwise(checked)} <= {0, 1}
+    while updates._work is None:
+        updates.advance(16, 0.01)
+    assert len(updates._jobs) == len(names)
+    while updates.busy:
+        updates.advance(0, 0.0)
+    assert all(isinstance(each, Learnt) for each in told)
+
+
+def test_a_policys_many_tokens_are_checked_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "_CHECKED", 20)
+    trainer = trainer_of()
+    batch = PolicyBatch("p/0", watched(1), DAPO)
+    checking, looks = trainer.check(batch), []
+    for _ in checking:
+        looks.append(sum(each.tokens.looked for each in batch.examples if isinstance(each.tokens, Watched)))
+    assert len(looks) > 2
+    assert looks == sorted(set(looks)), "each piece looks at some more"
+
+
+def test_examples_that_make_no_sense_fail_their_policy_alone() -> None:
+    trainer = trainer_of()
+    policies(trainer, 3)
+    updates, told = Updates(trainer), dict[str, list[Learnt | MintError]]()
+    for name, batch in {"p/0": groups(1), "p/1": [replace(groups(1)[0], weights=[1.0])], "p/2": groups(2)}.items():
+        told[name] = []
+        updates.put(Job(PolicyBatch(name, batch, DAPO), OPTIMIZER, lambda _: None, told[name].append))
+    while updates.busy:
+        updates.advance(0, 0.0)
+    (refused,) = told["p/1"]
+    assert isinstance(refused, InvalidRequest)
+    assert str(refused).startswith("policy p/1, example 0: has 1 weights")
+    assert all(isinstance(told[name][0], Learnt) for name in ("p/0", "p/2"))
+
+
+def test_so_many_rows_that_their_gradients_would_fill_the_memory_are_learnt_from_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the numbers that they have together."""
+    saved = []
+    for most in (1 << 20, 1):
+        monkeypatch.setattr(update, "MOST_ROWS", most)
+        trainer = trainer_of()
+        names = policies(trainer, 3)
+        updates = Updates(trainer)
+        for number, name in enumerate(names):
+            batch = PolicyBatch(name, groups(number), DAPO)
+            updates.put(Job(batch, OPTIMIZER, lambda _: None, lambda _: None, epochs=2))
+        together = set[int]()
+        while updates.busy:
+            updates._piece()
+            together.add(len(updates._jobs))
+        assert together == {0, 3 if most > 1 else 1}
+        saved.append([trainer.save(name) for name in names])
+    assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_what_fails_has_the_device_looked_at_and_only_a_broken_one_is_somebody_elses_trouble(
+    monkeypatch: pytest.MonkeyPatch, *, computes: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    looks: list[bool] = []
+    for place in ("run", "hold", "gather"):
+        trainer = trainer_of()
+        policies(trainer, 1)
+        updates, told = Updates(trainer), list[Learnt | MintError]()
+        updates.defects.computes = lambda: looks.append(True) or computes  # type: ignore[func-returns-value]
+        monkeypatch.setattr(trainer._crew, place, fail)
+        updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, lambda _: None, told.append))
+        with capture_logs():
+            while updates.busy:
+                updates.advance(0, 0.0)
+        assert isinstance(told[0], Internal if computes else EngineUnavailable)
+        assert "an illegal memory access" in told[0].message
+        assert trainer.policy("p/0").step == 0
+    assert len(looks) == 3

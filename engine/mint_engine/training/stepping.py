@@ -1,0 +1,49 @@
+"""One policy's optimizer step, in bounded pieces between which an engine decodes."""
+
+import torch
+
+from mint_contracts.training import Optimizer
+from mint_engine.training.optimizer import StepOutcome, take_step
+from mint_engine.training.policy import Policy
+
+
+class Stepping:
+    """Made by `Trainer.begin_step`. Owned by the step thread; no other work has the policy until it is done."""
+
+    def __init__(self, policy: Policy, optimizer: Optimizer, dtype: torch.dtype) -> None:
+        self.policy = policy
+        policy.busy = True
+        self._parts = take_step(policy, optimizer, dtype)
+        self._outcome: StepOutcome | None = None
+        self.done = False
+
+    def advance(self) -> bool:
+        """Take the next bounded part of the step; returns whether there is more.
+
+        If it raises, the step is over: the policy is as before it, or `torn` where the first number had changed.
+        """
+        if self.done:
+            return False
+        try:
+            with torch.no_grad():
+                next(self._parts)
+        except StopIteration as end:
+            self._outcome = end.value
+            self.cancel()
+        except BaseException:
+            self.cancel()
+            raise
+        return not self.done
+
+    def cancel(self) -> None:
+        """Give the step up, as where it raises."""
+        if not self.done:
+            self.done = True
+            self._parts.close()
+            self.policy.busy = False
+
+    def result(self) -> StepOutcome:
+        """What came of it, once it is done."""
+        if self._outcome is None:
+            raise RuntimeError(f"policy {self.policy.name} has taken no step")
+        return self._outcome
