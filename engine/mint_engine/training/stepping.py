@@ -27,6 +27,7 @@ class Stepping:
         try:
             with torch.no_grad():
                 next(self._parts)
+            self._settle()
         except StopIteration as end:
             self._outcome = end.value
             self.cancel()
@@ -34,6 +35,12 @@ class Stepping:
             self.cancel()
             raise
         return not self.done
+
+    def _settle(self) -> None:
+        """Wait for a device that computes beside us: parts would pile up before the next step of requests."""
+        device = self.policy.weights.device
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
 
     def cancel(self) -> None:
         """Give the step up, as where it raises."""
