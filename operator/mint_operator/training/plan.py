@@ -119,7 +119,7 @@ def decided(
 def _stand(
     base: ObservedBase, wave: ObservedWave, known: TrainKnown, alive: Mapping[str, int], inputs: Inputs
 ) -> WaveStand:
-    if wave.defect:
+    if unread.is_unread(wave, known.state, inputs):
         return unread.stand(wave, known.state, alive)
     train, policies, unfit = fitted(base, wave, inputs, known.state)
     stood = stands(wave.meta.key, wave.meta.uid, policies, known.state, alive)

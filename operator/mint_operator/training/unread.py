@@ -1,4 +1,4 @@
-"""Training of waves whose specs cannot be read: it stays as the map has it. Pure.
+"""Training of waves of which it cannot be read how they are to be trained: it stays as the map has it. Pure.
 
 No lease is granted, not even anew to an engine that has started again: how it would have to train only the spec says.
 What engines have been told they do to its end, in slots that nobody else gets.
@@ -6,20 +6,32 @@ What engines have been told they do to its end, in slots that nobody else gets.
 
 from collections.abc import Mapping
 
+from mint_contracts.records import Failure
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import PartAssignment, PartTraining, TrainAssignment, TrainState, WaveTraining
-from mint_operator.planning.snapshot import ObservedWave, TrainKnown
+from mint_operator.planning.snapshot import Inputs, ObservedWave, TrainKnown
+from mint_operator.training.fit import manifest_of
 from mint_operator.training.stand import WaveStand, stands
 
 
 def stand(wave: ObservedWave, state: TrainState, alive: Mapping[str, int]) -> WaveStand:
     """How its policies stand, of which those that engines hold want their slots and no other wants any."""
-    known = _record(wave, state)
-    train = known.train if known is not None else Train(policies=Policies())
+    known, train = _record(wave, state), wave.spec.train or Train(policies=Policies())
     policies = [Policy(name) for name in known.policies] if known is not None else []
     stood = stands(wave.meta.key, wave.meta.uid, policies, state, alive)
     held = tuple(each.name for each in stood if each.holds and not each.ended(train.steps))
     return WaveStand(train=train, policies=stood, wants_slot=held, kept=True)
+
+
+def is_unread(wave: ObservedWave, state: TrainState, inputs: Inputs) -> bool:
+    """Whether neither the wave nor the map says how its policies are to be trained.
+
+    The wave does not while its manifest is away, as when the operator has just begun.
+    """
+    train, known = wave.spec.train, _record(wave, state)
+    if wave.defect or train is None:
+        return bool(wave.defect)
+    return isinstance(known, PartTraining) and isinstance(manifest_of(train, inputs), Failure)
 
 
 def record(wave: ObservedWave, known: TrainKnown) -> WaveTraining | None:

@@ -20,7 +20,7 @@ def training_wants(wave: ObservedWave) -> tuple[Want, ...] | Refusal:
     stand = wave.stand
     if stand is None:
         return Refusal("InvalidRequest", "the wave's policies are not known", terminal=False)
-    if stand.kept:
+    if wave.defect:
         return _kept(wave, stand)
     if stand.unfit is not None:
         return Refusal(stand.unfit.reason, stand.unfit.message, stand.unfit.terminal)
