@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from mint_contracts.records import EngineView, MapState, Tier
 from mint_contracts.resources import Tenant
 from mint_contracts.training import Policies, Policy, Train
-from mint_contracts.training_records import PartAssignment, PartTraining, Stage
+from mint_contracts.training_records import PartAssignment, PartTraining, Stage, TrainState
 from mint_operator.planning.elastic import SHRINK_AFTER_S
 from mint_operator.planning.plan import Plan, plan
-from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot
+from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave, Snapshot, TrainKnown
 from tests.operator import training_worlds
 from tests.operator.test_elastic import Cluster, newest, rolled
 from tests.operator.test_planner_properties import bases, some_waves
@@ -200,6 +200,35 @@ def test_where_its_base_cannot_be_read_either_nothing_changes_and_it_says_so_its
     assert DEFECT in condition(found, "one")[2]
     world.base = readable
     assert world.plan().changes == {}, "the base that can be read again changes nothing of it"
+
+
+def test_deleting_a_wave_over_a_base_that_cannot_be_read_takes_away_what_only_it_had() -> None:
+    world = Settled(base(2, 2), [wave("one", ["a/0", "a/1"]), wave("two", ["a/1", "b/0"]), wave("three", ["c/0"])])
+    before = world.state
+    world.base = msgspec.structs.replace(base(2, 2), defect="spec.engine.device: no such device")
+    world.waves = [unread(world.waves[0]), world.waves[1]]
+    world.plan()
+    assert list(world.state.waves) == ["team/one", "team/two"]
+    assert world.state.placements == {name: each for name, each in before.placements.items() if name != "c/0"}
+    assert "c/0" not in {name for of in world.state.assigned.values() for name in of}
+    assert world.plan().changes == {}
+    world.waves = [world.waves[1]]
+    world.plan()
+    assert sorted(world.state.placements) == ["a/1", "b/0"]
+
+
+def test_deleting_a_wave_over_a_base_that_cannot_be_read_ends_its_training() -> None:
+    world = lessons()
+    world.waves.append(training_wave("v", 1))
+    world.step()
+    assert sorted(world.leases) == ["team/v-0", *named("w", [0, 1])]
+    world.base = msgspec.structs.replace(world.base, defect="spec.engine.device: no such device")
+    del world.waves[0]
+    found = world.step()
+    assert list(world.leases) == ["team/v-0"]
+    assert list(world.training.training) == ["team/v"]
+    assert found.training[KEY].del_rewards == tuple(named("w", [0, 1]))
+    assert world.step().training == {}
 
 
 def test_when_its_base_is_deleted_it_goes_with_it_and_says_both() -> None:
@@ -401,6 +430,44 @@ def test_records_that_are_read_in_part_are_written_anew_for_a_wave_that_can_be_r
     assert world.leases == {
         name: (where, lease) for where, of in before.trains.items() for name, lease in of.items()
     }, "under the lease that there is"
+
+
+def test_records_that_are_read_in_part_stay_until_the_manifest_of_their_wave_is_read() -> None:
+    """As whenever an operator has just begun: what is to be written of the wave is not known yet."""
+    uri = "s3://b/p.jsonl"
+    of = training_wave("w", policies=Policies(manifest=uri))
+    said = Inputs(manifests={uri: tuple(Policy(name, rank=8) for name in named("w", [0, 1]))})
+    world = World(training_worlds.base(), [of], engines(1), inputs=said)
+    world.step()
+    world.say(Stage.RUNNING, 3, published=published(3))
+    world.step()
+    before, placements = world.training, world.placements
+    in_part(world)
+    world.inputs = Inputs()
+    assert world.step().training == {}
+    assert world.placements == placements
+    world.inputs = said
+    world.step()
+    assert (world.training.training, world.training.trains) == (before.training, before.trains)
+
+
+def test_records_that_are_read_in_part_are_not_written_where_the_map_has_lost_them() -> None:
+    """Who trained by them would train by what nobody has asked for."""
+    world = lessons()
+    in_part(world)
+    lose_sight(world)
+    of = snapshot(world.base, world.waves, world.engines, remembered={})
+    found = plan(msgspec.structs.replace(of, training={KEY: TrainKnown(TrainState(), world.training)}))
+    assert found.training == {}
+
+
+def test_records_that_the_map_has_lost_are_written_again_as_they_were() -> None:
+    world = lessons()
+    lose_sight(world)
+    of = snapshot(world.base, world.waves, world.engines, remembered={})
+    found = plan(msgspec.structs.replace(of, training={KEY: TrainKnown(TrainState(), world.training)}))
+    written_again = training_worlds.written(TrainState(), found.training[KEY])
+    assert (written_again.training, written_again.trains) == (world.training.training, world.training.trains)
 
 
 def test_records_that_are_read_in_part_go_with_their_wave() -> None:

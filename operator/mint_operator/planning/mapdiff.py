@@ -1,12 +1,13 @@
 """What has to be written so that the placement map of a base says what the plan says."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import TypeVar
 
 from mint_contracts.records import Assignment, BaseRecord, MapChange, MapState, Placement, WaveRecord
 from mint_operator.planning.shards import flat
 
 T = TypeVar("T")
+R = TypeVar("R", Placement, Assignment)
 Assigned = Mapping[str, Mapping[str, Assignment]]  # engine -> adapter -> what it must hold
 
 _NOTHING: Mapping[str, Assignment] = {}
@@ -57,6 +58,25 @@ def cleared(state: MapState) -> MapChange:
         del_waves=tuple(sorted(state.waves)),
         del_assigned={engine: tuple(sorted(names)) for engine, names in sorted(state.assigned.items()) if names},
     )
+
+
+def left_by(state: MapState, there: Container[str]) -> MapChange:
+    """The change that takes away what only waves had that are not `there` any more, and leaves all else as it is."""
+    assigned = {name: _of(each, there) for name, each in state.assigned.items()}
+    placements, waves = _of(state.placements, there), {key: each for key, each in state.waves.items() if key in there}
+    return MapChange(
+        del_placements=tuple(sorted(state.placements.keys() - placements.keys())),
+        del_waves=tuple(sorted(state.waves.keys() - waves.keys())),
+        del_assigned={
+            name: tuple(sorted(each.keys() - assigned[name].keys()))
+            for name, each in sorted(state.assigned.items())
+            if len(assigned[name]) < len(each)
+        },
+    )
+
+
+def _of(records: Mapping[str, R], there: Container[str]) -> dict[str, R]:
+    return {name: each for name, each in records.items() if any(wave in there for wave in each.waves)}
 
 
 def assignments(

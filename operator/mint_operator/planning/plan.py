@@ -1,7 +1,7 @@
 """plan(snapshot) -> Plan: what should be, worked out from what is. Pure: the same snapshot gives the same plan."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -13,11 +13,12 @@ from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.lookup import may_use
 from mint_operator.planning.manifests import Manifest, redis_secret
-from mint_operator.planning.mapdiff import cleared
+from mint_operator.planning.mapdiff import cleared, left_by
 from mint_operator.planning.recall import recalled
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot, TrainKnown
 from mint_operator.planning.wave_status import kept_status, refused_status
 from mint_operator.training.diff import cleared as end_training
+from mint_operator.training.diff import left_by as training_left_by
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -59,6 +60,8 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         statuses |= part.waves
     changes = {key: part.change for key, part in parts.items() if part.change}
     training = {key: part.training for key, part in parts.items() if part.training}
+    left, ended = _left(snapshot, unread)
+    changes, training = changes | left, training | ended
     forgets, clears, ends = _gone(snapshot)
     manifests = [manifest for part in parts.values() for manifest in part.manifests]
     manifests += _secrets(snapshot, bases, parts)
@@ -115,6 +118,21 @@ def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mappi
         if base.defect or parts[key].manifests or base.workload in snapshot.children:
             namespaces[base.meta.namespace].append(base)
     return [redis_secret(bases, snapshot.release) for _, bases in sorted(namespaces.items())]
+
+
+def _left(snapshot: Snapshot, unread: Iterable[str]) -> tuple[dict[str, MapChange], dict[str, TrainChange]]:
+    """What deleted waves have left over bases whose specs cannot be read, where nothing else is planned."""
+    there = {wave.meta.key for wave in snapshot.waves if not wave.meta.deleting}
+    changes, ends = {}, {}
+    for key in unread:
+        known = snapshot.maps.get(key)
+        if known is None or known.state.version is None:
+            continue
+        if change := left_by(known.state, there):
+            changes[key] = change
+        if end := training_left_by(snapshot.training.get(key, TrainKnown()).written, there):
+            ends[key] = end
+    return changes, ends
 
 
 def _gone(snapshot: Snapshot) -> tuple[tuple[str, ...], dict[str, MapChange], dict[str, TrainChange]]:

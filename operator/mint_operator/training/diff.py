@@ -1,6 +1,6 @@
 """What has to be written so that the map says of training what the plan says."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from mint_contracts.training_records import TrainAssignment, TrainChange, TrainState, WaveTraining
 
@@ -30,6 +30,15 @@ def cleared(state: TrainState) -> TrainChange:
     """The change that asks no engine to train anything: for a base that was deleted while its engines still drain."""
     gone = {engine: tuple(sorted(names)) for engine, names in sorted(state.trains.items()) if names}
     return TrainChange(del_training=tuple(sorted(state.training)), del_trains=gone)
+
+
+def left_by(state: TrainState, there: Container[str]) -> TrainChange:
+    """The change that ends the training of waves that are not `there` any more, and leaves all else as it is."""
+    training = {key: each for key, each in state.training.items() if key in there}
+    trains = {
+        engine: {name: each for name, each in of.items() if each.wave in there} for engine, of in state.trains.items()
+    }
+    return difference(state, training, trains)
 
 
 def _called(before: Mapping[str, WaveTraining], after: Mapping[str, WaveTraining], trains: Trains) -> tuple[str, ...]:
