@@ -14,9 +14,10 @@ from mint_contracts.errors import UnsupportedBase
 MODELOPT_FILE = "hf_quant_config.json"  # where ModelOpt's older files say it, beside a config.json that does not
 MXFP4_GROUP = 32  # numbers in a row that have one scale
 MXFP4_BYTES = MXFP4_GROUP // 2  # that these numbers take, their scale left out
+NVFP4_GROUP = 16  # numbers in a row that have one scale
 _ADVICE = (
     "give the model in bfloat16, in float8 with a scale a tensor, a channel or a block, in MXFP8, in MXFP4, "
-    "or as one GGUF file"
+    "in ModelOpt's NVFP4, or as one GGUF file"
 )
 
 
@@ -34,12 +35,27 @@ class Mxfp4(msgspec.Struct, frozen=True):
     """Experts in e2m1, two numbers a byte, with a byte of a power of two for 32 of them (gpt-oss)."""
 
 
-Quantisation = Float8 | Mxfp4
+class Nvfp4(msgspec.Struct, frozen=True):
+    """Linears in e2m1, two numbers a byte, with a byte of e4m3 for 16 in a row and a number for all (NVIDIA).
+
+    `mixed` with others in float8, each by tensor, by channel or by blocks of 128, as its scales tell.
+    """
+
+    mixed: bool = False
+
+
+Quantisation = Float8 | Mxfp4 | Nvfp4
 
 BY_TENSOR = Float8(None, None)
 BY_CHANNEL = Float8(1, None)
 MXFP8 = Float8(1, 32)  # a scale is a byte of a power of two (OCP Microscaling Formats v1.0, section 6.3)
-_MODELOPT = {"FP8": BY_TENSOR, "FP8_PER_CHANNEL_PER_TOKEN": BY_CHANNEL, "MXFP8": MXFP8}
+BLOCKS_OF_128 = Float8(128, 128)  # as DeepSeek-V3 and Kimi-K2 are published
+MIXED = (BY_TENSOR, BY_CHANNEL, BLOCKS_OF_128)  # what may be beside NVFP4
+_MODELOPT: dict[str, Quantisation] = {
+    "FP8": BY_TENSOR, "FP8_PER_CHANNEL_PER_TOKEN": BY_CHANNEL, "FP8_PB_WO": BLOCKS_OF_128, "MXFP8": MXFP8,
+    "NVFP4": Nvfp4(),
+}  # fmt: skip
+_MIXED = "MIXED_PRECISION"
 
 
 def read_quantisation(config: Mapping[str, Any], subject: str) -> Quantisation | None:
@@ -69,11 +85,25 @@ def _fp8(told: Mapping[str, Any], subject: str) -> Float8:
     raise _refused(subject, f"'fp8' of kind {kind!r} in blocks of {block!r}")
 
 
-def _modelopt(told: Mapping[str, Any], subject: str) -> Float8:
-    found = _MODELOPT.get(str(told.get("quant_algo")))
+def _modelopt(told: Mapping[str, Any], subject: str) -> Quantisation:
+    algorithm, layers = str(told.get("quant_algo")).upper(), told.get("quantized_layers")
+    if algorithm == _MIXED and isinstance(layers, Mapping):
+        return _mixed(layers, subject)
+    found, group = _MODELOPT.get(algorithm), told.get("group_size")
     if found is None:
         raise _refused(subject, f"'modelopt' as {told.get('quant_algo')!r}")
+    if found == Nvfp4() and group not in (None, NVFP4_GROUP):
+        raise _refused(subject, f"'modelopt' as {algorithm!r} with a scale for {group!r}")
     return found
+
+
+def _mixed(layers: Mapping[str, Any], subject: str) -> Nvfp4:
+    """Of each linear its own algorithm."""
+    named = {str(each.get("quant_algo") if isinstance(each, Mapping) else each).upper() for each in layers.values()}
+    unread = {each for each in named if _MODELOPT.get(each) not in (*MIXED, Nvfp4())}
+    if unread or not named:
+        raise _refused(subject, f"'modelopt' as {_MIXED!r} of {', '.join(sorted(unread)) or 'nothing'}")
+    return Nvfp4(mixed=True)
 
 
 def _compressed(told: Mapping[str, Any], subject: str) -> Float8:

@@ -1,4 +1,4 @@
-"""Bases as they are published in float8, MXFP8 and MXFP4, and naive references of what they hold.
+"""Bases as they are published in float8, MXFP8, MXFP4 and NVFP4, and naive references of what they hold.
 
 References are written without thought of memory: a scale for each number of a weight, a loop over bytes.
 """
@@ -92,6 +92,10 @@ LAYOUTS = {
         {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, (1, None),
         shape=lambda rows, _: (rows,),
     ),
+    "modelopt_blocks": Float8Layout(
+        {"quant_method": "modelopt", "quant_algo": "fp8_pb_wo"}, (128, 128),
+        shape=lambda rows, columns: (rows, 1, columns, 1),
+    ),
     "modelopt_mxfp8": Float8Layout({"quant_method": "modelopt", "quant_algo": "MXFP8"}, (1, 32), dtype=torch.uint8),
 }  # fmt: skip
 
@@ -147,6 +151,51 @@ def naive_mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def quantise_nvfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of [O, I]: bytes [O, I/2], scales [O, I/16] in e4m3, and a number for all, as ModelOpt has them."""
+    groups = weight.float().reshape(weight.shape[0], -1, 16)
+    of_all = groups.abs().max() / (6.0 * _E4M3_MOST)
+    scales = (groups.abs().amax(-1) / (6.0 * of_all)).to(torch.float8_e4m3fn)
+    each = (scales.float() * of_all).clamp(min=1e-30)
+    distances = (groups / each.unsqueeze(-1)).unsqueeze(-1) - torch.tensor(_E2M1)
+    codes = distances.abs().argmin(-1).to(torch.uint8).reshape(weight.shape)
+    return codes[:, 0::2] | codes[:, 1::2] << 4, scales, of_all
+
+
+def naive_nvfp4(bytes_: torch.Tensor, scales: torch.Tensor, of_all: torch.Tensor) -> torch.Tensor:
+    """[O, I] in float32."""
+    rows = [[_E2M1[nibble] for byte in row for nibble in (byte & 15, byte >> 4)] for row in bytes_.tolist()]
+    return torch.tensor(rows) * (scales.float() * of_all).repeat_interleave(16, 1)
+
+
+NVFP4: dict[str, Any] = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]}
+# What of a base whose linears differ is how, by the ends of names; the rest in NVFP4.
+MIXTURE = {"o_proj": "modelopt_channel", "q_proj": "modelopt", "up_proj": "modelopt_blocks"}
+
+
+def save_nvfp4(plain: Path, folder: Path, *, mixed: bool = False) -> tuple[Path, Path]:
+    """A base's copy with linears in NVFP4, `mixed` with float8, and another with what these hold, in float32."""
+    layers: dict[str, Any] = {}
+
+    def quantise(name: str, tensor: torch.Tensor) -> tuple[Tensors, Tensors]:
+        path, _, kind = name.rpartition(".")
+        linear = kind == "weight" and path.endswith(("_proj", "_mqa"))
+        other = next((layout for end, layout in MIXTURE.items() if path.endswith(end)), None) if mixed else None
+        if not linear or (other is None and tensor.shape[1] % 16):
+            return {name: tensor}, {name: tensor}
+        if other is not None:
+            layout = LAYOUTS[other]
+            layers[path] = {"quant_algo": layout.told.get("quant_algo", "FP8")}
+            return _float8(name, tensor, layout)
+        layers[path] = {"quant_algo": "NVFP4", "group_size": 16}
+        bytes_, scales, of_all = quantise_nvfp4(tensor)
+        beside = {f"{name}_scale": scales, f"{name}_scale_2": of_all, f"{path}.input_scale": HALF.clone()}
+        return {name: bytes_} | beside, {name: naive_nvfp4(bytes_, scales, of_all)}
+
+    told = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    return _save(plain, folder, told if mixed else NVFP4, quantise)
+
+
 def save_float8(plain: Path, folder: Path, layout: Float8Layout = DEEPSEEK) -> tuple[Path, Path]:
     """A base's copy with linears in float8, and another with what these hold, in float32."""
 
@@ -155,17 +204,22 @@ def save_float8(plain: Path, folder: Path, layout: Float8Layout = DEEPSEEK) -> t
         linear = kind == "weight" and path.endswith(("_proj", "_mqa", "wq_b", "wk"))
         if not linear:
             return {name: tensor}, {name: tensor}
-        block = (layout.block[0] or tensor.shape[0], layout.block[1] or tensor.shape[1])
-        weight, scales = quantise_float8(tensor, block, layout.dtype)
-        shaped = scales.reshape(layout.shape(*scales.shape))
-        more: Tensors = {}
-        for end, each in layout.beside.items():
-            owner, _, kind = end.rpartition(".")
-            if path.endswith(owner):
-                more[f"{path}.{kind}"] = each.clone()
-        return {name: weight, f"{path}.{layout.scale}": shaped} | more, {name: naive_float8(weight, scales, block)}
+        return _float8(name, tensor, layout)
 
     return _save(plain, folder, layout.told, quantise, layout.file)
+
+
+def _float8(name: str, tensor: torch.Tensor, layout: Float8Layout) -> tuple[Tensors, Tensors]:
+    path = name.rpartition(".")[0]
+    block = (layout.block[0] or tensor.shape[0], layout.block[1] or tensor.shape[1])
+    weight, scales = quantise_float8(tensor, block, layout.dtype)
+    shaped = scales.reshape(layout.shape(*scales.shape))
+    more: Tensors = {}
+    for end, each in layout.beside.items():
+        owner, _, kind = end.rpartition(".")
+        if path.endswith(owner):
+            more[f"{path}.{kind}"] = each.clone()
+    return {name: weight, f"{path}.{layout.scale}": shaped} | more, {name: naive_float8(weight, scales, block)}
 
 
 def save_mxfp4(plain: Path, folder: Path) -> tuple[Path, Path]:

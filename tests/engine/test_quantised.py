@@ -1,4 +1,4 @@
-"""Bases in float8, MXFP8 and MXFP4: the engine holds what a naive reference makes of their files."""
+"""Bases in float8, MXFP8, MXFP4 and NVFP4: the engine holds what a naive reference makes of their files."""
 
 import itertools
 from collections.abc import Callable
@@ -11,22 +11,29 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from mint_contracts.errors import CorruptFile, MintError, NonFiniteWeights, UnsupportedBase
+from mint_contracts.quantisation import Nvfp4
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4
+from mint_engine.model.quantised import dequantised
 from mint_engine.model.reference import load_part, reference_logits
+from mint_engine.model.stored import open_tensors
 from mint_engine.parallel.part import Part
 from tests.engine.families import CPU
 from tests.engine.quantised import (
     BLOCK,
     LAYOUTS,
+    NVFP4,
     compressed,
     edit_tensors,
     naive_float8,
     naive_mxfp4,
+    naive_nvfp4,
     quantise_float8,
     quantise_mxfp4,
+    quantise_nvfp4,
     save_float8,
     save_mxfp4,
+    save_nvfp4,
     tensors_of,
 )
 from tests.engine.saved_families import save_base
@@ -74,6 +81,41 @@ def test_mxfp4_is_the_naive_reference_and_the_librarys(dtype: torch.dtype) -> No
     found = torch.stack([dequantise_mxfp4(*each, dtype) for each in zip(blocks, scales, strict=True)])
     assert torch.equal(found, naive_mxfp4(blocks, scales).to(dtype))
     assert torch.equal(found, convert_moe_packed_tensors(blocks, scales, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nvfp4_by_parts_is_the_naive_reference(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Wherever a part begins and ends, beside the borders of groups and of bytes or on them."""
+    weight = torch.randn(150, 96, generator=torch.Generator().manual_seed(4))
+    bytes_, scales, of_all = quantise_nvfp4(weight)
+    bytes_[0, :16] = torch.arange(16, dtype=torch.uint8) * 17  # every number that there is
+    expected = naive_nvfp4(bytes_, scales, of_all).to(dtype)
+    assert torch.allclose(expected[1:].float(), weight[1:], atol=0.7)
+    tensors = {
+        "a.weight": bytes_,
+        "a.weight_scale": scales,
+        "a.weight_scale_2": of_all,
+        "a.input_scale": torch.tensor(0.5),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    read = dequantised(open_tensors([str(tmp_path / "a.safetensors")]), Nvfp4(), dtype, "base")
+    assert list(read) == ["a.weight"]
+    assert torch.equal(read["a.weight"][...], expected)
+    assert torch.equal(read["a.weight"][3:140,], expected[3:140])
+    for (top, bottom), (left, right) in itertools.product(
+        [(0, 150), (127, 130)], itertools.combinations((0, 1, 15, 16, 24, 48, 95, 96), 2)
+    ):
+        assert torch.equal(read["a.weight"][top:bottom, left:right], expected[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["alone", "mixed"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "deepseek_v3"])
+def test_a_base_in_nvfp4(family: str, mixed: bool, tmp_path: Path) -> None:
+    """As ModelOpt publishes it, alone or where each linear has its own format; whole, and each rank's part."""
+    quantised, dequantised = save_nvfp4(save_base(family, tmp_path / "plain", hidden_size=64), tmp_path, mixed=mixed)
+    assert {each.dtype for each in tensors_of(quantised).values()} >= {torch.uint8, torch.float8_e4m3fn}
+    for part in (lambda: None, lambda: Part(0, 2), lambda: Part(1, 2)):
+        assert_equal(*(load_base(each, torch.bfloat16, CPU, part()) for each in (quantised, dequantised)))
 
 
 @pytest.mark.parametrize("family", [*FLOAT8_FAMILIES, "gpt_oss"])
@@ -149,8 +191,8 @@ GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
     ("family", "name", "change", "says"),
     [
         ("deepseek_v3", f"{O_PROJ}_scale_inv", None, f"lacks {O_PROJ}_scale_inv"),
-        ("deepseek_v3", O_PROJ, None, f"has {O_PROJ}_scale_inv, but no float8 weight"),
-        ("deepseek_v3", O_PROJ, lambda each: each.bfloat16(), f"has {O_PROJ}_scale_inv, but no float8 weight"),
+        ("deepseek_v3", O_PROJ, None, f"has {O_PROJ}_scale_inv, but no quantised weight"),
+        ("deepseek_v3", O_PROJ, lambda each: each.bfloat16(), f"has {O_PROJ}_scale_inv, but no quantised weight"),
         ("deepseek_v3", f"{O_PROJ}_scale_inv", lambda each: each[:-1].clone(), f"has {O_PROJ}_scale_inv of F32"),
         ("deepseek_v3", f"{O_PROJ}_scale_inv", lambda each: each.to(torch.uint8), f"has {O_PROJ}_scale_inv of U8"),
         ("gpt_oss", f"{GATE_UP}_scales", None, f"lacks {GATE_UP}_scales"),
@@ -179,9 +221,9 @@ def test_what_does_not_fit_is_named(
         ("compressed_mxfp8", {SCALE: torch.ones(48, 1).byte()}, r"U8 \[48, 1\], but .* 1 x 32 needs \[48, 2\]"),
         ("modelopt", {SCALE: torch.ones(1).byte()}, rf"has {SCALE} of U8 .* of F32 or BF16"),
         ("modelopt", {SCALE: None}, f"lacks {SCALE}_inv or {SCALE}, the scales of a float8 weight"),
-        ("modelopt", {O_PROJ: torch.ones(48, 64)}, f"has {SCALE}, but no float8 weight that it scales"),
-        ("modelopt", {f"{SCALE}_2": torch.ones(1)}, f"has {SCALE}_2, which no float8 weight is known to have"),
-        ("modelopt", {ZERO: torch.ones(1)}, f"has {ZERO}, which no float8 weight is known to have"),
+        ("modelopt", {O_PROJ: torch.ones(48, 64)}, f"has {SCALE}, but no quantised weight that it scales"),
+        ("modelopt", {f"{SCALE}_2": torch.ones(1)}, f"has {SCALE}_2, which no quantised weight is known to have"),
+        ("modelopt", {ZERO: torch.ones(1)}, f"has {ZERO}, which no quantised weight is known to have"),
     ],
 )  # fmt: skip
 def test_scales_that_do_not_fit_are_named(
@@ -192,6 +234,35 @@ def test_scales_that_do_not_fit_are_named(
     for part in (None, Part(1, 2)):
         with pytest.raises(CorruptFile, match=f"base {quantised}: .*{says}.*; .*give the model in bfloat16"):
             load_base(quantised, torch.bfloat16, CPU, part)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({SCALE: None}, f"lacks {SCALE}, scales of an NVFP4 weight"),
+        ({f"{SCALE}_2": None}, f"lacks {SCALE}_2, scales of an NVFP4 weight"),
+        ({SCALE: torch.ones(48, 4)}, rf"{SCALE} of F32 \[48, 4\] .* which are no NVFP4"),
+        ({f"{SCALE}_2": torch.ones(2)}, rf"{SCALE}_2 of F32 \[2\], which are no NVFP4"),
+        ({O_PROJ: torch.ones(64, 64)}, rf"has {SCALE}(_2)?, but no quantised weight that it scales"),
+        ({ZERO: torch.ones(1)}, f"has {ZERO}, which no quantised weight is known to have"),
+    ],
+)
+def test_nvfp4_that_does_not_fit_is_named(changes: dict[str, torch.Tensor | None], says: str, tmp_path: Path) -> None:
+    quantised, _ = save_nvfp4(save_base("qwen3", tmp_path / "plain", hidden_size=64), tmp_path)
+    edit_tensors(quantised, changes)
+    with pytest.raises(CorruptFile, match=f"base {quantised}: .*{says}.*; .*give the model in bfloat16"):
+        load_base(quantised, torch.bfloat16, CPU)
+
+
+def test_experts_in_one_float8_tensor_are_refused_with_what_to_give(tmp_path: Path) -> None:
+    """As transformers holds them; nothing is wrong with the files, which a copy made anew would hold too."""
+    quantised, _ = save_quantised("qwen3_moe", tmp_path)
+    stack = "model.layers.0.mlp.experts.down_proj"
+    edit_tensors(
+        quantised, {stack: torch.ones(4, 48, 40).to(torch.float8_e4m3fn), f"{stack}_scale_inv": torch.ones(4)}
+    )
+    with pytest.raises(UnsupportedBase, match=rf"{stack} of F8_E4M3 \[4, 48, 40\], many .* each expert's linears by"):
+        load_base(quantised, torch.bfloat16, CPU)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +321,11 @@ def test_layers_that_the_model_does_not_have_are_not_read(part: Part | None, tmp
     assert not any(name.startswith("model.layers.3.") for name in found)
 
 
+def mixture(*algorithms: str) -> dict[str, Any]:
+    layers = {f"model.layers.{at}.mlp": {"quant_algo": each} for at, each in enumerate(algorithms)}
+    return {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+
+
 @pytest.mark.parametrize(
     ("told", "says"),
     [
@@ -268,7 +344,10 @@ def test_layers_that_the_model_does_not_have_are_not_read(part: Part | None, tmp
         ),
         (compressed(strategy="tensor") | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
         (compressed(strategy="tensor") | {"config_groups": [1]}, "not known"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quantised by 'modelopt' as 'NVFP4'"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"}, "quantised by 'modelopt' as 'NVFP4_AWQ'"),
+        (NVFP4 | {"group_size": 32}, "quantised by 'modelopt' as 'NVFP4' with a scale for 32, which is not read"),
+        (mixture("FP8", "W4A8_AWQ"), "quantised by 'modelopt' as 'MIXED_PRECISION' of W4A8_AWQ, which is not read"),
+        (mixture(), "quantised by 'modelopt' as 'MIXED_PRECISION' of nothing, which is not read"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e5m2"}, "'fp8' of kind 'e5m2'"),
         ({"quant_method": "fp8", "weight_block_size": [128, 0]}, r"in blocks of \[128, 0\]"),
         ({}, "float8 weights"),

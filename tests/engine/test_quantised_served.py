@@ -1,10 +1,10 @@
-"""Whole engines over bases in float8, MXFP8 and MXFP4: answers are PEFT's own over what their files hold."""
+"""Whole engines over bases in float8, MXFP8, MXFP4 and NVFP4: answers are PEFT's own over what their files hold."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.engine.quantised import LAYOUTS, save_float8
+from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4
 from tests.engine.saved_families import save_base
 from tests.engine.test_families_served import check_answers
 from tests.engine.test_quantised import save_quantised
@@ -23,3 +23,10 @@ async def test_answers_are_pefts(family: str, ranks: int, tmp_path: Path) -> Non
 async def test_answers_over_float8_as_others_publish_it(layout: str, ranks: int, tmp_path: Path) -> None:
     quantised, dequantised = save_float8(save_base("qwen3_moe", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
     await check_answers("qwen3_moe", quantised, dequantised, tmp_path, ranks)
+
+
+async def test_answers_over_nvfp4_mixed_with_float8(tmp_path: Path) -> None:
+    quantised, dequantised = save_nvfp4(
+        save_base("qwen3_moe", tmp_path / "plain", hidden_size=64), tmp_path, mixed=True
+    )
+    await check_answers("qwen3_moe", quantised, dequantised, tmp_path, 2)

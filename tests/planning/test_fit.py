@@ -24,7 +24,7 @@ from mint_gateway.planning.fit import FLOAT8, WHOLE_LAYERS, Least, Mix, Plan, St
 from mint_gateway.planning.served import MOST_ADAPTER_RANK, MOST_CONTEXT, MOST_RANKS, MOST_SLOTS
 from tests.crds.schemas import schema, walk
 from tests.engine.families import MOE, SIZES, make_forward
-from tests.engine.quantised import LAYOUTS, save_float8, tensors_of
+from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4, tensors_of
 from tests.engine.saved_families import save_base
 from tests.planning.frontier import FRONTIER, GPT_OSS_120B, KIMI_K2
 from tests.planning.test_shape import told_by
@@ -235,6 +235,17 @@ def test_files_in_float8_come_to_what_lies_on_the_disk(layout: str, tmp_path: Pa
     assert planned(_read(quantised), 1).files == expected
 
 
+def test_files_in_nvfp4_come_to_what_lies_on_the_disk(tmp_path: Path) -> None:
+    quantised, _ = save_nvfp4(save_base("qwen3", tmp_path / "plain", hidden_size=64), tmp_path)
+    expected = 0
+    for name, each in tensors_of(quantised).items():
+        if name.endswith("weight_scale_2"):
+            expected += 4
+        elif not name.endswith("input_scale"):
+            expected += each.numel() * (1 if each.dtype in (torch.uint8, torch.float8_e4m3fn) else 2)
+    assert planned(_read(quantised), 1).files == expected
+
+
 def test_files_that_no_engine_reads_say_so() -> None:
     told = KIMI_K2 | {"quantization_config": {"quant_method": "compressed-tensors"}}
     found, plain = planned(told), planned(KIMI_K2)
@@ -306,6 +317,14 @@ async def test_the_table_of_a_base_that_says_beside_its_config_how_it_is_quantis
     (base / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "MXFP8"}}))
     _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
     assert "linears in MXFP8; dequantised when read" in out
+
+
+async def test_the_table_of_a_base_whose_linears_differ(base: Path) -> None:
+    layers = {"model.layers.0.self_attn.o_proj": {"quant_algo": "FP8"}, "model.layers.0.mlp": {"quant_algo": "NVFP4"}}
+    told = {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}
+    (base / "hf_quant_config.json").write_text(json.dumps(told))
+    _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
+    assert "linears in NVFP4, others in float8; dequantised when read" in out
 
 
 async def test_one_error_for_bad_input(tmp_path: Path, base: Path) -> None:

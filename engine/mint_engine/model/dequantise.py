@@ -2,12 +2,13 @@
 
 Float8: an e4m3 byte a weight, and a scale for every block of so many rows and columns (DeepSeek-V3, arXiv 2412.19437,
 section 3.3.2); a whole tensor is one block, or a row is. MXFP8: a power of two for every 32 in a row. MXFP4: two e2m1
-numbers a byte, and powers alike (OCP Microscaling Formats v1.0, sections 5 and 6.3).
+numbers a byte, and powers alike (OCP Microscaling Formats v1.0, sections 5 and 6.3). NVFP4: two e2m1 numbers a byte,
+an e4m3 scale for every 16 in a row, and a number by which all of these are to be multiplied.
 """
 
 import torch
 
-from mint_contracts.quantisation import MXFP4_GROUP
+from mint_contracts.quantisation import MXFP4_GROUP, NVFP4_GROUP
 
 _BAND = 128  # rows
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -48,6 +49,22 @@ def dequantise_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dt
     pairs = _PAIRS.index_select(0, blocks.reshape(-1).int()).view(outputs, groups, MXFP4_GROUP)
     powers = powers_of_two(scales)
     return (pairs * powers.unsqueeze(2)).view(outputs, -1).T.to(dtype)
+
+
+def dequantise_nvfp4(
+    bytes_: torch.Tensor, scales: torch.Tensor, left: int, wide: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Some rows of a weight from its `left`-th column on: [O, wide], multiplied in float32 and then rounded.
+
+    `bytes_` [O, B] and `scales` [O, G], in float32, are from those of that column on.
+    """
+    columns = torch.arange(left, left + wide) // NVFP4_GROUP - left // NVFP4_GROUP
+    out = torch.empty((bytes_.shape[0], wide), dtype=dtype)
+    for begin in range(0, bytes_.shape[0], _BAND):
+        band = slice(begin, begin + _BAND)
+        pairs = _PAIRS[bytes_[band].long()].flatten(1)[:, left % 2 : left % 2 + wide]
+        out[band] = pairs * scales[band].index_select(1, columns)
+    return out
 
 
 def powers_of_two(scales: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Tensors of files in float8, MXFP8 or MXFP4, dequantised as they are read.
+"""Tensors of files in float8, MXFP8, MXFP4 or NVFP4, dequantised as they are read.
 
 All else is then computed in the engine's dtype: activations are not rounded as such files may ask for, and what they
 say of that, e.g. static scales, is not read. Beside what is read of a tensor there is no more in memory than its
@@ -11,9 +11,19 @@ from typing import Any
 
 import torch
 
-from mint_contracts.errors import CorruptFile
-from mint_contracts.quantisation import MXFP4_BYTES, MXFP4_GROUP, MXFP8, Float8, Quantisation
-from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4, powers_of_two
+from mint_contracts.errors import CorruptFile, UnsupportedBase
+from mint_contracts.quantisation import (
+    MIXED,
+    MXFP4_BYTES,
+    MXFP4_GROUP,
+    MXFP8,
+    NVFP4_GROUP,
+    Float8,
+    Mxfp4,
+    Nvfp4,
+    Quantisation,
+)
+from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4, dequantise_nvfp4, powers_of_two
 from mint_engine.model.stored import Stored
 
 _E4M3, _BYTE = "F8_E4M3", "U8"
@@ -21,6 +31,7 @@ _FLOATS = ("F32", "BF16", "F16", "F8_E8M0")
 # What follows a weight's name in that of its scales: either way it is to be multiplied by them.
 _SCALES = ("_scale_inv", "_scale")
 _WEIGHT_SCALES = tuple(f"weight{end}" for end in _SCALES)
+_NVFP4_SCALES = ("weight_scale", "weight_scale_2")  # each times the other
 # For activations and for the cache, which are not rounded here.
 _UNUSED = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "q_scale", "k_scale", "v_scale")
 _MXFP4_BLOCKS, _MXFP4_SCALES = "_blocks", "_scales"
@@ -30,63 +41,105 @@ _ADVICE = "get its files again, or give the model in bfloat16"
 def dequantised(
     tensors: Mapping[str, Stored], quantisation: Quantisation, dtype: torch.dtype, subject: str
 ) -> dict[str, Stored]:
-    """A base's tensors as its model has them, by its names. Raises CorruptFile where scales do not fit."""
-    if isinstance(quantisation, Float8):
-        return _float8(tensors, quantisation, dtype, subject)
-    return _mxfp4(tensors, dtype, subject)
+    """A base's tensors as its model has them, by its names.
+
+    Raises CorruptFile where scales do not fit, UnsupportedBase for experts that are one tensor in float8.
+    """
+    if isinstance(quantisation, Mxfp4):
+        return _mxfp4(tensors, dtype, subject)
+    return _scaled(tensors, quantisation, dtype, subject)
 
 
-def _float8(
-    tensors: Mapping[str, Stored], quantisation: Float8, dtype: torch.dtype, subject: str
+def _scaled(
+    tensors: Mapping[str, Stored], quantisation: Float8 | Nvfp4, dtype: torch.dtype, subject: str
 ) -> dict[str, Stored]:
     """X.weight with its scales in one; the rest as it is, less what says how to round activations."""
     found: dict[str, Stored] = {}
     for name, tensor in tensors.items():
         path, _, kind = name.rpartition(".")
         beside = tensors.get(f"{path}.weight")
-        scaled = beside is not None and beside.get_dtype() == _E4M3
-        scales = kind in _WEIGHT_SCALES
-        if scales and not scaled:
-            raise CorruptFile(subject, f"has {name}, but no float8 weight that it scales; {_ADVICE}")
-        if scales or kind in _UNUSED:
+        own = _scales_in(beside.get_dtype() if beside is not None else "", quantisation)
+        if kind in (*_WEIGHT_SCALES, *_NVFP4_SCALES) and not own:
+            raise CorruptFile(subject, f"has {name}, but no quantised weight that it scales; {_ADVICE}")
+        if kind in own or kind in _UNUSED:
             continue
-        if scaled and kind not in ("weight", "bias"):
-            raise CorruptFile(subject, f"has {name}, which no float8 weight is known to have; {_ADVICE}")
+        if own and kind not in ("weight", "bias"):
+            raise CorruptFile(subject, f"has {name}, which no quantised weight is known to have; {_ADVICE}")
         if tensor.get_dtype() == _E4M3:
-            tensor = _Float8Weight(tensor, *_scales_of(name, tensors, quantisation, subject), dtype)
+            schemes = (quantisation,) if isinstance(quantisation, Float8) else MIXED
+            tensor = _Float8Weight(tensor, *_scales_of(name, tensors, schemes, subject), dtype)
+        elif own and kind == "weight":
+            tensor = _Nvfp4Weight(tensor, *_scales_of_nvfp4(path, tensors, subject), dtype)
         found[name] = tensor
     return found
 
 
+def _scales_in(dtype: str, quantisation: Float8 | Nvfp4) -> tuple[str, ...]:
+    """What the scales of a weight of that type are called beside it; none of one that is not quantised."""
+    if dtype == _E4M3:
+        return _WEIGHT_SCALES
+    return _NVFP4_SCALES if dtype == _BYTE and isinstance(quantisation, Nvfp4) else ()
+
+
 def _scales_of(
-    name: str, tensors: Mapping[str, Stored], quantisation: Float8, subject: str
+    name: str, tensors: Mapping[str, Stored], schemes: Sequence[Float8], subject: str
 ) -> tuple[Stored, tuple[int, int]]:
-    """The scales of a float8 weight, and how many of its rows and columns have one together."""
+    """The scales of a float8 weight, and how many of its rows and columns have one: by the first that fits."""
     weight, shape = tensors[name], list(tensors[name].get_shape())
+    if len(shape) == 3:
+        raise UnsupportedBase(
+            subject,
+            f"has {_said(name, weight)}, many experts in one float8 tensor, which is not read; "
+            "give each expert's linears by themselves, or the model in bfloat16",
+        )
     if len(shape) != 2:
         raise CorruptFile(subject, f"has {_said(name, weight)}, which is no matrix; {_ADVICE}")
     names = [name + end for end in _SCALES if name + end in tensors]
     if not names:
         lacking = " or ".join(name + end for end in _SCALES)
         raise CorruptFile(subject, f"lacks {lacking}, the scales of a float8 weight; {_ADVICE}")
-    block = (quantisation.rows or shape[0], quantisation.columns or shape[1])
-    expected = [-(-size // each) for size, each in zip(shape, block, strict=True)]
-    scales, kinds = tensors[names[0]], (*_FLOATS, _BYTE) if quantisation == MXFP8 else _FLOATS
-    if _unpadded(scales.get_shape()) != _unpadded(expected) or scales.get_dtype() not in kinds:
-        raise CorruptFile(
-            subject,
-            f"has {_said(names[0], scales)}, but {_said(name, weight)} with a scale for every "
-            f"{block[0]} x {block[1]} needs {expected} of {' or '.join(kinds)}; {_ADVICE}",
-        )
-    return scales, block
+    scales, needs = tensors[names[0]], []
+    for scheme in schemes:
+        block = (scheme.rows or shape[0], scheme.columns or shape[1])
+        expected = [-(-size // each) for size, each in zip(shape, block, strict=True)]
+        kinds = (*_FLOATS, _BYTE) if scheme == MXFP8 else _FLOATS
+        if _unpadded(scales.get_shape()) == _unpadded(expected) and scales.get_dtype() in kinds:
+            return scales, block
+        needs.append(f"with a scale for every {block[0]} x {block[1]} needs {expected} of {' or '.join(kinds)}")
+    told = f"has {_said(names[0], scales)}, but {_said(name, weight)} {', or '.join(needs)}; {_ADVICE}"
+    raise CorruptFile(subject, told)
 
 
 def _unpadded(shape: Sequence[int]) -> list[int]:
-    """Without ones at its end: a scale a tensor is of [], [1] or [1, 1], a scale a row of [O] or [O, 1]."""
+    """Without ones at its end: a scale a tensor is of [], [1] or [1, 1], a scale a row of [O] or [O, 1].
+
+    ModelOpt has scales of blocks as [rows, 1, columns, 1].
+    """
     found = list(shape)
+    if len(found) == 4 and found[1] == found[3] == 1:
+        found = found[::2]
     while found and found[-1] == 1:
         found.pop()
     return found
+
+
+def _scales_of_nvfp4(path: str, tensors: Mapping[str, Stored], subject: str) -> tuple[Stored, Stored]:
+    """An NVFP4 weight's scales, of groups and of all of it."""
+    name, (scales_name, all_name) = f"{path}.weight", (f"{path}.{each}" for each in _NVFP4_SCALES)
+    weight, scales, of_all = tensors[name], tensors.get(scales_name), tensors.get(all_name)
+    if scales is None or of_all is None:
+        lacking = scales_name if scales is None else all_name
+        raise CorruptFile(subject, f"lacks {lacking}, scales of an NVFP4 weight; {_ADVICE}")
+    shape = list(weight.get_shape())
+    expected = [shape[0], 2 * shape[-1] // NVFP4_GROUP]
+    fits = len(shape) == 2 and 2 * shape[1] % NVFP4_GROUP == 0 and list(scales.get_shape()) == expected
+    if not fits or scales.get_dtype() != _E4M3 or _unpadded(of_all.get_shape()) or of_all.get_dtype() not in _FLOATS:
+        raise CorruptFile(
+            subject,
+            f"has {_said(name, weight)}, {_said(scales_name, scales)} and {_said(all_name, of_all)}, which are no "
+            f"NVFP4: U8 [outputs, inputs/2], {_E4M3} [outputs, inputs/{NVFP4_GROUP}], and one number; {_ADVICE}",
+        )
+    return scales, of_all
 
 
 def _mxfp4(tensors: Mapping[str, Stored], dtype: torch.dtype, subject: str) -> dict[str, Stored]:
@@ -141,6 +194,28 @@ class _Float8Weight:
         return dequantise_float8(
             self.weight[slices], scales.reshape(rows, -1), (starts[0], starts[1]), self.block, self.dtype
         )
+
+
+@dataclass(frozen=True)
+class _Nvfp4Weight:
+    weight: Stored  # [O, I/2]
+    scales: Stored  # [O, I/16]
+    of_all: Stored
+    dtype: torch.dtype
+
+    def get_shape(self) -> list[int]:
+        outputs, half = self.weight.get_shape()
+        return [outputs, 2 * half]
+
+    def get_dtype(self) -> str:
+        return str(self.dtype)
+
+    def __getitem__(self, part: Any) -> torch.Tensor:
+        rows, columns = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
+        inputs = range(self.get_shape()[1])[columns]
+        bytes_, groups = (slice(inputs.start // each, -(-inputs.stop // each)) for each in (2, NVFP4_GROUP))
+        scales = self.scales[rows, groups].float() * self.of_all[...].float()
+        return dequantise_nvfp4(self.weight[rows, bytes_], scales, inputs.start, len(inputs), self.dtype)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import msgspec
 from rich.table import Table
 
-from mint_contracts.quantisation import BY_CHANNEL, BY_TENSOR, MXFP8, Float8, Mxfp4
+from mint_contracts.quantisation import BY_CHANNEL, BY_TENSOR, MXFP8, Float8, Mxfp4, Nvfp4
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Plan, hold
 from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS
@@ -59,6 +59,9 @@ def _published(shape: BaseShape) -> str:
         return f"linears in {kind.get(shape.files, f'float8 {blocks}')}; dequantised when read"
     if isinstance(shape.files, Mxfp4):
         return "experts in MXFP4; dequantised when read"
+    if isinstance(shape.files, Nvfp4):
+        beside = ", others in float8" if shape.files.mixed else ""
+        return f"linears in NVFP4{beside}; dequantised when read"
     return "in two bytes a parameter"
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 import msgspec
 
 from mint_contracts.errors import UnsupportedBase
+from mint_contracts.quantisation import BLOCKS_OF_128
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS, refusal
-from mint_gateway.planning.shape import BLOCKS_OF_128, BaseShape, Targets
+from mint_gateway.planning.shape import BaseShape, Targets
 
 # Of a device's memory, for activations, the runtime and what allocators waste; as vLLM's default of 0.9 leaves free.
 RESERVE = 0.1

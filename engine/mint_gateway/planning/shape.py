@@ -8,7 +8,16 @@ from typing import Literal
 
 import msgspec
 
-from mint_contracts.quantisation import MXFP4_BYTES, MXFP4_GROUP, MXFP8, Float8, Mxfp4, Quantisation
+from mint_contracts.quantisation import (
+    MXFP4_BYTES,
+    MXFP4_GROUP,
+    MXFP8,
+    NVFP4_GROUP,
+    Float8,
+    Mxfp4,
+    Nvfp4,
+    Quantisation,
+)
 
 Kind = Literal["attention", "network", "expert"]
 Targets = Literal["attention", "dense", "all"]
@@ -23,7 +32,6 @@ KINDS: dict[Targets, tuple[Kind, ...]] = {
     "dense": ("attention", "network"),
     "all": ("attention", "network", "expert"),
 }
-BLOCKS_OF_128 = Float8(128, 128)  # as DeepSeek-V3 and Kimi-K2 are published
 
 
 class Linear(msgspec.Struct, frozen=True):
@@ -50,6 +58,10 @@ class Linear(msgspec.Struct, frozen=True):
             weights = self.wide * self.high + blocks * (1 if files == MXFP8 else 4)
         elif isinstance(files, Mxfp4) and self.kind == "expert":
             weights = self.high * -(-self.wide // MXFP4_GROUP) * (MXFP4_BYTES + 1)  # and a scale
+        elif isinstance(files, Nvfp4):  # of a mixture at most: who is in float8 is not counted
+            small = not files.mixed or self.kind == "expert"
+            weights = self.high * self.wide // 2 + self.high * self.wide // NVFP4_GROUP + 4
+            weights = weights if small else self.high * self.wide + 4
         else:
             weights = 2 * self.wide * self.high
         return self.count * (weights + (2 * self.high if self.bias else 0))
