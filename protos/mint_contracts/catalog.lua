@@ -85,7 +85,7 @@ local function middle_of(ranks)
 end
 
 -- Forget retired names from before `horizon`; move the upper half of a full leaf into one of its own. A few calls with
--- many arguments each: a call costs more than what it does to one field.
+-- many arguments each: a call costs more than what it does to one field. Returns how many names were forgotten.
 local function split(keys, leaf, horizon)
   local key = keys.leaves .. leaf
   local all, gone, fields, values = redis.call('HGETALL', key), {}, {}, {}
@@ -97,10 +97,10 @@ local function split(keys, leaf, horizon)
     end
   end
   if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
-  if #fields < LEAF_FIELDS then return end
+  if #fields < LEAF_FIELDS then return #gone end
   local ranks, common = ranked(fields)
   local middle = middle_of(ranks)
-  if not middle then return end
+  if not middle then return #gone end
   local begin, moved, left = common .. string.match(struct.pack('>I6', middle), '^%Z*'), {}, {}
   for i, field in ipairs(fields) do
     if ranks[i] >= middle then
@@ -111,6 +111,7 @@ local function split(keys, leaf, horizon)
   redis.call('HSET', keys.leaves .. begin, unpack(moved))
   redis.call('HDEL', key, unpack(left))
   redis.call('ZADD', keys.directory, 0, begin)
+  return #gone
 end
 
 -- The older revisions of a name in a leaf, as fields.
@@ -122,48 +123,56 @@ local function older_of(key, name)
   return found
 end
 
+-- Returns by how many the number of older revisions grew.
 local function keep_older(key, name, value)
   local field = name .. '@' .. id_of(value)
   local known = redis.call('HGET', key, field)
-  if known and sequence_of(known) >= sequence_of(value) then return end
+  if known and sequence_of(known) >= sequence_of(value) then return 0 end
   redis.call('HSET', key, field, value)
+  if known then return 0 end
   local fields = older_of(key, name)
-  if #fields <= OLDER then return end
+  if #fields <= OLDER then return 1 end
   local oldest, least
   for _, each in ipairs(fields) do
     local sequence = sequence_of(redis.call('HGET', key, each))
     if not least or sequence < least then oldest, least = each, sequence end
   end
   redis.call('HDEL', key, oldest)
+  return 0
 end
 
--- Merge one state of a name that its leaf has already; returns by how many the number of adapters grew.
-local function merge(key, name, value)
+-- Merge one state of a name that its leaf has already; `tally` is told what came and went.
+local function merge(key, name, value, tally)
   local old = redis.call('HGET', key, name)
   local retired, was_retired = id_of(value) == RETIRED, id_of(old) == RETIRED
   if sequence_of(value) <= sequence_of(old) then
-    if not retired and not was_retired and id_of(value) ~= id_of(old) then keep_older(key, name, value) end
-    return 0
+    if not retired and not was_retired and id_of(value) ~= id_of(old) then
+      tally.older = tally.older + keep_older(key, name, value)
+    end
+    return
   end
   if retired then
-    for _, field in ipairs(older_of(key, name)) do redis.call('HDEL', key, field) end
+    for _, field in ipairs(older_of(key, name)) do tally.older = tally.older - redis.call('HDEL', key, field) end
   else
-    redis.call('HDEL', key, name .. '@' .. id_of(value))
-    if not was_retired and id_of(value) ~= id_of(old) then keep_older(key, name, old) end
+    tally.older = tally.older - redis.call('HDEL', key, name .. '@' .. id_of(value))
+    if not was_retired and id_of(value) ~= id_of(old) then tally.older = tally.older + keep_older(key, name, old) end
   end
   redis.call('HSET', key, name, value)
-  return (was_retired and 0 or -1) + (retired and 0 or 1)
+  local was, is = was_retired and 'retired' or 'count', retired and 'retired' or 'count'
+  tally[was] = tally[was] - 1
+  tally[is] = tally[is] + 1
 end
 
 -- The same of any name; most of a bulk's names are new, and cost one call.
-local function put(key, name, value)
-  if redis.call('HSETNX', key, name, value) == 0 then return merge(key, name, value) end
-  return id_of(value) == RETIRED and 0 or 1
+local function put(key, name, value, tally)
+  if redis.call('HSETNX', key, name, value) == 0 then return merge(key, name, value, tally) end
+  local is = id_of(value) == RETIRED and 'retired' or 'count'
+  tally[is] = tally[is] + 1
 end
 
 -- The same, of a name that is here alone: to retire it makes its value shorter.
-local function put_known(key, name, value)
-  return redis.call('HEXISTS', key, name) == 1 and merge(key, name, value) or 0
+local function put_known(key, name, value, tally)
+  if redis.call('HEXISTS', key, name) == 1 then merge(key, name, value, tally) end
 end
 
 local function named(keys)
@@ -179,7 +188,7 @@ end
 local function bring_in(given, argv, put_row)
   local keys = named(given)
   keys.leaves = argv[1]
-  local batch, horizon, grown, row = argv[2], tonumber(argv[3]), 0, 0
+  local batch, horizon, row, tally = argv[2], tonumber(argv[3]), 0, { count = 0, older = 0, retired = 0 }
   local roots, labels, at
   roots, at = numbered(keys.roots, keys.root_numbers, batch, 1)
   labels, at = numbered(keys.labels, keys.label_numbers, batch, at)
@@ -193,11 +202,15 @@ local function bring_in(given, argv, put_row)
     end
     local leaf = leaf_of(keys.directory, name)
     local key = keys.leaves .. leaf
-    grown = grown + put_row(key, name, value)
-    if row % CHECKED_EVERY == 0 and redis.call('HLEN', key) >= LEAF_FIELDS then split(keys, leaf, horizon) end
+    put_row(key, name, value, tally)
+    if row % CHECKED_EVERY == 0 and redis.call('HLEN', key) >= LEAF_FIELDS then
+      tally.retired = tally.retired - split(keys, leaf, horizon)
+    end
     row = row + 1
   end
-  if grown ~= 0 then redis.call('HINCRBY', keys.meta, 'count', grown) end
+  for what, grown in pairs(tally) do
+    if grown ~= 0 then redis.call('HINCRBY', keys.meta, what, grown) end
+  end
   local version = redis.call('HINCRBY', keys.meta, 'version', 1)
   redis.call('PUBLISH', argv[4], argv[5])
   return version
@@ -234,7 +247,7 @@ local function begin(given, argv)
     redis.call('ZREMRANGEBYRANK', keys.directory, -argv[4], -1)
     if redis.call('EXISTS', keys.directory) == 1 then return 0 end
     redis.call('UNLINK', keys.roots, keys.root_numbers, keys.labels, keys.label_numbers)
-    redis.call('HDEL', keys.meta, 'count', 'settled')
+    redis.call('HDEL', keys.meta, 'count', 'older', 'retired', 'settled')
   end
   redis.call('HSET', keys.meta, 'manifests', argv[2], 'copy', argv[3])
   return 1

@@ -1,12 +1,10 @@
 """The catalog's manifests: immutable parts of JSON lines in an object store. They are the catalog; Redis is a copy.
 
-A part is named SEQUENCE-RANDOM-COUNT.jsonl. Its lines have that sequence, the next one, and so on; of all lines that
-tell of a name, the one with the largest sequence is its newest state. A part that is there is whole. In a part that
-was merged from others, SEQUENCE-RANDOM-COUNT.merged.jsonl, each line tells its own sequence, the first the part's.
+A part that is there is whole. Of all lines that tell of a name, the one with the largest sequence is its newest
+state; part_names.py says which sequence a line has, and which parts count.
 """
 
 import asyncio
-import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -19,13 +17,12 @@ import structlog
 from mint_contracts.entries import Entry, Row, check, plainly_good
 from mint_contracts.errors import CorruptFile, MintError, SourceUnavailable
 from mint_contracts.object_store import object_store
+from mint_contracts.part_names import is_merged, sequence_of
 from mint_contracts.source import Source
 
-SUFFIX, MERGED = ".jsonl", ".merged"
 THREADS = 8  # of one folder
 WRITE_TIMEOUT_S = 60.0
 READ_TIMEOUT_S = 300.0
-_DIGITS = 16
 
 T = TypeVar("T")
 
@@ -51,39 +48,47 @@ class Parts:
         self._store = object_store(manifests)
 
     async def names(self) -> list[str]:
-        """Every part, the oldest first. Other files in the folder are nobody's."""
-        found = await self._do(self._store.names)
-        return [name for name in found if sequence_of(name) is not None]
+        """Every part, the oldest first. Other files in the folder are nobody's.
+
+        A listing is no picture of one moment: it may miss a run that was made meanwhile, and with it the parts that
+        went when it was there. So it is made again until it finds the same runs.
+        """
+        found = await self.do(self._store.names)
+        while True:
+            before, found = found, await self.do(self._store.names)
+            if set(filter(is_merged, before)) == set(filter(is_merged, found)):
+                return [name for name in found if sequence_of(name) is not None]
 
     async def write(self, name: str, entries: Sequence[Entry]) -> None:
         """Make a part; it is durable when this returns."""
         await self._put(name, lambda: _encoder.encode_lines(entries))
 
     async def write_merged(self, name: str, rows: Sequence[Row]) -> None:
-        """Make a part of what others had; durable when this returns."""
-        await self._put(name, lambda: _encoder.encode_lines([_Line(at, entry) for at, entry in rows]))
+        """Make a piece of a run; it is durable when this returns, and may come to be if this raises."""
+        await self.do(lambda: self._store.put(name, _encoder.encode_lines([_Line(*row) for row in rows])))
 
     async def delete(self, name: str) -> None:
-        """Remove a part: what it says is said by another."""
-        await self._do(lambda: self._store.delete(name))
+        """Remove a part whose place another has taken."""
+        await self.do(lambda: self._store.delete(name))
 
     async def tidy(self) -> None:
         """Remove what was left behind by writers that ended midway."""
-        await self._do(self._store.tidy)
+        await self.do(self._store.tidy)
 
     async def read(self, name: str, *, strict: bool = False) -> list[Row]:
         """A part's entries with their sequences.
 
         A line that cannot be read is told of, and left out; with `strict` it raises CorruptFile.
         """
-        return await self._do(lambda: self._read(name, strict=strict))
+        return await self.do(lambda: self.read_now(name, strict=strict))
 
-    def _read(self, name: str, *, strict: bool) -> list[Row]:
+    def read_now(self, name: str, *, strict: bool) -> list[Row]:
+        """The same, blocking."""
         content = self._store.read(name)
         first = sequence_of(name)
         if first is None:
             raise CorruptFile(f"{self._manifests.uri}/{name}", "is no part of a catalog's manifests")
-        merged = name.endswith(MERGED + SUFFIX)
+        merged = is_merged(name)
         try:
             return _rows(content, first, merged=merged)
         except _UNREADABLE as error:
@@ -109,11 +114,11 @@ class Parts:
                 self._store.delete(name)
 
         try:
-            await self._do(put, WRITE_TIMEOUT_S)
+            await self.do(put, WRITE_TIMEOUT_S)
         finally:
             given_up.set()
 
-    async def _do(self, work: Callable[[], T], limit_s: float = READ_TIMEOUT_S) -> T:
+    async def do(self, work: Callable[[], T], limit_s: float = READ_TIMEOUT_S) -> T:
         """What may block, in a thread of this folder's own. Raises SourceUnavailable after `limit_s`."""
         try:
             async with asyncio.timeout(limit_s):
@@ -144,27 +149,3 @@ def _check(entries: Sequence[Entry]) -> None:
     for entry in entries:
         if entry.retired or not plain:
             check(entry)
-
-
-def part_name(sequence: int, count: int) -> str:
-    """A name that no other part has, sorted by its sequence."""
-    return f"{sequence:0{_DIGITS}d}-{secrets.token_hex(4)}-{count}{SUFFIX}"
-
-
-def merged_name(sequence: int, count: int) -> str:
-    """The same, of a part that is merged from others."""
-    return part_name(sequence, count).removesuffix(SUFFIX) + MERGED + SUFFIX
-
-
-def count_of(name: str) -> int | None:
-    """How many entries a part has, by its name; None where that does not tell."""
-    digits = name.removesuffix(SUFFIX).removesuffix(MERGED).rpartition("-")[2]
-    return int(digits) if name.count("-") == 2 and digits.isdigit() else None
-
-
-def sequence_of(name: str) -> int | None:
-    """The sequence of a part's first line; None if this is not a part's name."""
-    digits, dash, rest = name.removesuffix(SUFFIX).partition("-")
-    if not name.endswith(SUFFIX) or len(digits) != _DIGITS or not digits.isdigit() or not dash or not rest:
-        return None
-    return int(digits)

@@ -37,6 +37,8 @@ class CatalogState(msgspec.Struct, frozen=True):
     version: int  # grows with every change
     complete: bool  # if not, Redis has lost it, and its manifests are still being read
     manifests: str  # the URI that it was read from
+    older: int = 0  # revisions that are known beside the newest ones
+    retired: int = 0  # names of which it is known that they are
 
     def whole(self, manifests: Source) -> bool:
         """Whether Redis has all that these manifests hold."""
@@ -58,9 +60,10 @@ class CatalogReader:
 
     async def state(self, base: str) -> CatalogState:
         """How much there is, and whether that is all."""
-        fields = ("count", "version", "complete", "manifests")
-        count, version, complete, manifests = await bounded(lambda: self._redis.hmget(keys.catalog(base), fields))
-        return CatalogState(int(count or 0), int(version or 0), complete == "1", manifests or "")
+        fields = ("complete", "manifests", "count", "version", "older", "retired")
+        complete, manifests, *found = await bounded(lambda: self._redis.hmget(keys.catalog(base), fields))
+        count, version, older, retired = (max(0, int(number or 0)) for number in found)
+        return CatalogState(count, version, complete == "1", manifests or "", older, retired)
 
     async def find(self, base: str, name: str, revision: str = "") -> Entry | None:
         """The newest state of an adapter, or the one of that revision; None where there is none. One round trip.

@@ -18,6 +18,7 @@ NO_NAME = "\x01"  # begins a tail that follows its root directly, in a URI witho
 REVISION = "\x02"  # stands in a tail for the revision
 INLINE = 65535
 RETIRED = bytes(6)
+OLDER = 8  # revisions of a name that are known beside the newest, as catalog.lua keeps them
 _DIGEST = "sha256:"
 _DIGEST_LENGTH = len(_DIGEST) + 64
 

@@ -1,4 +1,4 @@
-"""Many small parts of a catalog become few, and the catalog stays what it is, whatever happens in between."""
+"""A catalog's manifests are merged as they grow, and the catalog stays what it is, whatever happens in between."""
 
 from pathlib import Path
 
@@ -6,11 +6,14 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts import keys
-from mint_contracts.catalog_parts import Parts, count_of, part_name
+from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.part_names import Span, part_name, spans
 from mint_contracts.source import Source
-from mint_gateway.catalog.compaction import ENOUGH, MERGED_ENTRIES, SMALL, chosen
+from mint_gateway.catalog import compaction, merging
+from mint_gateway.catalog.compaction import ENOUGH, GROWN, HELD, SLACK, due
 from mint_gateway.catalog.keeper import Keeper
 
 BASE = "demo/smollm2"
@@ -44,22 +47,29 @@ async def read_anew(redis: Redis, manifests: Source) -> list[Entry]:
     return [*await reader.all(BASE, limit=10_000), *[each for each in pinned if each is not None]]
 
 
-async def swept(redis: Redis, manifests: Source) -> list[str]:
+async def swept(redis: Redis, manifests: Source, *, stored: bool = True) -> list[str]:
     """The names of the parts after a sweep."""
-    await Keeper(redis, dict).sweep(BASE, manifests)
+    await Keeper(redis, dict, lambda base: stored).sweep(BASE, manifests)
     return await Parts(manifests).names()
+
+
+def rows(names: list[str]) -> list[int]:
+    return [span.rows for span in spans(names)]
+
+
+KEPT = 100 + 1 + 8  # names of their own, and the shared one's newest revisions
 
 
 async def test_many_small_parts_become_one_that_says_the_same(redis_client: Redis, manifests: Source) -> None:
     await written(manifests, 100)
     before = await read_anew(redis_client, manifests)
     names = await swept(redis_client, manifests)
-    assert [count_of(name) for name in names] == [200]
+    assert (len(names), rows(names)) == (1, [KEPT])
     assert await read_anew(redis_client, manifests) == before
     assert len(before) > 100
 
 
-async def test_a_merged_part_is_merged_again_with_those_that_come_later(
+async def test_what_comes_later_is_merged_by_itself_where_that_costs_less(
     redis_client: Redis, manifests: Source
 ) -> None:
     await written(manifests, 100)
@@ -67,7 +77,8 @@ async def test_a_merged_part_is_merged_again_with_those_that_come_later(
     await swept(redis_client, manifests)
     await written(manifests, 99, first=101)
     before = await read_anew(redis_client, manifests)
-    assert [count_of(name) for name in await swept(redis_client, manifests)] == [398]
+    # Whether the name was retired before decides what the older run's revisions of it mean: that is kept.
+    assert rows(await swept(redis_client, manifests)) == [KEPT, 99 + 1 + 9]
     assert await read_anew(redis_client, manifests) == before
 
 
@@ -77,17 +88,52 @@ async def test_few_parts_stay_as_they_are(redis_client: Redis, manifests: Source
     assert await swept(redis_client, manifests) == names
 
 
+async def test_names_registered_anew_each_night_take_no_more_to_read(
+    redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "SLACK", 0)
+    monkeypatch.setattr(compaction, "HELD", 500)
+    monkeypatch.setattr(merging, "PIECE", 50)
+    parts, names = Parts(manifests), [f"a/bot-{number:03d}" for number in range(400)]
+    for night in range(8):
+        for at in range(0, 400, 100):
+            entries = [entry(name, "r1") for name in names[at : at + 100]]
+            await parts.write(part_name(1000 * night + at, 100), entries)
+        await Keeper(redis_client, dict).look(BASE, manifests)
+        await Keeper(redis_client, dict).sweep(BASE, manifests, young=True)
+        assert sum(rows(await parts.names())) <= GROWN * 400
+    assert max(rows([name]) for name in await parts.names()) <= [100]
+    await redis_client.flushall()
+    assert await Keeper(redis_client, dict).rebuild(BASE, manifests) <= GROWN * 400
+    assert (await CatalogReader(redis_client).state(BASE)).count == 400
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_retired_name_takes_one_row_where_a_store_may_have_it_and_none_elsewhere(
+    redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch, *, stored: bool
+) -> None:
+    monkeypatch.setattr(compaction, "SLACK", 0)
+    parts, gone = Parts(manifests), Entry("a/gone", retired=True)
+    for number in range(1, 40, 2):
+        await parts.write(part_name(number * 10, 2), [entry("a/here", "r1"), entry("a/gone", f"r{number}")])
+        await parts.write(part_name(number * 10 + 10, 1), [gone])
+    await read_anew(redis_client, manifests)
+    assert rows(await swept(redis_client, manifests, stored=stored)) == [2 if stored else 1]
+    await read_anew(redis_client, manifests)
+    assert await CatalogReader(redis_client).find(BASE, "a/gone") == (gone if stored else None)
+
+
 async def test_a_compaction_that_ended_before_it_had_deleted_is_gone_on_with(
     redis_client: Redis, manifests: Source, tmp_path: Path
 ) -> None:
     names = await written(manifests, 100)
     kept = {name: (tmp_path / "catalog" / name).read_bytes() for name in names}
     before = await read_anew(redis_client, manifests)
-    await swept(redis_client, manifests)
+    merged = await swept(redis_client, manifests)
     for name in names[30:]:  # as if it had deleted only the first
         (tmp_path / "catalog" / name).write_bytes(kept[name])
     assert await read_anew(redis_client, manifests) == before
-    assert [count_of(name) for name in await swept(redis_client, manifests)] == [200]
+    assert await swept(redis_client, manifests) == merged
     assert await read_anew(redis_client, manifests) == before
 
 
@@ -97,9 +143,11 @@ async def test_a_part_with_a_line_that_cannot_be_read_is_left_for_a_person(
     names = await written(manifests, 100)
     torn = tmp_path / "catalog" / names[7]
     torn.write_bytes(torn.read_bytes() + b"{torn\n")
-    await read_anew(redis_client, manifests)
-    assert names[7] in await swept(redis_client, manifests)
+    before = await read_anew(redis_client, manifests)
+    after = await swept(redis_client, manifests)
+    assert (after[:8], len(after)) == (names[:8], 9), "what comes after it is merged"
     assert torn.read_bytes().endswith(b"{torn\n")
+    assert await read_anew(redis_client, manifests) == before
 
 
 async def test_parts_that_may_still_be_on_their_way_are_left_alone(redis_client: Redis, manifests: Source) -> None:
@@ -111,10 +159,82 @@ async def test_parts_that_may_still_be_on_their_way_are_left_alone(redis_client:
     assert await redis_client.hget(keys.catalog(BASE), "count") == "102"
 
 
-def test_parts_are_merged_up_to_a_size_and_large_ones_never() -> None:
-    small = [part_name(number, SMALL - 1) for number in range(1, ENOUGH + 1)]
-    large, old = part_name(500, SMALL), "0000000000000600-abcdef01.jsonl"
-    groups = chosen([*small, large, old], floor=1000)
-    assert [name for group in groups for name in group] == small
-    assert all(sum(count_of(name) or 0 for name in group) <= MERGED_ENTRIES for group in groups)
-    assert chosen(small, floor=ENOUGH - 1) == []
+async def test_a_redis_that_came_back_older_than_a_run_gets_what_it_has_missed(
+    redis_client: Redis, manifests: Source
+) -> None:
+    await written(manifests, 50)
+    await read_anew(redis_client, manifests)
+    snapshot = {key: await redis_client.dump(key) or b"" for key in await redis_client.keys("*")}
+    await written(manifests, 50, first=51)
+    await swept(redis_client, manifests)
+    assert len(await swept(redis_client, manifests)) == 1
+    await redis_client.flushall()
+    for key, value in snapshot.items():
+        await redis_client.restore(key, 0, value)
+    await swept(redis_client, manifests)
+    assert (await CatalogReader(redis_client).state(BASE)).count == 101
+
+
+async def test_a_merge_makes_way_for_a_catalog_that_redis_has_lost(
+    redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "PIECE", 10)
+    names, write = await written(manifests, 100), Parts.write_merged
+    await read_anew(redis_client, manifests)
+
+    async def lost(parts: Parts, name: str, some: list[tuple[int, Entry]]) -> None:
+        await write(parts, name, some)
+        await redis_client.hdel(keys.catalog(BASE), "complete")
+
+    monkeypatch.setattr(Parts, "write_merged", lost)
+    with pytest.raises(MapUnavailable):
+        await swept(redis_client, manifests)
+    assert await Parts(manifests).names() == names
+
+
+def part(first: int, count: int, *, run: bool = False) -> Span:
+    return Span(first, first + count - 1, f"{first}", (f"{first}",), count, run)
+
+
+def test_all_is_merged_where_too_much_means_nothing_any_more() -> None:
+    bottom, newer = part(1, 40_000, run=True), [part(10**6 * n, 10_000) for n in range(1, 4)]
+    counted = [bottom, *newer]
+    assert due(counted, 70_000, live=70_000) == ()
+    assert due(counted, 70_000, live=int((70_000 - SLACK) / GROWN) - 1) == counted
+    assert due([part(1, 10**6, run=True), part(10**7, 100)], 10**6 + 100, live=10) == (), (
+        "for so little it is not worth it"
+    )
+
+
+def test_what_cannot_be_held_at_once_is_merged_by_parts_and_no_row_often() -> None:
+    counted, rows, rewritten = [part(10**7 * n, 10_000) for n in range(1, 101)], 10**6, 0
+    counted = [part(1, 10**6, run=True), *counted]
+    while window := due(counted, rows + 10**6, live=10**6):
+        held = sum(min(span.rows, merging.PIECE) if span.run else span.rows for span in window)
+        assert held <= HELD
+        at, count = counted.index(window[0]), sum(span.rows for span in window)
+        counted[at : at + len(window)] = [Span(window[0].first, window[-1].last, f"m{rewritten}", (), count, True)]
+        rewritten += count
+    assert len(counted) == 1
+    assert rewritten <= 4 * 10**6  # once into runs, and all once
+
+
+def test_many_parts_become_few_and_the_large_stay_as_they_are() -> None:
+    small = [part(10**7 + number, 2) for number in range(1, ENOUGH)]
+    large = part(1, 10**6, run=True)
+    assert due([large, *small], 10**6 + 126, live=10**6) == small
+    assert due(small, 126, live=126) == ()
+
+
+def test_what_is_registered_bit_by_bit_is_rewritten_a_few_times() -> None:
+    counted, rewritten, most = list[Span](), 0, 0
+    for number in range(20_000):
+        counted.append(part(number + 1, 1))
+        rows = number + 1
+        while window := due(counted, rows, live=rows):
+            at, count = counted.index(window[0]), sum(span.rows for span in window)
+            counted[at : at + len(window)] = [Span(window[0].first, window[-1].last, f"m{number}", (), count, True)]
+            rewritten += count
+        most = max(most, len(counted))
+    assert most <= ENOUGH
+    assert rewritten <= 6 * 20_000

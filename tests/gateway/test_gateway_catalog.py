@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from mint_contracts import keys
-from mint_contracts.catalog_parts import Parts, part_name
+from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest, RegisterResponse
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.catalog_writer import CatalogWriter
@@ -34,6 +34,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.functions import CALL_TIMEOUT_S, connect
 from mint_contracts.map_writer import MapWriter
+from mint_contracts.part_names import part_name
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
 from mint_gateway.catalog.keeper import Keeper

@@ -24,12 +24,17 @@ class Catalogs:
         self._mirror = mirror
         self.reader = CatalogReader(redis)
         self.resolver = Resolver(self.reader, away=lambda: mirror.away)
-        self._keeper = Keeper(redis, self.manifests)
+        self._keeper = Keeper(redis, self.manifests, self._stored)
 
     def manifests(self) -> dict[str, Source]:
         """Where each base that has a catalog keeps its manifests."""
         records = {base: view.record for base, view in self._mirror.views.items()}
         return {base: record.catalog for base, record in records.items() if record and record.catalog}
+
+    def _stored(self, base: str) -> bool:
+        """Whether a base has an adapter store, or may have: that is not known where the map is not."""
+        view = self._mirror.views.get(base)
+        return view is None or view.record is None or view.record.store is not None
 
     async def whole(self, base: str, manifests: Source) -> None:
         """Wait until Redis has all that a base's manifests hold: of a base that is new this takes a moment.

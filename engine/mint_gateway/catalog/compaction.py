@@ -1,72 +1,114 @@
-"""Compaction: many small parts of a catalog's manifests become few large ones, so that reading it anew stays quick.
+"""Compaction: what reading a catalog anew takes stays in proportion to what there is, not to all that ever was.
 
-Nothing that was acknowledged is ever lost: a merged part is whole and durable before what it was made from is
-deleted, and reading both is reading it once. So a compaction that is cut off, or done by two gateways, does no harm;
-who reads the catalog meanwhile, and finds a part gone, begins again.
+Nothing that still means anything is lost: merging.py says what is kept, and how a run replaces what it was made from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import structlog
 
-from mint_contracts.catalog_parts import Parts, count_of, merged_name, sequence_of
-from mint_contracts.entries import Row
-from mint_contracts.errors import CorruptFile
+from mint_contracts.catalog_parts import Parts
+from mint_contracts.part_names import Span, replaced, spans
+from mint_gateway.catalog import merging
+from mint_gateway.catalog.merging import Spoilt, merge
 
-SMALL = 5_000  # entries; a part of so many stays as it is
-ENOUGH = 64  # small parts are worth the work
-MERGED_ENTRIES = 50_000  # in one part at most: some 50 MB while it is made
+GROWN = 1.5  # times the rows that mean something: so many are too many
+SLACK = 5_000  # rows beyond that: reading them takes a moment, whatever they are
+SHARE = 16  # the oldest run is not rewritten for less than one in so many of its rows: what a row costs is bounded
+ENOUGH = 64  # parts and runs are worth making fewer
+HELD = 60_000  # rows held at once by a merge, at most: some 50 MB
 
 _log = structlog.get_logger()
 
 
-def chosen(names: Sequence[str], floor: int) -> list[list[str]]:
-    """Which parts to merge with each other, the oldest first: small ones up to the sequence `floor`, all in Redis.
+def due(counted: Sequence[Span], rows: int, live: int) -> Sequence[Span]:
+    """Which neighbours of those given to merge now, the oldest first; none where all is well: pure.
 
-    None where they are few. Parts whose names do not tell their count stay as they are.
+    `rows` are there in all, of which `live` mean something. Where too many do not, everything becomes one run; where
+    there are many parts, few. What cannot be merged at once becomes less by the cheapest merges first.
     """
-    small = [
-        (name, count)
-        for name in names
-        if (count := count_of(name)) is not None and count < SMALL and (sequence_of(name) or 0) <= floor
-    ]
-    if len(small) < ENOUGH:
-        return []
-    groups: list[list[str]] = [[]]
-    held = 0
-    for name, count in small:
-        if held + count > MERGED_ENTRIES:
-            groups.append([])
-            held = 0
-        groups[-1].append(name)
-        held += count
-    return [group for group in groups if len(group) > 1]
+    newer = sum(span.rows for span in counted[1:])
+    stale = rows > GROWN * live + SLACK and newer * SHARE >= counted[0].rows
+    if len(counted) < 2 or not (stale or len(counted) >= ENOUGH):
+        return ()
+    if stale and sum(map(_held, counted)) <= HELD:
+        return counted
+    return min(_windows(counted), key=_cost, default=())
 
 
-async def compact(parts: Parts, names: Sequence[str], floor: int) -> int:
-    """Merge what is `chosen`; returns how many parts are gone."""
-    gone = 0
-    for group in chosen(names, floor):
-        gone += await _merge(parts, group)
-    return gone
+async def compact(
+    parts: Parts,
+    names: Sequence[str],
+    floor: int,
+    live: int,
+    spoilt: set[str],
+    *,
+    stored: bool,
+    go_on: Callable[[], Awaitable[None]],
+) -> int:
+    """Merge what is `due` up to the sequence `floor`, all of which is in Redis. Returns how many merges were made.
 
-
-async def _merge(parts: Parts, group: Sequence[str]) -> int:
-    rows: dict[tuple[int, str], Row] = {}
-    merged = []
-    for name in group:
-        try:
-            read = await parts.read(name, strict=True)
-        except CorruptFile as error:  # what cannot be read now may be mended by hand, and must not vanish
-            _log.warning("catalog part is left as it is", part=name, error=str(error))
-            continue
-        rows |= {(sequence, entry.name): (sequence, entry) for sequence, entry in read}
-        merged.append(name)
-    if len(merged) < 2:
-        return 0
-    ordered = sorted(rows.values(), key=lambda row: row[0])
-    await parts.write_merged(merged_name(ordered[0][0], len(ordered)), ordered)
-    for name in merged:
+    Parts in `spoilt` stay as they are; those that are found to be so are added. `stored` and `go_on` as of `merge`.
+    """
+    for name in replaced(names):
         await parts.delete(name)
-    _log.info("catalog parts merged", parts=len(merged), entries=len(ordered))
-    return len(merged)
+    counted, merged = spans(names), 0
+    while window := _first_due(counted, floor, live, spoilt):
+        begin = counted.index(window[0])
+        end = begin + len(window)
+        below = 0 if begin else min((span.first for span in counted[end:]), default=1 << 63)
+        try:
+            run = await merge(parts, window, below, stored=stored, go_on=go_on)
+        except Spoilt as error:
+            spoilt.add(error.name)
+            _log.warning("catalog part is left as it is", part=error.name, error=str(error))
+            continue
+        counted[begin:end] = [run]
+        merged += 1
+        before = sum(span.rows for span in window)
+        _log.info("catalog parts merged", parts=len(window), entries=before, kept=run.rows)
+    return merged
+
+
+def _first_due(counted: Sequence[Span], floor: int, live: int, spoilt: set[str]) -> Sequence[Span]:
+    settled = [span for span in counted if span.first <= floor]
+    rows = sum(span.rows for span in settled)
+    found = (due(each, rows, live) for each in _stretches(settled, spoilt))
+    return next(filter(None, found), ())
+
+
+def _stretches(counted: Sequence[Span], spoilt: set[str]) -> Iterator[Sequence[Span]]:
+    """Neighbours between those that stay as they are."""
+    found: list[Span] = []
+    for span in counted:
+        if spoilt.isdisjoint(span.names):
+            found.append(span)
+        elif found:
+            yield found
+            found = []
+    if found:
+        yield found
+
+
+def _windows(counted: Sequence[Span]) -> Iterator[Sequence[Span]]:
+    """For each span the longest window of neighbours from it on that a merge can hold, if it has two."""
+    held, end = 0, 0
+    for begin, span in enumerate(counted):
+        while end < len(counted) and held + _held(counted[end]) <= HELD:
+            held += _held(counted[end])
+            end += 1
+        if end - begin > 1:
+            yield counted[begin:end]
+        if end == begin:
+            end += 1
+        else:
+            held -= _held(span)
+
+
+def _held(span: Span) -> int:
+    return min(span.rows, merging.PIECE) if span.run else span.rows
+
+
+def _cost(window: Sequence[Span]) -> float:
+    """Rows that are rewritten for each part that there is less."""
+    return sum(span.rows for span in window) / (len(window) - 1)

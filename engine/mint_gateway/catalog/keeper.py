@@ -16,12 +16,13 @@ from redis.exceptions import ResponseError
 
 from mint_contracts import keys
 from mint_contracts.catalog_calls import incomplete
-from mint_contracts.catalog_parts import Parts, sequence_of
+from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Row
 from mint_contracts.errors import MapUnavailable, MintError
 from mint_contracts.functions import bounded
+from mint_contracts.part_names import Span, spans
 from mint_contracts.source import Source
 from mint_gateway.catalog.compaction import compact
 
@@ -37,12 +38,21 @@ _log = structlog.get_logger()
 
 
 class Keeper:
-    """Looks after the catalogs of all bases, until cancelled. `manifests()` tells where each base has its own."""
+    """Looks after the catalogs of all bases, until cancelled. `manifests()` tells where each base has its own.
 
-    def __init__(self, redis: Redis, manifests: Callable[[], Mapping[str, Source]]) -> None:
+    `stored` tells whether a base has an adapter store too, which may know names that its catalog has retired.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        manifests: Callable[[], Mapping[str, Source]],
+        stored: Callable[[str], bool] = lambda base: True,
+    ) -> None:
         self._redis = redis
         self._reader, self._writer = CatalogReader(redis), CatalogWriter(redis)
-        self._manifests = manifests
+        self._manifests, self._stored = manifests, stored
+        self._spoilt: set[str] = set()  # parts that cannot be merged
         self._swept: dict[str, float] = {}
         self._seen: dict[str, tuple[str, int]] = {}  # a start of Redis, and the version that the catalog had then
         self._token = secrets.token_hex(8)
@@ -101,18 +111,18 @@ class Keeper:
         """Read every part, the oldest first; returns how many entries were read."""
         began, parts, count, last = time.monotonic(), Parts(manifests), 0, 0
         start, copy = await self._start(), await self._writer.begin(base, manifests.uri)
-        names = await parts.names()
-        async for name, rows in self._read(parts, names):
+        counted = spans(await parts.names())
+        async for name, rows in self._read(parts, _names(counted)):
             await self._writer.apply(base, rows, name, copy=copy)
-            count, last = count + len(rows), max(last, rows[-1][0] if rows else 0)
+            count, last = count + len(rows), max([last, *[at for at, _ in rows]])
         if await self._start() != start:  # a replica that took over may know the copy, and not all that is in it
             raise incomplete(base)
-        await self._writer.complete(base, copy, last)
-        await self._settled(base, names, _settling())
+        await self._writer.complete(base, copy, max([last, *[span.last for span in counted]]))
+        await self._settled(base, counted, await self._settling())
         _log.info(
             "catalog read from its manifests",
             base_model=base,
-            parts=len(names),
+            parts=len(_names(counted)),
             entries=count,
             seconds=round(time.monotonic() - began, 2),
         )
@@ -122,29 +132,47 @@ class Keeper:
         """Bring in the parts that are in the store and not in Redis: their writer ended in between.
 
         Those that may still be on their way are left to their writers unless `young`: where Redis came back it may
-        have lost what it was given last, and a part that is brought in twice does no harm. Then merge small parts, if
-        there are many, and tidy up.
+        have lost what it was given last, and a part that is brought in twice does no harm. Then merge parts, where
+        too much of them means nothing any more or there are many, and tidy up.
         """
-        parts, before = Parts(manifests), _settling()
+        parts, before = Parts(manifests), await self._settling()
         names = await parts.names()
+        counted = spans(names)
         floor, copy = await bounded(lambda: self._redis.hmget(keys.catalog(base), ("settled", "copy")))
         known = set(await bounded(lambda: self._redis.zrange(keys.catalog(base, "parts"), 0, -1)))
         first, last = int(floor or 0), math.inf if young else before
-        missed = [name for name in names if name not in known and first < (sequence_of(name) or 0) < last]
+        missing = [span for span in counted if first < span.last and span.first < last]
+        missed = [name for name in _names(missing) if name not in known]
         async for name, rows in self._read(parts, missed):
             await self._writer.apply(base, rows, name, copy=copy)
             _log.info("catalog part brought in", base_model=base, part=name, entries=len(rows))
-        await compact(parts, names, await self._settled(base, names, before))
+        settled = await self._settled(base, counted, before)
+        await self._compact(base, manifests, names, settled)
         await parts.tidy()
         return missed
+
+    async def _compact(self, base: str, manifests: Source, names: Sequence[str], settled: int) -> None:
+        stored, state = self._stored(base), await self._reader.state(base)
+        live = state.count + state.older + (state.retired if stored else 0)
+
+        async def go_on() -> None:  # a catalog that Redis has lost is read first
+            if not (await self._reader.state(base)).whole(manifests):
+                raise incomplete(base)
+
+        await compact(Parts(manifests), names, settled, live, self._spoilt, stored=stored, go_on=go_on)
 
     async def _start(self) -> str:
         """Which Redis answers, and since which of its starts."""
         return str((await bounded(lambda: self._redis.info("server")))["run_id"])
 
-    async def _settled(self, base: str, names: Sequence[str], before: int) -> int:
-        """Note up to which sequence, `before` that, every part is in, and forget those parts' names; returns it."""
-        settled = max([sequence_of(name) or 0 for name in names if (sequence_of(name) or 0) < before], default=0)
+    async def _settling(self) -> int:
+        """Parts before this sequence are in, or their writer has ended: by the clock that sequences are given by."""
+        seconds, microseconds = await bounded(lambda: self._redis.time())
+        return int((seconds - ON_ITS_WAY_S) * _US) + int(microseconds)
+
+    async def _settled(self, base: str, counted: Sequence[Span], before: int) -> int:
+        """Note up to which sequence the parts that begin `before` are in, and forget their names; returns it."""
+        settled = max([span.last for span in counted if span.first < before], default=0)
         await bounded(lambda: self._redis.hset(keys.catalog(base), "settled", settled))
         await bounded(lambda: self._redis.zremrangebyscore(keys.catalog(base, "parts"), "-inf", settled))
         self._swept[base] = time.monotonic()
@@ -196,6 +224,5 @@ class Keeper:
             return  # it runs out by itself
 
 
-def _settling() -> int:
-    """Parts before this sequence are in, or their writer has ended."""
-    return int((time.time() - ON_ITS_WAY_S) * _US)
+def _names(counted: Sequence[Span]) -> list[str]:
+    return [name for span in counted for name in span.names]

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mint_contracts.catalog_parts import Parts, part_name
+from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry, check, plainly_good, read_line, read_lines
 from mint_contracts.errors import CapacityExceeded, MintError
+from mint_contracts.part_names import part_name
 
 PART_ENTRIES = 10_000
 PARTS_AT_ONCE = 4  # being written while the next is filled: while one waits for the disk, another keeps Redis busy

@@ -1,0 +1,112 @@
+"""Merging neighbouring parts of a catalog's manifests into one run that says the same, a piece at a time.
+
+The run counts once its last piece is there (part_names.py), and only then does what it was made from go. So a merge
+that is cut off, or done by two gateways, loses nothing; who reads meanwhile and finds a part gone begins again.
+"""
+
+import heapq
+import itertools
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+
+from mint_contracts.catalog_parts import Parts
+from mint_contracts.entries import Row
+from mint_contracts.errors import CorruptFile, MintError
+from mint_contracts.packed_entries import OLDER, identity
+from mint_contracts.part_names import Span, piece_name
+
+PIECE = 3_000  # rows in one piece of a run, or a few more
+
+
+class Spoilt(Exception):
+    """A part has a line that cannot be read: it may be mended by hand, and must not vanish."""
+
+    def __init__(self, name: str, error: CorruptFile) -> None:
+        super().__init__(str(error))
+        self.name = name
+
+
+def kept(rows: Sequence[Row], below: int, *, stored: bool) -> list[Row]:
+    """What still means anything of all rows of one name, given and returned the oldest first: pure.
+
+    That is what Redis would keep: the newest row, and of the revisions since the name was last retired the OLDER last
+    ones beside it, each by its own newest row. That it was retired is kept while there may be rows from before: none
+    is elsewhere of a sequence smaller than `below`; and where the name is retired still, if the base is `stored`,
+    which has an adapter store that may know it.
+    """
+    found: dict[bytes, Row] = {}
+    for row in sorted(rows, key=_sequence, reverse=True):
+        if row[1].retired:
+            if row[0] >= below or (stored and not found):
+                found[b""] = row
+            break
+        if len(found) <= OLDER:
+            found.setdefault(identity(row[1]), row)
+    return list(reversed(found.values()))
+
+
+async def merge(
+    parts: Parts,
+    window: Sequence[Span],
+    below: int,
+    *,
+    stored: bool,
+    go_on: Callable[[], Awaitable[None]],
+) -> Span:
+    """Make one run of neighbours and remove them. `below` and `stored` as of `kept`.
+
+    `go_on` is asked before each piece, and may raise to end the merge. Raises Spoilt, and what the store does.
+    """
+    first, last = window[0].first, max(span.last for span in window)
+    pieces = _pieces(parts, window, below, stored=stored)
+    token, names, count, ending = secrets.token_hex(4), list[str](), 0, False
+    try:
+        rows = await parts.do(lambda: next(pieces, []))
+        while not ending:
+            following = await parts.do(lambda: next(pieces, []))
+            await go_on()
+            ending = not following
+            names.append(piece_name(first, last, token, len(names), len(rows), end=ending))
+            await parts.write_merged(names[-1], rows)
+            count, rows = count + len(rows), following
+    except BaseException:
+        if not ending:  # else the run may be whole, and somebody may trust in it
+            with suppress(MintError):
+                for name in names:
+                    await parts.delete(name)
+        raise
+    for name in itertools.chain.from_iterable(span.names for span in window):
+        await parts.delete(name)
+    return Span(first, last, token, tuple(names), count, run=True)
+
+
+def _pieces(parts: Parts, window: Sequence[Span], below: int, *, stored: bool) -> Iterator[list[Row]]:
+    """The rows that are kept, by name; blocking. No name is in two pieces."""
+    piece: list[Row] = []
+    streams = [_sorted(parts, span) for span in window]
+    for _, rows in itertools.groupby(heapq.merge(*streams, key=_place), key=lambda row: row[1].name):
+        piece += kept(list(rows), below, stored=stored)
+        if len(piece) >= PIECE:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
+
+def _sorted(parts: Parts, span: Span) -> Iterator[Row]:
+    """A span's rows by name: of a run one piece after the other, of a part all at once."""
+    for name in span.names:
+        try:
+            rows = parts.read_now(name, strict=True)
+        except CorruptFile as error:
+            raise Spoilt(name, error) from None
+        yield from sorted(rows, key=_place)
+
+
+def _place(row: Row) -> tuple[str, int]:
+    return row[1].name, row[0]
+
+
+def _sequence(row: Row) -> int:
+    return row[0]

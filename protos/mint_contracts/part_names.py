@@ -1,0 +1,131 @@
+"""The names of a catalog's manifest parts, and which parts count: pure.
+
+| name                                       | what it is                                                    |
+|--------------------------------------------|---------------------------------------------------------------|
+| FIRST-RANDOM-COUNT.jsonl                   | what was registered: its lines have the sequences from FIRST  |
+| FIRST-RANDOM-COUNT-LAST-N.merged.jsonl     | piece N, from 0, of a run: each line tells its own sequence   |
+| FIRST-RANDOM-COUNT-LAST-N-end.merged.jsonl | its last piece                                                |
+| FIRST-RANDOM-COUNT.merged.jsonl            | what an earlier version merged: each line tells its own, too  |
+
+A run says, in the order of adapters' names, what all parts from the sequence FIRST to LAST said. It counts from the
+moment its last piece is there, and takes the place of every part and run within that range, at once: what it was made
+from may go afterwards, in any order, or stay behind. A run without all its pieces is one that somebody still makes,
+or never will: it counts for nothing.
+"""
+
+import itertools
+import re
+import secrets
+from collections.abc import Iterable
+
+import msgspec
+
+SUFFIX, MERGED = ".jsonl", ".merged"
+UNTOLD_ROWS = 10_000  # taken for what a part holds whose name does not tell
+_DIGITS = 16
+
+_NAME = re.compile(rf"(\d{{{_DIGITS}}})-([^-.]+)(?:-(\d+))?(?:-(\d{{{_DIGITS}}})-(\d+)(-end)?)?(\.merged)?\.jsonl")
+
+
+class Span(msgspec.Struct, frozen=True, order=True):
+    """A part, or a whole run: all that is said from the sequence `first` to `last`."""
+
+    first: int
+    last: int
+    token: str  # no other part or run has it
+    names: tuple[str, ...]
+    rows: int
+    run: bool  # in the order of adapters' names
+
+    def within(self, other: "Span") -> bool:
+        """Whether the other takes this one's place; of two runs over one range the one with the larger token does."""
+        if not other.run or self.token == other.token or not other.first <= self.first <= self.last <= other.last:
+            return False
+        same = self.run and (self.first, self.last) == (other.first, other.last)
+        return not same or self.token < other.token
+
+
+class _Name(msgspec.Struct, frozen=True, order=True):
+    """What a name tells; `number` is a piece's."""
+
+    first: int
+    token: str
+    last: int
+    number: int
+    name: str
+    rows: int
+    end: bool
+    run: bool
+
+    @property
+    def span(self) -> Span:
+        """The part, or the piece alone."""
+        return Span(self.first, self.last, self.token, (self.name,), self.rows, self.run)
+
+
+def spans(names: Iterable[str]) -> list[Span]:
+    """The parts and runs that count, the oldest first."""
+    every = _every(_told(names))
+    runs = [span for span in every if span.run]
+    return sorted(span for span in every if not any(span.within(run) for run in runs))
+
+
+def replaced(names: Iterable[str]) -> list[str]:
+    """Parts, and pieces of runs whole or not, whose place a whole run has taken."""
+    told = _told(names)
+    runs = [span for span in _every(told) if span.run]
+    return [each.name for each in told if any(each.span.within(run) for run in runs)]
+
+
+def part_name(sequence: int, count: int) -> str:
+    """A name that no other part has, sorted by its sequence."""
+    return f"{sequence:0{_DIGITS}d}-{secrets.token_hex(4)}-{count}{SUFFIX}"
+
+
+def piece_name(first: int, last: int, token: str, number: int, count: int, *, end: bool) -> str:
+    """The name of one piece of a run."""
+    ending = "-end" if end else ""
+    return f"{first:0{_DIGITS}d}-{token}-{count}-{last:0{_DIGITS}d}-{number}{ending}{MERGED}{SUFFIX}"
+
+
+def is_merged(name: str) -> bool:
+    """Whether each of a part's lines tells its own sequence."""
+    return name.endswith(MERGED + SUFFIX)
+
+
+def sequence_of(name: str) -> int | None:
+    """The sequence of a part's first line; None if this is not a part's name."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _told(names: Iterable[str]) -> list[_Name]:
+    return sorted(told for name in names if (told := _parse(name)) is not None)
+
+
+def _every(told: Iterable[_Name]) -> list[Span]:
+    """Every part and every whole run, whatever takes its place, of names in order: a run's follow each other."""
+    found = []
+    for (first, token, last, run), same in itertools.groupby(
+        told, lambda each: (each.first, each.token, each.last, each.run)
+    ):
+        pieces = list(same)
+        if not run:
+            found += [piece.span for piece in pieces]
+        elif pieces[-1].end and [piece.number for piece in pieces] == list(range(len(pieces))):
+            rows = sum(piece.rows for piece in pieces)
+            found.append(Span(first, last, token, tuple(piece.name for piece in pieces), rows, run))
+    return found
+
+
+def _parse(name: str) -> _Name | None:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    first, rows = int(match[1]), UNTOLD_ROWS if match[3] is None else int(match[3])
+    if match[4] is not None:
+        number, end = int(match[5]), match[6] is not None
+        return _Name(first, match[2], int(match[4]), number, name, rows, end, run=True)
+    # Parts that an earlier version merged, and those without a count, tell their first sequence alone.
+    last = first if match[3] is None or match[7] else first + max(rows, 1) - 1
+    return _Name(first, match[2], last, 0, name, rows, end=False, run=False)
