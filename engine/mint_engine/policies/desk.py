@@ -1,7 +1,7 @@
 """The event loop's side of the step thread's training: what is asked there is awaited here."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 from mint_contracts.awaiting import to_its_end
@@ -34,6 +34,23 @@ class Desk:
         self._updates.call(run)
         self._wake()
         return await to_its_end(answer)
+
+    async def parts(self, work: Callable[[Trainer], Generator[None, None, T]]) -> T:
+        """As `call`, something longer: wherever it pauses, a step may follow."""
+        begun: list[Generator[None, None, T]] = []
+
+        def part(trainer: Trainer) -> tuple[T] | None:
+            if not begun:
+                begun.append(work(trainer))
+            try:
+                next(begun[0])
+            except StopIteration as end:
+                return (end.value,)
+            return None
+
+        while (found := await self.call(part)) is None:
+            pass
+        return found[0]
 
     async def step(self, policy: str, optimizer: Optimizer) -> StepOutcome:
         """A policy's step along the gradients that it has. Raises as `Trainer.begin_step`, or Draining.

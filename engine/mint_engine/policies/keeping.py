@@ -4,7 +4,6 @@ One of each is on its way at most. Nothing is begun to be written while the leas
 """
 
 import asyncio
-import dataclasses
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -14,18 +13,17 @@ import structlog
 from mint_contracts.errors import InvalidRequest, MintError
 from mint_contracts.source import Source
 from mint_contracts.training_records import Published
-from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.copying import Copying, copying, packing
 from mint_engine.policies.means import Means
 from mint_engine.policies.patience import Patiently
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.policies.terms import Terms
 from mint_engine.training import state
-from mint_engine.training.policy import Policy
 from mint_engine.training.trainer import Trainer
 
 UNSURE_S = 0.25
@@ -81,7 +79,7 @@ class Keeping:
         Raises InvalidRequest in the middle of an update: its step would be taken twice.
         """
         await self._room("save")
-        policy = await self._means.desk.call(lambda trainer: _copy(trainer.policy(self._terms.policy)))
+        policy = await self._means.desk.parts(lambda trainer: _copying(trainer, self._terms.policy))
 
         async def write() -> None:
             blob = await asyncio.to_thread(state.to_bytes, policy)
@@ -103,13 +101,7 @@ class Keeping:
         """Begin to publish the policy as it is now; it is offered when it is there."""
         await self._room("publish")
         name, dtype, terms = Name(self._terms.lease, step), self._means.dtype, self._terms
-
-        def cast(trainer: Trainer) -> Callable[[], Packed]:
-            policy = trainer.policy(terms.policy)
-            form, run = policy.form, policy.weights.to("cpu", dtype, copy=True)
-            return lambda: Packed(packed_file.describe(form.config, form.base, form.layout, form.scalings, run), run)
-
-        pack = await self._means.desk.call(cast)
+        pack = await self._means.desk.parts(lambda trainer: packing(trainer, terms.policy, dtype))
 
         async def write() -> None:
             packed = await asyncio.to_thread(pack)
@@ -158,14 +150,13 @@ class Keeping:
         return await self._patiently(attempt, "write")
 
 
-def _copy(policy: Policy) -> Policy:
-    """A policy's numbers as they are between two steps, apart from those that go on.
+def _copying(trainer: Trainer, name: str) -> Copying:
+    """A policy's numbers as they are between two steps.
 
     A gradient is of an update that was cut off, which will be computed anew.
     """
-    if policy.halfway:
-        raise InvalidRequest(f"policy {policy.name!r}", "is in the middle of an update and can't be saved")
-    vectors = {name: getattr(policy, name).to("cpu", copy=True) for name in ("weights", "exp_avg", "exp_avg_sq")}
-    copy = dataclasses.replace(policy, **vectors, rounded=None)
+    if trainer.policy(name).halfway:
+        raise InvalidRequest(f"policy {name!r}", "is in the middle of an update and can't be saved")
+    copy = yield from copying(trainer, name)
     copy.forget_gradient()
     return copy

@@ -25,14 +25,15 @@ from mint_contracts.errors import (
 )
 from mint_contracts.names import check_adapter
 from mint_contracts.wire import to_status
-from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.copying import copying, packing
 from mint_engine.policies.means import Means
 from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, told_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
+from mint_engine.training import state
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 
@@ -116,7 +117,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: Open, calls: Calls) -> pb.SaveStateResponse:
             policy, name = request.policy, Name(calls.lease, request.sequence)
-            blob = await here.means.desk.call(lambda trainer: trainer.save(policy))
+            copy = await here.means.desk.parts(lambda trainer: copying(trainer, policy))
+            blob = await asyncio.to_thread(state.to_bytes, copy)
             digest = await asyncio.to_thread(digest_of, blob)
             record = Record(policy, "", name.lease, name.step, digest, RUN, sequence=request.sequence)
             shelf = Shelf(here.store, policy, RUN, KEPT)
@@ -147,7 +149,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: Open, calls: Calls) -> pb.PublishResponse:
             policy, name = request.policy, Name(calls.lease, request.sequence)
-            packed: Packed = await here.means.desk.call(lambda trainer: trainer.packed(policy))
+            pack = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
+            packed = await asyncio.to_thread(pack)
             told = await asyncio.to_thread(revisions.publish, here.store, policy, name, packed)
             here.means.places.offer(policy, told.source, packed)
             return pb.PublishResponse(revision=told.revision, uri=told.source.uri)

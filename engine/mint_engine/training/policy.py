@@ -106,8 +106,9 @@ def form_of(
     )
 
 
-def spans(vector: torch.Tensor, most: int = SPAN) -> Iterator[slice]:
-    """Of a vector [n], one after another."""
+def spans(vector: torch.Tensor, most: int = 0) -> Iterator[slice]:
+    """Of a vector [n], one after another, `SPAN` long unless told."""
+    most = most or SPAN
     return (slice(start, start + most) for start in range(0, vector.numel(), most))
 
 

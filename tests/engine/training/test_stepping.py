@@ -9,8 +9,8 @@ import torch
 
 from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError
 from mint_contracts.training import Optimizer
+from mint_engine.policies.copying import copying, packing
 from mint_engine.policies.handoff import hand_off
-from mint_engine.policies.keeping import _copy
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training import optimizer as optimizers
 from mint_engine.training.example import PolicyBatch
@@ -135,7 +135,8 @@ def torn(trainer: Trainer) -> Callable[[], None]:
 LOOKS: list[Callable[[Trainer], object]] = [
     lambda trainer: trainer.save("p/0"),
     lambda trainer: trainer.packed("p/0"),
-    lambda trainer: _copy(trainer.policy("p/0")),
+    lambda trainer: next(copying(trainer, "p/0")),
+    lambda trainer: next(packing(trainer, "p/0", torch.float32)),
     lambda trainer: hand_off(None, 0, trainer.policy("p/0"), "p/0@1.2"),  # type: ignore[arg-type]
     lambda trainer: trainer.begin([PolicyBatch("p/0", groups(3), DAPO)]),
     lambda trainer: trainer.begin_step("p/0", OPTIMIZER),

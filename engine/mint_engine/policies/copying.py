@@ -1,0 +1,52 @@
+"""A policy's numbers copied for what is saved and published of it, in bounded parts between which an engine decodes.
+
+Who asks for a copy sees to it that the policy learns nothing meanwhile. Made by `Desk.parts`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+
+from mint_contracts.errors import Internal
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.packed import Packed
+from mint_engine.training.policy import Policy, spans
+from mint_engine.training.trainer import Trainer
+
+Copying = Generator[None, None, Policy]
+Packing = Generator[None, None, Callable[[], Packed]]
+
+_VECTORS = ("weights", "exp_avg", "exp_avg_sq", "gradient")
+
+
+def copying(trainer: Trainer, name: str) -> Copying:
+    """All of a policy in host memory, apart from what goes on. Raises as `Trainer.policy`."""
+    policy = trainer.policy(name)
+    copies: dict[str, Any] = yield from _copies(trainer, policy, _VECTORS, torch.float32)
+    return dataclasses.replace(policy, **copies, rounded=None)
+
+
+def packing(trainer: Trainer, name: str, dtype: torch.dtype) -> Packing:
+    """What makes a revision of a policy, as it is now; that takes time, on any thread. Raises as `Trainer.policy`."""
+    policy = trainer.policy(name)
+    form, run = policy.form, (yield from _copies(trainer, policy, ("weights",), dtype))["weights"]
+    return lambda: Packed(packed_file.describe(form.config, form.base, form.layout, form.scalings, run), run)
+
+
+def _copies(
+    trainer: Trainer, policy: Policy, names: Sequence[str], dtype: torch.dtype
+) -> Generator[None, None, dict[str, torch.Tensor]]:
+    """Vectors [n] that the policy has, in host memory."""
+    step, elements = policy.step, policy.weights.numel()
+    vectors: dict[str, torch.Tensor] = {name: found for name in names if (found := getattr(policy, name)) is not None}
+    copies = {name: torch.empty(elements, dtype=dtype) for name in vectors}
+    for span in spans(policy.weights):
+        if span.start:
+            yield
+        if trainer.policy(policy.name) is not policy or policy.step != step:
+            raise Internal(f"policy {policy.name!r}", "has changed while it was copied")
+        for name, vector in vectors.items():
+            copies[name][span] = vector[span]
+    return copies
