@@ -355,6 +355,20 @@ def test_nobody_else_trains_its_policies() -> None:
     assert world.training.trains == before
 
 
+def test_nobody_else_serves_anything_under_the_name_of_a_policy_that_has_published_nothing_yet() -> None:
+    world = lessons()
+    world.waves.insert(0, wave("has-it", sources={"team/w-1": "pvc://samples/elsewhere"}))
+    world.step()
+    lose_sight(world)
+    world.waves.insert(0, wave("new", sources={"team/w-0": "pvc://samples/elsewhere"}, priority=9))
+    found = world.step()
+    status, reason, said = condition(found, "new", "Admitted")
+    assert (status, reason) == ("False", "PolicyConflict")
+    assert "wave team/w trains" in said
+    assert condition(found, "has-it", "Admitted")[0] == "True", "who had it before keeps it, as ever"
+    assert list(world.placements) == ["team/w-1"]
+
+
 def test_what_it_has_published_stays_served_and_follows_its_policies() -> None:
     world = lessons()
     world.say(Stage.RUNNING, 4, published=published(4))

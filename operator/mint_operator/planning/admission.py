@@ -58,13 +58,15 @@ def admit(
     sizes: Mapping[str, Size] | None = None,
     reserved: capacity.Demand = capacity.NOTHING,
     held: Mapping[str, int] = NOTHING,
+    claimed: Mapping[str, str] | None = None,
 ) -> Admission:
     """Admit waves by turn. One that waits does not hold up a smaller one behind it, and is asked first next time.
 
     Those that are kept as they are come before all others, and are never refused what they have.
 
     `reserved` is what training takes, which holds leases and comes before every wave that only serves; `held` the
-    slots that each namespace has of it, which count in its quota and its share.
+    slots that each namespace has of it, which count in its quota and its share. `claimed` are names that nobody may
+    have but the wave given with each.
     """
     asks = ask(base, waves, before.asks if before else NOBODY)
     sizes = sizes or {}
@@ -85,7 +87,8 @@ def admit(
         if case is None or not known:
             case = _case(each, most, limits, sizes)
         cases[key] = case
-        verdict = _add(tally, case, asks, shared.get(key, ()), limits, sizes)
+        verdict = _claimed(each, claimed) if claimed else None
+        verdict = verdict or _add(tally, case, asks, shared.get(key, ()), limits, sizes)
         if verdict is None:
             turns[key] = len(turns)
             continue
@@ -216,6 +219,15 @@ def _conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence
                 "comes first; give it one source, or another name",
             )
     return None
+
+
+def _claimed(each: Ask, claimed: Mapping[str, str]) -> Refusal | None:
+    own = each.wave.meta.key
+    name = next((name for name, wave in claimed.items() if wave != own and name in each.by_name), None)
+    if name is None or each.kept:
+        return None
+    said = f"adapter {name} is what wave {claimed[name]} trains; serve it once that publishes it, or name another"
+    return Refusal(conditions.POLICY_CONFLICT, said, terminal=False)
 
 
 def _shown(want: Want) -> str:

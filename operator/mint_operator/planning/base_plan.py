@@ -83,7 +83,8 @@ def plan_base(
     waves = training.waves
     last = before.admission if before else None
     sizes, taken = known.sizes if known else None, _taken(base, training, known)
-    admission = admit(base, waves, last, sizes, taken, training.held)
+    claimed = {} if known is None else training.unplaced(known.state.placements)
+    admission = admit(base, waves, last, sizes, taken, training.held, claimed)
     refusal = _unusable(base, groups=snapshot.groups)
     settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))
     child = snapshot.children.get(base.workload)

@@ -41,6 +41,11 @@ class Training(msgspec.Struct, frozen=True):
     demand: int = 0
     engines: int = 0
 
+    def unplaced(self, placements: Mapping[str, Placement]) -> dict[str, str]:
+        """Policies of waves that are kept as they are which nobody is to serve yet, each with its wave."""
+        kept = [(wave.meta.key, wave.stand) for wave in self.waves if wave.stand is not None and wave.stand.kept]
+        return {each.name: key for key, stand in kept for each in stand.policies if each.name not in placements}
+
 
 def prepared(
     base: ObservedBase,
