@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from mint_contracts.source import Source
+from mint_engine.model.widened import fit_products
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.made import edit_tensors, lora_names, peft_adapter
 from tests.engine.tiers import NAMES, Scene
+
+
+@pytest.fixture(scope="session", autouse=True)
+def products() -> None:
+    """As in an engine, whose products are fitted when it loads its base: some tests make theirs by hand."""
+    fit_products(torch.bfloat16, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

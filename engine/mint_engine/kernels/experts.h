@@ -2,6 +2,7 @@
 // Inputs meet a weight's rows in dot products, so that nothing is packed and no weight lies in memory twice. A sum is
 // taken in the order of its inputs, so a row's result does not depend on how many rows there are.
 #pragma once
+#include "inputs.h"
 #include "lanes.h"
 #include "lora.h"
 
@@ -25,7 +26,7 @@ struct Stack {
 
 // y [N, ldy] = x [N, in] W^T of R outputs.
 template <int N, int R, typename T>
-inline void put_dots(const T* x, int64_t in, const T* weight, T* y, int64_t ldy) {
+inline void put_dots(const Input<T>* x, int64_t in, const T* weight, T* y, int64_t ldy) {
   Lanes sums[N][R];
   for (int n = 0; n < N; ++n)
     for (int r = 0; r < R; ++r) sums[n][r] = zero();
@@ -50,7 +51,7 @@ inline void put_dots(const T* x, int64_t in, const T* weight, T* y, int64_t ldy)
 
 // y [rows, ldy] = x [rows, in] W^T of FEW outputs at most. Brings `ahead` meanwhile.
 template <typename T>
-inline void put(const T* x, int64_t in, int rows, const T* weight, int64_t outs, T* y, int64_t ldy, Ahead& ahead) {
+inline void put(const Input<T>* x, int64_t in, int rows, const T* weight, int64_t outs, T* y, int64_t ldy, Ahead& ahead) {
   if constexpr (std::is_same_v<Middle<T>, bf16>) {
     T found[ITEM_ROWS * FEW];
     shrink(x, in, rows, weight, {outs, in, 0, 1.0f}, found, FEW, ahead);
@@ -58,15 +59,16 @@ inline void put(const T* x, int64_t in, int rows, const T* weight, int64_t outs,
   } else {
     for (int n = 0; n < rows; n += DOTS)
       for (int64_t o = 0; o < outs; o += DOTS) {
-        const T *from = x + n * in, *by = weight + o * in;
+        const Input<T>* from = x + n * in;
+        const T* by = weight + o * in;
         T* to = y + n * ldy + o;
         if (n + DOTS <= rows && o + DOTS <= outs) {
-          put_dots<DOTS, DOTS>(from, in, by, to, ldy);
+          put_dots<DOTS, DOTS, T>(from, in, by, to, ldy);
           continue;
         }
         for (int m = 0; m < std::min(DOTS, rows - n); ++m)
           for (int64_t r = 0; r < std::min<int64_t>(DOTS, outs - o); ++r)
-            put_dots<1, 1>(from + m * in, in, by + r * in, to + m * ldy + r, ldy);
+            put_dots<1, 1, T>(from + m * in, in, by + r * in, to + m * ldy + r, ldy);
       }
   }
 }
@@ -75,10 +77,12 @@ inline void put(const T* x, int64_t in, int rows, const T* weight, int64_t outs,
 template <typename T>
 inline void multiply_block(const T* x, int64_t rows, const T* weight, int64_t in, int64_t out, int64_t first,
                            int64_t last, T* y, Ahead& ahead) {
-  for (int64_t row = 0; row < rows; row += ITEM_ROWS)
+  for (int64_t row = 0; row < rows; row += ITEM_ROWS) {
+    const int some = int(std::min<int64_t>(ITEM_ROWS, rows - row));
+    const Inputs<T> from = inputs(x + row * in, in, some, in);
     for (int64_t o = first; o < last; o += FEW)
-      put(x + row * in, in, int(std::min<int64_t>(ITEM_ROWS, rows - row)), weight + o * in, std::min(FEW, last - o),
-          y + row * out + o, out, ahead);
+      put<T>(from.rows, in, some, weight + o * in, std::min(FEW, last - o), y + row * out + o, out, ahead);
+  }
 }
 
 // One thread's part of all experts' outputs: rows bounds[e] to bounds[e + 1] of x [P, in] are expert e's -> y [P, out].

@@ -27,7 +27,7 @@ from mint_engine.kernels.structs import (
     linear_struct,
     slots_struct,
 )
-from mint_engine.model.device import zeros
+from mint_engine.model.device import multiplies_bfloat16, zeros
 from mint_engine.residency.slots import Slots
 
 ROWS = 8  # rows of a LoRA work item at most
@@ -64,8 +64,9 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, variant: str, dtype: torch.dtype) -> None:
         self.variant = variant
-        # Whether a weight's rows are met as they are faster than by torch: where dot products are one instruction.
-        self.meets_rows = variant == "avx512_bf16" and dtype == torch.bfloat16
+        # Whether a weight's rows are met as they are faster than by torch: where dot products are one instruction, or
+        # torch has none of bfloat16.
+        self.meets_rows = dtype == torch.bfloat16 and (variant == "avx512_bf16" or not multiplies_bfloat16())
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
             function.argtypes, function.restype = signature, None

@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <vector>
+#include "inputs.h"
 #include "lanes.h"
 #include "stream.h"
 #include "strip.h"
@@ -45,11 +46,9 @@ inline Lanes multiply_add_inputs(__m512bh weights, __m512bh inputs, Lanes sum) {
 }
 #else
 inline Lanes load_weights(const bf16* from) { return load(from); }
-inline Lanes spread_input(const bf16* from) { return spread(wide(*from)); }
 #endif
 template <typename T>
 using Weights = typename Of<T>::Weights;
-
 template <typename T>
 struct Linear {
   const T* weight;  // packed
@@ -76,7 +75,7 @@ void pack(const T* weight, int64_t out, int64_t in, T* packed) {
 // The sums of N rows and one panel. They begin and stay in registers: nothing here may call out. Meanwhile each step
 // brings so many lines.
 template <int LINES, int N, typename T>
-inline void sum_tile(const T* x, int64_t ldx, const T* panel, int64_t in, Lanes (&sums)[N][VECTORS], Stream& ahead) {
+inline void sum_tile(const Input<T>* x, int64_t ldx, const T* panel, int64_t in, Lanes (&sums)[N][VECTORS], Stream& ahead) {
   Lanes own[N][VECTORS];
   for (int n = 0; n < N; ++n)
     for (int v = 0; v < VECTORS; ++v) own[n][v] = zero();
@@ -138,17 +137,17 @@ inline void put_tile(Lanes (&sums)[N][VECTORS], const T* bias, int64_t width, T*
 }
 
 template <int N, typename T>
-inline void multiply_tile(const T* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
+inline void multiply_tile(const Input<T>* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
                           const Strip<T>* strips, int64_t targets, Stream& ahead) {
   Lanes sums[N][VECTORS], more[N][VECTORS];
   const int lines = ahead.renew(by.in / GROUP<T>);
   const int64_t first = panel * WIDTH;
   const T* weight = by.weight + first * by.in;
   static_assert(Stream::MOST_LINES == 3);
-  if (lines == 0) sum_tile<0>(x, ldx, weight, by.in, sums, ahead);
-  if (lines == 1) sum_tile<1>(x, ldx, weight, by.in, sums, ahead);
-  if (lines == 2) sum_tile<2>(x, ldx, weight, by.in, sums, ahead);
-  if (lines == 3) sum_tile<3>(x, ldx, weight, by.in, sums, ahead);
+  if (lines == 0) sum_tile<0, N, T>(x, ldx, weight, by.in, sums, ahead);
+  if (lines == 1) sum_tile<1, N, T>(x, ldx, weight, by.in, sums, ahead);
+  if (lines == 2) sum_tile<2, N, T>(x, ldx, weight, by.in, sums, ahead);
+  if (lines == 3) sum_tile<3, N, T>(x, ldx, weight, by.in, sums, ahead);
   if constexpr (TAKES_STRIPS<T>)
     if (strips) {
       for (int n = 0; n < N; ++n)
@@ -160,13 +159,13 @@ inline void multiply_tile(const T* x, int64_t ldx, const Linear<T>& by, int64_t 
 
 // A tile of any number of rows up to N.
 template <int N, typename T>
-inline void multiply_rows(int64_t rows, const T* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
+inline void multiply_rows(int64_t rows, const Input<T>* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
                           const Strip<T>* strips, int64_t targets, Stream& ahead) {
   if constexpr (N > 0) {
     if (rows == N)
-      multiply_tile<N>(x, ldx, by, panel, y, ldy, strips, targets, ahead);
+      multiply_tile<N, T>(x, ldx, by, panel, y, ldy, strips, targets, ahead);
     else
-      multiply_rows<N - 1>(rows, x, ldx, by, panel, y, ldy, strips, targets, ahead);
+      multiply_rows<N - 1, T>(rows, x, ldx, by, panel, y, ldy, strips, targets, ahead);
   }
 }
 
@@ -176,14 +175,26 @@ struct Panels {
   int64_t count() const { return std::max<int64_t>(0, (end - first + step - 1) / step); }
 };
 
-// y [rows, out], in rows of `ldy` numbers, = x [rows, in] W^T + b + strips, of some panels. Brings `ahead` meanwhile.
+// y [rows, out], in rows of `ldy` numbers, = x [rows, in] W^T + b + strips, of some panels. Tiles lie one behind another.
+// Brings `ahead` meanwhile.
 template <typename T>
 void multiply(const T* x, const Tiles<T>& tiles, const Linear<T>& by, T* y, int64_t ldy, const Panels& panels,
               Stream& ahead) {
-  for (int64_t panel = panels.first; panel < panels.end; panel += panels.step)
-    for (const Tile& tile : tiles.all)
-      multiply_rows<TILE>(tile.rows, x + tile.row * by.in, by.in, by, panel, y + tile.row * ldy, ldy,
-                          tile.strips < 0 ? nullptr : tiles.strips + tile.strips * tiles.targets, tiles.targets, ahead);
+  constexpr size_t MOST_WIDENED = 16;  // tiles: 96 rows of 2,000 inputs fit the second-level cache
+  const size_t all = tiles.all.size(), most = WIDENS<T> ? MOST_WIDENED : all;
+  for (size_t first = 0; first < all; first += most) {
+    const size_t last = std::min(first + most, all);
+    const int64_t row = tiles.all[first].row, end = tiles.all[last - 1].row + tiles.all[last - 1].rows;
+    const Inputs<T> from = inputs(x + row * by.in, by.in, end - row, by.in);
+    for (int64_t panel = panels.first; panel < panels.end; panel += panels.step)
+      for (size_t at = first; at < last; ++at) {
+        const Tile& tile = tiles.all[at];
+        multiply_rows<TILE, T>(tile.rows, from.rows + (tile.row - row) * from.ld, from.ld, by, panel,
+                               y + tile.row * ldy, ldy,
+                               tile.strips < 0 ? nullptr : tiles.strips + tile.strips * tiles.targets, tiles.targets,
+                               ahead);
+      }
+  }
 }
 
 // The same of rows without adapters.

@@ -106,7 +106,7 @@ void pack_panel(const T* weight, int64_t ld, int64_t depth, int64_t width, T* to
 
 // sums [N, WIDTH] = x by a panel of `depth` inputs; not `FRESH`: are added to. Meanwhile lines come.
 template <bool FRESH, int N, typename T>
-inline void sum_inputs(const T* x, int64_t ldx, const T* panel, int64_t depth, float* sums, Soon& ahead) {
+inline void sum_inputs(const Input<T>* x, int64_t ldx, const T* panel, int64_t depth, float* sums, Soon& ahead) {
   Lanes own[N][VECTORS];
   for (int n = 0; n < N; ++n)
     for (int v = 0; v < VECTORS; ++v) own[n][v] = FRESH ? zero() : load(sums + n * WIDTH + v * LANES);
@@ -118,7 +118,7 @@ inline void sum_inputs(const T* x, int64_t ldx, const T* panel, int64_t depth, f
       for (int v = 0; v < VECTORS; ++v) own[n][v] = multiply_add_inputs(weights[v], one, own[n][v]);
     }
   };
-  const auto whole_group = [](const T* at) { return spread_input(at); };
+  const auto whole_group = [](const Input<T>* at) { return spread_input(at); };
   constexpr int64_t STEPS = 4;  // for each line
   const int64_t whole = depth / GROUP<T> * GROUP<T>;
   Soon near = ahead;
@@ -129,25 +129,26 @@ inline void sum_inputs(const T* x, int64_t ldx, const T* panel, int64_t depth, f
   }
   for (; i < whole; i += GROUP<T>) step(i, whole_group);
   ahead = near;
-  if (whole < depth)
-    step(whole, [](const T* at) {
-      const T pair[] = {*at, narrow<T>(0.0f)};
-      return spread_input(pair);
-    });
+  if constexpr (GROUP<T> == 2)
+    if (whole < depth)
+      step(whole, [](const T* at) {
+        const T pair[] = {*at, narrow<T>(0.0f)};
+        return spread_input(pair);
+      });
   for (int n = 0; n < N; ++n)
     for (int v = 0; v < VECTORS; ++v) store(sums + n * WIDTH + v * LANES, own[n][v]);
 }
 
 template <int N, typename T>
-inline void sum_rows(int64_t rows, const T* x, int64_t ldx, const T* panel, int64_t depth, float* sums, bool fresh,
+inline void sum_rows(int64_t rows, const Input<T>* x, int64_t ldx, const T* panel, int64_t depth, float* sums, bool fresh,
                      Soon& ahead) {
   if constexpr (N > 0) {
     if (rows != N)
-      sum_rows<N - 1>(rows, x, ldx, panel, depth, sums, fresh, ahead);
+      sum_rows<N - 1, T>(rows, x, ldx, panel, depth, sums, fresh, ahead);
     else if (fresh)
-      sum_inputs<true, N>(x, ldx, panel, depth, sums, ahead);
+      sum_inputs<true, N, T>(x, ldx, panel, depth, sums, ahead);
     else
-      sum_inputs<false, N>(x, ldx, panel, depth, sums, ahead);
+      sum_inputs<false, N, T>(x, ldx, panel, depth, sums, ahead);
   }
 }
 
@@ -280,13 +281,15 @@ class Product {
       } else if (next) {
         weight = weight_soon(*next, 0);
       }
+      const Inputs<T> from = inputs(x_ + block.first * in_ + i, in_, block.last - block.first, depth);
       for (int64_t p = 0; p < block.panels; ++p) {
         T* panel = panels.data() + p * DEPTH * WIDTH;
         pack_panel<WAY>(weight_of(block, i) + p * WIDTH * (WAY == Way::THERE ? ld : 1), ld, depth,
                         out_ - (block.panel + p) * WIDTH, panel);
         for (int64_t row = block.first; row < block.last; row += TILE)
-          sum_rows<TILE>(std::min<int64_t>(TILE, block.last - row), x_ + row * in_ + i, in_, panel, depth,
-                         sums.data() + (p * MOST_ROWS + row - block.first) * WIDTH, i == 0, weight.rows ? weight : x);
+          sum_rows<TILE, T>(std::min<int64_t>(TILE, block.last - row), from.rows + (row - block.first) * from.ld, from.ld,
+                            panel, depth, sums.data() + (p * MOST_ROWS + row - block.first) * WIDTH, i == 0,
+                            weight.rows ? weight : x);
       }
     }
     std::vector<Strip<T>> strips;

@@ -25,6 +25,7 @@ from mint_engine.model.files import (
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
 from mint_engine.model.stored import Stored, fill, filled_from
+from mint_engine.model.widened import fit_products
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def load_base(
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase, and
     what `admit` does, before any weight is read. No code of the folder is run, nothing is fetched.
     """
+    fit_products(dtype, device)
     files = find_files(path)
     config, quantisation = read_config(files)
     admit(config, files.subject)

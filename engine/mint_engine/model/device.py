@@ -36,6 +36,11 @@ def choose_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether torch has fast products of bfloat16 on this CPU."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor of zeros. On CPU its memory comes from the system page by page, as it is first written.
 

@@ -87,7 +87,7 @@ def test_lean_equals_generic(family: str) -> None:
 
 @pytest.mark.parametrize("family", TAKEN | ROUTED)
 def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
-    """Both miss the same base's gradients in float32 by 2 to 4% of their norm, lean by no more than generic; from
+    """Both miss the same base's gradients in float32 by 2 to 5% of their norm, lean by no more than generic; from
     each other they are no further than two independent errors of that size would put them.
 
     Over some 250 tokens a policy that count alike: where ratios weigh them, a few decide, and where those are clipped
@@ -105,7 +105,7 @@ def test_in_bfloat16_they_differ_by_rounding_alone(family: str) -> None:
     )
     for name in lean.names:
         ours, theirs = distance(lean, reference, name), distance(generic, reference, name)
-        assert theirs < 0.05
+        assert theirs < 0.06
         assert ours < 1.1 * theirs
         assert distance(lean, generic, name) < math.hypot(ours, theirs)
         exactly, our, their = (np.concatenate(each[name].logprobs) for each in (expected, found, beside))

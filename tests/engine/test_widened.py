@@ -1,0 +1,105 @@
+"""Products of bfloat16 where the CPU has none; each in a process of its own, for what is put in place stays there."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mint_engine.model.base import load_base
+from mint_engine.model.device import multiplies_bfloat16
+from mint_engine.model.widened import widen_products
+from tests.engine.running import save_base
+
+Matrices = tuple[torch.Tensor, ...]
+Product = Callable[..., torch.Tensor]
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, weight, bias)
+
+
+def without_bias(x: torch.Tensor, weight: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, weight)
+
+
+def batched(x: torch.Tensor, weight: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(x.view(4, -1, x.shape[1]), weight.t().expand(4, -1, -1))
+
+
+def added_in_place(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    y = bias.expand(x.shape[0], -1).clone()
+    y[4:].addmm_(x[4:], weight.t())
+    return y
+
+
+def added_in_place_batched(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    y = bias.expand(4, x.shape[0] // 4, -1).clone()
+    return y.baddbmm_(x.view(4, -1, x.shape[1]), weight.t().expand(4, -1, -1), beta=0.5)
+
+
+def attended(x: torch.Tensor, weight: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    queries, keys = x.view(1, 4, -1, x.shape[1]), weight[: 2 * 16].view(1, 2, -1, x.shape[1])
+    seen = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool).tril()
+    return functional.scaled_dot_product_attention(queries, keys, keys, attn_mask=seen, enable_gqa=True)
+
+
+PRODUCTS = [linear, without_bias, batched, added_in_place, added_in_place_batched, attended]
+
+
+def matrices(dtype: torch.dtype) -> Matrices:
+    """x [64, 96], weight [80, 96], bias [80]: numbers that bfloat16 holds."""
+    made = torch.Generator().manual_seed(3)
+    return tuple(torch.randn(size, generator=made).bfloat16().to(dtype) for size in ((64, 96), (80, 96), (80,)))
+
+
+def computed(product: Product, dtype: torch.dtype) -> Matrices:
+    """What a product gives and the gradient of its first matrix, here."""
+    x, weight, bias = matrices(dtype)
+    y = product(x.requires_grad_(), weight, bias)
+    (back,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    return y.detach(), back
+
+
+def widened(product: Product, dtype: torch.dtype) -> Matrices:
+    """The same, in a process whose products are widened."""
+    widen_products()
+    return computed(product, dtype)
+
+
+def loaded(path: Path) -> bool:
+    """Whether a process that has loaded a base in bfloat16 has its products widened."""
+    load_base(path, torch.bfloat16, torch.device("cpu"))
+    return widen_products.cache_info().currsize == 1
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Executor]:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_both_directions_are_those_of_float32_rounded_once(product: Product, elsewhere: Executor) -> None:
+    for ours, exact in zip(
+        elsewhere.submit(widened, product, torch.bfloat16).result(), computed(product, torch.float32), strict=True
+    ):
+        assert ours.dtype == torch.bfloat16
+        # Sums in float32 differ by their order alone, but that attention's way back takes its rounded result.
+        torch.testing.assert_close(ours.float(), exact, rtol=2**-8, atol=0.01 if product is attended else 1e-5)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_float32_is_left_as_it_was(product: Product, elsewhere: Executor) -> None:
+    for ours, before in zip(
+        elsewhere.submit(widened, product, torch.float32).result(), computed(product, torch.float32), strict=True
+    ):
+        torch.testing.assert_close(ours, before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_base_in_bfloat16_widens_them_where_the_cpu_has_none(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        assert pool.submit(loaded, save_base(tmp_path / "base")).result() != multiplies_bfloat16()
