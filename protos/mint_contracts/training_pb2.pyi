@@ -247,6 +247,10 @@ Global___Logprobs: _TypeAlias = Logprobs  # noqa: Y015
 
 @_typing.final
 class OptimStepRequest(_message.Message):
+    """Taken whole or not at all. Where a defect cuts one off when numbers have changed, the policy answers UNAVAILABLE until
+    LoadState puts back what it has saved.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     POLICY_FIELD_NUMBER: _builtins.int

@@ -19,6 +19,8 @@ from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.primitives import MOST_EXAMPLES
 from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
+from mint_engine.training import optimizer
+from mint_engine.training.stepping import Stepping
 from tests.engine.running import save_base
 from tests.engine.training.teaching import Gate, Scene, assignment, train, training
 from tests.waiting import until
@@ -158,6 +160,38 @@ async def test_a_step_whose_client_goes_away_is_taken_to_its_end_and_counts_once
         assert (await stub.OptimStep(step("one", 2))).step == 1
         await stub.ForwardBackward(lesson("one", 3))
         assert (await stub.OptimStep(step("one", 4))).step == 2
+
+
+async def test_a_step_that_a_defect_cuts_off_halfway_is_nobodys_and_what_was_saved_is_gone_on_from(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimizer, "_STRETCH", 1 << 8)
+
+    def fail(stepping: Stepping) -> None:
+        if stepping.policy.torn:
+            raise RuntimeError("a defect")
+
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.ForwardBackward(lesson("one", 1))
+        saved = await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=2))
+        with monkeypatch.context() as patched, capture_logs():
+            patched.setattr(Stepping, "_settle", fail)
+            assert (await refused(stub.OptimStep(step("one", 3)))).reason == "Internal"
+        for call in (
+            stub.OptimStep(step("one", 3)),
+            stub.ForwardBackward(lesson("one", 3)),
+            stub.SaveState(pb.SaveStateRequest(policy="one", sequence=3)),
+            stub.Publish(pb.PublishRequest(policy="one", sequence=3)),
+        ):
+            error = await refused(call)
+            assert (error.reason, "load what it has saved" in error.message) == ("EngineUnavailable", True)
+        await stub.LoadState(pb.LoadStateRequest(policy="one", sequence=3, uri=saved.uri))
+        found = await stub.OptimStep(step("one", 4))
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="two", rank=4))
+        await stub.ForwardBackward(lesson("two", 1))
+        undisturbed = await stub.OptimStep(step("two", 2))
+        assert found == undisturbed
 
 
 @pytest.mark.parametrize("broken", [True, False])
