@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_contracts.errors import UnsupportedBase
+from mint_engine.model import widened
 from mint_engine.model.cache import KvCache
 from mint_engine.model.latent import attend_latent
 from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, plan_attention, tiles
@@ -139,7 +139,7 @@ def _attend_rows(
     """Rows [Q, T, D] of one request over keys and values [K, N, D], of which they see [T, N] -> [Q, T, D]."""
     heads = keys.shape[0]
     if style.cap is None and style.sinks is None:
-        return functional.scaled_dot_product_attention(
+        return widened.attend(
             rows[None], keys[None], values[None], attn_mask=visible, scale=style.scale,
             enable_gqa=rows.shape[0] != heads,
         )[0]  # fmt: skip

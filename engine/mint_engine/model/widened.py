@@ -10,18 +10,15 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from mint_engine.model.device import multiplies_bfloat16
 
-_NARROWED = {  # how many of an operator's results are of its arguments' type
-    "mm": 1,
-    "bmm": 1,
-    "addmm": 1,
-    "baddbmm": 1,
-    "_scaled_dot_product_flash_attention_for_cpu": 1,  # beside the logarithms of sums, which are float32
-    "_scaled_dot_product_flash_attention_for_cpu_backward": 3,
-}
-_IN_PLACE = ("addmm_", "baddbmm_")  # of the operators of those names without the underscore
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
+_IN_PLACE = ("addmm_", "baddbmm_")
+BAND = 1 << 24  # numbers of a matrix that are widened at a time: 64 MB
+
+_kept: list[torch.library.Library] = []  # kernels go when their library does
 
 
 def fit_products(dtype: torch.dtype, device: torch.device) -> None:
@@ -34,42 +31,55 @@ def fit_products(dtype: torch.dtype, device: torch.device) -> None:
 def widen_products() -> None:
     """Put other kernels in the place of torch's, for all of this process."""
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    for name, narrowed in _NARROWED.items():
-        library.impl(name, _widened(name, narrowed), "CPU", with_keyset=True)
+    for name in PRODUCTS:
+        library.impl(name, _product(name), "CPU")
     for name in _IN_PLACE:
-        library.impl(name, _in_place(name), "CPU", with_keyset=True)
+        library.impl(name, _product_in_place(name.removesuffix("_")), "CPU")
     _kept.append(library)
 
 
-_kept: list[torch.library.Library] = []  # kernels go when their library does
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+    """torch's scaled_dot_product_attention; its products are within its own kernels, and so widened here."""
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or multiplies_bfloat16():
+        return functional.scaled_dot_product_attention(query, key, value, **options)
+    wide = functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
+    return wide.bfloat16()
 
 
-def _widened(name: str, narrowed: int) -> Callable[..., Any]:
-    kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
+def _product(name: str) -> Callable[..., torch.Tensor]:
+    """The product of the last two of its arguments, and perhaps what it is added to before them."""
+    # Torch's own by way of what it is asked to write to: that was not replaced, and other threads run meanwhile.
+    plain: Callable[..., torch.Tensor] = getattr(torch, name)
 
-    def multiply(keys: Any, *values: Any, **named: Any) -> Any:
-        if values[0].dtype != torch.bfloat16:
-            return kernel.call_boxed(keys, *values, **named)
-        found = kernel.call_boxed(keys, *map(_wide, values), **{each: _wide(value) for each, value in named.items()})
-        if isinstance(found, torch.Tensor):
-            return found.bfloat16()
-        return tuple(each.bfloat16() if at < narrowed else each for at, each in enumerate(found))
+    def multiply(*values: torch.Tensor, **factors: Any) -> torch.Tensor:
+        *added, left, right = values
+        found = left.new_empty((*left.shape[:-1], right.shape[-1]))
+        if any(each.dtype != torch.bfloat16 for each in values):
+            return plain(*values, **factors, out=found)
+        left = left.float()
+        for columns in _bands(right):
+            beside = [each[..., columns] if each.dim() and each.shape[-1] > 1 else each for each in added]
+            some = right[..., columns].float()
+            wide = left.new_empty((*left.shape[:-1], some.shape[-1]))
+            found[..., columns] = plain(*(each.float() for each in beside), left, some, **factors, out=wide)
+        return found
 
     return multiply
 
 
-def _in_place(name: str) -> Callable[..., Any]:
-    kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
-    plain = getattr(torch.ops.aten, name.removesuffix("_")).default
+def _product_in_place(name: str) -> Callable[..., torch.Tensor]:
+    plain: Callable[..., torch.Tensor] = getattr(torch, name)
 
-    def multiply(keys: Any, own: torch.Tensor, *values: Any, **named: Any) -> torch.Tensor:
+    def multiply(own: torch.Tensor, *values: torch.Tensor, **factors: Any) -> torch.Tensor:
         if own.dtype != torch.bfloat16:
-            kernel.call_boxed(keys, own, *values, **named)
-            return own
-        return own.copy_(plain(own, *values, **named))
+            return plain(own, *values, **factors, out=own)
+        return own.copy_(plain(own, *values, **factors))
 
     return multiply
 
 
-def _wide(value: Any) -> Any:
-    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
+def _bands(right: torch.Tensor) -> list[slice]:
+    """Columns of a matrix that are taken at a time: some of a large one's, so that it is never widened whole."""
+    width = right.shape[-1]
+    each = max(1, min(width, BAND // max(1, right.numel() // max(1, width))))
+    return [slice(first, first + each) for first in range(0, width, each)]

@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_contracts.errors import UnsupportedBase
+from mint_engine.model import widened
 from mint_engine.model.attention import weigh
 from mint_engine.training.pieces import Tree
 
@@ -102,7 +102,7 @@ def _attend_tree(
     """Queries [1, Q, n, D], keys [1, K, n, D] and values [1, K, n, E] -> [1, Q, n, E]."""
     heads, count = key.shape[1], query.shape[2]
     if style.cap is None and style.sinks is None:
-        return functional.scaled_dot_product_attention(
+        return widened.attend(
             query, key, value, attn_mask=seen, scale=style.scale, enable_gqa=query.shape[1] != heads
         )
     grouped = query[0].reshape(heads, -1, count, query.shape[3])  # [K, Q / K, n, D]

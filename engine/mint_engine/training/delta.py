@@ -68,7 +68,7 @@ class AddDelta(torch.autograd.Function):
         for (segment, part), middle in zip(ctx.owned, ctx.middles, strict=True):
             span = slice(segment.start, segment.stop)
             back = accumulate(x[span], dy[span], middle, part)
-            torch.mm(back, part.a[0], out=dx[span])
+            dx[span] = back @ part.a[0]
         return dy, dx, None
 
 
