@@ -1,8 +1,12 @@
-"""Reading the placement map: anybody may. Raises MapUnavailable when Redis does not answer in time."""
+"""Reading the placement map: anybody may. Raises MapUnavailable when Redis does not answer in time.
+
+Another version of MinT may have written a record otherwise. One that cannot be read hinders no other: it is read as
+far as it can be, or passed over.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
@@ -17,6 +21,7 @@ from mint_contracts.records import (
     Held,
     MapState,
     Placement,
+    Tier,
     WaveRecord,
 )
 
@@ -195,4 +200,19 @@ class MapReader:
 
 
 def _decoded(raw: Mapping[str, str], kind: type[T]) -> dict[str, T]:
-    return {name: msgspec.json.decode(text, type=kind) for name, text in raw.items()}
+    """Those that can be read, if need be without knowing a residency."""
+    found = {}
+    for name, text in raw.items():
+        try:
+            found[name] = msgspec.json.decode(text, type=kind)
+        except msgspec.ValidationError:
+            with suppress(msgspec.ValidationError):
+                found[name] = msgspec.convert(_warmest(msgspec.json.decode(text)), kind)
+    return found
+
+
+def _warmest(of: dict[str, Any]) -> dict[str, Any]:
+    """A record with Device for each residency that this version does not know, so that nothing is held less warm."""
+    found = of | {"places": [_warmest(each) for each in of["places"]]} if "places" in of else of
+    known = found.get("residency", Tier.DEVICE) in list(Tier)
+    return found if known else found | {"residency": Tier.DEVICE}

@@ -21,13 +21,17 @@ class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """camelCase on the wire; unset fields stay off it."""
 
 
-class SecretRef(_Camel, frozen=True):
+class _Spec(_Camel, frozen=True, forbid_unknown_fields=True):
+    """What users ask for: nobody acts upon the rest where a field of it says what this version does not know."""
+
+
+class SecretRef(_Spec, frozen=True):
     """A Secret of the same namespace whose keys become the engine's environment (AWS_*, HF_TOKEN, ...)."""
 
     name: str
 
 
-class BaseSource(_Camel, frozen=True):
+class BaseSource(_Spec, frozen=True):
     """Where the base's weights are: a safetensors directory or one .gguf file."""
 
     uri: str
@@ -40,21 +44,21 @@ class BaseSource(_Camel, frozen=True):
         return Source(uri=self.uri, revision=self.revision)
 
 
-class Replicas(_Camel, frozen=True):
+class Replicas(_Spec, frozen=True):
     """Bounds on the number of engines."""
 
     min: int = 1
     max: int = 1
 
 
-class Resources(_Camel, frozen=True):
+class Resources(_Spec, frozen=True):
     """Kubernetes ResourceRequirements of an engine's container."""
 
     requests: dict[str, str | int] = {}
     limits: dict[str, str | int] = {}
 
 
-class EngineSpec(_Camel, frozen=True):
+class EngineSpec(_Spec, frozen=True):
     """How the engines of a base run."""
 
     replicas: Replicas = Replicas()
@@ -69,7 +73,7 @@ class EngineSpec(_Camel, frozen=True):
     tolerations: list[dict[str, Any]] = []
 
 
-class AdapterStore(_Camel, frozen=True):
+class AdapterStore(_Spec, frozen=True):
     """A folder in which every adapter lies under its own name, so that it can be asked for without a wave."""
 
     uri: str
@@ -82,7 +86,7 @@ class AdapterStore(_Camel, frozen=True):
         return Source(uri=self.uri, revision=self.revision)
 
 
-class AdapterLimits(_Camel, frozen=True):
+class AdapterLimits(_Spec, frozen=True):
     """What adapters a base takes, and how many stay warm."""
 
     max_rank: int = 32
@@ -95,7 +99,7 @@ class AdapterLimits(_Camel, frozen=True):
     volume_claims: list[str] = []  # further claims that pvc:// sources of waves may name
 
 
-class TrainingStore(_Camel, frozen=True):
+class TrainingStore(_Spec, frozen=True):
     """A folder that engines may write: checkpoints and published revisions of what is trained on the base."""
 
     uri: str
@@ -107,19 +111,19 @@ class TrainingStore(_Camel, frozen=True):
         return Source(uri=self.uri)
 
 
-class TrainingLimits(_Camel, frozen=True):
+class TrainingLimits(_Spec, frozen=True):
     """What training on a base needs."""
 
     store: TrainingStore
 
 
-class Manifests(_Camel, frozen=True):
+class Manifests(_Spec, frozen=True):
     """A folder that the gateways write: file://, pvc://, s3:// or gs://."""
 
     uri: str
 
 
-class Catalog(_Camel, frozen=True):
+class Catalog(_Spec, frozen=True):
     """Every adapter of the base that can be named; its manifests are the catalog, and Redis a copy."""
 
     manifests: Manifests
@@ -130,7 +134,7 @@ class Catalog(_Camel, frozen=True):
         return Source(uri=self.manifests.uri)
 
 
-class Tenant(_Camel, frozen=True):
+class Tenant(_Spec, frozen=True):
     """A namespace that may hold adapters on a base: its weight against others, and the slots that it may have."""
 
     namespace: str
@@ -138,7 +142,7 @@ class Tenant(_Camel, frozen=True):
     device_slots: int = 0  # 0: as many as there are
 
 
-class BaseModelSpec(_Camel, frozen=True):
+class BaseModelSpec(_Spec, frozen=True):
     """One base model that stays resident in its engines."""
 
     source: BaseSource
@@ -149,14 +153,14 @@ class BaseModelSpec(_Camel, frozen=True):
     tenants: list[Tenant] = []  # beside the base's own namespace, which needs no entry
 
 
-class BaseModelRef(_Camel, frozen=True):
+class BaseModelRef(_Spec, frozen=True):
     """A BaseModel of the wave's own namespace, or of another that has it among its tenants."""
 
     name: str
     namespace: str = ""
 
 
-class NamedSource(_Camel, frozen=True):
+class NamedSource(_Spec, frozen=True):
     """One adapter with its own place."""
 
     name: str
@@ -164,14 +168,14 @@ class NamedSource(_Camel, frozen=True):
     revision: str = ""
 
 
-class Selector(_Camel, frozen=True):
+class Selector(_Spec, frozen=True):
     """Adapters of the base's catalog: those whose names begin with `prefix` and that have all of `labels`."""
 
     prefix: str = ""
     labels: dict[str, str] = {}
 
 
-class WaveAdapters(_Camel, frozen=True):
+class WaveAdapters(_Spec, frozen=True):
     """The adapters of a wave: exactly one of the fields is set."""
 
     names: list[str] = []  # of the base's adapter store, or of its catalog; NAME@REVISION of the catalog alone
@@ -180,7 +184,7 @@ class WaveAdapters(_Camel, frozen=True):
     manifest: str = ""  # URI of a file of entries
 
 
-class Serve(_Camel, frozen=True):
+class Serve(_Spec, frozen=True):
     """Hold each adapter on `replicas` engines, in `residency` or warmer."""
 
     replicas: int = 1
@@ -188,7 +192,7 @@ class Serve(_Camel, frozen=True):
     engines: list[int] = []  # ordinals of the only engines that may hold them; empty: any may
 
 
-class AdapterWaveSpec(_Camel, frozen=True):
+class AdapterWaveSpec(_Spec, frozen=True):
     """A set of adapters wanted together: exactly one of `adapters` and `train` is given."""
 
     base_model_ref: BaseModelRef

@@ -13,17 +13,19 @@ from redis.asyncio import Redis
 from mint_contracts import keys
 from mint_contracts.functions import bounded
 from mint_contracts.training_records import (
+    Order,
     PartAssignment,
     PartTraining,
     Progress,
+    Stage,
     TrainAssignment,
     TrainState,
     WaveTraining,
 )
 
 HASHES_PER_CALL = 100
-_NO_TRAIN = {"policies": {}, "steps": 0}
 
+_Json = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -38,7 +40,7 @@ class TrainReader:
         raw = await bounded(lambda: self._redis.hgetall(keys.training(base)))
         found = _decoded(raw, WaveTraining)
         if partly and len(found) < len(raw):
-            found |= _parts(raw, found, PartTraining, lambda _: {"train": _NO_TRAIN})
+            found |= _parts(raw, found, PartTraining, _of_wave)
         return found
 
     async def known(self, base: str) -> dict[str, WaveTraining] | None:
@@ -62,13 +64,19 @@ class TrainReader:
         found = {engine: _decoded(raw, TrainAssignment) for engine, raw in zip(engines, raws, strict=True)}
         for engine, raw in zip(engines, raws, strict=True):
             if partly and len(found[engine]) < len(raw):
-                found[engine] |= _parts(raw, found[engine], PartAssignment, lambda name: {"settings": {"name": name}})
+                found[engine] |= _parts(raw, found[engine], PartAssignment, _of_lease)
         return found
 
-    async def progress(self, base: str, engines: Sequence[str]) -> dict[str, dict[str, Progress]]:
-        """What each of these engines says of the policies that it trains."""
+    async def progress(
+        self, base: str, engines: Sequence[str], *, partly: bool = False
+    ) -> dict[str, dict[str, Progress]]:
+        """What each of these engines says of its policies; `partly`: as Loading at a stage that is not known here."""
         raws = await self._hashes([keys.progress(base, engine) for engine in engines])
-        return {engine: _decoded(raw, Progress) for engine, raw in zip(engines, raws, strict=True)}
+        found = {engine: _decoded(raw, Progress) for engine, raw in zip(engines, raws, strict=True)}
+        for engine, raw in zip(engines, raws, strict=True):
+            if partly and len(found[engine]) < len(raw):
+                found[engine] |= _parts(raw, found[engine], Progress, _of_word)
+        return found
 
     async def state(self, base: str, engines: Sequence[str]) -> TrainState:
         """All of it, over these engines."""
@@ -110,8 +118,40 @@ def _decoded(raw: Mapping[str, str], kind: type[T]) -> dict[str, T]:
 
 
 def _parts(
-    raw: Mapping[str, str], read: Mapping[str, object], kind: type[T], instead: Callable[[str], dict[str, Any]]
+    raw: Mapping[str, str], read: Mapping[str, object], kind: type[T], instead: Callable[[_Json], _Json]
 ) -> dict[str, T]:
-    """Of those that were not `read` whole, what can be read with this `instead` of what users have written."""
-    rest = {name: msgspec.json.decode(text) for name, text in raw.items() if name not in read}
-    return {name: msgspec.convert(of | instead(name), kind) for name, of in rest.items()}
+    """Of those that were not `read` whole, what can be read with this `instead` of what may be written otherwise."""
+    found = {}
+    for name, text in raw.items():
+        if name not in read:
+            of = msgspec.json.decode(text)
+            try:
+                found[name] = msgspec.convert(of | instead(of), kind)
+            except msgspec.ValidationError:
+                continue
+    return found
+
+
+def _of_wave(of: _Json) -> _Json:
+    """No training, and those of the last words that can be read."""
+    words = of.get("last_words", [])
+    return {"train": {"policies": {}, "steps": 0}, "last_words": [each for each in words if _is_word(each)]}
+
+
+def _is_word(of: object) -> bool:
+    try:
+        msgspec.convert(of, Progress)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _of_lease(of: _Json) -> _Json:
+    """Settings that only name the policy; an order that is not known is none to go on."""
+    known = of.get("order", Order.RUN) in list(Order)
+    return {"settings": {"name": of.get("policy")}} | ({} if known else {"order": Order.PAUSE})
+
+
+def _of_word(_: _Json) -> _Json:
+    """A stage at which the engine has the policy, and nothing more is said of that."""
+    return {"stage": Stage.LOADING}

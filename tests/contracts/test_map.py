@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,7 @@ from tests.waiting import until
 
 BASE = "demo/smollm2"
 SOURCE = Source("s3://adapters/x", "v1")
+PINNED = {"residency": "Pinned"}
 
 
 def placement(adapter: str, engine: str = "e-0", why: str = "spread") -> Placement:
@@ -326,6 +328,29 @@ async def test_a_failure_is_reported_with_its_reason(redis_client: Redis) -> Non
 
 
 # Losing everything loses nothing.
+
+
+async def test_one_record_of_another_version_hinders_no_other(redis_client: Redis) -> None:
+    """As after a rollback: a residency that is not known here is the warmest that is."""
+    writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
+    wave = WaveRecord("demo/wave", "names", 1, 1, Tier.HOST)
+    await writer.apply(BASE, MapChange(set_placements=(placement("b"),), set_waves=(wave,)))
+    newer = {
+        keys.placements(BASE): msgspec.to_builtins(placement("a"))
+        | {"places": [PINNED | {"engine": "e-0", "why": ""}]},
+        keys.assigned(BASE, "e-0"): msgspec.to_builtins(assignment("a")) | PINNED,
+        keys.waves(BASE): msgspec.to_builtins(wave) | PINNED,
+        keys.held(BASE, "e-0"): msgspec.to_builtins(held("a")) | {"tier": "Pinned"},
+    }
+    for key, each in newer.items():
+        await redis_client.hset(key, "a", msgspec.json.encode(each).decode())
+        await redis_client.hset(key, "odd", '{"adapter": 7}')
+    state = await reader.state(BASE, ["e-0"])
+    assert sorted(state.placements) == ["a", "b"]
+    assert [each.residency for each in state.placements["a"].places] == [Tier.DEVICE]
+    assert state.assigned["e-0"] == {"a": msgspec.structs.replace(assignment("a"), residency=Tier.DEVICE)}
+    assert state.waves == {"demo/wave": wave, "a": msgspec.structs.replace(wave, residency=Tier.DEVICE)}
+    assert await reader.held(BASE, "e-0") == {}
 
 
 async def test_after_a_flush_both_sides_write_again_what_they_know(redis_client: Redis) -> None:

@@ -17,6 +17,9 @@ from mint_contracts.training_records import (
     Order,
     PartAssignment,
     PartTraining,
+    Progress,
+    Published,
+    Stage,
     TrainAssignment,
     TrainChange,
     TrainState,
@@ -75,6 +78,34 @@ async def test_a_record_that_cannot_be_read_hinders_no_other_and_is_given_in_par
     [(name, record)] = (await reader.training(BASE, partly=True)).items()
     assert isinstance(record, PartTraining)
     assert (name, record.run, record.policies, record.store) == ("demo/w", "uid", WAVE.policies, WAVE.store)
+
+
+async def test_words_and_orders_that_are_not_known_are_read_as_far_as_they_can_be(redis_client: Redis) -> None:
+    ended = Progress("demo/a", "", 7, Stage.COMPLETE, step=5)
+    wave = msgspec.structs.replace(WAVE, last_words=(ended, msgspec.structs.replace(ended, policy="demo/b")))
+    newer = msgspec.to_builtins(wave)
+    newer["last_words"][1]["stage"] = "Taped"
+    await redis_client.hset(keys.training(BASE), "demo/w", msgspec.json.encode(newer).decode())
+    await redis_client.hset(keys.training(BASE), "demo/odd", '{"wave": 7}')
+    leased = msgspec.to_builtins(lease("demo/a")) | {"order": "Tape"}
+    await redis_client.hset(keys.trains(BASE, "e-0"), "demo/a", msgspec.json.encode(leased).decode())
+    await redis_client.hset(keys.trains(BASE, "e-0"), "demo/odd", '{"policy": 7}')
+    told = msgspec.structs.replace(
+        ended, wave="demo/w", run="uid", published=Published("sha256:1", 5, Source("s3://r"))
+    )
+    for name, stage in (("demo/a", "Taped"), ("demo/odd", 7)):
+        said = msgspec.to_builtins(told) | {"policy": name, "stage": stage}
+        await redis_client.hset(keys.progress(BASE, "e-0"), name, msgspec.json.encode(said).decode())
+    await redis_client.hset(keys.progress(BASE, "e-0"), "demo/none", '{"policy": "demo/none"}')
+    reader = TrainReader(redis_client)
+    assert await reader.state(BASE, ["e-0"]) == TrainState({}, {"e-0": {}}, {"e-0": {}})
+    [record] = (await reader.training(BASE, partly=True)).values()
+    assert (record.run, record.last_words) == ("uid", (ended,))
+    [assigned] = (await reader.trains(BASE, ["e-0"], partly=True))["e-0"].values()
+    assert (assigned.lease, assigned.order) == (7, Order.PAUSE), "nobody is told to go on by it"
+    progress = (await reader.progress(BASE, ["e-0"], partly=True))["e-0"]
+    assert progress["demo/a"] == msgspec.structs.replace(told, stage=Stage.LOADING)
+    assert sorted(progress) == ["demo/a", "demo/odd"]
 
 
 async def test_an_older_operator_changes_nothing(redis_client: Redis) -> None:

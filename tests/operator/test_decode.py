@@ -48,6 +48,24 @@ def test_one_wave_that_cannot_be_read_hinders_no_other() -> None:
     assert found.base == "team/smol", "what can be read of it is"
 
 
+@pytest.mark.parametrize(
+    ("spec", "where"),
+    [
+        ({"adapters": {"query": "x"}}, "`query` - at `$.adapters`"),
+        ({"adapters": {"selector": {"query": "x"}}}, "`query` - at `$.adapters.selector`"),
+        ({"serve": {"tape": "x"}}, "`tape` - at `$.serve`"),
+        ({"distil": {}}, "`distil`"),
+    ],
+)
+def test_a_spec_that_says_more_than_this_version_knows_cannot_be_read(spec: dict[str, Any], where: str) -> None:
+    assert where in decode.adapter_wave(raw(spec={"baseModelRef": {"name": "smol"}} | spec)).defect
+
+
+def test_a_base_that_says_more_than_this_version_knows_cannot_be_read() -> None:
+    found = decode.base_model(raw(spec={"source": {"uri": "pvc://m/s"}, "engine": {"tape": "x"}}))
+    assert "`tape` - at `$.engine`" in found.defect
+
+
 @pytest.mark.parametrize("ref", [{"name": 7}, "smol", None])
 def test_a_wave_of_which_not_even_the_base_can_be_read_is_told_as_well(ref: Any) -> None:
     found = decode.adapter_wave(raw(spec={"baseModelRef": ref}))
@@ -57,6 +75,8 @@ def test_a_wave_of_which_not_even_the_base_can_be_read_is_told_as_well(ref: Any)
 def test_a_status_of_another_version_is_written_anew() -> None:
     spec = {"baseModelRef": {"name": "smol"}, "adapters": {"names": ["a/b"]}}
     assert decode.adapter_wave(raw(spec=spec, status={"phase": 3})).status.phase == ""
+    newer = {"phase": "Ready", "counts": {"ready": 2, "taped": 1}, "tape": "x"}
+    assert decode.adapter_wave(raw(spec=spec, status=newer)).status.counts.ready == 2, "what can be read is"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from mint_contracts.resources import (
     WaveAdapters,
 )
 from mint_contracts.source import Source, child
+from mint_operator.observing import decode
 from mint_operator.planning.plan import Plan
 from mint_operator.planning.snapshot import BaseMap, Meta, ObservedBase, ObservedWave, Release, Snapshot
 
@@ -29,7 +30,8 @@ NOW = 1_800_000_000.0
 KEY = "team/smol"
 STORE = Source(uri="pvc://samples/adapters")
 RELEASE = Release(image="mint.dev/host:dev", redis_url="redis://redis.mint.svc:6379/0")
-DEFECT = "Object contains unknown field `tape` - at `$.serve`"
+NEWER = b'{"metadata": {"name": "one"}, "spec": {"baseModelRef": {"name": "smol"}, "serve": {"tape": "long"}}}'
+DEFECT = decode.adapter_wave(NEWER).defect
 EMPTY = MapState(version=None, base=None, placements={}, assigned={})
 
 

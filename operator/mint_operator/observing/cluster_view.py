@@ -155,16 +155,23 @@ def _by_key(children: Iterable[Child]) -> dict[tuple[str, str, str], Child]:
 
 def _base(raw: bytes | msgspec.Raw, before: ObservedBase | None) -> ObservedBase:
     base = decode.base_model(raw)
-    if before is None or before.meta.generation != base.meta.generation:
+    if before is None or not _same_spec(base, before):
         return base
     return msgspec.structs.replace(base, spec=before.spec)  # the same object, so that its reader need not look
 
 
 def _wave(raw: bytes | msgspec.Raw, before: ObservedWave | None) -> ObservedWave:
     wave = decode.adapter_wave(raw)
-    if before is None or before.meta.generation != wave.meta.generation:
+    if before is None or not _same_spec(wave, before):
         return wave
     return msgspec.structs.replace(wave, spec=before.spec)
+
+
+def _same_spec(now: ObservedBase | ObservedWave, before: ObservedBase | ObservedWave) -> bool:
+    """Whether both say the same. What stands in for a spec that cannot be read says nothing, whatever the generation:
+    the API server leaves out what its resource definitions do not have, which may change under the object.
+    """
+    return now.meta.generation == before.meta.generation and not now.defect and not before.defect
 
 
 def _pod(raw: bytes | msgspec.Raw, _before: object) -> tuple[str, EnginePod]:

@@ -60,7 +60,7 @@ class TrainView:
         if not training and not lost:
             return TrainState()
         trains = await self._reader.trains(base, engines, partly=True)
-        progress = await self._reader.progress(base, engines)
+        progress = await self._reader.progress(base, engines, partly=True)
         return TrainState(training=training, trains=trains, progress=progress)
 
 

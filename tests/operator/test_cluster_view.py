@@ -1,0 +1,44 @@
+"""What the operator has seen of the API server's objects, by what the watch tells of them."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from kubernetes import client
+
+from mint_operator.kube import Kube
+from mint_operator.observing.cluster_view import ClusterView
+from mint_operator.observing.feed import Feed, News
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave
+
+READABLE: dict[str, dict[str, Any]] = {
+    "AdapterWave": {"baseModelRef": {"name": "smol"}, "adapters": {"names": ["a/b"]}},
+    "BaseModel": {"source": {"uri": "pvc://m/s"}},
+}
+
+
+class Seen:
+    """The view of one object, which is sighted again and again."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.feed, self.version = kind, Feed(), 0
+        self.view = ClusterView(Kube(client.ApiClient()), ["team"], self.feed, secrets=False, policies=False)
+
+    async def sight(self, spec: dict[str, Any]) -> ObservedBase | ObservedWave:
+        self.version += 1
+        meta = {"namespace": "team", "name": "one", "uid": "u", "generation": 1, "resourceVersion": str(self.version)}
+        self.feed.saw("u", News(self.kind, msgspec.json.encode({"metadata": meta, "spec": spec})))
+        await self.view.refresh(frozenset())
+        [found] = self.view.waves if self.kind == "AdapterWave" else self.view.bases.values()
+        return found
+
+
+@pytest.mark.parametrize("kind", READABLE)
+async def test_a_spec_that_becomes_readable_with_the_definitions_alone_is_what_it_says(kind: str) -> None:
+    """As when older definitions are installed after a rollback: the API server leaves out what they do not have."""
+    seen, readable = Seen(kind), READABLE[kind]
+    first = await seen.sight(readable)
+    assert (await seen.sight(readable)).spec is first.spec, "of which nothing changed is the same object"
+    assert (await seen.sight(readable | {"tape": "long"})).spec != first.spec
+    last = await seen.sight(readable)
+    assert (last.defect, last.spec) == ("", first.spec)
