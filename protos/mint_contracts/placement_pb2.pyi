@@ -223,7 +223,9 @@ class WaveExplanation(_message.Message):
     wave: _builtins.str
     base_model: _builtins.str
     chosen_by: _builtins.str
-    """The field of its spec that says which adapters: names, sources, selector, manifest or train."""
+    """The field of its spec that says which adapters: names, sources, selector, manifest or train; placement where
+    the spec cannot be read.
+    """
     adapters: _builtins.int
     replicas: _builtins.int
     residency: _builtins.str

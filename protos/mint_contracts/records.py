@@ -88,7 +88,7 @@ class WaveRecord(_Record, frozen=True, gc=False):
     """
 
     wave: str
-    chosen_by: str  # the field of the spec that says which adapters
+    chosen_by: str  # the field of the spec that says which adapters; "placement" where the spec cannot be read
     adapters: int
     replicas: int
     residency: Tier

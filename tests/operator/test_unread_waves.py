@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mint_contracts.records import EngineView, MapState, Tier
-from mint_contracts.resources import Tenant
+from mint_contracts.resources import AdapterWaveStatus, Tenant
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import PartAssignment, PartTraining, Stage, TrainState
 from mint_operator.planning.elastic import SHRINK_AFTER_S
@@ -142,6 +142,31 @@ def test_what_it_shares_stays_when_the_other_wave_goes() -> None:
     assert list(world.state.placements) == ["a/0", "a/1"]
 
 
+def test_who_shares_an_adapter_with_it_says_what_that_is_from_now_on() -> None:
+    """As when a revision is published, which the other wave follows."""
+    old, new = ({"a/0": f"pvc://samples/{revision}"} for revision in ("old", "new"))
+    later = wave("later", sources=old, created="2026-01-02T00:00:00Z")
+    world = Settled(base(), [wave("one", sources=old), wave("two", sources=old), wave("three", sources=old)])
+    world.waves = [*map(unread, world.waves[:2]), wave("three", sources=new), later]
+    found = world.plan()
+    assert condition(found, "three", "Admitted")[0] == "True"
+    assert condition(found, "later", "Admitted")[1] == "SourceConflict", (
+        "who shared nothing with it says nothing of it"
+    )
+    [placement] = world.state.placements.values()
+    assert placement.source.uri == new["a/0"]
+    assert sorted(placement.waves) == ["team/one", "team/three", "team/two"]
+    assert world.plan().changes == {}
+
+
+def test_where_the_map_has_no_record_of_it_it_is_told_what_it_was_read_from() -> None:
+    world = Settled(base(), [wave("one", ["a/0"])])
+    world.waves, world.state = [unread(world.waves[0])], msgspec.structs.replace(world.state, waves={})
+    world.plan()
+    record = world.state.waves["team/one"]
+    assert (record.chosen_by, record.adapters) == ("placement", 1)
+
+
 def test_deleting_it_takes_all_of_it_away() -> None:
     world = Settled(base(), [wave("one", ["a/0"]), wave("two", ["b/0"])])
     gone = unread(world.waves[0])
@@ -191,6 +216,20 @@ def test_what_the_map_has_lost_is_written_again() -> None:
     assert {each.wave: each for each in change.set_waves} == before.waves
 
 
+def test_what_a_lost_map_has_again_in_part_is_not_taken_for_all_of_it() -> None:
+    """As when a call of many that write it again was not answered."""
+    world = Settled(base(2, 2), [wave("one", ["a/0", "a/1"]), wave("two", ["b/0"])])
+    before, world.waves = world.state, list(map(unread, world.waves))
+    part = MapState(None, None, {"a/0": before.placements["a/0"]}, {}, {"team/two": before.waves["team/two"]})
+    of = snapshot(world.base, world.waves, world.views(), state=part, remembered=before.placements)
+    known = msgspec.structs.replace(of.maps[KEY], recorded=before.waves)
+    after = written(part, plan(msgspec.structs.replace(of, maps={KEY: known})).changes[KEY])
+    assert {name: each.waves for name, each in after.placements.items()} == {
+        name: each.waves for name, each in before.placements.items()
+    }
+    assert after.waves == before.waves
+
+
 def test_where_its_base_cannot_be_read_either_nothing_changes_and_it_says_so_itself() -> None:
     world = Settled(base(), [wave("one", ["a/0"])])
     readable, world.waves = world.base, [unread(world.waves[0])]
@@ -229,6 +268,15 @@ def test_deleting_a_wave_over_a_base_that_cannot_be_read_ends_its_training() -> 
     assert list(world.training.training) == ["team/v"]
     assert found.training[KEY].del_rewards == tuple(named("w", [0, 1]))
     assert world.step().training == {}
+
+
+def test_a_wave_made_anew_over_a_base_that_cannot_be_read_ends_the_training_of_the_one_before() -> None:
+    world = lessons()
+    world.base = msgspec.structs.replace(world.base, defect="spec.engine.device: no such device")
+    world.waves = [training_wave("w", 2, run="another")]
+    found = world.step()
+    assert (world.leases, world.training.training) == ({}, {})
+    assert found.training[KEY].del_rewards == tuple(named("w", [0, 1]))
 
 
 def test_when_its_base_is_deleted_it_goes_with_it_and_says_both() -> None:
@@ -314,8 +362,22 @@ def test_its_leases_and_its_record_stay_as_they_are() -> None:
     assert condition(found, "w")[:2] == ("Unknown", "InvalidRequest")
     assert (world.status("w").phase, world.status("w").training is not None) == ("Training", True)
     world.say(Stage.COMPLETE, training_worlds.STEPS)
-    assert world.step().training == {}
+    world.step()
     assert world.training.trains == before.trains
+
+
+def test_that_its_policies_have_ended_is_known_also_when_nobody_can_tell_of_it_any_more() -> None:
+    world = World(training_worlds.base(slots=2), [training_wave("w", 2)], engines(1))
+    world.step()
+    lose_sight(world)
+    world.say(Stage.COMPLETE, training_worlds.STEPS)
+    world.step()
+    assert [each.stage for each in world.training.training["team/w"].last_words] == [Stage.COMPLETE] * 2
+    assert world.step().training == {}
+    world.start_anew(2)
+    world.waves.append(training_wave("v", 2))
+    world.step()
+    assert set(named("v", [0, 1])) <= world.leases.keys(), "and their slots are free"
 
 
 def test_no_lease_of_it_is_granted_to_an_engine_that_has_started_anew() -> None:
@@ -344,6 +406,20 @@ def test_slots_of_its_policies_are_nobody_elses() -> None:
     assert condition(found, "urgent", "Admitted")[1] == "WaitingForCapacity"
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_nobody_gives_way_to_a_gang_that_would_need_its_slots(*, told: bool) -> None:
+    """Also where its status cannot be read either."""
+    of = training_worlds.base(slots=4, tenants=[Tenant("other")])
+    world = World(of, [wave("one", ["a/0", "a/1"]), wave("two", ["b/0"])], engines(1))
+    world.step()
+    kept = unread(world.waves[0])
+    kept = kept if told else msgspec.structs.replace(kept, status=AdapterWaveStatus())
+    world.waves = [kept, world.waves[1], training_wave("w", 3, priority=9, namespace="other")]
+    world.step()
+    assert sorted(world.placements) == ["a/0", "a/1", "b/0"]
+    assert world.leases == {}
+
+
 def test_nobody_else_trains_its_policies() -> None:
     world = lessons()
     before = world.training.trains
@@ -367,6 +443,9 @@ def test_nobody_else_serves_anything_under_the_name_of_a_policy_that_has_publish
     assert "wave team/w trains" in said
     assert condition(found, "has-it", "Admitted")[0] == "True", "who had it before keeps it, as ever"
     assert list(world.placements) == ["team/w-1"]
+    lost = snapshot(world.base, world.waves, world.engines, remembered=world.placements)
+    found = plan(msgspec.structs.replace(lost, training={KEY: TrainKnown(TrainState(), world.training)}))
+    assert condition(found, "has-it", "Admitted")[0] == "True", "also when the map is lost"
 
 
 def test_what_it_has_published_stays_served_and_follows_its_policies() -> None:
@@ -446,7 +525,8 @@ def test_records_that_are_read_in_part_are_written_anew_for_a_wave_that_can_be_r
     }, "under the lease that there is"
 
 
-def test_records_that_are_read_in_part_stay_until_the_manifest_of_their_wave_is_read() -> None:
+@pytest.mark.parametrize("leases_alone", [False, True])
+def test_records_that_are_read_in_part_stay_until_the_manifest_of_their_wave_is_read(*, leases_alone: bool) -> None:
     """As whenever an operator has just begun: what is to be written of the wave is not known yet."""
     uri = "s3://b/p.jsonl"
     of = training_wave("w", policies=Policies(manifest=uri))
@@ -457,6 +537,8 @@ def test_records_that_are_read_in_part_stay_until_the_manifest_of_their_wave_is_
     world.step()
     before, placements = world.training, world.placements
     in_part(world)
+    if leases_alone:
+        world.training = msgspec.structs.replace(world.training, training=before.training)
     world.inputs = Inputs()
     assert world.step().training == {}
     assert world.placements == placements

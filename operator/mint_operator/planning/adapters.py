@@ -36,7 +36,8 @@ class Refusal(msgspec.Struct, frozen=True):
 class Want(msgspec.Struct, frozen=True, gc=False):
     """One adapter that admitted waves want: on `replicas` engines, in `residency` or warmer.
 
-    `pins` are the only engines that may hold it; none: any may.
+    `pins` are the only engines that may hold it; none: any may. `yields` are waves whose source counts instead:
+    who is kept as it is shares with them what it has, and says nothing of what that is to be.
     """
 
     adapter: str
@@ -46,6 +47,7 @@ class Want(msgspec.Struct, frozen=True, gc=False):
     waves: tuple[str, ...]
     priority: int = 0
     pins: tuple[str, ...] = ()
+    yields: tuple[str, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -69,7 +71,11 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
         return Refusal("InvalidRequest", f"names {shown} more than once; name each adapter once")
     residency, replicas, waves = Tier(spec.serve.residency), spec.serve.replicas, (wave.meta.key,)
     pins = tuple(engine_name(base.meta.name, ordinal) for ordinal in sorted(set(spec.serve.engines)))
-    return tuple(Want(name, source, residency, replicas, waves, spec.priority, pins) for name, source in named)
+    beside = wave.beside
+    return tuple(
+        Want(name, source, residency, replicas, waves, spec.priority, pins, beside.get(name, ()))
+        for name, source in named
+    )
 
 
 def unreadable(wave: ObservedWave) -> str:

@@ -197,22 +197,29 @@ def _merge(before: Want | None, want: Want) -> Want:
     """Both wants as one: as many copies as either asks for, as warm as either asks for."""
     if before is None:
         return want
+    yields = _yields(before, want)
     residency: Tier = max(before.residency, want.residency, key=lambda tier: tier.warmth)
     return Want(
         adapter=want.adapter,
-        source=before.source,
+        source=want.source if yields else before.source,
         residency=residency,
         replicas=max(before.replicas, want.replicas),
         waves=tuple(sorted({*before.waves, *want.waves})),
         priority=max(before.priority, want.priority),
         pins=before.pins if before.pins == want.pins else (),
+        yields=want.yields if yields else (),
     )
+
+
+def _yields(before: Want, want: Want) -> bool:
+    """Whether the source is the later one's to say."""
+    return bool(before.yields) and want.waves[0] in before.yields
 
 
 def _conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence[str]) -> Refusal | None:
     for name in names:
         want, other = asks.of(wave, name), merged.get(name)
-        if other is not None and other.source != want.source:
+        if other is not None and other.source != want.source and not _yields(other, want):
             return Refusal(
                 conditions.SOURCE_CONFLICT,
                 f"adapter {name} is {_shown(want)} here but {_shown(other)} in wave {other.waves[0]}, which "

@@ -26,6 +26,7 @@ from mint_operator.planning.engines import Engine, expected
 from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
 from mint_operator.planning.mapdiff import Assigned, assignments, difference
+from mint_operator.planning.recall import placements_of
 from mint_operator.planning.snapshot import BaseMap, EnginePod, ObservedBase, ObservedWave, Snapshot, TrainKnown
 from mint_operator.planning.statuses import Told, statuses
 from mint_operator.planning.wave_records import Recorded, wave_records
@@ -83,7 +84,7 @@ def plan_base(
     waves = training.waves
     last = before.admission if before else None
     sizes, taken = known.sizes if known else None, _taken(base, training, known)
-    claimed = {} if known is None else training.unplaced(known.state.placements)
+    claimed = {} if known is None else training.unplaced(placements_of(known))
     admission = admit(base, waves, last, sizes, taken, training.held, claimed)
     refusal = _unusable(base, groups=snapshot.groups)
     settings = "" if refusal else settings_digest(base, snapshot.release, sorted(claims(base)))

@@ -38,10 +38,7 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     before = before or {}
     waves: dict[str, list[ObservedWave]] = defaultdict(list)
     outside: list[ObservedWave] = []
-    for each in snapshot.waves:
-        if each.meta.deleting:
-            continue
-        wave = recalled(each, snapshot) if each.defect else each
+    for wave in recalled(snapshot):
         base = snapshot.bases.get(wave.base)
         if base is not None and not base.meta.deleting and (may_use(wave, base) or _kept(wave, base)):
             waves[wave.base].append(wave)
@@ -122,15 +119,15 @@ def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mappi
 
 def _left(snapshot: Snapshot, unread: Iterable[str]) -> tuple[dict[str, MapChange], dict[str, TrainChange]]:
     """What deleted waves have left over bases whose specs cannot be read, where nothing else is planned."""
-    there = {wave.meta.key for wave in snapshot.waves if not wave.meta.deleting}
-    changes, ends = {}, {}
+    runs = {(wave.meta.key, wave.meta.uid) for wave in snapshot.waves if not wave.meta.deleting}
+    there, changes, ends = {key for key, _ in runs}, {}, {}
     for key in unread:
         known = snapshot.maps.get(key)
         if known is None or known.state.version is None:
             continue
         if change := left_by(known.state, there):
             changes[key] = change
-        if end := training_left_by(snapshot.training.get(key, TrainKnown()).written, there):
+        if end := training_left_by(snapshot.training.get(key, TrainKnown()).written, runs):
             ends[key] = end
     return changes, ends
 

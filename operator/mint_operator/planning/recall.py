@@ -5,7 +5,7 @@ asking for what it was given, and for nothing else; it comes before every other,
 room. What it trains is left alone (`training.unread`), for how that is to go on only the spec says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -18,12 +18,25 @@ _NO_MAP = BaseMap(state=MapState(version=None, base=None, placements={}, assigne
 _RESIDENCIES: Mapping[Tier, Residency] = {Tier.DEVICE: "Device", Tier.HOST: "Host", Tier.DISK: "Disk"}
 
 
-def recalled(wave: ObservedWave, snapshot: Snapshot) -> ObservedWave:
-    """The wave over the base that has it by the map, else over the one that it names, with all that the map says."""
-    base = _home(wave, snapshot)
-    known = snapshot.maps.get(base, _NO_MAP)
-    training, record = _training(wave, snapshot.training.get(base)), _records(known).get(wave.meta.key)
-    placements = [each for each in _placements(known).values() if wave.meta.key in each.waves]
+_Had = Mapping[str, Sequence[Placement]]  # wave -> its placements
+
+
+def recalled(snapshot: Snapshot) -> list[ObservedWave]:
+    """The waves that are not being deleted; one that cannot be read with all that the map says of it.
+
+    It is over the base that has it by the map, else over the one that it names.
+    """
+    waves = [wave for wave in snapshot.waves if not wave.meta.deleting]
+    unread = {wave.meta.key for wave in waves if wave.defect}
+    had = {base: _had(known, unread) for base, known in snapshot.maps.items()} if unread else {}
+    return [_recalled(wave, snapshot, had) if wave.defect else wave for wave in waves]
+
+
+def _recalled(wave: ObservedWave, snapshot: Snapshot, had: Mapping[str, _Had]) -> ObservedWave:
+    key, base = wave.meta.key, _home(wave, snapshot)
+    record = _records(snapshot.maps.get(base, _NO_MAP)).get(key)
+    training = _training(wave, snapshot.training.get(base))
+    placements = had.get(base, {}).get(key, ())
     namespace, _, name = base.rpartition("/")
     spec = AdapterWaveSpec(
         base_model_ref=BaseModelRef(name, namespace),
@@ -32,7 +45,17 @@ def recalled(wave: ObservedWave, snapshot: Snapshot) -> ObservedWave:
         priority=record.priority if record is not None else max((each.priority for each in placements), default=0),
     )
     listed = tuple(Listed(each.adapter, each.source) for each in sorted(placements, key=lambda each: each.adapter))
-    return msgspec.structs.replace(wave, spec=spec, listed=listed, record=record)
+    beside = {each.adapter: tuple(one for one in each.waves if one != key) for each in placements}
+    return msgspec.structs.replace(wave, spec=spec, listed=listed, record=record, beside=beside)
+
+
+def _had(known: BaseMap, waves: set[str]) -> _Had:
+    """What these waves have of a base: looked through once for all of them."""
+    found: dict[str, list[Placement]] = {}
+    for each in placements_of(known).values():
+        for wave in waves.intersection(each.waves):
+            found.setdefault(wave, []).append(each)
+    return found
 
 
 def _home(wave: ObservedWave, snapshot: Snapshot) -> str:
@@ -44,12 +67,14 @@ def _home(wave: ObservedWave, snapshot: Snapshot) -> str:
 
 
 def _records(known: BaseMap) -> Mapping[str, WaveRecord]:
-    return known.state.waves if known.state.version is not None or known.state.waves else known.recorded
+    found = known.state.waves
+    return found if known.state.version is not None else {**known.recorded, **found}
 
 
-def _placements(known: BaseMap) -> Mapping[str, Placement]:
+def placements_of(known: BaseMap) -> Mapping[str, Placement]:
+    """What the map has placed; while one that was lost is yet to be completed, with what it had before."""
     found = known.state.placements
-    return found if known.state.version is not None or found else known.remembered
+    return found if known.state.version is not None else {**known.remembered, **found}
 
 
 def _training(wave: ObservedWave, trained: TrainKnown | None) -> WaveTraining | None:
@@ -58,7 +83,7 @@ def _training(wave: ObservedWave, trained: TrainKnown | None) -> WaveTraining | 
     return record if record is not None and record.run == wave.meta.uid else None
 
 
-def _serve(record: WaveRecord | None, placements: list[Placement]) -> Serve:
+def _serve(record: WaveRecord | None, placements: Sequence[Placement]) -> Serve:
     """How its adapters are held; by the places themselves where the map has no record of the wave."""
     if record is not None:
         ordinals = [int(engine.rpartition("-")[2]) for engine in record.engines]

@@ -74,6 +74,7 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     listed: tuple[Listed, ...] | None = None
     unread: Failure | None = None
     record: WaveRecord | None = None  # the map's, where it stands in for a spec that cannot be used
+    beside: Mapping[str, tuple[str, ...]] = {}  # then also adapter -> other waves that the map has it for
 
     @cached_property
     def base(self) -> str:

@@ -68,10 +68,12 @@ def _refusal(each: Ask, refusal: Refusal | None) -> Refusal | None:
 
 
 def _chosen_by(each: Ask) -> str:
-    """The field of the spec that says which adapters."""
+    """The field of the spec that says which adapters; "placement" where that alone can be read of it."""
     given = each.spec.adapters
     if each.spec.train is not None:
         return "train"
     if given.selector is not None:
         return "selector"
+    if each.kept:
+        return "placement"
     return "manifest" if given.manifest else "names" if given.names else "sources"

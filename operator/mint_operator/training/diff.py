@@ -32,11 +32,12 @@ def cleared(state: TrainState) -> TrainChange:
     return TrainChange(del_training=tuple(sorted(state.training)), del_trains=gone)
 
 
-def left_by(state: TrainState, there: Container[str]) -> TrainChange:
-    """The change that ends the training of waves that are not `there` any more, and leaves all else as it is."""
-    training = {key: each for key, each in state.training.items() if key in there}
+def left_by(state: TrainState, there: Container[tuple[str, str]]) -> TrainChange:
+    """The change that ends the training of waves, by key and run, that are not `there` any more, and no other."""
+    training = {key: each for key, each in state.training.items() if (key, each.run) in there}
     trains = {
-        engine: {name: each for name, each in of.items() if each.wave in there} for engine, of in state.trains.items()
+        engine: {name: each for name, each in of.items() if (each.wave, each.run) in there}
+        for engine, of in state.trains.items()
     }
     return difference(state, training, trains)
 

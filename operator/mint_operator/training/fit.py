@@ -5,7 +5,7 @@ import msgspec
 from mint_contracts.errors import CapacityExceeded, InvalidRequest, MintError, SourceNotFound, SourceUnavailable
 from mint_contracts.records import Failure
 from mint_contracts.training import Policies, Policy, Train
-from mint_contracts.training_records import PartTraining, TrainState, WaveTraining
+from mint_contracts.training_records import PartAssignment, PartTraining, TrainAssignment, TrainState, WaveTraining
 from mint_contracts.training_words import words
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
@@ -80,10 +80,15 @@ def _begun_policies(
 
 
 def _leased(wave: ObservedWave, state: TrainState) -> dict[str, Policy]:
-    """What the wave's policies that have a lease train by."""
-    key, run = wave.meta.key, wave.meta.uid
+    """What the wave's policies that have a lease train by, as far as that can be read."""
+    found = leases_of(wave, state)
+    return {lease.policy: lease.settings for lease in found if not isinstance(lease, PartAssignment)}
+
+
+def leases_of(wave: ObservedWave, state: TrainState) -> list[TrainAssignment]:
+    """The leases of this run of a wave."""
     leases = [lease for of in state.trains.values() for lease in of.values()]
-    return {lease.policy: lease.settings for lease in leases if lease.wave == key and lease.run == run}
+    return [lease for lease in leases if (lease.wave, lease.run) == (wave.meta.key, wave.meta.uid)]
 
 
 def _begun(wave: ObservedWave, state: TrainState) -> WaveTraining | None:

@@ -107,7 +107,7 @@ def decided(
             continue
         key, stand = wave.meta.key, wave.stand
         if stand.kept:
-            record = unread.record(wave, known)
+            record = unread.record(wave, stand, known)
             waves |= {key: record} if record is not None else {}
             for engine, given in unread.leases(wave, known).items():
                 trains.setdefault(engine, {}).update(given)

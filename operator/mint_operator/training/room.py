@@ -39,16 +39,17 @@ class Room:
         self._tenants = by_namespace(base.spec.tenants)
         self._served = Counter(served)
         for wave in serving:
-            if wave.spec.serve.residency == "Device" and status_of(wave.status.conditions, ADMITTED) == "True":
-                self._served[wave.meta.namespace] += wave.status.counts.wanted
+            admitted = bool(wave.defect) or status_of(wave.status.conditions, ADMITTED) == "True"
+            if wave.spec.serve.residency == "Device" and admitted:
+                self._served[wave.meta.namespace] += _wanted(wave)
 
     def serving(self, least_priority: int | None = None) -> int:
-        """Slots that serving waves want, all or those of at least this priority."""
+        """Slots that serving waves want: all of them, or those that do not give way to this priority."""
         return sum(
-            wave.status.counts.wanted or _named(wave)
+            _wanted(wave)
             for wave in self._serving
             if wave.spec.serve.residency == "Device"
-            if least_priority is None or wave.spec.priority >= least_priority
+            if least_priority is None or wave.defect or wave.spec.priority >= least_priority
         )
 
     def held_back(self, wave: ObservedWave) -> bool:
@@ -111,10 +112,11 @@ def turn(wave: ObservedWave) -> tuple[int, str, str]:
     return -wave.spec.priority, wave.meta.created, wave.meta.key
 
 
-def _named(wave: ObservedWave) -> int:
-    """Copies that a wave which nobody has looked at yet will want."""
+def _wanted(wave: ObservedWave) -> int:
+    """Copies that a wave wants, or will once somebody has looked at it; one that is kept wants what it has."""
     adapters = wave.spec.adapters
-    return (len(adapters.names) + len(adapters.sources)) * wave.spec.serve.replicas
+    named = len(wave.listed or ()) if wave.defect else len(adapters.names) + len(adapters.sources)
+    return wave.status.counts.wanted or named * wave.spec.serve.replicas
 
 
 def _waits(wave: ObservedWave) -> bool:

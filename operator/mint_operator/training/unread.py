@@ -6,11 +6,14 @@ What engines have been told they do to its end, in slots that nobody else gets.
 
 from collections.abc import Mapping
 
+import msgspec
+
 from mint_contracts.records import Failure
 from mint_contracts.training import Policies, Policy, Train
 from mint_contracts.training_records import PartAssignment, PartTraining, TrainAssignment, TrainState, WaveTraining
 from mint_operator.planning.snapshot import Inputs, ObservedWave, TrainKnown
-from mint_operator.training.fit import manifest_of
+from mint_operator.training.fit import leases_of, manifest_of
+from mint_operator.training.last_words import last_words
 from mint_operator.training.stand import WaveStand, stands
 
 
@@ -26,19 +29,26 @@ def stand(wave: ObservedWave, state: TrainState, alive: Mapping[str, int]) -> Wa
 def is_unread(wave: ObservedWave, state: TrainState, inputs: Inputs) -> bool:
     """Whether neither the wave nor the map says how its policies are to be trained.
 
-    The wave does not while its manifest is away, as when the operator has just begun.
+    The wave does not while its manifest is away, as when the operator has just begun, or cannot be read; the map does
+    not where this version reads a part of the wave's record or of a lease.
     """
     train, known = wave.spec.train, _record(wave, state)
     if wave.defect or train is None:
         return bool(wave.defect)
-    return isinstance(known, PartTraining) and isinstance(manifest_of(train, inputs), Failure)
+    if not isinstance(manifest_of(train, inputs), Failure):
+        return False
+    return isinstance(known, PartTraining) or any(isinstance(each, PartAssignment) for each in leases_of(wave, state))
 
 
-def record(wave: ObservedWave, known: TrainKnown) -> WaveTraining | None:
-    """The wave's record, as it is. One that the map has lost is written again if all of it is known."""
+def record(wave: ObservedWave, stand: WaveStand, known: TrainKnown) -> WaveTraining | None:
+    """The wave's record as it is, with the last words on its policies of now.
+
+    One of which a part is known stays as it is, and is not written again where the map has lost it.
+    """
     found = _record(wave, known.state)
-    lost = wave.meta.key not in known.written.training
-    return None if lost and isinstance(found, PartTraining) else found
+    if isinstance(found, PartTraining):
+        return found if wave.meta.key in known.written.training else None
+    return found and msgspec.structs.replace(found, last_words=last_words(stand, found.last_words))
 
 
 def _record(wave: ObservedWave, state: TrainState) -> WaveTraining | None:

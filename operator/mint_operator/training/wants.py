@@ -4,6 +4,8 @@ A published revision is held as `serve` says once its policy has ended; until th
 on disk and answers for it, so that a policy never takes two slots.
 """
 
+import msgspec
+
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_contracts.training import Policy
@@ -38,7 +40,8 @@ def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
     for each in wave.listed or ():
         policy = policies.get(each.name, PolicyStand(Policy(each.name)))
         published = policy.progress.published if policy.progress is not None else None
-        found.append(_want(wave, stand, policy, each.source if published is None else published.source))
+        want = _want(wave, stand, policy, each.source if published is None else published.source)
+        found.append(msgspec.structs.replace(want, yields=wave.beside.get(each.name, ())))
     return tuple(found)
 
 
