@@ -213,6 +213,60 @@ async def test_an_operator_that_was_away_when_a_name_was_retired_takes_it_out_al
     await becomes(stage, ["acme/law-1"])
 
 
+async def test_an_operator_that_begins_goes_on_with_what_is_left_of_a_wave(stage: Stage, catalog: Catalog) -> None:
+    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
+    await stage.once()
+    await becomes(stage, ["acme/law-1", "in/store"])
+    await catalog.retire("in/store")
+    await becomes(stage, ["acme/law-1"])
+    stage.operator(2)
+
+    async def told() -> bool:
+        await stage.once()
+        assert list(await sources(stage)) == ["acme/law-1"]
+        return RETIRED in (await stage.condition("AdapterWave", "named", "Admitted"))["message"]
+
+    await until("the status to tell", told, timeout_s=30)
+
+
+async def test_a_wave_that_gets_another_name_keeps_what_it_has_until_that_is_looked_up(
+    stage: Stage, catalog: Catalog
+) -> None:
+    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1"]))
+    await stage.once()
+    await becomes(stage, ["acme/law-1"])
+    stage.apply(over("named", names=["acme/law-1", "b/c"]))
+    await stage.once()
+    assert "acme/law-1" in await sources(stage)
+    await becomes(stage, ["acme/law-1", "b/c"])
+
+
+async def test_what_was_retired_stays_out_where_another_name_is_unknown_or_nothing_can_be_read(
+    stage: Stage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wave_lists, "LONGEST_RETRY_S", 0.0)
+    lists = Lists(CatalogReader(stage.redis), lambda: None, look_s=0.0)
+    asked = Lookup(stage.base, names=("acme/law-1", "acme/support-1", "b/c"), catalog=True)
+
+    async def answers(reason: str) -> tuple[list[str], frozenset[str]]:
+        async def probe() -> bool:
+            await lists.refresh([asked])
+            found = lists.found.get(asked)
+            return found is not None and (found.failure.reason if found.failure else "") == reason
+
+        await until(f"the answer {reason!r}", probe, timeout_s=30)
+        return [each.name for each in lists.found[asked].listed or ()], lists.found[asked].gone
+
+    assert await answers("") == (list(asked.names), frozenset())
+    await stage.redis.delete(*[key async for key in stage.redis.scan_iter(match="*:catalog*")])
+    assert await answers("MapUnavailable") == (list(asked.names), frozenset())
+    await Catalog(stage).register(entry("acme/law-1"), Entry("b/c", retired=True))
+    left = await answers("AdapterNotFound")
+    assert left == (["acme/law-1", "acme/support-1"], frozenset({"b/c"}))
+    await stage.redis.delete(*[key async for key in stage.redis.scan_iter(match="*:catalog*")])
+    assert await answers("MapUnavailable") == left
+
+
 async def test_what_is_wrong_is_a_condition_that_says_what_to_do(
     stage: Stage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

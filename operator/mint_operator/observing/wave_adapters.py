@@ -41,7 +41,7 @@ class WaveAdapters:
     async def attach(
         self, waves: Sequence[ObservedWave], bases: Mapping[str, ObservedBase], maps: Mapping[str, BaseMap]
     ) -> tuple[ObservedWave, ...]:
-        """The waves, with what is known by now of the adapters that their selectors, manifests and pins mean.
+        """The waves, with what is known by now of the adapters that their names, selectors and manifests mean.
 
         What was never read since this operator began stands as the placement map has it: a wave that is served
         goes on being served while its catalog or manifest is away.

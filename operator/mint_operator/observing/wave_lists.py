@@ -161,6 +161,8 @@ class Lists:
         # Nothing of a wave begins to be served before all of it may be.
         if read.listed is not None and read.listed != listed and not (read.gone and listed is None):
             listed = read.listed
+        elif read.listed is None and listed is not None:
+            listed = tuple(each for each in listed if each.name not in read.gone)
         found = Found(listed, read.failure, read.gone)
         if found != before or lookup not in self.found:
             self.found[lookup] = found
@@ -177,14 +179,15 @@ class Lists:
                 async with asyncio.timeout(READ_S):
                     return await (self._named(lookup, named) if named else self._selected(lookup))
         except MintError as error:
-            return Found(failure=Failure.of(error))
+            failure = Failure.of(error)
         except (TimeoutError, ResponseError) as error:
             said = f"what the wave names could not be looked up ({error or f'no answer within {READ_S:.0f} s'})"
-            return Found(failure=Failure("MapUnavailable", f"{said}; trying again", terminal=False))
+            failure = Failure("MapUnavailable", f"{said}; trying again", terminal=False)
         except Exception as error:  # a defect, met by what one wave names, must not cost the others their passes
             log.exception("lookup failed", base=lookup.base, manifest=lookup.manifest)
             said = f"what the wave names could not be looked up ({type(error).__name__}, see the operator's log)"
-            return Found(failure=Failure(Internal.__name__, f"{said}; trying again", terminal=False))
+            failure = Failure(Internal.__name__, f"{said}; trying again", terminal=False)
+        return Found(failure=failure, gone=self.found.get(lookup, Found()).gone)  # as far as is known, still
 
     async def _selected(self, lookup: Lookup) -> Found:
         labels = dict(lookup.labels)
@@ -195,19 +198,29 @@ class Lists:
         return Found(tuple(Listed(entry.name, entry.source) for entry in found))
 
     async def _named(self, lookup: Lookup, named: Sequence[str | Entry]) -> Found:
-        """What names and entries mean, but for those that were retired; the failure tells of the first."""
+        """What names and entries mean, but for those that were retired; the failure tells of the first.
+
+        Where one is unknown nothing is listed, and the failure tells of that.
+        """
         found: list[Listed] = []
         gone: list[str] = []
+        unknown: AdapterNotFound | None = None
         for each in named:
             if isinstance(each, Entry) and each.uri:
                 found.append(Listed(each.name, each.source))
                 continue
             name = asked(each) if isinstance(each, Entry) else each
-            source = await self._source(lookup, name)
+            try:
+                source = await self._source(lookup, name)
+            except AdapterNotFound as error:
+                unknown = unknown or error
+                continue
             if source is not None:
                 found.append(Listed(name, source))
             else:
                 gone.append(name)
+        if unknown is not None:
+            return Found(failure=Failure.of(unknown), gone=frozenset(gone))
         failure = Failure.of(retired(gone[0], lookup.base, "leave it out of the wave")) if gone else None
         return Found(tuple(found), failure, frozenset(gone))
 

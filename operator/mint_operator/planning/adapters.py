@@ -116,7 +116,7 @@ def claims(base: ObservedBase) -> frozenset[str]:
 def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     """As looked up in the catalog and then the store, where there is a catalog.
 
-    Names that could be read once, and mean nothing now, are left out: `wave.unread` says why.
+    Names that mean nothing now, or were not looked up yet while others are served, are left out.
     """
     names, store, has_catalog = wave.spec.adapters.names, base.spec.adapters.store, base.spec.catalog is not None
     pinned = next((name for name in names if "@" in name), None)
@@ -136,9 +136,7 @@ def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     if isinstance(told, Refusal):
         return told
     sources = dict(told)
-    found = [(check_asked(name), sources[name]) for name in names if name in sources]
-    gone = len(found) < len(names)
-    return _unread(wave) if not found or (gone and wave.unread is None) else found
+    return [(check_asked(name), sources[name]) for name in names if name in sources] or _unread(wave)
 
 
 def _without_catalog(what: str, base: ObservedBase) -> Refusal:

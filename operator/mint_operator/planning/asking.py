@@ -87,7 +87,7 @@ def ask(base: ObservedBase, waves: Sequence[ObservedWave], before: Asks = NOBODY
 
 def _ask(base: ObservedBase, wave: ObservedWave, before: Ask | None) -> Ask:
     same = before is not None and before.spec is wave.spec and before.base is base.spec
-    if before is not None and same and before.wave.stand == wave.stand and _as_looked_up(before.wave, wave):
+    if before is not None and same and before.wave.stand == wave.stand and _as_looked_up(before, wave):
         return before if before.wave is wave else msgspec.structs.replace(before, wave=wave)
     found = resolve(wave, base) if wave.spec.train is None else training_wants(wave)
     if isinstance(found, Refusal):
@@ -104,9 +104,10 @@ def _ask(base: ObservedBase, wave: ObservedWave, before: Ask | None) -> Ask:
     )
 
 
-def _as_looked_up(old: ObservedWave, new: ObservedWave) -> bool:
-    """Whether what was looked up for a wave says the same: then it is the same object."""
-    return old.listed is new.listed and (new.listed is not None or old.unread == new.unread)
+def _as_looked_up(before: Ask, wave: ObservedWave) -> bool:
+    """Whether what was looked up says the same: as the same object, or for the same reason where it is refused."""
+    old = before.wave
+    return old.listed is wave.listed and (before.refusal is None or old.unread == wave.unread)
 
 
 def _forget(owners: dict[str, str], shared: dict[str, tuple[str, ...]], asks: Iterable[Ask]) -> None:

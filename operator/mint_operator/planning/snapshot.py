@@ -53,7 +53,7 @@ class ObservedBase(msgspec.Struct, frozen=True):
 
 
 class Listed(msgspec.Struct, frozen=True, gc=False):
-    """One adapter that a wave's selector, manifest or pinned name has been found to mean."""
+    """One adapter that a wave's selector, manifest or name has been found to mean."""
 
     name: str
     source: Source
@@ -62,8 +62,8 @@ class Listed(msgspec.Struct, frozen=True, gc=False):
 class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     """An AdapterWave. `defect` says why its spec cannot be used; empty if it can. `recall` has what stands in for it.
 
-    `listed` is what had to be looked up of its adapters, as last read, and `unread` why that cannot be read now;
-    both are None where all is said in the spec, or nothing was ever read.
+    `listed` is what had to be looked up of its adapters, as last read, and `unread` why that cannot be read now, or
+    why some of them are left out; both are None where all is said in the spec, or nothing was ever read.
     """
 
     meta: Meta
