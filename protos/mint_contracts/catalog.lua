@@ -235,21 +235,21 @@ local function incomplete(key)
 end
 
 -- KEYS: as of apply   ARGV: beginning of leaf keys, URI of the manifests, token, how many leaves are deleted at most
--- A copy of these manifests begins, and is incomplete. What is here of others, or of none (a gateway wrote on when its
--- base was forgotten), goes first, its last leaves before the others. Returns 0 while some of it is left: ask again.
+-- A copy of these manifests begins, and is incomplete. What is here goes first, its last leaves before the others: it
+-- is of other manifests, or of these and may hold names whose retirement has gone from them. Returns 0 while some of it
+-- is left: ask again.
 local function begin(given, argv)
   local keys = named(given)
   redis.call('HDEL', keys.meta, 'complete')
-  if redis.call('HGET', keys.meta, 'manifests') ~= argv[2] then
-    for _, leaf in ipairs(redis.call('ZRANGE', keys.directory, -argv[4], -1)) do
-      redis.call('UNLINK', argv[1] .. leaf)
-    end
-    redis.call('ZREMRANGEBYRANK', keys.directory, -argv[4], -1)
-    if redis.call('EXISTS', keys.directory) == 1 then return 0 end
-    redis.call('UNLINK', keys.roots, keys.root_numbers, keys.labels, keys.label_numbers)
-    redis.call('HDEL', keys.meta, 'count', 'older', 'retired', 'settled')
+  for _, leaf in ipairs(redis.call('ZRANGE', keys.directory, -argv[4], -1)) do
+    redis.call('UNLINK', argv[1] .. leaf)
   end
-  redis.call('HSET', keys.meta, 'manifests', argv[2], 'copy', argv[3])
+  redis.call('ZREMRANGEBYRANK', keys.directory, -argv[4], -1)
+  if redis.call('EXISTS', keys.directory) == 1 then return 0 end
+  redis.call('UNLINK', keys.roots, keys.root_numbers, keys.labels, keys.label_numbers)
+  redis.call('HDEL', keys.meta, 'count', 'older', 'retired', 'settled', 'through')
+  -- An earlier version began copies without counting all that is counted now: it does not say `tallied`.
+  redis.call('HSET', keys.meta, 'manifests', argv[2], 'copy', argv[3], 'tallied', argv[3])
   return 1
 end
 

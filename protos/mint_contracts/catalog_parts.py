@@ -51,12 +51,13 @@ class Parts:
         """Every part, the oldest first. Other files in the folder are nobody's.
 
         A listing is no picture of one moment: it may miss a run that was made meanwhile, and with it the parts that
-        went when it was there. So it is made again until it finds the same runs.
+        went when it was there. So it is made again until it finds all that it found before: what it misses had its
+        place taken, and had been there before that, while the listing before was made.
         """
         found = await self.do(self._store.names)
         while True:
             before, found = found, await self.do(self._store.names)
-            if set(filter(is_merged, before)) == set(filter(is_merged, found)):
+            if set(before) <= set(found):
                 return [name for name in found if sequence_of(name) is not None]
 
     async def write(self, name: str, entries: Sequence[Entry]) -> None:

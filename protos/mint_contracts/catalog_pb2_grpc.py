@@ -85,7 +85,8 @@ class CatalogServicer:
         """These names mean nothing from now on, with all their revisions, until they are registered again: a request for one
         is NotFound, though the base's adapter store may hold files of it, and a wave that names one is refused, or goes on
         without it. A wave that gives a source of its own still serves that. A base without a store forgets in time which
-        names were retired, so that a store that it is given later may answer for them.
+        names were retired, so that a store that it is given later may answer for them. Where Redis's memory is full, a name
+        that the store alone knows is answered until there is room, and what was retired has been brought in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,8 @@ class CatalogStub:
     """These names mean nothing from now on, with all their revisions, until they are registered again: a request for one
     is NotFound, though the base's adapter store may hold files of it, and a wave that names one is refused, or goes on
     without it. A wave that gives a source of its own still serves that. A base without a store forgets in time which
-    names were retired, so that a store that it is given later may answer for them.
+    names were retired, so that a store that it is given later may answer for them. Where Redis's memory is full, a name
+    that the store alone knows is answered until there is room, and what was retired has been brought in.
     """
 
 @_typing.type_check_only
@@ -61,7 +62,8 @@ class CatalogAsyncStub(CatalogStub):
     """These names mean nothing from now on, with all their revisions, until they are registered again: a request for one
     is NotFound, though the base's adapter store may hold files of it, and a wave that names one is refused, or goes on
     without it. A wave that gives a source of its own still serves that. A base without a store forgets in time which
-    names were retired, so that a store that it is given later may answer for them.
+    names were retired, so that a store that it is given later may answer for them. Where Redis's memory is full, a name
+    that the store alone knows is answered until there is room, and what was retired has been brought in.
     """
 
 class CatalogServicer(metaclass=_abc_1.ABCMeta):
@@ -100,7 +102,8 @@ class CatalogServicer(metaclass=_abc_1.ABCMeta):
         """These names mean nothing from now on, with all their revisions, until they are registered again: a request for one
         is NotFound, though the base's adapter store may hold files of it, and a wave that names one is refused, or goes on
         without it. A wave that gives a source of its own still serves that. A base without a store forgets in time which
-        names were retired, so that a store that it is given later may answer for them.
+        names were retired, so that a store that it is given later may answer for them. Where Redis's memory is full, a name
+        that the store alone knows is answered until there is room, and what was retired has been brought in.
         """
 
 def add_CatalogServicer_to_server(servicer: CatalogServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

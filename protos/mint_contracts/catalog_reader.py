@@ -39,6 +39,7 @@ class CatalogState(msgspec.Struct, frozen=True):
     manifests: str  # the URI that it was read from
     older: int = 0  # revisions that are known beside the newest ones
     retired: int = 0  # names of which it is known that they are
+    tallied: bool = True  # whether `older` and `retired` are of all that there is
 
     def whole(self, manifests: Source) -> bool:
         """Whether Redis has all that these manifests hold."""
@@ -60,10 +61,11 @@ class CatalogReader:
 
     async def state(self, base: str) -> CatalogState:
         """How much there is, and whether that is all."""
-        fields = ("complete", "manifests", "count", "version", "older", "retired")
-        complete, manifests, *found = await bounded(lambda: self._redis.hmget(keys.catalog(base), fields))
-        count, version, older, retired = (max(0, int(number or 0)) for number in found)
-        return CatalogState(count, version, complete == "1", manifests or "", older, retired)
+        fields = ("complete", "manifests", "copy", "tallied", "count", "version", "older", "retired")
+        found = await bounded(lambda: self._redis.hmget(keys.catalog(base), fields))
+        complete, manifests, copy, tallied = found[:4]
+        count, version, older, retired = (max(0, int(number or 0)) for number in found[4:])
+        return CatalogState(count, version, complete == "1", manifests or "", older, retired, copy == tallied)
 
     async def find(self, base: str, name: str, revision: str = "") -> Entry | None:
         """The newest state of an adapter, or the one of that revision; None where there is none. One round trip.

@@ -45,7 +45,7 @@ class CatalogWriter:
     async def begin(self, base: str, manifests: str) -> str:
         """Begin a copy of the manifests at that URI; returns the token by which it is filled and completed.
 
-        The catalog is not complete from here on. What Redis holds of other manifests is deleted.
+        The catalog is not complete from here on. What Redis holds is deleted first.
         """
         await bounded(lambda: self._redis.delete(keys.catalog(base, "parts")))  # each is noted anew when it is in
         copy = secrets.token_hex(8)

@@ -24,7 +24,7 @@ call can change them together, and bases spread over shards.
 | mint:{ns/name}:called:ENGINE      | pubsub | its edition has grown                 | operator |
 | mint:{ns/name}:catalog            | hash   | count, older, retired, version,       | gateways |
 |                                   |        | sequence, complete, manifests, copy,  |          |
-|                                   |        | settled                               |          |
+|                                   |        | tallied, through                      |          |
 | mint:{ns/name}:catalog:directory  | zset   | the name that each leaf begins at     | gateways |
 | mint:{ns/name}:catalog:leaf:NAME  | hash   | names from NAME on -> packed state    | gateways |
 | mint:{ns/name}:catalog:roots      | hash   | number -> beginning of URIs           | gateways |

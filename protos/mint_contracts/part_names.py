@@ -10,7 +10,7 @@
 A run says, in the order of adapters' names, what all parts from the sequence FIRST to LAST said. It counts from the
 moment its last piece is there, and takes the place of every part and run within that range, at once: what it was made
 from may go afterwards, in any order, or stay behind. A run without all its pieces is one that somebody still makes,
-or never will: it counts for nothing.
+or never will: it counts for nothing. No run takes the place of a part whose name does not tell where it ends.
 """
 
 import itertools
@@ -36,10 +36,12 @@ class Span(msgspec.Struct, frozen=True, order=True):
     names: tuple[str, ...]
     rows: int
     run: bool  # in the order of adapters' names
+    ends: bool = True  # at `last`; else that is not told, and it may say more
 
     def within(self, other: "Span") -> bool:
         """Whether the other takes this one's place; of two runs over one range the one with the larger token does."""
-        if not other.run or self.token == other.token or not other.first <= self.first <= self.last <= other.last:
+        inside = self.ends and other.first <= self.first <= self.last <= other.last
+        if not other.run or self.token == other.token or not inside:
             return False
         same = self.run and (self.first, self.last) == (other.first, other.last)
         return not same or self.token < other.token
@@ -56,11 +58,12 @@ class _Name(msgspec.Struct, frozen=True, order=True):
     rows: int
     end: bool
     run: bool
+    ends: bool = True
 
     @property
     def span(self) -> Span:
         """The part, or the piece alone."""
-        return Span(self.first, self.last, self.token, (self.name,), self.rows, self.run)
+        return Span(self.first, self.last, self.token, (self.name,), self.rows, self.run, self.ends)
 
 
 def spans(names: Iterable[str]) -> list[Span]:
@@ -74,7 +77,8 @@ def replaced(names: Iterable[str]) -> list[str]:
     """Parts, and pieces of runs whole or not, whose place a whole run has taken."""
     told = _told(names)
     runs = [span for span in _every(told) if span.run]
-    return [each.name for each in told if any(each.span.within(run) for run in runs)]
+    every = [(each.name, each.span) for each in told]
+    return [name for name, span in every if any(span.within(run) for run in runs)]
 
 
 def part_name(sequence: int, count: int) -> str:
@@ -127,5 +131,6 @@ def _parse(name: str) -> _Name | None:
         number, end = int(match[5]), match[6] is not None
         return _Name(first, match[2], int(match[4]), number, name, rows, end, run=True)
     # Parts that an earlier version merged, and those without a count, tell their first sequence alone.
-    last = first if match[3] is None or match[7] else first + max(rows, 1) - 1
-    return _Name(first, match[2], last, 0, name, rows, end=False, run=False)
+    ends = match[3] is not None and match[7] is None
+    last = first + max(rows, 1) - 1 if ends else first
+    return _Name(first, match[2], last, 0, name, rows, end=False, run=False, ends=ends)

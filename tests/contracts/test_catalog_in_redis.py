@@ -75,14 +75,17 @@ async def test_a_copy_is_filled_and_completed_by_its_own_token_alone(
     assert not (await reader.state(BASE)).whole(Source("s3://catalog/other"))
 
 
-async def test_a_copy_of_other_manifests_takes_nothing_over(
-    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("manifests", ["smol", "other"])
+async def test_a_copy_takes_nothing_over(
+    redis_client: Redis,
+    writer: CatalogWriter,
+    reader: CatalogReader,
+    monkeypatch: pytest.MonkeyPatch,
+    manifests: str,
 ) -> None:
     monkeypatch.setattr("mint_contracts.catalog_writer.LEAVES_PER_CALL", 3)  # so that it takes several calls
     await writer.apply(BASE, rows(many(1000)), "p")
-    await writer.begin(BASE, "s3://catalog/smol")
-    assert (await reader.state(BASE)).count == 1000
-    copy = await writer.begin(BASE, "s3://catalog/other")
+    copy = await writer.begin(BASE, f"s3://catalog/{manifests}")
     assert await redis_client.keys(f"{keys.catalog(BASE)}*") == [keys.catalog(BASE)]
     await writer.apply(BASE, rows([entry("a/b")]), "p", copy=copy)
     await writer.complete(BASE, copy, 1)

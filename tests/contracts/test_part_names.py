@@ -49,6 +49,12 @@ def test_of_two_runs_over_one_range_one_counts_and_of_two_that_overlap_both() ->
     assert replaced([*other, *beyond]) == []
 
 
+def test_no_run_takes_the_place_of_a_part_whose_name_does_not_tell_where_it_ends() -> None:
+    old, whole = ["0000000000000020-abcdef01-7.merged.jsonl", "0000000000000021-abcdef01.jsonl"], run(10, 34, "aaaa")
+    assert [span.names[0] for span in spans([*old, *whole])] == [whole[0], *old]
+    assert replaced([*old, *whole]) == []
+
+
 def test_what_a_merge_that_ended_midway_left_behind_goes_with_what_it_would_have_replaced() -> None:
     left, whole = run(10, 34, "aaaa")[:1], run(10, 44, "bbbb")
     assert replaced([*PARTS, *left]) == []

@@ -1,7 +1,11 @@
 """A catalog's manifests are merged as they grow, and the catalog stays what it is, whatever happens in between."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -10,10 +14,10 @@ from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
 from mint_contracts.errors import MapUnavailable
-from mint_contracts.part_names import Span, part_name, spans
+from mint_contracts.part_names import Span, is_merged, part_name, piece_name, spans
 from mint_contracts.source import Source
 from mint_gateway.catalog import compaction, merging
-from mint_gateway.catalog.compaction import ENOUGH, GROWN, HELD, SLACK, due
+from mint_gateway.catalog.compaction import ENOUGH, GROWN, HELD, SLACK, below, due
 from mint_gateway.catalog.keeper import Keeper
 
 BASE = "demo/smollm2"
@@ -51,6 +55,18 @@ async def swept(redis: Redis, manifests: Source, *, stored: bool = True) -> list
     """The names of the parts after a sweep."""
     await Keeper(redis, dict, lambda base: stored).sweep(BASE, manifests)
     return await Parts(manifests).names()
+
+
+async def saved(redis: Redis) -> dict[Any, bytes]:
+    """All that Redis has now."""
+    return {key: await redis.dump(key) or b"" for key in await redis.keys("*")}
+
+
+async def come_back(redis: Redis, state: dict[Any, bytes]) -> None:
+    """Have Redis hold what it had once."""
+    await redis.flushall()
+    for key, value in state.items():
+        await redis.restore(key, 0, value)
 
 
 def rows(names: list[str]) -> list[int]:
@@ -102,7 +118,8 @@ async def test_names_registered_anew_each_night_take_no_more_to_read(
         await Keeper(redis_client, dict).look(BASE, manifests)
         await Keeper(redis_client, dict).sweep(BASE, manifests, young=True)
         assert sum(rows(await parts.names())) <= GROWN * 400
-    assert max(rows([name]) for name in await parts.names()) <= [100]
+    pieces = [await parts.read(name) for name in await parts.names() if is_merged(name)]
+    assert 0 < max(map(len, pieces), default=0) <= 50
     await redis_client.flushall()
     assert await Keeper(redis_client, dict).rebuild(BASE, manifests) <= GROWN * 400
     assert (await CatalogReader(redis_client).state(BASE)).count == 400
@@ -164,15 +181,94 @@ async def test_a_redis_that_came_back_older_than_a_run_gets_what_it_has_missed(
 ) -> None:
     await written(manifests, 50)
     await read_anew(redis_client, manifests)
-    snapshot = {key: await redis_client.dump(key) or b"" for key in await redis_client.keys("*")}
+    state = await saved(redis_client)
     await written(manifests, 50, first=51)
     await swept(redis_client, manifests)
     assert len(await swept(redis_client, manifests)) == 1
-    await redis_client.flushall()
-    for key, value in snapshot.items():
-        await redis_client.restore(key, 0, value)
+    await come_back(redis_client, state)
     await swept(redis_client, manifests)
     assert (await CatalogReader(redis_client).state(BASE)).count == 101
+
+
+async def test_a_redis_that_came_back_is_told_what_was_retired_before_a_merge(
+    redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "SLACK", 0)
+    parts, gone, lately = Parts(manifests), Entry("a/gone", retired=True), time.time_ns() // 1000 - 600 * 10**6
+    await parts.write(part_name(lately, 2), [entry("a/here", "r1"), entry("a/gone", "r1")])
+    await read_anew(redis_client, manifests)
+    state = await saved(redis_client)
+    await parts.write(part_name(lately + 10, 1), [gone])
+    assert rows(await swept(redis_client, manifests, stored=False)) == [2]
+    await come_back(redis_client, state)
+    await swept(redis_client, manifests, stored=False)
+    assert await CatalogReader(redis_client).find(BASE, "a/gone") == gone
+
+
+async def test_a_part_of_an_earlier_version_that_is_left_beside_its_run_brings_nothing_back(
+    redis_client: Redis, manifests: Source, tmp_path: Path
+) -> None:
+    parts, old = Parts(manifests), f"{10:016d}-abcdef01-1.merged.jsonl"
+    await parts.write_merged(old, [(10, entry("a/gone", "r1"))])
+    await parts.write(part_name(1000, 1), [Entry("a/gone", retired=True)])
+    await written(manifests, 100, first=101)
+    content = (tmp_path / "catalog" / old).read_bytes()
+    before = await read_anew(redis_client, manifests)
+    assert len(await swept(redis_client, manifests, stored=False)) == 1
+    (tmp_path / "catalog" / old).write_bytes(content)
+    assert await read_anew(redis_client, manifests) == before
+
+
+async def test_a_merge_gives_up_where_a_part_has_come_into_its_range(
+    redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "PIECE", 10)
+    names, write, late = await written(manifests, 100), Parts.write_merged, part_name(505, 1)
+    await read_anew(redis_client, manifests)
+
+    async def meanwhile(parts: Parts, name: str, some: list[tuple[int, Entry]]) -> None:
+        await write(parts, name, some)
+        await parts.write(late, [entry("a/late", "r1")])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "write_merged", meanwhile)
+        assert await swept(redis_client, manifests) == sorted([*names, late])
+    await swept(redis_client, manifests)
+    assert entry("a/late", "r1") in await read_anew(redis_client, manifests)
+
+
+async def test_a_listing_that_missed_a_run_and_what_it_replaced_is_made_again(manifests: Source) -> None:
+    one, two, run = part_name(10, 2), part_name(20, 2), piece_name(10, 21, "aaaa", 0, 4, end=True)
+    listings = iter([[one, two], [one], [one, run]])  # the second began before the run was there
+
+    class Torn(Parts):
+        async def do(self, work: Callable[[], Any], limit_s: float = 0.0) -> Any:
+            return next(listings)
+
+    assert [span.names for span in spans(await Torn(manifests).names())] == [(run,)]
+
+
+async def test_what_an_earlier_version_has_not_counted_is_not_taken_for_stale(
+    redis_client: Redis, manifests: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "SLACK", 0)
+    names = await written(manifests, 40)
+    await read_anew(redis_client, manifests)
+    tallied = await redis_client.hget(keys.catalog(BASE), "tallied")
+    await redis_client.hdel(keys.catalog(BASE), "tallied")
+    assert await swept(redis_client, manifests) == names
+    await redis_client.hset(keys.catalog(BASE), "tallied", str(tallied))
+    assert len(await swept(redis_client, manifests)) == 1
+
+
+async def test_a_gateway_of_an_earlier_version_beside_has_nothing_brought_in_again(
+    redis_client: Redis, manifests: Source
+) -> None:
+    await written(manifests, 100)
+    await read_anew(redis_client, manifests)
+    await swept(redis_client, manifests)
+    await redis_client.hset(keys.catalog(BASE), "settled", 10)  # where the newest part begins
+    assert await Keeper(redis_client, dict).sweep(BASE, manifests) == []
 
 
 async def test_a_merge_makes_way_for_a_catalog_that_redis_has_lost(
@@ -194,6 +290,16 @@ async def test_a_merge_makes_way_for_a_catalog_that_redis_has_lost(
 
 def part(first: int, count: int, *, run: bool = False) -> Span:
     return Span(first, first + count - 1, f"{first}", (f"{first}",), count, run)
+
+
+def test_a_merge_of_all_that_is_older_forgets_what_was_retired_long_ago() -> None:
+    counted, never = [part(1, 5), part(10, 5), part(20, 5)], 1 << 63
+    assert below(counted, 0, 2, never) == 20
+    assert below(counted, 0, 3, never) == never
+    assert below(counted, 0, 2, 15) == 15, "a Redis that comes back may know what it was before"
+    assert below(counted, 1, 3, never) == 0
+    endless = msgspec.structs.replace(counted[1], ends=False)
+    assert below([counted[0], endless], 0, 2, never) == 0, "it may be left beside the run"
 
 
 def test_all_is_merged_where_too_much_means_nothing_any_more() -> None:

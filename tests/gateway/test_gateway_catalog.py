@@ -38,6 +38,7 @@ from mint_contracts.part_names import part_name
 from mint_contracts.records import BaseRecord, MapChange
 from mint_contracts.source import Source
 from mint_gateway.catalog.keeper import Keeper
+from mint_gateway.catalog.resolver import Resolver
 from mint_gateway.client import Client, question
 from tests.engine import stores
 from tests.gateway.scene import BASE, STORE, Scene, complete
@@ -495,6 +496,18 @@ async def test_a_new_revision_is_what_the_next_request_gets(scene: Scene, local:
             return engine.seen[-1].whence.revision == revision
 
         await until(newest, timeout_s=10.0)
+
+
+async def test_news_of_a_name_are_news_of_its_revisions(redis_client: Redis) -> None:
+    writer, resolver = CatalogWriter(redis_client), Resolver(CatalogReader(redis_client), clock=lambda: 0.0)
+    here, gone = Entry("a/b", "s3://adapters/a/b", "r1"), Entry("a/b", retired=True)
+    copy = await writer.begin(BASE, "s3://catalog/smol")
+    await writer.apply(BASE, [(1, here)], "one")
+    await writer.complete(BASE, copy, 1)
+    assert [await resolver.find(BASE, asked) for asked in ("a/b", "a/b@r1")] == [here, here]
+    await writer.apply(BASE, [(2, gone)], "two")
+    resolver.forget(BASE, ["a/b"])
+    assert [await resolver.find(BASE, asked) for asked in ("a/b", "a/b@r1")] == [gone, gone]
 
 
 async def test_a_placed_adapter_stays_where_its_wave_has_it(scene: Scene, local: str) -> None:

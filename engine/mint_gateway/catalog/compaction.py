@@ -10,7 +10,7 @@ import structlog
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.part_names import Span, replaced, spans
 from mint_gateway.catalog import merging
-from mint_gateway.catalog.merging import Spoilt, merge
+from mint_gateway.catalog.merging import Overtaken, Spoilt, merge
 
 GROWN = 1.5  # times the rows that mean something: so many are too many
 SLACK = 5_000  # rows beyond that: reading them takes a moment, whatever they are
@@ -41,33 +41,46 @@ async def compact(
     names: Sequence[str],
     floor: int,
     live: int,
-    spoilt: set[str],
+    horizon: int,
     *,
     stored: bool,
     go_on: Callable[[], Awaitable[None]],
 ) -> int:
     """Merge what is `due` up to the sequence `floor`, all of which is in Redis. Returns how many merges were made.
 
-    Parts in `spoilt` stay as they are; those that are found to be so are added. `stored` and `go_on` as of `merge`.
+    Parts that are spoilt stay as they are. `horizon` as of `below`, `stored` and `go_on` as of `merge`.
     """
     for name in replaced(names):
         await parts.delete(name)
-    counted, merged = spans(names), 0
+    counted, merged, spoilt = spans(names), 0, set[str]()
     while window := _first_due(counted, floor, live, spoilt):
         begin = counted.index(window[0])
         end = begin + len(window)
-        below = 0 if begin else min((span.first for span in counted[end:]), default=1 << 63)
         try:
-            run = await merge(parts, window, below, stored=stored, go_on=go_on)
+            run = await merge(parts, window, below(counted, begin, end, horizon), stored=stored, go_on=go_on)
         except Spoilt as error:
             spoilt.add(error.name)
             _log.warning("catalog part is left as it is", part=error.name, error=str(error))
             continue
+        except Overtaken as error:
+            _log.info("catalog parts are merged later", reason=str(error))
+            break
         counted[begin:end] = [run]
         merged += 1
         before = sum(span.rows for span in window)
         _log.info("catalog parts merged", parts=len(window), entries=before, kept=run.rows)
     return merged
+
+
+def below(counted: Sequence[Span], begin: int, end: int, horizon: int) -> int:
+    """The sequence before which a merge of these neighbours may forget that names were retired: pure.
+
+    What is older is all in the merge then, and may not be left beside the run. Of what was retired since `horizon` a
+    Redis that comes back may know an earlier state still.
+    """
+    if begin or not all(span.ends for span in counted[:end]):
+        return 0
+    return min([horizon, *[span.first for span in counted[end:]]])
 
 
 def _first_due(counted: Sequence[Span], floor: int, live: int, spoilt: set[str]) -> Sequence[Span]:

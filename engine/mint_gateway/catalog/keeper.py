@@ -30,6 +30,7 @@ LOOK_S = 1.0
 DEFECT_PAUSE_S = 30.0
 SWEEP_S = 60.0
 ON_ITS_WAY_S = 120.0  # a part younger than this may still be brought in by who wrote it
+RETIRED_KEPT_S = 7 * 86_400.0  # in the manifests: no Redis comes back as it was longer ago than that
 HOLD_S = 15.0  # a keeper that says nothing for so long is gone
 READ_AHEAD = 4  # parts
 
@@ -52,7 +53,6 @@ class Keeper:
         self._redis = redis
         self._reader, self._writer = CatalogReader(redis), CatalogWriter(redis)
         self._manifests, self._stored = manifests, stored
-        self._spoilt: set[str] = set()  # parts that cannot be merged
         self._swept: dict[str, float] = {}
         self._seen: dict[str, tuple[str, int]] = {}  # a start of Redis, and the version that the catalog had then
         self._token = secrets.token_hex(8)
@@ -138,28 +138,31 @@ class Keeper:
         parts, before = Parts(manifests), await self._settling()
         names = await parts.names()
         counted = spans(names)
-        floor, copy = await bounded(lambda: self._redis.hmget(keys.catalog(base), ("settled", "copy")))
+        # "settled" is what a gateway of an earlier version notes, which takes less to be in.
+        *floors, copy = await bounded(lambda: self._redis.hmget(keys.catalog(base), ("settled", "through", "copy")))
         known = set(await bounded(lambda: self._redis.zrange(keys.catalog(base, "parts"), 0, -1)))
-        first, last = int(floor or 0), math.inf if young else before
+        first, last = max(int(floor or 0) for floor in floors), math.inf if young else before
         missing = [span for span in counted if first < span.last and span.first < last]
         missed = [name for name in _names(missing) if name not in known]
         async for name, rows in self._read(parts, missed):
             await self._writer.apply(base, rows, name, copy=copy)
             _log.info("catalog part brought in", base_model=base, part=name, entries=len(rows))
         settled = await self._settled(base, counted, before)
-        await self._compact(base, manifests, names, settled)
+        await self._compact(base, manifests, names, settled, before - int(RETIRED_KEPT_S * _US))
         await parts.tidy()
         return missed
 
-    async def _compact(self, base: str, manifests: Source, names: Sequence[str], settled: int) -> None:
+    async def _compact(self, base: str, manifests: Source, names: Sequence[str], settled: int, horizon: int) -> None:
         stored, state = self._stored(base), await self._reader.state(base)
         live = state.count + state.older + (state.retired if stored else 0)
+        if not state.tallied:  # who knows how much means something still
+            live = 1 << 63
 
         async def go_on() -> None:  # a catalog that Redis has lost is read first
             if not (await self._reader.state(base)).whole(manifests):
                 raise incomplete(base)
 
-        await compact(Parts(manifests), names, settled, live, self._spoilt, stored=stored, go_on=go_on)
+        await compact(Parts(manifests), names, settled, live, horizon, stored=stored, go_on=go_on)
 
     async def _start(self) -> str:
         """Which Redis answers, and since which of its starts."""
@@ -173,7 +176,7 @@ class Keeper:
     async def _settled(self, base: str, counted: Sequence[Span], before: int) -> int:
         """Note up to which sequence the parts that begin `before` are in, and forget their names; returns it."""
         settled = max([span.last for span in counted if span.first < before], default=0)
-        await bounded(lambda: self._redis.hset(keys.catalog(base), "settled", settled))
+        await bounded(lambda: self._redis.hset(keys.catalog(base), "through", settled))
         await bounded(lambda: self._redis.zremrangebyscore(keys.catalog(base, "parts"), "-inf", settled))
         self._swept[base] = time.monotonic()
         return settled

@@ -14,7 +14,7 @@ from mint_contracts.catalog_parts import Parts
 from mint_contracts.entries import Row
 from mint_contracts.errors import CorruptFile, MintError
 from mint_contracts.packed_entries import OLDER, identity
-from mint_contracts.part_names import Span, piece_name
+from mint_contracts.part_names import Span, piece_name, spans
 
 PIECE = 3_000  # rows in one piece of a run, or a few more
 
@@ -27,13 +27,17 @@ class Spoilt(Exception):
         self.name = name
 
 
+class Overtaken(Exception):
+    """There is something in a merge's range by now that it knows nothing of, and must not take the place of."""
+
+
 def kept(rows: Sequence[Row], below: int, *, stored: bool) -> list[Row]:
     """What still means anything of all rows of one name, given and returned the oldest first: pure.
 
     That is what Redis would keep: the newest row, and of the revisions since the name was last retired the OLDER last
-    ones beside it, each by its own newest row. That it was retired is kept while there may be rows from before: none
-    is elsewhere of a sequence smaller than `below`; and where the name is retired still, if the base is `stored`,
-    which has an adapter store that may know it.
+    ones beside it, each by its own newest row. That it was retired is kept from the sequence `below` on, since rows
+    from before may be elsewhere; and where the name is retired still, if the base is `stored`, which has an adapter
+    store that may know it.
     """
     found: dict[bytes, Row] = {}
     for row in sorted(rows, key=_sequence, reverse=True):
@@ -56,7 +60,8 @@ async def merge(
 ) -> Span:
     """Make one run of neighbours and remove them. `below` and `stored` as of `kept`.
 
-    `go_on` is asked before each piece, and may raise to end the merge. Raises Spoilt, and what the store does.
+    `go_on` is asked before each piece, and may raise to end the merge. Raises Spoilt, Overtaken, and what the
+    store does.
     """
     first, last = window[0].first, max(span.last for span in window)
     pieces = _pieces(parts, window, below, stored=stored)
@@ -66,6 +71,8 @@ async def merge(
         while not ending:
             following = await parts.do(lambda: next(pieces, []))
             await go_on()
+            if not following:
+                await _undisturbed(parts, window, Span(first, last, token, (), 0, run=True))
             ending = not following
             names.append(piece_name(first, last, token, len(names), len(rows), end=ending))
             await parts.write_merged(names[-1], rows)
@@ -79,6 +86,14 @@ async def merge(
     for name in itertools.chain.from_iterable(span.names for span in window):
         await parts.delete(name)
     return Span(first, last, token, tuple(names), count, run=True)
+
+
+async def _undisturbed(parts: Parts, window: Sequence[Span], run: Span) -> None:
+    """Raises Overtaken where the run would take the place of more than what it is made from."""
+    known = {name for span in window for name in span.names}
+    for span in spans(await parts.names()):
+        if span.within(run) and not known.issuperset(span.names):
+            raise Overtaken(f"{span.names[0]} has come to be")
 
 
 def _pieces(parts: Parts, window: Sequence[Span], below: int, *, stored: bool) -> Iterator[list[Row]]:

@@ -37,6 +37,7 @@ class Resolver:
         self._reader, self._away = reader, away
         self._remembered, self._clock = remembered, clock
         self._known: OrderedDict[Key, tuple[Entry | None, float]] = OrderedDict()
+        self._pins: dict[Key, set[str]] = {}  # what is known of each name's revisions, as it was asked for
         self._asking: dict[Key, asyncio.Task[Entry | None]] = {}
 
     async def find(self, base: str, asked: str) -> Entry | None:
@@ -58,14 +59,17 @@ class Resolver:
             return known[0]
 
     def forget(self, base: str, names: Iterable[str]) -> None:
-        """These names have changed."""
-        for name in names:
-            if name == EVERYTHING:
-                self._known.clear()
-                self._asking.clear()
-                return
-            self._known.pop((base, name), None)
-            self._asking.pop((base, name), None)
+        """These names have changed, and what their revisions mean."""
+        changed = set(names)
+        if EVERYTHING in changed:
+            self._clear()
+            self._asking.clear()
+            return
+        for name in changed:
+            for asked in (name, *self._pins.pop((base, name), ())):
+                self._known.pop((base, asked), None)
+        for key in [key for key in self._asking if key[0] == base and _bare(key)[1] in changed]:
+            del self._asking[key]
 
     async def follow(self, base: str) -> None:
         """Forget what changes in a base's catalog, until cancelled."""
@@ -73,7 +77,7 @@ class Resolver:
         while True:
             try:
                 async with self._reader.news(base) as wait:
-                    self._known.clear()  # whatever was told before was not heard
+                    self._clear()  # whatever was told before was not heard
                     failures = 0
                     while True:
                         self.forget(base, await wait(NEWS_WAIT_S))
@@ -97,8 +101,25 @@ class Resolver:
             if not heard_of:
                 del self._asking[key]
         if not heard_of:
-            self._known[key] = entry, self._clock()
-            self._known.move_to_end(key)
-            while len(self._known) > self._remembered:
-                self._known.popitem(last=False)
+            self._remember(key, entry)
         return entry
+
+    def _remember(self, key: Key, entry: Entry | None) -> None:
+        self._known[key] = entry, self._clock()
+        self._known.move_to_end(key)
+        if "@" in key[1]:
+            self._pins.setdefault(_bare(key), set()).add(key[1])
+        while len(self._known) > self._remembered:
+            oldest, _ = self._known.popitem(last=False)
+            pins = self._pins.get(_bare(oldest), set())
+            pins.discard(oldest[1])
+            if not pins:
+                self._pins.pop(_bare(oldest), None)
+
+    def _clear(self) -> None:
+        self._known.clear()
+        self._pins.clear()
+
+
+def _bare(key: Key) -> Key:
+    return key[0], split_asked(key[1])[0]
