@@ -4,20 +4,29 @@ Blocks its thread. Whatever is wrong with a line is told with the line's number.
 """
 
 import io
+import time
 from collections.abc import Iterator, Sequence
 
-from mint_contracts.errors import BadExample, CapacityExceeded, CorruptFile, InvalidRequest, SourceNotFound
+from mint_contracts.errors import (
+    BadExample,
+    CapacityExceeded,
+    CorruptFile,
+    InvalidRequest,
+    SourceNotFound,
+    SourceUnavailable,
+)
 from mint_contracts.parquet_rows import rows
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset
 from mint_engine.examples.example import Example, read_line, read_object
-from mint_engine.sources.copying import read_up_to
+from mint_engine.sources.copying import CHUNK_BYTES, read_up_to
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of
 
 MAX_BYTES = 256 << 20
 MAX_LINE = 1 << 20
 MAX_EXAMPLES = 1_000_000
+MOST_S = 600.0  # that a file's bytes may take: a source that trickles holds up those who wait for their turn
 
 
 def read_dataset(told: Dataset) -> Sequence[Example]:
@@ -80,13 +89,18 @@ def _content(told: Dataset) -> bytes:
     """The file's bytes, by the code that fetches adapters, with its rules of what may be read."""
     parent, _, name = told.uri.rpartition("/")
     folder = folder_of(Source(parent, told.revision))
-    subject = f"dataset {told.uri!r}"
+    subject, until = f"dataset {told.uri!r}", time.monotonic() + MOST_S
 
     def fetch() -> bytes:
         if name not in folder.files(name):
             raise SourceNotFound(subject, "does not exist; check its path")
         with folder.open(name) as file:
-            return read_up_to(file, MAX_BYTES + 1)
+            content = bytearray()
+            while part := read_up_to(file, min(CHUNK_BYTES, MAX_BYTES + 1 - len(content))):
+                content += part
+                if time.monotonic() > until:
+                    raise SourceUnavailable(subject, f"could not be read within {MOST_S:.0f} s")
+            return bytes(content)
 
     content = retrying(fetch)
     _check_size(len(content), subject)

@@ -2,16 +2,18 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import msgspec
 
+from mint_contracts.errors import Overloaded, SourceUnavailable
 from mint_contracts.training import Dataset
-from mint_engine.examples.dataset import read_dataset
+from mint_engine.examples.dataset import MOST_S, read_dataset
 from mint_engine.examples.example import Example
 
 AT_ONCE = 2  # are read: their bytes are in memory beside their examples, and parsing takes turns with the event loop
+TURN_S = 30.0  # that a file waits for its turn to be read, before those who wait for it are told
 
 _Key = tuple[str, bytes]
 
@@ -20,25 +22,57 @@ class Examples(list[Example]):
     """A data set's examples, which nobody changes. (A list itself can not be held weakly.)"""
 
 
+@dataclass(eq=False)
+class _Reading:
+    """A data set that is being read, or waits for its turn, and how many wait for it."""
+
+    task: asyncio.Task[Examples]
+    waiting: int = 0
+
+
 class Datasets:
     """Those that somebody holds. Policies of one run share what they read; another run reads what is there then."""
 
     def __init__(self) -> None:
         self._held: WeakValueDictionary[_Key, Examples] = WeakValueDictionary()
-        self._turns: WeakValueDictionary[_Key, asyncio.Lock] = WeakValueDictionary()
+        self._readings: dict[_Key, _Reading] = {}
         self._room = asyncio.Semaphore(AT_ONCE)
 
     async def read(self, run: str, told: Dataset) -> Examples:
-        """Every example of a data set. Raises as `read_dataset`."""
-        key = (run, hashlib.sha256(msgspec.json.encode(told)).digest())
-        async with self._turns.setdefault(key, asyncio.Lock()):
-            found = self._held.get(key)
-            if found is None:
-                found = self._held[key] = Examples(await self._read(told))
-            return found
+        """Every example of a data set.
 
-    async def _read(self, told: Dataset) -> Sequence[Example]:
-        await self._room.acquire()
+        Raises as `read_dataset`, to all who wait for the same; Overloaded where others are read before for long.
+        """
+        key = (run, hashlib.sha256(msgspec.json.encode(told)).digest())
+        found = self._held.get(key)
+        if found is not None:
+            return found
+        reading = self._readings.get(key)
+        if reading is None:
+            reading = self._readings[key] = _Reading(asyncio.create_task(self._read(told)))
+        reading.waiting += 1
+        try:
+            found = self._held[key] = await asyncio.shield(reading.task)
+            return found
+        finally:
+            reading.waiting -= 1
+            if not reading.waiting:  # it is done, or nobody wants it any more
+                reading.task.cancel()
+                del self._readings[key]
+
+    async def _read(self, told: Dataset) -> Examples:
+        if told.lines:  # are in memory anyway, and soon read
+            return Examples(await asyncio.to_thread(read_dataset, told))
+        subject = f"dataset {told.uri!r}"
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._room.acquire()
+        except TimeoutError:
+            raise Overloaded(subject, f"waits for {AT_ONCE} others that are read before it") from None
         reading = asyncio.ensure_future(asyncio.to_thread(read_dataset, told))
         reading.add_done_callback(lambda _: self._room.release())  # a thread goes on though nobody waits any more
-        return await asyncio.shield(reading)
+        try:
+            async with asyncio.timeout(MOST_S):
+                return Examples(await asyncio.shield(reading))
+        except TimeoutError:
+            raise SourceUnavailable(subject, f"could not be read within {MOST_S:.0f} s") from None

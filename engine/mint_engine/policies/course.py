@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from statistics import fmean
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -32,7 +33,9 @@ from mint_engine.rewards.scorer import Scorer
 UNSURE_S = 0.25
 MOST_SKIPPED = 3  # steps in a row whose gradient is not finite
 RECENT = 10  # steps, as in Progress.reward_recent
+HELD_S = 1.0  # that examples are kept for a slot that is at hand: who waits for one longer reads them again
 
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
@@ -50,7 +53,7 @@ class Course:
         self._means, self._wave, self._sure, self._on_change = means, wave, sure, on_change
         self.assignment = assignment
         self.train: Train = wave.train
-        self.order = assignment.order
+        self._order = assignment.order
         self.stage = Stage.LOADING
         self.rewards: list[float] = []
         self._standing = Standing()
@@ -61,11 +64,24 @@ class Course:
         self.waits = False  # for the map, to be sure of its lease
         self.abandoned = False  # its lease may be another engine's
         self.parting = False  # the engine ends: what is finished is saved before all is let go of
+        self._placing: asyncio.Future[Lessons] | None = None  # until there are examples and a slot
+        self._readable = False  # its examples have been read once, and not been away since
         self._slot: int | None = None
         self._label = ""
         self._keeping: Keeping | None = None
         self._scorer: Scorer | None = None  # made once: it holds connections
         self._lessons: Lessons | None = None
+
+    @property
+    def order(self) -> Order:
+        """What it is told to do; to cancel is heard at once by who has nothing to lose yet."""
+        return self._order
+
+    @order.setter
+    def order(self, order: Order) -> None:
+        self._order = order
+        if order is Order.CANCEL and self._placing is not None:
+            self._placing.cancel()
 
     @property
     def progress(self) -> Progress:
@@ -137,8 +153,13 @@ class Course:
             self._on_change()
 
     async def _live(self) -> None:
-        lessons, keeping = await self._patience(self._load, "load", self._keeps)
-        self._lessons, self._keeping = lessons, keeping
+        with metrics.SECONDS.labels("load").time():
+            lessons = await self._unless_cancelled(self._patience(self._place, "load", self._keeps))
+            if lessons is None:
+                self._set_stage(Stage.CANCELLED)
+                return
+            self._lessons = lessons
+            self._keeping = keeping = await self._patience(partial(self._load, lessons), "load", self._keeps)
         self._set_stage(Stage.RUNNING)
         moves: dict[Move, Callable[[], Awaitable[None]]] = {
             Move.STEP: self._unless_told(self._step),
@@ -175,25 +196,45 @@ class Course:
 
         return attempt
 
-    async def _load(self) -> tuple[Lessons, Keeping]:
-        """Slot, examples, and the policy: from its newest checkpoint, or new."""
-        terms, means = terms_of(self._wave, self.assignment), self._means
-        with metrics.SECONDS.labels("load").time():
-            store = await asyncio.to_thread(store_of, self._wave.store)
-            patiently = partial(self._patience, lasts=self._keeps)
-            keeping = Keeping(means, store, terms, self._sure, self._offer, patiently)
-            if terms.reward is not None and self._scorer is None:
-                self._scorer = Scorer(terms.reward)
-            if self._slot is None:  # before examples are read: who waits for a slot holds none
-                self._slot = await means.places.reserve(terms.policy)
-            try:
-                examples, held_out = await self._read(terms)
-            except MintError:  # who waits for examples holds no slot
-                await self._leave_slot()
+    async def _unless_cancelled(self, work: Coroutine[Any, Any, Lessons]) -> Lessons | None:
+        """What it gives, or nothing where an order to cancel comes while it waits."""
+        self._placing, task = asyncio.ensure_future(work), asyncio.current_task()
+        try:
+            return await self._placing
+        except asyncio.CancelledError:
+            if self._order is not Order.CANCEL or task is None or task.cancelling():
                 raise
-            await self._restore(terms, keeping, self._slot)
+            return None
+        finally:
+            self._placing = None
+
+    async def _place(self) -> Lessons:
+        """Examples and a slot. Who waits for examples takes nobody's slot, and who waits for a slot holds none."""
+        terms, means = terms_of(self._wave, self.assignment), self._means
+        if terms.reward is not None and self._scorer is None:
+            self._scorer = Scorer(terms.reward)
+        if not self._readable:
+            held = [await self._read(terms)]
+            asyncio.get_running_loop().call_later(HELD_S, held.clear)
+            self._readable = True
+        if self._slot is None:
+            self._slot = await means.places.reserve(terms.policy)
+        try:
+            examples, held_out = await self._read(terms)
+        except MintError:
+            self._readable = False
+            await self._leave_slot()
+            raise
         patiently = partial(self._patience, lasts=self._runs)
-        return Lessons(means, terms, self._slot, examples, held_out, self._scorer, patiently), keeping
+        return Lessons(means, terms, self._slot, examples, held_out, self._scorer, patiently)
+
+    async def _load(self, lessons: Lessons) -> Keeping:
+        """The policy: from its newest checkpoint, or new."""
+        store = await asyncio.to_thread(store_of, self._wave.store)
+        patiently = partial(self._patience, lasts=self._keeps)
+        keeping = Keeping(self._means, store, lessons.terms, self._sure, self._offer, patiently)
+        await self._restore(lessons.terms, keeping, lessons.slot)
+        return keeping
 
     async def _read(self, terms: Terms) -> tuple[Sequence[Example], Sequence[Example]]:
         """What is learnt from, and what evaluations ask."""
@@ -306,14 +347,18 @@ class Course:
 
     async def _let_go(self) -> None:
         """Leave nothing behind: no write, no weights, no slot, no connection."""
-        if self._keeping is not None:
-            await self._keeping.abandon()
-        self._lessons = None  # a course that has ended is remembered, its examples are not
         scorer, self._scorer = self._scorer, None
-        if scorer is not None:
-            await scorer.close()
-        await self._means.desk.call(lambda trainer: trainer.drop(self.assignment.policy))
-        await self._leave_slot()
+        self._lessons = None  # a course that has ended is remembered, its examples are not
+        try:
+            if self._keeping is not None:
+                await self._keeping.abandon()
+            if scorer is not None:
+                await scorer.close()
+        finally:
+            try:
+                await self._means.desk.call(lambda trainer: trainer.drop(self.assignment.policy))
+            finally:
+                await self._leave_slot()
 
     async def _leave_slot(self) -> None:
         if self._slot is not None:

@@ -33,6 +33,7 @@ from mint_contracts.training import (
 )
 from mint_contracts.training_records import LEASE_TTL_S, Order, Stage, published_in
 from mint_engine.examples import shared
+from mint_engine.examples.dataset import read_dataset
 from mint_engine.policies import course, keeping, patience, revisions, roster
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.series import Name
@@ -437,30 +438,86 @@ async def test_however_a_course_ends_it_leaves_no_connection_to_its_reward_servi
         await until(lambda: connected(scorers) == [False] and len(scene.residency.slots.free) == slots.count)
 
 
-async def test_who_waits_for_a_slot_reads_no_examples_and_who_waits_for_examples_holds_no_slot(
+async def test_a_policy_whose_connection_can_not_be_closed_lets_go_of_its_slot_and_weights_all_the_same(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Scorer) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Scorer, "close", fail)
+    async with training(base, tmp_path, train(steps=1)) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        await until(lambda: len(scene.residency.slots.free) == scene.residency.slots.count)
+        assert await scene.means.desk.call(lambda trainer: trainer.names) == frozenset()
+        with suppress(RuntimeError):
+            await scene.roster._running["acme/one"].task
+
+
+async def test_who_waits_for_examples_takes_no_slot_and_who_waits_for_a_slot_holds_no_examples(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
-    read: list[Dataset] = []
-
-    def away(told: Dataset) -> Any:
-        read.append(told)
-        raise SourceUnavailable(f"dataset {told.uri!r}", "did not answer")
-
+    monkeypatch.setattr(course, "HELD_S", 0.0)
     async with training(base, tmp_path, train(steps=1)) as scene:
-        lending, slots = scene.residency.lending, scene.residency.slots
+        lending, slots, datasets = scene.residency.lending, scene.residency.slots, scene.means.datasets
         monkeypatch.setattr(slots, "_wait_s", 0.01)
-        monkeypatch.setattr(shared, "read_dataset", away)
-        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+        free: list[int] = []
+        is_away = True
+
+        def read(told: Dataset) -> Any:
+            free.append(len(slots.free))
+            if is_away:
+                raise SourceUnavailable(f"dataset {told.uri!r}", "did not answer")
+            return read_dataset(told)
+
+        monkeypatch.setattr(shared, "read_dataset", read)
         scene.want(assignment("acme/one"))
-        await until(lambda: scene.roster.progress()["acme/one"].failure)
-        assert not read
+        await until(lambda: len(free) >= 3)
+        assert set(free) == {slots.count}, "nobody loses a slot to whom nothing comes of it"
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+        is_away = False
+        await until(lambda: (told := scene.roster.progress()["acme/one"].failure) and "slots in use" in told.message)
+        tries = len(free)
+        await until(lambda: not datasets._held)
         for slot in taken:
             await lending.release(slot)
-        await until(lambda: len(read) >= 2)
-        await until(lambda: len(slots.free) == slots.count)
-        monkeypatch.undo()
         await scene.ended("acme/one")
+        assert len(free) == tries + 1, "they were read again, once, when there was a slot"
+
+
+@pytest.mark.parametrize("waits_for", ["its turn to read", "a slot", "a data set that is away"])
+async def test_an_order_to_cancel_is_heard_at_once_by_who_waits_for_a_place_or_for_examples(
+    base: Path, tmp_path: Path, waits_for: str
+) -> None:
+    (tmp_path / "train.jsonl").write_text(LINES[0])
+    name = "train.jsonl" if waits_for != "a data set that is away" else "away.parquet"
+    told = train(dataset=Dataset(uri=f"file://{tmp_path}/{name}"))
+    async with training(base, tmp_path, told) as scene:
+        lending, slots, datasets = scene.residency.lending, scene.residency.slots, scene.means.datasets
+        taken = list[int]()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(slots, "_wait_s", 0.01)
+            if waits_for == "a slot":
+                taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+            elif waits_for == "its turn to read":
+                for _ in range(shared.AT_ONCE):
+                    await datasets._room.acquire()
+            else:
+                patched.setattr(shared, "read_dataset", refuse)
+            with capture_logs() as logs:
+                scene.want(assignment("acme/one"))
+                await until(lambda: datasets._room._waiters or any(each["event"] == "tried_again" for each in logs))
+            scene.want(assignment("acme/one", order=Order.CANCEL))
+            ended = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
+        assert ended.failure is None
+        for slot in taken:
+            await lending.release(slot)
+        await until(lambda: len(slots.free) == slots.count)
+
+
+def refuse(told: Dataset) -> Any:
+    raise SourceUnavailable(f"dataset {told.uri!r}", "did not answer")
 
 
 async def test_a_full_engine_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from mint_contracts.errors import BadExample, CapacityExceeded, InvalidRequest, SourceForbidden, SourceNotFound
+from mint_contracts.errors import (
+    BadExample,
+    CapacityExceeded,
+    InvalidRequest,
+    Overloaded,
+    SourceForbidden,
+    SourceNotFound,
+    SourceUnavailable,
+)
 from mint_contracts.training import Dataset
 from mint_engine.examples import dataset, shared
 from mint_engine.examples.dataset import read_dataset
@@ -212,3 +220,55 @@ async def test_of_many_files_that_many_policies_learn_from_few_are_read_at_once(
         opened.set()
     assert most == AT_ONCE
     assert [each.prompt for (each,) in found] == [f"say {number}" for number in range(12 - len(left), 12)]
+
+
+async def test_lines_need_no_turn_and_a_file_that_waits_too_long_for_its_own_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "TURN_S", 0.01)
+    datasets = Datasets()
+    for _ in range(AT_ONCE):
+        await datasets._room.acquire()
+    (inline,) = await datasets.read("run", Dataset(lines=['{"prompt": "hi"}']))
+    assert inline.prompt == "hi"
+    with pytest.raises(Overloaded, match=r"one.jsonl': waits for 2 others"):
+        await datasets.read("run", Dataset(uri=f"file://{tmp_path}/one.jsonl"))
+
+
+async def test_what_is_wrong_with_a_data_set_is_told_to_all_who_wait_for_it_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened, read = threading.Event(), list[Dataset]()
+
+    def away(told: Dataset) -> Any:
+        read.append(told)
+        assert opened.wait(60)
+        raise SourceUnavailable("dataset", "did not answer")
+
+    monkeypatch.setattr(shared, "read_dataset", away)
+    datasets, told = Datasets(), Dataset(uri="file:///one.jsonl")
+    readers = [asyncio.create_task(datasets.read("run", told)) for _ in range(5)]
+    await until(lambda: read)
+    opened.set()
+    found = await asyncio.gather(*readers, return_exceptions=True)
+    assert {type(each) for each in found} == {SourceUnavailable}
+    assert len(read) == 1
+    assert not datasets._readings
+
+
+async def test_a_source_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever waits for it, and by its thread with the next part of the file."""
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"prompt": "x"}')
+    told = Dataset(uri=f"file://{file}")
+    monkeypatch.setattr(dataset, "MOST_S", -1.0)
+    with pytest.raises(SourceUnavailable, match="could not be read within"):
+        read_dataset(told)
+    opened = threading.Event()
+    monkeypatch.setattr(shared, "MOST_S", 0.01)
+    monkeypatch.setattr(shared, "read_dataset", lambda _: opened.wait(60))
+    try:
+        with pytest.raises(SourceUnavailable, match="could not be read within"):
+            await Datasets().read("run", told)
+    finally:
+        opened.set()
