@@ -42,11 +42,11 @@ def _copies(
     step, elements = policy.step, policy.weights.numel()
     vectors: dict[str, torch.Tensor] = {name: found for name in names if (found := getattr(policy, name)) is not None}
     copies = {name: torch.empty(elements, dtype=dtype) for name in vectors}
-    for span in spans(policy.weights):
-        if span.start:
+    parts = [(name, span) for name, vector in vectors.items() for span in spans(vector)]
+    for number, (name, span) in enumerate(parts):
+        if number:
             yield
         if trainer.policy(policy.name) is not policy or policy.step != step:
             raise Internal(f"policy {policy.name!r}", "has changed while it was copied")
-        for name, vector in vectors.items():
-            copies[name][span] = vector[span]
+        copies[name][span] = vectors[name][span]
     return copies

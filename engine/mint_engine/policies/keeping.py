@@ -24,6 +24,7 @@ from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.policies.terms import Terms
 from mint_engine.training import state
+from mint_engine.training.policy import Policy
 from mint_engine.training.trainer import Trainer
 
 UNSURE_S = 0.25
@@ -79,14 +80,16 @@ class Keeping:
         Raises InvalidRequest in the middle of an update: its step would be taken twice.
         """
         await self._room("save")
-        policy = await self._means.desk.parts(lambda trainer: _copying(trainer, self._terms.policy))
 
-        async def write() -> None:
-            blob = await asyncio.to_thread(state.to_bytes, policy)
+        async def write(copy: Policy) -> None:
+            blob = await asyncio.to_thread(state.to_bytes, copy)
+            del copy  # beside its bytes it would be in memory for as long as the store takes
             told = msgspec.structs.replace(record, digest=await asyncio.to_thread(digest_of, blob))
             await self._write(lambda: self.shelf.save(told, blob))
 
-        self._begin("save", write())
+        self._begin(
+            "save", write(await self._means.desk.parts(lambda trainer: _copying(trainer, self._terms.policy)))
+        )
 
     async def save_last(self, record: Record) -> None:
         """A checkpoint of an engine that ends, if there is time; without it that step is trained again."""

@@ -119,6 +119,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             policy, name = request.policy, Name(calls.lease, request.sequence)
             copy = await here.means.desk.parts(lambda trainer: copying(trainer, policy))
             blob = await asyncio.to_thread(state.to_bytes, copy)
+            del copy  # beside its bytes it would be in memory for as long as the store takes
             digest = await asyncio.to_thread(digest_of, blob)
             record = Record(policy, "", name.lease, name.step, digest, RUN, sequence=request.sequence)
             shelf = Shelf(here.store, policy, RUN, KEPT)

@@ -18,7 +18,7 @@ from mint_engine.model.device import zeros
 from mint_engine.residency.remapping import HUGE, reserve
 
 _VECTORS = 4  # weights, gradient and Adam's two moments
-_CHECKPOINTED = 3  # all but the gradient: copied, while the policy goes on
+_CHECKPOINTED = 3  # all but the gradient, which is saved too where there is one
 SPAN = 1 << 22  # numbers of vectors that are gone over between two pauses: some milliseconds on a CPU
 
 
@@ -63,8 +63,11 @@ class Policy:
     torn: bool = False  # part of an optimizer step is taken: its numbers are neither those before nor those after
 
     def host_bytes(self, dtype: torch.dtype) -> int:
-        """What it takes of host memory at most: all its numbers, unless they are on a device, and a checkpoint."""
-        vectors, rounded = _CHECKPOINTED, 0
+        """What it takes of host memory at most: all its numbers, unless they are on a device, and a checkpoint.
+
+        That is a copy, so that the policy can go on, and the bytes that are made of it.
+        """
+        vectors, rounded = 2 * (_CHECKPOINTED + (self.gradient is not None)), 0
         if self.weights.device.type == "cpu":
             vectors, rounded = vectors + _VECTORS, self.weights.numel() * dtype.itemsize
         return vectors * self.weights.nbytes + rounded

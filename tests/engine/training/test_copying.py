@@ -58,7 +58,7 @@ class Serving:
 async def test_a_checkpoint_and_a_revision_are_those_of_one_moment_though_steps_pass(trainer: Trainer) -> None:
     serving, parts = Serving(trainer), trainer.policy("p/0").weights.numel() >> 11
     copy = await serving.until(serving.desk.parts(lambda trainer: copying(trainer, "p/0")))
-    assert serving.steps > parts
+    assert serving.steps >= 4 * parts, "a part is of one vector"
     assert state.to_bytes(copy) == trainer.save("p/0")
     serving.steps = 0
     pack = await serving.until(serving.desk.parts(lambda trainer: packing(trainer, "p/0", torch.bfloat16)))

@@ -61,8 +61,11 @@ def test_the_host_memory_that_policies_take_is_counted_with_a_checkpoint_on_its_
     trainer.create("a", PolicySettings(rank=8))
     vector = trainer.policy("a").weights.nbytes
     blob = len(trainer.save("a"))
-    assert trainer.host_bytes == 8 * vector, "weights, what they round to, gradient, moments, and a checkpoint"
+    checkpoint = 2 * 3 * vector  # a copy, and the bytes that are made of it
+    assert trainer.host_bytes == 5 * vector + checkpoint, "weights, what they round to, gradient and moments"
     assert abs(blob - 3 * vector) < 16384, "a checkpoint is three vectors and what is told of them"
+    learn(trainer, [PolicyBatch("a", groups(1))])
+    assert trainer.host_bytes == (5 + 2 * 4) * vector, "and the gradient, where there is one"
     trainer.drop("a")
     assert trainer.host_bytes == 0
 
