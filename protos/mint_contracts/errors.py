@@ -25,7 +25,8 @@ A *terminal* error needs a person or a changed object; any other goes away by it
     │   ├── NonFiniteWeights    NaN or infinity among the weights
     │   ├── UnsupportedBase     base weights that no engine here can load
     │   ├── BadReward           a reward that is no finite number, or a service that refuses to give one
-    │   └── OutOfOrder          a call of a policy whose predecessor has not come
+    │   ├── OutOfOrder          a call of a policy whose predecessor has not come
+    │   └── TornPolicy          a defect left a policy in the middle of a step
     ├── CapacityExceeded        can never fit as things are declared
     ├── Overloaded              a queue is full: come back after `retry_after_s`
     ├── Unavailable             someone needed is away for now
@@ -163,6 +164,10 @@ class BadReward(Rejected):
 
 class OutOfOrder(Rejected):
     """A call of a policy whose predecessor has not come."""
+
+
+class TornPolicy(Rejected):
+    """A defect left a policy in the middle of an optimizer step: its numbers are nobody's."""
 
 
 class CapacityExceeded(MintError):

@@ -247,8 +247,8 @@ Global___Logprobs: _TypeAlias = Logprobs  # noqa: Y015
 
 @_typing.final
 class OptimStepRequest(_message.Message):
-    """Taken whole or not at all. Where a defect cuts one off when numbers have changed, the policy answers UNAVAILABLE until
-    LoadState puts back what it has saved.
+    """Taken whole or not at all. Where a defect cuts one off when numbers have changed, the policy is refused
+    (FAILED_PRECONDITION) until LoadState puts back what it has saved, or it is dropped and created anew.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

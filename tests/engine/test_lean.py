@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -234,3 +235,21 @@ def test_a_row_of_nan_is_routed_somewhere_and_no_other_row_notices() -> None:
 @pytest.mark.parametrize("family", LEFT)
 def test_other_bases_take_the_generic_pass(family: str) -> None:
     assert make(LEFT[family], torch.float32, lean=True).compute == "generic"
+
+
+def test_a_device_that_is_full_is_not_taken_for_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = make(TAKEN["llama"], torch.float32, lean=False)
+    run, errors = forward._pass.run, list[Exception]()
+
+    def fail_first(*given: Any) -> torch.Tensor:
+        if errors:
+            raise errors.pop()
+        return run(*given)
+
+    monkeypatch.setattr(forward._pass, "run", fail_first)
+    full, broken = torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("an illegal memory access")
+    with capture_logs():
+        for comes, computes in {(full,): True, (full, full): True, (full, broken): False, (broken,): False}.items():
+            errors[:] = comes[::-1]
+            assert forward.computes() is computes
+            assert not errors

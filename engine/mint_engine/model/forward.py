@@ -1,5 +1,6 @@
 """One forward pass over a packed batch: lean where base and machine allow it, generic otherwise; proven first."""
 
+import gc
 import itertools
 import time
 from collections.abc import Sequence
@@ -145,13 +146,24 @@ class Forward:
         """Whether the bare base still computes a token. After some faults a device refuses all that follows."""
         if self._others is not None and self._others.lost:
             return False
-        try:
-            self.run([0], [Span(row=0, length=1, position=0, pages=[NULL_PAGE], slot=NO_SLOT)], [0]).cpu()
-            self.wipe([NULL_PAGE])
-        except Exception:  # noqa: BLE001 - whatever a device says that is broken
-            _log.exception("base_computes_nothing")
-            return False
-        return True
+        for _ in range(2):
+            try:
+                self._probe()
+            except torch.OutOfMemoryError:
+                _log.warning("device_is_full")
+            except Exception:  # noqa: BLE001 - whatever a device says that is broken
+                _log.exception("base_computes_nothing")
+                return False
+            else:
+                return True
+            gc.collect()  # cycles of tracebacks may keep what failed work had
+            torch.cuda.empty_cache()
+        return self._others is None or not self._others.lost  # full is not broken, and what fills it may go
+
+    def _probe(self) -> None:
+        """Compute a token that nobody has asked for."""
+        self.run([0], [Span(row=0, length=1, position=0, pages=[NULL_PAGE], slot=NO_SLOT)], [0]).cpu()
+        self.wipe([NULL_PAGE])
 
     def close(self) -> None:
         """End the other ranks, where there are any."""

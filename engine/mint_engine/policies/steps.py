@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mint_contracts.errors import MintError, NotFound
+from mint_contracts.errors import EngineUnavailable, Internal, MintError, NotFound
 from mint_contracts.training import Optimizer
 from mint_engine.policies.defects import Defects
 from mint_engine.training.optimizer import StepOutcome
@@ -14,7 +14,10 @@ from mint_engine.training.trainer import Trainer
 
 @dataclass(eq=False, frozen=True)
 class Due:
-    """A step that a policy is to take. `resolve` is told on the step thread, before anything else is done there."""
+    """A step that a policy is to take. `resolve` is told before anything else is done on the step thread.
+
+    Once that has ended, `resolve` is told by who closes what was left.
+    """
 
     policy: str
     optimizer: Optimizer
@@ -41,14 +44,23 @@ class Steps:
     def advance(self) -> None:
         """Take a bounded part of the first one."""
         due = self._due[0]
-        found = self._defects.attempt(lambda: self._part(due), f"policy {due.policy!r}", "took no step")
+        found = self._defects.attempt(lambda: self._part(due), f"policy {due.policy!r}", "could not take its step")
         if found is not None:
+            if isinstance(found, MintError) and self._torn:
+                found = _left(found)
             self._due.popleft()
             self._stepping = None
             due.resolve(found)
 
+    @property
+    def _torn(self) -> bool:
+        """Whether the first one has changed some numbers, and not all."""
+        return self._stepping is not None and self._stepping.policy.torn
+
     def close(self) -> list[Due]:
-        """Take none any more; returns those that were not taken to their end."""
+        """Take none any more but one whose numbers have begun to change; returns those that were not taken."""
+        while self._torn:  # bounded, and nobody decodes any more
+            self.advance()
         left = list(self._due)
         self._due.clear()
         if self._stepping is not None:
@@ -65,3 +77,9 @@ class Steps:
         if self._trainer.policy(due.policy) is not self._stepping.policy:
             raise NotFound(f"policy {due.policy}", "was dropped while it took a step")
         return self._stepping.result()
+
+
+def _left(error: MintError) -> MintError:
+    """What to tell of a step that ended in its middle; to try that again would not help."""
+    kind = EngineUnavailable if isinstance(error, EngineUnavailable) else Internal
+    return kind(error.subject, f"{error.message} to its end; load what was saved, or drop it and create it anew")

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from mint_contracts.errors import Draining, MintError
+from mint_contracts.errors import Draining, Internal, MintError, Overloaded
 from mint_contracts.training import Optimizer
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.allowance import Allowance
 from mint_engine.policies.defects import Defects
+from mint_engine.policies.patience import AWAY
 from mint_engine.policies.steps import Due, Steps
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.optimizer import StepOutcome
@@ -25,7 +26,8 @@ from mint_engine.training.work import LossOutcome, Work
 
 ALONE_S = 0.2  # of updates in one go where only rollouts wait for them
 FULL_ROWS = 1024  # so many tokens fill the matrix products: waiting for more policies would gain nothing
-MOST_ROWS = 64 * FULL_ROWS  # of one work, whose gradients are all in memory until its end; one job may have more
+MOST_ROWS = 64 * FULL_ROWS  # of one work, for whose end all of them wait; one job may have more
+MOST_BYTES = 4 << 30  # of one work's gradients, which are all in memory until its end; one job's may take more
 MOST_WAIT_S = 5.0  # for others' rollouts, which may go on for ever: those without a signal are followed by more
 
 
@@ -41,7 +43,8 @@ class Learnt:
 class Job:
     """One policy's update: `epochs` times over a batch, each with a step by `optimizer` (None: gradients only).
 
-    `finish` runs on the step thread when the last step is taken, before anything else; then `resolve` is told.
+    `finish` runs once the last step is taken, before anything else on the step thread; then `resolve` is told.
+    Both are done by who closes what was left, once that thread has ended.
     """
 
     batch: PolicyBatch
@@ -49,6 +52,8 @@ class Job:
     finish: Callable[[Trainer], None]
     resolve: Callable[[Learnt | MintError], None]
     epochs: int = 1
+    stepped: bool = False  # has taken a step: whoever did all of it again would take that twice
+    alone: bool = False  # is to be computed without others, after work with them has failed
 
     @property
     def rows(self) -> int:
@@ -131,14 +136,14 @@ class Updates:
         """The step thread has ended: nothing is learnt any more, and what waits for it is told so."""
         with self._lock:
             self._closed = True
-            jobs = [*self._jobs, *self._ready, *self._unchecked]
-            self._ready = []
-            self._unchecked.clear()
         self.defects.computes = lambda: True  # that was the step thread's to see
+        left = self._steps.close()
+        jobs = [*self._jobs, *self._ready, *self._unchecked]
+        self._ready = []
+        self._unchecked.clear()
         if self._work is not None:
             self._work.cancel()
         self._work, self._jobs = None, []
-        left = self._steps.close()
         while self._calls:
             self._calls.popleft()()
         self._fail(jobs, _ending())
@@ -193,7 +198,7 @@ class Updates:
             self._ready_since = self._clock()
 
     def _begin(self) -> None:
-        jobs, self._ready = _taken_together(self._ready)
+        jobs, self._ready = _taken_together(self._ready, self.trainer.gradient_bytes)
         found = self._try_begin(jobs)
         if isinstance(found, Work):
             self._work, self._jobs = found, jobs
@@ -223,10 +228,20 @@ class Updates:
 
     def _compute(self, work: Work) -> None:
         found = self.defects.attempt(work.advance, "update", "failed")
-        if isinstance(found, MintError):  # another rank has ended, say
+        if isinstance(found, Internal | Overloaded) and len(self._jobs) > 1:
+            self._apart()
+        elif isinstance(found, MintError):  # another rank has ended, say
             self._fail(self._jobs, found)
         elif not found:
             self._end(work)
+
+    def _apart(self) -> None:
+        """What one of them brings may be too much, or wrong: compute each alone, so that no other fails by it."""
+        jobs, self._work, self._jobs = self._jobs, None, []
+        for job in jobs:
+            job.alone = True
+        self._note_first()
+        self._ready[:0] = jobs
 
     def _end(self, work: Work) -> None:
         outcomes = work.results()
@@ -245,7 +260,7 @@ class Updates:
             return
         job.epochs -= 1
         if step is not None:
-            self.trainer.policy(job.batch.policy).halfway = job.epochs > 0
+            job.stepped = self.trainer.policy(job.batch.policy).halfway = True
         if job.epochs > 0:
             self._note_first()
             self._ready.append(job)
@@ -253,23 +268,28 @@ class Updates:
         found = self.defects.attempt(lambda: job.finish(self.trainer), _subject(job), "could not be handed on")
         if isinstance(found, MintError):
             self._fail([job], found)
-        else:
-            job.resolve(Learnt(outcome, step))
+            return
+        if step is not None:
+            self.trainer.policy(job.batch.policy).halfway = False
+        job.resolve(Learnt(outcome, step))
 
     def _fail(self, jobs: list[Job], error: MintError) -> None:
         if jobs is self._jobs:
             self._work, self._jobs = None, []
         for job in jobs:
-            job.resolve(type(error)(error.subject, error.message))
+            kind = Internal if job.stepped and isinstance(error, AWAY) else type(error)
+            job.resolve(kind(error.subject, error.message))
 
 
-def _taken_together(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
-    """The first job of each policy, as long as they have not too many rows; and the others, which follow."""
+def _taken_together(jobs: list[Job], gradient_bytes: Callable[[str], int]) -> tuple[list[Job], list[Job]]:
+    """The first job of each policy that may be together, within bounds; and the others, which follow."""
     taken: dict[str, Job] = {}
-    rows = 0
+    rows = nbytes = 0
     for job in jobs:
         rows += job.rows
-        if taken and rows > MOST_ROWS:
+        nbytes += gradient_bytes(job.batch.policy)
+        full = rows > MOST_ROWS or nbytes > MOST_BYTES
+        if taken and (full or job.alone or jobs[0].alone):
             break
         taken.setdefault(job.batch.policy, job)
     return list(taken.values()), [job for job in jobs if job is not taken.get(job.batch.policy)]

@@ -133,7 +133,7 @@ class Leader:
         own = self._pass.run(batch, score_all(self._pass.head, wanted, graded))
         for _ in self._together(tell(batch, wanted, learn=learn), own):
             if failures:
-                raise failures[0]
+                raise failures.pop()  # kept there, it would hold this frame, and by it what the device keeps
             yield
 
     def gather(self, held: Sequence[Held]) -> Generator[None, None, list[torch.Tensor]]:

@@ -31,6 +31,7 @@ class Stepping:
         except StopIteration as end:
             self._outcome = end.value
             self.cancel()
+            self._settle()
         except BaseException:
             self.cancel()
             raise

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from mint_contracts.errors import EngineUnavailable, InvalidRequest, NotFound
+from mint_contracts.errors import EngineUnavailable, InvalidRequest, NotFound, TornPolicy
 from mint_contracts.training import Optimizer
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
@@ -117,13 +117,21 @@ class Trainer:
         self._policies.pop(name, None)
 
     def policy(self, name: str) -> Policy:
-        """To look at, and to count its `sequence`. Raises NotFound, and EngineUnavailable within a step."""
+        """To look at. Raises NotFound, EngineUnavailable within a step, and TornPolicy where one was left halfway."""
         if name not in self._policies:
             raise _unknown(name)
         policy = self._policies[name]
+        if policy.torn and policy.busy:
+            raise EngineUnavailable(f"policy {name}", "is within a step; come back when that is taken")
         if policy.torn:
-            raise EngineUnavailable(f"policy {name}", "is within a step, or was left there; load what it has saved")
+            why = "was left in the middle of a step; load what was saved, or drop it and create it anew"
+            raise TornPolicy(f"policy {name}", why)
         return policy
+
+    def gradient_bytes(self, name: str) -> int:
+        """What a policy's gradient takes; nothing where it is not here any more."""
+        policy = self._policies.get(name)
+        return policy.weights.nbytes if policy is not None else 0
 
     def check(self, batch: PolicyBatch) -> Iterator[None]:
         """Raise InvalidRequest for examples that make no sense; pauses between bounded parts of them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError
+from mint_contracts.errors import Draining, EngineUnavailable, InvalidRequest, MintError, TornPolicy
 from mint_contracts.training import Optimizer
 from mint_engine.policies.copying import copying, packing
 from mint_engine.policies.handoff import hand_off
@@ -154,8 +154,16 @@ def test_half_a_step_is_neither_saved_nor_published_nor_gone_on_from(
     give_up = torn(trainer)
     if cut_off:
         give_up()
-    with pytest.raises(EngineUnavailable, match="policy p/0: is within a step, or was left there; load what it has"):
+    refusal = (
+        pytest.raises(
+            TornPolicy, match="policy p/0: was left in the middle of a step; load what was saved, or drop it"
+        )
+        if cut_off
+        else pytest.raises(EngineUnavailable, match="policy p/0: is within a step; come back")
+    )
+    with refusal:
         look(trainer)
+    assert TornPolicy.terminal, "nobody waits for what never comes"
 
 
 @pytest.mark.usefixtures("short")
@@ -206,20 +214,21 @@ def test_an_engine_decodes_between_the_pieces_of_a_step_and_nobody_gets_half_of_
 
 
 @pytest.mark.usefixtures("short")
-def test_an_engine_that_ends_within_a_step_tells_so_and_saves_nothing_of_it() -> None:
-    trainer = trainer_of()
-    policies(trainer, 2)
+def test_an_engine_that_ends_within_a_step_takes_that_one_to_its_end_and_begins_no_other() -> None:
+    trainer, other = trainer_of(), trainer_of()
+    for each in (trainer, other):
+        policies(each, 2)
     updates, told, ended = beside_tenants(trainer), list[Learnt | MintError](), list[bytes]()
     for name in ("p/0", "p/1"):
         put(updates, name, told, ended)
     while not trainer._policies["p/0"].torn:
         updates.advance(16, 0.01)
     updates.close()
-    assert [type(each) for each in told] == [Draining, Draining]
-    assert not ended
+    assert [type(each) for each in told] == [Learnt, Draining]
+    learn(other, [PolicyBatch("p/0", groups(1), DAPO)])
+    other.step({"p/0": OPTIMIZER})
+    assert ended == [trainer.save("p/0")] == [other.save("p/0")]
     assert not updates.busy
-    with pytest.raises(EngineUnavailable):
-        trainer.save("p/0")
     assert trainer.policy("p/1").step == 0
 
 

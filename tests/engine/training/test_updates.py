@@ -1,14 +1,24 @@
 """What a job gives: as many optimizer steps as it has epochs, each over the gradients of the weights by then."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 from structlog.testing import capture_logs
 
-from mint_contracts.errors import EngineUnavailable, Internal, InvalidRequest, MintError
+from mint_contracts.errors import (
+    EngineUnavailable,
+    Internal,
+    InvalidRequest,
+    MintError,
+    Overloaded,
+    SourceUnavailable,
+)
 from mint_contracts.training import Optimizer
+from mint_engine.policies import keeping
 from mint_engine.policies import updates as update
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training import example as examples
@@ -119,13 +129,14 @@ def test_examples_that_make_no_sense_fail_their_policy_alone() -> None:
     assert all(isinstance(told[name][0], Learnt) for name in ("p/0", "p/2"))
 
 
-def test_so_many_rows_that_their_gradients_would_fill_the_memory_are_learnt_from_in_turn(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("bound", ["MOST_ROWS", "MOST_BYTES"])
+def test_so_many_rows_or_gradients_that_they_would_fill_the_memory_are_learnt_from_in_turn(
+    monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     """With the numbers that they have together."""
     saved = []
-    for most in (1 << 20, 1):
-        monkeypatch.setattr(update, "MOST_ROWS", most)
+    for most in (1 << 30, 1):
+        monkeypatch.setattr(update, bound, most)
         trainer = trainer_of()
         names = policies(trainer, 3)
         updates = Updates(trainer)
@@ -163,3 +174,58 @@ def test_what_fails_has_the_device_looked_at_and_only_a_broken_one_is_somebody_e
         assert "an illegal memory access" in told[0].message
         assert trainer.policy("p/0").step == 0
     assert len(looks) == 3
+
+
+def small(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Let no more rows at once fit the device."""
+    run = trainer._crew.run
+
+    def bounded(batch: Any, wanted: Sequence[Any], grade: Any, *, learn: bool) -> Iterator[None]:
+        if wanted[-1].stop > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(batch, wanted, grade, learn=learn)
+
+    monkeypatch.setattr(trainer._crew, "run", bounded)
+
+
+def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer, other = trainer_of(), trainer_of()
+    for each in (trainer, other):
+        policies(each, 3)
+    batches = {"p/0": groups(1), "p/1": groups(1, prompts=20), "p/2": groups(2)}
+    rows = max(sum(len(each.tokens) for each in batches[name]) for name in ("p/0", "p/2"))
+    small(trainer, monkeypatch, rows)
+    updates, told = Updates(trainer), dict[str, list[Learnt | MintError]]()
+    for name, batch in batches.items():
+        told[name] = []
+        updates.put(Job(PolicyBatch(name, batch, DAPO), OPTIMIZER, lambda _: None, told[name].append))
+    with capture_logs():
+        while updates.busy:
+            updates.advance(0, 0.0)
+    (failed,) = told["p/1"]
+    assert isinstance(failed, Overloaded)
+    assert "out of memory" in failed.message
+    for name in ("p/0", "p/2"):
+        assert isinstance(told[name][0], Learnt)
+        learn(other, [PolicyBatch(name, batches[name], DAPO)])
+        other.step({name: OPTIMIZER})
+        assert trainer.save(name) == other.save(name)
+
+
+def test_a_step_that_is_taken_and_not_handed_on_is_not_taken_again_nor_saved() -> None:
+    trainer = trainer_of()
+    policies(trainer, 1)
+    updates, told = Updates(trainer), list[Learnt | MintError]()
+
+    def away(_: Trainer) -> None:
+        raise SourceUnavailable("slot", "lies on a disk that is away")
+
+    updates.put(Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, away, told.append))
+    while updates.busy:
+        updates.advance(0, 0.0)
+    assert isinstance(told[0], Internal), "to be tried again, it would be taken twice"
+    assert trainer.policy("p/0").halfway
+    with pytest.raises(InvalidRequest, match="in the middle of an update"):
+        next(keeping._copying(trainer, "p/0"))
