@@ -15,6 +15,7 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
 from mint_engine.adapters.file_identity import Identity, identity_of
 from mint_engine.adapters.packed import Packed
+from mint_engine.residency.reading import LostBlock
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.tiers import NAMES, Q0, Scene, Watched, once, wanted
 from tests.waiting import until
@@ -242,7 +243,7 @@ async def test_a_file_of_which_the_disk_has_lost_a_block_since_it_was_read_is_br
         assert packed.file is not None
         lost.append(packed.file.identity)
         if packed.file.identity == lost[0]:
-            raise errors.SourceUnavailable(f"revision {packed.revision}", "could not be read from this engine's disk")
+            raise LostBlock(f"revision {packed.revision}", "could not be read from this engine's disk")
         load(slots, slot, packed, keep=keep)
 
     monkeypatch.setattr(Watched, "load", failing)
@@ -252,3 +253,26 @@ async def test_a_file_of_which_the_disk_has_lost_a_block_since_it_was_read_is_br
     assert len(lost) == 2
     (only,) = (tmp_path / "disk").iterdir()
     assert identity_of(only.stat()) == lost[1]
+
+
+async def test_what_another_rank_could_not_read_stays_where_it_is_here(
+    scene: Callable[..., Scene], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in this engine's tiers is good: the next load asks no source."""
+    monkeypatch.setattr("mint_engine.adapters.mapped.MAP_FROM_BYTES", 0)
+    here, load, told = scene(), Watched.load, list[Identity]()
+
+    def failing(slots: Watched, slot: int, packed: Packed, *, keep: bool = True) -> None:
+        assert packed.file is not None
+        told.append(packed.file.identity)
+        if len(told) == 1:
+            raise errors.SourceUnavailable(f"revision {packed.revision}", "could not be read by every rank; retrying")
+        load(slots, slot, packed, keep=keep)
+
+    monkeypatch.setattr(Watched, "load", failing)
+    (want,) = wanted(store, NAMES[0])
+    here.residency.want([want])
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    (only,) = (tmp_path / "disk").iterdir()
+    assert told == [identity_of(only.stat())] * 2
+    assert len(here.loader.fetches) == 1

@@ -2,7 +2,9 @@
 
 import os
 import random
+import re
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,10 +16,14 @@ from hypothesis import strategies as st
 from mint_contracts.errors import SourceUnavailable
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.file_identity import KnownFile, identity_of
 from mint_engine.adapters.mapped import MAP_FROM_BYTES, Opener
 from mint_engine.adapters.packed import Packed
+from mint_engine.parallel.ranks import _opened
+from mint_engine.parallel.shares import ModuleCut
+from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.remapping import HUGE, PAGE, put_file, put_pages, put_zeros, reserve
-from mint_engine.residency.slots import Slots
+from mint_engine.residency.slots import Alone, Slots
 from tests.engine.made import Delta, pack, unpack
 
 CPU = torch.device("cpu")
@@ -160,21 +166,48 @@ def test_a_file_that_is_no_longer_there_is_not_needed(tmp_path: Path, fate: str)
     assert holds(slots, 0, adapter(8))
 
 
-def load_a_file_that_is_cut(folder: Path) -> str:
+class Unasked(Alone):
+    """Other ranks that are not to hear of it."""
+
+    def load(self, slot: int, packed: Packed) -> AbstractContextManager[None]:
+        raise AssertionError(f"told to load {packed.revision} into slot {slot}")
+
+
+def load_a_file_that_is_cut(folder: Path, *, shared: bool) -> str:
     """Why a file is refused whose mapped blocks can not be read, where it has to be copied."""
     path = folder / "adapter.mint"
     packed, slots = filed(adapter(8), path), make_slots()
+    if shared:  # one rank's of several
+        cuts = dict.fromkeys(MODULES, ModuleCut())
+        slots = Slots(MODULES, COUNT, MAX_RANK, torch.float32, CPU, cuts, Unasked())
     os.truncate(path, PAGE)
-    with pytest.raises(SourceUnavailable) as refused:
+    with pytest.raises(LostBlock) as refused:
         slots.load(0, packed)
     assert slots.part(0, 0) is None, "the slot has no tenant"
-    return str(refused.value)
+    return f"{refused.value.reason}: {refused.value}"
 
 
-def test_copying_a_file_that_can_not_be_read_ends_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "one of several ranks"])
+def test_copying_a_file_that_can_not_be_read_ends_nobody(shared: bool, tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another:
-        said = another.submit(load_a_file_that_is_cut, tmp_path).result()
-    assert "could not be read from this engine's disk" in said
+        said = another.submit(load_a_file_that_is_cut, tmp_path, shared=shared).result()
+    assert re.match("SourceUnavailable: .*could not be read from this engine's disk", said)
+
+
+def test_other_ranks_get_from_memory_what_the_disk_has_lost_of_a_file(tmp_path: Path) -> None:
+    """Of an adapter that lies in pinned memory: nothing fails while it is sent."""
+    packed, path = adapter(8), tmp_path / "adapter.mint"
+    path.write_bytes(bytes(PAGE))  # what is mapped beyond its end can not be read either
+    lost = Packed(packed.header, packed.run, KnownFile(path, identity_of(path.stat())))
+    with _opened(lost) as descriptor:
+        assert descriptor is not None
+        got = Opener().open(Path(f"/proc/self/fd/{descriptor}"), "what is sent")
+    assert torch.equal(got.run, packed.run)
+    whole = filed(packed, path)
+    assert whole.file is not None
+    with _opened(whole) as descriptor:
+        assert descriptor is not None
+        assert identity_of(os.fstat(descriptor)) == whole.file.identity, "its own file, where that is whole"
 
 
 def test_a_file_that_can_not_be_read_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from mint_engine.parallel.node import Node
 from mint_engine.parallel.peers import Peers
 from mint_engine.parallel.rank import START_S, Rank
 from mint_engine.parallel.steps import step_of
+from mint_engine.residency.reading import is_readable
 from mint_engine.sources.base_digest import base_digest
 
 _END_S = 5.0
@@ -209,13 +210,16 @@ def _open_door(entrance: Entrance | None, nodes: Sequence[Node]) -> Door:
 
 @contextmanager
 def _opened(packed: Packed | None) -> Iterator[int | None]:
-    """A descriptor of a file of the packed adapter: its own, or one in memory where it has none."""
+    """A descriptor of a file of the packed adapter: its own, or one in memory where it has none that can be read.
+
+    Pinned memory holds it whole though the disk may have lost a block since; and who sends it must not fail halfway.
+    """
     if packed is None:
         yield None
         return
     if packed.file is not None:
         with packed.file.open() as descriptor:
-            if descriptor is not None:
+            if descriptor is not None and is_readable(descriptor, packed.header.file_bytes):
                 yield descriptor
                 return
     # The weights that a policy hands off have no digest: the other ranks trust what they get from here.

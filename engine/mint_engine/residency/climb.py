@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from mint_contracts.errors import CapacityExceeded, Internal, Overloaded, SourceUnavailable
+from mint_contracts.errors import CapacityExceeded, Internal, Overloaded
 from mint_contracts.records import Tier
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency import metrics
@@ -17,7 +17,7 @@ from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.gentle import Gentle
 from mint_engine.residency.loading import Loader
-from mint_engine.residency.reading import read
+from mint_engine.residency.reading import LostBlock, read
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.staying import Stayed
 
@@ -202,10 +202,13 @@ class Climber:
 
     @asynccontextmanager
     async def _readable(self, copy: Copy, packed: Packed) -> AsyncIterator[None]:
-        """Where the disk has lost a block of the file that an adapter is mapped from, keep neither in any tier."""
+        """Where the disk has lost a block of the file that an adapter is mapped from, keep neither in any tier.
+
+        Not where another rank could not read it: its own disk or memory may be the reason, and what is here is good.
+        """
         try:
             yield
-        except SourceUnavailable:
+        except LostBlock:
             self._books.host.drop(copy.key)
             await self._copy(lambda: self._loader.lost(copy.source, packed))
             raise

@@ -4,11 +4,20 @@ import torch
 
 from mint_contracts.errors import SourceUnavailable
 from mint_engine.adapters.packed import Packed
-from mint_engine.residency.remapping import bring
+from mint_engine.residency.remapping import bring, put_file, reserve
+
+
+class LostBlock(SourceUnavailable):
+    """This engine's own disk does not have all of a file any more; of other engines' storage it says nothing."""
+
+    @property
+    def reason(self) -> str:
+        """To everybody else the adapter is away for now."""
+        return SourceUnavailable.__name__
 
 
 def read(packed: Packed) -> torch.Tensor:
-    """The run, all of it in memory by now. Raises SourceUnavailable where a block of its file can not be read."""
+    """The run, all of it in memory by now. Raises LostBlock where a part of its file can not be read."""
     if packed.file is not None:
         try:
             bring(packed.run.data_ptr(), packed.run.nbytes)
@@ -17,7 +26,17 @@ def read(packed: Packed) -> torch.Tensor:
     return packed.run
 
 
-def unreadable(packed: Packed, error: OSError) -> SourceUnavailable:
+def unreadable(packed: Packed, error: OSError) -> LostBlock:
     """What is told of a file of this engine's disk that can not be read."""
     told = f"could not be read from this engine's disk ({error.strerror}); retrying"
-    return SourceUnavailable(f"revision {packed.revision}", told)
+    return LostBlock(f"revision {packed.revision}", told)
+
+
+def is_readable(descriptor: int, nbytes: int) -> bool:
+    """Whether a file's first bytes can be read; they are in memory by then, for whoever reads or maps them next."""
+    place = reserve(nbytes)
+    try:
+        put_file(place.ctypes.data, descriptor, nbytes)
+    except OSError:
+        return False
+    return True

@@ -53,8 +53,8 @@ class SlotRows:
     def load(self, slot: int, packed: Packed, *, keep: bool = True) -> int:
         """Put a packed adapter in place of whatever is in a row; returns the element at which its run begins.
 
-        Without `keep` the run's pages may become the row's, and zeros are left of it. Raises SourceUnavailable where
-        its file can not be read any more; the row is to be cleared then.
+        Without `keep` the run's pages may become the row's, and zeros are left of it. Raises LostBlock where its
+        file can not be read any more; the row is to be cleared then.
         """
         with self._guards[slot]:
             self._locked[slot] = False

@@ -22,6 +22,7 @@ from mint_engine.adapters.check import Fit, check_packed
 from mint_engine.adapters.cut import cut_layout, cut_packed
 from mint_engine.adapters.packed import Layout, Packed
 from mint_engine.parallel.shares import Cut, ModuleCut
+from mint_engine.residency.reading import read
 from mint_engine.residency.slot_rows import SlotRows
 from mint_engine.residency.staying import Stay, Stayed
 
@@ -128,12 +129,14 @@ class Slots:
         """Put one revision into `slot`, in place of whatever was there.
 
         Without `keep` nobody reads its run afterwards, and its memory may become the slot's. Raises
-        UnknownTargetModules, RankTooLarge or ShapeMismatch before anything is changed, and SourceUnavailable where
-        its file can not be read: clear the slot then.
+        UnknownTargetModules, RankTooLarge or ShapeMismatch before anything is changed, LostBlock where its file
+        can not be read, and what `Others` do: clear the slot then.
         """
         columns = self._columns_of(packed)
         scalings = np.zeros(len(self.shapes), dtype=np.float32)
         scalings[columns.modules] = packed.header.scalings
+        if self._cuts is not None:  # each rank copies its own parts, and might miss what another's lack
+            read(packed)
         with self._others.load(slot, packed):
             self._load_own(slot, packed, columns, scalings, keep=keep)
 
