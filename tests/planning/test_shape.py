@@ -151,5 +151,8 @@ def test_an_older_word_on_rotary_positions_counts_before_a_newer_one() -> None:
 def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(UnsupportedBase, match="mamba2"):
         read_shape({"model_type": "mamba2"})
+    for garbled in ([YARN], {"full_attention": PLAIN, "sliding_attention": "default"}):
+        with pytest.raises(UnsupportedBase, match="lacks or garbles"):
+            read_shape(told_by(FAMILIES["gemma3"]) | {"rope_parameters": garbled})
     with pytest.raises(UnsupportedBase, match="hidden_size"):
         read_shape({"model_type": "llama", "num_hidden_layers": 2})

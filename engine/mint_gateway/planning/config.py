@@ -52,7 +52,7 @@ def read_shape(config: Mapping[str, Any]) -> BaseShape:
         if config.get("model_type") == "gemma3":
             images = _seeing(config["vision_config"], shape.hidden)
             shape = msgspec.structs.replace(shape, small_parameters=shape.small_parameters + images)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UnsupportedBase(
             f"model type {family!r}", f"has a config.json that lacks or garbles {error}; give the base's own"
         ) from None
