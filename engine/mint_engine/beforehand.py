@@ -9,7 +9,7 @@ from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import empty_model
 from mint_engine.model.cache_shape import cache_shape, pages_in
 from mint_engine.model.device import choose_dtype
-from mint_engine.model.files import BaseFiles, read_config, read_tokenizer
+from mint_engine.model.files import LIBRARY_ERRORS, BaseFiles, first_line, read_config, read_tokenizer
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import alike_positions, positions_of
 from mint_engine.parallel.part import Part
@@ -29,6 +29,13 @@ def check_config(settings: EngineSettings, config: PreTrainedConfig, subject: st
     Raises UnsupportedBase for what no engine serves of it, and for lengths, modules and ranks that it does not have,
     CapacityExceeded for a cache that is too small.
     """
+    try:
+        _check_config(settings, config, subject)
+    except LIBRARY_ERRORS as error:  # over numbers and kinds that transformers has not looked at
+        raise UnsupportedBase(subject, f"has a configuration that is not served: {first_line(error)}") from error
+
+
+def _check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str) -> None:
     text = config.get_text_config()
     _check_context(settings, text)
     pages_in(settings, cache_shape(text), choose_dtype(settings.dtype))

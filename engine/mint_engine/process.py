@@ -1,7 +1,6 @@
 """One engine's life: listen, bring the base up however long that takes, follow the map, drain, end."""
 
 import asyncio
-import shutil
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from mint_engine.agent import Agent, Body
 from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.parallel.ahead import Muster
+from mint_engine.parallel.node import is_of_node
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
@@ -30,7 +30,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
-from mint_engine.sources.fetch_base import cached_base, fetch_base
+from mint_engine.sources.fetch_base import drop_base, fetch_base
 from mint_engine.train_link import TrainBody
 
 DRAIN_S = 22.0  # of Kubernetes' usual 30; the rest is for saying so before and for ending after
@@ -106,8 +106,8 @@ class Process:
             await self._server.load(path, self._make_residency)
             self._open_training()
         except MintError as error:
-            if isinstance(error, CorruptFile):  # a copy in the cache would stay as it is
-                await asyncio.to_thread(shutil.rmtree, cached_base(source, cache), ignore_errors=True)
+            if isinstance(error, CorruptFile) and not is_of_node(error):  # a copy in the cache would stay as it is
+                await asyncio.to_thread(drop_base, source, cache)
             return Failure.of(error)
         except Exception as defect:
             # The process stays up and tells why: a restart would load the same base and end the same way.

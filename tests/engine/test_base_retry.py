@@ -14,6 +14,7 @@ import torch
 from msgspec.structs import replace
 
 from mint_contracts import backends
+from mint_contracts.errors import CorruptFile
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineRecord
@@ -24,6 +25,7 @@ from mint_engine.environment import Start
 from mint_engine.model import forward, stored
 from mint_engine.model.base import Base, load_base
 from mint_engine.serve import listen
+from mint_engine.sources.fetch_base import cached_base
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
 from tests.waiting import until
@@ -124,6 +126,27 @@ async def test_a_remote_base_that_its_settings_do_not_fit_is_not_copied(tmp_path
         assert failure.message == "contextLength: is 128, but the base knows 100 positions; lower it"
         assert "GET /base/config.json" in handler.seen
         assert "GET /base/model.safetensors" not in handler.seen
+
+
+@pytest.mark.parametrize("who", ["node 1", "rank 1", "base 'http://elsewhere'"])
+async def test_a_copy_stays_where_it_is_another_nodes_that_is_broken(
+    who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load(*_: object) -> None:
+        raise CorruptFile(who, "can not be read from its disk; get its files again")
+
+    backends.backend.cache_clear()
+    save_base(tmp_path / "base")
+    with stores.serving(stores.Files, tmp_path) as (address, _):
+        told = replace(settings_for(tmp_path), source=Source(f"http://{address}/base"))
+        server = await listen(told, "remote", 0)
+        monkeypatch.setattr(server, "load", load)
+        engine = process.Process(Start(told, "remote", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
+        failure = await engine._try_base()
+        await server.drain(1)
+    assert failure is not None
+    assert failure.reason == "CorruptFile"
+    assert cached_base(told.source, tmp_path / "cache").exists() is (who == "node 1")
 
 
 def load_with_a_lost_block(address: str, cache: Path) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from mint_contracts.errors import CorruptFile, MintError, NonFiniteWeights, UnsupportedBase
+from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
 from mint_contracts.quantisation import Nvfp4
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4
@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_named(
     quantised, _ = save_quantised(family, tmp_path)
     edit_tensors(quantised, {name: change(tensors_of(quantised)[name]) if change else None})
     for part in (None, Part(1, 2)):
-        with pytest.raises(CorruptFile, match=f"base {quantised}: {says}"):
+        with pytest.raises(UnsupportedBase, match=f"base {quantised}: {says}"):
             load_base(quantised, torch.bfloat16, CPU, part)
 
 
@@ -232,7 +232,7 @@ def test_scales_that_do_not_fit_are_named(
     quantised, _ = save_float8(save_base("qwen3", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
     edit_tensors(quantised, changes)
     for part in (None, Part(1, 2)):
-        with pytest.raises(CorruptFile, match=f"base {quantised}: .*{says}.*; .*give the model in bfloat16"):
+        with pytest.raises(UnsupportedBase, match=f"base {quantised}: .*{says}.*; .*give the model in bfloat16"):
             load_base(quantised, torch.bfloat16, CPU, part)
 
 
@@ -250,7 +250,7 @@ def test_scales_that_do_not_fit_are_named(
 def test_nvfp4_that_does_not_fit_is_named(changes: dict[str, torch.Tensor | None], says: str, tmp_path: Path) -> None:
     quantised, _ = save_nvfp4(save_base("qwen3", tmp_path / "plain", hidden_size=64), tmp_path)
     edit_tensors(quantised, changes)
-    with pytest.raises(CorruptFile, match=f"base {quantised}: .*{says}.*; .*give the model in bfloat16"):
+    with pytest.raises(UnsupportedBase, match=f"base {quantised}: .*{says}.*; .*give the model in bfloat16"):
         load_base(quantised, torch.bfloat16, CPU)
 
 
@@ -270,8 +270,8 @@ def test_experts_in_one_float8_tensor_are_refused_with_what_to_give(tmp_path: Pa
     [
         ("deepseek_v3", f"{O_PROJ}_scale_inv", lambda each: each * torch.nan, NonFiniteWeights, O_PROJ),
         ("gpt_oss", f"{GATE_UP}_scales", lambda each: each | 255, NonFiniteWeights, GATE_UP),  # NaN in e8m0
-        ("deepseek_v3", O_PROJ, lambda each: each[:32].clone(), CorruptFile, f"other shapes .*{O_PROJ}"),
-        ("gpt_oss", f"{GATE_UP}_blocks", lambda each: each[:4].clone(), CorruptFile, f"other shapes .*{GATE_UP}"),
+        ("deepseek_v3", O_PROJ, lambda each: each[:32].clone(), UnsupportedBase, f"other shapes .*{O_PROJ}"),
+        ("gpt_oss", f"{GATE_UP}_blocks", lambda each: each[:4].clone(), UnsupportedBase, f"other shapes .*{GATE_UP}"),
     ],
 )
 def test_what_is_no_weight_of_the_base_is_named(
@@ -302,7 +302,9 @@ def test_an_expert_unlike_the_others_is_named(tmp_path: Path) -> None:
     rows, scale = 2 * BLOCK[0], f"{name}_scale_inv"
     edit_tensors(quantised, {name: tensors[name][:rows].clone(), scale: tensors[scale][:2].clone()})
     for part in (None, Part(1, 2)):
-        with pytest.raises(CorruptFile, match=rf"experts\.0\.up_proj.weight of \[40, 48\], but {name} of \[32, 48\]"):
+        with pytest.raises(
+            UnsupportedBase, match=rf"experts\.0\.up_proj.weight of \[40, 48\], but {name} of \[32, 48\]"
+        ):
             load_base(quantised, torch.bfloat16, CPU, part)
 
 

@@ -24,11 +24,12 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
+from mint_engine.parallel import worker
 from mint_engine.parallel.worker import find_base
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.loading import Loader
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
-from mint_engine.sources.fetch_base import fetch_base
+from mint_engine.sources.fetch_base import drop_base, fetch_base
 from mint_engine.sources.storage import folder_of
 from tests.engine import stores
 from tests.engine.made import edit_config, peft_adapter, read_tiny, tiny_fit, tiny_llama
@@ -54,6 +55,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit_config(store / "acme" / "high", r=99)
     tiny_llama().save_pretrained(store / "base", max_shard_size="30KB")
     (store / "base" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (store / "base" / "consolidated.safetensors").write_bytes(bytes(100))  # the same, for its maker's own code
     (store / "gguf").mkdir()
     (store / "gguf" / "tiny.gguf").write_bytes(b"GGUF" + bytes(100))
     (store / "pickles").mkdir()
@@ -140,13 +142,15 @@ def test_a_base_is_fetched_whole_and_without_its_pickles(
         looks.append(sorted(each.name for each in folder.iterdir()))
 
     store, truth = opened(scheme), shelf / "team" / "store" / "base"
+    assert (truth / "consolidated.safetensors").exists()
     path = fetch_base(child(store, "base"), tmp_path, look)
-    shards = sorted(each.name for each in truth.glob("*.safetensors"))
+    shards = sorted(each.name for each in truth.glob("model-*.safetensors"))
     assert len(shards) > 1
     for name in [*shards, "config.json", "model.safetensors.index.json"]:
         assert (path / name).read_bytes() == (truth / name).read_bytes()
     if scheme not in {"file", "pvc"}:
         assert not (path / "pytorch_model.bin").exists()
+        assert not (path / "consolidated.safetensors").exists()
         assert path == fetch_base(child(store, "base"), tmp_path, look), "the second time it is there already"
 
         assert looks == [["config.json", "generation_config.json", "model.safetensors.index.json"]]
@@ -188,6 +192,18 @@ def edit_base(folder: Path, name: str, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def another_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "added_tokens": [], "model": {"type": "None"}}')
+
+
+def another_count(folder: Path) -> None:
+    edit_base(folder, "config.json", num_attention_heads=0)
+
+
+def another_rope(folder: Path) -> None:
+    edit_base(folder, "config.json", rope_parameters={"rope_type": "yarn", "factor": "four"})
+
+
 def nothing(_: Path) -> None:
     """The base is as it should be."""
 
@@ -200,6 +216,9 @@ def nothing(_: Path) -> None:
         (nothing, {"target_modules": ("w_qkv",)}, errors.UnsupportedBase, "targetModules: names w_qkv"),
         (nothing, {"tensor_parallel_size": 8}, errors.UnsupportedBase, "tensorParallelSize: is 8"),
         (tokenizer_as_code, {}, errors.UnsupportedBase, "'http.*base': has a tokenizer that is code of its own"),
+        (another_tokenizer, {}, errors.UnsupportedBase, "has no tokenizer that can be loaded: Exception: "),
+        (another_count, {}, errors.UnsupportedBase, "ZeroDivisionError"),
+        (another_rope, {}, errors.UnsupportedBase, "has a configuration that is not served"),
         (another_attention, {}, errors.UnsupportedBase, "chunk"),
         (another_method, {}, errors.UnsupportedBase, "'http.*base': is quantised by 'gptq'"),
         (another_shard, {}, errors.CorruptFile, f"lacks model-00009-of-00009.safetensors, named by {INDEX}"),
@@ -221,6 +240,53 @@ def test_a_base_that_can_not_be_served_is_refused_before_its_weights_are_copied(
         assert "GET /base/config.json" in handler.seen or "lacks" in says
         assert not any(line.startswith("GET /base/model-0000") and "-of-00005" in line for line in handler.seen)
     assert list((tmp_path / "cache" / "base").glob("*")) == []
+
+
+def test_a_node_does_not_ask_again_at_once_for_a_base_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends.backend.cache_clear()
+    another_method(save_base(tmp_path / "base"))
+    with stores.serving(stores.Files, tmp_path) as (address, handler):
+        settings = replace(settings_for(tmp_path), source=Source(f"http://{address}/base"))
+        own = worker.OwnBase(Start(settings, "a", "127.0.0.1:1", tmp_path / "cache", 0, 0))
+        refused, asked = own.find(), len(handler.seen)
+        assert isinstance(refused, errors.UnsupportedBase)
+        assert own.find() is refused
+        assert len(handler.seen) == asked
+        edit_base(tmp_path / "base", "config.json", quantization_config=None)
+        own._again_at = 0.0
+        assert isinstance(own.find(), Path)
+        (tmp_path / "base" / "config.json").unlink()
+        assert isinstance(own.find(), Path)
+
+
+def test_what_nobody_foresaw_in_a_base_ends_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(*_: object) -> None:
+        raise UnboundLocalError("an oversight")
+
+    monkeypatch.setattr(worker, "fetch_base", look)
+    found = find_base(Start(settings_for(tmp_path), "a", "127.0.0.1:1", tmp_path, 0, 0))
+    assert isinstance(found, errors.Internal)
+    assert "UnboundLocalError" in str(found)
+
+
+def test_a_copy_whose_removal_is_cut_off_is_not_taken_for_a_whole_one(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends.backend.cache_clear()
+    with stores.serving(stores.Files, shelf) as (address, _):
+        source = Source(f"http://{address}/team/store/base")
+        path = fetch_base(source, tmp_path, lambda *_: None)
+        with monkeypatch.context() as killed:
+            killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+            drop_base(source, tmp_path)
+        assert not path.exists()
+        assert list((tmp_path / "base").iterdir()) != []
+        assert fetch_base(source, tmp_path, lambda *_: None) == path
+        assert list((tmp_path / "base").iterdir()) == [path]
+        drop_base(source, tmp_path)
+        assert list((tmp_path / "base").iterdir()) == []
 
 
 def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from mint_contracts.errors import CorruptFile, NonFiniteWeights, UnsupportedBase
+from mint_contracts.errors import NonFiniteWeights, UnsupportedBase
 from mint_contracts.quantisation import Quantisation
 from mint_engine.model.files import (
     LIBRARY_ERRORS,
@@ -47,7 +47,7 @@ class Base:
         return self.model.config.get_text_config()
 
 
-# Raises CorruptFile or NonFiniteWeights over weights that were read; told is what transformers says of its reading.
+# Raises UnsupportedBase or NonFiniteWeights over weights that were read; told is what transformers says of that.
 Check = Callable[[Mapping[str, Any], Iterable[tuple[str, torch.Tensor]]], None]
 
 
@@ -158,10 +158,10 @@ def _read_model(
 def _check_read(files: BaseFiles, info: Mapping[str, Any], weights: Iterable[tuple[str, torch.Tensor]] = ()) -> None:
     """See `Check`."""
     if missing := sorted(info.get("missing_keys", ())):
-        raise CorruptFile(files.subject, f"lacks {len(missing)} weights, the first {missing[0]}")
+        raise UnsupportedBase(files.subject, f"lacks {len(missing)} weights, the first {missing[0]}")
     if mismatched := sorted(info.get("mismatched_keys", ())):
         name, found, expected = mismatched[0]
-        raise CorruptFile(
+        raise UnsupportedBase(
             files.subject,
             f"has weights of other shapes than its config.json: {name} of {list(found)}, not {list(expected)}",
         )

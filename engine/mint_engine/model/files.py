@@ -13,9 +13,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
 from mint_engine.model.stored import open_tensors
+from mint_engine.sources.fetch_base import INDEX, weights_read
 
 # Families that publish another's architecture under a name of their own, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
+_MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the largest bases have some 10 MB
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _TOKENIZER_FILE = "tokenizer_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -30,7 +32,7 @@ LIBRARY_ERRORS = (
     ImportError,
     AssertionError,
     IndexError,
-    OverflowError,
+    ArithmeticError,
     struct.error,
     SafetensorError,
 )
@@ -83,34 +85,38 @@ def _check_gguf(files: BaseFiles) -> BaseFiles:
 
 
 def _check_safetensors(files: BaseFiles, names: list[str]) -> BaseFiles:
-    """Every shard that the index names is there, and every header agrees with its file's size."""
-    index = files.folder / "model.safetensors.index.json"
-    if index.exists():
+    """Every shard that the index names is there, and every header that is read agrees with its file's size."""
+    shards = _shards(files)
+    if absent := sorted(shard for shard in shards if shard not in names):
+        raise CorruptFile(files.subject, f"lacks {', '.join(absent[:3])}, named by {INDEX}")
+    for name in sorted(weights_read(names, shards)):
         try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise CorruptFile(files.subject, f"has an unreadable {index.name}") from None
-        if absent := sorted(str(shard) for shard in shards if shard not in names):
-            raise CorruptFile(files.subject, f"lacks {', '.join(absent[:3])}, named by {index.name}")
-    for name in names:
-        if name.endswith(".safetensors"):
-            try:
-                with safe_open(files.folder / name, framework="pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise CorruptFile(files.subject, f"{name} is truncated or no safetensors file ({error})") from None
+            with safe_open(files.folder / name, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CorruptFile(files.subject, f"{name} is truncated or no safetensors file ({error})") from None
     return files
+
+
+def _shards(files: BaseFiles) -> set[str]:
+    """The weight files that an index names; none where there is no index."""
+    try:
+        return {str(name) for name in _read_json(files.folder / INDEX)["weight_map"].values()}
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise CorruptFile(files.subject, f"has an unreadable {INDEX}") from None
 
 
 def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
     """By the headers alone, what transformers would take as it is, or complain of without a name.
 
     No weight needs a scale that nothing tells of, and experts that become one tensor are of one shape.
-    Raises UnsupportedBase or CorruptFile.
+    Raises UnsupportedBase, and CorruptFile where a file can not be read.
     """
     firsts: dict[str, tuple[str, list[int]]] = {}
-    shards = [str(each) for each in files.folder.glob("*.safetensors")]
-    for name, tensor in open_tensors(shards).items():
+    names = weights_read([each.name for each in files.folder.iterdir()], _shards(files))
+    for name, tensor in open_tensors(str(files.folder / each) for each in sorted(names)).items():
         if quantisation is None and tensor.get_dtype().startswith("F8"):
             raise UnsupportedBase(
                 files.subject, f"has float8 weights, {name} among them, but no quantization_config in its config.json"
@@ -119,7 +125,7 @@ def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
             shape = list(tensor.get_shape())
             first, expected = firsts.setdefault(_EXPERT.sub(".experts.*.", name), (name, shape))
             if shape != expected:
-                raise CorruptFile(files.subject, f"has {first} of {expected}, but {name} of {shape}")
+                raise UnsupportedBase(files.subject, f"has {first} of {expected}, but {name} of {shape}")
 
 
 def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None]:
@@ -141,9 +147,21 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
     return config, quantisation
 
 
+def _read_json(path: Path) -> Any:
+    """Raises OSError, and ValueError where it is none, or larger or deeper than any that is meant to be read."""
+    with path.open("rb") as file:
+        text = file.read(_MOST_JSON_BYTES + 1)
+    if len(text) > _MOST_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {_MOST_JSON_BYTES} bytes")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+
+
 def _read_object(files: BaseFiles, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((files.folder / name).read_text())
+        found = _read_json(files.folder / name)
     except FileNotFoundError:
         raise CorruptFile(files.subject, f"holds no {name}") from None
     except (OSError, ValueError):
@@ -180,7 +198,7 @@ def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             files.folder, local_files_only=True, trust_remote_code=False, **options
         )
-    except LIBRARY_ERRORS as error:
+    except Exception as error:  # noqa: BLE001 - which is what tokenizers raises
         if _has_tokenizer_code(files):
             raise UnsupportedBase(
                 files.subject,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mint_contracts.errors import CorruptFile, UnsupportedBase
+from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import (
     MIXED,
     MXFP4_BYTES,
@@ -43,7 +43,8 @@ def dequantised(
 ) -> dict[str, Stored]:
     """A base's tensors as its model has them, by its names.
 
-    Raises CorruptFile where scales do not fit, UnsupportedBase for experts that are one tensor in float8.
+    Raises UnsupportedBase where scales do not fit, and for experts that are one tensor in float8: a copy made anew of
+    files that are whole would hold the same.
     """
     if isinstance(quantisation, Mxfp4):
         return _mxfp4(tensors, dtype, subject)
@@ -60,11 +61,11 @@ def _scaled(
         beside = tensors.get(f"{path}.weight")
         own = _scales_in(beside.get_dtype() if beside is not None else "", quantisation)
         if kind in (*_WEIGHT_SCALES, *_NVFP4_SCALES) and not own:
-            raise CorruptFile(subject, f"has {name}, but no quantised weight that it scales; {_ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, but no quantised weight that it scales; {_ADVICE}")
         if kind in own or kind in _UNUSED:
             continue
         if own and kind not in ("weight", "bias"):
-            raise CorruptFile(subject, f"has {name}, which no quantised weight is known to have; {_ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, which no quantised weight is known to have; {_ADVICE}")
         if tensor.get_dtype() == _E4M3:
             schemes = (quantisation,) if isinstance(quantisation, Float8) else MIXED
             tensor = _Float8Weight(tensor, *_scales_of(name, tensors, schemes, subject), dtype)
@@ -93,11 +94,11 @@ def _scales_of(
             "give each expert's linears by themselves, or the model in bfloat16",
         )
     if len(shape) != 2:
-        raise CorruptFile(subject, f"has {_said(name, weight)}, which is no matrix; {_ADVICE}")
+        raise UnsupportedBase(subject, f"has {_said(name, weight)}, which is no matrix; {_ADVICE}")
     names = [name + end for end in _SCALES if name + end in tensors]
     if not names:
         lacking = " or ".join(name + end for end in _SCALES)
-        raise CorruptFile(subject, f"lacks {lacking}, the scales of a float8 weight; {_ADVICE}")
+        raise UnsupportedBase(subject, f"lacks {lacking}, the scales of a float8 weight; {_ADVICE}")
     scales, needs = tensors[names[0]], []
     for scheme in schemes:
         block = (scheme.rows or shape[0], scheme.columns or shape[1])
@@ -107,7 +108,7 @@ def _scales_of(
             return scales, block
         needs.append(f"with a scale for every {block[0]} x {block[1]} needs {expected} of {' or '.join(kinds)}")
     told = f"has {_said(names[0], scales)}, but {_said(name, weight)} {', or '.join(needs)}; {_ADVICE}"
-    raise CorruptFile(subject, told)
+    raise UnsupportedBase(subject, told)
 
 
 def _unpadded(shape: Sequence[int]) -> list[int]:
@@ -129,12 +130,12 @@ def _scales_of_nvfp4(path: str, tensors: Mapping[str, Stored], subject: str) -> 
     weight, scales, of_all = tensors[name], tensors.get(scales_name), tensors.get(all_name)
     if scales is None or of_all is None:
         lacking = scales_name if scales is None else all_name
-        raise CorruptFile(subject, f"lacks {lacking}, scales of an NVFP4 weight; {_ADVICE}")
+        raise UnsupportedBase(subject, f"lacks {lacking}, scales of an NVFP4 weight; {_ADVICE}")
     shape = list(weight.get_shape())
     expected = [shape[0], 2 * shape[-1] // NVFP4_GROUP]
     fits = len(shape) == 2 and 2 * shape[1] % NVFP4_GROUP == 0 and list(scales.get_shape()) == expected
     if not fits or scales.get_dtype() != _E4M3 or _unpadded(of_all.get_shape()) or of_all.get_dtype() not in _FLOATS:
-        raise CorruptFile(
+        raise UnsupportedBase(
             subject,
             f"has {_said(name, weight)}, {_said(scales_name, scales)} and {_said(all_name, of_all)}, which are no "
             f"NVFP4: U8 [outputs, inputs/2], {_E4M3} [outputs, inputs/{NVFP4_GROUP}], and one number; {_ADVICE}",
@@ -150,13 +151,13 @@ def _mxfp4(tensors: Mapping[str, Stored], dtype: torch.dtype, subject: str) -> d
             stem = name.removesuffix(_MXFP4_BLOCKS)
             scales = tensors.get(stem + _MXFP4_SCALES)
             if scales is None:
-                raise CorruptFile(subject, f"lacks {stem}{_MXFP4_SCALES}, the scales of MXFP4 blocks; {_ADVICE}")
+                raise UnsupportedBase(subject, f"lacks {stem}{_MXFP4_SCALES}, the scales of MXFP4 blocks; {_ADVICE}")
             _check_blocks(stem, tensor, scales, subject)
             found[stem] = _Mxfp4Stack(tensor, scales, dtype)
         elif not name.endswith(_MXFP4_SCALES):
             found[name] = tensor
         elif name.removesuffix(_MXFP4_SCALES) + _MXFP4_BLOCKS not in tensors:
-            raise CorruptFile(subject, f"has {name}, but no MXFP4 blocks that it scales; {_ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, but no MXFP4 blocks that it scales; {_ADVICE}")
     return found
 
 
@@ -164,7 +165,7 @@ def _check_blocks(stem: str, blocks: Stored, scales: Stored, subject: str) -> No
     shape = list(blocks.get_shape())
     bytes_ = blocks.get_dtype() == scales.get_dtype() == "U8"
     if len(shape) != 4 or shape[3] != MXFP4_BYTES or list(scales.get_shape()) != shape[:3] or not bytes_:
-        raise CorruptFile(
+        raise UnsupportedBase(
             subject,
             f"has {_said(stem + _MXFP4_BLOCKS, blocks)} and {_said(stem + _MXFP4_SCALES, scales)}, "
             f"which are no MXFP4: U8 [experts, outputs, inputs/{MXFP4_GROUP}, {MXFP4_BYTES}], and the same less the "

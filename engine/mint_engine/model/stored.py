@@ -18,7 +18,7 @@ from transformers.core_model_loading import (
 )
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from mint_contracts.errors import CorruptFile
+from mint_contracts.errors import CorruptFile, UnsupportedBase
 from mint_engine.adapters.mapped import LOST, map_file
 from mint_engine.residency.remapping import bring
 
@@ -65,7 +65,7 @@ Fill = Callable[[PreTrainedModel, dict[str, Stored], Any], LoadStateDictInfo]
 def open_tensors(files: Iterable[str]) -> dict[str, Stored]:
     """Every tensor of safetensors files by its name; their headers are right.
 
-    Reading one raises CorruptFile where its disk has lost a block, and where it is of no type that is read.
+    Reading one raises CorruptFile where its disk has lost a block, UnsupportedBase where its type is not read.
     """
     found: dict[str, Stored] = {}
     for file in files:
@@ -101,7 +101,9 @@ class _Mapped:
 
     def __getitem__(self, part: Any) -> torch.Tensor:
         if self.kind not in _DTYPES:
-            raise CorruptFile(f"base file {self.file}", f"has tensors of {self.kind}, which is no type that is read")
+            raise UnsupportedBase(
+                f"base file {self.file}", f"has tensors of {self.kind}, which is no type that is read"
+            )
         own: Any = self.memory[self.bytes]  # what slices of storages are is not typed
         found = torch.empty(0, dtype=_DTYPES[self.kind]).set_(own).view(self.shape)[part]
         if found.numel():

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from mint_contracts.errors import EngineUnavailable
+from mint_contracts.errors import EngineUnavailable, MintError
 from mint_engine.parallel import messages
 from mint_engine.parallel.content import send_content
 from mint_engine.parallel.greeting import Channel
@@ -14,6 +14,12 @@ from mint_engine.parallel.messages import Begin, End, Refused, SlotChange
 from mint_engine.parallel.rank import ANSWER_S, TELL_S, expect_ready, gone
 
 _MAPPED = "::ffff:"  # an IPv4 address as a socket for both kinds has it
+_NAME = "node "
+
+
+def is_of_node(error: MintError) -> bool:
+    """Whether another node has told it, of what is there: its files are its own."""
+    return error.subject.startswith(_NAME)
 
 
 class Node:
@@ -21,7 +27,7 @@ class Node:
 
     def __init__(self, number: int, begin: Begin, on_end: Callable[[str, int], None]) -> None:
         """`on_end` is called, on a thread, when it is gone, once it is watched."""
-        self.number, self.name = number, f"node {number}"
+        self.number, self.name = number, f"{_NAME}{number}"
         self._begin, self._on_end = begin, on_end
         self._entering, self._closed = threading.Lock(), False
         self._connections: dict[Channel, socket.socket] = {}

@@ -6,7 +6,6 @@ of the engine is worth anything: this process ends, and the engine's pods start 
 """
 
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -23,6 +22,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import (
     CorruptFile,
     EngineUnavailable,
+    Internal,
     MintError,
     SourceUnavailable,
     UnsupportedBase,
@@ -37,9 +37,10 @@ from mint_engine.parallel.greeting import Channel, Hello, Stranger, introduce
 from mint_engine.parallel.messages import Begin, End, Load, Meet, Ready, Refused, SlotChange
 from mint_engine.parallel.rank import START_S, Rank, refusal
 from mint_engine.sources.base_digest import base_digest
-from mint_engine.sources.fetch_base import cached_base, fetch_base
+from mint_engine.sources.fetch_base import drop_base, fetch_base
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 5.0
+RECHECK_S = 30.0  # a base that is refused is looked at again, as the leader does: its source may have been mended
 CONNECT_S = 10.0
 CONTENT_S = 60.0  # without a byte of an adapter that is on its way
 _END_S = 5.0
@@ -75,12 +76,12 @@ class _Life:
 
 def run(start: Start) -> int:
     """Live until the leader is lost, or SIGTERM; the exit code."""
-    life, attempt = _Life(), 0
+    life, own, attempt = _Life(), OwnBase(start), 0
     life.begin()
     while True:
         attempt += 1
         try:
-            _serve(start, life.met)
+            _serve(start, own, life.met)
             life.part()
         except (OSError, EOFError, Stranger) as error:
             _log.info("leader_away", leader=start.leader, why=str(error) or type(error).__name__)
@@ -92,9 +93,28 @@ def run(start: Start) -> int:
         time.sleep(delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
 
 
-def _serve(start: Start, met: threading.Event) -> None:
+class OwnBase:
+    """This node's own copy of the base."""
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._found: Path | MintError = Internal("base", "has not been looked for")
+        self._again_at = 0.0
+
+    def find(self) -> Path | MintError:
+        """Where it is, or why there is none. A source that is refused is not asked again at each connection."""
+        if time.monotonic() >= self._again_at:
+            self._found = find_base(self._start)
+            if isinstance(self._found, MintError):
+                wait_s = RECHECK_S if self._found.terminal else 0.0
+                self._again_at = time.monotonic() + wait_s
+                _log.warning("base_refused", reason=self._found.reason, error=str(self._found), again_in_s=wait_s)
+        return self._found
+
+
+def _serve(start: Start, own: OwnBase, met: threading.Event) -> None:
     """From one connection until the leader has no more use for it. Raises OSError, EOFError or Stranger."""
-    base = find_base(start)  # while the leader does so too
+    base = own.find()  # while the leader does so too
     with _connected(start, Channel.STEPS) as steps, _connected(start, Channel.SLOTS) as slots:
         begin = messages.decode_told(messages.receive(steps))
         assert isinstance(begin, Begin)  # noqa: S101 - the protocol, see `Node`
@@ -117,6 +137,9 @@ def find_base(start: Start) -> Path | MintError:
         return SourceUnavailable(f"base {source.uri}", f"can not be read ({error}); retrying")
     except MintError as error:
         return error
+    except Exception as defect:  # noqa: BLE001 - the leader is to tell it, while this process stays up
+        _log.exception("base_defect")
+        return Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
 
 
 def _look(settings: EngineSettings, folder: Path, subject: str) -> None:
@@ -146,7 +169,7 @@ def _refuse(start: Start, steps: socket.socket, error: MintError) -> None:
     """Tell the leader, which may have hung up meanwhile; a copy that is not right is to be made anew."""
     _log.warning("base_refused", reason=error.reason, error=str(error))
     if isinstance(error, CorruptFile | WrongBase):
-        shutil.rmtree(cached_base(start.settings.source, start.cache), ignore_errors=True)
+        drop_base(start.settings.source, start.cache)
     with suppress(OSError):
         messages.send(steps, refusal(error))
 

@@ -3,7 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,8 @@ _PROBED = ("config.json", "generation_config.json", "model.safetensors", "model.
            "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
            "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "pytorch_model.bin",
            MODELOPT_FILE)  # fmt: skip
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
+_WHOLE = "model.safetensors"
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_FILES = 10_000
 _PARTIAL = ".partial-"
@@ -55,6 +57,25 @@ def fetch_base(source: Source, cache: Path, look: Look) -> Path:
 def cached_base(source: Source, cache: Path) -> Path:
     """Where the copy of a remote base lies, once it is complete."""
     return cache / "base" / folder_name(source)
+
+
+def drop_base(source: Source, cache: Path) -> None:
+    """Remove a copy that is not right. Where this process is killed meanwhile, the next copy removes what is left."""
+    target = cached_base(source, cache)
+    aside = target.with_name(f"{_PARTIAL}{target.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        target.rename(aside)  # half of it is never seen under its own name
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def weights_read(names: Collection[str], shards: Collection[str]) -> set[str]:
+    """Which of a folder's safetensors transformers may read: an index's shards, and the one that has all.
+
+    Others beside them may hold the same a second time, for their makers' own code (consolidated.safetensors).
+    """
+    known = {*shards, *({_WHOLE} & set(names))}
+    return known or {name for name in names if name.endswith(_SAFE)}
 
 
 def _in_place(source: Source, single: str) -> Path:
@@ -92,7 +113,8 @@ def _copy(source: Source, single: str, target: Path, look: Look) -> None:
         shutil.rmtree(left, ignore_errors=True)
     need, free = sum(size or 0 for size in wanted.values()), shutil.disk_usage(target.parent).free
     if need > free:
-        raise CapacityExceeded(folder.subject, f"needs {need} bytes of cache where {free} are free; raise diskCache")
+        told = f"needs {need} bytes of its node's disk where {free} are free; give it nodes with more disk"
+        raise CapacityExceeded(folder.subject, told)
     with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=target.parent) as temporary:
         into = Path(temporary) / "files"
         into.mkdir()
@@ -108,26 +130,27 @@ def _listed(source: Source, single: str) -> tuple[Folder, dict[str, int | None]]
     if single:
         folder = folder_of(Source(uri=source.uri.rsplit("/", 1)[0], revision=source.revision))
         return folder, {name: size for name, size in folder.files(single).items() if name == single}
-    folder = folder_of(source)
+    folder, shards = folder_of(source), list[str]()
     found = folder.files(*_PROBED)
-    if _INDEX in found:
+    if INDEX in found:
         shards = _shards(folder)
         found |= folder.files(*shards)
         if absent := [name for name in shards if name not in found]:
-            raise CorruptFile(folder.subject, f"lacks {', '.join(absent[:3])}, named by {_INDEX}")
-    return folder, found
+            raise CorruptFile(folder.subject, f"lacks {', '.join(absent[:3])}, named by {INDEX}")
+    read = weights_read(found, shards)
+    return folder, {name: size for name, size in found.items() if name in read or not name.endswith(_SAFE)}
 
 
 def _shards(folder: Folder) -> list[str]:
     """The weight files that an index names. Raises CorruptFile."""
     try:
-        names = set(json.loads(read_bounded(folder, _INDEX, _MAX_INDEX_BYTES))["weight_map"].values())
+        names = set(json.loads(read_bounded(folder, INDEX, _MAX_INDEX_BYTES))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CorruptFile(folder.subject, f"has a {_INDEX} without a weight_map") from None
+        raise CorruptFile(folder.subject, f"has a {INDEX} without a weight_map") from None
     if not all(isinstance(name, str) and "/" not in name and name.endswith(".safetensors") for name in names):
-        raise CorruptFile(folder.subject, f"has a {_INDEX} that names files which are no plain *.safetensors")
+        raise CorruptFile(folder.subject, f"has a {INDEX} that names files which are no plain *.safetensors")
     if len(names) > _MAX_FILES:
-        raise CorruptFile(folder.subject, f"has a {_INDEX} of {len(names)} files; a base has at most {_MAX_FILES}")
+        raise CorruptFile(folder.subject, f"has a {INDEX} of {len(names)} files; a base has at most {_MAX_FILES}")
     return sorted(names)
 
 
