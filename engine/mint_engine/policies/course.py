@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
@@ -35,7 +35,6 @@ MOST_SKIPPED = 3  # steps in a row whose gradient is not finite
 RECENT = 10  # steps, as in Progress.reward_recent
 HELD_S = 1.0  # that examples are kept for a slot that is at hand: who waits for one longer reads them again
 
-T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
