@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mint_contracts.errors import CorruptFile
+from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.base import Base, load_base
 from mint_engine.parallel.part import Part, parts_of
 from mint_engine.parallel.shares import Dimensions, share_out
@@ -81,5 +81,5 @@ def test_an_expert_that_is_missing_is_missed_by_the_rank_that_would_hold_it(tmp_
     del tensors["model.layers.1.mlp.experts.4.down_proj.weight"]
     save_file(tensors, file, {"format": "pt"})
     load_base(tmp_path, torch.float32, CPU, Part(0, 2))
-    with pytest.raises(CorruptFile, match=r"model\.layers\.1\.mlp\.experts\.down_proj of \[2, "):
+    with pytest.raises(UnsupportedBase, match=r"model\.layers\.1\.mlp\.experts\.down_proj of \[2, "):
         load_base(tmp_path, torch.float32, CPU, Part(1, 2))
