@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,32 +173,31 @@ def _read_object(files: BaseFiles, name: str) -> dict[str, Any]:
 
 
 def _load_config(files: BaseFiles) -> PreTrainedConfig:
-    options = {"gguf_file": files.gguf} if files.gguf else {}
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            files.folder, local_files_only=True, trust_remote_code=False, **options
-        )
-    except LIBRARY_ERRORS as error:
-        raise UnsupportedBase(files.subject, f"has a configuration that is not served: {first_line(error)}") from None
-    return config
+    return _told_by_library(files, lambda: AutoConfig.from_pretrained(files.folder, **_as_they_lie(files)))
 
 
 def _config_for(files: BaseFiles, model_type: str, raw: dict[str, Any]) -> PreTrainedConfig:
+    told = {key: value for key, value in raw.items() if key != "model_type"}
+    return _told_by_library(files, lambda: AutoConfig.for_model(model_type, **told))
+
+
+def _told_by_library(files: BaseFiles, read: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:
     try:
-        told = {key: value for key, value in raw.items() if key != "model_type"}
-        config: PreTrainedConfig = AutoConfig.for_model(model_type, **told)
+        return read()
     except LIBRARY_ERRORS as error:
         raise UnsupportedBase(files.subject, f"has a configuration that is not served: {first_line(error)}") from None
-    return config
+
+
+def _as_they_lie(files: BaseFiles) -> dict[str, Any]:
+    """How transformers reads them: nothing is fetched, and none of their code is run."""
+    options = {"gguf_file": files.gguf} if files.gguf else {}
+    return {"local_files_only": True, "trust_remote_code": False, **options}
 
 
 def read_tokenizer(files: BaseFiles) -> PreTrainedTokenizerBase:
     """The base's tokenizer, without running code of its own. Raises UnsupportedBase."""
-    options = {"gguf_file": files.gguf} if files.gguf else {}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            files.folder, local_files_only=True, trust_remote_code=False, **options
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(files.folder, **_as_they_lie(files))
     except Exception as error:  # noqa: BLE001 - which is what tokenizers raises
         if _has_tokenizer_code(files):
             raise UnsupportedBase(
