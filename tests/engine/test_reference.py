@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import MixtralConfig, PreTrainedModel
 
-from mint_contracts.errors import CorruptFile, MintError, NonFiniteWeights, UnsupportedBase
+from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.modules import layers_of
 from mint_engine.model.reference import load_part, reference_logits
@@ -116,10 +116,10 @@ NORM = "model.layers.2.input_layernorm.weight"
     [
         (UP, lambda each: each + NAN, NonFiniteWeights, r"NaN or infinity in model\.layers\.1\.mlp\.experts"),
         (NORM, lambda each: each + NAN, NonFiniteWeights, rf"NaN or infinity in {NORM}"),
-        (NORM, lambda _: None, CorruptFile, f"lacks 1 weights, the first {NORM}"),
-        (NORM, lambda each: each[:-1].clone(), CorruptFile, rf"other shapes .* {NORM} of \[47\], not \[48\]"),
-        (UP, lambda _: None, CorruptFile, r"layers\.1\.mlp\.experts"),
-        ("model.norm.weight", lambda _: None, CorruptFile, r"lacks 1 weights, the first model\.norm\.weight"),
+        (NORM, lambda _: None, UnsupportedBase, f"lacks 1 weights, the first {NORM}"),
+        (NORM, lambda each: each[:-1].clone(), UnsupportedBase, rf"other shapes .* {NORM} of \[47\], not \[48\]"),
+        (UP, lambda _: None, UnsupportedBase, r"layers\.1\.mlp\.experts"),
+        ("model.norm.weight", lambda _: None, UnsupportedBase, r"lacks 1 weights, the first model\.norm\.weight"),
         ("lm_head.weight", lambda each: each + NAN, NonFiniteWeights, r"in lm_head\.weight"),
     ],
 )
