@@ -1,4 +1,4 @@
-"""What tests of the engine share: a store of tiny adapters, and a residency over it."""
+"""What tests of the engine share: a tiny base, a store of tiny adapters, and a residency over it."""
 
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +13,7 @@ from mint_contracts.source import Source
 from mint_engine.model.widened import fit_products
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.made import edit_tensors, lora_names, peft_adapter
+from tests.engine.running import save_base
 from tests.engine.tiers import NAMES, Scene
 
 
@@ -20,6 +21,11 @@ from tests.engine.tiers import NAMES, Scene
 def products() -> None:
     """As in an engine, whose products are fitted when it loads its base: some tests make theirs by hand."""
     fit_products(torch.bfloat16, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

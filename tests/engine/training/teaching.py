@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,22 @@ from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Policy, Reward, Train, TrainSampling
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
+from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.means import Means
 from mint_engine.policies.roster import Roster
+from mint_engine.policies.store import store_of
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import EngineServer, listen
 from mint_engine.training.work import Work
 from tests.engine.running import settings_for
 from tests.waiting import until
 
+PROMPT = (5, 6, 7, 8)
 WAVE = "default/wave"
 LINES = [
     json.dumps({"prompt": f"the quick brown {word}", "answer": word}) for word in ("fox", "dog", "jumps", "lazy")
@@ -167,3 +171,30 @@ def hold_updates(scene: Scene, gate: Gate) -> None:
 async def weights(scene: Scene, policy: str) -> bytes:
     """A policy's weights, as they are now."""
     return await scene.means.desk.call(lambda trainer: trainer.policy(policy).weights.numpy().tobytes())
+
+
+def saved(scene: Scene, policy: str) -> tuple[tuple[float, ...], bytes]:
+    """Rewards and state of a policy's newest checkpoint."""
+    found = Shelf(store_of(scene.store), policy).newest()
+    assert found is not None
+    return found[0].rewards, found[1]
+
+
+def began(logs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The steps that courses have begun to train at."""
+    return [each["step"] for each in logs if each["event"] == "training"]
+
+
+def stepper_of(scene: Scene) -> Stepper:
+    """The engine's own."""
+    parts = scene.server._services.parts
+    assert parts is not None
+    return parts.stepper
+
+
+async def whole(base: Path, folder: Path, policy: str, **changes: Any) -> tuple[tuple[float, ...], bytes]:
+    """What a course gives that nobody disturbs."""
+    async with training(base, folder, train(**changes)) as scene:
+        scene.want(assignment(policy))
+        await scene.ended(policy)
+        return saved(scene, policy)

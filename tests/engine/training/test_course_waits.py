@@ -1,0 +1,218 @@
+"""What a course waits for, holding nothing that others need: rewards, examples, a slot, room in its engine."""
+
+import asyncio
+import itertools
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+from mint_contracts.errors import Overloaded, SourceUnavailable
+from mint_contracts.training import Dataset, Reward, RewardService
+from mint_contracts.training_records import Order, Stage
+from mint_engine.examples import shared
+from mint_engine.examples.dataset import read_dataset
+from mint_engine.policies import course, patience
+from mint_engine.rewards.scorer import Scorer
+from mint_engine.scheduling.request import Request, Sampling
+from tests.engine.training.teaching import LINES, PROMPT, Gate, Scene, assignment, stepper_of, train, training
+from tests.waiting import until
+
+
+def fill(scene: Scene) -> None:
+    """Ask for so much, each time by another adapter, that the engine takes nothing more."""
+    with suppress(Overloaded):
+        for n in itertools.count():
+            request = Request(str(n), PROMPT, Sampling(max_tokens=1, seed=0), adapter=f"tenant/{n}")
+            stepper_of(scene).submit(request, lambda _: None)
+
+
+async def test_policies_of_a_wave_share_their_examples_and_let_go_of_them(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=1000)) as scene:
+        scene.want(assignment("acme/one"), assignment("acme/two"))
+        courses = [scene.roster._running[policy].course for policy in ("acme/one", "acme/two")]
+        await until(lambda: all(course._lessons for course in courses))
+        first, second = (course._running().examples for course in courses)
+        assert first is second
+        held = weakref.ref(first)
+        del first, second
+        scene.want(assignment("acme/one", order=Order.CANCEL), assignment("acme/two", order=Order.CANCEL))
+        await scene.ended("acme/one", "acme/two", stage=Stage.CANCELLED)
+        await until(lambda: held() is None)
+
+
+async def test_rewards_that_are_away_are_waited_for_and_a_pause_is_heard_meanwhile(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    away = Reward(service=RewardService(address="127.0.0.1:1", retries=0, timeout_s=1.0))
+    async with training(base, tmp_path, train(reward=away)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].failure)
+        failure = scene.roster.progress()["acme/one"].failure
+        assert failure is not None
+        assert (failure.reason, failure.terminal) == ("RewardUnavailable", False)
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        told = (await scene.ended("acme/one", stage=Stage.PAUSED))["acme/one"]
+        assert (told.step, told.failure) == (0, None)
+
+
+@pytest.fixture
+def scorers(monkeypatch: pytest.MonkeyPatch) -> list[Scorer]:
+    """All that are made."""
+    made: list[Scorer] = []
+
+    class Noted(Scorer):
+        def __init__(self, reward: Reward) -> None:
+            super().__init__(reward)
+            made.append(self)
+
+    monkeypatch.setattr(course, "Scorer", Noted)
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    return made
+
+
+def connected(scorers: Sequence[Scorer]) -> list[bool]:
+    """Which may still have a connection to their service."""
+    services = [part.service for scorer in scorers for part in scorer._parts if part.service is not None]
+    return [each._channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN for each in services]
+
+
+@pytest.mark.parametrize("how", ["pause", "cancel", "lease gone", "engine ends"])
+@pytest.mark.parametrize("loads", [False, True])
+async def test_however_a_course_ends_it_leaves_no_connection_to_its_reward_service(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scorers: list[Scorer], how: str, *, loads: bool
+) -> None:
+    """While its service is away, or already while it waits for a slot, again and again."""
+    away = Reward(service=RewardService(address="127.0.0.1:1", retries=0, timeout_s=1.0))
+    async with training(base, tmp_path, train(reward=away)) as scene:
+        lending, slots = scene.residency.lending, scene.residency.slots
+        monkeypatch.setattr(slots, "_wait_s", 0.01)
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)] if loads else []
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].failure)
+        assert connected(scorers) == [True], "one, however often it is tried"
+        if how == "engine ends":
+            await scene.roster.close()
+        elif how == "lease gone":
+            scene.want()
+        else:
+            scene.want(assignment("acme/one", order=Order.PAUSE if how == "pause" else Order.CANCEL))
+        for slot in taken:
+            await lending.release(slot)
+        await until(lambda: connected(scorers) == [False] and len(scene.residency.slots.free) == slots.count)
+
+
+async def test_who_waits_for_examples_takes_no_slot_and_who_waits_for_a_slot_holds_no_examples(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    monkeypatch.setattr(course, "HELD_S", 0.0)
+    async with training(base, tmp_path, train(steps=1)) as scene:
+        lending, slots, datasets = scene.residency.lending, scene.residency.slots, scene.means.datasets
+        monkeypatch.setattr(slots, "_wait_s", 0.01)
+        free: list[int] = []
+        is_away = True
+
+        def read(told: Dataset) -> Any:
+            free.append(len(slots.free))
+            if is_away:
+                raise SourceUnavailable(f"dataset {told.uri!r}", "did not answer")
+            return read_dataset(told)
+
+        monkeypatch.setattr(shared, "read_dataset", read)
+        scene.want(assignment("acme/one"))
+        await until(lambda: len(free) >= 3)
+        assert set(free) == {slots.count}, "nobody loses a slot to whom nothing comes of it"
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+        is_away = False
+        await until(lambda: (told := scene.roster.progress()["acme/one"].failure) and "slots in use" in told.message)
+        tries = len(free)
+        await until(lambda: not datasets._held)
+        for slot in taken:
+            await lending.release(slot)
+        await scene.ended("acme/one")
+        assert len(free) == tries + 1, "they were read again, once, when there was a slot"
+
+
+@pytest.mark.parametrize("waits_for", ["its turn to read", "a slot", "a data set that is away"])
+async def test_an_order_to_cancel_is_heard_at_once_by_who_waits_for_a_place_or_for_examples(
+    base: Path, tmp_path: Path, waits_for: str
+) -> None:
+    (tmp_path / "train.jsonl").write_text(LINES[0])
+    name = "train.jsonl" if waits_for != "a data set that is away" else "away.parquet"
+    told = train(dataset=Dataset(uri=f"file://{tmp_path}/{name}"))
+    async with training(base, tmp_path, told) as scene:
+        lending, slots, datasets = scene.residency.lending, scene.residency.slots, scene.means.datasets
+        taken = list[int]()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(slots, "_wait_s", 0.01)
+            if waits_for == "a slot":
+                taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+            elif waits_for == "its turn to read":
+                for _ in range(shared.AT_ONCE):
+                    await datasets._room.acquire()
+            else:
+                patched.setattr(shared, "read_dataset", refuse)
+            with capture_logs() as logs:
+                scene.want(assignment("acme/one"))
+                await until(lambda: datasets._room._waiters or any(each["event"] == "tried_again" for each in logs))
+            scene.want(assignment("acme/one", order=Order.CANCEL))
+            ended = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
+        assert ended.failure is None
+        for slot in taken:
+            await lending.release(slot)
+        await until(lambda: len(slots.free) == slots.count)
+
+
+def refuse(told: Dataset) -> Any:
+    raise SourceUnavailable(f"dataset {told.uri!r}", "did not answer")
+
+
+async def test_a_full_engine_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    async with training(base, tmp_path, train(steps=2, checkpoint_every_steps=100)) as scene:
+        with Gate() as stepping:
+            desk, learn, held = scene.means.desk, scene.means.desk.learn, list[asyncio.Task[None]]()
+
+            async def learn_and_fill(*given: Any, **options: Any) -> Any:
+                learnt = await learn(*given, **options)
+                if not held:
+                    held.append(asyncio.create_task(desk.call(lambda _: stepping.go_by())))
+                    await stepping.reached()
+                    fill(scene)
+                return learnt
+
+            desk.learn = learn_and_fill  # type: ignore[method-assign]
+            scene.want(assignment("acme/one"))
+            await until(lambda: scene.roster.progress()["acme/one"].failure)
+            told = scene.roster.progress()["acme/one"]
+            assert told.failure is not None
+            assert (told.step, told.failure.reason, told.failure.terminal) == (1, "Overloaded", False)
+            stepping.open()
+            await scene.ended("acme/one")
+
+
+async def test_a_slot_is_waited_for(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    async with training(base, tmp_path, train(steps=1)) as scene:
+        lending, slots = scene.residency.lending, scene.residency.slots
+        monkeypatch.setattr(slots, "_wait_s", 0.01)
+        taken = [await lending.reserve(f"acme/other-{n}") for n in range(slots.count)]
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].failure)
+        failure = scene.roster.progress()["acme/one"].failure
+        assert failure is not None
+        assert (failure.reason, failure.terminal) == ("Overloaded", False)
+        for slot in taken:
+            await lending.release(slot)
+        await scene.ended("acme/one")

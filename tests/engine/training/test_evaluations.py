@@ -1,0 +1,44 @@
+"""Evaluations: a wave's prompts answered greedily by what a policy has learnt, and scored."""
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+import grpc
+import pytest
+
+from mint_contracts import sampling_pb2, sampling_pb2_grpc
+from mint_contracts.training import Evaluation, Length, Reward
+from tests.engine.training.teaching import LINES, assignment, train, training
+
+
+async def test_evaluations_are_greedy_and_scored(base: Path, tmp_path: Path) -> None:
+    """As a client's greedy answers would be, from what was published at the same step."""
+    reward = Length(target=12, tolerance=12)
+    scored = {"reward": Reward(length=reward), "evaluation": Evaluation(every_steps=2, prompts=3)}
+    async with training(base, tmp_path, train(**scored)) as scene:
+        scene.want(assignment("acme/one"))
+        told = (await scene.ended("acme/one"))["acme/one"]
+        assert told.published is not None
+        assert told.published.step == told.step
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:
+            sampler = sampling_pb2_grpc.SamplerStub(channel)
+            answers = [await answer(sampler, "acme/one", json.loads(line)["prompt"]) for line in LINES[:3]]
+        distances = [abs(len(text.strip()) - reward.target) for text in answers]
+        assert told.evaluation == pytest.approx(fmean(max(0.0, 1 - each / reward.tolerance) for each in distances))
+
+
+async def answer(sampler: "sampling_pb2_grpc.SamplerAsyncStub", policy: str, prompt: str) -> str:
+    """Eight tokens' text, greedy."""
+    sampling = sampling_pb2.SamplingParams(max_tokens=8)
+    request = sampling_pb2.GenerateRequest(adapter=policy, text=prompt, sampling=sampling)
+    return "".join([event.chunk.text async for event in sampler.Generate(request, timeout=60)])
+
+
+async def test_an_evaluation_that_a_pause_or_an_end_cut_off_is_made_up_for(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=2)) as scene:
+        scene.want(assignment("acme/one"))
+        assert (await scene.ended("acme/one"))["acme/one"].evaluation is None
+    async with training(base, tmp_path, train(steps=2, evaluation=Evaluation(every_steps=2, prompts=3))) as scene:
+        scene.want(assignment("acme/one", lease=2))
+        assert (await scene.ended("acme/one"))["acme/one"].evaluation is not None

@@ -1,0 +1,93 @@
+"""Courses that fail: with the reason, alone, and letting go of all they had."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_contracts.errors import SourceUnavailable
+from mint_contracts.training import Dataset, Evaluation, Loss, NumericAnswer, Optimizer, Regex, Reward
+from mint_contracts.training_records import Order, Stage
+from mint_engine.policies import patience
+from mint_engine.policies.store import LocalStore
+from mint_engine.rewards.scorer import Scorer
+from tests.engine.training.teaching import assignment, saved, train, training, whole
+from tests.waiting import until
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "message"),
+    [
+        ({"dataset": None}, "InvalidRequest", "has no dataset"),
+        ({"reward": None}, "InvalidRequest", "has no reward"),
+        (
+            {"reward": None, "algorithm": "SFT", "evaluation": Evaluation()},
+            "InvalidRequest",
+            "has no reward to score its evaluations by",
+        ),
+        ({"dataset": Dataset(lines=["{"])}, "BadExample", "line 1: is no JSON"),
+        ({"reward": Reward(regex=Regex("("))}, "InvalidRequest", "no regular expression"),
+        ({"reward": Reward(numeric_answer=NumericAnswer())}, "BadExample", "is no number"),
+        ({"loss": Loss(type="cross_entropy")}, "InvalidRequest", "cross_entropy"),
+    ],
+)
+async def test_a_policy_that_can_not_be_trained_fails_with_the_reason_and_alone(
+    base: Path, tmp_path: Path, changes: dict[str, Any], reason: str, message: str
+) -> None:
+    async with training(base, tmp_path, train(**changes)) as scene:
+        scene.want(assignment("acme/one"))
+        failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
+        assert failure is not None
+        assert failure.reason == reason
+        assert message in failure.message
+        await until(lambda: len(scene.residency.slots.free) == 10)
+
+
+async def test_a_neighbour_that_fails_changes_nothing(base: Path, tmp_path: Path) -> None:
+    alone = await whole(base, tmp_path / "alone", "acme/one")
+    async with training(base, tmp_path) as scene:
+        wild = Optimizer(learning_rate=1e30, max_grad_norm=0.0)
+        scene.want(assignment("acme/one"), assignment("acme/wild", optimizer=wild))
+        await until(lambda: scene.roster.progress()["acme/one"].stage is Stage.COMPLETE)
+        assert saved(scene, "acme/one") == alone
+        told = (await scene.ended("acme/wild", stage=Stage.FAILED))["acme/wild"]
+        assert told.step == 1, "what its first step made of it went into a slot"
+        assert told.failure is not None
+        assert "acme/wild: computes NaN or infinity" in told.failure.message
+
+
+async def test_a_policy_whose_connection_can_not_be_closed_lets_go_of_its_slot_and_weights_all_the_same(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Scorer) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Scorer, "close", fail)
+    async with training(base, tmp_path, train(steps=1)) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        await until(lambda: len(scene.residency.slots.free) == scene.residency.slots.count)
+        assert await scene.means.desk.call(lambda trainer: trainer.names) == frozenset()
+        with suppress(RuntimeError):
+            await scene.roster._running["acme/one"].task
+
+
+@pytest.mark.parametrize("away", ["names", "write"])
+async def test_a_cancelled_policy_whose_store_stays_away_is_cancelled(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: str
+) -> None:
+    """While it loads, or once it has learnt something, which is then lost: it has not failed."""
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+
+    def fail(store: LocalStore, path: str, *_: object) -> None:
+        raise SourceUnavailable(f"store {store.source.uri!r}", f"could not serve {path}")
+
+    monkeypatch.setattr(LocalStore, away, fail)
+    async with training(base, tmp_path, train(steps=1000)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: (told := scene.roster.progress()["acme/one"]).step or told.failure)
+        scene.want(assignment("acme/one", order=Order.CANCEL))
+        told = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
+        assert told.failure is None

@@ -1,0 +1,132 @@
+"""Courses that are paused, cancelled or cut off: what is saved, and how they go on as if nothing had been."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load
+from structlog.testing import capture_logs
+
+from mint_contracts.training_records import Order, Stage
+from mint_engine.policies import revisions, roster
+from mint_engine.policies.checkpoints import Shelf
+from mint_engine.policies.store import store_of
+from mint_engine.policies.updates import ALONE_S
+from tests.engine.training.teaching import (
+    Gate,
+    assignment,
+    began,
+    hold_updates,
+    saved,
+    stepper_of,
+    train,
+    training,
+    whole,
+)
+from tests.waiting import until
+
+
+async def test_a_policy_that_was_paused_goes_on_as_if_nothing_had_been(base: Path, tmp_path: Path) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=6)
+    async with training(base, tmp_path, train(steps=6)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step >= 2)
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        told = (await scene.ended("acme/one", stage=Stage.PAUSED))["acme/one"]
+        assert 2 <= told.step < 6
+        await until(lambda: len(scene.residency.slots.free) == 10)
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_another_engine_goes_on_where_the_last_checkpoint_is(base: Path, tmp_path: Path) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=5)
+    async with training(base, tmp_path, train(steps=5)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: Shelf(store_of(scene.store), "acme/one").newest())
+        scene.want()  # the lease is gone in the middle of whatever it does
+        await until(lambda: len(scene.residency.slots.free) == 10)
+        kept, _ = saved(scene, "acme/one")
+    async with training(base, tmp_path, train(steps=5)) as scene:
+        with capture_logs() as logs:
+            scene.want(assignment("acme/one", lease=2))
+            await scene.ended("acme/one")
+        assert began(logs)[0] >= len(kept) > 0  # a thread that was just writing may have ended only then
+        assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_an_engine_that_ends_saves_what_is_finished(base: Path, tmp_path: Path) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=6)
+    seldom = train(steps=6, checkpoint_every_steps=100)
+    async with training(base, tmp_path, seldom) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step >= 2)
+        await scene.roster.close()
+        rewards, _ = saved(scene, "acme/one")
+        assert 2 <= len(rewards) <= 6
+    async with training(base, tmp_path, seldom) as scene:
+        with capture_logs() as logs:
+            scene.want(assignment("acme/one", lease=2))
+            await scene.ended("acme/one")
+        assert began(logs) == [len(rewards)]
+        assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_a_step_that_is_learnt_counts_though_its_course_was_cancelled_meanwhile(
+    base: Path, tmp_path: Path
+) -> None:
+    async with training(base, tmp_path, train(steps=6, checkpoint_every_steps=100)) as scene:
+        scene.want(assignment("acme/one"))
+        desk, learn = scene.means.desk, scene.means.desk.learn
+        at_step = 2
+
+        async def learn_and_end(*given: Any, **options: Any) -> Any:
+            if scene.roster.progress()["acme/one"].step == at_step:
+                closing.append(asyncio.create_task(scene.roster.close()))
+            return await learn(*given, **options)
+
+        closing: list[asyncio.Task[None]] = []
+        desk.learn = learn_and_end  # type: ignore[method-assign]
+        await until(lambda: closing and closing[0].done())
+        rewards, _ = saved(scene, "acme/one")
+        assert len(rewards) == at_step + 1
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+async def test_an_engine_that_ends_in_the_middle_of_an_update_saves_nothing_of_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    seldom: dict[str, Any] = {"steps": 3, "inner_epochs": epochs, "checkpoint_every_steps": 100}
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", **seldom)
+    monkeypatch.setattr(roster, "CLOSE_S", ALONE_S)  # the step thread is held for longer, and stops after its piece
+    async with training(base, tmp_path, train(**seldom)) as scene:
+        with Gate(after=2 * epochs - 1) as updating:  # the last epoch of the second step
+            hold_updates(scene, updating)
+            scene.want(assignment("acme/one"))
+            await updating.reached()
+            await scene.roster.close()
+            draining = asyncio.create_task(scene.server.drain(20))
+            await until(lambda: stepper_of(scene)._stopping)
+        assert await draining
+        await until(lambda: not scene.roster._leaving)
+        kept = Shelf(store_of(scene.store), "acme/one").newest()
+        assert kept is None or "gradient" not in load(kept[1])
+    async with training(base, tmp_path, train(**seldom)) as scene:
+        with capture_logs() as logs:
+            scene.want(assignment("acme/one", lease=2))
+            await scene.ended("acme/one")
+        assert began(logs) == [1 if epochs == 1 else 0]
+        assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_a_cancelled_policy_is_saved_and_publishes_nothing_more(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=100)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step >= 1)
+        scene.want(assignment("acme/one", order=Order.CANCEL))
+        told = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
+        rewards, _ = saved(scene, "acme/one")
+        assert len(rewards) == told.step
+        assert revisions.newest(store_of(scene.store), "acme/one", 0) is None

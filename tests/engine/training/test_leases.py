@@ -1,0 +1,86 @@
+"""A course and its lease: nothing is begun or written without a sure one, and none harms who holds a newer."""
+
+from pathlib import Path
+
+import pytest
+
+from mint_contracts.errors import StaleLease
+from mint_contracts.training_records import LEASE_TTL_S, Stage
+from mint_engine.policies import keeping
+from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.store import LocalStore, store_of
+from tests.engine.training.teaching import Gate, assignment, hold_updates, train, training
+from tests.waiting import until
+
+
+async def test_without_a_sure_lease_nothing_is_begun_or_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lapses when a checkpoint is on its way, and comes back."""
+    now, looks = 0.0, 0
+
+    def clock() -> float:
+        nonlocal looks
+        looks += 1
+        return now
+
+    def lapse(blob: bytes) -> str:
+        nonlocal now
+        now += LEASE_TTL_S + 1
+        monkeypatch.setattr(keeping, "digest_of", digest_of)
+        return digest_of(blob)
+
+    monkeypatch.setattr(keeping, "digest_of", lapse)
+    async with training(base, tmp_path, train(steps=100), clock=clock) as scene:
+        scene.want(assignment("acme/one"))
+        course, store = scene.roster._running["acme/one"].course, store_of(scene.store)
+        shelf = Shelf(store, "acme/one")
+        await until(lambda: course.waits)
+        at, before = course.progress.step, looks
+        await until(lambda: looks >= before + 8)  # whoever waits has asked again, and been told that it is not sure
+        assert course.progress.step == at
+        assert store.names(shelf.folder) == []
+        scene.roster.confirm()
+        await until(shelf.newest)
+        await until(lambda: course.progress.step > at)
+
+
+async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=100)) as scene:
+        shelf = Shelf(store_of(scene.store), "acme/one")
+        scene.want(assignment("acme/one", lease=1))
+        await until(shelf.newest)
+        shelf.save(Record("acme/one", "default/wave", 2, 1, digest_of(b"new")), b"new")
+        told = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
+        assert told.failure is not None
+        assert told.failure.reason == StaleLease.__name__
+        newest = shelf.newest()
+        assert newest is not None
+        assert newest[1] == b"new"
+
+
+async def test_what_is_published_when_the_lease_has_gone_is_not_served_above_the_map(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = LocalStore.write
+
+    def write_late(store: LocalStore, path: str, data: bytes) -> None:
+        if path.startswith("revisions/"):
+            writing.go_by()
+        write(store, path, data)
+
+    monkeypatch.setattr(LocalStore, "write", write_late)
+    async with training(base, tmp_path, train(steps=100, publish_every_steps=1)) as scene:
+        with Gate() as writing, Gate(after=1) as updating:
+            hold_updates(scene, updating)
+            scene.want(assignment("acme/one"))
+            course = scene.roster._running["acme/one"].course
+            await writing.reached()
+            await updating.reached()  # the course has to wait for the end of this step
+            scene.want()
+            writing.open()
+            await until(lambda: course.progress.published)
+            assert not scene.residency.lending.offered
+            updating.open()
+            await until(lambda: len(scene.residency.slots.free) == 10)
+            assert not scene.residency.lending.offered

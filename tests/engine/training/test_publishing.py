@@ -1,0 +1,43 @@
+"""What a course publishes: served at once on its engine, and by another after a death."""
+
+from pathlib import Path
+
+from mint_engine.policies import revisions
+from mint_engine.policies.series import Name
+from mint_engine.policies.store import store_of
+from tests.engine.in_process import Engine
+from tests.engine.training.teaching import PROMPT, assignment, stepper_of, train, training
+
+
+async def test_a_published_revision_is_served_at_once_without_reading_storage(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(publish_every_steps=1)) as scene:
+        engine = Engine(scene.slots, scene.residency._climber._loader, scene.residency, stepper_of(scene))
+        scene.want(assignment("acme/one"))
+        published = (await scene.ended("acme/one"))["acme/one"].published
+        assert published is not None
+        assert published.step == 3
+        told = await engine.ask("acme/one", PROMPT, 4)
+        assert told.revision == published.revision
+        assert not scene.residency.books.disk.holds(published.source)
+        scene.want()
+    # Another engine, which knows nothing but the source, loads the very same.
+    async with training(base, tmp_path / "other") as other:
+        loader = other.residency._climber._loader
+        with loader.disk.using(published.source):
+            assert loader.load(published.source).revision == published.revision
+
+
+async def test_what_was_published_after_a_checkpoint_is_what_is_served_after_a_death(
+    base: Path, tmp_path: Path
+) -> None:
+    async with training(base, tmp_path, train(steps=2, publish_every_steps=1)) as scene:
+        scene.want(assignment("acme/one"))
+        published = (await scene.ended("acme/one"))["acme/one"].published
+        assert published is not None
+        loader = scene.residency._climber._loader
+        with loader.disk.using(published.source):
+            packed = loader.load(published.source)
+        later = revisions.publish(store_of(scene.store), "acme/one", Name(1, 5), packed)
+    async with training(base, tmp_path, train(steps=2, publish_every_steps=1)) as scene:
+        scene.want(assignment("acme/one", lease=2))
+        assert (await scene.ended("acme/one"))["acme/one"].published == later
