@@ -4,15 +4,15 @@ Another version of MinT may have written a record otherwise. One that cannot be 
 far as it can be, or passed over.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import msgspec
 from redis.asyncio import Redis
 
 from mint_contracts import keys
 from mint_contracts.functions import bounded
+from mint_contracts.hashes import Json, decoded, read_hashes
 from mint_contracts.records import (
     Assignment,
     BaseRecord,
@@ -24,10 +24,6 @@ from mint_contracts.records import (
     Tier,
     WaveRecord,
 )
-
-HASHES_PER_CALL = 100
-
-T = TypeVar("T")
 
 
 class Pulse(msgspec.Struct, frozen=True):
@@ -87,11 +83,11 @@ class MapReader:
 
     async def placements(self, base: str) -> dict[str, Placement]:
         """Every explicit placement of a base, by adapter."""
-        return _decoded(await bounded(lambda: self._redis.hgetall(keys.placements(base))), Placement)
+        return decoded(await bounded(lambda: self._redis.hgetall(keys.placements(base))), Placement, _warm_placement)
 
     async def waves(self, base: str) -> dict[str, WaveRecord]:
         """Every wave over a base, by "namespace/name"."""
-        return _decoded(await bounded(lambda: self._redis.hgetall(keys.waves(base))), WaveRecord)
+        return decoded(await bounded(lambda: self._redis.hgetall(keys.waves(base))), WaveRecord, _warm_wave)
 
     async def has_wave(self, base: str, wave: str) -> bool | None:
         """Whether the operator has taken up a wave of that name over a base; None where the map was lost."""
@@ -103,7 +99,9 @@ class MapReader:
 
     async def assigned(self, base: str, engine: str) -> dict[str, Assignment]:
         """What one engine must hold, by adapter."""
-        return _decoded(await bounded(lambda: self._redis.hgetall(keys.assigned(base, engine))), Assignment)
+        return decoded(
+            await bounded(lambda: self._redis.hgetall(keys.assigned(base, engine))), Assignment, _warm_assignment
+        )
 
     async def part(self, base: str, engine: str) -> Part:
         """One engine's part, in one round trip."""
@@ -115,7 +113,7 @@ class MapReader:
         return Part(
             version=None if version is None else int(version),
             edition=int(edition or 0),
-            assigned=_decoded(raw, Assignment),
+            assigned=decoded(raw, Assignment, _warm_assignment),
         )
 
     async def engines(self, base: str) -> list[EngineView]:
@@ -133,35 +131,27 @@ class MapReader:
 
     async def held(self, base: str, engine: str) -> dict[str, Held]:
         """What one engine says it holds, by adapter."""
-        return _decoded(await bounded(lambda: self._redis.hgetall(keys.held(base, engine))), Held)
+        return decoded(await bounded(lambda: self._redis.hgetall(keys.held(base, engine))), Held)
 
     async def holdings(self, base: str, engines: Sequence[str]) -> dict[str, dict[str, Held]]:
         """What each of these engines says it holds."""
-        raws = await self._hashes([keys.held(base, engine) for engine in engines])
-        return {engine: _decoded(raw, Held) for engine, raw in zip(engines, raws, strict=True)}
+        raws = await read_hashes(self._redis, [keys.held(base, engine) for engine in engines])
+        return {engine: decoded(raw, Held) for engine, raw in zip(engines, raws, strict=True)}
 
     async def state(self, base: str, engines: Sequence[str]) -> MapState:
         """The operator's own part, over the named engines and every one that ever reported."""
         reported = await bounded(lambda: self._redis.hkeys(keys.engines(base)))
         names = sorted({*engines, *reported})
-        raws = await self._hashes([keys.assigned(base, name) for name in names])
+        raws = await read_hashes(self._redis, [keys.assigned(base, name) for name in names])
         return MapState(
             version=await self.version(base),
             base=await self.base_record(base),
             placements=await self.placements(base),
-            assigned={name: _decoded(raw, Assignment) for name, raw in zip(names, raws, strict=True)},
+            assigned={
+                name: decoded(raw, Assignment, _warm_assignment) for name, raw in zip(names, raws, strict=True)
+            },
             waves=await self.waves(base),
         )
-
-    async def _hashes(self, names: Sequence[str]) -> list[dict[str, str]]:
-        """Many hashes whole, HASHES_PER_CALL a round trip, so that no answer keeps Redis from others for long."""
-        found: list[dict[str, str]] = []
-        for start in range(0, len(names), HASHES_PER_CALL):
-            pipeline = self._redis.pipeline(transaction=False)
-            for name in names[start : start + HASHES_PER_CALL]:
-                pipeline.hgetall(name)
-            found += await bounded(pipeline.execute)
-        return found
 
     @asynccontextmanager
     async def changes(self, *bases: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
@@ -199,20 +189,21 @@ class MapReader:
             await pubsub.aclose()  # type: ignore[no-untyped-call]
 
 
-def _decoded(raw: Mapping[str, str], kind: type[T]) -> dict[str, T]:
-    """Those that can be read, if need be without knowing a residency."""
-    found = {}
-    for name, text in raw.items():
-        try:
-            found[name] = msgspec.json.decode(text, type=kind)
-        except msgspec.ValidationError:
-            with suppress(msgspec.ValidationError):
-                found[name] = msgspec.convert(_warmest(msgspec.json.decode(text)), kind)
-    return found
-
-
-def _warmest(of: dict[str, Any]) -> dict[str, Any]:
+def _warmest(of: Json) -> Json:
     """A record with Device for each residency that this version does not know, so that nothing is held less warm."""
-    found = of | {"places": [_warmest(each) for each in of["places"]]} if "places" in of else of
-    known = found.get("residency", Tier.DEVICE) in list(Tier)
-    return found if known else found | {"residency": Tier.DEVICE}
+    return of if of.get("residency", Tier.DEVICE) in list(Tier) else of | {"residency": Tier.DEVICE}
+
+
+def _warm_placement(of: Json) -> Placement:
+    places = of.get("places")
+    if isinstance(places, list) and all(isinstance(each, dict) for each in places):
+        of = of | {"places": [_warmest(each) for each in places]}
+    return msgspec.convert(of, Placement)
+
+
+def _warm_assignment(of: Json) -> Assignment:
+    return msgspec.convert(_warmest(of), Assignment)
+
+
+def _warm_wave(of: Json) -> WaveRecord:
+    return msgspec.convert(_warmest(of), WaveRecord)

@@ -353,6 +353,21 @@ async def test_one_record_of_another_version_hinders_no_other(redis_client: Redi
     assert await reader.held(BASE, "e-0") == {}
 
 
+@pytest.mark.parametrize("odd", ["{", "7", "[]", '{"places": 7}', '{"places": [7]}', '{"residency": []}'])
+async def test_one_record_that_is_nothing_like_it_hinders_no_other(odd: str, redis_client: Redis) -> None:
+    writer, reader = MapWriter(redis_client, epoch=1), MapReader(redis_client)
+    wave = WaveRecord("demo/wave", "names", 1, 1, Tier.HOST)
+    mine = MapChange(set_placements=(placement("b"),), set_waves=(wave,), set_assigned={"e-0": (assignment("b"),)})
+    await writer.apply(BASE, mine)
+    await MapReporter(redis_client, BASE, "e-0").report(record(), [held("b")], [], full=True)
+    hashes = keys.placements(BASE), keys.assigned(BASE, "e-0"), keys.waves(BASE), keys.held(BASE, "e-0")
+    for key in hashes:
+        await redis_client.hset(key, "odd", odd)
+    state = await reader.state(BASE, ["e-0"])
+    assert (list(state.placements), list(state.assigned["e-0"]), list(state.waves)) == (["b"], ["b"], ["demo/wave"])
+    assert await reader.held(BASE, "e-0") == {"b": held("b")}
+
+
 async def test_after_a_flush_both_sides_write_again_what_they_know(redis_client: Redis) -> None:
     writer, reader = MapWriter(redis_client, epoch=5), MapReader(redis_client)
     reporter = MapReporter(redis_client, BASE, "e-0")

@@ -108,6 +108,27 @@ async def test_words_and_orders_that_are_not_known_are_read_as_far_as_they_can_b
     assert sorted(progress) == ["demo/a", "demo/odd"]
 
 
+@pytest.mark.parametrize("odd", ["{", "7", "[]", '{"settings": 7}', '{"last_words": 7}', '{"order": []}'])
+@pytest.mark.parametrize("partly", [False, True])
+async def test_a_record_that_is_nothing_like_one_is_passed_over(odd: str, partly: bool, redis_client: Redis) -> None:
+    await TrainWriter(redis_client, epoch=1).apply(BASE, change("demo/a"))
+    said = Progress("demo/a", "demo/w", 7, Stage.RUNNING)
+    await redis_client.hset(keys.progress(BASE, "e-0"), "demo/a", msgspec.json.encode(said).decode())
+    for key in (keys.training(BASE), keys.trains(BASE, "e-0"), keys.progress(BASE, "e-0")):
+        await redis_client.hset(key, "odd", odd)
+    reader = TrainReader(redis_client)
+    assert await reader.training(BASE, partly=partly) == {"demo/w": WAVE}
+    assert await reader.trains(BASE, ["e-0"], partly=partly) == {"e-0": {"demo/a": lease("demo/a")}}
+    assert await reader.progress(BASE, ["e-0"], partly=partly) == {"e-0": {"demo/a": said}}
+
+
+async def test_a_waves_record_is_given_in_part_whatever_its_last_words_are(redis_client: Redis) -> None:
+    newer = msgspec.to_builtins(WAVE) | {"last_words": {"demo/a": "Taped"}}
+    await redis_client.hset(keys.training(BASE), "demo/w", msgspec.json.encode(newer).decode())
+    [record] = (await TrainReader(redis_client).training(BASE, partly=True)).values()
+    assert (record.run, record.last_words) == ("uid", ())
+
+
 async def test_an_older_operator_changes_nothing(redis_client: Redis) -> None:
     await TrainWriter(redis_client, epoch=2).apply(BASE, change("demo/a"))
     with pytest.raises(StaleEpoch):
