@@ -66,8 +66,8 @@ format: env ## Format and mend what the linter can mend
 unit e2e: export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: unit
-unit: env tools kernels ## Unit, property and component tests
-	$(BIN)/pytest tests
+unit: env tools kernels ## Unit, property and component tests, a file at a time on each core
+	$(BIN)/pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: e2e
 e2e: env tools kernels ## The tests on a real cluster
