@@ -1,6 +1,6 @@
 """First tokens and gaps while adapters load: 64 cold ones at once, one alone, and a stream of loads beside decoding.
 
-Cold is: packed on local disk, neither in a slot nor in host memory. Warm is: in a slot.
+Cold is: packed on local disk, in no slot, not in host memory and not in the system's cache. Warm is: in a slot.
 """
 
 import sys
@@ -42,6 +42,7 @@ def _together(bench: Bench) -> list[Row]:
         found: dict[str, list[float]] = {"cold": [], "warm": []}
         for number in range(bench.rounds):
             for crowd in (those, these):  # each comes cold, since the other has all the slots
+                ours.ask("forget")
                 found["cold"].append(ask(2 * number, crowd, "64 cold"))
                 found["warm"].append(ask(2 * number + 1, crowd, "the same 64, warm"))
     note = f"rank {RANK}, p95 of first tokens"
@@ -66,6 +67,7 @@ def _alone(bench: Bench) -> list[Row]:
         with bench.doing("ours: one cold, then warm"):
             for _ in range(bench.rounds):
                 for name in few:  # more than there are slots, in turn: each was put out by those before it
+                    ours.ask("forget")
                     cold.append(first(name))
                     warm.append(first(name))
     return [measured("ttft.cold_over_warm", cold, warm, f"rank {RANK}")]

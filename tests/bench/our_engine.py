@@ -121,6 +121,11 @@ class Engine:
         await _all(once(name) for name in names)
         return {"seconds": time.perf_counter() - began}
 
+    async def forget(self) -> Answer:
+        """Have the system keep nothing in memory of packed files, so that the next load of one reads the disk."""
+        await asyncio.to_thread(self._forget)
+        return {}
+
     async def publish(self, name: str, source: str, into: str, prompt: list[int]) -> Answer:
         """Publish a trained adapter, in memory at first, as a new revision of a live one, and ask it.
 
