@@ -2,7 +2,7 @@
 #   docker build --target control --tag mint/control:dev .
 #   docker build --target engine  --tag mint/engine:dev .
 # PyPI's torch carries CUDA; pass --build-arg PIP_EXTRA_INDEX_URL=... to take a smaller build from elsewhere.
-ARG PYTHON=python:3.12-slim-bookworm
+ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS build
 ARG PIP_EXTRA_INDEX_URL=
