@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from e2e.lessons import lessons
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World
