@@ -18,7 +18,9 @@ from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import Store
 
 KEPT = 2  # complete ones; the second is there in case the first is broken
-MAX_BLOB, MAX_RECORD = 8 << 30, 8 << 20
+READS = 2  # of what looks broken, before it is taken to be: a store may give half of what it has
+MOST_STEPS = 1_000_000  # as the CRD of AdapterWave admits
+MAX_RECORD = 25 * MOST_STEPS + (1 << 20)  # a reward takes 25 bytes of JSON at most, of "-1.2345678901234567e-300,"
 BLOB, RECORD = "state.safetensors", "record.json"
 NO_RUN = "-"
 
@@ -34,6 +36,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     step: int
     digest: str  # sha256 of the blob, in hex
     run: str = ""
+    size: int = 0  # bytes of the blob; 0: written by an earlier version, which did not tell
     sequence: int = 0  # of the Trainer service's calls
     tokens: int = 0
     rewards: tuple[float, ...] = ()  # mean of each finished step
@@ -66,14 +69,27 @@ class Shelf:
         self._series.sweep(name)
 
     def newest(self) -> tuple[Record, bytes] | None:
-        """The newest whole checkpoint with its blob; broken ones are passed over and told."""
+        """The newest whole checkpoint with its blob; broken ones are passed over and told. None: there has been none.
+
+        Raises CorruptFile where all are broken: who began anew would put nothing in the place of what was learnt.
+        """
+        broken: list[CorruptFile] = []
         for name in reversed(self._series.names()):
             try:
                 return self._read(name)
-            except (CorruptFile, CapacityExceeded) as error:
+            except CorruptFile as error:
                 _log.error("checkpoint_broken", policy=self._policy, checkpoint=str(name), error=str(error))
+                broken.append(error)
             except SourceNotFound:
                 continue  # half written, or swept meanwhile
+        if broken:
+            where = f"{self.folder!r} of {self._store.source.uri!r}"
+            raise CorruptFile(
+                f"policy {self._policy!r}",
+                f"has no checkpoint that can be read, of {len(broken)} in {where} (the newest {broken[0].message}); "
+                "it is not trained from its start in their place: a new AdapterWave trains it anew, or on from what "
+                "it has published (startFrom)",
+            )
         return None
 
     def read(self, name: str) -> bytes:
@@ -87,13 +103,28 @@ class Shelf:
         raise PolicyNotFound(f"checkpoint {name[:80]!r} of policy {self._policy!r}", "does not exist, or was swept")
 
     def _read(self, name: Name) -> tuple[Record, bytes]:
-        subject = f"checkpoint {name} of policy {self._policy!r}"
-        text = self._store.read(f"{self.folder}/{name}/{RECORD}", MAX_RECORD)
+        for _ in range(READS - 1):
+            try:
+                return self._read_once(name)
+            except CorruptFile as error:
+                _log.warning("checkpoint_read_again", policy=self._policy, checkpoint=str(name), error=str(error))
+        return self._read_once(name)
+
+    def _read_once(self, name: Name) -> tuple[Record, bytes]:
+        """Raises CorruptFile, or SourceNotFound for what no record tells of."""
+        subject, folder = f"checkpoint {name} of policy {self._policy!r}", f"{self.folder}/{name}"
         try:
-            record = _RECORD.decode(text)
-        except msgspec.MsgspecError as error:
+            record = _RECORD.decode(self._store.read(f"{folder}/{RECORD}", MAX_RECORD))
+        except (msgspec.MsgspecError, CapacityExceeded) as error:
             raise CorruptFile(subject, f"has an unreadable record: {error}") from None
-        blob = self._store.read(f"{self.folder}/{name}/{BLOB}", MAX_BLOB)
+        try:
+            blob = self._store.read(f"{folder}/{BLOB}", record.size or None)
+        except CapacityExceeded:
+            raise CorruptFile(subject, f"has more than the {record.size} bytes that its record tells of") from None
+        except SourceNotFound:
+            if RECORD in self._store.names(folder):
+                raise CorruptFile(subject, f"has lost its {BLOB}") from None
+            raise
         if hashlib.sha256(blob).hexdigest() != record.digest or Name(record.lease, record.step) != name:
             raise CorruptFile(subject, "does not match its record")
         return record, blob

@@ -112,7 +112,7 @@ class Course:
 
     @property
     def _record(self) -> Record:
-        """What a checkpoint of the last finished step tells, but for its digest."""
+        """What a checkpoint of the last finished step tells, but for what it says of the bytes."""
         told = self.assignment
         return Record(
             policy=told.policy,

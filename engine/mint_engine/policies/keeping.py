@@ -75,7 +75,7 @@ class Keeping:
         return self.published.step if self.published is not None else 0
 
     async def save(self, record: Record) -> None:
-        """Begin to write a checkpoint of the policy as it is now; `record` but for its digest.
+        """Begin to write a checkpoint of the policy as it is now; `record` but for what it says of the bytes.
 
         Raises InvalidRequest in the middle of an update: its step would be taken twice.
         """
@@ -84,7 +84,7 @@ class Keeping:
         async def write(copy: Policy) -> None:
             blob = await asyncio.to_thread(state.to_bytes, copy)
             del copy  # beside its bytes it would be in memory for as long as the store takes
-            told = msgspec.structs.replace(record, digest=await asyncio.to_thread(digest_of, blob))
+            told = msgspec.structs.replace(record, digest=await asyncio.to_thread(digest_of, blob), size=len(blob))
             await self._write(lambda: self.shelf.save(told, blob))
 
         self._begin(

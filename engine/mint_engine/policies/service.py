@@ -121,7 +121,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             blob = await asyncio.to_thread(state.to_bytes, copy)
             del copy  # beside its bytes it would be in memory for as long as the store takes
             digest = await asyncio.to_thread(digest_of, blob)
-            record = Record(policy, "", name.lease, name.step, digest, RUN, sequence=request.sequence)
+            record = Record(policy, "", name.lease, name.step, digest, RUN, len(blob), sequence=request.sequence)
             shelf = Shelf(here.store, policy, RUN, KEPT)
             await asyncio.to_thread(shelf.save, record, blob)
             return pb.SaveStateResponse(uri=f"{here.store.source.uri.rstrip('/')}/{shelf.folder}/{name}")

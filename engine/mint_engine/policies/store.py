@@ -33,8 +33,8 @@ class Store(Protocol):
         """Put a file there, in place of what was."""
         ...
 
-    def read(self, path: str, limit: int) -> bytes:
-        """A file's content. Raises CapacityExceeded above `limit` bytes."""
+    def read(self, path: str, limit: int | None) -> bytes:
+        """A file's content. Raises CapacityExceeded above `limit` bytes, before it takes memory for them."""
         ...
 
     def names(self, path: str) -> list[str]:
@@ -72,10 +72,11 @@ class LocalStore:
             partial.write_bytes(data)
             publish(partial, target)
 
-    def read(self, path: str, limit: int) -> bytes:
+    def read(self, path: str, limit: int | None) -> bytes:
         """The whole file."""
         with self._errors(), (self._root / path).open("rb") as file:
-            return _bounded(file.read(limit + 1), limit, f"{self._subject} file {path!r}")
+            _check_size(os.fstat(file.fileno()).st_size, limit, f"{self._subject} file {path!r}")
+            return file.read()
 
     def names(self, path: str) -> list[str]:
         """Without what is only half written."""
@@ -136,11 +137,13 @@ class BucketStore:
         with storage_errors(self._scheme, self._subject):
             backend(self._scheme).files.pipe_file(self._at(path), data)
 
-    def read(self, path: str, limit: int) -> bytes:
+    def read(self, path: str, limit: int | None) -> bytes:
         """One download, of one byte more than the limit at most."""
+        part = {} if limit is None else {"start": 0, "end": limit + 1}
         with storage_errors(self._scheme, self._subject):
-            data: bytes = backend(self._scheme).files.cat_file(self._at(path), start=0, end=limit + 1)
-        return _bounded(data, limit, f"{self._subject} file {path!r}")
+            data: bytes = backend(self._scheme).files.cat_file(self._at(path), **part)
+        _check_size(len(data), limit, f"{self._subject} file {path!r}")
+        return data
 
     def names(self, path: str) -> list[str]:
         """Of objects and of what looks like folders."""
@@ -175,7 +178,6 @@ def _make_folder(folder: Path) -> None:
         sync(each.parent)
 
 
-def _bounded(data: bytes, limit: int, subject: str) -> bytes:
-    if len(data) > limit:
+def _check_size(size: int, limit: int | None, subject: str) -> None:
+    if limit is not None and size > limit:
         raise CapacityExceeded(subject, f"has more than {limit} bytes")
-    return data

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from mint_contracts.training_records import Order, Stage
 from mint_engine.policies import revisions, roster
-from mint_engine.policies.checkpoints import Shelf
+from mint_engine.policies.checkpoints import BLOB, KEPT, Shelf
 from mint_engine.policies.store import store_of
 from mint_engine.policies.updates import ALONE_S
 from tests.engine.training.teaching import (
@@ -55,6 +55,31 @@ async def test_another_engine_goes_on_where_the_last_checkpoint_is(base: Path, t
             await scene.ended("acme/one")
         assert began(logs)[0] >= len(kept) > 0  # a thread that was just writing may have ended only then
         assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_a_policy_whose_checkpoints_can_not_be_read_fails_and_leaves_what_it_had_published(
+    base: Path, tmp_path: Path
+) -> None:
+    """Trained anew under its name, an untaught adapter would be put in the place of the one that has learnt."""
+    async with training(base, tmp_path, train(steps=3)) as scene:
+        scene.want(assignment("acme/one"))
+        published = (await scene.ended("acme/one"))["acme/one"].published
+        store = store_of(scene.store)
+    folder = Shelf(store, "acme/one").folder
+    kept = store.names(folder)
+    assert len(kept) == KEPT
+    for name in kept:
+        blob = store.read(f"{folder}/{name}/{BLOB}", 1 << 30)
+        store.write(f"{folder}/{name}/{BLOB}", blob[:-1] + b"?")
+    async with training(base, tmp_path, train(steps=5)) as scene:
+        with capture_logs() as logs:
+            scene.want(assignment("acme/one", lease=2))
+            told = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
+        assert told.failure is not None
+        assert (told.failure.reason, told.failure.terminal) == ("CorruptFile", True)
+        assert "new AdapterWave" in told.failure.message
+        assert began(logs) == []
+        assert revisions.newest(store, "acme/one", 0) == published
 
 
 async def test_an_engine_that_ends_saves_what_is_finished(base: Path, tmp_path: Path) -> None:

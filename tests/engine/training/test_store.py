@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
+import yaml
 
 from mint_contracts import backends
 from mint_contracts.errors import (
     CapacityExceeded,
+    CorruptFile,
     Overloaded,
     SourceForbidden,
     SourceNotFound,
@@ -24,7 +27,7 @@ from mint_contracts.source import Source
 from mint_contracts.training_records import revisions_of
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
-from mint_engine.policies.checkpoints import BLOB, RECORD, Record, Shelf, digest_of
+from mint_engine.policies.checkpoints import BLOB, MAX_RECORD, MOST_STEPS, RECORD, Record, Shelf, digest_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, Store, store_of
 from mint_engine.residency.disk import DiskTier
@@ -73,7 +76,8 @@ def store(opened: Callable[[str], Store]) -> Store:
 
 
 def record(lease: int, step: int, blob: bytes, run: str = "") -> Record:
-    return Record("acme/one", "default/wave", lease, step, digest_of(blob), run=run, rewards=(0.5,) * step)
+    rewards = (0.5,) * step
+    return Record("acme/one", "default/wave", lease, step, digest_of(blob), run, len(blob), rewards=rewards)
 
 
 def save(shelf: Shelf, lease: int, step: int) -> None:
@@ -132,19 +136,100 @@ def test_a_newer_lease_is_preferred_whatever_step_it_is_at_and_an_older_one_may_
     assert shelf.newest() == found
 
 
-@pytest.mark.parametrize("harm", ["record gone", "record torn", "blob torn", "blob gone"])
+HARMS = ["record torn", "blob torn", "blob longer", "blob gone"]
+
+
+def harm_checkpoint(store: Store, folder: str, harm: str) -> None:
+    part, how = harm.split()
+    file = f"{folder}/{RECORD if part == 'record' else BLOB}"
+    if how == "gone":
+        store.delete(file)
+    else:
+        store.write(file, b"{" if how == "torn" else store.read(file, None) + b"more")
+
+
+@pytest.mark.parametrize("harm", ["record gone", *HARMS])
 def test_a_checkpoint_that_is_not_whole_does_not_exist(store: Store, harm: str) -> None:
     shelf = Shelf(store, "acme/one")
     save(shelf, 1, 1)
     save(shelf, 1, 2)
-    file = f"{shelf.folder}/{Name(1, 2)}/{RECORD if harm.startswith('record') else BLOB}"
-    store.delete(file) if harm.endswith("gone") else store.write(file, b"{")
+    harm_checkpoint(store, f"{shelf.folder}/{Name(1, 2)}", harm)
     found = shelf.newest()
     assert found is not None
     assert found[0].step == 1
     save(shelf, 1, 3)
     save(shelf, 1, 4)
     assert store.names(shelf.folder) == [str(Name(1, 3)), str(Name(1, 4))]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_where_no_checkpoint_can_be_read_nobody_takes_it_for_there_being_none(store: Store, harm: str) -> None:
+    shelf = Shelf(store, "acme/one")
+    save(shelf, 1, 1)
+    save(shelf, 1, 2)
+    for name in store.names(shelf.folder):
+        harm_checkpoint(store, f"{shelf.folder}/{name}", harm)
+    with pytest.raises(CorruptFile, match=r"no checkpoint that can be read, of 2 in .* new AdapterWave"):
+        shelf.newest()
+
+
+def test_what_was_written_can_be_read_however_much_it_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bound but what the record tells: a policy of a 30B-A3B of rank 16 is 10 GB. And a million steps' rewards."""
+    shelf, blob = Shelf(store, "acme/one"), b"state"
+    rewards = (-1.2345678901234567e-300,) * MOST_STEPS
+    shelf.save(msgspec.structs.replace(record(1, MOST_STEPS, blob), rewards=rewards), blob)
+    asked, read = [], store.read
+
+    def note(path: str, limit: int | None) -> bytes:
+        asked.append((path.rpartition("/")[2], limit))
+        return read(path, limit)
+
+    monkeypatch.setattr(store, "read", note)
+    found = shelf.newest()
+    assert found is not None
+    assert found[0].rewards == rewards
+    assert asked == [(RECORD, MAX_RECORD), (BLOB, len(blob))]
+
+
+def test_as_many_rewards_are_kept_as_a_wave_may_have_steps() -> None:
+    crd = yaml.safe_load(Path("crds/mint.dev_adapterwaves.yaml").read_text())
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    assert spec["train"]["properties"]["steps"]["maximum"] == MOST_STEPS
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_though_its_record_does_not_tell_its_size(store: Store) -> None:
+    shelf, blob = Shelf(store, "acme/one"), b"state"
+    shelf.save(msgspec.structs.replace(record(1, 1, blob), size=0), blob)
+    found = shelf.newest()
+    assert found is not None
+    assert found[1] == blob
+
+
+def test_what_was_half_read_once_is_read_again_and_storage_that_is_away_is_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, read, half = Shelf(store, "acme/one"), store.read, [""]
+    save(shelf, 1, 1)
+
+    def read_half(path: str, limit: int | None) -> bytes:
+        data, file = read(path, limit), path.rpartition("/")[2]
+        if file in half:
+            half.remove(file)
+            return data[: len(data) // 2]
+        return data
+
+    def away(path: str, limit: int | None) -> bytes:
+        raise SourceUnavailable("store", "did not answer")
+
+    for each in (BLOB, RECORD):
+        half[:] = [each]
+        monkeypatch.setattr(store, "read", read_half)
+        found = shelf.newest()
+        assert found is not None
+        assert not half
+    monkeypatch.setattr(store, "read", away)
+    with pytest.raises(SourceUnavailable):
+        shelf.newest()
 
 
 def test_a_run_begins_anew_and_policies_whose_names_nest_are_apart(store: Store) -> None:
@@ -250,7 +335,7 @@ class Held(LocalStore):
         self._go_by("write")
         super().write(path, data)
 
-    def read(self, path: str, limit: int) -> bytes:
+    def read(self, path: str, limit: int | None) -> bytes:
         self._go_by("read")
         return super().read(path, limit)
 
