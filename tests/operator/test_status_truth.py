@@ -7,7 +7,15 @@ import msgspec
 import pytest
 
 from mint_contracts.records import EngineView, Failure, Held, MapState, Place, Placement, Tier
-from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus, Condition, WaveCounts
+from mint_contracts.resources import (
+    AdapterWaveStatus,
+    BaseModelStatus,
+    Condition,
+    LoadingStatus,
+    SlotCounts,
+    TierCounts,
+    WaveCounts,
+)
 from mint_contracts.source import Source
 from mint_operator.planning import status_write
 from mint_operator.planning.conditions import Finding, follow
@@ -164,12 +172,20 @@ def test_the_heartbeat_of_a_pod_that_was_replaced_does_not_count(pod: EnginePod,
 
 
 def test_without_redis_readiness_is_unknown_and_pods_are_what_is_seen() -> None:
-    served = base(status=BaseModelStatus(phase="Ready"))
+    counted = BaseModelStatus(
+        phase="Ready",
+        slots=SlotCounts(used=1, total=4),
+        adapters=TierCounts(device=1),
+        loading=LoadingStatus(copies=2),
+    )
+    served = base(status=counted)
     last = AdapterWaveStatus(phase="Ready", counts=WaveCounts(adapters=1, wanted=1, ready=1), summary="1/1")
     of = with_pods(snapshot(served, [wave("w", ["a/0"], status=last)], redis_ok=False), POD)
     found = plan(of)
     assert ready(found.base_statuses[KEY].conditions) == ("Unknown", "MapUnavailable")
     assert (found.base_statuses[KEY].phase, found.base_statuses[KEY].engines.ready) == ("Degraded", 1)
+    told = found.base_statuses[KEY]
+    assert (told.slots, told.adapters, told.loading) == (counted.slots, counted.adapters, counted.loading)
     status = found.wave_statuses["team/w"]
     assert ready(status.conditions) == ("Unknown", "MapUnavailable")
     assert (status.phase, status.summary, status.counts.ready) == ("Degraded", "1/1", 1)
@@ -284,7 +300,12 @@ def test_a_written_status_names_every_field_also_the_zeros() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new", "kind"),
-    [("Placing", "Ready", "Normal"), ("Placing", "Failed", "Warning"), ("Ready", "Degraded", "Warning")],
+    [
+        ("Placing", "Ready", "Normal"),
+        ("Placing", "Failed", "Warning"),
+        ("Ready", "Degraded", "Warning"),
+        ("Ready", "Pending", "Warning"),  # another wave took its place
+    ],
 )
 def test_one_event_for_each_transition(old: str, new: str, kind: str) -> None:
     of: ObservedWave = wave("w", ["a/0"])
@@ -292,6 +313,12 @@ def test_one_event_for_each_transition(old: str, new: str, kind: str) -> None:
     assert event is not None
     assert (event["type"], event["involvedObject"]["name"]) == (kind, "w")
     assert transition("AdapterWave", of.meta, _status(phase=new), _status(phase=new), NOW) is None
+
+
+def test_a_wave_that_begins_to_wait_is_no_event() -> None:
+    assert (
+        transition("AdapterWave", wave("w", ["a/0"]).meta, _status(phase=""), _status(phase="Pending"), NOW) is None
+    )
 
 
 def test_a_place_that_no_wave_asks_for_any_more_is_taken_back() -> None:

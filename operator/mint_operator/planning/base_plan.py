@@ -110,7 +110,8 @@ def plan_base(
         rolling=sized.rolling,
     )
     left = backlogs(placed.given, engines, before.backlogs if before else {}) if placed else {}
-    status = msgspec.structs.replace(base_status(base, facts, now), loading=of_base(left))
+    loading = base.status.loading if known is None else of_base(left)
+    status = msgspec.structs.replace(base_status(base, facts, now), loading=loading)
     told = statuses(admission, placed, engines, status, now, before.told if before else None, left)
     assigned = _assigned(placed, before)
     record = _record(base)

@@ -25,7 +25,10 @@ class BaseFacts(msgspec.Struct, frozen=True):
 
 
 def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelStatus:
-    """The status of a base. Ready means that at least `replicas.min` engines answer requests."""
+    """The status of a base. Ready means that at least `replicas.min` engines answer requests.
+
+    While the map is away the last counts stay: engines hold what they held.
+    """
     engines = facts.engines
     ready = [engine for engine in engines if _ready(engine, facts)]
     counts = EngineCounts(desired=len(engines), ready=len(ready), selector=facts.selector)
@@ -36,18 +39,23 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
         _source(facts, bool(ready)),
         _engines(facts, len(ready)),
     ]
-    device, host, disk = (sum(counts) for counts in zip(*[engine.tiers for engine in engines], strict=True))
-    records = [engine.record for engine in engines if engine.record is not None and engine.record.ready]
+    slots, adapters = _held(engines) if facts.redis_ok else (base.status.slots, base.status.adapters)
     return BaseModelStatus(
         phase=_phase(base, facts, verdict, len(ready)),
         observed_generation=base.meta.generation,
         conditions=conditions.follow(base.status.conditions, findings, base.meta.generation, now),
         engines=counts,
-        slots=SlotCounts(
-            used=sum(record.slots_used for record in records), total=sum(record.slots_total for record in records)
-        ),
-        adapters=TierCounts(device=device, host=host, disk=disk),
+        slots=slots,
+        adapters=adapters,
     )
+
+
+def _held(engines: Sequence[Engine]) -> tuple[SlotCounts, TierCounts]:
+    """What engines say that they hold."""
+    device, host, disk = (sum(counts) for counts in zip(*[engine.tiers for engine in engines], strict=True))
+    records = [engine.record for engine in engines if engine.record is not None and engine.record.ready]
+    used, total = sum(record.slots_used for record in records), sum(record.slots_total for record in records)
+    return SlotCounts(used=used, total=total), TierCounts(device=device, host=host, disk=disk)
 
 
 def _ready(engine: Engine, facts: BaseFacts) -> bool:

@@ -9,6 +9,7 @@ from mint_operator.planning.snapshot import Meta
 COMPONENT = "mint-operator"
 _TOLD = {"Ready": "Normal", "Failed": "Warning", "Degraded": "Warning"}
 _TOLD |= {"Training": "Normal", "Paused": "Normal", "Complete": "Normal", "Cancelled": "Normal"}
+_HELD = {"Ready", "Degraded"}  # from here to Pending: what was served waits, since others come first
 
 
 def transition(
@@ -19,7 +20,8 @@ def transition(
     now: float,
 ) -> dict[str, Any] | None:
     """The Event of a change of phase; None if there is nothing to tell."""
-    if old.phase == new.phase or new.phase not in _TOLD:
+    told = "Warning" if new.phase == "Pending" and old.phase in _HELD else _TOLD.get(new.phase)
+    if old.phase == new.phase or told is None:
         return None
     ready = next((each for each in new.conditions if each.type == "Ready"), None)
     return {
@@ -33,7 +35,7 @@ def transition(
             "name": meta.name,
             "uid": meta.uid,
         },
-        "type": _TOLD[new.phase],
+        "type": told,
         "reason": ready.reason if ready and new.phase != "Ready" else new.phase,
         "message": ready.message if ready else new.phase,
         "source": {"component": COMPONENT},
