@@ -52,6 +52,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     requests: int = 2048  # in flight
     patience: Patience = Patience()
+    silence_s: float = 60.0  # of a client that registers
     farewell_s: float = 3.0  # still accepting while the Service's endpoints forget this pod
     grace_s: float = 22.0  # then, for requests in flight; both fit in Kubernetes' 30 s
 
@@ -94,7 +95,7 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
     sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(router, metrics), server)
     placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror, reader), server)
-    catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogServicer(router, redis, catalogs), server)
+    catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogServicer(router, redis, catalogs, limits.silence_s), server)
     watch = WaveWatch(TrainReader(redis), mirror.known)
     training_pb2_grpc.add_WavesServicer_to_server(WavesServicer(watch), server)
     healthy = health.aio.HealthServicer()

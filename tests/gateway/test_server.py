@@ -17,10 +17,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from mint_contracts import errors
+from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_contracts.settings import REDIS_URL
 from mint_gateway.catalog.catalogs import Catalogs
+from mint_gateway.catalog.servicer import STREAMS
 from mint_gateway.client import Client, question
 from mint_gateway.process import run
+from mint_gateway.server import Limits
 from tests.gateway.scene import BASE, Scene
 from tests.importing import ends_while_it_imports
 from tests.redis_process import RedisProcess, free_port
@@ -50,6 +53,21 @@ async def test_health_serves_once_the_map_was_read_and_stays_so_when_redis_dies(
     own_redis.kill()
     await until(lambda: fragile.gateway.mirror.away)
     assert await health(fragile.target) == SERVING
+
+
+async def test_a_stream_that_falls_silent_keeps_no_others_from_registering(scene: Scene) -> None:
+    await scene.open(Limits(silence_s=0.2, farewell_s=0.0))
+
+    async def silent() -> AsyncIterator[RegisterRequest]:
+        await asyncio.Event().wait()
+        yield RegisterRequest()
+
+    told = await asyncio.gather(*[scene.client.register(silent()) for _ in range(STREAMS)], return_exceptions=True)
+    assert {str(each) for each in told} == {
+        "stream: has sent nothing for 0.2 s; send it all again: what is registered already does no harm"
+    }
+    with pytest.raises(errors.InvalidRequest, match="stream: has sent nothing"):  # not that it is to come back later
+        await scene.client.register(silent())
 
 
 async def test_reflection_lists_the_services(scene: Scene) -> None:

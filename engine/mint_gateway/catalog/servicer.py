@@ -33,8 +33,10 @@ _log = structlog.get_logger()
 class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
     """Registers, lists, resolves and retires adapters of the bases that have a catalog."""
 
-    def __init__(self, router: Router, redis: Redis, catalogs: Catalogs) -> None:
+    def __init__(self, router: Router, redis: Redis, catalogs: Catalogs, silence_s: float) -> None:
+        """A client that registers keeps others from it: it is given up after `silence_s` without a word."""
         self._router = router
+        self._silence_s = silence_s
         self._catalogs = catalogs
         self._writer = CatalogWriter(redis)
         self._registering = 0
@@ -112,7 +114,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         self._registering += 1
         registration: Registration | None = None
         try:
-            async for request in requests:
+            while (request := await self._next(requests)) is not None:
                 if registration is None:
                     base, manifests, stored = self._catalog(request.base_model)
                     await self._catalogs.whole(base, manifests)
@@ -128,6 +130,15 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
                 await registration.abandon()
         _log.info("registered", base_model=base, adapters=registration.registered, refused=registration.refused)
         return _response(registration)
+
+    async def _next(self, requests: AsyncIterator[catalog_pb2.RegisterRequest]) -> catalog_pb2.RegisterRequest | None:
+        """What a stream sends next; None at its end."""
+        try:
+            return await asyncio.wait_for(anext(requests, None), self._silence_s)
+        except TimeoutError:
+            said = f"has sent nothing for {self._silence_s:g} s"
+            again = "send it all again: what is registered already does no harm"
+            raise InvalidRequest("stream", f"{said}; {again}") from None
 
     def _catalog(self, base_model: str) -> tuple[str, Source, bool]:
         """The base that is meant, where its manifests are, and whether it has a store. Raises CatalogNotFound."""
