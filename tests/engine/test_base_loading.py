@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mint_contracts.errors import (
     UnsafeFormat,
     UnsupportedBase,
 )
+from mint_engine.beforehand import check_small_files
 from mint_engine.build import build
 from mint_engine.model.base import load_base
 from mint_engine.model.cache import count_pages
@@ -30,6 +32,8 @@ from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import ALL_SEVEN, ask, peft_answer, running, save_base, save_tokenizer, settings_for
 
 CPU = torch.device("cpu")
+# What some key of a configuration may be by mistake.
+ODD: list[Any] = [None, -3, 0, 1.5, float("nan"), float("inf"), True, "text", [], [None], {}, {"a": {"b": [1]}}]
 PROMPT = [5, 9, 200, 31, 7, 5, 88, 90, 14]
 
 
@@ -147,12 +151,29 @@ def test_weights_of_a_type_that_is_not_read(folder: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedBase, "quantised"),
         ({"num_hidden_layers": 3}, UnsupportedBase, "lacks"),
         ({"hidden_size": 128}, UnsupportedBase, "base"),
+        ({"hidden_size": "64"}, UnsupportedBase, "configuration that is not served: .*'hidden_size' expected int"),
+        ({"rope_parameters": [1]}, UnsupportedBase, "configuration that is not served: .*'rope_parameters'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, UnsupportedBase, "configuration that is not served: .*factor"),
+        ({"layer_types": ["odd"]}, UnsupportedBase, "configuration that is not served: .*layer_types"),
+        ({"quantization_config": ["fp8"]}, UnsupportedBase, "quantised by None"),
+        ({"text_config": 7, "vocab_size": None}, UnsupportedBase, "configuration that is not served: .*vocab_size"),
     ],
 )
 def test_configurations(folder: Path, changes: dict[str, Any], error: type[MintError], says: str) -> None:
     edit_config(folder, **changes)
     with pytest.raises(error, match=says):
         load(folder)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_whatever_a_configuration_tells_is_served_or_refused_in_words(odd: Any, folder: Path) -> None:
+    """Before its weights are copied, as `check_small_files` looks at it."""
+    path, settings = folder / "config.json", settings_for(folder)
+    told = json.loads(path.read_text())
+    for key in (*told, "text_config", "quantization_config", "rope_scaling", "layer_types", "sliding_window"):
+        path.write_text(json.dumps(told | {key: odd}))
+        with suppress(UnsupportedBase, CapacityExceeded):
+            check_small_files(settings, folder, "base")
 
 
 def test_no_configuration(folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -36,6 +37,7 @@ LIBRARY_ERRORS = (
     ArithmeticError,
     struct.error,
     SafetensorError,
+    StrictDataclassError,
 )
 
 
@@ -214,6 +216,8 @@ def _has_tokenizer_code(files: BaseFiles) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What kind of error it is, and where what it says begins."""
+    """What kind of error it is, and where what it says begins: also below a heading, which ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    headings = next((at for at, line in enumerate(lines) if not line.endswith(":")), 0)
+    said = " ".join(lines[: headings + 1])
+    return f"{type(error).__name__}: {said[:300]}" if lines else type(error).__name__
