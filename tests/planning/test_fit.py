@@ -329,9 +329,13 @@ async def test_the_table_of_a_base_whose_linears_differ(base: Path) -> None:
 
 async def test_one_error_for_bad_input(tmp_path: Path, base: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "garbled.json").write_text(json.dumps(KIMI_K2 | {"rope_scaling": "yarn"}))
     for arguments, word in (
         ((str(tmp_path / "nowhere"),), "nowhere"),
         ((str(tmp_path / "broken.json"),), "broken.json"),
+        ((str(tmp_path / "deep.json"),), "deep.json: is not JSON"),
+        ((str(tmp_path / "garbled.json"),), "garbled.json: lacks or garbles what a plan is made from"),
         ((str(base), "--context", "999999"), "131072"),
         ((str(base), "--tensor-parallel", "65"), "64 query heads"),
     ):

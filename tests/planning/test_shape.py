@@ -2,10 +2,13 @@
 
 import copy
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +24,8 @@ from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import positions_of
 from mint_gateway.planning.config import read_shape
+from mint_gateway.planning.devices import DEVICES
+from mint_gateway.planning.fit import Mix, Storage, make_plan
 from tests.engine.families import FAMILIES, SIZES, make_forward
 from tests.planning.frontier import FRONTIER, GEMMA_3_4B
 
@@ -149,10 +154,65 @@ def test_an_older_word_on_rotary_positions_counts_before_a_newer_one() -> None:
 
 
 def test_what_is_not_known_is_refused() -> None:
-    with pytest.raises(UnsupportedBase, match="mamba2"):
-        read_shape({"model_type": "mamba2"})
-    for garbled in ([YARN], {"full_attention": PLAIN, "sliding_attention": "default"}):
-        with pytest.raises(UnsupportedBase, match="lacks or garbles"):
-            read_shape(told_by(FAMILIES["gemma3"]) | {"rope_parameters": garbled})
-    with pytest.raises(UnsupportedBase, match="hidden_size"):
+    unknown: tuple[Any, ...] = ("mamba2", None, 7, ["llama"], {})
+    for odd in unknown:
+        with pytest.raises(
+            UnsupportedBase, match=r"is of model type .*, which can not be planned; known are deepseek"
+        ):
+            read_shape({"model_type": odd})
+    with pytest.raises(UnsupportedBase, match="there is no `hidden_size`; give the base's own"):
         read_shape({"model_type": "llama", "num_hidden_layers": 2})
+
+
+@pytest.mark.parametrize(
+    ("of", "changes", "says"),
+    [
+        ("llama", {"text_config": 7}, r"Expected `object`, got '7' - at `\$.text_config`"),
+        ("llama", {"hidden_size": "64"}, r"Expected `int`, got `str` - at `\$.hidden_size`"),
+        ("llama", {"num_hidden_layers": 1 << 20}, r"`int` <= 65536 - at `\$.num_hidden_layers`"),
+        ("llama", {"rope_scaling": 7}, r"Expected `object \| null`, got `int` - at `\$.rope_scaling`"),
+        ("gemma3", {"rope_parameters": [YARN]}, r"got `array` - at `\$.rope_parameters`"),
+        ("gemma3", {"rope_parameters": {"sliding_attention": "default"}}, r"rope_parameters.sliding_attention`"),
+        ("deepseek_v3", {"kv_lora_rank": None}, r"Expected `int`, got `null` - at `\$.kv_lora_rank`"),
+        ("deepseek_v3", {"mlp_layer_types": ["dense"]}, "`mlp_layer_types` names 1 layers where"),
+    ],
+)
+def test_what_is_garbled_is_told_with_its_file_its_key_and_what_to_do(
+    of: str, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(
+        UnsupportedBase, match=rf"^file x: lacks or garbles .*{says}.*; give the base's own config.json$"
+    ):
+        read_shape(told_by(FAMILIES[of]) | changes, "file x")
+
+
+ODD = st.one_of(
+    st.sampled_from([None, True, False, 0, -3, 1.5, 1e400, 10**400, float("nan"), "", "text"]),
+    st.recursive(
+        st.integers() | st.text(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["factor", "type", "a"]), inner, max_size=3)
+        ),
+        max_leaves=4,
+    ),
+)
+TOLD = [*FRONTIER.values(), GEMMA_3_4B, *map(told_by, FAMILIES.values())]
+NESTED = ("text_config", "vision_config", "rope_scaling", "rope_parameters", "quantization_config", "mlp_layer_types",
+          "mlp_only_layers", "indexer_types", "index_topk_pattern", "layer_types")  # fmt: skip
+KEYS = {
+    *NESTED,
+    *(key for told in TOLD for key in told),
+    *(key for told in TOLD for inner in told.values() if isinstance(inner, dict) for key in inner),
+}
+
+
+@given(st.sampled_from(TOLD), st.sampled_from(("", *NESTED)), st.sampled_from(sorted(KEYS)), ODD)
+@settings(max_examples=1000)
+def test_whatever_a_config_tells_is_planned_or_refused(told: dict[str, Any], within: str, key: str, odd: Any) -> None:
+    """Wrong kinds and numbers in place of any key, also in what is nested."""
+    inner = told.get(within)
+    changed = told | ({within: {**inner, key: odd}} if isinstance(inner, dict) else {key: odd})
+    with suppress(UnsupportedBase):
+        shape = read_shape(changed)
+        for ranks in (1, 8):
+            make_plan(shape, DEVICES["h100"], ranks, Mix(8, 8, "all", 2, 16), "bfloat16", Storage(1.0, 1.0))

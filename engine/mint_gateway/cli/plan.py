@@ -47,7 +47,7 @@ def add(verbs: "Verbs") -> None:
 
 async def run(options: argparse.Namespace) -> int:
     """Count and print; 0 where the mix fits one engine or several, 2 where it fits none."""
-    shape = read_shape(_read(options.config))
+    shape = read_shape(_read(options.config), f"file {_file(options.config)}")
     device = _device(DEVICES[options.device], options)
     mix = Mix(options.adapters, options.rank, options.targets, options.requests, options.context)
     if 0 < shape.context_length < mix.context:
@@ -74,11 +74,15 @@ def _device(device: Device, options: argparse.Namespace) -> Device:
 
 def _read(path: Path) -> dict[str, Any]:
     """A base's config.json, with what a file beside it says of how it is quantised where it does not."""
-    file = path / "config.json" if path.is_dir() else path
+    file = _file(path)
     config, beside = _read_object(path, file), file.with_name(MODELOPT_FILE)
     if "quantization_config" not in config and beside.exists():
         config["quantization_config"] = _read_object(path, beside)
     return config
+
+
+def _file(path: Path) -> Path:
+    return path / "config.json" if path.is_dir() else path
 
 
 def _read_object(path: Path, file: Path) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def _read_object(path: Path, file: Path) -> dict[str, Any]:
         raise SourceNotFound(
             f"base {path}", "holds no config.json; name a base's folder, or its config.json"
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise CorruptFile(f"file {file}", "is not JSON that can be read") from None
     if not isinstance(found, dict):
         raise CorruptFile(f"file {file}", "is not a JSON object")

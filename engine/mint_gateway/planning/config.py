@@ -8,6 +8,7 @@ import msgspec
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import read_quantisation
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
+from mint_gateway.planning.told import check_told, garbled, text_of
 
 GROUPED = frozenset(
     {
@@ -39,23 +40,23 @@ _LONG_ROPES = frozenset({"longrope", "su"})  # two sets of angles, and one of th
 _FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})  # before and after attention and network
 
 
-def read_shape(config: Mapping[str, Any]) -> BaseShape:
-    """The shape that a config.json describes. Raises UnsupportedBase where it is none that is known."""
-    told = config.get("text_config") or config
-    family = told.get("model_type")
-    if family not in FAMILIES:
+def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseShape:
+    """The shape that a config.json describes. Raises UnsupportedBase, which names the file so, where it is none."""
+    text = text_of(config, subject)
+    family = text.get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UnsupportedBase(
-            f"model type {family!r}", f"can not be planned; known are {', '.join(sorted(FAMILIES))}"
+            subject, f"is of model type {family!r}, which can not be planned; known are {', '.join(sorted(FAMILIES))}"
         )
+    told, sees = _DEFAULTS.get(family, {}) | dict(text), config.get("model_type") == "gemma3"
+    check_told(told, config, subject, sees=sees)
     try:
-        shape = _read(family, _DEFAULTS.get(family, {}) | dict(told))
-        if config.get("model_type") == "gemma3":
-            images = _seeing(config["vision_config"], shape.hidden)
-            shape = msgspec.structs.replace(shape, small_parameters=shape.small_parameters + images)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise UnsupportedBase(
-            f"model type {family!r}", f"has a config.json that lacks or garbles {error}; give the base's own"
-        ) from None
+        shape = _read(family, told)
+    except KeyError as error:
+        raise garbled(subject, f"there is no `{error.args[0]}`") from None
+    if sees:
+        images = _seeing(config["vision_config"], shape.hidden)
+        shape = msgspec.structs.replace(shape, small_parameters=shape.small_parameters + images)
     try:
         return msgspec.structs.replace(shape, files=read_quantisation(config, "the base"))
     except UnsupportedBase as error:

@@ -1,0 +1,125 @@
+"""What kinds of things a config.json must tell a plan: people write these files, too, and not only by programs."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from mint_contracts.errors import UnsupportedBase
+
+_MOST = 1 << 31  # of any size: far above every base's, and no plan of it is beyond what floats hold
+_MOST_LAYERS = 1 << 16  # which are gone through one by one
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+Layers = Annotated[int, msgspec.Meta(ge=1, le=_MOST_LAYERS)]
+Factor = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
+
+
+class _Rope(msgspec.Struct, frozen=True):
+    """Rotary positions: of all layers, or of each of the two kinds that some families have."""
+
+    rope_type: str | None = None
+    type: str | None = None
+    factor: Factor | None = None
+    original_max_position_embeddings: Count | None = None
+    full_attention: "_Rope | None" = None
+    sliding_attention: "_Rope | None" = None
+
+
+class _Text(msgspec.Struct, frozen=True):
+    """A model for text. What its family needs and it does not have is missed where it is read."""
+
+    hidden_size: Size | UnsetType = UNSET
+    num_hidden_layers: Layers | UnsetType = UNSET
+    vocab_size: Size | UnsetType = UNSET
+    num_attention_heads: Size | UnsetType = UNSET
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    intermediate_size: Size | UnsetType = UNSET
+    max_position_embeddings: Count | None = None
+    original_max_position_embeddings: Count | None = None
+    sliding_window: int | None = None
+    use_sliding_window: bool | None = None
+    tie_word_embeddings: bool | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    rope_scaling: _Rope | None = None
+    rope_parameters: _Rope | None = None
+    # latent attention, and its indexers
+    kv_lora_rank: Size | UnsetType = UNSET
+    q_lora_rank: Count | None = None
+    qk_rope_head_dim: Size | UnsetType = UNSET
+    qk_nope_head_dim: Size | UnsetType = UNSET
+    v_head_dim: Size | UnsetType = UNSET
+    index_head_dim: Size | UnsetType = UNSET
+    index_n_heads: Size | UnsetType = UNSET
+    indexer_types: list[str] | None = None
+    index_topk_pattern: str | list[str] | None = None
+    index_topk_freq: int | None = None
+    index_skip_topk_offset: int | UnsetType = UNSET
+    # routed experts
+    num_local_experts: Count | None = None
+    n_routed_experts: Count | None = None
+    num_experts: Count | None = None
+    n_shared_experts: Count | None = None
+    moe_intermediate_size: Size | UnsetType = UNSET
+    mlp_layer_types: list[str] | None = None
+    mlp_only_layers: list[int] | None = None
+    first_k_dense_replace: Count | UnsetType = UNSET
+    decoder_sparse_step: Size | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        """Each layer has its kind."""
+        kinds, layers = self.mlp_layer_types, self.num_hidden_layers
+        if kinds and isinstance(layers, int) and len(kinds) != layers:
+            raise ValueError(f"`mlp_layer_types` names {len(kinds)} layers where `num_hidden_layers` is {layers}")
+
+
+class _Seeing(msgspec.Struct, frozen=True):
+    """A model for images."""
+
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Size
+    patch_size: Size
+    image_size: Size
+
+
+class _Nested(msgspec.Struct, frozen=True):
+    text_config: _Text
+
+
+class _Both(_Nested, frozen=True):
+    vision_config: _Seeing
+
+
+def text_of(config: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
+    """The part that tells of the model for text. Raises UnsupportedBase, naming the file so, where it is none."""
+    text = config.get("text_config")
+    if text is None:
+        return config
+    if not isinstance(text, Mapping):
+        raise garbled(subject, f"Expected `object`, got {str(text)[:40]!r} - at `$.text_config`")
+    return text
+
+
+def check_told(text: Mapping[str, Any], config: Mapping[str, Any], subject: str, *, sees: bool) -> None:
+    """Raise UnsupportedBase unless a model for text, and what `sees` beside it, is told in the kinds that are read.
+
+    `text` is that part of `config`, or `config` itself, completed.
+    """
+    nested = sees or config.get("text_config") is not None
+    told = {**config, "text_config": text} if nested else text
+    try:
+        msgspec.convert(told, _Both if sees else _Nested if nested else _Text)
+    except msgspec.ValidationError as error:
+        raise garbled(subject, str(error)) from None
+
+
+def garbled(subject: str, what: str) -> UnsupportedBase:
+    """The error over a config.json that tells something as none should."""
+    return UnsupportedBase(
+        subject, f"lacks or garbles what a plan is made from: {what}; give the base's own config.json"
+    )
