@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from mint_contracts.functions import connect
+from tests.engine import stores
 from tests.gateway.scene import Scene
 from tests.redis_process import RedisProcess
 
@@ -32,3 +33,19 @@ async def fragile(own_redis: RedisProcess) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         yield Scene(redis, stack)
     await redis.aclose()
+
+
+@pytest.fixture(params=["file", "s3"])
+def manifests(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder for manifests in a real store."""
+    if request.param == "file":
+        yield f"file://{tmp_path}/catalog"
+        return
+    (tmp_path / "shelf").mkdir()
+    with stores.s3(tmp_path / "shelf") as url, stores.credentials(monkeypatch, url):
+        yield f"s3://{stores.BUCKET}/catalog"
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/catalog"

@@ -1,0 +1,103 @@
+"""Catalogs of the gateway's tests: what is registered in them, and the files of their manifests."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from redis.asyncio import Redis
+
+from mint_contracts.catalog_parts import Parts
+from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
+from mint_contracts.entries import Entry
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.part_names import part_name
+from mint_contracts.records import BaseRecord, MapChange
+from mint_contracts.source import Source
+from mint_gateway.client import Client
+from tests.gateway.scene import BASE, Scene, complete
+from tests.waiting import until
+
+COUNT = 2500
+
+
+def entry(name: str, revision: str = "", **labels: str) -> Entry:
+    return Entry(name, f"s3://adapters/{name}/{revision or 'only'}", revision, labels, 8, 1000)
+
+
+def many(count: int = COUNT) -> list[Entry]:
+    return [entry(f"team-{n % 5}/bot-{n:05d}", "r1", tier=("gold", "free")[n % 2]) for n in range(count)]
+
+
+def lines(entries: list[Entry]) -> bytes:
+    return b"".join(msgspec.json.encode(each) + b"\n" for each in entries)
+
+
+async def opened(scene: Scene, manifests: str) -> Client:
+    """A gateway, over a base with a catalog that is complete."""
+    await declare(scene.redis, manifests)
+    await scene.open()
+    await complete(scene.redis)
+    await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].record)
+    return scene.client
+
+
+async def declare(redis: Redis, manifests: str, base: str = BASE, store: Source | None = None) -> None:
+    record = BaseRecord(base_model=base, catalog=Source(manifests), store=store)
+    await MapWriter(redis, epoch=1).apply(base, MapChange(base=record))
+
+
+async def in_pieces(text: bytes, size: int = 60_000) -> AsyncIterator[RegisterRequest]:
+    """Whole lines, about `size` bytes of them a message."""
+    pending = b""
+    for line in text.splitlines(keepends=True):
+        pending += line
+        if len(pending) >= size:
+            yield RegisterRequest(base_model=BASE, lines=pending)
+            pending = b""
+    yield RegisterRequest(base_model=BASE, lines=pending)
+
+
+async def written(folder: Path, *names: str, sequence: int = 1000) -> list[Path]:
+    """The files of one manifest part for each name."""
+    parts = [part_name(sequence + number, 1) for number in range(len(names))]
+    for part, name in zip(parts, names, strict=True):
+        await Parts(Source(f"file://{folder}")).write(part, [entry(name)])
+    return [folder / part for part in parts]
+
+
+@contextmanager
+def hanging(*parts: Path) -> Iterator[Callable[[], None]]:
+    """Files on a storage that hangs until what this gives is called, or the block ends."""
+    waiting = [(part, part.read_bytes()) for part in parts]
+    for part in parts:
+        part.unlink()
+        os.mkfifo(part)
+
+    def go_on() -> None:
+        while waiting:
+            part, content = waiting.pop()
+            pipe = os.open(part, os.O_RDWR)  # those who wait for its beginning get this, others the file
+            os.write(pipe, content)
+            whole = part.with_name(f".{part.name}")
+            whole.write_bytes(content)
+            os.replace(whole, part)
+            os.close(pipe)
+
+    try:
+        yield go_on
+    finally:
+        go_on()
+
+
+async def listed(client: Client) -> dict[str, CatalogEntry]:
+    """All that the catalog has, page by page."""
+    found: dict[str, CatalogEntry] = {}
+    token = ""
+    while True:
+        page = await client.catalog_page(BASE, size=1000, token=token)
+        found |= {each.name: each for each in page.entries}
+        token = page.next_page_token
+        if not token:
+            return found

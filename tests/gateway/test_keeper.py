@@ -1,0 +1,204 @@
+"""The keeper: whatever happens to Redis, its catalog becomes again what the manifests say."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from mint_contracts import keys
+from mint_contracts.catalog_parts import Parts
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.errors import AdapterNotFound, MapUnavailable
+from mint_contracts.functions import connect
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.part_names import part_name
+from mint_contracts.source import Source
+from mint_gateway.catalog.keeper import Keeper
+from tests.gateway.catalogs import COUNT, declare, entry, hanging, in_pieces, lines, listed, many, opened, written
+from tests.gateway.scene import BASE, Scene, complete
+from tests.redis_process import RedisProcess
+from tests.waiting import until
+
+
+async def test_losing_redis_loses_nothing(scene: Scene, manifests: str) -> None:
+    client = await opened(scene, manifests)
+    everything = many()
+    await client.register(in_pieces(lines(everything)))
+    await client.register(in_pieces(lines([entry(everything[0].name, "r2")])))
+    await client.retire([everything[1].name])
+    before = await listed(client)
+    await scene.redis.flushall()
+    await declare(scene.redis, manifests)
+    await complete(scene.redis)
+    assert await listed(client) == before
+    assert len(before) == COUNT - 1
+    assert before[everything[0].name].revision == "r2"
+    assert (await client.resolve(f"{everything[0].name}@r1")).uri == everything[0].uri
+
+
+async def test_a_part_whose_writer_ended_before_redis_had_it_is_brought_in(redis_client: Redis, local: str) -> None:
+    manifests = Source(local)
+    keeper = Keeper(redis_client, lambda: {BASE: manifests})
+    await keeper.look(BASE, manifests)
+    await Parts(manifests).write(part_name(1_000_000, 1), [entry("a/lost")])
+    young = part_name(10**16 - 1, 1)  # somebody may still be at it
+    await Parts(manifests).write(young, [entry("a/young")])
+    assert len(await keeper.sweep(BASE, manifests)) == 1
+    assert await redis_client.hget(keys.catalog(BASE), "count") == "1"
+    assert await keeper.sweep(BASE, manifests) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{torn\n", b'{"name":"a/x","uri":"s3://b/\xff"}\n', b'{"name":"%s","uri":"s3://b/x"}\n' % (b"x" * 300)],
+    ids=["torn", "no UTF-8", "no name"],
+)
+async def test_an_unreadable_line_of_a_manifest_costs_only_itself(
+    redis_client: Redis, local: str, tmp_path: Path, line: bytes
+) -> None:
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (folder / part_name(1000, 3)).write_bytes(lines([entry("a/one")]) + line + lines([entry("a/two")]))
+    (folder / "README").write_text("not a part")
+    assert await Keeper(redis_client, dict).rebuild(BASE, Source(local)) == 2
+
+
+async def test_a_defect_met_by_one_catalog_costs_no_other_its_keeping(redis_client: Redis, local: str) -> None:
+    sources = {"demo/spoilt": Source(uri=5), BASE: Source(local)}  # type: ignore[arg-type]
+    async with kept(redis_client, sources) as keeping:
+        await complete(redis_client)
+        await redis_client.flushall()  # the keeper goes on after the defect
+        await complete(redis_client)
+        assert not keeping.done()
+
+
+async def test_a_redis_that_was_emptied_while_it_was_read_into_gets_all_the_same(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    parts = await written(tmp_path, "a/one", "a/two", "a/three")
+    with hanging(parts[1]) as go_on:
+        async with kept(redis_client, {BASE: Source(f"file://{tmp_path}")}):
+            await until(lambda: redis_client.zscore(keys.catalog(BASE, "parts"), parts[0].name))
+            await redis_client.flushall()
+            go_on()
+            await complete(redis_client)
+            assert await named(redis_client) == ["a/one", "a/three", "a/two"]
+
+
+async def test_what_redis_had_lost_when_it_came_back_is_brought_in_again(tmp_path: Path) -> None:
+    data, kept_data = tmp_path / "redis", tmp_path / "kept"
+    data.mkdir()
+    with RedisProcess(data, "--appendonly", "yes") as process:
+        async with AsyncExitStack() as stack:
+            redis = connect(process.url)
+            stack.push_async_callback(redis.aclose)
+            client = await opened(Scene(redis, stack), f"file://{tmp_path}/catalog")
+            await client.register(in_pieces(lines([entry("a/before")])))
+            shutil.copytree(data, kept_data)
+            await client.register(in_pieces(lines([entry("a/after")])))
+            process.kill()
+            shutil.rmtree(data)
+            kept_data.rename(data)
+            process.start()
+
+            async def found() -> bool:
+                try:
+                    return (await client.resolve("a/after")).name == "a/after"
+                except (AdapterNotFound, MapUnavailable):
+                    return False
+
+            await until(found)
+
+
+async def test_a_redis_that_took_over_while_it_was_read_into_is_read_into_anew(
+    own_redis: RedisProcess, tmp_path: Path
+) -> None:
+    folder, redis = tmp_path / "catalog", connect(own_redis.url)
+    parts = await written(folder, "a/one", "a/two")
+    with hanging(parts[1]) as go_on:
+        rebuilding = asyncio.create_task(Keeper(redis, dict).rebuild(BASE, Source(f"file://{folder}")))
+        await until(lambda: redis.zscore(keys.catalog(BASE, "parts"), parts[0].name))
+        copy = await redis.hget(keys.catalog(BASE), "copy")
+        own_redis.kill()
+        own_redis.start()  # as a replica that had been told of the copy, and not yet of its first part
+        await until(partial(answers, redis))
+        await redis.hset(keys.catalog(BASE), "copy", str(copy))
+        go_on()
+        with pytest.raises(MapUnavailable):
+            await rebuilding
+    assert not (await CatalogReader(redis).state(BASE)).complete
+    await redis.aclose()
+
+
+async def test_other_manifests_are_another_catalog(redis_client: Redis, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    await written(first, "a/mistaken", sequence=time.time_ns() // 1000)
+    await written(second, "b/one", "b/two")
+    sources = {BASE: Source(f"file://{first}")}
+    async with kept(redis_client, sources):
+        await until(partial(has, redis_client, "a/mistaken"))
+        sources[BASE] = Source(f"file://{second}")
+        await until(partial(has, redis_client, "b/one", "b/two"))
+
+
+async def test_manifests_that_hang_are_left_for_others(redis_client: Redis, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    (part,) = await written(first, "a/one")
+    await written(second, "b/one")
+    sources = {BASE: Source(f"file://{first}")}
+    with hanging(part):
+        async with kept(redis_client, sources):
+            await until(lambda: redis_client.exists(keys.catalog(BASE, "keeper")))
+            sources[BASE] = Source(f"file://{second}")
+            await until(partial(has, redis_client, "b/one"))
+
+
+async def test_a_base_that_is_forgotten_while_its_manifests_are_read_leaves_nothing(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    parts = await written(tmp_path, "a/one", "a/two", "a/three")
+    with hanging(parts[1]) as go_on:
+        rebuilding = asyncio.create_task(Keeper(redis_client, dict).rebuild(BASE, Source(f"file://{tmp_path}")))
+        await until(lambda: redis_client.zscore(keys.catalog(BASE, "parts"), parts[0].name))
+        await MapWriter(redis_client, epoch=1).forget(BASE)
+        go_on()
+        with pytest.raises(MapUnavailable):
+            await rebuilding
+    assert await redis_client.keys(f"{keys.catalog(BASE)}*") == []
+
+
+@asynccontextmanager
+async def kept(redis: Redis, sources: Mapping[str, Source]) -> AsyncIterator[asyncio.Task[None]]:
+    """A keeper at work."""
+    keeping = asyncio.create_task(Keeper(redis, lambda: sources).run())
+    try:
+        yield keeping
+    finally:
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+
+async def answers(redis: Redis) -> bool:
+    try:
+        return bool(await redis.ping())
+    except RedisError:
+        return False
+
+
+async def named(redis: Redis) -> list[str]:
+    return [each.name for each in await CatalogReader(redis).all(BASE, limit=99)]
+
+
+async def has(redis: Redis, *names: str) -> bool:
+    """Whether these are the names of a catalog that is complete."""
+    try:
+        return await named(redis) == list(names)
+    except MapUnavailable:
+        return False

@@ -1,0 +1,208 @@
+"""Adapters registered and retired through a gateway: in bulk, a refusal a line, by several at once, and bounded."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import grpc
+import pytest
+
+from mint_contracts import keys
+from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest, RegisterResponse
+from mint_contracts.entries import Entry
+from mint_contracts.errors import (
+    AdapterNotFound,
+    CapacityExceeded,
+    CatalogNotFound,
+    InvalidRequest,
+    MapUnavailable,
+    Overloaded,
+)
+from tests.gateway.catalogs import COUNT, declare, entry, hanging, in_pieces, lines, listed, many, opened, written
+from tests.gateway.scene import BASE, Scene, complete
+from tests.redis_process import full_memory
+from tests.waiting import until
+
+
+async def test_a_stream_is_registered_listed_resolved_and_retired(scene: Scene, manifests: str) -> None:
+    client = await opened(scene, manifests)
+    everything = many()
+    told = await client.register(in_pieces(lines(everything)))
+    assert (told.registered, told.refused, told.parts) == (COUNT, 0, 1)
+    first = await client.catalog_page(BASE, prefix="team-1/", labels={"tier": "gold"}, size=7)
+    assert first.total == COUNT
+    gold = [each.name for each in everything if each.labels["tier"] == "gold"]
+    wanted = sorted(name for name in gold if name.startswith("team-1/"))
+    assert [each.name for each in first.entries] == wanted[:7]
+    second = await client.catalog_page(BASE, prefix="team-1/", labels={"tier": "gold"}, token=first.next_page_token)
+    assert [each.name for each in second.entries] == wanted[7:107]
+    found = await client.resolve(everything[5].name)
+    assert (found.uri, found.revision, found.rank, dict(found.labels)) == (
+        everything[5].uri, "r1", 8, everything[5].labels
+    )  # fmt: skip
+    await client.retire([everything[5].name])
+    with pytest.raises(AdapterNotFound, match="was retired"):
+        await client.resolve(everything[5].name)
+    with pytest.raises(AdapterNotFound, match="not in the catalog"):
+        await client.resolve("team-1/never")
+
+
+async def test_registering_right_after_the_base_was_declared_waits_for_its_catalog(scene: Scene, local: str) -> None:
+    await scene.open()
+    await declare(scene.redis, local)
+    await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].record)
+    told = await scene.client.register(in_pieces(lines([entry("a/one")])))
+    assert told.registered == 1
+    await scene.client.retire(["a/one"])
+    assert await listed(scene.client) == {}
+
+
+async def test_registering_is_refused_when_the_catalog_does_not_become_whole(
+    scene: Scene, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_gateway.catalog.catalogs.WHOLE_WAIT_S", 0.1)
+    client = await opened(scene, local)
+    await scene.redis.set(keys.catalog(BASE, "keeper"), "another gateway")  # first: this one must not make it whole
+    await scene.redis.hdel(keys.catalog(BASE), "complete")
+    with pytest.raises(MapUnavailable, match="being read from its manifests"):
+        await client.register(in_pieces(lines([entry("a/one")])))
+
+
+async def test_bad_lines_are_refused_each_by_its_number_and_the_others_registered(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    text = lines([entry("a/one")]) + b"\n" + b'{"name": "a/two"}\n' + lines([entry("a/three")]) + b"nonsense\n"
+    text += lines([Entry("a/four", "ftp://x/a/four")]) + b'{"name": "a/five", "uri": "s3://b/caf\xe9"}\n'
+    told = await client.register(in_pieces(text, size=40))
+    assert told.registered == 2
+    assert [(each.line, each.reason) for each in told.refusals] == [
+        (3, "InvalidRequest"),
+        (5, "InvalidRequest"),
+        (6, "SourceForbidden"),
+        (7, "InvalidRequest"),
+    ]
+    assert "needs a uri" in told.refusals[0].message
+    assert list(await listed(client)) == ["a/one", "a/three"]
+
+
+async def test_entries_count_as_lines_too(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+
+    async def requests() -> AsyncIterator[RegisterRequest]:
+        yield RegisterRequest(base_model=BASE, lines=lines([entry("a/one")]), entries=[CatalogEntry(name="a b")])
+        yield RegisterRequest(entries=[CatalogEntry(name="a/two", uri="s3://b/a/two", labels={"tier": "gold"})])
+
+    told = await client.register(requests())
+    assert (told.registered, [each.line for each in told.refusals]) == (2, [2])
+    assert (await client.resolve("a/two")).labels == {"tier": "gold"}
+
+
+async def test_several_register_at_once(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    groups = [[entry(f"g{group}/bot-{n:04d}") for n in range(600)] for group in range(4)]
+    same = [entry("shared/bot", f"r{group}") for group in range(4)]
+    streams = [lines([*group, each]) for group, each in zip(groups, same, strict=True)]
+    await asyncio.gather(*[client.register(in_pieces(text)) for text in streams])
+    found = await listed(client)
+    assert sorted(found) == sorted({each.name for group in groups for each in group} | {"shared/bot"})
+    before = found["shared/bot"].revision
+    await scene.redis.flushall()
+    await declare(scene.redis, local)
+    await complete(scene.redis)
+    assert (await listed(client))["shared/bot"].revision == before  # its manifests say the same as Redis did
+
+
+async def test_streams_beyond_the_limit_are_told_when_to_come_back(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    held = asyncio.Event()
+
+    async def slow() -> AsyncIterator[RegisterRequest]:
+        yield RegisterRequest(base_model=BASE, lines=b"")
+        await held.wait()
+
+    async def holding() -> None:
+        async def admitted() -> bool:  # one of those below may be in its place for a moment
+            try:
+                await client.register(slow())
+            except Overloaded:
+                return False
+            return True
+
+        await until(admitted)
+
+    registering = [asyncio.create_task(holding()) for _ in range(4)]
+
+    async def refused() -> bool:
+        try:
+            await client.register(in_pieces(b""))
+        except Overloaded as error:
+            return error.retry_after_s is not None
+        return False
+
+    await until(refused)
+    held.set()
+    await asyncio.gather(*registering)
+
+
+async def test_a_base_without_a_catalog_says_how_to_get_one(scene: Scene) -> None:
+    await scene.base()
+    await scene.open()
+    await scene.seen()
+    with pytest.raises(CatalogNotFound, match=r"spec\.catalog\.manifests\.uri"):
+        await scene.client.catalog_page(BASE)
+
+
+async def test_what_no_page_can_be_is_refused(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    with pytest.raises(InvalidRequest, match="page_size"):
+        await client.catalog_page(BASE, size=1001)
+    with pytest.raises(InvalidRequest, match="label"):
+        await client.catalog_page(BASE, labels={"a b": "c"})
+    with pytest.raises(InvalidRequest, match="names"):
+        await client.retire([])
+
+
+async def test_where_redis_is_full_registering_is_refused_and_retiring_is_not(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    await client.register(in_pieces(lines([entry("a/one"), entry("a/two")])))
+    async with full_memory(scene.redis):
+        with pytest.raises(CapacityExceeded, match="retire adapters, or raise its maxmemory"):
+            await client.register(in_pieces(lines([entry("a/three")])))
+        await client.retire(["a/one", "a/never"])
+        assert (await listed(client)).keys() == {"a/two"}
+    await scene.redis.flushall()  # what is durable says the same
+    await declare(scene.redis, local)
+    await complete(scene.redis)
+    assert (await listed(client)).keys() == {"a/two"}
+
+
+async def test_folders_that_hang_keep_no_other_base_from_registering(
+    scene: Scene, local: str, tmp_path: Path
+) -> None:
+    bases = [f"demo/hung-{number}" for number in range(9)]  # they read more parts at once than any pool has threads
+    parts = [await written(tmp_path / base, "a/1", "a/2", "a/3", "a/4") for base in bases]
+    with hanging(*itertools.chain(*parts)):
+        for base in bases:
+            await declare(scene.redis, f"file://{tmp_path / base}", base)
+        await scene.open()
+        for base in bases:
+            await until(partial(scene.redis.exists, keys.catalog(base, "keeper")))
+        await declare(scene.redis, local)
+        await until(lambda: BASE in scene.gateway.mirror.views and scene.gateway.mirror.views[BASE].record)
+        told = await scene.client.register(in_pieces(lines([entry("a/one")])))
+    assert told.registered == 1
+
+
+async def test_a_stream_that_breaks_leaves_the_gateway_as_it_was(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+
+    async def broken() -> AsyncIterator[RegisterRequest]:
+        yield RegisterRequest(base_model=BASE, lines=lines(many(100)))
+        raise RuntimeError("the client ended")
+
+    for _ in range(6):  # more often than streams may be open at once
+        with pytest.raises((grpc.aio.AioRpcError, RuntimeError, asyncio.CancelledError)):
+            await client.register(broken())
+    told: RegisterResponse = await client.register(in_pieces(lines(many(100))))
+    assert told.registered == 100

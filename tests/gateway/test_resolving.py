@@ -1,0 +1,171 @@
+"""What a name in a request means: the catalog's newest revision, or none, unless a wave has placed it."""
+
+import asyncio
+import time
+from functools import partial
+
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts import keys
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_writer import CatalogWriter
+from mint_contracts.entries import Entry
+from mint_contracts.errors import AdapterNotFound, EngineUnavailable, MintError
+from mint_contracts.functions import CALL_TIMEOUT_S
+from mint_contracts.source import Source
+from mint_gateway.catalog.resolver import Resolver
+from mint_gateway.client import Client, question
+from tests.gateway.catalogs import declare, entry, in_pieces, lines, opened
+from tests.gateway.scene import BASE, STORE, Scene, complete
+from tests.redis_process import RedisProcess
+from tests.waiting import until
+
+
+async def test_a_request_goes_where_the_catalog_says(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    engine = await scene.engine("one")
+    await scene.seen(engine)
+    await client.register(in_pieces(lines([entry("a/b", "r1"), entry("a/b", "r2")])))
+    sneaky = question("hi", adapter="a/b")
+    sneaky.whence.uri = "file:///etc"
+    await client.answer(sneaky)
+    await client.answer(question("hi", adapter="a/b@r1"))
+    assert [(each.adapter, each.whence.uri) for each in engine.seen] == [
+        ("a/b", "s3://adapters/a/b/r2"),
+        ("a/b@r1", "s3://adapters/a/b/r1"),
+    ]
+    assert (await client.explain("a/b@r1")).source_uri == "s3://adapters/a/b/r1"
+    with pytest.raises(AdapterNotFound, match="not in that base's catalog"):
+        await client.answer(question("hi", adapter="a/b@r9"))
+
+
+async def test_a_retired_name_is_answered_no_more_though_the_store_may_have_it(scene: Scene, local: str) -> None:
+    await declare(scene.redis, local, store=Source(STORE))
+    await scene.open()
+    await complete(scene.redis)
+    client, engine = scene.client, await scene.engine("one")
+    await scene.seen(engine)
+    await client.answer(question("hi", adapter="a/stored"))
+    await client.register(in_pieces(lines([entry("a/known", "r1")])))
+    await client.retire(["a/stored", "a/known"])
+
+    async def gone(asked: str) -> bool:  # as soon as the gateway has heard of it
+        try:
+            await client.answer(question("hi", adapter=asked))
+        except AdapterNotFound as error:
+            return "was retired" in str(error)
+        return False
+
+    for asked in ("a/stored", "a/known", "a/known@r1"):
+        await until(partial(gone, asked), timeout_s=10.0)
+        with pytest.raises(AdapterNotFound, match="register it again"):
+            await client.explain(asked)
+    await client.answer(question("hi", adapter="a/other"))
+    await scene.redis.flushall()
+    await declare(scene.redis, local, store=Source(STORE))
+    await complete(scene.redis)
+    await until(partial(gone, "a/stored"), timeout_s=10.0)
+    await client.register(in_pieces(lines([entry("a/stored", "r2")])))
+    await until(lambda: answered(client, "a/stored"), timeout_s=10.0)
+    assert engine.seen[-1].whence.uri == "s3://adapters/a/stored/r2"
+
+
+async def answered(client: Client, adapter: str) -> bool:
+    try:
+        await client.answer(question("hi", adapter=adapter))
+    except AdapterNotFound:
+        return False
+    return True
+
+
+async def test_retired_names_are_remembered_where_the_store_may_have_them(scene: Scene, local: str) -> None:
+    await declare(scene.redis, local, store=Source(STORE))
+    await scene.open()
+    await complete(scene.redis)
+    writer, reader = CatalogWriter(scene.redis), CatalogReader(scene.redis)
+    old = [Entry(f"a/gone-{number:03d}", retired=True) for number in range(40)]
+    await writer.apply(BASE, list(enumerate(old, 1)), "long ago")
+    await scene.client.register(in_pieces(lines([entry(f"a/here-{number:03d}") for number in range(100)])))
+    assert await reader.find(BASE, "a/gone-007") == old[7]
+
+
+async def test_what_nobody_foresaw_is_counted_as_such_and_not_as_the_client_s_leaving(
+    scene: Scene, local: str
+) -> None:
+    client = await opened(scene, local)
+    await scene.redis.set(keys.catalog(BASE, "directory"), "no directory")
+    with pytest.raises(MintError):
+        await client.answer(question("hi", adapter="a/b"))
+    counted = scene.gateway.metrics.registry.get_sample_value
+    await until(lambda: counted("mint_gateway_requests_total", {"code": "UNKNOWN"}) == 1)
+
+
+async def test_a_new_revision_is_what_the_next_request_gets(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    engine = await scene.engine("one")
+    await scene.seen(engine)
+    for revision in ("r1", "r2", "r3"):
+        await client.register(in_pieces(lines([entry("a/b", revision)])))
+
+        async def newest(revision: str = revision) -> bool:
+            await client.answer(question("hi", adapter="a/b"))
+            return engine.seen[-1].whence.revision == revision
+
+        await until(newest, timeout_s=10.0)
+
+
+async def test_news_of_a_name_are_news_of_its_revisions(redis_client: Redis) -> None:
+    writer, resolver = CatalogWriter(redis_client), Resolver(CatalogReader(redis_client), clock=lambda: 0.0)
+    here, gone = Entry("a/b", "s3://adapters/a/b", "r1"), Entry("a/b", retired=True)
+    copy = await writer.begin(BASE, "s3://catalog/smol")
+    await writer.apply(BASE, [(1, here)], "one")
+    await writer.complete(BASE, copy, 1)
+    assert [await resolver.find(BASE, asked) for asked in ("a/b", "a/b@r1")] == [here, here]
+    await writer.apply(BASE, [(2, gone)], "two")
+    resolver.forget(BASE, ["a/b"])
+    assert [await resolver.find(BASE, asked) for asked in ("a/b", "a/b@r1")] == [gone, gone]
+
+
+async def test_a_placed_adapter_stays_where_its_wave_has_it(scene: Scene, local: str) -> None:
+    client = await opened(scene, local)
+    engine = await scene.engine("one")
+    await client.register(in_pieces(lines([entry("a/b", "r2")])))
+    await scene.place("a/b", "one", source="s3://adapters/a/b/r1")
+    await scene.seen(engine)
+    await client.answer(question("hi", adapter="a/b"))
+    assert engine.seen[-1].whence.uri == "s3://adapters/a/b/r1"
+
+
+async def test_an_adapter_whose_wave_goes_while_a_request_waits_is_where_the_catalog_has_it(
+    scene: Scene, local: str
+) -> None:
+    client = await opened(scene, local)
+    engine = await scene.engine("one")
+    engine.refuse = EngineUnavailable("engine 'one'", "starts anew", retry_after_s=1.0)
+    await client.register(in_pieces(lines([entry("a/b", "r2")])))
+    await scene.place("a/b", "one", source="s3://adapters/a/b/r1")
+    await scene.seen(engine)
+    asking = asyncio.create_task(client.answer(question("hi", adapter="a/b")))
+    await until(lambda: engine.seen)
+    await scene.unplace("a/b")
+    await scene.seen(engine)
+    engine.refuse = None
+    await asyncio.wait_for(asking, 60)
+    assert engine.seen[0].whence.uri == "s3://adapters/a/b/r1"
+    assert engine.seen[-1].whence.uri == "s3://adapters/a/b/r2"
+
+
+async def test_what_is_known_is_answered_at_once_while_redis_is_silent(
+    fragile: Scene, own_redis: RedisProcess, local: str
+) -> None:
+    client = await opened(fragile, local)
+    engine = await fragile.engine("one")
+    await fragile.seen(engine)
+    await client.register(in_pieces(lines([entry("a/b")])))
+    await client.answer(question("hi", adapter="a/b"))
+    with own_redis.silent():
+        await until(lambda: fragile.gateway.mirror.away)
+        began = time.monotonic()
+        await client.answer(question("hi", adapter="a/b"))
+        assert time.monotonic() - began < CALL_TIMEOUT_S / 2
