@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mint_contracts.records import EngineView, MapChange, MapState, Placement, WaveRecord
+from mint_contracts.records import EngineView, Failure, MapChange, MapState, Placement, WaveRecord
 from mint_contracts.resources import (
     AdapterWaveSpec,
     AdapterWaveStatus,
@@ -13,11 +13,20 @@ from mint_contracts.resources import (
     Serve,
     Tenant,
     TrainingLimits,
+    TrainingStatus,
     TrainingStore,
 )
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, ExactMatch, FailurePolicy, Policies, Reward, Train
-from mint_contracts.training_records import Progress, Published, Stage, TrainAssignment, TrainChange, TrainState
+from mint_contracts.training_records import (
+    Order,
+    Progress,
+    Published,
+    Stage,
+    TrainAssignment,
+    TrainChange,
+    TrainState,
+)
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import BaseMap, Inputs, Meta, ObservedBase, ObservedWave, Snapshot, TrainKnown
@@ -26,6 +35,7 @@ from tests.operator.worlds import KEY, NOW, RELEASE
 
 TRAINING = TrainingLimits(store=TrainingStore(uri="pvc://training/runs"))
 STEPS = 10
+FAILURE = Failure("NonFiniteWeights", "the loss is not a number", terminal=True)
 Trains = dict[str, dict[str, TrainAssignment]]
 
 
@@ -197,3 +207,20 @@ def dead(view: EngineView) -> EngineView:
 
 def named(wave: str, indices: Sequence[int]) -> list[str]:
     return [f"team/{wave}-{index}" for index in indices]
+
+
+def condition(world: World, wave: str, kind: str) -> tuple[str, str, str]:
+    """Status, reason and message of a wave's condition."""
+    found = next(each for each in world.status(wave).conditions if each.type == kind)
+    return found.status, found.reason, found.message
+
+
+def training(world: World) -> TrainingStatus:
+    """What the status of wave `w` says of its training."""
+    found = world.status("w").training
+    assert found is not None
+    return found
+
+
+def orders(world: World) -> set[Order]:
+    return {lease.order for _, lease in world.leases.values()}

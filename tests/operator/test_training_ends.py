@@ -1,0 +1,149 @@
+"""How training ends, and how far it is: complete, failed, what is published and served, what is kept of it."""
+
+import msgspec
+
+from mint_contracts.records import EngineView, Held, Tier
+from mint_contracts.resources import Serve
+from mint_contracts.training_records import Order, Stage
+from tests.operator.training_worlds import (
+    FAILURE,
+    STEPS,
+    World,
+    base,
+    condition,
+    dead,
+    engines,
+    named,
+    published,
+    training,
+    training_wave,
+)
+
+
+def test_published_revisions_stay_with_their_engine_and_are_served_as_asked_once_complete() -> None:
+    world = World(base(2, 2), [training_wave("w", 2, serve=Serve(replicas=2))], engines(2))
+    world.step()
+    world.say(Stage.RUNNING, 4, published=published(4))
+    world.step()
+    home = {engine for engine, _ in world.leases.values()}
+    kept = world.placements["team/w-0"]
+    assert [(place.engine, place.residency) for place in kept.places] == [(home.pop(), Tier.DISK)]
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    served = world.placements["team/w-0"]
+    assert served.source == published(STEPS).source
+    assert sorted((place.engine, place.residency) for place in served.places) == [
+        ("smol-0", Tier.DEVICE),
+        ("smol-1", Tier.DEVICE),
+    ]
+    assert world.status("w").phase == "Complete"
+    assert condition(world, "w", "Complete")[0] == "True"
+    assert condition(world, "w", "Ready")[:2] == ("False", "AdaptersLoading")
+    world.engines = [_holding(view, ["team/w-0", "team/w-1"]) for view in engines(2)]
+    world.step()
+    assert condition(world, "w", "Ready")[0] == "True"
+
+
+def _holding(view: EngineView, names: list[str]) -> EngineView:
+    held = {name: Held(name, published(STEPS).source, Tier.DEVICE) for name in names}
+    return msgspec.structs.replace(view, held=held)
+
+
+def test_a_complete_wave_stays_complete_and_placed_when_engines_and_operator_start_anew() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS), reward_recent=0.5, tokens=7, step_s=2.0)
+    world.step()
+    before, known = world.placements, training(world)
+    for incarnation in (2, 3):
+        world.start_anew(incarnation)
+        for _ in range(2):
+            world.step()
+            assert (world.status("w").phase, world.leases) == ("Complete", {}), "nothing is left to train"
+            assert (world.placements, training(world)) == (before, known)
+    assert world.step().training == {}
+
+
+def test_an_adapter_is_served_while_its_policy_is_loaded_by_another_engine() -> None:
+    world = World(base(2, 2), [training_wave("w", 2)], engines(2))
+    world.step()
+    world.say(Stage.RUNNING, 4, published=published(4))
+    world.step()
+    home = world.leases["team/w-0"][0]
+    world.engines = [dead(view) if view.engine == home else view for view in world.engines]
+    world.away_s = {home: 60.0}
+    world.step()
+    world.say(Stage.LOADING)
+    world.step()
+    assert set(world.placements) == set(named("w", [0, 1]))
+    assert training(world).step == 4
+
+
+def test_a_record_keeps_of_what_has_ended_only_what_it_does_not_say_itself() -> None:
+    world = World(base(slots=8), [training_wave("w", 8)], engines(1))
+    world.step()
+    failure = msgspec.structs.replace(FAILURE, message="x" * 10_000)
+    world.say(Stage.FAILED, STEPS, step_s=1.0, published=published(STEPS), failure=failure)
+    world.step()
+    record = world.training.training["team/w"]
+    assert len(msgspec.json.encode(record.last_words)) < 8 * 1024
+    assert {(each.wave, each.run, each.steps) for each in record.last_words} == {("", "", 0)}
+
+
+def test_a_failed_policy_does_not_fail_the_wave() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.FAILED, 3, "team/w-0", failure=FAILURE)
+    world.say(Stage.RUNNING, 3, "team/w-1")
+    world.step()
+    assert world.status("w").phase == "Training"
+    assert [each.reason for each in world.status("w").failures] == ["NonFiniteWeights"]
+    world.say(Stage.COMPLETE, STEPS, "team/w-1", published=published(STEPS))
+    world.step()
+    assert world.status("w").phase == "Complete"
+    assert condition(world, "w", "Complete")[2] == "1 of 2 policies complete, 1 failed"
+
+
+def test_a_wave_fails_as_its_failure_policy_says_and_cancels_the_others() -> None:
+    world = World(base(), [training_wave("w", 3, max_failed=0)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 3)
+    world.say(Stage.FAILED, 3, "team/w-0", failure=FAILURE)
+    world.step()
+    assert {world.leases[name][1].order for name in named("w", [1, 2])} == {Order.CANCEL}
+    world.say(Stage.CANCELLED, 4, *named("w", [1, 2]))
+    world.step()
+    assert world.status("w").phase == "Failed"
+    assert "the loss is not a number" in condition(world, "w", "Complete")[2]
+
+
+def test_all_failed_fails_the_wave() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.FAILED, 3, failure=FAILURE)
+    world.step()
+    assert world.status("w").phase == "Failed"
+
+
+def test_status_sums_up_the_policies() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    said = {"reward_mean": 0.5, "reward_recent": 0.25, "reward_best": 0.75, "tokens": 100, "step_s": 30.0}
+    world.say(Stage.RUNNING, 4, "team/w-0", **said)
+    world.say(Stage.RUNNING, 6, "team/w-1", **said | {"reward_recent": 0.75})
+    world.step()
+    found = training(world)
+    assert (found.step, found.steps, found.progress) == (4, 10, "4/10")
+    assert (found.reward.last, found.reward.recent, found.reward.best) == (0.5, 0.5, 0.75)
+    assert (found.tokens, found.eta_seconds, found.eta) == (200, 180, "3m00s")
+    assert (found.policies.total, found.policies.running) == (2, 2)
+    assert condition(world, "w", "Ready")[0] == "True"
+
+
+def test_what_waits_for_a_slot_counts_in_the_time_that_is_left() -> None:
+    wave = training_wave("w", 2, admission="Elastic", serve=Serve(residency="Host"))
+    world = World(base(slots=1), [wave], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 4, step_s=30.0)
+    world.step()
+    assert training(world).eta_seconds == 6 * 30 + 10 * 30

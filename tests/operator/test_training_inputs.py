@@ -1,0 +1,102 @@
+"""What waves train by, manifests and config maps: waited for by who has not begun, not missed by who has."""
+
+from typing import Any
+
+import pytest
+
+from mint_contracts.records import Failure
+from mint_contracts.resources import Serve
+from mint_contracts.training import ConfigMapKey, Dataset, Policies, Policy
+from mint_contracts.training_records import Stage
+from mint_operator.planning.snapshot import Inputs
+from tests.operator.training_worlds import STEPS, World, base, condition, engines, published, training_wave
+
+
+@pytest.mark.parametrize("unread", [{}, {"s3://b/p.jsonl": Failure("SourceNotFound", "it is gone", terminal=True)}])
+def test_a_wave_goes_on_as_it_was_while_its_manifest_can_not_be_read(unread: dict[str, Failure]) -> None:
+    read = {"s3://b/p.jsonl": (Policy(name="team/a"), Policy(name="team/b", rank=4), Policy(name="team/c"))}
+    fields: dict[str, Any] = {"policies": Policies(manifest="s3://b/p.jsonl"), "admission": "Elastic"}
+    wave = training_wave("w", serve=Serve(residency="Host"), **fields)
+    world = World(base(slots=2), [wave], engines(1), inputs=Inputs(manifests=read))
+    world.step()
+    world.say(Stage.RUNNING, 3, published=published(3))
+    world.step()
+    before, placed = world.leases, world.placements
+    assert list(before) == ["team/a", "team/b"]
+    world.inputs = Inputs(manifests=unread)
+    assert world.step().training == {}, "no history of rewards is forgotten, either"
+    assert (world.status("w").phase, world.leases, world.placements) == ("Training", before, placed)
+    world.say(Stage.COMPLETE, STEPS, "team/a", published=published(STEPS))
+    world.step()
+    world.start_anew(2)
+    world.step()
+    assert list(world.leases) == ["team/b"], "nobody knows by what settings c is to be trained"
+    assert world.leases["team/b"][1].settings == before["team/b"][1].settings
+    world.inputs = Inputs(manifests=read)
+    world.step()
+    assert list(world.leases) == ["team/b", "team/c"]
+
+
+def test_a_wave_that_has_not_begun_waits_for_its_manifest() -> None:
+    world = World(base(), [training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"))], engines(1))
+    world.step()
+    assert (world.status("w").phase, world.leases) == ("Queued", {})
+    assert condition(world, "w", "Admitted")[1] == "ManifestUnread"
+
+
+def test_config_maps_come_to_the_engines_as_lines() -> None:
+    wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
+    marks = "".join(chr(each) for each in (0x85, 0x2028, 0x2029, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E))
+    texts = {"team": {"lessons": {"data.jsonl": f'{{"prompt": "a"}}\n\n{{"prompt": "b{marks}"}}\r\n'}}}
+    world = World(base(), [wave], engines(1), inputs=Inputs(config_maps=texts))
+    world.step()
+    dataset = world.training.training["team/w"].train.dataset
+    assert dataset == Dataset(lines=['{"prompt": "a"}', "", f'{{"prompt": "b{marks}"}}']), "as a file's lines"
+    assert {lease.settings.dataset for _, lease in world.leases.values()} == {None}
+
+
+def test_a_config_map_that_cannot_be_read_now_fails_nobody() -> None:
+    wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
+    unread = Failure("SourceUnavailable", "could not be read (etcd is away); trying again", terminal=False)
+    world = World(base(), [wave], engines(1), inputs=Inputs(config_maps={"team": {"lessons": unread}}))
+    world.step()
+    assert world.status("w").phase == "Queued"
+    assert condition(world, "w", "Complete")[1] == "SourceUnavailable"
+    world.inputs = Inputs(config_maps={"team": {"lessons": {"data.jsonl": '{"prompt": "a"}'}}})
+    world.step()
+    assert world.leases
+    world.inputs = Inputs(config_maps={"team": {"lessons": unread}})
+    before = world.training.training["team/w"]
+    world.step()
+    assert world.training.training["team/w"] == before
+
+
+def test_a_wave_that_has_begun_needs_its_config_map_no_more() -> None:
+    wave = training_wave("w", dataset=Dataset(config_map=ConfigMapKey("lessons")))
+    texts = {"team": {"lessons": {"data.jsonl": '{"prompt": "a"}'}}}
+    world = World(base(), [wave], engines(1), inputs=Inputs(config_maps=texts))
+    world.step()
+    before, leases = world.training.training["team/w"].train.dataset, world.leases
+    world.inputs = Inputs(config_maps={})
+    world.step()
+    assert world.training.training["team/w"].train.dataset == before
+    assert world.leases == leases
+
+
+@pytest.mark.parametrize("texts", [{}, {"team": {"own": {"data.jsonl": "\n"}}}], ids=["deleted", "blank"])
+@pytest.mark.parametrize("stage", [None, Stage.COMPLETE])
+def test_a_policy_that_has_begun_needs_its_own_config_map_no_more(texts: Any, stage: Stage | None) -> None:
+    own = Policies(list=(Policy(name="acme/a", dataset=Dataset(config_map=ConfigMapKey("own"))),))
+    given = {"team": {"own": {"data.jsonl": '{"prompt": "a"}'}}}
+    world = World(base(), [training_wave("w", policies=own)], engines(1), inputs=Inputs(config_maps=given))
+    world.step()
+    if stage is not None:
+        world.say(stage, STEPS, published=published(STEPS))
+        world.step()
+        world.step()
+    before = world.leases, dict(world.placements), world.status("w").phase
+    world.inputs = Inputs(config_maps=texts)
+    world.step()
+    world.step()
+    assert (world.leases, dict(world.placements), world.status("w").phase) == before
+    assert world.leases or world.placements

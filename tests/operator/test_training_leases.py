@@ -1,0 +1,98 @@
+"""Leases: they stay with their engine, grow with its starts, and end with their wave."""
+
+import msgspec
+import pytest
+
+from mint_contracts.training_records import Stage
+from tests.operator.training_worlds import (
+    FAILURE,
+    STEPS,
+    World,
+    base,
+    dead,
+    engines,
+    named,
+    published,
+    restarted,
+    training,
+    training_wave,
+)
+
+
+def test_leases_stay_while_nothing_changes_and_grow_with_each_start_of_the_engine() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    first = world.leases
+    world.step()
+    assert world.leases == first
+    world.engines = [dead(world.engines[0])]
+    world.step()
+    assert world.leases == first
+    world.engines = [restarted(engines(1)[0], 2)]
+    world.step()
+    for name, (engine, lease) in world.leases.items():
+        assert engine == "smol-0"
+        assert lease.incarnation == 2
+        assert lease.lease > first[name][1].lease
+
+
+def test_policies_move_from_an_engine_that_stays_away() -> None:
+    world = World(base(2, 2), [training_wave("w", 2)], engines(2))
+    world.step()
+    home = {engine for engine, _ in world.leases.values()}.pop()
+    before = world.leases
+    ordinal = int(home[-1])
+    world.engines[ordinal] = dead(world.engines[ordinal])
+    world.away_s = {home: 5.0}
+    world.step()
+    assert world.leases == before
+    world.away_s = {home: 60.0}
+    world.step()
+    assert {engine for engine, _ in world.leases.values()} == {f"smol-{1 - ordinal}"}
+    assert all(lease.lease > before[name][1].lease for name, (_, lease) in world.leases.items())
+
+
+@pytest.mark.parametrize("stage", [Stage.FAILED, Stage.CANCELLED])
+def test_what_was_given_up_is_not_trained_again_by_an_engine_that_starts_anew(stage: Stage) -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(stage, 3, "team/w-0", failure=FAILURE if stage is Stage.FAILED else None)
+    world.say(Stage.RUNNING, 3, "team/w-1")
+    world.step()
+    remembered = world.training.progress
+    world.engines = [restarted(world.engines[0], 2)]
+    for progress in (remembered, {}):
+        world.training = msgspec.structs.replace(world.training, progress=progress)
+        world.step()
+        world.step()
+        assert list(world.leases) == ["team/w-1"]
+    if stage is Stage.FAILED:
+        assert [each.reason for each in world.status("w").failures] == ["NonFiniteWeights"]
+
+
+def test_a_wave_deleted_leaves_nothing_and_one_made_anew_starts_anew() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    world.waves = [training_wave("w", 2, run="another")]
+    found = world.step()
+    assert found.training["team/smol"].del_rewards == tuple(named("w", [0, 1]))
+    assert {lease.run for _, lease in world.leases.values()} == {"another"}
+    assert training(world).step == 0
+    world.waves = []
+    world.step()
+    assert world.leases == {}
+    assert world.training.training == {}
+    assert world.placements == {}
+
+
+def test_leases_are_rebuilt_from_what_engines_say_when_the_map_was_lost() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    before = world.leases
+    world.say(Stage.RUNNING, 3)
+    world.training = msgspec.structs.replace(world.training, training={}, trains={})
+    world.version = None
+    world.step()
+    assert world.leases == before

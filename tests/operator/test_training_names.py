@@ -1,0 +1,67 @@
+"""Names of policies: each is trained by one wave, and served by none that means something else by it."""
+
+from mint_contracts.training import Policies, Policy
+from mint_contracts.training_records import Order, Stage
+from tests.operator import worlds
+from tests.operator.training_worlds import STEPS, World, base, condition, engines, orders, published, training_wave
+
+
+def test_two_waves_can_not_train_one_policy() -> None:
+    given = Policies(list=(Policy(name="team/x"),))
+    world = World(base(), [training_wave("a", policies=given), training_wave("b", policies=given)], engines(1))
+    world.step()
+    assert world.leases["team/x"][1].wave == "team/a"
+    assert condition(world, "b", "Admitted")[1] == "PolicyConflict"
+    world.waves.pop(0)
+    world.step()
+    assert world.leases["team/x"][1].wave == "team/b"
+
+
+def test_a_policy_named_like_an_adapter_that_another_wave_serves_is_not_trained() -> None:
+    given = Policies(list=(Policy(name="team/x", start_from="team/y"),))
+    world = World(base(), [worlds.wave("s", ["team/x", "team/y"]), training_wave("w", policies=given)], engines(1))
+    for _ in range(2):
+        world.step()
+        assert world.leases == {}
+        assert condition(world, "w", "Admitted")[1:] == (
+            "PolicyConflict",
+            "policy team/x is named like an adapter that wave team/s serves from pvc://samples/adapters/team/x; "
+            "name it otherwise, or delete that wave",
+        )
+    world.waves[0] = worlds.wave("s", ["team/y"])
+    world.step()
+    world.step()
+    assert list(world.leases) == ["team/x"], "what it starts from may be served by anybody"
+
+
+def test_a_policy_may_be_served_as_it_was_published_before() -> None:
+    given = Policies(list=(Policy(name="team/x"),))
+    before = {"team/x": "pvc://training/runs/revisions/team/x/.published/abc"}
+    world = World(base(), [worlds.wave("s", sources=before), training_wave("w", policies=given)], engines(1))
+    world.step()
+    world.step()
+    assert list(world.leases) == ["team/x"]
+
+
+def test_what_trains_goes_on_when_another_wave_comes_to_serve_its_name() -> None:
+    world = World(base(), [training_wave("w", 1)], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 1, published=published(1))
+    world.step()
+    world.waves.append(worlds.wave("z", ["team/w-0"]))
+    world.step()
+    assert orders(world) == {Order.RUN}
+    assert condition(world, "z", "Admitted")[1] == "SourceConflict"
+
+
+def test_a_complete_wave_keeps_its_names_from_a_later_one_of_higher_priority() -> None:
+    given = Policies(list=(Policy(name="team/x"),))
+    world = World(base(), [training_wave("w", policies=given)], engines(1))
+    world.step()
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    world.waves.append(training_wave("v", policies=given, priority=9))
+    world.step()
+    assert world.status("w").phase == "Complete"
+    assert list(world.placements) == ["team/x"]
+    assert condition(world, "v", "Admitted")[1] == "PolicyConflict"
