@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BASE = "demo/smollm2"
 STORE = "file:///adapters"
+PIRATE = f"{STORE}/demo/pirate"
+LIMIT_S = 60.0  # only a test that fails waits for it
 LIMITS = Limits(requests=64, patience=Patience(away_s=1.5), farewell_s=0.0, grace_s=2.0)
 
 

@@ -1,0 +1,148 @@
+"""How long requests wait, and how many may: for engines that are away, until a deadline or a cancellation."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from mint_contracts import errors
+from mint_contracts.transport import KEEPALIVE_MS
+from mint_gateway.client import Client, question
+from mint_gateway.server import Limits
+from mint_gateway.tries import Patience
+from tests.gateway.scene import LIMIT_S, LIMITS, Scene
+from tests.waiting import until
+
+
+async def test_when_every_engine_is_away_the_request_waits_a_bounded_time(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    await engine.deafen()
+    await scene.open()
+    await scene.seen(engine)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(errors.EngineUnavailable) as caught:
+        await asyncio.wait_for(scene.client.answer(question("Ahoy?", adapter="demo/pirate")), LIMIT_S)
+    waited = asyncio.get_running_loop().time() - began
+    assert waited > LIMITS.patience.away_s * 0.9
+    assert caught.value.retry_after_s == LIMITS.patience.retry_after_s
+    assert "e-0 does not answer at its address" in str(caught.value)
+
+
+async def test_a_request_that_waits_is_answered_when_an_engine_comes_back(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.place("demo/pirate", "e-0")
+    engine.ready = False
+    await engine.report()
+    await scene.open(Limits(patience=Patience(away_s=8.0), farewell_s=0.0))
+    await scene.seen(engine)
+    asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
+    await until(lambda: scene.gateway.metrics.registry.get_sample_value("mint_gateway_in_flight") == 1)
+    engine.ready = True
+    await engine.report()
+    assert (await asyncio.wait_for(asking, LIMIT_S)).engine == "e-0"
+
+
+async def test_a_clients_cancellation_reaches_the_engine(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_after = 1
+    await scene.open()
+    await scene.seen(engine)
+    call = scene.stub().Generate(question("Ahoy?"))
+    await call.read()  # Started
+    await call.read()  # the first token
+    call.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
+    await until(lambda: scene.gateway.metrics.registry.get_sample_value("mint_gateway_in_flight") == 0)
+
+
+async def test_a_client_that_cancels_before_the_first_token_frees_the_engine_too(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open()
+    await scene.seen(engine)
+    call = scene.stub().Generate(question("Ahoy?"))
+    await asyncio.wait_for(engine.started.wait(), LIMIT_S)
+    call.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
+
+
+async def test_the_clients_deadline_is_the_engines_deadline(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open()
+    await scene.seen(engine)
+    call = scene.stub().Generate(question("Ahoy?"), timeout=90.0)
+    await asyncio.wait_for(engine.started.wait(), LIMIT_S)
+    [remaining_s] = engine.remaining_s
+    assert remaining_s is not None
+    assert 0 < remaining_s <= 90.1  # gRPC rounds a deadline up where it writes it on the wire
+    call.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
+
+
+async def test_a_deadline_that_passes_ends_the_request_at_the_engine(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open()
+    await scene.seen(engine)
+    deadline_s = 0.5
+    while not engine.started.is_set():  # a busy machine may need more than that to get a request there
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await scene.stub().Generate(question("Ahoy?"), timeout=deadline_s).read()
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        deadline_s *= 2
+    await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
+
+
+async def test_more_requests_than_the_gateway_takes_are_refused(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_after = 1
+    await scene.open(Limits(requests=2, farewell_s=0.0, grace_s=0.1))
+    await scene.seen(engine)
+    calls = [scene.stub().Generate(question("Ahoy?")) for _ in range(2)]
+    await until(lambda: len(engine.seen) == 2)
+    with pytest.raises(errors.Overloaded) as caught:
+        await scene.client.answer(question("Ahoy?"))
+    assert caught.value.retry_after_s == 1.0
+    for call in calls:
+        call.cancel()
+    await until(lambda: scene.gateway.metrics.registry.get_sample_value("mint_gateway_in_flight") == 0)
+    engine.hold_after = None
+    assert (await scene.client.answer(question("Ahoy?"))).text == "Hello there."
+
+
+async def test_a_client_with_patience_lives_through_an_engines_absence(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await engine.deafen()
+    await scene.open(Limits(patience=Patience(away_s=0.1, retry_after_s=0.2), farewell_s=0.0))
+    await scene.seen(engine)
+    async with Client(scene.target, patience_s=20.0) as client:
+        asking = asyncio.create_task(client.answer(question("Ahoy?")))
+        ended = scene.gateway.metrics.registry.get_sample_value
+        await until(lambda: (ended("mint_gateway_requests_total", {"code": "UNAVAILABLE"}) or 0) >= 2)
+        await engine.listen()
+        assert (await asyncio.wait_for(asking, LIMIT_S)).text == "Hello there."
+
+
+async def test_the_silence_of_a_long_load_does_not_cost_the_connection(scene: Scene) -> None:
+    """A server that takes our pings for an attack ends the connection at the third (too_many_pings)."""
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open()
+    await scene.seen(engine)
+    asking = asyncio.create_task(scene.client.answer(question("Ahoy?")))
+    await asyncio.wait_for(engine.started.wait(), LIMIT_S)
+    # gRPC lets no channel ping more often than every 10 s, so this takes as long as it takes.
+    asyncio.get_running_loop().call_later(3.3 * KEEPALIVE_MS / 1000, engine.hold_before.set)
+    assert (await asking).text == "Hello there."
+    assert len(engine.seen) == 1
