@@ -34,6 +34,7 @@ from mint_operator.observing.wave_lists import Lists
 from mint_operator.planning.snapshot import Release
 from tests.apiserver import ApiServer
 
+ADAPTERS = ["demo/json", "demo/pirate", "demo/shout"]
 POLL_S = 0.05
 RELEASE = Release(
     image="mint.dev/host:dev",

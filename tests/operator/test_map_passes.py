@@ -1,0 +1,69 @@
+"""The map after objects were deleted, after it was lost, and while Redis is away."""
+
+from mint_contracts.map_reader import MapReader
+from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
+from tests.redis_process import RedisProcess
+
+
+async def test_deleting_a_base_forgets_its_part_of_the_map(stage: Stage) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    engine = stage.engine()
+    await engine.obey()
+    await stage.once()
+    stage.delete("basemodel", "smol")
+    await stage.once()
+    assert await MapReader(stage.redis).placements(stage.base) == {}
+    assert await engine.assigned() == {}
+    await engine.leave()
+    await stage.once()
+    assert await stage.redis.keys(f"mint:{{{stage.base}}}:*") == [f"mint:{{{stage.base}}}:epoch"]
+    assert await MapReader(stage.redis).bases() == []
+    assert (await stage.condition("AdapterWave", "demo"))["reason"] == "BaseModelNotFound"
+
+
+async def test_deleting_a_wave_frees_what_only_it_wanted(stage: Stage) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS), adapter_wave("other", ADAPTERS[:1]))
+    await stage.once()
+    stage.delete("adapterwave", "demo")
+    await stage.once()
+    placements = await MapReader(stage.redis).placements(stage.base)
+    assert list(placements) == ADAPTERS[:1]
+    assert placements[ADAPTERS[0]].waves == (f"{stage.namespace}/other",)
+
+
+async def test_a_map_that_was_flushed_is_written_again_as_it_was(stage: Stage) -> None:
+    stage.apply(base_model(2, 2), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    await stage.once()
+    before = await MapReader(stage.redis).state(stage.base, ["smol-0", "smol-1"])
+    await stage.redis.flushall()
+    await stage.once()
+    after = await MapReader(stage.redis).state(stage.base, ["smol-0", "smol-1"])
+    assert (after.placements, after.assigned, after.base) == (before.placements, before.assigned, before.base)
+
+
+async def test_redis_may_be_gone_while_things_are_deleted(mortal_stage: tuple[Stage, RedisProcess]) -> None:
+    stage, redis = mortal_stage
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS), adapter_wave("kept", ADAPTERS[:1]))
+    await stage.once()
+    await stage.engine().obey()
+    await stage.once()
+    redis.kill()
+    await stage.once()
+    ready = await stage.condition("AdapterWave", "kept")
+    assert (ready["status"], ready["reason"]) == ("Unknown", "MapUnavailable")
+    assert (await stage.condition("BaseModel", "smol"))["reason"] == "MapUnavailable"
+    assert (await stage.status("AdapterWave", "kept"))["phase"] == "Degraded"
+    stage.delete("adapterwave", "demo")
+    await stage.once()
+    redis.start()
+    await stage.once()
+    assert list(await MapReader(stage.redis).placements(stage.base)) == ADAPTERS[:1]
+    redis.kill()
+    stage.delete("basemodel", "smol")
+    stage.delete("adapterwave", "kept")
+    await stage.once()
+    redis.start()
+    await stage.once()
+    assert await MapReader(stage.redis).bases() == []

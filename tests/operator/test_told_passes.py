@@ -1,0 +1,77 @@
+"""What objects say of themselves after a pass, over a real API server: reasons, counts, places in a queue."""
+
+from mint_contracts.map_reader import MapReader
+from mint_contracts.records import Failure
+from tests.operator.stage import ADAPTERS, Stage, adapter_wave, base_model
+
+
+async def test_what_an_engine_says_of_a_terminal_failure_is_the_waves_reason(stage: Stage) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    why = Failure("RankTooLarge", "rank 128 is above 64; raise spec.adapters.maxRank", terminal=True)
+    await stage.engine().obey(failures={"demo/json": why})
+    await stage.once()
+    status = await stage.status("AdapterWave", "demo")
+    assert (status["phase"], status["summary"]) == ("Failed", "2/3")
+    assert status["failures"] == [
+        {"adapter": "demo/json", "engine": "smol-0", "reason": why.reason, "message": why.message}
+    ]
+    ready = await stage.condition("AdapterWave", "demo")
+    assert (ready["status"], ready["reason"]) == ("False", "RankTooLarge")
+    told = stage.server.kubectl("get", "events", "-n", stage.namespace, "-o", "jsonpath={.items[*].reason}")
+    assert "RankTooLarge" in told
+
+
+async def test_counts_go_back_to_zero_in_the_api_too(stage: Stage) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    engine = stage.engine()
+    await engine.obey()
+    await stage.once()
+    assert (await stage.status("AdapterWave", "demo"))["counts"]["ready"] == 3
+    engine.holds = {}
+    await engine.report()
+    await stage.once()
+    status = await stage.status("AdapterWave", "demo")
+    assert (status["phase"], status["counts"]["ready"], status["counts"]["device"]) == ("Degraded", 0, 0)
+    assert status["engines"] == [{"name": "smol-0", "wanted": 3, "ready": 0}]
+
+
+async def test_a_base_without_its_source_says_so_through_its_engines(stage: Stage) -> None:
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    await stage.once()
+    why = Failure("SourceNotFound", "pvc://models/smol holds no model", terminal=True)
+    await stage.engine().report(ready=False, failure=why)
+    await stage.once()
+    assert (await stage.status("BaseModel", "smol"))["phase"] == "Failed"
+    assert (await stage.condition("BaseModel", "smol"))["reason"] == "SourceNotFound"
+    assert (await stage.condition("BaseModel", "smol", "SourceReady"))["status"] == "False"
+    assert (await stage.condition("AdapterWave", "demo"))["reason"] == "SourceNotFound"
+    assert (await stage.condition("AdapterWave", "demo", "Placed"))["status"] == "True"
+
+
+async def test_what_the_api_server_refuses_is_told_in_the_base(stage: Stage) -> None:
+    stage.apply(base_model(engine={"nodeSelector": {"no such label!": "x"}}))
+    await stage.once()
+    await stage.once()
+    ready = await stage.condition("BaseModel", "smol")
+    assert ready["reason"] == "ApplyFailed"
+    assert "no such label!" in ready["message"]
+    stage.apply(base_model())
+    await stage.once()
+    await stage.once()
+    assert (await stage.condition("BaseModel", "smol"))["reason"] == "EnginesStarting"
+
+
+async def test_the_map_says_of_every_wave_how_its_admission_stands(stage: Stage) -> None:
+    stage.apply(base_model(slots=3), adapter_wave("demo", ADAPTERS), adapter_wave("later", ["x/1"]))
+    await stage.once()
+    waves = await MapReader(stage.redis).waves(stage.base)
+    first, second = waves[f"{stage.namespace}/demo"], waves[f"{stage.namespace}/later"]
+    assert (first.admitted, first.chosen_by, first.adapters, first.slots) == (True, "names", 3, 3)
+    assert (second.admitted, second.position, second.reason) == (False, 1, "WaitingForCapacity")
+    version = await MapReader(stage.redis).version(stage.base)
+    stage.delete("adapterwave", "later")
+    await stage.once()
+    assert list(await MapReader(stage.redis).waves(stage.base)) == [f"{stage.namespace}/demo"]
+    assert await MapReader(stage.redis).version(stage.base) == version, "which calls no engine and no gateway"
