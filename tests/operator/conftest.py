@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from mint_contracts.functions import connect
 from mint_operator import kube
 from tests.apiserver import ApiServer
+from tests.operator.catalogs import Catalog, entry
 from tests.operator.stage import Stage
 from tests.redis_process import RedisProcess
 
@@ -58,3 +59,13 @@ def shelf(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield tmp_path, f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+async def catalog(stage: Stage) -> Catalog:
+    """Five names, three of which are SUPPORT."""
+    found = Catalog(stage)
+    await found.register(
+        *[entry(f"acme/support-{n}", team="support") for n in range(3)], entry("acme/law-1", team="law"), entry("b/c")
+    )
+    return found
