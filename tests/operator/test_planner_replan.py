@@ -14,29 +14,12 @@ from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import BaseMap, ObservedBase, Snapshot
 from tests.operator.test_planner_properties import NAMES, RESIDENCIES
-from tests.operator.worlds import KEY, base, engine, snapshot, unread, wave
+from tests.operator.worlds import KEY, base, engine, snapshot, unread, wave, written
 
 KINDS = ["wave", "wave", "gone", "unread", "engine", "lost", "size", "bounds", "demand", "nothing"]
 SLOTS = 3
 TENANTS = [[], [Tenant("other")], [Tenant("team", 2), Tenant("other", 3, 4)]]
 DAYS = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]
-
-
-def written(state: MapState, change: MapChange) -> MapState:
-    """The map after a change, as a naive reader would see it."""
-    placements = dict(state.placements) | {each.adapter: each for each in change.set_placements}
-    assigned = {name: dict(each) for name, each in state.assigned.items()}
-    for name, records in change.set_assigned.items():
-        assigned.setdefault(name, {}).update({each.adapter: each for each in records})
-    for name in change.del_placements:
-        del placements[name]
-    for name, gone in change.del_assigned.items():
-        for adapter in gone:
-            del assigned[name][adapter]
-    waves = {**state.waves, **{each.wave: each for each in change.set_waves}}
-    for name in change.del_waves:
-        del waves[name]
-    return MapState((state.version or 0) + 1, change.base or state.base, placements, assigned, waves)
 
 
 def said(of: Plan) -> dict[str, Any]:

@@ -22,8 +22,7 @@ from mint_operator.planning.conditions import Finding, follow
 from mint_operator.planning.events import transition
 from mint_operator.planning.plan import plan
 from mint_operator.planning.snapshot import Child, EnginePod, ObservedWave, Snapshot
-from tests.operator.test_planner_replan import written
-from tests.operator.worlds import KEY, NOW, RELEASE, base, engine, placed, snapshot, source, wave
+from tests.operator.worlds import KEY, NOW, RELEASE, base, engine, placed, snapshot, source, wave, written
 
 TERMINAL = Failure("RankTooLarge", "rank 128 is above 64", terminal=True)
 RETRYABLE = Failure("SourceUnavailable", "the bucket did not answer", terminal=False)

@@ -14,8 +14,7 @@ from mint_contracts.records import EngineView, MapChange, MapState, Placement, T
 from mint_operator.planning.base_plan import Known
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import BaseMap, Child, ObservedWave
-from tests.operator.test_planner_replan import written
-from tests.operator.worlds import KEY, NOW, base, engine, snapshot, wave
+from tests.operator.worlds import KEY, NOW, base, engine, snapshot, wave, written
 
 ENGINES, SLOTS = 12, 8
 STEP_S = 600.0

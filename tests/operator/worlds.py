@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import EngineRecord, EngineView, Failure, Held, MapState, Placement, Tier
+from mint_contracts.records import EngineRecord, EngineView, Failure, Held, MapChange, MapState, Placement, Tier
 from mint_contracts.resources import (
     AdapterLimits,
     AdapterStore,
@@ -169,6 +169,23 @@ def placed(plan: Plan, before: Mapping[str, Placement] | None = None) -> dict[st
         for name in change.del_placements:
             del after[name]
     return after
+
+
+def written(state: MapState, change: MapChange) -> MapState:
+    """The map after a change, as a naive reader would see it."""
+    placements = dict(state.placements) | {each.adapter: each for each in change.set_placements}
+    assigned = {name: dict(each) for name, each in state.assigned.items()}
+    for name, records in change.set_assigned.items():
+        assigned.setdefault(name, {}).update({each.adapter: each for each in records})
+    for name in change.del_placements:
+        del placements[name]
+    for name, gone in change.del_assigned.items():
+        for adapter in gone:
+            del assigned[name][adapter]
+    waves = {**state.waves, **{each.wave: each for each in change.set_waves}}
+    for name in change.del_waves:
+        del waves[name]
+    return MapState((state.version or 0) + 1, change.base or state.base, placements, assigned, waves)
 
 
 def homes(placements: Mapping[str, Placement]) -> dict[str, list[str]]:
