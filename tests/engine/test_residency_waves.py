@@ -1,4 +1,4 @@
-"""Adapters that waves want: in their tier, replaced without a gap, told truthfully. Only the base is tiny."""
+"""Adapters that waves want: in their tier, with their failures told as they are. Only the base is tiny."""
 
 import asyncio
 import errno
@@ -9,9 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
 import pytest
-from safetensors.torch import load_file
 
 from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
@@ -21,7 +19,7 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.residency.lending import with_offered
 from mint_engine.residency.turns import Terms
 from mint_engine.sources.fetch import WEIGHTS
-from tests.engine.made import edit_config, edit_tensors, lora_names, read_tiny
+from tests.engine.made import edit_config, read_tiny
 from tests.engine.tiers import NAMES, Scene, Watched, once, wanted
 from tests.waiting import until
 
@@ -66,122 +64,6 @@ async def test_waves_adapters_are_not_evicted_by_requests(scene: Callable[..., S
     await until(lambda: here.tier(NAMES[1]) is Tier.DEVICE)
     with pytest.raises(errors.Overloaded, match="wanted by waves"):
         await once(here, NAMES[2])
-
-
-async def test_a_new_source_takes_over_and_the_old_one_serves_until_then(
-    scene: Callable[..., Scene], store: Path
-) -> None:
-    here = scene(store=None)
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
-    async with here.residency.hold(NAMES[0]) as old:
-        name = lora_names(store / NAMES[0])[0]
-        edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
-        here.loader.gate.clear()
-        here.residency.want(wanted(store, NAMES[0], version="2"))
-        await until(lambda: len(here.loader.fetches) == 2)
-        assert await once(here, NAMES[0]) == old.revision, "while the new one loads"
-        assert here.residency.report()[NAMES[0]].source.revision == "1"
-        here.loader.gate.set()
-        await until(lambda: here.residency.report()[NAMES[0]].source.revision == "2")
-        async with here.residency.hold(NAMES[0]) as new:
-            assert new.revision != old.revision
-            assert here.slots.tenants == {old.slot: old.revision, new.slot: new.revision}
-    await until(lambda: here.slots.tenants == {new.slot: new.revision})
-    assert here.slots.empty(old.slot)
-
-
-async def test_a_new_source_takes_over_even_when_every_slot_is_taken(
-    scene: Callable[..., Scene], store: Path
-) -> None:
-    here = scene(slots=1, store=None)
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
-    async with here.residency.hold(NAMES[0]) as old:
-        name = lora_names(store / NAMES[0])[0]
-        edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
-        here.residency.want(wanted(store, NAMES[0], version="2"))
-        await until(lambda: len(here.loader.fetches) == 2)
-        waiting = asyncio.create_task(once(here, NAMES[0]))
-        assert here.slots.tenants == {old.slot: old.revision}
-    assert await waiting in {old.revision, here.residency.report()[NAMES[0]].revision}
-    await until(lambda: here.residency.report()[NAMES[0]].source.revision == "2")
-    assert await once(here, NAMES[0]) != old.revision
-
-
-async def test_a_failed_replacement_is_told_and_keeps_the_old_revision_serving(
-    scene: Callable[..., Scene], store: Path
-) -> None:
-    here = scene(slots=1, store=None)
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
-    old = await once(here, NAMES[0])
-    tensors = load_file(store / NAMES[0] / WEIGHTS)
-    name = min(tensors)
-    edit_tensors(store / NAMES[0], {name: tensors[name] * float("nan")})
-    here.residency.want(wanted(store, NAMES[0], version="2"))
-    await until(lambda: here.failure(NAMES[0]) == "NonFiniteWeights")
-    told = here.residency.report()[NAMES[0]]
-    assert (told.tier, told.revision, told.source.revision) == (Tier.DEVICE, old, "2")
-    assert told.failure is not None
-    assert told.failure.terminal
-    assert await once(here, NAMES[0]) == old
-    fetched = len(here.loader.fetches)
-    here.residency.want(wanted(store, NAMES[0], version="2"))
-    await once(here, NAMES[0])
-    assert len(here.loader.fetches) == fetched, "a terminal failure is not tried again"
-    edit_tensors(store / NAMES[0], {name: tensors[name] * 3})
-    here.residency.want(wanted(store, NAMES[0], version="3"))
-    await until(lambda: here.failure(NAMES[0]) == "" and here.residency.report()[NAMES[0]].source.revision == "3")
-    assert await once(here, NAMES[0]) != old
-
-
-async def test_a_replacement_that_fails_in_the_only_slot_leaves_requests_the_old_revision(
-    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, load = scene(slots=1, store=None), Watched.load
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
-    old = await once(here, NAMES[0])
-    name = lora_names(store / NAMES[0])[0]
-    edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
-
-    def broken(self: Watched, slot: int, packed: Packed) -> None:
-        if packed.revision != old:
-            raise RuntimeError("device says no")
-        load(self, slot, packed)
-
-    with monkeypatch.context() as device:
-        device.setattr(Watched, "load", broken)
-        here.residency.want(wanted(store, NAMES[0], version="2"))
-        await until(lambda: here.failure(NAMES[0]) == "Internal")
-        assert await once(here, NAMES[0]) == old
-        assert (here.tier(NAMES[0]), here.failure(NAMES[0])) == (Tier.DEVICE, "Internal")
-    here.residency.want(wanted(store, NAMES[0], version="3"))
-    await until(lambda: here.residency.report()[NAMES[0]].source.revision == "3" and not here.failure(NAMES[0]))
-    assert await once(here, NAMES[0]) != old
-
-
-async def test_a_replacement_that_fails_in_anothers_slot_leaves_requests_the_old_revision(
-    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(self: Watched, slot: int, packed: Packed) -> None:
-        raise RuntimeError("device says no")
-
-    here = scene(slots=2)
-    here.residency.want(wanted(store, NAMES[0], version="1"))
-    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
-    async with here.residency.hold(NAMES[0]) as old:
-        async with here.residency.hold(NAMES[1]):
-            name = lora_names(store / NAMES[0])[0]
-            edit_tensors(store / NAMES[0], {name: load_file(store / NAMES[0] / WEIGHTS)[name] + 1})
-            monkeypatch.setattr(Watched, "load", broken)
-            here.residency.want(wanted(store, NAMES[0], version="2"))
-            await until(lambda: here.residency.books.current[NAMES[0]].source.revision == "2")
-        await until(lambda: here.failure(NAMES[0]) == "Internal")
-        assert await once(here, NAMES[0]) == old.revision
-    assert await once(here, NAMES[0]) == old.revision, "nor does it leave its slot when it is idle"
-    assert here.tier(NAMES[0]) is Tier.DEVICE
 
 
 async def test_a_retryable_failure_is_tried_again_by_itself(
@@ -331,66 +213,6 @@ async def test_books_balance_under_any_schedule(scene: Callable[..., Scene], sto
     here.residency.want([])
     await until(lambda: len(here.residency.slots.free) == 3)
     assert all(here.slots.empty(slot) for slot in range(3))
-
-
-def ahead(store: Path, *names: str) -> list[Assignment]:
-    """What a wave that waits to be admitted will need."""
-    return [msgspec.structs.replace(each, ahead=True) for each in wanted(store, *names, tier=Tier.DISK)]
-
-
-async def test_what_is_brought_ahead_is_told_takes_no_slot_and_is_found_once_wanted(
-    scene: Callable[..., Scene], store: Path
-) -> None:
-    here = scene(store=None)
-    here.residency.want(wanted(store, NAMES[0]) + ahead(store, *NAMES[1:3]))
-    await until(lambda: [here.tier(name) for name in NAMES[:3]] == [Tier.DEVICE, Tier.DISK, Tier.DISK])
-    assert len(here.slots.tenants) == 1
-    with pytest.raises(errors.AdapterNotFound):
-        await once(here, NAMES[1])
-    told = here.residency.report()[NAMES[1]]
-    assert told.revision.startswith("sha256:")
-    assert told.bytes > 0
-    fetched = len(here.loader.fetches)
-    here.residency.want(wanted(store, *NAMES[:2]))
-    await until(lambda: here.tier(NAMES[1]) is Tier.DEVICE)
-    assert here.residency.report()[NAMES[1]].revision == told.revision
-    assert len(here.loader.fetches) == fetched + 1
-    assert here.tier(NAMES[2]) is Tier.REMOTE
-
-
-async def test_a_defect_in_what_is_brought_ahead_keeps_nothing_else_back(
-    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mint_engine.residency.early.RETRY_S", 0.05)
-    here, defects = scene(store=None), [2]
-    load = here.loader.load
-
-    def broken(source: Source) -> Packed:
-        if source.uri.endswith(NAMES[0]) and defects[0]:
-            defects[0] -= 1
-            raise RuntimeError("a defect")
-        return load(source)
-
-    monkeypatch.setattr(here.loader, "load", broken)
-    here.residency.want(ahead(store, *NAMES[:2]))
-    await until(lambda: [here.tier(name) for name in NAMES[:2]] == [Tier.DISK, Tier.DISK])
-
-
-async def test_what_is_brought_ahead_takes_only_room_that_is_free_and_gives_way(
-    scene: Callable[..., Scene], store: Path
-) -> None:
-    here = scene(store=Source(f"file://{store}"))
-    await once(here, NAMES[0])
-    each = here.loader.disk.ledger.used
-    here.loader.disk.ledger.budget = 2 * each
-    here.residency.want(ahead(store, *NAMES[1:4]))
-    await until(lambda: len(here.residency.report().keys() & set(NAMES[1:4])) == 1)
-    kept = Source(f"file://{store}/{NAMES[0]}")
-    assert here.loader.disk.holds(kept), "nothing of what requests use goes for it"
-    assert here.loader.disk.ledger.used == 2 * each
-    await once(here, NAMES[4])
-    await once(here, NAMES[5])
-    assert not here.residency.report().keys() & set(NAMES[1:4]), "and it goes for what a request needs"
 
 
 def test_an_offer_follows_a_want_of_what_the_same_policy_has_published_and_no_other() -> None:
