@@ -1,4 +1,4 @@
-"""What tests of the engine share: a tiny base, a store of tiny adapters, and a residency over it."""
+"""What tests of the engine share: a tiny base and an engine of it, stores of tiny adapters, a residency over one."""
 
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from mint_contracts.source import Source
 from mint_engine.model.widened import fit_products
-from mint_engine.sources.fetch import WEIGHTS
-from tests.engine.made import edit_tensors, lora_names, peft_adapter
-from tests.engine.running import save_base
+from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from tests.engine.made import edit_config, edit_tensors, lora_names, peft_adapter, tiny_llama
+from tests.engine.running import ALL_SEVEN, running, save_adapter, save_base
 from tests.engine.tiers import NAMES, Scene
 
 
@@ -26,6 +26,19 @@ def products() -> None:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Over that base, with weights on all that may have them."""
+    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4, targets=ALL_SEVEN)
+
+
+@pytest.fixture
+async def quiet(base: Path) -> Any:
+    """An engine that nobody else asks anything."""
+    async with running(base) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +76,28 @@ async def scene(store: Path, tmp_path: Path) -> AsyncIterator[Callable[..., Scen
         here.loader.gate.set()
         await here.residency.close()
         here.residency.check()
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """team/store/...: adapters good and broken, and two bases."""
+    root = tmp_path_factory.mktemp("shelf")
+    store = root / "team" / "store"
+    peft_adapter(store / "acme" / "good")
+    (store / "acme" / "pickled").mkdir()
+    (store / "acme" / "pickled" / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    shutil.copy(store / "acme" / "good" / CONFIG, store / "acme" / "pickled" / CONFIG)
+    shutil.copytree(store / "acme" / "good", store / "acme" / "cut")
+    cut = store / "acme" / "cut" / WEIGHTS
+    cut.write_bytes(cut.read_bytes()[:-10])
+    shutil.copytree(store / "acme" / "good", store / "acme" / "high")
+    edit_config(store / "acme" / "high", r=99)
+    tiny_llama().save_pretrained(store / "base", max_shard_size="30KB")
+    (store / "base" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (store / "base" / "consolidated.safetensors").write_bytes(bytes(100))  # the same, for its maker's own code
+    (store / "gguf").mkdir()
+    (store / "gguf" / "tiny.gguf").write_bytes(b"GGUF" + bytes(100))
+    (store / "pickles").mkdir()
+    (store / "pickles" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (root / "private").mkdir()
+    return root

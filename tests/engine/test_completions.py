@@ -12,16 +12,12 @@ from mint_contracts.errors import Internal, InvalidRequest, Overloaded
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
 from mint_engine.scheduling.scheduler import Limits
-from tests.engine.running import Running, ask, running, save_adapter, save_base
-from tests.engine.test_serving import Gate, refusal, until
+from tests.engine.running import Running, ask, running, save_adapter
+from tests.engine.steps import Gate, refusal
+from tests.waiting import until
 
 PROMPT = list(range(5, 45))
 HOT: dict[str, Any] = {"temperature": 1.0, "max_tokens": 9, "ignore_eos": True}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,10 @@ from tests.engine.running import (
     peft_scores,
     running,
     save_adapter,
-    save_base,
 )
 
 NEW_TOKENS = 12
 ADAPTERS = {"a/four": 4, "a/eight": 8, "a/sixteen": 16, "b/three": 3}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

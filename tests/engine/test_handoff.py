@@ -11,16 +11,11 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
 from tests.engine.in_process import Engine, Told, engine_of
-from tests.engine.running import packed, peft_answer, save_adapter, save_base
+from tests.engine.running import packed, peft_answer, save_adapter
 from tests.waiting import until
 
 NAME, LONG, SHORT = "acme/live", 90, 12
 PROMPT = (7, 21, 3, 90, 55)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from mint_engine.residency.turns import Terms
 from mint_engine.sources.fetch import WEIGHTS
 from tests.engine.in_process import Engine, Told, engine_of
 from tests.engine.made import edit_tensors, lora_names
-from tests.engine.running import peft_answer, save_adapter, save_base
+from tests.engine.running import peft_answer, save_adapter
 from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
 
@@ -208,11 +208,6 @@ async def test_who_waited_while_a_slot_was_closed_gets_what_the_adapter_is_by_th
 
 RANKS = {"hot/one": 8, "hot/two": 3, "cold": 4}
 PROMPT, COUNT = (5, 17, 42), 24
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -92,3 +92,8 @@ def wanted(store: Path, *names: str, tier: Tier = Tier.DEVICE, version: str = ""
 async def once(here: Scene, name: str) -> str:
     async with here.residency.hold(name) as held:
         return held.revision
+
+
+def loader(tmp_path: Path, budget: int = 1 << 20) -> Loader:
+    """One over a disk of its own."""
+    return Loader(DiskTier(tmp_path / "disk", budget), tiny_fit(), torch.float32)

@@ -1,0 +1,153 @@
+"""Copies of a base on a node: none of what is not served, none that is not whole."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from mint_contracts import backends, errors
+from mint_contracts.source import Source
+from mint_engine.beforehand import check_small_files
+from mint_engine.environment import Start
+from mint_engine.parallel import worker
+from mint_engine.parallel.worker import find_base
+from mint_engine.sources.fetch_base import drop_base, fetch_base
+from tests.engine import stores
+from tests.engine.running import save_base, settings_for
+
+INDEX = "model.safetensors.index.json"
+
+
+def tokenizer_as_code(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    told = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+
+
+def another_attention(folder: Path) -> None:
+    edit_base(folder, "config.json", model_type="llama4_text", attention_chunk_size=32)
+
+
+def another_method(folder: Path) -> None:
+    edit_base(folder, "config.json", quantization_config={"quant_method": "gptq"})
+
+
+def another_shard(folder: Path) -> None:
+    edit_base(folder, INDEX, weight_map={"lm_head.weight": "model-00009-of-00009.safetensors"})
+
+
+def edit_base(folder: Path, name: str, **changes: object) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def another_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "added_tokens": [], "model": {"type": "None"}}')
+
+
+def another_count(folder: Path) -> None:
+    edit_base(folder, "config.json", num_attention_heads=0)
+
+
+def another_rope(folder: Path) -> None:
+    edit_base(folder, "config.json", rope_parameters={"rope_type": "yarn", "factor": "four"})
+
+
+def nothing(_: Path) -> None:
+    """The base is as it should be."""
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "error", "says"),
+    [
+        (nothing, {"context_length": 300}, errors.UnsupportedBase, "contextLength: is 300, but the base knows 256"),
+        (nothing, {"kv_cache_bytes": 1 << 12}, errors.CapacityExceeded, "kvCacheMemory: of 4096 bytes"),
+        (nothing, {"target_modules": ("w_qkv",)}, errors.UnsupportedBase, "targetModules: names w_qkv"),
+        (nothing, {"tensor_parallel_size": 8}, errors.UnsupportedBase, "tensorParallelSize: is 8"),
+        (tokenizer_as_code, {}, errors.UnsupportedBase, "'http.*base': has a tokenizer that is code of its own"),
+        (another_tokenizer, {}, errors.UnsupportedBase, "has no tokenizer that can be loaded: Exception: "),
+        (another_count, {}, errors.UnsupportedBase, "ZeroDivisionError"),
+        (another_rope, {}, errors.UnsupportedBase, "has a configuration that is not served"),
+        (another_attention, {}, errors.UnsupportedBase, "chunk"),
+        (another_method, {}, errors.UnsupportedBase, "'http.*base': is quantised by 'gptq'"),
+        (another_shard, {}, errors.CorruptFile, f"lacks model-00009-of-00009.safetensors, named by {INDEX}"),
+    ],
+)  # fmt: skip
+def test_a_base_that_can_not_be_served_is_refused_before_its_weights_are_copied(
+    change: Callable[[Path], None], told: dict[str, Any], error: type[errors.MintError], says: str, tmp_path: Path
+) -> None:
+    backends.backend.cache_clear()
+    save_base(tmp_path / "base", max_shard_size="100KB")
+    change(tmp_path / "base")
+    with stores.serving(stores.Files, tmp_path) as (address, handler):
+        source = Source(f"http://{address}/base")
+        settings = replace(settings_for(tmp_path, **told), source=source)
+        with pytest.raises(error, match=says):
+            fetch_base(source, tmp_path / "cache", partial(check_small_files, settings))
+        start = Start(settings, "a", "127.0.0.1:1", tmp_path / "cache", 0, 0)
+        assert type(find_base(start)) is error, "so does every node of several"
+        assert "GET /base/config.json" in handler.seen or "lacks" in says
+        assert not any(line.startswith("GET /base/model-0000") and "-of-00005" in line for line in handler.seen)
+    assert list((tmp_path / "cache" / "base").glob("*")) == []
+
+
+def test_a_node_does_not_ask_again_at_once_for_a_base_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends.backend.cache_clear()
+    another_method(save_base(tmp_path / "base"))
+    with stores.serving(stores.Files, tmp_path) as (address, handler):
+        settings = replace(settings_for(tmp_path), source=Source(f"http://{address}/base"))
+        own = worker.OwnBase(Start(settings, "a", "127.0.0.1:1", tmp_path / "cache", 0, 0))
+        refused, asked = own.find(), len(handler.seen)
+        assert isinstance(refused, errors.UnsupportedBase)
+        assert own.find() is refused
+        assert len(handler.seen) == asked
+        edit_base(tmp_path / "base", "config.json", quantization_config=None)
+        own._again_at = 0.0
+        assert isinstance(own.find(), Path)
+        (tmp_path / "base" / "config.json").unlink()
+        assert isinstance(own.find(), Path)
+
+
+def test_what_nobody_foresaw_in_a_base_ends_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(*_: object) -> None:
+        raise UnboundLocalError("an oversight")
+
+    monkeypatch.setattr(worker, "fetch_base", look)
+    found = find_base(Start(settings_for(tmp_path), "a", "127.0.0.1:1", tmp_path, 0, 0))
+    assert isinstance(found, errors.Internal)
+    assert "UnboundLocalError" in str(found)
+
+
+def test_a_copy_whose_removal_is_cut_off_is_not_taken_for_a_whole_one(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends.backend.cache_clear()
+    with stores.serving(stores.Files, shelf) as (address, _):
+        source = Source(f"http://{address}/team/store/base")
+        path = fetch_base(source, tmp_path, lambda *_: None)
+        with monkeypatch.context() as killed:
+            killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+            drop_base(source, tmp_path)
+        assert not path.exists()
+        assert list((tmp_path / "base").iterdir()) != []
+        assert fetch_base(source, tmp_path, lambda *_: None) == path
+        assert list((tmp_path / "base").iterdir()) == [path]
+        drop_base(source, tmp_path)
+        assert list((tmp_path / "base").iterdir()) == []
+
+
+def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf: Path, tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    left = tmp_path / "base" / ".partial-killed" / "files"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(bytes(1000))
+    with stores.serving(stores.Files, shelf) as (address, _):
+        path = fetch_base(Source(f"http://{address}/team/store/base"), tmp_path, lambda *_: None)
+    assert list((tmp_path / "base").iterdir()) == [path]

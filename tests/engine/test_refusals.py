@@ -1,0 +1,88 @@
+"""Requests that an engine refuses, each with its error and what is wrong."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from mint_contracts.errors import (
+    AdapterNotFound,
+    BaseModelNotFound,
+    InvalidRequest,
+    MintError,
+    Overloaded,
+    PromptTooLong,
+)
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams, TokenIds
+from mint_engine.requests.prompts import read_prompt
+from mint_engine.scheduling.scheduler import Limits
+from tests.engine.running import CONTEXT, Running, ask, running
+from tests.engine.steps import Gate, refusal
+from tests.waiting import until
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "says"),
+    [
+        (GenerateRequest(text="x", base_model="tests/other"), BaseModelNotFound, "tests/tiny"),
+        (GenerateRequest(text="x", adapter="no/such"), AdapterNotFound, "no wave"),
+        (GenerateRequest(text="x", adapter="../etc"), InvalidRequest, "valid name"),
+        (GenerateRequest(text="x", request_id="i" * 200), InvalidRequest, "request_id"),
+        (GenerateRequest(), InvalidRequest, "missing"),
+        (GenerateRequest(text=""), InvalidRequest, "empty"),
+        (GenerateRequest(tokens=TokenIds()), InvalidRequest, "empty"),
+        (GenerateRequest(tokens=TokenIds(ids=[1, 5000])), InvalidRequest, "5000"),
+        (GenerateRequest(tokens=TokenIds(ids=[-1])), InvalidRequest, "-1"),
+        (GenerateRequest(chat=Chat()), InvalidRequest, "no messages"),
+        (GenerateRequest(tokens=TokenIds(ids=[3] * CONTEXT)), PromptTooLong, f"has {CONTEXT} tokens"),
+        (GenerateRequest(text="dog " * 400), PromptTooLong, "Shorten"),
+        (GenerateRequest(text="dog " * 40_000), PromptTooLong, "characters"),
+        (GenerateRequest(chat=Chat(messages=[Message()] * 100_000)), PromptTooLong, "has 100000 messages"),
+        (GenerateRequest(chat=Chat(messages=[Message(role="x" * 40_000)])), PromptTooLong, "characters"),
+        (GenerateRequest(text="x", sampling=SamplingParams(temperature=-1)), InvalidRequest, "temperature"),
+        (GenerateRequest(text="x", sampling=SamplingParams(temperature=float("nan"))), InvalidRequest, "temperature"),
+        (GenerateRequest(text="x", sampling=SamplingParams(top_p=1.5)), InvalidRequest, "top_p"),
+        (GenerateRequest(text="x", sampling=SamplingParams(top_k=-2)), InvalidRequest, "top_k"),
+        (GenerateRequest(text="x", sampling=SamplingParams(min_p=2)), InvalidRequest, "min_p"),
+        (GenerateRequest(text="x", sampling=SamplingParams(max_tokens=-1)), InvalidRequest, "max_tokens"),
+        (GenerateRequest(text="x", sampling=SamplingParams(logprobs=21)), InvalidRequest, "logprobs"),
+        (GenerateRequest(text="x", sampling=SamplingParams(stop=[""])), InvalidRequest, "stop"),
+        (GenerateRequest(text="x", sampling=SamplingParams(stop=["a"] * 17)), InvalidRequest, "stop"),
+    ],
+)
+async def test_refusals(quiet: Running, request_: GenerateRequest, error: type[MintError], says: str) -> None:
+    refused = await refusal(quiet, request_)
+    assert type(refused) is error
+    assert says in str(refused)
+    assert (await ask(quiet, [5], max_tokens=1)).tokens, "everything else goes on"
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_a_token_that_only_the_tokenizer_knows_is_refused(base: Path, kind: str) -> None:
+    """Added later, as padding is to many a fine-tune: the base has no embedding of it."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    size = len(tokenizer)
+    assert tokenizer.add_tokens(["<added>"]) == 1
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<added>{% endfor %}"
+    chat = GenerateRequest(chat=Chat(messages=[Message(role="user", content="fox")]))
+    told = {"text": GenerateRequest(text="fox <added>"), "chat": chat}
+    with pytest.raises(InvalidRequest, match=f"has token {size}; this base has tokens 0 to {size - 1}"):
+        read_prompt(told[kind], tokenizer, size, CONTEXT)
+
+
+async def test_a_full_queue_says_when_to_come_back(base: Path) -> None:
+    limits = Limits(running=1, waiting=2, step_tokens=64)
+    async with running(base, limits=limits) as engine:
+        gate = Gate(engine)
+        first = asyncio.create_task(ask(engine, [5], max_tokens=3))
+        await gate.closed()
+        others = [asyncio.create_task(ask(engine, [5], max_tokens=3)) for _ in range(2)]
+        await until(lambda: engine.server.load_now.waiting == 3)
+        refused = await refusal(engine, GenerateRequest(text="dog"))
+        assert isinstance(refused, Overloaded)
+        assert refused.retry_after_s is not None
+        assert 0 < refused.retry_after_s <= 30
+        gate.open()
+        await asyncio.gather(first, *others)
+        assert (await ask(engine, [5], max_tokens=1)).tokens, "and then there is room again"

@@ -1,0 +1,117 @@
+"""Storage, disks and memory that fail for a while are tried again; what fails for good is said."""
+
+import errno
+import socket
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+
+from mint_contracts import backends, errors
+from mint_contracts.source import Source
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.read import read_adapter
+from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from mint_engine.sources.storage import folder_of
+from tests.engine import stores
+from tests.engine.made import tiny_fit
+from tests.engine.tiers import loader
+from tests.redis_process import free_port
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3", "hf"])
+def test_storage_that_does_not_answer_is_tried_again_later(
+    scheme: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    backends.backend.cache_clear()
+    address = f"http://127.0.0.1:{free_port()}"
+    for variable in ("AWS_ENDPOINT_URL", "HF_ENDPOINT"):
+        monkeypatch.setenv(variable, address)
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "TOPSECRET")
+    monkeypatch.setenv("HF_TOKEN", "TOPSECRET")
+    source = {"http": Source(f"{address}/a/b"), "s3": Source("s3://a/b"), "hf": Source("hf://a/b", "v1")}[scheme]
+    with pytest.raises(errors.SourceUnavailable) as caught:
+        read_adapter(folder_of(source), tiny_fit(), torch.float32)
+    assert not caught.value.terminal
+    assert "TOPSECRET" not in str(caught.value)
+
+
+def test_a_short_disturbance_is_outlived(shelf: Path, tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    with stores.serving(stores.Files, shelf) as (address, handler):
+        handler.faults |= {WEIGHTS: 3, CONFIG: 1}
+        source = Source(f"http://{address}/team/store/acme/good")
+        here = loader(tmp_path)
+        here.load(source)
+        assert handler.faults == {WEIGHTS: 0, CONFIG: 0}
+
+
+def test_what_storage_forbids_is_terminal(shelf: Path, tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    with stores.serving(stores.Files, shelf) as (address, _), pytest.raises(errors.SourceForbidden) as caught:
+        loader(tmp_path).load(Source(f"http://{address}/private/adapter"))
+    assert caught.value.terminal
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), errors.Overloaded),
+        (OSError(errno.EIO, "Input/output error"), errors.SourceUnavailable),
+        (MemoryError(), errors.Overloaded),
+    ],
+)
+def test_what_the_engines_own_disk_or_memory_refuses_is_not_the_adapters_fault(
+    trouble: Exception, told: type[errors.MintError], shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(packed: Packed, file: BinaryIO) -> None:
+        file.write(b"half")
+        raise trouble
+
+    here, source = loader(tmp_path), Source(f"file://{shelf}/team/store/acme/good")
+    with monkeypatch.context() as broken:
+        broken.setattr(packed_file, "write", write)
+        with pytest.raises(errors.MintError) as caught:
+            here.load(source)
+    assert type(caught.value) is told
+    assert not caught.value.terminal
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert here.load(source).rank == 4
+
+
+def test_a_file_that_can_not_be_mapped_now_is_tried_again_later(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, *, shared: bool, nbytes: int) -> None:
+        raise RuntimeError(f"unable to mmap {nbytes} bytes from file <{name}>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr("mint_engine.adapters.mapped.MAP_FROM_BYTES", 0)
+    here, source = loader(tmp_path), Source(f"file://{shelf}/team/store/acme/good")
+    with monkeypatch.context() as full:
+        full.setattr(torch.UntypedStorage, "from_file", refuse)
+        with pytest.raises(errors.SourceUnavailable, match="Cannot allocate memory") as caught:
+            here.load(source)
+    assert not caught.value.terminal
+    assert here.load(source).rank == 4
+
+
+def test_a_server_that_hangs_up_early_is_tried_again(shelf: Path, tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        source = Source(f"http://127.0.0.1:{listener.getsockname()[1]}/a")
+        import threading
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    listener.accept()[0].close()
+                except OSError:
+                    return
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        with pytest.raises(errors.SourceUnavailable):
+            read_adapter(folder_of(source), tiny_fit(), torch.float32)
