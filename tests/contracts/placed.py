@@ -1,0 +1,28 @@
+"""One base's part of the placement map: what is written to it and reported of it."""
+
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import Assignment, EngineRecord, Held, MapChange, Place, Placement, Tier
+from mint_contracts.source import Source
+
+BASE = "demo/smollm2"
+SOURCE = Source("s3://adapters/x", "v1")
+
+
+def placement(adapter: str, engine: str = "e-0", why: str = "spread") -> Placement:
+    return Placement(adapter, SOURCE, ("demo/wave",), (Place(engine, Tier.DEVICE, why),))
+
+
+def assignment(adapter: str) -> Assignment:
+    return Assignment(adapter, SOURCE, Tier.HOST, ("demo/wave",))
+
+
+def record(engine: str = "e-0", incarnation: int = 1, sequence: int = 1) -> EngineRecord:
+    return EngineRecord(engine, "10.0.0.1:8470", incarnation, True, 1, 8, 0, 0, 3, sequence)
+
+
+def held(adapter: str, tier: Tier = Tier.DEVICE) -> Held:
+    return Held(adapter, SOURCE, tier, revision="sha256:1", rank=8)
+
+
+async def write(writer: MapWriter, *adapters: str, why: str = "spread") -> int:
+    return await writer.apply(BASE, MapChange(set_placements=tuple(placement(a, why=why) for a in adapters)))
