@@ -185,6 +185,8 @@ def patch(api_server: ApiServer, namespace: str, spec: dict[str, Any]) -> None:
 def test_how_long_and_whether_it_goes_on_may_change(api_server: ApiServer, stored: str) -> None:
     for change in CHANGES:
         patch(api_server, stored, {"train": change})
+        now = msgspec.json.decode(api_server.kubectl("get", "-n", stored, "aw/sample", "-o", "json"))["spec"]["train"]
+        assert {field: now[field] for field in change} == change
 
 
 def test_what_is_learnt_may_not_change(api_server: ApiServer, stored: str) -> None:

@@ -20,6 +20,8 @@ from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from tests.engine.running import settings_for
 
+ANSWER_S = 60.0  # only a test that fails waits for it
+
 
 @dataclass(frozen=True)
 class Told:
@@ -65,7 +67,8 @@ class Engine:
 
             sampling = Sampling(max_tokens=count, seed=0, logprobs=0, ignore_eos=True)
             self.stepper.submit(Request(adapter, prompt, sampling, adapter, held.revision, held.slot), sink)
-            await ended.wait()
+            async with asyncio.timeout(ANSWER_S):
+                await ended.wait()
         assert not failed, failed[0].error
         return Told(tuple(tokens), tuple(scores), held.revision)
 

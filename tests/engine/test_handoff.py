@@ -10,7 +10,7 @@ import pytest
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
-from tests.engine.in_process import Engine, Told, engine_of
+from tests.engine.in_process import ANSWER_S, Engine, Told, engine_of
 from tests.engine.running import packed, peft_answer, save_adapter
 from tests.waiting import until
 
@@ -79,7 +79,8 @@ async def begun(engine: Engine, count: int) -> asyncio.Task[Told]:
     """A request that has got its first token."""
     first = asyncio.Event()
     task = asyncio.create_task(engine.ask(NAME, PROMPT, count, lambda _: first.set()))
-    await first.wait()
+    async with asyncio.timeout(ANSWER_S):
+        await first.wait()
     return task
 
 

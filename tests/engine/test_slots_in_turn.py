@@ -99,6 +99,8 @@ async def test_a_slot_opens_when_another_was_idle_sooner(scene: Callable[..., Sc
     ends[1].set()
     await waiting
     await once(here, NAMES[0])  # while its slot is in use, and nobody waits for it
+    assert copy_of(here, NAMES[0]).closed is None
+    assert len(here.slots.loads) == 3, "and it is where it was"
     ends[0].set()
     await asyncio.gather(*running)
 
