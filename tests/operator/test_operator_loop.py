@@ -11,7 +11,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.records import Held, Tier
 from mint_contracts.source import Source
 from mint_operator.observing import hints
-from mint_operator.planning import engines
+from mint_operator.planning import engines, status_write
 from tests.operator.stage import PlayedEngine, Stage, adapter_wave, base_model, until
 
 HEARTBEAT_S = 0.5
@@ -42,7 +42,10 @@ def held(count: int) -> dict[str, Held]:
     return {name: Held(name, Source(uri=f"pvc://samples/adapters/{name}"), Tier.DEVICE, "sha256:0") for name in names}
 
 
-async def test_counts_held_back_for_their_pace_are_told_although_only_heartbeats_follow(stage: Stage) -> None:
+async def test_counts_held_back_for_their_pace_are_told_although_only_heartbeats_follow(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_write, "COUNTS_EVERY_S", 2.0)
     stage.apply(base_model())
     engine = stage.engine()
     await engine.report()

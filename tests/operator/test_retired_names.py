@@ -10,6 +10,7 @@ from mint_contracts.entries import Entry
 from mint_operator.observing import wave_lists
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.wave_lists import Lists
+from mint_operator.planning import status_write
 from mint_operator.planning.lookup import Lookup
 from tests.operator.catalogs import CATALOG, RETIRED, Catalog, becomes, entry, over, says, sources
 from tests.operator.stage import Stage, base_model, until
@@ -36,7 +37,10 @@ async def test_a_wave_that_names_what_was_retired_is_refused_though_the_store_ma
     await becomes(stage, ["b/c", "in/store", "in/store@1"])
 
 
-async def test_a_wave_that_is_served_goes_on_without_what_is_retired(stage: Stage, catalog: Catalog) -> None:
+async def test_a_wave_that_is_served_goes_on_without_what_is_retired(
+    stage: Stage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_write, "COUNTS_EVERY_S", 0.0)
     stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
     await stage.once()
     await becomes(stage, ["acme/law-1", "in/store"])
@@ -67,7 +71,10 @@ async def test_an_operator_that_was_away_when_a_name_was_retired_takes_it_out_al
     await becomes(stage, ["acme/law-1"])
 
 
-async def test_an_operator_that_begins_goes_on_with_what_is_left_of_a_wave(stage: Stage, catalog: Catalog) -> None:
+async def test_an_operator_that_begins_goes_on_with_what_is_left_of_a_wave(
+    stage: Stage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_write, "COUNTS_EVERY_S", 0.0)
     stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
     await stage.once()
     await becomes(stage, ["acme/law-1", "in/store"])

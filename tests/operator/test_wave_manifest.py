@@ -7,6 +7,7 @@ import pytest
 
 from mint_contracts.entries import Entry
 from mint_operator.observing import wave_lists
+from mint_operator.planning import status_write
 from tests.operator.catalogs import CATALOG, Catalog, becomes, entry, over, says, sources, twice
 from tests.operator.stage import Stage, base_model, until
 
@@ -16,6 +17,7 @@ async def test_a_manifest_is_a_wave_and_is_followed(
 ) -> None:
     monkeypatch.setattr(wave_lists, "REREAD_S", 0.0)
     monkeypatch.setattr(wave_lists, "LONGEST_RETRY_S", 0.0)
+    monkeypatch.setattr(status_write, "COUNTS_EVERY_S", 0.0)
     folder, url = shelf
     lines = [entry("x/1"), entry("x/2"), Entry("acme/law-1", revision="1"), Entry("in/store")]
     (folder / "wave.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(lines))
