@@ -134,7 +134,7 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (dataset(lines=["{}"] * 1025), "spec.train.dataset.lines: Too many"),
 ]
 
-CHANGES = [
+CHANGES: list[dict[str, Any]] = [
     {"steps": 100},
     {"paused": True},
     {"cancelled": True},
