@@ -69,7 +69,8 @@ class Process:
             attempt += 1
             self._failure = failure
             self.agent.changed()
-            wait_s = RECHECK_S if failure.terminal else delay_s(attempt, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S)
+            first_s = RECHECK_S if failure.terminal else FIRST_RETRY_S
+            wait_s = delay_s(attempt, first_s=first_s, cap_s=LONGEST_RETRY_S)
             log.warning("base_refused", reason=failure.reason, error=failure.message, again_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
         self._failure = None

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from mint_contracts import keys
+from mint_contracts.backoff import delay_s
 from mint_contracts.catalog_calls import incomplete
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
@@ -28,6 +29,7 @@ from mint_gateway.catalog.compaction import compact
 
 LOOK_S = 1.0
 DEFECT_PAUSE_S = 30.0
+LONGEST_RETRY_S = 5.0  # half of what a registration waits for a catalog
 SWEEP_S = 60.0
 ON_ITS_WAY_S = 120.0  # a part younger than this may still be brought in by who wrote it
 RETIRED_KEPT_S = 7 * 86_400.0  # in the manifests: no Redis comes back as it was longer ago than that
@@ -55,6 +57,7 @@ class Keeper:
         self._manifests, self._stored = manifests, stored
         self._swept: dict[str, float] = {}
         self._seen: dict[str, tuple[str, int]] = {}  # a start of Redis, and the version that the catalog had then
+        self._failed: dict[str, int] = {}  # looks in a row
         self._token = secrets.token_hex(8)
         self._woken = asyncio.Event()
 
@@ -63,7 +66,10 @@ class Keeper:
         self._woken.set()
 
     async def run(self) -> None:
-        """Look at every catalog once a second; no catalog waits until another has been read."""
+        """Look at every catalog once a second, less often while that fails.
+
+        No catalog waits until another has been read.
+        """
         looking: dict[tuple[str, Source], asyncio.Task[None]] = {}
         try:
             while True:
@@ -101,8 +107,12 @@ class Keeper:
     async def _looked(self, base: str, manifests: Source) -> None:
         try:
             await self.look(base, manifests)
+            self._failed.pop(base, None)
         except (MintError, ResponseError) as error:
-            _log.warning("catalog not looked after", base_model=base, error=str(error))
+            attempt = self._failed[base] = self._failed.get(base, 0) + 1
+            wait_s = delay_s(attempt, first_s=LOOK_S, cap_s=LONGEST_RETRY_S)
+            _log.warning("catalog not looked after", base_model=base, error=str(error), again_in_s=round(wait_s, 1))
+            await asyncio.sleep(wait_s)
         except Exception:  # noqa: BLE001 - whatever is wrong with one catalog, the others are kept
             _log.exception("catalog not looked after", base_model=base)
             await asyncio.sleep(DEFECT_PAUSE_S)
