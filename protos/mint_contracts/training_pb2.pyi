@@ -57,21 +57,25 @@ class PolicyState(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     step: _builtins.int
     """Optimizer steps taken."""
     sequence: _builtins.int
     """The last sequence number that took effect."""
+    life: _builtins.int
+    """Another number each time that a policy of this name is created."""
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         step: _builtins.int = ...,
         sequence: _builtins.int = ...,
+        life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,6 +137,7 @@ class ForwardBackwardRequest(_message.Message):
     RATIO_LOW_FIELD_NUMBER: _builtins.int
     RATIO_HIGH_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     loss: _builtins.str
@@ -148,6 +153,8 @@ class ForwardBackwardRequest(_message.Message):
     """dr_grpo divides by it: the most tokens of a completion. 0: the longest of this call, which is another number where
     one batch is told in several calls.
     """
+    life: _builtins.int
+    """As PolicyState tells it; 0: whichever is there."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
         """At most 1,024 examples; gradients accumulate until OptimStep."""
@@ -165,10 +172,11 @@ class ForwardBackwardRequest(_message.Message):
         ratio_low: _builtins.float = ...,
         ratio_high: _builtins.float = ...,
         completion_tokens: _builtins.int = ...,
+        life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_high", b"clip_high", "clip_low", b"clip_low", "completion_tokens", b"completion_tokens", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_high", b"clip_high", "clip_low", b"clip_low", "completion_tokens", b"completion_tokens", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "life", b"life", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -261,6 +269,7 @@ class OptimStepRequest(_message.Message):
     EPSILON_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     learning_rate: _builtins.float
@@ -271,6 +280,8 @@ class OptimStepRequest(_message.Message):
     weight_decay: _builtins.float
     max_grad_norm: _builtins.float
     """0 leaves the gradient as it is."""
+    life: _builtins.int
+    """As PolicyState tells it; 0: whichever is there."""
     def __init__(
         self,
         *,
@@ -282,10 +293,11 @@ class OptimStepRequest(_message.Message):
         epsilon: _builtins.float = ...,
         weight_decay: _builtins.float = ...,
         max_grad_norm: _builtins.float = ...,
+        life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "life", b"life", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
@@ -325,17 +337,21 @@ class SaveStateRequest(_message.Message):
 
     POLICY_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
+    life: _builtins.int
+    """As PolicyState tells it; 0: whichever is there."""
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         sequence: _builtins.int = ...,
+        life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -368,19 +384,23 @@ class LoadStateRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     uri: _builtins.str
+    life: _builtins.int
+    """As PolicyState tells it; 0: whichever is there."""
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         sequence: _builtins.int = ...,
         uri: _builtins.str = ...,
+        life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "sequence", b"sequence", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy", "sequence", b"sequence", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -392,17 +412,21 @@ class PublishRequest(_message.Message):
 
     POLICY_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
+    life: _builtins.int
+    """As PolicyState tells it; 0: whichever is there."""
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         sequence: _builtins.int = ...,
+        life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,15 +459,19 @@ class DropPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POLICY_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
+    life: _builtins.int
+    """As PolicyState tells it; 0: whichever is there."""
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
+        life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

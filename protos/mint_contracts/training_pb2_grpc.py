@@ -27,8 +27,9 @@ if _version_not_supported:
 
 class TrainerStub:
     """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
-    a repeated sequence number changes nothing and gets the same answer, a gap is refused (FAILED_PRECONDITION).
-    Policies that a wave trains are the wave's: they are refused here.
+    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
+    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
     def __init__(self, channel):
@@ -76,12 +77,14 @@ class TrainerStub:
 
 class TrainerServicer:
     """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
-    a repeated sequence number changes nothing and gets the same answer, a gap is refused (FAILED_PRECONDITION).
-    Policies that a wave trains are the wave's: they are refused here.
+    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
+    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
     def CreatePolicy(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -171,8 +174,9 @@ def add_TrainerServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Trainer:
     """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
-    a repeated sequence number changes nothing and gets the same answer, a gap is refused (FAILED_PRECONDITION).
-    Policies that a wave trains are the wave's: they are refused here.
+    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
+    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
     @staticmethod

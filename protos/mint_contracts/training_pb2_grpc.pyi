@@ -28,8 +28,9 @@ GRPC_VERSION: str
 
 class TrainerStub:
     """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
-    a repeated sequence number changes nothing and gets the same answer, a gap is refused (FAILED_PRECONDITION).
-    Policies that a wave trains are the wave's: they are refused here.
+    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
+    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
     @_typing.overload
@@ -37,6 +38,7 @@ class TrainerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrainerAsyncStub: ...
     CreatePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]
+    """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
     ForwardBackward: _grpc.UnaryUnaryMultiCallable[_training_pb2.ForwardBackwardRequest, _training_pb2.ForwardBackwardResponse]
     OptimStep: _grpc.UnaryUnaryMultiCallable[_training_pb2.OptimStepRequest, _training_pb2.OptimStepResponse]
     SaveState: _grpc.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]
@@ -48,12 +50,14 @@ class TrainerStub:
 @_typing.type_check_only
 class TrainerAsyncStub(TrainerStub):
     """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
-    a repeated sequence number changes nothing and gets the same answer, a gap is refused (FAILED_PRECONDITION).
-    Policies that a wave trains are the wave's: they are refused here.
+    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
+    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
+    """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
     ForwardBackward: _aio.UnaryUnaryMultiCallable[_training_pb2.ForwardBackwardRequest, _training_pb2.ForwardBackwardResponse]  # type: ignore[assignment]
     OptimStep: _aio.UnaryUnaryMultiCallable[_training_pb2.OptimStepRequest, _training_pb2.OptimStepResponse]  # type: ignore[assignment]
     SaveState: _aio.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]  # type: ignore[assignment]
@@ -64,8 +68,9 @@ class TrainerAsyncStub(TrainerStub):
 
 class TrainerServicer(metaclass=_abc_1.ABCMeta):
     """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
-    a repeated sequence number changes nothing and gets the same answer, a gap is refused (FAILED_PRECONDITION).
-    Policies that a wave trains are the wave's: they are refused here.
+    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
+    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
     @_abc_1.abstractmethod
@@ -73,7 +78,8 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _training_pb2.CreatePolicyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]: ...
+    ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]:
+        """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
 
     @_abc_1.abstractmethod
     def ForwardBackward(

@@ -3,11 +3,13 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import TypeVar, cast
 
 from google.protobuf.message import Message
 
-from mint_contracts.errors import OutOfOrder, PolicyNotFound
+from mint_contracts.errors import InvalidRequest, OutOfOrder, PolicyNotFound
+from mint_engine.training.policy import PolicySettings
 
 REMEMBERED = 16  # answers; a client that retries has not gone on by more calls than this
 
@@ -15,15 +17,32 @@ M = TypeVar("M", bound=Message)
 
 
 class Calls:
-    """One policy's calls, one after another. `lease` is in the names of what they save and publish."""
+    """One policy's calls, one after another. `lease` is in the names of what they save and publish.
 
-    def __init__(self, policy: str, lease: int) -> None:
-        self._policy = policy
-        self.lease = lease
+    `life` is the lease that it was created under: it tells it from others that have had, or will have, its name.
+    """
+
+    def __init__(self, policy: str, lease: int, settings: PolicySettings) -> None:
+        self._policy, self._settings = policy, settings
+        self.life = self.lease = lease
         self.sequence = 0  # of the last call that took effect
         self._ended = False
         self._answers: OrderedDict[int, Message] = OrderedDict()
         self._turn = asyncio.Lock()
+
+    def check_new(self, settings: PolicySettings) -> None:
+        """Raise InvalidRequest unless it is still new, and of these settings."""
+        subject = f"policy {self._policy!r}"
+        if self.sequence:
+            raise InvalidRequest(subject, f"exists, at call {self.sequence}; drop it first")
+        told, known = asdict(settings), asdict(self._settings)
+        if other := [f"{name} {known[name]!r}, not {told[name]!r}" for name in told if told[name] != known[name]]:
+            raise InvalidRequest(subject, f"exists with {', '.join(other)}; drop it first, or take another name")
+
+    def check_life(self, life: int) -> None:
+        """Raise PolicyNotFound where `life` is told (not 0) and another one's."""
+        if life not in {0, self.life}:
+            raise PolicyNotFound(f"policy {self._policy!r}", f"of life {life} was dropped; this is life {self.life}")
 
     async def once(self, sequence: int, work: Callable[[], Awaitable[M]]) -> M:
         """The answer to call `sequence`: what `work` gives, or what it gave before. Raises OutOfOrder, and as `work`.

@@ -7,10 +7,17 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Loss, LossType, Optimizer
 from mint_engine.training.example import Example, PolicyBatch
+from mint_engine.training.policy import PolicySettings
 from mint_engine.training.work import LossOutcome
 
 MOST_EXAMPLES = 1024  # as Tinker's chunks
 MOST_TOKENS = 1 << 18
+
+
+def settings_of(request: pb.CreatePolicyRequest) -> PolicySettings:
+    """What a new policy is to be, in one wording for all that mean the same."""
+    targets = tuple(sorted(set(request.target_modules)))
+    return PolicySettings(request.rank or 8, request.alpha or 16.0, targets, request.seed)
 
 
 def batch_of_request(request: pb.ForwardBackwardRequest) -> PolicyBatch:

@@ -30,7 +30,7 @@ from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.copying import copying, packing
 from mint_engine.policies.means import Means
-from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, told_of
+from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, settings_of, told_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.training import state
@@ -43,6 +43,9 @@ KEPT = 16  # checkpoints of a policy
 LOADING_RETRY_S, FULL_RETRY_S = 5.0, 10.0
 
 M = TypeVar("M", bound=Message)
+_Ordered = (
+    pb.ForwardBackwardRequest | pb.OptimStepRequest | pb.SaveStateRequest | pb.LoadStateRequest | pb.PublishRequest
+)
 _Context = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger(__name__)
 
@@ -66,28 +69,25 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         self._lease = 0  # of the policy that was created last
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
-        """A new policy; asking again for one that is new still is no mistake."""
+        """A new policy; asking again for the same one, while it is new still, is no mistake."""
 
         async def work() -> pb.PolicyState:
-            here, name = self._open(), self._own(request.policy)
+            here, name, told = self._open(), self._own(request.policy), settings_of(request)
             known = self._calls.get(name)
             if known is None:
                 if len(self._calls) >= MOST_POLICIES:
                     raise Overloaded(
                         "engine", f"trains {MOST_POLICIES} policies of calls; drop one", retry_after_s=FULL_RETRY_S
                     )
-                told = PolicySettings(
-                    request.rank or 8, request.alpha or 16.0, tuple(request.target_modules), request.seed
-                )
                 # Later than those of policies of this name that other engines have trained, or this one has dropped.
                 self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
-                known = self._calls[name] = Calls(name, self._lease)
+                known = self._calls[name] = Calls(name, self._lease, told)
                 self._making[known] = asyncio.create_task(self._make(here, known, name, told))
-            elif known.sequence:
-                raise InvalidRequest(f"policy {name!r}", f"exists, at call {known.sequence}; drop it first")
+            else:
+                known.check_new(told)
             if making := self._making.get(known):
                 await asyncio.shield(making)  # its client may go away: it is made, or it is not known
-            return pb.PolicyState(policy=name)
+            return pb.PolicyState(policy=name, life=known.life)
 
         return await _answered(work, context)
 
@@ -100,7 +100,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             batch = batch_of_request(request)
             return told_of((await here.means.desk.learn(batch, None)).outcome)
 
-        return await self._once(request.policy, request.sequence, work, context)
+        return await self._once(request, work, context)
 
     async def OptimStep(self, request: pb.OptimStepRequest, context: _Context) -> pb.OptimStepResponse:  # noqa: N802
         """Take one step along the gradients."""
@@ -110,7 +110,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             step = await here.means.desk.step(name, optimizer)
             return pb.OptimStepResponse(step=step.step, grad_norm=step.grad_norm, skipped=step.skipped)
 
-        return await self._once(request.policy, request.sequence, work, context)
+        return await self._once(request, work, context)
 
     async def SaveState(self, request: pb.SaveStateRequest, context: _Context) -> pb.SaveStateResponse:  # noqa: N802
         """Write a checkpoint; it is durable when this returns."""
@@ -126,7 +126,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             await asyncio.to_thread(shelf.save, record, blob)
             return pb.SaveStateResponse(uri=f"{here.store.source.uri.rstrip('/')}/{shelf.folder}/{name}")
 
-        return await self._once(request.policy, request.sequence, work, context)
+        return await self._once(request, work, context)
 
     async def LoadState(self, request: pb.LoadStateRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         """Go on from one of the policy's own checkpoints."""
@@ -141,9 +141,9 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             blob = await asyncio.to_thread(shelf.read, name)
             step = await here.means.desk.call(lambda trainer: _replace(trainer, policy, blob))
             self._follow(calls, name)
-            return pb.PolicyState(policy=policy, step=step, sequence=request.sequence)
+            return pb.PolicyState(policy=policy, step=step, sequence=request.sequence, life=calls.life)
 
-        return await self._once(request.policy, request.sequence, work, context)
+        return await self._once(request, work, context)
 
     async def Publish(self, request: pb.PublishRequest, context: _Context) -> pb.PublishResponse:  # noqa: N802
         """Make the policy's weights a revision: durable and served when this returns."""
@@ -156,14 +156,17 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             here.means.places.offer(policy, told.source, packed)
             return pb.PublishResponse(revision=told.revision, uri=told.source.uri)
 
-        return await self._once(request.policy, request.sequence, work, context)
+        return await self._once(request, work, context)
 
     async def DropPolicy(self, request: pb.DropPolicyRequest, context: _Context) -> pb.DropPolicyResponse:  # noqa: N802
         """Let a policy go; what it has saved and published stays."""
 
         async def work() -> pb.DropPolicyResponse:
             self._open()
-            await self.leave(self._own(request.policy))
+            name = self._own(request.policy)
+            if (calls := self._calls.get(name)) is not None:
+                calls.check_life(request.life)
+            await self.leave(name)
             return pb.DropPolicyResponse()
 
         return await _answered(work, context)
@@ -190,15 +193,14 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         finally:
             del self._making[calls]
 
-    async def _once(
-        self, policy: str, sequence: int, work: Callable[[Open, Calls], Awaitable[M]], context: _Context
-    ) -> M:
+    async def _once(self, request: _Ordered, work: Callable[[Open, Calls], Awaitable[M]], context: _Context) -> M:
         async def ordered() -> M:
-            here, name = self._open(), self._own(policy)
+            here, name = self._open(), self._own(request.policy)
             calls = self._calls.get(name)
             if calls is None:
                 raise PolicyNotFound(f"policy {name!r}", "is not on this engine; create it, and load what it saved")
-            return await calls.once(sequence, lambda: work(here, calls))
+            calls.check_life(request.life)
+            return await calls.once(request.sequence, lambda: work(here, calls))
 
         return await _answered(ordered, context)
 

@@ -14,15 +14,16 @@ from structlog.testing import capture_logs
 from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
 from mint_contracts.errors import MintError
+from mint_contracts.training_records import revisions_of
 from mint_contracts.wire import from_rpc_error
 from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.primitives import MOST_EXAMPLES
-from mint_engine.policies.service import Open
+from mint_engine.policies.service import RUN, Open
 from mint_engine.policies.store import store_of
 from mint_engine.training import optimizer
 from mint_engine.training.stepping import Stepping
 from tests.engine.running import save_base
-from tests.engine.training.teaching import Gate, Scene, assignment, train, training
+from tests.engine.training.teaching import Gate, Scene, assignment, train, training, weights
 from tests.waiting import until
 
 
@@ -79,6 +80,61 @@ async def test_calls_train_and_a_repeat_changes_nothing_and_gets_the_same_answer
         assert losses["one"][-1] < losses["one"][0]
         assert told[0].tokens == 3
         assert told[0].logprobs[0].values[0] == 0.0
+
+
+async def test_a_repeat_of_what_saves_loads_or_publishes_changes_nothing(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.ForwardBackward(lesson("one", 1))
+        save = pb.SaveStateRequest(policy="one", sequence=2)
+        saved = await stub.SaveState(save)
+        await stub.OptimStep(step("one", 3))
+        assert await stub.SaveState(save) == saved
+        publish = pb.PublishRequest(policy="one", sequence=4)
+        published = await stub.Publish(publish)
+        load = pb.LoadStateRequest(policy="one", sequence=5, uri=saved.uri)
+        loaded = await stub.LoadState(load)
+        stepped = await stub.OptimStep(step("one", 6))
+        learnt = await weights(scene, "one")
+        assert await stub.LoadState(load) == loaded
+        assert await stub.Publish(publish) == published
+        assert await stub.OptimStep(step("one", 6)) == stepped
+        assert await weights(scene, "one") == learnt
+        store = store_of(scene.store)
+        assert len(store.names(Shelf(store, "one", RUN).folder)) == 1
+        assert len(store.names(revisions_of("one"))) == 1
+
+
+async def test_a_name_is_one_policys_whoever_asks_for_it_with_other_settings(base: Path, tmp_path: Path) -> None:
+    def asked(**changes: Any) -> pb.CreatePolicyRequest:
+        options: dict[str, Any] = {"policy": "one", "rank": 4, "alpha": 8, "target_modules": ["v_proj", "q_proj"]}
+        return pb.CreatePolicyRequest(**(options | changes))
+
+    async with called(base, tmp_path) as (_, stub):
+        first = await stub.CreatePolicy(asked())
+        assert await stub.CreatePolicy(asked(target_modules=["q_proj", "v_proj"])) == first
+        for changes, what in {"rank": 8, "alpha": 16, "seed": 5, "target_modules": ["q_proj"]}.items():
+            error = await refused(stub.CreatePolicy(asked(**{changes: what})))
+            assert error.reason == "InvalidRequest"
+            assert f"exists with {changes} " in error.message
+
+
+async def test_calls_of_an_earlier_life_are_refused_and_leave_the_later_one_alone(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        create = pb.CreatePolicyRequest(policy="one", rank=4)
+        first = (await stub.CreatePolicy(create)).life
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=first))
+        later = (await stub.CreatePolicy(create)).life
+        for delayed in (
+            stub.ForwardBackward(lesson("one", 1, life=first)),
+            stub.SaveState(pb.SaveStateRequest(policy="one", sequence=1, life=first)),
+            stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=first)),
+        ):
+            error = await refused(delayed)
+            assert (error.reason, f"this is life {later}" in error.message) == ("PolicyNotFound", True)
+        assert (await stub.ForwardBackward(lesson("one", 1, life=later))).tokens == 3
+        saved = await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=2))
+        assert (await stub.LoadState(pb.LoadStateRequest(policy="one", sequence=3, uri=saved.uri))).life == later
 
 
 async def test_a_gap_and_a_forgotten_repeat_are_refused(base: Path, tmp_path: Path) -> None:
