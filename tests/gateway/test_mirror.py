@@ -69,6 +69,7 @@ async def test_an_engine_is_dead_when_its_heartbeat_runs_out(scene: Scene) -> No
     await scene.seen(engine)
     await engine.silence()
     assert scene.gateway.mirror.views[BASE].engines["e-0"].alive
+    await scene.redis.pexpire(keys.engine(BASE, "e-0"), 1)  # as if so much time had passed
     await until(lambda: not scene.gateway.mirror.views[BASE].engines["e-0"].alive)
 
 
