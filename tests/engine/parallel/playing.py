@@ -7,12 +7,15 @@ from pathlib import Path
 
 import torch
 
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.packed import Packed
 from mint_engine.build import build
 from mint_engine.model.paged import Span
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.pages import pages_for
 from mint_engine.scheduling.scheduler import Limits
+from tests.engine.made import Delta, pack
 from tests.engine.parallel.nodes import other_nodes
 from tests.engine.running import settings_for
 
@@ -39,6 +42,18 @@ def built(
             yield slots, generation
         finally:
             generation.close()
+
+
+def draw_adapter(slots: Slots, rank: int) -> Packed:
+    """On every linear of the layers: attention, indexer, networks, shared and routed experts."""
+    draw = torch.Generator().manual_seed(rank)
+
+    def delta(module: Module) -> Delta:
+        stacked = (module.experts,) if module.experts else ()
+        a = torch.randn(*stacked, rank, module.in_features, generator=draw) * 0.15
+        return Delta(a, torch.randn(*stacked, module.out_features, rank, generator=draw) * 0.15, 2.0)
+
+    return pack(slots.modules, {path: delta(module) for path, module in slots.modules.items()}, slots.dtype)
 
 
 def play(generation: Generation, turns: list[Turn], vocabulary: int) -> torch.Tensor:
