@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,11 +55,13 @@ class Learning:
 
     def replayed(self, number: int, turn: int = 0) -> list[Example]:
         """The same, with experts that every token must take: rounding can then choose no others."""
-        config: Any = self.generation._forward.base.config
+        config, kept = self.generation._forward.base.config, self.generation._forward.routes
+        assert kept is not None
+        _, layers, each = kept.pool.shape  # the first layers may route nothing
+        experts = max(getattr(config, name, 0) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
         draw, found = np.random.default_rng(number), []
         for example in self.examples(number, turn):
-            shape = (len(example.tokens), config.num_hidden_layers, config.num_experts)
-            routes = draw.random(shape).argsort(-1)[..., : config.num_experts_per_tok]
+            routes = draw.random((len(example.tokens), layers, experts)).argsort(-1)[..., :each]
             found.append(replace(example, routes=routes))
         return found
 

@@ -19,6 +19,7 @@ from mint_contracts.training import Loss
 from mint_engine.parallel.meeting import PATIENCE_S
 from mint_engine.training.work import Work
 from tests.engine import saved_families
+from tests.engine.families import ROUTED
 from tests.engine.parallel.learning import NAMES, Learning, engine
 from tests.engine.parallel.playing import TURNS, draw_adapter, play
 from tests.engine.parallel.processes import followers
@@ -38,9 +39,9 @@ OTHERS = (
     "mistral", "gemma2", "gemma3_seeing", "phi3", "olmo2", "olmo3_one_key", "gpt_oss", "deepseek_v3",
     "deepseek_v3_plain_query", "kimi_k2", "deepseek_v32", "glm_5",
 )  # fmt: skip
-REPLAYED = ("mixtral", "qwen3_moe", "gpt_oss")
+REPLAYED = ("mixtral", *ROUTED)
 CLOSE = {"float32": 1e-4, "bfloat16": 0.15}
-ALIKE = {"float32": 1e-5, "bfloat16": 0.1}  # of answers: rounding takes a token in a hundred to another expert
+ALIKE = {"float32": 1e-5, "bfloat16": 0.1}  # of answers; rounding may take a token to another expert
 ROUNDED = [(family, "bfloat16") for family in ("llama of uneven heads", "qwen3_moe")]
 MIXED = [("llama of uneven heads", "float32"), *ROUNDED, ("gpt_oss", "bfloat16")]
 EXACT = [(family, "float32") for family in (*LEAN, *OTHERS)]
