@@ -1,11 +1,11 @@
 """Completions to learn from, by the serving engine itself: ordinary requests in the batch of everybody else.
 
 How many are in flight is bounded: places are left for tenants who come, and as long as tenants are served the
-rollouts beside them stay few (and their steps few of the rows, see `scheduler`). Owned by the event loop.
+rollouts beside them stay few (and their steps few of the rows, see `scheduler`). Policies that wait for more take
+turns (see `line`). Owned by the event loop.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +13,7 @@ import msgspec
 
 from mint_contracts.errors import MintError
 from mint_engine.model.routes import Routes
+from mint_engine.policies.line import Line, Place
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
 from mint_engine.scheduling.stepper import Stepper
 
@@ -53,11 +54,14 @@ def window(places: int, tenants: int) -> int:
 
 
 class Rollouts:
-    """Groups in the order in which they were asked for. `on_idle` is called when none is in flight any more."""
+    """Groups of policies in turn, each policy's own in their order.
+
+    `on_idle` is called when none is in flight any more.
+    """
 
     def __init__(self, stepper: Stepper, places: int, on_idle: Idle = lambda: None) -> None:
         self._stepper, self._places, self._on_idle = stepper, places, on_idle
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._line = Line[asyncio.Future[None]]()
         self.in_flight = 0
 
     async def group(self, ask: Ask) -> list[Rollout]:
@@ -65,7 +69,7 @@ class Rollouts:
 
         Cancelled, it lasts until no step refers to the slot any more.
         """
-        await self._admit(len(ask.seeds))
+        await self._admit(ask.policy, len(ask.seeds))
         rollouts = [Rollout() for _ in ask.seeds]
         failures: list[MintError] = []
         sequences: list[Sequence] = []
@@ -105,17 +109,21 @@ class Rollouts:
         while sequences:
             self._stepper.cancel(sequences.pop())
 
-    async def _admit(self, count: int) -> None:
+    async def _admit(self, policy: str, count: int) -> None:
         """Wait for so many places, and take them."""
-        if not self._waiting and self._fits(count):
+        if not self._line and self._fits(count):
             self.in_flight += count
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((count, turn))
+        place = Place(policy, count, turn)
+        self._line.join(place)
         try:
             await turn  # whoever wakes us has taken them for us
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if turn.cancelled():
+                self._line.leave(place)
+                self._go_on()  # those behind may ask for less
+            else:
                 self._leave(count)
             raise
 
@@ -126,13 +134,17 @@ class Rollouts:
 
     def _leave(self, count: int) -> None:
         self.in_flight -= count
-        while self._waiting and self._fits(self._waiting[0][0]):
-            count, turn = self._waiting.popleft()
-            if not turn.done():
-                self.in_flight += count
-                turn.set_result(None)
+        self._go_on()
         if not self.in_flight:
             self._on_idle()
+
+    def _go_on(self) -> None:
+        """Admit those who are next, as far as there are places."""
+        while self._line and self._fits(self._line.first.count):
+            place = self._line.admit()
+            if not place.who.done():
+                self.in_flight += place.count
+                place.who.set_result(None)
 
 
 def _note(rollout: Rollout, event: Event) -> None:

@@ -1,0 +1,84 @@
+"""Policies that draw rollouts take turns, however many each of them asks for."""
+
+import asyncio
+from pathlib import Path
+
+import hypothesis.strategies as st
+import msgspec
+from hypothesis import given
+
+from mint_engine.policies.line import TURN, Line, Place
+from mint_engine.policies.rollouts import Ask
+from mint_engine.scheduling.request import NO_SLOT, Sampling
+from tests.engine.training.teaching import train, training
+
+POLICIES = ("a", "b", "c")
+
+
+def order(*asked: tuple[str, int], turn: int = 8) -> str:
+    """Whose places are admitted one after another."""
+    line = Line[int](turn)
+    for number, (policy, count) in enumerate(asked):
+        line.join(Place(policy, count, number))
+    return "".join(line.admit().policy for _ in asked)
+
+
+def test_who_asks_for_little_is_served_in_the_order_of_asking() -> None:
+    assert order(("a", 4), ("a", 4), ("b", 4), ("c", 4), ("b", 4)) == "aabbc"
+
+
+def test_who_asks_for_much_goes_behind_the_others_each_turn() -> None:
+    assert order(*[("a", 4)] * 6, ("b", 4), ("c", 2), ("c", 2)) == "aabccaaaa"
+
+
+def test_who_gives_up_waiting_holds_nobody_up() -> None:
+    line = Line[str](8)
+    first, second, third = Place("a", 4, "1"), Place("a", 4, "2"), Place("b", 4, "3")
+    for place in (first, second, third):
+        line.join(place)
+    line.leave(first)
+    assert line.first == second
+    line.leave(second)
+    assert line.admit() == third
+    line.leave(third)  # who was admitted is not here any more
+    assert not line
+
+
+@given(st.lists(st.tuples(st.sampled_from(POLICIES), st.integers(1, 6)) | st.none(), max_size=60))
+def test_each_waits_for_no_more_than_a_turn_of_every_other_and_keeps_its_own_order(
+    history: list[tuple[str, int] | None],
+) -> None:
+    """Of a history of who comes, and of admissions (None)."""
+    turn, largest = 8, 6
+    line = Line[int](turn)
+    own: dict[str, list[int]] = {policy: [] for policy in POLICIES}  # who waits
+    ahead = dict.fromkeys(POLICIES, 0)  # drawn by others for as long as it has waited
+
+    def admit() -> None:
+        place = line.admit()
+        assert place.who == own[place.policy].pop(0)
+        ahead[place.policy] = 0
+        for other in POLICIES:
+            ahead[other] += place.count if own[other] and other != place.policy else 0
+            assert ahead[other] <= (len(POLICIES) - 1) * (turn - 1 + largest)
+
+    for number, event in enumerate(history):
+        if event is not None:
+            line.join(Place(*event, number))
+            own[event[0]].append(number)
+        elif line:
+            admit()
+    while line:
+        admit()
+    assert not any(own.values())
+
+
+async def test_a_policy_of_many_prompts_does_not_keep_another_from_its_rollouts(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train()) as scene:
+        sampling = Sampling(2, 0, temperature=1.0, logprobs=0, ignore_eos=True)
+        ask = Ask("acme/large", "", NO_SLOT, (40, 41, 42), sampling, tuple(range(16)))
+        large = [asyncio.create_task(scene.means.rollouts.group(ask)) for _ in range(4 * TURN // 16)]
+        await asyncio.sleep(0)  # all of them wait, or run, before the other comes
+        await scene.means.rollouts.group(msgspec.structs.replace(ask, policy="acme/small"))
+        assert not all(task.done() for task in large)
+        await asyncio.gather(*large)
