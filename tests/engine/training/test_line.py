@@ -9,7 +9,8 @@ from hypothesis import given
 
 from mint_engine.policies.line import TURN, Line, Place
 from mint_engine.policies.rollouts import Ask
-from mint_engine.scheduling.request import NO_SLOT, Sampling
+from mint_engine.residency.slots import NO_SLOT
+from mint_engine.scheduling.request import Sampling
 from tests.engine.training.teaching import train, training
 
 POLICIES = ("a", "b", "c")
