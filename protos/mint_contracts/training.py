@@ -177,7 +177,7 @@ class Policy(_Camel, frozen=True):
 
 
 class Policies(_Camel, frozen=True):
-    """Exactly one of `count` (of the template), `list` and `manifest` (JSON lines of Policy at a URI) is set."""
+    """Exactly one of `count` (of the template), `list` and `manifest` (a file of Policies at a URI) is set."""
 
     template: PolicyTemplate = PolicyTemplate()
     count: int = 0

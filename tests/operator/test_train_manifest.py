@@ -1,6 +1,7 @@
 """Manifests of policies as the operator reads them: over HTTP from a server of the test's own."""
 
 import asyncio
+import io
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -8,12 +9,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from pyarrow import Table, parquet
 
-from mint_contracts.errors import InvalidRequest
+from mint_contracts.errors import CorruptFile, InvalidRequest
 from mint_contracts.records import Failure
-from mint_contracts.training import Policy
+from mint_contracts.training import Length, Policy, Reward
 from mint_operator.observing import train_manifest
 from mint_operator.observing.train_manifest import MOST_POLICIES, Manifests, parsed, read
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -62,6 +65,39 @@ async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf:
     assert manifests.found[uri] is first
     manifests.want([])
     assert manifests.found == {}
+
+
+async def test_a_manifest_that_was_wrong_is_read_again_when_it_may_have_been_mended(
+    shelf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_manifest, "RETRY_S", 0.0)
+    manifests, uri = Manifests(lambda: None), f"{shelf}/broken.jsonl"
+
+    def look() -> object:
+        manifests.want([uri])
+        return manifests.found.get(uri)
+
+    failed = await until(look)
+    assert isinstance(failed, Failure)
+    assert failed.terminal
+    (tmp_path / "broken.jsonl").write_text('{"name": "acme/a"}\n')
+    await until(lambda: look() == (Policy("acme/a"),))
+
+
+def test_policies_are_read_from_parquet_rows_as_from_lines() -> None:
+    rows = [
+        {"name": "acme/a", "rank": 4, "reward": {"length": {"target": 8, "tolerance": 4}, "exactMatch": None}},
+        {"name": "acme/b", "rank": None, "reward": None},
+    ]
+    file = io.BytesIO()
+    parquet.write_table(Table.from_pylist(rows), file)
+    length = Reward(length=Length(target=8, tolerance=4))
+    assert parsed("s3://b/p.parquet", file.getvalue()) == (
+        Policy("acme/a", rank=4, reward=length),
+        Policy("acme/b"),
+    )
+    with pytest.raises(CorruptFile):
+        parsed("s3://b/p.parquet", b"{}")
 
 
 async def test_a_defect_in_reading_is_a_failure_that_passes_by_itself(

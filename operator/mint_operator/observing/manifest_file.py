@@ -4,7 +4,8 @@ What a wave names may answer as slowly as it likes. It then keeps other manifest
 """
 
 import asyncio
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -12,10 +13,13 @@ from fsspec.asyn import sync
 
 from mint_contracts.backends import backend
 from mint_contracts.errors import InvalidRequest, SourceForbidden, SourceUnavailable
+from mint_contracts.parquet_rows import entry_lines
 from mint_contracts.source import Source, locate
 
 SCHEMES = ("s3", "gs", "https", "http")  # what the operator can reach; claims and images are the engines'
 MOST_BYTES = 4 << 20
+PARQUET = ".parquet"
+MOST_UNPACKED_BYTES = 64 << 20  # of a Parquet file's columns
 READ_S = 60.0
 AT_ONCE = 4
 
@@ -51,6 +55,13 @@ def fetch(uri: str) -> bytes:
     if len(data) > MOST_BYTES:
         raise InvalidRequest(f"manifest {uri}", f"has more than {MOST_BYTES} bytes; make several waves")
     return data
+
+
+def lines(uri: str, data: bytes) -> Iterable[bytes]:
+    """What it says, a line of JSON each, also of a Parquet file's rows. Raises CorruptFile or CapacityExceeded."""
+    if uri.endswith(PARQUET):
+        return entry_lines(f"manifest {uri}", io.BytesIO(data), MOST_UNPACKED_BYTES)
+    return data.splitlines()
 
 
 async def _from_web(files: Any, uri: str) -> bytes:

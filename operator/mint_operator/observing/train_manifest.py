@@ -1,4 +1,4 @@
-"""Reading a manifest of policies: JSON lines at a URI, read once, beside the loop and within bounds."""
+"""Reading a manifest of policies, JSON lines or Parquet at a URI: once, beside the loop and within bounds."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import structlog
 from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.records import Failure
 from mint_contracts.training import Policy
-from mint_operator.observing.manifest_file import fetch, in_thread
+from mint_operator.observing.manifest_file import fetch, in_thread, lines
 
 MOST_POLICIES = 1024
 RETRY_S = 30.0
@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 class Manifests:
     """Manifests that waves name, by URI. One is read when it is first named, and again later if that failed.
+
+    Whatever it failed by: who has mended the file need not make the wave anew.
 
     `wake` is called when one has been read.
     """
@@ -53,8 +55,7 @@ class Manifests:
 
     def _due(self, uri: str, now: float) -> bool:
         known = self.found.get(uri)
-        failed = isinstance(known, Failure) and not known.terminal
-        return known is None or (failed and now >= self._again_at[uri])
+        return known is None or (isinstance(known, Failure) and now >= self._again_at[uri])
 
 
 async def read(uri: str) -> Read:
@@ -70,14 +71,14 @@ async def read(uri: str) -> Read:
 
 
 def parsed(uri: str, data: bytes) -> tuple[Policy, ...]:
-    """One policy a line. Raises InvalidRequest naming the line."""
+    """One policy a line. Raises InvalidRequest naming the line, CorruptFile or CapacityExceeded."""
     found = []
-    for number, line in enumerate(data.splitlines(), start=1):
+    for number, line in enumerate(lines(uri, data), start=1):
         if not line.strip():
             continue
         try:
             found.append(_POLICY.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"manifest {uri}", f"line {number} is no policy: {error}") from None
         if found[-1].dataset is not None and found[-1].dataset.config_map is not None:
             said = f"line {number} names a ConfigMap; give its examples as dataset.lines, or by dataset.uri"

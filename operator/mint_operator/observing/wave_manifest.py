@@ -1,19 +1,15 @@
 """What a wave's manifest says: entries as a catalog takes them, JSON lines or Parquet."""
 
-import io
-
 import msgspec
 
 from mint_contracts.entries import Entry, check
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.names import check_asked
-from mint_contracts.parquet_rows import entry_lines
+from mint_operator.observing.manifest_file import lines
 from mint_operator.planning.lookup import MOST_ADAPTERS
 
-PARQUET = ".parquet"
 # made on import: several threads that are the first to decode a type at once crash msgspec 0.22
 _ENTRY = msgspec.json.Decoder(Entry)
-MOST_UNPACKED_BYTES = 64 << 20  # of a Parquet file's columns
 
 
 def entries(uri: str, data: bytes) -> list[Entry]:
@@ -23,8 +19,7 @@ def entries(uri: str, data: bytes) -> list[Entry]:
     """
     subject = f"manifest {uri}"
     found: list[Entry] = []
-    told = entry_lines(subject, io.BytesIO(data), MOST_UNPACKED_BYTES) if uri.endswith(PARQUET) else data.splitlines()
-    for number, line in enumerate(told, start=1):
+    for number, line in enumerate(lines(uri, data), start=1):
         if not line.strip():
             continue
         if len(found) == MOST_ADAPTERS:
