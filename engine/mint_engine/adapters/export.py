@@ -1,4 +1,8 @@
-"""A packed adapter as PEFT's two files again: the same values by PEFT's names, and the config that it came with."""
+"""A packed adapter as PEFT's two files again: the values it holds by PEFT's names, and the config that it came with.
+
+It holds them in the dtype of the base that it was packed for. What PEFT wrote in float32 for a base of bfloat16 was
+rounded when it was read, and stays so here.
+"""
 
 import json
 import re

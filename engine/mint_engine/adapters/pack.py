@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pack.add_argument("--base", type=Path, required=True, help="the base's folder; only its config.json is read")
     pack.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="as the engines compute")
     pack.add_argument("--max-rank", type=int, default=256, help="refuse larger ones (default %(default)s)")
-    unpack = commands.add_parser("unpack", help="write PEFT's files again")
+    unpack = commands.add_parser("unpack", help="write PEFT's files again, in the packed dtype")
     unpack.add_argument("file", type=Path)
     unpack.add_argument("folder", type=Path, help="a folder that does not exist yet")
     commands.add_parser("show", help="what a packed file holds").add_argument("file", type=Path)
