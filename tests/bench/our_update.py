@@ -22,6 +22,7 @@ from mint_engine.training.trainer import Trainer
 from tests.bench.experience import Experience
 from tests.bench.memory import forget_peak, peak_bytes
 from tests.bench.speaking import Answer, serve
+from tests.engine.training.whole import step_all
 
 _LOGPROB = -8.0  # near what the base gives random tokens; what it is does not change the work
 _BYTES = 18  # of a policy's number while it learns: weights, two moments and gradient in float32, weights in bf16
@@ -52,7 +53,7 @@ class Update:
         work = self._trainer.begin(batches)
         while work.advance():
             pass
-        self._trainer.step({batch.policy: Optimizer() for batch in batches})
+        step_all(self._trainer, {batch.policy: Optimizer() for batch in batches})
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "rows": sum(outcome.rows for outcome in work.results().values())}
 

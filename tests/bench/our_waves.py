@@ -44,6 +44,7 @@ from mint_engine.training.trainer import Trainer
 from tests.bench.our_setup import Setup
 from tests.bench.questions import GROUP, PROMPTS, RANK, TARGET, texts
 from tests.bench.speaking import Answer, requests
+from tests.engine.training.whole import step_all
 
 TENANTS = 16
 _PEAK_SIZE, _PEAK_TRIES = 2048, 8
@@ -142,13 +143,13 @@ class Engine:
         def give(trainer: Trainer) -> None:
             policy = trainer.policy(name)
             policy.gradient, policy.normaliser = policy.weights * 1e-3, 1.0
-            trainer.step({name: Optimizer()})
+            step_all(trainer, {name: Optimizer()})
             begun.append(time.perf_counter())
             hand_off(self._slots, lessons.slot, policy, f"{name}@9.{number}")
 
         await self._means.desk.call(give)
         first, step = await self._first(name, f"{name}@9.{number}", lessons.slot, prompt)
-        run = await self._means.desk.call(lambda trainer: trainer.packed(name).run)
+        run = await self._means.desk.call(lambda trainer: trainer.policy(name).weights.to("cpu", self._slots.dtype))
         copy = run.clone()
         started = time.perf_counter()
         copy.copy_(run)

@@ -76,6 +76,8 @@ class Rollouts:
         left, ended = len(rollouts), asyncio.Event()
 
         def sink_of(rollout: Rollout) -> Sink:
+            """What the engine tells of one completion, until the last of the group has ended."""
+
             def sink(event: Event) -> None:
                 nonlocal left
                 _note(rollout, event)

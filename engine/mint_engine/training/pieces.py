@@ -117,6 +117,7 @@ class _Draft:
         return len(branch) + (0 if self._shares(trunk) else len(trunk))
 
     def add(self, number: int, trunk: tuple[int, ...], branch: Sequence[int], found: NDArray[np.int64]) -> None:
+        """Take an example in: its branch beside those of the same trunk, and its weighted positions."""
         routes = self._batch.examples[number].routes
         if not self._shares(trunk):
             self._trees.append((len(self.tokens), trunk, []))

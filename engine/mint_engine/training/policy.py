@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import torch
 
 from mint_contracts.errors import InvalidRequest, RankTooLarge, UnknownTargetModules
-from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Layout, Packed, fingerprint, halves, lay_out
 from mint_engine.model.device import zeros
@@ -155,12 +154,6 @@ def continued(name: str, start: Packed, device: torch.device) -> Policy:
     header = start.header
     form = Form(header.config, header.base, header.layout, header.scalings)
     return _still(name, form, vector(start.run.numel(), device).copy_(start.run))
-
-
-def packed(policy: Policy, dtype: torch.dtype) -> Packed:
-    """The policy's weights as a revision in the slots' dtype."""
-    form, run = policy.form, policy.round(dtype).to("cpu", copy=True)
-    return Packed(packed_file.describe(form.config, form.base, form.layout, form.scalings, run), run)
 
 
 def _still(name: str, form: Form, weights: torch.Tensor) -> Policy:

@@ -9,11 +9,11 @@
     taken = trainer.begin_step("acme/support-7", schedule.settled(Optimizer(), step, steps))
     while taken.advance():                                # here too
         ...
-    slots.load(slot, trainer.packed("acme/support-7"))
+    hand_off(slots, slot, trainer.policy("acme/support-7"), "acme/support-7@1.1")
 
 One forward and backward carries the tokens of all policies of the work. Each policy's gradient, normaliser, clip,
 Adam moments and guard against NaN are its own, and its numbers are the same bit for bit whoever else is in the batch.
-Gradients of several works accumulate until `step`; split into several works they are those of one.
+Gradients of several works accumulate until a step; split into several works they are those of one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from mint_engine.training import policy as policies
 from mint_engine.training import state
 from mint_engine.training.crew import Alone, Crew, Leader, Others
 from mint_engine.training.example import PolicyBatch, check_examples
-from mint_engine.training.optimizer import StepOutcome, check_rate
+from mint_engine.training.optimizer import check_rate
 from mint_engine.training.passes import choose_pass
 from mint_engine.training.policy import Form, Policy, PolicySettings
 from mint_engine.training.sharing import Sharing
@@ -102,12 +102,12 @@ class Trainer:
             self._policies[name] = policies.fresh(name, self._form(name, settings), settings.seed, device)
 
     def restore(self, name: str, data: bytes) -> None:
-        """Go on with what `save` gave. Raises InvalidRequest where the policy exists, CorruptFile or WrongBase."""
+        """Go on with what was saved. Raises InvalidRequest where the policy exists, CorruptFile or WrongBase."""
         self._refuse_known(name)
         self._policies[name] = state.from_bytes(data, name, self._modules, self._base.device, f"policy {name}")
 
     def replace(self, name: str, data: bytes) -> None:
-        """Put what `save` gave in a policy's place; it stays where that raises NotFound, CorruptFile or WrongBase."""
+        """Put what was saved in a policy's place; it stays where that raises NotFound, CorruptFile or WrongBase."""
         if name not in self._policies:
             raise _unknown(name)
         self._policies[name] = state.from_bytes(data, name, self._modules, self._base.device, f"policy {name}")
@@ -154,40 +154,17 @@ class Trainer:
             share.policy.busy = True
         return Work(self._crew, shares, self._base.device)
 
-    def step(self, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:
-        """The whole of an optimizer step of each of these policies. Raises as `begin_step`, before any step."""
-        for name, optimizer in wanted.items():
-            self._check_step(name, optimizer)
-        return {name: self._take(name, optimizer) for name, optimizer in wanted.items()}
-
     def begin_step(self, name: str, optimizer: Optimizer) -> Stepping:
         """An optimizer step of a policy; `schedule.settled` gives its rate. Nothing is changed yet.
 
         Raises as `policy`, and InvalidRequest for a policy without a gradient or in unfinished work, and for a
         learning rate that float32 does not hold.
         """
-        self._check_step(name, optimizer)
-        return Stepping(self.policy(name), optimizer, self._base.dtype)
-
-    def packed(self, name: str) -> Packed:
-        """The policy's weights as a revision, in the base's dtype. Raises NotFound."""
-        return policies.packed(self.policy(name), self._base.dtype)
-
-    def save(self, name: str) -> bytes:
-        """Everything that `restore` needs, here or on another engine of this base. Raises NotFound."""
-        return state.to_bytes(self.policy(name))
-
-    def _take(self, name: str, optimizer: Optimizer) -> StepOutcome:
-        stepping = self.begin_step(name, optimizer)
-        while stepping.advance():
-            pass
-        return stepping.result()
-
-    def _check_step(self, name: str, optimizer: Optimizer) -> None:
         policy = self.policy(name)
         if policy.busy or policy.gradient is None:
             raise InvalidRequest(f"policy {name}", "has no finished gradient; compute one first")
         check_rate(policy, optimizer)
+        return Stepping(policy, optimizer, self._base.dtype)
 
     def _check_free(self, batch: PolicyBatch) -> None:
         policy = self.policy(batch.policy)

@@ -21,6 +21,7 @@ from mint_engine.training.trainer import Lead, Trainer
 from tests.engine.parallel.nodes import Worker, other_nodes
 from tests.engine.running import settings_for
 from tests.engine.training.scene import OPTIMIZER, awaken, groups, learn
+from tests.engine.training.whole import step_all
 
 SUMS = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
 TO_BASE = Loss(kl_coefficient=0.3, ratio_low=0.0, ratio_high=0.0)
@@ -81,7 +82,7 @@ class Learning:
         """Two steps of these policies together; their numbers after that."""
         for turn in range(2):
             learn(self.trainer, self.batches(numbers, turn, replayed=replayed))
-            self.trainer.step({NAMES[number]: OPTIMIZER for number in numbers})
+            step_all(self.trainer, {NAMES[number]: OPTIMIZER for number in numbers})
         policies = [self.trainer.policy(NAMES[number]) for number in numbers]
         return [torch.stack([each.weights, each.exp_avg, each.exp_avg_sq]) for each in policies]
 

@@ -18,6 +18,7 @@ from mint_engine.scheduling.pages import pages_for
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, SIZES, base_of, groups, learn, policies
+from tests.engine.training.whole import packed_of, step_all
 
 MEAN = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 MOST = {torch.float32: 1e-4, torch.bfloat16: 0.25}
@@ -45,7 +46,7 @@ def test_trainer_and_sampler_agree(config: PreTrainedConfig, dtype: torch.dtype,
     forward = Forward(base, slots, KvCache(2, 2, 32, 40, dtype, CPU), lean=lean)
     (name,) = policies(trainer, 1)
     for turn in range(2):
-        slots.load(1, trainer.packed(name))
+        slots.load(1, packed_of(trainer, name))
         examples = groups(turn)
         ours = learn(trainer, [PolicyBatch(name, examples)])[name].logprobs
         differences = torch.cat(
@@ -59,4 +60,4 @@ def test_trainer_and_sampler_agree(config: PreTrainedConfig, dtype: torch.dtype,
         )
         assert float(differences.mean()) < MEAN[dtype]
         assert float(differences.max()) < MOST[dtype]
-        trainer.step({name: OPTIMIZER})
+        step_all(trainer, {name: OPTIMIZER})

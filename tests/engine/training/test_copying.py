@@ -17,6 +17,7 @@ from mint_engine.training import state
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import DAPO, OPTIMIZER, groups, learn, policies, trainer_of
+from tests.engine.training.whole import saved_of, step_all
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = trainer_of()
     policies(trainer, 1)
     learn(trainer, [PolicyBatch("p/0", groups(1), DAPO)])
-    trainer.step({"p/0": OPTIMIZER})
+    step_all(trainer, {"p/0": OPTIMIZER})
     learn(trainer, [PolicyBatch("p/0", groups(2), DAPO)])
     return trainer
 
@@ -59,13 +60,13 @@ async def test_a_checkpoint_and_a_revision_are_those_of_one_moment_though_steps_
     serving, parts = Serving(trainer), trainer.policy("p/0").weights.numel() >> 11
     copy = await serving.until(serving.desk.parts(lambda trainer: copying(trainer, "p/0")))
     assert serving.steps >= 4 * parts, "a part is of one vector"
-    assert state.to_bytes(copy) == trainer.save("p/0")
+    assert state.to_bytes(copy) == saved_of(trainer, "p/0")
     serving.steps = 0
     pack = await serving.until(serving.desk.parts(lambda trainer: packing(trainer, "p/0", torch.bfloat16)))
     assert serving.steps > parts
     packed = pack()
     assert torch.equal(packed.run, trainer.policy("p/0").weights.to(torch.bfloat16))
-    trainer.step({"p/0": OPTIMIZER})
+    step_all(trainer, {"p/0": OPTIMIZER})
     assert copy.step == trainer.policy("p/0").step - 1
     assert not torch.equal(copy.weights, trainer.policy("p/0").weights)
 
@@ -76,6 +77,6 @@ async def test_a_policy_that_changes_while_it_is_copied_is_not_saved_half_and_ha
     for _ in range(3):
         await asyncio.sleep(0)
         serving.step()
-    trainer.step({"p/0": OPTIMIZER})
+    step_all(trainer, {"p/0": OPTIMIZER})
     with pytest.raises(Internal, match="has changed while it was copied"):
         await serving.until(copying_it)

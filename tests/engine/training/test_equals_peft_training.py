@@ -16,6 +16,7 @@ from tests.engine.training.scene import (
     policies,
     trainer_of,
 )
+from tests.engine.training.whole import step_all
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
@@ -49,7 +50,7 @@ def test_gradients_and_weights_of_a_mixed_batch(lean: bool) -> None:
             expected = peft_vector(trainer, name, models[name], gradient=True)
             assert expected.norm() > 0
             torch.testing.assert_close(policy.gradient / policy.normaliser, expected, rtol=1e-3, atol=2e-5)
-        stepped = trainer.step(dict.fromkeys(names, OPTIMIZER))
+        stepped = step_all(trainer, dict.fromkeys(names, OPTIMIZER))
         for name in names:
             trained = [each for each in models[name].parameters() if each.requires_grad]
             norm = torch.nn.utils.clip_grad_norm_(trained, OPTIMIZER.max_grad_norm)

@@ -25,6 +25,7 @@ from tests.engine.saved_families import BASES
 from tests.engine.test_expert_layouts import BOTH, save
 from tests.engine.training.frontier import Merged, examples_of, reference, trainer_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
+from tests.engine.training.whole import step_all
 
 SUMS = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
 RANKS = (4, 8, 1)
@@ -69,13 +70,13 @@ def test_alone_as_beside_others(family: str, lean: bool, dtype: torch.dtype) -> 
     names = make_policies(together)
     for turn in range(2):
         learn(together, batches(names, turn))
-        together.step(dict.fromkeys(names, OPTIMIZER))
+        step_all(together, dict.fromkeys(names, OPTIMIZER))
     for name in names:
         alone = trainer_of(family, dtype, lean=lean)
         make_policies(alone)
         for turn in range(2):
             learn(alone, batches([name], turn))
-            alone.step({name: OPTIMIZER})
+            step_all(alone, {name: OPTIMIZER})
         assert torch.equal(alone.policy(name).weights, together.policy(name).weights)
 
 

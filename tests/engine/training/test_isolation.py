@@ -14,6 +14,7 @@ from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import OPTIMIZER, groups, learn, policies, trainer_of
+from tests.engine.training.whole import step_all
 
 KINDS = [
     pytest.param((dtype, lean), id=f"{dtype}, {'lean' if lean else 'generic'}")
@@ -49,7 +50,7 @@ def train(trainer: Trainer, numbers: Sequence[int], broken: Sequence[int] = ()) 
                        for e in groups(100 * turn + number)]  # fmt: skip
             batches.append(batch_of(number, turn, spoiled))
         learn(trainer, batches)
-        trainer.step({batch.policy: OPTIMIZER for batch in batches})
+        step_all(trainer, {batch.policy: OPTIMIZER for batch in batches})
 
 
 def alone(number: int, kind: Kind) -> torch.Tensor:
@@ -95,12 +96,12 @@ def test_what_is_not_finite_is_dropped(number: int) -> None:
                for e in groups(1)]  # fmt: skip
     found = learn(trainer, [PolicyBatch(f"p/{number}", spoiled)])[f"p/{number}"]
     assert not found.finite
-    outcome = trainer.step({f"p/{number}": OPTIMIZER})[f"p/{number}"]
+    outcome = step_all(trainer, {f"p/{number}": OPTIMIZER})[f"p/{number}"]
     assert outcome.skipped
     assert outcome.step == 0
     assert torch.equal(everything(trainer, number), before)
     learn(trainer, [PolicyBatch(f"p/{number}", groups(2))])
-    assert not trainer.step({f"p/{number}": OPTIMIZER})[f"p/{number}"].skipped
+    assert not step_all(trainer, {f"p/{number}": OPTIMIZER})[f"p/{number}"].skipped
     assert not torch.equal(everything(trainer, number), before)
 
 
@@ -127,9 +128,9 @@ def test_a_step_that_is_refused_changes_nothing() -> None:
     with pytest.raises(
         InvalidRequest, match="would take a step by 1e\\+39 with its learning rate of 1e\\+38; lower that"
     ):
-        refusing.step({"p/0": OPTIMIZER, "p/1": replace(OPTIMIZER, learning_rate=1e38)})
+        refusing.begin_step("p/0", replace(OPTIMIZER, learning_rate=1e38))
     for trainer in trainers:
-        trainer.step({"p/0": OPTIMIZER, "p/1": OPTIMIZER})
+        step_all(trainer, {"p/0": OPTIMIZER, "p/1": OPTIMIZER})
     for number in (0, 1):
         assert torch.equal(everything(refusing, number), everything(other, number))
         assert refusing.policy(f"p/{number}").step == 1
@@ -144,5 +145,5 @@ def test_one_broken_part_spoils_the_whole_step() -> None:
                for e in groups(1)]  # fmt: skip
     learn(trainer, [PolicyBatch("p/0", spoiled)])
     learn(trainer, [PolicyBatch("p/0", groups(2))])
-    assert trainer.step({"p/0": OPTIMIZER})["p/0"].skipped
+    assert step_all(trainer, {"p/0": OPTIMIZER})["p/0"].skipped
     assert torch.equal(everything(trainer, 0), before)

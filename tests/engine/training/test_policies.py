@@ -30,6 +30,7 @@ from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, groups, learn, model_of, policies, trainer_of
+from tests.engine.training.whole import packed_of, saved_of, step_all
 
 
 def test_a_new_policy_starts_as_peft_starts_it() -> None:
@@ -60,7 +61,7 @@ def test_the_host_memory_that_policies_take_is_counted_with_a_checkpoint_on_its_
     assert trainer.host_bytes == 0
     trainer.create("a", PolicySettings(rank=8))
     vector = trainer.policy("a").weights.nbytes
-    blob = len(trainer.save("a"))
+    blob = len(saved_of(trainer, "a"))
     checkpoint = 2 * 3 * vector  # a copy, and the bytes that are made of it
     assert trainer.host_bytes == 5 * vector + checkpoint, "weights, what they round to, gradient and moments"
     assert abs(blob - 3 * vector) < 16384, "a checkpoint is three vectors and what is told of them"
@@ -77,7 +78,7 @@ def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
     trainer.create("p", PolicySettings(rank=4, alpha=12.0, target_modules=("q_proj", "down_proj"), seed=1))
     modules = find_modules(model_of(LLAMA, dtype))
     slots = Slots(modules, 2, 16, dtype, CPU)
-    packed = trainer.packed("p")
+    packed = packed_of(trainer, "p")
     config = parse(packed.header.config, "p")
     check_packed(packed.header, Fit(modules, 16), "p")
     check_told(packed.header, config, Fit(modules, 16), "p")
@@ -86,12 +87,12 @@ def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
     assert is_finite(packed.run)
     slots.load(1, packed)
     assert torch.equal(slots.memory[1, : packed.run.numel()], trainer.policy("p").weights.to(dtype))
-    again = trainer.packed("p")
+    again = packed_of(trainer, "p")
     assert again.revision == packed.revision
     assert again.header.layout is packed.header.layout
     learn(trainer, [PolicyBatch("p", groups(1))])
-    trainer.step({"p": OPTIMIZER})
-    assert trainer.packed("p").revision != packed.revision
+    step_all(trainer, {"p": OPTIMIZER})
+    assert packed_of(trainer, "p").revision != packed.revision
     assert torch.equal(slots.memory[1, : packed.run.numel()], packed.run), "a published revision never changes"
 
 
@@ -102,11 +103,11 @@ def test_what_is_handed_off_is_what_would_be_published(dtype: torch.dtype) -> No
     trainer.create("large", PolicySettings(rank=8, seed=2))
     trainer.create("p", PolicySettings(rank=3, target_modules=("q_proj", "down_proj"), seed=1))
     learn(trainer, [PolicyBatch("p", groups(1))])
-    trainer.step({"p": OPTIMIZER})
+    step_all(trainer, {"p": OPTIMIZER})
     slots = Slots(find_modules(model_of(LLAMA, dtype)), 2, 16, dtype, CPU)
-    slots.load(0, trainer.packed("large"))
+    slots.load(0, packed_of(trainer, "large"))
     hand_off(slots, 0, trainer.policy("p"), "p@1.1")
-    slots.load(1, trainer.packed("p"))
+    slots.load(1, packed_of(trainer, "p"))
     assert torch.equal(slots.memory[0], slots.memory[1])
     assert torch.equal(slots.places[:, 0], slots.places[:, 1])
     assert torch.equal(slots.ranks[:, 0], slots.ranks[:, 1])
@@ -127,7 +128,7 @@ def test_weights_are_rounded_as_a_step_writes_them(dtype: torch.dtype, monkeypat
         gradient = torch.randn(policy.weights.numel(), generator=draw)
         expected.grad, policy.gradient, policy.normaliser = gradient.clone(), gradient, 1.0
         torchs.step()
-        trainer.step({"p": wanted})
+        step_all(trainer, {"p": wanted})
         assert torch.equal(policy.weights, expected.detach())
         assert policy.rounded is not None
         assert torch.equal(policy.rounded, policy.weights.to(dtype)), step
@@ -157,10 +158,10 @@ def test_what_a_policy_does_not_adapt_stays_untouched() -> None:
     trainer.create("p", PolicySettings(rank=2, target_modules=("v_proj",)))
     slots = Slots(find_modules(model_of(LLAMA, torch.float32)), 3, 16, torch.float32, CPU)
     for turn in range(3):
-        slots.load(1, trainer.packed("p"))
+        slots.load(1, packed_of(trainer, "p"))
         learn(trainer, [PolicyBatch("p", groups(turn))])
-        trainer.step({"p": OPTIMIZER})
-    slots.load(1, trainer.packed("p"))
+        step_all(trainer, {"p": OPTIMIZER})
+    slots.load(1, packed_of(trainer, "p"))
     held = trainer.policy("p").weights.numel()
     assert slots.memory[1, :held].any()
     assert not slots.memory[1, held:].any()
@@ -172,14 +173,14 @@ def test_a_name_used_again_starts_from_zero() -> None:
     trainer, other = trainer_of(), trainer_of()
     policies(trainer, 1)
     learn(trainer, [PolicyBatch("p/0", groups(1))])
-    trainer.step({"p/0": OPTIMIZER})
+    step_all(trainer, {"p/0": OPTIMIZER})
     learn(trainer, [PolicyBatch("p/0", groups(2))])
     trainer.drop("p/0")
     for each in (trainer, other):
         each.create("p/0", PolicySettings(rank=8, seed=5))
         learn(each, [PolicyBatch("p/0", groups(3))])
-        each.step({"p/0": OPTIMIZER})
-    assert trainer.save("p/0") == other.save("p/0")
+        step_all(each, {"p/0": OPTIMIZER})
+    assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
 
 
 @pytest.mark.parametrize("between_steps", [True, False])
@@ -190,25 +191,25 @@ def test_a_policy_read_back_goes_on_with_the_same_numbers(between_steps: bool) -
         policies(trainer, 1)
         learn(trainer, [PolicyBatch("p/0", groups(1))])
         if between_steps:
-            trainer.step({"p/0": OPTIMIZER})
+            step_all(trainer, {"p/0": OPTIMIZER})
         trainer.policy("p/0").sequence = 7
-    after.restore("p/0", before.save("p/0"))
+    after.restore("p/0", saved_of(before, "p/0"))
     assert after.policy("p/0").sequence == 7
     for trainer in (whole, after):
         learn(trainer, [PolicyBatch("p/0", groups(2))])
-        trainer.step({"p/0": OPTIMIZER})
-    assert after.save("p/0") == whole.save("p/0")
+        step_all(trainer, {"p/0": OPTIMIZER})
+    assert saved_of(after, "p/0") == saved_of(whole, "p/0")
 
 
 def test_a_policy_can_start_from_a_revision() -> None:
     trainer = trainer_of()
     trainer.create("first", PolicySettings(rank=4, alpha=12.0))
     learn(trainer, [PolicyBatch("first", groups(1))])
-    trainer.step({"first": OPTIMIZER})
-    trainer.create("second", PolicySettings(), start=trainer.packed("first"))
+    step_all(trainer, {"first": OPTIMIZER})
+    trainer.create("second", PolicySettings(), start=packed_of(trainer, "first"))
     assert torch.equal(trainer.policy("second").weights, trainer.policy("first").weights)
     assert trainer.policy("second").form.scalings[0] == 3.0
-    assert trainer.packed("second").revision == trainer.packed("first").revision
+    assert packed_of(trainer, "second").revision == packed_of(trainer, "first").revision
 
 
 def test_split_accumulation_equals_combined() -> None:
@@ -221,7 +222,7 @@ def test_split_accumulation_equals_combined() -> None:
             policies(trainer, 1)
             for part in parts:
                 learn(trainer, [PolicyBatch("p/0", part, loss, completion_tokens=20)])
-            trainer.step({"p/0": OPTIMIZER})
+            step_all(trainer, {"p/0": OPTIMIZER})
         torch.testing.assert_close(one.policy("p/0").exp_avg, many.policy("p/0").exp_avg, rtol=1e-3, atol=1e-7)
 
 
@@ -259,12 +260,12 @@ def test_every_weighted_token_is_in_one_piece(most: int) -> None:
 def test_a_work_given_up_leaves_no_trace() -> None:
     trainer = trainer_of()
     policies(trainer, 1)
-    before = trainer.save("p/0")
+    before = saved_of(trainer, "p/0")
     work = trainer.begin([PolicyBatch("p/0", groups(1))])
     work.advance()
     work.cancel()
     assert not work.advance()
-    assert trainer.save("p/0") == before
+    assert saved_of(trainer, "p/0") == before
     trainer.begin([PolicyBatch("p/0", groups(1))])  # it is free again
 
 
@@ -281,9 +282,9 @@ REFUSED: list[tuple[type[MintError], str, Callable[[Trainer], object]]] = [
     (InvalidRequest, "policy q: has alpha nan", lambda t: t.create("q", PolicySettings(alpha=float("nan")))),
     (UnknownTargetModules, "policy q: targets lm", lambda t: t.create("q", PolicySettings(target_modules=("lm",)))),
     (InvalidRequest, "policy p/0: is trained here", lambda t: t.create("p/0", PolicySettings())),
-    (InvalidRequest, "policy p/0: is trained here", lambda t: t.restore("p/0", t.save("p/0"))),
+    (InvalidRequest, "policy p/0: is trained here", lambda t: t.restore("p/0", saved_of(t, "p/0"))),
     (NotFound, "policy q: is not trained", lambda t: t.begin([PolicyBatch("q", [])])),
-    (InvalidRequest, "policy p/0: has no finished gradient", lambda t: t.step({"p/0": OPTIMIZER})),
+    (InvalidRequest, "policy p/0: has no finished gradient", lambda t: t.begin_step("p/0", OPTIMIZER)),
     (InvalidRequest, "has two batches", lambda t: t.begin([PolicyBatch("p/0", []), PolicyBatch("p/0", [])])),
     (InvalidRequest, "example 0: has 0 tokens", lambda t: t.begin([PolicyBatch("p/0", [over(tokens=[])])])),
     (InvalidRequest, "has 300 tokens", lambda t: t.begin([PolicyBatch("p/0", [over(tokens=[1] * 300)])])),
@@ -292,7 +293,7 @@ REFUSED: list[tuple[type[MintError], str, Callable[[Trainer], object]]] = [
     (InvalidRequest, "weight that is not", lambda t: t.begin([PolicyBatch("p/0", [over(weights=[0, torch.inf])])])),
     (InvalidRequest, "needs completion_tokens", lambda t: t.begin([PolicyBatch("p/0", [over()], Loss("dr_grpo"))])),
     (CorruptFile, "policy q: is no saved policy", lambda t: t.restore("q", b"nothing")),
-    (CorruptFile, "policy q: ", lambda t: t.restore("q", t.save("p/0")[:-4])),
+    (CorruptFile, "policy q: ", lambda t: t.restore("q", saved_of(t, "p/0")[:-4])),
 ]
 
 
@@ -301,18 +302,18 @@ def test_what_is_refused(error: type[MintError], says: str, act: Callable[[Train
     """One clear error that names the policy, and nothing has changed."""
     trainer = trainer_of()
     policies(trainer, 1)
-    before = trainer.save("p/0")
+    before = saved_of(trainer, "p/0")
     with pytest.raises(error, match=says):
         act(trainer)
     assert trainer.names == {"p/0"}
-    assert trainer.save("p/0") == before
+    assert saved_of(trainer, "p/0") == before
 
 
 def test_a_policy_in_unfinished_work_is_left_alone() -> None:
     trainer = trainer_of()
     policies(trainer, 1)
     work = trainer.begin([PolicyBatch("p/0", groups(1))])
-    for act in (lambda: trainer.begin([PolicyBatch("p/0", groups(1))]), lambda: trainer.step({"p/0": OPTIMIZER})):
+    for act in (lambda: trainer.begin([PolicyBatch("p/0", groups(1))]), lambda: trainer.begin_step("p/0", OPTIMIZER)):
         with pytest.raises(InvalidRequest):
             act()
     while work.advance():
@@ -325,7 +326,7 @@ def test_a_policy_of_another_base_is_refused() -> None:
     trainer = trainer_of()
     policies(trainer, 1)
     with pytest.raises(WrongBase):
-        state.from_bytes(trainer.save("p/0"), "p", {"x": Module("x", 4, 4)}, CPU, "policy p")
+        state.from_bytes(saved_of(trainer, "p/0"), "p", {"x": Module("x", 4, 4)}, CPU, "policy p")
 
 
 def test_a_completion_needs_a_prompt_and_logprobs() -> None:

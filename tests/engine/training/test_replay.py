@@ -29,6 +29,7 @@ from tests.engine.training import frontier
 from tests.engine.training.scene import awaken, learn
 from tests.engine.training.teaching import assignment, train, training
 from tests.engine.training.test_families_trained import LEAN, SUMS
+from tests.engine.training.whole import packed_of
 
 
 def one_of_two() -> PreTrainedModel:
@@ -67,7 +68,7 @@ def test_near_a_tie_only_replay_makes_trainer_and_sampler_agree() -> None:
     all_but_tie(base.model)
     trainer.create("p/0", PolicySettings(4))
     awaken(trainer, "p/0")
-    slots.load(1, trainer.packed("p/0"))
+    slots.load(1, packed_of(trainer, "p/0"))
     draw = random.Random(3)
     replayed, free = [], []
     for _ in range(4):

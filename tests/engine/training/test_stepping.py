@@ -17,6 +17,7 @@ from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import Policy, PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import DAPO, OPTIMIZER, groups, learn, policies, trainer_of
+from tests.engine.training.whole import saved_of, step_all
 
 STRETCH = 1 << 10
 VECTORS = ("weights", "exp_avg", "exp_avg_sq")
@@ -80,7 +81,7 @@ def ready(trainer: Trainer) -> None:
     """A policy with a gradient, once there have been steps."""
     policies(trainer, 1)
     learn(trainer, [PolicyBatch("p/0", groups(1), DAPO)])
-    trainer.step({"p/0": OPTIMIZER})
+    step_all(trainer, {"p/0": OPTIMIZER})
     learn(trainer, [PolicyBatch("p/0", groups(2), DAPO)])
 
 
@@ -89,20 +90,20 @@ def test_until_its_first_change_a_step_is_given_up_without_a_trace() -> None:
     trainer, other = trainer_of(), trainer_of()
     for each in (trainer, other):
         ready(each)
-    before = trainer.save("p/0")
+    before = saved_of(trainer, "p/0")
     stepping = trainer.begin_step("p/0", OPTIMIZER)
     for _ in range(3):
         assert stepping.advance()
-        assert trainer.save("p/0") == before
+        assert saved_of(trainer, "p/0") == before
     with pytest.raises(InvalidRequest, match="no finished gradient"):
         trainer.begin_step("p/0", OPTIMIZER)
     with pytest.raises(InvalidRequest, match="is in unfinished work"):
         trainer.begin([PolicyBatch("p/0", groups(3), DAPO)])
     stepping.cancel()
-    assert trainer.save("p/0") == before
+    assert saved_of(trainer, "p/0") == before
     for each in (trainer, other):
-        each.step({"p/0": OPTIMIZER})
-    assert trainer.save("p/0") == other.save("p/0")
+        step_all(each, {"p/0": OPTIMIZER})
+    assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -133,8 +134,7 @@ def torn(trainer: Trainer) -> Callable[[], None]:
 
 
 LOOKS: list[Callable[[Trainer], object]] = [
-    lambda trainer: trainer.save("p/0"),
-    lambda trainer: trainer.packed("p/0"),
+    lambda trainer: trainer.policy("p/0"),
     lambda trainer: next(copying(trainer, "p/0")),
     lambda trainer: next(packing(trainer, "p/0", torch.float32)),
     lambda trainer: hand_off(None, 0, trainer.policy("p/0"), "p/0@1.2"),  # type: ignore[arg-type]
@@ -171,12 +171,12 @@ def test_a_policy_that_was_left_within_a_step_goes_on_from_what_it_has_saved() -
     trainer, other = trainer_of(), trainer_of()
     for each in (trainer, other):
         ready(each)
-    saved = trainer.save("p/0")
+    saved = saved_of(trainer, "p/0")
     torn(trainer)()
     trainer.replace("p/0", saved)
     for each in (trainer, other):
-        each.step({"p/0": OPTIMIZER})
-    assert trainer.save("p/0") == other.save("p/0")
+        step_all(each, {"p/0": OPTIMIZER})
+    assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
 
 
 def beside_tenants(trainer: Trainer) -> Updates:
@@ -187,7 +187,7 @@ def beside_tenants(trainer: Trainer) -> Updates:
 
 def put(updates: Updates, name: str, told: list[Learnt | MintError], ended: list[bytes]) -> None:
     batch = PolicyBatch(name, groups(1), DAPO)
-    updates.put(Job(batch, OPTIMIZER, lambda trainer: ended.append(trainer.save(name)), told.append))
+    updates.put(Job(batch, OPTIMIZER, lambda trainer: ended.append(saved_of(trainer, name)), told.append))
 
 
 @pytest.mark.usefixtures("short")
@@ -203,13 +203,13 @@ def test_an_engine_decodes_between_the_pieces_of_a_step_and_nobody_gets_half_of_
         if policy.torn:
             within += 1
         if policy.torn and within % 4 == 0:
-            updates.call(lambda: looks.append(updates.defects.attempt(lambda: trainer.save("p/0"), "", "")))
+            updates.call(lambda: looks.append(updates.defects.attempt(lambda: saved_of(trainer, "p/0"), "", "")))
         updates.advance(16, 0.01)  # tenants have a step after each piece
     assert within > 10
     assert all(isinstance(each, EngineUnavailable) for each in looks[:-1])
     learn(other, [PolicyBatch("p/0", groups(1), DAPO)])
-    other.step({"p/0": OPTIMIZER})
-    assert ended == [other.save("p/0")]
+    step_all(other, {"p/0": OPTIMIZER})
+    assert ended == [saved_of(other, "p/0")]
     assert isinstance(told[0], Learnt)
 
 
@@ -226,8 +226,8 @@ def test_an_engine_that_ends_within_a_step_takes_that_one_to_its_end_and_begins_
     updates.close()
     assert [type(each) for each in told] == [Learnt, Draining]
     learn(other, [PolicyBatch("p/0", groups(1), DAPO)])
-    other.step({"p/0": OPTIMIZER})
-    assert ended == [trainer.save("p/0")] == [other.save("p/0")]
+    step_all(other, {"p/0": OPTIMIZER})
+    assert ended == [saved_of(trainer, "p/0")] == [saved_of(other, "p/0")]
     assert not updates.busy
     assert trainer.policy("p/1").step == 0
 
@@ -236,7 +236,7 @@ def test_a_work_given_up_at_its_very_end_leaves_what_had_accumulated_as_it_was()
     trainer = trainer_of()
     policies(trainer, 1)
     learn(trainer, [PolicyBatch("p/0", groups(1), DAPO)])
-    before = trainer.save("p/0")
+    before = saved_of(trainer, "p/0")
     work, pieces = trainer.begin([PolicyBatch("p/0", groups(2), DAPO)]), 0
     while work.advance():
         pieces += 1
@@ -246,4 +246,4 @@ def test_a_work_given_up_at_its_very_end_leaves_what_had_accumulated_as_it_was()
     for _ in range(pieces):
         work.advance()
     work.cancel()
-    assert restored.save("p/0") == before
+    assert saved_of(restored, "p/0") == before

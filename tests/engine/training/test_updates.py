@@ -26,6 +26,7 @@ from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of
+from tests.engine.training.whole import saved_of, step_all
 
 OPTIMIZER = Optimizer(learning_rate=1e-2)
 
@@ -33,7 +34,9 @@ OPTIMIZER = Optimizer(learning_rate=1e-2)
 def taken(trainer: Trainer, epochs: int) -> bytes:
     """The policy after one job, whose end finds it whole."""
     ended: list[bytes] = []
-    job = Job(PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, lambda t: ended.append(t.save("p/0")), print, epochs)
+    job = Job(
+        PolicyBatch("p/0", groups(1), DAPO), OPTIMIZER, lambda t: ended.append(saved_of(t, "p/0")), print, epochs
+    )
     updates = Updates(trainer)
     updates.put(job)
     while updates.busy:
@@ -48,8 +51,8 @@ def test_two_epochs_are_two_updates_over_the_same_examples() -> None:
     policies(by_hand, 1)
     for _ in range(2):
         learn(by_hand, [PolicyBatch("p/0", groups(1), DAPO)])
-        by_hand.step({"p/0": OPTIMIZER})
-    assert taken(by_job, epochs=2) == by_hand.save("p/0")
+        step_all(by_hand, {"p/0": OPTIMIZER})
+    assert taken(by_job, epochs=2) == saved_of(by_hand, "p/0")
     assert by_job.policy("p/0").step == 2
 
 
@@ -148,7 +151,7 @@ def test_so_many_rows_or_gradients_that_they_would_fill_the_memory_are_learnt_fr
             updates._piece()
             together.add(len(updates._jobs))
         assert together == {0, 3 if most > 1 else 1}
-        saved.append([trainer.save(name) for name in names])
+        saved.append([saved_of(trainer, name) for name in names])
     assert saved[0] == saved[1]
 
 
@@ -210,8 +213,8 @@ def test_a_batch_that_is_too_much_for_the_device_fails_its_policy_alone_and_may_
     for name in ("p/0", "p/2"):
         assert isinstance(told[name][0], Learnt)
         learn(other, [PolicyBatch(name, batches[name], DAPO)])
-        other.step({name: OPTIMIZER})
-        assert trainer.save(name) == other.save(name)
+        step_all(other, {name: OPTIMIZER})
+        assert saved_of(trainer, name) == saved_of(other, name)
 
 
 def test_a_step_that_is_taken_and_not_handed_on_is_not_taken_again_nor_saved() -> None:

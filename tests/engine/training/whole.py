@@ -1,0 +1,44 @@
+"""What an engine does with policies in parts, between which it decodes: each in one go, where nobody waits for it."""
+
+from collections.abc import Generator, Mapping
+from typing import TypeVar
+
+from mint_contracts.training import Optimizer
+from mint_engine.adapters.packed import Packed
+from mint_engine.policies.copying import packing
+from mint_engine.training import state
+from mint_engine.training.optimizer import StepOutcome
+from mint_engine.training.trainer import Trainer
+
+T = TypeVar("T")
+
+
+def step_all(trainer: Trainer, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:
+    """An optimizer step of each of these policies."""
+    return {name: _step(trainer, name, optimizer) for name, optimizer in wanted.items()}
+
+
+def packed_of(trainer: Trainer, name: str) -> Packed:
+    """A policy's weights as the revision that would be published."""
+    return _to_its_end(packing(trainer, name, trainer._base.dtype))()
+
+
+def saved_of(trainer: Trainer, name: str) -> bytes:
+    """A policy as a checkpoint holds it."""
+    return state.to_bytes(trainer.policy(name))
+
+
+def _step(trainer: Trainer, name: str, optimizer: Optimizer) -> StepOutcome:
+    stepping = trainer.begin_step(name, optimizer)
+    while stepping.advance():
+        pass
+    return stepping.result()
+
+
+def _to_its_end(parts: Generator[None, None, T]) -> T:
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            found: T = end.value
+            return found
