@@ -22,7 +22,7 @@ from mint_engine.training.trainer import Trainer
 from tests.bench.experience import Experience
 from tests.bench.memory import forget_peak, peak_bytes
 from tests.bench.speaking import Answer, serve
-from tests.engine.training.whole import step_all
+from tests.engine.training.at_once import create, step_all
 
 _LOGPROB = -8.0  # near what the base gives random tokens; what it is does not change the work
 _BYTES = 18  # of a policy's number while it learns: weights, two moments and gradient in float32, weights in bf16
@@ -42,7 +42,7 @@ class Update:
         base = load_base(Path(self._setup["base"]), torch.bfloat16, choose_device(self._setup["device"]))
         self._trainer = Trainer(base, find_modules(base.model), max_rank=self._setup["rank"])
         for number, name in enumerate(self._names):
-            self._trainer.create(name, PolicySettings(rank=self._setup["rank"], seed=number))
+            create(self._trainer, name, PolicySettings(rank=self._setup["rank"], seed=number))
         return {"compute": self._trainer.compute}
 
     def update(self, **told: Any) -> Answer:

@@ -44,7 +44,7 @@ from mint_engine.training.trainer import Trainer
 from tests.bench.our_setup import Setup
 from tests.bench.questions import GROUP, PROMPTS, RANK, TARGET, texts
 from tests.bench.speaking import Answer, requests
-from tests.engine.training.whole import step_all
+from tests.engine.training.at_once import create, step_all
 
 TENANTS = 16
 _PEAK_SIZE, _PEAK_TRIES = 2048, 8
@@ -181,7 +181,7 @@ class Engine:
             sampling=Sampling(max_tokens=tokens, seed=0, temperature=1.0, logprobs=0, ignore_eos=True),
         )  # fmt: skip
         examples = [Example(text, None, "{}") for text in texts(number)]
-        await self._means.desk.call(lambda trainer: trainer.create(name, terms.form))
+        await self._means.desk.call(lambda trainer: create(trainer, name, terms.form))
         label = label_of(name, 1, 0)
         await self._means.desk.call(lambda trainer: hand_off(self._slots, number, trainer.policy(name), label))
         return Lessons(self._means, terms, number, examples, (), Scorer(reward), _once)

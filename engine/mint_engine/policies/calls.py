@@ -52,6 +52,16 @@ class Calls:
         """
         return await asyncio.shield(asyncio.ensure_future(self._once(sequence, work)))
 
+    async def first(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Make the policy, before any call of it. Raises as `work`: those that follow then raise PolicyNotFound."""
+        async with self._turn:
+            self._refuse_ended()
+            try:
+                await work()
+            except BaseException:
+                self._ended = True
+                raise
+
     async def end(self) -> None:
         """Wait for the call under way; those that follow it raise PolicyNotFound."""
         async with self._turn:
@@ -59,8 +69,7 @@ class Calls:
 
     async def _once(self, sequence: int, work: Callable[[], Awaitable[M]]) -> M:
         async with self._turn:
-            if self._ended:
-                raise PolicyNotFound(f"policy {self._policy!r}", "was dropped")
+            self._refuse_ended()
             if sequence in self._answers:
                 return cast(M, self._answers[sequence])
             if sequence != self.sequence + 1:
@@ -74,3 +83,7 @@ class Calls:
             if len(self._answers) > REMEMBERED:
                 self._answers.popitem(last=False)
             return answer
+
+    def _refuse_ended(self) -> None:
+        if self._ended:
+            raise PolicyNotFound(f"policy {self._policy!r}", "was dropped")

@@ -19,7 +19,7 @@ from mint_contracts.training_records import Order, Progress, Stage, TrainAssignm
 from mint_engine.adapters.packed import Packed
 from mint_engine.examples.example import Example
 from mint_engine.policies import training_metrics as metrics
-from mint_engine.policies.checkpoints import Record
+from mint_engine.policies.checkpoints import Record, Shelf
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.keeping import Keeping
 from mint_engine.policies.lessons import Lessons
@@ -29,6 +29,9 @@ from mint_engine.policies.patience import AWAY, Patience
 from mint_engine.policies.store import store_of
 from mint_engine.policies.terms import Terms, terms_of
 from mint_engine.rewards.scorer import Scorer
+from mint_engine.training.making import Maker
+from mint_engine.training.policy import Policy
+from mint_engine.training.trainer import Trainer
 
 UNSURE_S = 0.25
 MOST_SKIPPED = 3  # steps in a row whose gradient is not finite
@@ -245,25 +248,41 @@ class Course:
         return examples, held_out[: told.prompts]
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
-        found = await asyncio.to_thread(keeping.shelf.newest)
-        desk, slots = self._means.desk, self._means.slots
-        await self._means.claim(terms.policy)
-        await desk.call(lambda trainer: trainer.drop(terms.policy))
-        if found is not None:
-            record, blob = found
-            await desk.call(lambda trainer: trainer.restore(terms.policy, blob))
+        policy, record = await self._make(terms, keeping.shelf)
+        if record is not None:
             self._take_up(record)
             published = await keeping.take_up(record)
             self._standing = msgspec.structs.replace(self._standing, published=published)
         else:
-            start = await self._means.places.read(terms.start_from) if terms.start_from else None
-            await desk.call(lambda trainer: trainer.create(terms.policy, terms.form, start))
             self._standing = Standing(saved=-1 if terms.start_from else 0)
         self._label = label = label_of(terms.policy, terms.lease, self._standing.step)
-        await desk.call(lambda trainer: hand_off(slots, slot, trainer.policy(terms.policy), label))
+
+        def begin(trainer: Trainer) -> None:
+            trainer.put(policy)
+            hand_off(self._means.slots, slot, policy, label)
+
+        await self._means.desk.call(begin)
         _log.info(
             "training", policy=terms.policy, wave=terms.wave, lease=terms.lease, step=self._standing.step, slot=slot
         )
+
+    async def _make(self, terms: Terms, shelf: Shelf) -> tuple[Policy, Record | None]:
+        """The policy, which is nobody's yet, and the record of the checkpoint that it is from, if it is not new."""
+        means, name = self._means, terms.policy
+        found = await asyncio.to_thread(shelf.newest)
+        await means.claim(name)
+        await means.desk.call(lambda trainer: trainer.drop(name))
+        start = await means.places.read(terms.start_from) if found is None and terms.start_from else None
+
+        def make(maker: Maker) -> Policy:
+            if found is not None:
+                policy = maker.read(name, found[1])
+            else:
+                policy = maker.continued(name, start) if start is not None else maker.fresh(name, terms.form)
+            policy.round(means.dtype)  # or the step thread would, to hand it off
+            return policy
+
+        return await means.desk.make(make), found[0] if found is not None else None
 
     def _take_up(self, record: Record) -> None:
         self.rewards, self._tokens = list(record.rewards), record.tokens

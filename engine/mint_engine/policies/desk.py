@@ -1,8 +1,9 @@
 """The event loop's side of the step thread's training: what is asked there is awaited here."""
 
 import asyncio
+import traceback
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from mint_contracts.awaiting import to_its_end
 from mint_contracts.errors import MintError
@@ -10,7 +11,9 @@ from mint_contracts.training import Optimizer
 from mint_engine.policies.steps import Due
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training.example import PolicyBatch
+from mint_engine.training.making import Maker
 from mint_engine.training.optimizer import StepOutcome
+from mint_engine.training.policy import Policy
 from mint_engine.training.trainer import Trainer
 
 T = TypeVar("T")
@@ -22,6 +25,7 @@ class Desk:
     def __init__(self, updates: Updates, wake: Callable[[], None]) -> None:
         self._updates, self._wake = updates, wake
         self._loop = asyncio.get_running_loop()
+        self._making = asyncio.Lock()
 
     async def call(self, work: Callable[[Trainer], T]) -> T:
         """Something short, done by the step thread between two steps. Raises what it raises."""
@@ -51,6 +55,23 @@ class Desk:
         while (found := await self.call(part)) is None:
             pass
         return found[0]
+
+    async def make(self, work: Callable[[Maker], Policy]) -> Policy:
+        """A policy, by a thread of its own, to be put in by a `call`. Raises what its making raises.
+
+        One at a time: what nobody has yet is counted nowhere, and takes cores from decoding. Cancelled, it lasts
+        until nothing is made any more.
+        """
+        async with self._making:
+            made = asyncio.ensure_future(asyncio.to_thread(work, self._updates.trainer.maker))
+            try:
+                return await to_its_end(made)
+            except MintError:
+                raise
+            except Exception as error:  # noqa: BLE001 - told, and looked into, as any other beside serving
+                defect = error
+        traceback.clear_frames(defect.__traceback__)  # of its tensors: a full device is no broken one
+        return await self.call(lambda _: _raise(defect))
 
     async def step(self, policy: str, optimizer: Optimizer) -> StepOutcome:
         """A policy's step along the gradients that it has. Raises as `Trainer.begin_step`, or Draining.
@@ -98,6 +119,10 @@ class Desk:
     def _tell(self, deliver: Callable[[], object]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(deliver)
+
+
+def _raise(defect: Exception) -> NoReturn:
+    raise defect
 
 
 def _settle(answer: "asyncio.Future[T]", found: T | MintError) -> None:

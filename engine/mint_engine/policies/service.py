@@ -29,13 +29,13 @@ from mint_engine.policies import revisions
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.copying import copying, packing
+from mint_engine.policies.desk import Desk
 from mint_engine.policies.means import Means
 from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, settings_of, told_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.training import state
-from mint_engine.training.policy import PolicySettings
-from mint_engine.training.trainer import Trainer
+from mint_engine.training.policy import Policy, PolicySettings
 
 MOST_POLICIES = 256
 RUN = "calls"  # stands for a wave's run in the names of checkpoints
@@ -138,10 +138,11 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             if not request.uri.startswith(prefix):
                 raise SourceForbidden(f"policy {policy!r}", "loads only what it has saved itself, by SaveState's uri")
             name = request.uri.removeprefix(prefix)
-            blob = await asyncio.to_thread(shelf.read, name)
-            step = await here.means.desk.call(lambda trainer: _replace(trainer, policy, blob))
+            read = await _read(here.means.desk, policy, shelf, name)
+            told = pb.PolicyState(policy=policy, step=read.step, sequence=request.sequence, life=calls.life)
+            await here.means.desk.call(lambda trainer: trainer.replace(read))
             self._follow(calls, name)
-            return pb.PolicyState(policy=policy, step=step, sequence=request.sequence, life=calls.life)
+            return told
 
         return await self._once(request, work, context)
 
@@ -184,8 +185,15 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             await means.desk.call(lambda trainer: trainer.drop(policy))
 
     async def _make(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
+        desk = here.means.desk
+
+        async def work() -> None:
+            await desk.call(lambda trainer: trainer.refuse_known(name))
+            policy = await desk.make(lambda maker: maker.fresh(name, told))
+            await desk.call(lambda trainer: trainer.put(policy))
+
         try:
-            await here.means.desk.call(lambda trainer: trainer.create(name, told))
+            await calls.first(work)
         except MintError:
             if self._calls.get(name) is calls:
                 del self._calls[name]
@@ -223,9 +231,10 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return name
 
 
-def _replace(trainer: Trainer, policy: str, blob: bytes) -> int:
-    trainer.replace(policy, blob)
-    return trainer.policy(policy).step
+async def _read(desk: Desk, policy: str, shelf: Shelf, checkpoint: str) -> Policy:
+    """The policy of a checkpoint, whose bytes are let go of."""
+    blob = await asyncio.to_thread(shelf.read, checkpoint)
+    return await desk.make(lambda maker: maker.read(policy, blob))
 
 
 async def _answered(work: Callable[[], Awaitable[M]], context: _Context) -> M:

@@ -43,7 +43,7 @@ class Form:
 
 @dataclass(eq=False)
 class Policy:
-    """One adapter in training. Owned by the step thread."""
+    """One adapter in training. Owned by the step thread, once it has been put into its `Trainer`."""
 
     name: str
     form: Form
@@ -146,14 +146,27 @@ def fresh(name: str, form: Form, seed: int, device: torch.device) -> Policy:
     for place, a, _ in halves(form.layout, weights):
         bound = place.in_features**-0.5  # kaiming_uniform_ with a = sqrt(5)
         a.uniform_(-bound, bound, generator=draw)
-    return _still(name, form, weights.to(device))
+    return _still(name, form, moved(weights, device))
 
 
 def continued(name: str, start: Packed, device: torch.device) -> Policy:
     """A policy that starts from a revision, and keeps its ranks and scalings."""
     header = start.header
     form = Form(header.config, header.base, header.layout, header.scalings)
-    return _still(name, form, vector(start.run.numel(), device).copy_(start.run))
+    return _still(name, form, _copied(start.run, device))
+
+
+def moved(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A vector of the CPU's [n], on the device."""
+    return numbers if numbers.device == device else _copied(numbers, device)
+
+
+def _copied(run: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """In parts, between which a device may compute what another thread wants."""
+    copy = vector(run.numel(), device)
+    for span in spans(copy):
+        copy[span] = run[span]
+    return copy
 
 
 def _still(name: str, form: Form, weights: torch.Tensor) -> Policy:

@@ -6,15 +6,16 @@ A policy read back goes on with the very numbers that it would have had.
 from collections.abc import Mapping
 
 import msgspec
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from numpy.typing import NDArray
+from safetensors.torch import save
 
 from mint_contracts.errors import CorruptFile, WrongBase
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.header import LENGTH_BYTES
+from mint_engine.adapters.header import LENGTH_BYTES, TensorSpec, parse
 from mint_engine.adapters.packed import Layout, fingerprint, lay_out
-from mint_engine.training.policy import Form, Policy, vector
+from mint_engine.training.policy import Form, Policy, moved, vector
 
 VERSION = 1
 _TOLD = "mint.policy"
@@ -66,28 +67,38 @@ def to_bytes(policy: Policy) -> bytes:
 def from_bytes(data: bytes, name: str, modules: Mapping[str, Module], device: torch.device, subject: str) -> Policy:
     """The policy of a file, under the name `name`.
 
-    Raises CorruptFile for what is no such file, and WrongBase where it was trained over other modules.
+    Raises CorruptFile for what is no such file, and WrongBase where it was trained over other modules. On any thread:
+    others go on meanwhile, which safetensors' own `load` keeps from running while it copies.
     """
     told = _read_told(data, subject)
     if told.base != fingerprint(modules) or not modules.keys() >= told.ranks.keys():
         raise WrongBase(subject, "holds a policy that was trained over another base's modules")
     form = Form(told.config.encode(), told.base, lay_out(modules, told.ranks), tuple(told.scalings))
-    try:
-        tensors = load(data)
-    except (SafetensorError, ValueError) as error:
-        raise CorruptFile(subject, f"is no readable safetensors file ({error})") from None
+    tensors = parse(_header(data), subject, file_bytes=len(data)).tensors
     _check_vectors(tensors, form.layout, subject)
-    ready = {key: vector(tensor.numel(), device).copy_(tensor) for key, tensor in tensors.items()}
+    ready = {key: moved(_vector(data, spec), device) for key, spec in tensors.items()}
     return Policy(
         name, form, ready["weights"], ready["exp_avg"], ready["exp_avg_sq"], step=told.step, sequence=told.sequence,
         gradient=ready.get(_GRADIENT), normaliser=told.normaliser, sums=told.sums, broken=told.broken,
     )  # fmt: skip
 
 
-def _read_told(data: bytes, subject: str) -> _Told:
+def _header(data: bytes) -> bytes:
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    return data[LENGTH_BYTES : LENGTH_BYTES + length]
+
+
+def _vector(data: bytes, spec: TensorSpec) -> torch.Tensor:
+    """One of the file's [n] float32, on the CPU."""
+    stored: NDArray[np.float32] = np.frombuffer(data, "<f4", spec.shape[0], spec.begin)
+    found = vector(spec.shape[0], torch.device("cpu"))
+    np.copyto(found.numpy(), stored)
+    return found
+
+
+def _read_told(data: bytes, subject: str) -> _Told:
     try:
-        header = _HEADER.decode(data[LENGTH_BYTES : LENGTH_BYTES + length])
+        header = _HEADER.decode(_header(data))
         metadata = _METADATA.decode(header["__metadata__"])
         told = _READ_TOLD.decode(metadata[_TOLD])
     except (msgspec.MsgspecError, KeyError, UnicodeError) as error:
@@ -97,12 +108,10 @@ def _read_told(data: bytes, subject: str) -> _Told:
     return told
 
 
-def _check_vectors(tensors: Mapping[str, torch.Tensor], layout: Layout, subject: str) -> None:
+def _check_vectors(tensors: Mapping[str, TensorSpec], layout: Layout, subject: str) -> None:
     if tensors.keys() - {_GRADIENT} != set(_VECTORS):
         raise CorruptFile(subject, f"holds {', '.join(sorted(tensors))} where {', '.join(_VECTORS)} must be")
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tensor.shape != (layout.elements,):
-            raise CorruptFile(
-                subject,
-                f"holds {name} of {tensor.dtype} {list(tensor.shape)} where {layout.elements} float32 must be",
-            )
+    for name, spec in tensors.items():
+        if spec.dtype != "F32" or spec.shape != (layout.elements,):
+            what = f"holds {name} of {spec.dtype} {list(spec.shape)}"
+            raise CorruptFile(subject, f"{what} where {layout.elements} float32 must be")

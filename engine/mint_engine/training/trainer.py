@@ -1,7 +1,8 @@
-"""Trains many policies at once over one resident base. Owned by the step thread, as all that it makes.
+"""Trains many policies at once over one resident base. Owned by the step thread, as all that it holds.
 
     trainer = Trainer(base, modules, max_rank=32)         # before serving swaps the base's modules
-    trainer.create("acme/support-7", PolicySettings(rank=8, alpha=16.0, seed=1))
+    policy = trainer.maker.fresh("acme/support-7", PolicySettings(rank=8, alpha=16.0, seed=1))  # on any thread
+    trainer.put(policy)
     work = trainer.begin([PolicyBatch("acme/support-7", examples, Loss(type="dapo"))])
     while work.advance():                                 # bounded: decode between two of them
         ...
@@ -18,21 +19,18 @@ Gradients of several works accumulate until a step; split into several works the
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 from mint_contracts.errors import EngineUnavailable, InvalidRequest, NotFound, TornPolicy
 from mint_contracts.training import Optimizer
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.packed import Packed
 from mint_engine.model.base import Base
 from mint_engine.parallel.group import Group
-from mint_engine.training import policy as policies
-from mint_engine.training import state
 from mint_engine.training.crew import Alone, Crew, Leader, Others
 from mint_engine.training.example import PolicyBatch, check_examples
+from mint_engine.training.making import Maker
 from mint_engine.training.optimizer import check_rate
 from mint_engine.training.passes import choose_pass
-from mint_engine.training.policy import Form, Policy, PolicySettings
+from mint_engine.training.policy import Policy
 from mint_engine.training.sharing import Sharing
 from mint_engine.training.stepping import Stepping
 from mint_engine.training.work import Share, Work
@@ -64,10 +62,9 @@ class Trainer:
         `lean=False` takes the generic pass whatever the base. With a `lead` the base is the first rank's share, and
         the other ranks compute theirs.
         """
-        self._base, self._modules = base, dict(modules)
-        self._max_rank, self._base_name = max_rank, base_name
+        self._base = base
+        self.maker = Maker(modules, max_rank, base_name, base.device)
         self._policies: dict[str, Policy] = {}
-        self._forms: WeakValueDictionary[tuple[object, ...], Form] = WeakValueDictionary()
         passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
         self._crew: Crew = Alone(passed, base.dtype)
         if lead is not None:
@@ -89,28 +86,21 @@ class Trainer:
         """Host memory that the policies take at most. From any thread."""
         return sum(policy.host_bytes(self._base.dtype) for policy in list(self._policies.values()))
 
-    def create(self, name: str, settings: PolicySettings, start: Packed | None = None) -> None:
-        """Begin a policy: as PEFT would, or from the revision `start`, whose ranks and scalings then count.
+    def refuse_known(self, name: str) -> None:
+        """Raise InvalidRequest where a policy of that name is here: to make another would be in vain."""
+        if name in self._policies:
+            raise InvalidRequest(f"policy {name}", "is trained here already; drop it first")
 
-        Raises InvalidRequest where it exists, RankTooLarge or UnknownTargetModules.
-        """
-        self._refuse_known(name)
-        device = self._base.device
-        if start is not None:
-            self._policies[name] = policies.continued(name, start, device)
-        else:
-            self._policies[name] = policies.fresh(name, self._form(name, settings), settings.seed, device)
+    def put(self, policy: Policy) -> None:
+        """Take in what `maker` has made. Raises as `refuse_known`."""
+        self.refuse_known(policy.name)
+        self._policies[policy.name] = policy
 
-    def restore(self, name: str, data: bytes) -> None:
-        """Go on with what was saved. Raises InvalidRequest where the policy exists, CorruptFile or WrongBase."""
-        self._refuse_known(name)
-        self._policies[name] = state.from_bytes(data, name, self._modules, self._base.device, f"policy {name}")
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Put what was saved in a policy's place; it stays where that raises NotFound, CorruptFile or WrongBase."""
-        if name not in self._policies:
-            raise _unknown(name)
-        self._policies[name] = state.from_bytes(data, name, self._modules, self._base.device, f"policy {name}")
+    def replace(self, policy: Policy) -> None:
+        """Put what `maker` has made in the place of the policy of its name. Raises NotFound where there is none."""
+        if policy.name not in self._policies:
+            raise _unknown(policy.name)
+        self._policies[policy.name] = policy
 
     def drop(self, name: str) -> None:
         """Let a policy go; a work that computes for it goes on in vain. Unknown ones are gone already."""
@@ -174,19 +164,6 @@ class Trainer:
             raise InvalidRequest(
                 f"policy {policy.name}", f"has a gradient of {policy.sums}; take a step before {batch.loss.type}"
             )
-
-    def _form(self, name: str, settings: PolicySettings) -> Form:
-        """One form for all policies of a kind that are here: slots then know their layout already."""
-        key = (settings.rank, settings.alpha, tuple(sorted(settings.target_modules)))
-        form = self._forms.get(key)
-        if form is None:
-            form = policies.form_of(settings, self._modules, self._max_rank, self._base_name, name)
-            self._forms[key] = form
-        return form
-
-    def _refuse_known(self, name: str) -> None:
-        if name in self._policies:
-            raise InvalidRequest(f"policy {name}", "is trained here already; drop it first")
 
 
 def _unknown(name: str) -> NotFound:

@@ -20,8 +20,8 @@ from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Lead, Trainer
 from tests.engine.parallel.nodes import Worker, other_nodes
 from tests.engine.running import settings_for
+from tests.engine.training.at_once import create, step_all
 from tests.engine.training.scene import OPTIMIZER, awaken, groups, learn
-from tests.engine.training.whole import step_all
 
 SUMS = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
 TO_BASE = Loss(kl_coefficient=0.3, ratio_low=0.0, ratio_high=0.0)
@@ -48,7 +48,7 @@ class Learning:
         for number, (name, rank) in enumerate(zip(NAMES, RANKS, strict=True)):
             targets = ("down_proj", "o_proj") if number == 2 else ()
             self.trainer.drop(name)
-            self.trainer.create(name, PolicySettings(rank, 2.0 * rank, targets, number))
+            create(self.trainer, name, PolicySettings(rank, 2.0 * rank, targets, number))
             awaken(self.trainer, name, seed=number)
 
     def examples(self, number: int, turn: int = 0) -> list[Example]:

@@ -17,6 +17,7 @@ from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from mint_engine.training.work import LossOutcome
+from tests.engine.training.at_once import create
 
 CPU = torch.device("cpu")
 VOCABULARY = 128
@@ -85,7 +86,7 @@ def policies(trainer: Trainer, count: int, ranks: Sequence[int] = (8, 4, 16, 1))
     names = [f"p/{number}" for number in range(count)]
     for number, name in enumerate(names):
         targets = ("q_proj", "v_proj") if number % 3 == 2 else ()
-        trainer.create(name, PolicySettings(ranks[number % len(ranks)], 16.0, targets, seed=number))
+        create(trainer, name, PolicySettings(ranks[number % len(ranks)], 16.0, targets, seed=number))
         awaken(trainer, name, seed=number)
     return names
 

@@ -17,8 +17,8 @@ from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import pages_for
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
+from tests.engine.training.at_once import packed_of, step_all
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, SIZES, base_of, groups, learn, policies
-from tests.engine.training.whole import packed_of, step_all
 
 MEAN = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 MOST = {torch.float32: 1e-4, torch.bfloat16: 0.25}

@@ -13,6 +13,7 @@ from mint_engine.policies.updates import MOST_WAIT_S, Job, Learnt, Updates
 from mint_engine.scheduling.background import SHARE
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
+from tests.engine.training.at_once import create
 from tests.engine.training.scene import DAPO, groups, trainer_of
 
 _SECONDS = st.floats(1e-3, 1.0)
@@ -51,7 +52,7 @@ def test_pieces_that_are_short_beside_a_step_follow_every_one_of_them() -> None:
     ticks = itertools.count()
     trainer = trainer_of()
     updates = Updates(trainer, clock=lambda: next(ticks) * 0.003)  # so long does every piece take
-    trainer.create("a", PolicySettings(4, 8.0, (), 0))
+    create(trainer, "a", PolicySettings(4, 8.0, (), 0))
     learnt: list[object] = []
     batch = PolicyBatch("a", tuple(groups(1)), DAPO, completion_tokens=16)
     updates.put(Job(batch, Optimizer(), lambda _: None, learnt.append))
@@ -89,7 +90,7 @@ def test_what_is_ready_waits_only_so_long_for_others_whose_rollouts_never_end() 
     trainer = trainer_of()
     updates = Updates(trainer, clock=lambda: now[0])
     updates.rollouts = lambda: 5
-    trainer.create("a", PolicySettings(4, 8.0, (), 0))
+    create(trainer, "a", PolicySettings(4, 8.0, (), 0))
     learnt: list[object] = []
     batch = PolicyBatch("a", tuple(groups(1)), DAPO, completion_tokens=16)
     updates.put(Job(batch, Optimizer(), lambda _: None, learnt.append))
@@ -108,7 +109,7 @@ def test_two_jobs_of_one_policy_follow_each_other_and_hold_nobody_up() -> None:
     learnt: dict[str, list[object]] = {"a": [], "b": []}
     for policy in ("a", "a", "b"):
         if policy not in trainer.names:
-            trainer.create(policy, PolicySettings(4, 8.0, (), 0))
+            create(trainer, policy, PolicySettings(4, 8.0, (), 0))
         batch = PolicyBatch(policy, tuple(groups(1)), DAPO, completion_tokens=16)
         updates.put(Job(batch, Optimizer(), lambda _: None, learnt[policy].append))
 

@@ -16,8 +16,8 @@ from mint_engine.training import policy as vectors
 from mint_engine.training import state
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.trainer import Trainer
+from tests.engine.training.at_once import saved_of, step_all
 from tests.engine.training.scene import DAPO, OPTIMIZER, groups, learn, policies, trainer_of
-from tests.engine.training.whole import saved_of, step_all
 
 T = TypeVar("T")
 

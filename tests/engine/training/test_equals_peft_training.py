@@ -5,6 +5,7 @@ import torch
 
 from mint_contracts.training import Loss
 from mint_engine.training.example import PolicyBatch
+from tests.engine.training.at_once import step_all
 from tests.engine.training.scene import (
     DAPO,
     OPTIMIZER,
@@ -16,7 +17,6 @@ from tests.engine.training.scene import (
     policies,
     trainer_of,
 )
-from tests.engine.training.whole import step_all
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])

@@ -23,9 +23,9 @@ from mint_engine.training.trainer import Trainer
 from tests.engine.families import FAMILIES, ROUTED, make_model
 from tests.engine.saved_families import BASES
 from tests.engine.test_expert_layouts import BOTH, save
+from tests.engine.training.at_once import create, step_all
 from tests.engine.training.frontier import Merged, examples_of, reference, trainer_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
-from tests.engine.training.whole import step_all
 
 SUMS = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
 RANKS = (4, 8, 1)
@@ -38,7 +38,8 @@ def make_policies(trainer: Trainer) -> list[str]:
     on a few."""
     names = [f"p/{number}" for number in range(len(RANKS))]
     for number, (name, rank) in enumerate(zip(names, RANKS, strict=True)):
-        trainer.create(name, PolicySettings(rank, 2.0 * rank, ("down_proj", "o_proj") if number == 2 else (), number))
+        targets = ("down_proj", "o_proj") if number == 2 else ()
+        create(trainer, name, PolicySettings(rank, 2.0 * rank, targets, number))
         awaken(trainer, name, seed=number)
     return names
 
@@ -97,10 +98,10 @@ def test_pieces_of_work_are_single_layers() -> None:
 def test_an_indexer_is_not_trained(family: str) -> None:
     """What it chooses has no gradient: policies leave it out, and naming it is refused."""
     trainer = trainer_of(family)
-    trainer.create("p/0", PolicySettings(2))
+    create(trainer, "p/0", PolicySettings(2))
     assert not [place.path for place in trainer.policy("p/0").form.layout.places if ".indexer." in place.path]
     with pytest.raises(UnknownTargetModules, match="wq_b"):
-        trainer.create("p/1", PolicySettings(2, target_modules=("wq_b",)))
+        create(trainer, "p/1", PolicySettings(2, target_modules=("wq_b",)))
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
@@ -111,7 +112,7 @@ def test_a_start_from_pefts_stacked_parameters(family: str, tmp_path: Path) -> N
     trainer = trainer_of(family)
     modules = find_modules(make_model(FAMILIES[family]))
     packed = read_adapter(LocalFolder(tmp_path, "start"), Fit(modules, 8), torch.float32)
-    trainer.create("p/0", PolicySettings(), packed)
+    create(trainer, "p/0", PolicySettings(), packed)
     examples = examples_of(0)
     learn(trainer, [PolicyBatch("p/0", examples, SUMS)])
     policy = trainer.policy("p/0")

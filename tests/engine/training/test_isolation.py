@@ -13,8 +13,8 @@ from mint_contracts.training import Loss, LossType
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
+from tests.engine.training.at_once import create, step_all
 from tests.engine.training.scene import OPTIMIZER, groups, learn, policies, trainer_of
-from tests.engine.training.whole import step_all
 
 KINDS = [
     pytest.param((dtype, lean), id=f"{dtype}, {'lean' if lean else 'generic'}")
@@ -108,7 +108,7 @@ def test_what_is_not_finite_is_dropped(number: int) -> None:
 def test_a_form_goes_with_the_last_policy_that_has_it() -> None:
     trainer = trainer_of()
     for name in ("one", "two"):
-        trainer.create(name, PolicySettings(rank=3))
+        create(trainer, name, PolicySettings(rank=3))
     form = weakref.ref(trainer.policy("one").form)
     assert trainer.policy("two").form is form()
     trainer.drop("one")

@@ -29,14 +29,14 @@ from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
+from tests.engine.training.at_once import create, packed_of, restore, saved_of, step_all
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, groups, learn, model_of, policies, trainer_of
-from tests.engine.training.whole import packed_of, saved_of, step_all
 
 
 def test_a_new_policy_starts_as_peft_starts_it() -> None:
     """B is zero; A is uniform within the bounds that PEFT's kaiming_uniform_ has, and of the same spread."""
     trainer = trainer_of()
-    trainer.create("p", PolicySettings(rank=16, seed=3))
+    create(trainer, "p", PolicySettings(rank=16, seed=3))
     model = get_peft_model(model_of(LLAMA, torch.float32), LoraConfig(r=16, target_modules="all-linear"))
     policy = trainer.policy("p")
     for place, a, b in halves(policy.form.layout, policy.weights):
@@ -51,7 +51,7 @@ def test_a_new_policy_starts_as_peft_starts_it() -> None:
 def test_seeds_tell_policies_apart() -> None:
     trainer = trainer_of()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        trainer.create(name, PolicySettings(seed=seed))
+        create(trainer, name, PolicySettings(seed=seed))
     assert torch.equal(trainer.policy("a").weights, trainer.policy("b").weights)
     assert not torch.equal(trainer.policy("a").weights, trainer.policy("c").weights)
 
@@ -59,7 +59,7 @@ def test_seeds_tell_policies_apart() -> None:
 def test_the_host_memory_that_policies_take_is_counted_with_a_checkpoint_on_its_way() -> None:
     trainer = trainer_of()
     assert trainer.host_bytes == 0
-    trainer.create("a", PolicySettings(rank=8))
+    create(trainer, "a", PolicySettings(rank=8))
     vector = trainer.policy("a").weights.nbytes
     blob = len(saved_of(trainer, "a"))
     checkpoint = 2 * 3 * vector  # a copy, and the bytes that are made of it
@@ -75,7 +75,7 @@ def test_the_host_memory_that_policies_take_is_counted_with_a_checkpoint_on_its_
 def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
     """It passes what is checked of a packed adapter, goes into a slot as it is, and is named by its content."""
     trainer = trainer_of(dtype=dtype)
-    trainer.create("p", PolicySettings(rank=4, alpha=12.0, target_modules=("q_proj", "down_proj"), seed=1))
+    create(trainer, "p", PolicySettings(rank=4, alpha=12.0, target_modules=("q_proj", "down_proj"), seed=1))
     modules = find_modules(model_of(LLAMA, dtype))
     slots = Slots(modules, 2, 16, dtype, CPU)
     packed = packed_of(trainer, "p")
@@ -100,8 +100,8 @@ def test_a_revision_is_an_adapter_like_any_other(dtype: torch.dtype) -> None:
 def test_what_is_handed_off_is_what_would_be_published(dtype: torch.dtype) -> None:
     """Masters are rounded into the slot to the very bits of the revision; a larger tenant leaves no trace."""
     trainer = trainer_of(dtype=dtype)
-    trainer.create("large", PolicySettings(rank=8, seed=2))
-    trainer.create("p", PolicySettings(rank=3, target_modules=("q_proj", "down_proj"), seed=1))
+    create(trainer, "large", PolicySettings(rank=8, seed=2))
+    create(trainer, "p", PolicySettings(rank=3, target_modules=("q_proj", "down_proj"), seed=1))
     learn(trainer, [PolicyBatch("p", groups(1))])
     step_all(trainer, {"p": OPTIMIZER})
     slots = Slots(find_modules(model_of(LLAMA, dtype)), 2, 16, dtype, CPU)
@@ -119,7 +119,7 @@ def test_weights_are_rounded_as_a_step_writes_them(dtype: torch.dtype, monkeypat
     """Stretch by stretch, and to the bits of torch's own AdamW over all of them."""
     monkeypatch.setattr("mint_engine.training.optimizer._STRETCH", 1 << 10)
     trainer = trainer_of(dtype=dtype)
-    trainer.create("p", PolicySettings(rank=16, seed=1))
+    create(trainer, "p", PolicySettings(rank=16, seed=1))
     policy, wanted = trainer.policy("p"), Optimizer(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.0)
     expected = policy.weights.clone().requires_grad_()
     torchs = torch.optim.AdamW([expected], 1e-2, (wanted.beta1, wanted.beta2), wanted.epsilon, 0.1, foreach=False)
@@ -136,7 +136,7 @@ def test_weights_are_rounded_as_a_step_writes_them(dtype: torch.dtype, monkeypat
 
 def test_a_handoff_leaves_weights_to_work_in_progress() -> None:
     trainer = trainer_of()
-    trainer.create("p", PolicySettings(rank=4, seed=1))
+    create(trainer, "p", PolicySettings(rank=4, seed=1))
     policy, slots = (
         trainer.policy("p"),
         Slots(find_modules(model_of(LLAMA, torch.float32)), 1, 16, torch.float32, CPU),
@@ -155,7 +155,7 @@ def test_a_handoff_leaves_weights_to_work_in_progress() -> None:
 def test_what_a_policy_does_not_adapt_stays_untouched() -> None:
     """Updates reach a slot's tenant alone: what lies beyond it, and the other slots, stay zero."""
     trainer = trainer_of()
-    trainer.create("p", PolicySettings(rank=2, target_modules=("v_proj",)))
+    create(trainer, "p", PolicySettings(rank=2, target_modules=("v_proj",)))
     slots = Slots(find_modules(model_of(LLAMA, torch.float32)), 3, 16, torch.float32, CPU)
     for turn in range(3):
         slots.load(1, packed_of(trainer, "p"))
@@ -177,7 +177,7 @@ def test_a_name_used_again_starts_from_zero() -> None:
     learn(trainer, [PolicyBatch("p/0", groups(2))])
     trainer.drop("p/0")
     for each in (trainer, other):
-        each.create("p/0", PolicySettings(rank=8, seed=5))
+        create(each, "p/0", PolicySettings(rank=8, seed=5))
         learn(each, [PolicyBatch("p/0", groups(3))])
         step_all(each, {"p/0": OPTIMIZER})
     assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
@@ -193,7 +193,7 @@ def test_a_policy_read_back_goes_on_with_the_same_numbers(between_steps: bool) -
         if between_steps:
             step_all(trainer, {"p/0": OPTIMIZER})
         trainer.policy("p/0").sequence = 7
-    after.restore("p/0", saved_of(before, "p/0"))
+    restore(after, "p/0", saved_of(before, "p/0"))
     assert after.policy("p/0").sequence == 7
     for trainer in (whole, after):
         learn(trainer, [PolicyBatch("p/0", groups(2))])
@@ -203,10 +203,10 @@ def test_a_policy_read_back_goes_on_with_the_same_numbers(between_steps: bool) -
 
 def test_a_policy_can_start_from_a_revision() -> None:
     trainer = trainer_of()
-    trainer.create("first", PolicySettings(rank=4, alpha=12.0))
+    create(trainer, "first", PolicySettings(rank=4, alpha=12.0))
     learn(trainer, [PolicyBatch("first", groups(1))])
     step_all(trainer, {"first": OPTIMIZER})
-    trainer.create("second", PolicySettings(), start=packed_of(trainer, "first"))
+    create(trainer, "second", PolicySettings(), start=packed_of(trainer, "first"))
     assert torch.equal(trainer.policy("second").weights, trainer.policy("first").weights)
     assert trainer.policy("second").form.scalings[0] == 3.0
     assert packed_of(trainer, "second").revision == packed_of(trainer, "first").revision
@@ -277,12 +277,12 @@ def over(**changes: object) -> Example:
 
 
 REFUSED: list[tuple[type[MintError], str, Callable[[Trainer], object]]] = [
-    (RankTooLarge, "policy q: has rank 17", lambda t: t.create("q", PolicySettings(rank=17))),
-    (RankTooLarge, "policy q: has rank 0", lambda t: t.create("q", PolicySettings(rank=0))),
-    (InvalidRequest, "policy q: has alpha nan", lambda t: t.create("q", PolicySettings(alpha=float("nan")))),
-    (UnknownTargetModules, "policy q: targets lm", lambda t: t.create("q", PolicySettings(target_modules=("lm",)))),
-    (InvalidRequest, "policy p/0: is trained here", lambda t: t.create("p/0", PolicySettings())),
-    (InvalidRequest, "policy p/0: is trained here", lambda t: t.restore("p/0", saved_of(t, "p/0"))),
+    (RankTooLarge, "policy q: has rank 17", lambda t: create(t, "q", PolicySettings(rank=17))),
+    (RankTooLarge, "policy q: has rank 0", lambda t: create(t, "q", PolicySettings(rank=0))),
+    (InvalidRequest, "policy q: has alpha nan", lambda t: create(t, "q", PolicySettings(alpha=float("nan")))),
+    (UnknownTargetModules, "policy q: targets lm", lambda t: create(t, "q", PolicySettings(target_modules=("lm",)))),
+    (InvalidRequest, "policy p/0: is trained here", lambda t: create(t, "p/0", PolicySettings())),
+    (InvalidRequest, "policy p/0: is trained here", lambda t: restore(t, "p/0", saved_of(t, "p/0"))),
     (NotFound, "policy q: is not trained", lambda t: t.begin([PolicyBatch("q", [])])),
     (InvalidRequest, "policy p/0: has no finished gradient", lambda t: t.begin_step("p/0", OPTIMIZER)),
     (InvalidRequest, "has two batches", lambda t: t.begin([PolicyBatch("p/0", []), PolicyBatch("p/0", [])])),
@@ -292,8 +292,8 @@ REFUSED: list[tuple[type[MintError], str, Callable[[Trainer], object]]] = [
     (InvalidRequest, "has 1 advantages for 2", lambda t: t.begin([PolicyBatch("p/0", [over(advantages=[1])])])),
     (InvalidRequest, "weight that is not", lambda t: t.begin([PolicyBatch("p/0", [over(weights=[0, torch.inf])])])),
     (InvalidRequest, "needs completion_tokens", lambda t: t.begin([PolicyBatch("p/0", [over()], Loss("dr_grpo"))])),
-    (CorruptFile, "policy q: is no saved policy", lambda t: t.restore("q", b"nothing")),
-    (CorruptFile, "policy q: ", lambda t: t.restore("q", saved_of(t, "p/0")[:-4])),
+    (CorruptFile, "policy q: is no saved policy", lambda t: restore(t, "q", b"nothing")),
+    (CorruptFile, "policy q: ", lambda t: restore(t, "q", saved_of(t, "p/0")[:-4])),
 ]
 
 

@@ -26,10 +26,10 @@ from mint_engine.training.trainer import Trainer
 from tests.engine.families import CPU, FAMILIES, ROUTED, VOCABULARY, make_model
 from tests.engine.running import save_tokenizer
 from tests.engine.training import frontier
+from tests.engine.training.at_once import create, packed_of
 from tests.engine.training.scene import awaken, learn
 from tests.engine.training.teaching import assignment, train, training
 from tests.engine.training.test_families_trained import LEAN, SUMS
-from tests.engine.training.whole import packed_of
 
 
 def one_of_two() -> PreTrainedModel:
@@ -66,7 +66,7 @@ def test_near_a_tie_only_replay_makes_trainer_and_sampler_agree() -> None:
     slots = Slots(modules, 2, 8, base.dtype, CPU)
     forward = Forward(base, slots, cache_shape(base.config).make(20, base.dtype, CPU))
     all_but_tie(base.model)
-    trainer.create("p/0", PolicySettings(4))
+    create(trainer, "p/0", PolicySettings(4))
     awaken(trainer, "p/0")
     slots.load(1, packed_of(trainer, "p/0"))
     draw = random.Random(3)
@@ -102,7 +102,7 @@ def weights_of(family: str, router: Any, hidden: torch.Tensor, chosen: torch.Ten
 def test_gradients_with_any_routes(family: str, lean: bool) -> None:
     """As autograd has them where routers are told the choice: weights and their gradients are still the router's."""
     trainer = frontier.trainer_of(family, lean=lean)
-    trainer.create("p/0", PolicySettings(4))
+    create(trainer, "p/0", PolicySettings(4))
     awaken(trainer, "p/0")
     merged = frontier.Merged(trainer, "p/0", make_model(FAMILIES[family]))
     routers = [module for path, module in merged.model.named_modules() if path.endswith(("mlp.gate", "mlp.router"))]

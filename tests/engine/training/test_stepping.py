@@ -16,8 +16,8 @@ from mint_engine.training import optimizer as optimizers
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import Policy, PolicySettings
 from mint_engine.training.trainer import Trainer
+from tests.engine.training.at_once import create, restore, saved_of, step_all
 from tests.engine.training.scene import DAPO, OPTIMIZER, groups, learn, policies, trainer_of
-from tests.engine.training.whole import saved_of, step_all
 
 STRETCH = 1 << 10
 VECTORS = ("weights", "exp_avg", "exp_avg_sq")
@@ -53,7 +53,7 @@ def test_its_bits_are_those_of_the_undivided_step(dtype: torch.dtype, most: floa
     wanted = Optimizer(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=most)
     trainers = [trainer_of(dtype=dtype) for _ in range(2)]
     for trainer in trainers:
-        trainer.create("p", PolicySettings(rank=16, seed=1))
+        create(trainer, "p", PolicySettings(rank=16, seed=1))
     whole, parted = (trainer.policy("p") for trainer in trainers)
     draw = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -173,7 +173,7 @@ def test_a_policy_that_was_left_within_a_step_goes_on_from_what_it_has_saved() -
         ready(each)
     saved = saved_of(trainer, "p/0")
     torn(trainer)()
-    trainer.replace("p/0", saved)
+    trainer.replace(trainer.maker.read("p/0", saved))
     for each in (trainer, other):
         step_all(each, {"p/0": OPTIMIZER})
     assert saved_of(trainer, "p/0") == saved_of(other, "p/0")
@@ -241,7 +241,7 @@ def test_a_work_given_up_at_its_very_end_leaves_what_had_accumulated_as_it_was()
     while work.advance():
         pieces += 1
     restored = trainer_of()
-    restored.restore("p/0", before)
+    restore(restored, "p/0", before)
     work = restored.begin([PolicyBatch("p/0", groups(2), DAPO)])
     for _ in range(pieces):
         work.advance()

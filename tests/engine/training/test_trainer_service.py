@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts import training_pb2_grpc
-from mint_contracts.errors import MintError
 from mint_contracts.training_records import revisions_of
-from mint_contracts.wire import from_rpc_error
 from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.primitives import MOST_EXAMPLES
-from mint_engine.policies.service import RUN, Open
+from mint_engine.policies.service import RUN
 from mint_engine.policies.store import store_of
 from mint_engine.training import optimizer
 from mint_engine.training.stepping import Stepping
 from tests.engine.running import save_base
+from tests.engine.training.calling import called, lesson, refused
 from tests.engine.training.teaching import Gate, Scene, assignment, train, training, weights
 from tests.waiting import until
 
@@ -30,20 +26,6 @@ from tests.waiting import until
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tmp_path_factory.mktemp("base"))
-
-
-@asynccontextmanager
-async def called(base: Path, folder: Path) -> AsyncIterator[tuple[Scene, Any]]:
-    async with training(base, folder) as scene:
-        scene.server.trainer.open = Open(scene.means, store_of(scene.store), lambda: scene.roster.policies)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:
-            yield scene, training_pb2_grpc.TrainerStub(channel)
-
-
-def lesson(policy: str, sequence: int, **changes: Any) -> pb.ForwardBackwardRequest:
-    example = pb.Example(tokens=[5, 6, 7, 8], targets=[6, 7, 8, 9], weights=[0, 1, 1, 1])
-    options: dict[str, Any] = {"examples": [example], "loss": "cross_entropy"} | changes
-    return pb.ForwardBackwardRequest(policy=policy, sequence=sequence, **options)
 
 
 def step(policy: str, sequence: int) -> pb.OptimStepRequest:
@@ -55,12 +37,6 @@ def state_of(scene: Scene, policy: str) -> bytes:
     found = Shelf(store_of(scene.store), policy).newest()
     assert found is not None
     return found[1]
-
-
-async def refused(call: Any) -> MintError:
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await call
-    return from_rpc_error(error.value)
 
 
 async def test_calls_train_and_a_repeat_changes_nothing_and_gets_the_same_answer(base: Path, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from mint_engine.training import example as examples
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.trainer import Trainer
+from tests.engine.training.at_once import saved_of, step_all
 from tests.engine.training.scene import DAPO, groups, learn, policies, trainer_of
-from tests.engine.training.whole import saved_of, step_all
 
 OPTIMIZER = Optimizer(learning_rate=1e-2)
 

@@ -1,4 +1,4 @@
-"""What an engine does with policies in parts, between which it decodes: each in one go, where nobody waits for it."""
+"""What an engine does with policies in parts, or beside decoding: each in one go, where nobody waits for it."""
 
 from collections.abc import Generator, Mapping
 from typing import TypeVar
@@ -8,9 +8,23 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.policies.copying import packing
 from mint_engine.training import state
 from mint_engine.training.optimizer import StepOutcome
+from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 
 T = TypeVar("T")
+
+
+def create(trainer: Trainer, name: str, settings: PolicySettings, start: Packed | None = None) -> None:
+    """Begin a policy, new or from a revision."""
+    trainer.refuse_known(name)
+    maker = trainer.maker
+    trainer.put(maker.continued(name, start) if start is not None else maker.fresh(name, settings))
+
+
+def restore(trainer: Trainer, name: str, data: bytes) -> None:
+    """Go on with a policy that was saved."""
+    trainer.refuse_known(name)
+    trainer.put(trainer.maker.read(name, data))
 
 
 def step_all(trainer: Trainer, wanted: Mapping[str, Optimizer]) -> dict[str, StepOutcome]:

@@ -1,0 +1,47 @@
+"""Makes policies: new ones, from a revision, or from what was saved. On any thread, so that nobody's decoding waits.
+
+A policy is whole before anybody has it; putting it into the trainer is all that is left to the step thread.
+"""
+
+import threading
+from collections.abc import Mapping
+from weakref import WeakValueDictionary
+
+import torch
+
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.packed import Packed
+from mint_engine.training import policy as policies
+from mint_engine.training import state
+from mint_engine.training.policy import Form, Policy, PolicySettings
+
+
+class Maker:
+    """Makes those of one engine (see `Trainer.maker`). From any thread."""
+
+    def __init__(self, modules: Mapping[str, Module], max_rank: int, base_name: str, device: torch.device) -> None:
+        self._modules, self._max_rank, self._base_name, self._device = dict(modules), max_rank, base_name, device
+        self._lock = threading.Lock()
+        self._forms: WeakValueDictionary[tuple[object, ...], Form] = WeakValueDictionary()
+
+    def fresh(self, name: str, settings: PolicySettings) -> Policy:
+        """A new one, as PEFT would begin it. Raises RankTooLarge, UnknownTargetModules or InvalidRequest."""
+        return policies.fresh(name, self._form(name, settings), settings.seed, self._device)
+
+    def continued(self, name: str, start: Packed) -> Policy:
+        """One that begins with a revision's weights, and keeps its ranks and scalings."""
+        return policies.continued(name, start, self._device)
+
+    def read(self, name: str, data: bytes) -> Policy:
+        """What `state.to_bytes` gave, here or on another engine of this base. Raises CorruptFile or WrongBase."""
+        return state.from_bytes(data, name, self._modules, self._device, f"policy {name}")
+
+    def _form(self, name: str, settings: PolicySettings) -> Form:
+        """One form for all policies of a kind that are here: slots then know their layout already."""
+        key = (settings.rank, settings.alpha, tuple(sorted(settings.target_modules)))
+        with self._lock:
+            form = self._forms.get(key)
+            if form is None:
+                form = policies.form_of(settings, self._modules, self._max_rank, self._base_name, name)
+                self._forms[key] = form
+            return form

@@ -1,0 +1,37 @@
+"""An engine that trains, and a client of its Trainer service over a real socket."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts import training_pb2_grpc
+from mint_contracts.errors import MintError
+from mint_contracts.wire import from_rpc_error
+from mint_engine.policies.service import Open
+from mint_engine.policies.store import store_of
+from tests.engine.training.teaching import Scene, training
+
+
+@asynccontextmanager
+async def called(base: Path, folder: Path) -> AsyncIterator[tuple[Scene, Any]]:
+    async with training(base, folder) as scene:
+        scene.server.trainer.open = Open(scene.means, store_of(scene.store), lambda: scene.roster.policies)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:
+            yield scene, training_pb2_grpc.TrainerStub(channel)
+
+
+def lesson(policy: str, sequence: int, **changes: Any) -> pb.ForwardBackwardRequest:
+    example = pb.Example(tokens=[5, 6, 7, 8], targets=[6, 7, 8, 9], weights=[0, 1, 1, 1])
+    options: dict[str, Any] = {"examples": [example], "loss": "cross_entropy"} | changes
+    return pb.ForwardBackwardRequest(policy=policy, sequence=sequence, **options)
+
+
+async def refused(call: Any) -> MintError:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return from_rpc_error(error.value)
