@@ -23,7 +23,17 @@ from mint_engine.scheduling.request import Sampling
 from mint_engine.training.example import Example, PolicyBatch, completion
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
-from tests.engine.families import CPU, FAMILIES, ROUTED, VOCABULARY, make_model
+from tests.engine.families import (
+    CPU,
+    FAMILIES,
+    ROUTED,
+    VOCABULARY,
+    fill,
+    make_forward,
+    make_model,
+    merge,
+    plain_logits,
+)
 from tests.engine.running import save_tokenizer
 from tests.engine.training import frontier
 from tests.engine.training.at_once import create, packed_of
@@ -141,6 +151,39 @@ def test_gradients_with_any_routes(family: str, lean: bool) -> None:
 def shares(examples: list[Example], told: Example, prompt: int) -> bool:
     """Whether the example before begins with the same prompt: then it is computed once."""
     return bool(examples) and list(examples[-1].tokens[:prompt]) == list(told.tokens[:prompt])
+
+
+# More experts than a byte tells apart, as Kimi-K2 has.
+MANY = copy.deepcopy(FAMILIES["kimi_k2"])
+MANY.n_routed_experts, MANY.moe_intermediate_size = 300, 8
+SERVED = {family: FAMILIES[family] for family in ROUTED} | {"300 experts": MANY}
+
+
+@pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in SERVED), LEAN])
+def test_a_rollouts_routes_are_those_that_transformers_routers_choose(family: str, lean: bool) -> None:
+    """Of a prompt and of tokens one by one, with an adapter that moves them. Layers that route nothing have none."""
+    forward = make_forward(SERVED[family], lean=lean)
+    assert forward.compute.startswith("lean") is lean
+    fill(forward.slots, 1, 4)
+    draw = random.Random(7)
+    tokens = [draw.randrange(2, VOCABULARY) for _ in range(26)]
+    _, found = sampled(forward, tokens, 20)
+    model = merge(make_model(SERVED[family]), forward.slots, 1)
+    bare = chosen_by(make_model(SERVED[family]), tokens[:-1])
+    expected = chosen_by(model, tokens[:-1])
+    assert np.array_equal(np.sort(found, -1), expected)
+    assert (expected != bare).any()
+    assert (expected.max() >= 256) == (family == "300 experts")
+
+
+def chosen_by(model: PreTrainedModel, tokens: list[int]) -> Any:
+    """What transformers' own routers choose, sorted: [T, M, k]."""
+    chosen: list[torch.Tensor] = []
+    for path, module in model.named_modules():
+        if path.endswith(("mlp.gate", "mlp.router")):
+            module.register_forward_hook(lambda _, __, told: chosen.append(told[-1]))
+    plain_logits(model, tokens)
+    return torch.stack(chosen, 1).sort(-1).values.numpy()
 
 
 @pytest.mark.parametrize(("experts", "bytes_each"), [(256, 1), (384, 2)])
