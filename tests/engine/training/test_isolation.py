@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Loss, LossType
 from mint_engine.training.example import Example, PolicyBatch
+from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
 from tests.engine.training.at_once import create, step_all
@@ -41,10 +42,10 @@ def batch_of(number: int, turn: int, examples: Sequence[Example] | None = None) 
     return PolicyBatch(f"p/{number}", examples or groups(100 * turn + number), loss, completion_tokens=15)
 
 
-def train(trainer: Trainer, numbers: Sequence[int], broken: Sequence[int] = ()) -> None:
+def train(trainer: Trainer, numbers: Sequence[int], broken: Sequence[int] = (), prompts: int = 2) -> None:
     """Some steps of these policies together; the broken ones see what is not finite."""
     for turn in range(STEPS):
-        batches = [batch_of(number, turn) for number in numbers]
+        batches = [batch_of(number, turn, groups(100 * turn + number, prompts)) for number in numbers]
         for number in broken:
             spoiled = [Example(e.tokens, e.targets, e.weights, e.sampler_logprobs, [float("nan")] * len(e.tokens))
                        for e in groups(100 * turn + number)]  # fmt: skip
@@ -53,11 +54,11 @@ def train(trainer: Trainer, numbers: Sequence[int], broken: Sequence[int] = ()) 
         step_all(trainer, {batch.policy: OPTIMIZER for batch in batches})
 
 
-def alone(number: int, kind: Kind) -> torch.Tensor:
+def alone(number: int, kind: Kind, prompts: int = 2) -> torch.Tensor:
     """The policy's numbers after training with nobody beside it."""
     trainer = trainer_of(dtype=kind[0], lean=kind[1])
     policies(trainer, 8)
-    train(trainer, [number])
+    train(trainer, [number], prompts=prompts)
     return everything(trainer, number)
 
 
@@ -71,8 +72,18 @@ def test_beside_seven_others(kind: Kind) -> None:
     trainer = trainer_of(dtype=kind[0], lean=kind[1])
     policies(trainer, 8)
     train(trainer, range(8))
-    for number in (0, 3, 6, 7):
+    for number in range(8):
         assert torch.equal(everything(trainer, number), alone(number, kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beside_others_that_shift_its_pieces_into_other_microbatches(kind: Kind) -> None:
+    prompts = 40  # so many that each policy is cut into pieces
+    assert all(len(plan_pieces(batch_of(number, 0, groups(number, prompts)))) > 1 for number in range(2))
+    trainer = trainer_of(dtype=kind[0], lean=kind[1])
+    policies(trainer, 8)
+    train(trainer, range(2), prompts=prompts)
+    assert torch.equal(everything(trainer, 1), alone(1, kind, prompts))
 
 
 @pytest.mark.parametrize("kind", KINDS)
