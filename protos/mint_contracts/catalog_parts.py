@@ -23,6 +23,7 @@ from mint_contracts.source import Source
 THREADS = 8  # of one folder
 WRITE_TIMEOUT_S = 60.0
 READ_TIMEOUT_S = 300.0
+MOST_BYTES = 128 << 20  # of a part: more than those that gateways write ever have, however long their entries are
 
 T = TypeVar("T")
 
@@ -79,17 +80,24 @@ class Parts:
     async def read(self, name: str, *, strict: bool = False) -> list[Row]:
         """A part's entries with their sequences.
 
-        A line that cannot be read is told of, and left out; with `strict` it raises CorruptFile.
+        A line that cannot be read is told of, and left out, and so is a part of more than MOST_BYTES; with `strict`
+        both raise CorruptFile.
         """
         return await self.do(lambda: self.read_now(name, strict=strict))
 
     def read_now(self, name: str, *, strict: bool) -> list[Row]:
         """The same, blocking."""
-        content = self._store.read(name)
         first = sequence_of(name)
         if first is None:
             raise CorruptFile(f"{self._manifests.uri}/{name}", "is no part of a catalog's manifests")
         merged = is_merged(name)
+        try:
+            content = self._store.read(name, MOST_BYTES)
+        except CorruptFile as error:
+            if strict:
+                raise
+            _log.error("catalog part cannot be read", part=name, error=str(error))
+            return []
         try:
             return _rows(content, first, merged=merged)
         except _UNREADABLE as error:

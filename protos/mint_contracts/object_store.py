@@ -1,6 +1,7 @@
 """A folder of an object store that can be written: what appears in it is whole, and on disk when `put` returns.
 
 Blocking: call from a worker thread. Raises SourceNotFound, SourceForbidden or SourceUnavailable.
+What is read has a bound, which its size is held against before it is read: anybody may have put anything there.
 """
 
 import os
@@ -12,7 +13,7 @@ from typing import Protocol, cast
 
 from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
-from mint_contracts.errors import SourceForbidden
+from mint_contracts.errors import CorruptFile, SourceForbidden
 from mint_contracts.source import Location, Source, locate
 from mint_contracts.storage_errors import os_errors, storage_errors, writing_errors
 
@@ -29,8 +30,8 @@ class ObjectStore(Protocol):
         """Every file, sorted; none where the folder does not exist yet."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """One file, whole."""
+    def read(self, name: str, most: int) -> bytes:
+        """One file, whole. Raises CorruptFile where it has more than `most` bytes."""
         ...
 
     def put(self, name: str, content: bytes) -> None:
@@ -69,10 +70,11 @@ class LocalStore:
             return sorted(name for name in os.listdir(self._folder) if not name.startswith("."))
         return []
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         """One file, whole."""
-        with os_errors(self._subject):
-            return (self._folder / name).read_bytes()
+        with os_errors(self._subject), (self._folder / name).open("rb") as file:
+            _check_size(os.fstat(file.fileno()).st_size, most, f"{self._subject} file {name!r}")
+            return file.read(most)
 
     def put(self, name: str, content: bytes) -> None:
         """Write beside it, sync, rename, and sync the folder."""
@@ -120,10 +122,12 @@ class RemoteStore:
             return sorted(name for name in found if name)
         return []
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         """One object, whole."""
+        files, path = backend(self._scheme).files, f"{self._root}/{name}"
         with storage_errors(self._scheme, self._subject):
-            return cast(bytes, backend(self._scheme).files.cat_file(f"{self._root}/{name}"))
+            _check_size(int(files.info(path)["size"]), most, f"{self._subject} file {name!r}")
+            return cast(bytes, files.cat_file(path))
 
     def put(self, name: str, content: bytes) -> None:
         """Write one object."""
@@ -137,6 +141,11 @@ class RemoteStore:
 
     def tidy(self) -> None:
         """Nothing: what was not written whole is not there."""
+
+
+def _check_size(size: int, most: int, subject: str) -> None:
+    if size > most:
+        raise CorruptFile(subject, f"has {size} bytes, and what belongs there at most {most}; move it elsewhere")
 
 
 def _sync(folder: Path) -> None:

@@ -11,7 +11,7 @@ from threading import Event, Thread
 import pytest
 
 from mint_contracts.catalog_parts import Parts
-from mint_contracts.errors import MintError, Overloaded, SourceForbidden, SourceUnavailable
+from mint_contracts.errors import CorruptFile, MintError, Overloaded, SourceForbidden, SourceUnavailable
 from mint_contracts.object_store import object_store
 from mint_contracts.source import Source
 from tests.engine import stores
@@ -67,7 +67,32 @@ class CutOff(BaseHTTPRequestHandler):
 
 def test_a_bucket_that_cuts_its_answers_off_is_away_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
     with bucket(monkeypatch, CutOff), pytest.raises(SourceUnavailable, match="did not answer"):
-        object_store(Source("s3://shelf/catalog")).read("part")
+        object_store(Source("s3://shelf/catalog")).read("part", 1000)
+
+
+def vast(path: Path) -> None:
+    """A file of a terabyte, which takes no room."""
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+def test_what_is_larger_than_anything_that_belongs_there_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vast(tmp_path / "shelf" / "part")
+    with (
+        stores.serving(stores.Files, tmp_path) as (address, handler),
+        stores.credentials(monkeypatch, f"http://{address}"),
+        pytest.raises(CorruptFile, match=r"'s3://shelf' file 'part': has 1099511627776 bytes, and"),
+    ):
+        object_store(Source("s3://shelf")).read("part", 1000)
+    assert handler.seen == ["HEAD /shelf/part"]
+    local = object_store(Source(f"file://{tmp_path}/shelf"))
+    with pytest.raises(CorruptFile, match="at most 1000; move it elsewhere"):
+        local.read("part", 1000)
+    local.put("part", b"x" * 1000)
+    assert local.read("part", 1000) == b"x" * 1000
 
 
 class Slow(BaseHTTPRequestHandler):

@@ -12,14 +12,17 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from mint_contracts import keys
+from mint_contracts import catalog_parts, keys
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
-from mint_contracts.errors import AdapterNotFound, MapUnavailable
+from mint_contracts.entries import BYTES_MAX, LABELS_MAX, RANK_MAX, URI_MAX_LENGTH, Entry, check
+from mint_contracts.errors import AdapterNotFound, CorruptFile, MapUnavailable
 from mint_contracts.functions import connect
 from mint_contracts.map_writer import MapWriter
+from mint_contracts.names import ADAPTER_MAX_LENGTH, REVISION_MAX_LENGTH
 from mint_contracts.part_names import part_name
 from mint_contracts.source import Source
+from mint_gateway.catalog import registration
 from mint_gateway.catalog.keeper import Keeper
 from tests.gateway.catalogs import COUNT, declare, entry, hanging, in_pieces, lines, listed, many, opened, written
 from tests.gateway.scene import BASE, Scene, complete
@@ -68,6 +71,28 @@ async def test_an_unreadable_line_of_a_manifest_costs_only_itself(
     (folder / part_name(1000, 3)).write_bytes(lines([entry("a/one")]) + line + lines([entry("a/two")]))
     (folder / "README").write_text("not a part")
     assert await Keeper(redis_client, dict).rebuild(BASE, Source(local)) == 2
+
+
+async def test_a_part_that_is_too_large_to_be_one_costs_only_itself_and_is_left_where_it_is(
+    redis_client: Redis, local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_parts, "MOST_BYTES", 200)
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (folder / part_name(1000, 1)).write_bytes(lines([entry("a/one")]))
+    large = folder / part_name(2000, 9)
+    large.write_bytes(lines(many(9)))
+    assert await Keeper(redis_client, dict).rebuild(BASE, Source(local)) == 1
+    with pytest.raises(CorruptFile, match="and what belongs there at most 200"):
+        await Parts(Source(local)).read(large.name, strict=True)
+    assert large.exists()
+
+
+def test_no_part_that_a_gateway_writes_is_too_large_to_be_read() -> None:
+    labels = {f"{number:a<63}": "v" * 63 for number in range(LABELS_MAX)}
+    longest = check(Entry("n" * ADAPTER_MAX_LENGTH, "s3://b/" + "\N{PILE OF POO}" * (URI_MAX_LENGTH - 7),
+                          "r" * REVISION_MAX_LENGTH, labels, RANK_MAX, BYTES_MAX))  # fmt: skip
+    assert len(lines([longest])) * registration.PART_ENTRIES < catalog_parts.MOST_BYTES
 
 
 async def test_a_defect_met_by_one_catalog_costs_no_other_its_keeping(redis_client: Redis, local: str) -> None:

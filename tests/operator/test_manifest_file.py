@@ -1,10 +1,12 @@
 """Manifests over HTTP from servers that take their time: each is read whole or refused, and nothing else waits."""
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from mint_operator.observing.manifest_file import AT_ONCE, MOST_BYTES, fetch
 from mint_operator.observing.train_manifest import Manifests
 from mint_operator.observing.wave_lists import Lists
 from mint_operator.planning.lookup import Lookup
+from tests.engine import stores
 from tests.waiting import until
 
 PIECE_S = 0.02
@@ -100,6 +103,24 @@ def test_what_is_too_long_is_refused_without_reading_on(slow: Slow) -> None:
     slow.holds["/drip/long"] = [b"x" * (MOST_BYTES + 1)]
     with pytest.raises(InvalidRequest, match="make several waves"):
         fetch(f"{slow.url}/drip/long")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_what_says_that_it_is_too_long_is_not_read(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / "wave.jsonl").touch()
+    os.truncate(tmp_path / "shelf" / "wave.jsonl", 1 << 40)
+    with (
+        stores.serving(stores.Files, tmp_path) as (address, handler),
+        stores.credentials(monkeypatch, f"http://{address}"),
+    ):
+        uri = "s3://shelf/wave.jsonl" if scheme == "s3" else f"http://{address}/shelf/wave.jsonl"
+        said = f"manifest {uri}: has 1099511627776 bytes or more, and one may have 4194304; make several waves"
+        with pytest.raises(InvalidRequest, match=said):
+            fetch(uri)
+    assert scheme == "http" or handler.seen == ["HEAD /shelf/wave.jsonl"]
 
 
 async def test_manifests_of_policies_that_drip_keep_only_manifests_waiting(slow: Slow, impatient: None) -> None:

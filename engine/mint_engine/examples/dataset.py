@@ -82,7 +82,7 @@ def _check_count(count: int, subject: str) -> None:
 
 def _check_size(size: int, subject: str) -> None:
     if size > MAX_BYTES:
-        raise CapacityExceeded(subject, f"has more than {MAX_BYTES >> 20} MiB; split it")
+        raise CapacityExceeded(subject, f"has {size} bytes or more, and one may have {MAX_BYTES}; split it")
 
 
 def _content(told: Dataset) -> bytes:
@@ -92,8 +92,10 @@ def _content(told: Dataset) -> bytes:
     subject, until = f"dataset {told.uri!r}", time.monotonic() + MOST_S
 
     def fetch() -> bytes:
-        if name not in folder.files(name):
+        found = folder.files(name)
+        if name not in found:
             raise SourceNotFound(subject, "does not exist; check its path")
+        _check_size(found[name] or 0, subject)  # before it is read, where that is told
         with folder.open(name) as file:
             content = bytearray()
             while part := read_up_to(file, min(CHUNK_BYTES, MAX_BYTES + 1 - len(content))):

@@ -48,12 +48,12 @@ def fetch(uri: str) -> bytes:
             data: bytes = sync(storage.files.loop, _from_web, storage.files, uri, timeout=READ_S)
         else:
             with storage.files.open(f"{place.host}/{place.path}", "rb") as file:
+                _check_size(uri, getattr(file, "size", None) or 0)
                 data = file.read(MOST_BYTES + 1)
     except storage.errors as error:
         why = str(error) or "it did not come whole in time"
         raise SourceUnavailable(f"manifest {uri}", f"could not be read ({why}); trying again") from error
-    if len(data) > MOST_BYTES:
-        raise InvalidRequest(f"manifest {uri}", f"has more than {MOST_BYTES} bytes; make several waves")
+    _check_size(uri, len(data))
     return data
 
 
@@ -69,8 +69,17 @@ async def _from_web(files: Any, uri: str) -> bytes:
     session, data = await files.set_session(), bytearray()
     async with session.get(files.encode_url(uri)) as answer:
         answer.raise_for_status()
+        _check_size(uri, answer.content_length or 0)
         async for piece in answer.content.iter_any():
             data += piece
             if len(data) > MOST_BYTES:
                 break
     return bytes(data)
+
+
+def _check_size(uri: str, size: int) -> None:
+    """Before it is read where that is told, and else of what was read, which is one byte more at least."""
+    if size > MOST_BYTES:
+        raise InvalidRequest(
+            f"manifest {uri}", f"has {size} bytes or more, and one may have {MOST_BYTES}; make several waves"
+        )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import threading
 import tracemalloc
 from collections import Counter
@@ -30,6 +31,7 @@ from mint_engine.examples.dataset import read_dataset
 from mint_engine.examples.draw import draw, rollout_seed
 from mint_engine.examples.example import Example, Message
 from mint_engine.examples.shared import AT_ONCE, Datasets
+from tests.engine import stores
 from tests.waiting import until
 
 
@@ -108,6 +110,16 @@ def test_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read_dataset(Dataset(uri=f"file://{tmp_path}/many.jsonl"))
 
 
+def test_a_file_that_says_it_is_too_large_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "vast.jsonl").touch()
+    os.truncate(tmp_path / "vast.jsonl", 1 << 40)
+    with stores.serving(stores.Files, tmp_path) as (address, handler):
+        said = rf"{address}/vast.jsonl': has 1099511627776 bytes or more, and one may have 268435456; split it"
+        with pytest.raises(CapacityExceeded, match=said):
+            read_dataset(Dataset(uri=f"http://{address}/vast.jsonl"))
+    assert handler.seen == ["HEAD /vast.jsonl"]
+
+
 TEXT = "x" * 200_000
 
 
@@ -120,7 +132,7 @@ def listed(texts: int) -> pyarrow.Array:
 @pytest.mark.parametrize(
     ("column", "error", "why"),
     [
-        (lambda: pyarrow.array([TEXT] * 400), CapacityExceeded, "has more than 32 MiB"),
+        (lambda: pyarrow.array([TEXT] * 400), CapacityExceeded, "bytes or more, and one may have 33554432"),
         (lambda: pyarrow.array(["x" * (1 << 20)]), BadExample, "row 1: has more than 1048576 bytes"),
         (lambda: pyarrow.array(["x" * (17 << 20)]), CapacityExceeded, "has a row of more than 16 MiB"),
         (lambda: pyarrow.array(["x" * (33 << 20)]), CapacityExceeded, "unpacks to more than 32 MiB"),
