@@ -124,7 +124,7 @@ class EngineServer:
             if self._settings.training_store is not None:
                 told = self._settings
                 name = next(iter(told.base_names), "")
-                trainers.append(Trainer(base, slots.modules, told.max_rank, name, lead=lead))
+                trainers.append(Trainer(base, slots.modules, told.max_rank, name, told.target_modules, lead=lead))
 
         loop = asyncio.get_running_loop()
 

@@ -123,7 +123,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             info.compute, info.slots_memory = self.parts.compute, self.parts.slots.stay.value
             info.requests_running, info.requests_waiting = load.running, load.waiting
             info.slots_used = sum(state.residency is Tier.DEVICE for state in states)
-            info.target_modules[:] = sorted({path.rpartition(".")[2] for path in self.parts.slots.modules})
+            every = {module.leaf for module in self.parts.slots.modules.values()}
+            info.target_modules[:] = sorted(self._settings.target_modules or every)
         return info
 
     async def ListAdapters(  # noqa: N802

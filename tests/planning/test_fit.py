@@ -291,6 +291,14 @@ async def test_the_table_that_a_person_reads(base: Path) -> None:
         assert word in out
 
 
+async def test_the_table_names_the_modules_that_a_base_model_is_to_offer(base: Path) -> None:
+    arguments = ("--device", "h200", "--tensor-parallel", "24", "--targets", "dense")
+    _, out, _ = await mint_plan(str(base), *arguments)
+    for word in ("targetModules", "mlp.down_proj", "shared_experts.up_proj", "q_a_proj"):
+        assert word in out
+    assert "targetModules" not in (await mint_plan(str(base), *arguments[:-2]))[1]
+
+
 async def test_what_does_not_fit_says_what_would(base: Path) -> None:
     code, out, _ = await mint_plan(str(base / "config.json"), "--tensor-parallel", "8", "--memory", "80G")
     assert code == 2

@@ -23,10 +23,12 @@ from mint_engine.adapters.packed import lay_out
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import positions_of
+from mint_engine.residency.slots import Slots
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, Storage, make_plan
-from tests.engine.families import FAMILIES, SIZES, make_forward
+from mint_gateway.planning.shape import KINDS
+from tests.engine.families import CPU, FAMILIES, SIZES, make_forward, make_model
 from tests.planning.frontier import FRONTIER, GEMMA_3_4B
 
 # Billions, as their makers round them; without layers for predicting several tokens, which nobody serves here.
@@ -74,10 +76,13 @@ def test_frontier_bases_to_the_last_byte(name: str) -> None:
     assert 2 * shape.parameters <= real <= 2.001 * shape.parameters
     assert shape.parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.02)
     modules = find_modules(model)
-    everywhere = dict.fromkeys(modules, 1)
-    assert shape.adapter_elements(1, "all") == lay_out(modules, everywhere).elements
+    for targets in KINDS:
+        named = find_modules(model, shape.target_modules(targets))
+        assert shape.adapter_elements(1, targets) == lay_out(named, dict.fromkeys(named, 1)).elements
     attention = {path: 1 for path in modules if ".self_attn." in path}
     assert shape.adapter_elements(1, "attention") == lay_out(modules, attention).elements
+    dense = {path: 1 for path, module in modules.items() if not module.experts}
+    assert shape.adapter_elements(1, "dense") == lay_out(modules, dense).elements
     assert shape.adapter_tensors("all") == 2 * sum(max(module.experts, 1) for module in modules.values())
     assert shape.cache_elements == cache_shape(model.config.get_text_config()).token_elements
     assert shape.context_length == model.config.get_text_config().max_position_embeddings
@@ -89,6 +94,17 @@ def test_rank_one_on_everything_is_less_than_a_hundredth_of_the_base(name: str) 
     assert shape.adapter_elements(1, "all") < shape.parameters / 100
 
 
+def test_a_plan_names_what_a_base_model_is_to_offer() -> None:
+    """As few names as PEFT's reading of them allows: none for all, and parents where experts have the same ones."""
+    kimi, phi = (read_shape(FRONTIER[name]) for name in ("kimi_k2", "phi_3_mini"))
+    attention = ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "q_a_proj", "q_b_proj")
+    networks = (f"{place}.{name}_proj" for place in ("mlp", "shared_experts") for name in ("down", "gate", "up"))
+    assert kimi.target_modules("attention") == attention
+    assert kimi.target_modules("dense") == tuple(sorted((*attention, *networks)))
+    assert phi.target_modules("attention") == ("o_proj", "qkv_proj")
+    assert kimi.target_modules("all") == phi.target_modules("dense") == ()
+
+
 def test_the_tensors_of_a_30b_adapter() -> None:
     """MinT's layout of 37,248 tensors (arXiv 2605.13779)."""
     assert read_shape(FRONTIER["qwen3_30b_a3b"]).adapter_tensors("all") == 37248
@@ -97,10 +113,13 @@ def test_the_tensors_of_a_30b_adapter() -> None:
 @pytest.mark.parametrize("name", sorted(FAMILIES | OTHERS))
 def test_small_bases_as_the_engine_holds_them(name: str) -> None:
     """Weights, slots and cache of a real engine's parts, in bytes of float32."""
-    forward = make_forward((FAMILIES | OTHERS)[name], slots=2, pages=7)
+    told = (FAMILIES | OTHERS)[name]
+    forward = make_forward(told, pages=7)
     shape = read_shape(told_by(forward.base.model.config))
     assert 4 * shape.parameters == sum(each.nbytes for each in forward.base.model.parameters())
-    assert 4 * 2 * shape.adapter_elements(8, "all") == forward.slots.bytes
+    for targets in KINDS:
+        named = find_modules(make_model(told), shape.target_modules(targets))
+        assert 4 * 2 * shape.adapter_elements(8, targets) == Slots(named, 2, 8, torch.float32, CPU).bytes
     assert 4 * 16 * 8 * shape.cache_elements == forward.cache.bytes
 
 

@@ -21,6 +21,17 @@ class Module:
     rows: tuple[int, int | None, int] = (0, None, 1)
 
     @property
+    def name(self) -> str:
+        """What PEFT calls it, with a star for the number of any expert."""
+        head, _, leaf = self.path.rpartition(".")
+        return f"{head}.*.{leaf}" if self.experts else self.path
+
+    @property
+    def leaf(self) -> str:
+        """The last part of its path."""
+        return self.path.rpartition(".")[2]
+
+    @property
     def outputs(self) -> slice:
         """`rows` as a slice of the larger tensor's outputs."""
         return slice(*self.rows)

@@ -12,6 +12,7 @@ from mint_contracts.errors import (
     UnsupportedAdapter,
     WrongBase,
 )
+from mint_contracts.targets import is_targeted, is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.fused import check_stack, tensor_paths, told_parameters
 from mint_engine.adapters.header import Header, TensorSpec
@@ -60,10 +61,9 @@ def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
         raise RankTooLarge(
             subject, f"has rank {config.largest_rank}; the base model takes up to {fit.max_rank} (adapters.maxRank)"
         )
-    leaves = [f".{path}" for path in fit.modules]
-    unknown = [name for name in config.targets or () if not any(leaf.endswith(f".{name}") for leaf in leaves)]
-    stacks = {f".{module.part_of}" for module in fit.modules.values()}
-    unknown += [name for name in config.parameters if not any(stack.endswith(f".{name}") for stack in stacks)]
+    unknown = [name for name in config.targets or () if not any(is_within(path, name) for path in fit.modules)]
+    stacks = {module.part_of for module in fit.modules.values()}
+    unknown += [name for name in config.parameters if not any(is_within(stack, name) for stack in stacks)]
     if unknown:
         raise UnknownTargetModules(subject, _unknown(unknown, fit))
 
@@ -205,7 +205,7 @@ def _check_scaling(scaling: float, path: str, subject: str) -> None:
 
 def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:
     """PEFT ignores tensors of modules that the config does not target; such a file is not what it says."""
-    if config.targets is not None and not any(f".{path}".endswith(f".{name}") for name in config.targets):
+    if config.targets is not None and not is_targeted(path, config.targets):
         raise CorruptFile(subject, f"holds tensors of {path}, which its target_modules do not name")
     layer = _LAYER.match(path)
     if config.layers is not None and (layer is None or int(layer[1]) not in config.layers):
@@ -233,6 +233,8 @@ def _linear(experts: int, in_features: int, out_features: int) -> str:
 
 
 def _unknown(names: list[str], fit: Fit) -> str:
-    offered = sorted({path.rsplit(".", 1)[-1] for path in fit.modules})
+    parts = [module.path.split(".") for module in fit.modules.values()]
+    alike = {name.rpartition(".")[2] for name in names}  # of which some are offered, and others not
+    offered = sorted({".".join(path[-2:] if path[-1] in alike else path[-1:]) for path in parts})
     shown = ", ".join(name[:100] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"targets {shown}; the base model offers {', '.join(offered)}"

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from mint_contracts.errors import InvalidRequest
+from mint_contracts.targets import is_targeted
 from mint_engine.adapters.check import PREFIX, expert_path
 from mint_engine.adapters.packed import Packed, halves
 from mint_engine.adapters.peft_config import parse
@@ -45,7 +46,7 @@ def peft_config(packed: Packed) -> dict[str, Any]:
     for place in packed.header.layout.places:
         head, _, leaf = place.path.rpartition(".")
         whole = f"{head}.{'gate_up_proj' if leaf in ('gate_proj', 'up_proj') else leaf}"
-        if place.experts and any(f".{whole}".endswith(f".{name}") for name in told.parameters):
+        if place.experts and is_targeted(whole, told.parameters):
             pattern = rf"{re.escape(head)}\.[0-9]+\.{leaf}"
             ranks[pattern], alphas[pattern] = place.rank, told.alpha_of(whole)
             targets += [leaf] if leaf not in targets else []

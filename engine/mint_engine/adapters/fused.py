@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from mint_contracts.errors import RankTooLarge, ShapeMismatch
+from mint_contracts.targets import is_targeted
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.peft_config import LoraConfig
 
@@ -19,7 +20,7 @@ def told_parameters(config: LoraConfig, modules: Mapping[str, Module]) -> dict[s
     """The parameters that a config targets by name: path to the modules that are parts of it, in their order."""
     found: dict[str, tuple[Module, ...]] = {}
     for module in modules.values():
-        if module.part_of and any(f".{module.part_of}".endswith(f".{name}") for name in config.parameters):
+        if module.part_of and is_targeted(module.part_of, config.parameters):
             found[module.part_of] = (*found.get(module.part_of, ()), module)
     return found
 

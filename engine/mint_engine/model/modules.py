@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from mint_contracts.errors import UnsupportedBase
+from mint_contracts.targets import is_targeted, is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.model.expert_lora import ExpertRows
@@ -78,7 +79,7 @@ class LoraLinear(nn.Module):
 
 
 def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> dict[str, Module]:
-    """Every linear of the decoder layers by path, or only those whose last name is in `target_modules`.
+    """Every linear of the decoder layers by path, or only those that `target_modules` name (see `targets`).
 
     Experts' linears are stacked, one module for all of a layer; routers are none. Raises UnsupportedBase for a model
     without decoder layers and for a target that it lacks.
@@ -91,14 +92,15 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
                 linears[path] = Module(path, module.in_features, module.out_features)
             elif is_stack(module):
                 linears |= stacked_modules(path, module)
-    offered = {path.rpartition(".")[2] for path in linears}
-    wanted = set(target_modules) or offered
-    if missing := sorted(wanted - offered):
+    if not (wanted := set(target_modules)):
+        return linears
+    names = [module.name for module in linears.values()]
+    if missing := sorted(target for target in wanted if not any(is_within(name, target) for name in names)):
+        offered = sorted({module.leaf for module in linears.values()})
         raise UnsupportedBase(
-            "targetModules",
-            f"names {', '.join(missing)}, which this base lacks; it offers {', '.join(sorted(offered))}",
+            "targetModules", f"names {', '.join(missing)}, which this base lacks; it offers {', '.join(offered)}"
         )
-    return {path: module for path, module in linears.items() if path.rpartition(".")[2] in wanted}
+    return {path: module for path, module in linears.items() if is_targeted(module.name, wanted)}
 
 
 def replace_modules(model: PreTrainedModel, slots: Slots, held: Cut | None = None) -> Current:

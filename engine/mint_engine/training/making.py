@@ -13,14 +13,14 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
 from mint_engine.training import policy as policies
 from mint_engine.training import state
-from mint_engine.training.policy import Form, Policy, PolicySettings
+from mint_engine.training.policy import Form, FormLimits, Policy, PolicySettings
 
 
 class Maker:
     """Makes those of one engine (see `Trainer.maker`). From any thread."""
 
-    def __init__(self, modules: Mapping[str, Module], max_rank: int, base_name: str, device: torch.device) -> None:
-        self._modules, self._max_rank, self._base_name, self._device = dict(modules), max_rank, base_name, device
+    def __init__(self, modules: Mapping[str, Module], limits: FormLimits, device: torch.device) -> None:
+        self._modules, self._limits, self._device = dict(modules), limits, device
         self._lock = threading.Lock()
         self._forms: WeakValueDictionary[tuple[object, ...], Form] = WeakValueDictionary()
 
@@ -42,6 +42,6 @@ class Maker:
         with self._lock:
             form = self._forms.get(key)
             if form is None:
-                form = policies.form_of(settings, self._modules, self._max_rank, self._base_name, name)
+                form = policies.form_of(settings, self._modules, self._limits, name)
                 self._forms[key] = form
             return form

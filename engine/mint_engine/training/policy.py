@@ -5,12 +5,13 @@ base's dtype, a checkpoint is these vectors, and nothing of one policy lies besi
 """
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from mint_contracts.errors import InvalidRequest, RankTooLarge, UnknownTargetModules
+from mint_contracts.targets import beyond, is_targeted, is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Layout, Packed, fingerprint, halves, lay_out
 from mint_engine.model.device import zeros
@@ -23,12 +24,21 @@ SPAN = 1 << 22  # numbers of vectors that are gone over between two pauses: some
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """What a new policy is. `target_modules` are last names of modules; empty: all that the base offers."""
+    """What a new policy is. `target_modules` name modules as PEFT has it; empty: all that the base offers."""
 
     rank: int = 8
     alpha: float = 16.0
     target_modules: tuple[str, ...] = ()
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class FormLimits:
+    """What a base lets its policies be."""
+
+    max_rank: int
+    offered: tuple[str, ...] = ()  # the names of modules that adapters may target; empty: all there are
+    base_name: str = ""  # for PEFT's config
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,26 +92,19 @@ class Policy:
         self.gradient, self.normaliser, self.sums, self.broken = None, 0.0, "", False
 
 
-def form_of(
-    settings: PolicySettings, modules: Mapping[str, Module], max_rank: int, base_name: str, name: str
-) -> Form:
+def form_of(settings: PolicySettings, modules: Mapping[str, Module], limits: FormLimits, name: str) -> Form:
     """The form of a new policy. Raises RankTooLarge, UnknownTargetModules or InvalidRequest, naming the policy."""
     subject = f"policy {name}"
-    if not 1 <= settings.rank <= max_rank:
-        raise RankTooLarge(subject, f"has rank {settings.rank}; the base model takes 1 to {max_rank}")
+    if not 1 <= settings.rank <= limits.max_rank:
+        raise RankTooLarge(subject, f"has rank {settings.rank}; the base model takes 1 to {limits.max_rank}")
     if not 0 < abs(settings.alpha) < float("inf"):
         raise InvalidRequest(subject, f"has alpha {settings.alpha}; give a finite number that is not 0")
-    learning = [path for path in modules if ".indexer." not in path]  # a choice of rows has no gradient
-    offered = {path.rpartition(".")[2] for path in learning}
-    wanted = set(settings.target_modules) or offered
-    if unknown := sorted(wanted - offered):
-        raise UnknownTargetModules(
-            subject, f"targets {', '.join(unknown)}; the base model offers {', '.join(sorted(offered))}"
-        )
-    ranks = {path: settings.rank for path in learning if path.rpartition(".")[2] in wanted}
+    learning = [module for path, module in modules.items() if ".indexer." not in path]  # a choice has no gradient
+    wanted = _targets(settings, learning, limits, subject)
+    ranks = {module.path: settings.rank for module in learning if is_targeted(module.name, wanted)}
     layout = lay_out(modules, ranks)
     return Form(
-        config=_peft_config(settings, sorted(wanted), base_name),
+        config=_peft_config(settings, wanted, limits.base_name),
         base=fingerprint(modules),
         layout=layout,
         scalings=(settings.alpha / settings.rank,) * len(layout.places),
@@ -172,6 +175,21 @@ def _copied(run: torch.Tensor, device: torch.device) -> torch.Tensor:
 def _still(name: str, form: Form, weights: torch.Tensor) -> Policy:
     elements, device = weights.numel(), weights.device
     return Policy(name, form, weights, vector(elements, device), vector(elements, device))
+
+
+def _targets(settings: PolicySettings, learning: Sequence[Module], limits: FormLimits, subject: str) -> list[str]:
+    """Names that mean the same to PEFT, which knows all of the base's modules: none wider than what is offered."""
+    names = [module.name for module in learning]
+    leaves = {module.leaf for module in learning}
+    offered = sorted(each for each in limits.offered or leaves if any(is_within(name, each) for name in names))
+    wanted = sorted(set(settings.target_modules)) or offered
+    wider = beyond(wanted, offered)
+    unknown = [each for each in wanted if each in wider or not any(is_within(name, each) for name in names)]
+    if unknown:
+        raise UnknownTargetModules(
+            subject, f"targets {', '.join(unknown)}; the base model offers {', '.join(offered)}"
+        )
+    return wanted
 
 
 def _peft_config(settings: PolicySettings, targets: list[str], base_name: str) -> bytes:

@@ -30,7 +30,7 @@ from mint_engine.training.example import PolicyBatch, check_examples
 from mint_engine.training.making import Maker
 from mint_engine.training.optimizer import check_rate
 from mint_engine.training.passes import choose_pass
-from mint_engine.training.policy import Policy
+from mint_engine.training.policy import FormLimits, Policy
 from mint_engine.training.sharing import Sharing
 from mint_engine.training.stepping import Stepping
 from mint_engine.training.work import Share, Work
@@ -53,17 +53,19 @@ class Trainer:
         modules: Mapping[str, Module],
         max_rank: int,
         base_name: str = "",
+        offered: Sequence[str] = (),
         *,
         lean: bool = True,
         lead: Lead | None = None,
     ) -> None:
-        """`modules` are those that adapters may target, as `Slots` has them; `base_name` goes into PEFT's config.
+        """`modules` are those that adapters may target, as `Slots` has them, and `offered` the names that say so
+        (none: they are all of the base's); `base_name` goes into PEFT's config.
 
         `lean=False` takes the generic pass whatever the base. With a `lead` the base is the first rank's share, and
         the other ranks compute theirs.
         """
         self._base = base
-        self.maker = Maker(modules, max_rank, base_name, base.device)
+        self.maker = Maker(modules, FormLimits(max_rank, tuple(offered), base_name), base.device)
         self._policies: dict[str, Policy] = {}
         passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
         self._crew: Crew = Alone(passed, base.dtype)

@@ -40,6 +40,8 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
         most["adapter"],
         f"rank {mix.rank} on {mix.targets}: {plan.share:.2%} of the base, {plan.adapter_tensors:,} tensors by PEFT",
     )
+    if plan.target_modules:
+        table.add_row("targetModules", "", "", f"of the BaseModel: {', '.join(plan.target_modules)}")
     usable = size(plan.memory // len(plan.held))
     table.add_row("memory", size(plan.memory), usable, f"a tenth of {size(device.memory)} kept back")
     _add_fit(table, device, mix, plan)

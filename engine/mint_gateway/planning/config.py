@@ -214,13 +214,13 @@ def _networks(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     routed = len(_routed_layers(family, told)) if experts else 0
     inner = told["intermediate_size"]
     biased = bool(told.get("mlp_bias")) and family in _NETWORK_BIASES
-    found = _gated(hidden, inner, layers - routed, "network", bias=biased, fused=family in _FUSED)
+    found = _gated(hidden, inner, layers - routed, "network", "mlp", bias=biased, fused=family in _FUSED)
     if not routed:
         return found, 0
     small = inner if family in ("mixtral", "gpt_oss") else told["moe_intermediate_size"]
-    found += _gated(hidden, small, routed * experts, "expert", bias=family == "gpt_oss")
+    found += _gated(hidden, small, routed * experts, "expert", "experts", bias=family == "gpt_oss")
     if shared := told.get("n_shared_experts", 1) if family in LATENT else 0:
-        found += _gated(hidden, small * shared, routed, "network")
+        found += _gated(hidden, small * shared, routed, "network", "shared_experts")
     return found, routed * (experts * hidden + (experts if family == "gpt_oss" else 0))
 
 
@@ -241,16 +241,17 @@ def _routed_layers(family: str, told: Mapping[str, Any]) -> Sequence[int]:
 
 
 def _gated(
-    hidden: int, inner: int, count: int, kind: Kind, *, bias: bool = False, fused: bool = False
+    hidden: int, inner: int, count: int, kind: Kind, within: str, *, bias: bool = False, fused: bool = False
 ) -> list[Linear]:
     if not count:
         return []
     into: Side = "experts" if kind == "expert" else "outputs"
     out: Side = "experts" if kind == "expert" else "inputs"
     found = [
-        Linear("gate_proj", hidden, inner, count, kind, bias, into),
-        Linear("up_proj", hidden, inner, count, kind, bias, into),
+        Linear("gate_proj", hidden, inner, count, kind, bias, into, within=within),
+        Linear("up_proj", hidden, inner, count, kind, bias, into, within=within),
     ]
     if fused:
-        found = [Linear("gate_up_proj", hidden, 2 * inner, count, kind, bias, into, ("columns", "columns"))]
-    return [*found, Linear("down_proj", inner, hidden, count, kind, bias, out)]
+        both: tuple[Of, ...] = ("columns", "columns")
+        found = [Linear("gate_up_proj", hidden, 2 * inner, count, kind, bias, into, both, within)]
+    return [*found, Linear("down_proj", inner, hidden, count, kind, bias, out, within=within)]

@@ -73,6 +73,7 @@ class Plan(msgspec.Struct, frozen=True):
     adapter: int  # in its slot
     adapter_file: int  # packed
     adapter_tensors: int  # in PEFT's files
+    target_modules: tuple[str, ...]  # that a BaseModel says, so that slots are no larger; none: all there are
     memory: int  # of all the engine's devices, less the reserve
     nodes: int  # that its ranks are on
     held: tuple[Held, ...]  # by each rank; by all ranks where they compute in one memory
@@ -119,6 +120,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         adapter=adapter,
         adapter_file=file,
         adapter_tensors=shape.adapter_tensors(mix.targets),
+        target_modules=shape.target_modules(mix.targets),
         memory=len(held) * usable(device),
         nodes=_nodes(device, ranks),
         held=held,

@@ -45,6 +45,7 @@ class Linear(msgspec.Struct, frozen=True):
     bias: bool = False
     side: Side = "whole"
     of: tuple[Of, ...] = ("columns",)  # several: linears that are one, side by side
+    within: str = ""  # the part of its path before the name, of a network's
 
     @property
     def parameters(self) -> int:
@@ -129,5 +130,14 @@ class BaseShape(msgspec.Struct, frozen=True):
         """Tensors of such an adapter in PEFT's files, two for each linear and expert."""
         return 2 * sum(each.count for each in self._targeted(targets))
 
+    def target_modules(self, targets: Targets) -> tuple[str, ...]:
+        """What a BaseModel names to have these targeted and no others; nothing where that is all there are."""
+        held = [each for each in self.linears if each.count]
+        beside = {each.name for each in held if each.kind not in KINDS[targets]}
+        names = {
+            f"{each.within}.{each.name}" if each.name in beside else each.name for each in self._targeted(targets)
+        }
+        return tuple(sorted(names)) if beside else ()
+
     def _targeted(self, targets: Targets) -> Iterable[Linear]:
-        return (each for each in self.linears if each.kind in KINDS[targets])
+        return (each for each in self.linears if each.count and each.kind in KINDS[targets])

@@ -8,6 +8,7 @@ import msgspec
 from mint_contracts.errors import InvalidRequest, RankTooLarge, UnknownTargetModules
 from mint_contracts.names import check_adapter
 from mint_contracts.resources import AdapterLimits
+from mint_contracts.targets import beyond
 from mint_contracts.training import Policy, PolicyTemplate, Train
 
 MOST_NAMED = 5
@@ -40,7 +41,7 @@ def check(policies: Sequence[Policy], limits: AdapterLimits) -> None:
                 f"has rank {policy.rank}, and slots of the base take {limits.max_rank}; lower its rank, or raise "
                 "spec.adapters.maxRank of the BaseModel",
             )
-        unknown = sorted(set(policy.target_modules) - set(limits.target_modules)) if limits.target_modules else []
+        unknown = beyond(policy.target_modules, limits.target_modules) if limits.target_modules else []
         if unknown:
             raise UnknownTargetModules(
                 f"policy {policy.name}",
