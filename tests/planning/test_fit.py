@@ -38,6 +38,8 @@ MIXES = st.builds(
     targets=st.sampled_from(["attention", "dense", "all"]),
     requests=st.integers(1, 256),
     context=st.integers(1, 40000),
+    policies=st.integers(0, 64),
+    policy_rank=st.integers(1, 64),
 )
 
 
@@ -54,16 +56,16 @@ def test_what_is_said_to_fit_fits(name: str, ranks: int, device: str, mix: Mix) 
     except UnsupportedBase:
         assume(False)
     usable = found.memory // ranks
-    used = [each.weights + each.cache + found.slots * each.adapter for each in found.held]
+    used = [each.least + (found.slots - 1) * each.adapter for each in found.held]
     if found.fits:
         assert max(used) <= usable
         full = any(bytes_ + each.adapter > usable for bytes_, each in zip(used, found.held, strict=True))
-        assert found.slots in (mix.adapters, MOST_SLOTS) or full
-        assert found.slots <= MOST_SLOTS
+        assert found.slots in (mix.adapters, MOST_SLOTS - mix.policies) or full
+        assert found.slots + mix.policies <= MOST_SLOTS
         assert (found.engines - 1) * found.slots < mix.adapters <= found.engines * found.slots
     else:
         assert found.engines == 0
-        assert max(each.weights + each.cache + each.adapter for each in found.held) > usable
+        assert max(each.least for each in found.held) > usable
     assert sum(each.weights for each in found.held) == found.weights + found.repeated
 
 

@@ -35,10 +35,12 @@ def add(verbs: "Verbs") -> None:
     verb.add_argument("--tensor-parallel", type=_positive, default=1, metavar="N", help="ranks of one engine")
     verb.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16", help="float8: of the weights")
     verb.add_argument("--adapters", type=_positive, default=64, metavar="N", help="in slots at once")
-    verb.add_argument("--rank", type=_positive, default=8)
+    verb.add_argument("--rank", type=_positive, default=8, help="the largest of theirs")
     verb.add_argument("--targets", choices=sorted(KINDS), default="all", help="dense: all but routed experts")
     verb.add_argument("--requests", type=_positive, default=64, metavar="N", help="that run together")
     verb.add_argument("--context", type=_positive, default=4096, metavar="TOKENS", help="of each of them")
+    verb.add_argument("--train", type=_positive, default=0, metavar="N", help="policies that each engine trains")
+    verb.add_argument("--train-rank", type=_positive, metavar="RANK", help="of each of them (default: as --rank)")
     verb.add_argument("--disk", type=_positive, default=1_400_000_000, metavar="BYTES/S", help="local reads")
     verb.add_argument("--network", type=_positive, default=1_250_000_000, metavar="BYTES/S", help="from storage")
     verb.add_argument("-o", "--output", choices=("text", "json"), default="text")
@@ -49,7 +51,11 @@ async def run(options: argparse.Namespace) -> int:
     """Count and print; 0 where the mix fits one engine or several, 2 where it fits none."""
     shape = read_shape(_read(options.config), f"file {_file(options.config)}")
     device = _device(DEVICES[options.device], options)
-    mix = Mix(options.adapters, options.rank, options.targets, options.requests, options.context)
+    mix = Mix(
+        *(options.adapters, options.rank, options.targets, options.requests, options.context),
+        policies=options.train,
+        policy_rank=options.train_rank or options.rank,
+    )
     if 0 < shape.context_length < mix.context:
         raise InvalidRequest("--context", f"is {mix.context}, but the base is served up to {shape.context_length}")
     storage = Storage(options.disk, options.network)

@@ -40,6 +40,8 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
         most["adapter"],
         f"rank {mix.rank} on {mix.targets}: {plan.share:.2%} of the base, {plan.adapter_tensors:,} tensors by PEFT",
     )
+    if mix.policies:
+        _add_training(table, device, mix, plan)
     if plan.target_modules:
         table.add_row("targetModules", "", "", f"of the BaseModel: {', '.join(plan.target_modules)}")
     usable = size(plan.memory // len(plan.held))
@@ -67,21 +69,37 @@ def _published(shape: BaseShape) -> str:
     return "in two bytes a parameter"
 
 
+def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
+    """What policies take but for their slots, and for what an update computes in."""
+    own, saved = size(mix.policies * plan.policy), size(mix.policies * plan.policy_saved)
+    table.add_row(
+        "training",
+        own,
+        size(plan.held[0].training),
+        f"{mix.policies:,} policies of rank {mix.policy_rank}, each four vectors in float32 and a rounded copy"
+        + (f"; {saved} more" if device.one_memory else f", all on the first rank; {saved} of the host's memory")
+        + " while all are saved",
+    )
+
+
 def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
     if plan.fits:
+        left = plan.slots < mix.adapters
         room = size(min(each.room for each in plan.held))
-        most = ", the most that an engine has" if plan.slots == MOST_SLOTS < mix.adapters else ""
-        table.add_row("slots", f"{plan.slots:,}", room, f"of {mix.adapters:,} wanted, in what is left{most}")
+        most = ", the most that an engine has" if plan.slots + mix.policies == MOST_SLOTS and left else ""
+        beside = f"; {mix.policies:,} more are the policies'" if mix.policies else ""
+        table.add_row("slots", f"{plan.slots:,}", room, f"of {mix.adapters:,} wanted, in what is left{most}{beside}")
         table.add_row("engines", f"{plan.engines:,}", "", "that hold all of them in slots at once")
         return
-    least, need = plan.least, max(each.weights + each.cache + each.adapter for each in plan.held)
+    least, need = plan.least, max(each.least for each in plan.held)
     if least is not None:
         nodes = f"on {least.nodes} nodes of {device.node}" if least.nodes > 1 else "on one node"
         fits = f"{least.ranks} such devices {nodes} are the fewest that fit; take --tensor-parallel {least.ranks}"
     elif device.one_memory:
         fits = "ranks of one machine share its memory; take one with more, or other devices"
     else:
-        fits = f"not with {MOST_RANKS} ranks either, the most there are; take larger devices, or a smaller mix"
+        smaller = "train fewer policies" if mix.policies else "a smaller mix"
+        fits = f"not with {MOST_RANKS} ranks either, the most there are; take larger devices, or {smaller}"
     table.add_row("slots", "[red]none[/]", size(need), f"needed for one; {fits}")
 
 

@@ -182,7 +182,7 @@ def _latent(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
         return linears, norms
     size, count, full = told["index_head_dim"], told["index_n_heads"], _full_indexers(told)
     for name, wide, high in (("wq_b", query, count * size), ("wk", hidden, size), ("weights_proj", hidden, count)):
-        linears.append(Linear(name, wide, high, full, "attention"))
+        linears.append(Linear(name, wide, high, full, "attention", within="indexer"))
     return linears, norms + full * 2 * size
 
 

@@ -1,4 +1,4 @@
-"""Does it fit? Weights, cache and slots of each rank against its device's memory; the fewest ranks that do."""
+"""Does it fit? Weights, cache, slots and policies of each rank against its device's memory; how few ranks do."""
 
 import math
 from collections.abc import Iterable
@@ -14,6 +14,10 @@ from mint_gateway.planning.shape import BaseShape, Targets
 
 # Of a device's memory, for activations, the runtime and what allocators waste; as vLLM's default of 0.9 leaves free.
 RESERVE = 0.1
+# Of a policy: float32 vectors that it is (weights, gradient and Adam's two moments), and that a checkpoint takes of
+# the host's memory, a copy of all four and the bytes that are made of it (`mint_engine.training.policy`).
+_VECTORS = 4
+_SAVED_VECTORS = 8
 PACKED_HEADER = 4096  # at least; a packed file's run begins at a page
 # Of a base's layers the first of several ranks has one whole at a time, and its tensors while these are put together:
 # so much was measured of a layer of experts in files of one tensor each.
@@ -24,13 +28,23 @@ DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, FLOAT8: 2}
 
 
 class Mix(msgspec.Struct, frozen=True):
-    """What is wanted at once: adapters in slots, and requests that run together, of so many tokens each."""
+    """What is wanted at once: adapters in slots, and requests that run together, of so many tokens each.
+
+    And policies that each engine trains beside them, on the same linears.
+    """
 
     adapters: int
     rank: int
     targets: Targets
     requests: int
     context: int
+    policies: int = 0
+    policy_rank: int = 0
+
+    @property
+    def slot_rank(self) -> int:
+        """That slots are made for: all are alike, and a policy's rollouts need one too."""
+        return max(self.rank, self.policy_rank if self.policies else 0)
 
 
 class Storage(msgspec.Struct, frozen=True):
@@ -46,12 +60,19 @@ class Held(msgspec.Struct, frozen=True):
     weights: int
     cache: int  # for the mix's requests
     adapter: int  # in its slot
-    room: int  # for slots; negative where not even weights and cache fit
+    training: int  # numbers of policies, which the first rank alone has
+    policies: int  # that are trained: each has a slot on every rank
+    room: int  # for adapters' slots; negative where not even all else fits
 
     @property
     def slots(self) -> int:
-        """Adapters that there is room for, no more than an engine may have."""
-        return min(max(0, self.room // self.adapter), MOST_SLOTS)
+        """Adapters that there is room for beside policies, no more than an engine may have."""
+        return max(0, min(self.room // self.adapter, MOST_SLOTS - self.policies))
+
+    @property
+    def least(self) -> int:
+        """Bytes with but one adapter."""
+        return self.weights + self.cache + self.training + (self.policies + 1) * self.adapter
 
 
 class Least(msgspec.Struct, frozen=True):
@@ -72,6 +93,8 @@ class Plan(msgspec.Struct, frozen=True):
     cache: int  # for the mix's requests
     adapter: int  # in its slot
     adapter_file: int  # packed
+    policy: int  # one that is trained, on the first rank; 0 where none is
+    policy_saved: int  # of the host's memory while it is saved
     adapter_tensors: int  # in PEFT's files
     target_modules: tuple[str, ...]  # that a BaseModel says, so that slots are no larger; none: all there are
     memory: int  # of all the engine's devices, less the reserve
@@ -109,7 +132,9 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
     held = hold(shape, device, ranks, mix, dtype)
     slots = min(mix.adapters, *(each.slots for each in held))
     file = adapter + PACKED_HEADER
-    to_device = max(each.adapter for each in held) / device.link  # each device takes its share
+    share = max(each.adapter for each in held) * mix.rank / mix.slot_rank
+    to_device = share / device.link  # each device takes its share
+    policy, saved = _policy(shape, mix, dtype)
     return Plan(
         parameters=shape.parameters,
         files=0 if shape.unread else shape.bytes_in(shape.files),
@@ -119,6 +144,8 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         cache=mix.requests * mix.context * token,
         adapter=adapter,
         adapter_file=file,
+        policy=policy,
+        policy_saved=saved,
         adapter_tensors=shape.adapter_tensors(mix.targets),
         target_modules=shape.target_modules(mix.targets),
         memory=len(held) * usable(device),
@@ -128,7 +155,13 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         engines=math.ceil(mix.adapters / slots) if slots else 0,
         least=least(shape, device, mix, dtype),
         refusal=refusal(
-            ranks, _nodes(device, ranks), mix.rank, mix.context, float8=dtype == FLOAT8, unread=shape.unread
+            ranks,
+            _nodes(device, ranks),
+            mix.slot_rank,
+            mix.context,
+            mix.policies,
+            float8=dtype == FLOAT8,
+            unread=shape.unread,
         ),
         from_host=to_device,
         from_disk=to_device + file / storage.disk,
@@ -139,17 +172,31 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
 def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> tuple[Held, ...]:
     """What is in each device's memory. Raises UnsupportedBase for more ranks than can share the base."""
     size, tokens = DTYPE_BYTES[dtype], mix.requests * mix.context
+    policy, saved = _policy(shape, mix, dtype)
+    training = mix.policies * (policy + (saved if device.one_memory else 0))
     each = [
         (
             _resident(share, device, dtype),
             tokens * share.cache_elements * size,
-            share.adapter_elements(mix.rank, mix.targets) * size,
+            share.adapter_elements(mix.slot_rank, mix.targets) * size,
+            0 if at else training,
         )
-        for share in share_out(shape, ranks)
+        for at, share in enumerate(share_out(shape, ranks))
     ]
     if device.one_memory:
         each = [tuple(sum(part) for part in zip(*each, strict=True))]
-    return tuple(Held(weights, cache, adapter, usable(device) - weights - cache) for weights, cache, adapter in each)
+    return tuple(_held(usable(device), mix.policies, *parts) for parts in each)
+
+
+def _held(memory: int, policies: int, weights: int, cache: int, adapter: int, training: int) -> Held:
+    room = memory - weights - cache - training - policies * adapter
+    return Held(weights, cache, adapter, training, policies, room)
+
+
+def _policy(shape: BaseShape, mix: Mix, dtype: str) -> tuple[int, int]:
+    """Bytes of one policy's numbers with what they round to, and of the host's memory while it is saved."""
+    elements = shape.policy_elements(mix.policy_rank, mix.targets) if mix.policies else 0
+    return elements * (_VECTORS * 4 + DTYPE_BYTES[dtype]), elements * _SAVED_VECTORS * 4
 
 
 def least(shape: BaseShape, device: Device, mix: Mix, dtype: str) -> Least | None:

@@ -7,7 +7,9 @@ MOST_ADAPTER_RANK = 512  # maxRank
 MOST_CONTEXT = 1 << 20  # contextLength
 
 
-def refusal(ranks: int, nodes: int, adapter_rank: int, context: int, *, float8: bool, unread: str) -> str:
+def refusal(
+    ranks: int, nodes: int, adapter_rank: int, context: int, policies: int, *, float8: bool, unread: str
+) -> str:
     """Why no engine would start so, each reason with what would; "" where one would."""
     reasons = {
         "weights must be in bfloat16, float16 or float32": float8,
@@ -15,6 +17,7 @@ def refusal(ranks: int, nodes: int, adapter_rank: int, context: int, *, float8: 
         f"nodes have as many ranks each, and {ranks} of these devices are in {nodes} nodes": bool(ranks % nodes),
         f"an engine has at most {MOST_RANKS} ranks": ranks > MOST_RANKS,
         f"an adapter's rank is at most {MOST_ADAPTER_RANK}": adapter_rank > MOST_ADAPTER_RANK,
+        f"an engine has at most {MOST_SLOTS} slots, of which each policy takes one": policies >= MOST_SLOTS,
         f"a request has at most {MOST_CONTEXT} tokens": context > MOST_CONTEXT,
     }
     found = "; ".join(reason for reason, holds in reasons.items() if holds)

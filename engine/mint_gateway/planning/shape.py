@@ -45,7 +45,7 @@ class Linear(msgspec.Struct, frozen=True):
     bias: bool = False
     side: Side = "whole"
     of: tuple[Of, ...] = ("columns",)  # several: linears that are one, side by side
-    within: str = ""  # the part of its path before the name, of a network's
+    within: str = ""  # the part of its path before the name, of a network's or an indexer's
 
     @property
     def parameters(self) -> int:
@@ -125,6 +125,11 @@ class BaseShape(msgspec.Struct, frozen=True):
     def adapter_elements(self, rank: int, targets: Targets) -> int:
         """Elements of an adapter in its slot: A [r, in] and B [r, out] of each linear."""
         return rank * sum(each.count * (each.wide + each.high) for each in self._targeted(targets))
+
+    def policy_elements(self, rank: int, targets: Targets) -> int:
+        """Elements of such an adapter that is trained: an indexer's choice has no gradient."""
+        learning = (each for each in self._targeted(targets) if each.within != "indexer")
+        return rank * sum(each.count * (each.wide + each.high) for each in learning)
 
     def adapter_tensors(self, targets: Targets) -> int:
         """Tensors of such an adapter in PEFT's files, two for each linear and expert."""

@@ -1,0 +1,79 @@
+"""What training adds to a plan: to the byte what policies take, on the rank that has them."""
+
+import msgspec
+import pytest
+import torch
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.modules import find_modules
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.policy import PolicySettings
+from mint_engine.training.trainer import Trainer
+from mint_gateway.planning.config import read_shape
+from mint_gateway.planning.devices import DEVICES
+from mint_gateway.planning.fit import Mix, Plan, Storage, make_plan
+from mint_gateway.planning.served import MOST_SLOTS
+from mint_gateway.planning.shape import Targets
+from tests.engine.families import FAMILIES
+from tests.engine.training.frontier import base_of, examples_of
+from tests.engine.training.scene import learn
+from tests.planning.frontier import FRONTIER
+from tests.planning.test_shape import told_by
+
+MIX = Mix(adapters=4, rank=8, targets="attention", requests=4, context=1024)
+
+
+def plan(name: str, ranks: int, device: str = "h200", **changes: object) -> Plan:
+    mix = msgspec.structs.replace(MIX, **changes)
+    return make_plan(read_shape(FRONTIER[name]), DEVICES[device], ranks, mix, "bfloat16", Storage(1e9, 1e9))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("family", "targets"), [("llama", "all"), ("qwen3_moe", "all"), ("deepseek_v32", "all"), ("glm_5", "dense")]
+)
+def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str) -> None:
+    """After a backward, when it has all of its numbers; an indexer is never trained."""
+    base, shape = base_of(family, getattr(torch, dtype)), read_shape(told_by(FAMILIES[family]))
+    named = shape.target_modules(targets)
+    trainer = Trainer(base, find_modules(base.model, named), 16, "", named, lean=False)
+    trainer.create("p", PolicySettings(rank=4))
+    learn(trainer, [PolicyBatch("p", examples_of(0))])
+    policy = trainer.policy("p")
+    vectors = (policy.weights, policy.gradient, policy.exp_avg, policy.exp_avg_sq, policy.round(base.dtype))
+    mix = msgspec.structs.replace(MIX, targets=targets, context=16, policies=3, policy_rank=4)
+    found = make_plan(shape, DEVICES["cpu"], 1, mix, dtype, Storage(1e9, 1e9))
+    assert found.policy == sum(each.nbytes for each in vectors if each is not None)
+    assert found.policy + found.policy_saved == policy.host_bytes(base.dtype)
+    assert found.held[0].training == 3 * policy.host_bytes(base.dtype)
+
+
+def test_the_first_rank_has_all_of_every_policy() -> None:
+    """Their numbers are not shared out; slots of their rank are, one on every rank."""
+    served, trained = plan("kimi_k2", 24), plan("kimi_k2", 24, policies=8, policy_rank=16)
+    assert trained.held[0].training == 8 * trained.policy
+    assert {each.training for each in trained.held[1:]} == {0}
+    for each, other in zip(trained.held, served.held, strict=True):
+        assert each.adapter == 2 * other.adapter
+        assert each.room == other.room - each.training - 8 * each.adapter
+    assert trained.from_host == served.from_host, "the adapters are what they were"
+
+
+def test_an_engine_that_trains_has_fewer_slots_for_others() -> None:
+    found = plan("qwen3_30b_a3b", 1, adapters=4000, rank=1, policies=24, policy_rank=1)
+    assert found.slots == MOST_SLOTS - 24
+    assert plan("qwen3_30b_a3b", 1, policies=MOST_SLOTS).slots == 0
+    assert "1024 slots, of which each policy takes one" in plan("phi_3_mini", 1, policies=MOST_SLOTS).refusal
+    assert "at most 512" in plan("phi_3_mini", 1, policies=1, policy_rank=513).refusal
+
+
+def test_more_ranks_make_room_for_no_more_policies_than_the_first_one_has_room_for() -> None:
+    """Whose share of the weights is all that grows smaller."""
+    many = {"targets": "all", "policies": 64, "policy_rank": 8}
+    found = plan("qwen3_30b_a3b", 8, **many)
+    assert not found.fits
+    assert found.least is None
+    assert found.held[0].least > found.memory // 8 > found.held[1].least
+    assert plan("qwen3_30b_a3b", 8, **(many | {"policies": 4})).fits
+    with pytest.raises(UnsupportedBase):
+        plan("qwen3_30b_a3b", 48)
