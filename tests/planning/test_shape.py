@@ -3,12 +3,14 @@
 import copy
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,16 +21,23 @@ from transformers import (
 )
 
 from mint_contracts.errors import UnsupportedBase
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.export import export
 from mint_engine.adapters.packed import lay_out
+from mint_engine.adapters.read import read_adapter
 from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import positions_of
 from mint_engine.residency.slots import Slots
+from mint_engine.sources.fetch import WEIGHTS
+from mint_engine.sources.local import LocalFolder
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, Storage, make_plan
+from mint_gateway.planning.layouts import layouts
 from mint_gateway.planning.shape import KINDS
 from tests.engine.families import CPU, FAMILIES, SIZES, make_forward, make_model
+from tests.engine.test_expert_layouts import BOTH, save
 from tests.planning.frontier import FRONTIER, GEMMA_3_4B
 
 # Billions, as their makers round them; without layers for predicting several tokens, which nobody serves here.
@@ -121,6 +130,32 @@ def test_small_bases_as_the_engine_holds_them(name: str) -> None:
         named = find_modules(make_model(told), shape.target_modules(targets))
         assert 4 * 2 * shape.adapter_elements(8, targets) == Slots(named, 2, 8, torch.float32, CPU).bytes
     assert 4 * 16 * 8 * shape.cache_elements == forward.cache.bytes
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
+def test_layouts_of_experts_as_peft_writes_them(name: str, tmp_path: Path) -> None:
+    """From PEFT's own files to the slot: parameters by name, names of experts' linears, and each expert's linears."""
+    shape, modules = read_shape(told_by(FAMILIES[name])), find_modules(make_model(FAMILIES[name]))
+    found = {each.told.partition(":")[0]: each for each in layouts(shape, 3)}
+    stacked = {module.leaf for module in modules.values() if module.experts}
+    linears = sorted({module.leaf for module in modules.values()} - stacked)
+    told: dict[str, dict[str, Any]] = {
+        "target_parameters": {"target_modules": linears, "target_parameters": BOTH},
+        "target_modules": {"target_modules": [*linears, *stacked]},
+    }
+    if name == "gpt_oss":
+        del told["target_modules"]
+    assert found.keys() == {"each expert's linears", *told}
+    for way, options in told.items():
+        model = save(tmp_path / way, name, **options)
+        packed = read_adapter(LocalFolder(tmp_path / way, way), Fit(modules, found[way].max_rank), torch.float32)
+        assert found[way].elements == packed.run.numel()
+        assert found[way].max_rank == packed.rank
+        assert found[way].tensors == sum("lora_" in each for each, _ in model.named_parameters())
+    if name != "deepseek_v3":  # whose shared experts PEFT leaves out by either way
+        export(packed, tmp_path / "unpacked")
+        with safe_open(tmp_path / "unpacked" / WEIGHTS, "pt") as unpacked:
+            assert found["each expert's linears"].tensors == len(unpacked.keys())
 
 
 def test_long_ropes_first_length_is_what_a_request_may_have() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mint_contracts.errors import CorruptFile, InvalidRequest, SourceNotFound
 from mint_contracts.quantisation import MODELOPT_FILE
-from mint_gateway.cli.plan_table import adapters_table, plan_table
+from mint_gateway.cli.plan_table import adapters_table, layouts_table, plan_table
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES, Device
 from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Storage, make_plan
@@ -67,6 +67,8 @@ async def run(options: argparse.Namespace) -> int:
         console = Console(highlight=False)
         console.print(plan_table(shape, device, options.tensor_parallel, mix, plan))
         console.print(adapters_table(shape, device, options.tensor_parallel, mix, options.dtype, plan.weights))
+        if plan.layouts:
+            console.print(layouts_table(plan, mix, options.dtype))
     return 0 if plan.fits else 2
 
 

@@ -117,6 +117,14 @@ def adapters_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype
     return table
 
 
+def layouts_table(plan: Plan, mix: Mix, dtype: str) -> Table:
+    """What an adapter of routed experts comes to, and the slots that it needs, by how PEFT was told of it."""
+    table = Table("told to PEFT 0.21", "packed", "tensors", "maxRank", title=f"layouts of rank {mix.rank}")
+    for each in plan.layouts:
+        table.add_row(each.told, size(each.elements * DTYPE_BYTES[dtype]), f"{each.tensors:,}", str(each.max_rank))
+    return table
+
+
 def size(count: int) -> str:
     """Bytes as people say them: powers of ten, as vendors count memory."""
     for unit, name in _UNITS:

@@ -8,6 +8,7 @@ import msgspec
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import BLOCKS_OF_128
 from mint_gateway.planning.devices import Device
+from mint_gateway.planning.layouts import Layout, layouts
 from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS, refusal
 from mint_gateway.planning.shape import BaseShape, Targets
@@ -92,6 +93,7 @@ class Plan(msgspec.Struct, frozen=True):
     token: int  # of the cache
     cache: int  # for the mix's requests
     adapter: int  # in its slot
+    layouts: tuple[Layout, ...]  # that PEFT's files may have, where adapters are on routed experts
     adapter_file: int  # packed
     policy: int  # one that is trained, on the first rank; 0 where none is
     policy_saved: int  # of the host's memory while it is saved
@@ -143,6 +145,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         token=token,
         cache=mix.requests * mix.context * token,
         adapter=adapter,
+        layouts=layouts(shape, mix.rank) if mix.targets == "all" else (),
         adapter_file=file,
         policy=policy,
         policy_saved=saved,

@@ -1,0 +1,38 @@
+"""How PEFT's files hold an adapter of routed experts, and what each way comes to in a slot."""
+
+import msgspec
+
+from mint_gateway.planning.shape import BaseShape, Targets
+
+# Whose networks' names PEFT takes for those of stacked parameters (utils/transformers_weight_conversion.py): gate and
+# up are one then, of twice the rank, with one A; and networks without routed experts are adapted no more.
+CONVERTED = frozenset({"qwen3_moe", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa"})
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """One way, as PEFT 0.21 is told of it."""
+
+    told: str
+    max_rank: int  # that a BaseModel says for it
+    elements: int  # of the packed adapter
+    tensors: int  # in PEFT's files
+
+
+def layouts(shape: BaseShape, rank: int) -> tuple[Layout, ...]:
+    """Those of an adapter of that rank on every linear; none for a base without routed experts."""
+    if not shape.experts:
+        return ()
+    experts = [each for each in shape.linears if each.kind == "expert"]
+    gates = rank * sum(each.count * (each.wide + each.high) for each in experts if each.name != "down_proj")
+    whole, tensors = shape.adapter_elements(rank, "all"), shape.adapter_tensors("all")
+    beside: Targets = "attention" if shape.model_type in CONVERTED else "dense"
+    stacked = whole - shape.adapter_elements(rank, "dense") + shape.adapter_elements(rank, beside)
+    # An A and a B of each of a layer's two parameters.
+    few = shape.adapter_tensors(beside) + 2 * 2 * experts[0].count // shape.experts
+    ways = [
+        Layout("each expert's linears", rank, whole, tensors),
+        Layout("target_parameters: gate_up_proj, down_proj", rank, stacked, few),
+    ]
+    if shape.model_type in CONVERTED:
+        ways.append(Layout("target_modules: gate_proj, up_proj, down_proj", 2 * rank, stacked + gates, few))
+    return tuple(ways)
