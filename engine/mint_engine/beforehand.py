@@ -9,6 +9,7 @@ from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import empty_model
 from mint_engine.model.cache_shape import cache_shape, pages_in
 from mint_engine.model.device import choose_dtype
+from mint_engine.model.experts import route_shape
 from mint_engine.model.files import LIBRARY_ERRORS, BaseFiles, first_line, read_config, read_tokenizer
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import alike_positions, positions_of
@@ -38,8 +39,9 @@ def check_config(settings: EngineSettings, config: PreTrainedConfig, subject: st
 def _check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str) -> None:
     text = config.get_text_config()
     _check_context(settings, text)
-    pages_in(settings, cache_shape(text), choose_dtype(settings.dtype))
+    shape = cache_shape(text)
     model = empty_model(config, subject)
+    pages_in(settings, shape, route_shape(model), choose_dtype(settings.dtype))
     find_modules(model, settings.target_modules)
     if settings.tensor_parallel_size > 1:
         Part(0, settings.tensor_parallel_size, settings.target_modules).cut(model)

@@ -15,8 +15,9 @@ from mint_engine import metrics
 from mint_engine.beforehand import check_config
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.cache import PROBE_TOKENS, Cache
-from mint_engine.model.cache_shape import cache_shape, pages_in
+from mint_engine.model.cache_shape import cache_shape, make_cache, pages_in
 from mint_engine.model.device import choose_device, choose_dtype, count_threads
+from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
 from mint_engine.model.reference import load_part
@@ -69,7 +70,7 @@ def build(
         slots = Slots(
             find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
         )
-        cache = make_cache(settings, base)
+        cache = lay_cache(settings, base)
         equip(base, slots, None)
         generation = Generation(Forward(base, slots, cache), limits or limits_of(base.config), on_lost)
     metrics.SLOTS_BYTES.set(slots.bytes)
@@ -77,13 +78,15 @@ def build(
     return base, slots, generation
 
 
-def make_cache(settings: EngineSettings, base: Base) -> Cache:
+def lay_cache(settings: EngineSettings, base: Base) -> Cache:
     """A cache as large as the settings allow.
 
     Raises UnsupportedBase for attention that no cache here fits, CapacityExceeded where one request would not fit.
     """
-    shape = cache_shape(base.config)
-    return shape.make(pages_in(settings, shape, base.dtype), base.dtype, base.device)
+    shape, routes = cache_shape(base.config), route_shape(base.model)
+    pages = pages_in(settings, shape, routes, base.dtype)
+    kept = routes if settings.training_store is not None else None
+    return make_cache(shape, kept, pages, base.dtype, base.device)
 
 
 def _build_rank_0(

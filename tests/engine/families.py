@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from mint_engine.model.base import Base
-from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.cache_shape import cache_shape, make_cache
+from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
 from mint_engine.residency.slots import ABSENT, Slots
@@ -121,12 +122,14 @@ def make_forward(
     slots: int = 4,
     pages: int = 60,
     lean: bool = False,
+    routes: bool = False,
 ) -> Forward:
     """A base with empty slots."""
     model = make_model(config, dtype)
     base = Base(model, None, frozenset(), type(model).__name__, 256, VOCABULARY, dtype, CPU)  # type: ignore[arg-type]
     memory = Slots(find_modules(model), slots, 8, dtype, CPU)
-    return Forward(base, memory, cache_shape(base.config).make(pages, dtype, CPU), lean=lean)
+    cache = make_cache(cache_shape(base.config), route_shape(model) if routes else None, pages, dtype, CPU)
+    return Forward(base, memory, cache, lean=lean)
 
 
 def fill(slots: Slots, slot: int, rank: int, *, every: int = 1) -> None:

@@ -28,8 +28,10 @@ from transformers import (
 from mint_engine.model.attention import Span
 from mint_engine.model.base import Base
 from mint_engine.model.cache import KvCache
+from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
+from mint_engine.model.routes import RouteCache
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.pages import pages_for
 
@@ -76,7 +78,9 @@ def make(config: PreTrainedConfig, dtype: torch.dtype, *, lean: bool, ranks: Seq
     draw = torch.Generator().manual_seed(5)
     for slot, rank in enumerate(ranks):
         fill(slots, slot, rank, draw)
-    return Forward(base, slots, KvCache(2, 2, 32, 80, dtype, CPU), lean=lean)
+    cache, routes = KvCache(2, 2, 32, 80, dtype, CPU), route_shape(model)
+    cache.routes = RouteCache(routes, 80, CPU) if routes is not None else None
+    return Forward(base, slots, cache, lean=lean)
 
 
 def fill(slots: Slots, slot: int, rank: int, draw: torch.Generator) -> None:

@@ -1,5 +1,6 @@
 """Shares counted from config.json come to what ranks hold: by the engine's cuts, and by a naive count of modules."""
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from mint_contracts.source import Source
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.cut import cut_layout
 from mint_engine.adapters.packed import lay_out
+from mint_engine.build import lay_cache
 from mint_engine.model.base import Base
 from mint_engine.model.modules import find_modules
 from mint_engine.parallel.member import lay_member
@@ -34,6 +36,10 @@ HEADS = ("q_proj", "q_b_proj", "kv_b_proj", "o_proj", "k_proj", "v_proj", "qkv_p
 COLUMNS = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
 
+def base_of(name: str) -> Base:
+    return Base(make_model(FAMILIES[name]), None, frozenset(), "", 256, 96, torch.float32, CPU)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
@@ -41,7 +47,7 @@ def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
     config = FAMILIES[name]
     shape = read_shape(told_by(config))
     for rank, own in enumerate(share_out(shape, count)):
-        base = Base(make_model(config), None, frozenset(), "", 256, 96, torch.float32, CPU)  # type: ignore[arg-type]
+        base = base_of(name)
         member = lay_member(TOLD, base, Part(rank, count), CPU)
         head = member.share.vocabulary.size * shape.hidden  # cut by the pass, out of a head that all ranks read
         layers = sum(each.numel() for path, each in base.model.named_parameters() if path != "lm_head.weight")
@@ -49,6 +55,21 @@ def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
         assert 4 * TOLD.device_slots * own.adapter_elements(TOLD.max_rank, "all") == member.slots.bytes
         pages = member.cache.bytes // (4 * 16 * own.cache_elements)
         assert pages * 4 * 16 * own.cache_elements == member.cache.bytes
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "llama"])
+def test_routes_are_kept_where_they_are_read_and_within_the_caches_memory(name: str) -> None:
+    """By an engine that trains, and of its ranks by the first; all have as many pages as it has room for."""
+    shape = read_shape(told_by(FAMILIES[name]))
+    trains = msgspec.structs.replace(TOLD, training_store=Source("file:///t"))
+    for told, kept in ((TOLD, 0), (trains, shape.route_bytes)):
+        alone = lay_cache(told, base_of(name))
+        page = 16 * (4 * shape.cache_elements + kept)
+        assert alone.bytes == page * (alone.pages + 1)
+        assert TOLD.kv_cache_bytes - page < alone.bytes <= TOLD.kv_cache_bytes
+        first, second = (lay_member(told, base_of(name), Part(rank, 2), CPU).cache for rank in range(2))
+        assert first.pages == second.pages == alone.pages
+        assert first.bytes - second.bytes == 16 * kept * (alone.pages + 1)
 
 
 def shape_of(family: str, of: Dimensions, inner: int) -> BaseShape:

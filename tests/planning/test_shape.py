@@ -26,6 +26,7 @@ from mint_engine.adapters.export import export
 from mint_engine.adapters.packed import lay_out
 from mint_engine.adapters.read import read_adapter
 from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.experts import route_shape
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import positions_of
 from mint_engine.residency.slots import Slots
@@ -94,6 +95,8 @@ def test_frontier_bases_to_the_last_byte(name: str) -> None:
     assert shape.adapter_elements(1, "dense") == lay_out(modules, dense).elements
     assert shape.adapter_tensors("all") == 2 * sum(max(module.experts, 1) for module in modules.values())
     assert shape.cache_elements == cache_shape(model.config.get_text_config()).token_elements
+    routes = route_shape(model)
+    assert shape.route_bytes == (routes.token_bytes if routes is not None else 0)
     assert shape.context_length == model.config.get_text_config().max_position_embeddings
 
 
@@ -130,6 +133,8 @@ def test_small_bases_as_the_engine_holds_them(name: str) -> None:
         named = find_modules(make_model(told), shape.target_modules(targets))
         assert 4 * 2 * shape.adapter_elements(8, targets) == Slots(named, 2, 8, torch.float32, CPU).bytes
     assert 4 * 16 * 8 * shape.cache_elements == forward.cache.bytes
+    trained = make_forward(told, pages=7, routes=True)
+    assert 16 * 8 * (4 * shape.cache_elements + shape.route_bytes) == trained.cache.bytes
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])

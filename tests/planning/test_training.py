@@ -59,6 +59,15 @@ def test_the_first_rank_has_all_of_every_policy() -> None:
     assert trained.from_host == served.from_host, "the adapters are what they were"
 
 
+def test_the_first_rank_keeps_which_experts_tokens_went_to_where_policies_train() -> None:
+    """Of Kimi-K2, eight in each of sixty layers, in two bytes."""
+    served, trained = plan("kimi_k2", 24), plan("kimi_k2", 24, policies=1, policy_rank=1)
+    assert trained.token == served.token + 60 * 8 * 2
+    first, *others = (each.cache for each in trained.held)
+    assert first == trained.cache == served.cache + 4 * 1024 * 60 * 8 * 2
+    assert {*others} == {served.cache}
+
+
 def test_an_engine_that_trains_has_fewer_slots_for_others() -> None:
     found = plan("qwen3_30b_a3b", 1, adapters=4000, rank=1, policies=24, policy_rank=1)
     assert found.slots == MOST_SLOTS - 24

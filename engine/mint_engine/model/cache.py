@@ -16,6 +16,7 @@ import torch
 
 from mint_contracts.errors import CapacityExceeded
 from mint_engine.model.device import zeros
+from mint_engine.model.routes import RouteCache
 from mint_engine.scheduling.pages import PAGE_TOKENS
 
 PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each (see `reference`): they take pages too
@@ -31,11 +32,12 @@ class KvCache:
         self.head_dim = head_dim
         self.pages = pages
         self.pool = zeros((layers, pages + 1, 2, heads, PAGE_TOKENS, head_dim), dtype, device)
+        self.routes: RouteCache | None = None  # of the tokens, where they are kept
 
     @property
     def bytes(self) -> int:
         """Bytes of the whole cache."""
-        return self.pool.nbytes
+        return self.pool.nbytes + (self.routes.pool.nbytes if self.routes is not None else 0)
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values [K, T, D] at token places `slots` [T] (page * 16 + offset)."""
@@ -70,11 +72,12 @@ class LatentCache:
         self.width = width
         self.pages = pages
         self.pool = zeros((layers, pages + 1, PAGE_TOKENS, width), dtype, device)
+        self.routes: RouteCache | None = None  # of the tokens, where they are kept
 
     @property
     def bytes(self) -> int:
         """Bytes of the whole cache."""
-        return self.pool.nbytes
+        return self.pool.nbytes + (self.routes.pool.nbytes if self.routes is not None else 0)
 
     def write(self, layer: int, places: torch.Tensor, values: torch.Tensor, column: int) -> None:
         """Store values [T, w] at token places [T] (page * 16 + offset), from `column` of their rows on."""

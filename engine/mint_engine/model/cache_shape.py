@@ -10,7 +10,8 @@ import torch
 
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import EngineSettings
-from mint_engine.model.cache import KvCache, LatentCache, count_pages
+from mint_engine.model.cache import Cache, KvCache, LatentCache, count_pages
+from mint_engine.model.routes import RouteCache, RouteShape
 from mint_engine.scheduling.pages import PAGE_TOKENS
 
 # Kinds of layers that transformers names in a configuration, and that are served.
@@ -66,9 +67,28 @@ def cache_shape(config: Any) -> KeyValueShape | LatentShape:
     return KeyValueShape(layers, int(getattr(config, "num_key_value_heads", None) or heads), head_dim)
 
 
-def pages_in(settings: EngineSettings, shape: KeyValueShape | LatentShape, dtype: torch.dtype) -> int:
-    """Pages of the cache that the settings allow a base of that shape. Raises CapacityExceeded."""
-    page = shape.token_elements * PAGE_TOKENS * dtype.itemsize
+def make_cache(
+    shape: KeyValueShape | LatentShape,
+    routes: RouteShape | None,
+    pages: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Cache:
+    """A cache of so many pages, with room for the routes of their tokens where some are to be kept."""
+    cache = shape.make(pages, dtype, device)
+    cache.routes = RouteCache(routes, pages, device) if routes is not None else None
+    return cache
+
+
+def pages_in(
+    settings: EngineSettings, shape: KeyValueShape | LatentShape, routes: RouteShape | None, dtype: torch.dtype
+) -> int:
+    """Pages of the cache that the settings allow a base of that shape. Raises CapacityExceeded.
+
+    With their tokens' routes where the engine trains, on all of its ranks, so that these agree.
+    """
+    kept = routes.token_bytes if routes is not None and settings.training_store is not None else 0
+    page = PAGE_TOKENS * (shape.token_elements * dtype.itemsize + kept)
     return count_pages(settings.kv_cache_bytes, page, settings.context_length)
 
 

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
+from mint_engine.model.routes import RouteShape
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 
@@ -49,6 +51,15 @@ def is_stack(module: nn.Module) -> bool:
     """Whether a module holds gated experts as stacked tensors, as transformers' `use_experts_implementation` does."""
     stacked = all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in ("gate_up_proj", "down_proj"))
     return stacked and bool(getattr(module, "has_gate", False)) and not getattr(module, "has_post_expert_norm", False)
+
+
+def route_shape(model: PreTrainedModel) -> RouteShape | None:
+    """What a model's routers choose; None where it has none."""
+    stacks: list[Any] = [module for module in model.modules() if is_stack(module)]
+    if not stacks:
+        return None
+    each = int(model.config.get_text_config().num_experts_per_tok)
+    return RouteShape(len(stacks), each, int(stacks[0].num_experts))
 
 
 def stacked_modules(path: str, experts: Any) -> dict[str, Module]:

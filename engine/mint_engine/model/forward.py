@@ -114,8 +114,8 @@ class Forward:
 
     @property
     def routes(self) -> RouteCache | None:
-        """Which experts the cached tokens went to; None for a base that routes to none."""
-        return self._pass.routes
+        """Which experts the cached tokens went to; None where that is not kept."""
+        return self.cache.routes
 
     @torch.inference_mode()
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """The generic pass: transformers' modules with their linears, experts and attention swapped. Right for every base."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -10,11 +9,9 @@ from mint_engine.model import attention, experts
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
 from mint_engine.model.expert_lora import plan_experts
-from mint_engine.model.experts import is_stack
 from mint_engine.model.lora import merge_spans, sort_rows, work_items
 from mint_engine.model.modules import CompiledRows, replace_modules
 from mint_engine.model.paged import Span, plan_attention
-from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.group import Group
 from mint_engine.parallel.sums import add_sums
 from mint_engine.residency.slots import Slots
@@ -30,12 +27,8 @@ class Generic:
         self._base, self._slots, self._cache = base, slots, cache
         attention.register()
         base.model.set_attn_implementation(attention.NAME)
-        stacks: list[Any] = [module for module in base.model.modules() if is_stack(module)]
-        self._routed = bool(stacks)
-        self.routes: RouteCache | None = None
-        if stacks:
-            each, experts_of = int(base.config.num_experts_per_tok), int(stacks[0].num_experts)
-            self.routes = RouteCache(len(stacks), each, experts_of, cache.pages, base.device)
+        self._routed = experts.route_shape(base.model) is not None
+        if self._routed:
             experts.register()
             base.model.set_experts_implementation(experts.NAME)
         self._kernels = find_kernels(base.dtype, base.device) if slots.max_rank <= MAX_RANK else None
@@ -58,7 +51,7 @@ class Generic:
             current.compiled = CompiledRows(self._kernels, items)
         if self._routed:
             current.expert_rows = plan_experts(segments, len(tokens), self._slots, self._kernels)
-            current.routes = []
+            current.routes = [] if self._cache.routes is not None else None
         current.paged = paged = plan_attention(spans, self._cache, device)
         try:
             output = self._base.model(
@@ -69,8 +62,8 @@ class Generic:
                 logits_to_keep=torch.tensor(keep, dtype=torch.int64, device=device),
                 paged=current.paged,
             )
-            if self.routes is not None and current.routes is not None:
-                self.routes.write(paged.places, current.routes)
+            if self._cache.routes is not None and current.routes is not None:
+                self._cache.routes.write(paged.places, current.routes)
         finally:
             current.rows = current.compiled = current.expert_rows = current.paged = current.routes = None
         logits: torch.Tensor = output.logits[0]

@@ -30,7 +30,6 @@ from mint_engine.model.lean_layers import CHUNK_TOKENS, MOST_TARGETS, Layer, Lla
 from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.mixture import NO_PAIRS, Mixture
 from mint_engine.model.paged import Span
-from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.meeting import Meeting
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
@@ -67,11 +66,6 @@ class Lean:
         experts = [layer.network for layer in llama.layers if isinstance(layer.network, Experts)]
         self._mixture = Mixture(experts, cache) if experts else None
         self.name = f"lean ({kernels.variant})"
-
-    @property
-    def routes(self) -> RouteCache | None:
-        """Which experts the cached tokens went to; None for a base that routes to none."""
-        return self._mixture.cache if self._mixture is not None else None
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; of several ranks, each writes its share of the vocabulary."""

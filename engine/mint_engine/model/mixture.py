@@ -11,7 +11,6 @@ import torch
 
 from mint_engine.kernels.structs import Experts
 from mint_engine.model.cache import KvCache
-from mint_engine.model.routes import RouteCache
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,12 @@ NO_PAIRS = Pairs(None, None, ())
 
 
 class Mixture:
-    """Of one base, whose layers' experts are of one number and size. `cache` has the routes of the cached tokens."""
+    """Of one base, whose layers' experts are of one number and size."""
 
     def __init__(self, layers: Sequence[Experts], cache: KvCache) -> None:
         first = layers[0]
         self._layers, self._each, self._weight = len(layers), first.each, first.gate_up.weight
-        self.cache = RouteCache(len(layers), first.each, first.router.out_features, cache.pages, cache.pool.device)
+        self._cache = cache.routes
         self._room: tuple[torch.Tensor, ...] = ()
         self._routes = torch.empty(0)
 
@@ -46,5 +45,6 @@ class Mixture:
         return Pairs(self._routes, torch.empty((rows, self._each)), self._room)
 
     def keep(self, places: torch.Tensor) -> None:
-        """Note where the step's tokens went, at their token places [T]."""
-        self.cache.write(places, self._routes.unbind())
+        """Note where the step's tokens went, at their token places [T], if that is kept."""
+        if self._cache is not None:
+            self._cache.write(places, self._routes.unbind())

@@ -8,7 +8,8 @@ from torch import nn
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
-from mint_engine.model.cache_shape import KeyValueShape, cache_shape, pages_in
+from mint_engine.model.cache_shape import KeyValueShape, cache_shape, make_cache, pages_in
+from mint_engine.model.experts import route_shape
 from mint_engine.parallel.distributed import DistributedGroup, Gloo, Nccl, store_in, store_on
 from mint_engine.parallel.files import Files
 from mint_engine.parallel.meeting import Extent, Meeting
@@ -44,10 +45,11 @@ def lay_member(
     base = replace(base, device=device)
     slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts_of(modules, share), others)
     # As many pages as without ranks, so that all of them agree.
-    shape = cache_shape(base.config)
-    pages = pages_in(told, shape, base.dtype)
+    shape, routes = cache_shape(base.config), route_shape(base.model)
+    pages = pages_in(told, shape, routes, base.dtype)
     own = replace(shape, heads=share.kv_heads.size) if isinstance(shape, KeyValueShape) else shape
-    return Member(base, share, slots, own.make(pages, base.dtype, base.device))
+    kept = routes if told.training_store is not None and share.rank == 0 else None  # who reads them
+    return Member(base, share, slots, make_cache(own, kept, pages, base.dtype, base.device))
 
 
 def extent_of(member: Member, rows: int, threads: int) -> Extent:

@@ -25,6 +25,7 @@ _WIDE_NORMS = frozenset({"olmo2", "olmo3"})  # of queries, and of keys, over all
 _FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate and up another
 _NETWORK_BIASES = frozenset({"llama", "granite", "smollm3"})  # where the config says so
 _HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
+_ROUTED_TO = {"mixtral": 2, "gpt_oss": 4}  # experts of a token, where that is not told
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
 # What config.json files as published leave to transformers.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -86,6 +87,7 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         key_parameters=wide_norms,
         key_elements=0 if latent else 2 * layers * _head_size(told),
         latent_elements=_latent_elements(family, told) if latent else 0,
+        route_bytes=_route_bytes(family, told) if routers else 0,
         context_length=_positions(family, told),
         lean=_is_lean(family, told),
     )
@@ -222,6 +224,12 @@ def _networks(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
     if shared := told.get("n_shared_experts", 1) if family in LATENT else 0:
         found += _gated(hidden, small * shared, routed, "network", "shared_experts")
     return found, routed * (experts * hidden + (experts if family == "gpt_oss" else 0))
+
+
+def _route_bytes(family: str, told: Mapping[str, Any]) -> int:
+    """An expert's number takes one byte, of more than 256 two."""
+    each = int(told.get("num_experts_per_tok") or _ROUTED_TO.get(family, 8))
+    return len(_routed_layers(family, told)) * each * (1 if _experts(told) <= 1 << 8 else 2)
 
 
 def _experts(told: Mapping[str, Any]) -> int:

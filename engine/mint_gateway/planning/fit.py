@@ -90,7 +90,7 @@ class Plan(msgspec.Struct, frozen=True):
     files: int  # of the weights, as published; 0 where it is not known
     loading: int  # of the host's memory while ranks load: their shares, and layers that the first one has whole
     weights: int
-    token: int  # of the cache
+    token: int  # of the cache, with the experts that it went to where that is replayed in training
     cache: int  # for the mix's requests
     adapter: int  # in its slot
     layouts: tuple[Layout, ...]  # that PEFT's files may have, where adapters are on routed experts
@@ -129,7 +129,7 @@ class Plan(msgspec.Struct, frozen=True):
 def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str, storage: Storage) -> Plan:
     """Count a mix on engines of so many ranks. Raises UnsupportedBase for more ranks than can share the base."""
     size = DTYPE_BYTES[dtype]
-    token = shape.cache_elements * size
+    token = shape.cache_elements * size + (shape.route_bytes if mix.policies else 0)
     adapter = shape.adapter_elements(mix.rank, mix.targets) * size
     held = hold(shape, device, ranks, mix, dtype)
     slots = min(mix.adapters, *(each.slots for each in held))
@@ -176,11 +176,12 @@ def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> 
     """What is in each device's memory. Raises UnsupportedBase for more ranks than can share the base."""
     size, tokens = DTYPE_BYTES[dtype], mix.requests * mix.context
     policy, saved = _policy(shape, mix, dtype)
+    routes = shape.route_bytes if mix.policies else 0
     training = mix.policies * (policy + (saved if device.one_memory else 0))
     each = [
         (
             _resident(share, device, dtype),
-            tokens * share.cache_elements * size,
+            tokens * (share.cache_elements * size + (0 if at else routes)),
             share.adapter_elements(mix.slot_rank, mix.targets) * size,
             0 if at else training,
         )

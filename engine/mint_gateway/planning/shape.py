@@ -84,6 +84,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     key_parameters: int  # of every key/value head beside linears
     key_elements: int  # of one token's cache, for every key/value head
     latent_elements: int  # of one token's cache, whatever the heads
+    route_bytes: int  # of one token's experts, which the first rank of an engine that trains keeps beside its cache
     context_length: int
     files: Quantisation | None = None  # how they hold the weights; None: in two bytes each
     unread: str = ""  # why engines do not read the files; "" where they do

@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.cache_shape import cache_shape, make_cache
+from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
 from mint_engine.model.paged import Span
-from mint_engine.model.routes import RouteCache
+from mint_engine.model.routes import RouteCache, RouteShape
 from mint_engine.policies.rollouts import Ask
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.pages import pages_for
@@ -74,7 +75,8 @@ def test_near_a_tie_only_replay_makes_trainer_and_sampler_agree() -> None:
     modules = find_modules(base.model)
     trainer = Trainer(base, modules, max_rank=8)
     slots = Slots(modules, 2, 8, base.dtype, CPU)
-    forward = Forward(base, slots, cache_shape(base.config).make(20, base.dtype, CPU))
+    cache = make_cache(cache_shape(base.config), route_shape(base.model), 20, base.dtype, CPU)
+    forward = Forward(base, slots, cache)
     all_but_tie(base.model)
     create(trainer, "p/0", PolicySettings(4))
     awaken(trainer, "p/0")
@@ -189,7 +191,9 @@ def chosen_by(model: PreTrainedModel, tokens: list[int]) -> Any:
 @pytest.mark.parametrize(("experts", "bytes_each"), [(256, 1), (384, 2)])
 def test_routes_lie_with_the_pages(experts: int, bytes_each: int) -> None:
     """A sequence's routes come from whichever pages it has, in its order; one byte holds 256 experts."""
-    cache = RouteCache(layers=3, each=2, experts=experts, pages=4, device=CPU)
+    shape = RouteShape(layers=3, each=2, experts=experts)
+    cache = RouteCache(shape, pages=4, device=CPU)
+    assert cache.pool.nbytes == 5 * 16 * shape.token_bytes
     assert cache.pool.element_size() == bytes_each
     routes = torch.randint(experts, (3, 20, 2), generator=torch.Generator().manual_seed(1))
     places = torch.tensor([(4, 2)[at // 16] * 16 + at % 16 for at in range(20)])
