@@ -26,7 +26,7 @@ from tests.crds.schemas import schema, walk
 from tests.engine.families import MOE, SIZES, make_forward
 from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4, tensors_of
 from tests.engine.saved_families import save_base
-from tests.planning.frontier import FRONTIER, GPT_OSS_120B, KIMI_K2
+from tests.planning.frontier import DEEPSEEK_V32, FRONTIER, GPT_OSS_120B, KIMI_K2
 from tests.planning.test_shape import told_by
 
 GPUS = sorted(name for name, device in DEVICES.items() if not device.one_memory)
@@ -222,6 +222,21 @@ def test_a_base_that_is_published_quantised_is_held_in_bfloat16(told: dict[str, 
     assert plain.files == plain.weights == 2 * plain.parameters
     assert msgspec.structs.replace(found, files=plain.files) == plain
     assert found.refusal == ""
+
+
+def test_layers_for_predicting_further_tokens_are_in_the_files_alone() -> None:
+    """DeepSeek-V3 is 671 billion parameters and 685 in its files (its README.md); a layer is as the last one."""
+    told = DEEPSEEK_V32 | {"num_nextn_predict_layers": 1}
+    found, plain = planned(told), planned(DEEPSEEK_V32)
+    assert found.files / 2 == pytest.approx(685e9, rel=0.005)
+    layer = planned(DEEPSEEK_V32 | {"num_hidden_layers": 62}).parameters - plain.parameters
+    doubled = 2 * 129280 * 7168 + 2 * 7168**2 + 3 * 7168
+    assert found.files - plain.files == pytest.approx(2 * (layer + doubled), abs=2 * 10_000)  # norms of latents
+    assert msgspec.structs.replace(found, files=plain.files) == plain
+    quantised = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    assert planned(told | quantised).files - planned(DEEPSEEK_V32 | quantised).files < 0.6 * (
+        found.files - plain.files
+    )
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))

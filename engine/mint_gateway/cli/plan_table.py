@@ -21,7 +21,8 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
     most = {name: size(max(getattr(each, name) for each in plan.held)) for name in ("weights", "cache", "adapter")}
     repeated = f", {size(plan.repeated)} of them more than once" if plan.repeated > 0 else ""
     if plan.files:
-        table.add_row("files", size(plan.files), "", _published(shape))
+        more = ", with layers for predicting further tokens, which are not read" if shape.predicting else ""
+        table.add_row("files", size(plan.files), "", _published(shape) + more)
     table.add_row(
         "weights", size(plan.weights), most["weights"], f"{plan.parameters / 1e9:,.2f} billion parameters{repeated}"
     )

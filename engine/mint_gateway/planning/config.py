@@ -89,6 +89,7 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         latent_elements=_latent_elements(family, told) if latent else 0,
         route_bytes=_route_bytes(family, told) if routers else 0,
         context_length=_positions(family, told),
+        predicting=int(told.get("num_nextn_predict_layers") or 0) if latent else 0,
         lean=_is_lean(family, told),
     )
 

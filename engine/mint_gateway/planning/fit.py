@@ -139,7 +139,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
     policy, saved = _policy(shape, mix, dtype)
     return Plan(
         parameters=shape.parameters,
-        files=0 if shape.unread else shape.bytes_in(shape.files),
+        files=0 if shape.unread else shape.files_bytes,
         loading=_loading(shape, device, ranks, dtype),
         weights=_weights(shape, dtype),
         token=token,

@@ -88,6 +88,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     context_length: int
     files: Quantisation | None = None  # how they hold the weights; None: in two bytes each
     unread: str = ""  # why engines do not read the files; "" where they do
+    predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
     lean: bool = False  # whether own kernels compute it on processors
 
     @property
@@ -122,6 +123,22 @@ class BaseShape(msgspec.Struct, frozen=True):
     def bytes_in(self, files: Quantisation | None) -> int:
         """The weights with linears quantised so, and all else in two bytes."""
         return 2 * self.other_parameters + sum(linear.bytes_in(files) for linear in self.linears)
+
+    @property
+    def files_bytes(self) -> int:
+        """Of the weights as published, with layers for predicting further tokens, each with embedding and head again.
+
+        As DeepSeek-V3's README_WEIGHTS.md has them: 671 billion parameters, and 14 billion of one such layer.
+        """
+        each = 2 * self.vocabulary * self.hidden + 2 * self.hidden**2  # and what puts two states together
+        beside = each + 5 * self.hidden + self.experts * self.hidden  # norms, and a router
+        layer = sum(self._one_layer(linear).bytes_in(self.files) for linear in self.linears)
+        return self.bytes_in(self.files) + self.predicting * (layer + 2 * beside)
+
+    def _one_layer(self, linear: Linear) -> Linear:
+        """What of a linear a layer with routed experts has."""
+        many = self.experts if linear.kind == "expert" else min(1, linear.count)
+        return msgspec.structs.replace(linear, count=0 if linear.within == "mlp" and self.experts else many)
 
     def adapter_elements(self, rank: int, targets: Targets) -> int:
         """Elements of an adapter in its slot: A [r, in] and B [r, out] of each linear."""
