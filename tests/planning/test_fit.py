@@ -15,19 +15,24 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
 
 from mint_contracts.errors import UnsupportedBase
+from mint_engine.adapters.packed import Header, lay_out
+from mint_engine.adapters.packed_file import head_of
 from mint_engine.model.lean_layers import Network
 from mint_engine.model.llama_like import Unlike, check_config
+from mint_engine.model.modules import find_modules
+from mint_engine.training.policy import FormLimits, PolicySettings, form_of
 from mint_gateway.cli.plan import _read
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import FLOAT8, WHOLE_LAYERS, Least, Mix, Plan, Storage, hold, least, make_plan
 from mint_gateway.planning.served import MOST_ADAPTER_RANK, MOST_CONTEXT, MOST_RANKS, MOST_SLOTS
+from mint_gateway.planning.shape import KINDS, Targets
 from tests.crds.schemas import schema, walk
 from tests.engine.families import MOE, SIZES, make_forward
 from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4, tensors_of
 from tests.engine.saved_families import save_base
 from tests.planning.frontier import DEEPSEEK_V32, FRONTIER, GPT_OSS_120B, KIMI_K2
-from tests.planning.test_shape import told_by
+from tests.planning.test_shape import built, told_by
 
 GPUS = sorted(name for name, device in DEVICES.items() if not device.one_memory)
 STORAGE = Storage(disk=1.4e9, network=1.25e9)
@@ -147,6 +152,24 @@ def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more:
 def test_a_warmer_adapter_is_there_sooner(mix: Mix) -> None:
     found = plan("qwen3_30b_a3b", 1, mix)
     assert 0 < found.from_host < found.from_disk < found.from_network
+
+
+@pytest.mark.parametrize("targets", sorted(KINDS))
+@pytest.mark.parametrize("name", ["kimi_k2", "glm_5", "qwen3_30b_a3b", "phi_3_mini"])
+def test_a_packed_file_has_the_bytes_that_a_cold_load_is_said_to_read(name: str, targets: Targets) -> None:
+    """As the engine would write it: within two pages, of a header that tells of as many as a thousand modules."""
+    shape = read_shape(FRONTIER[name])
+    modules = find_modules(built(FRONTIER[name]), shape.target_modules(targets))
+    layout = lay_out(modules, dict.fromkeys(modules, 8))
+    config = form_of(PolicySettings(), modules, FormLimits(8, base_name="acme/a-base"), "p").config
+    scalings = (2.0,) * len(layout.places)
+    header = Header(torch.bfloat16, "0" * 64, config, layout, scalings, "0" * 64, revision="", head_bytes=0)
+    mix = Mix(adapters=4, rank=8, targets=targets, requests=4, context=1024)
+    found = make_plan(shape, DEVICES["h200"], 8, mix, "bfloat16", STORAGE)
+    assert shape.adapter_parts(targets) == len(layout.places)
+    assert found.adapter_file == pytest.approx(len(head_of(header)) + 2 * layout.elements, abs=2 * 4096)
+    assert found.from_disk == found.from_host + found.adapter_file / STORAGE.disk
+    assert found.from_network == found.from_disk + found.adapter_file / STORAGE.network
 
 
 def test_a_trillion_parameters_on_h200s() -> None:

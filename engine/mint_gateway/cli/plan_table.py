@@ -50,9 +50,10 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
     _add_fit(table, device, mix, plan)
     if plan.refusal:
         table.add_row("served", "[yellow]not yet[/]", "", plan.refusal)
-    table.add_row("cold load", seconds(plan.from_host), "", "from the host's memory")
-    table.add_row("", seconds(plan.from_disk), "", "from the local disk")
-    table.add_row("", seconds(plan.from_network), "", "from storage")
+    table.add_row("cold load", seconds(plan.from_host), "", "from the host's memory; bytes alone, as below")
+    table.add_row("", seconds(plan.from_disk), "", f"from the local disk: a packed file of {size(plan.adapter_file)}")
+    answers = "from storage; answers of the store, digests, and packing of PEFT's files come on top"
+    table.add_row("", seconds(plan.from_network), "", answers)
     return table
 
 

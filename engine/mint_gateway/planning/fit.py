@@ -19,7 +19,10 @@ RESERVE = 0.1
 # the host's memory, a copy of all four and the bytes that are made of it (`mint_engine.training.policy`).
 _VECTORS = 4
 _SAVED_VECTORS = 8
-PACKED_HEADER = 4096  # at least; a packed file's run begins at a page
+# Before a packed file's run, which begins at a page: what is told of all of it, and of each of a layer's linears.
+_PAGE = 4096
+_HEADER = 600
+_HEADER_PART = 69
 # Of a base's layers the first of several ranks has one whole at a time, and its tensors while these are put together:
 # so much was measured of a layer of experts in files of one tensor each.
 WHOLE_LAYERS = 2.5
@@ -106,6 +109,7 @@ class Plan(msgspec.Struct, frozen=True):
     engines: int  # that hold all of the mix's adapters in slots; 0: none can
     least: Least | None  # None: no number of ranks is enough
     refusal: str  # why an engine would refuse it today, whatever fits; "" where none would
+    # Of bytes alone: asking a store, checking digests and what PEFT's files take to be packed come on top.
     from_host: float
     from_disk: float
     from_network: float
@@ -133,7 +137,8 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
     adapter = shape.adapter_elements(mix.rank, mix.targets) * size
     held = hold(shape, device, ranks, mix, dtype)
     slots = min(mix.adapters, *(each.slots for each in held))
-    file = adapter + PACKED_HEADER
+    header = _HEADER + _HEADER_PART * shape.adapter_parts(mix.targets)
+    file = adapter + -(-header // _PAGE) * _PAGE
     share = max(each.adapter for each in held) * mix.rank / mix.slot_rank
     to_device = share / device.link  # each device takes its share
     policy, saved = _policy(shape, mix, dtype)

@@ -153,6 +153,11 @@ class BaseShape(msgspec.Struct, frozen=True):
         """Tensors of such an adapter in PEFT's files, two for each linear and expert."""
         return 2 * sum(each.count for each in self._targeted(targets))
 
+    def adapter_parts(self, targets: Targets) -> int:
+        """Modules that it has, of which experts of a layer are one."""
+        held = self._targeted(targets)
+        return sum(each.count // (self.experts if each.kind == "expert" else 1) for each in held)
+
     def target_modules(self, targets: Targets) -> tuple[str, ...]:
         """What a BaseModel names to have these targeted and no others; nothing where that is all there are."""
         held = [each for each in self.linears if each.count]
