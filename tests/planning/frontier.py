@@ -58,6 +58,35 @@ GEMMA_3_4B: dict[str, Any] = {
         "num_attention_heads": 16, "image_size": 896, "patch_size": 14, "vision_use_head": False,
     },
 }  # fmt: skip
+# Qwen2-7B, gemma-7b, Mixtral-8x7B-v0.1, granite-3.0-8b-base and SmolLM3-3B, as their config.json files say them.
+ORDINARY: dict[str, dict[str, Any]] = {
+    "qwen2_7b": {
+        "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 131072,
+        "tie_word_embeddings": False, "sliding_window": 131072, "use_sliding_window": False,
+    },
+    "gemma_7b": {
+        "model_type": "gemma", "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+    },
+    "mixtral_8x7b": {
+        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "max_position_embeddings": 32768, "sliding_window": None,
+        "tie_word_embeddings": False,
+    },
+    "granite_8b": {
+        "model_type": "granite", "hidden_size": 4096, "intermediate_size": 12800, "num_hidden_layers": 40,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 49155, "max_position_embeddings": 4096,
+        "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True,
+    },
+    "smollm3_3b": {
+        "model_type": "smollm3", "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 128256, "max_position_embeddings": 65536,
+        "attention_bias": False, "mlp_bias": False,
+    },
+}  # fmt: skip
 FRONTIER = {
     "kimi_k2": KIMI_K2, "deepseek_v32": DEEPSEEK_V32, "glm_5": GLM_5, "qwen3_30b_a3b": QWEN3_30B_A3B,
     "phi_3_mini": PHI_3_MINI,

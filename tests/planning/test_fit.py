@@ -17,6 +17,7 @@ from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.adapters.packed import Header, lay_out
 from mint_engine.adapters.packed_file import head_of
+from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.lean_layers import Network
 from mint_engine.model.llama_like import Unlike, check_config
 from mint_engine.model.modules import find_modules
@@ -204,6 +205,27 @@ def test_what_would_fit_and_is_not_served_says_so(name: str, device: str, ranks:
     mix = Mix(adapters=4, rank=1, targets="attention", requests=4, context=1024)
     found = make_plan(read_shape(FRONTIER[name]), DEVICES[device], ranks, mix, dtype, STORAGE).refusal
     assert said in found if said else found == ""
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "said"),
+    [
+        ("gemma3_text", {"use_bidirectional_attention": True}, "the base attends to later tokens too"),
+        ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "the base has layers of linear_attention"),
+        ("llama", {"attention_chunk_size": 8192}, "the base attends in chunks of its context"),
+        ("llama", {"num_kv_shared_layers": 1}, "the base shares keys and values between layers"),
+        ("gemma3_text", {"layer_types": ["sliding_attention", "full_attention"]}, ""),
+    ],
+)
+def test_a_base_that_engines_refuse_is_not_planned_as_served(family: str, more: dict[str, Any], said: str) -> None:
+    """In the engine's own words."""
+    told: dict[str, Any] = {key: each for key, each in SIZES.items() if not key.startswith("rope")}
+    told |= {"num_hidden_layers": 2} | more
+    config = AutoConfig.for_model(family, **told)
+    with pytest.raises(UnsupportedBase, match=said.removeprefix("the base ")) if said else nullcontext():
+        cache_shape(config)
+    refusal = planned({"model_type": family} | told, 1).refusal
+    assert refusal == (f"so far {said}, which is not served" if said else "")
 
 
 def test_no_more_is_promised_than_a_base_model_may_ask_for() -> None:

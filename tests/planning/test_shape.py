@@ -14,9 +14,12 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    GemmaConfig,
     GraniteConfig,
+    MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
     SmolLM3Config,
 )
 
@@ -39,7 +42,7 @@ from mint_gateway.planning.layouts import layouts
 from mint_gateway.planning.shape import KINDS
 from tests.engine.families import CPU, FAMILIES, SIZES, make_forward, make_model
 from tests.engine.test_expert_layouts import BOTH, save
-from tests.planning.frontier import FRONTIER, GEMMA_3_4B
+from tests.planning.frontier import FRONTIER, GEMMA_3_4B, ORDINARY
 
 # Billions, as their makers round them; without layers for predicting several tokens, which nobody serves here.
 PUBLISHED = {
@@ -49,9 +52,17 @@ PUBLISHED = {
     "qwen3_30b_a3b": 30.5,
     "phi_3_mini": 3.8,
     "gemma_3_4b": 4.3,
+    "qwen2_7b": 7.6,
+    "gemma_7b": 8.5,
+    "mixtral_8x7b": 46.7,
+    "granite_8b": 8.1,
+    "smollm3_3b": 3.1,
 }
 # Served like llama's, and in none of the engine's own families.
 OTHERS: dict[str, PreTrainedConfig] = {
+    "qwen2": Qwen2Config(**SIZES),
+    "gemma": GemmaConfig(**SIZES),
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
     "granite": GraniteConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "smollm3": SmolLM3Config(**SIZES),
     "smollm3_untied": SmolLM3Config(**SIZES, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
@@ -77,7 +88,7 @@ def told_by(config: PreTrainedConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_frontier_bases_to_the_last_byte(name: str) -> None:
-    told = (FRONTIER | {"gemma_3_4b": GEMMA_3_4B})[name]
+    told = (FRONTIER | ORDINARY | {"gemma_3_4b": GEMMA_3_4B})[name]
     model, shape = built(told), read_shape(told)
     parameters = dict(model.named_parameters())
     assert shape.parameters == sum(each.numel() for each in parameters.values())

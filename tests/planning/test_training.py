@@ -23,9 +23,9 @@ from tests.planning.test_shape import told_by
 MIX = Mix(adapters=4, rank=8, targets="attention", requests=4, context=1024)
 
 
-def plan(name: str, ranks: int, device: str = "h200", **changes: object) -> Plan:
+def plan(name: str, ranks: int, **changes: object) -> Plan:
     mix = msgspec.structs.replace(MIX, **changes)
-    return make_plan(read_shape(FRONTIER[name]), DEVICES[device], ranks, mix, "bfloat16", Storage(1e9, 1e9))
+    return make_plan(read_shape(FRONTIER[name]), DEVICES["h200"], ranks, mix, "bfloat16", Storage(1e9, 1e9))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -55,7 +55,8 @@ def test_the_first_rank_has_all_of_every_policy() -> None:
     assert {each.training for each in trained.held[1:]} == {0}
     for each, other in zip(trained.held, served.held, strict=True):
         assert each.adapter == 2 * other.adapter
-        assert each.room == other.room - each.training - 8 * each.adapter
+        routes = each.cache - other.cache
+        assert each.room == other.room - routes - each.training - 8 * each.adapter
     assert trained.from_host == served.from_host, "the adapters are what they were"
 
 
@@ -78,7 +79,7 @@ def test_an_engine_that_trains_has_fewer_slots_for_others() -> None:
 
 def test_more_ranks_make_room_for_no_more_policies_than_the_first_one_has_room_for() -> None:
     """Whose share of the weights is all that grows smaller."""
-    many = {"targets": "all", "policies": 64, "policy_rank": 8}
+    many: dict[str, object] = {"targets": "all", "policies": 64, "policy_rank": 8}
     found = plan("qwen3_30b_a3b", 8, **many)
     assert not found.fits
     assert found.least is None

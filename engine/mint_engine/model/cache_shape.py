@@ -1,21 +1,16 @@
-"""What a base's configuration says of its cache: which kind it is, and how much of a token every layer keeps.
-
-Refused here is attention whose past is no list of tokens, or that looks at other tokens than all, or the latest ones.
-"""
+"""What a base's configuration says of its cache: which kind it is, and how much of a token every layer keeps."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from mint_contracts.attention import unserved_attention
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.cache import Cache, KvCache, LatentCache, count_pages
 from mint_engine.model.routes import RouteCache, RouteShape
 from mint_engine.scheduling.pages import PAGE_TOKENS
-
-# Kinds of layers that transformers names in a configuration, and that are served.
-_SERVED = frozenset({"full_attention", "sliding_attention", "indexed_attention"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,8 @@ class LatentShape:
 
 def cache_shape(config: Any) -> KeyValueShape | LatentShape:
     """The shape for a text model's configuration. Raises UnsupportedBase naming what is not served."""
-    _refuse(config)
+    if unserved := unserved_attention(lambda name: getattr(config, name, None)):
+        raise UnsupportedBase(f"model type {config.model_type}", unserved)
     layers = int(config.num_hidden_layers)
     if getattr(config, "kv_lora_rank", None):
         index = int(config.index_head_dim) if getattr(config, "index_topk", None) else 0
@@ -90,15 +86,3 @@ def pages_in(
     kept = routes.token_bytes if routes is not None and settings.training_store is not None else 0
     page = PAGE_TOKENS * (shape.token_elements * dtype.itemsize + kept)
     return count_pages(settings.kv_cache_bytes, page, settings.context_length)
-
-
-def _refuse(config: Any) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ()) - _SERVED
-    reasons = {
-        f"has layers of {', '.join(sorted(kinds))}": bool(kinds),
-        "attends in chunks of its context": bool(getattr(config, "attention_chunk_size", None)),
-        "attends to later tokens too": bool(getattr(config, "use_bidirectional_attention", None)),
-        "shares keys and values between layers": bool(getattr(config, "num_kv_shared_layers", None)),
-    }
-    if found := [reason for reason, holds in reasons.items() if holds]:
-        raise UnsupportedBase(f"model type {config.model_type}", f"{' and '.join(found)}, which is not served")

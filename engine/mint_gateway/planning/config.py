@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from mint_contracts.attention import unserved_attention
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import read_quantisation
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
@@ -90,6 +91,7 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         route_bytes=_route_bytes(family, told) if routers else 0,
         context_length=_positions(family, told),
         predicting=int(told.get("num_nextn_predict_layers") or 0) if latent else 0,
+        unserved=unserved_attention(told.get),
         lean=_is_lean(family, told),
     )
 

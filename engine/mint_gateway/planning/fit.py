@@ -169,7 +169,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
             mix.context,
             mix.policies,
             float8=dtype == FLOAT8,
-            unread=shape.unread,
+            base=(shape.unread, shape.unserved and f"the base {shape.unserved}"),
         ),
         from_host=to_device,
         from_disk=to_device + file / storage.disk,

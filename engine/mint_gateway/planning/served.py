@@ -1,5 +1,7 @@
 """What engines refuse today of what would fit: plans are made for what is to come too, and must say so."""
 
+from collections.abc import Iterable
+
 # The most that a BaseModel may ask for, as its CRD has it.
 MOST_RANKS = 64  # tensorParallelSize
 MOST_SLOTS = 1024  # deviceSlots
@@ -8,12 +10,12 @@ MOST_CONTEXT = 1 << 20  # contextLength
 
 
 def refusal(
-    ranks: int, nodes: int, adapter_rank: int, context: int, policies: int, *, float8: bool, unread: str
+    ranks: int, nodes: int, adapter_rank: int, context: int, policies: int, *, float8: bool, base: Iterable[str]
 ) -> str:
-    """Why no engine would start so, each reason with what would; "" where one would."""
+    """Why no engine would start so, each reason with what would; "" where one would. `base` are the base's own."""
     reasons = {
         "weights must be in bfloat16, float16 or float32": float8,
-        unread: bool(unread),
+        **{reason: bool(reason) for reason in base},
         f"nodes have as many ranks each, and {ranks} of these devices are in {nodes} nodes": bool(ranks % nodes),
         f"an engine has at most {MOST_RANKS} ranks": ranks > MOST_RANKS,
         f"an adapter's rank is at most {MOST_ADAPTER_RANK}": adapter_rank > MOST_ADAPTER_RANK,

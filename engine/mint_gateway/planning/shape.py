@@ -88,6 +88,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     context_length: int
     files: Quantisation | None = None  # how they hold the weights; None: in two bytes each
     unread: str = ""  # why engines do not read the files; "" where they do
+    unserved: str = ""  # what of its attention engines refuse; "" where nothing
     predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
     lean: bool = False  # whether own kernels compute it on processors
 
