@@ -69,6 +69,13 @@ class _Text(msgspec.Struct, frozen=True):
     mlp_only_layers: list[int] | None = None
     first_k_dense_replace: Count | UnsetType = UNSET
     decoder_sparse_step: Size | UnsetType = UNSET
+    num_experts_per_tok: Count | None = None
+    num_nextn_predict_layers: Count | None = None
+    # what engines refuse, see `mint_contracts.attention`
+    layer_types: list[str] | None = None
+    attention_chunk_size: Count | None = None
+    use_bidirectional_attention: bool | str | None = None
+    num_kv_shared_layers: Count | None = None
 
     def __post_init__(self) -> None:
         """Each layer has its kind."""
