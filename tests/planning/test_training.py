@@ -15,6 +15,7 @@ from mint_gateway.planning.fit import Mix, Plan, Storage, make_plan
 from mint_gateway.planning.served import MOST_SLOTS
 from mint_gateway.planning.shape import Targets
 from tests.engine.families import FAMILIES
+from tests.engine.training.at_once import create
 from tests.engine.training.frontier import base_of, examples_of
 from tests.engine.training.scene import learn
 from tests.planning.frontier import FRONTIER
@@ -37,7 +38,7 @@ def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str
     base, shape = base_of(family, getattr(torch, dtype)), read_shape(told_by(FAMILIES[family]))
     named = shape.target_modules(targets)
     trainer = Trainer(base, find_modules(base.model, named), 16, "", named, lean=False)
-    trainer.create("p", PolicySettings(rank=4))
+    create(trainer, "p", PolicySettings(rank=4))
     learn(trainer, [PolicyBatch("p", examples_of(0))])
     policy = trainer.policy("p")
     vectors = (policy.weights, policy.gradient, policy.exp_avg, policy.exp_avg_sq, policy.round(base.dtype))
