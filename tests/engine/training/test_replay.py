@@ -164,7 +164,7 @@ SERVED = {family: FAMILIES[family] for family in ROUTED} | {"300 experts": MANY}
 @pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in SERVED), LEAN])
 def test_a_rollouts_routes_are_those_that_transformers_routers_choose(family: str, lean: bool) -> None:
     """Of a prompt and of tokens one by one, with an adapter that moves them. Layers that route nothing have none."""
-    forward = make_forward(SERVED[family], lean=lean)
+    forward = make_forward(SERVED[family], lean=lean, routes=True)
     assert forward.compute.startswith("lean") is lean
     fill(forward.slots, 1, 4)
     draw = random.Random(7)
