@@ -27,7 +27,12 @@ STEP_ADAPTERS = Histogram(
     "Different adapters in one step, the bare base counted as one",
     buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64),
 )
-PREEMPTIONS = Counter("mint_engine_preemptions", "Requests that gave their pages up and went back to the queue")
+PREEMPTIONS = Counter(
+    "mint_engine_preemptions",
+    "Requests that gave their place up and went back to the queue: for pages that others needed, or for others' turn",
+    ["reason"],
+)
+PREEMPTED_FOR_PAGES, PREEMPTED_FOR_TURN = PREEMPTIONS.labels("pages"), PREEMPTIONS.labels("turn")
 REUSED_TOKENS = Counter("mint_engine_reused_tokens", "Tokens of prompts whose keys and values were still cached")
 IMBALANCES = Counter("mint_engine_imbalances", "Times that the engine's books did not add up")
 RUNNING = Gauge("mint_engine_requests_running", "Requests decoding")

@@ -37,10 +37,12 @@ from mint_engine.scheduling.request import (
 )
 from mint_engine.scheduling.scheduler import Limits, Scheduler
 from mint_engine.scheduling.stepper import Cancelled
+from mint_engine.scheduling.turns import Terms
 from tests.engine.running import packed, peft_model, save_adapter, save_base, settings_for
 
 CONTEXT, PAGES, SLOTS = 96, 8, 4
 LIMITS = Limits(running=4, step_tokens=24)
+TERMS = Terms(stay=3, last_stay=9)  # so short that most requests give way to others
 RANKS = {"eight": 8, "three": 3, "four": 4}  # of the revisions
 NEAR_TIE = 1e-4  # logits of float32
 NEAR_BORDER = 1e-6  # of a distribution
@@ -106,7 +108,7 @@ class Place:
 
     def reset(self) -> None:
         """No requests and an empty cache."""
-        self.generation.scheduler = Scheduler(LIMITS, Pages(PAGES))
+        self.generation.scheduler = Scheduler(LIMITS, Pages(PAGES), TERMS)
 
     @torch.inference_mode()
     def check(self, told: Told) -> None:
@@ -290,24 +292,25 @@ def counted(metric: object) -> float:
 
 
 def test_random_schedules(place: Place) -> None:
-    preempted, reused = counted(metrics.PREEMPTIONS), counted(metrics.REUSED_TOKENS)
+    reasons = (metrics.PREEMPTED_FOR_PAGES, metrics.PREEMPTED_FOR_TURN)
+    preempted, reused = [counted(each) for each in reasons], counted(metrics.REUSED_TOKENS)
     run_state_machine_as_test(
         machine_of(place),
         settings=settings(max_examples=120, stateful_step_count=25, deadline=None, derandomize=True),
     )
-    assert counted(metrics.PREEMPTIONS) > preempted
+    assert all(counted(each) > before for each, before in zip(reasons, preempted, strict=True))
     assert counted(metrics.REUSED_TOKENS) > reused
 
 
 def test_preempted_requests_go_on_where_they_were(place: Place) -> None:
     """Four that outgrow the pages, with seeds and scores: nothing is told twice, nothing is missing."""
     schedule = Schedule(place)
-    before = counted(metrics.PREEMPTIONS)
+    before = counted(metrics.PREEMPTED_FOR_PAGES)
     for at, adapter in enumerate(("a", "b", "", "a")):
         sampling = Sampling(50, seed=at, temperature=1.0, logprobs=1, prompt_logprobs=True, ignore_eos=True)
         schedule.arrive(prompt_of(at % 2, 17 + at, at), adapter, sampling)
     schedule.finish()
-    assert counted(metrics.PREEMPTIONS) > before
+    assert counted(metrics.PREEMPTED_FOR_PAGES) > before
 
 
 def test_a_prefix_is_computed_once_a_revision(place: Place) -> None:

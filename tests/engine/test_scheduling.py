@@ -4,12 +4,13 @@ ends, and no generated token is lost."""
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.pages import PAGE_TOKENS
 from mint_engine.scheduling.request import Sequence, State
 from mint_engine.scheduling.scheduler import Limits, split_budget
+from mint_engine.scheduling.turns import Terms
 from tests.engine.scheduled import LIMITS, TOTAL_PAGES, advance, run, scheduler, sequence
 
 
@@ -20,6 +21,10 @@ class Arrivals(RuleBasedStateMachine):
         super().__init__()
         self.scheduler = scheduler()
         self.generated: dict[Sequence, int] = {}
+
+    @initialize(terms=st.sampled_from([Terms(), Terms(stay=4, last_stay=10)]))
+    def begin(self, terms: Terms) -> None:
+        self.scheduler = scheduler(terms=terms)
 
     @rule(
         prompt=st.integers(1, 100),

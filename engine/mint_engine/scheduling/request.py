@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -36,6 +37,13 @@ class Sampling(msgspec.Struct, frozen=True):
         return self.temperature if self.tempered_logprobs and self.temperature > 0 else 1.0
 
 
+class Party(NamedTuple):
+    """Between whom places are shared: an adapter's tenants, and apart from them its training."""
+
+    adapter: str
+    background: bool
+
+
 class Request(msgspec.Struct, frozen=True):
     """One prompt for one revision in one slot, pinned until the request ends."""
 
@@ -47,6 +55,11 @@ class Request(msgspec.Struct, frozen=True):
     slot: int = NO_SLOT
     routes: bool = False  # whether Done is to tell which experts its tokens went to
     background: bool = False  # whether tenants' requests go first in every step: a rollout
+
+    @property
+    def party(self) -> Party:
+        """Whose places it takes."""
+        return Party(self.adapter, self.background)
 
     @property
     def most_tokens(self) -> int:
@@ -146,6 +159,11 @@ class Sequence:
     prompt_scores: list[Scored] = field(default_factory=list)
     prompt_scored: bool = False  # and told
     charged: int = 0  # tokens of the prompt that have counted as service, or were found: each counts once
+    # Of its place, see `turns`:
+    placed_at: int = 0  # the step in which it got it
+    placed_with: int = 0  # tokens that it had then
+    found: int = 0  # of those, how many were cached
+    reached: int = 0  # tokens that had been computed when it lost the one before
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.prompt)

@@ -7,7 +7,11 @@ back to the queue with the tokens that it has generated, which become part of it
 
 That ends: with each preemption another request generates a token in the same step, or the victim itself has
 generated one since it was admitted, and tokens are never lost. Of those that run, the first in that order is never
-preempted, and alone in the engine it has room for all that it can grow to.
+preempted for pages, and alone in the engine it has room for all that it can grow to. Whoever gives way by turns has
+generated a token too, or nothing of it was computed and another of its party goes on.
+
+Where those who wait can't be placed, the latest requests of whoever has most places give way in the same manner, by
+turns (`turns`), so that nobody waits for the end of others' long requests.
 
 A step computes one token of every request that decodes, and fills the rest of its budget with prompts, in chunks
 where they are long, those of the least served adapters first. Where tenants' requests are computed, training's
@@ -15,6 +19,7 @@ where they are long, those of the least served adapters first. Where tenants' re
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as List
@@ -27,7 +32,8 @@ from mint_engine.scheduling.background import SHARE
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, FairShare
 from mint_engine.scheduling.pages import PAGE_TOKENS, Pages, pages_for
 from mint_engine.scheduling.prefix import PrefixCache, extend_keys
-from mint_engine.scheduling.request import Sequence, State
+from mint_engine.scheduling.request import Party, Sequence, State
+from mint_engine.scheduling.turns import Terms, room_for_training, who_give_way
 from mint_engine.scheduling.waiting import Waiting
 
 
@@ -91,8 +97,9 @@ def _fill(sequences: List[Sequence], budget: int, rank: Rank) -> list[Share]:
 class Scheduler:
     """The waiting and the running, and the pages they own. Owned by the step thread."""
 
-    def __init__(self, limits: Limits, pages: Pages) -> None:
+    def __init__(self, limits: Limits, pages: Pages, terms: Terms | None = None) -> None:
         self.limits = limits
+        self.terms = terms or Terms()
         self.pages = pages
         self.prefix = PrefixCache(pages)
         self.fairness = FairShare()
@@ -101,6 +108,8 @@ class Scheduler:
         self.parked: list[Sequence] = []
         self.unwiped: list[int] = []  # pages taken anew since whoever computes emptied this list
         self._arrivals = itertools.count(1)
+        self._steps = 0
+        self._without: dict[Party, int] = {}  # who wait and have no place, since which step
 
     @property
     def live(self) -> list[Sequence]:
@@ -120,6 +129,7 @@ class Scheduler:
 
     def next_step(self) -> list[Share]:
         """What the next step computes. `unwiped` must be wiped before."""
+        self._steps += 1
         self._unpark()
         self._grow()
         self._admit()
@@ -181,6 +191,7 @@ class Scheduler:
         for each in growing:
             while each.state is State.RUNNING and not self._extend(each, 1):
                 self._preempt(max(self.running, key=self._rank))
+                metrics.PREEMPTED_FOR_PAGES.inc()
 
     def _extend(self, sequence: Sequence, count: int) -> bool:
         pages = self.prefix.take(count)
@@ -191,32 +202,105 @@ class Scheduler:
         return True
 
     def _preempt(self, victim: Sequence) -> None:
-        """Back to the queue, before those of its adapter that came later."""
+        """Back to the queue, before those of its party that came later."""
         self.running.remove(victim)
         self._release(victim)
+        victim.reached = max(victim.reached, victim.computed)
         victim.computed = victim.published = 0
         if victim.must_score:
             victim.prompt_scores.clear()
         self._queue(victim)
-        metrics.PREEMPTIONS.inc()
 
     def _admit(self) -> None:
-        """Move requests from the queue to the running while places and pages last. Nobody overtakes the next one."""
+        """Move requests from the queue to the running while places and pages last. Nobody overtakes the next one.
+
+        Where they do not last, others give way by turns.
+        """
         if not len(self.waiting):
+            self._without.clear()
             return
+        self._note_waits()
         # Prompts that are yet to be computed count as if they were: else one adapter would get all free places.
         promised: Counter[str] = Counter()
         for each in self.running:
             promised[each.request.adapter] += PROMPT_WEIGHT * (each.pending - 1)
         while len(self.running) < self.limits.running:
-            sequence = self.waiting.next(promised)
-            if sequence is None or not self._place(sequence):
-                return
-            self.waiting.remove(sequence)
-            sequence.state = State.RUNNING
-            self.running.append(sequence)
-            promised[sequence.request.adapter] += PROMPT_WEIGHT * sequence.pending
-            metrics.REUSED_TOKENS.inc(sequence.computed)
+            sequence = self._next(promised)
+            if sequence is None or not self._start(sequence, promised):
+                break
+        for background in sorted((False, True), key=self._longest_since):
+            while (sequence := self._next_in_turn(promised, background)) and self._make_room(sequence, promised):
+                self._start(sequence, promised)
+
+    def _note_waits(self) -> None:
+        having = {each.request.party for each in self.running}
+        self._without = {
+            party: self._without.get(party, self._steps) for party in self.waiting.parties if party not in having
+        }
+
+    def _next(self, promised: Counter[str]) -> Sequence | None:
+        """Whose turn a free place is: training's only within its share while tenants wait."""
+        training = sum(each.request.background for each in self.running)
+        tenants_wait = any(not party.background for party in self.waiting.parties)
+        full = tenants_wait and training >= room_for_training(len(self.running) - training)
+        among = (False,) if full else (False, True)
+        longest = self._longest_without(among)
+        if longest is not None and self._steps - self._without[longest] >= self.terms.last_stay:
+            return self.waiting.first(longest)
+        return self.waiting.next(promised, among)
+
+    def _next_in_turn(self, promised: Counter[str], background: bool) -> Sequence | None:
+        """For whom others may have to give way: who has waited longest without a place, or else who comes next."""
+        longest = self._longest_without((background,))
+        return self.waiting.first(longest) if longest else self.waiting.next(promised, (background,))
+
+    def _longest_without(self, among: List[bool]) -> Party | None:
+        return min(
+            (each for each in self._without if each.background in among), key=self._without_since, default=None
+        )
+
+    def _longest_since(self, background: bool) -> float:
+        longest = self._longest_without((background,))
+        return math.inf if longest is None else self._without[longest]
+
+    def _without_since(self, party: Party) -> tuple[int, int]:
+        return self._without[party], self.waiting.first(party).arrival
+
+    def _make_room(self, sequence: Sequence, promised: Counter[str]) -> bool:
+        """Have as many give way as a request needs; False and no change where too few may, or none need."""
+        party, running = sequence.request.party, len(self.running)
+        since = self._without.get(party)
+        waited = None if since is None else self._steps - since
+        spare = self.prefix.available - pages_for(len(sequence.tokens))
+        if running < self.limits.running and spare >= running:
+            return False
+        victims: list[Sequence] = []
+
+        def served(adapter: str) -> int:
+            return self.fairness.service(adapter) + promised[adapter]
+
+        for victim in who_give_way(party, waited, self.running, served, self._steps, self.terms):
+            victims.append(victim)
+            spare += sum(self.pages.references(page) == 1 for page in victim.pages)
+            if spare >= running - len(victims):
+                for each in victims:
+                    self._preempt(each)
+                    metrics.PREEMPTED_FOR_TURN.inc()
+                return True
+        return False
+
+    def _start(self, sequence: Sequence, promised: Counter[str]) -> bool:
+        """A place for a request; False and no change where its pages are lacking."""
+        if not self._place(sequence):
+            return False
+        self.waiting.remove(sequence)
+        self._without.pop(sequence.request.party, None)
+        sequence.state = State.RUNNING
+        sequence.placed_at, sequence.placed_with = self._steps, len(sequence.tokens)
+        self.running.append(sequence)
+        promised[sequence.request.adapter] += PROMPT_WEIGHT * sequence.pending
+        metrics.REUSED_TOKENS.inc(sequence.computed)
+        return True
 
     def _place(self, sequence: Sequence) -> bool:
         """Pages for all tokens of a request, found or taken; False and no change where there are too few.
@@ -232,7 +316,7 @@ class Scheduler:
             self._release(sequence)
             return False
         sequence.published = found
-        sequence.computed = found * PAGE_TOKENS
+        sequence.computed = sequence.found = found * PAGE_TOKENS
         sequence.charged = max(sequence.charged, min(sequence.computed, len(sequence.request.prompt)))
         return True
 
