@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Stage, WaveTraining
-from mint_contracts.training_words import Words, eta_s, words
+from mint_contracts.training_words import Words, eta_s, policy_eta_s, words
 
 WAITING = "Waiting"  # of a policy that nobody has told of yet
 OVER = frozenset({"Complete", "Failed", "Cancelled"})  # phases of a wave after which nothing more comes
@@ -41,6 +41,7 @@ def aggregate(base: str, training: WaveTraining, told: Words) -> WaveProgress:
         reward_mean=_mean(each.reward_mean for each in said),
         reward_recent=_mean(each.reward_recent for each in said),
         reward_best=_mean(each.reward_best for each in said),
+        evaluation=_mean(each.evaluation for each in said),
         tokens=sum(each.tokens for each in said),
         eta_s=eta_s(training.train, [told[name][1] if name in told else None for name in training.policies]),
     )
@@ -72,6 +73,7 @@ def _policy(
         failure_reason=said.failure.reason if said.failure else "",
         failure_message=said.failure.message if said.failure else "",
         rewards=rewards,
+        eta_s=policy_eta_s(training.train, said),
     )
 
 

@@ -652,6 +652,7 @@ class WaveProgress(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     POLICY_COUNT_FIELD_NUMBER: _builtins.int
     REWARD_RECENT_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     wave: _builtins.str
     phase: _builtins.str
     """Queued, Placing, Training, Paused, Complete, Failed or Cancelled."""
@@ -668,6 +669,8 @@ class WaveProgress(_message.Message):
     """Finished steps of the policy that is furthest behind, failed and cancelled ones left aside."""
     policy_count: _builtins.int
     reward_recent: _builtins.float
+    evaluation: _builtins.float
+    """Mean over policies of the last evaluation's."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyProgress]: ...
     def __init__(
@@ -686,13 +689,16 @@ class WaveProgress(_message.Message):
         step: _builtins.int = ...,
         policy_count: _builtins.int = ...,
         reward_recent: _builtins.float | None = ...,
+        evaluation: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "eta_s", b"eta_s", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "eta_s", b"eta_s", "evaluation", b"evaluation", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "base_model", b"base_model", "eta_s", b"eta_s", "message", b"message", "phase", b"phase", "policies", b"policies", "policy_count", b"policy_count", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent", "step", b"step", "steps", b"steps", "tokens", b"tokens", "wave", b"wave"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "base_model", b"base_model", "eta_s", b"eta_s", "evaluation", b"evaluation", "message", b"message", "phase", b"phase", "policies", b"policies", "policy_count", b"policy_count", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent", "step", b"step", "steps", b"steps", "tokens", b"tokens", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eta_s: _TypeAlias = _typing.Literal["eta_s"]  # noqa: Y015
     _WhichOneofArgType__eta_s: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s"]  # noqa: Y015
+    _WhichOneofReturnType__evaluation: _TypeAlias = _typing.Literal["evaluation"]  # noqa: Y015
+    _WhichOneofArgType__evaluation: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation"]  # noqa: Y015
     _WhichOneofReturnType__reward_best: _TypeAlias = _typing.Literal["reward_best"]  # noqa: Y015
     _WhichOneofArgType__reward_best: _TypeAlias = _typing.Literal["_reward_best", b"_reward_best"]  # noqa: Y015
     _WhichOneofReturnType__reward_mean: _TypeAlias = _typing.Literal["reward_mean"]  # noqa: Y015
@@ -701,6 +707,8 @@ class WaveProgress(_message.Message):
     _WhichOneofArgType__reward_recent: _TypeAlias = _typing.Literal["_reward_recent", b"_reward_recent"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_s) -> _WhichOneofReturnType__eta_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation) -> _WhichOneofReturnType__evaluation | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reward_best) -> _WhichOneofReturnType__reward_best | None: ...
     @_typing.overload
@@ -729,6 +737,7 @@ class PolicyProgress(_message.Message):
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
     REWARDS_FIELD_NUMBER: _builtins.int
+    ETA_S_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     stage: _builtins.str
     """Waiting, Loading, Running, Paused, Complete, Cancelled or Failed."""
@@ -744,6 +753,8 @@ class PolicyProgress(_message.Message):
     revision: _builtins.str
     failure_reason: _builtins.str
     failure_message: _builtins.str
+    eta_s: _builtins.float
+    """Seconds until its last step at its own pace; unset while it does not run."""
     @_builtins.property
     def rewards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Mean reward of each finished step, only with `history`."""
@@ -766,11 +777,14 @@ class PolicyProgress(_message.Message):
         failure_reason: _builtins.str = ...,
         failure_message: _builtins.str = ...,
         rewards: _abc.Iterable[_builtins.float] | None = ...,
+        eta_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "evaluation", b"evaluation", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "eta_s", b"eta_s", "evaluation", b"evaluation", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "engine", b"engine", "evaluation", b"evaluation", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "policy", b"policy", "revision", b"revision", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent", "rewards", b"rewards", "stage", b"stage", "step", b"step", "step_s", b"step_s", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "_evaluation", b"_evaluation", "_reward_best", b"_reward_best", "_reward_mean", b"_reward_mean", "_reward_recent", b"_reward_recent", "engine", b"engine", "eta_s", b"eta_s", "evaluation", b"evaluation", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "policy", b"policy", "revision", b"revision", "reward_best", b"reward_best", "reward_mean", b"reward_mean", "reward_recent", b"reward_recent", "rewards", b"rewards", "stage", b"stage", "step", b"step", "step_s", b"step_s", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__eta_s: _TypeAlias = _typing.Literal["eta_s"]  # noqa: Y015
+    _WhichOneofArgType__eta_s: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s"]  # noqa: Y015
     _WhichOneofReturnType__evaluation: _TypeAlias = _typing.Literal["evaluation"]  # noqa: Y015
     _WhichOneofArgType__evaluation: _TypeAlias = _typing.Literal["_evaluation", b"_evaluation"]  # noqa: Y015
     _WhichOneofReturnType__reward_best: _TypeAlias = _typing.Literal["reward_best"]  # noqa: Y015
@@ -779,6 +793,8 @@ class PolicyProgress(_message.Message):
     _WhichOneofArgType__reward_mean: _TypeAlias = _typing.Literal["_reward_mean", b"_reward_mean"]  # noqa: Y015
     _WhichOneofReturnType__reward_recent: _TypeAlias = _typing.Literal["reward_recent"]  # noqa: Y015
     _WhichOneofArgType__reward_recent: _TypeAlias = _typing.Literal["_reward_recent", b"_reward_recent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_s) -> _WhichOneofReturnType__eta_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__evaluation) -> _WhichOneofReturnType__evaluation | None: ...
     @_typing.overload

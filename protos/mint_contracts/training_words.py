@@ -64,6 +64,11 @@ def eta_s(train: Train, said: Iterable[Progress | None]) -> int | None:
     return round(left + pace * sum(sorted(later, reverse=True)[:: len(here)]))
 
 
+def policy_eta_s(train: Train, said: Progress) -> int | None:
+    """Seconds until a policy ends, at its own pace; None where it does not run, or its pace is not known yet."""
+    return round(_left(said, train) * said.step_s) if said.stage is Stage.RUNNING and said.step_s > 0 else None
+
+
 def _left(said: Progress | None, train: Train) -> int:
     """Steps that are still to be taken."""
     return max(0, train.steps - (said.step if said else 0))

@@ -1,11 +1,15 @@
 """Watching training waves through a gateway: over a real Redis, with records as operator and engines write them."""
 
 import asyncio
+import io
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from mint_contracts import errors, keys
 from mint_contracts.records import Failure
@@ -16,8 +20,9 @@ from mint_contracts.training_pb2 import PolicyProgress, WaveProgress
 from mint_contracts.training_records import Progress, Published, Stage, TrainChange, WaveTraining
 from mint_contracts.training_words import eta_s, last_word
 from mint_gateway import wave_watch
+from mint_gateway.cli.wave import _live
 from mint_gateway.cli.wave_plot import plot, smoothed
-from mint_gateway.cli.wave_tables import line, span, sparkline
+from mint_gateway.cli.wave_tables import line, progress_table, span, sparkline
 from mint_gateway.waves import heard
 from tests.gateway.scene import BASE, Scene
 from tests.gateway.test_cli import mint
@@ -71,7 +76,8 @@ async def training(scene: Scene) -> Training:
 async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, training: Training) -> None:
     await training.declare(wave())
     first, second = NAMES
-    await training.report(said(first, 1, reward_recent=0.25, tokens=10, step_s=2.0), rewards={first: [0.25]})
+    told = said(first, 1, reward_recent=0.25, evaluation=0.5, tokens=10, step_s=2.0)
+    await training.report(told, rewards={first: [0.25]})
     updates = scene.client.watch("demo/w", history=True)
     seen = await anext(updates)
     assert (seen.wave, seen.base_model, seen.phase, seen.step, seen.steps) == ("demo/w", BASE, "Training", 0, 4)
@@ -82,6 +88,8 @@ async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, 
     assert list(seen.policies[0].rewards) == [0.25]
     assert seen.reward_recent == 0.25
     assert seen.eta_s == 14, "6 s for the one, then 8 s for the other, as in the wave's status"
+    assert (seen.evaluation, seen.policies[0].evaluation, seen.policies[0].eta_s) == (0.5, 0.5, 6)
+    assert not seen.policies[1].HasField("eta_s")
     await training.report(
         said(first, 2, reward_recent=0.5), said(second, 1, reward_recent=1.0), rewards={first: [0.25, 0.75]}
     )
@@ -286,4 +294,53 @@ def test_a_line_says_what_matters() -> None:
         wave="demo/w", phase="Training", step=3, steps=50, policy_count=8, reward_recent=0.5, tokens=12000, eta_s=250
     )
     assert line(progress) == ("demo/w Training 3/50, 8 policies, reward 0.500 (best -), 12,000 tokens, 4m10s left")
+    progress.evaluation = 0.25
+    assert "(best -), evaluation 0.250, 12,000 tokens" in line(progress)
     assert [span(seconds) for seconds in (5, 65, 3700)] == ["5s", "1m05s", "1h01m"]
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def on_screen() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, color_system=None, width=160, height=20)
+
+
+def running(step: int, **changes: Any) -> WaveProgress:
+    of = PolicyProgress(
+        policy="demo/w-0", stage="Running", step=step, steps=4, reward_recent=0.5, reward_best=0.75, evaluation=0.25,
+        rewards=[0.0, 1.0], step_s=2.0, eta_s=90, engine="e-0",
+    )  # fmt: skip
+    waits = PolicyProgress(policy="demo/w-1", stage="Failed", steps=4, failure_message="no [data]")
+    options: dict[str, Any] = {"wave": "demo/w", "phase": "Training", "step": step, "steps": 4, "policy_count": 2}
+    return WaveProgress(**(options | changes), policies=[of, waits])
+
+
+def test_the_table_tells_of_each_policy_how_it_stands_what_it_earns_and_what_is_left() -> None:
+    console = on_screen()
+    console.print(progress_table(running(2)))
+    head, titles, rows = shown(console).splitlines()[0], shown(console).splitlines()[2], shown(console).splitlines()
+    assert head.startswith("demo/w Training 2/4, 2 policies")
+    assert [each.strip() for each in titles.strip("┃").split("┃")] == [
+        "policy", "stage", "step", "", "reward", "best", "eval", "rewards so far", "s/step", "left", "engine",
+    ]  # fmt: skip
+    cells = [[each.strip() for each in row.strip("│").split("│")] for row in rows if row.startswith("│")]
+    assert cells[0][:3] + cells[0][4:] == [
+        "demo/w-0", "Running", "2/4", "0.500", "0.750", "0.250", "▁█", "2.0", "1m30s", "e-0",
+    ]  # fmt: skip
+    assert cells[1][:3] + cells[1][4:] == ["demo/w-1", "Failed", "0/4", "-", "-", "-", "", "-", "-", "no [data]"]
+
+
+async def test_on_a_terminal_the_table_is_drawn_anew_at_each_update_and_the_last_one_stays() -> None:
+    async def updates() -> AsyncIterator[WaveProgress]:
+        for step in (1, 2):
+            yield running(step)
+        yield running(4, phase="Complete")
+
+    console = on_screen()
+    last = await _live(console, updates())
+    assert (last.phase, last.step) == ("Complete", 4)
+    assert "demo/w Complete 4/4" in shown(console)
+    assert shown(console).rindex("4/4") > shown(console).find("1/4")

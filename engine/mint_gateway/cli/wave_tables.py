@@ -38,7 +38,9 @@ def waves_table(waves: Iterable[WaveProgress]) -> Table:
 
 def progress_table(wave: WaveProgress) -> RenderableType:
     """The wave in a line, then one row a policy with its bar and the course of its rewards."""
-    table = Table("policy", "stage", "step", "", "reward", "best", "eval", "rewards so far", "s/step", "engine")
+    table = Table(
+        "policy", "stage", "step", "", "reward", "best", "eval", "rewards so far", "s/step", "left", "engine"
+    )
     for policy in wave.policies:
         table.add_row(
             escape(policy.policy),
@@ -50,6 +52,7 @@ def progress_table(wave: WaveProgress) -> RenderableType:
             number(policy, "evaluation"),
             Text(sparkline(policy.rewards), style=_COLOURS.get(policy.stage, "")),
             f"{policy.step_s:.1f}" if policy.step_s else "-",
+            span(policy.eta_s) if policy.HasField("eta_s") else "-",
             escape(policy.failure_message or policy.engine or "-"),
             end_section=False,
         )
@@ -63,6 +66,8 @@ def line(wave: WaveProgress) -> str:
         f"reward {number(wave, 'reward_recent')} (best {number(wave, 'reward_best')})",
         f"{wave.tokens:,} tokens",
     ]
+    if wave.HasField("evaluation"):
+        parts.insert(-1, f"evaluation {number(wave, 'evaluation')}")
     if wave.HasField("eta_s") and wave.phase == "Training":
         parts.append(f"{span(wave.eta_s)} left")
     revisions = {short_revision(policy.revision) for policy in wave.policies if policy.revision}
