@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Coroutine
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import (
     ALL_SEVEN,
+    Answer,
     ask,
     peft_answer,
     peft_scores,
@@ -63,6 +65,25 @@ async def test_everybody_in_one_batch(base: Path, adapters: dict[str, Path], ste
     for answer, (tokens, scores) in zip(answers, expected, strict=True):
         assert answer.tokens == tokens
         assert answer.logprobs == pytest.approx(scores, abs=1e-4)
+
+
+async def test_sixty_four_ranks_solo_and_in_one_batch(base: Path, tmp_path: Path) -> None:
+    """From 1 to 128, each asked alone, then all of them together."""
+    ranks = (1, *range(4, 129, 2))
+    many = {f"r/{rank}": save_adapter(base, tmp_path / str(rank), rank=rank, lora_alpha=4) for rank in ranks}
+    asked = dict(zip(many, prompts(len(many), seed=11), strict=True))
+    expected = {name: peft_answer(base, many[name], prompt, 5) for name, prompt in asked.items()}
+    async with running(base, many, Limits(running=64), max_rank=128, device_slots=64) as engine:
+
+        def answer(name: str) -> Coroutine[None, None, Answer]:
+            return ask(engine, asked[name], name, max_tokens=5, logprobs=0, ignore_eos=True)
+
+        solo = [await answer(name) for name in many]
+        mixed = await asyncio.gather(*(answer(name) for name in many))
+    for answers in (solo, mixed):
+        for found, (tokens, scores) in zip(answers, expected.values(), strict=True):
+            assert found.tokens == tokens
+            assert found.logprobs == pytest.approx(scores, abs=1e-4)
 
 
 async def test_pages_that_others_have_used(base: Path, adapters: dict[str, Path]) -> None:
