@@ -21,6 +21,7 @@ from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.local import LocalFolder
 from tests.engine.families import FAMILIES, make_forward, make_model, plain_logits
 from tests.engine.made import fill
+from tests.engine.saved_families import BASES
 
 TOKENS = list(range(2, 42))
 ATTENTION = {
@@ -132,3 +133,25 @@ def test_refused(case: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=message.replace("[", r"\[")) as raised:
         read(make_forward(FAMILIES["qwen3_moe"]), tmp_path)
     assert "adapter" in str(raised.value)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "mixtral", "deepseek_v3"])
+def test_a_router_is_left_alone(family: str, tmp_path: Path) -> None:
+    """It is none of the modules that are offered; an adapter on it, by either of PEFT's ways, is refused by name."""
+    forward = make_forward(BASES[family])
+    model = make_model(BASES[family])
+    path = next(path for path, _ in model.named_modules() if path.endswith((".gate", ".router")))
+    assert not [offered for offered in forward.slots.modules if offered.startswith(path)]
+    leaf = path.rpartition(".")[2]
+    options: dict[str, Any] = {"target_modules": ["o_proj"], "r": 2, "target_parameters": [f"mlp.{leaf}.weight"]}
+    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    peft.save_pretrained(str(tmp_path))
+    assert [name for name in load_file(tmp_path / WEIGHTS) if f".{leaf}." in name]
+    with pytest.raises(errors.UnknownTargetModules, match=rf"targets mlp\.{leaf}\.weight;"):
+        read(forward, tmp_path)
+    _config(target_modules=["o_proj", leaf], target_parameters=None)(tmp_path)
+    with pytest.raises(errors.UnknownTargetModules, match=f"targets {leaf};"):
+        read(forward, tmp_path)
+    _config(target_modules="all-linear")(tmp_path)  # known by its tensors then
+    with pytest.raises(errors.UnknownTargetModules, match=f"targets {path}"):
+        read(forward, tmp_path)
