@@ -124,7 +124,17 @@ class EngineServer:
             if self._settings.training_store is not None:
                 told = self._settings
                 name = next(iter(told.base_names), "")
-                trainers.append(Trainer(base, slots.modules, told.max_rank, name, told.target_modules, lead=lead))
+                trainers.append(
+                    Trainer(
+                        base,
+                        slots.modules,
+                        told.max_rank,
+                        name,
+                        told.target_modules,
+                        context_length=told.context_length,
+                        lead=lead,
+                    )
+                )
 
         loop = asyncio.get_running_loop()
 

@@ -73,7 +73,7 @@ def completion(
 def check_examples(batch: PolicyBatch, vocabulary: int, context: int) -> Iterator[None]:
     """Raise InvalidRequest, naming the policy and the example, for what no loss could be computed of.
 
-    `context` is how many positions the base knows; 0: it does not say. Pauses between bounded parts of it.
+    `context` is how many tokens an example may have; 0: any number. Pauses between bounded parts of it.
     """
     if batch.loss.type == "dr_grpo" and batch.completion_tokens < 1:
         raise InvalidRequest(f"policy {batch.policy}", "dr_grpo needs completion_tokens, the most of a completion")
@@ -96,7 +96,7 @@ def needs_sampler(loss: Loss) -> bool:
 def _problem(example: Example, loss: Loss, vocabulary: int, context: int) -> str:
     count = len(example.tokens)
     if not count or (context and count > context):
-        return f"has {count} tokens; give at least 1, and no more than the base knows: {context or 'any number'}"
+        return f"has {count} tokens; give at least 1, and no more than {context or 'the call may have'}"
     arrays = {"targets": example.targets, "weights": example.weights}
     if needs_sampler(loss):
         arrays |= {"sampler_logprobs": example.sampler_logprobs, "advantages": example.advantages}

@@ -17,7 +17,7 @@ from mint_engine.policies.service import RUN
 from mint_engine.policies.store import store_of
 from mint_engine.training import optimizer
 from mint_engine.training.stepping import Stepping
-from tests.engine.running import save_base
+from tests.engine.running import CONTEXT, save_base
 from tests.engine.training.calling import called, lesson, refused
 from tests.engine.training.teaching import Gate, Scene, assignment, train, training, weights
 from tests.waiting import until
@@ -280,6 +280,11 @@ async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
         wrong: list[dict[str, Any]] = [{"examples": many}, {"examples": []}, {"loss": "guess"}]
         for changes in wrong:
             assert (await refused(stub.ForwardBackward(lesson("one", 1, **changes)))).reason == "InvalidRequest"
+        long = [5] * (CONTEXT + 1)  # no more than the base knows, but than the engine has been sized for
+        error = await refused(
+            stub.ForwardBackward(lesson("one", 1, examples=[pb.Example(tokens=long, targets=long)]))
+        )
+        assert error.message.endswith(f"has {CONTEXT + 1} tokens; give at least 1, and no more than {CONTEXT}")
         scene.want(assignment("acme/wave"), told=train(steps=1000))
         await until(lambda: scene.roster.progress()["acme/wave"].step)
         error = await refused(stub.DropPolicy(pb.DropPolicyRequest(policy="acme/wave")))
