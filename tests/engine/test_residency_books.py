@@ -11,6 +11,7 @@ from mint_contracts import errors
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.audit import find_imbalance
+from mint_engine.residency.copies import Copy
 from mint_engine.residency.wanting import Queue
 from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
@@ -91,8 +92,29 @@ def _unseat(here: Scene) -> None:
     here.residency.books.in_slots.clear()
 
 
+def _copy(here: Scene) -> Copy:
+    return next(iter(here.residency.books.copies.values()))
+
+
 def _over_release(here: Scene) -> None:
-    next(iter(here.residency.books.copies.values())).users = -1
+    _copy(here).users = -1
+
+
+def _leak_a_hold(here: Scene) -> None:
+    _copy(here).users += 1
+
+
+def _leak_a_wait(here: Scene) -> None:
+    here.residency.books.awaiting.enter(NAMES[1], 1)
+
+
+def _serve_nobody(here: Scene) -> None:
+    here.residency.books.serving += 1
+
+
+def _serve_one_who_is_no_user(here: Scene) -> None:
+    _copy(here).serving += 1
+    here.residency.books.serving += 1
 
 
 def _leave_a_tenant(here: Scene) -> None:
@@ -109,14 +131,18 @@ def _lose_a_file(here: Scene) -> None:
 
 
 def _load_nobody(here: Scene) -> None:
-    here.residency.books.loading.add(next(iter(here.residency.books.copies.values())))
+    here.residency.books.loading.add(_copy(here))
 
 
-DEFECTS = {
+DEFECTS: dict[str, Callable[[Scene], None]] = {
     "slots are entered wrongly": _seat_nobody,
     "are not 3": _lose_a_slot,
     "entered as taken": _unseat,
     "has -1 users": _over_release,
+    "has 1 users, where 0 are known and 0 wait": _leak_a_hold,
+    "has 0 users, where 0 are known and 1 wait": _leak_a_wait,
+    "1 requests are told to have a slot, and copies count 0": _serve_nobody,
+    "has 0 users, where 1 are known": _serve_one_who_is_no_user,
     "free and not empty": _leave_a_tenant,
     "the host tier": _count_wrong,
     "the disk tier: lost": _lose_a_file,

@@ -8,6 +8,7 @@ import structlog
 
 from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
+from mint_engine.residency.copies import Copy
 from mint_engine.residency.slot_table import SlotTable
 
 AUDIT_S = 5.0  # at most so often, however often the engine falls idle
@@ -68,6 +69,7 @@ def _defects(books: Books, table: SlotTable, memory: Emptiness, busy: bool) -> I
     if full := [slot for slot in free if not memory.is_empty(slot)]:
         yield f"slots {full} are free and not empty"
     yield from _of_copies(books)
+    yield from _of_users(books)
     for name, tier in (("host", books.host), ("disk", books.disk)):
         if problem := tier.imbalance():
             yield f"the {name} tier: {problem}"
@@ -75,9 +77,24 @@ def _defects(books: Books, table: SlotTable, memory: Emptiness, busy: bool) -> I
 
 def _of_copies(books: Books) -> Iterator[str]:
     for copy in books.copies.values():
-        if copy.users < 0:
-            yield f"adapter {copy.adapter!r} has {copy.users} users"
         if (copy.load is not None) != (copy in books.loading):
             yield f"adapter {copy.adapter!r} is not entered as loading, or no longer is"
     if sum(map(len, books.of_adapter.values())) != len(books.copies):
         yield "copies by adapter and by source do not agree"
+
+
+def _of_users(books: Books) -> Iterator[str]:
+    """Whoever a copy counts among its users is known: a copy that counts more never leaves its slot."""
+    served = sum(copy.serving for copy in books.copies.values())
+    if served != books.serving:
+        yield f"{books.serving} requests are told to have a slot, and copies count {served}"
+    for adapter in books.of_adapter.keys() | books.awaiting.adapters:
+        copies = books.of_adapter.get(adapter, ())
+        users, known = sum(copy.users for copy in copies), sum(map(_known, copies))
+        waiting = books.awaiting.of(adapter) - books.at_door.of(adapter)
+        if users != known + waiting or any(copy.users < _known(copy) for copy in copies):
+            yield f"adapter {adapter!r} has {users} users, where {known} are known and {waiting} wait for its load"
+
+
+def _known(copy: Copy) -> int:
+    return copy.serving + copy.lent + copy.in_reserve

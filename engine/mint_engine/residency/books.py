@@ -5,7 +5,8 @@ noted by adapter, so that a change costs the same however many adapters there ar
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from mint_contracts import records
 from mint_contracts.errors import AdapterNotFound, MintError, SourceNotFound
@@ -38,6 +39,7 @@ class Books:
         self.loading: set[Copy] = set()
         self.serving = 0  # requests that have their slot
         self.awaiting = Crowd(requests_waiting)  # requests that wait for theirs
+        self.at_door = Crowd(requests_waiting)  # those of them that have no copy yet, for its slot is closed
         self.due: set[str] = set()  # adapters that the keeper must look at
         self._changed: set[str] = set()  # adapters to settle
         self._blocked: set[Copy] = set()
@@ -75,6 +77,17 @@ class Books:
         copy.slot, copy.used, copy.since = slot, self.tick(), time.monotonic()
         self.in_slots[slot] = copy
         self.changed(copy)
+
+    @contextmanager
+    def serve(self, copy: Copy) -> Iterator[None]:
+        """A request has the copy's slot, until the end of the context."""
+        self.serving += 1
+        copy.serving += 1
+        try:
+            yield
+        finally:
+            copy.serving -= 1
+            self.serving -= 1
 
     def unseat(self, copy: Copy) -> int | None:
         """Take a copy's slot from it, if it has one."""

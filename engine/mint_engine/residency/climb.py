@@ -193,11 +193,13 @@ class Climber:
         if replaced is None:
             yield
             return
+        replaced.in_reserve = True
         replaced.users += 1
         try:
             yield
         finally:
             replaced.users -= 1
+            replaced.in_reserve = False
             self._books.changed(replaced)
 
     @asynccontextmanager

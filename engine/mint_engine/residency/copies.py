@@ -35,8 +35,10 @@ class Copy:
     slot: int | None = None
     since: float = 0.0  # when it came into its slot, monotonic
     closed: "Closed | None" = None  # its slot takes no new requests
+    users: int = 0  # all of those below, and the requests that wait for its load
+    serving: int = 0  # requests that have its slot
     lent: bool = False  # a policy trains in its slot
-    users: int = 0
+    in_reserve: bool = False  # it is kept in case the load of its successor, which took its slot, fails
     used: int = 0
     for_wave: bool = False
     told: bool = False  # its adapter is taken from here, by the last request's word

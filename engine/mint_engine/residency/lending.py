@@ -94,6 +94,7 @@ class Lending:
 
     async def _give_back(self, slot: int) -> None:
         copy = self._books.in_slots[slot]
+        copy.lent = False
         copy.users -= 1
         self._table.give_back(await self._climber.vacate(copy))
 

@@ -112,11 +112,8 @@ class Residency:
         copy.users += 1
         try:
             slot = await self._in_slot(copy)
-            self.books.serving += 1
-            try:
+            with self.books.serve(copy):
                 yield Held(slot=slot, revision=copy.revision)
-            finally:
-                self.books.serving -= 1
         finally:
             copy.users -= 1
             copy.used = self.books.tick()
@@ -178,7 +175,7 @@ class Residency:
     async def _open_copy(self, adapter: str, source: Source | None) -> Copy:
         """The copy that answers a request, as soon as that is not one whose slot takes no new ones."""
         while (closed := (copy := self.books.for_request(adapter, source)).closed) is not None:
-            with self._awaiting(copy):
+            with self._awaiting(copy), self.books.at_door.holding(adapter):
                 await closed.over.wait()
         return copy
 
@@ -208,11 +205,8 @@ class Residency:
         if not crowd.has_room(copy.adapter, 1):
             own = crowd.of(copy.adapter)
             raise self._refusal(copy, f"{crowd.total} requests wait for adapters already, {own} of them for this one")
-        crowd.enter(copy.adapter, 1)
-        try:
+        with crowd.holding(copy.adapter):
             yield
-        finally:
-            crowd.leave(copy.adapter)
 
     def _admit(self, copy: Copy) -> None:
         loading = len(self.books.loading)
