@@ -126,6 +126,7 @@ class Process:
         host = HostTier(told.host_bytes, pinned=slots.device.type == "cuda")
         residency = Residency(slots, loader, host, store=told.store)
         residency.on_change, residency.on_aside = self.agent.changed, self._server.check
+        residency.in_flight = self._server.tenants
         residency.want(self._wants)
         residency.start()
         self._residency = residency

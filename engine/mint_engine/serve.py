@@ -30,7 +30,7 @@ from mint_engine.policies.means import Means, Places
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.service import TrainerService
 from mint_engine.policies.updates import Updates
-from mint_engine.residency.holding import Holder
+from mint_engine.residency.holding import Holder, Tenant
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.scheduler import Limits
@@ -96,6 +96,11 @@ class EngineServer:
         """Requests in flight of the adapters that are asked for most, smoothed."""
         parts = self._services.parts
         return parts.stepper.demand(most) if parts is not None else {}
+
+    def tenants(self) -> frozenset[Tenant]:
+        """What requests in flight take their slots to hold."""
+        parts = self._services.parts
+        return parts.stepper.tenants() if parts is not None else frozenset()
 
     @property
     def generation(self) -> Generation:

@@ -88,6 +88,7 @@ async def engine_of(
     stepper = Stepper(generation, post)
     loader = Loader(DiskTier(folder / "disk", disk), Fit(memory.modules, max_rank), memory.dtype)
     residency = Residency(memory, loader, HostTier(host), store=store, **limits)
+    residency.in_flight = stepper.tenants
     residency.start()
     stepper.start()
     try:

@@ -12,6 +12,7 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.audit import find_imbalance
 from mint_engine.residency.copies import Copy
+from mint_engine.residency.holding import Tenant
 from mint_engine.residency.wanting import Queue
 from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
@@ -161,3 +162,25 @@ async def test_each_defect_is_found(store: Path, tmp_path: Path, told: str) -> N
         here.residency.check()
     assert told in find_imbalance(here.residency.books, here.residency.slots, here.slots, busy=False)
     await here.residency.close()
+
+
+async def test_a_request_whose_slot_holds_another_revision_than_it_began_with_is_found(
+    scene: Callable[..., Scene],
+) -> None:
+    here = scene()
+    async with here.residency.hold(NAMES[0]) as held:
+        right = Tenant(held.slot, NAMES[0], held.revision)
+        here.residency.in_flight = lambda: frozenset({right})
+        here.residency.check()
+        for wrong, told in (
+            (msgspec.structs.replace(right, revision="sha256:other"), f"and holds {held.revision}"),
+            (msgspec.structs.replace(right, adapter=NAMES[1]), f"and holds '{NAMES[0]}'"),
+            (msgspec.structs.replace(right, slot=1 - right.slot), "and holds nobody"),
+        ):
+            here.residency.in_flight = lambda wrong=wrong: frozenset({right, wrong})  # type: ignore[misc]
+            with pytest.raises(errors.Internal, match=told):
+                here.residency.check()
+    here.residency.in_flight = lambda: frozenset({right})
+    with pytest.raises(errors.Internal, match="is held for nobody"):
+        here.residency.check()
+    here.residency.in_flight = frozenset

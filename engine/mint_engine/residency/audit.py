@@ -1,7 +1,7 @@
 """Do the books of residency balance? Checked whenever the engine falls idle, and in tests after every change."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import structlog
@@ -9,6 +9,7 @@ import structlog
 from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
+from mint_engine.residency.holding import Tenant
 from mint_engine.residency.slot_table import SlotTable
 
 AUDIT_S = 5.0  # at most so often, however often the engine falls idle
@@ -25,15 +26,20 @@ class Emptiness(Protocol):
 
 
 class Audit:
-    """Looks into one engine's books. Only the event loop's thread uses it."""
+    """Looks into one engine's books. Only the event loop's thread uses it.
 
-    def __init__(self, books: Books, table: SlotTable, memory: Emptiness) -> None:
-        self._books, self._table, self._memory = books, table, memory
+    `in_flight` tells what requests take their slots to hold.
+    """
+
+    def __init__(
+        self, books: Books, table: SlotTable, memory: Emptiness, in_flight: Callable[[], frozenset[Tenant]]
+    ) -> None:
+        self._books, self._table, self._memory, self._in_flight = books, table, memory, in_flight
         self._next = 0.0
 
     def imbalance(self, *, busy: bool) -> str:
         """What does not add up now, or ""."""
-        return find_imbalance(self._books, self._table, self._memory, busy=busy)
+        return find_imbalance(self._books, self._table, self._memory, self._in_flight(), busy=busy)
 
     def when_idle(self) -> None:
         """Look, unless it was just done; a defect is told, and serving goes on."""
@@ -47,15 +53,19 @@ class Audit:
             log.error("books_do_not_balance", part="residency", problem=problem)
 
 
-def find_imbalance(books: Books, table: SlotTable, memory: Emptiness, *, busy: bool) -> str:
-    """What does not add up over slots, references and bytes, or "" when all is well.
+def find_imbalance(
+    books: Books, table: SlotTable, memory: Emptiness, in_flight: Iterable[Tenant] = (), *, busy: bool
+) -> str:
+    """What does not add up over slots, references, requests in flight and bytes, or "" when all is well.
 
     `busy`: some slot is being filled or cleared, and so belongs to nobody now.
     """
-    return next(_defects(books, table, memory, busy), "")
+    return next(_defects(books, table, memory, in_flight, busy), "")
 
 
-def _defects(books: Books, table: SlotTable, memory: Emptiness, busy: bool) -> Iterator[str]:
+def _defects(
+    books: Books, table: SlotTable, memory: Emptiness, in_flight: Iterable[Tenant], busy: bool
+) -> Iterator[str]:
     free, slots = table.free, table.count
     taken = {copy.slot: copy for copy in books.copies.values() if copy.slot is not None}
     seats = len([copy for copy in books.copies.values() if copy.slot is not None])
@@ -70,6 +80,7 @@ def _defects(books: Books, table: SlotTable, memory: Emptiness, busy: bool) -> I
         yield f"slots {full} are free and not empty"
     yield from _of_copies(books)
     yield from _of_users(books)
+    yield from _of_tenants(books, in_flight)
     for name, tier in (("host", books.host), ("disk", books.disk)):
         if problem := tier.imbalance():
             yield f"the {name} tier: {problem}"
@@ -98,3 +109,19 @@ def _of_users(books: Books) -> Iterator[str]:
 
 def _known(copy: Copy) -> int:
     return copy.serving + copy.lent + copy.in_reserve
+
+
+def _of_tenants(books: Books, in_flight: Iterable[Tenant]) -> Iterator[str]:
+    """A slot holds the very revision that each request in flight began with, and it is held for it.
+
+    What a policy's slot holds is the trainer's to know.
+    """
+    for tenant in in_flight:
+        copy = books.in_slots.get(tenant.slot)
+        told = f"slot {tenant.slot} is read as {tenant.adapter!r} at {tenant.revision}"
+        if copy is None or copy.adapter != tenant.adapter:
+            yield f"{told}, and holds {repr(copy.adapter) if copy else 'nobody'}"
+        elif not copy.lent and copy.revision != tenant.revision:
+            yield f"{told}, and holds {copy.revision}"
+        elif not (copy.lent or copy.serving):
+            yield f"{told}, and is held for nobody"

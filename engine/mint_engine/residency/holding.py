@@ -16,6 +16,14 @@ class Held(msgspec.Struct, frozen=True):
     revision: str  # content digest
 
 
+class Tenant(msgspec.Struct, frozen=True):
+    """What a request in flight takes its slot to hold."""
+
+    slot: int
+    adapter: str
+    revision: str
+
+
 class AdapterStatus(msgspec.Struct, frozen=True):
     """One adapter as this engine holds it, or failed to; `failure_reason` is empty when the last load worked."""
 

@@ -24,7 +24,7 @@ from mint_engine.residency.climb import Climber, SlotMemory
 from mint_engine.residency.copies import Copy, again
 from mint_engine.residency.decide import decide
 from mint_engine.residency.early import Early
-from mint_engine.residency.holding import AdapterStatus, Held
+from mint_engine.residency.holding import AdapterStatus, Held, Tenant
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
 from mint_engine.residency.loading import Loader
@@ -49,7 +49,8 @@ log = structlog.get_logger(__name__)
 class Residency:
     """The `Holder` of one engine. `on_change` is called whenever what it holds, or failed to hold, has changed.
 
-    `on_aside` is called when a slot could not be cleared: its device may be broken.
+    `on_aside` is called when a slot could not be cleared: its device may be broken. `in_flight` tells what requests
+    take their slots to hold, from their beginning until they are told their end.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Residency:
     ) -> None:
         self.books = Books(host, loader.disk, store, requests_waiting)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
-        self._audit = Audit(self.books, self.slots, memory)
+        self._audit = Audit(self.books, self.slots, memory, lambda: self.in_flight())
         self._climber = Climber(self.books, self.slots, memory, loader, workers, lambda: self.on_aside())
         watch = Watch(self.books, loader, self._start)
         self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
@@ -83,6 +84,7 @@ class Residency:
         self.rate = LoadRate()
         self.on_change: Callable[[], None] = lambda: None
         self.on_aside: Callable[[], None] = lambda: None
+        self.in_flight: Callable[[], frozenset[Tenant]] = frozenset
 
     def start(self) -> None:
         """Begin to keep what waves want."""
@@ -131,7 +133,7 @@ class Residency:
         return self._early.held() | self.books.report()
 
     def check(self) -> None:
-        """Raise Internal unless the books balance: slots, references and bytes."""
+        """Raise Internal unless the books balance: slots, references, requests in flight and bytes."""
         if problem := self._audit.imbalance(busy=bool(self._tasks)):
             raise Internal("residency", problem)
 

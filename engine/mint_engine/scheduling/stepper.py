@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -11,6 +12,8 @@ import structlog
 from mint_contracts.errors import Draining, InvalidRequest, MintError, Overloaded
 from mint_engine import metrics
 from mint_engine.crowd import Crowd
+from mint_engine.residency.holding import Tenant
+from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.background import Background, NoBackground
 from mint_engine.scheduling.demand import Demand
 from mint_engine.scheduling.generation import Generation, Outcome
@@ -56,6 +59,7 @@ class Stepper:
         limits = self._scheduler.limits
         self._crowd = Crowd(limits.running + limits.waiting)
         self._demand = Demand()
+        self._tenants: Counter[Tenant] = Counter()  # requests in flight by what their slot holds
         self._pace = Pace()
         self._beat = time.monotonic()
         self._idle = False  # the thread waits, and nobody has called it since
@@ -94,6 +98,7 @@ class Stepper:
             self._check_room(adapter, len(sequences))
             self._crowd.enter(adapter, len(sequences))
             self._demand.enter(adapter, len(sequences), time.monotonic())
+            self._tenants.update(map(_tenant, sequences))
             self._inbox += sequences
             self._call()
         return sequences
@@ -134,6 +139,11 @@ class Stepper:
         """Requests in flight of the adapters that have most, smoothed; at most so many adapters."""
         with self._wake:
             return self._demand.top(most, time.monotonic())
+
+    def tenants(self) -> frozenset[Tenant]:
+        """What requests in flight take their slots to hold. Those whose end is posted are not among them."""
+        with self._wake:
+            return frozenset(tenant for tenant in self._tenants if tenant.slot != NO_SLOT)
 
     def stalled_s(self) -> float:
         """Seconds since the step thread last got on: 0 while it has nothing to do, endless once it has died."""
@@ -232,6 +242,8 @@ class Stepper:
                     self._pace.ended(now)
                     self._crowd.leave(sequence.request.adapter)
                     self._demand.leave(sequence.request.adapter, now)
+                    self._tenants[_tenant(sequence)] -= 1
+                self._tenants = +self._tenants
         try:
             self._post(lambda: _hand_over(outcomes))
         except RuntimeError:  # the event loop has closed: nobody is left to tell
@@ -242,6 +254,11 @@ class Stepper:
         if imbalance:
             metrics.IMBALANCES.inc()
             _log.error("books_unbalanced", found=imbalance)
+
+
+def _tenant(sequence: Sequence) -> Tenant:
+    request = sequence.request
+    return Tenant(request.slot, request.adapter, request.revision)
 
 
 def _hand_over(outcomes: list[Outcome]) -> None:

@@ -140,6 +140,7 @@ async def training(
 
     residency = await server.load(base, make)
     assert isinstance(residency, Residency)
+    residency.in_flight = server.tenants
     residency.start()
     means = server.means(residency.lending)
     assert means is not None
