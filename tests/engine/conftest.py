@@ -1,7 +1,7 @@
 """What tests of the engine share: a tiny base and an engine of it, stores of tiny adapters, a residency over one."""
 
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from mint_contracts.source import Source
 from mint_engine.model.widened import fit_products
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from tests.engine.balance import Imbalances
 from tests.engine.made import edit_config, edit_tensors, lora_names, peft_adapter, tiny_llama
 from tests.engine.running import ALL_SEVEN, running, save_adapter, save_base
 from tests.engine.tiers import NAMES, Scene
@@ -21,6 +22,14 @@ from tests.engine.tiers import NAMES, Scene
 def products() -> None:
     """As in an engine, whose products are fitted when it loads its base: some tests make theirs by hand."""
     fit_products(torch.bfloat16, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def imbalances() -> Iterator[Imbalances]:
+    """Whatever a test does: an engine that looks into its books, idle or at its end, finds that they balance."""
+    audits = Imbalances()
+    yield audits
+    assert bool(audits.found) == audits.planted, f"books did not balance {audits.found} times; see the log"
 
 
 @pytest.fixture(scope="module")

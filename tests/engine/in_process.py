@@ -15,6 +15,7 @@ from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
+from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
@@ -97,3 +98,6 @@ async def engine_of(
         await residency.close()
         assert stepper.stop(20)
     residency.check()
+    assert not generation.scheduler.busy
+    assert find_imbalance(generation.scheduler) == ""
+    assert generation.scheduler.prefix.available == generation.scheduler.pages.total

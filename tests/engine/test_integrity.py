@@ -1,16 +1,20 @@
 """The engine finds what is wrong with its own books."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from mint_engine import metrics
+from mint_contracts.errors import Internal
+from mint_contracts.source import Source
+from mint_engine.residency.holding import Tenant
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.request import Request, Sampling, State
 from mint_engine.scheduling.scheduler import Scheduler
-from tests.engine.in_process import engine_of
-from tests.engine.running import save_base
+from tests.engine.balance import Imbalances
+from tests.engine.in_process import Engine, engine_of
+from tests.engine.running import save_adapter, save_base
 from tests.engine.scheduled import advance, scheduler, sequence
 from tests.waiting import until
 
@@ -107,10 +111,39 @@ def test_damage_is_found(damage: Callable[[Scheduler], None], says: str) -> None
     assert says in find_imbalance(books)
 
 
-async def test_an_engine_looks_for_damage_when_it_has_nothing_to_do(tmp_path: Path) -> None:
-    base = save_base(tmp_path / "base")
-    async with engine_of(base, tmp_path, slots=1, max_rank=4, store=None, host=1 << 20, disk=1 << 20) as engine:
-        before = metrics.IMBALANCES._value.get()
-        leak_a_page(engine.stepper._scheduler)
-        engine.stepper.submit(Request("", (1, 2, 3), Sampling(max_tokens=1, seed=0)), lambda event: None)
-        await until(lambda: metrics.IMBALANCES._value.get() > before)
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    base, store = save_base(tmp_path / "base"), tmp_path / "store"
+    for name in ("a", "b"):
+        save_adapter(base, store / name, rank=4)
+    async with engine_of(
+        base, tmp_path, slots=1, max_rank=4, store=Source(f"file://{store}"), host=1 << 20, disk=1 << 20
+    ) as engine:
+        yield engine
+
+
+async def test_an_engine_looks_for_damage_when_it_has_nothing_to_do(engine: Engine, imbalances: Imbalances) -> None:
+    scheduler = engine.stepper._scheduler
+    leaked = scheduler.pages.take(1)
+    assert leaked
+    engine.stepper.submit(Request("", (1, 2, 3), Sampling(max_tokens=1, seed=0)), lambda event: None)
+    imbalances.planted = True
+    await until(lambda: imbalances.found)
+    scheduler.pages.drop(leaked[0])
+    scheduler.pages.free_idle(leaked)
+
+
+async def test_an_engine_knows_what_its_requests_take_their_slots_to_hold(engine: Engine) -> None:
+    first = asyncio.Event()
+    running = asyncio.create_task(engine.ask("a", (1, 2, 3), 90, lambda _: first.set()))
+    await first.wait()
+    [tenant] = engine.stepper.tenants()
+    engine.residency.check()
+    copy = engine.residency.books.in_slots[tenant.slot]
+    assert tenant == Tenant(0, "a", copy.revision)
+    copy.revision = "sha256:other"
+    with pytest.raises(Internal, match="and holds sha256:other"):
+        engine.residency.check()
+    copy.revision = tenant.revision
+    assert (await running).revision == tenant.revision
+    assert not engine.stepper.tenants()
