@@ -14,6 +14,7 @@ from mint_engine.residency.audit import find_imbalance
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.holding import Tenant
 from mint_engine.residency.wanting import Queue
+from tests.engine.balance import Imbalances
 from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
 
@@ -152,7 +153,7 @@ DEFECTS: dict[str, Callable[[Scene], None]] = {
 
 
 @pytest.mark.parametrize("told", DEFECTS)
-async def test_each_defect_is_found(store: Path, tmp_path: Path, told: str) -> None:
+async def test_each_defect_is_found(store: Path, tmp_path: Path, imbalances: Imbalances, told: str) -> None:
     here = Scene(tmp_path, 3, 1 << 20, Source(f"file://{store}"))
     await once(here, NAMES[0])
     here.slots.is_empty = lambda slot: here.slots.filled[slot] == 0  # type: ignore[method-assign]
@@ -161,7 +162,9 @@ async def test_each_defect_is_found(store: Path, tmp_path: Path, told: str) -> N
     with pytest.raises(errors.Internal, match=told):
         here.residency.check()
     assert told in find_imbalance(here.residency.books, here.residency.slots, here.slots, busy=False)
+    imbalances.planted = True
     await here.residency.close()
+    assert imbalances.found == 1, "an engine that ends looks once more"
 
 
 async def test_a_request_whose_slot_holds_another_revision_than_it_began_with_is_found(
@@ -183,4 +186,42 @@ async def test_a_request_whose_slot_holds_another_revision_than_it_began_with_is
     here.residency.in_flight = lambda: frozenset({right})
     with pytest.raises(errors.Internal, match="is held for nobody"):
         here.residency.check()
+    here.residency.in_flight = lambda: None
+
+
+async def test_what_an_engine_falls_idle_with_is_looked_at_however_soon_after_another_look(
+    scene: Callable[..., Scene], imbalances: Imbalances
+) -> None:
+    here = scene(audit_s=0.2)
+    await once(here, NAMES[0])
+    here.residency.on_change = lambda: None  # which would check, and so find it too
+    _leak_a_hold(here)
+    await once(here, NAMES[1])
+    imbalances.planted = True
+    await until(lambda: imbalances.found, 10)
+    _copy(here).users -= 1
+
+
+async def test_what_the_last_load_ends_with_is_looked_at(
+    scene: Callable[..., Scene], store: Path, imbalances: Imbalances
+) -> None:
+    here = scene(audit_s=0.05)
+    here.residency.on_change = lambda: None
+    here.loader.gate.clear()
+    here.residency.want(wanted(store, NAMES[0]))
+    await until(lambda: here.loader.fetches)
+    _leak_a_hold(here)
+    imbalances.planted = True
+    here.loader.gate.set()
+    await until(lambda: imbalances.found, 10)
+    _copy(here).users -= 1
+
+
+async def test_a_slot_that_is_held_for_requests_that_are_not_there_is_found(
+    scene: Callable[..., Scene], imbalances: Imbalances
+) -> None:
+    here = scene(audit_s=0.1)
     here.residency.in_flight = frozenset
+    async with here.residency.hold(NAMES[0]):
+        imbalances.planted = True
+        await until(lambda: imbalances.found, 10)

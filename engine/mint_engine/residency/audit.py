@@ -1,11 +1,12 @@
-"""Do the books of residency balance? Checked whenever the engine falls idle, and in tests after every change."""
+"""Do the books of residency balance? Looked at whenever the engine falls idle, and in tests after every change."""
 
-import time
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import structlog
 
+from mint_engine.metrics import IMBALANCES
 from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
@@ -28,29 +29,68 @@ class Emptiness(Protocol):
 class Audit:
     """Looks into one engine's books. Only the event loop's thread uses it.
 
-    `in_flight` tells what requests take their slots to hold.
+    `in_flight` tells what requests take their slots to hold; None where nobody knows.
     """
 
     def __init__(
-        self, books: Books, table: SlotTable, memory: Emptiness, in_flight: Callable[[], frozenset[Tenant]]
+        self,
+        books: Books,
+        table: SlotTable,
+        memory: Emptiness,
+        in_flight: Callable[[], frozenset[Tenant] | None],
+        every_s: float = AUDIT_S,
     ) -> None:
         self._books, self._table, self._memory, self._in_flight = books, table, memory, in_flight
-        self._next = 0.0
+        self._every_s = every_s
+        self._stirred = asyncio.Event()
+        self._unattended = frozenset[tuple[int, int]]()  # at the last look
+
+    def stir(self) -> None:
+        """Something may have changed since the last look, and nothing loads now."""
+        self._stirred.set()
+
+    async def run(self, idle: Callable[[], bool]) -> None:
+        """Look after whatever has changed, at the latest once the engine is idle and `every_s` are over."""
+        while True:
+            await self._stirred.wait()
+            self._stirred.clear()
+            if not idle():
+                continue  # `stir` is called when it is
+            self.look(busy=False)
+            self._look_for_unattended()
+            await asyncio.sleep(self._every_s)
 
     def imbalance(self, *, busy: bool) -> str:
         """What does not add up now, or ""."""
-        return find_imbalance(self._books, self._table, self._memory, self._in_flight(), busy=busy)
+        return find_imbalance(self._books, self._table, self._memory, self._in_flight() or (), busy=busy)
 
-    def when_idle(self) -> None:
-        """Look, unless it was just done; a defect is told, and serving goes on."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + AUDIT_S
-        problem = self.imbalance(busy=False)
+    def look(self, *, busy: bool) -> None:
+        """Look once; a defect is told, and serving goes on."""
+        problem = self.imbalance(busy=busy)
         metrics.BALANCED.set(not problem)
         if problem:
-            log.error("books_do_not_balance", part="residency", problem=problem)
+            self._tell(problem)
+
+    def _look_for_unattended(self) -> None:
+        """Find a slot held, from the last look to this one, for requests that are not there: it is so for good.
+
+        A request that ends lets go a moment later, so that one look alone proves nothing.
+        """
+        in_flight = self._in_flight()
+        if in_flight is None:
+            return
+        read, held = {tenant.slot for tenant in in_flight}, self._books.in_slots.items()
+        found = frozenset((slot, copy.used) for slot, copy in held if copy.serving and slot not in read)
+        if found:
+            self._stirred.set()
+        for slot, _ in found & self._unattended:
+            metrics.BALANCED.set(False)
+            self._tell(f"slot {slot} is held for {self._books.in_slots[slot].adapter!r}, and no request is there")
+        self._unattended = found
+
+    def _tell(self, problem: str) -> None:
+        IMBALANCES.inc()
+        log.error("books_do_not_balance", part="residency", problem=problem)
 
 
 def find_imbalance(

@@ -18,7 +18,7 @@ from mint_contracts.names import check_asked
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency import metrics
-from mint_engine.residency.audit import Audit
+from mint_engine.residency.audit import AUDIT_S, Audit
 from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber, SlotMemory
 from mint_engine.residency.copies import Copy, again
@@ -66,10 +66,11 @@ class Residency:
         slot_wait_s: float = SLOT_WAIT_S,
         terms: Terms = TERMS,
         round_s: float = ROUND_S,
+        audit_s: float = AUDIT_S,
     ) -> None:
         self.books = Books(host, loader.disk, store, requests_waiting)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
-        self._audit = Audit(self.books, self.slots, memory, lambda: self.in_flight())
+        self._audit = Audit(self.books, self.slots, memory, lambda: self.in_flight(), audit_s)
         self._climber = Climber(self.books, self.slots, memory, loader, workers, lambda: self.on_aside())
         watch = Watch(self.books, loader, self._start)
         self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
@@ -84,22 +85,25 @@ class Residency:
         self.rate = LoadRate()
         self.on_change: Callable[[], None] = lambda: None
         self.on_aside: Callable[[], None] = lambda: None
-        self.in_flight: Callable[[], frozenset[Tenant]] = frozenset
+        self.in_flight: Callable[[], frozenset[Tenant] | None] = lambda: None
 
     def start(self) -> None:
         """Begin to keep what waves want."""
-        self._keepers = [asyncio.create_task(each) for each in (self._keep(), self._rounds.run(), self._early.run())]
+        audits = self._audit.run(lambda: not self._tasks)
+        running = self._keep(), self._rounds.run(), self._early.run(), audits
+        self._keepers = [asyncio.create_task(each) for each in running]
 
     async def close(self) -> None:
-        """Stop loading; what runs is waited for within a bound. Slots stay as they are."""
+        """Stop loading; what runs is waited for within a bound. Slots stay as they are, and the books are checked."""
         for keeper in self._keepers:
             keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await keeper
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_S)
-            for task in late:
-                task.cancel()
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
+        self._audit.look(busy=bool(self._tasks))
+        for late in list(self._tasks):
+            late.cancel()
         self._climber.close()
 
     def want(self, assignments: Iterable[Assignment]) -> None:
@@ -144,7 +148,7 @@ class Residency:
             self._step()
             self.on_change()
             if not self._tasks:
-                self._audit.when_idle()
+                self._audit.stir()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.books.next_retry_s()):
                     await self._wake.wait()
@@ -268,8 +272,13 @@ class Residency:
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._audit.stir()
 
     def _changed(self) -> None:
         self.books.settle()
