@@ -19,7 +19,6 @@ from msgspec.structs import replace
 
 from mint_engine import metrics
 from mint_engine.build import build
-from mint_engine.requests.sampling import choose_tokens, invert, keep_likely, uniform
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.integrity import find_imbalance
@@ -38,14 +37,13 @@ from mint_engine.scheduling.request import (
 from mint_engine.scheduling.scheduler import Limits, Scheduler
 from mint_engine.scheduling.stepper import Cancelled
 from mint_engine.scheduling.turns import Terms
+from tests.engine.naive import may_choose
 from tests.engine.running import packed, peft_model, save_adapter, save_base, settings_for
 
 CONTEXT, PAGES, SLOTS = 96, 8, 4
 LIMITS = Limits(running=4, step_tokens=24)
 TERMS = Terms(stay=3, last_stay=9)  # so short that most requests give way to others
 RANKS = {"eight": 8, "three": 3, "four": 4}  # of the revisions
-NEAR_TIE = 1e-4  # logits of float32
-NEAR_BORDER = 1e-6  # of a distribution
 THEMES = [[random.Random(theme).randrange(2, 290) for _ in range(48)] for theme in range(2)]
 
 
@@ -72,21 +70,6 @@ class Told:
             self.scores += [score.logprob for score in event.scores]
         else:
             self.end = event
-
-
-def may_choose(logits: torch.Tensor, token: int, sampling: Sampling, index: int) -> bool:
-    """Whether a token is the one to choose after logits [V], or just as good: the two engines add up in another
-    order, and so may fall on either side of a tie, or of a border between two tokens' shares of the distribution."""
-    if choose_tokens(logits[None], [(sampling, index)]) == [token]:
-        return True
-    if not sampling.temperature:
-        return bool(logits[token] >= logits.max() - NEAR_TIE)
-    probabilities = torch.softmax(logits / sampling.temperature, -1)
-    keep_likely(probabilities, sampling)
-    drawn = uniform(sampling.seed, index)
-    borders = [max(0.0, drawn - NEAR_BORDER), min(1.0 - NEAR_BORDER, drawn + NEAR_BORDER)]
-    least, most = invert(probabilities.expand(2, -1), borders)
-    return least <= token <= most and bool(probabilities[token] > 0)
 
 
 @dataclass

@@ -176,23 +176,27 @@ class Stepper:
         )
 
     def _run(self) -> None:
-        while True:
-            came, cancelled, stopping = self._await_work()
-            self._beat = time.monotonic()
-            for sequence in came:
-                self._scheduler.add(sequence)
-            self._deliver(self._generation.fail(cancelled, Cancelled("request", "was cancelled")))
-            if stopping:
-                left = self._scheduler.live
-                self._deliver(self._generation.fail(left, Draining("engine", "ended before the request did")))
-                self._check_books()
-                return
-            if self._doubted:
-                self._doubted = False
-                self._generation.check()
-            step_s = self._step()
-            if self._background.busy:
-                self._background.advance(len(self._scheduler.live), step_s)
+        while self._advance(*self._await_work()):
+            pass
+
+    def _advance(self, came: list[Sequence], cancelled: list[Sequence], stopping: bool) -> bool:
+        """Take in what came, and get on by one step; whether to go on."""
+        self._beat = time.monotonic()
+        for sequence in came:
+            self._scheduler.add(sequence)
+        self._deliver(self._generation.fail(cancelled, Cancelled("request", "was cancelled")))
+        if stopping:
+            left = self._scheduler.live
+            self._deliver(self._generation.fail(left, Draining("engine", "ended before the request did")))
+            self._check_books()
+            return False
+        if self._doubted:
+            self._doubted = False
+            self._generation.check()
+        step_s = self._step()
+        if self._background.busy:
+            self._background.advance(len(self._scheduler.live), step_s)
+        return True
 
     def _await_work(self) -> tuple[list[Sequence], list[Sequence], bool]:
         """Requests that came, those that were cancelled, and whether to stop; waits while there is nothing to do.

@@ -1,0 +1,24 @@
+"""What a naive engine would do: one request at a time, no cache, no pages, one plain pass over all tokens."""
+
+import torch
+
+from mint_engine.requests.sampling import choose_tokens, invert, keep_likely, uniform
+from mint_engine.scheduling.request import Sampling
+
+NEAR_TIE = 1e-4  # logits of float32
+NEAR_BORDER = 1e-6  # of a distribution
+
+
+def may_choose(logits: torch.Tensor, token: int, sampling: Sampling, index: int) -> bool:
+    """Whether a token is the one to choose after logits [V], or just as good: the two engines add up in another
+    order, and so may fall on either side of a tie, or of a border between two tokens' shares of the distribution."""
+    if choose_tokens(logits[None], [(sampling, index)]) == [token]:
+        return True
+    if not sampling.temperature:
+        return bool(logits[token] >= logits.max() - NEAR_TIE)
+    probabilities = torch.softmax(logits / sampling.temperature, -1)
+    keep_likely(probabilities, sampling)
+    drawn = uniform(sampling.seed, index)
+    borders = [max(0.0, drawn - NEAR_BORDER), min(1.0 - NEAR_BORDER, drawn + NEAR_BORDER)]
+    least, most = invert(probabilities.expand(2, -1), borders)
+    return least <= token <= most and bool(probabilities[token] > 0)

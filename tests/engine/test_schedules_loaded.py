@@ -1,0 +1,359 @@
+"""Random schedules over an engine that loads, hands over and evicts, against a naive one that has all in memory.
+
+Six adapters of several ranks share three slots, and budgets that hold only some of them; clients come and leave,
+waves want and release, sources change. Every request gets the tokens of the revision that it began with, which is one
+of its adapter's; after each step the books of the scheduler and of residency balance, and slots hold their tenants'
+bytes.
+"""
+
+import asyncio
+import math
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from mint_contracts.errors import Overloaded
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.source import Source
+from mint_engine.adapters.check import Fit
+from mint_engine.adapters.packed import Packed
+from mint_engine.build import build
+from mint_engine.residency import climb, metrics
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.loading import Loader
+from mint_engine.residency.residency import Residency
+from mint_engine.residency.slots import Slots
+from mint_engine.residency.turns import Terms
+from mint_engine.scheduling.generation import Generation
+from mint_engine.scheduling.integrity import find_imbalance
+from mint_engine.scheduling.life import Asked, Begun, Inbox, Told, live
+from mint_engine.scheduling.pages import PAGE_TOKENS, Pages
+from mint_engine.scheduling.request import Done, Failed, Sampling, Tokens
+from mint_engine.scheduling.scheduler import Limits, Scheduler
+from mint_engine.scheduling.stepper import Cancelled, Stepper
+from tests.engine.naive import may_choose
+from tests.engine.running import packed, peft_model, save_adapter, save_base, settings_for
+
+CONTEXT, PAGES, SLOTS, MAX_RANK = 96, 8, 3, 8
+LIMITS = Limits(running=4, step_tokens=24)
+RANKS = {"a": 8, "b": 3, "c": 4, "d": 7, "e": 1, "f": 5}  # of the adapters; each has two revisions
+TARGETS = {0: ("q_proj", "v_proj", "down_proj"), 1: ("q_proj", "k_proj", "up_proj")}  # of a revision
+DISK_FILES, HOST_FILES = 3, 1.5  # of the largest adapters
+ROUNDS_QUIET = 12  # of the event loop without anything to do, until nothing moves any more
+NEVER = Terms(hold_s=0.0, late_s=math.inf)  # whoever waits has a slot closed at once, and no clock decides
+PROMPTS = [tuple(range(5 + 40 * at, 5 + 40 * at + length)) for at, length in enumerate((3, 17, 33))]
+
+
+@dataclass(eq=False)
+class Place:
+    """What all schedules share: a base, both revisions of each adapter, and the naive engine over each."""
+
+    base: Path
+    revisions: dict[tuple[str, int], Path]
+    slots: Slots
+    generation: Generation
+
+    def __post_init__(self) -> None:
+        self.packed: dict[str, Packed] = {}
+        self.owners: dict[str, tuple[str, int]] = {}
+        for key, folder in self.revisions.items():
+            each = packed(folder, self.slots)
+            self.packed[each.revision], self.owners[each.revision] = each, key
+        self.file_bytes = max(each.nbytes for each in self.packed.values())
+        self.model = cache(lambda revision: peft_model(self.base, self.revisions.get(self.owners.get(revision))))  # type: ignore[arg-type]
+
+    @cache  # noqa: B019 - as long as the module's tests
+    @torch.inference_mode()
+    def logits(self, revision: str, tokens: tuple[int, ...]) -> torch.Tensor:
+        """[T, V], after each token."""
+        found: torch.Tensor = self.model(revision)(input_ids=torch.tensor([tokens])).logits[0]
+        return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    root = tmp_path_factory.mktemp("place")
+    base = save_base(root / "base")
+    revisions = {
+        (name, number): save_adapter(base, root / f"{number}" / name, rank=rank, targets=targets)
+        for number, targets in TARGETS.items()
+        for name, rank in RANKS.items()
+    }
+    token_bytes = 2 * 2 * 2 * 16 * 4  # two layers' keys and values, each of two heads of 16 floats
+    few = (PAGES + 1) * PAGE_TOKENS * token_bytes
+    options = settings_for(base, context_length=CONTEXT, kv_cache_bytes=few, device_slots=SLOTS, max_rank=MAX_RANK)
+    _, slots, generation = build(options, base, LIMITS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so little work is done sooner by one, above all beside other programs
+    yield Place(base, revisions, slots, generation)
+    torch.set_num_threads(threads)
+
+
+@dataclass(eq=False)
+class Client:
+    """One request, and all that it was told."""
+
+    asked: Asked
+    inbox: Inbox = field(default_factory=asyncio.Queue)
+    task: "asyncio.Task[None] | None" = None
+    cancelled: bool = False
+
+    def check(self, place: Place) -> bool:
+        """Whether it was answered: by the revision that it began with, one of its adapter's, and by no other."""
+        revision, tokens, ends = None, dict[int, list[int]](), dict[int, Done | Failed]()
+        while not self.inbox.empty():
+            told = self.inbox.get_nowait()
+            if isinstance(told, Begun):
+                assert revision is None
+                revision = told.revision
+                continue
+            assert isinstance(told, Told)
+            assert told.index not in ends, "nothing comes after the end"
+            if isinstance(told.event, Tokens):
+                assert revision is not None, "it began first"
+                tokens.setdefault(told.index, []).extend(told.event.token_ids)
+            elif isinstance(told.event, Done | Failed):
+                ends[told.index] = told.event
+        if revision is None:
+            assert all(isinstance(end, Failed) and isinstance(end.error, Overloaded) for end in ends.values())
+            assert self.cancelled or ends
+            return False
+        if self.asked.adapter:
+            assert place.owners[revision][0] == self.asked.adapter, "nobody gets another's adapter"
+        assert len(ends) == self.asked.sampling.n
+        for index, end in ends.items():
+            own = tokens.get(index, [])
+            self._check_tokens(place, revision, index, own)
+            if isinstance(end, Done):
+                assert len(own) == end.completion_tokens == self.asked.sampling.max_tokens
+            else:
+                assert self.cancelled
+                assert isinstance(end.error, Cancelled)
+        return not self.cancelled
+
+    def _check_tokens(self, place: Place, revision: str, index: int, tokens: list[int]) -> None:
+        logits = place.logits(revision, (*self.asked.prompt, *tokens))[len(self.asked.prompt) - 1 :]
+        sampling = self.asked.sampling
+        drawn = Sampling(sampling.max_tokens, sampling.seed + index, sampling.temperature)
+        for at, token in enumerate(tokens):
+            assert may_choose(logits[at], token, drawn, at)
+
+
+class Schedule:
+    """One engine from its first adapter to its end, each thing done when nothing moves any more by itself."""
+
+    def __init__(self, place: Place, folder: Path) -> None:
+        self.place, self.folder = place, folder
+        self.versions = dict.fromkeys(RANKS, 0)
+        self.clients: list[Client] = []
+        for name in RANKS:
+            shutil.copytree(place.revisions[name, 0], folder / "store" / name)
+        place.generation.scheduler = self.scheduler = Scheduler(LIMITS, Pages(PAGES))
+        self.stepper = Stepper(place.generation, lambda deliver: deliver())  # it is stepped here, by no thread
+        slots, disk = place.slots, DiskTier(folder / "disk", DISK_FILES * place.file_bytes)
+        self.loader = Loader(disk, Fit(slots.modules, MAX_RANK), slots.dtype)
+        host = HostTier(int(HOST_FILES * place.file_bytes))
+        store = Source(f"file://{folder}/store")
+        self.residency = Residency(
+            slots, self.loader, host, store=store, workers=1, slot_wait_s=math.inf, terms=NEVER, round_s=math.inf
+        )
+        self.evicted = Counter[str]()
+        self.held: dict[str, frozenset[object]] = {}
+        self.residency.in_flight = self.stepper.tenants
+        self.residency.on_change = self.residency.check
+        self.residency.start()
+
+    async def ask(self, adapter: str, prompt: tuple[int, ...], sampling: Sampling) -> None:
+        client = Client(Asked(f"r{len(self.clients)}", adapter, prompt, sampling))
+        client.task = asyncio.create_task(live(client.asked, self.residency, self.stepper, client.inbox))
+        self.clients.append(client)
+        await self.settle()
+
+    async def cancel(self, index: int) -> None:
+        left = [each for each in self.clients if each.task and not each.task.done() and not each.cancelled]
+        if left:
+            client = left[index % len(left)]
+            client.cancelled = bool(client.task and client.task.cancel())
+            await self.settle()
+
+    async def want(self, wants: dict[str, tuple[Tier, int | None]]) -> None:
+        """A wave wants these, from the store or from where a revision is published."""
+        self.residency.want(
+            [
+                Assignment(name, self._source(name, number), tier, priority=ord(name))
+                for name, (tier, number) in wants.items()
+            ]
+        )
+        await self.settle()
+
+    def _source(self, name: str, number: int | None) -> Source:
+        folder = self.folder / "store" / name if number is None else self.place.revisions[name, number]
+        return Source(f"file://{folder}")
+
+    async def revise(self, name: str) -> None:
+        """What the store has by that name is another revision from now on."""
+        self.versions[name] ^= 1
+        new, kept = self.folder / "new", self.folder / "store" / name
+        shutil.copytree(self.place.revisions[name, self.versions[name]], new)
+        shutil.rmtree(kept)
+        new.rename(kept)
+        if await self.residency._rounds._watch.look():
+            self.residency._changed()
+        await self.settle()
+
+    async def step(self) -> None:
+        assert self.stepper._advance(*self.stepper._empty_inbox())
+        await self.settle()
+
+    async def finish(self) -> tuple[int, int]:
+        """All that was asked is answered once waves let go; how many got an answer, and how many asked for one."""
+        await self.want({})
+        for _ in range(5000):
+            if all(client.task is None or client.task.done() for client in self.clients):
+                break
+            await self.step()
+        for client in self.clients:
+            assert client.task is not None
+            assert client.task.done()
+            assert client.task.cancelled() or client.task.exception() is None
+        await self.residency.close()
+        self.balance()
+        assert not self.stepper.tenants()
+        assert not any(copy.users for copy in self.residency.books.copies.values())
+        assert self.scheduler.prefix.available == PAGES
+        for slot in range(SLOTS):
+            self.place.slots.clear(slot)
+        assert not self.place.slots.memory.any()
+        answered = sum(client.check(self.place) for client in self.clients)
+        return answered, sum(not client.cancelled for client in self.clients)
+
+    async def settle(self) -> None:
+        """Wait until nothing moves without a step, a client or a wave: all loads wait for a slot that is in use."""
+        books, table, rounds = self.residency.books, self.residency.slots, 0
+        async with asyncio.timeout(30):
+            while rounds < ROUNDS_QUIET:
+                await asyncio.sleep(0)
+                in_line = {waiter.copy for waiter in table._line}
+                resting = books.loading == in_line and len(self.residency._tasks) == len(in_line)
+                rounds = rounds + 1 if resting and not self.residency._wake.is_set() else 0
+                if books.loading - in_line:
+                    await asyncio.sleep(0.001)  # the threads need the processor
+        self.balance()
+
+    def balance(self) -> None:
+        """Both books balance, and each slot holds its tenant's bytes and nothing else."""
+        assert find_imbalance(self.scheduler) == ""
+        self.residency.check()
+        slots = self.place.slots
+        for slot, copy in self.residency.books.in_slots.items():
+            run = self.place.packed[copy.revision].run
+            assert torch.equal(slots.memory[slot, : run.numel()], run)
+            assert not slots.memory[slot, run.numel() :].any()
+        assert not slots.memory[self.residency.slots.free].any()
+        for tier in ("host", "disk"):
+            held = frozenset(getattr(self.residency.books, tier).ledger.keys())
+            self.evicted[tier] += bool(self.held.get(tier, held) - held)
+            self.held[tier] = held
+
+
+SAMPLINGS = st.builds(
+    Sampling,
+    max_tokens=st.sampled_from([1, 6, 20]),
+    seed=st.integers(0, 3),
+    temperature=st.sampled_from([0.0, 1.0]),
+    n=st.sampled_from([1, 1, 2]),
+    ignore_eos=st.just(True),
+)
+NAMES = st.sampled_from(sorted(RANKS))
+TIERS = st.sampled_from([Tier.DEVICE, Tier.DEVICE, Tier.HOST, Tier.DISK])
+WANTS = st.dictionaries(NAMES, st.tuples(TIERS, st.sampled_from([None, 0, 1])), min_size=1, max_size=2)
+
+
+@dataclass
+class Tally:
+    """What came of all schedules."""
+
+    answered: int = 0
+    asked: int = 0
+    evicted: Counter[str] = field(default_factory=Counter)
+
+
+class Random(RuleBasedStateMachine):
+    """Arrivals, cancellations, steps, waves and new revisions in any order; budgets evict."""
+
+    def __init__(self, place: Place, tally: Tally) -> None:
+        super().__init__()
+        self.place, self.tally = place, tally
+        self.folder = Path(tempfile.mkdtemp(dir=place.base.parent))
+        self.loop = asyncio.Runner()
+        self.schedule = self.loop.run(self._begin())
+
+    async def _begin(self) -> Schedule:
+        return Schedule(self.place, self.folder)
+
+    @rule(adapter=NAMES, prompt=st.sampled_from(PROMPTS), sampling=SAMPLINGS)
+    def ask(self, adapter: str, prompt: tuple[int, ...], sampling: Sampling) -> None:
+        self.loop.run(self.schedule.ask(adapter, prompt, sampling))
+
+    @rule(prompt=st.sampled_from(PROMPTS), sampling=SAMPLINGS)
+    def ask_the_bare_base(self, prompt: tuple[int, ...], sampling: Sampling) -> None:
+        self.loop.run(self.schedule.ask("", prompt, sampling))
+
+    @rule(index=st.integers(0, 5))
+    def cancel(self, index: int) -> None:
+        self.loop.run(self.schedule.cancel(index))
+
+    @rule(count=st.integers(1, 8))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self.loop.run(self.schedule.step())
+
+    @rule(wants=WANTS)
+    def want(self, wants: dict[str, tuple[Tier, int | None]]) -> None:
+        self.loop.run(self.schedule.want(wants))
+
+    @rule()
+    def release(self) -> None:
+        self.loop.run(self.schedule.want({}))
+
+    @rule(adapter=NAMES)
+    def revise(self, adapter: str) -> None:
+        self.loop.run(self.schedule.revise(adapter))
+
+    def teardown(self) -> None:
+        answered, asked = self.loop.run(self.schedule.finish())
+        self.tally.evicted.update(self.schedule.evicted)
+        self.loop.close()
+        shutil.rmtree(self.folder)
+        self.tally.answered += answered
+        self.tally.asked += asked
+
+
+def test_random_schedules_over_adapters_that_come_and_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(climb, "COPY_THREADS", 1)  # in one order, however busy the machine is
+    vacated, closed = metrics.VACATED._value.get(), metrics.SLOTS_CLOSED._value.get()
+    tally = Tally()
+
+    class Here(Random):
+        def __init__(self) -> None:
+            super().__init__(place, tally)
+
+    run_state_machine_as_test(
+        Here,
+        settings=settings(max_examples=30, stateful_step_count=25, deadline=None, derandomize=True),
+    )
+    assert tally.answered > 0.9 * tally.asked > 100
+    assert min(tally.evicted["host"], tally.evicted["disk"]) > 20, "and budgets were too small"
+    assert metrics.VACATED._value.get() > vacated + 50, "slots passed from one adapter to another"
+    assert metrics.SLOTS_CLOSED._value.get() > closed, "some of them closed for who waited"
