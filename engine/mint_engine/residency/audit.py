@@ -58,6 +58,8 @@ class Audit:
                 continue  # `stir` is called when it is
             self.look(busy=False)
             self._look_for_unattended()
+            if self._books.serving or self._books.awaiting.total:
+                self._stirred.set()  # whoever has a slot, or is about to, lets go of it without a word to us
             await asyncio.sleep(self._every_s)
 
     def imbalance(self, *, busy: bool) -> str:
@@ -81,8 +83,6 @@ class Audit:
             return
         read, held = {tenant.slot for tenant in in_flight}, self._books.in_slots.items()
         found = frozenset((slot, copy.used) for slot, copy in held if copy.serving and slot not in read)
-        if found:
-            self._stirred.set()
         for slot, _ in found & self._unattended:
             metrics.BALANCED.set(False)
             self._tell(f"slot {slot} is held for {self._books.in_slots[slot].adapter!r}, and no request is there")
