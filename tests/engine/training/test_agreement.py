@@ -5,33 +5,43 @@ In float32 to a few units of the last place. In bfloat16 sampler and trainer rou
 and 0.25 at most.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import PreTrainedConfig, Qwen3Config
 
 from mint_engine.model.attention import Span
-from mint_engine.model.cache import KvCache
+from mint_engine.model.base import Base
+from mint_engine.model.cache_shape import cache_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import pages_for
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
+from tests.engine.families import ROUTED
 from tests.engine.training.at_once import packed_of, step_all
+from tests.engine.training.frontier import base_of as family_of
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, SIZES, base_of, groups, learn, policies
 
 MEAN = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 MOST = {torch.float32: 1e-4, torch.bfloat16: 0.25}
 
 
-def sampler_logprobs(forward: Forward, example: Example) -> torch.Tensor:
-    """By the pass that serves, from slot 1: the prompt as a chunk, then a token at a time, as rollouts go."""
+def sample(forward: Forward, example: Example) -> tuple[torch.Tensor, Example]:
+    """By the pass that serves, from slot 1: the prompt as a chunk, then a token at a time, as rollouts go.
+
+    Log-probabilities, and the example with the experts that its tokens went to, if the base has any.
+    """
     prompt, found = next(at for at, weight in enumerate(example.weights) if weight) + 1, []
+    pages = list(range(1, 1 + pages_for(len(example.tokens))))
     for start, stop in ((0, prompt), *((at, at + 1) for at in range(prompt, len(example.tokens)))):
-        span = Span(0, stop - start, start, list(range(1, 1 + pages_for(stop))), slot=1)
+        span = Span(0, stop - start, start, pages[: pages_for(stop)], slot=1)
         found.append(forward.run(list(example.tokens[start:stop]), [span], [stop - start - 1]).float())
     targets = torch.tensor(list(example.targets[prompt - 1 :]))
-    return torch.cat(found).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    routes = forward.routes.read(pages, len(example.tokens)) if forward.routes is not None else None
+    return torch.cat(found).log_softmax(-1).gather(1, targets[:, None])[:, 0], replace(example, routes=routes)
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "generic"])
@@ -39,23 +49,34 @@ def sampler_logprobs(forward: Forward, example: Example) -> torch.Tensor:
 @pytest.mark.parametrize("config", [LLAMA, Qwen3Config(**SIZES)], ids=["llama", "qwen3"])
 def test_trainer_and_sampler_agree(config: PreTrainedConfig, dtype: torch.dtype, lean: bool) -> None:
     """Also after a step: the published revision is what the trainer goes on from."""
-    base = base_of(config, dtype)
-    modules = find_modules(base.model)
+    check(base_of(config, dtype), lean)
+
+
+@pytest.mark.parametrize("name", [*ROUTED, "gemma2"])
+def test_trainer_and_sampler_of_other_families_agree(name: str) -> None:
+    """Routes are replayed. By transformers' modules, as these families are served and trained."""
+    check(family_of(name, torch.float32), lean=False)
+
+
+def test_trainer_and_sampler_agree_by_own_kernels_over_experts() -> None:
+    check(family_of("qwen3_moe", torch.float32), lean=True)
+
+
+def check(base: Base, lean: bool) -> None:
+    dtype, modules = base.dtype, find_modules(base.model)
     trainer = Trainer(base, modules, max_rank=16, lean=lean)
     slots = Slots(modules, 2, 16, dtype, CPU)
-    forward = Forward(base, slots, KvCache(2, 2, 32, 40, dtype, CPU), lean=lean)
+    forward = Forward(base, slots, cache_shape(base.config).make(40, dtype, CPU), lean=lean)
+    assert trainer.compute.startswith("lean") is forward.compute.startswith("lean") is lean
     (name,) = policies(trainer, 1)
     for turn in range(2):
         slots.load(1, packed_of(trainer, name))
-        examples = groups(turn)
-        ours = learn(trainer, [PolicyBatch(name, examples)])[name].logprobs
+        told, sampled = zip(*(sample(forward, each) for each in groups(turn, vocabulary=96)), strict=True)
+        ours = learn(trainer, [PolicyBatch(name, sampled)])[name].logprobs
         differences = torch.cat(
             [
-                (
-                    torch.from_numpy(one)[torch.tensor(list(example.weights)) != 0]
-                    - sampler_logprobs(forward, example)
-                ).abs()
-                for one, example in zip(ours, examples, strict=True)
+                (torch.from_numpy(one)[torch.tensor(list(example.weights)) != 0] - theirs).abs()
+                for one, theirs, example in zip(ours, told, sampled, strict=True)
             ]
         )
         assert float(differences.mean()) < MEAN[dtype]
