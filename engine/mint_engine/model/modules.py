@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import nn
@@ -88,7 +88,7 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
     linears: dict[str, Module] = {}
     for path, module in model.named_modules():
         if path.startswith(prefix):
-            if isinstance(module, nn.Linear):
+            if is_linear(module):
                 linears[path] = Module(path, module.in_features, module.out_features)
             elif is_stack(module):
                 linears |= stacked_modules(path, module)
@@ -101,6 +101,11 @@ def find_modules(model: PreTrainedModel, target_modules: Iterable[str] = ()) -> 
             "targetModules", f"names {', '.join(missing)}, which this base lacks; it offers {', '.join(offered)}"
         )
     return {path: module for path, module in linears.items() if is_targeted(module.name, wanted)}
+
+
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """One that computes what a linear computes: some routers are of its kind, and answer otherwise."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def replace_modules(model: PreTrainedModel, slots: Slots, held: Cut | None = None) -> Current:

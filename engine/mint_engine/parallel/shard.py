@@ -10,7 +10,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import LatentShape, cache_shape
 from mint_engine.model.experts import is_stack
-from mint_engine.model.modules import layers_of
+from mint_engine.model.modules import is_linear, layers_of
 from mint_engine.parallel.norms import SharedNorm
 from mint_engine.parallel.shares import Cut, Dimensions, ModuleCut, Share, not_shared, share_out
 
@@ -41,7 +41,7 @@ def shard(model: PreTrainedModel, share: Share) -> None:
 def shard_layer(path: str, layer: nn.Module, share: Share) -> None:
     """Cut a decoder layer, in place. Raises UnsupportedBase where it is not shared out."""
     for inner, module in layer.named_modules(prefix=path):
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             cut = share.of(Module(inner, module.in_features, module.out_features))
             own = cut_linear(module, cut, whole_bias=share.rank == 0)
             module.weight, module.bias = own.weight, own.bias

@@ -82,6 +82,6 @@ class LeanExperts:
 
 def _route(experts: Experts, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Each token's experts' weights and which they are, [T, k], by the router's own code."""
-    with replay.replaying(batch, experts.number, experts.count):
+    with replay.replaying(batch, experts.number, experts.count, type(experts.router).__name__):
         _, weights, routes = experts.router(x)
     return weights, routes

@@ -5,50 +5,71 @@ their log-probabilities differ by more than any rounding. Only the choice is rep
 the router's scores of now, by the router's own code, so that gradients flow through them.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import structlog
 import torch
 from torch.overrides import TorchFunctionMode
 
 from mint_engine.training.batch import Batch
 from mint_engine.training.delta import Current
 
+_log = structlog.get_logger(__name__)
+
 
 def prepare(block: Any, layer: int, experts: int, current: Current) -> None:
-    """Let the router of a block of experts, the `layer`-th with any, look for routes in what is being computed.
+    """Let a block of experts, the `layer`-th with any, look for routes in what is being computed.
 
-    A router that goes by another name than transformers' families use stays as it is: nothing is replayed there.
+    Whatever its router's name. One that does not ask for the best k of its scores stays as it is: nothing is replayed
+    there, which is logged, and a loss's ratio band is what is left against tokens that go to other experts.
     """
-    router = getattr(block, "gate", None) or getattr(block, "router", None)
-    if router is not None:
-        router.forward = partial(_route, router.forward, layer, experts, current)
+    block.forward = partial(_compute, block.forward, type(block).__name__, layer, experts, current)
 
 
-def _route(forward: Any, layer: int, experts: int, current: Current, *told: Any, **named: Any) -> Any:
-    with replaying(current.batch, layer, experts):
+def _compute(
+    forward: Callable[..., Any], kind: str, layer: int, experts: int, current: Current, *told: Any, **named: Any
+) -> Any:
+    with replaying(current.batch, layer, experts, kind):
         return forward(*told, **named)
 
 
-def replaying(batch: Batch | None, layer: int, experts: int) -> AbstractContextManager[object]:
-    """While it lasts, the router of the `layer`-th block of experts chooses what a batch's rollouts took."""
+def replaying(batch: Batch | None, layer: int, experts: int, kind: str) -> AbstractContextManager[object]:
+    """While it lasts, the router of the `layer`-th block of experts chooses what a batch's rollouts took.
+
+    `kind` names such blocks where none of the choice is found.
+    """
     if batch is None or batch.routes is None:
         return nullcontext()
-    return _Choice(batch.routes[:, layer], experts)
+    return _Choice(batch.routes[:, layer], experts, kind)
+
+
+@cache
+def _tell_missed(kind: str) -> None:
+    """Once, not with every layer of every update."""
+    _log.warning("routes_not_replayed", block=kind, why="its router asks for no best k of its scores")
 
 
 class _Choice(TorchFunctionMode):
     """While it lasts, the best k of every token's scores [T, E] are those that were chosen [T, k], but for -1."""
 
-    def __init__(self, chosen: torch.Tensor, experts: int) -> None:
+    def __init__(self, chosen: torch.Tensor, experts: int, kind: str) -> None:
         super().__init__()
-        self._chosen, self._shape = chosen, (chosen.shape[0], experts)
+        self._chosen, self._shape, self._kind = chosen, (chosen.shape[0], experts), kind
+        self._met = False
 
     def __torch_function__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
         found = function(*given, **(named or {}))
         # Routers by groups of experts also ask for the best of each group, in other shapes.
         if function not in (torch.topk, torch.Tensor.topk) or tuple(given[0].shape) != self._shape:
             return found
+        self._met = True
         chosen = torch.where(self._chosen < 0, found[1], self._chosen)
         return torch.return_types.topk((given[0].gather(1, chosen), chosen))
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        if error is None and not self._met:
+            _tell_missed(self._kind)
