@@ -70,6 +70,6 @@ class _Choice(TorchFunctionMode):
         return torch.return_types.topk((given[0].gather(1, chosen), chosen))
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         if error is None and not self._met:
             _tell_missed(self._kind)
