@@ -127,19 +127,7 @@ class EngineServer:
 
         def equip(base: Base, slots: Slots, lead: Lead | None) -> None:
             if self._settings.training_store is not None:
-                told = self._settings
-                name = next(iter(told.base_names), "")
-                trainers.append(
-                    Trainer(
-                        base,
-                        slots.modules,
-                        told.max_rank,
-                        name,
-                        told.target_modules,
-                        context_length=told.context_length,
-                        lead=lead,
-                    )
-                )
+                trainers.append(self._trainer_over(base, slots, lead))
 
         loop = asyncio.get_running_loop()
 
@@ -184,6 +172,18 @@ class EngineServer:
             slots_memory=slots.stay.value,
         )
         return holder
+
+    def _trainer_over(self, base: Base, slots: Slots, lead: Lead | None) -> Trainer:
+        told = self._settings
+        return Trainer(
+            base,
+            slots.modules,
+            told.max_rank,
+            next(iter(told.base_names), ""),
+            told.target_modules,
+            context_length=told.context_length,
+            lead=lead,
+        )
 
     def means(self, places: Places) -> Means | None:
         """What policies are trained with; None where this engine only serves."""

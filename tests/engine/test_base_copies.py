@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from mint_contracts import backends, errors
 from mint_contracts.source import Source
@@ -151,3 +153,30 @@ def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf
     with stores.serving(stores.Files, shelf) as (address, _):
         path = fetch_base(Source(f"http://{address}/team/store/base"), tmp_path, lambda *_: None)
     assert list((tmp_path / "base").iterdir()) == [path]
+
+
+class Lengthless(stores.Files):
+    """Tells no length of anything, as servers do that compress what they send."""
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword != "Content-Length":
+            super().send_header(keyword, value)
+
+
+def test_a_file_of_untold_length_is_copied_whole_or_refused(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends.backend.cache_clear()
+    largest = max((shelf / "team" / "store" / "base").iterdir(), key=lambda each: each.stat().st_size)
+    free = largest.stat().st_size - 1
+    with stores.serving(Lengthless, shelf) as (address, _):
+        source = Source(f"http://{address}/team/store/base")
+        with capture_logs() as lines:
+            path = fetch_base(source, tmp_path / "large", lambda *_: None)
+        assert (path / largest.name).read_bytes() == largest.read_bytes()
+        copied = {line["file"]: line["bytes"] for line in lines if line["event"] == "base_file_copied"}
+        assert copied == {each.name: each.stat().st_size for each in path.iterdir()}
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        with pytest.raises(errors.CapacityExceeded, match=f"more of {largest.name} than the {free} bytes"):
+            fetch_base(source, tmp_path / "small", lambda *_: None)
+    assert not list((tmp_path / "small" / "base").iterdir())

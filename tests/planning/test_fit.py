@@ -22,21 +22,18 @@ from mint_engine.model.lean_layers import Network
 from mint_engine.model.llama_like import Unlike, check_config
 from mint_engine.model.modules import find_modules
 from mint_engine.training.policy import FormLimits, PolicySettings, form_of
-from mint_gateway.cli.plan import _read
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
-from mint_gateway.planning.fit import FLOAT8, WHOLE_LAYERS, Least, Mix, Plan, Storage, hold, least, make_plan
+from mint_gateway.planning.fit import FLOAT8, WHOLE_LAYERS, Least, Mix, Plan, hold, least, make_plan
 from mint_gateway.planning.served import MOST_ADAPTER_RANK, MOST_CONTEXT, MOST_RANKS, MOST_SLOTS
 from mint_gateway.planning.shape import KINDS, Targets
 from tests.crds.schemas import schema, walk
 from tests.engine.families import MOE, SIZES, make_forward
-from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4, tensors_of
-from tests.engine.saved_families import save_base
-from tests.planning.frontier import DEEPSEEK_V32, FRONTIER, GPT_OSS_120B, KIMI_K2
+from tests.planning.frontier import FRONTIER, KIMI_K2
+from tests.planning.planned import STORAGE, planned
 from tests.planning.test_shape import built, told_by
 
 GPUS = sorted(name for name, device in DEVICES.items() if not device.one_memory)
-STORAGE = Storage(disk=1.4e9, network=1.25e9)
 MIXES = st.builds(
     Mix,
     adapters=st.integers(1, 4000),
@@ -244,79 +241,6 @@ def test_no_more_is_promised_than_a_base_model_may_ask_for() -> None:
     assert found.refusal == ""
     assert "at most 512" in plan("qwen3_30b_a3b", 1, msgspec.structs.replace(many, rank=513)).refusal
     assert "at most 1048576" in plan("qwen3_30b_a3b", 1, msgspec.structs.replace(many, context=2**20 + 1)).refusal
-
-
-def planned(told: dict[str, Any], ranks: int = 8) -> Plan:
-    mix = Mix(adapters=4, rank=1, targets="attention", requests=4, context=1024)
-    return make_plan(read_shape(told), DEVICES["h200"], ranks, mix, "bfloat16", STORAGE)
-
-
-@pytest.mark.parametrize(
-    ("told", "published"),
-    [
-        # moonshotai/Kimi-K2-Instruct's files come to 1.03 TB, openai/gpt-oss-120b's to 65.2 GB.
-        (KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, 1.03e12),
-        (GPT_OSS_120B | {"quantization_config": {"quant_method": "mxfp4"}}, 65.2e9),
-    ],
-    ids=["float8", "mxfp4"],
-)
-def test_a_base_that_is_published_quantised_is_held_in_bfloat16(told: dict[str, Any], published: float) -> None:
-    """Its files are smaller; all else is as of the base in bfloat16."""
-    found, plain = planned(told), planned({**told, "quantization_config": None})
-    assert found.files == pytest.approx(published, rel=0.01)
-    assert plain.files == plain.weights == 2 * plain.parameters
-    assert msgspec.structs.replace(found, files=plain.files) == plain
-    assert found.refusal == ""
-
-
-def test_layers_for_predicting_further_tokens_are_in_the_files_alone() -> None:
-    """DeepSeek-V3 is 671 billion parameters and 685 in its files (its README.md); a layer is as the last one."""
-    told = DEEPSEEK_V32 | {"num_nextn_predict_layers": 1}
-    found, plain = planned(told), planned(DEEPSEEK_V32)
-    assert found.files / 2 == pytest.approx(685e9, rel=0.005)
-    layer = planned(DEEPSEEK_V32 | {"num_hidden_layers": 62}).parameters - plain.parameters
-    doubled = 2 * 129280 * 7168 + 2 * 7168**2 + 3 * 7168
-    assert found.files - plain.files == pytest.approx(2 * (layer + doubled), abs=2 * 10_000)  # norms of latents
-    assert msgspec.structs.replace(found, files=plain.files) == plain
-    quantised = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    assert planned(told | quantised).files - planned(DEEPSEEK_V32 | quantised).files < 0.6 * (
-        found.files - plain.files
-    )
-
-
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_files_in_float8_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
-    """Whoever published them, with scales as numbers of four bytes; less what is not read."""
-    quantised, _ = save_float8(save_base("qwen3", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
-    told, expected = LAYOUTS[layout], 0
-    for name, each in tensors_of(quantised).items():
-        if name.endswith(told.scale) and each.dtype != torch.uint8:
-            expected += 4 * each.numel()
-        elif not name.endswith(tuple(told.beside)):
-            expected += each.numel() * (1 if each.dtype in (torch.uint8, torch.float8_e4m3fn) else 2)
-    assert planned(_read(quantised), 1).files == expected
-
-
-def test_files_in_nvfp4_come_to_what_lies_on_the_disk(tmp_path: Path) -> None:
-    quantised, _ = save_nvfp4(save_base("qwen3", tmp_path / "plain", hidden_size=64), tmp_path)
-    expected = 0
-    for name, each in tensors_of(quantised).items():
-        if name.endswith("weight_scale_2"):
-            expected += 4
-        elif not name.endswith("input_scale"):
-            expected += each.numel() * (1 if each.dtype in (torch.uint8, torch.float8_e4m3fn) else 2)
-    assert planned(_read(quantised), 1).files == expected
-
-
-def test_files_that_no_engine_reads_say_so() -> None:
-    told = KIMI_K2 | {"quantization_config": {"quant_method": "compressed-tensors"}}
-    found, plain = planned(told), planned(KIMI_K2)
-    assert (
-        "quantised by 'compressed-tensors' with weights: none, which is not read; give the model in bfloat16"
-        in found.refusal
-    )
-    assert found.files == 0
-    assert msgspec.structs.replace(found, refusal="", files=plain.files) == plain
 
 
 def test_loading_takes_the_host_each_ranks_share_and_layers_that_the_first_has_whole() -> None:

@@ -312,6 +312,7 @@ class Course:
             reward=round(taken.reward, 4),
             tokens=taken.tokens,
             seconds=round(seconds, 3),
+            **taken.figures,
         )
 
     async def _evaluate(self) -> None:

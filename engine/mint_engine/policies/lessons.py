@@ -37,6 +37,16 @@ class Taken:
     tokens: int  # prompt and completion tokens that were learnt from
     learnt: Learnt | None  # None: no group had a signal, and the weights are what they were
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What a log line tells of its update: means over tokens (see `LossOutcome.metrics`), the gradient's norm."""
+        if self.learnt is None:
+            return {}
+        found = dict(self.learnt.outcome.metrics)
+        if self.learnt.step is not None:
+            found["grad_norm"] = self.learnt.step.grad_norm
+        return {name: float(f"{value:.4g}") for name, value in found.items()}
+
 
 @dataclass(frozen=True)
 class Lessons:

@@ -3,10 +3,13 @@
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+import structlog
 
 from mint_contracts.claims import local_path
 from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable, UnsafeFormat
@@ -31,6 +34,7 @@ _WHOLE = "model.safetensors"
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_FILES = 10_000
 _PARTIAL = ".partial-"
+_log = structlog.get_logger(__name__)
 
 
 # Raises a MintError over a base that errors name so, by all of its files but its weights, in a folder.
@@ -155,14 +159,30 @@ def _shards(folder: Folder) -> list[str]:
 
 
 def _copy_files(folder: Folder, sizes: Mapping[str, int | None], names: Iterable[str], into: Path) -> None:
-    for name in sorted(names):
-        retrying(partial(_copy_file, folder, name, sizes[name], into / name))
+    """One after another, with a line each: a large base takes hours."""
+    for number, name in enumerate(files := sorted(names), 1):
+        began = time.monotonic()
+        copied = retrying(partial(_copy_file, folder, name, sizes[name], into / name))
+        seconds = round(time.monotonic() - began, 1)
+        _log.info(
+            "base_file_copied",
+            base=folder.subject,
+            file=name,
+            number=number,
+            of=len(files),
+            bytes=copied,
+            seconds=seconds,
+        )
 
 
-def _copy_file(folder: Folder, name: str, size: int | None, into: Path) -> None:
+def _copy_file(folder: Folder, name: str, size: int | None, into: Path) -> int:
     limit = shutil.disk_usage(into.parent).free if size is None else size + 1
     with folder.open(name) as file, into.open("wb") as out:
         copied = pour(file, out, limit)
     if size is not None and copied != size:
         raise SourceUnavailable(folder.subject, f"sent {copied} bytes of {name} where it lists {size}; retrying")
+    if size is None and copied == limit:  # there may be more of it
+        told = f"sends more of {name} than the {limit} bytes that its node's disk has free"
+        raise CapacityExceeded(folder.subject, f"{told}; give it nodes with more disk")
     sync(into)
+    return copied

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load
+from structlog.testing import capture_logs
 
 from mint_contracts.source import parent
-from mint_contracts.training import ExactMatch, Optimizer, Reward, TrainSampling
+from mint_contracts.training import ExactMatch, Loss, Optimizer, Reward, TrainSampling
 from mint_contracts.training_records import Stage, published_in
 from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.series import Name
@@ -25,6 +26,19 @@ async def test_a_policy_learns_for_its_steps_and_lets_go_of_its_slot(base: Path,
         assert told.reward_best == max(scene.roster.rewards()["acme/one"])
         assert len(scene.roster.rewards()["acme/one"]) == 3
         await until(lambda: len(scene.residency.slots.free) == 10)
+
+
+async def test_each_step_tells_what_came_of_it_in_a_line(base: Path, tmp_path: Path) -> None:
+    with capture_logs() as lines:
+        async with training(base, tmp_path, train(loss=Loss(kl_coefficient=0.1))) as scene:
+            scene.want(assignment("acme/one"))
+            await scene.ended("acme/one")
+    steps = [line for line in lines if line["event"] == "step"]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert {"reward", "tokens", "seconds"} < steps[0].keys()
+    learnt = [line for line in steps if "grad_norm" in line]  # groups without a signal teach nothing
+    assert all({"kl", "clipped", "ratio", "drift", "kept"} < line.keys() for line in learnt)
+    assert learnt[0]["grad_norm"] > 0
 
 
 async def test_numbers_are_the_same_alone_and_together(base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""What a base's files take: published in plain or quantised numbers, with all that is in them and not resident."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from mint_gateway.cli.plan import _read
+from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4, tensors_of
+from tests.engine.saved_families import save_base
+from tests.planning.frontier import DEEPSEEK_V32, GPT_OSS_120B, KIMI_K2
+from tests.planning.planned import planned
+
+
+@pytest.mark.parametrize(
+    ("told", "published"),
+    [
+        # moonshotai/Kimi-K2-Instruct's files come to 1.03 TB, openai/gpt-oss-120b's to 65.2 GB.
+        (KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, 1.03e12),
+        (GPT_OSS_120B | {"quantization_config": {"quant_method": "mxfp4"}}, 65.2e9),
+    ],
+    ids=["float8", "mxfp4"],
+)
+def test_a_base_that_is_published_quantised_is_held_in_bfloat16(told: dict[str, Any], published: float) -> None:
+    """Its files are smaller; all else is as of the base in bfloat16."""
+    found, plain = planned(told), planned({**told, "quantization_config": None})
+    assert found.files == pytest.approx(published, rel=0.01)
+    assert plain.files == plain.weights == 2 * plain.parameters
+    assert msgspec.structs.replace(found, files=plain.files) == plain
+    assert found.refusal == ""
+
+
+def test_layers_for_predicting_further_tokens_are_in_the_files_alone() -> None:
+    """DeepSeek-V3 is 671 billion parameters and 685 in its files (its README.md); a layer is as the last one."""
+    told = DEEPSEEK_V32 | {"num_nextn_predict_layers": 1}
+    found, plain = planned(told), planned(DEEPSEEK_V32)
+    assert found.files / 2 == pytest.approx(685e9, rel=0.005)
+    layer = planned(DEEPSEEK_V32 | {"num_hidden_layers": 62}).parameters - plain.parameters
+    doubled = 2 * 129280 * 7168 + 2 * 7168**2 + 3 * 7168
+    assert found.files - plain.files == pytest.approx(2 * (layer + doubled), abs=2 * 10_000)  # norms of latents
+    assert msgspec.structs.replace(found, files=plain.files) == plain
+    quantised = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    assert planned(told | quantised).files - planned(DEEPSEEK_V32 | quantised).files < 0.6 * (
+        found.files - plain.files
+    )
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_files_in_float8_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
+    """Whoever published them, with scales as numbers of four bytes; less what is not read."""
+    quantised, _ = save_float8(save_base("qwen3", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
+    told, expected = LAYOUTS[layout], 0
+    for name, each in tensors_of(quantised).items():
+        if name.endswith(told.scale) and each.dtype != torch.uint8:
+            expected += 4 * each.numel()
+        elif not name.endswith(tuple(told.beside)):
+            expected += each.numel() * (1 if each.dtype in (torch.uint8, torch.float8_e4m3fn) else 2)
+    assert planned(_read(quantised), 1).files == expected
+
+
+def test_files_in_nvfp4_come_to_what_lies_on_the_disk(tmp_path: Path) -> None:
+    quantised, _ = save_nvfp4(save_base("qwen3", tmp_path / "plain", hidden_size=64), tmp_path)
+    expected = 0
+    for name, each in tensors_of(quantised).items():
+        if name.endswith("weight_scale_2"):
+            expected += 4
+        elif not name.endswith("input_scale"):
+            expected += each.numel() * (1 if each.dtype in (torch.uint8, torch.float8_e4m3fn) else 2)
+    assert planned(_read(quantised), 1).files == expected
+
+
+def test_files_that_no_engine_reads_say_so() -> None:
+    told = KIMI_K2 | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    found, plain = planned(told), planned(KIMI_K2)
+    assert (
+        "quantised by 'compressed-tensors' with weights: none, which is not read; give the model in bfloat16"
+        in found.refusal
+    )
+    assert found.files == 0
+    assert msgspec.structs.replace(found, refusal="", files=plain.files) == plain
