@@ -136,7 +136,7 @@ def test_https_is_trusted_by_its_authority_alone(shelf: Path, tmp_path: Path) ->
         def fetch(cache: str, **environment: str) -> str:
             command = [sys.executable, "-c", code, f"https://{address}/team/store/base", str(tmp_path / cache)]
             done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=120)
-            return done.stdout.strip()
+            return done.stdout.splitlines()[-1]  # after the log's
 
         assert fetch("untrusted") == "SourceUnavailable"
         path = Path(fetch("trusted", SSL_CERT_FILE=str(authority)))
