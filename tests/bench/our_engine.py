@@ -82,7 +82,7 @@ class Engine:
         """
         plan = msgspec.convert(work, Work)
         if stream:
-            await asyncio.to_thread(self._forget)
+            await self.forget()
         round_, streaming = Round(), asyncio.create_task(self._stream(stream))
         waiting = asyncio.Semaphore(plan.together)
 
@@ -122,8 +122,12 @@ class Engine:
         return {"seconds": time.perf_counter() - began}
 
     async def forget(self) -> Answer:
-        """Have the system keep nothing in memory of packed files, so that the next load of one reads the disk."""
-        await asyncio.to_thread(self._forget)
+        """Have the system keep nothing in memory of packed files, so that the next load of one reads the disk.
+
+        Those in slots stay.
+        """
+        for path in self._cache.glob("*.mint"):
+            await asyncio.to_thread(forget_pages, path)
         return {}
 
     async def publish(self, name: str, source: str, into: str, prompt: list[int]) -> Answer:
@@ -172,15 +176,11 @@ class Engine:
                 async with self.residency.hold(next(turns)):
                     loaded += 1
                 if loaded % len(names) == 0:
-                    await asyncio.to_thread(self._forget)
+                    await self.forget()
 
         if names:
             await _all(one_after_another() for _ in range(STREAMS))
         return loaded
-
-    def _forget(self) -> None:
-        for path in self._cache.glob("*.mint"):
-            forget_pages(path)  # those in slots stay in memory
 
     async def _ask(self, adapter: str, prompt: list[int], new_tokens: int, round_: Round) -> None:
         began, ended = time.perf_counter(), asyncio.get_running_loop().create_future()

@@ -16,6 +16,14 @@ from tests.operator.catalogs import CATALOG, RETIRED, Catalog, becomes, entry, o
 from tests.operator.stage import Stage, base_model, until
 
 
+async def lose_one(stage: Stage, catalog: Catalog) -> None:
+    """A wave of two names is served, and then one of them is retired."""
+    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
+    await stage.once()
+    await becomes(stage, ["acme/law-1", "in/store"])
+    await catalog.retire("in/store")
+
+
 async def test_a_wave_that_names_what_was_retired_is_refused_though_the_store_may_have_it(
     stage: Stage, catalog: Catalog, shelf: tuple[Path, str]
 ) -> None:
@@ -41,10 +49,7 @@ async def test_a_wave_that_is_served_goes_on_without_what_is_retired(
     stage: Stage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_write, "COUNTS_EVERY_S", 0.0)
-    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
-    await stage.once()
-    await becomes(stage, ["acme/law-1", "in/store"])
-    await catalog.retire("in/store")
+    await lose_one(stage, catalog)
     await becomes(stage, ["acme/law-1"])
 
     async def told() -> bool:
@@ -62,10 +67,7 @@ async def test_a_wave_that_is_served_goes_on_without_what_is_retired(
 async def test_an_operator_that_was_away_when_a_name_was_retired_takes_it_out_alone(
     stage: Stage, catalog: Catalog
 ) -> None:
-    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
-    await stage.once()
-    await becomes(stage, ["acme/law-1", "in/store"])
-    await catalog.retire("in/store")
+    await lose_one(stage, catalog)
     stage.operator(2)
     await stage.once()
     await becomes(stage, ["acme/law-1"])
@@ -75,10 +77,7 @@ async def test_an_operator_that_begins_goes_on_with_what_is_left_of_a_wave(
     stage: Stage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_write, "COUNTS_EVERY_S", 0.0)
-    stage.apply(base_model(**CATALOG), over("named", names=["acme/law-1", "in/store"]))
-    await stage.once()
-    await becomes(stage, ["acme/law-1", "in/store"])
-    await catalog.retire("in/store")
+    await lose_one(stage, catalog)
     await becomes(stage, ["acme/law-1"])
     stage.operator(2)
 

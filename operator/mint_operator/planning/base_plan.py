@@ -102,16 +102,16 @@ def plan_base(
     flock = flock if placed is None else enlarged(flock, placed, admission.limits.high)
     sized = _sized(flock, placed, engines, known)
     manifests = () if refusal else render(base, snapshot.release, sorted(claims(base)), sized.count, sized.partition)
+    left = backlogs(placed.given, engines, before.backlogs if before else {}) if placed else {}
     facts = BaseFacts(
         engines=engines,
+        loading=of_base(left),
         selector=selector_text(base.meta.name),
         redis_ok=known is not None,
         refusal=refusal or snapshot.apply_failures.get(key),
         rolling=sized.rolling,
     )
-    left = backlogs(placed.given, engines, before.backlogs if before else {}) if placed else {}
-    loading = base.status.loading if known is None else of_base(left)
-    status = msgspec.structs.replace(base_status(base, facts, now), loading=loading)
+    status = base_status(base, facts, now)
     told = statuses(admission, placed, engines, status, now, before.told if before else None, left)
     assigned = _assigned(placed, before)
     record = _record(base)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from mint_contracts.records import Failure
-from mint_contracts.resources import BaseModelStatus, EngineCounts, SlotCounts, TierCounts
+from mint_contracts.resources import BaseModelStatus, EngineCounts, LoadingStatus, SlotCounts, TierCounts
 from mint_operator.planning import conditions
 from mint_operator.planning.conditions import Finding, truth
 from mint_operator.planning.engines import Engine
@@ -19,6 +19,7 @@ class BaseFacts(msgspec.Struct, frozen=True):
 
     engines: Sequence[Engine]
     selector: str
+    loading: LoadingStatus = LoadingStatus()
     redis_ok: bool = True
     rolling: str = ""  # which engine starts anew next, and what it waits for
     refusal: Failure | None = None  # spec that cannot be used, or objects that the API server refused
@@ -39,7 +40,8 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
         _source(facts, bool(ready)),
         _engines(facts, len(ready)),
     ]
-    slots, adapters = _held(engines) if facts.redis_ok else (base.status.slots, base.status.adapters)
+    last = base.status
+    slots, adapters = _held(engines) if facts.redis_ok else (last.slots, last.adapters)
     return BaseModelStatus(
         phase=_phase(base, facts, verdict, len(ready)),
         observed_generation=base.meta.generation,
@@ -47,6 +49,7 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
         engines=counts,
         slots=slots,
         adapters=adapters,
+        loading=facts.loading if facts.redis_ok else last.loading,
     )
 
 
