@@ -83,6 +83,12 @@ class Map:
     async def engine(self) -> EngineView | None:
         return next(iter(await self.reader.engines(BASE)), None)
 
+    async def told(self, *, slots_used: int, map_version: int) -> EngineView | None:
+        """The engine once its heartbeat says so much: copies are told as they come, the record with the next beat."""
+        view = await self.engine()
+        record = view.record if view else None
+        return view if record and (record.slots_used, record.map_version) == (slots_used, map_version) else None
+
     async def tier(self, adapter: str) -> Tier | None:
         view = await self.engine()
         return view.held[adapter].tier if view and adapter in view.held else None
@@ -117,10 +123,7 @@ async def test_what_is_assigned_is_loaded_and_told_and_what_is_not_is_freed(
     async with Engine(tmp_path, redis_process.url, incarnation=1) as engine:
         version = await there.writer.apply(BASE, MapChange(set_assigned={ENGINE: (want,)}))
         await is_tier(there, "team/one", Tier.DEVICE)
-        view = await there.engine()
-        assert view is not None
-        assert view.record is not None
-        assert (view.record.slots_used, view.record.map_version) == (1, version)
+        view = await until(lambda: there.told(slots_used=1, map_version=version))
         assert view.held["team/one"].revision.startswith("sha256:")
 
         await there.writer.apply(BASE, MapChange(del_assigned={ENGINE: ("team/one",)}))

@@ -236,5 +236,7 @@ def _unknown(names: list[str], fit: Fit) -> str:
     parts = [module.path.split(".") for module in fit.modules.values()]
     alike = {name.rpartition(".")[2] for name in names}  # of which some are offered, and others not
     offered = sorted({".".join(path[-2:] if path[-1] in alike else path[-1:]) for path in parts})
-    shown = ", ".join(name[:100] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = ", ".join(name[:100] for name in sorted(names)[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
     return f"targets {shown}; the base model offers {', '.join(offered)}"
