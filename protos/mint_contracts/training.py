@@ -1,10 +1,11 @@
 """What a wave's `spec.train` says: the same structs in the resource, the placement map and the engine.
 
 Defaults are those of TRL's GRPO (dapo, groups of 8, epsilon 0.2, beta 0), of Tinker's Adam (0.9, 0.95) and of
-IcePop's band (0.5 to 5: arXiv 2510.18855).
+IcePop's band (0.5 to 5: arXiv 2510.18855). How a policy is trained may come from a manifest, which no API server has
+checked: its numbers have their bounds here, too (a test holds both equal).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,6 +16,17 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 USUAL_CLIP_LOW = 0.2
 
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Decay = Annotated[float, msgspec.Meta(ge=0, le=0.999999)]
+_Ratio = Annotated[float, msgspec.Meta(ge=0, le=1000)]
+_Hundred = Annotated[float, msgspec.Meta(ge=0, le=100)]
+_Ten = Annotated[float, msgspec.Meta(ge=0, le=10)]
+_Norm = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+_Steps = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+_Rank = Annotated[int, msgspec.Meta(ge=0, le=512)]
+_Alpha = Annotated[float, msgspec.Meta(ge=0, le=65536)]
+_Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
+
 
 class _Camel(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
     """camelCase on the wire; unset fields stay off it."""
@@ -24,13 +36,13 @@ class Loss(_Camel, frozen=True):
     """How advantages become a loss."""
 
     type: LossType = "dapo"
-    clip_low: float | None = None  # None: USUAL_CLIP_LOW; cispo: no bound, as in TRL
-    clip_high: float = 0.2
-    kl_coefficient: float = 0.0  # of the k3 estimator against the base: the adapter switched off
+    clip_low: _Share | None = None  # None: USUAL_CLIP_LOW; cispo: no bound, as in TRL
+    clip_high: _Hundred = 0.2
+    kl_coefficient: _Hundred = 0.0  # of the k3 estimator against the base: the adapter switched off
     scale_rewards: Scaling = "group"  # what the advantage is divided by: (R - mean) / (std + 1e-4)
     filter_groups: bool = True  # leave out groups whose rewards are all alike: they carry no signal
-    ratio_low: float = 0.5  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
-    ratio_high: float = 5.0
+    ratio_low: _Ratio = 0.5  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
+    ratio_high: _Ratio = 5.0
 
     @property
     def lowest(self) -> float:
@@ -43,14 +55,14 @@ class Loss(_Camel, frozen=True):
 class Optimizer(_Camel, frozen=True):
     """AdamW of one policy."""
 
-    learning_rate: float = 1e-4
+    learning_rate: _Share = 1e-4
     schedule: Schedule = "constant"
-    warmup_steps: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0  # of the policy's own gradient; 0 leaves it as it is
+    warmup_steps: _Steps = 0
+    beta1: _Decay = 0.9
+    beta2: _Decay = 0.95
+    epsilon: _Share = 1e-8
+    weight_decay: _Ten = 0.0
+    max_grad_norm: _Norm = 1.0  # of the policy's own gradient; 0 leaves it as it is
 
 
 class TrainSampling(_Camel, frozen=True):
@@ -166,13 +178,14 @@ class Policy(_Camel, frozen=True):
     """One policy with its own task; what is left out is the wave's or the template's."""
 
     name: str  # the adapter that it is published as
-    rank: int = 0
-    alpha: float = 0.0
+    rank: _Rank = 0
+    alpha: _Alpha = 0.0
     target_modules: list[str] = []
-    seed: int | None = None
+    seed: _Seed | None = None
     start_from: str = ""
     dataset: Dataset | None = None
     reward: Reward | None = None
+    loss: Loss | None = None  # in place of the whole of the wave's, as is the optimizer
     optimizer: Optimizer | None = None
 
 

@@ -101,7 +101,7 @@ class TrainAssignment(_Record, frozen=True):
     policy: str
     wave: str
     lease: int
-    settings: Policy  # the template's values filled in; dataset, reward, optimizer: None stands for the wave's
+    settings: Policy  # the template's values filled in; dataset, reward, loss, optimizer: None stands for the wave's
     order: Order = Order.RUN
     incarnation: int = 0  # EngineRecord.incarnation of the start that it was granted to
     run: str = ""  # as in WaveTraining

@@ -8,6 +8,7 @@ import pytest
 
 from mint_contracts import names, resources
 from mint_contracts.entries import LABELS_MAX
+from mint_contracts.training import Policy
 from tests.crds.schemas import Schema, definition, rules, schema, walk
 
 PARTS = [
@@ -127,6 +128,32 @@ def test_group_and_version_are_the_structs() -> None:
         spec = definition(kind)["spec"]
         assert spec["group"] == resources.GROUP
         assert [entry["name"] for entry in spec["versions"]] == [resources.VERSION]
+
+
+def test_a_policy_of_a_manifest_obeys_the_bounds_of_one_in_a_list() -> None:
+    """No API server reads a manifest: what one refuses of a list, the structs refuse themselves."""
+    train = schema("AdapterWave")["properties"]["spec"]["properties"]["train"]["properties"]
+    policy = train["policies"]["properties"]["list"]["items"]["properties"]
+    fields: dict[tuple[str, ...], Schema] = {(name,): node for name, node in policy.items()}
+    for part in ("loss", "optimizer"):
+        fields |= {(part, name): node for name, node in policy[part]["properties"].items()}
+    numbers = {path: node for path, node in fields.items() if "maximum" in node}
+    assert {("rank",), ("seed",), ("loss", "clipLow"), ("optimizer", "beta2")} < numbers.keys()
+    for path, node in numbers.items():
+        low, high = node["minimum"], node["maximum"]
+        for value, taken in ((low, True), (high, True), (low - 1, False), (high + 1, False)):
+            given: Any = value
+            for name in reversed(path):
+                given = {name: given}
+            assert _is_read(given | {"name": "a"}) is taken, (path, value)
+
+
+def _is_read(given: dict[str, Any]) -> bool:
+    try:
+        msgspec.convert(given, Policy)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def test_names_of_adapters_obey_the_same_pattern() -> None:

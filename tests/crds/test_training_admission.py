@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from mint_contracts.resources import AdapterWaveSpec, BaseModelRef
-from mint_contracts.training import Dataset, ExactMatch, Policies, Policy, Reward, Train
+from mint_contracts.training import Dataset, ExactMatch, Loss, Policies, Policy, Reward, Train
 from tests.apiserver import ApiServer, KubectlError
 from tests.crds.admission import Admission, merged, resource
 
@@ -49,6 +49,7 @@ ACCEPTED = [
     policies(count=1024),
     policies(count=2, template={"namePrefix": "acme/support", "rank": 4, "seed": 7}),
     listed({"name": "acme/a"}, {"name": "acme/b", "rank": 4, "optimizer": {"learningRate": 0.001}}),
+    listed({"name": "a", "loss": {"type": "cispo", "clipHigh": 4, "klCoefficient": 0.1}}, {"name": "b"}),
     listed({"name": "a", "dataset": LINES, "reward": EXACT}, dataset=None, reward=None),
     listed(*({"name": f"acme/{number}", "dataset": LINES, "reward": EXACT} for number in range(256))),
     policies(manifest="s3://bucket/policies.jsonl"),
@@ -102,7 +103,10 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
         "evaluation needs a reward, by which its answers",
     ),
     (train(loss={"type": "cross_entropy"}), "GRPO has no cross_entropy loss"),
+    (listed({"name": "a"}, {"name": "b", "loss": {"type": "cross_entropy"}}), "GRPO has no cross_entropy loss"),
+    (listed({"name": "a", "loss": {}}, algorithm="SFT"), "SFT has its own loss; leave out loss of each policy"),
     (train(loss={"ratioLow": 3, "ratioHigh": 2}), "ratioLow must not be above ratioHigh"),
+    (listed({"name": "a", "loss": {"ratioLow": 3, "ratioHigh": 2}}), "ratioLow must not be above ratioHigh"),
     (dataset(), "set exactly one of uri (JSONL or Parquet), configMap"),
     (dataset(uri="s3://b/x.jsonl", **LINES), "set exactly one of uri (JSONL or Parquet), configMap"),
     (dataset(uri="hf://acme/data/train.jsonl"), "an hf:// source needs a revision"),
@@ -129,6 +133,9 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (train(promptsPerStep=0), "spec.train.promptsPerStep"),
     (train(algorithm="DPO"), 'supported values: "GRPO", "SFT"'),
     (train(loss={"type": "best"}), "spec.train.loss.type"),
+    (listed({"name": "a", "loss": {"type": "best"}}), "spec.train.policies.list[0].loss.type"),
+    (listed({"name": "a", "loss": {"clipLow": 2}}), "spec.train.policies.list[0].loss.clipLow"),
+    (listed({"name": "a", "loss": {"beta": 0.1}}), 'unknown field "spec.train.policies.list[0].loss.beta"'),
     (train(optimizer={"learningRate": 2}), "spec.train.optimizer.learningRate"),
     (train(optimizer={"beta2": 1}), "spec.train.optimizer.beta2"),
     (train(sampling={"temperature": 0}), "spec.train.sampling.temperature"),
@@ -222,6 +229,17 @@ def test_a_policy_of_a_list_keeps_what_it_leaves_out(admission: Admission) -> No
     train_ = msgspec.convert(stored, AdapterWaveSpec).train
     assert train_ is not None
     assert train_.policies.list == (Policy(name="acme/a"),)
+
+
+def test_a_policys_own_loss_takes_nothing_from_the_waves(admission: Admission) -> None:
+    given = {"name": "a", "loss": {"type": "grpo", "klCoefficient": 0.5}}
+    wave = listed(given, {"name": "b"}, loss={"type": "cispo", "clipHigh": 4})
+    train_ = msgspec.convert(
+        admission.created(resource("AdapterWave", merged(SMALLEST, wave)))["spec"], AdapterWaveSpec
+    ).train
+    assert train_ is not None
+    assert train_.loss == Loss(type="cispo", clip_high=4)
+    assert [each.loss for each in train_.policies.list] == [Loss(type="grpo", kl_coefficient=0.5), None]
 
 
 def test_columns_tell_how_training_stands(api_server: ApiServer, stored: str) -> None:

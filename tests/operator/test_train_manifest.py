@@ -13,7 +13,7 @@ from pyarrow import Table, parquet
 
 from mint_contracts.errors import CorruptFile, InvalidRequest
 from mint_contracts.records import Failure
-from mint_contracts.training import Length, Policy, Reward
+from mint_contracts.training import Length, Loss, Policy, Reward
 from mint_operator.observing import train_manifest
 from mint_operator.observing.train_manifest import MOST_POLICIES, Manifests, parsed, read
 from tests.waiting import until
@@ -38,6 +38,26 @@ def test_a_manifest_names_no_config_maps() -> None:
     line = b'{"name": "acme/a", "dataset": {"configMap": {"name": "own"}}}'
     with pytest.raises(InvalidRequest, match="line 2 names a ConfigMap"):
         parsed("s3://b/m.jsonl", b'{"name": "acme/b"}\n' + line)
+
+
+def test_a_policy_may_bring_its_own_loss() -> None:
+    line = b'{"name": "acme/a", "loss": {"type": "dr_grpo", "clipHigh": 0.3, "filterGroups": false}}\n'
+    own = Loss(type="dr_grpo", clip_high=0.3, filter_groups=False)
+    assert parsed("s3://b/m.jsonl", line + b'{"name": "acme/b"}') == (Policy("acme/a", loss=own), Policy("acme/b"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "why"),
+    [
+        (b'{"type": "best"}', "Invalid enum value 'best' - at `$.loss.type`"),
+        (b'{"clipHigh": -1}', "Expected `float` >= 0.0 - at `$.loss.clipHigh`"),
+        (b'{"beta": 0.1}', "unknown field `beta` - at `$.loss`"),
+    ],
+)
+def test_a_loss_that_there_can_not_be_is_refused_naming_the_line_and_the_field(loss: bytes, why: str) -> None:
+    with pytest.raises(InvalidRequest, match="line 2 is no policy") as refused:
+        parsed("s3://b/m.jsonl", b'{"name": "acme/a"}\n{"name": "acme/b", "loss": ' + loss + b"}")
+    assert why in str(refused.value)
 
 
 async def test_what_is_wrong_is_named(shelf: str) -> None:
@@ -86,15 +106,20 @@ async def test_a_manifest_that_was_wrong_is_read_again_when_it_may_have_been_men
 
 def test_policies_are_read_from_parquet_rows_as_from_lines() -> None:
     rows = [
-        {"name": "acme/a", "rank": 4, "reward": {"length": {"target": 8, "tolerance": 4}, "exactMatch": None}},
-        {"name": "acme/b", "rank": None, "reward": None},
+        {
+            "name": "acme/a",
+            "rank": 4,
+            "reward": {"length": {"target": 8, "tolerance": 4}, "exactMatch": None},
+            "loss": None,
+        },
+        {"name": "acme/b", "rank": None, "reward": None, "loss": {"type": "grpo", "clipLow": None, "clipHigh": 0.3}},
     ]
     file = io.BytesIO()
     parquet.write_table(Table.from_pylist(rows), file)
     length = Reward(length=Length(target=8, tolerance=4))
     assert parsed("s3://b/p.parquet", file.getvalue()) == (
         Policy("acme/a", rank=4, reward=length),
-        Policy("acme/b"),
+        Policy("acme/b", loss=Loss(type="grpo", clip_high=0.3)),
     )
     with pytest.raises(CorruptFile):
         parsed("s3://b/p.parquet", b"{}")

@@ -6,7 +6,7 @@ import pytest
 
 from mint_contracts.records import Failure
 from mint_contracts.resources import Serve
-from mint_contracts.training import ConfigMapKey, Dataset, Policies, Policy
+from mint_contracts.training import Algorithm, ConfigMapKey, Dataset, Loss, Policies, Policy
 from mint_contracts.training_records import Stage
 from mint_operator.planning.snapshot import Inputs
 from tests.operator.training_worlds import STEPS, World, base, condition, engines, published, training_wave
@@ -35,6 +35,35 @@ def test_a_wave_goes_on_as_it_was_while_its_manifest_can_not_be_read(unread: dic
     world.inputs = Inputs(manifests=read)
     world.step()
     assert list(world.leases) == ["team/b", "team/c"]
+
+
+def test_each_policy_is_leased_with_its_own_loss_beside_the_waves() -> None:
+    own = Loss(type="grpo", clip_high=0.3)
+    read = {"s3://b/p.jsonl": (Policy(name="team/a", loss=own), Policy(name="team/b"))}
+    wave = training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"), loss=Loss(type="cispo"))
+    world = World(base(), [wave], engines(1), inputs=Inputs(manifests=read))
+    world.step()
+    assert {name: lease.settings.loss for name, (_, lease) in world.leases.items()} == {"team/a": own, "team/b": None}
+    assert world.training.training["team/w"].train.loss == Loss(type="cispo")
+
+
+@pytest.mark.parametrize(
+    ("loss", "algorithm", "why"),
+    [
+        (Loss(type="cross_entropy"), "GRPO", "policy team/b has loss cross_entropy, which GRPO has not"),
+        (Loss(), "SFT", "policy team/b has a loss, and SFT has its own"),
+        (Loss(ratio_low=3, ratio_high=2), "GRPO", "policy team/b has loss.ratioLow 3 above ratioHigh 2; lower it"),
+    ],
+)
+def test_a_loss_of_a_manifest_by_which_nothing_can_be_learnt_is_refused_before_anything_begins(
+    loss: Loss, algorithm: Algorithm, why: str
+) -> None:
+    read = {"s3://b/p.jsonl": (Policy(name="team/a"), Policy(name="team/b", loss=loss))}
+    wave = training_wave("w", policies=Policies(manifest="s3://b/p.jsonl"), algorithm=algorithm)
+    world = World(base(), [wave], engines(1), inputs=Inputs(manifests=read))
+    world.step()
+    assert (world.leases, condition(world, "w", "Complete")[1]) == ({}, "InvalidRequest")
+    assert why in condition(world, "w", "Complete")[2].replace(":", "")
 
 
 def test_a_wave_that_has_not_begun_waits_for_its_manifest() -> None:

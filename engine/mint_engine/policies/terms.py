@@ -43,7 +43,8 @@ def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
     if reward is None and train.evaluation is not None:
         said = "has no reward to score its evaluations by; set spec.train.reward or the policy's own"
         raise InvalidRequest(subject, said)
-    if train.algorithm == "GRPO" and train.loss.type == "cross_entropy":
+    loss = Loss(type="cross_entropy") if train.algorithm == "SFT" else own.loss or train.loss
+    if train.algorithm == "GRPO" and loss.type == "cross_entropy":
         raise InvalidRequest(subject, "can't learn its own completions by cross_entropy; use dapo, or algorithm SFT")
     told = train.sampling
     return Terms(
@@ -57,7 +58,7 @@ def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
         dataset=dataset,
         reward=reward,
         optimizer=own.optimizer or train.optimizer,
-        loss=train.loss if train.algorithm == "GRPO" else Loss(type="cross_entropy"),
+        loss=loss,
         sampling=Sampling(
             max_tokens=told.max_tokens,
             seed=0,

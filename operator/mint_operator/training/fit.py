@@ -12,7 +12,7 @@ from mint_operator.planning.adapters import claims
 from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.data import check_claims, inlined
-from mint_operator.training.policies import check, expand
+from mint_operator.training.policies import check, check_losses, expand
 from mint_operator.training.stand import PolicyStand
 
 Fitted = tuple[Train, tuple[Policy, ...], Failure | None]
@@ -35,6 +35,7 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
     try:
         policies = expand(meta.namespace, meta.name, train, manifest)
         check(policies, base.spec.adapters)
+        check_losses(policies, train)
         check_claims(train, policies, claims(base))
         train, policies = _with_examples(wave, train, policies, inputs, state)
         _check_slots(base, wave, train, len(policies))

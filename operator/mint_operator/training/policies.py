@@ -50,6 +50,25 @@ def check(policies: Sequence[Policy], limits: AdapterLimits) -> None:
             )
 
 
+def check_losses(policies: Sequence[Policy], train: Train) -> None:
+    """That the wave's algorithm can learn by each policy's own loss. Raises InvalidRequest.
+
+    Of a list the API server has seen to it, of a manifest nobody yet.
+    """
+    for policy in policies:
+        loss, subject = policy.loss, f"policy {policy.name}"
+        if loss is None:
+            continue
+        if train.algorithm == "SFT":
+            raise InvalidRequest(subject, "has a loss, and SFT has its own; leave it out, or choose algorithm GRPO")
+        if loss.type == "cross_entropy":
+            said = "has loss cross_entropy, which GRPO has not; choose another type, or algorithm SFT for the wave"
+            raise InvalidRequest(subject, said)
+        if 0 < loss.ratio_high < loss.ratio_low:
+            said = f"has loss.ratioLow {loss.ratio_low:g} above ratioHigh {loss.ratio_high:g}; lower it, or set "
+            raise InvalidRequest(subject, said + "ratioHigh to 0 for no upper bound")
+
+
 def _complete(policy: Policy, template: PolicyTemplate, index: int) -> Policy:
     check_adapter(policy.name)
     return msgspec.structs.replace(

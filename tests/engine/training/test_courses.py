@@ -1,5 +1,6 @@
 """A course from its first step to its last: from what signal it learns, and the same whoever is beside it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from mint_contracts.training_records import Stage, published_in
 from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import store_of
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.work import Work
 from tests.engine.running import save_adapter
-from tests.engine.training.teaching import assignment, saved, train, training, whole
+from tests.engine.training.teaching import Scene, assignment, saved, train, training, whole
 from tests.waiting import until
 
 
@@ -50,6 +53,55 @@ async def test_numbers_are_the_same_alone_and_together(base: Path, tmp_path: Pat
     for name in names[:2]:
         assert await whole(base, tmp_path / name, name) == together[name]
     assert len({state for _, state in together.values()}) == len(names)
+
+
+OWN = {
+    "acme/usual": None,
+    "acme/grpo": Loss(type="grpo", clip_low=0.1, clip_high=0.4, scale_rewards="batch"),
+    "acme/cispo": Loss(type="cispo", clip_high=3.0, kl_coefficient=0.1),
+    "acme/dr": Loss(type="dr_grpo", scale_rewards="none", filter_groups=False, ratio_low=0.0, ratio_high=0.0),
+}
+
+
+async def test_policies_with_a_loss_each_learn_in_one_batch_as_each_would_in_a_wave_of_that_loss(
+    base: Path, tmp_path: Path
+) -> None:
+    async with training(base, tmp_path / "together") as scene:
+        mixed = batched_together(scene)
+        scene.want(*[assignment(name, loss=loss) for name, loss in OWN.items()])
+        await scene.ended(*OWN)
+        together = {name: saved(scene, name) for name in OWN}
+    assert max(len(types) for types in mixed) > 1, "losses of several types in one forward and backward"
+    for name, loss in OWN.items():
+        told = {"loss": loss} if loss is not None else {}
+        assert await whole(base, tmp_path / name, name, **told) == together[name]
+    assert await whole(base, tmp_path / "default", "acme/grpo") != together["acme/grpo"]
+
+
+def batched_together(scene: Scene) -> list[set[str]]:
+    """The types of loss in each work from now on; until some are mixed, each waits for a second policy."""
+    updates = scene.server._updates
+    assert updates is not None
+    ripe, begin, found = updates._ripe, updates.trainer.begin, list[set[str]]()
+
+    def patiently() -> bool:
+        return ripe() if any(len(types) > 1 for types in found) else len(updates._ready) > 1
+
+    def noted(batches: Sequence[PolicyBatch], *, checked: bool = False) -> Work:
+        found.append({batch.loss.type for batch in batches})
+        return begin(batches, checked=checked)
+
+    updates._ripe = patiently  # type: ignore[method-assign]
+    updates.trainer.begin = noted  # type: ignore[method-assign]
+    return found
+
+
+async def test_supervised_policies_learn_by_cross_entropy_whatever_the_waves_loss_is(
+    base: Path, tmp_path: Path
+) -> None:
+    told: dict[str, Any] = {"algorithm": "SFT", "reward": None, "steps": 2}
+    plain = await whole(base, tmp_path / "plain", "acme/one", **told)
+    assert await whole(base, tmp_path / "other", "acme/one", loss=Loss(type="grpo"), **told) == plain
 
 
 async def test_an_update_follows_only_from_groups_with_a_signal(base: Path, tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ async def test_a_policy_that_can_not_be_trained_fails_with_the_reason_and_alone(
         await until(lambda: len(scene.residency.slots.free) == 10)
 
 
+async def test_a_loss_that_grpo_has_not_fails_its_own_policy_alone(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=1)) as scene:
+        own = Loss(type="cross_entropy")
+        scene.want(assignment("acme/one"), assignment("acme/two", loss=own))
+        failure = (await scene.ended("acme/two", stage=Stage.FAILED))["acme/two"].failure
+        assert failure is not None
+        assert "can't learn its own completions by cross_entropy" in failure.message
+        await scene.ended("acme/one")
+
+
 async def test_a_neighbour_that_fails_changes_nothing(base: Path, tmp_path: Path) -> None:
     alone = await whole(base, tmp_path / "alone", "acme/one")
     async with training(base, tmp_path) as scene:
