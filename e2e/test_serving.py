@@ -1,8 +1,10 @@
 """The main job: apply a base and a wave, and get PEFT's own answers from a gateway's address and a name."""
 
+import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from e2e import release
 from e2e.forward import forward
 from e2e.samples import GOOD, TRAINED, questions
 from e2e.samples.answering import Answer
@@ -10,7 +12,7 @@ from e2e.samples.reference import ANSWER_TOKENS, BASE, reference
 from e2e.world import NAMESPACE, Waves, World, wave
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import MintError
-from mint_contracts.settings import ENGINE_PORT, METRICS_PORT
+from mint_contracts.settings import ENGINE_PORT, GATEWAY_HTTP_PORT, METRICS_PORT
 from mint_gateway import client
 
 ENGINE = "smollm2-0"
@@ -108,3 +110,16 @@ async def test_stop_strings_seeds_and_logprobs_come_through_the_gateway(world: W
     assert len(first.logprobs) == len(first.token_ids)
     assert all(value <= 0 for value in first.logprobs)
     assert "5" not in cut.text
+
+
+async def test_openais_own_client_is_told_the_same_by_http(world: World) -> None:
+    question = client.question("Hello?", adapter="demo/random-4", max_tokens=8)
+    [reply] = await client.answers(world.gateway, [question])
+    with forward(world.kube, "service/mint-gateway", GATEWAY_HTTP_PORT, release.NAMESPACE) as door:
+        async with openai.AsyncOpenAI(base_url=f"http://{door}/v1", api_key="none") as asking:
+            told = await asking.chat.completions.create(
+                model="demo/random-4", messages=[{"role": "user", "content": "Hello?"}], max_tokens=8, temperature=0
+            )
+
+    assert isinstance(reply, client.Answer), reply
+    assert (told.choices[0].message.content, told.system_fingerprint) == (reply.text, reply.revision)

@@ -10,15 +10,16 @@ def main() -> None:
     import asyncio
 
     from mint_contracts.logs import log_as_json
-    from mint_contracts.settings import GATEWAY_PORT, METRICS_PORT
+    from mint_contracts.settings import GATEWAY_HTTP_PORT, GATEWAY_PORT, METRICS_PORT
     from mint_gateway.process import run
 
     parser = argparse.ArgumentParser(prog="mint-gateway", description=main.__doc__)
     parser.add_argument("--port", type=int, default=GATEWAY_PORT, help="gRPC (default %(default)s, 0: a free one)")
+    parser.add_argument("--http-port", type=int, default=GATEWAY_HTTP_PORT, help="OpenAI's API (default %(default)s)")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT, help="Prometheus (default %(default)s)")
     arguments = parser.parse_args()
     log_as_json()
-    asyncio.run(run(arguments.port, arguments.metrics_port))
+    asyncio.run(run(arguments.port, arguments.http_port, arguments.metrics_port))
 
 
 if __name__ == "__main__":

@@ -7,18 +7,22 @@ from prometheus_client import start_http_server
 
 from mint_contracts.addresses import everywhere
 from mint_contracts.functions import connect
+from mint_gateway.http.door import listen
 from mint_gateway.server import Limits, serve
 
 
-async def run(port: int, metrics_port: int) -> None:
-    """Serve on `port`, and metrics on theirs, until a signal. Raises the defect that ended its own work before."""
+async def run(port: int, http_port: int, metrics_port: int) -> None:
+    """Serve by gRPC, by HTTP, and metrics, on a port each, until a signal.
+
+    Raises the defect that ended its own work before.
+    """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     redis = connect()
     try:
-        async with serve(redis, f"[::]:{port}", Limits()) as gateway:
+        async with serve(redis, f"[::]:{port}", listen("", http_port), Limits()) as gateway:
             metrics, thread = start_http_server(metrics_port, everywhere(), registry=gateway.metrics.registry)
             waiting = asyncio.create_task(ended.wait())
             lasting = (gateway.following, gateway.keeping)

@@ -1,6 +1,7 @@
-"""A whole gateway: mirror, router and gRPC server, started and drained."""
+"""A whole gateway: mirror, router and its two doors, gRPC and HTTP, started and drained."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import grpc
 import msgspec
 import structlog
+from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from redis.asyncio import Redis
@@ -25,9 +27,11 @@ from mint_contracts import (
 from mint_contracts.map_reader import MapReader
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.transport import SERVER_OPTIONS
+from mint_gateway.answering import Answering
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.servicer import CatalogServicer
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
+from mint_gateway.http.door import Door
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
@@ -62,6 +66,7 @@ class Gateway:
     """A running gateway. `following` and `keeping` end only by a defect, and then the gateway should end too."""
 
     port: int
+    http_port: int
     mirror: Mirror
     metrics: Metrics
     following: asyncio.Task[None]  # of the map
@@ -69,10 +74,12 @@ class Gateway:
 
 
 @asynccontextmanager
-async def serve(redis: Redis, address: str, limits: Limits | None = None) -> AsyncIterator[Gateway]:
-    """Serve on `address` ("host:port", port 0 for a free one) until the block ends, then drain.
+async def serve(
+    redis: Redis, address: str, listening: socket.socket, limits: Limits | None = None
+) -> AsyncIterator[Gateway]:
+    """Serve by gRPC on `address` ("host:port", port 0 for a free one), by HTTP on what listens, until the block ends.
 
-    Health is SERVING from the first time that the map was read.
+    Then drain. Health is SERVING from the first time that the map was read.
     """
     limits = limits or Limits()
     channels, in_flight, metrics = Channels(), InFlight(limits.requests), Metrics()
@@ -93,7 +100,8 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     )
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages)
     server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
-    sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(router, metrics), server)
+    answering = Answering(router, metrics)
+    sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(answering), server)
     placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror, reader), server)
     catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogServicer(router, redis, catalogs, limits.silence_s), server)
     watch = WaveWatch(TrainReader(redis), mirror.known)
@@ -106,19 +114,29 @@ async def serve(redis: Redis, address: str, limits: Limits | None = None) -> Asy
     await healthy.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
     port = server.add_insecure_port(address)
     await server.start()
-    _log.info("gateway listens", address=address, port=port)
+    draining = asyncio.Event()
+    door = Door(answering, router, mirror, lambda: mirror.first_read.is_set() and not draining.is_set())
+    # A client that goes away ends its handler, and with it the engine's work.
+    runner = web.AppRunner(
+        door.application(), access_log=None, handler_cancellation=True, shutdown_timeout=limits.grace_s
+    )
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    http_port = listening.getsockname()[1]
+    _log.info("gateway listens", address=address, port=port, http_port=http_port)
     following = asyncio.create_task(mirror.run())
     keeping = asyncio.create_task(catalogs.run())
     announcing = asyncio.create_task(_announce(mirror, healthy))
     try:
-        yield Gateway(port, mirror, metrics, following, keeping)
+        yield Gateway(port, http_port, mirror, metrics, following, keeping)
     finally:
         announcing.cancel()
+        draining.set()
         await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
         if in_flight.total:
             _log.info("gateway drains", in_flight=in_flight.total)
         await asyncio.sleep(limits.farewell_s)
-        await server.stop(limits.grace_s)
+        await asyncio.gather(server.stop(limits.grace_s), runner.cleanup())
         following.cancel()
         keeping.cancel()
         await asyncio.wait([following, keeping])

@@ -1,80 +1,46 @@
 """The gateway's gRPC services: Sampler and Placement, over a Router and a Mirror."""
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
-import structlog
 
 from mint_contracts import placement_pb2, placement_pb2_grpc, sampling_pb2, sampling_pb2_grpc
-from mint_contracts.errors import InvalidRequest, MintError, NotFound
+from mint_contracts.errors import MintError, NotFound
 from mint_contracts.map_reader import MapReader
 from mint_contracts.names import check_base, check_wave
 from mint_contracts.wire import to_status
+from mint_gateway.answering import Answering
 from mint_gateway.explain import explain, explain_all
 from mint_gateway.explain_wave import explain_wave
-from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
-from mint_gateway.route import Router, Trail
+from mint_gateway.route import Router
 from mint_gateway.view import incomplete
 
-REQUEST_ID_MAX_LENGTH = 128
-LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # more than any name has; clients may send megabytes as one
 SLICE_S = 0.005  # of a long list, in which nobody else is answered
 
 T = TypeVar("T")
-_log = structlog.get_logger()
 
 
 class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
-    """Forwards requests; one log line each."""
+    """Answers requests by gRPC."""
 
-    def __init__(self, router: Router, metrics: Metrics) -> None:
-        self._router = router
-        self._metrics = metrics
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
 
     # Written as a coroutine, not a generator: a client's cancellation then arrives inside the router at once.
     async def Generate(  # type: ignore[override]  # noqa: N802 - the proto's name
         self, request: sampling_pb2.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> None:
         """Answer by way of the best engine."""
-        started_at = asyncio.get_running_loop().time()
-        trail = Trail(request_id=request.request_id[:REQUEST_ID_MAX_LENGTH] or uuid.uuid4().hex)
-        code, failure = grpc.StatusCode.UNKNOWN, ""
         try:
-            if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
-                raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
-            await self._router.generate(request, context.write, remaining_s=context.time_remaining(), trail=trail)
-            code = grpc.StatusCode.OK
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED
-            raise
+            await self._answering.answer(request, context.write, context.time_remaining())
         except MintError as error:
-            code, failure = error.grpc_status, f"{error.reason}: {error}"
             await context.abort_with_status(to_status(error))
         except grpc.aio.AioRpcError as error:
             # An engine's own word goes through as it is, details included.
-            code, failure = error.code(), error.details() or ""
-            await context.abort(code, failure, tuple(error.trailing_metadata() or ()))
-        finally:
-            self._note(trail, code, failure, started_at)
-
-    def _note(self, trail: Trail, code: grpc.StatusCode, failure: str, started_at: float) -> None:
-        seconds = asyncio.get_running_loop().time() - started_at
-        self._metrics.requests.labels(code=code.name).inc()
-        fields: dict[str, object] = {"request_id": trail.request_id, "base_model": trail.base_model[:LOGGED_LENGTH]}
-        fields |= {"adapter": trail.adapter[:LOGGED_LENGTH], "engine": trail.engine}
-        fields |= {"revision": trail.revision, "why": trail.why}
-        fields |= {"tries": trail.tries, "code": code.name, "seconds": round(seconds, 4)}
-        if trail.first_token_at is not None:
-            first_token_s = trail.first_token_at - started_at
-            self._metrics.first_token.observe(first_token_s)
-            fields["first_token_seconds"] = round(first_token_s, 4)
-        if failure:
-            fields["error"] = failure[:LOGGED_ERROR_LENGTH]
-        _log.info("request", **fields)
+            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
 
 
 class PlacementServicer(placement_pb2_grpc.PlacementServicer):

@@ -23,6 +23,7 @@ GROUP_SIZE = "LWS_GROUP_SIZE"
 ENGINE_PORT = 8470
 RANKS_PORT = 8471  # on which a leader lets its engine's other nodes in
 GATEWAY_PORT = 8470
+GATEWAY_HTTP_PORT = 8480
 METRICS_PORT = 9470
 
 LIVENESS_SERVICE = "live"  # gRPC health: SERVING unless the engine is stuck; "" is SERVING only when it is ready

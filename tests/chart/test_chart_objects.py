@@ -127,6 +127,7 @@ def test_ports_are_those_of_the_contracts() -> None:
     gateway = of_kind(render(DEFAULTS), "Service")["mint-gateway"]
     assert {(port["name"], port["port"]) for port in gateway["spec"]["ports"]} == {
         ("grpc", settings.GATEWAY_PORT),
+        ("http", settings.GATEWAY_HTTP_PORT),
         ("metrics", settings.METRICS_PORT),
     }
     assert gateway["spec"]["ports"][0]["appProtocol"] == "grpc"

@@ -4,6 +4,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mint_contracts.functions import connect
+from mint_gateway.http.door import listen
 from mint_gateway.server import Limits, serve
 from tests.chart.rendering import DEFAULTS, container, render, workloads
 from tests.redis_process import free_port
@@ -15,7 +16,7 @@ async def test_a_gateway_without_the_map_is_alive_but_not_ready() -> None:
     own = container(workloads(render(DEFAULTS))["mint-gateway"])
     redis = connect(f"redis://127.0.0.1:{free_port()}/0")  # nobody listens there
     async with (
-        serve(redis, "127.0.0.1:0", Limits(farewell_s=0.0)) as gateway,
+        serve(redis, "127.0.0.1:0", listen("127.0.0.1", 0), Limits(farewell_s=0.0)) as gateway,
         grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel,
     ):
         health = health_pb2_grpc.HealthStub(channel)

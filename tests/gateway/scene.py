@@ -15,6 +15,7 @@ from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.source import Source
 from mint_gateway.client import Client
+from mint_gateway.http.door import listen
 from mint_gateway.server import Gateway, Limits, serve
 from mint_gateway.tries import Patience
 from tests.gateway.scripted import ScriptedEngine
@@ -42,12 +43,18 @@ class Scene:
 
     async def open(self, limits: Limits = LIMITS) -> None:
         """Start the gateway, and a client that does not retry."""
-        self.gateway = await self._stack.enter_async_context(serve(self.redis, "127.0.0.1:0", limits))
+        serving = serve(self.redis, "127.0.0.1:0", listen("127.0.0.1", 0), limits)
+        self.gateway = await self._stack.enter_async_context(serving)
         self.client = await self._stack.enter_async_context(Client(self.target, patience_s=0.0))
 
     @property
     def target(self) -> str:
         return f"127.0.0.1:{self.gateway.port}"
+
+    @property
+    def url(self) -> str:
+        """Where it answers by HTTP."""
+        return f"http://127.0.0.1:{self.gateway.http_port}"
 
     def stub(self) -> "SamplerAsyncStub":
         """The bare gRPC stub, to see what the wire carries."""

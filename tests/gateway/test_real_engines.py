@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+import openai
 import pytest
 
 from mint_contracts import errors, settings
@@ -21,6 +22,7 @@ from tests.redis_process import RedisProcess, free_port
 from tests.waiting import until
 
 ADAPTERS = ("demo/one", "demo/two")
+PROMPT = "the quick brown fox"
 START_S = 180.0  # two imports of torch, on a machine that does other things as well
 
 
@@ -98,7 +100,7 @@ async def engines(
 
 
 async def ask(client: Client, adapter: str) -> Answer:
-    request = question("the quick brown fox", adapter=adapter, raw=True, max_tokens=12, logprobs=0)
+    request = question(PROMPT, adapter=adapter, raw=True, max_tokens=12, logprobs=0)
     return await client.answer(request, timeout_s=60)
 
 
@@ -107,10 +109,19 @@ async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
 ) -> None:
     bare = await ask(fragile.client, "")
     answers = {adapter: await ask(fragile.client, adapter) for adapter in ADAPTERS}
+    first = answers[ADAPTERS[0]]
     assert [answers[adapter].engine for adapter in ADAPTERS] == ["e-0", "e-1"]
     assert all(answer.revision.startswith("sha256:") for answer in answers.values())
     assert len({answer.token_ids for answer in (bare, *answers.values())}) == 3
     assert len(bare.logprobs) == len(bare.token_ids) > 0
+
+    async with openai.AsyncOpenAI(base_url=f"{fragile.url}/v1", api_key="none") as client:
+        told = await client.completions.create(
+            model=ADAPTERS[0], prompt=PROMPT, max_tokens=12, temperature=0, top_p=0, logprobs=0
+        )
+    assert (told.choices[0].text, told.system_fingerprint) == (first.text, first.revision)
+    assert told.choices[0].logprobs
+    assert told.choices[0].logprobs.tokens == [f"token_id:{token}" for token in first.token_ids]
 
     why = await fragile.client.explain(ADAPTERS[0])
     assert (why.chosen_engine, why.chosen_because) == ("e-0", "holds it in Device")
@@ -125,10 +136,18 @@ async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
         again = await ask(patient, ADAPTERS[0])
     assert (again.engine, again.token_ids, again.revision) == (
         "e-1",
-        answers[ADAPTERS[0]].token_ids,
-        answers[ADAPTERS[0]].revision,
+        first.token_ids,
+        first.revision,
     )
     await until(lambda: not fragile.gateway.mirror.views[BASE].engines["e-0"].alive)
+    async with openai.AsyncOpenAI(base_url=f"{fragile.url}/v1", api_key="none") as client:
+        told = await client.completions.create(
+            model=ADAPTERS[0], prompt=PROMPT, max_tokens=12, temperature=0, top_p=0, logprobs=0
+        )
+    assert (told.choices[0].text, told.system_fingerprint) == (first.text, first.revision)
+    assert told.choices[0].logprobs
+    assert told.choices[0].logprobs.tokens == [f"token_id:{token}" for token in first.token_ids]
+
     why = await fragile.client.explain(ADAPTERS[0])
     assert why.chosen_engine == "e-1"
     assert {holder.engine: holder.available for holder in why.holders} == {"e-0": False, "e-1": True}

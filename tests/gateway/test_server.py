@@ -147,7 +147,7 @@ async def test_the_program_serves_and_on_sigterm_finishes_what_it_began(scene: S
     metrics_port, redis_options = free_port(), scene.redis.connection_pool.connection_kwargs
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "mint_gateway.main", "--port", "0", "--metrics-port", str(metrics_port)),
+        *("-m", "mint_gateway.main", "--port", "0", "--http-port", "0", "--metrics-port", str(metrics_port)),
         env=os.environ | {REDIS_URL: f"redis://127.0.0.1:{redis_options['port']}/0"},
         stderr=asyncio.subprocess.PIPE,
     )
@@ -183,7 +183,7 @@ async def test_the_program_ends_by_the_defect_that_ended_the_keeping_of_catalogs
     monkeypatch.setattr(Catalogs, "run", broken)
     monkeypatch.setenv(REDIS_URL, redis_server)
     with pytest.raises(ArithmeticError, match="a defect"):
-        await asyncio.wait_for(run(0, free_port()), 60)
+        await asyncio.wait_for(run(0, 0, free_port()), 60)
 
 
 async def test_told_to_end_the_program_does_while_it_still_imports(tmp_path: Path) -> None:

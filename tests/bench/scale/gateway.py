@@ -33,7 +33,17 @@ def gateway(redis_url: str) -> Iterator[str]:
     """Its host:port, from when it answers until it has ended."""
     port, metrics = free_port(), free_port()
     LOGS.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mint_gateway.main", "--port", str(port), "--metrics-port", str(metrics)]
+    command = [
+        sys.executable,
+        "-m",
+        "mint_gateway.main",
+        "--port",
+        str(port),
+        "--http-port",
+        "0",
+        "--metrics-port",
+        str(metrics),
+    ]
     with (LOGS / "gateway.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, REDIS_URL: redis_url})
     target = f"127.0.0.1:{port}"

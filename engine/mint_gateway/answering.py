@@ -1,0 +1,65 @@
+"""Answering one request, by whichever door it came: its way to an engine, its count and its log line."""
+
+import asyncio
+import uuid
+
+import grpc
+import structlog
+
+from mint_contracts import sampling_pb2
+from mint_contracts.errors import InvalidRequest, MintError
+from mint_gateway.metrics import Metrics
+from mint_gateway.route import Router, Send, Trail
+
+REQUEST_ID_MAX_LENGTH = 128
+LOGGED_LENGTH, LOGGED_ERROR_LENGTH = 400, 1500  # more than any name has; clients may send megabytes as one
+
+_log = structlog.get_logger()
+
+
+class Answering:
+    """Forwards requests; one log line each."""
+
+    def __init__(self, router: Router, metrics: Metrics) -> None:
+        self._router = router
+        self._metrics = metrics
+
+    async def answer(self, request: sampling_pb2.GenerateRequest, send: Send, remaining_s: float | None) -> None:
+        """Send the events of an answer; `remaining_s` is the client's deadline, if it has one.
+
+        Raises MintError for what the gateway says itself, AioRpcError for an engine's own word.
+        """
+        started_at = asyncio.get_running_loop().time()
+        trail = Trail(request_id=request.request_id[:REQUEST_ID_MAX_LENGTH] or uuid.uuid4().hex)
+        code, failure = grpc.StatusCode.UNKNOWN, ""
+        try:
+            if len(request.request_id) > REQUEST_ID_MAX_LENGTH:
+                raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
+            await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
+            code = grpc.StatusCode.OK
+        except (asyncio.CancelledError, ConnectionError):  # the latter: an HTTP client that went away as we wrote
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except MintError as error:
+            code, failure = error.grpc_status, f"{error.reason}: {error}"
+            raise
+        except grpc.aio.AioRpcError as error:
+            code, failure = error.code(), error.details() or ""
+            raise
+        finally:
+            self._note(trail, code, failure, started_at)
+
+    def _note(self, trail: Trail, code: grpc.StatusCode, failure: str, started_at: float) -> None:
+        seconds = asyncio.get_running_loop().time() - started_at
+        self._metrics.requests.labels(code=code.name).inc()
+        fields: dict[str, object] = {"request_id": trail.request_id, "base_model": trail.base_model[:LOGGED_LENGTH]}
+        fields |= {"adapter": trail.adapter[:LOGGED_LENGTH], "engine": trail.engine}
+        fields |= {"revision": trail.revision, "why": trail.why}
+        fields |= {"tries": trail.tries, "code": code.name, "seconds": round(seconds, 4)}
+        if trail.first_token_at is not None:
+            first_token_s = trail.first_token_at - started_at
+            self._metrics.first_token.observe(first_token_s)
+            fields["first_token_seconds"] = round(first_token_s, 4)
+        if failure:
+            fields["error"] = failure[:LOGGED_ERROR_LENGTH]
+        _log.info("request", **fields)

@@ -1,0 +1,140 @@
+"""An answer's events as OpenAI's clients read them, whole or piece by piece: pure.
+
+The gateway has no tokenizer, so that tokens are named by their ids ("token_id:42", as vLLM does on request);
+`system_fingerprint` is the digest of the adapter's revision that answered.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from mint_contracts.errors import MintError
+from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, Started, TokenLogprob
+
+Json = dict[str, Any]
+
+_REASONS = {Finished.STOP: "stop", Finished.LENGTH: "length"}
+
+
+class Form(msgspec.Struct, frozen=True):
+    """How one of the two endpoints answers."""
+
+    prefix: str  # of an answer's id
+    kind: str
+    kind_of_piece: str
+    is_chat: bool
+
+
+TEXT = Form("cmpl-", "text_completion", "text_completion", is_chat=False)
+CHAT = Form("chatcmpl-", "chat.completion", "chat.completion.chunk", is_chat=True)
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What every piece of one answer says of it."""
+
+    form: Form
+    model: str  # as it was asked for
+    created: int  # Unix seconds
+    started: Started
+
+    def piece(self, kind: str, choices: Sequence[Json]) -> Json:
+        """One JSON document of the answer."""
+        return {
+            "id": self.form.prefix + self.started.request_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.started.revision or None,
+            "choices": choices,
+        }
+
+
+def whole(head: Head, events: Iterable[GenerateEvent]) -> Json:
+    """The answer of a request that is not streamed, from all its events."""
+    texts: dict[int, list[str]] = {}
+    logprobs: dict[int, list[TokenLogprob]] = {}
+    ends: dict[int, Finished] = {}
+    for event in events:
+        if event.HasField("chunk"):
+            texts.setdefault(event.chunk.index, []).append(event.chunk.text)
+            logprobs.setdefault(event.chunk.index, []).extend(event.chunk.logprobs)
+        elif event.HasField("finished"):
+            ends[event.finished.index] = event.finished
+    choices = []
+    for index, end in sorted(ends.items()):
+        text = "".join(texts.get(index, ()))
+        said: Json = {"message": {"role": "assistant", "content": text}} if head.form.is_chat else {"text": text}
+        choices.append(_choice(head.form, index, said, logprobs.get(index, ()), _REASONS.get(end.reason)))
+    return head.piece(head.form.kind, choices) | {"usage": usage(ends.values())}
+
+
+def beginning(head: Head, completions: int) -> list[Json]:
+    """What a stream of a chat tells first: who speaks, in each of the completions."""
+    if not head.form.is_chat:
+        return []
+    said: Json = {"delta": {"role": "assistant", "content": ""}}
+    return [
+        head.piece(head.form.kind_of_piece, [_choice(head.form, index, said, (), None)])
+        for index in range(completions)
+    ]
+
+
+def chunk(head: Head, event: Chunk) -> Json:
+    """What a stream tells of further tokens."""
+    said: Json = {"delta": {"content": event.text}} if head.form.is_chat else {"text": event.text}
+    choice = _choice(head.form, event.index, said, event.logprobs, None)
+    return head.piece(head.form.kind_of_piece, [choice])
+
+
+def end(head: Head, event: Finished) -> Json:
+    """What a stream tells of the end of one completion."""
+    said: Json = {"delta": {}} if head.form.is_chat else {"text": ""}
+    choice = _choice(head.form, event.index, said, (), _REASONS.get(event.reason))
+    return head.piece(head.form.kind_of_piece, [choice])
+
+
+def counts(head: Head, ends: Iterable[Finished]) -> Json:
+    """What a stream tells last to a client that asked for usage."""
+    return head.piece(head.form.kind_of_piece, []) | {"usage": usage(ends)}
+
+
+def usage(ends: Iterable[Finished]) -> Json:
+    """Tokens of the prompt, which is counted once, and of all completions."""
+    ends = list(ends)
+    prompt, made = max((each.prompt_tokens for each in ends), default=0), sum(each.completion_tokens for each in ends)
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+
+
+def refusal(error: MintError) -> Json:
+    """An error's body."""
+    kind = "invalid_request_error" if error.http_status < 500 else "server_error"
+    return {"error": {"message": str(error), "type": kind, "param": None, "code": error.reason}}
+
+
+def _choice(form: Form, index: int, said: Json, logprobs: Sequence[TokenLogprob], reason: str | None) -> Json:
+    told = None
+    if logprobs:
+        told = _chat_logprobs(logprobs) if form.is_chat else _text_logprobs(logprobs)
+    return {"index": index, **said, "logprobs": told, "finish_reason": reason}
+
+
+def _token(of: TokenLogprob) -> str:
+    return f"token_id:{of.token_id}"
+
+
+def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
+    def told(of: TokenLogprob) -> Json:
+        return {"token": _token(of), "logprob": of.logprob, "bytes": None}
+
+    content = [told(each) | {"top_logprobs": [told(other) for other in each.top]} for each in logprobs]
+    return {"content": content, "refusal": None}
+
+
+def _text_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
+    return {
+        "tokens": [_token(each) for each in logprobs],
+        "token_logprobs": [each.logprob for each in logprobs],
+        "top_logprobs": [{_token(other): other.logprob for other in each.top} for each in logprobs],
+        "text_offset": None,
+    }

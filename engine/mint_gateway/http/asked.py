@@ -1,0 +1,182 @@
+"""What OpenAI's clients ask, as the GenerateRequest that it means: pure.
+
+The fields are those of https://platform.openai.com/docs/api-reference/completions/create and /chat/create. What is
+ours besides is named as vLLM names it (`top_k`, `min_p`, `ignore_eos`), and `base_model`, which says whose adapter
+`model` is where its name leaves a doubt. What would change an answer and isn't done here is refused, not passed over.
+"""
+
+from collections.abc import Container
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from mint_contracts import sampling_pb2
+from mint_contracts.errors import InvalidRequest
+
+# They tell of the client, or of how it is billed, and change no answer.
+PASSED_OVER = frozenset(
+    ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
+)
+# What is not done here, and the values of it that ask for nothing.
+NOT_DONE: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+_Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_LEAST_TOP_P = 1e-9  # stands for OpenAI's 0, the likeliest token alone; ours leaves the filter off
+
+_T = TypeVar("_T")
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a stream tells besides the answer. `include_obfuscation` (padding against eavesdroppers) isn't done."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What both kinds of requests have."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    base_model: str = ""
+    max_tokens: _Count | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: _Natural = 0
+    min_p: float = 0.0
+    n: _Count = 1
+    seed: int | None = None
+    stop: str | list[str] = msgspec.field(default_factory=list)
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+
+class AskedText(Asked, frozen=True, kw_only=True):
+    """A request for /v1/completions."""
+
+    prompt: str | list[str | _Natural | list[_Natural]]
+    logprobs: _Natural | None = None
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A piece of a message; only text is read."""
+
+    text: str
+    type: str = "text"
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A message of a chat."""
+
+    role: str
+    content: str | list[Part]
+
+
+class AskedChat(Asked, frozen=True, kw_only=True):
+    """A request for /v1/chat/completions. `max_completion_tokens` is the newer name of `max_tokens`."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: _Count | None = None
+    logprobs: bool = False
+    top_logprobs: _Natural = 0
+
+
+def read(body: bytes, kind: type[_T]) -> _T:
+    """The body as one of the two kinds. Raises InvalidRequest, which names the field."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, Any])
+        return msgspec.convert(_told(fields), kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise InvalidRequest("body", f"is no such request: {error}") from error
+
+
+def text_request(asked: AskedText, bases: Container[str]) -> sampling_pb2.GenerateRequest:
+    """What a request for /v1/completions means; `bases` are the base models served. Raises InvalidRequest."""
+    request = _request(asked, asked.max_tokens, bases)
+    _put_prompt(request, asked.prompt)
+    if asked.logprobs is not None:
+        request.sampling.logprobs = asked.logprobs
+    return request
+
+
+def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.GenerateRequest:
+    """What a request for /v1/chat/completions means. Raises InvalidRequest."""
+    request = _request(asked, asked.max_completion_tokens or asked.max_tokens, bases)
+    for message in asked.messages:
+        request.chat.messages.add(role=message.role, content=_content(message))
+    if asked.logprobs:
+        request.sampling.logprobs = asked.top_logprobs
+    elif asked.top_logprobs:
+        raise InvalidRequest("top_logprobs", "needs logprobs to be true")
+    return request
+
+
+def _told(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that ask for something; null stands for a field's default. Raises InvalidRequest."""
+    kept = {name: value for name, value in fields.items() if value is not None and name not in PASSED_OVER}
+    for name in kept.keys() & NOT_DONE.keys():
+        value = kept.pop(name)
+        if value not in NOT_DONE[name]:
+            raise InvalidRequest(name, "is not done here; leave it out")
+    return kept
+
+
+def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sampling_pb2.GenerateRequest:
+    base, adapter = _meant(asked.model, asked.base_model, bases)
+    request = sampling_pb2.GenerateRequest(base_model=base, adapter=adapter)
+    sampling = request.sampling
+    sampling.max_tokens, sampling.n = max_tokens or 0, asked.n
+    sampling.temperature, sampling.top_p = asked.temperature, asked.top_p or _LEAST_TOP_P
+    sampling.top_k, sampling.min_p, sampling.ignore_eos = asked.top_k, asked.min_p, asked.ignore_eos
+    sampling.stop.extend([asked.stop] if isinstance(asked.stop, str) else asked.stop)
+    if asked.seed is not None:
+        sampling.seed = asked.seed % 2**64
+    return request
+
+
+def _put_prompt(request: sampling_pb2.GenerateRequest, prompt: str | list[str | int | list[int]]) -> None:
+    """The one prompt: a text, a list of tokens, or a list of one such."""
+    one = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+    if isinstance(one, str):
+        request.text = one
+        return
+    tokens = [one] if isinstance(one, int) else [each for each in one if isinstance(each, int)]
+    if not isinstance(one, int) and len(tokens) < len(one):
+        raise InvalidRequest("prompt", f"holds {len(one)} prompts; send one in each request")
+    request.tokens.ids.extend(tokens)
+
+
+def _meant(model: str, base: str, bases: Container[str]) -> tuple[str, str]:
+    """The base model and the adapter that are asked for: a name of a base alone means the bare base."""
+    if base:
+        return base, "" if model == base else model
+    return (model, "") if model in bases else ("", model)
+
+
+def _content(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    for part in message.content:
+        if part.type != "text":
+            raise InvalidRequest("messages", f"hold a part of type {part.type[:100]!r}; only text is read here")
+    return "".join(part.text for part in message.content)

@@ -1,0 +1,109 @@
+"""The HTTP door itself: OpenAI's endpoints over the router that gRPC's requests take."""
+
+import asyncio
+import socket
+import time
+import uuid
+from collections.abc import Callable, Container
+
+from aiohttp import web
+
+from mint_contracts.errors import AdapterNotFound, InvalidRequest
+from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
+from mint_gateway.answering import Answering
+from mint_gateway.http import answered, asked, models
+from mint_gateway.http.refusing import refusing, reply
+from mint_gateway.http.stream import REQUEST_ID, Stream
+from mint_gateway.mirror import Mirror
+from mint_gateway.route import Router
+
+MOST_BYTES = 4 << 20  # of a request, as by gRPC
+BODY_S = 30.0  # in which a request has come
+
+
+class Door:
+    """The endpoints. `ready` says whether requests are answered here."""
+
+    def __init__(self, answering: Answering, router: Router, mirror: Mirror, ready: Callable[[], bool]) -> None:
+        self._answering = answering
+        self._router = router
+        self._mirror = mirror
+        self._ready = ready
+
+    def application(self) -> web.Application:
+        """What to serve."""
+        application = web.Application(client_max_size=MOST_BYTES, middlewares=[refusing])
+        application.router.add_post("/v1/completions", self._complete)
+        application.router.add_post("/v1/chat/completions", self._chat)
+        application.router.add_get("/v1/models", self._models)
+        application.router.add_get("/v1/models/{model:.+}", self._model)
+        application.router.add_get("/health", self._health)
+        return application
+
+    async def _complete(self, http: web.Request) -> web.StreamResponse:
+        wanted = asked.read(await _body(http), asked.AskedText)
+        return await self._answer(http, wanted, asked.text_request(wanted, self._bases()), answered.TEXT)
+
+    async def _chat(self, http: web.Request) -> web.StreamResponse:
+        wanted = asked.read(await _body(http), asked.AskedChat)
+        return await self._answer(http, wanted, asked.chat_request(wanted, self._bases()), answered.CHAT)
+
+    async def _answer(
+        self, http: web.Request, wanted: asked.Asked, request: GenerateRequest, form: answered.Form
+    ) -> web.StreamResponse:
+        request.request_id = _request_id(http)
+        if wanted.stream:
+            return await Stream(http, form, wanted).run(self._answering, request)
+        events: list[GenerateEvent] = []
+
+        async def keep(event: GenerateEvent) -> None:
+            events.append(event)
+
+        await self._answering.answer(request, keep, None)
+        head = answered.Head(form, wanted.model, int(time.time()), events[0].started)
+        return reply(answered.whole(head, events), headers={REQUEST_ID: request.request_id})
+
+    async def _models(self, http: web.Request) -> web.Response:
+        limit = http.query.get("limit", str(models.DEFAULT))
+        if not limit.isdecimal() or len(limit) > 9:
+            raise InvalidRequest("limit", f"is no number: {limit[:100]!r}")
+        return reply(models.listed(self._mirror.known(), http.query.get("after", ""), int(limit)))
+
+    async def _model(self, http: web.Request) -> web.Response:
+        name, views = http.match_info["model"], self._mirror.known()
+        if name in views:
+            return reply(models.described(views, name))
+        view, source = await self._router.locate("", name)
+        if source is None and not any(name in each.placements for each in views.values()):
+            raise AdapterNotFound(f"adapter {name!r}", "is served by no wave and in no catalog")
+        return reply(models.described(views, name, view.base))
+
+    async def _health(self, http: web.Request) -> web.Response:
+        return reply({"ready": self._ready()}, status=200 if self._ready() else 503)
+
+    def _bases(self) -> Container[str]:
+        return self._mirror.known()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; an empty host means every address of the machine, and port 0 a free one."""
+    if not host and socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server((host, port))
+
+
+async def _body(http: web.Request) -> bytes:
+    if http.content_type != "application/json":
+        raise InvalidRequest("Content-Type", f"is {http.content_type[:100]!r}; send application/json")
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await http.read()
+    except TimeoutError:
+        raise InvalidRequest("body", f"has not come whole within {BODY_S:g} s; send it again") from None
+
+
+def _request_id(http: web.Request) -> str:
+    told = http.headers.get(REQUEST_ID, "")
+    if not (told.isascii() and told.isprintable()):
+        raise InvalidRequest(REQUEST_ID, "holds what is no printable ASCII")
+    return told or uuid.uuid4().hex

@@ -1,0 +1,39 @@
+"""The models that can be asked for, as OpenAI's clients list them: pure."""
+
+import heapq
+from collections.abc import Mapping
+from typing import Any
+
+from mint_contracts.errors import InvalidRequest
+from mint_gateway.view import MapView
+
+MOST = 10_000  # of one page
+DEFAULT = 1000
+
+
+def listed(views: Mapping[str, MapView], after: str, limit: int) -> dict[str, Any]:
+    """One page, by name: base models, and the adapters that waves serve over them.
+
+    The million of a catalog are not listed here: they can be asked for all the same. Raises InvalidRequest.
+    """
+    if not 1 <= limit <= MOST:
+        raise InvalidRequest("limit", f"is {limit}; it must be from 1 to {MOST}")
+    names = {*views, *(adapter for view in views.values() for adapter in view.placements)}
+    page = heapq.nsmallest(limit + 1, (name for name in names if name > after))
+    data = [described(views, name) for name in page[:limit]]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": len(page) > limit,
+    }
+
+
+def described(views: Mapping[str, MapView], name: str, base: str = "") -> dict[str, Any]:
+    """One model: a base, or an adapter with the bases over which it is served (`base`, where no wave says so)."""
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "mint"}  # nobody notes when
+    if name in views:
+        return model | {"parent": None}
+    bases = sorted(each for each, view in views.items() if name in view.placements) or [base]
+    return model | {"parent": bases[0], "base_models": bases}

@@ -1,0 +1,53 @@
+"""Refusals by HTTP, all in the shape that OpenAI's clients read."""
+
+import math
+from collections.abc import Awaitable, Callable
+
+import grpc
+import msgspec
+import structlog
+from aiohttp import web
+
+from mint_contracts.errors import Internal, InvalidRequest, MintError
+from mint_contracts.wire import from_rpc_error
+from mint_gateway.http import answered
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = structlog.get_logger()
+
+
+@web.middleware
+async def refusing(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer with the handler's error where it ends by one."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:  # no such path, or method, or a body that is too large
+        said = InvalidRequest(f"{request.method} {request.path[:200]}", error.text or error.reason)
+        allowed = {name: value for name, value in error.headers.items() if name == "Allow"}
+        return reply(answered.refusal(said), status=error.status, headers=allowed)
+    except (MintError, grpc.aio.AioRpcError) as error:
+        return _refused(ours(error))
+    except ConnectionError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever it is, the client is told, and the log has it
+        _log.exception("HTTP request failed", path=request.path[:200])
+        return _refused(Internal("gateway", "failed at this request by a defect of its own; its log says more"))
+
+
+def ours(error: MintError | grpc.aio.AioRpcError) -> MintError:
+    """An engine's own word as the error that it carries."""
+    return error if isinstance(error, MintError) else from_rpc_error(error)
+
+
+def _refused(error: MintError) -> web.Response:
+    retry_s = error.retry_after_s
+    headers = {} if retry_s is None else {"Retry-After": str(math.ceil(retry_s))}
+    return reply(answered.refusal(error), status=error.http_status, headers=headers)
+
+
+def reply(body: answered.Json, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """A JSON document."""
+    return web.Response(
+        body=msgspec.json.encode(body), status=status, headers=headers, content_type="application/json"
+    )

@@ -1,0 +1,246 @@
+"""The HTTP door, asked by OpenAI's own client and by a bare one."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from mint_contracts import errors
+from mint_contracts.records import Tier
+from mint_contracts.sampling_pb2 import GenerateRequest
+from mint_gateway.server import Limits
+from tests.gateway.scene import BASE, PIRATE, Scene
+from tests.gateway.scripted import ScriptedEngine
+
+TEXT, CHAT, MODELS = "/v1/completions", "/v1/chat/completions", "/v1/models"
+
+
+@pytest.fixture
+async def engine(scene: Scene) -> ScriptedEngine:
+    """An engine behind the gateway, which holds demo/pirate."""
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await engine.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await scene.place("demo/pirate", "e-0")
+    await scene.open()
+    await scene.seen(engine)
+    return engine
+
+
+@pytest.fixture
+async def client(scene: Scene, engine: ScriptedEngine) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+async def post(scene: Scene, path: str, body: object, **headers: str) -> tuple[int, Any, Mapping[str, str]]:
+    """The status, the JSON and the headers of a bare POST."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    told = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(scene.url + path, data=data, headers=told) as answer,
+    ):
+        return answer.status, await answer.json(), answer.headers
+
+
+async def get(scene: Scene, path: str) -> tuple[int, Any]:
+    async with aiohttp.ClientSession() as session, session.get(scene.url + path) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_a_chat_with_an_adapter_is_answered_whole(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    answer = await client.chat.completions.create(
+        model="demo/pirate", messages=[{"role": "user", "content": "Ahoy?"}], max_tokens=7, temperature=0, n=2
+    )
+    assert [choice.message.content for choice in answer.choices] == ["Hello there.", "1Hello1 there1."]
+    assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+    assert (answer.model, answer.system_fingerprint) == ("demo/pirate", "sha256:e-0-demo/pirate")
+    assert answer.usage
+    assert answer.usage.completion_tokens == 6
+    [asked] = engine.seen
+    assert answer.id == f"chatcmpl-{asked.request_id}"
+    assert (asked.base_model, asked.adapter) == (BASE, "demo/pirate")
+    assert [(message.role, message.content) for message in asked.chat.messages] == [("user", "Ahoy?")]
+    assert (asked.sampling.max_tokens, asked.sampling.temperature, asked.sampling.n) == (7, 0, 2)
+
+
+async def test_a_text_is_completed_by_the_bare_base(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    answer = await client.completions.create(model=BASE, prompt="Ahoy", seed=-1, stop="\n", logprobs=2)
+    assert (answer.choices[0].text, answer.system_fingerprint) == ("Hello there.", None)
+    [asked] = engine.seen
+    assert (asked.base_model, asked.adapter, asked.text) == (BASE, "", "Ahoy")
+    assert (asked.sampling.temperature, asked.sampling.seed, asked.sampling.logprobs) == (1, 2**64 - 1, 2)
+    assert list(asked.sampling.stop) == ["\n"]
+
+
+async def test_a_stream_tells_who_speaks_then_words_then_the_end_then_counts(client: openai.AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(
+        model="demo/pirate",
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Ahoy?"}]}],
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    pieces = [piece async for piece in stream]
+    deltas = [piece.choices[0].delta for piece in pieces if piece.choices]
+    assert [delta.role for delta in deltas] == ["assistant", None, None, None, None]
+    assert [delta.content for delta in deltas] == ["", "Hello", " there", ".", None]
+    assert [piece.choices[0].finish_reason for piece in pieces if piece.choices] == [None, None, None, None, "stop"]
+    assert pieces[-1].usage
+    assert pieces[-1].usage.completion_tokens == 3
+    assert len({piece.id for piece in pieces}) == 1
+
+
+async def test_words_come_as_they_are_made(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    engine.hold_after = 2
+    stream = await client.completions.create(model=BASE, prompt="Ahoy", stream=True)
+    texts = stream.__aiter__()
+    assert [(await anext(texts)).choices[0].text for _ in range(2)] == ["Hello", " there"]
+    await stream.close()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_goes_away_ends_the_engines_work(
+    scene: Scene, client: openai.AsyncOpenAI, engine: ScriptedEngine, streamed: bool
+) -> None:
+    engine.hold_after = 1
+    asking = asyncio.create_task(post(scene, TEXT, {"model": BASE, "prompt": "Ahoy", "stream": streamed}))
+    await asyncio.wait_for(engine.started.wait(), 60)
+    asking.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), 60)
+
+
+async def test_a_refusal_has_its_status_and_says_when_to_come_back(scene: Scene, engine: ScriptedEngine) -> None:
+    engine.refuse = errors.Overloaded("engine 'e-0'", "its queue is full", retry_after_s=1.2)
+    for stream in (False, True):
+        status, body, headers = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy", "stream": stream})
+        assert (status, headers["Retry-After"]) == (429, "2")
+        assert body["error"]["code"] == "Overloaded"
+        assert "its queue is full" in body["error"]["message"]
+
+
+async def test_an_unknown_adapter_is_not_found_by_name(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="demo/nobody"):
+        await client.completions.create(model="demo/nobody", prompt="Ahoy")
+
+
+async def test_an_answer_that_breaks_off_ends_in_an_error_not_in_silence(
+    client: openai.AsyncOpenAI, engine: ScriptedEngine
+) -> None:
+    engine.hold_after = 1
+    stream = await client.completions.create(model=BASE, prompt="Ahoy", stream=True)
+    texts = stream.__aiter__()
+    assert (await anext(texts)).choices[0].text == "Hello"
+    await engine.deafen()
+    with pytest.raises(openai.APIError, match="ended while it was answering"):
+        await anext(texts)
+
+
+BAD: list[tuple[str, object, str]] = [
+    (TEXT, b"{", "body: is no such request"),
+    (TEXT, [], "Expected `object`"),
+    (TEXT, {"prompt": "Ahoy"}, "missing required field `model`"),
+    (TEXT, {"model": BASE}, "missing required field `prompt`"),
+    (TEXT, {"model": BASE, "prompt": "Ahoy", "max_tokens": 0}, r"max_tokens"),
+    (TEXT, {"model": BASE, "prompt": "Ahoy", "max_tokens": 2**40}, r"max_tokens"),
+    (TEXT, {"model": BASE, "prompt": "Ahoy", "wings": 2}, "unknown field `wings`"),
+    (TEXT, {"model": BASE, "prompt": "Ahoy", "presence_penalty": 0.5}, "presence_penalty: is not done here"),
+    (TEXT, {"model": BASE, "prompt": ["a", "b"]}, "prompt: holds 2 prompts"),
+    (TEXT, {"model": BASE, "prompt": [1, -1]}, "prompt"),
+    (CHAT, {"model": BASE, "messages": []}, "messages"),
+    (CHAT, {"model": BASE, "messages": [{"role": "user", "content": None}]}, r"messages\[0\]\.content"),
+    (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": "image", "text": ""}]}]}, "'image'"),
+    (CHAT, {"model": BASE, "messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs"),
+    (CHAT, {"model": BASE, "messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools: is not done here"),
+    (TEXT, b'{"model": "' + b"a" * 1_000_000 + b'", "prompt": ""}', "is not a valid name"),
+    (TEXT, b'{"model": "\\ud800", "prompt": ""}', "body"),
+    (TEXT, b"[" * 100_000, "body"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "says"), BAD)
+async def test_bad_input_is_one_clear_error(
+    scene: Scene, engine: ScriptedEngine, path: str, body: object, says: str
+) -> None:
+    status, answer, _ = await post(scene, path, body)
+    assert status == 400
+    assert re.search(says, answer["error"]["message"]), answer
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert not engine.seen
+
+
+async def test_what_only_tells_of_the_client_is_passed_over(scene: Scene, engine: ScriptedEngine) -> None:
+    body: dict[str, object] = {
+        "model": BASE,
+        "prompt": [[1, 2]],
+        "user": "me",
+        "n": None,
+        "presence_penalty": 0,
+        "logit_bias": {},
+    }
+    status, _, headers = await post(scene, TEXT, body, X_Request_Id="mine")
+    assert (status, headers["X-Request-Id"]) == (200, "mine")
+    [asked] = engine.seen
+    assert (asked.request_id, list(asked.tokens.ids)) == ("mine", [1, 2])
+
+
+async def test_the_bases_name_says_whose_adapter_is_meant(scene: Scene, engine: ScriptedEngine) -> None:
+    await scene.base("demo/other")
+    other = await scene.engine("o-0", base="demo/other")
+    await other.hold("demo/pirate", PIRATE, Tier.DEVICE)
+    await scene.place("demo/pirate", "o-0", base="demo/other")
+    await scene.seen(engine, other)
+    asked = {"model": "demo/pirate", "prompt": "Ahoy"}
+    status, answer, _ = await post(scene, TEXT, asked)
+    assert status == 400
+    assert "name one of demo/other, demo/smollm2" in answer["error"]["message"]
+    assert (await post(scene, TEXT, asked | {"base_model": "demo/other"}))[0] == 200
+    assert (other.seen[0].base_model, other.seen[0].adapter) == ("demo/other", "demo/pirate")
+
+
+async def test_requests_beyond_the_limit_of_both_doors_are_refused(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open(Limits(requests=1, farewell_s=0.0))
+    await scene.seen(engine)
+    asking = asyncio.create_task(scene.client.answer(GenerateRequest(text="Ahoy")))
+    await asyncio.wait_for(engine.started.wait(), 60)
+    assert (await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"}))[0] == 429
+    engine.hold_before.set()
+    await asking
+
+
+async def test_models_are_bases_and_what_waves_serve_a_page_at_a_time(
+    scene: Scene, client: openai.AsyncOpenAI
+) -> None:
+    assert [(model.id, model.object) async for model in client.models.list()] == [
+        ("demo/pirate", "model"),
+        (BASE, "model"),
+    ]
+    status, first = await get(scene, f"{MODELS}?limit=1")
+    assert (status, first["last_id"], first["has_more"]) == (200, "demo/pirate", True)
+    assert first["data"][0]["parent"] == BASE
+    status, second = await get(scene, f"{MODELS}?limit=1&after=demo/pirate")
+    assert (status, second["last_id"], second["has_more"]) == (200, BASE, False)
+    assert (await client.models.retrieve("demo/pirate")).id == "demo/pirate"
+    for path, refused in (("/demo/nobody", 404), ("?limit=0", 400), ("?limit=many", 400)):
+        assert (await get(scene, MODELS + path))[0] == refused
+
+
+async def test_it_is_healthy_once_the_map_was_read(scene: Scene, engine: ScriptedEngine) -> None:
+    assert await get(scene, "/health") == (200, {"ready": True})
+
+
+async def test_what_is_not_there_is_told_in_the_same_shape(scene: Scene, engine: ScriptedEngine) -> None:
+    status, answer = await get(scene, "/v1/embeddings")
+    assert (status, answer["error"]["type"]) == (404, "invalid_request_error")
+    assert (await get(scene, TEXT))[0] == 405
+    assert (await post(scene, TEXT, b" " * (5 << 20)))[0] == 413
+    assert (await post(scene, TEXT, b"{}", Content_Type="text/plain"))[0] == 400
+    assert (await post(scene, TEXT, {"model": BASE, "prompt": ""}, X_Request_Id="ä"))[0] == 400
