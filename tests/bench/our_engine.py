@@ -6,6 +6,7 @@ python -m tests.bench.our_engine '{"base": ..., "store": ..., ...}'      (JSON o
 import asyncio
 import itertools
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -19,6 +20,7 @@ from mint_contracts.records import Assignment, Tier
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
 from mint_engine.adapters.check import Fit
+from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.build import build
 from mint_engine.residency.disk import DiskTier
@@ -70,20 +72,26 @@ class Engine:
         self.stepper = Stepper(generation, lambda deliver: _post(loop, deliver))
         self._store = store
         self._numbers = itertools.count()
-        self._streaming = False
+        self._wanted: dict[str, Assignment] = {}
+        self._busy = False  # a round of requests goes on
         self._cache = Path(setup.cache)
         self.residency.start()
         self.stepper.start()
 
-    async def generate(self, stream: Sequence[str] = (), **work: Any) -> Answer:
+    async def generate(
+        self, stream: Sequence[str] = (), handing_over: dict[str, str] | None = None, **work: Any
+    ) -> Answer:
         """One round of requests; how long it took, and each request's first token and gaps.
 
-        Meanwhile the adapters of `stream` pass through the slots that are left, over and over, read from the disk.
+        Meanwhile the adapters of `stream` pass through the slots that are left, over and over, read from the disk;
+        and new revisions of a live adapter are published, one after another: `handing_over` says which and where.
         """
         plan = msgspec.convert(work, Work)
         if stream:
             await self.forget()
-        round_, streaming = Round(), asyncio.create_task(self._stream(stream))
+        round_, self._busy = Round(), True
+        streaming = asyncio.create_task(self._stream(stream))
+        handovers = asyncio.create_task(self._hand_over(**handing_over or {}))
         waiting = asyncio.Semaphore(plan.together)
 
         async def client(index: int, prompt: list[int]) -> None:
@@ -94,15 +102,16 @@ class Engine:
         try:
             await _all(client(index, prompt) for index, prompt in enumerate(plan.prompts()))
         finally:
-            self._streaming = False
-            streamed = await streaming
-        return {**round_.told(), "streamed": streamed, "read": read_bytes() - before}
+            self._busy = False
+            streamed, handed_over = await streaming, await handovers
+        told = {"streamed": streamed, "handed_over": handed_over, "read": read_bytes() - before}
+        return {**round_.told(), **told}
 
     async def hold(self, names: list[str], tier: str) -> Answer:
         """Have these adapters, and no others, wanted in `tier`; returns once they are there, and how long it took."""
         began, goal = time.perf_counter(), Tier(tier)
         assert self._store is not None
-        self.residency.want([Assignment(name, child(self._store, name), goal) for name in names])
+        self._want(*[Assignment(name, child(self._store, name), goal) for name in names], anew=True)
         deadline = time.monotonic() + REACH_S
         while not self._reached(names, goal):
             if time.monotonic() > deadline:
@@ -136,20 +145,10 @@ class Engine:
         Timed: its digest and its file, the engine taking it in beside the old revision, the first token of the new.
         It begins as a trainer holds it: in a slot's layout.
         """
-        fit = Fit(modules=self._slots.modules, max_rank=self._slots.max_rank)
-        trained = read_adapter(LocalFolder(Path(source), name), fit, self._slots.dtype)
-        before = {each.revision for each in self.residency.states() if each.adapter == name}
-        changed, round_ = asyncio.Event(), Round()
-        self.residency.on_change = changed.set
+        trained = self._trained(LocalFolder(Path(source), name))
         began = time.perf_counter()
-        await asyncio.to_thread(publish_packed, trained, Path(into))
-        written = time.perf_counter()
-        self.residency.want([Assignment(name, Source(f"file://{into}"), Tier.DEVICE)])
-        while not self._reached([name], Tier.DEVICE) or self._revision(name) in before:
-            changed.clear()
-            async with asyncio.timeout(REACH_S):
-                await changed.wait()
-        live = time.perf_counter()
+        written = await self._publish(name, trained, Path(into))
+        live, round_ = time.perf_counter(), Round()
         await self._ask(name, prompt, 1, round_)
         done = time.perf_counter()
         return {"seconds": done - began, "write": written - began, "load": live - written, "first": done - live}
@@ -168,11 +167,10 @@ class Engine:
     async def _stream(self, names: Sequence[str]) -> int:
         """Load these adapters in turn, a few at a time, until told to stop; how many were loaded."""
         turns, loaded = itertools.cycle(names), 0
-        self._streaming = bool(names)
 
         async def one_after_another() -> None:
             nonlocal loaded
-            while self._streaming:
+            while self._busy:
                 async with self.residency.hold(next(turns)):
                     loaded += 1
                 if loaded % len(names) == 0:
@@ -181,6 +179,45 @@ class Engine:
         if names:
             await _all(one_after_another() for _ in range(STREAMS))
         return loaded
+
+    async def _hand_over(self, name: str = "", source: str = "", into: str = "") -> int:
+        """Publish revision after revision of a live adapter until told to stop; how many became live."""
+        live, folder = 0, Path(into)
+        trained = self._trained(LocalFolder(Path(source), name)) if name else None
+        while trained is not None and self._busy:
+            number, before = next(self._numbers), folder
+            trained.run[number % len(trained.run)].neg_()  # another content, so another revision
+            folder = Path(into) / str(number)
+            await self._publish(name, trained, folder)
+            live += 1
+            if live > 1:
+                await asyncio.to_thread(shutil.rmtree, before)
+        return live
+
+    async def _publish(self, name: str, trained: Packed, folder: Path) -> float:
+        """Write a new revision and wait until it has taken the live one's place; when it was written."""
+        before = {each.revision for each in self.residency.states() if each.adapter == name}
+        changed = asyncio.Event()
+        self.residency.on_change = changed.set
+        await asyncio.to_thread(publish_packed, trained, folder)
+        written = time.perf_counter()
+        self._want(Assignment(name, Source(f"file://{folder}"), Tier.DEVICE))
+        while not self._reached([name], Tier.DEVICE) or self._revision(name) in before:
+            changed.clear()
+            async with asyncio.timeout(REACH_S):
+                await changed.wait()
+        return written
+
+    def _trained(self, folder: LocalFolder) -> Packed:
+        """An adapter as a trainer holds it: in a slot's layout."""
+        fit = Fit(modules=self._slots.modules, max_rank=self._slots.max_rank)
+        return read_adapter(folder, fit, self._slots.dtype)
+
+    def _want(self, *assignments: Assignment, anew: bool = False) -> None:
+        """Want these adapters so; the others as before, or not at all."""
+        self._wanted = {} if anew else self._wanted
+        self._wanted |= {each.adapter: each for each in assignments}
+        self.residency.want(list(self._wanted.values()))
 
     async def _ask(self, adapter: str, prompt: list[int], new_tokens: int, round_: Round) -> None:
         began, ended = time.perf_counter(), asyncio.get_running_loop().create_future()

@@ -74,6 +74,7 @@ PROMISES = (
     Promise("load.streams_over_disk.r32", "MB/s", "direct reads of the files", "ours/theirs", ">=", 0.9),
     Promise("load.streams_over_disk.moe", "MB/s", "direct reads of the files", "ours/theirs", ">=", 0.9),
     _limit("serve.itl_p95_during_loads_over_idle", "ms", "own, nothing loads", 1.3),
+    _limit("serve.itl_p95_during_handoffs_over_idle", "ms", "own, nothing is published", 1.3),
     Promise("handoff.dense_over_full", "s", "merge + save + load of the full model", "theirs/ours", ">=", 100.0),
     Promise("handoff.moe_over_full", "s", "merge + save + load of the full model", "theirs/ours", ">=", 100.0),
     Promise("train.update8_over_peft", "s", "peft + AdamW, policy by policy", "theirs/ours", ">=", 1.5),
