@@ -1,7 +1,7 @@
 """What holds for every plan: nothing over capacity, nothing moved without need, nothing left unsaid."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from hypothesis import given, settings
@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from mint_contracts.records import MapState, Place, Placement, Tier
 from mint_contracts.resources import Residency
 from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot
-from tests.operator.worlds import KEY, base, engine, placed, snapshot, source, wave
+from tests.operator.worlds import KEY, base, engine, placed, snapshot, source, wave, written
 
 NAMES = [f"a/{index}" for index in range(6)]
 RESIDENCIES: list[Residency] = ["Device", "Device", "Device", "Host", "Disk"]  # drawn from: mostly what takes slots
+COLD: list[Residency] = ["Device", "Host", "Host", "Disk", "Disk"]
 
 
 @st.composite
@@ -24,13 +26,13 @@ def bases(draw: st.DrawFn) -> ObservedBase:
 
 
 @st.composite
-def some_waves(draw: st.DrawFn) -> list[ObservedWave]:
+def some_waves(draw: st.DrawFn, residencies: Sequence[Residency] = RESIDENCIES) -> list[ObservedWave]:
     return [
         wave(
             f"w{index}",
             draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True)),
             replicas=draw(st.sampled_from([1, 1, 1, 2, 3])),
-            residency=draw(st.sampled_from(RESIDENCIES)),
+            residency=draw(st.sampled_from(residencies)),
             priority=draw(st.integers(-1, 1)),
         )
         for index in range(draw(st.sampled_from([0, 1, 2, 2, 3])))
@@ -50,7 +52,7 @@ def any_map(draw: st.DrawFn) -> dict[str, Placement]:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> Snapshot:
+def worlds(draw: st.DrawFn, residencies: Sequence[Residency] = RESIDENCIES) -> Snapshot:
     """A base and waves, over a map and engines that another time left behind."""
     of = draw(bases())
     before = draw(any_map())
@@ -62,7 +64,7 @@ def worlds(draw: st.DrawFn) -> Snapshot:
         away[f"smol-{ordinal}"] = 0.0 if alive else draw(st.sampled_from([1.0, 100.0]))
     lost = draw(st.sampled_from([False, False, True]))
     known = None if lost else before
-    return snapshot(of, draw(some_waves()), engines, placements=known, away_s=away)
+    return snapshot(of, draw(some_waves(residencies)), engines, placements=known, away_s=away)
 
 
 def after(of: Snapshot) -> dict[str, Placement]:
@@ -78,6 +80,11 @@ def with_map(of: Snapshot, placements: Mapping[str, Placement]) -> Snapshot:
     return msgspec.structs.replace(of, maps={KEY: known})
 
 
+def with_sizes(of: Snapshot, sizes: Mapping[str, Size]) -> Snapshot:
+    """The same, where engines have told how large these adapters are."""
+    return msgspec.structs.replace(of, maps={KEY: msgspec.structs.replace(of.maps[KEY], sizes=sizes)})
+
+
 def most_in_slots(placements: Mapping[str, Placement]) -> int:
     """The most Device copies that any engine is given."""
     places = [place for placement in placements.values() for place in placement.places]
@@ -87,6 +94,39 @@ def most_in_slots(placements: Mapping[str, Placement]) -> int:
 @given(worlds())
 def test_no_engine_is_given_more_device_copies_than_it_has_slots(of: Snapshot) -> None:
     assert most_in_slots(after(of)) <= of.bases[KEY].spec.adapters.device_slots
+
+
+@given(worlds(COLD), st.data())
+@settings(max_examples=200)
+def test_no_engine_is_given_more_bytes_than_it_has_beside_what_trains_there(
+    of: Snapshot, data: st.DataObject
+) -> None:
+    """As far as anybody has read the adapters; also where the map gives more than there is room for now."""
+    room = 1 << 20
+    bytes_of = st.sampled_from([0, 1, room // 4, room // 4 + 1, room // 2, room, room + 1])
+    sizes = {name: Size(8, data.draw(bytes_of)) for name in NAMES if data.draw(st.booleans())}
+    limited = msgspec.structs.replace(of.bases[KEY], host_bytes=room, disk_bytes=room)
+    views = [
+        view
+        if view.record is None
+        else msgspec.structs.replace(
+            view,
+            record=msgspec.structs.replace(
+                view.record, training_bytes=data.draw(st.sampled_from([0, 0, room // 2, room + 1]))
+            ),
+        )
+        for view in of.maps[KEY].engines
+    ]
+    known = msgspec.structs.replace(of.maps[KEY], engines=tuple(views), sizes=sizes)
+    of = msgspec.structs.replace(of, bases={KEY: limited}, maps={KEY: known})
+    trains = {view.engine: min(view.record.training_bytes, room) for view in views if view.record is not None}
+    change = plan(of).changes[KEY]
+    for name, assigned in written(msgspec.structs.replace(known.state, assigned={}), change).assigned.items():
+        taken = Counter({Tier.HOST: trains.get(name, 0)})
+        for each in assigned.values():
+            taken[each.residency] += sizes.get(each.adapter, Size(0)).bytes
+        assert taken[Tier.HOST] <= room
+        assert taken[Tier.DISK] <= room, "what is brought there ahead of time included"
 
 
 @given(st.integers(2, 4), st.integers(1, 3), st.data())
@@ -205,12 +245,34 @@ def test_when_an_engine_is_lost_only_its_own_adapters_move(engines: int, slots: 
     assert all(now[name].places[0].engine != dead for name in now)
 
 
-@given(st.integers(1, 5), st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
-def test_a_fresh_wave_is_spread_as_evenly_as_can_be(engines: int, names: list[str]) -> None:
-    found = placed(plan(snapshot(base(engines, engines, 12), [wave("one", names)])))
-    counts = Counter({f"smol-{ordinal}": 0 for ordinal in range(engines)})
-    counts.update(place.engine for placement in found.values() for place in placement.places)
-    assert max(counts.values()) - min(counts.values()) <= 1
+@given(st.integers(1, 5), st.sampled_from(RESIDENCIES), st.data())
+def test_a_fresh_wave_leaves_engines_apart_by_no_more_than_its_largest_adapter(
+    engines: int, residency: Residency, data: st.DataObject
+) -> None:
+    """Each copy goes to the engine with least: of ranks, which cost a step, for slots, and of bytes for colder tiers.
+
+    So adapters of one size are spread as evenly as can be, to the copy.
+    """
+    names = [f"x/{index}" for index in range(data.draw(st.integers(1, 24)))]
+    alike, replicas = data.draw(st.booleans()), data.draw(st.integers(1, engines))
+    sizes = {
+        name: Size(8, 1 << 10) if alike else Size(data.draw(st.integers(1, 64)), data.draw(st.integers(1, 1 << 12)))
+        for name in names
+    }
+    of = snapshot(base(engines, engines, len(names)), [wave("one", names, replicas=replicas, residency=residency)])
+    found = placed(plan(with_sizes(of, sizes)))
+    weights, copies = (Counter({f"smol-{ordinal}": 0 for ordinal in range(engines)}) for _ in range(2))
+
+    def weight(name: str) -> int:
+        return sizes[name].rank if residency == "Device" else sizes[name].bytes
+
+    for name, placement in found.items():
+        assert len(placement.places) == replicas
+        for place in placement.places:
+            weights[place.engine] += weight(name)
+            copies[place.engine] += 1
+    assert max(weights.values()) - min(weights.values()) <= max(map(weight, names))
+    assert not alike or max(copies.values()) - min(copies.values()) <= 1
 
 
 @given(worlds())
