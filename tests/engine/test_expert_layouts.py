@@ -66,7 +66,7 @@ def answer(forward: Forward, packed: Packed) -> torch.Tensor:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ATTENTION)
 def test_answers_as_peft_does(name: str, layout: str, tmp_path: Path) -> None:
-    """And again from PEFT's files that the packed adapter gives, expert by expert."""
+    """And again from PEFT's files that the packed adapter gives: the very tensors that it came with."""
     reference = save(tmp_path / "a", name, **LAYOUTS[layout])
     forward = make_forward(FAMILIES[name])
     packed = read(forward, tmp_path / "a")
@@ -75,7 +75,10 @@ def test_answers_as_peft_does(name: str, layout: str, tmp_path: Path) -> None:
     found = answer(forward, packed)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
     assert (found - plain_logits(make_model(FAMILIES[name]), TOKENS)).norm() > 0.05 * expected.norm()
-    export(packed, tmp_path / "again")
+    export(packed, tmp_path / "again", forward.slots.modules)
+    came, went = (load_file(tmp_path / folder / WEIGHTS) for folder in ("a", "again"))
+    assert came.keys() == went.keys()
+    assert all(torch.equal(went[key], each) for key, each in came.items())
     again = read(forward, tmp_path / "again")
     assert torch.equal(again.run, packed.run)
     assert again.header.scalings == packed.header.scalings

@@ -89,14 +89,14 @@ def write(packed: Packed, path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_pefts_tensors_come_back_byte_for_byte(tmp_path: Path, dtype: torch.dtype) -> None:
     before = load_file(moe_adapter(tmp_path / "peft", dtype=dtype) / WEIGHTS)
-    export(read(tmp_path / "peft", dtype=dtype), tmp_path / "again")
+    export(read(tmp_path / "peft", dtype=dtype), tmp_path / "again", MOE.modules)
     after = load_file(tmp_path / "again" / WEIGHTS)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) and after[name].dtype == dtype for name in before)
     assert read(tmp_path / "again", dtype=dtype).revision == read(tmp_path / "peft", dtype=dtype).revision
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [CONFIG, WEIGHTS]
     with pytest.raises(errors.InvalidRequest, match="exists already"):
-        export(read(tmp_path / "peft"), tmp_path / "again")
+        export(read(tmp_path / "peft"), tmp_path / "again", MOE.modules)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,9 @@ def test_pefts_tensors_come_back_byte_for_byte(tmp_path: Path, dtype: torch.dtyp
 def test_peft_loads_what_is_exported_and_answers_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
     model = peft_adapter(tmp_path / "peft", **options).eval()
     write(read_tiny(tmp_path / "peft"), tmp_path / PACKED)
-    assert command.main(["unpack", str(tmp_path / PACKED), str(tmp_path / "again")]) == 0
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    unpack_it = ["unpack", str(tmp_path / PACKED), str(tmp_path / "again"), "--base", str(tmp_path / "base")]
+    assert command.main(unpack_it) == 0
     again = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "again")).eval()
     prompt = torch.arange(10)[None]
     assert torch.equal(model(input_ids=prompt).logits, again(input_ids=prompt).logits)
@@ -356,7 +358,7 @@ def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.Capt
         ([*order, "--max-rank", "2"], "RankTooLarge"),
         (["show", str(tmp_path / "absent")], "SourceNotFound"),
         (["show", str(tmp_path / "a" / WEIGHTS)], "CorruptFile"),
-        (["unpack", str(tmp_path / PACKED), str(tmp_path / "a")], "InvalidRequest"),
+        (["unpack", str(tmp_path / PACKED), str(tmp_path / "a"), *order[3:]], "InvalidRequest"),
         (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "a")], "UnsupportedBase"),
     ):
         assert command.main(arguments) == 1

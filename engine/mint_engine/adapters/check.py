@@ -14,7 +14,7 @@ from mint_contracts.errors import (
 )
 from mint_contracts.targets import is_targeted, is_within
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.fused import check_stack, tensor_paths, told_parameters
+from mint_engine.adapters.fused import check_stack, tensor_paths, told_by, told_parameters, weight_of
 from mint_engine.adapters.header import Header, TensorSpec
 from mint_engine.adapters.packed import Header as PackedHeader
 from mint_engine.adapters.peft_config import LoraConfig
@@ -62,8 +62,8 @@ def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
             subject, f"has rank {config.largest_rank}; the base model takes up to {fit.max_rank} (adapters.maxRank)"
         )
     unknown = [name for name in config.targets or () if not any(is_within(path, name) for path in fit.modules)]
-    stacks = {module.part_of for module in fit.modules.values()}
-    unknown += [name for name in config.parameters if not any(is_within(stack, name) for stack in stacks)]
+    known = {module.part_of or weight_of(path) for path, module in fit.modules.items()}
+    unknown += [name for name in config.parameters if not any(is_within(each, name) for each in known)]
     if unknown:
         raise UnknownTargetModules(subject, _unknown(unknown, fit))
 
@@ -128,7 +128,8 @@ def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str)
         whole = fit.modules[place.path].part_of
         names = [_named(place.path, expert) for expert in range(place.experts) or (PLAIN,)]
         for name in [whole] if whole in parameters else names:
-            if (place.rank, scaling) != (config.rank_of(name), config.scaling_of(name)):
+            told = told_by(config, name)
+            if (place.rank, scaling) != (config.rank_of(told), config.scaling_of(told)):
                 raise CorruptFile(subject, f"has another rank or scaling at {name} than its own config gives")
             if whole not in parameters:
                 _check_targeted(config, name, subject)
@@ -188,9 +189,10 @@ def _part(
     for expert in wanted:
         name = _named(module.path, expert)
         _check_targeted(config, name, subject)
-        rank = config.rank_of(name)
+        told = told_by(config, name)
+        rank = config.rank_of(told)
         _check_shapes(found[expert], name, (module.in_features, module.out_features), rank, fit.max_rank, subject)
-        kinds.add((rank, config.scaling_of(name)))
+        kinds.add((rank, config.scaling_of(told)))
     if len(kinds) > 1:
         raise UnsupportedAdapter(subject, f"gives the experts of {module.path} different ranks or scalings")
     rank, scaling = kinds.pop()
@@ -205,6 +207,8 @@ def _check_scaling(scaling: float, path: str, subject: str) -> None:
 
 def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:
     """PEFT ignores tensors of modules that the config does not target; such a file is not what it says."""
+    if told_by(config, path) != path:  # by its weight's name, whatever the layer
+        return
     if config.targets is not None and not is_targeted(path, config.targets):
         raise CorruptFile(subject, f"holds tensors of {path}, which its target_modules do not name")
     layer = _LAYER.match(path)

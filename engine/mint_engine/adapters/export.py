@@ -1,73 +1,155 @@
-"""A packed adapter as PEFT's two files again: the values it holds by PEFT's names, and the config that it came with.
+"""A packed adapter as PEFT's two files again: the values it holds, by the names under which PEFT looks for them.
 
 It holds them in the dtype of the base that it was packed for. What PEFT wrote in float32 for a base of bfloat16 was
 rounded when it was read, and stays so here.
+
+Where the base stacks its experts, PEFT adapts them by `target_parameters` alone, of whichever family (see `fused`):
+linears of single experts it knows of some families only, and then takes `up_proj` and the like for experts' wherever
+they are. So adapters on experts, and on the networks beside them, are written as parameters, whatever they came as.
 """
 
 import json
+import math
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from mint_contracts.errors import InvalidRequest
-from mint_contracts.targets import is_targeted
-from mint_engine.adapters.check import PREFIX, expert_path
+from mint_contracts.errors import InvalidRequest, UnsupportedAdapter
+from mint_contracts.targets import is_targeted, is_within
+from mint_engine.adapters.adapter import Module
+from mint_engine.adapters.check import PREFIX, Fit, check_packed, expert_path
+from mint_engine.adapters.fused import stack, tensor_paths, weight_of
 from mint_engine.adapters.packed import Packed, halves
-from mint_engine.adapters.peft_config import parse
+from mint_engine.adapters.peft_config import LoraConfig, parse
 from mint_engine.sources.copying import publish, sync
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 
-
-def peft_tensors(packed: Packed) -> dict[str, torch.Tensor]:
-    """Its tensors by PEFT's names: A [r, in] and B [out, r] of each module, and of each expert of a stacked one."""
-    tensors: dict[str, torch.Tensor] = {}
-    for place, a, b in halves(packed.header.layout, packed.run):
-        for expert in range(max(place.experts, 1)):
-            name = PREFIX + (expert_path(place.path, expert) if place.experts else place.path)
-            tensors[f"{name}.lora_A.weight"] = a[expert]
-            tensors[f"{name}.lora_B.weight"] = b[expert].t().contiguous()
-    return tensors
+ANY_RANK = 1 << 30
 
 
-def peft_config(packed: Packed) -> dict[str, Any]:
-    """The config that it came with. Where that targets stacked experts as one parameter, it names each instead.
+@dataclass(frozen=True, eq=False)
+class _Stacked:
+    """One module's part of a stacked parameter: A [E, r, in] and B transposed [E, r, out]."""
 
-    Their tensors are written expert by expert (`peft_tensors`), which says the same of every expert's A and B.
+    module: Module
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One of PEFT's pairs: A [r, in] and B [out, r], or those of a stacked parameter."""
+
+    target: str  # what PEFT finds it by in the base, and in patterns
+    tensors: str  # what its tensors are named after
+    a: torch.Tensor
+    b: torch.Tensor
+    rank: int
+    scaling: float
+    parameter: bool = False
+
+    def alpha(self, *, rslora: bool) -> float:
+        """What PEFT scales it by, times the rank's part in that."""
+        return self.scaling * (math.sqrt(self.rank) if rslora else self.rank)
+
+
+def export(packed: Packed, folder: Path, modules: Mapping[str, Module]) -> None:
+    """Write PEFT's files for a base of these modules into a new folder, all or nothing.
+
+    Raises InvalidRequest if it exists, UnsupportedAdapter for what PEFT cannot hold, and what `check_packed` raises
+    where the adapter does not fit the base.
     """
-    config: dict[str, Any] = json.loads(packed.header.config)
-    if not config.get("target_parameters"):
-        return config
-    told = parse(packed.header.config, f"revision {packed.revision}")
-    ranks, alphas, targets = {}, {}, list(told.targets or ())
-    for place in packed.header.layout.places:
-        head, _, leaf = place.path.rpartition(".")
-        whole = f"{head}.{'gate_up_proj' if leaf in ('gate_proj', 'up_proj') else leaf}"
-        if place.experts and is_targeted(whole, told.parameters):
-            pattern = rf"{re.escape(head)}\.[0-9]+\.{leaf}"
-            ranks[pattern], alphas[pattern] = place.rank, told.alpha_of(whole)
-            targets += [leaf] if leaf not in targets else []
-    return config | {
-        "target_parameters": None,
-        "target_modules": targets,
-        "rank_pattern": ranks | (config.get("rank_pattern") or {}),
-        "alpha_pattern": alphas | (config.get("alpha_pattern") or {}),
-    }
-
-
-def export(packed: Packed, folder: Path) -> None:
-    """Write PEFT's files into a new folder, all or nothing. Raises InvalidRequest if it exists."""
+    subject = f"revision {packed.revision}"
+    check_packed(packed.header, Fit(modules, ANY_RANK), subject)
     if folder.exists():
         raise InvalidRequest(f"folder {folder}", "exists already; name one that does not")
+    parts = _parts(packed, modules, subject)
+    config: dict[str, Any] = json.loads(packed.header.config)
+    if any(module.part_of for module in modules.values()):
+        config |= _told(parts, parse(packed.header.config, subject), modules, config)
+    tensors = {}
+    for part in parts:
+        tensors[f"{PREFIX}{part.tensors}.lora_A.weight"] = part.a
+        tensors[f"{PREFIX}{part.tensors}.lora_B.weight"] = part.b
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as temporary:
         partial = Path(temporary) / "files"
         partial.mkdir()
-        save_file(peft_tensors(packed), partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / CONFIG).write_text(json.dumps(peft_config(packed), indent=2) + "\n")
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         for name in (WEIGHTS, CONFIG):
             sync(partial / name)
         publish(partial, folder)
+
+
+def _parts(packed: Packed, modules: Mapping[str, Module], subject: str) -> list[Part]:
+    """In the order of the base's modules, stacked parameters last."""
+    stacks: dict[str, list[_Stacked]] = {}
+    parts = []
+    beside = {module.leaf for module in modules.values() if module.part_of}
+    for (place, a, b), scaling in zip(halves(packed.header.layout, packed.run), packed.header.scalings, strict=True):
+        module = modules[place.path]
+        if module.part_of:
+            stacks.setdefault(module.part_of, []).append(_Stacked(module, a, b, scaling))
+            continue
+        parameter = module.leaf in beside
+        for expert in range(max(place.experts, 1)):
+            path = expert_path(place.path, expert) if place.experts else place.path
+            target = weight_of(path) if parameter else path
+            whole = b[expert].t().contiguous()
+            parts.append(Part(target, path, a[expert], whole, place.rank, scaling, parameter=parameter))
+    names = {path: name for name, path in tensor_paths(stacks).items()}
+    for path, own in stacks.items():
+        outputs = sum(module.out_features for module in modules.values() if module.part_of == path)
+        parts.append(_joined(path, names[path], own, outputs, subject))
+    return parts
+
+
+def _joined(path: str, tensors: str, own: Sequence[_Stacked], outputs: int, subject: str) -> Part:
+    first = own[0]
+    if any(each.scaling != first.scaling for each in own):
+        raise UnsupportedAdapter(
+            subject,
+            f"scales gate and up of {path} differently; PEFT, to which they are one parameter, cannot hold it",
+        )
+    a, b = stack([(each.module, each.a, each.b) for each in own], outputs)
+    return Part(path, tensors, a, b, a.shape[0] // first.module.experts, first.scaling, parameter=True)
+
+
+def _told(
+    parts: Sequence[Part], told: LoraConfig, modules: Mapping[str, Module], config: dict[str, Any]
+) -> dict[str, Any]:
+    """What of an adapter's config says which modules of a base with stacked experts have which rank and scaling."""
+    linears = [part.target for part in parts if not part.parameter]
+    parameters = [part.target for part in parts if part.parameter]
+    offered = {module.part_of or weight_of(path) for path, module in modules.items()}
+    if {each for each in offered if is_targeted(each, told.parameters)} == set(parameters):
+        parameters = list(told.parameters)
+    names = linears if told.targets is None else told.targets
+    ranks, alphas = {}, {}
+    for part in parts:
+        alpha, pattern = part.alpha(rslora=told.rslora), re.escape(part.target)
+        if told.rank_of(part.target) != part.rank:
+            ranks[pattern] = part.rank
+        if not math.isclose(told.alpha_of(part.target), alpha, rel_tol=1e-12):
+            alphas[pattern] = alpha
+    return {
+        "target_modules": sorted(name for name in names if any(is_within(path, name) for path in linears)),
+        "target_parameters": parameters or None,
+        "layers_to_transform": sorted(told.layers) if linears and told.layers is not None else None,
+        "rank_pattern": _before(ranks, config.get("rank_pattern")),
+        "alpha_pattern": _before(alphas, config.get("alpha_pattern")),
+        "lora_dropout": 0.0,  # PEFT takes no other with parameters
+    }
+
+
+def _before(own: dict[str, Any], others: dict[str, Any] | None) -> dict[str, Any]:
+    """The first pattern that matches counts."""
+    return own | {pattern: value for pattern, value in (others or {}).items() if pattern not in own}

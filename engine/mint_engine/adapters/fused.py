@@ -4,9 +4,13 @@ PEFT wraps a parameter named in `target_parameters` (peft 0.21, tuners/lora/laye
 [E r, in], expert after expert, and B is [out, r E], an expert's column every E. `gate_up_proj` is one parameter, so
 gate and up share A. Where both parameters of a layer's experts are targeted, the wrappers nest, and tensors of the
 first, `gate_up_proj`, are named "...experts.base_layer", those of `down_proj` "...experts".
+
+The weight of a plain linear may be such a parameter too ("...shared_experts.up_proj.weight"); its tensors are named
+and shaped as any linear's. On bases whose experts are stacked PEFT has no other way to the networks beside them: it
+takes `up_proj` and the like in `target_modules` for the experts' (utils/transformers_weight_conversion.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -25,7 +29,18 @@ def told_parameters(config: LoraConfig, modules: Mapping[str, Module]) -> dict[s
     return found
 
 
-def tensor_paths(parameters: Mapping[str, tuple[Module, ...]]) -> dict[str, str]:
+def weight_of(path: str) -> str:
+    """The parameter that a plain linear's weight is."""
+    return f"{path}.weight"
+
+
+def told_by(config: LoraConfig, path: str) -> str:
+    """What the config's patterns know a linear by: its weight's name where that is targeted, else its path."""
+    weight = weight_of(path)
+    return weight if is_targeted(weight, config.parameters) else path
+
+
+def tensor_paths(parameters: Iterable[str]) -> dict[str, str]:
     """What PEFT names the tensors of each parameter: name to the parameter's path."""
     by_experts: dict[str, list[str]] = {}
     for path in parameters:
@@ -62,3 +77,24 @@ def unstack(a: torch.Tensor, b: torch.Tensor, module: Module) -> tuple[torch.Ten
     """A [E r, in] and B [out, r E] of a parameter -> one module's A [E, r, in] and B transposed [E, r, out]."""
     part = b[module.outputs]
     return a.view(module.experts, -1, a.shape[1]), part.view(part.shape[0], -1, module.experts).permute(2, 1, 0)
+
+
+def stack(
+    parts: Sequence[tuple[Module, torch.Tensor, torch.Tensor]], outputs: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The other way: A [E, r, in] and B transposed [E, r, out] of modules -> their parameter's, of so many outputs.
+
+    Modules with one A keep it. Others' stand one after another, each before zeros in the other modules' rows of B,
+    as PEFT itself joins experts' linears.
+    """
+    _, a, b = parts[0]
+    shared = all(torch.equal(a, other) for _, other, _ in parts)
+    wide = a if shared else torch.cat([each for _, each, _ in parts], 1)  # [E, r, in]
+    count, rank, _ = wide.shape
+    whole = b.new_zeros(outputs, rank, count)
+    start = 0
+    for module, _, each in parts:
+        end = start + each.shape[1]
+        whole[module.outputs, start:end] = each.permute(2, 1, 0)
+        start = 0 if shared else end
+    return wide.reshape(count * rank, -1).contiguous(), whole.view(-1, rank * count)

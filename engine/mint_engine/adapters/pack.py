@@ -1,7 +1,7 @@
 """Packing by hand: `python -m mint_engine.adapters.pack`, for a store that engines then only copy.
 
     python -m mint_engine.adapters.pack pack ADAPTER_FOLDER adapter.mint --base BASE_FOLDER --dtype bfloat16
-    python -m mint_engine.adapters.pack unpack adapter.mint NEW_FOLDER
+    python -m mint_engine.adapters.pack unpack adapter.mint NEW_FOLDER --base BASE_FOLDER
     python -m mint_engine.adapters.pack show adapter.mint
 
 An engine takes a source that holds a file named adapter.mint as it takes PEFT's files: checked whole.
@@ -39,12 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pack = commands.add_parser("pack", help="check an adapter against its base and write it as one packed file")
     pack.add_argument("adapter", type=Path, help="a folder with adapter_config.json and adapter_model.safetensors")
     pack.add_argument("file", type=Path, help="the packed file to write; name it adapter.mint in a store")
-    pack.add_argument("--base", type=Path, required=True, help="the base's folder; only its config.json is read")
     pack.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="as the engines compute")
     pack.add_argument("--max-rank", type=int, default=256, help="refuse larger ones (default %(default)s)")
     unpack = commands.add_parser("unpack", help="write PEFT's files again, in the packed dtype")
     unpack.add_argument("file", type=Path)
     unpack.add_argument("folder", type=Path, help="a folder that does not exist yet")
+    for each in (pack, unpack):
+        each.add_argument("--base", type=Path, required=True, help="the base's folder; only its config.json is read")
     commands.add_parser("show", help="what a packed file holds").add_argument("file", type=Path)
     told = parser.parse_args(arguments)
     try:
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             packed = _open(told.file)
             if told.command == "unpack":
-                export(packed, told.folder)
+                export(packed, told.folder, base_modules(told.base))
         print(_line(packed))
     except MintError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)

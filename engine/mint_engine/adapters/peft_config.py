@@ -77,7 +77,7 @@ def parse(text: bytes, subject: str) -> LoraConfig:
         raise CorruptFile(subject, f"has an adapter_config.json above {MAX_CONFIG_BYTES} bytes")
     try:
         raw = json.loads(text)
-        canonical = json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()
+        canonical = _canonical(raw)
     except (ValueError, RecursionError) as error:
         raise CorruptFile(subject, f"has an adapter_config.json that is not JSON ({type(error).__name__})") from None
     if not isinstance(raw, dict):
@@ -101,6 +101,12 @@ def parse(text: bytes, subject: str) -> LoraConfig:
             (p, _number(v, f"alpha_pattern[{k!r}]", subject)) for p, k, v in _patterns(raw, "alpha_pattern", subject)
         ),
     )
+
+
+def _canonical(raw: object) -> bytes:
+    """Fields by name, and what they hold as it came: of patterns the first that matches counts."""
+    fields = {name: raw[name] for name in sorted(raw)} if isinstance(raw, dict) else raw
+    return json.dumps(fields, separators=(",", ":")).encode()
 
 
 def _refuse_unserved(raw: dict[str, Any], subject: str) -> None:
