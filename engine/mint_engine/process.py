@@ -126,7 +126,7 @@ class Process:
         host = HostTier(told.host_bytes, pinned=slots.device.type == "cuda")
         residency = Residency(slots, loader, host, store=told.store)
         residency.on_change, residency.on_aside = self.agent.changed, self._server.check
-        residency.in_flight = self._server.tenants
+        residency.in_flight, residency.trained = self._server.tenants, lambda: self._server.training_bytes
         residency.want(self._wants)
         residency.start()
         self._residency = residency
@@ -180,7 +180,7 @@ class Process:
             max_rank=told.max_rank,
             failure=self._failure,
             demand=self._server.demand(MOST_TOLD),
-            training_bytes=self._server.training_bytes,
+            training_bytes=residency.lending.room.lasting if residency else 0,
             loads_per_s=residency.rate.per_s if residency else 0.0,
         )
 

@@ -35,6 +35,8 @@ from mint_engine.policies.means import Means
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.terms import Terms
 from mint_engine.policies.updates import Updates
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.room import Room
 from mint_engine.residency.slots import Slots
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Tokens
@@ -54,6 +56,9 @@ T = TypeVar("T")
 
 class _NoPlaces:
     """Slots are given by number here; nothing is published."""
+
+    def __init__(self, host_bytes: int) -> None:
+        self.room = Room(HostTier(host_bytes), lambda _: None)
 
     async def reserve(self, adapter: str) -> int:
         raise NotImplementedError(adapter)
@@ -104,7 +109,7 @@ class Engine:
         updates.rollouts = lambda: rollouts.in_flight
         renderer = Renderer(base.tokenizer, base.vocab_size, setup.context, base.tokenizer.eos_token_id)
         desk = Desk(updates, self.stepper.wake)
-        self._means = Means(desk, rollouts, self._slots, _NoPlaces(), renderer, _nobody)
+        self._means = Means(desk, rollouts, self._slots, _NoPlaces(setup.host_bytes), renderer, _nobody)
         self._steps: dict[str, int] = {}
         self._lessons: list[Lessons] = []
         self._base = base

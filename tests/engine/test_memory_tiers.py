@@ -75,6 +75,17 @@ class LedgerMachine(RuleBasedStateMachine):
             assert not set(evicted) & (self.kept | set(self.uses))
             assert set(self.ledger.keys()) == before - set(evicted) | {key}
 
+    @rule(nbytes=st.integers(0, 120))
+    def set_aside(self, nbytes: int) -> None:
+        before, aside = set(self.ledger.keys()), self.ledger.aside
+        evicted = self.ledger.set_aside(nbytes)
+        if evicted is None:
+            assert nbytes > aside, "less always fits"
+            assert (set(self.ledger.keys()), self.ledger.aside) == (before, aside)
+        else:
+            assert not set(evicted) & (self.kept | set(self.uses))
+            assert (set(self.ledger.keys()), self.ledger.aside) == (before - set(evicted), nbytes)
+
     @rule(keys=st.sets(keys))
     def keep(self, keys: set[int]) -> None:
         self.kept = keys
@@ -96,7 +107,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def budget_is_kept(self) -> None:
-        assert self.ledger.used <= 100
+        assert self.ledger.used + self.ledger.aside <= 100
         assert self.ledger.imbalance() == ""
 
 

@@ -6,6 +6,8 @@ import torch
 
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.modules import find_modules
+from mint_engine.residency.host import HostTier
+from mint_engine.residency.room import Room
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
@@ -45,8 +47,12 @@ def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str
     mix = msgspec.structs.replace(MIX, targets=targets, context=16, policies=3, policy_rank=4)
     found = make_plan(shape, DEVICES["cpu"], 1, mix, dtype, Storage(1e9, 1e9))
     assert found.policy == sum(each.nbytes for each in vectors if each is not None)
-    assert found.policy + found.policy_saved == policy.host_bytes(base.dtype)
-    assert found.held[0].training == 3 * policy.host_bytes(base.dtype)
+    needs = policy.needs(base.dtype)
+    assert (found.policy, found.policy_saved) == (needs.own, needs.copies)
+    room = Room(HostTier(found.held[0].training), lambda _: None)
+    for name in ("p", "q", "r"):
+        room.take(name, needs)
+    assert room.lasting == found.held[0].training, "and so much hostMemory lets all of them train"
 
 
 def test_the_first_rank_has_all_of_every_policy() -> None:

@@ -30,6 +30,11 @@ class Calls:
         self._answers: OrderedDict[int, Message] = OrderedDict()
         self._turn = asyncio.Lock()
 
+    @property
+    def holder(self) -> str:
+        """Who has the policy's host memory: another of its name, a wave's say, may have its own for a moment."""
+        return f"policy {self._policy!r} of life {self.life}"
+
     def check_new(self, settings: PolicySettings) -> None:
         """Raise InvalidRequest unless it is still new, and of these settings."""
         subject = f"policy {self._policy!r}"

@@ -18,8 +18,9 @@ from mint_contracts.training import Train
 from mint_contracts.training_records import Order, Progress, Stage, TrainAssignment, WaveTraining
 from mint_engine.adapters.packed import Packed
 from mint_engine.examples.example import Example
+from mint_engine.policies import beginning
 from mint_engine.policies import training_metrics as metrics
-from mint_engine.policies.checkpoints import Record, Shelf
+from mint_engine.policies.checkpoints import Record
 from mint_engine.policies.handoff import hand_off, label_of
 from mint_engine.policies.keeping import Keeping
 from mint_engine.policies.lessons import Lessons
@@ -29,8 +30,6 @@ from mint_engine.policies.patience import AWAY, Patience
 from mint_engine.policies.store import store_of
 from mint_engine.policies.terms import Terms, terms_of
 from mint_engine.rewards.scorer import Scorer
-from mint_engine.training.making import Maker
-from mint_engine.training.policy import Policy
 from mint_engine.training.trainer import Trainer
 
 UNSURE_S = 0.25
@@ -211,7 +210,7 @@ class Course:
             self._placing = None
 
     async def _place(self) -> Lessons:
-        """Examples and a slot. Who waits for examples takes nobody's slot, and who waits for a slot holds none."""
+        """Examples, memory and a slot. Who waits for one of them takes nobody's place and holds no examples."""
         terms, means = terms_of(self._wave, self.assignment), self._means
         if terms.reward is not None and self._scorer is None:
             self._scorer = Scorer(terms.reward)
@@ -220,7 +219,7 @@ class Course:
             asyncio.get_running_loop().call_later(HELD_S, held.clear)
             self._readable = True
         if self._slot is None:
-            self._slot = await means.places.reserve(terms.policy)
+            self._slot = await beginning.reserve(means, terms)
         try:
             examples, held_out = await self._read(terms)
         except MintError:
@@ -248,7 +247,7 @@ class Course:
         return examples, held_out[: told.prompts]
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
-        policy, record = await self._make(terms, keeping.shelf)
+        policy, record = await beginning.make(self._means, terms, keeping.shelf)
         if record is not None:
             self._take_up(record)
             published = await keeping.take_up(record)
@@ -265,24 +264,6 @@ class Course:
         _log.info(
             "training", policy=terms.policy, wave=terms.wave, lease=terms.lease, step=self._standing.step, slot=slot
         )
-
-    async def _make(self, terms: Terms, shelf: Shelf) -> tuple[Policy, Record | None]:
-        """The policy, which is nobody's yet, and the record of the checkpoint that it is from, if it is not new."""
-        means, name = self._means, terms.policy
-        found = await asyncio.to_thread(shelf.newest)
-        await means.claim(name)
-        await means.desk.call(lambda trainer: trainer.drop(name))
-        start = await means.places.read(terms.start_from) if found is None and terms.start_from else None
-
-        def make(maker: Maker) -> Policy:
-            if found is not None:
-                policy = maker.read(name, found[1])
-            else:
-                policy = maker.continued(name, start) if start is not None else maker.fresh(name, terms.form)
-            policy.round(means.dtype)  # or the step thread would, to hand it off
-            return policy
-
-        return await means.desk.make(make), found[0] if found is not None else None
 
     def _take_up(self, record: Record) -> None:
         self.rewards, self._tokens = list(record.rewards), record.tokens
@@ -382,4 +363,4 @@ class Course:
     async def _leave_slot(self) -> None:
         if self._slot is not None:
             slot, self._slot = self._slot, None
-            await self._means.places.release(slot)
+            await beginning.release(self._means, self.assignment.policy, slot)

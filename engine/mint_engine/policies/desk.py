@@ -27,6 +27,11 @@ class Desk:
         self._loop = asyncio.get_running_loop()
         self._making = asyncio.Lock()
 
+    @property
+    def maker(self) -> Maker:
+        """For what is short: a policy is made by `make`."""
+        return self._updates.trainer.maker
+
     async def call(self, work: Callable[[Trainer], T]) -> T:
         """Something short, done by the step thread between two steps. Raises what it raises."""
         answer: asyncio.Future[T] = self._loop.create_future()
@@ -63,7 +68,7 @@ class Desk:
         until nothing is made any more.
         """
         async with self._making:
-            made = asyncio.ensure_future(asyncio.to_thread(work, self._updates.trainer.maker))
+            made = asyncio.ensure_future(asyncio.to_thread(work, self.maker))
             try:
                 return await to_its_end(made)
             except MintError:

@@ -5,6 +5,7 @@ One of each is on its way at most. Nothing is begun to be written while the leas
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ from mint_contracts.training_records import Published
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
+from mint_engine.policies.beginning import holder_of
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.copying import Copying, copying, packing
 from mint_engine.policies.means import Means
@@ -51,6 +53,7 @@ class Keeping:
     ) -> None:
         self._means, self._store, self._terms, self._sure = means, store, terms, sure
         self._offer, self._patiently = offer, patiently
+        self._room, self._holder = means.places.room, holder_of(terms.policy)
         self.shelf = Shelf(store, terms.policy, terms.run)
         self.published: Published | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -79,7 +82,8 @@ class Keeping:
 
         Raises InvalidRequest in the middle of an update: its step would be taken twice.
         """
-        await self._room("save")
+        await self._end_of("save")
+        policy, needs = self._terms.policy, self._room.of(self._holder)
 
         async def write(copy: Policy) -> None:
             blob = await asyncio.to_thread(state.to_bytes, copy)
@@ -87,9 +91,10 @@ class Keeping:
             told = msgspec.structs.replace(record, digest=await asyncio.to_thread(digest_of, blob), size=len(blob))
             await self._write(lambda: self.shelf.save(told, blob))
 
-        self._begin(
-            "save", write(await self._means.desk.parts(lambda trainer: _copying(trainer, self._terms.policy)))
-        )
+        with ExitStack() as held:
+            held.callback(await self._room.begin_copy(self._holder, needs.copies))
+            copy = await self._means.desk.parts(lambda trainer: _copying(trainer, policy))
+            self._begin("save", write(copy), held.pop_all())
 
     async def save_last(self, record: Record) -> None:
         """A checkpoint of an engine that ends, if there is time; without it that step is trained again."""
@@ -102,18 +107,21 @@ class Keeping:
 
     async def publish(self, step: int) -> None:
         """Begin to publish the policy as it is now; it is offered when it is there."""
-        await self._room("publish")
+        await self._end_of("publish")
         name, dtype, terms = Name(self._terms.lease, step), self._means.dtype, self._terms
-        pack = await self._means.desk.parts(lambda trainer: packing(trainer, terms.policy, dtype))
+        needs = self._room.of(self._holder)
 
-        async def write() -> None:
+        async def write(pack: Callable[[], Packed]) -> None:
             packed = await asyncio.to_thread(pack)
             told = await self._write(lambda: revisions.publish(self._store, terms.policy, name, packed))
             self.published = told
             self._offer(told.source, packed)
             _log.info("published", policy=terms.policy, wave=terms.wave, revision=told.revision, step=step)
 
-        self._begin("publish", write())
+        with ExitStack() as held:
+            held.callback(await self._room.begin_copy(self._holder, needs.published))
+            pack = await self._means.desk.parts(lambda trainer: packing(trainer, terms.policy, dtype))
+            self._begin("publish", write(pack), held.pop_all())
 
     async def settle(self) -> None:
         """Wait for what is on its way. Raises what it raised."""
@@ -129,17 +137,20 @@ class Keeping:
             await asyncio.wait(self._tasks.values())
         self._tasks.clear()
 
-    async def _room(self, kind: str) -> None:
+    async def _end_of(self, kind: str) -> None:
         if kind in self._tasks:
             await asyncio.wait({self._tasks[kind]})
             self._tasks.pop(kind).result()
 
-    def _begin(self, kind: str, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, kind: str, work: Coroutine[Any, Any, None], held: ExitStack) -> None:
+        """Go on beside the steps; what is `held` is given back however that ends."""
+
         async def timed() -> None:
             with metrics.SECONDS.labels(kind).time():
                 await work
 
-        self._tasks[kind] = asyncio.create_task(timed())
+        task = self._tasks[kind] = asyncio.create_task(timed())
+        task.add_done_callback(lambda _: held.close())
 
     async def _write(self, work: Callable[[], T]) -> T:
         """On a thread, once the lease is sure, again after errors that go away by themselves."""

@@ -12,11 +12,14 @@ from mint_engine.examples.render import Renderer
 from mint_engine.examples.shared import Datasets
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.rollouts import Rollouts
+from mint_engine.residency.room import Room
 from mint_engine.residency.slots import Slots
 
 
 class Places(Protocol):
     """The engine's residency, as far as training needs it."""
+
+    room: Room
 
     async def reserve(self, adapter: str) -> int:
         """A slot for as long as the policy trains, empty. Raises Overloaded where none is free in time."""

@@ -6,6 +6,7 @@ The compute is that of the waves' policies: calls of many clients share forward 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ from mint_engine.policies.means import Means
 from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, settings_of, told_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
+from mint_engine.residency.room import Room
 from mint_engine.training import state
 from mint_engine.training.policy import Policy, PolicySettings
 
@@ -57,6 +59,23 @@ class Open:
     means: Means
     store: Store
     waves: Callable[[], frozenset[str]]
+
+    @property
+    def room(self) -> Room:
+        """For what policies take of host memory."""
+        return self.means.places.room
+
+    def copying(self, calls: Calls) -> AbstractAsyncContextManager[None]:
+        """Room for saving a policy, or for reading another state of it."""
+        return self.room.copying(calls.holder, self.room.of(calls.holder).copies)
+
+    async def replace(self, calls: Calls, read: Policy) -> None:
+        """Put a state that was read into its policy's place; the larger of both counts meanwhile."""
+        needs = read.needs(self.means.dtype)
+        if needs.own > self.room.of(calls.holder).own:
+            self.room.take(calls.holder, needs)
+        await self.means.desk.call(lambda trainer: trainer.replace(read))
+        self.room.take(calls.holder, needs)
 
 
 class TrainerService(training_pb2_grpc.TrainerServicer):
@@ -117,13 +136,14 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: Open, calls: Calls) -> pb.SaveStateResponse:
             policy, name = request.policy, Name(calls.lease, request.sequence)
-            copy = await here.means.desk.parts(lambda trainer: copying(trainer, policy))
-            blob = await asyncio.to_thread(state.to_bytes, copy)
-            del copy  # beside its bytes it would be in memory for as long as the store takes
-            digest = await asyncio.to_thread(digest_of, blob)
-            record = Record(policy, "", name.lease, name.step, digest, RUN, len(blob), sequence=request.sequence)
             shelf = Shelf(here.store, policy, RUN, KEPT)
-            await asyncio.to_thread(shelf.save, record, blob)
+            async with here.copying(calls):
+                copy = await here.means.desk.parts(lambda trainer: copying(trainer, policy))
+                blob = await asyncio.to_thread(state.to_bytes, copy)
+                del copy  # beside its bytes it would be in memory for as long as the store takes
+                digest = await asyncio.to_thread(digest_of, blob)
+                record = Record(policy, "", name.lease, name.step, digest, RUN, len(blob), sequence=request.sequence)
+                await asyncio.to_thread(shelf.save, record, blob)
             return pb.SaveStateResponse(uri=f"{here.store.source.uri.rstrip('/')}/{shelf.folder}/{name}")
 
         return await self._once(request, work, context)
@@ -138,9 +158,10 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             if not request.uri.startswith(prefix):
                 raise SourceForbidden(f"policy {policy!r}", "loads only what it has saved itself, by SaveState's uri")
             name = request.uri.removeprefix(prefix)
-            read = await _read(here.means.desk, policy, shelf, name)
-            told = pb.PolicyState(policy=policy, step=read.step, sequence=request.sequence, life=calls.life)
-            await here.means.desk.call(lambda trainer: trainer.replace(read))
+            async with here.copying(calls):
+                read = await _read(here.means.desk, policy, shelf, name)
+                told = pb.PolicyState(policy=policy, step=read.step, sequence=request.sequence, life=calls.life)
+                await here.replace(calls, read)
             self._follow(calls, name)
             return told
 
@@ -151,9 +172,10 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work(here: Open, calls: Calls) -> pb.PublishResponse:
             policy, name = request.policy, Name(calls.lease, request.sequence)
-            pack = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
-            packed = await asyncio.to_thread(pack)
-            told = await asyncio.to_thread(revisions.publish, here.store, policy, name, packed)
+            async with here.room.copying(calls.holder, here.room.of(calls.holder).published):
+                pack = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
+                packed = await asyncio.to_thread(pack)
+                told = await asyncio.to_thread(revisions.publish, here.store, policy, name, packed)
             here.means.places.offer(policy, told.source, packed)
             return pb.PublishResponse(revision=told.revision, uri=told.source.uri)
 
@@ -183,14 +205,20 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             means = self._open().means
             means.places.withdraw(policy)
             await means.desk.call(lambda trainer: trainer.drop(policy))
+            means.places.room.leave(calls.holder)
 
     async def _make(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
         desk = here.means.desk
 
         async def work() -> None:
             await desk.call(lambda trainer: trainer.refuse_known(name))
-            policy = await desk.make(lambda maker: maker.fresh(name, told))
-            await desk.call(lambda trainer: trainer.put(policy))
+            here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, told))
+            try:
+                policy = await desk.make(lambda maker: maker.fresh(name, told))
+                await desk.call(lambda trainer: trainer.put(policy))
+            except BaseException:
+                here.room.leave(calls.holder)
+                raise
 
         try:
             await calls.first(work)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -11,6 +12,7 @@ from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.holding import Tenant
+from mint_engine.residency.room import Room
 from mint_engine.residency.slot_table import SlotTable
 
 AUDIT_S = 5.0  # at most so often, however often the engine falls idle
@@ -26,21 +28,25 @@ class Emptiness(Protocol):
         ...
 
 
-class Audit:
-    """Looks into one engine's books. Only the event loop's thread uses it.
+@dataclass(frozen=True)
+class Seen:
+    """What the books are held against.
 
-    `in_flight` tells what requests take their slots to hold; None where nobody knows.
+    `in_flight` tells what requests take their slots to hold; None where nobody knows. `trained` tells the host memory
+    that the trainer's policies have.
     """
 
-    def __init__(
-        self,
-        books: Books,
-        table: SlotTable,
-        memory: Emptiness,
-        in_flight: Callable[[], frozenset[Tenant] | None],
-        every_s: float = AUDIT_S,
-    ) -> None:
-        self._books, self._table, self._memory, self._in_flight = books, table, memory, in_flight
+    memory: Emptiness
+    in_flight: Callable[[], frozenset[Tenant] | None]
+    room: Room
+    trained: Callable[[], int]
+
+
+class Audit:
+    """Looks into one engine's books. Only the event loop's thread uses it."""
+
+    def __init__(self, books: Books, table: SlotTable, seen: Seen, every_s: float = AUDIT_S) -> None:
+        self._books, self._table, self._seen = books, table, seen
         self._every_s = every_s
         self._stirred = asyncio.Event()
         self._unattended = frozenset[tuple[int, int]]()  # at the last look
@@ -64,7 +70,9 @@ class Audit:
 
     def imbalance(self, *, busy: bool) -> str:
         """What does not add up now, or ""."""
-        return find_imbalance(self._books, self._table, self._memory, self._in_flight() or (), busy=busy)
+        seen = self._seen
+        found = find_imbalance(self._books, self._table, seen.memory, seen.in_flight() or (), busy=busy)
+        return found or seen.room.imbalance(seen.trained())
 
     def look(self, *, busy: bool) -> None:
         """Look once; a defect is told, and serving goes on."""
@@ -78,7 +86,7 @@ class Audit:
 
         A request that ends lets go a moment later, so that one look alone proves nothing.
         """
-        in_flight = self._in_flight()
+        in_flight = self._seen.in_flight()
         if in_flight is None:
             return
         read, held = {tenant.slot for tenant in in_flight}, self._books.in_slots.items()

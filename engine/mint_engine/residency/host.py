@@ -40,6 +40,14 @@ class HostTier:
                 self._held[key] = packed
             return evicted
 
+    def set_aside(self, nbytes: int) -> list[Key] | None:
+        """Keep so many bytes from adapters, in place of what was; returns the keys evicted for it, as `put` does."""
+        with self._lock:
+            evicted = self.ledger.set_aside(nbytes)
+            for each in evicted or ():
+                del self._held[each]
+            return evicted
+
     def drop(self, key: Key) -> None:
         """Let go of an adapter, if it is here."""
         with self._lock:

@@ -37,7 +37,7 @@ class Ledger(Generic[K]):
         self._open: OrderedDict[K, int] = OrderedDict()  # those not pinned, least recently used first
         self._kept: frozenset[K] = frozenset()
         self._in_use: Counter[K] = Counter()
-        self._used = 0
+        self._used = self._aside = 0
         self._lock = threading.Lock()
 
     @property
@@ -45,6 +45,12 @@ class Ledger(Generic[K]):
         """Bytes of all entries."""
         with self._lock:
             return self._used
+
+    @property
+    def aside(self) -> int:
+        """Bytes of the budget that are not for entries."""
+        with self._lock:
+            return self._aside
 
     def __len__(self) -> int:
         with self._lock:
@@ -81,17 +87,27 @@ class Ledger(Generic[K]):
         Without `evicting` it fits only where there is room.
         """
         with self._lock:
-            free = self.budget - self._used + self._entries.get(key, 0)
+            free = self.budget - self._aside - self._used + self._entries.get(key, 0)
             open_to = ((each, size) for each, size in self._open.items() if evicting and each != key)
-            chosen = evictions(open_to, free, nbytes)
+            chosen = self._evict(open_to, free, nbytes)
             if chosen is None:
                 return None
-            for each in chosen:
-                self._remove(each)
             self._remove(key)
             self._entries[key] = nbytes
             self._used += nbytes
             self._sort(key)
+            return chosen
+
+    def set_aside(self, nbytes: int) -> list[K] | None:
+        """Keep so many bytes of the budget from entries, in place of what was; returns and takes None as `add`.
+
+        Less than before always fits.
+        """
+        with self._lock:
+            free = self.budget - self._used
+            chosen = [] if nbytes <= self._aside else self._evict(self._open.items(), free, nbytes)
+            if chosen is not None:
+                self._aside = nbytes
             return chosen
 
     def remove(self, key: K) -> None:
@@ -108,12 +124,20 @@ class Ledger(Generic[K]):
         """What does not add up, or "" when all is well."""
         with self._lock:
             total = sum(self._entries.values())
-            if total != self._used or total > self.budget:
-                return f"{total} bytes entered, {self._used} counted, {self.budget} allowed"
+            if total != self._used or total + self._aside > self.budget:
+                aside = f" and {self._aside} set aside" if self._aside else ""
+                return f"{total} bytes entered, {self._used} counted{aside}, {self.budget} allowed"
             pinned = {key for key in self._entries if key in self._kept or key in self._in_use}
             if self._open.keys() != self._entries.keys() - pinned or any(n <= 0 for n in self._in_use.values()):
                 return "pins and entries do not agree"
             return ""
+
+    def _evict(self, open_to: Iterable[tuple[K, int]], free: int, need: int) -> list[K] | None:
+        """Take what `evictions` chooses off the books."""
+        chosen = evictions(open_to, free, need)
+        for each in chosen or ():
+            self._remove(each)
+        return chosen
 
     def _remove(self, key: K) -> None:
         self._used -= self._entries.pop(key, 0)

@@ -1,7 +1,7 @@
 """What training needs of residency: slots by its books, and published revisions served from memory."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -13,7 +13,9 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber
 from mint_engine.residency.copies import Copy
+from mint_engine.residency.host import Key
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.room import Room
 from mint_engine.residency.slot_table import SlotTable
 
 TRAINING = "training:"  # no source has this scheme: nothing can ask for what is in such a slot
@@ -35,6 +37,7 @@ class Lending:
     ) -> None:
         self._books, self._table, self._climber, self._loader = books, table, climber, loader
         self._spawn, self._on_offer = spawn, on_offer
+        self.room = Room(books.host, self._evicted)
         self.offered: dict[str, Assignment] = {}
 
     async def reserve(self, adapter: str) -> int:
@@ -69,6 +72,12 @@ class Lending:
     def withdraw(self, adapter: str) -> None:
         """From now on the map alone says what new requests get."""
         if self.offered.pop(adapter, None) is not None:
+            self._on_offer()
+
+    def _evicted(self, keys: Iterable[Key]) -> None:
+        """These have given way to policies."""
+        if gone := list(keys):
+            self._books.evicted(gone)
             self._on_offer()
 
     async def _whole(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -18,7 +18,7 @@ from mint_contracts.names import check_asked
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency import metrics
-from mint_engine.residency.audit import AUDIT_S, Audit
+from mint_engine.residency.audit import AUDIT_S, Audit, Seen
 from mint_engine.residency.books import Books
 from mint_engine.residency.climb import Climber, SlotMemory
 from mint_engine.residency.copies import Copy, again
@@ -50,7 +50,8 @@ class Residency:
     """The `Holder` of one engine. `on_change` is called whenever what it holds, or failed to hold, has changed.
 
     `on_aside` is called when a slot could not be cleared: its device may be broken. `in_flight` tells what requests
-    take their slots to hold, from their beginning until they are told their end.
+    take their slots to hold, from their beginning until they are told their end, and `trained` the host memory that
+    policies have.
     """
 
     def __init__(
@@ -70,11 +71,12 @@ class Residency:
     ) -> None:
         self.books = Books(host, loader.disk, store, requests_waiting)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
-        self._audit = Audit(self.books, self.slots, memory, lambda: self.in_flight(), audit_s)
         self._climber = Climber(self.books, self.slots, memory, loader, workers, lambda: self.on_aside())
         watch = Watch(self.books, loader, self._start)
         self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
         self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
+        seen = Seen(memory, lambda: self.in_flight(), self.lending.room, lambda: self.trained())
+        self._audit = Audit(self.books, self.slots, seen, audit_s)
         self._early = Early(loader, lambda: not self.books.loading, lambda: self.on_change())
         self._wanted: dict[str, Assignment] = {}
         self._workers, self._loads_waiting = workers, loads_waiting
@@ -85,6 +87,7 @@ class Residency:
         self.rate = LoadRate()
         self.on_change: Callable[[], None] = lambda: None
         self.on_aside: Callable[[], None] = lambda: None
+        self.trained: Callable[[], int] = lambda: 0
         self.in_flight: Callable[[], frozenset[Tenant] | None] = lambda: None
 
     def start(self) -> None:

@@ -11,18 +11,29 @@ import torch
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
+from mint_engine.residency.room import Needs
 from mint_engine.training import policy as policies
 from mint_engine.training import state
-from mint_engine.training.policy import Form, FormLimits, Policy, PolicySettings
+from mint_engine.training.policy import Form, FormLimits, Policy, PolicySettings, needs_of
 
 
 class Maker:
     """Makes those of one engine (see `Trainer.maker`). From any thread."""
 
-    def __init__(self, modules: Mapping[str, Module], limits: FormLimits, device: torch.device) -> None:
-        self._modules, self._limits, self._device = dict(modules), limits, device
+    def __init__(
+        self, modules: Mapping[str, Module], limits: FormLimits, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._modules, self._limits, self._dtype, self._device = dict(modules), limits, dtype, device
         self._lock = threading.Lock()
         self._forms: WeakValueDictionary[tuple[object, ...], Form] = WeakValueDictionary()
+
+    def needs(self, name: str, settings: PolicySettings) -> Needs:
+        """The host memory that a new one takes at most. Raises as `fresh`."""
+        return needs_of(self._form(name, settings).layout.elements, self._dtype, self._device)
+
+    def needs_from(self, start: Packed) -> Needs:
+        """The host memory that one takes at most which begins with a revision's weights."""
+        return needs_of(start.header.layout.elements, self._dtype, self._device)
 
     def fresh(self, name: str, settings: PolicySettings) -> Policy:
         """A new one, as PEFT would begin it. Raises RankTooLarge, UnknownTargetModules or InvalidRequest."""

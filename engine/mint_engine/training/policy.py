@@ -16,9 +16,10 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Layout, Packed, fingerprint, halves, lay_out
 from mint_engine.model.device import zeros
 from mint_engine.residency.remapping import HUGE, reserve
+from mint_engine.residency.room import Needs
 
 _VECTORS = 4  # weights, gradient and Adam's two moments
-_CHECKPOINTED = 3  # all but the gradient, which is saved too where there is one
+_COPIES = 2  # of each of these: what goes on may be saved, by way of a copy, or another state read from a file
 SPAN = 1 << 22  # numbers of vectors that are gone over between two pauses: some milliseconds on a CPU
 
 
@@ -71,15 +72,9 @@ class Policy:
     busy: bool = field(default=False, repr=False)  # some work is computing its gradient, or a step is being taken
     torn: bool = False  # part of an optimizer step is taken: its numbers are neither those before nor those after
 
-    def host_bytes(self, dtype: torch.dtype) -> int:
-        """What it takes of host memory at most: all its numbers, unless they are on a device, and a checkpoint.
-
-        That is a copy, so that the policy can go on, and the bytes that are made of it.
-        """
-        vectors, rounded = 2 * (_CHECKPOINTED + (self.gradient is not None)), 0
-        if self.weights.device.type == "cpu":
-            vectors, rounded = vectors + _VECTORS, self.weights.numel() * dtype.itemsize
-        return vectors * self.weights.nbytes + rounded
+    def needs(self, dtype: torch.dtype) -> Needs:
+        """What it takes of host memory at most, see `needs_of`."""
+        return needs_of(self.weights.numel(), dtype, self.weights.device)
 
     def round(self, dtype: torch.dtype) -> torch.Tensor:
         """The weights in the base's dtype [n], the same until the next step."""
@@ -90,6 +85,16 @@ class Policy:
     def forget_gradient(self) -> None:
         """As after a step."""
         self.gradient, self.normaliser, self.sums, self.broken = None, 0.0, "", False
+
+
+def needs_of(elements: int, dtype: torch.dtype, device: torch.device) -> Needs:
+    """What a policy of so many weights takes of host memory at most: all its numbers, unless they are on a device.
+
+    It is saved and loaded by way of a copy and of a file's bytes, and published by a rounded copy and its bytes.
+    """
+    vectors, rounded = _VECTORS * elements * torch.float32.itemsize, elements * dtype.itemsize
+    own = vectors + rounded if device.type == "cpu" else 0
+    return Needs(own, _COPIES * vectors, 2 * rounded)
 
 
 def form_of(settings: PolicySettings, modules: Mapping[str, Module], limits: FormLimits, name: str) -> Form:

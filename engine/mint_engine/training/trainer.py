@@ -67,7 +67,7 @@ class Trainer:
         the other ranks compute theirs.
         """
         self._base, self._longest = base, context_length or base.context_length
-        self.maker = Maker(modules, FormLimits(max_rank, tuple(offered), base_name), base.device)
+        self.maker = Maker(modules, FormLimits(max_rank, tuple(offered), base_name), base.dtype, base.device)
         self._policies: dict[str, Policy] = {}
         passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
         self._crew: Crew = Alone(passed, base.dtype)
@@ -87,8 +87,8 @@ class Trainer:
 
     @property
     def host_bytes(self) -> int:
-        """Host memory that the policies take at most. From any thread."""
-        return sum(policy.host_bytes(self._base.dtype) for policy in list(self._policies.values()))
+        """Host memory that the policies' own numbers take at most. From any thread."""
+        return sum(policy.needs(self._base.dtype).own for policy in list(self._policies.values()))
 
     def refuse_known(self, name: str) -> None:
         """Raise InvalidRequest where a policy of that name is here: to make another would be in vain."""

@@ -73,14 +73,15 @@ def _published(shape: BaseShape) -> str:
 
 def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
     """What policies take but for their slots, and for what an update computes in."""
-    own, saved = size(mix.policies * plan.policy), size(mix.policies * plan.policy_saved)
+    own, saved = mix.policies * plan.policy, plan.policy_saved
+    least = size(own + saved if device.one_memory else saved)
     table.add_row(
         "training",
-        own,
+        size(own),
         size(plan.held[0].training),
         f"{mix.policies:,} policies of rank {mix.policy_rank}, each four vectors in float32 and a rounded copy"
-        + (f"; {saved} more" if device.one_memory else f", all on the first rank; {saved} of the host's memory")
-        + " while all are saved",
+        + ("" if device.one_memory else ", all on the first rank")
+        + f"; {size(saved)} of the host's memory to save one at a time; hostMemory {least} at least",
     )
 
 

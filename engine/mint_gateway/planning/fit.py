@@ -16,7 +16,8 @@ from mint_gateway.planning.shape import BaseShape, Targets
 # Of a device's memory, for activations, the runtime and what allocators waste; as vLLM's default of 0.9 leaves free.
 RESERVE = 0.1
 # Of a policy: float32 vectors that it is (weights, gradient and Adam's two moments), and that a checkpoint takes of
-# the host's memory, a copy of all four and the bytes that are made of it (`mint_engine.training.policy`).
+# the host's memory, a copy of all four and the bytes that are made of it (`mint_engine.training.policy`). An engine
+# waits with those of others where it has memory for one alone.
 _VECTORS = 4
 _SAVED_VECTORS = 8
 # Before a packed file's run, which begins at a page: what is told of all of it, and of each of a layer's linears.
@@ -99,7 +100,7 @@ class Plan(msgspec.Struct, frozen=True):
     layouts: tuple[Layout, ...]  # that PEFT's files may have, where adapters are on routed experts
     adapter_file: int  # packed
     policy: int  # one that is trained, on the first rank; 0 where none is
-    policy_saved: int  # of the host's memory while it is saved
+    policy_saved: int  # of the host's memory while one is saved
     adapter_tensors: int  # in PEFT's files
     target_modules: tuple[str, ...]  # that a BaseModel says, so that slots are no larger; none: all there are
     memory: int  # of all the engine's devices, less the reserve
@@ -182,7 +183,7 @@ def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> 
     size, tokens = DTYPE_BYTES[dtype], mix.requests * mix.context
     policy, saved = _policy(shape, mix, dtype)
     routes = shape.route_bytes if mix.policies else 0
-    training = mix.policies * (policy + (saved if device.one_memory else 0))
+    training = mix.policies * policy + (saved if device.one_memory else 0)
     each = [
         (
             _resident(share, device, dtype),

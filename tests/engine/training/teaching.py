@@ -136,11 +136,13 @@ async def training(
 
     def make(slots: Slots) -> Residency:
         loader = Loader(disk, Fit(slots.modules, slots.max_rank), slots.dtype)
-        return Residency(slots, loader, HostTier(64 << 20), store=Source(f"file://{folder}/adapters"))
+        return Residency(
+            slots, loader, HostTier(server._settings.host_bytes), store=Source(f"file://{folder}/adapters")
+        )
 
     residency = await server.load(base, make)
     assert isinstance(residency, Residency)
-    residency.in_flight = server.tenants
+    residency.in_flight, residency.trained = server.tenants, lambda: server.training_bytes
     residency.start()
     means = server.means(residency.lending)
     assert means is not None
@@ -153,6 +155,8 @@ async def training(
         assert await server.drain(20)
         await residency.close()
     residency.check()
+    room = residency.lending.room
+    assert (room.policies, room.lasting) == (server.training_bytes, residency.books.host.ledger.aside), "none is lost"
     assert not [copy for copy in residency.books.in_slots.values() if copy.users]
 
 

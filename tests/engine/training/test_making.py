@@ -193,11 +193,14 @@ async def test_a_name_that_is_trained_under_already_is_refused_before_anything_i
 ) -> None:
     async with called(base, tmp_path) as (scene, stub):
         policy = await scene.means.desk.make(lambda maker: maker.fresh("one", PolicySettings(4)))
+        scene.means.places.room.take("one", policy.needs(scene.means.dtype))
         await scene.means.desk.call(lambda trainer: trainer.put(policy))
         with Making(monkeypatch, policies, "form_of") as making:
             error = await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=99)))
         assert (error.reason, error.message) == ("InvalidRequest", "is trained here already; drop it first")
         assert not making.begun
+        await scene.means.desk.call(lambda trainer: trainer.drop("one"))
+        scene.means.places.room.leave("one")
 
 
 def test_policies_of_a_kind_have_one_form_whichever_threads_make_them() -> None:

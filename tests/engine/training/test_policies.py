@@ -56,17 +56,18 @@ def test_seeds_tell_policies_apart() -> None:
     assert not torch.equal(trainer.policy("a").weights, trainer.policy("c").weights)
 
 
-def test_the_host_memory_that_policies_take_is_counted_with_a_checkpoint_on_its_way() -> None:
-    trainer = trainer_of()
+def test_the_host_memory_that_a_policy_takes_is_known_before_it_is_made() -> None:
+    trainer, settings = trainer_of(), PolicySettings(rank=8)
+    needs = trainer.maker.needs("a", settings)
     assert trainer.host_bytes == 0
-    create(trainer, "a", PolicySettings(rank=8))
-    vector = trainer.policy("a").weights.nbytes
-    blob = len(saved_of(trainer, "a"))
-    checkpoint = 2 * 3 * vector  # a copy, and the bytes that are made of it
-    assert trainer.host_bytes == 5 * vector + checkpoint, "weights, what they round to, gradient and moments"
-    assert abs(blob - 3 * vector) < 16384, "a checkpoint is three vectors and what is told of them"
+    create(trainer, "a", settings)
     learn(trainer, [PolicyBatch("a", groups(1))])
-    assert trainer.host_bytes == (5 + 2 * 4) * vector, "and the gradient, where there is one"
+    policy, blob = trainer.policy("a"), len(saved_of(trainer, "a"))
+    vector = policy.weights.nbytes
+    assert trainer.host_bytes == needs.own == 5 * vector, "weights, what they round to, gradient and moments"
+    assert needs.copies == 2 * 4 * vector, "a copy, and the bytes that are made of it"
+    assert abs(blob - 4 * vector) < 16384, "which are four vectors, and what is told of them"
+    assert policy.needs(torch.float32) == needs
     trainer.drop("a")
     assert trainer.host_bytes == 0
 

@@ -1,0 +1,67 @@
+"""How a course begins: memory and a slot are had for its policy, which then is made, or read from its checkpoint."""
+
+import asyncio
+
+from mint_engine.adapters.packed import Packed
+from mint_engine.policies.checkpoints import Record, Shelf
+from mint_engine.policies.means import Means
+from mint_engine.policies.terms import Terms
+from mint_engine.training.making import Maker
+from mint_engine.training.policy import Policy
+
+
+def holder_of(policy: str) -> str:
+    """Who has the host memory of a wave's policy."""
+    return f"policy {policy!r}"
+
+
+async def reserve(means: Means, terms: Terms) -> int:
+    """A slot, and host memory for what a new policy of these terms takes. Raises as `Places.reserve` and `Room.take`.
+
+    Memory comes first: who waits for it takes nobody's slot, and who waits for a slot gives it back.
+    """
+    places, holder = means.places, holder_of(terms.policy)
+    places.room.take(holder, await asyncio.to_thread(means.desk.maker.needs, terms.policy, terms.form))
+    try:
+        return await places.reserve(terms.policy)
+    except BaseException:
+        places.room.leave(holder)
+        raise
+
+
+async def release(means: Means, policy: str, slot: int) -> None:
+    """Give both back."""
+    means.places.room.leave(holder_of(policy))
+    await means.places.release(slot)
+
+
+async def make(means: Means, terms: Terms, shelf: Shelf) -> tuple[Policy, Record | None]:
+    """The policy, which is nobody's yet, and the record of the checkpoint that it is from, if it is not new.
+
+    It has as much memory as it takes, which only a checkpoint or a revision may tell.
+    """
+    name, holder, room = terms.policy, holder_of(terms.policy), means.places.room
+    await means.claim(name)
+    await means.desk.call(lambda trainer: trainer.drop(name))
+    async with room.copying(holder, room.of(holder).copies):
+        found = await asyncio.to_thread(shelf.newest)
+        start = await means.places.read(terms.start_from) if found is None and terms.start_from else None
+        if start is not None:
+            room.take(holder, means.desk.maker.needs_from(start))
+        policy = await _made(means, terms, found[1] if found is not None else None, start)
+        room.take(holder, policy.needs(means.dtype))
+    return policy, found[0] if found is not None else None
+
+
+async def _made(means: Means, terms: Terms, saved: bytes | None, start: Packed | None) -> Policy:
+    name = terms.policy
+
+    def work(maker: Maker) -> Policy:
+        if saved is not None:
+            policy = maker.read(name, saved)
+        else:
+            policy = maker.continued(name, start) if start is not None else maker.fresh(name, terms.form)
+        policy.round(means.dtype)  # or the step thread would, to hand it off
+        return policy
+
+    return await means.desk.make(work)

@@ -1,0 +1,133 @@
+"""`hostMemory` covers policies: who finds none left is told so, holds nothing meanwhile, and has its turn."""
+
+from pathlib import Path
+
+import pytest
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import Internal
+from mint_contracts.training_records import Stage
+from mint_engine.policies import patience
+from mint_engine.residency.room import Needs
+from mint_engine.training.policy import PolicySettings
+from tests.engine.balance import Imbalances
+from tests.engine.running import save_adapter
+from tests.engine.training.calling import called, lesson, refused
+from tests.engine.training.teaching import assignment, train, training
+from tests.waiting import until
+
+RANK = 4
+
+
+async def needs_of_one(base: Path, folder: Path) -> Needs:
+    """What a policy takes there."""
+    async with training(base, folder / "before") as scene:
+        return scene.means.desk.maker.needs("any", PolicySettings(RANK))
+
+
+def room_for(count: int, needs: Needs) -> int:
+    return count * needs.own + needs.copies
+
+
+async def test_policies_wait_for_memory_with_no_slot_and_train_once_others_have_ended(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each saves and publishes after every step, with room for one to be copied."""
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.1)
+    told = train(steps=3, checkpoint_every_steps=1, publish_every_steps=1)
+    names, needs = [f"acme/{n}" for n in range(4)], await needs_of_one(base, tmp_path)
+    async with training(base, tmp_path, told, host_bytes=room_for(2, needs)) as scene:
+        ledger, slots = scene.residency.books.host.ledger, scene.residency.slots
+        held, most = [scene.residency.lending.room.take], list[int]()
+
+        def take(holder: str, wanted: Needs) -> None:
+            held[0](holder, wanted)
+            most.append(slots.count - len(slots.free))
+
+        monkeypatch.setattr(scene.residency.lending.room, "take", take)
+        scene.want(*(assignment(name) for name in names))
+        await until(lambda: any(each.failure for each in scene.roster.progress().values()))
+        failure = next(each.failure for each in scene.roster.progress().values() if each.failure)
+        assert (failure.reason, failure.terminal) == ("Overloaded", False)
+        assert f"needs {needs.own + needs.copies} bytes of host memory; 2 other policies hold" in failure.message
+        ended = await scene.ended(*names)
+        assert {each.step for each in ended.values()} == {3}
+        assert max(most) <= 2, "who waits for memory has no slot"
+        await until(lambda: ledger.aside == 0)
+
+
+async def test_what_a_policy_learns_does_not_depend_on_how_long_it_waited_for_memory(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.1)
+    needs, rewards = await needs_of_one(base, tmp_path), []
+    for policies in (1, 2):
+        async with training(base, tmp_path / f"{policies}", host_bytes=room_for(policies, needs)) as scene:
+            scene.want(assignment("acme/one"), assignment("acme/two"))
+            await scene.ended("acme/one", "acme/two")
+            rewards.append({name: list(told) for name, told in scene.roster.rewards().items()})
+    assert rewards[0] == rewards[1]
+
+
+async def test_a_policy_that_memory_can_never_hold_fails(base: Path, tmp_path: Path) -> None:
+    needs = await needs_of_one(base, tmp_path)
+    async with training(base, tmp_path, host_bytes=room_for(1, needs) - 1) as scene:
+        scene.want(assignment("acme/one"))
+        failure = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"].failure
+        assert failure is not None
+        assert failure.reason == "CapacityExceeded"
+        assert "raise hostMemory" in failure.message
+        assert len(scene.residency.slots.free) == scene.residency.slots.count
+
+
+async def test_calls_that_find_no_memory_are_told_to_come_back_and_do(base: Path, tmp_path: Path) -> None:
+    """And whatever they do meanwhile, what they have taken is all given back."""
+    needs = await needs_of_one(base, tmp_path)
+    async with called(base, tmp_path, host_bytes=room_for(2, needs)) as (scene, stub):
+        room = scene.residency.lending.room
+        lives = [(await stub.CreatePolicy(pb.CreatePolicyRequest(policy=n, rank=RANK))).life for n in ("a", "b")]
+        assert (room.policies, room.lasting) == (2 * needs.own, room_for(2, needs))
+        error = await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="c", rank=RANK)))
+        assert (error.reason, error.terminal) == ("Overloaded", False)
+        assert error.retry_after_s
+        await stub.ForwardBackward(lesson("a", 1))
+        saved = await stub.SaveState(pb.SaveStateRequest(policy="a", sequence=2))
+        await stub.LoadState(pb.LoadStateRequest(policy="a", sequence=3, uri=saved.uri))
+        await stub.Publish(pb.PublishRequest(policy="a", sequence=4))
+        scene.residency.check()
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="b", life=lives[1]))
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="c", rank=RANK))
+        assert room.lasting == scene.residency.books.host.ledger.aside == room_for(2, needs)
+        for name in ("a", "c"):
+            await stub.DropPolicy(pb.DropPolicyRequest(policy=name))
+        assert scene.residency.books.host.ledger.aside == 0
+        never = await refused(stub.CreatePolicy(pb.CreatePolicyRequest(policy="d", rank=16)))
+        assert (never.reason, room.policies) == ("CapacityExceeded", 0)
+
+
+async def test_cold_adapters_give_way_to_policies(base: Path, tmp_path: Path) -> None:
+    needs = await needs_of_one(base, tmp_path)
+    async with training(base, tmp_path, host_bytes=room_for(1, needs)) as scene:
+        for n in range(3):
+            save_adapter(base, tmp_path / "adapters" / f"cold-{n}", rank=RANK)
+            async with scene.residency.hold(f"cold-{n}"):
+                pass
+        assert len(scene.residency.books.host.ledger) == 3
+        scene.want(assignment("acme/one"))
+        await until(lambda: not len(scene.residency.books.host.ledger))
+        await scene.ended("acme/one")
+        async with scene.residency.hold("cold-1"):
+            scene.residency.check()
+
+
+async def test_a_policy_that_has_taken_no_memory_is_an_imbalance(
+    base: Path, tmp_path: Path, imbalances: Imbalances
+) -> None:
+    async def put_stray() -> None:
+        async with training(base, tmp_path) as scene:
+            policy = await scene.means.desk.make(lambda maker: maker.fresh("stray", PolicySettings(RANK)))
+            await scene.means.desk.call(lambda trainer: trainer.put(policy))
+
+    imbalances.planted = True
+    with pytest.raises(Internal, match=r"policies have \d+ bytes and have taken 0"):
+        await put_stray()
