@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
@@ -13,9 +14,11 @@ import pytest
 from mint_contracts import errors
 from mint_contracts.records import Tier
 from mint_contracts.sampling_pb2 import GenerateRequest
+from mint_gateway.http import door
 from mint_gateway.server import Limits
 from tests.gateway.scene import BASE, PIRATE, Scene
 from tests.gateway.scripted import ScriptedEngine
+from tests.waiting import until
 
 TEXT, CHAT, MODELS = "/v1/completions", "/v1/chat/completions", "/v1/models"
 
@@ -244,3 +247,39 @@ async def test_what_is_not_there_is_told_in_the_same_shape(scene: Scene, engine:
     assert (await post(scene, TEXT, b" " * (5 << 20)))[0] == 413
     assert (await post(scene, TEXT, b"{}", Content_Type="text/plain"))[0] == 400
     assert (await post(scene, TEXT, {"model": BASE, "prompt": ""}, X_Request_Id="ä"))[0] == 400
+
+
+async def test_a_request_that_does_not_come_whole_is_given_up(
+    scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "BODY_S", 0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", scene.gateway.http_port)
+    head = f"POST {TEXT} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{{"
+    writer.write(head.encode())
+    assert b" 400 " in await asyncio.wait_for(reader.readline(), 60)
+    writer.close()
+
+
+async def test_what_was_begun_is_finished_when_the_gateway_ends(scene: Scene, engine: ScriptedEngine) -> None:
+    engine.hold_before = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        leaving = Scene(scene.redis, stack)
+        await leaving.open()
+        await asyncio.wait_for(leaving.gateway.mirror.first_read.wait(), 60)
+        asking = asyncio.create_task(post(leaving, TEXT, {"model": BASE, "prompt": "Ahoy"}))
+        await asyncio.wait_for(engine.started.wait(), 60)
+        ending = asyncio.create_task(stack.aclose())
+
+        async def refused() -> bool:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", leaving.gateway.http_port)
+            except ConnectionRefusedError:
+                return True
+            writer.close()
+            return False
+
+        await until(refused)
+        engine.hold_before.set()
+        status, answer, _ = await asking
+        await ending
+    assert (status, answer["choices"][0]["text"]) == (200, "Hello there.")

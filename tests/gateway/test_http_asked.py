@@ -1,0 +1,58 @@
+"""Whatever JSON comes in by HTTP is a request that gRPC carries, or one clear error."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.sampling_pb2 import GenerateRequest
+from mint_gateway.http import asked
+
+BASES = {"demo/smollm2"}
+
+_text = st.text(st.characters(), max_size=4)  # lone surrogates, too: JSON can escape them
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | _text
+_values = st.recursive(
+    _scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=2)
+)
+_names = (*asked.AskedText.__struct_fields__, *asked.AskedChat.__struct_fields__, *asked.NOT_DONE, *asked.PASSED_OVER)
+_messages = st.lists(st.fixed_dictionaries({"role": _text, "content": _text}), max_size=2)
+_sound = {"model": st.sampled_from(["demo/smollm2", "demo/pirate"]), "prompt": _text, "messages": _messages}
+_bodies = st.fixed_dictionaries(_sound, optional={name: _values for name in _names if name not in _sound})
+
+
+@given(body=_bodies | st.dictionaries(st.sampled_from(_names), _values, max_size=4))
+def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
+    for kind, make, other in (
+        (asked.AskedText, asked.text_request, "messages"),
+        (asked.AskedChat, asked.chat_request, "prompt"),
+    ):
+        told = json.dumps({name: value for name, value in body.items() if name != other}).encode()
+        try:
+            request = make(asked.read(told, kind), BASES)
+        except InvalidRequest:
+            continue
+        assert GenerateRequest.FromString(request.SerializeToString()) == request
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "meant"),
+    [
+        ("demo/smollm2", "", ("demo/smollm2", "")),
+        ("demo/pirate", "", ("", "demo/pirate")),
+        ("demo/pirate", "demo/smollm2", ("demo/smollm2", "demo/pirate")),
+        ("demo/smollm2", "demo/smollm2", ("demo/smollm2", "")),
+        ("demo/smollm2", "demo/other", ("demo/other", "demo/smollm2")),
+    ],
+)
+def test_a_name_is_a_base_or_an_adapter(model: str, base: str, meant: tuple[str, str]) -> None:
+    request = asked.text_request(asked.AskedText(model=model, base_model=base, prompt="Ahoy"), BASES)
+    assert (request.base_model, request.adapter) == meant
+
+
+def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought() -> None:
+    request = asked.text_request(asked.AskedText(model="demo/pirate", prompt="Ahoy", top_p=0), BASES)
+    assert 0 < request.sampling.top_p < 1e-6
