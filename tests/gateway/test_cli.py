@@ -14,13 +14,13 @@ from mint_contracts.source import Source
 from tests.gateway.scene import BASE, STORE, Scene, complete
 
 
-async def mint(target: str, *arguments: str) -> tuple[int, str, str]:
+async def mint(target: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of one run."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-c", "from mint_gateway.cli import main; main()"),
         *arguments,
-        env={"MINT_GATEWAY": target, "COLUMNS": "160"},
+        env={"MINT_GATEWAY": target, "COLUMNS": "160"} | environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

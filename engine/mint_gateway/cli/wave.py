@@ -1,4 +1,7 @@
-"""`mint wave list|watch|explain|plot`: waves and why they stand as they do; training live and as a picture."""
+"""`mint wave list|watch|explain|plot`: waves and why they stand as they do; training live and as a picture.
+
+`wave_orders` has the verbs that change one.
+"""
 
 import argparse
 import json
@@ -12,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from mint_contracts.training_pb2 import WaveProgress
+from mint_gateway.cli import wave_orders
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot
 from mint_gateway.cli.wave_tables import line, progress_table, waves_table
@@ -25,7 +29,9 @@ _FINE = {"Complete", "Cancelled"}  # phases after which `watch` exits with 0
 
 def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.ArgumentParser) -> None:
     """Declare the verb and its own verbs; a picture goes to a file, so `-o` is not how to print there."""
-    verb = verbs.add_parser("wave", help="explain waves, watch those that train, and draw their rewards")
+    verb = verbs.add_parser(
+        "wave", help="explain waves; watch, pause and cancel those that train, and draw their rewards"
+    )
     own = verb.add_subparsers(required=True, metavar="VERB")
     named = argparse.ArgumentParser(add_help=False)
     named.add_argument("wave", metavar="[NS/]NAME", help="the AdapterWave")
@@ -45,6 +51,7 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.Argu
         "-o", "--output", metavar="FILE", default="rewards.png", help="its ending says how (default %(default)s)"
     )
     drawing.set_defaults(run=draw)
+    wave_orders.add(own, named)
 
 
 async def list_waves(options: argparse.Namespace) -> int:

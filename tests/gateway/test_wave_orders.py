@@ -1,0 +1,124 @@
+"""`mint wave pause|resume|cancel` against a real API server, by a real kubectl."""
+
+import itertools
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.apiserver import ApiServer
+from tests.gateway.test_cli import mint
+
+BASE = {"baseModelRef": {"name": "smollm2"}}
+TRAIN = {"policies": {"count": 2}, "dataset": {"lines": ['{"prompt": "x"}']}, "reward": {"exactMatch": {}}}
+Ask = Callable[..., Awaitable[tuple[int, str, str]]]
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def namespace(api_server: ApiServer) -> str:
+    """One with a wave that trains, `lessons`, and one that serves, `served`."""
+    name = api_server.namespace(f"orders-{next(_numbers)}")
+    for wave, spec in (("lessons", {"train": TRAIN}), ("served", {"adapters": {"names": ["a"]}})):
+        body = {"apiVersion": "mint.dev/v1alpha1", "kind": "AdapterWave", "metadata": {"name": wave}}
+        api_server.kubectl("apply", "-n", name, "-f", "-", stdin=json.dumps(body | {"spec": BASE | spec}))
+    return name
+
+
+@pytest.fixture
+def ask(api_server: ApiServer, namespace: str) -> Ask:
+    """`mint wave VERB NAME` in that namespace, where no gateway is."""
+    places = {"KUBECONFIG": str(api_server.kubeconfig), "HOME": str(api_server.kubeconfig.parent)}
+
+    async def asked(verb: str, wave: str, *options: str, **environment: str) -> tuple[int, str, str]:
+        settings = {"PATH": str(api_server.binaries)} | places | environment
+        return await mint("127.0.0.1:1", "wave", verb, "-n", namespace, wave, *options, **settings)
+
+    return asked
+
+
+def spec(api_server: ApiServer, namespace: str, wave: str = "lessons") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(api_server.kubectl("get", "-n", namespace, f"aw/{wave}", "-o", "json"))["spec"]
+    return found
+
+
+async def test_a_wave_is_paused_resumed_and_cancelled_and_nothing_else_of_it_changes(
+    api_server: ApiServer, namespace: str, ask: Ask
+) -> None:
+    before = spec(api_server, namespace)
+    for verb, changed, says in (
+        ("pause", {"paused": True}, "to pause: its policies stop after their step, save and free their slots"),
+        ("pause", {"paused": True}, "to pause: its policies stop after their step, save and free their slots"),
+        ("resume", {"paused": False}, "to go on: its policies train from their last step as slots are free"),
+        ("cancel", {"cancelled": True}, "to stop for good: its policies save and end, what they published stays"),
+        ("cancel", {"cancelled": True}, "to stop for good: its policies save and end, what they published stays"),
+    ):
+        assert await ask(verb, "lessons") == (0, f"wave {namespace}/lessons is asked {says}\n", "")
+        assert spec(api_server, namespace) == before | {"train": before["train"] | changed}
+
+
+async def test_a_namespace_may_stand_before_the_name_and_a_context_be_named(
+    api_server: ApiServer, namespace: str, ask: Ask
+) -> None:
+    assert (await ask("pause", f"{namespace}/lessons", "-n", "elsewhere", "--context", "test"))[0] == 0
+    assert spec(api_server, namespace)["train"]["paused"]
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "cancel"])
+async def test_a_wave_that_is_not_there_or_trains_nothing_is_one_clear_error(
+    api_server: ApiServer, namespace: str, ask: Ask, verb: str
+) -> None:
+    said = f"is not there; kubectl get aw -n {namespace} lists those that are"
+    assert await ask(verb, "other") == (1, "", f"mint: NotFound: wave {namespace}/other: {said}\n")
+    before = spec(api_server, namespace, "served")
+    said = "trains nothing, it serves adapters that exist; delete it to end that"
+    assert await ask(verb, "served") == (1, "", f"mint: InvalidRequest: wave {namespace}/served: {said}\n")
+    assert spec(api_server, namespace, "served") == before
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+async def test_what_is_cancelled_can_be_asked_for_nothing_else(
+    api_server: ApiServer, namespace: str, ask: Ask, verb: str
+) -> None:
+    await ask("cancel", "lessons")
+    before = spec(api_server, namespace)
+    said = "is cancelled, and that is for good; make a new AdapterWave"
+    assert await ask(verb, "lessons") == (1, "", f"mint: InvalidRequest: wave {namespace}/lessons: {said}\n")
+    assert spec(api_server, namespace) == before
+
+
+async def test_who_may_not_is_told_by_the_api_server(
+    api_server: ApiServer, namespace: str, ask: Ask, tmp_path: Path
+) -> None:
+    reader = api_server.kubeconfig.read_text().replace(
+        f'user: {{token: "{api_server.token}"}}',
+        f'user: {{token: "{api_server.token}", as: reader}}',
+    )
+    (tmp_path / "kubeconfig").write_text(reader)
+    role = ["create", "rolebinding", "reader", "-n", namespace, "--user=reader", "--role=reader"]
+    api_server.kubectl("create", "role", "reader", "-n", namespace, "--verb=get", "--resource=adapterwaves.mint.dev")
+    api_server.kubectl(*role)
+    code, out, err = await ask("cancel", "lessons", KUBECONFIG=str(tmp_path / "kubeconfig"))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(
+        f"mint: InvalidRequest: wave {namespace}/lessons: may not be changed so: Error from server "
+    )
+    assert 'User "reader" cannot patch resource "adapterwaves"' in err
+    assert not spec(api_server, namespace)["train"]["cancelled"]
+
+
+async def test_without_kubectl_or_an_api_server_it_says_what_is_missing(
+    api_server: ApiServer, ask: Ask, tmp_path: Path
+) -> None:
+    code, _, err = await ask("pause", "lessons", PATH=str(tmp_path))
+    assert (code, err.split(";")[0]) == (1, "mint: InvalidRequest: kubectl: is not on the PATH")
+    code, _, err = await ask("pause", "lessons", "--context", "absent")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("mint: Unavailable: API server: could not be asked by kubectl: error: context")
+    elsewhere = api_server.kubeconfig.read_text().replace(api_server.url, "https://127.0.0.1:1")
+    (tmp_path / "kubeconfig").write_text(elsewhere)
+    code, _, err = await ask("pause", "lessons", KUBECONFIG=str(tmp_path / "kubeconfig"))
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("mint: Unavailable: API server: could not be asked by kubectl: ")
