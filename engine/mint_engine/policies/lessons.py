@@ -5,7 +5,9 @@ taken again with the same outcome.
 """
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -27,6 +29,16 @@ from mint_engine.rewards.completion import Completion
 from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.schedule import settled
+
+
+def _timed(phase: str) -> AbstractContextManager[object]:
+    """A part of a step, for who measures these."""
+    return metrics.SECONDS.labels(phase).time()
+
+
+def _untimed(_: str) -> AbstractContextManager[object]:
+    """The same of an evaluation, which has a time of its own and is no part of a step's."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -78,13 +90,17 @@ class Lessons:
             metrics.SKIPPED.labels("no signal").inc()
             return Taken(reward, 0, None)
         learnt = await self._learn(batch, step, steps, next_label)
-        metrics.DRIFT.observe(learnt.outcome.metrics["drift"])
+        drift = learnt.outcome.metrics["drift"]
+        if math.isfinite(drift):  # or the sum of all policies' would be none from then on
+            metrics.DRIFT.observe(drift)
         metrics.BEYOND.observe(1 - learnt.outcome.metrics["kept"])
         return Taken(reward, sum(len(each.tokens) + 1 for each in batch.examples), learnt)
 
     async def evaluate(self, step: int, label: str) -> float:
         """The mean reward of one greedy answer to each of the examples held out."""
-        groups = await self._answer(self.held_out, [(0,)] * len(self.held_out), step, label, temperature=0.0)
+        groups = await self._answer(
+            self.held_out, [(0,)] * len(self.held_out), step, label, temperature=0.0, phase=_untimed
+        )
         return fmean(group.rewards[0] for group in groups)
 
     async def _study(self, step: int, steps: int, next_label: str) -> Taken:
@@ -103,6 +119,7 @@ class Lessons:
         label: str,
         *,
         temperature: float,
+        phase: Callable[[str], AbstractContextManager[object]] = _timed,
     ) -> list[Group]:
         """A scored group of completions for each example."""
         terms, render = self.terms, self.means.renderer
@@ -112,9 +129,9 @@ class Lessons:
             Ask(terms.policy, label, self.slot, prompt, sampling, own, terms.train.replay_routes)
             for prompt, own in zip(prompts, seeds, strict=True)
         ]
-        with metrics.SECONDS.labels("rollout").time():
+        with phase("rollout"):
             answers = await together(self._rollouts(place, ask) for place, ask in enumerate(asks))
-        with metrics.SECONDS.labels("reward").time():
+        with phase("reward"):
             rewards = iter(await self._score(examples, [[r.text for r in group] for group in answers], step))
         return [
             Group(prompt, group, [next(rewards) for _ in group])
@@ -138,7 +155,7 @@ class Lessons:
 
     async def _learn(self, batch: PolicyBatch, step: int, steps: int, next_label: str) -> Learnt:
         terms, slots = self.terms, self.means.slots
-        with metrics.SECONDS.labels("update").time():
+        with _timed("update"):
             learnt = await self.means.desk.learn(
                 batch,
                 settled(terms.optimizer, step, steps),
