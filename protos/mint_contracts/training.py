@@ -40,7 +40,9 @@ class Loss(_Camel, frozen=True):
     clip_high: _Hundred = 0.2
     kl_coefficient: _Hundred = 0.0  # of the k3 estimator against the base: the adapter switched off
     scale_rewards: Scaling = "group"  # what the advantage is divided by: (R - mean) / (std + 1e-4)
-    filter_groups: bool = True  # leave out groups whose rewards are all alike: they carry no signal
+    filter_groups: bool = (
+        True  # leave out groups whose rewards are all alike; False divides by them, too, as TRL does
+    )
     ratio_low: _Ratio = 0.5  # IcePop: tokens whose trainer/sampler ratio leaves the band are left out; 0: no bound
     ratio_high: _Ratio = 5.0
 

@@ -23,7 +23,8 @@ def batch_of(policy: str, groups: Sequence[Group], loss: Loss, sampling: Samplin
     """What the policy learns from a step's groups; None where no group has a signal, and so nothing would change.
 
     Groups whose rewards are all alike are left out where the loss says so (arXiv 2503.14476's dynamic sampling, but
-    that no others are drawn in their place). The deviation of a batch is that of the groups that are left.
+    that no others are drawn in their place). The deviation of a batch is that of the groups that are left, and what
+    the loss is divided by counts their tokens or completions alone: TRL, which filters none, divides by those of all.
     """
     kept = [group for group in groups if not loss.filter_groups or has_signal(group.rewards)]
     advantages = group_advantages([group.rewards for group in kept], loss.scale_rewards)

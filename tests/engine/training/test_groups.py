@@ -2,10 +2,11 @@
 
 import pytest
 
-from mint_contracts.training import Loss
+from mint_contracts.training import Loss, LossType
 from mint_engine.policies.groups import Group, batch_of
 from mint_engine.policies.rollouts import Rollout
 from mint_engine.scheduling.request import Sampling
+from mint_engine.training.pieces import normaliser
 
 SAMPLING = Sampling(max_tokens=4, seed=0)
 
@@ -24,6 +25,27 @@ def test_groups_whose_rewards_are_alike_are_left_out_only_where_the_loss_says_so
     assert len(batch.examples) == learnt
     pulls = [set(each.advantages) - {0.0} for each in batch.examples]
     assert [bool(each) for each in pulls] == [False] * (learnt - 2) + [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "filter_groups", "divisor"),
+    [
+        ("dapo", True, 4.0),
+        ("dapo", False, 10.0),
+        ("grpo", True, 2.0),
+        ("grpo", False, 5.0),
+        ("dr_grpo", True, 8.0),
+        ("dr_grpo", False, 20.0),
+    ],
+)
+def test_groups_that_are_left_out_are_no_part_of_what_the_loss_is_divided_by(
+    kind: LossType, filter_groups: bool, divisor: float
+) -> None:
+    """Tokens, completions, or completions times the longest. Without the filter they are those of all, as in TRL."""
+    loss = Loss(type=kind, filter_groups=filter_groups)
+    batch = batch_of("p", [group(1.0, 1.0, 1.0), group(0.0, 1.0)], loss, SAMPLING)
+    assert batch is not None
+    assert normaliser(batch) == divisor
 
 
 @pytest.mark.parametrize("filter_groups", [True, False])
