@@ -30,6 +30,7 @@ from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.places import limits_of
 from mint_engine.scheduling.scheduler import Limits
+from mint_engine.sources.headway import Headway
 from mint_engine.training.trainer import Lead
 
 Equip = Callable[[Base, Slots, Lead | None], None]
@@ -48,6 +49,7 @@ def build(
     threads: int = 0,
     entrance: Entrance | None = None,
     muster: Muster = start_ranks,
+    headway: Headway | None = None,
 ) -> tuple[Base, Slots, Generation]:
     """Load the base and lay out slots and cache on its device. Takes seconds to minutes; raises a MintError.
 
@@ -55,7 +57,7 @@ def build(
     place; of several ranks, the first one's share, and what it leads the others by. `on_lost` is called, on some
     thread, when another rank has ended or nothing can be computed any more: then this engine can not go on.
     `threads` are each rank's; 0: its share of the cores. The ranks of this node come by a `muster`, those of other
-    nodes in at the `entrance`.
+    nodes in at the `entrance`. `headway` is told of what is read of the base.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     threads = threads or max(1, count_threads() // settings.ranks_per_node)
@@ -63,10 +65,10 @@ def build(
     dtype, device = choose_dtype(settings.dtype), choose_device(settings.device)
     if settings.tensor_parallel_size > 1:
         base, slots, generation = _build_rank_0(
-            settings, base_path, limits, threads, device, equip, on_lost, entrance, muster
+            settings, base_path, limits, threads, device, equip, on_lost, entrance, muster, headway
         )
     else:
-        base = load_base(base_path, dtype, device, admit=partial(check_config, settings))
+        base = load_base(base_path, dtype, device, admit=partial(check_config, settings), headway=headway)
         slots = Slots(
             find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
         )
@@ -99,6 +101,7 @@ def _build_rank_0(
     on_lost: Callable[[], None],
     entrance: Entrance | None,
     muster: Muster,
+    headway: Headway | None,
 ) -> tuple[Base, Slots, Generation]:
     rows = max((limits or Limits()).step_tokens, PROBE_TOKENS)
     ranks = Ranks(settings, base_path, rows, threads, on_lost, entrance, muster)
@@ -106,7 +109,7 @@ def _build_rank_0(
         part = Part(0, settings.tensor_parallel_size, settings.target_modules)
         # All is read, while the others read their shares: they must compute together what transformers does of it.
         admit = partial(check_config, settings)
-        base, expected = load_part(base_path, choose_dtype(settings.dtype), part, admit)
+        base, expected = load_part(base_path, choose_dtype(settings.dtype), part, admit, headway)
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
         equip(member.base, member.slots, Lead(ranks, peers.group))

@@ -31,6 +31,7 @@ from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
 from mint_engine.sources.fetch_base import drop_base, fetch_base
+from mint_engine.sources.headway import Headway
 from mint_engine.train_link import TrainBody
 
 DRAIN_S = 22.0  # of Kubernetes' usual 30; the rest is for saying so before and for ending after
@@ -56,6 +57,7 @@ class Process:
         self._residency: Residency | None = None
         self._roster: Roster | None = None
         self._failure: Failure | None = None
+        self._rising = Headway()
         self._leaving = False
         training = TrainBody(want=self._train, confirm=self._confirm, progress=self._progress, rewards=self._rewards)
         trains = start.settings.training_store is not None
@@ -103,8 +105,8 @@ class Process:
         source, cache = self._start.settings.source, self._start.cache
         try:
             look = partial(check_small_files, self._start.settings)
-            path = await asyncio.to_thread(fetch_base, source, cache, look)
-            await self._server.load(path, self._make_residency)
+            path = await asyncio.to_thread(fetch_base, source, cache, look, self._rising)
+            await self._server.load(path, self._make_residency, self._rising)
             self._open_training()
         except MintError as error:
             if isinstance(error, CorruptFile) and not is_of_node(error):  # a copy in the cache would stay as it is
@@ -116,6 +118,8 @@ class Process:
             return Failure.of(
                 Internal(f"base {source.uri!r}", f"could not be loaded ({type(defect).__name__}); see the log")
             )
+        finally:
+            self._rising.end()
         return None
 
     def _make_residency(self, slots: Slots) -> Residency:
@@ -166,6 +170,7 @@ class Process:
 
     def _describe(self, map_version: int, sequence: int) -> EngineRecord:
         residency, load, told = self._residency, self._server.load_now, self._start.settings
+        bringing, passing = self._rising.now, self._failure is not None and not self._failure.terminal
         return EngineRecord(
             engine=self._start.engine,
             address=self._start.address,
@@ -178,7 +183,8 @@ class Process:
             map_version=map_version,
             sequence=sequence,
             max_rank=told.max_rank,
-            failure=self._failure,
+            failure=None if bringing and passing else self._failure,
+            bringing=bringing,
             demand=self._server.demand(MOST_TOLD),
             training_bytes=residency.lending.room.lasting if residency else 0,
             loads_per_s=residency.rate.per_s if residency else 0.0,

@@ -36,6 +36,7 @@ from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Load, Stepper
 from mint_engine.server import Parts, Services
+from mint_engine.sources.headway import Headway
 from mint_engine.training.trainer import Lead, Trainer
 
 MakeHolder = Callable[[Slots], Holder]
@@ -116,8 +117,9 @@ class EngineServer:
             raise RuntimeError("the base is not loaded")
         return self._services.parts.slots
 
-    async def load(self, base_path: Path, make_holder: MakeHolder) -> Holder:
+    async def load(self, base_path: Path, make_holder: MakeHolder, headway: Headway | None = None) -> Holder:
         """Load the base and begin to serve; `make_holder` gets the empty slots and is called on this loop.
+        `headway` is told of what is read of the base.
 
         Raises a MintError for a base that can't be served; may be called again after that.
         """
@@ -147,6 +149,7 @@ class EngineServer:
             on_lost,
             entrance=self._entrance,
             muster=self._muster,
+            headway=headway,
         )
 
         try:

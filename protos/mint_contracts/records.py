@@ -128,6 +128,28 @@ class Held(_Record, frozen=True, gc=False):
     bytes: int = 0  # packed, as it lies in memory or on disk
 
 
+COPYING, LOADING = "Copying", "Loading"  # phases of bringing a base up; another version may know others
+
+
+class Bringing(_Record, frozen=True):
+    """How far an engine is with its base: copied to its node, or read into memory."""
+
+    phase: str
+    done: int = 0  # bytes
+    total: int = 0  # bytes; 0: not known
+    per_s: float = 0.0  # bytes; 0: not known yet
+
+    @property
+    def percent(self) -> int | None:
+        """How much of it is done; None where nobody knows how much there is."""
+        return 100 * self.done // self.total if self.total else None
+
+    @property
+    def left_s(self) -> int | None:
+        """About how long the rest takes; None where that is not known."""
+        return round((self.total - self.done) / self.per_s) if self.total and self.per_s > 0 else None
+
+
 MOST_TOLD = 16  # adapters of which an engine tells the demand: those that fill a quarter of a batch at least
 
 
@@ -148,6 +170,7 @@ class EngineRecord(_Record, frozen=True):
     failure: Failure | None = None  # why the base could not be loaded
     demand: Mapping[str, float] = {}  # requests in flight of the MOST_TOLD adapters that have most, smoothed
     training_bytes: int = 0  # of host memory, for the policies that train there: their state, and checkpoints of it
+    bringing: Bringing | None = None  # while the base is brought up
     loads_per_s: float = 0.0  # adapters that it brings up in a second of loading; 0: not known yet
 
 

@@ -237,7 +237,7 @@ class TierCounts(_Camel, frozen=True):
 
 
 class LoadingStatus(_Camel, frozen=True):
-    """Copies that engines are still to bring up, and how long that takes at the rates that they tell."""
+    """Copies that engines are still to bring up, and how long that, or the base, takes at the rates they tell."""
 
     copies: int = 0
     eta_seconds: int | None = None  # unset while nothing loads, or while no engine has told its rate

@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import EngineRecord, EngineView, Failure, Held, MapChange, MapState, Placement, Tier
+from mint_contracts.records import (
+    Bringing,
+    EngineRecord,
+    EngineView,
+    Failure,
+    Held,
+    MapChange,
+    MapState,
+    Placement,
+    Tier,
+)
 from mint_contracts.resources import (
     AdapterLimits,
     AdapterStore,
@@ -111,6 +121,7 @@ def engine(
     failures: Mapping[str, Failure] | None = None,
     loads_per_s: float = 0.0,
     training_bytes: int = 0,
+    bringing: Bringing | None = None,
 ) -> EngineView:
     name = f"smol-{ordinal}"
     record = EngineRecord(
@@ -127,6 +138,7 @@ def engine(
         failure=failure,
         loads_per_s=loads_per_s,
         training_bytes=training_bytes,
+        bringing=bringing,
     )
     holdings = {adapter: Held(adapter, source(adapter), tier) for adapter, tier in (held or {}).items()}
     for adapter, why in (failures or {}).items():

@@ -13,6 +13,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.errors import NonFiniteWeights, UnsupportedBase
 from mint_contracts.quantisation import Quantisation
+from mint_contracts.records import LOADING
 from mint_engine.model.files import (
     LIBRARY_ERRORS,
     BaseFiles,
@@ -24,8 +25,9 @@ from mint_engine.model.files import (
 )
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
-from mint_engine.model.stored import Stored, fill, filled_from
+from mint_engine.model.stored import Stored, counted, fill, filled_from
 from mint_engine.model.widened import fit_products
+from mint_engine.sources.headway import Headway
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,18 @@ def admit_any(*_: object) -> None:
 
 
 def load_base(
-    path: Path, dtype: torch.dtype, device: torch.device, part: Part | None = None, admit: Admit = admit_any
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    part: Part | None = None,
+    admit: Admit = admit_any,
+    headway: Headway | None = None,
 ) -> Base:
     """The base at `path`, or a part of it, in evaluation mode and without gradients.
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase, and
-    what `admit` does, before any weight is read. No code of the folder is run, nothing is fetched.
+    what `admit` does, before any weight is read. No code of the folder is run, nothing is fetched. `headway` is told
+    of what is read.
     """
     fit_products(dtype, device)
     files = find_files(path)
@@ -86,7 +94,7 @@ def load_base(
     if files.gguf is None:
         check_tensors(files, quantisation)
     tokenizer = read_tokenizer(files)  # takes seconds; the weights of a large base take many minutes
-    model = _read_model(files, config, quantisation, dtype, part)
+    model = _read_model(files, config, quantisation, dtype, part, headway or Headway())
     nn.Module.to(model, device)
     model.train(False)
     model.requires_grad_(False)
@@ -120,8 +128,10 @@ def _read_model(
     quantisation: Quantisation | None,
     dtype: torch.dtype,
     part: Part | None,
+    headway: Headway,
 ) -> PreTrainedModel:
     def read(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
+        tensors = counted(tensors, headway)
         if quantisation is not None:
             tensors = dequantised(tensors, quantisation, dtype, files.subject)
         return fill(model, tensors, loading) if part is None else part.fill(model, tensors, loading)
@@ -134,7 +144,9 @@ def _read_model(
     )
     try:
         reader: Any = AutoModelForCausalLM
-        if not files.gguf:
+        if files.gguf:
+            headway.begin(LOADING, 0)
+        else:
             reader = filled_from(type(empty_model(config, files.subject)), read)
         loaded = reader.from_pretrained(
             files.folder,

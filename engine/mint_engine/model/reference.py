@@ -22,6 +22,7 @@ from mint_engine.model.modules import layers_of, layers_prefix
 from mint_engine.model.stored import Naming, Stored, fill
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.shard import shard_layer
+from mint_engine.sources.headway import Headway
 
 TOLD_EVERY_S = 10.0  # while a base is read
 
@@ -39,13 +40,15 @@ def reference_logits(base: Base) -> torch.Tensor:
     return _logits(base.model)
 
 
-def load_part(path: Path, dtype: torch.dtype, part: Part, admit: Admit = admit_any) -> tuple[Base, torch.Tensor]:
+def load_part(
+    path: Path, dtype: torch.dtype, part: Part, admit: Admit = admit_any, headway: Headway | None = None
+) -> tuple[Base, torch.Tensor]:
     """A rank's part of a base in the host's memory, and the logits [T, V] of all of it. Raises as `load_base` does.
 
     A GGUF file is in memory whole, and cut by whoever has it next.
     """
     streamed = _Streamed(part)
-    base = load_base(path, dtype, torch.device("cpu"), streamed, admit)
+    base = load_base(path, dtype, torch.device("cpu"), streamed, admit, headway)
     return base, reference_logits(base) if streamed.logits is None else streamed.logits
 
 
@@ -76,7 +79,7 @@ class _Streamed:
     def finish(self, model: PreTrainedModel, check: Check) -> None:
         """See `model.base.Part`."""
         layers = list(layers_of(model))
-        read, hooks = _Progress(len(layers)), []
+        read, hooks = _Layers(len(layers)), []
         for path, layer in layers:
             hooks.append(layer.register_forward_pre_hook(partial(self._fill_layer, model, path, check)))
             hooks.append(layer.register_forward_hook(partial(self._cut_layer, path, read)))
@@ -89,13 +92,13 @@ class _Streamed:
         info.missing_keys &= layer.state_dict(prefix=f"{path}.").keys()
         check(vars(info), layer.named_parameters(prefix=path))
 
-    def _cut_layer(self, path: str, read: "_Progress", layer: nn.Module, *_: Any) -> None:
+    def _cut_layer(self, path: str, read: "_Layers", layer: nn.Module, *_: Any) -> None:
         assert self._part.share is not None  # noqa: S101 - see `fill`
         shard_layer(path, layer, self._part.share)
         read.step()
 
 
-class _Progress:
+class _Layers:
     """Says how many layers have been read, now and then: it takes minutes."""
 
     def __init__(self, layers: int) -> None:

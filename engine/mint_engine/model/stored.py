@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +20,10 @@ from transformers.core_model_loading import (
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.errors import CorruptFile, UnsupportedBase
+from mint_contracts.records import LOADING
 from mint_engine.adapters.mapped import LOST, map_file
 from mint_engine.residency.remapping import bring
+from mint_engine.sources.headway import Headway
 
 _LENGTH = struct.Struct("<Q")  # of the header that follows it
 _ABOUT = "__metadata__"
@@ -122,6 +125,33 @@ def _readable(file: str) -> Iterator[None]:
             raise
         told = f"can not be read from its disk ({error.strerror}); get its files again"
         raise CorruptFile(f"base file {file}", told) from error
+
+
+class _Counted:
+    """A tensor of which whoever reads a part of it is told how many bytes that was."""
+
+    def __init__(self, tensor: Stored, headway: Headway) -> None:
+        self._tensor, self._headway = tensor, headway
+
+    def get_shape(self) -> Sequence[int]:
+        return self._tensor.get_shape()
+
+    def get_dtype(self) -> str:
+        return self._tensor.get_dtype()
+
+    def __getitem__(self, part: Any) -> torch.Tensor:
+        found = self._tensor[part]
+        self._headway.more(found.nbytes)
+        return found
+
+
+def counted(tensors: Mapping[str, Stored], headway: Headway) -> dict[str, Stored]:
+    """These tensors, which begin to be read: `headway` is told of it."""
+    sizes = [
+        prod(each.get_shape()) * _DTYPES.get(each.get_dtype(), torch.uint8).itemsize for each in tensors.values()
+    ]
+    headway.begin(LOADING, sum(sizes))
+    return {name: _Counted(tensor, headway) for name, tensor in tensors.items()}
 
 
 class Naming:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,12 +31,17 @@ def read_up_to(file: BinaryIO, count: int) -> bytes:
     return b"".join(parts)
 
 
-def pour(file: BinaryIO, out: BinaryIO, limit: int) -> int:
-    """Copy until the file's end or `limit` bytes; returns how many there were."""
+def _silently(_: int) -> None:
+    """Nobody asks how far it is."""
+
+
+def pour(file: BinaryIO, out: BinaryIO, limit: int, tell: Callable[[int], None] = _silently) -> int:
+    """Copy until the file's end or `limit` bytes; returns how many there were, and tells of them as they come."""
     copied = 0
     while copied < limit and (part := file.read(min(CHUNK_BYTES, limit - copied))):
         out.write(part)
         copied += len(part)
+        tell(len(part))
     return copied
 
 

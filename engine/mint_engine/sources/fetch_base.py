@@ -14,8 +14,10 @@ import structlog
 from mint_contracts.claims import local_path
 from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable, UnsafeFormat
 from mint_contracts.quantisation import MODELOPT_FILE
+from mint_contracts.records import COPYING
 from mint_contracts.source import Source, locate
 from mint_engine.sources.copying import folder_name, pour, publish, read_bounded, sync
+from mint_engine.sources.headway import Headway
 from mint_engine.sources.local import LocalFolder
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import Folder, folder_of, subject_of
@@ -41,10 +43,11 @@ _log = structlog.get_logger(__name__)
 Look = Callable[[Path, str], None]
 
 
-def fetch_base(source: Source, cache: Path, look: Look) -> Path:
+def fetch_base(source: Source, cache: Path, look: Look, headway: Headway | None = None) -> Path:
     """The local path of a base: a folder, or one .gguf file where the URI names one.
 
     A remote source that could not be loaded anyway is refused before its weights are copied: then it is looked at.
+    `headway` is told of the copy.
     Raises UnsafeFormat for pickled weights alone, CapacityExceeded when the disk of `cache` is too small, CorruptFile
     and Source* errors, and what `look` does.
     """
@@ -54,7 +57,7 @@ def fetch_base(source: Source, cache: Path, look: Look) -> Path:
         return _in_place(source, single)
     target = cached_base(source, cache)
     if not target.is_dir():
-        _copy(source, single, target, look)
+        _copy(source, single, target, look, headway or Headway())
     return target / single
 
 
@@ -106,7 +109,7 @@ def check_names(names: list[str], subject: str) -> None:
         raise SourceNotFound(subject, "holds no *.safetensors and no .gguf; check its path and revision")
 
 
-def _copy(source: Source, single: str, target: Path, look: Look) -> None:
+def _copy(source: Source, single: str, target: Path, look: Look, headway: Headway) -> None:
     folder, found = _listed(source, single)
     check_names(sorted(found), subject_of(source))
     wanted = {name: size for name, size in sorted(found.items()) if name.endswith(SUFFIXES)}
@@ -123,10 +126,12 @@ def _copy(source: Source, single: str, target: Path, look: Look) -> None:
         into = Path(temporary) / "files"
         into.mkdir()
         weights = {name for name in wanted if name.endswith(_WEIGHTS)}
-        _copy_files(folder, wanted, wanted.keys() - weights, into)
+        _copy_files(folder, wanted, wanted.keys() - weights, into, Headway())
         if any(name.endswith(_SAFE) for name in weights):  # a GGUF file holds all of it in one
             look(into, folder.subject)
-        _copy_files(folder, wanted, weights, into)
+        sizes = [wanted[name] or 0 for name in weights]
+        headway.begin(COPYING, sum(sizes) if all(sizes) else 0)
+        _copy_files(folder, wanted, weights, into, headway)
         publish(into, target)
 
 
@@ -158,11 +163,13 @@ def _shards(folder: Folder) -> list[str]:
     return sorted(names)
 
 
-def _copy_files(folder: Folder, sizes: Mapping[str, int | None], names: Iterable[str], into: Path) -> None:
+def _copy_files(
+    folder: Folder, sizes: Mapping[str, int | None], names: Iterable[str], into: Path, headway: Headway
+) -> None:
     """One after another, with a line each: a large base takes hours."""
     for number, name in enumerate(files := sorted(names), 1):
         began = time.monotonic()
-        copied = retrying(partial(_copy_file, folder, name, sizes[name], into / name))
+        copied = retrying(partial(_copy_file, folder, name, sizes[name], into / name, headway))
         seconds = round(time.monotonic() - began, 1)
         _log.info(
             "base_file_copied",
@@ -175,10 +182,11 @@ def _copy_files(folder: Folder, sizes: Mapping[str, int | None], names: Iterable
         )
 
 
-def _copy_file(folder: Folder, name: str, size: int | None, into: Path) -> int:
+def _copy_file(folder: Folder, name: str, size: int | None, into: Path, headway: Headway) -> int:
+    headway.kept(-into.stat().st_size if into.exists() else 0)  # an attempt that failed is made anew
     limit = shutil.disk_usage(into.parent).free if size is None else size + 1
     with folder.open(name) as file, into.open("wb") as out:
-        copied = pour(file, out, limit)
+        copied = pour(file, out, limit, headway.more)
     if size is not None and copied != size:
         raise SourceUnavailable(folder.subject, f"sent {copied} bytes of {name} where it lists {size}; retrying")
     if size is None and copied == limit:  # there may be more of it

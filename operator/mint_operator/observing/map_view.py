@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
 from mint_contracts.records import EngineRecord, EngineView, MapState, Placement, WaveRecord
+from mint_operator.planning.bringing import judged
 from mint_operator.planning.demand import coarse, followed
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.sizes import Size, learnt
@@ -202,4 +203,5 @@ def _judged(record: EngineRecord) -> object:
         record.slots_total,
         record.training_bytes,
         record.failure,
+        judged(record.bringing),
     )

@@ -7,6 +7,7 @@ import msgspec
 from mint_contracts.records import Failure
 from mint_contracts.resources import BaseModelStatus, EngineCounts, LoadingStatus, SlotCounts, TierCounts
 from mint_operator.planning import conditions
+from mint_operator.planning.bringing import is_copying, sentence, with_base
 from mint_operator.planning.conditions import Finding, truth
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.snapshot import ObservedBase
@@ -49,7 +50,7 @@ def base_status(base: ObservedBase, facts: BaseFacts, now: float) -> BaseModelSt
         engines=counts,
         slots=slots,
         adapters=adapters,
-        loading=facts.loading if facts.redis_ok else last.loading,
+        loading=with_base(facts.loading, engines) if facts.redis_ok else last.loading,
     )
 
 
@@ -92,16 +93,21 @@ def _cause(facts: BaseFacts) -> tuple[str, bool]:
     failures.sort(key=lambda failure: not failure.terminal)
     if failures:
         return failures[0].reason, failures[0].terminal
+    if any(is_copying(engine) for engine in waiting):
+        return conditions.COPYING_BASE, False
     if any(engine.alive for engine in waiting):
         return conditions.BASE_LOADING, False
     return conditions.ENGINES_STARTING, False
 
 
 def _with_troubles(text: str, facts: BaseFacts) -> str:
-    failing = [(engine.name, engine.failure) for engine in facts.engines if engine.failure and not engine.ready]
-    said = [f"{name}: {failure.reason}: {failure.message}" for name, failure in failing[:MOST_NAMED]]
-    more = [f"and {len(failing) - MOST_NAMED} more"] if len(failing) > MOST_NAMED else []
-    return "; ".join([text, *said, *more])
+    """`text`, and what engines that are not ready say of it: first those that fail, then how far others are."""
+    waiting = [engine for engine in facts.engines if not engine.ready]
+    failing = [(engine.name, engine.failure) for engine in waiting if engine.failure]
+    said = [f"{name}: {failure.reason}: {failure.message}" for name, failure in failing]
+    said += [word for engine in waiting if (word := sentence(engine))]
+    more = [f"and {len(said) - MOST_NAMED} more"] if len(said) > MOST_NAMED else []
+    return "; ".join([text, *said[:MOST_NAMED], *more])
 
 
 def _progressing(verdict: Finding, facts: BaseFacts, ready: int) -> Finding:

@@ -46,7 +46,9 @@ POLICIES_FAILED = "PoliciesFailed"
 # Bases
 ENGINES_READY = "EnginesReady"
 ENGINES_STARTING = "EnginesStarting"
+COPYING_BASE = "CopyingBase"
 BASE_LOADING = "BaseLoading"
+COMING_UP = {COPYING_BASE, BASE_LOADING}
 BASE_LOADED = "BaseLoaded"
 ROLLING_UPDATE = "RollingUpdate"
 APPLY_FAILED = "ApplyFailed"

@@ -14,7 +14,14 @@ from mint_operator.planning.backlog import Backlogs, Waits, of_wave, times, wait
 from mint_operator.planning.copies import copies
 from mint_operator.planning.engines import Engine
 from mint_operator.planning.shards import differing, flat
-from mint_operator.planning.wave_status import WaveFacts, kept_status, refused_status, unknown_status, wave_status
+from mint_operator.planning.wave_status import (
+    WaveFacts,
+    kept_status,
+    missing,
+    refused_status,
+    unknown_status,
+    wave_status,
+)
 from mint_operator.training.stand import WaveStand
 from mint_operator.training.status import TrainFacts, training_status
 
@@ -35,7 +42,7 @@ class Told(msgspec.Struct, frozen=True):
     admission: Admission
     placed: Placed | None
     engines: Mapping[str, Engine]
-    ready: object  # the base's Ready condition
+    lacking: object  # why the base is not ready
     waits: Mapping[str, Waits]
     times: Mapping[str, float]
 
@@ -51,9 +58,9 @@ def statuses(
 ) -> Told:
     """Statuses of the waves of one base; `placed` is None while the map is not known."""
     by_name = {engine.name: engine for engine in engines}
-    ready = next((found for found in base.conditions if found.type == "Ready"), None)
+    lacking = missing(base)
     asks, refused = admission.asks.by_wave, admission.refused
-    stale = None if before is None else _stale(before, admission, placed, by_name, ready)
+    stale = None if before is None else _stale(before, admission, placed, by_name, lacking)
     records = None if placed is None else flat(placed.records) if stale is None else placed.records
     seen = Seen(records, by_name, base, times(backlogs))
     found: dict[str, AdapterWaveStatus] = {}
@@ -66,7 +73,7 @@ def statuses(
             found[key] = _later(found[key], waiting[key], seen.times)
     for key in asks if stale is None else sorted(stale):
         found[key], waiting[key] = _status(asks[key], refused.get(key), seen, now)
-    return Told(found, admission, placed, by_name, ready, waiting, seen.times)
+    return Told(found, admission, placed, by_name, lacking, waiting, seen.times)
 
 
 def _later(status: AdapterWaveStatus, waits: Waits, took: Mapping[str, float]) -> AdapterWaveStatus:
@@ -108,10 +115,10 @@ def _facts(ask: Ask, seen: Seen) -> tuple[WaveFacts, Waits]:
 
 
 def _stale(
-    before: Told, admission: Admission, placed: Placed | None, engines: Mapping[str, Engine], ready: object
+    before: Told, admission: Admission, placed: Placed | None, engines: Mapping[str, Engine], lacking: object
 ) -> set[str] | None:
     """Waves of which anything is not what it was: themselves, their turn, their copies or engines; None: of any."""
-    if placed is None or before.placed is None or placed.changed is None or ready != before.ready:
+    if placed is None or before.placed is None or placed.changed is None or lacking != before.lacking:
         return None
     names = set(placed.changed)
     for name, engine in engines.items():

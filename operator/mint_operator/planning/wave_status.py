@@ -179,15 +179,22 @@ def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
         cause = f"{first.adapter} on {first.engine}: {failed[0].failure.message}"
         more = f" (and {len(failed) - 1} more failures)" if len(failed) > 1 else ""
         return Finding("Ready", "False", failed[0].failure.reason, f"{said}; {cause}{more}")
-    base = next((found for found in facts.base.conditions if found.type == "Ready"), None)
-    if base is not None and base.status != "True":
-        return Finding("Ready", "False", base.reason, f"{said}; the base model is not ready: {base.message}")
+    if base := missing(facts.base):
+        return Finding("Ready", "False", base[0], f"{said}; the base model is not ready: {base[1]}")
     if away:
         names = ", ".join(sorted({copy.engine for copy in away})[:MOST_FAILURES])
         return Finding("Ready", "False", conditions.ENGINES_AWAY, f"{said}; away: {names}")
     if counts.placed < counts.wanted:
         return Finding("Ready", "False", conditions.WAITING_FOR_ENGINES, said)
     return Finding("Ready", "False", conditions.ADAPTERS_LOADING, said)
+
+
+def missing(base: BaseModelStatus) -> tuple[str, str] | None:
+    """Why a base is not ready; None where it is. How far it comes up it alone tells: its waves can be thousands."""
+    ready = next((found for found in base.conditions if found.type == "Ready"), None)
+    if ready is None or ready.status == "True":
+        return None
+    return ready.reason, "its status says how far it is" if ready.reason in conditions.COMING_UP else ready.message
 
 
 def _progressing(facts: WaveFacts, verdict: Finding, counts: WaveCounts) -> Finding:

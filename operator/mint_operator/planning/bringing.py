@@ -1,0 +1,68 @@
+"""What is said of engines that bring their base up: how much of it is there, and how long the rest takes. Pure."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from mint_contracts.records import COPYING, LOADING, Bringing
+from mint_contracts.resources import LoadingStatus
+from mint_operator.planning.conditions import span
+from mint_operator.planning.engines import Engine
+
+_DONE = {COPYING: "copied", LOADING: "read into memory"}
+_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"))
+_MINUTE, _HOUR = 60, 3600
+
+
+def is_copying(engine: Engine) -> bool:
+    """Whether the base comes to the engine's node."""
+    found = bringing(engine)
+    return found is not None and found.phase == COPYING
+
+
+def bringing(engine: Engine) -> Bringing | None:
+    """How far an engine is that does not serve yet; None where it does not say."""
+    return engine.record.bringing if engine.record is not None and not engine.ready else None
+
+
+def sentence(engine: Engine) -> str:
+    """The same for people; "" where there is nothing to tell."""
+    found = bringing(engine)
+    if found is None or found.phase not in _DONE:
+        return ""
+    about = f"engine {engine.name}: {_amount(found)} of the base {_DONE[found.phase]}"
+    if found.percent is None:
+        return about
+    left = "" if found.left_s is None else f", about {_time(found.left_s)} left"
+    return f"{about} ({found.percent}%){left}"
+
+
+def with_base(loading: LoadingStatus, engines: Sequence[Engine]) -> LoadingStatus:
+    """What engines are still to load, and until when, of which the base may be what takes longest."""
+    known = [found.left_s for found in map(bringing, engines) if found is not None and found.left_s is not None]
+    last = max(known, default=0)
+    if last <= (loading.eta_seconds or 0):
+        return loading
+    return msgspec.structs.replace(loading, eta_seconds=last, eta=span(last))
+
+
+def judged(found: Bringing | None) -> object:
+    """What planning asks of it: a plan for each percent is enough."""
+    if found is None:
+        return None
+    return found.phase, found.total, found.done // _UNITS[1][0] if found.percent is None else found.percent
+
+
+def _amount(found: Bringing) -> str:
+    """312 of 980 GB: in the unit of the larger, with a digit behind the point where there is one before it."""
+    size, unit = next((each for each in _UNITS if max(found.total, found.done) >= each[0]), _UNITS[-1])
+    digits = 1 if max(found.total, found.done) < 10 * size else 0
+    done = f"{found.done / size:.{digits}f}"
+    return f"{done} of {found.total / size:.{digits}f} {unit}" if found.total else f"{done} {unit}"
+
+
+def _time(seconds: int) -> str:
+    minutes = round(seconds / _MINUTE)
+    if minutes <= 1:
+        return "a minute"
+    return f"{minutes} minutes" if seconds < 2 * _HOUR else f"{round(seconds / _HOUR)} hours"
