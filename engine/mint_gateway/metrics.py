@@ -27,6 +27,11 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self._catalogs_failing = Gauge(
+            "mint_gateway_catalogs_failing",
+            "Catalogs that could not be looked after last time",
+            registry=self.registry,
+        )
         self._in_flight = Gauge("mint_gateway_in_flight", "Requests being answered now", registry=self.registry)
         self._map_age = Gauge(
             "mint_gateway_map_age_seconds", "Since the placement map was last read", registry=self.registry
@@ -36,9 +41,14 @@ class Metrics:
         )
 
     def observe(
-        self, in_flight: Callable[[], float], map_age_s: Callable[[], float], outages: Callable[[], float]
+        self,
+        in_flight: Callable[[], float],
+        map_age_s: Callable[[], float],
+        outages: Callable[[], float],
+        catalogs_failing: Callable[[], float],
     ) -> None:
         """Read these at each scrape."""
         self._in_flight.set_function(in_flight)
         self._map_age.set_function(map_age_s)
         self._map_outages.set_function(outages)
+        self._catalogs_failing.set_function(catalogs_failing)

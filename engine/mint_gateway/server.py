@@ -98,7 +98,7 @@ async def serve(
         limits.patience,
         lambda error: metrics.retries.labels(error.reason).inc(),
     )
-    metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages)
+    metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages, lambda: catalogs.failing)
     server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
     answering = Answering(router, metrics)
     sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(answering), server)

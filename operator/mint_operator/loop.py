@@ -54,6 +54,7 @@ class Loop:
                 self._failures = 0
             garbage.collect()
             self.last_pass = time.monotonic()
+            metrics.LAST_PASS.set_to_current_time()
 
     async def once(self, parts: frozenset[Part] = EVERYTHING) -> Counter[str]:
         """One pass over what is dirty; returns what was written."""

@@ -22,6 +22,11 @@ DIRTY = Gauge("mint_operator_dirty", "Parts of the world that wait to be looked 
 NAMESPACES_LEFT_OUT = Gauge(
     "mint_operator_namespaces_left_out", "Namespaces to be watched that the operator may not read"
 )
+LEADS = Gauge("mint_operator_leads", "1 while this operator holds the Lease, and so plans")
+LAST_PASS = Gauge(
+    "mint_operator_last_pass_timestamp_seconds", "When the loop last looked at the world, well or badly, since 1970"
+)
+ENGINES = Gauge("mint_operator_engines", "Engines over all base models: desired, and ready", ["state"])
 REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers")
 
 PHASES = ("Pending", "Loading", "Placing", "Ready", "Degraded", "Failed")
@@ -42,6 +47,9 @@ def observe(snapshot: Snapshot, plan: Plan) -> None:
     trained = [status.training.policies for status in plan.wave_statuses.values() if status.training]
     for stage in ("waiting", "running", "paused", "complete", "cancelled", "failed"):
         POLICIES.labels(stage).set(sum(getattr(each, stage) for each in trained))
+    engines = [status.engines for status in plan.base_statuses.values()]
+    for state in ("desired", "ready"):
+        ENGINES.labels(state).set(sum(getattr(each, state) for each in engines))
     counts = [status.counts for status in plan.wave_statuses.values()]
     for state in ("wanted", "placed", "ready", "failed"):
         COPIES.labels(state).set(sum(getattr(each, state) for each in counts))

@@ -17,7 +17,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.train_writer import TrainWriter
-from mint_operator import kube, reach, settings
+from mint_operator import kube, metrics, reach, settings
 from mint_operator.apply import Applier, Maps
 from mint_operator.epoch import Leadership, LeadershipLost
 from mint_operator.loop import Loop
@@ -96,6 +96,7 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
     lease_api = kube.connect()  # of its own: a queue of other calls must not delay a renewal
     leadership = Leadership(lease_api, config.namespace, config.lease, config.identity)
     epoch = await leadership.acquire()
+    metrics.LEADS.set(1)
     redis = functions.connect(config.release.redis_url)
     reader = MapReader(redis)
     view = MapView(reader, config.namespaces, epoch=epoch)
@@ -114,5 +115,6 @@ async def _lead(config: settings.OperatorSettings, api: kube.Kube, dirt: Dirt, f
         await leadership.release()
         raise
     finally:
+        metrics.LEADS.set(0)
         await redis.aclose()
         lease_api.close()

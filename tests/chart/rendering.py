@@ -32,14 +32,20 @@ EVERYTHING: Values = {
         "nodeSelector": {"pool": "control"},
         "tolerations": [{"key": "control", "operator": "Exists"}],
         "manifests": {"existingSecret": "s3-reader"},
+        "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/reader"}},
     },
     "gateway": {
         "replicas": 3,
         "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
         "catalog": {"existingSecret": "s3", "claims": ["catalog"]},
+        "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/catalogs"}},
     },
     "redis": {"persistence": {"size": "2Gi", "storageClassName": "fast"}, "priorityClassName": "high"},
-    "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+    "metrics": {
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+        "dashboard": {"enabled": True, "labels": {"team": "ml"}, "annotations": {"grafana_folder": "MinT"}},
+    },
 }
 BARE: Values = {
     "networkPolicy": {"enabled": False},

@@ -104,6 +104,17 @@ async def test_a_defect_met_by_one_catalog_costs_no_other_its_keeping(redis_clie
         assert not keeping.done()
 
 
+async def test_catalogs_that_fail_are_counted_while_they_are_there(redis_client: Redis, local: str) -> None:
+    sources = {"demo/spoilt": Source(uri=5), BASE: Source(local)}  # type: ignore[arg-type]
+    keeper = Keeper(redis_client, lambda: sources)
+    keeping = asyncio.create_task(keeper.run())
+    await until(lambda: keeper.failing == 1)
+    del sources["demo/spoilt"]
+    assert keeper.failing == 0
+    keeping.cancel()
+    await asyncio.wait({keeping})
+
+
 async def test_a_redis_that_was_emptied_while_it_was_read_into_gets_all_the_same(
     redis_client: Redis, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ SLOTS_LOST = Counter("mint_engine_slots_lost_bytes", "Bytes of slots that had le
 HOST_BYTES = Gauge("mint_engine_host_tier_bytes", "Bytes of adapters in host memory")
 DISK_BYTES = Gauge("mint_engine_disk_tier_bytes", "Bytes of adapters in the disk cache")
 BALANCED = Gauge("mint_engine_residency_books_balanced", "1 while slots, references and bytes add up, 0 when not")
+BALANCED.set(1)  # while nothing is held
 
 
 def tell_load(outcome: str, seconds: float) -> None:

@@ -26,6 +26,11 @@ class Catalogs:
         self.resolver = Resolver(self.reader, away=lambda: mirror.away)
         self._keeper = Keeper(redis, self.manifests, self._stored)
 
+    @property
+    def failing(self) -> int:
+        """How many could not be looked after last time."""
+        return self._keeper.failing
+
     def manifests(self) -> dict[str, Source]:
         """Where each base that has a catalog keeps its manifests."""
         records = {base: view.record for base, view in self._mirror.views.items()}

@@ -61,6 +61,11 @@ class Keeper:
         self._token = secrets.token_hex(8)
         self._woken = asyncio.Event()
 
+    @property
+    def failing(self) -> int:
+        """Catalogs that could not be looked after last time."""
+        return len(self._failed.keys() & self._manifests().keys())
+
     def wake(self) -> None:
         """Look now: somebody waits."""
         self._woken.set()
@@ -114,6 +119,7 @@ class Keeper:
             _log.warning("catalog not looked after", base_model=base, error=str(error), again_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
         except Exception:  # noqa: BLE001 - whatever is wrong with one catalog, the others are kept
+            self._failed[base] = self._failed.get(base, 0) + 1
             _log.exception("catalog not looked after", base_model=base)
             await asyncio.sleep(DEFECT_PAUSE_S)
 

@@ -1,0 +1,119 @@
+"""The chart's alerts and dashboard ask only for what MinT's processes tell."""
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
+
+from mint_gateway.metrics import Metrics
+from tests.chart.rendering import BARE, DEFAULTS, EVERYTHING, NAMESPACE, NAMESPACED, Object, of_kind, render
+
+SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+# What Prometheus adds to all that it scrapes, and to a histogram's buckets.
+ADDED = {"namespace", "pod", "le"}
+WITH_METRICS = (
+    "mint_operator.metrics",
+    "mint_engine.metrics",
+    "mint_engine.residency.metrics",
+    "mint_engine.policies.training_metrics",
+)
+
+
+@pytest.fixture(scope="module")
+def exported() -> dict[str, set[str]]:
+    """Every series that the operator, engines and gateways tell, with its labels."""
+    for name in WITH_METRICS:
+        importlib.import_module(name)
+    return dict(_series(REGISTRY)) | dict(_series(Metrics().registry))
+
+
+def _series(registry: CollectorRegistry) -> Iterator[tuple[str, set[str]]]:
+    for collector in list(registry._collector_to_names):
+        if isinstance(collector, MetricWrapperBase) and collector._name.startswith("mint_"):
+            for suffix in SUFFIXES[str(collector._type)]:
+                yield collector._name + suffix, set(collector._labelnames)
+
+
+def alerts(objects: list[Object]) -> list[Object]:
+    rule = of_kind(objects, "PrometheusRule")["mint"]
+    found: list[Object] = [each for group in rule["spec"]["groups"] for each in group["rules"]]
+    return found
+
+
+def dashboard(objects: list[Object]) -> Any:
+    return json.loads(of_kind(objects, "ConfigMap")["mint-dashboard"]["data"]["mint.json"])
+
+
+def asked(objects: list[Object]) -> list[str]:
+    """Every expression of the alerts and of the dashboard."""
+    panels = dashboard(objects)["panels"]
+    return [each["expr"] for each in alerts(objects)] + [
+        target["expr"] for panel in panels for target in panel["targets"]
+    ]
+
+
+@pytest.mark.parametrize("values", [EVERYTHING, EVERYTHING | NAMESPACED], ids=["everywhere", "namespaced"])
+def test_only_what_is_told_is_asked_for(values: Object, exported: dict[str, set[str]]) -> None:
+    named = set()
+    for text in asked(render(values)):
+        for name, chosen in re.findall(r"\b(mint_\w+)(?:\{([^}]*)\})?", text):
+            assert name in exported, text
+            labels = set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)", chosen))
+            assert labels <= exported[name] | ADDED, text
+            named.add(name)
+        known = set().union(*[exported[name] for name in re.findall(r"\b(mint_\w+)", text)])
+        for grouped in re.findall(r"\b(?:by|on) \(([^)]*)\)", text):
+            assert {each.strip() for each in grouped.split(",")} <= known | ADDED, text
+        assert all(text.count(one) == text.count(other) for one, other in ("()", "{}", "[]")), text
+    assert {name.split("_")[1] for name in named} == {"operator", "engine", "gateway", "train"}
+
+
+def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
+    found = alerts(render(EVERYTHING))
+    names = [each["alert"] for each in found]
+    assert len(set(names)) == len(names)
+    for each in found:
+        assert each["labels"]["severity"] in {"warning", "critical"}
+        assert each["annotations"]["summary"]
+        assert len(each["annotations"]["description"]) > len(each["annotations"]["summary"])
+        assert "{{" not in each["expr"]
+    assert any(NAMESPACE in each["annotations"]["description"] for each in found)
+
+
+def test_alerts_of_a_release_are_about_what_it_watches() -> None:
+    for each in alerts(render(EVERYTHING | NAMESPACED)):
+        chosen = re.findall(r"\bmint_\w+(\{[^}]*\})", each["expr"])
+        assert chosen, each["alert"]
+        for text in chosen:
+            assert f'namespace="{NAMESPACE}"' in text or 'namespace=~"team-a|team-b"' in text
+
+
+def test_every_panel_has_a_place_of_its_own() -> None:
+    panels = dashboard(render(EVERYTHING))["panels"]
+    assert len({(each["gridPos"]["x"], each["gridPos"]["y"]) for each in panels}) == len(panels)
+    assert len({each["id"] for each in panels}) == len(panels)
+
+
+def test_they_are_found_by_their_labels_and_made_only_when_asked_for() -> None:
+    objects = render(EVERYTHING)
+    assert of_kind(objects, "PrometheusRule")["mint"]["metadata"]["labels"]["release"] == "prometheus"
+    about = of_kind(objects, "ConfigMap")["mint-dashboard"]["metadata"]
+    assert (about["labels"]["grafana_dashboard"], about["labels"]["team"]) == ("1", "ml")
+    assert about["annotations"] == {"grafana_folder": "MinT"}
+    for values in (DEFAULTS, BARE):
+        objects = render(values)
+        assert not of_kind(objects, "PrometheusRule")
+        assert "mint-dashboard" not in of_kind(objects, "ConfigMap")
+
+
+def test_service_accounts_bear_the_roles_that_clouds_give_them() -> None:
+    accounts = of_kind(render(EVERYTHING), "ServiceAccount")
+    for part, role in (("operator", "reader"), ("gateway", "catalogs")):
+        annotations = accounts[f"mint-{part}"]["metadata"]["annotations"]
+        assert annotations == {"eks.amazonaws.com/role-arn": f"arn:aws:iam::1:role/{role}"}
+    assert "annotations" not in of_kind(render(DEFAULTS), "ServiceAccount")["mint-operator"]["metadata"]
