@@ -11,7 +11,7 @@ from prometheus_client import start_http_server
 
 from mint_contracts.addresses import everywhere
 from mint_contracts.backoff import delay_s
-from mint_contracts.errors import CorruptFile, Internal, MintError, StaleEpoch
+from mint_contracts.errors import CorruptFile, Internal, MintError, NonFiniteWeights, StaleEpoch, UnsupportedBase
 from mint_contracts.functions import connect
 from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure, Held
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
@@ -30,7 +30,7 @@ from mint_engine.residency.loading import Loader
 from mint_engine.residency.residency import Residency
 from mint_engine.residency.slots import Slots
 from mint_engine.serve import EngineServer, listen
-from mint_engine.sources.fetch_base import drop_base, fetch_base
+from mint_engine.sources.fetch_base import copied_marks, drop_base, fetch_base, told_marks
 from mint_engine.sources.headway import Headway
 from mint_engine.train_link import TrainBody
 
@@ -58,6 +58,7 @@ class Process:
         self._roster: Roster | None = None
         self._failure: Failure | None = None
         self._rising = Headway()
+        self._refused: tuple[Mapping[str, str], Failure] | None = None  # a copy that is gone: of what, and why
         self._leaving = False
         training = TrainBody(want=self._train, confirm=self._confirm, progress=self._progress, rewards=self._rewards)
         trains = start.settings.training_store is not None
@@ -104,13 +105,14 @@ class Process:
         """Why the base is refused, in words alone: the error itself would keep in memory what was loaded."""
         source, cache = self._start.settings.source, self._start.cache
         try:
+            if failure := await asyncio.to_thread(self._refused_still):
+                return failure
             look = partial(check_small_files, self._start.settings)
             path = await asyncio.to_thread(fetch_base, source, cache, look, self._rising)
             await self._server.load(path, self._make_residency, self._rising)
             self._open_training()
         except MintError as error:
-            if isinstance(error, CorruptFile) and not is_of_node(error):  # a copy in the cache would stay as it is
-                await asyncio.to_thread(drop_base, source, cache)
+            await asyncio.to_thread(self._put_away, error)
             return Failure.of(error)
         except Exception as defect:
             # The process stays up and tells why: a restart would load the same base and end the same way.
@@ -121,6 +123,23 @@ class Process:
         finally:
             self._rising.end()
         return None
+
+    def _put_away(self, error: MintError) -> None:
+        """Let go of a copy that is not right: one that is broken, and one whose source would have to be mended."""
+        source, cache = self._start.settings.source, self._start.cache
+        if is_of_node(error):
+            return
+        if isinstance(error, CorruptFile):
+            drop_base(source, cache)
+        elif isinstance(error, NonFiniteWeights | UnsupportedBase) and (marks := copied_marks(source, cache)):
+            self._refused = marks, Failure.of(error)
+            drop_base(source, cache)
+
+    def _refused_still(self) -> Failure | None:
+        """Why the base is not copied again: its source holds what was refused. Raises as `fetch_base` does."""
+        if self._refused is not None and told_marks(self._start.settings.source) != self._refused[0]:
+            self._refused = None
+        return self._refused[1] if self._refused is not None else None
 
     def _make_residency(self, slots: Slots) -> Residency:
         told = self._start.settings

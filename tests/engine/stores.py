@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,6 +18,7 @@ from gcsfs.core import GCSFileSystem
 from moto.server import ThreadedMotoServer
 
 from mint_contracts import backends
+from mint_contracts.source import Source
 from tests.redis_process import free_port
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -216,3 +217,29 @@ def credentials(monkeypatch: pytest.MonkeyPatch, s3_url: str) -> Iterator[None]:
         monkeypatch.setenv(f"AWS_{name}", value)
     yield
     backends.backend.cache_clear()
+
+
+def opened(scheme: str, shelf: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> Source:
+    """That scheme's server over the shelf, for as long as the stack is there; the source is its store, team/store."""
+    backends.backend.cache_clear()
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    if scheme == "file":
+        return Source(f"file://{shelf}/team/store")
+    if scheme == "pvc":
+        monkeypatch.setenv("MINT_PVC_ROOT", str(shelf))
+        return Source("pvc://team/store")
+    if scheme == "http":
+        address, _ = stack.enter_context(serving(Files, shelf))
+        return Source(f"http://{address}/team/store")
+    if scheme == "hf":
+        address, _ = stack.enter_context(serving(Hub, shelf))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
+        return Source("hf://team/store", "v1")
+    if scheme == "s3":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", stack.enter_context(s3(shelf)))
+        for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        return Source(f"s3://{BUCKET}/team/store")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", stack.enter_context(gs(shelf)))
+    return Source(f"gs://{BUCKET}/team/store")

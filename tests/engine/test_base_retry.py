@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from msgspec.structs import replace
+from safetensors.torch import load_file, save_file
 
 from mint_contracts import backends
 from mint_contracts.errors import CorruptFile
@@ -126,6 +127,29 @@ async def test_a_remote_base_that_its_settings_do_not_fit_is_not_copied(tmp_path
         assert failure.message == "contextLength: is 128, but the base knows 100 positions; lower it"
         assert "GET /base/config.json" in handler.seen
         assert "GET /base/model.safetensors" not in handler.seen
+
+
+async def test_a_copy_that_is_refused_is_let_go_and_made_anew_once_its_source_is_mended(tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    folder = save_base(tmp_path / "base")
+    whole = (folder / "model.safetensors").read_bytes()
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": torch.full_like(tensors["model.norm.weight"], torch.nan)},
+              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    with stores.serving(stores.Files, tmp_path) as (address, handler):
+        told = replace(settings_for(tmp_path), source=Source(f"http://{address}/base"))
+        server = await listen(told, "remote", 0)
+        engine = process.Process(Start(told, "remote", "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
+        first, asked = await engine._try_base(), len(handler.seen)
+        assert first is not None
+        assert first.reason == "NonFiniteWeights"
+        assert not list((tmp_path / "cache" / "base").iterdir())
+        assert await engine._try_base() == first
+        assert "GET /base/model.safetensors" not in handler.seen[asked:], "it is not copied again"
+        (folder / "model.safetensors").write_bytes(whole)
+        os.utime(folder / "model.safetensors", (1, 1))  # of another second, which is all that this server tells
+        assert await engine._try_base() is None
+        await server.drain(1)
 
 
 @pytest.mark.parametrize("who", ["node 1", "rank 1", "base 'http://elsewhere'"])

@@ -29,36 +29,7 @@ SCHEMES = ("file", "pvc", "http", "s3", "gs", "hf")
 def opened(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Source]]:
     """`opened(scheme)` starts that scheme's server over the shelf; the source is the shelf's store."""
     with ExitStack() as stack:
-
-        def open_store(scheme: str) -> Source:
-            backends.backend.cache_clear()
-            for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-                monkeypatch.delenv(variable, raising=False)
-            if scheme == "file":
-                return Source(f"file://{shelf}/team/store")
-            if scheme == "pvc":
-                monkeypatch.setenv("MINT_PVC_ROOT", str(shelf))
-                return Source("pvc://team/store")
-            if scheme == "http":
-                address, _ = stack.enter_context(stores.serving(stores.Files, shelf))
-                return Source(f"http://{address}/team/store")
-            if scheme == "hf":
-                address, _ = stack.enter_context(stores.serving(stores.Hub, shelf))
-                monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
-                return Source("hf://team/store", "v1")
-            if scheme == "s3":
-                monkeypatch.setenv("AWS_ENDPOINT_URL", stack.enter_context(stores.s3(shelf)))
-                for name, value in {
-                    "ACCESS_KEY_ID": "id",
-                    "SECRET_ACCESS_KEY": "secret",
-                    "REGION": "us-east-1",
-                }.items():
-                    monkeypatch.setenv(f"AWS_{name}", value)
-                return Source(f"s3://{stores.BUCKET}/team/store")
-            monkeypatch.setenv("STORAGE_EMULATOR_HOST", stack.enter_context(stores.gs(shelf)))
-            return Source(f"gs://{stores.BUCKET}/team/store")
-
-        yield open_store
+        yield lambda scheme: stores.opened(scheme, shelf, stack, monkeypatch)
     backends.backend.cache_clear()
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from mint_contracts.errors import CorruptFile
 from mint_contracts.source import Source
@@ -35,7 +35,15 @@ def _silently(_: int) -> None:
     """Nobody asks how far it is."""
 
 
-def pour(file: BinaryIO, out: BinaryIO, limit: int, tell: Callable[[int], None] = _silently) -> int:
+class Writer(Protocol):
+    """What bytes are written to."""
+
+    def write(self, part: bytes, /) -> object:
+        """All of them."""
+        ...
+
+
+def pour(file: BinaryIO, out: Writer, limit: int, tell: Callable[[int], None] = _silently) -> int:
     """Copy until the file's end or `limit` bytes; returns how many there were, and tells of them as they come."""
     copied = 0
     while copied < limit and (part := file.read(min(CHUNK_BYTES, limit - copied))):

@@ -2,25 +2,29 @@
 
 import json
 import shutil
-import tempfile
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
-import structlog
+import msgspec
 
 from mint_contracts.claims import local_path
-from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable, UnsafeFormat
+from mint_contracts.errors import (
+    CapacityExceeded,
+    CorruptFile,
+    MintError,
+    SourceNotFound,
+    SourceUnavailable,
+    UnsafeFormat,
+)
 from mint_contracts.quantisation import MODELOPT_FILE
 from mint_contracts.records import COPYING
 from mint_contracts.source import Source, locate
-from mint_engine.sources.copying import folder_name, pour, publish, read_bounded, sync
+from mint_engine.sources.base_copy import PARTIAL, BaseCopy
+from mint_engine.sources.copying import folder_name, read_bounded
 from mint_engine.sources.headway import Headway
 from mint_engine.sources.local import LocalFolder
-from mint_engine.sources.retry import retrying
-from mint_engine.sources.storage import Folder, folder_of, subject_of
+from mint_engine.sources.storage import Folder, RemoteFolder, remote_folder, subject_of
 
 _SAFE = ".safetensors"
 _WEIGHTS = (_SAFE, ".gguf")
@@ -35,8 +39,6 @@ INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
 _MAX_INDEX_BYTES = 64 << 20
 _MAX_FILES = 10_000
-_PARTIAL = ".partial-"
-_log = structlog.get_logger(__name__)
 
 
 # Raises a MintError over a base that errors name so, by all of its files but its weights, in a folder.
@@ -51,14 +53,19 @@ def fetch_base(source: Source, cache: Path, look: Look, headway: Headway | None 
     Raises UnsafeFormat for pickled weights alone, CapacityExceeded when the disk of `cache` is too small, CorruptFile
     and Source* errors, and what `look` does.
     """
-    location = locate(source)
-    single = location.path.rsplit("/", 1)[-1] if location.path.endswith(".gguf") else ""
-    if location.scheme in {"file", "pvc"}:
+    single = _single(source)
+    if locate(source).scheme in {"file", "pvc"}:
         return _in_place(source, single)
     target = cached_base(source, cache)
     if not target.is_dir():
         _copy(source, single, target, look, headway or Headway())
     return target / single
+
+
+def _single(source: Source) -> str:
+    """The file that a URI names; "" where it names a folder."""
+    path = locate(source).path
+    return path.rsplit("/", 1)[-1] if path.endswith(".gguf") else ""
 
 
 def cached_base(source: Source, cache: Path) -> Path:
@@ -69,11 +76,36 @@ def cached_base(source: Source, cache: Path) -> Path:
 def drop_base(source: Source, cache: Path) -> None:
     """Remove a copy that is not right. Where this process is killed meanwhile, the next copy removes what is left."""
     target = cached_base(source, cache)
-    aside = target.with_name(f"{_PARTIAL}{target.name}")
+    aside = target.with_name(f"{PARTIAL}dropped-{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
         target.rename(aside)  # half of it is never seen under its own name
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def marks_path(target: Path) -> Path:
+    """Where it is noted of which content of its source a copy is."""
+    return target.parent.with_name("marks") / target.name
+
+
+def _note(path: Path, told: Mapping[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(told))
+
+
+def copied_marks(source: Source, cache: Path) -> dict[str, str]:
+    """By file, what tells the content of a base's copy from any other; none where that is not known of all of it."""
+    try:
+        told = msgspec.json.decode(marks_path(cached_base(source, cache)).read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return told if all(told.values()) else {}
+
+
+def told_marks(source: Source) -> dict[str, str]:
+    """The same of what a remote source holds now. Raises as `fetch_base` does."""
+    folder, found = _listed(source, _single(source))
+    return {name: folder.about(name).mark for name in sorted(found) if name.endswith(SUFFIXES)}
 
 
 def weights_read(names: Collection[str], shards: Collection[str]) -> set[str]:
@@ -115,31 +147,39 @@ def _copy(source: Source, single: str, target: Path, look: Look, headway: Headwa
     wanted = {name: size for name, size in sorted(found.items()) if name.endswith(SUFFIXES)}
     if len(wanted) > _MAX_FILES:
         raise CorruptFile(folder.subject, f"holds {len(wanted)} files; a base model has at most {_MAX_FILES}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f"{_PARTIAL}*"):  # by a process that was killed: this one copies nothing else
-        shutil.rmtree(left, ignore_errors=True)
-    need, free = sum(size or 0 for size in wanted.values()), shutil.disk_usage(target.parent).free
+    copy = BaseCopy(folder, target, headway)
+    try:
+        copy.make_room()
+        _check_room(wanted, copy, target)
+        weights = {name: size for name, size in wanted.items() if name.endswith(_WEIGHTS)}
+        copy.small({name: size for name, size in wanted.items() if name not in weights})
+        if any(name.endswith(_SAFE) for name in weights):  # a GGUF file holds all of it in one
+            look(copy.files, folder.subject)
+        sizes = [size or 0 for size in weights.values()]
+        headway.begin(COPYING, sum(sizes) if all(sizes) else 0)
+        copy.weights(weights)
+        _note(marks_path(target), copy.told)
+        copy.publish(wanted)
+    except SourceUnavailable:  # the next attempt goes on where this one ends
+        raise
+    except MintError:
+        copy.drop()
+        raise
+
+
+def _check_room(wanted: Mapping[str, int | None], copy: BaseCopy, target: Path) -> None:
+    need = sum(size or 0 for size in wanted.values()) - copy.kept_bytes
+    free = shutil.disk_usage(target.parent).free
     if need > free:
         told = f"needs {need} bytes of its node's disk where {free} are free; give it nodes with more disk"
-        raise CapacityExceeded(folder.subject, told)
-    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=target.parent) as temporary:
-        into = Path(temporary) / "files"
-        into.mkdir()
-        weights = {name for name in wanted if name.endswith(_WEIGHTS)}
-        _copy_files(folder, wanted, wanted.keys() - weights, into, Headway())
-        if any(name.endswith(_SAFE) for name in weights):  # a GGUF file holds all of it in one
-            look(into, folder.subject)
-        sizes = [wanted[name] or 0 for name in weights]
-        headway.begin(COPYING, sum(sizes) if all(sizes) else 0)
-        _copy_files(folder, wanted, weights, into, headway)
-        publish(into, target)
+        raise CapacityExceeded(copy.folder.subject, told)
 
 
-def _listed(source: Source, single: str) -> tuple[Folder, dict[str, int | None]]:
+def _listed(source: Source, single: str) -> tuple[RemoteFolder, dict[str, int | None]]:
     if single:
-        folder = folder_of(Source(uri=source.uri.rsplit("/", 1)[0], revision=source.revision))
+        folder = remote_folder(Source(uri=source.uri.rsplit("/", 1)[0], revision=source.revision))
         return folder, {name: size for name, size in folder.files(single).items() if name == single}
-    folder, shards = folder_of(source), list[str]()
+    folder, shards = remote_folder(source), list[str]()
     found = folder.files(*_PROBED)
     if INDEX in found:
         shards = _shards(folder)
@@ -161,36 +201,3 @@ def _shards(folder: Folder) -> list[str]:
     if len(names) > _MAX_FILES:
         raise CorruptFile(folder.subject, f"has a {INDEX} of {len(names)} files; a base has at most {_MAX_FILES}")
     return sorted(names)
-
-
-def _copy_files(
-    folder: Folder, sizes: Mapping[str, int | None], names: Iterable[str], into: Path, headway: Headway
-) -> None:
-    """One after another, with a line each: a large base takes hours."""
-    for number, name in enumerate(files := sorted(names), 1):
-        began = time.monotonic()
-        copied = retrying(partial(_copy_file, folder, name, sizes[name], into / name, headway))
-        seconds = round(time.monotonic() - began, 1)
-        _log.info(
-            "base_file_copied",
-            base=folder.subject,
-            file=name,
-            number=number,
-            of=len(files),
-            bytes=copied,
-            seconds=seconds,
-        )
-
-
-def _copy_file(folder: Folder, name: str, size: int | None, into: Path, headway: Headway) -> int:
-    headway.kept(-into.stat().st_size if into.exists() else 0)  # an attempt that failed is made anew
-    limit = shutil.disk_usage(into.parent).free if size is None else size + 1
-    with folder.open(name) as file, into.open("wb") as out:
-        copied = pour(file, out, limit, headway.more)
-    if size is not None and copied != size:
-        raise SourceUnavailable(folder.subject, f"sent {copied} bytes of {name} where it lists {size}; retrying")
-    if size is None and copied == limit:  # there may be more of it
-        told = f"sends more of {name} than the {limit} bytes that its node's disk has free"
-        raise CapacityExceeded(folder.subject, f"{told}; give it nodes with more disk")
-    sync(into)
-    return copied

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO, Protocol, cast
 
+import msgspec
 from fsspec.spec import AbstractFileSystem
 
 from mint_contracts.backends import backend, commit_of
@@ -16,6 +17,8 @@ from mint_engine.sources.local import LocalFolder
 
 BLOCK_BYTES = 8 << 20
 
+# What stores tell of a file that changes with its content, beside what HTTP has for that.
+_MARKS = ("VersionId", "generation", "etag", "md5Hash", "blob_id", "xet_hash")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -45,7 +48,25 @@ def folder_of(source: Source) -> Folder:
     if location.scheme in {"file", "pvc"}:
         path, fence = local_path(location)
         return LocalFolder(path, subject, fence=fence)
-    return RemoteFolder(location, source.revision, subject)
+    return remote_folder(source)
+
+
+def remote_folder(source: Source) -> "RemoteFolder":
+    """The folder of a source that is not on this machine. Raises SourceForbidden."""
+    return RemoteFolder(locate(source), source.revision, subject_of(source))
+
+
+class NoRanges(Exception):
+    """The server sends files whole and no part of them, or this one is not any more what was begun with."""
+
+
+class About(msgspec.Struct, frozen=True):
+    """What a store tells of a file."""
+
+    size: int | None
+    mark: str  # tells its content from any other; "": nothing does
+    sha256: str = ""
+    validator: str = ""  # each block is asked for on condition of it
 
 
 class RemoteFolder:
@@ -77,6 +98,44 @@ class RemoteFolder:
             )
             with opened as file:
                 yield cast(BinaryIO, file)
+
+    def about(self, name: str) -> About:
+        """What the store tells of one of its files now. Raises as `files` does."""
+        with storage_errors(self._location.scheme, self.subject):
+            told = backend(self._location.scheme).files.info(f"{self._resolved_root()}/{name}")
+        etag = str(told.get("ETag") or "")
+        strong = "" if etag.startswith("W/") else etag  # a weak one is of contents that differ in bytes
+        validator = strong or str(told.get("Last-Modified") or "")
+        marks = [validator, *[f"{key}={told[key]}" for key in _MARKS if told.get(key)]]
+        size, lfs = told.get("size"), told.get("lfs") or {}
+        mark = ";".join([*marks, f"{size}"]) if any(marks) else ""
+        return About(size, mark, lfs.get("sha256", ""), validator)
+
+    @contextmanager
+    def open_at(self, name: str, start: int, about: About, *, in_blocks: bool) -> Iterator[BinaryIO]:
+        """One file for reading from `start` on, as long as it is what `about` tells.
+
+        Without `in_blocks` it comes at one go, from its start. Raises NoRanges, and errors as `open` does.
+        """
+        web = self._location.scheme in {"http", "https"}
+        headers = {"headers": {"If-Range": about.validator}} if web and in_blocks and about.validator else {}
+        with storage_errors(self._location.scheme, self.subject):
+            opened = backend(self._location.scheme).files.open(
+                f"{self._resolved_root()}/{name}",
+                "rb",
+                block_size=BLOCK_BYTES if in_blocks or not web else 0,
+                cache_type="readahead",
+                **headers,
+            )
+            with opened as file:
+                try:
+                    if start:
+                        file.seek(start)
+                    yield cast(BinaryIO, file)
+                except ValueError as error:  # all that fsspec tells of it
+                    if not web:
+                        raise
+                    raise NoRanges from error
 
     def _resolved_root(self) -> str:
         """The folder's path for its filesystem; of hf:// with the commit that the revision names now, asked once."""

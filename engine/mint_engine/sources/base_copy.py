@@ -1,0 +1,214 @@
+"""One remote base's copy on this machine's disk, file by file: what was copied stays for the next attempt.
+
+    .partial-NAME/files/        weights that are whole, and the small files
+    .partial-NAME/coming/FILE   as much of one as has come
+    .partial-NAME/marks/FILE    which content of it that is, and how much of that is on the disk for certain
+
+An attempt goes on with what an earlier one left, of this process or of one that was killed, where the source still
+tells the same of the file. A source that tells nothing to know its content by is copied anew.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import structlog
+
+from mint_contracts.errors import CapacityExceeded, SourceUnavailable
+from mint_engine.sources.copying import CHUNK_BYTES, pour, publish, sync
+from mint_engine.sources.headway import Headway
+from mint_engine.sources.retry import retrying
+from mint_engine.sources.storage import About, NoRanges, RemoteFolder
+
+PARTIAL = ".partial-"
+SURE_BYTES = 1 << 30  # so much is copied at most between two times that it is made certain to be on the disk
+
+_log = structlog.get_logger(__name__)
+
+
+class _Mark(msgspec.Struct, frozen=True):
+    """What is kept of a file: which content of it, and its first bytes that are on the disk for certain."""
+
+    mark: str
+    bytes: int
+
+
+class BaseCopy:
+    """The copy of a base that `folder` holds, which lies at `target` once it is whole."""
+
+    def __init__(self, folder: RemoteFolder, target: Path, headway: Headway) -> None:
+        self.folder, self._target, self._headway = folder, target, headway
+        self._here = target.with_name(f"{PARTIAL}{target.name}")
+        self.files, self.coming, self.marks = (self._here / name for name in ("files", "coming", "marks"))
+        self.told: dict[str, str] = {}  # by file, what tells the content that was copied from any other
+
+    def make_room(self) -> None:
+        """Sweep what other copies left, which were given up or killed: a process copies one base alone."""
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        for left in self._target.parent.glob(f"{PARTIAL}*"):
+            if left != self._here:
+                shutil.rmtree(left, ignore_errors=True)
+        for folder in (self.files, self.coming, self.marks):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What an earlier attempt left."""
+        return sum(path.stat().st_size for folder in (self.files, self.coming) for path in folder.iterdir())
+
+    def drop(self) -> None:
+        """Remove all of it."""
+        shutil.rmtree(self._here, ignore_errors=True)
+
+    def publish(self, names: Iterable[str]) -> None:
+        """Make it visible: these files and no others."""
+        for left in {path.name for path in self.files.iterdir()} - set(names):
+            (self.files / left).unlink()
+        publish(self.files, self._target)
+        self.drop()
+
+    def small(self, sizes: dict[str, int | None]) -> None:
+        """Copy small files, anew at each attempt."""
+        self._each(sizes, Headway(), anew=True)
+
+    def weights(self, sizes: dict[str, int | None]) -> None:
+        """Copy large files, going on where an earlier attempt ended."""
+        self._each(sizes, self._headway, anew=False)
+
+    def _each(self, sizes: dict[str, int | None], headway: Headway, *, anew: bool) -> None:
+        """One after another, with a line each: a large base takes hours."""
+        for number, (name, size) in enumerate(sorted(sizes.items()), 1):
+            began, file = time.monotonic(), _File(self, name, size, headway)
+            if anew:
+                file.forget()
+            kept, copied = retrying(file.copy)
+            if copied == kept:
+                continue
+            told = {"file": name, "number": number, "of": len(sizes), "bytes": copied, "resumed_at": kept}
+            seconds = round(time.monotonic() - began, 1)
+            _log.info("base_file_copied", base=self.folder.subject, seconds=seconds, **told)
+
+
+class _File:
+    """One file of a copy."""
+
+    def __init__(self, copy: BaseCopy, name: str, size: int | None, headway: Headway) -> None:
+        self._folder, self._name, self._size, self._headway = copy.folder, name, size, headway
+        self._told = copy.told
+        self._whole, self._coming, self._mark = copy.files / name, copy.coming / name, copy.marks / name
+        self._counted = 0  # bytes that `headway` was told of
+
+    def copy(self) -> tuple[int, int]:
+        """Bytes that were there before, and those of the file, which is whole now. Raises a MintError."""
+        about = self._folder.about(self._name)
+        self._told[self._name] = about.mark
+        kept = self._kept(about)
+        self._headway.kept(kept - self._counted)
+        self._counted = kept
+        if self._whole.exists():
+            return kept, kept
+        try:
+            self._pour(about, kept, in_blocks=True)
+            self._check_mark(about)
+        except NoRanges:  # and so from the beginning, at one go: one answer is of one content
+            self._headway.kept(-self._counted)
+            self._counted = kept = 0
+            self._pour(about, 0, in_blocks=False)
+        self._coming.rename(self._whole)
+        return kept, self._whole.stat().st_size
+
+    def forget(self) -> None:
+        """Begin anew."""
+        for path in (self._whole, self._coming, self._mark):
+            path.unlink(missing_ok=True)
+
+    def _kept(self, about: About) -> int:
+        """How much is there of what the source holds now; what is not of that is removed."""
+        with suppress(OSError, msgspec.DecodeError):
+            kept = msgspec.json.decode(self._mark.read_bytes(), type=_Mark)
+            if about.mark and kept.mark == about.mark:
+                path = self._whole if self._whole.exists() else self._coming
+                there = path.stat().st_size if path.exists() else 0
+                if there >= kept.bytes and (path is self._coming or there == kept.bytes == about.size):
+                    return kept.bytes
+        self.forget()
+        return 0
+
+    def _pour(self, about: About, start: int, *, in_blocks: bool) -> None:
+        """Append what comes behind `start`; what has come stays where it ends early."""
+        size = self._size
+        limit = start + shutil.disk_usage(self._coming.parent).free if size is None else size + 1
+        copied = sure = start
+        with (
+            self._folder.open_at(self._name, start, about, in_blocks=in_blocks) as file,
+            self._coming.open("r+b" if start else "w+b") as out,
+        ):
+            digested = _Digested(out, start, wanted=bool(about.sha256))
+            try:
+                while part := pour(file, digested, min(SURE_BYTES, limit - copied), self._tell):
+                    copied += part
+                    if copied - sure >= SURE_BYTES:
+                        sure = self._keep(out, about, copied)
+            finally:
+                self._keep(out, about, out.tell())
+        self._check_end(copied, limit)
+        if digested.sha256 != about.sha256:
+            self.forget()
+            told = f"sent a {self._name} of another digest than it lists; retrying"
+            raise SourceUnavailable(self._folder.subject, told)
+
+    def _check_end(self, copied: int, limit: int) -> None:
+        subject, size = self._folder.subject, self._size
+        if size is not None and copied != size:
+            if copied > size:
+                self.forget()
+            raise SourceUnavailable(subject, f"sent {copied} bytes of {self._name} where it lists {size}; retrying")
+        if size is None and copied == limit:  # there may be more of it
+            told = f"sends more of {self._name} than the {limit} bytes that its node's disk has free"
+            raise CapacityExceeded(subject, f"{told}; give it nodes with more disk")
+
+    def _check_mark(self, about: About) -> None:
+        """Whether blocks are of one content, of stores that are not asked for it with each of them."""
+        if not about.validator and self._folder.about(self._name).mark != about.mark:
+            self.forget()
+            raise SourceUnavailable(self._folder.subject, f"changed {self._name} while it was copied; retrying")
+
+    def _tell(self, count: int) -> None:
+        self._counted += count
+        self._headway.more(count)
+
+    def _keep(self, out: BinaryIO, about: About, count: int) -> int:
+        """Make the first bytes certain to be there after whatever happens."""
+        out.flush()
+        sync(self._coming)
+        aside = self._mark.with_name(f".{self._mark.name}")
+        aside.write_bytes(msgspec.json.encode(_Mark(about.mark, count)))
+        aside.rename(self._mark)
+        return count
+
+
+class _Digested:
+    """A file that is written behind its first `start` bytes, and the digest of all of it where that is `wanted`."""
+
+    def __init__(self, out: BinaryIO, start: int, *, wanted: bool) -> None:
+        self._out, self._found = out, hashlib.sha256() if wanted else None
+        left = start
+        while left and self._found is not None and (part := out.read(min(left, CHUNK_BYTES))):
+            self._found.update(part)
+            left -= len(part)
+        out.truncate(start)
+        out.seek(start)
+
+    def write(self, part: bytes) -> None:
+        self._out.write(part)
+        if self._found is not None:
+            self._found.update(part)
+
+    @property
+    def sha256(self) -> str:
+        return self._found.hexdigest() if self._found is not None else ""

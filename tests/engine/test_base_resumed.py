@@ -1,0 +1,243 @@
+"""A copy of a base that ends early goes on where it ended, of the very same content, or is made anew."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from mint_contracts import backends, errors
+from mint_contracts.records import COPYING
+from mint_contracts.source import Source, child
+from mint_engine.sources.base_copy import PARTIAL
+from mint_engine.sources.fetch_base import cached_base, fetch_base
+from mint_engine.sources.headway import Headway
+from tests.engine import stores
+
+WEIGHTS = "model.safetensors"
+BYTES = 20 << 20  # more than two blocks of what is asked for at once
+
+
+class Killed(BaseException):
+    """What no part of the engine takes."""
+
+
+class Ending(Headway):
+    """Ends whoever copies, as a signal does, after so many bytes."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._left = after
+
+    def more(self, count: int) -> None:
+        super().more(count)
+        self._left -= count
+        if self._left <= 0:
+            raise Killed
+
+
+class Ranged(stores.Files):
+    """Serves ranges, under an ETag of the content. `cuts` counts the answers still to be ended in their middle."""
+
+    def do_GET(self) -> None:  # noqa: N802 - as the library has it
+        path = Path(self.directory) / self.path.strip("/")
+        if not self.headers.get("Range") or not path.is_file():
+            super().do_GET()
+            return
+        self.seen.append(f"{self.headers['Range']} {path.name}")
+        body, tag = path.read_bytes(), etag(path)
+        first, last = (int(each) for each in self.headers["Range"].removeprefix("bytes=").split("-"))
+        part, same = body[first : last + 1], self.headers.get("If-Range", tag) == tag
+        self.send_response(206 if same else 200)
+        self.send_header("Content-Length", str(len(part if same else body)))
+        if same:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(body)}")
+        self.end_headers()
+        if first and self.faults.get("cuts", 0):
+            self.faults["cuts"] -= 1
+            part = part[: len(part) // 2]
+            self.close_connection = True
+        self.wfile.write(part if same else body)
+
+    def end_headers(self) -> None:
+        path = Path(self.directory) / self.path.strip("/")
+        if path.is_file():
+            self.send_header("ETag", etag(path))
+        super().end_headers()
+
+
+def etag(path: Path) -> str:
+    return f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"'
+
+
+def saved(folder: Path, seed: bytes = b"1") -> Path:
+    """A base's files, of which the weights are large."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / WEIGHTS).write_bytes(seed * BYTES)
+    return folder
+
+
+def fetched(source: Source, cache: Path, headway: Headway | None = None) -> tuple[bytes, int]:
+    """The weights as they are copied, and at how many bytes that began."""
+    with capture_logs() as lines:
+        path = fetch_base(source, cache, lambda *_: None, headway)
+    assert [each.name for each in (cache / "base").iterdir()] == [path.name], "nothing is left beside it"
+    assert sorted(each.name for each in path.iterdir()) == ["config.json", WEIGHTS]
+    resumed = [line["resumed_at"] for line in lines if line.get("file") == WEIGHTS]
+    return (path / WEIGHTS).read_bytes(), sum(resumed)
+
+
+def test_a_file_whose_answer_is_cut_off_goes_on_where_it_ended(tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    base = saved(tmp_path / "base")
+    with stores.serving(Ranged, tmp_path) as (address, handler):
+        handler.faults["cuts"] = 2
+        whole, resumed = fetched(Source(f"http://{address}/base"), tmp_path / "cache")
+    assert whole == (base / WEIGHTS).read_bytes()
+    assert resumed > 0
+    asked = [line for line in handler.seen if line.startswith("bytes=") and line.endswith(WEIGHTS)]
+    assert len([line for line in asked if line.startswith("bytes=0-")]) == 1
+
+
+def test_the_next_attempt_goes_on_where_all_tries_of_the_last_one_ended(tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    base = saved(tmp_path / "base")
+    with stores.serving(Ranged, tmp_path) as (address, handler):
+        source = Source(f"http://{address}/base")
+        handler.faults["cuts"] = 3
+        with pytest.raises(errors.SourceUnavailable):
+            fetch_base(source, tmp_path / "cache", lambda *_: None)
+        assert not cached_base(source, tmp_path / "cache").exists(), "what is not whole is not to be seen"
+        handler.seen.clear()
+        headway = Headway()
+        whole, resumed = fetched(source, tmp_path / "cache", headway)
+    assert whole == (base / WEIGHTS).read_bytes()
+    assert resumed > 0
+    assert not [line for line in handler.seen if line.startswith("bytes=0-") and line.endswith(WEIGHTS)]
+    found = headway.now
+    assert found is not None
+    assert (found.phase, found.done, found.total) == (COPYING, BYTES, BYTES)
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3", "gs", "hf"])
+def test_what_a_killed_process_has_copied_is_not_copied_again(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved(tmp_path / "team" / "store" / "base")
+    with ExitStack() as stack:
+        source = child(stores.opened(scheme, tmp_path, stack, monkeypatch), "base")
+        with pytest.raises(Killed):
+            fetch_base(source, tmp_path / "cache", lambda *_: None, Ending(BYTES // 2))
+        whole, resumed = fetched(source, tmp_path / "cache")
+    assert whole == (base / WEIGHTS).read_bytes()
+    if scheme == "http":  # Python's own server sends no parts of files
+        assert resumed == 0
+    else:
+        assert resumed >= BYTES // 2
+
+
+def cut_short(partial: Path) -> None:
+    """As a node does that loses its power: what was certain is there, and no more."""
+    os.truncate(partial / "coming" / WEIGHTS, 1000)
+
+
+def without_its_mark(partial: Path) -> None:
+    (partial / "marks" / WEIGHTS).unlink()
+
+
+def with_half_a_mark(partial: Path) -> None:
+    (partial / "marks" / WEIGHTS).write_text('{"mark": ')
+
+
+@pytest.mark.parametrize("lose", [cut_short, without_its_mark, with_half_a_mark])
+def test_what_is_not_certain_is_copied_anew(lose: Callable[[Path], None], tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    base = saved(tmp_path / "base")
+    with stores.serving(Ranged, tmp_path) as (address, _):
+        source, cache = Source(f"http://{address}/base"), tmp_path / "cache"
+        with pytest.raises(Killed):
+            fetch_base(source, cache, lambda *_: None, Ending(BYTES // 2))
+        target = cached_base(source, cache)
+        lose(target.with_name(f"{PARTIAL}{target.name}"))
+        assert fetched(source, cache) == ((base / WEIGHTS).read_bytes(), 0)
+
+
+def test_what_has_changed_meanwhile_is_copied_anew(tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    base = saved(tmp_path / "base")
+    with stores.serving(Ranged, tmp_path) as (address, _):
+        source, cache = Source(f"http://{address}/base"), tmp_path / "cache"
+        with pytest.raises(Killed):
+            fetch_base(source, cache, lambda *_: None, Ending(BYTES // 2))
+        saved(base, b"2")
+        assert fetched(source, cache) == ((base / WEIGHTS).read_bytes(), 0)
+
+
+class Changing(Headway):
+    """Changes the source, once, while it is copied."""
+
+    def __init__(self, change: Callable[[], object]) -> None:
+        super().__init__()
+        self._changes = [change]
+
+    def more(self, count: int) -> None:
+        super().more(count)
+        if self._changes:
+            self._changes.pop()()
+
+
+def test_no_copy_holds_two_contents(tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    base = saved(tmp_path / "base")
+    with stores.serving(Ranged, tmp_path) as (address, _):
+        headway = Changing(lambda: saved(base, b"2"))
+        whole, _ = fetched(Source(f"http://{address}/base"), tmp_path / "cache", headway)
+    assert whole == b"2" * BYTES
+    found = headway.now
+    assert found is not None
+    assert (found.done, found.total) == (BYTES, BYTES), "what was made anew is counted once"
+
+
+def test_a_server_that_sends_no_parts_of_files_is_copied_from_at_one_go(tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    base = saved(tmp_path / "base")
+    with stores.serving(stores.Files, tmp_path) as (address, _):
+        whole, _ = fetched(Source(f"http://{address}/base"), tmp_path / "cache")
+    assert whole == (base / WEIGHTS).read_bytes()
+
+
+class Digesting(stores.Hub):
+    """Lists the digests of large files, as the hub does."""
+
+    def _entry(self, root: Path, path: str) -> stores.Entry | None:
+        found = super()._entry(root, path)
+        if found is not None and path.endswith(WEIGHTS):
+            told = self.faults.get("digest", 0) and "0" * 64
+            digest = told or hashlib.sha256((root / path).read_bytes()).hexdigest()
+            found["lfs"] = {"oid": digest, "size": found["size"], "pointerSize": 100}
+        return found
+
+
+def test_a_file_of_another_digest_than_the_hub_lists_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends.backend.cache_clear()
+    base = saved(tmp_path / "team" / "store" / "base")
+    with stores.serving(Digesting, tmp_path) as (address, handler):
+        monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
+        source, cache = Source("hf://team/store/base", "v1"), tmp_path / "cache"
+        handler.faults["digest"] = 1
+        with pytest.raises(errors.SourceUnavailable, match=f"sent a {WEIGHTS} of another digest than it lists"):
+            fetch_base(source, cache, lambda *_: None)
+        handler.faults.clear()
+        backends.backend.cache_clear()  # what its library keeps of a commit
+        with pytest.raises(Killed):
+            fetch_base(source, cache, lambda *_: None, Ending(BYTES // 2))
+        whole, resumed = fetched(source, cache)
+    assert whole == (base / WEIGHTS).read_bytes()
+    assert resumed >= BYTES // 2
+    backends.backend.cache_clear()
