@@ -21,6 +21,7 @@ from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.parallel.ahead import Muster
 from mint_engine.parallel.node import is_of_node
+from mint_engine.policies.namesakes import Namesakes
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
@@ -161,7 +162,9 @@ class Process:
         if means is None or source is None:
             return
         roster = self._roster = Roster(means, self._incarnation, self.agent.changed)
-        self._server.trainer.open = Open(means, store_of(source), lambda: roster.policies)
+        told = self._start.settings
+        namesakes = Namesakes(self._redis, told.base_model, source, told.store)
+        self._server.trainer.open = Open(means, store_of(source), lambda: roster.policies, namesakes.refuse)
         roster.want(*self._trains)
 
     def _train(self, waves: Mapping[str, WaveTraining], trains: Mapping[str, TrainAssignment]) -> None:

@@ -63,7 +63,7 @@ def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
             return incomplete(view.base)
         return AdapterNotFound(
             f"adapter {adapter!r}",
-            f"no wave serves it on {view.base}, and {_nowhere(view)}; check the name, "
+            f"no wave serves it on {view.base}, no engine has published it, and {_nowhere(view)}; check the name, "
             "or apply an AdapterWave that names it",
         )
     asked = _asked(view, adapter)
@@ -132,7 +132,8 @@ def _for_adapter(view: MapView, adapter: str, able: list[Engine], now: Now) -> l
 
 def _holder_why(held: Held, holders: Iterable[tuple[Engine, Held]]) -> str:
     same = sum(1 for _, other in holders if other.tier is held.tier)
-    return f"holds it in {held.tier}" + (f", least loaded of {same} that do" if same > 1 else "")
+    whence = "has published it, and " if held.published else ""
+    return f"{whence}holds it in {held.tier}" + (f", least loaded of {same} that do" if same > 1 else "")
 
 
 def _may_answer(engine: Engine, now: Now) -> bool:

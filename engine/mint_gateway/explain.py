@@ -46,7 +46,8 @@ def explain_all(view: MapView, now: Now) -> Iterable[placement_pb2.Explanation]:
         for adapter in engine.held:
             holders.setdefault(adapter, []).append(engine)
     if view.record is not None and view.record.catalog is not None:
-        held = {adapter: engines[-1].held[adapter].source for adapter, engines in holders.items()}
+        last = {adapter: engines[-1].held[adapter] for adapter, engines in holders.items()}
+        held = {adapter: each.source for adapter, each in last.items() if not each.published}
         view = msgspec.structs.replace(view, catalogued=held)  # whatever the catalog says of them by now
     for adapter in sorted({*view.placements, *holders}):
         # A copy that outlived both its wave and its store is left out: nobody can ask for it.

@@ -112,7 +112,7 @@ class Router:
                         return
 
     async def _next(self, trail: Trail, tries: Tries) -> tuple[Candidate, Source | None]:
-        """The best engine that was not tried in this round, and where a wave or the catalog has the adapter now.
+        """The best engine that was not tried in this round, and what it must be told of where the adapter is now.
 
         Waits for one while patience lasts.
         """
@@ -132,8 +132,7 @@ class Router:
             fresh = [candidate for candidate in ranked if candidate.address not in tries.failed]
             if fresh and tries.count < self._patience.tries:
                 tries.count += 1
-                placed = view.placements.get(trail.adapter)
-                return fresh[0], trail.source if placed is None else placed.source
+                return fresh[0], view.whence(trail.adapter, fresh[0].engine)
             tries.raise_what_an_engine_said()
             if tries.count >= self._patience.tries or not await tries.wait():
                 raise EngineUnavailable(

@@ -1,6 +1,6 @@
 """What the gateway knows of one base's part of the placement map: immutable, replaced whole when anything changes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -17,6 +17,7 @@ class Engine(msgspec.Struct, frozen=True):
     record: EngineRecord
     alive: bool
     held: Mapping[str, Held]
+    published: Mapping[str, Source] = {}  # of what it holds, what it has published itself
 
     @property
     def available(self) -> bool:
@@ -33,21 +34,35 @@ class MapView(msgspec.Struct, frozen=True):
     placements: Mapping[str, Placement] = {}
     engines: Mapping[str, Engine] = {}
     catalogued: Mapping[str, Source] = {}  # what the catalog says of adapters that a request asks for
+    published: Mapping[str, Source] = {}  # the newest revision of what engines have published themselves
 
     def source(self, adapter: str) -> Source | None:
-        """Where the adapter is fetched from: its placement's source, else the catalog's, else the base's store."""
+        """Where the adapter is fetched from: its placement's source, else as `stored`."""
         if placement := self.placements.get(adapter):
             return placement.source
         return self.stored(adapter)
 
     def stored(self, adapter: str) -> Source | None:
-        """The adapter's place in the catalog or the base's store, which any engine of the base reads on demand."""
+        """Where any engine of the base reads the adapter on demand: the catalog's word, else that of the engine that
+        has published it (or had, when it was last alive), else its place in the base's store."""
         if known := self.catalogued.get(adapter):
             return known
         if "@" in adapter:  # only the catalog knows revisions
             return None
+        if published := self.published.get(adapter):
+            return published
         store = self.record.store if self.record else None
         return child(store, adapter) if store else None
+
+    def whence(self, adapter: str, engine: str) -> Source | None:
+        """What an engine is told of where the adapter is: what it does not know by itself, or may not yet know."""
+        if placement := self.placements.get(adapter):
+            return placement.source
+        if (known := self.catalogued.get(adapter)) or "@" in adapter:
+            return known
+        newest = self.published.get(adapter)
+        its = self.engines[engine].published.get(adapter)
+        return None if newest == its else newest  # its own may be newer by now
 
     def told(self, adapter: str, source: Source | None) -> "MapView":
         """The same view, to which the catalog has told where an adapter is."""
@@ -83,13 +98,34 @@ def merge(
     for name in sorted({*known.engines, *pulse.engines}):
         before, record = known.engines.get(name), pulse.engines.get(name)
         if record is not None:
-            holdings = held.get(name, before.held if before else {})
-            engines[name] = Engine(name=name, record=record, alive=True, held=holdings)
+            if name in held or before is None:
+                engines[name] = heard(name, record, held.get(name, {}))
+            else:
+                engines[name] = msgspec.structs.replace(before, record=record, alive=True)
         elif before is not None and not settled:
             engines[name] = before
         elif before is not None and name in pulse.engines:
             engines[name] = msgspec.structs.replace(before, alive=False)
-    return msgspec.structs.replace(known, engines=engines)
+    return msgspec.structs.replace(known, engines=engines, published=newest_published(engines.values()))
+
+
+def heard(name: str, record: EngineRecord, held: Mapping[str, Held]) -> Engine:
+    """A living engine that holds these."""
+    published = {adapter: each.source for adapter, each in held.items() if each.published}
+    return Engine(name=name, record=record, alive=True, held=held, published=published)
+
+
+def newest_published(engines: Iterable[Engine]) -> dict[str, Source]:
+    """The newest revision of each name that these have published.
+
+    All of a name's lie in one folder, each in one of its own, whose name sorts by lease and step.
+    """
+    newest: dict[str, Source] = {}
+    for engine in engines:
+        for adapter, source in engine.published.items():
+            if adapter not in newest or source.uri > newest[adapter].uri:
+                newest[adapter] = source
+    return newest
 
 
 def stale_holdings(known: MapView, pulse: Pulse) -> list[str]:

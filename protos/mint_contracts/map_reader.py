@@ -85,6 +85,11 @@ class MapReader:
         """Every explicit placement of a base, by adapter."""
         return decoded(await bounded(lambda: self._redis.hgetall(keys.placements(base))), Placement, _warm_placement)
 
+    async def placement(self, base: str, adapter: str) -> Placement | None:
+        """The explicit placement of one adapter; None where no wave names it."""
+        raw = await bounded(lambda: self._redis.hget(keys.placements(base), adapter))
+        return None if raw is None else decoded({adapter: raw}, Placement, _warm_placement).get(adapter)
+
     async def waves(self, base: str) -> dict[str, WaveRecord]:
         """Every wave over a base, by "namespace/name"."""
         return decoded(await bounded(lambda: self._redis.hgetall(keys.waves(base))), WaveRecord, _warm_wave)

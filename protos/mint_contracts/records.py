@@ -117,7 +117,11 @@ class Failure(_Record, frozen=True):
 
 
 class Held(_Record, frozen=True, gc=False):
-    """One adapter as an engine holds it, or failed to. Writer: that engine."""
+    """One adapter as an engine holds it, or failed to. Writer: that engine.
+
+    What it has `published` itself, and no wave has told it of, is what the name means to those whom neither a wave
+    nor the catalog tells otherwise.
+    """
 
     adapter: str
     source: Source
@@ -126,6 +130,7 @@ class Held(_Record, frozen=True, gc=False):
     rank: int = 0
     failure: Failure | None = None
     bytes: int = 0  # packed, as it lies in memory or on disk
+    published: bool = False
 
 
 COPYING, LOADING = "Copying", "Loading"  # phases of bringing a base up; another version may know others

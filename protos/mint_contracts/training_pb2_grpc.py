@@ -114,7 +114,8 @@ class TrainerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request, context):
-        """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns.
+        """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns. The
+        gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,9 @@ class TrainerStub:
     SaveState: _grpc.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]
     LoadState: _grpc.UnaryUnaryMultiCallable[_training_pb2.LoadStateRequest, _training_pb2.PolicyState]
     Publish: _grpc.UnaryUnaryMultiCallable[_training_pb2.PublishRequest, _training_pb2.PublishResponse]
-    """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns."""
+    """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns. The
+    gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here.
+    """
     DropPolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.DropPolicyRequest, _training_pb2.DropPolicyResponse]
 
 @_typing.type_check_only
@@ -63,7 +65,9 @@ class TrainerAsyncStub(TrainerStub):
     SaveState: _aio.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]  # type: ignore[assignment]
     LoadState: _aio.UnaryUnaryMultiCallable[_training_pb2.LoadStateRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     Publish: _aio.UnaryUnaryMultiCallable[_training_pb2.PublishRequest, _training_pb2.PublishResponse]  # type: ignore[assignment]
-    """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns."""
+    """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns. The
+    gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here.
+    """
     DropPolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.DropPolicyRequest, _training_pb2.DropPolicyResponse]  # type: ignore[assignment]
 
 class TrainerServicer(metaclass=_abc_1.ABCMeta):
@@ -115,7 +119,9 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.PublishRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PublishResponse, _abc.Awaitable[_training_pb2.PublishResponse]]:
-        """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns."""
+        """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns. The
+        gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here.
+        """
 
     @_abc_1.abstractmethod
     def DropPolicy(

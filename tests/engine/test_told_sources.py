@@ -15,7 +15,7 @@ from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.sources.storage import Folder
-from tests.engine.tiers import NAMES, Scene, wanted
+from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
 
 
@@ -102,6 +102,32 @@ async def test_a_wave_knows_better_than_the_catalog(scene: Callable[..., Scene],
     async with here.residency.hold(NAMES[0], told(store, 5)):
         pass
     assert here.loader.fetches == [f"file://{store}/{NAMES[0]}"]
+
+
+async def test_what_this_engine_has_published_gives_way_to_what_a_request_was_told(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(store=None)
+    own = told(store, 1)
+    here.residency.lending.offer("a/b", own, here.loader.load(own))
+    mine = here.residency.report()["a/b"]
+    assert (mine.source, mine.tier, mine.published) == (own, Tier.HOST, True)
+    assert await once(here, "a/b") == mine.revision
+    async with here.residency.hold("a/b", told(store, 2)) as catalogued:
+        assert catalogued.revision != mine.revision
+    async with here.residency.hold("a/b", own) as again:
+        assert again.revision == mine.revision
+    here.residency.lending.withdraw("a/b")
+    assert not here.residency.report()["a/b"].published
+
+
+async def test_what_a_wave_tells_of_is_not_told_as_published(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene()
+    own = told(store, 1)
+    here.residency.lending.offer(NAMES[0], own, here.loader.load(own))
+    here.residency.want(wanted(store, NAMES[0], tier=Tier.HOST))
+    await until(lambda: here.tier(NAMES[0]) is Tier.HOST)
+    assert not here.residency.report()[NAMES[0]].published
 
 
 @pytest.mark.parametrize("name", ["a/b@", "a b@r1", "a/b@r 1", "a/b@r1@r2"])

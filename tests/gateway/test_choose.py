@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from random import Random
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from mint_contracts.records import BaseRecord, EngineRecord, Failure, Held, Plac
 from mint_contracts.source import Source
 from mint_gateway.choose import LOAD_FACTOR, Now, candidates, home_order, load, refusal
 from mint_gateway.explain import explain, explain_all
-from mint_gateway.view import Engine, MapView
+from mint_gateway.view import Engine, MapView, heard, newest_published
 
 STORE = Source("s3://adapters")
 ADAPTER = "demo/pirate"
@@ -65,6 +66,50 @@ def names(of: MapView, now: Now | None = None, adapter: str = ADAPTER) -> list[s
 
 def place(name: str, tier: Tier = Tier.DEVICE) -> Place:
     return Place(name, tier, "spread")
+
+
+def published(step: int, tier: Tier = Tier.HOST) -> Held:
+    return Held(ADAPTER, Source(f"s3://runs/revisions/{ADAPTER}/.published/1-{step}"), tier, published=True)
+
+
+def publishers(*held: Held, catalog: Source | None = None, alive: bool = True) -> MapView:
+    """Engines that have published these, and one that has not."""
+    engines = [
+        msgspec.structs.replace(heard(name, engine(name).record, {ADAPTER: each}), alive=alive)
+        for name, each in zip(("e-0", "e-1"), held, strict=False)
+    ]
+    found = view(*engines, engine("bystander"))
+    return msgspec.structs.replace(found, published=newest_published(engines)).told(ADAPTER, catalog)
+
+
+def test_what_an_engine_has_published_is_asked_of_it_and_then_of_any_that_is_told_where_it_lies() -> None:
+    here = publishers(published(2))
+    assert names(here) == ["e-0", "bystander"]
+    assert here.source(ADAPTER) == published(2).source
+    assert [here.whence(ADAPTER, name) for name in names(here)] == [None, published(2).source]
+    assert candidates(here, ADAPTER, Now())[0].why == "has published it, and holds it in Host"
+
+
+def test_of_two_that_have_published_a_name_the_newest_revision_is_what_it_means() -> None:
+    here = publishers(published(2), published(1, Tier.DEVICE))
+    assert names(here)[0] == "e-0"
+    assert here.whence(ADAPTER, "e-1") == published(2).source
+
+
+def test_what_an_engine_that_died_had_published_is_read_by_others() -> None:
+    here = publishers(published(2), alive=False)
+    assert names(here) == ["bystander"]
+    assert here.whence(ADAPTER, "bystander") == published(2).source
+
+
+def test_the_catalog_knows_better_than_an_engine_that_has_published_the_name() -> None:
+    here = publishers(published(2), catalog=ELSEWHERE)
+    assert here.source(ADAPTER) == here.whence(ADAPTER, "e-0") == ELSEWHERE
+    assert here.copy(here.engines["e-0"], ADAPTER) is None
+
+
+def test_a_pinned_revision_is_the_catalogs_alone() -> None:
+    assert publishers(published(2)).source(f"{ADAPTER}@r1") is None
 
 
 def test_device_then_host_then_disk_then_the_plans_places() -> None:

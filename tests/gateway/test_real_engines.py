@@ -6,15 +6,18 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import grpc
 import msgspec
 import openai
 import pytest
 
-from mint_contracts import errors, settings
+from mint_contracts import errors, settings, training_pb2, training_pb2_grpc
 from mint_contracts.records import Assignment, MapChange, Tier
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
+from mint_contracts.wire import from_rpc_error
 from mint_gateway.client import Answer, Client, question
 from tests.engine.running import save_adapter, save_base
 from tests.gateway.scene import BASE, Scene
@@ -30,15 +33,15 @@ class Process:
     """One `mint-engine` process."""
 
     def __init__(self, name: str, told: EngineSettings, redis_url: str, folder: Path) -> None:
-        self.name, port = name, free_port()
+        self.name, self.port = name, free_port()
         environment = os.environ | {
             settings.ENGINE_SETTINGS: msgspec.json.encode(told).decode(),
             settings.ENGINE_NAME: name,
-            settings.ENGINE_ADDRESS: f"127.0.0.1:{port}",
+            settings.ENGINE_ADDRESS: f"127.0.0.1:{self.port}",
             settings.REDIS_URL: redis_url,
             settings.CACHE_FOLDER: str(folder / name),
         }
-        ports = ("--port", str(port), "--metrics-port", str(free_port()))
+        ports = ("--port", str(self.port), "--metrics-port", str(free_port()))
         with (folder / f"{name}.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "mint_engine.main", *ports], env=environment, stdout=log, stderr=log
@@ -76,7 +79,9 @@ async def engines(
         host_bytes=1 << 20,
         disk_bytes=1 << 20,
         store=store,
+        training_store=Source(f"file://{tmp_path}/training"),
     )
+    (tmp_path / "training").mkdir()
     with ExitStack() as stack:
         started = {}
         for name in ("e-0", "e-1"):
@@ -151,3 +156,43 @@ async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
     why = await fragile.client.explain(ADAPTERS[0])
     assert why.chosen_engine == "e-1"
     assert {holder.engine: holder.available for holder in why.holders} == {"e-0": False, "e-1": True}
+
+
+async def test_what_calls_publish_is_served_by_way_of_the_gateway_also_when_its_engine_has_died(
+    fragile: Scene, engines: dict[str, Process]
+) -> None:
+    policy = "acme/taught"
+    with pytest.raises(errors.AdapterNotFound):
+        await ask(fragile.client, policy)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{engines['e-0'].port}") as channel:
+        trainer = training_pb2_grpc.TrainerStub(channel)
+        published = await _taught(trainer, policy)
+        await until(lambda: fragile.gateway.mirror.views[BASE].published.get(policy) == Source(published.uri))
+        answer = await ask(fragile.client, policy)
+        assert (answer.engine, answer.revision) == ("e-0", published.revision)
+        assert "has published it" in (await fragile.client.explain(policy)).chosen_because
+
+        with pytest.raises(grpc.aio.AioRpcError) as taken:
+            await _taught(trainer, ADAPTERS[0])
+        refusal = from_rpc_error(taken.value)
+        assert isinstance(refusal, errors.InvalidRequest)
+        assert f"policy {ADAPTERS[0]!r}: can't be published: adapter {ADAPTERS[0]!r} of wave" in str(refusal)
+
+    # The engine dies; what it published is in the training store, from where the other one loads it.
+    engines["e-0"].kill()
+    async with Client(fragile.target, patience_s=90.0) as patient:
+        again = await ask(patient, policy)
+    assert (again.engine, again.token_ids, again.revision) == ("e-1", answer.token_ids, answer.revision)
+
+
+async def _taught(trainer: Any, policy: str) -> training_pb2.PublishResponse:
+    """A policy that has taken one step, published."""
+    example = training_pb2.Example(tokens=[5, 6, 7, 8], targets=[6, 7, 8, 9], weights=[0, 1, 1, 1])
+    await trainer.CreatePolicy(training_pb2.CreatePolicyRequest(policy=policy, rank=4))
+    lesson = training_pb2.ForwardBackwardRequest(policy=policy, sequence=1, examples=[example], loss="cross_entropy")
+    await trainer.ForwardBackward(lesson)
+    await trainer.OptimStep(training_pb2.OptimStepRequest(policy=policy, sequence=2, learning_rate=1e-2))
+    published: training_pb2.PublishResponse = await trainer.Publish(
+        training_pb2.PublishRequest(policy=policy, sequence=3)
+    )
+    return published

@@ -54,11 +54,13 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Open:
-    """What calls need once the base is loaded. `waves` tells the policies that belong to waves."""
+    """What calls need once the base is loaded. `waves` tells the policies that belong to waves here; `refuse_taken`
+    raises InvalidRequest for a name that is somebody else's."""
 
     means: Means
     store: Store
     waves: Callable[[], frozenset[str]]
+    refuse_taken: Callable[[str], Awaitable[None]]
 
     @property
     def room(self) -> Room:
@@ -168,10 +170,11 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return await self._once(request, work, context)
 
     async def Publish(self, request: pb.PublishRequest, context: _Context) -> pb.PublishResponse:  # noqa: N802
-        """Make the policy's weights a revision: durable and served when this returns."""
+        """Make the policy's weights a revision: durable and served when this returns, by any engine soon after."""
 
         async def work(here: Open, calls: Calls) -> pb.PublishResponse:
             policy, name = request.policy, Name(calls.lease, request.sequence)
+            await here.refuse_taken(policy)
             async with here.room.copying(calls.holder, here.room.of(calls.holder).published):
                 pack = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
                 packed = await asyncio.to_thread(pack)

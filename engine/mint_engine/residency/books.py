@@ -35,6 +35,7 @@ class Books:
         self.of_adapter: dict[str, list[Copy]] = {}
         self.current: dict[str, Copy] = {}
         self.wants: dict[str, Assignment] = {}
+        self.own: frozenset[str] = frozenset()  # of the wants, what no wave tells of: this engine has published it
         self.in_slots: dict[int, Copy] = {}
         self.loading: set[Copy] = set()
         self.serving = 0  # requests that have their slot
@@ -150,10 +151,12 @@ class Books:
         views = [self.view(copy) for name in names for copy in self.of_adapter.get(name, ())]
         return views, {name: self.wants[name] for name in names if name in self.wants}
 
-    def set_wants(self, wants: dict[str, Assignment]) -> None:
-        """Replace what waves want. What failed is tried anew where the want changed."""
+    def set_wants(self, wants: dict[str, Assignment], own: frozenset[str] = frozenset()) -> None:
+        """Replace what waves want, and this engine's `own`. What failed is tried anew where the want changed."""
         before, self.wants = self.wants, wants
         changed = {name for name in before.keys() | wants.keys() if before.get(name) != wants.get(name)}
+        changed |= self.own ^ own
+        self.own = own
         if not changed:
             return
         now = time.monotonic()
@@ -186,9 +189,10 @@ class Books:
 
         It is what a wave wants here, else what the request has been `told` (where another engine's wave or the
         catalog has it), else the store's; of a source that has changed the older one, while the newer is not here.
+        What this engine has published gives way to what the request was told.
         """
         want, serving = self.wants.get(adapter), self.current.get(adapter)
-        if want is not None:
+        if want is not None and (told in {None, want.source} or adapter not in self.own):
             known = serving is not None and (serving.load is not None or self.tier(serving) is not Tier.REMOTE)
             return serving if serving is not None and known else self.copy_of((adapter, want.source))
         copy = self._unwanted(adapter, told)

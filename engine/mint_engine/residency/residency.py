@@ -268,7 +268,8 @@ class Residency:
         return error
 
     def _want_anew(self) -> None:
-        self.books.set_wants(with_offered(self._wanted, self.lending.offered))
+        own = frozenset(self.lending.offered.keys() - self._wanted.keys())
+        self.books.set_wants(with_offered(self._wanted, self.lending.offered), own)
         self.slots.moved()
         self._changed()
 

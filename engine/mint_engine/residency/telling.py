@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mint_contracts import records
 from mint_contracts.records import Tier
-from mint_contracts.source import Source
+from mint_contracts.source import Source, parent
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.decide import stale
 
@@ -18,6 +18,7 @@ def tell(books: "Books", name: str) -> records.Held | None:
     Where a wave's source failed to load while an older revision serves on, the wave's source is told with that
     failure, and with the tier and revision that do serve: the wave is not Ready, and requests still find it here.
     Failures of adapters that no wave wants are left out: anybody can ask for a name that does not exist.
+    What this engine has published itself is told wherever it is: nobody else tells of it.
     """
     told: records.Held | None = None
     for copy in books.of_adapter.get(name, ()):
@@ -28,7 +29,8 @@ def tell(books: "Books", name: str) -> records.Held | None:
         target, serving = books.copies.get((name, want.source)), books.current.get(name)
         shown = serving if serving is not None and books.tier(serving) is not Tier.REMOTE else target
         failure = target.failure if target is not None else None
-        if shown is not None and (books.tier(shown) is not Tier.REMOTE or failure is not None):
+        own = name in books.own
+        if shown is not None and (books.tier(shown) is not Tier.REMOTE or failure is not None or own):
             told = _held(books, shown, want.source if failure else shown.source, failure)
     return told
 
@@ -36,6 +38,7 @@ def tell(books: "Books", name: str) -> records.Held | None:
 def _held(books: "Books", copy: Copy, source: Source, failure: records.Failure | None) -> records.Held:
     """What a source held before it changed is told as that source's: the map knows no other name for it."""
     known = copy.formerly if copy.formerly is not None and source == copy.source else source
+    own = copy.adapter in books.own and parent(known) == parent(books.wants[copy.adapter].source)
     return records.Held(
         adapter=copy.adapter,
         source=known,
@@ -44,4 +47,5 @@ def _held(books: "Books", copy: Copy, source: Source, failure: records.Failure |
         rank=copy.rank,
         failure=failure,
         bytes=copy.bytes,
+        published=own,
     )

@@ -20,9 +20,15 @@ from tests.engine.training.teaching import Scene, training
 @asynccontextmanager
 async def called(base: Path, folder: Path, **settings: Any) -> AsyncIterator[tuple[Scene, Any]]:
     async with training(base, folder, **settings) as scene:
-        scene.server.trainer.open = Open(scene.means, store_of(scene.store), lambda: scene.roster.policies)
+        scene.server.trainer.open = Open(
+            scene.means, store_of(scene.store), lambda: scene.roster.policies, nobody_else
+        )
         async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:
             yield scene, training_pb2_grpc.TrainerStub(channel)
+
+
+async def nobody_else(_policy: str) -> None:
+    """Nobody else has any name."""
 
 
 def lesson(policy: str, sequence: int, **changes: Any) -> pb.ForwardBackwardRequest:

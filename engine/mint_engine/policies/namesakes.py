@@ -1,0 +1,71 @@
+"""Who else has a policy's name: what such a policy publishes would pass for a tenant's adapter, or never be found.
+
+A wave and the catalog go before what engines publish, whoever came first; this only says so in time.
+"""
+
+import asyncio
+
+import structlog
+from redis.asyncio import Redis
+
+from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.errors import InvalidRequest, MapUnavailable, MintError
+from mint_contracts.map_reader import MapReader
+from mint_contracts.source import Source, child, parent
+from mint_contracts.train_reader import TrainReader
+from mint_contracts.training_records import published_in
+from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
+from mint_engine.sources.storage import folder_of
+
+_log = structlog.get_logger(__name__)
+
+
+class Namesakes:
+    """Of policies on one base. `training` is where they publish, `store` the base's adapters lie, if it has one."""
+
+    def __init__(self, redis: Redis, base: str, training: Source, store: Source | None) -> None:
+        self._map, self._waves, self._catalog = MapReader(redis), TrainReader(redis), CatalogReader(redis)
+        self._base, self._training, self._store = base, training, store
+
+    async def refuse(self, policy: str) -> None:
+        """Raise InvalidRequest where somebody else has the name. What can't be asked now has nobody's."""
+        try:
+            found = await self._in_waves(policy) or await self._in_catalog(policy)
+        except MapUnavailable as error:
+            _log.warning("namesakes_unknown", policy=policy, error=str(error))
+            found = ""
+        if found := found or await self._in_store(policy):
+            raise InvalidRequest(f"policy {policy!r}", f"can't be published: {found}; create it under another name")
+
+    async def _in_waves(self, policy: str) -> str:
+        placed = await self._map.placement(self._base, policy)
+        if placed is not None and not self._is_own(policy, placed.source):
+            return f"adapter {policy!r} of wave {', '.join(placed.waves)} has its name"
+        training = await self._waves.training(self._base, partly=True)
+        wave = next((name for name, wave in sorted(training.items()) if policy in wave.policies), "")
+        return f"policy {policy!r} of wave {wave} has its name" if wave else ""
+
+    async def _in_catalog(self, policy: str) -> str:
+        record = await self._map.base_record(self._base)
+        if record is None or record.catalog is None:
+            return ""
+        entry = await self._catalog.find(self._base, policy)
+        if entry is None or (not entry.retired and self._is_own(policy, entry.source)):
+            return ""
+        state = "was retired from" if entry.retired else "is in"
+        return f"adapter {policy!r}, which has its name, {state} the catalog of {self._base}"
+
+    async def _in_store(self, policy: str) -> str:
+        if self._store is None:
+            return ""
+        source = child(self._store, policy)
+        try:
+            files = await asyncio.to_thread(lambda: folder_of(source).files(CONFIG, WEIGHTS, PACKED))
+        except MintError:  # there is none, or nobody could load it now
+            return ""
+        known = sorted(files.keys() & {CONFIG, WEIGHTS, PACKED})
+        return f"adapter {policy!r} in the store of {self._base} has its name" if known else ""
+
+    def _is_own(self, policy: str, source: Source) -> bool:
+        """Whether it is a revision that a policy of this name has published."""
+        return parent(source) == published_in(self._training, policy).uri

@@ -1,0 +1,93 @@
+"""A policy of calls whose name is somebody else's: it can't be published, and who has the name is told."""
+
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from mint_contracts.catalog_writer import CatalogWriter
+from mint_contracts.entries import Entry
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.functions import connect
+from mint_contracts.map_writer import MapWriter
+from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
+from mint_contracts.source import Source, child
+from mint_contracts.train_writer import TrainWriter
+from mint_contracts.training_records import TrainChange, WaveTraining, published_in
+from mint_engine.policies.namesakes import Namesakes
+from tests.contracts.catalogs import make_complete
+from tests.engine.training.teaching import train
+from tests.redis_process import free_port
+
+BASE, POLICY = "demo/tiny", "acme/one"
+TRAINING, CATALOG = Source("file:///training"), Source("s3://catalog/smol")
+OWN = child(published_in(TRAINING, POLICY), "1-1")
+
+
+def namesakes(redis: Redis, store: Source | None = None) -> Namesakes:
+    return Namesakes(redis, BASE, TRAINING, store)
+
+
+async def catalogued(redis: Redis, *entries: Entry) -> None:
+    await MapWriter(redis, epoch=1).apply(BASE, MapChange(base=BaseRecord(BASE, catalog=CATALOG)))
+    writer = CatalogWriter(redis)
+    await make_complete(writer, BASE)
+    for sequence, entry in enumerate(entries, 1):
+        await writer.apply(BASE, [(sequence, entry)], f"part-{sequence}")
+
+
+async def place(redis: Redis, source: Source) -> None:
+    placement = Placement(POLICY, source, ("demo/wave",), (Place("e-0", Tier.DEVICE, "spread"),))
+    await MapWriter(redis, epoch=1).apply(BASE, MapChange(set_placements=(placement,)))
+
+
+async def refusal(of: Namesakes) -> str:
+    with pytest.raises(InvalidRequest) as error:
+        await of.refuse(POLICY)
+    return str(error.value)
+
+
+async def test_a_name_that_nobody_has_is_free(redis_client: Redis) -> None:
+    await catalogued(redis_client, Entry("acme/two", "s3://adapters/two"))
+    await namesakes(redis_client).refuse(POLICY)
+
+
+async def test_the_catalogs(redis_client: Redis) -> None:
+    await catalogued(redis_client, Entry(POLICY, "s3://adapters/one"))
+    told = await refusal(namesakes(redis_client))
+    assert told.startswith(f"policy {POLICY!r}: can't be published: adapter {POLICY!r}, which has its name, is in ")
+    assert f"the catalog of {BASE}" in told
+
+
+async def test_a_retired_one(redis_client: Redis) -> None:
+    await catalogued(redis_client, Entry(POLICY, "s3://adapters/one"), Entry(POLICY, retired=True))
+    assert "was retired from the catalog" in await refusal(namesakes(redis_client))
+
+
+async def test_a_waves_adapter_and_a_waves_policy(redis_client: Redis) -> None:
+    await place(redis_client, Source("s3://adapters/one"))
+    assert f"adapter {POLICY!r} of wave demo/wave has its name" in await refusal(namesakes(redis_client))
+    await place(redis_client, OWN)
+    wave = WaveTraining("demo/lessons", 1, train(), TRAINING, policies=(POLICY,))
+    await TrainWriter(redis_client, 1).apply(BASE, TrainChange(set_training=(wave,)))
+    assert f"policy {POLICY!r} of wave demo/lessons has its name" in await refusal(namesakes(redis_client))
+
+
+async def test_one_in_the_bases_store(redis_client: Redis, tmp_path: Path) -> None:
+    store = Source(f"file://{tmp_path}")
+    await namesakes(redis_client, store).refuse(POLICY)
+    (tmp_path / POLICY).mkdir(parents=True)
+    (tmp_path / POLICY / "adapter_model.safetensors").touch()
+    assert f"adapter {POLICY!r} in the store of {BASE}" in await refusal(namesakes(redis_client, store))
+
+
+async def test_its_own_revision_by_the_word_of_a_wave_or_the_catalog_is_nobody_elses(redis_client: Redis) -> None:
+    await catalogued(redis_client, Entry(POLICY, OWN.uri))
+    await place(redis_client, OWN)
+    await namesakes(redis_client).refuse(POLICY)
+
+
+async def test_without_a_map_that_answers_policies_are_published_all_the_same() -> None:
+    away = connect(f"redis://127.0.0.1:{free_port()}/0")
+    await namesakes(away).refuse(POLICY)
+    await away.aclose()
