@@ -1,4 +1,4 @@
-"""The gateway's own count of requests in flight, whole and by engine address, with a limit on the whole."""
+"""The gateway's own counts of what is in flight, whole and by engine address, with a limit on the whole."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -55,6 +55,7 @@ class Limits(msgspec.Struct, frozen=True):
     """A gateway's bounds."""
 
     requests: int = 2048  # in flight
+    calls: int = 256  # in flight of all others that are no streams
     patience: Patience = Patience()
     silence_s: float = 60.0  # of a client that registers
     farewell_s: float = 3.0  # still accepting while the Service's endpoints forget this pod
@@ -82,7 +83,8 @@ async def serve(
     Then drain. Health is SERVING from the first time that the map was read.
     """
     limits = limits or Limits()
-    channels, in_flight, metrics = Channels(), InFlight(limits.requests), Metrics()
+    channels, metrics = Channels(), Metrics()
+    in_flight, calls = InFlight(limits.requests), InFlight(limits.calls)
 
     def keep_channels() -> None:
         channels.keep({e.record.address for view in mirror.views.values() for e in view.engines.values()})
@@ -102,10 +104,11 @@ async def serve(
     server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
     answering = Answering(router, metrics)
     sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(answering), server)
-    placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror, reader), server)
-    catalog_pb2_grpc.add_CatalogServicer_to_server(CatalogServicer(router, redis, catalogs, limits.silence_s), server)
+    placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror, reader, calls), server)
+    catalog = CatalogServicer(router, redis, catalogs, limits.silence_s, calls)
+    catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)
     watch = WaveWatch(TrainReader(redis), mirror.known)
-    training_pb2_grpc.add_WavesServicer_to_server(WavesServicer(watch), server)
+    training_pb2_grpc.add_WavesServicer_to_server(WavesServicer(watch, calls), server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -115,7 +118,7 @@ async def serve(
     port = server.add_insecure_port(address)
     await server.start()
     draining = asyncio.Event()
-    door = Door(answering, router, mirror, lambda: mirror.first_read.is_set() and not draining.is_set())
+    door = Door(answering, router, mirror, lambda: mirror.first_read.is_set() and not draining.is_set(), calls)
     # A client that goes away ends its handler, and with it the engine's work.
     runner = web.AppRunner(
         door.application(), access_log=None, handler_cancellation=True, shutdown_timeout=limits.grace_s

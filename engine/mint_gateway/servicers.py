@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import grpc
@@ -14,6 +15,7 @@ from mint_contracts.wire import to_status
 from mint_gateway.answering import Answering
 from mint_gateway.explain import explain, explain_all
 from mint_gateway.explain_wave import explain_wave
+from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
 from mint_gateway.view import incomplete
@@ -46,8 +48,9 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
 class PlacementServicer(placement_pb2_grpc.PlacementServicer):
     """Tells where adapters are, and why."""
 
-    def __init__(self, router: Router, mirror: Mirror, reader: MapReader) -> None:
-        self._router = router
+    def __init__(self, router: Router, mirror: Mirror, reader: MapReader, calls: InFlight) -> None:
+        """`calls` counts and bounds those that are answered at once, with those of other services."""
+        self._router, self._calls = router, calls
         self._mirror = mirror
         self._reader = reader
 
@@ -60,7 +63,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
             view, source = await self._router.locate(request.base_model, request.adapter)
             return explain(view.told(request.adapter, source), request.adapter, self._router.now(view))
 
-        return await answered(answer, context)
+        return await answered(answer, context, self._calls)
 
     async def ExplainWave(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ExplainWaveRequest, context: "grpc.aio.ServicerContext[Any, Any]"
@@ -83,7 +86,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
             said = "is no wave that the operator has taken up over a base; see kubectl get adapterwaves"
             raise NotFound(f"wave {wave}", said)
 
-        return await answered(answer, context)
+        return await answered(answer, context, self._calls)
 
     async def ListPlacements(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ListPlacementsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
@@ -105,13 +108,16 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
                         pause_at = loop.time() + SLICE_S
             return response
 
-        return await answered(answer, context)
+        return await answered(answer, context, self._calls)
 
 
-async def answered(make: Callable[[], Awaitable[T]], context: "grpc.aio.ServicerContext[Any, Any]") -> T:
-    """What `make` gives; its MintError ends the call."""
+async def answered(
+    make: Callable[[], Awaitable[T]], context: "grpc.aio.ServicerContext[Any, Any]", calls: InFlight | None = None
+) -> T:
+    """What `make` gives, as one of the `calls` in flight; its MintError, or their Overloaded, ends the call."""
     try:
-        return await make()
+        with nullcontext() if calls is None else calls.admit():
+            return await make()
     except MintError as error:
         await context.abort_with_status(to_status(error))
         raise  # abort has raised already

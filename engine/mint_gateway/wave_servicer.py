@@ -7,14 +7,17 @@ import grpc
 from mint_contracts import training_pb2, training_pb2_grpc
 from mint_contracts.errors import MintError
 from mint_contracts.wire import to_status
+from mint_gateway.inflight import InFlight
+from mint_gateway.servicers import answered
 from mint_gateway.wave_watch import WaveWatch
 
 
 class WavesServicer(training_pb2_grpc.WavesServicer):
     """Tells how training waves stand."""
 
-    def __init__(self, watch: WaveWatch) -> None:
-        self._watch = watch
+    def __init__(self, watch: WaveWatch, calls: InFlight) -> None:
+        """`calls` counts and bounds those that are answered at once; the watch bounds its streams itself."""
+        self._watch, self._calls = watch, calls
 
     # Written as a coroutine, not a generator: a client's cancellation then arrives inside the watch at once.
     async def WatchWave(  # type: ignore[override]  # noqa: N802 - the proto's name
@@ -31,8 +34,8 @@ class WavesServicer(training_pb2_grpc.WavesServicer):
         self, request: training_pb2.ListWavesRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> training_pb2.ListWavesResponse:
         """Every training wave in aggregate."""
-        try:
+
+        async def answer() -> training_pb2.ListWavesResponse:
             return training_pb2.ListWavesResponse(waves=await self._watch.list(request.base_model))
-        except MintError as error:
-            await context.abort_with_status(to_status(error))
-            raise  # abort has raised already
+
+        return await answered(answer, context, self._calls)

@@ -7,9 +7,10 @@ import re
 import signal
 import sys
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
+import aiohttp
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,6 +19,7 @@ from structlog.testing import capture_logs
 
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import RegisterRequest
+from mint_contracts.map_reader import MapReader
 from mint_contracts.settings import REDIS_URL
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.servicer import STREAMS
@@ -68,6 +70,39 @@ async def test_a_stream_that_falls_silent_keeps_no_others_from_registering(scene
     }
     with pytest.raises(errors.InvalidRequest, match="stream: has sent nothing"):  # not that it is to come back later
         await scene.client.register(silent())
+
+
+async def test_as_many_calls_as_are_answered_at_once_are_bounded_and_others_told_when_to_come_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on, has_wave = asyncio.Event(), asyncio.Event(), MapReader.has_wave
+
+    async def slow(reader: MapReader, base: str, wave: str) -> bool | None:
+        reached.set()
+        await go_on.wait()
+        return await has_wave(reader, base, wave)
+
+    monkeypatch.setattr(MapReader, "has_wave", slow)
+    await scene.base()
+    await scene.open(Limits(calls=1, farewell_s=0.0))
+    await scene.seen()
+    client = scene.client
+    under_way = asyncio.create_task(client.explain_wave("demo/wave"))
+    await asyncio.wait_for(reached.wait(), 60)
+    others: list[Awaitable[object]] = [client.explain(""), client.explain_wave("demo/wave"), client.placements()]
+    others += [client.catalog_page(), client.resolve("demo/pirate"), client.retire(["demo/pirate"]), client.waves()]
+    for told in await asyncio.gather(*others, return_exceptions=True):
+        assert isinstance(told, errors.Overloaded)
+        assert str(told) == "gateway: 1 requests are in flight, its limit; come back later"
+        assert told.retry_after_s == 1.0
+    async with aiohttp.ClientSession() as session:
+        for path in ("/v1/models", "/v1/models/demo/pirate"):
+            async with session.get(scene.url + path) as answer:
+                assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+    go_on.set()
+    with pytest.raises(errors.NotFound):
+        await under_way
+    assert not (await client.placements())
 
 
 async def test_reflection_lists_the_services(scene: Scene) -> None:

@@ -19,6 +19,7 @@ from mint_contracts.names import check_adapter, check_asked
 from mint_contracts.source import Source
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.registration import Registration
+from mint_gateway.inflight import InFlight
 from mint_gateway.route import Router
 from mint_gateway.servicers import answered
 
@@ -33,9 +34,12 @@ _log = structlog.get_logger()
 class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
     """Registers, lists, resolves and retires adapters of the bases that have a catalog."""
 
-    def __init__(self, router: Router, redis: Redis, catalogs: Catalogs, silence_s: float) -> None:
-        """A client that registers keeps others from it: it is given up after `silence_s` without a word."""
-        self._router = router
+    def __init__(self, router: Router, redis: Redis, catalogs: Catalogs, silence_s: float, calls: InFlight) -> None:
+        """A client that registers keeps others from it: it is given up after `silence_s` without a word.
+
+        `calls` counts and bounds all others, with those of other services.
+        """
+        self._router, self._calls = router, calls
         self._silence_s = silence_s
         self._catalogs = catalogs
         self._writer = CatalogWriter(redis)
@@ -70,7 +74,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             entries = [_message(entry) for entry in page.entries]
             return catalog_pb2.ListResponse(entries=entries, next_page_token=page.after, total=state.count)
 
-        return await answered(answer, context)
+        return await answered(answer, context, self._calls)
 
     async def Resolve(  # noqa: N802
         self, request: catalog_pb2.ResolveRequest, context: _Context
@@ -87,7 +91,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
                 raise retired(request.adapter, base, "ask for another")
             return _message(entry)
 
-        return await answered(answer, context)
+        return await answered(answer, context, self._calls)
 
     async def Retire(  # noqa: N802
         self, request: catalog_pb2.RetireRequest, context: _Context
@@ -106,7 +110,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             _log.info("retired", base_model=base, adapters=len(entries))
             return catalog_pb2.RetireResponse()
 
-        return await answered(answer, context)
+        return await answered(answer, context, self._calls)
 
     async def _register(self, requests: AsyncIterator[catalog_pb2.RegisterRequest]) -> catalog_pb2.RegisterResponse:
         if self._registering >= STREAMS:

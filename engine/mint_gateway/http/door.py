@@ -14,6 +14,7 @@ from mint_gateway.answering import Answering
 from mint_gateway.http import answered, asked, models
 from mint_gateway.http.refusing import refusing, reply
 from mint_gateway.http.stream import REQUEST_ID, Stream
+from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
 
@@ -22,13 +23,16 @@ BODY_S = 30.0  # in which a request has come
 
 
 class Door:
-    """The endpoints. `ready` says whether requests are answered here."""
+    """The endpoints. `ready` says whether requests are answered here; `calls` counts and bounds all other questions."""
 
-    def __init__(self, answering: Answering, router: Router, mirror: Mirror, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, answering: Answering, router: Router, mirror: Mirror, ready: Callable[[], bool], calls: InFlight
+    ) -> None:
         self._answering = answering
         self._router = router
         self._mirror = mirror
         self._ready = ready
+        self._calls = calls
 
     def application(self) -> web.Application:
         """What to serve."""
@@ -67,13 +71,15 @@ class Door:
         limit = http.query.get("limit", str(models.DEFAULT))
         if not limit.isdecimal() or len(limit) > 9:
             raise InvalidRequest("limit", f"is no number: {limit[:100]!r}")
-        return reply(models.listed(self._mirror.known(), http.query.get("after", ""), int(limit)))
+        with self._calls.admit():
+            return reply(models.listed(self._mirror.known(), http.query.get("after", ""), int(limit)))
 
     async def _model(self, http: web.Request) -> web.Response:
         name, views = http.match_info["model"], self._mirror.known()
         if name in views:
             return reply(models.described(views, name))
-        view, source = await self._router.locate("", name)
+        with self._calls.admit():
+            view, source = await self._router.locate("", name)
         if source is None and not any(name in each.placements for each in views.values()):
             raise AdapterNotFound(f"adapter {name!r}", "is served by no wave and in no catalog")
         return reply(models.described(views, name, view.base))
