@@ -140,10 +140,21 @@ class Client:
         return await self._call(lambda: self._placement.ExplainWave(request, timeout=CALL_TIMEOUT_S))
 
     async def placements(self, base_model: str = "") -> list[placement_pb2.Explanation]:
-        """Every adapter that is placed or held, of one base or of all."""
-        request = placement_pb2.ListPlacementsRequest(base_model=base_model)
-        reply = await self._call(lambda: self._placement.ListPlacements(request, timeout=CALL_TIMEOUT_S))
-        return list(reply.placements)
+        """Every adapter that is placed or held, of one base or of all, page by page."""
+        found: list[placement_pb2.Explanation] = []
+        page = await self.placements_page(base_model)
+        found += page.placements
+        while page.next_page_token:
+            page = await self.placements_page(base_model, token=page.next_page_token)
+            found += page.placements
+        return found
+
+    async def placements_page(
+        self, base_model: str = "", *, size: int = 0, token: str = ""
+    ) -> placement_pb2.ListPlacementsResponse:
+        """Some of them, by base and adapter; `token` goes on from the page before."""
+        request = placement_pb2.ListPlacementsRequest(base_model=base_model, page_size=size, page_token=token)
+        return await self._call(lambda: self._placement.ListPlacements(request, timeout=CALL_TIMEOUT_S))
 
     async def register(
         self, requests: AsyncIterator[catalog_pb2.RegisterRequest], *, timeout_s: float | None = None

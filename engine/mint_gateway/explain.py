@@ -38,18 +38,19 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
     return explanation
 
 
-def explain_all(view: MapView, now: Now) -> Iterable[placement_pb2.Explanation]:
-    """Every adapter that is placed or held, by name: each as `explain` tells it, in a time that does not grow with
-    the number of engines where one that has the adapter, or shall have it, can answer."""
+def explain_all(view: MapView, now: Now, after: str = "") -> Iterable[placement_pb2.Explanation]:
+    """Every adapter that is placed or held, by name from the one `after` this on: each as `explain` tells it, in a
+    time that does not grow with the number of engines where one that has it, or shall have it, can answer."""
     holders: dict[str, list[Engine]] = {}
     for engine in view.engines.values():
         for adapter in engine.held:
-            holders.setdefault(adapter, []).append(engine)
+            if adapter > after:
+                holders.setdefault(adapter, []).append(engine)
     if view.record is not None and view.record.catalog is not None:
         last = {adapter: engines[-1].held[adapter] for adapter, engines in holders.items()}
         held = {adapter: each.source for adapter, each in last.items() if not each.published}
         view = msgspec.structs.replace(view, catalogued=held)  # whatever the catalog says of them by now
-    for adapter in sorted({*view.placements, *holders}):
+    for adapter in sorted({adapter for adapter in view.placements if adapter > after} | holders.keys()):
         # A copy that outlived both its wave and its store is left out: nobody can ask for it.
         if view.source(adapter) is not None:
             yield explain(_as_far_as_needed(view, adapter, holders.get(adapter, ()), now), adapter, now)

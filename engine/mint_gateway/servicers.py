@@ -12,6 +12,7 @@ from mint_contracts.errors import MintError, NotFound
 from mint_contracts.map_reader import MapReader
 from mint_contracts.names import check_base, check_wave
 from mint_contracts.wire import to_status
+from mint_gateway import placement_pages
 from mint_gateway.answering import Answering
 from mint_gateway.explain import explain, explain_all
 from mint_gateway.explain_wave import explain_wave
@@ -91,17 +92,23 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
     async def ListPlacements(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ListPlacementsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> placement_pb2.ListPlacementsResponse:
-        """Every adapter that is placed or held, of one base or of all."""
+        """A page of the adapters that are placed or held, of one base or of all."""
 
         async def answer() -> placement_pb2.ListPlacementsResponse:
+            size, end = placement_pages.size_of(request), placement_pages.end_of(request)
             if request.base_model:
                 views = [self._router.find(check_base(request.base_model), "")]
             else:
                 views = [view for _, view in sorted(self._mirror.known().items())]
             response, loop = placement_pb2.ListPlacementsResponse(), asyncio.get_running_loop()
             pause_at = loop.time() + SLICE_S
-            for view in views:
-                for explanation in explain_all(view, self._router.now(view)):
+            for view in (view for view in views if view.base >= end.base):
+                after = end.adapter if view.base == end.base else ""
+                for explanation in explain_all(view, self._router.now(view), after):
+                    if len(response.placements) == size:
+                        last = response.placements[-1]
+                        response.next_page_token = placement_pages.token_after(request, last)
+                        return response
                     response.placements.append(explanation)
                     if loop.time() > pause_at:
                         await asyncio.sleep(0)

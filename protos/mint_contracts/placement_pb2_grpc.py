@@ -69,7 +69,7 @@ class PlacementServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPlacements(self, request, context):
-        """The placement map of one base model (or of all), as the gateway sees it.
+        """The placement map of one base model (or of all), as the gateway sees it, in pages, by base and adapter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class PlacementStub:
     ExplainWave: _grpc.UnaryUnaryMultiCallable[_placement_pb2.ExplainWaveRequest, _placement_pb2.WaveExplanation]
     """Why does this wave stand as it stands: its admission, where its copies are, and what is missing?"""
     ListPlacements: _grpc.UnaryUnaryMultiCallable[_placement_pb2.ListPlacementsRequest, _placement_pb2.ListPlacementsResponse]
-    """The placement map of one base model (or of all), as the gateway sees it."""
+    """The placement map of one base model (or of all), as the gateway sees it, in pages, by base and adapter."""
 
 @_typing.type_check_only
 class PlacementAsyncStub(PlacementStub):
@@ -46,7 +46,7 @@ class PlacementAsyncStub(PlacementStub):
     ExplainWave: _aio.UnaryUnaryMultiCallable[_placement_pb2.ExplainWaveRequest, _placement_pb2.WaveExplanation]  # type: ignore[assignment]
     """Why does this wave stand as it stands: its admission, where its copies are, and what is missing?"""
     ListPlacements: _aio.UnaryUnaryMultiCallable[_placement_pb2.ListPlacementsRequest, _placement_pb2.ListPlacementsResponse]  # type: ignore[assignment]
-    """The placement map of one base model (or of all), as the gateway sees it."""
+    """The placement map of one base model (or of all), as the gateway sees it, in pages, by base and adapter."""
 
 class PlacementServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -71,6 +71,6 @@ class PlacementServicer(metaclass=_abc_1.ABCMeta):
         request: _placement_pb2.ListPlacementsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_placement_pb2.ListPlacementsResponse, _abc.Awaitable[_placement_pb2.ListPlacementsResponse]]:
-        """The placement map of one base model (or of all), as the gateway sees it."""
+        """The placement map of one base model (or of all), as the gateway sees it, in pages, by base and adapter."""
 
 def add_PlacementServicer_to_server(servicer: PlacementServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

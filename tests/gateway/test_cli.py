@@ -11,6 +11,7 @@ from pyarrow import parquet
 from mint_contracts import errors
 from mint_contracts.records import BaseRecord, Failure, MapChange, Tier
 from mint_contracts.source import Source
+from mint_gateway.placement_pages import PAGE
 from tests.gateway.scene import BASE, STORE, Scene, complete
 
 
@@ -136,6 +137,16 @@ async def test_placements_is_a_table_of_who_holds_what_and_why(scene: Scene) -> 
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         *("demo/shout", "demo/wave", "e-1", "Device", "Host", "e-1-demo/sho", "spread")
     ]
+
+
+async def test_placements_shows_all_of_them_however_many_pages_they_take(scene: Scene) -> None:
+    names = [f"demo/{n}" for n in range(PAGE + 5)]
+    await scene.base(store=STORE)
+    await scene.place_many(names, ["e-0"])
+    await scene.open()
+    await scene.seen()
+    _, out, _ = await mint(scene.target, "placements", "-o", "json")
+    assert [each["adapter"] for each in json.loads(out)] == sorted(names)
 
 
 async def test_placements_shows_a_failure_in_place_of_the_plans_reason(scene: Scene) -> None:

@@ -9,6 +9,7 @@ import pytest
 from mint_contracts import errors
 from mint_contracts.records import Failure, Tier
 from mint_gateway.client import question
+from mint_gateway.placement_pages import PAGE
 from tests.gateway.scene import BASE, STORE, Scene
 from tests.redis_process import RedisProcess
 from tests.waiting import until
@@ -119,6 +120,46 @@ async def test_placements_lists_what_is_placed_and_what_was_loaded_on_demand(sce
         (BASE, "demo/pirate"),
     ]
     assert [each.adapter for each in await scene.client.placements(BASE)] == ["demo/cold", "demo/pirate"]
+
+
+async def test_placements_come_in_pages_that_hold_each_once_whatever_changes_meanwhile(scene: Scene) -> None:
+    names = [f"demo/{n:04d}" for n in range(PAGE + 5)]
+    await scene.base("demo/other")
+    await scene.base(store=STORE)
+    await scene.place("demo/json", "o-0", base="demo/other")
+    engine = await scene.engine("e-0")
+    await scene.place_many(names[:-1], ["e-0"])
+    await engine.hold(names[-1], f"{STORE}/{names[-1]}", Tier.DISK)
+    await scene.open()
+    await scene.seen(engine)
+    first = await scene.client.placements_page()  # as clients ask that know of no pages
+    assert [each.adapter for each in first.placements] == ["demo/json", *names[: PAGE - 1]]
+    await scene.unplace(names[PAGE - 2])  # the last that was told of
+    await scene.seen(engine)
+    rest = await scene.client.placements_page(token=first.next_page_token)
+    assert [each.adapter for each in rest.placements] == names[PAGE - 1 :]
+    assert not rest.next_page_token
+    everything = [each.adapter for each in await scene.client.placements()]
+    assert everything == ["demo/json", *(name for name in names if name != names[PAGE - 2])]
+
+    other = await scene.client.placements_page("demo/other", size=1)
+    assert [each.adapter for each in other.placements] == ["demo/json"]
+    assert not other.next_page_token
+    assert len((await scene.client.placements_page(size=1_000_000)).placements) == len(everything)
+
+
+async def test_what_is_no_token_of_this_list_is_refused(scene: Scene) -> None:
+    await scene.base(store=STORE)
+    await scene.place_many(["demo/1", "demo/2", "demo/3"], ["e-0"])
+    await scene.open()
+    await scene.seen()
+    token = (await scene.client.placements_page(size=1)).next_page_token
+    wrong = [("", "x"), ("", "ü"), ("", token[:-4]), ("", "WyJhIl0="), ("", "/w=="), (BASE, token)]
+    for base, other in wrong:
+        with pytest.raises(errors.InvalidRequest, match="page_token: is not the next_page_token of this list"):
+            await scene.client.placements_page(base, size=1, token=other)
+    with pytest.raises(errors.InvalidRequest, match="page_size: is -1"):
+        await scene.client.placements_page(size=-1)
 
 
 async def test_a_long_list_keeps_nobody_waiting(scene: Scene) -> None:

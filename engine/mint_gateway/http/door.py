@@ -23,7 +23,7 @@ BODY_S = 30.0  # in which a request has come
 
 
 class Door:
-    """The endpoints. `ready` says whether requests are answered here; `calls` counts and bounds all other questions."""
+    """The endpoints. `ready` says whether requests are answered here; `calls` counts and bounds other questions."""
 
     def __init__(
         self, answering: Answering, router: Router, mirror: Mirror, ready: Callable[[], bool], calls: InFlight
