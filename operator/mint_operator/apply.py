@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from mint_contracts.records import Failure
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.train_writer import TrainWriter
 from mint_operator import metrics
+from mint_operator.about import about, of_change, of_manifest, of_resource
 from mint_operator.kube import Kube, KubeError
 from mint_operator.observing import decode
 from mint_operator.observing.dirt import Dirt, Part
@@ -83,7 +85,7 @@ class Applier:
         await self._manifests(plan, counts)
         await asyncio.gather(
             *[self._change(base, plan, counts) for base in sorted({*plan.changes, *plan.training})],
-            *[self._forget(base, counts) for base in plan.forgets],
+            *[self._to_map(base, "forgets", partial(self._writer.forget, base), counts) for base in plan.forgets],
         )
         waves = {wave.meta.key: wave for wave in snapshot.waves}
         statuses: list[_Said] = [
@@ -121,19 +123,22 @@ class Applier:
             last = self._refused.get(manifest.key)
             if last is not None and last.digest == manifest.digest and time.monotonic() < last.retry_at:
                 continue
-            where = {"kind": manifest.kind, "namespace": manifest.namespace, "name": manifest.name}
-            try:
-                async with self._gate:
-                    await self._apply_one(manifest)
-            except KubeError as error:
-                self._refuse(manifest, error, last)
-                self._count(counts, "manifests", failed=True)
-                log.warning("object not applied", error=str(error), **where)
-            else:
-                self._refused.pop(manifest.key, None)
-                self._dirt.note(Part.WORKLOADS if manifest.kind in WORKLOADS else Part.CHILDREN)
-                self._count(counts, "manifests")
-                log.info("object applied", **where)
+            with about(of_manifest(manifest)):
+                await self._put(manifest, last, counts)
+
+    async def _put(self, manifest: Manifest, last: _Refused | None, counts: Counter[str]) -> None:
+        try:
+            async with self._gate:
+                await self._apply_one(manifest)
+        except KubeError as error:
+            self._refuse(manifest, error, last)
+            self._count(counts, "manifests", failed=True)
+            log.warning("object not applied", error=str(error))
+        else:
+            self._refused.pop(manifest.key, None)
+            self._dirt.note(Part.WORKLOADS if manifest.kind in WORKLOADS else Part.CHILDREN)
+            self._count(counts, "manifests")
+            log.info("object applied")
 
     async def _apply_one(self, manifest: Manifest) -> None:
         live = await self._kube.get(manifest.kind, manifest.namespace, manifest.name)
@@ -166,26 +171,35 @@ class Applier:
             if base in plan.known:
                 self._map.wrote(base, plan.known[base].written(version))
 
-        await self._to_map(base, "changes", write, counts)
-
-    async def _forget(self, base: str, counts: Counter[str]) -> None:
-        await self._to_map(base, "forgets", lambda: self._writer.forget(base), counts)
+        with about(of_change(plan.changes[base])):
+            await self._to_map(base, "changes", write, counts)
 
     async def _to_map(self, base: str, what: str, write: Callable[[], Awaitable[Any]], counts: Counter[str]) -> bool:
         """Whether it could be written."""
-        try:
-            async with self._gate:
-                await write()
-        except (MapUnavailable, ResponseError) as error:
-            self._map.invalidate(base)
-            self._count(counts, what, failed=True)
-            log.warning("placement map not written", base=base, what=what, error=str(error))
-            return False
-        self._count(counts, what)
-        log.info("placement map written", base=base, what=what, epoch=self._writer.epoch)
-        return True
+        with about({"base": base, "what": what}):
+            try:
+                async with self._gate:
+                    await write()
+            except (MapUnavailable, ResponseError) as error:
+                self._map.invalidate(base)
+                self._count(counts, what, failed=True)
+                log.warning("placement map not written", error=str(error))
+                return False
+            self._count(counts, what)
+            log.info("placement map written", epoch=self._writer.epoch)
+            return True
 
     async def _status(
+        self,
+        kind: str,
+        of: ObservedBase | ObservedWave,
+        status: BaseModelStatus | AdapterWaveStatus,
+        counts: Counter[str],
+    ) -> None:
+        with about(of_resource(of)):
+            await self._write_status(kind, of, status, counts)
+
+    async def _write_status(
         self,
         kind: str,
         of: ObservedBase | ObservedWave,
@@ -210,7 +224,7 @@ class Applier:
         except KubeError as error:
             if error.status not in {GONE, CONFLICT}:
                 self._count(counts, "statuses", failed=True)
-                log.warning("status not written", kind=kind, key=meta.key, error=str(error))
+                log.warning("status not written", error=str(error))
             if not error.refused:  # else the object is as it was seen: tried again with the next pass, without a list
                 self._dirt.note(part)
             return
@@ -218,7 +232,10 @@ class Applier:
         self._feed.saw(meta.uid, News(kind, raw, own=True))
         self._count(counts, "statuses")
         if of.status.phase != status.phase:
-            log.info("phase changed", kind=kind, key=meta.key, before=of.status.phase, phase=status.phase)
+            log.info("phase changed", before=of.status.phase, phase=status.phase)
+        for failure in events.failures(of.status, status):
+            with about({"adapter": failure.adapter, "engine": failure.engine}):
+                log.warning("adapter failed", reason=failure.reason, error=failure.message)
         await self._tell(kind, meta, of.status, status)
 
     async def _tell(
@@ -235,7 +252,7 @@ class Applier:
             async with self._gate:
                 await self._kube.create(event)
         except KubeError as error:  # an Event is a courtesy
-            log.warning("event not written", kind=kind, key=meta.key, error=str(error))
+            log.warning("event not written", error=str(error))
 
     def _prune(self, snapshot: Snapshot) -> None:
         alive = {("BaseModel", base.meta.uid) for base in snapshot.bases.values()}

@@ -20,6 +20,7 @@ import pytest
 
 from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
+from mint_contracts.records import Failure
 from tests.importing import ends_while_it_imports
 from tests.operator.stage import Stage, adapter_wave, base_model, until
 from tests.redis_process import free_port
@@ -143,6 +144,35 @@ def _map_writes(operator: Process) -> list[set[str]]:
 
 async def _map_writes_after(operator: Process, number: int) -> list[set[str]]:
     return _map_writes(operator)[number:]
+
+
+async def test_log_lines_have_the_base_the_wave_the_engine_and_the_adapter_that_they_are_about(
+    stage: Stage, launch: Any
+) -> None:
+    operator: Process = launch("only")
+    stage.apply(base_model(), adapter_wave("demo", ADAPTERS))
+    engine = stage.engine()
+    await until("assignments", engine.assigned)
+
+    async def told() -> list[dict[str, Any]]:
+        await engine.obey(failures={ADAPTERS[0]: Failure("CorruptFile", "truncated", terminal=True)})
+        return operator.events("adapter failed")
+
+    wave = {"base": stage.base, "wave": f"{stage.namespace}/demo", "kind": "AdapterWave"}
+    failed = await until("the failure to be told", told)
+    assert _of(failed[0], wave | {"adapter": ADAPTERS[0], "engine": engine.name, "reason": "CorruptFile"})
+    assert len(failed) == 1
+    assert any(_of(line, wave) for line in operator.events("phase changed"))
+    written = operator.events("placement map written")
+    placed = {"waves": [wave["wave"]], "engines": [engine.name], "adapters": ADAPTERS}
+    assert any(_of(line, placed | {"base": stage.base}) for line in written)
+    made = {"base": stage.base, "namespace": stage.namespace, "kind": "StatefulSet", "name": "smol"}
+    assert any(_of(line, made) for line in operator.events("object applied"))
+    assert not any("wave" in line or "adapter" in line for line in operator.events("pass")), "nor any other"
+
+
+def _of(line: dict[str, Any], fields: dict[str, Any]) -> bool:
+    return fields.items() <= line.items()
 
 
 async def test_a_second_operator_stands_by_until_the_first_is_gone(stage: Stage, launch: Any) -> None:

@@ -80,7 +80,7 @@ class InputsView:
         try:
             raw = await self._kube.get("ConfigMap", namespace, name)
         except KubeError as error:
-            log.warning("config map not read", namespace=namespace, name=name, error=str(error))
+            log.warning("config map not read", kind="ConfigMap", namespace=namespace, name=name, error=str(error))
             unknown = Failure("SourceUnavailable", f"could not be read ({error}); trying again", terminal=False)
             return self._texts.get((namespace, name), unknown)
         return None if raw is None else msgspec.json.decode(raw, type=_ConfigMap).data

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mint_contracts.resources import GROUP, VERSION, AdapterWaveStatus, BaseModelStatus
+from mint_contracts.resources import GROUP, VERSION, AdapterWaveStatus, BaseModelStatus, WaveFailure
 from mint_operator.planning.conditions import stamp
 from mint_operator.planning.snapshot import Meta
 
@@ -10,6 +10,14 @@ COMPONENT = "mint-operator"
 _TOLD = {"Ready": "Normal", "Failed": "Warning", "Degraded": "Warning"}
 _TOLD |= {"Training": "Normal", "Paused": "Normal", "Complete": "Normal", "Cancelled": "Normal"}
 _HELD = {"Ready", "Degraded"}  # from here to Pending: what was served waits, since others come first
+
+
+def failures(old: BaseModelStatus | AdapterWaveStatus, new: BaseModelStatus | AdapterWaveStatus) -> list[WaveFailure]:
+    """What a wave's status tells of that failed, and the one before did not."""
+    if not (isinstance(old, AdapterWaveStatus) and isinstance(new, AdapterWaveStatus)):
+        return []
+    known = {(each.adapter, each.engine, each.reason) for each in old.failures}
+    return [each for each in new.failures if (each.adapter, each.engine, each.reason) not in known]
 
 
 def transition(
