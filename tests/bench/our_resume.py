@@ -53,6 +53,7 @@ class Resumption:
 
     async def _live(self, folder: Path, process: RedisProcess) -> Answer:
         redis, store = connect(process.url), Source(f"file://{folder}/training")
+        (folder / "training").mkdir()
         told: dict[str, Any] = {
             "dtype": "bfloat16", "device": self._setup["device"], "context_length": 256, "kv_cache_bytes": 1 << 30,
             "host_bytes": 1 << 28, "disk_bytes": 1 << 30, "training_store": store,

@@ -10,11 +10,12 @@ import io
 
 import msgspec
 
-from mint_contracts.errors import SourceNotFound
+from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound
 from mint_contracts.source import child
 from mint_contracts.training_records import Published, published_in, revisions_of
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
+from mint_engine.policies.checkpoints import READS
 from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import Store
 from mint_engine.sources.fetch import PACKED
@@ -44,16 +45,33 @@ def publish(store: Store, policy: str, name: Name, packed: Packed) -> Published:
 
 
 def newest(store: Store, policy: str, lease: int) -> Published | None:
-    """The revision that was published last, under `lease` or a later one; None: none was."""
+    """The revision that was published last, under `lease` or a later one; None: none was.
+
+    Raises CorruptFile for an entry that can't be read: what it tells of may be served, and who took the one before it
+    for the newest would take that back. And the errors of a store.
+    """
     series = _series(store, policy)
     for name in reversed(series.names()):
         if name.lease < lease:
             break
         try:
-            return _PUBLISHED.decode(store.read(f"{series.folder}/{name}/{ENTRY}", MAX_ENTRY))
+            return _entry(store, policy, f"{series.folder}/{name}/{ENTRY}")
         except SourceNotFound:
             continue  # half written, or swept meanwhile
     return None
+
+
+def _entry(store: Store, policy: str, path: str) -> Published:
+    broken: Exception | None = None
+    for _ in range(READS):
+        try:
+            return _PUBLISHED.decode(store.read(path, MAX_ENTRY))
+        except (msgspec.MsgspecError, UnicodeDecodeError, CapacityExceeded) as error:
+            broken = error
+    said = f"is told of by {path!r} of {store.source.uri!r}, which can't be read ({broken})"
+    raise CorruptFile(
+        f"newest revision of policy {policy!r}", f"{said}; delete that file, and the one before it is the newest"
+    )
 
 
 def _series(store: Store, policy: str) -> Series:

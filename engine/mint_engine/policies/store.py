@@ -14,7 +14,7 @@ from typing import Protocol
 
 from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
-from mint_contracts.errors import CapacityExceeded, SourceForbidden
+from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceUnavailable
 from mint_contracts.source import Location, Source, locate
 from mint_contracts.storage_errors import os_errors, storage_errors, volume_full
 from mint_engine.sources.copying import publish, sync
@@ -52,21 +52,27 @@ def store_of(source: Source) -> Store:
     if location.scheme not in WRITABLE:
         raise SourceForbidden(f"store {source.uri!r}", f"can't be written; use {', '.join(WRITABLE)}")
     if location.scheme in {"file", "pvc"}:
-        return LocalStore(source, local_path(location)[0])
+        folder, claim = local_path(location)
+        return LocalStore(source, folder, claim or folder)
     return BucketStore(source, location)
 
 
 class LocalStore:
-    """A folder, on a file system that keeps what was synced and renames at once."""
+    """A folder, on a file system that keeps what was synced and renames at once.
 
-    def __init__(self, source: Source, root: Path) -> None:
+    `mounted` is it, or a folder above it, that somebody else has made: where that is not there nothing is known of
+    what the store holds, and nothing written that would be nowhere once it is.
+    """
+
+    def __init__(self, source: Source, root: Path, mounted: Path) -> None:
         self.source = source
-        self._root, self._subject = root, f"store {source.uri!r}"
+        self._root, self._mounted, self._subject = root, mounted, f"store {source.uri!r}"
 
     def write(self, path: str, data: bytes) -> None:
         """By way of a name that no reader looks at."""
         target = self._root / path
         with self._errors():
+            self._check_mounted()
             _make_folder(target.parent)
             partial = _partial(target)
             partial.write_bytes(data)
@@ -84,6 +90,7 @@ class LocalStore:
             try:
                 return sorted(name for name in os.listdir(self._root / path) if not name.endswith(PARTIAL))
             except (FileNotFoundError, NotADirectoryError):
+                self._check_mounted()
                 return []
 
     def delete(self, path: str) -> None:
@@ -94,6 +101,7 @@ class LocalStore:
             try:
                 target.rename(gone)
             except (FileNotFoundError, NotADirectoryError):
+                self._check_mounted()
                 return
             sync(target.parent)
             _remove(gone) if gone.is_dir() else gone.unlink()
@@ -104,7 +112,14 @@ class LocalStore:
             try:
                 yield
             except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    self._check_mounted()
                 raise volume_full(error, self._subject) or error from error
+
+    def _check_mounted(self) -> None:
+        if not self._mounted.is_dir():
+            said = f"its folder {str(self._mounted)!r} is not there; mount its volume, or make it; retrying"
+            raise SourceUnavailable(self._subject, said)
 
 
 def _partial(target: Path) -> Path:

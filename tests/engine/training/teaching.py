@@ -130,6 +130,7 @@ async def training(
 ) -> AsyncIterator[Scene]:
     """Bring one up, and end it with its books balanced and no slot lost."""
     store = Source(f"file://{folder}/runs")
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"training_store": store, "host_bytes": 64 << 20, "device_slots": 10}
     server = await listen(settings_for(base, **(options | settings)), "tiny-0", 0)
     disk = DiskTier(folder / "disk", 64 << 20)

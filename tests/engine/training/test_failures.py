@@ -101,3 +101,24 @@ async def test_a_cancelled_policy_whose_store_stays_away_is_cancelled(
         scene.want(assignment("acme/one", order=Order.CANCEL))
         told = (await scene.ended("acme/one", stage=Stage.CANCELLED))["acme/one"]
         assert told.failure is None
+
+
+async def test_a_policy_whose_volume_is_not_mounted_yet_waits_for_it_and_goes_on_where_it_was(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "LONGEST_RETRY_S", 0.2)
+    async with training(base, tmp_path, train(steps=2)) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        learnt = scene.roster.rewards()["acme/one"]
+    async with training(base, tmp_path, train(steps=3)) as scene:
+        (tmp_path / "runs").rename(tmp_path / "elsewhere")
+        scene.want(assignment("acme/one", lease=2))
+        await until(lambda: scene.roster.progress()["acme/one"].failure)
+        told = scene.roster.progress()["acme/one"]
+        assert told.failure is not None
+        assert (told.stage, told.failure.reason) == (Stage.LOADING, "SourceUnavailable")
+        assert "is not there; mount its volume" in told.failure.message
+        (tmp_path / "elsewhere").rename(tmp_path / "runs")
+        assert (await scene.ended("acme/one"))["acme/one"].step == 3
+        assert list(scene.roster.rewards()["acme/one"])[:2] == list(learnt)

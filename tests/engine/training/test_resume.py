@@ -93,7 +93,8 @@ async def test_after_a_kill_another_engine_ends_with_the_numbers_of_an_undisturb
 ) -> None:
     reward = Reward(service=RewardService(address=judge.address))
     source, told = Source(f"file://{base}"), train(steps=STEPS, publish_every_steps=4, reward=reward)
-    (tmp_path / "redis").mkdir()
+    for name in ("redis", "calm", "rough"):
+        (tmp_path / name).mkdir()
     with RedisProcess(tmp_path / "redis") as process:
         redis = connect(process.url)
         calm, rough = Source(f"file://{tmp_path}/calm"), Source(f"file://{tmp_path}/rough")

@@ -64,6 +64,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             if scheme == "gs":
                 monkeypatch.setenv("STORAGE_EMULATOR_HOST", stack.enter_context(stores.gs(shelf)))
                 return store_of(Source(f"gs://{stores.BUCKET}/runs"))
+            (shelf / "deep" / "runs").mkdir(parents=True)
             return store_of(Source(f"file://{shelf}/deep/runs"))
 
         yield open_store
@@ -297,6 +298,47 @@ def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(st
     assert store.names(revisions_of("acme/one")) == kept
 
 
+@pytest.mark.parametrize("garbled", [b"{", b"\xff", b"[]", b" " * (revisions.MAX_ENTRY + 1)])
+def test_an_entry_that_can_not_be_read_is_named_as_the_file_that_it_is(
+    store: Store, tmp_path: Path, garbled: bytes
+) -> None:
+    told = [revisions.publish(store, "acme/one", Name(1, step), made(tmp_path)) for step in (1, 2)]
+    entry = f"{revisions_of('acme/one')}/{Name(1, 2)}/{revisions.ENTRY}"
+    store.write(entry, garbled)
+    with pytest.raises(CorruptFile) as error:
+        revisions.newest(store, "acme/one", 1)
+    assert str(error.value).startswith(f"newest revision of policy 'acme/one': is told of by {entry!r} of ")
+    store.delete(entry)
+    assert revisions.newest(store, "acme/one", 1) == told[0]
+
+
+@pytest.mark.parametrize("scheme", ["file", "pvc"])
+def test_a_store_whose_volume_is_not_mounted_is_not_taken_for_an_empty_one(
+    scheme: str, opened: Callable[[str], Store]
+) -> None:
+    store = opened(scheme)
+    assert isinstance(store, LocalStore)
+    shelf = Shelf(store, "acme/one")
+    assert shelf.newest() is None
+    save(shelf, 1, 1)
+    mounted, elsewhere = store._mounted, store._mounted.with_name("elsewhere")
+    mounted.rename(elsewhere)
+    for work in (
+        shelf.newest,
+        lambda: save(shelf, 1, 2),
+        lambda: store.read(f"{shelf.folder}/{Name(1, 1)}/{RECORD}", None),
+        lambda: store.delete("a"),
+        lambda: revisions.newest(store, "acme/one", 0),
+    ):
+        with pytest.raises(SourceUnavailable, match=f"its folder '{mounted}' is not there; mount its volume"):
+            work()
+    assert not mounted.exists(), "nothing was written in its place"
+    elsewhere.rename(mounted)
+    found = shelf.newest()
+    assert found is not None
+    assert found[0].step == 1
+
+
 def test_a_full_volume_is_named_as_what_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -324,7 +366,7 @@ class Held(LocalStore):
 
     def __init__(self, store: Store, **gates: Gate) -> None:
         assert isinstance(store, LocalStore)
-        super().__init__(store.source, store._root)
+        super().__init__(store.source, store._root, store._mounted)
         self._gates = gates
 
     def _go_by(self, what: str) -> None:
