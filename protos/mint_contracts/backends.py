@@ -13,6 +13,7 @@ from fsspec.spec import AbstractFileSystem
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
+S3_CONNECTIONS = 32  # botocore's own limit is 10: what waits for one is not in flight
 
 Errors = tuple[type[Exception], ...]
 
@@ -59,6 +60,7 @@ def _s3() -> Backend:
     from s3fs import S3FileSystem
 
     limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 1}}
+    limits["max_pool_connections"] = S3_CONNECTIONS
     files = S3FileSystem(config_kwargs=limits, **_PLAIN)
     return Backend(
         files, (OSError, aiohttp.ClientError, BotoCoreError, ClientError, FSTimeoutError), (NoCredentialsError,)

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 from weakref import WeakSet, WeakValueDictionary
@@ -19,12 +20,12 @@ from mint_engine.adapters.mapped import LOST, Opener
 from mint_engine.adapters.packed import Header, Packed, fingerprint
 from mint_engine.adapters.read import read_adapter
 from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.together import Together
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
-from mint_engine.sources.local import state_of
+from mint_engine.sources.local import is_local, state_of
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of, subject_of
 
-LOCAL = frozenset({"file", "pvc"})  # schemes of sources whose files may change under one name
 MEMORY_RETRY_S = 5.0
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,7 @@ class Loader:
         self._base = f"{dtype} {fingerprint(fit.modules)} {packed_file.VERSION}"
         self._opener = Opener()
         self._fitting: WeakSet[Header] = WeakSet()  # headers that were checked against the base
+        self._together = Together()
         self._turns: WeakValueDictionary[Source, threading.Lock] = WeakValueDictionary()  # whose loads run or wait
         self._guard = threading.Lock()
 
@@ -83,7 +85,7 @@ class Loader:
 
     def state(self, source: Source) -> str | None:
         """What tells a local source's files from what they may be later, "" where there are none; None of others."""
-        if locate(source).scheme not in LOCAL:
+        if not is_local(source):
             return None
         try:
             return self._identity(source)
@@ -115,10 +117,17 @@ class Loader:
         identity = self._identity(source)
 
         def write(file: BinaryIO, admit: Callable[[int], None]) -> None:
-            packed = read_adapter(folder_of(source), self._fit, self._dtype, admit)
-            if self._identity(source) != identity:
-                raise SourceUnavailable(subject_of(source), "changed while it was read; retrying")
-            packed_file.write(packed, file)
+            with ExitStack() as until_written:
+
+                def admitted(nbytes: int) -> None:
+                    admit(nbytes)
+                    if not is_local(source):
+                        until_written.enter_context(self._together.reading(nbytes))
+
+                packed = read_adapter(folder_of(source), self._fit, self._dtype, admitted)
+                if self._identity(source) != identity:
+                    raise SourceUnavailable(subject_of(source), "changed while it was read; retrying")
+                packed_file.write(packed, file)
 
         try:
             path = self.disk.store(source, identity, write)
@@ -134,7 +143,7 @@ class Loader:
         """
         told = hashlib.sha256(self._base.encode())
         location = locate(source)
-        if location.scheme in LOCAL:
+        if is_local(source):
             told.update(state_of(location, (CONFIG, WEIGHTS, PACKED), subject_of(source)))
         return told.hexdigest()[:16]
 

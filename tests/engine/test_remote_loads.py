@@ -1,0 +1,108 @@
+"""Adapters of remote storage are loaded many at once: what one waits for is nobody else's time."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mint_contracts import backends
+from mint_contracts.records import Assignment, Tier
+from mint_contracts.source import Source
+from mint_engine.residency.residency import REMOTE_WORKERS, WORKERS
+from mint_engine.residency.together import Together
+from mint_engine.sources.fetch import WEIGHTS
+from tests.engine import stores
+from tests.engine.tiers import NAMES, Scene
+from tests.waiting import until
+
+LIMIT_S = 60.0  # only a test that fails waits for it
+
+
+class Meeting(stores.Files):
+    """Gives nobody's weights before as many have asked for theirs as may be loaded at once."""
+
+    met = threading.Barrier(REMOTE_WORKERS)
+
+    def do_GET(self) -> None:  # noqa: N802
+        if self.path.endswith(WEIGHTS):
+            self.met.wait(LIMIT_S)
+        super().do_GET()
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy stands between this machine and itself."""
+    backends.backend.cache_clear()
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.usefixtures("direct")
+@pytest.mark.parametrize("by", ["wave", "requests"])
+async def test_slow_loads_overlap(scene: Callable[..., Scene], store: Path, tmp_path: Path, by: str) -> None:
+    for number in range(REMOTE_WORKERS):
+        shutil.copytree(store / NAMES[0], tmp_path / "shelf" / f"n{number}")
+    here = scene(slots=REMOTE_WORKERS, host=1 << 24, disk=1 << 24, store=None)
+    with stores.serving(Meeting, tmp_path / "shelf") as (address, _):
+        sources = {f"far/n{n}": Source(f"http://{address}/n{n}") for n in range(REMOTE_WORKERS)}
+        if by == "wave":
+            here.residency.want(Assignment(name, source, Tier.DISK) for name, source in sources.items())
+        else:
+            await asyncio.gather(*[once(here, name, source) for name, source in sources.items()])
+        await until(lambda: all(here.tier(name) is not Tier.REMOTE for name in sources), LIMIT_S)
+
+
+async def once(here: Scene, name: str, source: Source) -> None:
+    async with here.residency.hold(name, source):
+        pass
+
+
+@pytest.mark.usefixtures("direct")
+async def test_remote_loads_that_wait_take_no_local_ones_place(scene: Callable[..., Scene], store: Path) -> None:
+    here, asked, go_on = scene(slots=8, store=None), threading.Semaphore(0), threading.Event()
+
+    class Silent(stores.Files):
+        def do_HEAD(self) -> None:  # noqa: N802
+            asked.release()
+            assert go_on.wait(LIMIT_S)
+            super().do_HEAD()
+
+    with stores.serving(Silent, store) as (address, _):
+        far = [Assignment(f"far/{n}", Source(f"http://{address}/{NAMES[0]}", f"{n}"), Tier.DISK) for n in range(40)]
+        near = [Assignment(name, Source(f"file://{store}/{name}"), Tier.DEVICE) for name in NAMES]
+        here.residency.want([*far, *near])
+        try:
+            await until(lambda: all(here.tier(name) is Tier.DEVICE for name in NAMES), LIMIT_S)
+            assert len(here.residency.books.loading) == REMOTE_WORKERS
+        finally:
+            go_on.set()
+        await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in far), LIMIT_S)
+
+
+def test_of_large_adapters_few_are_read_at_once() -> None:
+    together, reading, go_on = Together(few=2, most_bytes=100), threading.Semaphore(0), threading.Event()
+    inside: list[int] = []
+
+    def read(nbytes: int) -> int:
+        with together.reading(nbytes):
+            inside.append(nbytes)
+            reading.release()
+            assert go_on.wait(LIMIT_S)
+            inside.remove(nbytes)
+            return nbytes
+
+    with ThreadPoolExecutor(8) as threads:
+        large = [threads.submit(read, 1000) for _ in range(2)]
+        assert all(reading.acquire(timeout=LIMIT_S) for _ in large), "however large they are"
+        others = [threads.submit(read, 90) for _ in range(3)]
+        assert not reading.acquire(timeout=0.05)
+        assert inside == [1000, 1000]
+        go_on.set()
+        assert [each.result(LIMIT_S) for each in (*large, *others)] == [1000, 1000, 90, 90, 90]
+    with together.reading(40), together.reading(30), together.reading(30):
+        pass  # small ones many at once
+    assert WORKERS < REMOTE_WORKERS
