@@ -12,8 +12,9 @@ import openai
 import pytest
 
 from mint_contracts import errors
-from mint_contracts.records import Tier
+from mint_contracts.records import Held, Tier
 from mint_contracts.sampling_pb2 import GenerateRequest
+from mint_contracts.source import Source
 from mint_gateway.http import door
 from mint_gateway.server import Limits
 from tests.gateway.scene import BASE, PIRATE, Scene
@@ -234,6 +235,21 @@ async def test_models_are_bases_and_what_waves_serve_a_page_at_a_time(
     assert (await client.models.retrieve("demo/pirate")).id == "demo/pirate"
     for path, refused in (("/demo/nobody", 404), ("?limit=0", 400), ("?limit=many", 400)):
         assert (await get(scene, MODELS + path))[0] == refused
+
+
+async def test_what_an_engine_has_published_is_a_model_too(
+    scene: Scene, engine: ScriptedEngine, client: openai.AsyncOpenAI
+) -> None:
+    taught = Source("file:///training/revisions/acme/taught/.published/1-1")
+    engine.held["acme/taught"] = Held("acme/taught", taught, Tier.HOST, published=True)
+    await engine.report()
+    await scene.seen(engine)
+    assert "acme/taught" in [model.id async for model in client.models.list()]
+    status, told = await get(scene, f"{MODELS}/acme/taught")
+    assert (status, told["parent"]) == (200, BASE)
+    answer = await client.completions.create(model="acme/taught", prompt="Ahoy?")
+    assert answer.choices[0].text == "Hello there."
+    assert not engine.seen[-1].HasField("whence"), "it may have a newer one by now"
 
 
 async def test_it_is_healthy_once_the_map_was_read(scene: Scene, engine: ScriptedEngine) -> None:

@@ -80,8 +80,8 @@ class Door:
             return reply(models.described(views, name))
         with self._calls.admit():
             view, source = await self._router.locate("", name)
-        if source is None and not any(name in each.placements for each in views.values()):
-            raise AdapterNotFound(f"adapter {name!r}", "is served by no wave and in no catalog")
+        if source is None and not any(models.is_served(each, name) for each in views.values()):
+            raise AdapterNotFound(f"adapter {name!r}", "is served by no wave, published by no engine, in no catalog")
         return reply(models.described(views, name, view.base))
 
     async def _health(self, http: web.Request) -> web.Response:

@@ -12,13 +12,13 @@ DEFAULT = 1000
 
 
 def listed(views: Mapping[str, MapView], after: str, limit: int) -> dict[str, Any]:
-    """One page, by name: base models, and the adapters that waves serve over them.
+    """One page, by name: base models, and the adapters that waves serve over them or engines have published.
 
     The million of a catalog are not listed here: they can be asked for all the same. Raises InvalidRequest.
     """
     if not 1 <= limit <= MOST:
         raise InvalidRequest("limit", f"is {limit}; it must be from 1 to {MOST}")
-    names = {*views, *(adapter for view in views.values() for adapter in view.placements)}
+    names = {*views, *(adapter for view in views.values() for adapter in (*view.placements, *view.published))}
     page = heapq.nsmallest(limit + 1, (name for name in names if name > after))
     data = [described(views, name) for name in page[:limit]]
     return {
@@ -30,10 +30,15 @@ def listed(views: Mapping[str, MapView], after: str, limit: int) -> dict[str, An
     }
 
 
+def is_served(view: MapView, name: str) -> bool:
+    """A wave serves the adapter over this base, or an engine of it has published it."""
+    return name in view.placements or name in view.published
+
+
 def described(views: Mapping[str, MapView], name: str, base: str = "") -> dict[str, Any]:
     """One model: a base, or an adapter with the bases over which it is served (`base`, where no wave says so)."""
     model = {"id": name, "object": "model", "created": 0, "owned_by": "mint"}  # nobody notes when
     if name in views:
         return model | {"parent": None}
-    bases = sorted(each for each, view in views.items() if name in view.placements) or [base]
+    bases = sorted(each for each, view in views.items() if is_served(view, name)) or [base]
     return model | {"parent": bases[0], "base_models": bases}
