@@ -235,4 +235,5 @@ class Train(_Camel, frozen=True):
     admission: Literal["Gang", "Elastic"] = "Gang"
     failure_policy: FailurePolicy = FailurePolicy()
     paused: bool = False
+    retry: int = 0  # raised, policies that were given up at a lower number are tried again (Progress.retry)
     cancelled: bool = False

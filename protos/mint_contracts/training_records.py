@@ -74,6 +74,7 @@ class Progress(_Record, frozen=True):
     step_s: float = 0.0  # seconds of a step, smoothed
     published: Published | None = None
     failure: Failure | None = None
+    retry: int = 0  # the wave's Train.retry as the engine last heard it while it trained
 
 
 class WaveTraining(_Record, frozen=True):

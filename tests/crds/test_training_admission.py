@@ -151,6 +151,7 @@ CHANGES: list[dict[str, Any]] = [
     {"cancelled": True},
     {"admission": "Elastic", "failurePolicy": {"maxFailed": 3}},
     {"publishEverySteps": 5, "checkpointEverySteps": 5},
+    {"retry": 2},
 ]
 
 FROZEN = "what a policy learns and how cannot change"
@@ -165,7 +166,12 @@ REFUSED_CHANGES = [
     ({"groupSize": 4}, FROZEN),
     ({"evaluation": {"everySteps": 1}}, "dataset, reward and evaluation can neither be added nor removed"),
 ]
-LATER = ["a cancelled wave cannot go on", "a wave that serves cannot become one that trains", FROZEN]
+LATER = [
+    "a cancelled wave cannot go on",
+    "retry only grows",
+    "a wave that serves cannot become one that trains",
+    FROZEN,
+]
 SHOWN = [why for _, why in BY_RULE] + [why for _, why in REFUSED_CHANGES] + LATER
 
 
@@ -210,6 +216,9 @@ def test_what_is_over_stays_over(api_server: ApiServer, stored: str) -> None:
     patch(api_server, stored, {"train": {"cancelled": True}})
     with pytest.raises(KubectlError, match="a cancelled wave cannot go on"):
         patch(api_server, stored, {"train": {"cancelled": False}})
+    patch(api_server, stored, {"train": {"retry": 2}})
+    with pytest.raises(KubectlError, match="retry only grows"):
+        patch(api_server, stored, {"train": {"retry": 1}})
     with pytest.raises(KubectlError, match="a wave that serves cannot become one that trains"):
         patch(api_server, stored, {"train": None, "adapters": {"names": ["a"]}})
 

@@ -59,6 +59,22 @@ async def test_a_wave_is_paused_resumed_and_cancelled_and_nothing_else_of_it_cha
         assert spec(api_server, namespace) == before | {"train": before["train"] | changed}
 
 
+async def test_resuming_has_those_that_failed_tried_again_and_says_so(
+    api_server: ApiServer, namespace: str, ask: Ask
+) -> None:
+    status = json.dumps({"status": {"training": {"policies": {"total": 2, "failed": 2}}}})
+    api_server.kubectl("patch", "-n", namespace, "aw/lessons", "--subresource=status", "--type=merge", "-p", status)
+    await ask("pause", "lessons")
+    assert spec(api_server, namespace)["train"]["retry"] == 0
+    code, out, _ = await ask("resume", "lessons")
+    assert (code, out.count("\n")) == (0, 1)
+    assert out.endswith("as slots are free; 2 that failed are tried again from their last checkpoint\n")
+    assert (spec(api_server, namespace)["train"]["paused"], spec(api_server, namespace)["train"]["retry"]) == (
+        False,
+        1,
+    )
+
+
 async def test_a_namespace_may_stand_before_the_name_and_a_context_be_named(
     api_server: ApiServer, namespace: str, ask: Ask
 ) -> None:

@@ -125,6 +125,70 @@ def test_all_failed_fails_the_wave() -> None:
     assert world.status("w").phase == "Failed"
 
 
+def test_a_failed_policy_is_tried_again_once_when_its_wave_asks_for_it() -> None:
+    world = World(base(slots=2), [training_wave("w", 2)], engines(1))
+    world.step()
+    token = world.leases["team/w-0"][1].lease
+    world.say(Stage.COMPLETE, STEPS, "team/w-1", published=published(STEPS))
+    world.say(Stage.FAILED, 3, "team/w-0", failure=FAILURE)
+    world.step()
+    assert world.status("w").phase == "Complete"
+    world.change("w", retry=1)
+    found = world.step()
+    assert found.training["team/smol"].called == ("smol-0",), "who knows the policy hears of it at once"
+    assert (world.status("w").phase, world.status("w").failures) == ("Training", [])
+    assert (training(world).policies.waiting, training(world).policies.complete) == (1, 1)
+    assert (world.leases["team/w-0"][1].order, world.leases["team/w-0"][1].lease) == (Order.RUN, token)
+    world.say(Stage.FAILED, 3, "team/w-0", failure=FAILURE, retry=1)
+    world.step()
+    assert condition(world, "w", "Complete")[2] == "1 of 2 policies complete, 1 failed", "not again by itself"
+    world.start_anew(2)
+    world.step()
+    assert (world.status("w").phase, world.leases) == ("Complete", {})
+
+
+def test_what_engines_have_forgotten_is_tried_again_by_the_record_under_a_new_lease() -> None:
+    world = World(base(), [training_wave("w", 1)], engines(1))
+    world.step()
+    token = world.leases["team/w-0"][1].lease
+    world.say(Stage.FAILED, 3, failure=FAILURE)
+    world.step()
+    world.start_anew(2)
+    world.step()
+    assert (world.status("w").phase, world.leases) == ("Failed", {})
+    world.change("w", retry=1)
+    world.step()
+    assert world.leases["team/w-0"][1].lease > token
+    world.say(Stage.LOADING)
+    world.step()
+    assert (world.status("w").phase, training(world).step) == ("Training", 3)
+
+
+def test_a_wave_that_failed_goes_on_with_those_that_it_cancelled_when_it_is_tried_again() -> None:
+    world = World(base(), [training_wave("w", 3, max_failed=0)], engines(1))
+    world.step()
+    world.say(Stage.FAILED, 3, "team/w-0", failure=FAILURE)
+    world.step()
+    world.say(Stage.CANCELLED, 4, *named("w", [1, 2]))
+    world.step()
+    assert world.status("w").phase == "Failed"
+    world.change("w", retry=1)
+    world.step()
+    assert world.status("w").phase == "Training"
+    assert {lease.order for _, lease in world.leases.values()} == {Order.RUN}
+
+
+def test_what_a_person_has_cancelled_is_not_tried_again() -> None:
+    world = World(base(), [training_wave("w", 2)], engines(1))
+    world.step()
+    world.change("w", cancelled=True)
+    world.step()
+    world.say(Stage.CANCELLED, 4)
+    world.change("w", retry=1)
+    world.step()
+    assert world.status("w").phase == "Cancelled"
+
+
 def test_status_sums_up_the_policies() -> None:
     world = World(base(), [training_wave("w", 2)], engines(1))
     world.step()

@@ -87,8 +87,8 @@ class Shelf:
             raise CorruptFile(
                 f"policy {self._policy!r}",
                 f"has no checkpoint that can be read, of {len(broken)} in {where} (the newest {broken[0].message}); "
-                "it is not trained from its start in their place: a new AdapterWave trains it anew, or on from what "
-                "it has published (startFrom)",
+                "it is not trained from its start in their place: put one back and raise spec.train.retry (mint wave "
+                "resume); or a new AdapterWave trains it anew, or on from what it has published (startFrom)",
             )
         return None
 

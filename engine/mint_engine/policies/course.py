@@ -104,6 +104,7 @@ class Course:
             step_s=round(self._step_s, 3),
             published=keeping.published if keeping is not None else None,
             failure=self._failure or self._trouble,
+            retry=self.train.retry,
         )
 
     @property

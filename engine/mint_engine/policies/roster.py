@@ -133,8 +133,9 @@ def _right(told: TrainAssignment) -> tuple[int, str, int]:
 
 
 def _goes_on(course: Course, told: TrainAssignment, wave: WaveTraining) -> bool:
-    """Whether a course that has ended is to be taken up again: it was paused, or has got more steps."""
+    """Whether a course that has ended is to be taken up again: paused, with more steps to take, or given up once."""
     if told.order is not Order.RUN:
         return False
     more = course.stage is Stage.COMPLETE and wave.train.steps > course.progress.step
-    return course.stage is Stage.PAUSED or more
+    again = course.stage in {Stage.FAILED, Stage.CANCELLED} and wave.train.retry > course.train.retry
+    return course.stage is Stage.PAUSED or more or again

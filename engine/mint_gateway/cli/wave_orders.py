@@ -21,14 +21,28 @@ _LOGGED = re.compile(r"[EIW][0-9]{4} ")  # how a line of kubectl's log begins, i
 
 class _Train(msgspec.Struct, frozen=True):
     cancelled: bool = False
+    retry: int = 0
 
 
 class _Spec(msgspec.Struct, frozen=True):
     train: _Train | None = None
 
 
+class _Policies(msgspec.Struct, frozen=True):
+    failed: int = 0
+
+
+class _Training(msgspec.Struct, frozen=True):
+    policies: _Policies = _Policies()
+
+
+class _Status(msgspec.Struct, frozen=True):
+    training: _Training = _Training()
+
+
 class _Wave(msgspec.Struct, frozen=True):
     spec: _Spec
+    status: _Status = _Status()
 
 
 @dataclass(frozen=True)
@@ -59,14 +73,19 @@ async def ask(options: argparse.Namespace) -> int:
     order: Order = options.order
     namespace, _, name = options.wave.rpartition("/")
     cluster = _Kubectl(namespace or options.namespace, name, options.context)
-    train = msgspec.json.decode(await cluster.run("get", "--output=json"), type=_Wave).spec.train
+    wave = msgspec.json.decode(await cluster.run("get", "--output=json"), type=_Wave)
+    train, failed, asked = wave.spec.train, wave.status.training.policies.failed, order.asked
     if train is None:
         raise InvalidRequest(cluster.subject, "trains nothing, it serves adapters that exist; delete it to end that")
     if train.cancelled and "cancelled" not in order.change:
         raise InvalidRequest(cluster.subject, "is cancelled, and that is for good; make a new AdapterWave")
-    patch = json.dumps({"spec": {"train": order.change}})
+    change: dict[str, int] = dict(order.change)
+    if failed and change.get("paused") is False:
+        change["retry"] = train.retry + 1
+        asked += f"; {failed} that failed are tried again from their last checkpoint"
+    patch = json.dumps({"spec": {"train": change}})
     await cluster.run("patch", "--type=merge", f"--patch={patch}")
-    print(f"{cluster.subject} is asked {order.asked}")
+    print(f"{cluster.subject} is asked {asked}")
     return 0
 
 

@@ -13,7 +13,7 @@ from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.data import check_claims, inlined
 from mint_operator.training.policies import check, check_losses, expand
-from mint_operator.training.stand import PolicyStand
+from mint_operator.training.stand import PolicyStand, heard
 
 Fitted = tuple[Train, tuple[Policy, ...], Failure | None]
 
@@ -74,7 +74,9 @@ def _begun_policies(
         dataset = policy.dataset
         if policy.name in leased:
             dataset = leased[policy.name].dataset
-        elif policy.name in said and PolicyStand(policy, progress=said[policy.name][1]).ended(train.steps):
+        elif policy.name in said and PolicyStand(policy, progress=heard(said[policy.name][1], train)).ended(
+            train.steps
+        ):
             dataset = None
         found.append(msgspec.structs.replace(policy, dataset=dataset))
     return tuple(found)

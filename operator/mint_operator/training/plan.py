@@ -127,7 +127,7 @@ def _stand(
     if unread.is_unread(wave, known.state, inputs):
         return unread.stand(wave, known.state, alive)
     train, policies, unfit = fitted(base, wave, inputs, known.state)
-    stood = stands(wave.meta.key, wave.meta.uid, policies, known.state, alive)
+    stood = stands(wave.meta.key, wave.meta.uid, policies, train, known.state, alive)
     stand = WaveStand(train=train, policies=stood, unfit=unfit)
     able = stood
     if isinstance(manifest_of(train, inputs), Failure):  # of the others it is not known how they are to be trained

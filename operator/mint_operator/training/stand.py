@@ -94,8 +94,17 @@ class WaveStand(msgspec.Struct, frozen=True):
         return any(each.holds and each.name in wanting for each in self.policies)
 
 
+def heard(said: Progress, train: Train) -> Progress:
+    """The word on a policy as its wave takes it: one that was given up is as good as paused once it is to be retried.
+
+    Of a wave that is not cancelled itself, those that are cancelled were so because others failed.
+    """
+    again = said.stage in _OVER and said.retry < train.retry and not train.cancelled
+    return msgspec.structs.replace(said, stage=Stage.PAUSED, failure=None) if again else said
+
+
 def stands(
-    wave: str, run: str, policies: Iterable[Policy], state: TrainState, alive: Mapping[str, int]
+    wave: str, run: str, policies: Iterable[Policy], train: Train, state: TrainState, alive: Mapping[str, int]
 ) -> tuple[PolicyStand, ...]:
     """The stand of every policy of one wave; `alive` are the engines whose heart beats, with their incarnation.
 
@@ -104,6 +113,7 @@ def stands(
     """
     record = state.training.get(wave)
     said = words(wave, run, state.progress, record.last_words if record is not None and record.run == run else ())
+    said = {name: (engine, heard(word, train)) for name, (engine, word) in said.items()}
     return tuple(_stand(wave, run, policy, state, said, alive) for policy in policies)
 
 

@@ -21,7 +21,7 @@ def stand(wave: ObservedWave, state: TrainState, alive: Mapping[str, int]) -> Wa
     """How its policies stand, of which those that engines hold want their slots and no other wants any."""
     known, train = _record(wave, state), wave.spec.train or Train(policies=Policies())
     policies = [Policy(name) for name in known.policies] if known is not None else []
-    stood = stands(wave.meta.key, wave.meta.uid, policies, state, alive)
+    stood = stands(wave.meta.key, wave.meta.uid, policies, train, state, alive)
     held = tuple(each.name for each in stood if each.holds and not each.ended(train.steps))
     return WaveStand(train=train, policies=stood, wants_slot=held, kept=True)
 

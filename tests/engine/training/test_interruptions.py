@@ -82,6 +82,34 @@ async def test_a_policy_whose_checkpoints_can_not_be_read_fails_and_leaves_what_
         assert revisions.newest(store, "acme/one", 0) == published
 
 
+async def test_a_failed_policy_goes_on_once_its_files_are_back_and_its_wave_asks_for_it(
+    base: Path, tmp_path: Path
+) -> None:
+    undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=5)
+    async with training(base, tmp_path, train(steps=3)) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+        store = store_of(scene.store)
+        folder = Shelf(store, "acme/one").folder
+        blobs = {f"{folder}/{name}/{BLOB}": store.read(f"{folder}/{name}/{BLOB}", 1 << 30)
+                 for name in store.names(folder)}  # fmt: skip
+        for path, blob in blobs.items():
+            store.write(path, blob[:-1] + b"?")
+        scene.want(assignment("acme/one"), told=train(steps=5))
+        told = (await scene.ended("acme/one", stage=Stage.FAILED))["acme/one"]
+        assert told.failure is not None
+        assert "raise spec.train.retry (mint wave resume)" in told.failure.message
+        for path, blob in blobs.items():
+            store.write(path, blob)
+        scene.want(assignment("acme/one"), told=train(steps=5))
+        assert scene.roster.progress()["acme/one"].stage is Stage.FAILED, "not before it is asked for"
+        scene.want(assignment("acme/one"), told=train(steps=5, retry=1))
+        await until(lambda: scene.roster.progress()["acme/one"].stage is Stage.COMPLETE)
+        told = scene.roster.progress()["acme/one"]
+        assert (told.step, told.failure, told.retry) == (5, None, 1)
+        assert saved(scene, "acme/one") == undisturbed
+
+
 async def test_an_engine_that_ends_saves_what_is_finished(base: Path, tmp_path: Path) -> None:
     undisturbed = await whole(base, tmp_path / "whole", "acme/one", steps=6)
     seldom = train(steps=6, checkpoint_every_steps=100)
