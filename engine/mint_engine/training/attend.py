@@ -14,9 +14,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.model import widened
 from mint_engine.model.attention import weigh
-from mint_engine.training.pieces import Tree
+from mint_engine.training.pieces import PIECE_ROWS, Tree
 
 NAME = "mint_training"
+KEPT_BYTES = 64 << 20  # of trees' masks, a byte for each two rows: 64 of whole pieces
 
 _HARMLESS = frozenset(
     {"position_ids", "use_cache", "is_causal", "cache", "output_attentions", "output_router_logits", "layer_idx"}
@@ -75,15 +76,34 @@ def attend(
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-@lru_cache(maxsize=64)
 def visible(trunk: int, branches: tuple[int, ...], window: int | None = None) -> torch.Tensor:
-    """What each row of a tree sees of it [n, n] bool: its past, or the latest `window` tokens, itself included."""
-    lengths = (trunk, *branches)
-    branch = torch.cat([torch.full((length,), at) for at, length in enumerate(lengths)])
-    positions = torch.cat([torch.arange(length) + (trunk if at else 0) for at, length in enumerate(lengths)])
-    ago = positions[:, None] - positions[None]
-    past = (ago >= 0) & ((branch[:, None] == branch[None]) | (branch[None] == 0))
-    return past if window is None else past & (ago < window)
+    """What each row of a tree sees of it [n, n] bool: its past, or the latest `window` tokens, itself included.
+
+    Those of trees that fit a piece are kept, up to `KEPT_BYTES`: layers and policies ask for the same ones again. A
+    longer example's takes as much as all of these soon, and little time beside the attention that it is for.
+    """
+    make = _kept if trunk + sum(branches) <= PIECE_ROWS else _visible
+    return make(trunk, branches, window)
+
+
+def _visible(trunk: int, branches: tuple[int, ...], window: int | None) -> torch.Tensor:
+    """Written block by block: compared row by row it would take many times its bytes."""
+    rows, start = trunk + sum(branches), 0
+    found = torch.zeros(rows, rows, dtype=torch.bool)
+    for at, length in enumerate((trunk, *branches)):
+        span = slice(start, start + length)
+        start += length
+        own, before = found[span, span].fill_(True).tril_(), found[span, :trunk]
+        if window is not None:
+            own.triu_(1 - window)
+        if at:
+            before.fill_(True)
+            if window is not None:
+                before.triu_(1 + trunk - window)
+    return found
+
+
+_kept = lru_cache(maxsize=KEPT_BYTES // PIECE_ROWS**2)(_visible)
 
 
 def _refuse(module: nn.Module, options: dict[str, object], mask: torch.Tensor | None, dropout: float) -> None:

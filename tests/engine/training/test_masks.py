@@ -1,0 +1,30 @@
+"""What rows of a tree see, as the generic pass has it: right, and in bounded memory however long examples are."""
+
+import weakref
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mint_engine.training.attend import KEPT_BYTES, visible
+from mint_engine.training.pieces import PIECE_ROWS
+
+LENGTHS = st.integers(0, 9)
+
+
+@given(st.integers(1, 9), st.lists(LENGTHS, max_size=4), st.none() | st.integers(1, 12))
+def test_a_row_sees_its_trunk_and_its_own_past_and_of_these_the_latest(
+    trunk: int, branches: list[int], window: int | None
+) -> None:
+    rows = [(0, at) for at in range(trunk)]
+    rows += [(branch, trunk + at) for branch, length in enumerate(branches, start=1) for at in range(length)]
+    expected = [[ours in {0, mine} and 0 <= now - then < (window or 99) for ours, then in rows] for mine, now in rows]
+    assert visible(trunk, tuple(branches), window).tolist() == expected
+
+
+def test_masks_of_pieces_are_kept_within_a_bound_and_those_of_longer_examples_are_not() -> None:
+    assert visible(3, (4, 5)) is visible(3, (4, 5)), "each layer asks for it again"
+    masks = [weakref.ref(visible(1, (PIECE_ROWS + at,))) for at in range(4)]
+    assert not any(mask() is not None for mask in masks)
+    masks = [weakref.ref(visible(at, (PIECE_ROWS - at,))) for at in range(1, 100)]
+    kept = sum(mask.nbytes for each in masks if (mask := each()) is not None)
+    assert 0 < kept <= KEPT_BYTES
