@@ -57,7 +57,7 @@ class Shelf:
         self.folder = f"policies/{policy}/{run or NO_RUN}"
         self._series = Series(store, policy, self.folder, RECORD, kept)
 
-    def save(self, record: Record, blob: bytes) -> None:
+    def save(self, record: Record, blob: bytes | bytearray) -> None:
         """Write a checkpoint and sweep what it makes superfluous.
 
         Raises StaleLease where a newer lease has written, and the errors of a store.
@@ -130,6 +130,6 @@ class Shelf:
         return record, blob
 
 
-def digest_of(blob: bytes) -> str:
+def digest_of(blob: bytes | bytearray) -> str:
     """What a record says of its blob."""
     return hashlib.sha256(blob).hexdigest()

@@ -29,7 +29,7 @@ class Store(Protocol):
 
     source: Source
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | bytearray) -> None:
         """Put a file there, in place of what was."""
         ...
 
@@ -68,7 +68,7 @@ class LocalStore:
         self.source = source
         self._root, self._mounted, self._subject = root, mounted, f"store {source.uri!r}"
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | bytearray) -> None:
         """By way of a name that no reader looks at."""
         target = self._root / path
         with self._errors():
@@ -147,7 +147,7 @@ class BucketStore:
         self._scheme = location.scheme
         self._root, self._subject = f"{location.host}/{location.path}".rstrip("/"), f"store {source.uri!r}"
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | bytearray) -> None:
         """One upload."""
         with storage_errors(self._scheme, self._subject):
             backend(self._scheme).files.pipe_file(self._at(path), data)

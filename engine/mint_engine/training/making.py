@@ -43,7 +43,7 @@ class Maker:
         """One that begins with a revision's weights, and keeps its ranks and scalings."""
         return policies.continued(name, start, self._device)
 
-    def read(self, name: str, data: bytes) -> Policy:
+    def read(self, name: str, data: bytes | bytearray) -> Policy:
         """What `state.to_bytes` gave, here or on another engine of this base. Raises CorruptFile or WrongBase."""
         return state.from_bytes(data, name, self._modules, self._device, f"policy {name}")
 

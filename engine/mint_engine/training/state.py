@@ -3,13 +3,13 @@
 A policy read back goes on with the very numbers that it would have had.
 """
 
+import ctypes
 from collections.abc import Mapping
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 
 from mint_contracts.errors import CorruptFile, WrongBase
 from mint_engine.adapters.adapter import Module
@@ -43,8 +43,8 @@ _HEADER, _METADATA = msgspec.json.Decoder(dict[str, msgspec.Raw]), msgspec.json.
 _READ_TOLD = msgspec.json.Decoder(_Told)
 
 
-def to_bytes(policy: Policy) -> bytes:
-    """The file of a policy."""
+def to_bytes(policy: Policy) -> bytearray:
+    """The file of a policy. On any thread: others go on meanwhile, as with `from_bytes`."""
     form = policy.form
     told = _Told(
         version=VERSION,
@@ -61,10 +61,12 @@ def to_bytes(policy: Policy) -> bytes:
     tensors = {name: getattr(policy, name) for name in _VECTORS}
     if policy.gradient is not None:
         tensors[_GRADIENT] = policy.gradient
-    return save(tensors, {_TOLD: msgspec.json.encode(told).decode()})
+    return _file({_TOLD: msgspec.json.encode(told).decode()}, {name: tensors[name] for name in sorted(tensors)})
 
 
-def from_bytes(data: bytes, name: str, modules: Mapping[str, Module], device: torch.device, subject: str) -> Policy:
+def from_bytes(
+    data: bytes | bytearray, name: str, modules: Mapping[str, Module], device: torch.device, subject: str
+) -> Policy:
     """The policy of a file, under the name `name`.
 
     Raises CorruptFile for what is no such file, and WrongBase where it was trained over other modules. On any thread:
@@ -83,12 +85,39 @@ def from_bytes(data: bytes, name: str, modules: Mapping[str, Module], device: to
     )  # fmt: skip
 
 
-def _header(data: bytes) -> bytes:
+def _file(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> bytearray:
+    """What safetensors' `save` makes of float32 vectors, byte for byte.
+
+    That holds the interpreter for as long as it copies, and so every step of an engine; numpy lets others run.
+    """
+    header, end = dict[str, object](__metadata__=metadata), 0
+    for name, each in tensors.items():
+        begin, end = end, end + each.nbytes
+        header[name] = {"dtype": "F32", "shape": list(each.shape), "data_offsets": [begin, end]}
+    told = msgspec.json.encode(header)
+    told += b" " * (-len(told) % LENGTH_BYTES)
+    start = LENGTH_BYTES + len(told)
+    data = _unfilled(start + end)
+    data[:start] = len(told).to_bytes(LENGTH_BYTES, "little") + told
+    numbers: NDArray[np.float32] = np.frombuffer(data, "<f4", offset=start)
+    np.concatenate([each.cpu().numpy() for each in tensors.values()], out=numbers)
+    return data
+
+
+def _unfilled(nbytes: int) -> bytearray:
+    """Memory that nobody has touched: `bytearray` itself would fill it, and hold the interpreter for that."""
+    make = ctypes.pythonapi.PyByteArray_FromStringAndSize
+    make.restype, make.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
+    data: bytearray = make(None, nbytes)
+    return data
+
+
+def _header(data: bytes | bytearray) -> bytes:
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
-    return data[LENGTH_BYTES : LENGTH_BYTES + length]
+    return bytes(data[LENGTH_BYTES : LENGTH_BYTES + length])
 
 
-def _vector(data: bytes, spec: TensorSpec) -> torch.Tensor:
+def _vector(data: bytes | bytearray, spec: TensorSpec) -> torch.Tensor:
     """One of the file's [n] float32, on the CPU."""
     stored: NDArray[np.float32] = np.frombuffer(data, "<f4", spec.shape[0], spec.begin)
     found = vector(spec.shape[0], torch.device("cpu"))
@@ -96,7 +125,7 @@ def _vector(data: bytes, spec: TensorSpec) -> torch.Tensor:
     return found
 
 
-def _read_told(data: bytes, subject: str) -> _Told:
+def _read_told(data: bytes | bytearray, subject: str) -> _Told:
     try:
         header = _HEADER.decode(_header(data))
         metadata = _METADATA.decode(header["__metadata__"])

@@ -39,7 +39,7 @@ def packed_of(trainer: Trainer, name: str) -> Packed:
 
 def saved_of(trainer: Trainer, name: str) -> bytes:
     """A policy as a checkpoint holds it."""
-    return state.to_bytes(trainer.policy(name))
+    return bytes(state.to_bytes(trainer.policy(name)))
 
 
 def _step(trainer: Trainer, name: str, optimizer: Optimizer) -> StepOutcome:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save
 
 from mint_contracts.errors import (
     CorruptFile,
@@ -70,6 +71,16 @@ def test_the_host_memory_that_a_policy_takes_is_known_before_it_is_made() -> Non
     assert policy.needs(torch.float32) == needs
     trainer.drop("a")
     assert trainer.host_bytes == 0
+
+
+def test_a_saved_policy_is_byte_for_byte_what_safetensors_itself_writes() -> None:
+    trainer = trainer_of()
+    create(trainer, "p", PolicySettings(rank=8))
+    for names in (["exp_avg", "exp_avg_sq", "weights"], ["exp_avg", "exp_avg_sq", "gradient", "weights"]):
+        found, policy = saved_of(trainer, "p"), trainer.policy("p")
+        header = json.loads(found[8 : 8 + int.from_bytes(found[:8], "little")])
+        assert found == save({name: getattr(policy, name) for name in names}, header["__metadata__"])
+        learn(trainer, [PolicyBatch("p", groups(1))])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
