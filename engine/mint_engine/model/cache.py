@@ -22,22 +22,39 @@ from mint_engine.scheduling.pages import PAGE_TOKENS
 PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each (see `reference`): they take pages too
 
 
-class KvCache:
-    """Keys and values of all pages: `pool` [L, P, 2, K, 16, D]."""
+class _Pages:
+    """What of a cache does not depend on what a token leaves in it: `pool` [L, P, ...], and its tokens' routes."""
 
     def __init__(
-        self, layers: int, heads: int, head_dim: int, pages: int, dtype: torch.dtype, device: torch.device
+        self, layers: int, pages: int, page: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.heads = heads
-        self.head_dim = head_dim
         self.pages = pages
-        self.pool = zeros((layers, pages + 1, 2, heads, PAGE_TOKENS, head_dim), dtype, device)
-        self.routes: RouteCache | None = None  # of the tokens, where they are kept
+        self.pool = zeros((layers, pages + 1, *page), dtype, device)
+        self.routes: RouteCache | None = None  # where they are kept
 
     @property
     def bytes(self) -> int:
         """Bytes of the whole cache."""
         return self.pool.nbytes + (self.routes.pool.nbytes if self.routes is not None else 0)
+
+    def wipe(self, pages: Sequence[int]) -> None:
+        """Zero pages before a new request has them.
+
+        Where attention reads whole pages, masked positions weigh nothing, but nothing times infinity is NaN: what a
+        former request left behind must not reach the next one.
+        """
+        self.pool.index_fill_(1, torch.tensor(pages, dtype=torch.int64, device=self.pool.device), 0)
+
+
+class KvCache(_Pages):
+    """Keys and values of all pages: `pool` [L, P, 2, K, 16, D]."""
+
+    def __init__(
+        self, layers: int, heads: int, head_dim: int, pages: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(layers, pages, (2, heads, PAGE_TOKENS, head_dim), dtype, device)
+        self.heads = heads
+        self.head_dim = head_dim
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values [K, T, D] at token places `slots` [T] (page * 16 + offset)."""
@@ -52,16 +69,8 @@ class KvCache:
         keys, values = heads.index_select(0, parts.flatten()).view(2, self.heads, -1, self.head_dim)
         return keys, values
 
-    def wipe(self, pages: Sequence[int]) -> None:
-        """Zero pages before a new request has them.
 
-        Where attention reads whole pages, masked positions weigh nothing, but nothing times infinity is NaN: what a
-        former request left behind must not reach the next one.
-        """
-        self.pool.index_fill_(1, torch.tensor(pages, dtype=torch.int64, device=self.pool.device), 0)
-
-
-class LatentCache:
+class LatentCache(_Pages):
     """One row a token, layer and page: `pool` [L, P, 16, W].
 
     A row is the compressed latent of keys and values, then the rotated part of the key that all heads share, then the
@@ -69,15 +78,8 @@ class LatentCache:
     """
 
     def __init__(self, layers: int, width: int, pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layers, pages, (PAGE_TOKENS, width), dtype, device)
         self.width = width
-        self.pages = pages
-        self.pool = zeros((layers, pages + 1, PAGE_TOKENS, width), dtype, device)
-        self.routes: RouteCache | None = None  # of the tokens, where they are kept
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the whole cache."""
-        return self.pool.nbytes + (self.routes.pool.nbytes if self.routes is not None else 0)
 
     def write(self, layer: int, places: torch.Tensor, values: torch.Tensor, column: int) -> None:
         """Store values [T, w] at token places [T] (page * 16 + offset), from `column` of their rows on."""
@@ -87,10 +89,6 @@ class LatentCache:
     def read(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
         """Rows [n * 16, W] of `pages` [n], page after page."""
         return self.pool[layer].index_select(0, pages).view(-1, self.width)
-
-    def wipe(self, pages: Sequence[int]) -> None:
-        """Zero pages before a new request has them, as `KvCache.wipe` does."""
-        self.pool.index_fill_(1, torch.tensor(pages, dtype=torch.int64, device=self.pool.device), 0)
 
 
 Cache = KvCache | LatentCache
