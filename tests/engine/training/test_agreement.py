@@ -1,10 +1,18 @@
 """What the trainer thinks of a token is what the sampler thought when it drew it, to the rounding of its dtype.
 
 In float32 to a few units of the last place. In bfloat16 sampler and trainer round sums at different places, each to
-8 bits: over these models' two layers, whose log-probabilities spread over some 5 nats, that explains 0.03 on average
-and 0.25 at most.
+8 bits: over these models' two or three layers, whose log-probabilities spread over some 5 nats, that explains 0.04 on
+average and 0.25 at most.
+
+Where a base routes experts that holds of updates that replay the rollout's routes. Without, near a router's tie one
+of the two sends a token elsewhere by a rounding: a few tokens in a hundred differed by up to 0.4 (Qwen3-MoE), 0.6
+(gpt-oss), 2.0 (DeepSeek-V3) and 0.3 (Kimi-K2); with routes replayed none did by more than 0.15. What a sparse
+attention's indexer chooses is not replayed, and has ties of its own: by replayed routes 2.8 became 1.9
+(DeepSeek-V3.2), and 1.6 became 0.5 (GLM-5).
 """
 
+import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,20 +21,25 @@ from transformers import PreTrainedConfig, Qwen3Config
 
 from mint_engine.model.attention import Span
 from mint_engine.model.base import Base
-from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.cache_shape import cache_shape, make_cache
+from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import pages_for
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
-from tests.engine.families import ROUTED
+from tests.engine.families import ROUTED, make_model
+from tests.engine.saved_families import BASES
 from tests.engine.training.at_once import packed_of, step_all
 from tests.engine.training.frontier import base_of as family_of
+from tests.engine.training.frontier import base_over
 from tests.engine.training.scene import CPU, LLAMA, OPTIMIZER, SIZES, base_of, groups, learn, policies
 
-MEAN = {torch.float32: 1e-5, torch.bfloat16: 0.03}
+MEAN = {torch.float32: 1e-5, torch.bfloat16: 0.04}
 MOST = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+SPARSE = ("deepseek_v32", "glm_5")
+FEW = 0.2  # of tokens
 
 
 def sample(forward: Forward, example: Example) -> tuple[torch.Tensor, Example]:
@@ -52,33 +65,56 @@ def test_trainer_and_sampler_agree(config: PreTrainedConfig, dtype: torch.dtype,
     check(base_of(config, dtype), lean)
 
 
-@pytest.mark.parametrize("name", [*ROUTED, "gemma2"])
-def test_trainer_and_sampler_of_other_families_agree(name: str) -> None:
+@pytest.mark.parametrize("dtype", MEAN)
+@pytest.mark.parametrize("name", [*(name for name in ROUTED if name not in SPARSE), "mixtral", "gemma2", "gemma3"])
+def test_trainer_and_sampler_of_other_families_agree(name: str, dtype: torch.dtype) -> None:
     """Routes are replayed. By transformers' modules, as these families are served and trained."""
+    check(family_of(name, dtype), lean=False)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_trainer_and_sampler_of_sparse_attention_agree(name: str) -> None:
     check(family_of(name, torch.float32), lean=False)
 
 
-def test_trainer_and_sampler_agree_by_own_kernels_over_experts() -> None:
-    check(family_of("qwen3_moe", torch.float32), lean=True)
+@pytest.mark.parametrize("name", SPARSE)
+def test_in_bfloat16_they_differ_by_more_only_where_an_indexer_chooses(name: str) -> None:
+    """Few tokens, where the two choose otherwise by a rounding; none where it takes all that there is."""
+    config = copy.deepcopy(BASES[name])
+    config.index_topk = 64
+    check(base_over(make_model(config, torch.bfloat16)), lean=False)
+    for found in differences(family_of(name, torch.bfloat16), lean=False):
+        assert float(found.median()) < MEAN[torch.bfloat16]
+        assert float((found > MOST[torch.bfloat16]).float().mean()) < FEW
+
+
+@pytest.mark.parametrize("dtype", MEAN)
+def test_trainer_and_sampler_agree_by_own_kernels_over_experts(dtype: torch.dtype) -> None:
+    check(family_of("qwen3_moe", dtype), lean=True)
 
 
 def check(base: Base, lean: bool) -> None:
-    dtype, modules = base.dtype, find_modules(base.model)
+    for found in differences(base, lean):
+        assert float(found.mean()) < MEAN[base.dtype]
+        assert float(found.max()) < MOST[base.dtype]
+
+
+def differences(base: Base, lean: bool) -> Iterator[torch.Tensor]:
+    """Of each sampled token's log-probability, before and after a step."""
+    dtype, modules, routes = base.dtype, find_modules(base.model), route_shape(base.model)
     trainer = Trainer(base, modules, max_rank=16, lean=lean)
     slots = Slots(modules, 2, 16, dtype, CPU)
-    forward = Forward(base, slots, cache_shape(base.config).make(40, dtype, CPU), lean=lean)
+    forward = Forward(base, slots, make_cache(cache_shape(base.config), routes, 40, dtype, CPU), lean=lean)
     assert trainer.compute.startswith("lean") is forward.compute.startswith("lean") is lean
     (name,) = policies(trainer, 1)
     for turn in range(2):
         slots.load(1, packed_of(trainer, name))
         told, sampled = zip(*(sample(forward, each) for each in groups(turn, vocabulary=96)), strict=True)
         ours = learn(trainer, [PolicyBatch(name, sampled)])[name].logprobs
-        differences = torch.cat(
+        yield torch.cat(
             [
                 (torch.from_numpy(one)[torch.tensor(list(example.weights)) != 0] - theirs).abs()
                 for one, theirs, example in zip(ours, told, sampled, strict=True)
             ]
         )
-        assert float(differences.mean()) < MEAN[dtype]
-        assert float(differences.max()) < MOST[dtype]
         step_all(trainer, {name: OPTIMIZER})
