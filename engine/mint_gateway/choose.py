@@ -8,7 +8,7 @@ import msgspec
 
 from mint_contracts.errors import AdapterNotFound, Internal, MintError, by_reason
 from mint_contracts.records import Held, Tier
-from mint_gateway.view import Engine, MapView, incomplete
+from mint_gateway.view import Engine, MapView, incomplete, unread
 
 LOAD_FACTOR = 1.25
 """An engine takes at most this much more than its share: c of Mirrokni, Thorup, Zadimoghaddam,
@@ -55,12 +55,17 @@ def candidates(view: MapView, adapter: str, now: Now) -> list[Candidate]:
 
 
 def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
-    """The error to answer at once because no engine could do better: unknown adapter, or one that loads nowhere."""
+    """The error to answer at once because no engine could do better: unknown adapter, or one that loads nowhere.
+
+    While the map is away, or what came back of it is not complete, an unknown one may be known after all.
+    """
     if not adapter:
         return None
     if view.source(adapter) is None:
-        if view.record is None:
+        if view.record is None or view.version is None:
             return incomplete(view.base)
+        if now.map_away:
+            return unread(f"adapter {adapter!r}")
         return AdapterNotFound(
             f"adapter {adapter!r}",
             f"no wave serves it on {view.base}, no engine has published it, and {_nowhere(view)}; check the name, "

@@ -13,7 +13,10 @@ SHOWN = 5  # engines that are named where all would be too many
 
 
 def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
-    """The explanation of one adapter, or of the bare base when `adapter` is empty. Raises `refusal`'s NotFound."""
+    """The explanation of one adapter, or of the bare base when `adapter` is empty.
+
+    Raises what `refusal` says of an unknown one.
+    """
     placement = view.placements.get(adapter)
     source = view.source(adapter) if adapter else None
     said_no = refusal(view, adapter, now)

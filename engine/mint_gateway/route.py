@@ -20,7 +20,7 @@ from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
 from mint_gateway.tries import Patience, Tries, another_may_do_better, lost
-from mint_gateway.view import MapView
+from mint_gateway.view import MapView, unread
 
 if TYPE_CHECKING:
     Call = grpc.aio.UnaryStreamCall[sampling_pb2.GenerateRequest, sampling_pb2.GenerateEvent]
@@ -62,8 +62,16 @@ class Router:
         self._on_retry = on_retry
 
     def find(self, base: str, adapter: str) -> MapView:
-        """The view of the base that these names mean. Raises as `resolve` does, and MapUnavailable before any map."""
-        return resolve(self._mirror.known(), base, adapter)
+        """The view of the base that these names mean. Raises as `resolve` does.
+
+        Raises MapUnavailable before any map, and for what is not known of while Redis is away.
+        """
+        try:
+            return resolve(self._mirror.known(), base, adapter)
+        except (AdapterNotFound, BaseModelNotFound) as error:
+            if self._mirror.away:
+                raise unread(error.subject) from error
+            raise
 
     async def locate(self, base: str, adapter: str) -> tuple[MapView, Source | None]:
         """The view of `find`, and where the base's catalog has an adapter that no wave serves there.

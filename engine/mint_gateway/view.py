@@ -81,6 +81,12 @@ def incomplete(base: str) -> MapUnavailable:
     return MapUnavailable(base, "the placement map is not complete yet; retry", retry_after_s=1.0)
 
 
+def unread(subject: str) -> MapUnavailable:
+    """That nobody can tell whether there is such a thing: Redis is away, and it may have come since."""
+    said = "is not in what was last read of the placement map, and Redis does not answer now; retry"
+    return MapUnavailable(subject, said, retry_after_s=1.0)
+
+
 def merge(
     known: MapView,
     pulse: Pulse,

@@ -17,6 +17,7 @@ from mint_contracts.errors import MapUnavailable, StaleEpoch
 from mint_contracts.settings import REDIS_CA_FILE, REDIS_PASSWORD, REDIS_URL
 
 CALL_TIMEOUT_S = 3.0
+RETRY_AFTER_S = 1.0  # a Redis that was restarted is back within seconds
 
 
 class Library(msgspec.Struct, frozen=True):
@@ -111,7 +112,8 @@ async def bounded(send: Callable[[], Awaitable[Any]]) -> Any:
     if task and task.cancelling() > cancelled:
         raise asyncio.CancelledError
     if failure is not None:
-        raise MapUnavailable("placement map", f"Redis did not answer ({failure}); retrying") from failure
+        said = f"Redis did not answer ({failure}); retrying"
+        raise MapUnavailable("placement map", said, retry_after_s=RETRY_AFTER_S) from failure
     return answer
 
 

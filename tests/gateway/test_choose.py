@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_contracts.errors import AdapterNotFound, CorruptFile
+from mint_contracts.errors import AdapterNotFound, CorruptFile, MapUnavailable
 from mint_contracts.records import BaseRecord, EngineRecord, Failure, Held, Place, Placement, Tier
 from mint_contracts.source import Source
 from mint_gateway.choose import LOAD_FACTOR, Now, candidates, home_order, load, refusal
@@ -182,7 +182,11 @@ def test_only_a_failure_that_leaves_no_other_engine_is_an_answer() -> None:
 
 
 def test_an_adapter_that_nobody_knows_is_not_found_unless_the_base_has_a_store() -> None:
-    assert isinstance(refusal(view(engine("a"), store=False), ADAPTER, Now()), AdapterNotFound)
+    fleet = view(engine("a"), store=False)
+    assert isinstance(refusal(fleet, ADAPTER, Now()), AdapterNotFound)
+    unread = refusal(fleet, ADAPTER, Now(map_away=True))
+    assert isinstance(unread, MapUnavailable), "while Redis is away it may have come since"
+    assert unread.retry_after_s
     assert refusal(view(engine("a"), store=True), ADAPTER, Now()) is None
 
 

@@ -28,6 +28,10 @@ async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterward
         await until(lambda: mirror.away)
         for _ in range(3):
             assert (await fragile.client.answer(question("Ahoy?", adapter="demo/pirate"))).engine == "e-0"
+        for unknown in (question("Ahoy?", adapter="demo/nobody"), question("Ahoy?", base_model="demo/other")):
+            with pytest.raises(errors.MapUnavailable, match="Redis does not answer now; retry") as refused:
+                await fragile.client.answer(unknown)
+            assert refused.value.retry_after_s, "it may have come since"
         await engine.silence()
         await engine.deafen()  # judged by its connection alone, while nobody's heartbeat can be read
         with pytest.raises(errors.EngineUnavailable):
@@ -44,8 +48,12 @@ async def test_answers_go_on_while_redis_is_away_and_are_current_again_afterward
     assert "demo/pirate" in mirror.views[BASE].placements
     assert (await fragile.client.answer(question("Ahoy?", base_model=BASE))).engine == "e-1"
     # The operator writes again what it knows; only then does an absence mean anything.
+    with pytest.raises(errors.MapUnavailable, match="not complete yet; retry"):
+        await fragile.client.answer(question("Ahoy?", adapter="demo/nobody"))
     await fragile.writer.apply(BASE, MapChange(base=mirror.views[BASE].record))
     await until(lambda: not mirror.views[BASE].placements)
+    with pytest.raises(errors.AdapterNotFound):
+        await fragile.client.answer(question("Ahoy?", adapter="demo/nobody"))
 
 
 async def test_a_map_that_was_flushed_goes_on_serving(scene: Scene) -> None:
