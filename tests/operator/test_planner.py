@@ -11,7 +11,7 @@ from mint_contracts.resources import AdapterWaveStatus, Tenant
 from mint_operator.planning.plan import plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import Snapshot
-from tests.operator.worlds import KEY, base, engine, homes, placed, snapshot, source, wave
+from tests.operator.worlds import EMPTY, KEY, base, engine, homes, placed, snapshot, source, wave, written
 
 
 def status(of: Snapshot, name: str) -> AdapterWaveStatus:
@@ -189,6 +189,16 @@ def away(seconds: float, engines: list[EngineView]) -> tuple[dict[str, Placement
 def test_an_engine_keeps_its_adapters_while_it_is_away_for_less_than_the_grace() -> None:
     first, second = away(29.0, [engine(0), engine(1, alive=False)])
     assert second == first
+
+
+@pytest.mark.parametrize("seconds", [1.0, 31.0])
+def test_what_an_engine_that_is_away_was_to_hold_for_a_wave_leaves_the_map_with_the_wave(seconds: float) -> None:
+    fleet = [engine(0), engine(1, alive=False)]
+    first = plan(snapshot(base(2, 2), [wave("one", SIX)])).changes[KEY]
+    state = written(EMPTY, first)
+    assert all(state.assigned[each.engine] for each in fleet)
+    of = snapshot(base(2, 2), [], fleet, state=state, away_s={"smol-1": seconds})
+    assert not any(written(state, plan(of).changes[KEY]).assigned.values())
 
 
 def test_an_engine_that_is_away_for_longer_loses_them_to_others() -> None:
