@@ -57,7 +57,7 @@ class RedisProcess:
             if "Ready to accept connections" in line:
                 break
         else:
-            process.wait(10)
+            process.wait(60)
             raise AssertionError("redis-server did not start:\n" + "".join(seen))
         # What it logs later must not fill the pipe.
         threading.Thread(target=process.stdout.read, daemon=True).start()
@@ -67,7 +67,7 @@ class RedisProcess:
         """End it as a crash would."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
     @contextmanager

@@ -23,7 +23,7 @@ async def test_a_gateway_without_the_map_is_alive_but_not_ready() -> None:
         states = {}
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             request = health_pb2.HealthCheckRequest(service=own[probe]["grpc"].get("service", ""))
-            states[probe] = (await health.Check(request, timeout=10)).status
+            states[probe] = (await health.Check(request, timeout=60)).status
     await redis.aclose()
     assert states == {
         "startupProbe": ServingStatus.SERVING,

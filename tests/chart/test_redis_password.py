@@ -45,7 +45,7 @@ def started(tmp_path: Path, port: int) -> Iterator[subprocess.Popen[str]]:
             raise AssertionError("".join(said))
         yield process
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
         assert process.returncode == 0, "SIGTERM must reach Redis itself"
 
 

@@ -110,7 +110,7 @@ async def test_a_task_that_is_cancelled_in_a_redis_call_ends(redis_client: Redis
         for _ in range(steps):
             await asyncio.sleep(0)
         following.cancel()
-        await asyncio.wait([following], timeout=30)
+        await asyncio.wait([following], timeout=60)
         assert following.cancelled(), f"went on after a cancellation at step {steps}"
 
 

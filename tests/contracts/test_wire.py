@@ -42,7 +42,7 @@ async def refusing() -> AsyncIterator[tuple[Refusing, "SamplerAsyncStub"]]:
 
 async def received(stub: "SamplerAsyncStub") -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Generate(sampling_pb2.GenerateRequest(), timeout=10).read()
+        await stub.Generate(sampling_pb2.GenerateRequest(), timeout=60).read()
     return caught.value
 
 

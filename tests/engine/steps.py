@@ -36,7 +36,7 @@ class Gate:
     def _gated(self) -> list[Any]:
         if self._left == 0:
             self.reached.set()
-            assert self._open.wait(30)
+            assert self._open.wait(60)
         self._left = max(0, self._left - 1)
         return self._step()
 

@@ -155,7 +155,7 @@ def serving(
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(60)
 
 
 def self_signed(folder: Path) -> tuple[ssl.SSLContext, Path]:

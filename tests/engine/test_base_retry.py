@@ -73,12 +73,12 @@ async def test_a_base_that_is_mended_is_served_without_a_restart(
         found = await record()
         return bool(found and found.ready and found.failure is None)
 
-    await until(refused, 20)
+    await until(refused)
     folder.mkdir(exist_ok=True)
     save_base(folder)
-    await until(ready, 20)
+    await until(ready)
     await rising
-    await until(lambda: server.ready, 5)
+    await until(lambda: server.ready)
     await engine.drain()
     assert not server.ready
     following.cancel()

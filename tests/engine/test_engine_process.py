@@ -108,7 +108,7 @@ async def test_an_engine_serves_follows_the_map_and_drains(
 
         async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.port}") as channel:
             health = health_pb2_grpc.HealthStub(channel)
-            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=60)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
             alive = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{engine.metrics_port}/metrics")
             assert b"mint_engine_requests" in alive.read()
@@ -171,7 +171,7 @@ async def test_a_base_that_does_not_exist_is_told_not_crashed_over(
         assert (record.ready, record.failure.reason, record.failure.terminal) == (False, "SourceNotFound", True)
         assert "nothing" in record.failure.message
         async with grpc.aio.insecure_channel(f"127.0.0.1:{engine.port}") as channel:
-            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert engine.process.poll() is None
 

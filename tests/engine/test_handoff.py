@@ -61,7 +61,7 @@ class Gate:
 
         def held_up(source: Source) -> Packed:
             self.reached.set()
-            assert self._open.wait(30)
+            assert self._open.wait(60)
             return load(source)
 
         monkeypatch.setattr(engine.loader, "load", held_up)

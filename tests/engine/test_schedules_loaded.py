@@ -241,7 +241,7 @@ class Schedule:
     async def settle(self) -> None:
         """Wait until nothing moves without a step, a client or a wave: all loads wait for a slot that is in use."""
         books, table, rounds = self.residency.books, self.residency.slots, 0
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while rounds < ROUNDS_QUIET:
                 await asyncio.sleep(0)
                 in_line = {waiter.copy for waiter in table._line}

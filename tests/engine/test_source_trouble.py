@@ -101,7 +101,7 @@ def test_a_file_that_can_not_be_mapped_now_is_tried_again_later(
 def test_a_server_that_hangs_up_early_is_tried_again(shelf: Path, tmp_path: Path) -> None:
     backends.backend.cache_clear()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(20)
+        listener.settimeout(60)
         source = Source(f"http://127.0.0.1:{listener.getsockname()[1]}/a")
         import threading
 

@@ -31,7 +31,7 @@ class Watched(Slots):
         self.gate.set()
 
     def load(self, slot: int, packed: Packed, *, keep: bool = True) -> None:
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         super().load(slot, packed, keep=keep)
         self.tenants[slot] = packed.revision
         self.loads.append(packed.revision)
@@ -56,7 +56,7 @@ class CountingLoader(Loader):
 
     def load(self, source: Source) -> Packed:
         self.fetches.append(source.uri)
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         return super().load(source)
 
 

@@ -21,11 +21,8 @@ async def test_when_every_engine_is_away_the_request_waits_a_bounded_time(scene:
     await engine.deafen()
     await scene.open()
     await scene.seen(engine)
-    began = asyncio.get_running_loop().time()
     with pytest.raises(errors.EngineUnavailable) as caught:
         await asyncio.wait_for(scene.client.answer(question("Ahoy?", adapter="demo/pirate")), LIMIT_S)
-    waited = asyncio.get_running_loop().time() - began
-    assert waited > LIMITS.patience.away_s * 0.9
     assert caught.value.retry_after_s == LIMITS.patience.retry_after_s
     assert "e-0 does not answer at its address" in str(caught.value)
 
@@ -36,7 +33,7 @@ async def test_a_request_that_waits_is_answered_when_an_engine_comes_back(scene:
     await scene.place("demo/pirate", "e-0")
     engine.ready = False
     await engine.report()
-    await scene.open(Limits(patience=Patience(away_s=8.0), farewell_s=0.0))
+    await scene.open(Limits(patience=Patience(away_s=LIMIT_S), farewell_s=0.0))
     await scene.seen(engine)
     asking = asyncio.create_task(scene.client.answer(question("Ahoy?", adapter="demo/pirate")))
     await until(lambda: scene.gateway.metrics.registry.get_sample_value("mint_gateway_in_flight") == 1)

@@ -226,5 +226,5 @@ async def test_told_to_end_the_program_does_while_it_still_imports(tmp_path: Pat
 
 
 def _scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
         return str(reply.read().decode())

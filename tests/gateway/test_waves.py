@@ -105,7 +105,7 @@ async def test_progress_comes_now_and_as_it_changes_until_the_end(scene: Scene, 
 
 
 async def _until(updates: object, holds: object) -> WaveProgress:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for progress in updates:  # type: ignore[attr-defined]
             if holds(progress):  # type: ignore[operator]
                 return WaveProgress.FromString(progress.SerializeToString())

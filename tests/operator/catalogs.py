@@ -57,7 +57,7 @@ async def becomes(stage: Stage, expected: list[str]) -> dict[str, str]:
         await stage.once(frozenset({Part.MAP}))
         return list(await sources(stage)) == expected
 
-    await until(f"placements of {expected}", probe, timeout_s=30)
+    await until(f"placements of {expected}", probe)
     return await sources(stage)
 
 
@@ -69,7 +69,7 @@ async def says(stage: Stage, wave: str, reason: str) -> str:
         found = await stage.condition("AdapterWave", wave, "Admitted")
         return str(found["message"]) if found.get("reason") == reason else ""
 
-    return await until(f"{wave}: {reason}", probe, timeout_s=30)
+    return await until(f"{wave}: {reason}", probe)
 
 
 def table(*entries: Entry) -> bytes:

@@ -85,7 +85,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def others_run() -> None:
     """What is planned for, or asked of a name server, finds a thread."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asyncio.to_thread(lambda: None)
 
 

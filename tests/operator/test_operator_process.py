@@ -54,7 +54,7 @@ class Process:
 def answers(url: str) -> bool:
     """Whether what listens there says that all is well."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -92,7 +92,7 @@ def running(
             yield Process(process, log, port, metrics_port)
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(60)
 
 
 @pytest.fixture

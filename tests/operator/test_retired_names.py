@@ -56,7 +56,7 @@ async def test_a_wave_that_is_served_goes_on_without_what_is_retired(
         await stage.once(frozenset({Part.MAP}))
         return RETIRED in (await stage.condition("AdapterWave", "named", "Admitted"))["message"]
 
-    await until("the status to tell", told, timeout_s=30)
+    await until("the status to tell", told)
     await catalog.retire("acme/law-1")
     assert RETIRED in await says(stage, "named", "AdapterNotFound")
     await becomes(stage, [])
@@ -86,7 +86,7 @@ async def test_an_operator_that_begins_goes_on_with_what_is_left_of_a_wave(
         assert list(await sources(stage)) == ["acme/law-1"]
         return RETIRED in (await stage.condition("AdapterWave", "named", "Admitted"))["message"]
 
-    await until("the status to tell", told, timeout_s=30)
+    await until("the status to tell", told)
 
 
 async def test_what_was_retired_stays_out_where_another_name_is_unknown_or_nothing_can_be_read(
@@ -102,7 +102,7 @@ async def test_what_was_retired_stays_out_where_another_name_is_unknown_or_nothi
             found = lists.found.get(asked)
             return found is not None and (found.failure.reason if found.failure else "") == reason
 
-        await until(f"the answer {reason!r}", probe, timeout_s=30)
+        await until(f"the answer {reason!r}", probe)
         return [each.name for each in lists.found[asked].listed or ()], lists.found[asked].gone
 
     assert await answers("") == (list(asked.names), frozenset())

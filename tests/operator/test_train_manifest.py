@@ -77,7 +77,7 @@ async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf:
     told = asyncio.Event()
     manifests, uri = Manifests(told.set), f"{shelf}/policies.jsonl"
     manifests.want([uri])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await told.wait()
     manifests.want([uri])
     first = manifests.found[uri]

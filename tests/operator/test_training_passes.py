@@ -178,7 +178,7 @@ async def test_a_new_wave_trains_as_soon_as_its_manifest_is_read(stage: Theatre,
         await stage.once(frozenset({Part.MAP}))
         return sorted(await leases(stage)) == ["acme/a", "acme/b"]
 
-    await until("both policies to be trained", trains, timeout_s=30)
+    await until("both policies to be trained", trains)
 
 
 async def test_a_new_operator_grants_nothing_anew(stage: Theatre) -> None:
@@ -260,7 +260,7 @@ async def test_raised_steps_reach_the_engine_that_trains_at_once(stage: Theatre)
         before = (await MapReader(stage.redis).part(stage.base, "smol-0")).edition
         stage.apply(training_wave("w", steps=8))
         await stage.once()
-        await until("the engine to be called", lambda: wait(1.0), 10.0)
+        await until("the engine to be called", lambda: wait(1.0))
         assert (await MapReader(stage.redis).part(stage.base, "smol-0")).edition > before
     read = await TrainReader(stage.redis).training(stage.base)
     assert read[f"{stage.namespace}/w"].train.steps == 8

@@ -17,7 +17,7 @@ from tests.redis_process import free_port
 def probe(port: int) -> int:
     """The HTTP status of the liveness endpoint; 0 while nobody listens."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

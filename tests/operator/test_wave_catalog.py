@@ -36,7 +36,7 @@ async def test_a_wave_follows_what_is_registered_retired_and_revised(stage: Stag
         await stage.once(frozenset({Part.MAP}))
         return (await sources(stage))["acme/support-2"].endswith("/2")
 
-    await until("the new revision", revised, timeout_s=30)
+    await until("the new revision", revised)
 
 
 async def test_waves_that_share_an_adapter_move_to_its_new_revision_together(stage: Stage, catalog: Catalog) -> None:
@@ -55,7 +55,7 @@ async def test_waves_that_share_an_adapter_move_to_its_new_revision_together(sta
             assert admitted["status"] == "True", admitted
         return all(uri.endswith("/2") for name, uri in (await sources(stage)).items() if name in SUPPORT)
 
-    await until("all on the new revision", moved, timeout_s=30)
+    await until("all on the new revision", moved)
 
 
 async def test_names_of_a_base_without_store_are_the_catalogs_and_pins_hold_still(

@@ -53,4 +53,4 @@ async def test_one_that_has_ended_already_is_told_of(closed: list[Started]) -> N
     await until(lambda: not set(followers()) - before)
     [rank] = closed[0].ranks
     rank.at_end(lambda name, status: told.put((name, status)))
-    assert told.get(timeout=10) == ("rank 1", -signal.SIGKILL)
+    assert told.get(timeout=60) == ("rank 1", -signal.SIGKILL)

@@ -79,7 +79,7 @@ def test_two_nodes_compute_to_the_bit_what_two_ranks_of_one_do(tmp_path: Path) -
                 assert all(each.process.poll() is None for each in group.workers)
             finally:
                 generation.close()
-            assert [each.process.wait(30) for each in group.workers] == [0] * (nodes - 1)
+            assert [each.process.wait(60) for each in group.workers] == [0] * (nodes - 1)
     assert torch.equal(*found)
 
 

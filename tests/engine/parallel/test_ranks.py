@@ -2,9 +2,9 @@
 
 import asyncio
 import errno
+import functools
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
 from mint_contracts.source import Source
 from mint_engine.model.paged import Span
-from mint_engine.parallel.meeting import PATIENCE_S
+from mint_engine.parallel.meeting import PATIENCE_S, Meeting
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.scheduler import Limits
@@ -105,7 +105,7 @@ async def test_two_ranks_answer_like_peft_alone_and_mixed_until_one_dies(
 
         [rank] = followers() if nodes == 1 else [worker.process.pid for worker in engine.workers]
         os.kill(rank, signal.SIGKILL)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await engine.server.lost.wait()
         assert not engine.server.ready
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -124,7 +124,7 @@ async def test_a_rank_that_dies_within_a_step_ends_it(routed_files: Path) -> Non
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await asked
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await engine.server.lost.wait()
 
 
@@ -135,16 +135,18 @@ def test_ranks_whose_steps_are_small_have_room_for_what_proves_them(of: str, req
         assert generation._forward.run([5], [ONE], [0]).shape == (1, generation._forward.base.vocab_size)
 
 
-def test_a_rank_that_raises_within_a_step_releases_the_first(routed_files: Path) -> None:
-    """What it waits for in the middle of a layer never comes."""
+def test_a_rank_that_raises_within_a_step_releases_the_first(
+    routed_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it waits for in the middle of a layer never comes, and its patience is longer than this test's."""
+    patient = functools.partial(Meeting, patience_s=3600.0)
+    monkeypatch.setattr("mint_engine.parallel.member.Meeting", patient)
     with built(routed_files / "base", "float32", 2) as (_, generation):
         forward = generation._forward
         assert forward._others is not None
         forward._others.tell_step([UNKNOWN], [ONE], [0])
-        began = time.monotonic()
         with pytest.raises(EngineUnavailable, match="has lost one of its ranks"):
             forward._pass.run([5], [ONE], [0])
-        assert time.monotonic() - began < PATIENCE_S / 2
 
 
 async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(

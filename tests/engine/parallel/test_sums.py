@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -17,9 +18,10 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 
 from mint_contracts.errors import EngineUnavailable
+from mint_engine.parallel import distributed
 from mint_engine.parallel.distributed import DistributedGroup, Gloo
 from mint_engine.parallel.group import Group
-from mint_engine.parallel.meeting import PATIENCE_S, Extent, Meeting
+from mint_engine.parallel.meeting import Extent, Meeting
 from mint_engine.parallel.messages import Wire
 from mint_engine.parallel.shared import SharedGroup
 from mint_engine.parallel.shares import Dimensions, Share, share_out
@@ -90,6 +92,7 @@ def be(rank: int, count: int, threads: int, patience_s: float, memory: Path, act
 def be_on_a_node(rank: int, count: int, wire: Wire, act: Act, pipe: Connection) -> None:
     """The same of a rank that shares no memory with the others."""
     torch.set_num_threads(1)
+    distributed._PATIENCE = timedelta(seconds=10 * ANSWER_S)
     pipe.send(act(DistributedGroup(share_of(rank, count), Gloo(wire)), pipe))
 
 
@@ -169,19 +172,17 @@ def test_over_nodes_they_are_the_same_to_the_bit(count: int) -> None:
 
 
 def test_over_nodes_a_rank_that_dies_is_missed_at_once() -> None:
-    """Long before the patience of the others ends."""
+    """The patience of the others would end long after this test's."""
     with ranks_on_nodes(3, add_twice) as playing:
         assert [heard(pipe) for _, pipe in playing] == ["met"] * 3
         dead, _ = playing.pop(1)
         assert dead.pid
         os.kill(dead.pid, signal.SIGKILL)
         dead.join()
-        began = time.monotonic()
         for _, pipe in playing:
             pipe.send("begin")
         for _, pipe in playing:
             assert "has lost one of its ranks" in (heard(pipe) or "")
-        assert time.monotonic() - began < PATIENCE_S / 2
 
 
 def test_a_rank_that_dies_is_missed_within_the_patience_of_the_others(tmp_path: Path) -> None:
