@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import structlog
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from mint_contracts import keys
@@ -231,16 +232,24 @@ class Keeper:
         while True:
             await asyncio.sleep(HOLD_S / 3)
             with suppress(MapUnavailable, ResponseError):
-                await bounded(lambda: self._redis.set(key, self._token, px=int(HOLD_S * 1000)))
+                await bounded(lambda: self._if_ours(key, lambda line: line.pexpire(key, int(HOLD_S * 1000))))
 
     async def _let_go(self, base: str) -> None:
         """Unless another gateway has it by now."""
         key = keys.catalog(base, "keeper")
         try:
-            if await bounded(lambda: self._redis.get(key)) == self._token:
-                await bounded(lambda: self._redis.delete(key))
+            await bounded(lambda: self._if_ours(key, lambda line: line.delete(key)))
         except MapUnavailable:
-            return  # it runs out by itself
+            return  # it runs out by itself, or another gateway took it just now
+
+    async def _if_ours(self, key: str, change: Callable[[Pipeline], object]) -> None:
+        """Change the key in the very step in which this gateway still has it: another's is not touched."""
+        async with self._redis.pipeline() as line:
+            await line.watch(key)
+            if await line.get(key) == self._token:
+                line.multi()  # type: ignore[no-untyped-call]
+                change(line)
+                await line.execute()
 
 
 def _names(counted: Sequence[Span]) -> list[str]:
