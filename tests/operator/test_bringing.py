@@ -45,6 +45,11 @@ def told(*engines: EngineView, low: int = 1) -> tuple[BaseModelStatus, str, str]
             "BaseLoading",
             "engine smol-0: 120 of 540 MB of the base read into memory (22%), about a minute left",
         ),
+        (  # it is proven yet
+            Bringing(LOADING, 540_000_000, 540_000_000, 50_000_000.0),
+            "BaseLoading",
+            "engine smol-0: 540 of 540 MB of the base read into memory (100%)",
+        ),
         (Bringing("Polishing", 1, 2), "BaseLoading", "0 of 1 engines ready, 1 needed"),  # of a newer version
         (None, "BaseLoading", "0 of 1 engines ready, 1 needed"),  # of an older one
     ],

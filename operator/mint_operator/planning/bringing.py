@@ -33,7 +33,7 @@ def sentence(engine: Engine) -> str:
     about = f"engine {engine.name}: {_amount(found)} of the base {_DONE[found.phase]}"
     if found.percent is None:
         return about
-    left = "" if found.left_s is None else f", about {_time(found.left_s)} left"
+    left = f", about {_time(found.left_s)} left" if found.left_s else ""
     return f"{about} ({found.percent}%){left}"
 
 
