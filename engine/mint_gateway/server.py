@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import grpc
 import msgspec
 import structlog
-from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from redis.asyncio import Redis
@@ -31,7 +30,7 @@ from mint_gateway.answering import Answering
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.servicer import CatalogServicer
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
-from mint_gateway.http.door import Door
+from mint_gateway.http.door import Door, opened
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
@@ -101,17 +100,14 @@ async def serve(
         lambda error: metrics.retries.labels(error.reason).inc(),
     )
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages, lambda: catalogs.failing)
-    server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
-    answering = Answering(router, metrics)
-    sampling_pb2_grpc.add_SamplerServicer_to_server(SamplerServicer(answering), server)
-    placement_pb2_grpc.add_PlacementServicer_to_server(PlacementServicer(router, mirror, reader, calls), server)
-    catalog = CatalogServicer(router, redis, catalogs, limits.silence_s, calls)
-    catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)
-    watch = WaveWatch(TrainReader(redis), mirror.known)
-    training_pb2_grpc.add_WavesServicer_to_server(WavesServicer(watch, calls), server)
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
+    server = _server(
+        SamplerServicer(answering),
+        PlacementServicer(router, mirror, reader, calls),
+        CatalogServicer(router, redis, catalogs, limits.silence_s, calls),
+        WavesServicer(WaveWatch(TrainReader(redis), mirror.known), calls),
+        healthy,
+    )
     await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
     # The health service itself answers for as long as the loop turns: a gateway that waits for the map is alive.
     await healthy.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
@@ -119,12 +115,7 @@ async def serve(
     await server.start()
     draining = asyncio.Event()
     door = Door(answering, router, mirror, lambda: mirror.first_read.is_set() and not draining.is_set(), calls)
-    # A client that goes away ends its handler, and with it the engine's work.
-    runner = web.AppRunner(
-        door.application(), access_log=None, handler_cancellation=True, shutdown_timeout=limits.grace_s
-    )
-    await runner.setup()
-    await web.SockSite(runner, listening).start()
+    runner = await opened(door, listening, limits.grace_s)
     http_port = listening.getsockname()[1]
     _log.info("gateway listens", address=address, port=port, http_port=http_port)
     following = asyncio.create_task(mirror.run())
@@ -145,6 +136,23 @@ async def serve(
         await asyncio.wait([following, keeping])
         await channels.close()
         _log.info("gateway ended")
+
+
+def _server(
+    sampler: SamplerServicer,
+    placement: PlacementServicer,
+    catalog: CatalogServicer,
+    waves: WavesServicer,
+    healthy: health.aio.HealthServicer,
+) -> grpc.aio.Server:
+    server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
+    sampling_pb2_grpc.add_SamplerServicer_to_server(sampler, server)
+    placement_pb2_grpc.add_PlacementServicer_to_server(placement, server)
+    catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)
+    training_pb2_grpc.add_WavesServicer_to_server(waves, server)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
 
 
 async def _announce(mirror: Mirror, healthy: health.aio.HealthServicer) -> None:

@@ -122,19 +122,14 @@ async def test_an_engine_serves_follows_the_map_and_drains(
             version = await MapWriter(redis, epoch=1).apply(BASE, change)
 
             async def held() -> EngineView | None:
-                found = await view(reader, engine.name)
-                two = found.held.get("acme/two") if found else None
-                return found if two and two.tier is Tier.DEVICE else None
-
-            assert (await until(held)).held["acme/one"].revision == revision
-
-            async def told() -> bool:
                 """Copies are told as they come, the record with the next heartbeat."""
                 found = await view(reader, engine.name)
-                record = found.record if found else None
-                return record is not None and (record.slots_used, record.map_version) == (2, version)
+                if found is None or found.record is None or "acme/two" not in found.held:
+                    return None
+                told = (found.held["acme/two"].tier, found.record.slots_used, found.record.map_version)
+                return found if told == (Tier.DEVICE, 2, version) else None
 
-            await until(told)
+            assert (await until(held)).held["acme/one"].revision == revision
 
             events, taken = begin(channel, "acme/two", LONG), list[int]()
             while not taken:

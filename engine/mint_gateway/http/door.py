@@ -98,6 +98,15 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port))
 
 
+async def opened(door: Door, listening: socket.socket, grace_s: float) -> web.AppRunner:
+    """The door on what listens, until the runner is cleaned up: then what was begun has `grace_s` to end."""
+    # A client that goes away ends its handler, and with it the engine's work.
+    runner = web.AppRunner(door.application(), access_log=None, handler_cancellation=True, shutdown_timeout=grace_s)
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    return runner
+
+
 async def _body(http: web.Request) -> bytes:
     if http.content_type != "application/json":
         raise InvalidRequest("Content-Type", f"is {http.content_type[:100]!r}; send application/json")
