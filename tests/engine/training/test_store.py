@@ -4,16 +4,14 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
-import torch
 import yaml
 
-from mint_contracts import backends
 from mint_contracts.errors import (
     CapacityExceeded,
     CorruptFile,
@@ -24,56 +22,12 @@ from mint_contracts.errors import (
     StaleLease,
 )
 from mint_contracts.source import Source
-from mint_contracts.training_records import revisions_of
-from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies.checkpoints import BLOB, MAX_RECORD, MOST_STEPS, RECORD, Record, Shelf, digest_of
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import LocalStore, Store, store_of
-from mint_engine.residency.disk import DiskTier
-from mint_engine.residency.loading import Loader
-from mint_engine.sources.fetch import PACKED
-from mint_engine.sources.storage import folder_of
-from tests.engine import stores
-from tests.engine.made import peft_adapter, read_tiny, tiny_fit
-from tests.engine.training.teaching import Gate
 
 SCHEMES = ("file", "pvc", "s3", "gs")
-
-
-@pytest.fixture
-def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Store]]:
-    """`opened(scheme)`: an empty store of that kind."""
-    with contextlib.ExitStack() as stack:
-        shelf = tmp_path / "shelf"
-        (shelf / "claim").mkdir(parents=True)
-
-        def open_store(scheme: str) -> Store:
-            backends.backend.cache_clear()
-            for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-                monkeypatch.delenv(variable, raising=False)
-            if scheme == "pvc":
-                monkeypatch.setenv("MINT_PVC_ROOT", str(shelf))
-                return store_of(Source("pvc://claim/runs"))
-            if scheme == "s3":
-                monkeypatch.setenv("AWS_ENDPOINT_URL", stack.enter_context(stores.s3(shelf)))
-                for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-                    monkeypatch.setenv(f"AWS_{name}", "secret")
-                monkeypatch.setenv("AWS_REGION", "us-east-1")
-                return store_of(Source(f"s3://{stores.BUCKET}/runs"))
-            if scheme == "gs":
-                monkeypatch.setenv("STORAGE_EMULATOR_HOST", stack.enter_context(stores.gs(shelf)))
-                return store_of(Source(f"gs://{stores.BUCKET}/runs"))
-            (shelf / "deep" / "runs").mkdir(parents=True)
-            return store_of(Source(f"file://{shelf}/deep/runs"))
-
-        yield open_store
-    backends.backend.cache_clear()
-
-
-@pytest.fixture
-def store(opened: Callable[[str], Store]) -> Store:
-    return opened("file")
 
 
 def record(lease: int, step: int, blob: bytes, run: str = "") -> Record:
@@ -280,38 +234,6 @@ def test_a_folder_goes_whoever_writes_into_it(store: Store) -> None:
     assert store.names("a") == []
 
 
-def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(store: Store, tmp_path: Path) -> None:
-    loader = Loader(DiskTier(tmp_path / "disk", 1 << 20), tiny_fit(), torch.float32)
-    assert revisions.newest(store, "acme/one", 1) is None
-    told = []
-    for step in range(1, 7):
-        peft_adapter(tmp_path / str(step), seed=step)
-        packed = read_tiny(tmp_path / str(step))
-        told.append(revisions.publish(store, "acme/one", Name(1, step), packed))
-        with loader.disk.using(told[-1].source):
-            loaded = loader.load(told[-1].source)
-        assert (loaded.revision, told[-1].revision, told[-1].step) == (packed.revision, packed.revision, step)
-        assert torch.equal(loaded.run, packed.run)
-    assert revisions.newest(store, "acme/one", 1) == told[-1]
-    assert revisions.newest(store, "acme/one", 2) is None, "whoever had that lease has published nothing"
-    kept = [str(Name(1, step)) for step in range(1, 7)][-revisions.KEPT :]
-    assert store.names(revisions_of("acme/one")) == kept
-
-
-@pytest.mark.parametrize("garbled", [b"{", b"\xff", b"[]", b" " * (revisions.MAX_ENTRY + 1)])
-def test_an_entry_that_can_not_be_read_is_named_as_the_file_that_it_is(
-    store: Store, tmp_path: Path, garbled: bytes
-) -> None:
-    told = [revisions.publish(store, "acme/one", Name(1, step), made(tmp_path)) for step in (1, 2)]
-    entry = f"{revisions_of('acme/one')}/{Name(1, 2)}/{revisions.ENTRY}"
-    store.write(entry, garbled)
-    with pytest.raises(CorruptFile) as error:
-        revisions.newest(store, "acme/one", 1)
-    assert str(error.value).startswith(f"newest revision of policy 'acme/one': is told of by {entry!r} of ")
-    store.delete(entry)
-    assert revisions.newest(store, "acme/one", 1) == told[0]
-
-
 @pytest.mark.parametrize("scheme", ["file", "pvc"])
 def test_a_store_whose_volume_is_not_mounted_is_not_taken_for_an_empty_one(
     scheme: str, opened: Callable[[str], Store]
@@ -346,84 +268,3 @@ def test_a_full_volume_is_named_as_what_is_full(store: Store, monkeypatch: pytes
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(Overloaded, match=r"store 'file:.*: has no room left on its volume; enlarge it"):
         store.write("acme/p/x", b"data")
-
-
-@pytest.mark.parametrize("scheme", ["file", "s3"])
-def test_policies_whose_names_nest_publish_apart(scheme: str, opened: Callable[[str], Store], tmp_path: Path) -> None:
-    store, packed = opened(scheme), made(tmp_path)
-    within = [f"acme/one/{each}" for each in ("published", "d" * 64, str(Name(1, 1)))]
-    told = {policy: revisions.publish(store, policy, Name(1, 1), packed) for policy in within}
-    for step in range(1, 7):
-        told["acme/one"] = revisions.publish(store, "acme/one", Name(1, step), packed)
-    for policy, published in told.items():
-        assert revisions.newest(store, policy, 1) == published
-        with folder_of(published.source).open(PACKED) as file:
-            assert file.read(1)
-
-
-class Held(LocalStore):
-    """A store in which a thread may be held before it lists, reads or writes."""
-
-    def __init__(self, store: Store, **gates: Gate) -> None:
-        assert isinstance(store, LocalStore)
-        super().__init__(store.source, store._root, store._mounted)
-        self._gates = gates
-
-    def _go_by(self, what: str) -> None:
-        if gate := self._gates.get(what):
-            gate.go_by()
-
-    def write(self, path: str, data: bytes | bytearray) -> None:
-        self._go_by("write")
-        super().write(path, data)
-
-    def read(self, path: str, limit: int | None) -> bytes:
-        self._go_by("read")
-        return super().read(path, limit)
-
-    def names(self, path: str) -> list[str]:
-        self._go_by("names")
-        return super().names(path)
-
-
-@pytest.mark.parametrize("listings", range(4))
-async def test_a_thread_whose_lease_has_gone_leaves_what_the_newer_one_publishes(
-    store: Store, tmp_path: Path, listings: int
-) -> None:
-    for step in range(1, 6):
-        revisions.publish(store, "acme/one", Name(1, step), made(tmp_path, seed=step))
-    with ThreadPoolExecutor(2) as threads, Gate(after=listings) as old, Gate(after=1) as new:
-        stale = threads.submit(
-            revisions.publish, Held(store, names=old), "acme/one", Name(1, 6), made(tmp_path, seed=6)
-        )
-        await old.reached()
-        packed = made(tmp_path, seed=7)
-        newer = threads.submit(revisions.publish, Held(store, write=new), "acme/one", Name(2, 6), packed)
-        await new.reached()  # its file is there, and its entry is not
-        old.open()
-        with contextlib.suppress(StaleLease):
-            stale.result(60)
-        new.open()
-        published = newer.result(60)
-    assert revisions.newest(store, "acme/one", 1) == published
-    with folder_of(published.source).open(PACKED) as file:
-        assert file.read(1)
-    with pytest.raises(StaleLease, match="is trained under lease 2 now, not 1"):
-        revisions.publish(store, "acme/one", Name(1, 7), packed)
-
-
-async def test_the_newest_revision_is_found_while_older_ones_are_swept(store: Store, tmp_path: Path) -> None:
-    for step in range(1, 5):
-        told = revisions.publish(store, "acme/one", Name(1, step), made(tmp_path, seed=step))
-    with ThreadPoolExecutor(1) as threads, Gate() as reading:
-        found = threads.submit(revisions.newest, Held(store, read=reading), "acme/one", 1)
-        await reading.reached()
-        revisions.publish(store, "acme/one", Name(1, 5), made(tmp_path, seed=5))
-        reading.open()
-        assert found.result(60) == told
-
-
-def made(folder: Path, seed: int = 0) -> Packed:
-    """A revision."""
-    peft_adapter(folder / f"made-{seed}", seed=seed)
-    return read_tiny(folder / f"made-{seed}")
