@@ -1,5 +1,6 @@
 """A base that two ranks of a pod share out answers as one rank does, adapters too."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from e2e.samples import TRAINED, questions
 from e2e.samples.answering import Answer
 from e2e.samples.reference import ANSWER_TOKENS, BASE, reference
+from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, base_model, wave
 from mint_contracts import sampling_pb2
 from mint_gateway import client
@@ -27,6 +29,13 @@ def halves(world: World) -> Iterator[World]:
     world.kube.wait(f"basemodel/{NAME}", "Ready", NAMESPACE, timeout_s=600)
     yield world
     world.kube.kubectl("delete", "basemodel", NAME, "-n", NAMESPACE, "--timeout=60s")
+    until("the gateway to know of one base alone", lambda: _is_answered(world))
+
+
+def _is_answered(world: World) -> bool:
+    """Whether a request that names no base is: where there are several, it is refused."""
+    [reply] = asyncio.run(client.answers(world.gateway, [client.question("Hello?", max_tokens=1)]))
+    return isinstance(reply, client.Answer)
 
 
 def ask_for(answer: Answer, base: str) -> sampling_pb2.GenerateRequest:
