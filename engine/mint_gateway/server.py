@@ -108,9 +108,7 @@ async def serve(
         WavesServicer(WaveWatch(TrainReader(redis), mirror.known), calls),
         healthy,
     )
-    await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
-    # The health service itself answers for as long as the loop turns: a gateway that waits for the map is alive.
-    await healthy.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+    await _be_alive(healthy)
     port = server.add_insecure_port(address)
     await server.start()
     draining = asyncio.Event()
@@ -153,6 +151,12 @@ def _server(
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server
+
+
+async def _be_alive(healthy: health.aio.HealthServicer) -> None:
+    """Alive and not ready: the health service itself answers as long as the loop turns, whatever the map does."""
+    await _set_health(healthy, health_pb2.HealthCheckResponse.NOT_SERVING)
+    await healthy.set(health.SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
 
 
 async def _announce(mirror: Mirror, healthy: health.aio.HealthServicer) -> None:

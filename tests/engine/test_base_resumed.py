@@ -153,14 +153,20 @@ def with_half_a_mark(partial: Path) -> None:
     (partial / "marks" / WEIGHTS).write_text('{"mark": ')
 
 
+def half_copied(address: str, folder: Path) -> tuple[Source, Path]:
+    """A base, and the cache in which a process was killed halfway through its copy."""
+    source, cache = Source(f"http://{address}/base"), folder / "cache"
+    with pytest.raises(Killed):
+        fetch_base(source, cache, lambda *_: None, Ending(BYTES // 2))
+    return source, cache
+
+
 @pytest.mark.parametrize("lose", [cut_short, without_its_mark, with_half_a_mark])
 def test_what_is_not_certain_is_copied_anew(lose: Callable[[Path], None], tmp_path: Path) -> None:
     backends.backend.cache_clear()
     base = saved(tmp_path / "base")
     with stores.serving(Ranged, tmp_path) as (address, _):
-        source, cache = Source(f"http://{address}/base"), tmp_path / "cache"
-        with pytest.raises(Killed):
-            fetch_base(source, cache, lambda *_: None, Ending(BYTES // 2))
+        source, cache = half_copied(address, tmp_path)
         target = cached_base(source, cache)
         lose(target.with_name(f"{PARTIAL}{target.name}"))
         assert fetched(source, cache) == ((base / WEIGHTS).read_bytes(), 0)
@@ -170,9 +176,7 @@ def test_what_has_changed_meanwhile_is_copied_anew(tmp_path: Path) -> None:
     backends.backend.cache_clear()
     base = saved(tmp_path / "base")
     with stores.serving(Ranged, tmp_path) as (address, _):
-        source, cache = Source(f"http://{address}/base"), tmp_path / "cache"
-        with pytest.raises(Killed):
-            fetch_base(source, cache, lambda *_: None, Ending(BYTES // 2))
+        source, cache = half_copied(address, tmp_path)
         saved(base, b"2")
         assert fetched(source, cache) == ((base / WEIGHTS).read_bytes(), 0)
 

@@ -110,6 +110,17 @@ async def ask(client: Client, adapter: str) -> Answer:
     return await client.answer(request, timeout_s=60)
 
 
+async def tells_the_same_by_http(scene: Scene, first: Answer) -> None:
+    """OpenAI's client is told what gRPC's was."""
+    async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none") as client:
+        told = await client.completions.create(
+            model=first.adapter, prompt=PROMPT, max_tokens=12, temperature=0, top_p=0, logprobs=0
+        )
+    assert (told.choices[0].text, told.system_fingerprint) == (first.text, first.revision)
+    assert told.choices[0].logprobs
+    assert told.choices[0].logprobs.tokens == [f"token_id:{token}" for token in first.token_ids]
+
+
 async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
     fragile: Scene, engines: dict[str, Process]
 ) -> None:
@@ -121,13 +132,7 @@ async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
     assert len({answer.token_ids for answer in (bare, *answers.values())}) == 3
     assert len(bare.logprobs) == len(bare.token_ids) > 0
 
-    async with openai.AsyncOpenAI(base_url=f"{fragile.url}/v1", api_key="none") as client:
-        told = await client.completions.create(
-            model=ADAPTERS[0], prompt=PROMPT, max_tokens=12, temperature=0, top_p=0, logprobs=0
-        )
-    assert (told.choices[0].text, told.system_fingerprint) == (first.text, first.revision)
-    assert told.choices[0].logprobs
-    assert told.choices[0].logprobs.tokens == [f"token_id:{token}" for token in first.token_ids]
+    await tells_the_same_by_http(fragile, first)
 
     why = await fragile.client.explain(ADAPTERS[0])
     assert (why.chosen_engine, why.chosen_because) == ("e-0", "holds it in Device")
@@ -146,13 +151,7 @@ async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
         first.revision,
     )
     await until(lambda: not fragile.gateway.mirror.views[BASE].engines["e-0"].alive)
-    async with openai.AsyncOpenAI(base_url=f"{fragile.url}/v1", api_key="none") as client:
-        told = await client.completions.create(
-            model=ADAPTERS[0], prompt=PROMPT, max_tokens=12, temperature=0, top_p=0, logprobs=0
-        )
-    assert (told.choices[0].text, told.system_fingerprint) == (first.text, first.revision)
-    assert told.choices[0].logprobs
-    assert told.choices[0].logprobs.tokens == [f"token_id:{token}" for token in first.token_ids]
+    await tells_the_same_by_http(fragile, first)
 
     why = await fragile.client.explain(ADAPTERS[0])
     assert why.chosen_engine == "e-1"

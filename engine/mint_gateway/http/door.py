@@ -85,7 +85,8 @@ class Door:
         return reply(models.described(views, name, view.base))
 
     async def _health(self, http: web.Request) -> web.Response:
-        return reply({"ready": self._ready()}, status=200 if self._ready() else 503)
+        ready = self._ready()
+        return reply({"ready": ready}, status=200 if ready else 503)
 
     def _bases(self) -> Container[str]:
         return self._mirror.known()
