@@ -53,7 +53,7 @@ def object_store(source: Source) -> ObjectStore:
     subject = f"source {source.uri!r}"
     if location.scheme not in WRITABLE:
         raise SourceForbidden(subject, f"cannot be written; use {', '.join(f'{each}://' for each in WRITABLE)}")
-    if location.scheme in {"file", "pvc"}:
+    if location.is_local:
         return LocalStore(local_path(location)[0], subject)
     return RemoteStore(location, subject)
 

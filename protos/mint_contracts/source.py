@@ -6,7 +6,8 @@ import msgspec
 
 from mint_contracts.errors import SourceForbidden
 
-SCHEMES = ("file", "pvc", "https", "http", "s3", "gs", "hf")
+LOCAL = ("file", "pvc")  # files that are read in place
+SCHEMES = (*LOCAL, "https", "http", "s3", "gs", "hf")
 
 
 class Source(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -22,6 +23,11 @@ class Location(msgspec.Struct, frozen=True):
     scheme: str
     host: str
     path: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return self.scheme in LOCAL
 
 
 def locate(source: Source) -> Location:

@@ -51,7 +51,7 @@ def store_of(source: Source) -> Store:
     location = locate(source)
     if location.scheme not in WRITABLE:
         raise SourceForbidden(f"store {source.uri!r}", f"can't be written; use {', '.join(WRITABLE)}")
-    if location.scheme in {"file", "pvc"}:
+    if location.is_local:
         folder, claim = local_path(location)
         return LocalStore(source, folder, claim or folder)
     return BucketStore(source, location)

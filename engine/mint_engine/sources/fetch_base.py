@@ -54,7 +54,7 @@ def fetch_base(source: Source, cache: Path, look: Look, headway: Headway | None 
     and Source* errors, and what `look` does.
     """
     single = _single(source)
-    if locate(source).scheme in {"file", "pvc"}:
+    if locate(source).is_local:
         return _in_place(source, single)
     target = cached_base(source, cache)
     if not target.is_dir():

@@ -9,15 +9,13 @@ from pathlib import Path
 
 from mint_contracts.claims import local_path, named_path
 from mint_contracts.errors import SourceForbidden
-from mint_contracts.source import Location, Source
+from mint_contracts.source import LOCAL, Location, Source
 from mint_contracts.storage_errors import os_errors
-
-_SCHEMES = ("file", "pvc")
 
 
 def is_local(source: Source) -> bool:
     """Whether its files are read in place: they may change under one name, and no server's answers are waited for."""
-    return source.uri.partition(":")[0].lower() in _SCHEMES
+    return source.uri.partition(":")[0].lower() in LOCAL
 
 
 def state_of(location: Location, names: Sequence[str], subject: str) -> bytes:

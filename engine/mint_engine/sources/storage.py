@@ -45,7 +45,7 @@ def folder_of(source: Source) -> Folder:
     """The folder that a source names; looked at only when listed or opened. Raises SourceForbidden."""
     location = locate(source)
     subject = subject_of(source)
-    if location.scheme in {"file", "pvc"}:
+    if location.is_local:
         path, fence = local_path(location)
         return LocalFolder(path, subject, fence=fence)
     return remote_folder(source)
