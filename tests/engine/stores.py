@@ -6,7 +6,9 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http import HTTPStatus
+from http.client import HTTPConnection
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -171,11 +173,12 @@ def self_signed(folder: Path) -> tuple[ssl.SSLContext, Path]:
 
 @contextmanager
 def s3(folder: Path) -> Iterator[str]:
-    """The address of an S3 server (moto's) whose bucket holds what `folder` holds."""
+    """The address of an S3 server (moto's) whose bucket holds what `folder` holds. One at a time."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
+        _forget(host, port)
         url = f"http://{host}:{port}"
         client = boto3.client(
             "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="id", aws_secret_access_key="secret"
@@ -202,6 +205,13 @@ def gs(folder: Path) -> Iterator[str]:
         yield url
     finally:
         server.stop()
+
+
+def _forget(host: str, port: int) -> None:
+    """All of a process's moto servers have one memory: the next one would hold what tests before put in theirs."""
+    with closing(HTTPConnection(host, port)) as asked:
+        asked.request("POST", "/moto-api/reset")
+        assert asked.getresponse().status == HTTPStatus.OK
 
 
 def _files(folder: Path) -> list[Path]:
