@@ -10,10 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from mint_contracts import backends, errors
+from mint_contracts.object_store import object_store
 from mint_contracts.records import COPYING
 from mint_contracts.source import Source, child
 from mint_engine.sources.base_copy import PARTIAL
-from mint_engine.sources.fetch_base import cached_base, fetch_base
+from mint_engine.sources.fetch_base import cached_base, copied_marks, fetch_base, told_marks
 from mint_engine.sources.headway import Headway
 from tests.engine import stores
 
@@ -182,11 +183,16 @@ def test_what_has_changed_meanwhile_is_copied_anew(tmp_path: Path) -> None:
 
 
 class Changing(Headway):
-    """Changes the source, once, while it is copied."""
+    """Changes the source, once: while it is copied, or before, when it was asked what it holds."""
 
-    def __init__(self, change: Callable[[], object]) -> None:
+    def __init__(self, change: Callable[[], object], *, before: bool = False) -> None:
         super().__init__()
-        self._changes = [change]
+        self._changes, self._before = [change], before
+
+    def kept(self, count: int) -> None:
+        super().kept(count)
+        if self._before and self._changes:
+            self._changes.pop()()
 
     def more(self, count: int) -> None:
         super().more(count)
@@ -204,6 +210,23 @@ def test_no_copy_holds_two_contents(tmp_path: Path) -> None:
     found = headway.now
     assert found is not None
     assert (found.done, found.total) == (BYTES, BYTES), "what was made anew is counted once"
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_what_a_bucket_is_given_meanwhile_is_not_appended_to_what_it_held(
+    scheme: str, before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "team" / "store" / "base")
+    with ExitStack() as stack:
+        source = child(stores.opened(scheme, tmp_path, stack, monkeypatch), "base")
+        with pytest.raises(Killed):
+            fetch_base(source, tmp_path / "cache", lambda *_: None, Ending(BYTES // 2))
+        bucket = object_store(source)
+        headway = Changing(lambda: bucket.put(WEIGHTS, b"2" * BYTES), before=before)
+        whole, _ = fetched(source, tmp_path / "cache", headway)
+        assert whole == b"2" * BYTES
+        assert copied_marks(source, tmp_path / "cache") == told_marks(source), "it is noted as what it is"
 
 
 def test_a_server_that_sends_no_parts_of_files_is_copied_from_at_one_go(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class _File:
             raise CapacityExceeded(subject, f"{told}; give it nodes with more disk")
 
     def _check_mark(self, about: About) -> None:
-        """Whether blocks are of one content, of stores that are not asked for it with each of them."""
+        """Whether blocks are of the content told of before, of stores that are not asked for it with each of them."""
         if not about.validator and self._folder.about(self._name).mark != about.mark:
             self.forget()
             raise SourceUnavailable(self._folder.subject, f"changed {self._name} while it was copied; retrying")

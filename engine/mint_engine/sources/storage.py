@@ -66,7 +66,7 @@ class About(msgspec.Struct, frozen=True):
     size: int | None
     mark: str  # tells its content from any other; "": nothing does
     sha256: str = ""
-    validator: str = ""  # each block is asked for on condition of it
+    validator: str = ""  # of a web server: each block is asked for on condition of it
 
 
 class RemoteFolder:
@@ -82,7 +82,7 @@ class RemoteFolder:
         """Files directly in the folder. Raises SourceNotFound, SourceForbidden or SourceUnavailable."""
         with storage_errors(self._location.scheme, self.subject):
             files, root = backend(self._location.scheme).files, self._resolved_root()
-            if self._location.scheme in {"http", "https"}:
+            if self._web:
                 return _probe(files, root, names)
             entries = files.ls(root, detail=True)
         found = {e["name"].rsplit("/", 1)[-1]: e.get("size") for e in entries if e["type"] == "file"}
@@ -100,16 +100,20 @@ class RemoteFolder:
                 yield cast(BinaryIO, file)
 
     def about(self, name: str) -> About:
-        """What the store tells of one of its files now. Raises as `files` does."""
+        """What the store tells of one of its files now. Raises as `files` does.
+
+        Only web servers are asked for blocks of that very content. A bucket's blocks may be of what it was given
+        since: ask again after the last one.
+        """
         with storage_errors(self._location.scheme, self.subject):
             told = backend(self._location.scheme).files.info(f"{self._resolved_root()}/{name}")
         etag = str(told.get("ETag") or "")
         strong = "" if etag.startswith("W/") else etag  # a weak one is of contents that differ in bytes
-        validator = strong or str(told.get("Last-Modified") or "")
-        marks = [validator, *[f"{key}={told[key]}" for key in _MARKS if told.get(key)]]
+        known = strong or str(told.get("Last-Modified") or "")
+        marks = [known, *[f"{key}={told[key]}" for key in _MARKS if told.get(key)]]
         size, lfs = told.get("size"), told.get("lfs") or {}
         mark = ";".join([*marks, f"{size}"]) if any(marks) else ""
-        return About(size, mark, lfs.get("sha256", ""), validator)
+        return About(size, mark, lfs.get("sha256", ""), known if self._web else "")
 
     @contextmanager
     def open_at(self, name: str, start: int, about: About, *, in_blocks: bool) -> Iterator[BinaryIO]:
@@ -117,8 +121,8 @@ class RemoteFolder:
 
         Without `in_blocks` it comes at one go, from its start. Raises NoRanges, and errors as `open` does.
         """
-        web = self._location.scheme in {"http", "https"}
-        headers = {"headers": {"If-Range": about.validator}} if web and in_blocks and about.validator else {}
+        web = self._web
+        headers = {"headers": {"If-Range": about.validator}} if in_blocks and about.validator else {}
         with storage_errors(self._location.scheme, self.subject):
             opened = backend(self._location.scheme).files.open(
                 f"{self._resolved_root()}/{name}",
@@ -137,11 +141,15 @@ class RemoteFolder:
                         raise
                     raise NoRanges from error
 
+    @property
+    def _web(self) -> bool:
+        return self._location.scheme in {"http", "https"}
+
     def _resolved_root(self) -> str:
         """The folder's path for its filesystem; of hf:// with the commit that the revision names now, asked once."""
         if not self._root:
             here = self._location
-            if here.scheme in {"http", "https"}:
+            if self._web:
                 self._root = f"{here.scheme}://{here.host}/{here.path}".rstrip("/")
             elif here.scheme == "hf":
                 name, _, path = here.path.partition("/")
