@@ -23,6 +23,8 @@ from mint_engine import metrics
 from mint_engine.build import build
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
+from mint_engine.model.experts import route_shape
+from mint_engine.model.routes import RouteShape
 from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.policies.desk import Desk
@@ -125,9 +127,10 @@ class EngineServer:
         """
         if self._services.parts is not None:
             raise RuntimeError("the base is loaded already")
-        trainers: list[Trainer] = []
+        trainers, routes = list[Trainer](), list[RouteShape | None]()
 
         def equip(base: Base, slots: Slots, lead: Lead | None) -> None:
+            routes.append(route_shape(base.model))
             if self._settings.training_store is not None:
                 trainers.append(self._trainer_over(base, slots, lead))
 
@@ -163,7 +166,8 @@ class EngineServer:
         stepper = Stepper(generation, post, self._updates)
         stepper.start()
         self._generation = generation
-        self._services.parts = Parts(base, self._settings.context_length, slots, holder, stepper, generation.compute)
+        context = self._settings.context_length
+        self._services.parts = Parts(base, context, slots, holder, stepper, generation.compute, routes[0])
         self._watch = asyncio.create_task(self._watch_steps())
         await self._set_health()
         _log.info(

@@ -19,6 +19,8 @@ from mint_contracts.source import Source
 from mint_contracts.wire import to_status
 from mint_engine import metrics
 from mint_engine.model.base import Base
+from mint_engine.model.routes import RouteShape
+from mint_engine.requests import routed
 from mint_engine.requests.answers import answer
 from mint_engine.requests.parameters import read_sampling
 from mint_engine.requests.prompts import read_prompt
@@ -44,6 +46,7 @@ class Parts:
     holder: Holder
     stepper: Stepper
     compute: str  # see Forward.compute
+    routes: RouteShape | None  # what the base routes, whether or not that is kept
 
 
 class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer):
@@ -163,10 +166,15 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             raise InvalidRequest("request_id", f"has more than {_LONGEST_ID} characters")
         adapter = check_asked(request.adapter) if request.adapter else ""
         wanted = read_sampling(request.sampling, parts.context_length)  # refused before the prompt costs anything
+        if request.sampling.routes:
+            routed.check_told(parts.routes, kept=self._settings.training_store is not None)
         parts.stepper.check_room(adapter, wanted.n)
         prompt = await asyncio.to_thread(
             read_prompt, request, parts.base.tokenizer, parts.base.vocab_size, parts.context_length
         )
         sampling = read_sampling(request.sampling, parts.context_length - len(prompt))
+        if request.sampling.routes and parts.routes is not None:
+            routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
-        return Asked(request.request_id or uuid.uuid4().hex, adapter, prompt, sampling, source)
+        name = request.request_id or uuid.uuid4().hex
+        return Asked(name, adapter, prompt, sampling, source, request.sampling.routes)

@@ -45,6 +45,7 @@ class Answer(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     index: int = 0  # among the n completions of a request
+    routes: tuple[sampling_pb2.Routes, ...] = ()  # which experts the tokens went to, when asked for
 
 
 def question(
@@ -59,11 +60,12 @@ def question(
     stop: Sequence[str] = (),
     logprobs: int | None = None,
     n: int = 1,
+    routes: bool = False,
 ) -> sampling_pb2.GenerateRequest:
     """A request: a chat of one user message, or with `raw` the text as it stands.
 
     `max_tokens` 0 takes the engine's default; `temperature` 0 is greedy; `n` completions are drawn with seed,
-    seed + 1, and so on.
+    seed + 1, and so on; `routes` asks which experts the tokens went to.
     """
     request = sampling_pb2.GenerateRequest(base_model=base_model, adapter=adapter)
     if raw:
@@ -72,6 +74,7 @@ def question(
         request.chat.messages.add(role="user", content=prompt)
     sampling = request.sampling
     sampling.max_tokens, sampling.temperature, sampling.n = max_tokens, temperature, n
+    sampling.routes = routes
     sampling.stop.extend(stop)
     if seed is not None:
         sampling.seed = seed
@@ -263,18 +266,24 @@ def collect(events: Sequence[sampling_pb2.GenerateEvent]) -> list[Answer]:
     """The completions that a whole stream of events makes, by index."""
     started = next((event.started for event in events if event.HasField("started")), sampling_pb2.Started())
     chunks: dict[int, list[sampling_pb2.Chunk]] = {}
+    routes: dict[int, list[sampling_pb2.Routes]] = {}
     finished: list[sampling_pb2.Finished] = []
     for event in events:
         if event.HasField("chunk"):
             chunks.setdefault(event.chunk.index, []).append(event.chunk)
+        elif event.HasField("routed"):
+            routes.setdefault(event.routed.index, []).append(event.routed.routes)
         elif event.HasField("finished"):
             finished.append(event.finished)
     finished.sort(key=lambda end: end.index)
-    return [_answer(started, chunks.get(end.index, []), end) for end in finished]
+    return [_answer(started, chunks.get(end.index, []), routes.get(end.index, []), end) for end in finished]
 
 
 def _answer(
-    started: sampling_pb2.Started, chunks: Sequence[sampling_pb2.Chunk], finished: sampling_pb2.Finished
+    started: sampling_pb2.Started,
+    chunks: Sequence[sampling_pb2.Chunk],
+    routes: Sequence[sampling_pb2.Routes],
+    finished: sampling_pb2.Finished,
 ) -> Answer:
     return Answer(
         text="".join(chunk.text for chunk in chunks),
@@ -288,6 +297,7 @@ def _answer(
         prompt_tokens=finished.prompt_tokens,
         completion_tokens=finished.completion_tokens,
         index=finished.index,
+        routes=tuple(routes),
     )
 
 

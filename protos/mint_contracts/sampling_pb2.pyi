@@ -175,6 +175,7 @@ class SamplingParams(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """New tokens at most; 0 takes the engine's default of 256."""
     temperature: _builtins.float
@@ -200,6 +201,11 @@ class SamplingParams(_message.Message):
     """Completions of the prompt, told apart by their index; 0 is 1, at most 16. The i-th draws with seed + i (modulo
     2^64): it is what a request for one completion with that seed gets. Without a temperature all are alike.
     """
+    routes: _builtins.bool
+    """Which experts every token went to, told by Routed, for a ForwardBackward that replays them. Refused
+    (INVALID_ARGUMENT) by a base that routes no experts or trains nothing, and where the n completions could have more
+    than the 64 MiB of them that a ForwardBackward takes.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Generation ends before any of these; the stop string itself is not returned."""
@@ -218,10 +224,11 @@ class SamplingParams(_message.Message):
         prompt_logprobs: _builtins.bool = ...,
         ignore_eos: _builtins.bool = ...,
         n: _builtins.int = ...,
+        routes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_seed", b"_seed", "logprobs", b"logprobs", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_seed", b"_seed", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "n", b"n", "prompt_logprobs", b"prompt_logprobs", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_seed", b"_seed", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "n", b"n", "prompt_logprobs", b"prompt_logprobs", "routes", b"routes", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
@@ -241,24 +248,28 @@ class GenerateEvent(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    ROUTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___Started: ...
     @_builtins.property
     def chunk(self) -> Global___Chunk: ...
     @_builtins.property
     def finished(self) -> Global___Finished: ...
+    @_builtins.property
+    def routed(self) -> Global___Routed: ...
     def __init__(
         self,
         *,
         started: Global___Started | None = ...,
         chunk: Global___Chunk | None = ...,
         finished: Global___Finished | None = ...,
+        routed: Global___Routed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "finished", b"finished", "routed", b"routed", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "finished", b"finished", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "finished", b"finished", "routed", b"routed", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "chunk", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "chunk", "finished", "routed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -362,6 +373,81 @@ class TokenLogprob(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
+
+@_typing.final
+class Routed(_message.Message):
+    """Routes of one completion, where they were asked for: right before its Finished, in as many of these as it takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTES_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which of the n completions, from 0."""
+    @_builtins.property
+    def routes(self) -> Global___Routes: ...
+    def __init__(
+        self,
+        *,
+        routes: Global___Routes | None = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["routes", b"routes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "routes", b"routes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Routed: _TypeAlias = Routed  # noqa: Y015
+
+@_typing.final
+class Routes(_message.Message):
+    """Which experts some tokens of a sequence went to. A completion's are of its prompt, also where that was found in the
+    cache of prefixes, and of all its tokens but the last, which was never computed: they cover the `tokens` of an Example
+    of both.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    EXPERTS_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    BYTES_PER_EXPERT_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """How to read the rest; this is 1."""
+    first_token: _builtins.int
+    """The tokens covered: so many from this one on, counted from the sequence's first."""
+    tokens: _builtins.int
+    layers: _builtins.int
+    """Of the base: its layers that route to experts, in order, and to how many of these each sends a token."""
+    experts_per_token: _builtins.int
+    bytes_per_expert: _builtins.int
+    """1 or 2."""
+    experts: _builtins.bytes
+    """Experts' numbers, unsigned and little-endian, by token, layer and the router's order: tokens * layers *
+    experts_per_token of them.
+    """
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        first_token: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        layers: _builtins.int = ...,
+        experts_per_token: _builtins.int = ...,
+        bytes_per_expert: _builtins.int = ...,
+        experts: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_expert", b"bytes_per_expert", "experts", b"experts", "experts_per_token", b"experts_per_token", "first_token", b"first_token", "layers", b"layers", "tokens", b"tokens", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Routes: _TypeAlias = Routes  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):

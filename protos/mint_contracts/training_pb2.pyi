@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from mint_contracts import sampling_pb2 as _sampling_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -92,6 +93,7 @@ class Example(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     SAMPLER_LOGPROBS_FIELD_NUMBER: _builtins.int
     ADVANTAGES_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -106,6 +108,14 @@ class Example(_message.Message):
 
     @_builtins.property
     def advantages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.Routes]:
+        """R3: tokens that these cover go to the experts that they went to when sampled, as Generate has told; others, and all
+        where this is empty, go where the routers send them now. In order, no token twice. Examples that follow each other
+        and begin alike up to their first weight share that beginning's compute, where the same tokens of it are covered:
+        the first one's routes count there.
+        """
+
     def __init__(
         self,
         *,
@@ -114,10 +124,11 @@ class Example(_message.Message):
         weights: _abc.Iterable[_builtins.float] | None = ...,
         sampler_logprobs: _abc.Iterable[_builtins.float] | None = ...,
         advantages: _abc.Iterable[_builtins.float] | None = ...,
+        routes: _abc.Iterable[_sampling_pb2.Routes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advantages", b"advantages", "sampler_logprobs", b"sampler_logprobs", "targets", b"targets", "tokens", b"tokens", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advantages", b"advantages", "routes", b"routes", "sampler_logprobs", b"sampler_logprobs", "targets", b"targets", "tokens", b"tokens", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,7 +168,7 @@ class ForwardBackwardRequest(_message.Message):
     """As PolicyState tells it; 0: whichever is there."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
-        """At most 1,024 examples; gradients accumulate until OptimStep."""
+        """At most 1,024 examples, of 262,144 tokens and 64 MiB of routes together; gradients accumulate until OptimStep."""
 
     def __init__(
         self,

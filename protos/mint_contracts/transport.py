@@ -15,8 +15,11 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
 )
 
-# An engine that trains takes ForwardBackward's most tokens, 32 bytes each: two numbers of five bytes, three floats.
-TRAINER_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.max_receive_message_length", 8 << 20),)
+MOST_ROUTE_BYTES = 64 << 20  # that one Generate tells, and one ForwardBackward takes
+
+# An engine that trains takes ForwardBackward's most tokens, 32 bytes each (two numbers of five bytes, three floats),
+# and their routes.
+TRAINER_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.max_receive_message_length", (8 << 20) + MOST_ROUTE_BYTES),)
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),

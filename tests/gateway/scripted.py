@@ -59,18 +59,22 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             if self.hold_before:
                 await self.hold_before.wait()
             for index in range(max(1, request.sampling.n)):
-                await self._complete(context, index)
+                await self._complete(context, index, routes=request.sampling.routes)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
 
-    async def _complete(self, context: "grpc.aio.ServicerContext[Any, Any]", index: int) -> None:
-        """One completion: its words, the index before each but the first completion's."""
+    async def _complete(self, context: "grpc.aio.ServicerContext[Any, Any]", index: int, *, routes: bool) -> None:
+        """One completion: its words, the index before each but the first completion's, and routes if asked for."""
         for number, word in enumerate(self.words, start=index * len(self.words)):
             if number == self.hold_after:
                 await asyncio.Event().wait()
             chunk = sampling_pb2.Chunk(text=f"{index or ''}{word}", token_ids=[number], index=index)
             await context.write(sampling_pb2.GenerateEvent(chunk=chunk))
+        for first in (0, 1) if routes else ():
+            told = sampling_pb2.Routes(version=1, first_token=first, tokens=1, experts=bytes([index]))
+            routed = sampling_pb2.Routed(routes=told, index=index)
+            await context.write(sampling_pb2.GenerateEvent(routed=routed))
         finished = sampling_pb2.Finished(
             reason=sampling_pb2.Finished.STOP, completion_tokens=len(self.words), index=index
         )

@@ -8,6 +8,7 @@ from typing import NoReturn, TypeVar
 from mint_contracts.awaiting import to_its_end
 from mint_contracts.errors import MintError
 from mint_contracts.training import Optimizer
+from mint_engine.model.routes import RouteShape
 from mint_engine.policies.steps import Due
 from mint_engine.policies.updates import Job, Learnt, Updates
 from mint_engine.training.example import PolicyBatch
@@ -31,6 +32,11 @@ class Desk:
     def maker(self) -> Maker:
         """For what is short: a policy is made by `make`."""
         return self._updates.trainer.maker
+
+    @property
+    def routes(self) -> RouteShape | None:
+        """What the base's routers choose; None where it has none."""
+        return self._updates.trainer.routes
 
     async def call(self, work: Callable[[Trainer], T]) -> T:
         """Something short, done by the step thread between two steps. Raises what it raises."""

@@ -6,6 +6,9 @@ from typing import cast, get_args
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.training import Loss, LossType, Optimizer
+from mint_contracts.transport import MOST_ROUTE_BYTES
+from mint_engine.model.routes import RouteShape
+from mint_engine.requests import routed
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.work import LossOutcome
@@ -20,13 +23,16 @@ def settings_of(request: pb.CreatePolicyRequest) -> PolicySettings:
     return PolicySettings(request.rank or 8, request.alpha or 16.0, targets, request.seed)
 
 
-def batch_of_request(request: pb.ForwardBackwardRequest) -> PolicyBatch:
-    """What is to be learnt. Raises InvalidRequest."""
+def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | None) -> PolicyBatch:
+    """What is to be learnt, by a base of such `routes`. Raises InvalidRequest."""
     if not 0 < len(request.examples) <= MOST_EXAMPLES:
         raise InvalidRequest("examples", f"are {len(request.examples)}; give 1 to {MOST_EXAMPLES} a call")
     tokens = sum(len(each.tokens) for each in request.examples)
     if tokens > MOST_TOKENS:
         raise InvalidRequest("examples", f"have {tokens} tokens; give at most {MOST_TOKENS} a call")
+    told = sum(len(part.experts) for each in request.examples for part in each.routes)
+    if told > MOST_ROUTE_BYTES:
+        raise InvalidRequest("examples", f"have {told} bytes of routes; give at most {MOST_ROUTE_BYTES} a call")
     if request.loss not in get_args(LossType):
         raise InvalidRequest("loss", f"is {request.loss[:40]!r}; it is one of {', '.join(get_args(LossType))}")
     usual = Loss()
@@ -45,8 +51,9 @@ def batch_of_request(request: pb.ForwardBackwardRequest) -> PolicyBatch:
             weights=list(each.weights) or [1.0] * len(each.tokens),
             sampler_logprobs=list(each.sampler_logprobs),
             advantages=list(each.advantages),
+            routes=routed.read(each.routes, len(each.tokens), routes, f"policy {request.policy}, example {number}"),
         )
-        for each in request.examples
+        for number, each in enumerate(request.examples)
     ]
     longest = max(sum(weight != 0 for weight in each.weights) for each in examples)
     return PolicyBatch(request.policy, examples, loss, completion_tokens=request.completion_tokens or longest)

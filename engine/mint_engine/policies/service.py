@@ -118,7 +118,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         """Add the gradients of a loss over examples."""
 
         async def work(here: Open, _: Calls) -> pb.ForwardBackwardResponse:
-            batch = batch_of_request(request)
+            # On another thread: a batch may have millions of routes to check.
+            batch = await asyncio.to_thread(batch_of_request, request, here.means.desk.routes)
             return told_of((await here.means.desk.learn(batch, None)).outcome)
 
         return await self._once(request, work, context)

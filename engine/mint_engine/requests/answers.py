@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from mint_contracts import sampling_pb2
+from mint_engine.requests import routed
 from mint_engine.scheduling.life import Asked, Begun, Inbox
 from mint_engine.scheduling.request import Done, Failed, PromptScored, Scored, Tokens
 
@@ -10,7 +11,8 @@ from mint_engine.scheduling.request import Done, Failed, PromptScored, Scored, T
 async def answer(
     asked: Asked, inbox: Inbox, engine: str, base_model: str
 ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
-    """Started, chunks, and a Finished for each completion; raises what ended one of them otherwise.
+    """Started, chunks, and for each completion a Finished, after its routes where they were asked for; raises what
+    ended one of them otherwise.
 
     Started waits for the prompt's log-probabilities where they were asked for.
     """
@@ -36,7 +38,10 @@ async def answer(
             started.prompt_logprobs.extend(_scores(event.scores))
             yield sampling_pb2.GenerateEvent(started=started)
             continue
-        left -= isinstance(event, Done)
+        if isinstance(event, Done):
+            left -= 1
+            for routes in routed.tell(event.routes) if event.routes is not None else ():
+                yield sampling_pb2.GenerateEvent(routed=sampling_pb2.Routed(routes=routes, index=told.index))
         yield _said(asked, told.index, event)
 
 

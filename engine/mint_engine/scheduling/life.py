@@ -20,6 +20,7 @@ class Asked(msgspec.Struct, frozen=True):
     prompt: tuple[int, ...]
     sampling: Sampling
     source: Source | None = None  # where the catalog has the adapter
+    routes: bool = False  # whether Done is to tell which experts the tokens went to
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -79,6 +80,7 @@ async def _run(asked: Asked, revision: str, slot: int, stepper: Stepper, inbox: 
         adapter=asked.adapter,
         revision=revision,
         slot=slot,
+        routes=asked.routes,
     )
     sequences += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
     inbox.put_nowait(Begun(revision))

@@ -21,9 +21,9 @@ class Example:
     """One sequence. Every array belongs to the positions of `tokens`; arrays that a loss does not read may be empty.
 
     `targets` are the tokens that come next; a weight of 0 leaves a position out. With `routes`, each of the M layers
-    with experts takes these k for a token, as the sampler did, whatever its router says now. Examples of one policy
-    that follow each other and begin alike up to their first weight (completions of one prompt) share that beginning's
-    compute.
+    with experts takes these k for a token, as the sampler did, whatever its router says now; where they are -1 that
+    chooses. Examples of one policy that follow each other and begin alike up to their first weight (completions of
+    one prompt), with routes of the same tokens of it, share that beginning's compute: there the first's routes count.
     """
 
     tokens: Sequence[int]

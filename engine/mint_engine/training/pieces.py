@@ -7,7 +7,7 @@ whoever else is in the batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class Piece:
     positions: NDArray[np.int64]
     trees: tuple[Tree, ...]
     entries: Entries
-    routes: NDArray[np.int64] | None = None  # [rows, M, k] of the examples that have them, -1 of others
+    routes: NDArray[np.int16] | None = None  # [rows, M, k] of the examples that have them, -1 of others
 
     @property
     def rows(self) -> int:
@@ -71,7 +71,7 @@ def plan_pieces(batch: PolicyBatch, most: int = PIECE_ROWS) -> tuple[Piece, ...]
         found = np.flatnonzero(np.asarray(example.weights, dtype=np.float32))
         if not found.size:
             continue
-        trunk = tuple(example.tokens[: found[0] + 1])
+        trunk = _trunk_of(example, int(found[0]) + 1)
         branch = example.tokens[found[0] + 1 : found[-1] + 1]
         if draft.tokens and len(draft.tokens) + draft.cost(trunk, branch) > most:
             pieces.append(draft.finish())
@@ -101,6 +101,18 @@ def _share(example: Example, loss_type: str) -> float:
     return 1.0 / max(1.0, float(np.asarray(example.weights, dtype=np.float64).sum())) if loss_type == "grpo" else 1.0
 
 
+class _Trunk(NamedTuple):
+    """What examples have in common that share a trunk."""
+
+    tokens: tuple[int, ...]
+    covered: bytes  # whether each has routes; b"" where none has
+
+
+def _trunk_of(example: Example, count: int) -> _Trunk:
+    covered = example.routes[:count, 0, 0] >= 0 if example.routes is not None else np.zeros(0, dtype=bool)
+    return _Trunk(tuple(example.tokens[:count]), covered.tobytes() if covered.any() else b"")
+
+
 class _Draft:
     """A piece in the making."""
 
@@ -108,51 +120,51 @@ class _Draft:
         self._batch = batch
         self.tokens: list[int] = []
         self._positions: list[int] = []
-        self._trees: list[tuple[int, tuple[int, ...], list[int]]] = []  # first row, trunk's tokens, branches
+        self._trees: list[tuple[int, _Trunk, list[int]]] = []  # first row, trunk, branches
         self._rows: list[NDArray[np.int64]] = []
         self._taken: list[tuple[int, NDArray[np.int64]]] = []  # example, its weighted positions
         self._routes: list[tuple[int, NDArray[np.integer[Any]]]] = []  # first row, routes from there on
 
-    def cost(self, trunk: tuple[int, ...], branch: Sequence[int]) -> int:
-        return len(branch) + (0 if self._shares(trunk) else len(trunk))
+    def cost(self, trunk: _Trunk, branch: Sequence[int]) -> int:
+        return len(branch) + (0 if self._shares(trunk) else len(trunk.tokens))
 
-    def add(self, number: int, trunk: tuple[int, ...], branch: Sequence[int], found: NDArray[np.int64]) -> None:
+    def add(self, number: int, trunk: _Trunk, branch: Sequence[int], found: NDArray[np.int64]) -> None:
         """Take an example in: its branch beside those of the same trunk, and its weighted positions."""
-        routes = self._batch.examples[number].routes
+        routes, size = self._batch.examples[number].routes, len(trunk.tokens)
         if not self._shares(trunk):
             self._trees.append((len(self.tokens), trunk, []))
             if routes is not None:
-                self._routes.append((len(self.tokens), routes[: len(trunk)]))
-            self._put(trunk, 0)
+                self._routes.append((len(self.tokens), routes[:size]))
+            self._put(trunk.tokens, 0)
         row, _, branches = self._trees[-1]
         branches.append(len(branch))
-        start = len(self.tokens) - len(trunk)  # row of the branch's position 0, were the trunk before it
+        start = len(self.tokens) - size  # row of the branch's position 0, were the trunk before it
         if routes is not None:
-            self._routes.append((len(self.tokens), routes[len(trunk) : len(trunk) + len(branch)]))
-        self._put(branch, len(trunk))
-        self._rows.append(np.where(found < len(trunk), row + found, start + found))
+            self._routes.append((len(self.tokens), routes[size : size + len(branch)]))
+        self._put(branch, size)
+        self._rows.append(np.where(found < size, row + found, start + found))
         self._taken.append((number, found))
 
     def finish(self) -> Piece:
         return Piece(
             tokens=np.asarray(self.tokens, dtype=np.int64),
             positions=np.asarray(self._positions, dtype=np.int64),
-            trees=tuple(Tree(row, len(trunk), tuple(branches)) for row, trunk, branches in self._trees),
+            trees=tuple(Tree(row, len(trunk.tokens), tuple(branches)) for row, trunk, branches in self._trees),
             entries=self._entries(),
             routes=self._replayed(),
         )
 
-    def _shares(self, trunk: tuple[int, ...]) -> bool:
+    def _shares(self, trunk: _Trunk) -> bool:
         return bool(self._trees) and self._trees[-1][1] == trunk
 
     def _put(self, tokens: Sequence[int], position: int) -> None:
         self.tokens += tokens
         self._positions += range(position, position + len(tokens))
 
-    def _replayed(self) -> NDArray[np.int64] | None:
+    def _replayed(self) -> NDArray[np.int16] | None:
         if not self._routes:
             return None
-        routes = np.full((len(self.tokens), *self._routes[0][1].shape[1:]), -1, dtype=np.int64)
+        routes = np.full((len(self.tokens), *self._routes[0][1].shape[1:]), -1, dtype=np.int16)
         for row, each in self._routes:
             routes[row : row + len(each)] = each
         return routes

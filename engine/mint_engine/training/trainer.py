@@ -24,6 +24,7 @@ from mint_contracts.errors import EngineUnavailable, InvalidRequest, NotFound, T
 from mint_contracts.training import Optimizer
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Base
+from mint_engine.model.experts import route_shape
 from mint_engine.parallel.group import Group
 from mint_engine.training.crew import Alone, Crew, Leader, Others
 from mint_engine.training.example import PolicyBatch, check_examples
@@ -69,6 +70,7 @@ class Trainer:
         self._base, self._longest = base, context_length or base.context_length
         self.maker = Maker(modules, FormLimits(max_rank, tuple(offered), base_name), base.dtype, base.device)
         self._policies: dict[str, Policy] = {}
+        self.routes = route_shape(base.model)  # None: it routes no experts
         passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
         self._crew: Crew = Alone(passed, base.dtype)
         if lead is not None:

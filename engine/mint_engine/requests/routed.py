@@ -1,0 +1,127 @@
+"""Which experts tokens went to, as clients get it with a completion and give it back with an example.
+
+Letters in shapes: T tokens, M layers with experts, k experts of a token.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mint_contracts import sampling_pb2 as pb
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.transport import MOST_ROUTE_BYTES
+from mint_engine.model.routes import Routes, RouteShape
+
+VERSION = 1
+PIECE_BYTES = 1 << 20  # of one message: clients of gRPC take 4 MiB unless they are told otherwise
+_NUMBERS: dict[int, np.dtype[np.integer[Any]]] = {1: np.dtype("<u1"), 2: np.dtype("<u2")}
+
+
+def check_told(shape: RouteShape | None, *, kept: bool) -> None:
+    """Raise InvalidRequest where routes can't be told: the base has none, or the engine has not `kept` them."""
+    if shape is None:
+        raise InvalidRequest("sampling.routes", "can't be told: this base routes no experts")
+    if not kept:
+        raise InvalidRequest("sampling.routes", "are not kept here: they are where the base has spec.training")
+
+
+def check_room(shape: RouteShape, tokens: int, completions: int) -> None:
+    """Raise InvalidRequest where completions that may have so many `tokens` each, prompt and all, route too much."""
+    most = tokens * completions * shape.token_bytes
+    if most > MOST_ROUTE_BYTES:
+        raise InvalidRequest(
+            "sampling.routes",
+            f"could take {most} bytes ({completions} times {tokens} tokens of {shape.token_bytes}); "
+            f"{MOST_ROUTE_BYTES} are the most: ask for fewer completions or tokens at a time",
+        )
+
+
+def tell(routes: Routes) -> Iterator[pb.Routes]:
+    """Those of a sequence [T, M, k], from its first token on, in as many messages as they take."""
+    tokens, layers, each = routes.shape
+    width = routes.dtype.itemsize
+    step = max(1, PIECE_BYTES // (layers * each * width))
+    for first in range(0, tokens, step):
+        part = routes[first : first + step]
+        yield pb.Routes(
+            version=VERSION,
+            first_token=first,
+            tokens=len(part),
+            layers=layers,
+            experts_per_token=each,
+            bytes_per_expert=width,
+            experts=part.astype(_NUMBERS[width]).tobytes(),
+        )
+
+
+def read(
+    told: Sequence[pb.Routes], tokens: int, shape: RouteShape | None, subject: str
+) -> NDArray[np.integer[Any]] | None:
+    """Those of an example of so many tokens, [T, M, k], -1 where a token is not covered; None where nothing is told.
+
+    Raises InvalidRequest, whose subject is the example.
+    """
+    if not told:
+        return None
+    if shape is None:
+        raise InvalidRequest(subject, "has routes, but this base routes no experts")
+    parts, end = list[tuple[int, NDArray[np.integer[Any]]]](), 0
+    for each in told:
+        if problem := _misformed(each, shape) or _misplaced(each, end, tokens):
+            raise InvalidRequest(subject, f"has routes {problem}")
+        numbers = np.frombuffer(each.experts, _NUMBERS[each.bytes_per_expert])
+        part = numbers.reshape(each.tokens, shape.layers, shape.each)
+        if problem := _nobody(part, each.first_token, shape):
+            raise InvalidRequest(subject, f"has routes {problem}")
+        parts.append((each.first_token, part))
+        end = each.first_token + each.tokens
+    if sum(len(part) for _, part in parts) == tokens:
+        return parts[0][1] if len(parts) == 1 else np.concatenate([part for _, part in parts])
+    routes = np.full((tokens, shape.layers, shape.each), -1, dtype=np.int16)
+    for first, part in parts:
+        routes[first : first + len(part)] = part
+    return routes
+
+
+def _misformed(told: pb.Routes, shape: RouteShape) -> str:
+    if told.version != VERSION:
+        return f"of version {told.version}; this engine reads version {VERSION}"
+    if (told.layers, told.experts_per_token) != (shape.layers, shape.each):
+        return (
+            f"of {told.layers} layers with {told.experts_per_token} experts a token; "
+            f"this base has {shape.layers} with {shape.each}"
+        )
+    if told.bytes_per_expert not in _NUMBERS:
+        return f"with {told.bytes_per_expert} bytes_per_expert; it is 1 or 2"
+    needed = told.tokens * shape.layers * shape.each * told.bytes_per_expert
+    if len(told.experts) != needed:
+        return f"with {len(told.experts)} bytes of experts; {told.tokens} tokens have {needed}"
+    return ""
+
+
+def _misplaced(told: pb.Routes, end: int, tokens: int) -> str:
+    first, stop = told.first_token, told.first_token + told.tokens
+    if first < end:
+        return f"from token {first} on after such up to {end}; give them in order, and no token twice"
+    if stop > tokens:
+        return f"of tokens {first} to {stop}, but has {tokens} tokens"
+    return ""
+
+
+def _nobody(part: NDArray[np.integer[Any]], first: int, shape: RouteShape) -> str:
+    """What is wrong with experts' numbers [T, M, k] from token `first` on."""
+    unknown = part >= shape.experts
+    if unknown.any():
+        token, layer, at = np.unravel_index(unknown.argmax(), unknown.shape)
+        return (
+            f"to expert {part[token, layer, at]} in layer {layer} of token {first + token}; "
+            f"this base has {shape.experts}"
+        )
+    ordered = np.sort(part, axis=-1)
+    twice = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1)
+    if twice.any():
+        token, layer = np.unravel_index(twice.argmax(), twice.shape)
+        return f"twice to one expert in layer {layer} of token {first + token}"
+    return ""
