@@ -71,13 +71,13 @@ class Wipe(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Hold(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """An update begins: hold these policies' numbers, which follow by sums. Not answered, as all of an update."""
+    """Updates begin: hold these policies' numbers, which follow by sums. Not answered, as all of an update."""
 
-    policies: Sequence[Sequence[tuple[str, int, float]]]  # of each the modules: path, rank, scaling
+    policies: Sequence[tuple[int, Sequence[tuple[str, int, float]]]]  # its number; of the modules path, rank, scaling
 
 
 class Compute(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Begin a batch of the update, see `training.batch.Batch`; arrays are bytes of int64."""
+    """Begin a batch of what is held, see `training.batch.Batch`; arrays are bytes of int64."""
 
     tokens: bytes
     positions: bytes
@@ -100,7 +100,9 @@ class Give(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Abandon(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The update is over, done or not, between two of its pieces: hold nothing of it any more."""
+    """The turn is over, done or not, between two of its pieces: hold nothing of these policies any more."""
+
+    policies: Sequence[int]
 
 
 class End(msgspec.Struct, frozen=True, tag=True, array_like=True):

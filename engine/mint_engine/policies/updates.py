@@ -1,6 +1,7 @@
 """Updates of many policies, on the step thread, between the steps of requests.
 
-Those that are ready when one begins share one forward and backward; which they are changes nobody's numbers. While no
+Those that are ready when one begins share one forward and backward; which they are changes nobody's numbers. Long
+ones take turns (see `turns`), which changes no numbers either: their policies are as before until their end. While no
 tenant is served, updates go first: the rollouts that wait meanwhile then decode in fuller batches. While tenants are
 served, updates take a bounded share of the time, in pieces that are short beside a step (see `allowance`).
 """
@@ -10,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from mint_contracts.errors import Draining, Internal, MintError, Overloaded
 from mint_contracts.training import Optimizer
@@ -19,15 +20,17 @@ from mint_engine.policies.allowance import Allowance
 from mint_engine.policies.defects import Defects
 from mint_engine.policies.patience import AWAY
 from mint_engine.policies.steps import Due, Steps
+from mint_engine.policies.turns import Waiting, next_turn
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.optimizer import StepOutcome
 from mint_engine.training.trainer import Trainer
-from mint_engine.training.work import LossOutcome, Work
+from mint_engine.training.work import LossOutcome, Share, Work
 
 ALONE_S = 0.2  # of updates in one go where only rollouts wait for them
 FULL_ROWS = 1024  # so many tokens fill the matrix products: waiting for more policies would gain nothing
-MOST_ROWS = 64 * FULL_ROWS  # of one work, for whose end all of them wait; one job may have more
-MOST_BYTES = 4 << 30  # of one work's gradients, which are all in memory until its end; one job's may take more
+TURN_ROWS = 8 * FULL_ROWS  # of one job at once, then others have their turn; one example may have more
+MOST_ROWS = 64 * FULL_ROWS  # of one turn, for whose end all of them wait
+MOST_BYTES = 4 << 30  # of gradients, in memory from a job's first turn to its end; one job's may take more
 MOST_WAIT_S = 5.0  # for others' rollouts, which may go on for ever: those without a signal are followed by more
 
 
@@ -54,11 +57,18 @@ class Job:
     epochs: int = 1
     stepped: bool = False  # has taken a step: whoever did all of it again would take that twice
     alone: bool = False  # is to be computed without others, after work with them has failed
+    left: Share | None = None  # of this epoch, once a turn of it is computed
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Tokens of one epoch, those that completions share counted for each."""
         return sum(len(each.tokens) for each in self.batch.examples)
+
+    @cached_property
+    def turn_rows(self) -> int:
+        """Of one turn, at most."""
+        longest = max((len(each.tokens) for each in self.batch.examples), default=0)
+        return min(self.rows, max(TURN_ROWS, longest))
 
 
 class Updates:
@@ -139,6 +149,8 @@ class Updates:
         self.defects.computes = lambda: True  # that was the step thread's to see
         left = self._steps.close()
         jobs = [*self._jobs, *self._ready, *self._unchecked]
+        if begun := [job.left for job in self._ready if job.left is not None]:
+            self.trainer.begin(begun).cancel()
         self._ready = []
         self._unchecked.clear()
         if self._work is not None:
@@ -151,10 +163,14 @@ class Updates:
             due.resolve(_ending())
 
     def _ripe(self) -> bool:
-        """Enough is ready, nobody is on the way whom it would pay to wait for, or it has been waited long enough."""
+        """Enough is ready, nobody is on the way whom it would pay to wait for, or it has been waited long enough.
+
+        What has begun keeps its gradient in memory: it waits for nobody.
+        """
         if not self._ready:
             return False
-        if not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS:
+        begun = any(job.left is not None for job in self._ready)
+        if begun or not self.rollouts() or sum(job.rows for job in self._ready) >= FULL_ROWS:
             return True
         return self._clock() - self._ready_since >= MOST_WAIT_S
 
@@ -198,7 +214,9 @@ class Updates:
             self._ready_since = self._clock()
 
     def _begin(self) -> None:
-        jobs, self._ready = _taken_together(self._ready, self.trainer.gradient_bytes)
+        taken = next_turn([self._waiting(job) for job in self._ready], MOST_ROWS, MOST_BYTES)
+        jobs = [self._ready[at] for at in taken]
+        self._ready = [job for job in self._ready if job not in jobs]
         found = self._try_begin(jobs)
         if isinstance(found, Work):
             self._work, self._jobs = found, jobs
@@ -210,19 +228,27 @@ class Updates:
 
     def _refuse_bad(self, jobs: list[Job]) -> None:
         """One bad batch must not stop the others: find it, and have the rest done."""
+        good = []
         for job in jobs:
-            found = self._try_begin([job])
-            if isinstance(found, Work):
-                found.cancel()
-                self._ready.append(job)
-            else:
+            found = self._try_begin([job]) if job.left is None else None  # which was good when it began
+            if isinstance(found, MintError):
                 self._fail([job], found)
+                continue
+            if found is not None:
+                found.cancel()
+            good.append(job)
+        self._ready[:0] = good
+
+    def _waiting(self, job: Job) -> Waiting:
+        policy, lasts = job.batch.policy, job.rows > TURN_ROWS
+        nbytes = self.trainer.gradient_bytes(policy)
+        return Waiting(policy, job.turn_rows, nbytes, lasts, begun=job.left is not None, alone=job.alone)
 
     def _try_begin(self, jobs: list[Job]) -> Work | MintError:
         """The work of these jobs, or why it can not begin."""
 
         def begin() -> Work:
-            return self.trainer.begin([job.batch for job in jobs], checked=True)
+            return self.trainer.begin([job.left or job.batch for job in jobs], checked=True, most=TURN_ROWS)
 
         return self.defects.attempt(begin, ", ".join(map(_subject, jobs)), "could not begin")
 
@@ -236,22 +262,28 @@ class Updates:
             self._end(work)
 
     def _apart(self) -> None:
-        """What one of them brings may be too much, or wrong: compute each alone, so that no other fails by it."""
+        """What one of them brings may be too much, or wrong: compute each alone, so that no other fails by it.
+
+        All of it: their earlier turns are lost, for what this one has added to these is in the same sums.
+        """
         jobs, self._work, self._jobs = self._jobs, None, []
         for job in jobs:
-            job.alone = True
+            job.alone, job.left = True, None
         self._note_first()
         self._ready[:0] = jobs
 
     def _end(self, work: Work) -> None:
-        outcomes = work.results()
+        outcomes, left = work.results(), work.left()
         jobs, self._work, self._jobs = self._jobs, None, []
         for job in jobs:
-            name, outcome = job.batch.policy, outcomes[job.batch.policy]
-            if job.optimizer is None:
-                self._stepped(job, outcome, None)
+            name = job.batch.policy
+            job.left = left.get(name)
+            if job.left is not None:
+                self._ready.append(job)
+            elif job.optimizer is None:
+                self._stepped(job, outcomes[name], None)
             else:
-                self._steps.put(Due(name, job.optimizer, partial(self._stepped, job, outcome)))
+                self._steps.put(Due(name, job.optimizer, partial(self._stepped, job, outcomes[name])))
 
     def _stepped(self, job: Job, outcome: LossOutcome, step: StepOutcome | MintError | None) -> None:
         """A job has its step; with epochs left it begins again."""
@@ -279,20 +311,6 @@ class Updates:
         for job in jobs:
             kind = Internal if job.stepped and isinstance(error, AWAY) else type(error)
             job.resolve(kind(error.subject, error.message))
-
-
-def _taken_together(jobs: list[Job], gradient_bytes: Callable[[str], int]) -> tuple[list[Job], list[Job]]:
-    """The first job of each policy that may be together, within bounds; and the others, which follow."""
-    taken: dict[str, Job] = {}
-    rows = nbytes = 0
-    for job in jobs:
-        rows += job.rows
-        nbytes += gradient_bytes(job.batch.policy)
-        full = rows > MOST_ROWS or nbytes > MOST_BYTES
-        if taken and (full or job.alone or jobs[0].alone):
-            break
-        taken.setdefault(job.batch.policy, job)
-    return list(taken.values()), [job for job in jobs if job is not taken.get(job.batch.policy)]
 
 
 def _subject(job: Job) -> str:

@@ -35,7 +35,7 @@ class Part:
 class Held:
     """What is held of one policy during an update: all of it, or one rank's part."""
 
-    number: int  # of the policy in the update
+    number: int  # of the update, among all that are held
     layout: Layout  # of the whole policy
     parts: dict[str, Part]  # by module path
     gradient: torch.Tensor  # [n] float32: what the parts' gradients are views of
@@ -47,7 +47,7 @@ class Segment:
 
     start: int
     stop: int
-    policy: int  # its number in the update
+    policy: int  # the number of its update
     parts: dict[str, Part]
 
 

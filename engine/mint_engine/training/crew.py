@@ -3,12 +3,12 @@
 The first rank keeps policies and losses. It tells the others every batch, and has them compute it piece by piece when
 it does so itself: so they meet in the same order between the same steps of requests.
 
-What goes wrong on the first rank alone between two pieces, or while it grades, ends the update and no more: nobody
-waits for anybody then, and all ranks let go of what they hold of it. What goes wrong within a piece ends the engine,
-for the others may be waiting for sums that never come.
+What goes wrong on the first rank alone between two pieces, or while it grades, ends the turn's updates and no more:
+nobody waits for anybody then, and all ranks let go of what they hold of them. What goes wrong within a piece ends the
+engine, for the others may be waiting for sums that never come.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -27,14 +27,17 @@ T = TypeVar("T")
 
 
 class Crew(Protocol):
-    """One update at a time, in this order: hold, run any number of batches, gather; let go wherever it ended."""
+    """Updates by numbers of who asks: hold each, run any number of batches, gather; let go wherever it ended.
+
+    One thing of these at a time. Others that are held meanwhile, to go on in a later turn, stay as they are.
+    """
 
     @property
     def name(self) -> str:
         """The pass's."""
         ...
 
-    def hold(self, policies: Sequence[Policy]) -> Generator[None, None, list[Held]]:
+    def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
         """What this rank holds of policies, with gradients of zero. Pauses between bounded parts of it, as all do."""
         ...
 
@@ -46,8 +49,8 @@ class Crew(Protocol):
         """The gradients of all that is held, each whole [n] float32."""
         ...
 
-    def let_go(self) -> None:
-        """Keep nothing of the update on any other rank, whether it is done or given up; never raises."""
+    def let_go(self, numbers: Sequence[int]) -> None:
+        """Keep nothing of these on any other rank, whether they are done or given up; never raises."""
         ...
 
 
@@ -69,10 +72,10 @@ class Alone:
     def __init__(self, passed: Pass, dtype: torch.dtype) -> None:
         self._pass, self._dtype, self.name = passed, dtype, passed.name
 
-    def hold(self, policies: Sequence[Policy]) -> Generator[None, None, list[Held]]:
+    def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
         """All of them."""
         found = []
-        for number, policy in enumerate(policies):
+        for number, policy in policies.items():
             run = yield from rounding(policy, self._dtype)
             form, gradient = policy.form, vector(policy.weights.numel(), policy.weights.device)
             found.append(Held(number, form.layout, parts_of(form.layout, form.scalings, run, gradient), gradient))
@@ -88,7 +91,7 @@ class Alone:
         yield from ()
         return [each.gradient for each in held]
 
-    def let_go(self) -> None:
+    def let_go(self, numbers: Sequence[int]) -> None:
         """There is no other."""
 
 
@@ -99,19 +102,19 @@ class Leader:
         self._pass, self._sharing, self._others, self._dtype = passed, sharing, others, dtype
         self.name = passed.name
 
-    def hold(self, policies: Sequence[Policy]) -> Generator[None, None, list[Held]]:
+    def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
         """A share of each."""
         told, found = [], list[Held]()
-        for policy in policies:
+        for number, policy in policies.items():
             pairs = zip(policy.form.layout.places, policy.form.scalings, strict=True)
-            told.append([(place.path, place.rank, scaling) for place, scaling in pairs])
+            told.append((number, [(place.path, place.rank, scaling) for place, scaling in pairs]))
         runs: list[torch.Tensor] = []
         own = (
             self._sharing.take(number, each.form.layout, each.form.scalings, runs.pop())
-            for number, each in enumerate(policies)
+            for number, each in policies.items()
         )
         steps = self._together(Hold(told), own)
-        for policy in policies:
+        for policy in policies.values():
             runs.append((yield from rounding(policy, self._dtype)))  # before the others do: there may be no memory
             found.append(next(steps))
             yield
@@ -148,10 +151,10 @@ class Leader:
             found.append(whole)
         return found
 
-    def let_go(self) -> None:
+    def let_go(self, numbers: Sequence[int]) -> None:
         """See `Crew`; at the end, or between two pieces."""
         try:
-            self._others.tell_lesson(Abandon())
+            self._others.tell_lesson(Abandon(numbers))
         except EngineUnavailable:  # one of them has ended, and so have all
             self._others.end()
 

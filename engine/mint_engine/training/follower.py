@@ -36,13 +36,14 @@ class Follower:
         elif isinstance(lesson, Advance):
             next(self._steps, None)
         elif isinstance(lesson, Abandon):
-            self._held.clear()
+            for number in lesson.policies:
+                self._held.pop(number, None)
             self._steps = iter(())
         else:
             self._steps = self._sharing.give(self._held.pop(lesson.policy))
 
     def _hold(self, told: Hold) -> Iterator[None]:
-        for number, parts in enumerate(told.policies):
+        for number, parts in told.policies:
             layout = lay_out(self._modules, {path: rank for path, rank, _ in parts})
             scalings = [scaling for _, _, scaling in parts]
             self._held[number] = self._sharing.take(number, layout, scalings, None)

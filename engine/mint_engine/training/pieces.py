@@ -5,7 +5,7 @@ nothing but itself, and every sum over rows is taken a piece at a time: so its n
 whoever else is in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,12 +61,12 @@ class Piece:
         return len(self.tokens)
 
 
-def plan_pieces(batch: PolicyBatch, most: int = PIECE_ROWS) -> tuple[Piece, ...]:
+def plan_pieces(batch: PolicyBatch, most: int = PIECE_ROWS) -> Iterator[Piece]:
     """Cut a policy's examples into pieces of at most `most` rows; a longer example is a piece of its own.
 
-    Examples without any weight have no part in it.
+    Examples without any weight have no part in it. Each piece is made when it is asked for.
     """
-    pieces, draft = [], _Draft(batch)
+    draft = _Draft(batch)
     for number, example in enumerate(batch.examples):
         found = np.flatnonzero(np.asarray(example.weights, dtype=np.float32))
         if not found.size:
@@ -74,12 +74,11 @@ def plan_pieces(batch: PolicyBatch, most: int = PIECE_ROWS) -> tuple[Piece, ...]
         trunk = _trunk_of(example, int(found[0]) + 1)
         branch = example.tokens[found[0] + 1 : found[-1] + 1]
         if draft.tokens and len(draft.tokens) + draft.cost(trunk, branch) > most:
-            pieces.append(draft.finish())
+            yield draft.finish()
             draft = _Draft(batch)
         draft.add(number, trunk, branch, found)
     if draft.tokens:
-        pieces.append(draft.finish())
-    return tuple(pieces)
+        yield draft.finish()
 
 
 def normaliser(batch: PolicyBatch) -> float:

@@ -14,11 +14,13 @@
 
 One forward and backward carries the tokens of all policies of the work. Each policy's gradient, normaliser, clip,
 Adam moments and guard against NaN are its own, and its numbers are the same bit for bit whoever else is in the batch.
-Gradients of several works accumulate until a step; split into several works they are those of one.
+Gradients of several works accumulate until a step; split into several works they are those of one. A work may also be
+one turn of updates that go on in other works (`Trainer.begin`): these have the very bits of one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from mint_contracts.errors import EngineUnavailable, InvalidRequest, NotFound, TornPolicy
 from mint_contracts.training import Optimizer
@@ -71,6 +73,7 @@ class Trainer:
         self.maker = Maker(modules, FormLimits(max_rank, tuple(offered), base_name), base.dtype, base.device)
         self._policies: dict[str, Policy] = {}
         self.routes = route_shape(base.model)  # None: it routes no experts
+        self._numbers = count()  # of shares of work
         passed = choose_pass(base, modules, lean=lean, group=lead.group if lead is not None else None)
         self._crew: Crew = Alone(passed, base.dtype)
         if lead is not None:
@@ -133,22 +136,26 @@ class Trainer:
         """Raise InvalidRequest for examples that make no sense; pauses between bounded parts of them."""
         return check_examples(batch, self._base.vocab_size, self._longest)
 
-    def begin(self, batches: Sequence[PolicyBatch], *, checked: bool = False) -> Work:
+    def begin(self, batches: Sequence[PolicyBatch | Share], *, checked: bool = False, most: int = 0) -> Work:
         """Work that computes these policies' gradients, one batch each; nothing is computed yet.
+
+        With `most`, of each no more rows than that, but one piece at least: what is left then (`Work.left`) goes on
+        in other works, where it is put in its batch's place, and until its end the policy is busy.
 
         Raises as `policy`, and InvalidRequest for a policy that is in other unfinished work, where its gradient so
         far is that of another type of loss, and, unless they are `checked`, for examples that make no sense.
         """
-        if len({batch.policy for batch in batches}) != len(batches):
+        fresh = [batch for batch in batches if isinstance(batch, PolicyBatch)]
+        if len({batch.policy for batch in fresh}) != len(fresh):
             raise InvalidRequest("work", "has two batches of one policy; put their examples into one")
-        for batch in batches:
+        for batch in fresh:
             self._check_free(batch)
             for _ in () if checked else self.check(batch):
                 pass
-        shares = [Share(self.policy(batch.policy), batch) for batch in batches]
+        shares = [self._share_of(batch) if isinstance(batch, PolicyBatch) else batch for batch in batches]
         for share in shares:
             share.policy.busy = True
-        return Work(self._crew, shares, self._base.device)
+        return Work(self._crew, shares, self._base.device, most)
 
     def begin_step(self, name: str, optimizer: Optimizer) -> Stepping:
         """An optimizer step of a policy; `schedule.settled` gives its rate. Nothing is changed yet.
@@ -161,6 +168,9 @@ class Trainer:
             raise InvalidRequest(f"policy {name}", "has no finished gradient; compute one first")
         check_rate(policy, optimizer)
         return Stepping(policy, optimizer, self._base.dtype)
+
+    def _share_of(self, batch: PolicyBatch) -> Share:
+        return Share(next(self._numbers), self.policy(batch.policy), batch)
 
     def _check_free(self, batch: PolicyBatch) -> None:
         policy = self.policy(batch.policy)

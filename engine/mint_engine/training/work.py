@@ -1,4 +1,7 @@
-"""One forward and backward of many policies, in bounded pieces of work between which an engine decodes."""
+"""One forward and backward of many policies, in bounded pieces of work between which an engine decodes.
+
+A work may be a turn: of long updates it computes a part, and leaves the rest to a later one.
+"""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mint_engine.training.agenda import Agenda
 from mint_engine.training.batch import Held, Wanted, make_batch
 from mint_engine.training.crew import Crew
 from mint_engine.training.example import PolicyBatch
@@ -29,28 +33,38 @@ class LossOutcome:
 
 @dataclass(eq=False)
 class Share:
-    """One policy's part of the work."""
+    """One policy's part of the work, or of several that follow each other: until its end the policy is as before."""
 
+    number: int  # no other of the trainer's has it
     policy: Policy
     batch: PolicyBatch
-    logprobs: tuple[NDArray[np.float32], ...] = ()  # once the work has come to it, as its pieces
-    pieces: tuple[Piece, ...] = ()
+    logprobs: tuple[NDArray[np.float32], ...] = ()  # once a work has come to it, as its agenda
+    agenda: Agenda | None = None
     loss_sum: float = 0.0
     tokens: int = 0
+    rows: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    held: Held | None = None  # once the work has begun
+    held: Held | None = None  # once its first work has begun
 
-    def plan(self) -> None:
-        """Cut what is to be learnt into pieces."""
-        self.pieces = plan_pieces(self.batch)
-        self.logprobs = tuple(np.zeros(len(example.tokens), dtype=np.float32) for example in self.batch.examples)
+    @property
+    def ended(self) -> bool:
+        """Whether all of it is computed."""
+        return self.agenda is not None and self.agenda.done
+
+    def turn(self, most: int) -> Iterator[Piece]:
+        """What the work is to compute of it, see `Agenda.turn`."""
+        if self.agenda is None:
+            self.agenda = Agenda(plan_pieces(self.batch))
+            self.logprobs = tuple(np.zeros(len(example.tokens), dtype=np.float32) for example in self.batch.examples)
+        for piece in self.agenda.turn(most):
+            self.rows += piece.rows
+            yield piece
 
     def outcome(self) -> LossOutcome:
         """What has been found."""
         means = {name: total / max(1, self.tokens) for name, total in self.sums.items()}
         finite = bool(np.isfinite(self.loss_sum)) and all(np.isfinite(each).all() for each in self.logprobs)
-        rows = sum(piece.rows for piece in self.pieces)
-        return LossOutcome(self.loss_sum, self.tokens, rows, self.logprobs, means, finite)
+        return LossOutcome(self.loss_sum, self.tokens, self.rows, self.logprobs, means, finite)
 
 
 @dataclass(eq=False)
@@ -70,8 +84,9 @@ class Item:
 class Work:
     """Made by `Trainer.begin`. Owned by the step thread."""
 
-    def __init__(self, crew: Crew, shares: Sequence[Share], device: torch.device) -> None:
-        self._crew, self._shares, self._device = crew, shares, device
+    def __init__(self, crew: Crew, shares: Sequence[Share], device: torch.device, most: int) -> None:
+        """Of each share `most` rows at most, see `Agenda.turn`."""
+        self._crew, self._shares, self._device, self._most = crew, shares, device, most
         self._steps = self._compute_all()
         self.done = False
 
@@ -93,46 +108,54 @@ class Work:
         return not self.done
 
     def cancel(self) -> None:
-        """Give the work up: what it has computed so far is forgotten."""
+        """Give the work up: what it has computed so far is forgotten, and what earlier ones have of its shares."""
         if not self.done:
             self.done = True
             self._steps.close()
-            for share in self._shares:
-                share.policy.busy = False
+            self._let_go(self._shares)
 
     def results(self) -> dict[str, LossOutcome]:
-        """By policy, once it is done."""
-        return {share.policy.name: share.outcome() for share in self._shares}
+        """By policy, once it is done: of those that have come to their end."""
+        return {share.policy.name: share.outcome() for share in self._shares if share.ended}
+
+    def left(self) -> dict[str, Share]:
+        """By policy, once it is done: what is to go on in another work."""
+        return {share.policy.name: share for share in self._shares if not share.ended}
 
     def _finish(self, gradients: Sequence[torch.Tensor]) -> None:
         self.done = True
-        for share, gradient in zip(self._shares, gradients, strict=True):
+        ended = [share for share in self._shares if share.ended]
+        for share, gradient in zip(ended, gradients, strict=True):
             policy, batch = share.policy, share.batch
             policy.gradient = gradient
             policy.normaliser += normaliser(batch)
             policy.sums = batch.loss.type
             policy.broken |= not share.outcome().finite
-            policy.busy = False
+        self._let_go(ended)
+
+    def _let_go(self, shares: Sequence[Share]) -> None:
+        self._crew.let_go([share.number for share in shares])
+        for share in shares:
+            share.held, share.policy.busy = None, False
 
     def _compute_all(self) -> Generator[None, None, list[torch.Tensor]]:
-        """The gradient of each share's policy [n] float32, with what it had so far: its own only when all is done."""
-        try:
-            held = yield from self._crew.hold([share.policy for share in self._shares])
-            for share, each in zip(self._shares, held, strict=True):
-                share.held = each
-            for items in _compose(self._shares):
-                compared = [item for item in items if item.wants_base]
-                if compared:
-                    yield from self._compute(compared, learn=False)
-                yield from self._compute(items, learn=True)
-            gradients = yield from self._crew.gather(held)
-            for share, gradient in zip(self._shares, gradients, strict=True):
-                yield from _add(gradient, share.policy.gradient)
-            return gradients
-        finally:
-            self._crew.let_go()
-            for share in self._shares:
-                share.held = None
+        """The gradient of each policy [n] float32 whose share has come to its end, with what it had so far.
+
+        They are the policies' own only when all of the work is done.
+        """
+        fresh = {share.number: share for share in self._shares if share.held is None}
+        for each in (yield from self._crew.hold({number: share.policy for number, share in fresh.items()})):
+            fresh[each.number].held = each
+        for items in _compose(self._shares, self._most):
+            compared = [item for item in items if item.wants_base]
+            if compared:
+                yield from self._compute(compared, learn=False)
+            yield from self._compute(items, learn=True)
+        ended = [share for share in self._shares if share.ended]
+        gradients = yield from self._crew.gather([share.held for share in ended if share.held is not None])
+        for share, gradient in zip(ended, gradients, strict=True):
+            yield from _add(gradient, share.policy.gradient)
+        return gradients
 
     def _compute(self, items: Sequence[Item], *, learn: bool) -> Iterator[None]:
         """Policies learn from the items' tokens, or the bare base tells what it thinks of them."""
@@ -167,7 +190,7 @@ def _add(gradient: torch.Tensor, before: torch.Tensor | None) -> Iterator[None]:
             yield
 
 
-def _compose(shares: Sequence[Share]) -> Iterator[list[Item]]:
+def _compose(shares: Sequence[Share], most: int) -> Iterator[list[Item]]:
     """Microbatches of whole pieces, in order, of at most `PIECE_ROWS` rows where no piece is longer.
 
     Shares are cut into pieces as they are come to: of many policies at once that would hold an engine up.
@@ -175,8 +198,7 @@ def _compose(shares: Sequence[Share]) -> Iterator[list[Item]]:
     items: list[Item] = []
     rows = 0
     for share in shares:
-        share.plan()
-        for piece in share.pieces:
+        for piece in share.turn(most):
             if items and rows + piece.rows > PIECE_ROWS:
                 yield items
                 items, rows = [], 0

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from functools import partial
 from itertools import count
 
 import pytest
@@ -13,8 +14,10 @@ from mint_engine.parallel.meeting import Extent, Meeting
 from mint_engine.parallel.messages import Lesson
 from mint_engine.parallel.shard import share_of
 from mint_engine.parallel.shared import SharedGroup
+from mint_engine.training import work as works
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.follower import Follower
+from mint_engine.training.pieces import plan_pieces
 from mint_engine.training.trainer import Lead, Trainer
 from tests.engine.training.frontier import base_of, examples_of
 from tests.engine.training.scene import DAPO, learn, policies
@@ -71,3 +74,42 @@ def test_wherever_an_update_ends_nothing_of_it_is_kept(family: str) -> None:
     for name in names:
         trainer.policy(name).forget_gradient()
     assert held_bytes() == before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_between_turns_others_hold_what_goes_on_and_no_more(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One policy ends in its first turn and one fails in its second, while a third goes on, as if it were alone."""
+    monkeypatch.setattr(works, "PIECE_ROWS", 1)
+    monkeypatch.setattr(works, "plan_pieces", partial(plan_pieces, most=1))
+    base, other = base_of(family), base_of(family)
+    follower = Follower(other, find_modules(other.model), alone(other))
+    trainer = Trainer(base, find_modules(base.model), max_rank=16, lead=Lead(InProcess(follower), alone(base)))
+    names = policies(trainer, 3)
+    goes_on, fails, ends = (
+        PolicyBatch(name, examples_of(number)[: 1 if number == 2 else 4], DAPO) for number, name in enumerate(names)
+    )
+    learn(trainer, [goes_on])
+    expected = trainer.policy(names[0]).gradient
+    trainer.policy(names[0]).forget_gradient()
+
+    first = finished(trainer.begin([goes_on, fails, ends], most=1))
+    assert list(first.results()) == [names[2]]
+    assert len(follower._held) == 2
+    trainer.begin([first.left()[names[1]]]).cancel()
+    assert len(follower._held) == 1
+    left = first.left()[names[0]]
+    while not left.ended:
+        finished(trainer.begin([left], most=1))
+    assert not follower._held
+    found = trainer.policy(names[0]).gradient
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
+    assert trainer.policy(names[1]).gradient is None
+    assert not trainer.policy(names[1]).busy
+
+
+def finished(work: works.Work) -> works.Work:
+    while work.advance():
+        pass
+    return work

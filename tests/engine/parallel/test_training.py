@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from transformers import AutoModelForCausalLM
 from mint_contracts.errors import EngineUnavailable
 from mint_contracts.training import Loss
 from mint_engine.parallel.meeting import PATIENCE_S
-from mint_engine.training.work import Work
+from mint_engine.training import work as works
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.pieces import plan_pieces
+from mint_engine.training.work import Share, Work
 from tests.engine import saved_families
 from tests.engine.families import ROUTED
 from tests.engine.parallel.learning import NAMES, Learning, engine
@@ -179,6 +183,35 @@ def test_steps_of_requests_between_pieces_change_nothing(kind: Kind) -> None:
         pieces += 1
         if pieces % 4 == 0:
             assert torch.equal(play(two.generation, TURNS, two.vocabulary), answers)
+    for name, gradient in zip(NAMES, expected, strict=True):
+        found = two.trainer.policy(name).gradient
+        assert found is not None
+        assert torch.equal(found, gradient)
+
+
+@pytest.mark.parametrize("kind", MIXED, indirect=True, ids=", ".join)
+def test_updates_that_take_turns_have_the_gradients_of_one_go(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others begin, end and are given up meanwhile, and requests go between."""
+    monkeypatch.setattr(works, "PIECE_ROWS", 24)
+    monkeypatch.setattr(works, "plan_pieces", partial(plan_pieces, most=24))
+    two = kind.two
+    expected = two.gradients()
+    answers = play(two.generation, TURNS, two.vocabulary)
+    two.create()
+    first, second, third = two.batches(range(len(NAMES)))
+    waiting: dict[str, PolicyBatch | Share] = {NAMES[0]: first, NAMES[1]: second}
+    turns = 0
+    while waiting:
+        work = two.trainer.begin(list(waiting.values()), most=24)
+        finish(work)
+        waiting = dict(work.left())
+        turns += 1
+        assert torch.equal(play(two.generation, TURNS, two.vocabulary), answers)
+        given_up = two.trainer.begin([third], most=24)
+        given_up.advance()
+        given_up.cancel()
+    assert turns > 2
+    finish(two.trainer.begin([third]))
     for name, gradient in zip(NAMES, expected, strict=True):
         found = two.trainer.policy(name).gradient
         assert found is not None

@@ -14,7 +14,7 @@ from mint_engine.policies.checkpoints import Shelf
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import store_of
 from mint_engine.training.example import PolicyBatch
-from mint_engine.training.work import Work
+from mint_engine.training.work import Share, Work
 from tests.engine.running import save_adapter
 from tests.engine.training.teaching import Scene, assignment, saved, train, training, whole
 from tests.waiting import until
@@ -87,9 +87,9 @@ def batched_together(scene: Scene) -> list[set[str]]:
     def patiently() -> bool:
         return ripe() if any(len(types) > 1 for types in found) else len(updates._ready) > 1
 
-    def noted(batches: Sequence[PolicyBatch], *, checked: bool = False) -> Work:
-        found.append({batch.loss.type for batch in batches})
-        return begin(batches, checked=checked)
+    def noted(batches: Sequence[PolicyBatch | Share], *, checked: bool = False, most: int = 0) -> Work:
+        found.append({each.batch.loss.type if isinstance(each, Share) else each.loss.type for each in batches})
+        return begin(batches, checked=checked, most=most)
 
     updates._ripe = patiently  # type: ignore[method-assign]
     updates.trainer.begin = noted  # type: ignore[method-assign]

@@ -79,7 +79,7 @@ def test_beside_seven_others(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_others_that_shift_its_pieces_into_other_microbatches(kind: Kind) -> None:
     prompts = 40  # so many that each policy is cut into pieces
-    assert all(len(plan_pieces(batch_of(number, 0, groups(number, prompts)))) > 1 for number in range(2))
+    assert all(len(list(plan_pieces(batch_of(number, 0, groups(number, prompts))))) > 1 for number in range(2))
     trainer = trainer_of(dtype=kind[0], lean=kind[1])
     policies(trainer, 8)
     train(trainer, range(2), prompts=prompts)

@@ -256,7 +256,7 @@ def test_pieces_change_nothing_but_rounding() -> None:
 @pytest.mark.parametrize("most", [1, 20, 40, 1000])
 def test_every_weighted_token_is_in_one_piece(most: int) -> None:
     batch = PolicyBatch("p", groups(7, prompts=3, size=4))
-    pieces = plan_pieces(batch, most)
+    pieces = list(plan_pieces(batch, most))
     found = [(e, at) for piece in pieces for e, at in zip(piece.entries.examples, piece.entries.places, strict=True)]
     assert sorted(found) == [
         (number, at) for number, each in enumerate(batch.examples) for at, weight in enumerate(each.weights) if weight
