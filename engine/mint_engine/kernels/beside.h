@@ -2,7 +2,8 @@
 //
 // Rows of one adapter that fill a tile take it in registers (`strip.h`). Single rows have an adapter each, and wait for
 // its weights to come from memory: they are computed between the tiles of the base's product, which is bound by
-// arithmetic and meanwhile brings the next ones. What the product leaves over is added behind it.
+// arithmetic and meanwhile brings the next ones. What the product leaves over is added behind it: all of them where it
+// waits for memory itself.
 #pragma once
 #include <vector>
 #include "step.h"
@@ -61,7 +62,7 @@ class Beside {
         pairs_.push_back({item, linear_->targets[t].column, pair});
         stream.lines += (pair.end() - pair.a) * int64_t(sizeof(T)) / LINE;
       }
-    if (pairs_.empty()) return {};
+    if (pairs_.empty() || !LEAVES_TIME<T>) return {};
     stream.steps = panels * int64_t(tiles_.size()) * (linear_->in / GROUP<T>);
     stream.next = turn, stream.from = this;
     return stream;

@@ -18,6 +18,7 @@ SOURCES = (
     "logits.cpp",
     "lora.cpp",
     "pass.cpp",
+    "ready.cpp",
     "rows.cpp",
     "runs.cpp",
     "sums.cpp",
@@ -42,6 +43,7 @@ FLAGS = (
 # By machine: instruction sets from the best to the most common one, and the compiler's flags for each.
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
+        "amx_bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
         "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
         "avx2": ("-march=x86-64-v3",),
     },
@@ -76,6 +78,8 @@ def compile_all() -> list[Path]:
     libraries = []
     for variant, flags in VARIANTS.get(platform.machine(), {}).items():
         path = library_path(variant)
+        if not _knows(compiler, flags):
+            continue
         if not is_current(path):
             partial = path.with_suffix(".partial")
             command = [compiler, *FLAGS, *flags, sources, *(str(HERE / name) for name in SOURCES), "-o", str(partial)]
@@ -83,6 +87,12 @@ def compile_all() -> list[Path]:
             partial.replace(path)
         libraries.append(path)
     return libraries
+
+
+def _knows(compiler: str, flags: tuple[str, ...]) -> bool:
+    """Whether the compiler is new enough for an instruction set."""
+    command = [compiler, *flags, "-E", "-x", "c++", "/dev/null"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0  # noqa: S603 - a fixed command
 
 
 if __name__ == "__main__":

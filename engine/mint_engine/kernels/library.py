@@ -56,7 +56,13 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "lora_experts": (_P, _I, _P, _I, _P, _I, _P, _I, _P, _P, _P, _I, _I, _I),
 }
 DTYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # of the kernels, as their names end
-_NEEDS = {"avx512_bf16": {"avx512_bf16", "avx512bw", "avx512vl"}, "avx2": {"avx2", "fma"}, "asimd": {"asimd"}}
+_AVX512 = {"avx512_bf16", "avx512bw", "avx512vl"}
+_NEEDS = {
+    "amx_bf16": {"amx_bf16", "amx_tile", *_AVX512},
+    "avx512_bf16": _AVX512,
+    "avx2": {"avx2", "fma"},
+    "asimd": {"asimd"},
+}
 
 
 class Kernels:
@@ -243,9 +249,13 @@ def load_library() -> tuple[ctypes.CDLL, str] | None:
         path = library_path(variant)
         if not path.exists() or not flags >= _NEEDS[variant]:
             continue
-        if is_current(path):
-            return ctypes.CDLL(str(path)), variant
-        _log.warning("kernels not used: made from other sources; compile them anew", library=path.name)
+        if not is_current(path):
+            _log.warning("kernels not used: made from other sources; compile them anew", library=path.name)
+            continue
+        library = ctypes.CDLL(str(path))
+        if library.mint_ready():
+            return library, variant
+        _log.warning("kernels not used: the system does not let this process use their registers", library=path.name)
     return None
 
 

@@ -6,6 +6,7 @@
 #include <vector>
 #include "inputs.h"
 #include "lanes.h"
+#include "matrices.h"
 #include "stream.h"
 #include "strip.h"
 
@@ -49,6 +50,15 @@ inline Lanes load_weights(const bf16* from) { return load(from); }
 #endif
 template <typename T>
 using Weights = typename Of<T>::Weights;
+
+// Whether arithmetic takes so long that memory can be brought beside it.
+template <typename T>
+constexpr bool LEAVES_TIME = true;
+#ifdef MINT_AMX
+template <>
+constexpr bool LEAVES_TIME<bf16> = false;
+#endif
+
 template <typename T>
 struct Linear {
   const T* weight;  // packed
@@ -136,10 +146,24 @@ inline void put_tile(Lanes (&sums)[N][VECTORS], const T* bias, int64_t width, T*
   }
 }
 
+// Writes a tile's sums of outputs `first` on, and what the strips add to them.
+template <int N, typename T>
+inline void end_tile(Lanes (&sums)[N][VECTORS], const Linear<T>& by, int64_t first, T* y, int64_t ldy,
+                     const Strip<T>* strips, int64_t targets) {
+  Lanes more[N][VECTORS];
+  if constexpr (TAKES_STRIPS<T>)
+    if (strips) {
+      for (int n = 0; n < N; ++n)
+        for (int v = 0; v < VECTORS; ++v) more[n][v] = zero();
+      for (int64_t t = 0; t < targets; ++t) add_strip(strips[t], first, more);
+    }
+  put_tile<N, T>(sums, by.bias ? by.bias + first : nullptr, by.out - first, y + first, ldy, strips ? more : nullptr);
+}
+
 template <int N, typename T>
 inline void multiply_tile(const Input<T>* x, int64_t ldx, const Linear<T>& by, int64_t panel, T* y, int64_t ldy,
                           const Strip<T>* strips, int64_t targets, Stream& ahead) {
-  Lanes sums[N][VECTORS], more[N][VECTORS];
+  Lanes sums[N][VECTORS];
   const int lines = ahead.renew(by.in / GROUP<T>);
   const int64_t first = panel * WIDTH;
   const T* weight = by.weight + first * by.in;
@@ -148,13 +172,7 @@ inline void multiply_tile(const Input<T>* x, int64_t ldx, const Linear<T>& by, i
   if (lines == 1) sum_tile<1, N, T>(x, ldx, weight, by.in, sums, ahead);
   if (lines == 2) sum_tile<2, N, T>(x, ldx, weight, by.in, sums, ahead);
   if (lines == 3) sum_tile<3, N, T>(x, ldx, weight, by.in, sums, ahead);
-  if constexpr (TAKES_STRIPS<T>)
-    if (strips) {
-      for (int n = 0; n < N; ++n)
-        for (int v = 0; v < VECTORS; ++v) more[n][v] = zero();
-      for (int64_t t = 0; t < targets; ++t) add_strip(strips[t], first, more);
-    }
-  put_tile<N, T>(sums, by.bias ? by.bias + first : nullptr, by.out - first, y + first, ldy, strips ? more : nullptr);
+  end_tile(sums, by, first, y, ldy, strips, targets);
 }
 
 // A tile of any number of rows up to N.
@@ -196,6 +214,47 @@ void multiply(const T* x, const Tiles<T>& tiles, const Linear<T>& by, T* y, int6
       }
   }
 }
+
+#ifdef MINT_AMX
+// A tile of any number of rows up to N whose sums [rows, WIDTH] are there.
+template <int N>
+inline void end_rows(int64_t rows, const float* from, const Linear<bf16>& by, int64_t first, bf16* y, int64_t ldy,
+                     const Strip<bf16>* strips, int64_t targets) {
+  if constexpr (N > 0) {
+    if (rows != N) return end_rows<N - 1>(rows, from, by, first, y, ldy, strips, targets);
+    Lanes sums[N][VECTORS];
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < VECTORS; ++v) sums[n][v] = load(from + n * WIDTH + v * LANES);
+    end_tile(sums, by, first, y, ldy, strips, targets);
+  }
+}
+
+// The same by matrix registers, which take more rows than a tile has.
+template <>
+inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear<bf16>& by, bf16* y, int64_t ldy,
+                           const Panels& panels, Stream&) {
+  static_assert(WIDTH == 16 * BESIDE && GROUP<bf16> == 2);
+  constexpr int64_t NEAR = 1 << 20;  // bytes of rows: about half of a second-level cache
+  const size_t all = tiles.all.size(), most = size_t(std::max<int64_t>(64, NEAR / int64_t(sizeof(bf16)) / by.in) / TILE);
+  static thread_local std::vector<float> sums;
+  const Matrices registers;
+  for (size_t begin = 0; begin < all; begin += most) {
+    const size_t end = std::min(begin + most, all);
+    const int64_t row = tiles.all[begin].row, rows = tiles.all[end - 1].row + tiles.all[end - 1].rows - row;
+    const Heights from = heights(x + row * by.in, by.in, rows, by.in);
+    if (int64_t(sums.size()) < (rows + HEIGHT) * WIDTH) sums.resize((rows + HEIGHT) * WIDTH);
+    for (int64_t panel = panels.first; panel < panels.end; panel += panels.step) {
+      const int64_t first = panel * WIDTH;
+      sum_panel<true>(from, by.weight + first * by.in, by.in, sums.data(), [] {});
+      for (size_t at = begin; at < end; ++at) {
+        const Tile& tile = tiles.all[at];
+        end_rows<TILE>(tile.rows, sums.data() + (tile.row - row) * WIDTH, by, first, y + tile.row * ldy, ldy,
+                       tile.strips < 0 ? nullptr : tiles.strips + tile.strips * tiles.targets, tiles.targets);
+      }
+    }
+  }
+}
+#endif
 
 // The same of rows without adapters.
 template <typename T>

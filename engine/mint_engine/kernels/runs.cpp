@@ -152,6 +152,28 @@ inline void sum_rows(int64_t rows, const Input<T>* x, int64_t ldx, const T* pane
   }
 }
 
+// sums [rows, WIDTH] of a block's rows. Meanwhile what is left of its next weight comes, then of its next rows.
+template <typename T>
+void sum_block(const Inputs<T>& from, int64_t rows, const T* panel, int64_t depth, float* sums, bool fresh, Soon& weight,
+               Soon& x) {
+  for (int64_t row = 0; row < rows; row += TILE)
+    sum_rows<TILE, T>(std::min<int64_t>(TILE, rows - row), from.rows + row * from.ld, from.ld, panel, depth,
+                      sums + row * WIDTH, fresh, weight.rows ? weight : x);
+}
+#ifdef MINT_AMX
+template <>
+void sum_block<bf16>(const Inputs<bf16>& from, int64_t rows, const bf16* panel, int64_t depth, float* sums, bool fresh,
+                     Soon& weight, Soon& x) {
+  const Matrices registers;
+  const Heights all = heights(from.rows, from.ld, rows, depth);
+  const auto bring = [&] { (weight.rows ? weight : x).bring(); };
+  if (fresh)
+    sum_panel<true>(all, panel, depth, sums, bring);
+  else
+    sum_panel<false>(all, panel, depth, sums, bring);
+}
+#endif
+
 // sums [rows, WIDTH], of outputs `first` on, += what an adapter adds to them.
 template <typename T>
 void add_ranks(const Strip<T>& strip, int64_t first, int64_t rows, float* sums) {
@@ -286,10 +308,7 @@ class Product {
         T* panel = panels.data() + p * DEPTH * WIDTH;
         pack_panel<WAY>(weight_of(block, i) + p * WIDTH * (WAY == Way::THERE ? ld : 1), ld, depth,
                         out_ - (block.panel + p) * WIDTH, panel);
-        for (int64_t row = block.first; row < block.last; row += TILE)
-          sum_rows<TILE, T>(std::min<int64_t>(TILE, block.last - row), from.rows + (row - block.first) * from.ld, from.ld,
-                            panel, depth, sums.data() + (p * MOST_ROWS + row - block.first) * WIDTH, i == 0,
-                            weight.rows ? weight : x);
+        sum_block(from, block.last - block.first, panel, depth, sums.data() + p * MOST_ROWS * WIDTH, i == 0, weight, x);
       }
     }
     std::vector<Strip<T>> strips;

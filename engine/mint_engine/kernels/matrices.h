@@ -1,0 +1,122 @@
+// Sums of bfloat16 by matrix registers (Intel AMX): an instruction takes 16 rows by 16 outputs and 32 inputs, eight
+// times as much as a dot product of vectors. A panel lies in memory as the registers want it. A sum is taken in the
+// order of its inputs, 32 at a time, whatever rows there are beside it.
+#pragma once
+#include <algorithm>
+#include <vector>
+#include "lanes.h"
+#if defined(__AMX_BF16__) && defined(MINT_AVX512_BF16)
+#define MINT_AMX 1
+
+constexpr int64_t HEIGHT = 16;  // rows of a register
+constexpr int64_t DEEP = 32;    // inputs that are multiplied together
+constexpr int64_t BESIDE = 3;   // registers whose outputs lie side by side: a panel's
+
+// This thread's registers, all of them 16 rows of 64 bytes, until it goes; other libraries shape them otherwise.
+class Matrices {
+ public:
+  Matrices() {
+    struct alignas(64) Shapes {  // see LDTILECFG in Intel's manual
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } shapes;
+    std::fill_n(shapes.bytes, 8, uint16_t(DEEP * sizeof(bf16)));
+    std::fill_n(shapes.rows, 8, uint8_t(HEIGHT));
+    _tile_loadconfig(&shapes);
+  }
+  ~Matrices() { _tile_release(); }
+  Matrices(const Matrices&) = delete;
+  Matrices& operator=(const Matrices&) = delete;
+};
+
+// Rows of inputs in whole registers: the last ones are copied to where there is room behind them for what they lack.
+struct Heights {
+  const bf16* rows;
+  int64_t ld, count;
+  const bf16* rest;  // those behind the last whole register, `ld` apart, too
+};
+
+// Rows x [count, depth], `ld` apart. The next call of this thread overwrites what it copies.
+inline Heights heights(const bf16* x, int64_t ld, int64_t count, int64_t depth) {
+  static thread_local std::vector<bf16> room;
+  const int64_t whole = count / HEIGHT * HEIGHT;
+  if (whole == count) return {x, ld, count, nullptr};
+  if (int64_t(room.size()) < HEIGHT * ld) room.resize(HEIGHT * ld);
+  for (int64_t row = whole; row < count; ++row) std::copy_n(x + row * ld, depth, room.data() + (row - whole) * ld);
+  return {x, ld, count, room.data()};
+}
+
+// sums [32, 48] of 32 rows, in six registers. Not `FRESH`: they are added to. `bring` is called between products.
+template <bool FRESH, typename F>
+inline void sum_two(const bf16* x, int64_t ld, const bf16* panel, int64_t depth, float* sums, F& bring) {
+  constexpr int64_t WIDTH = 16 * BESIDE, FAR = WIDTH * sizeof(float), PAIRS = WIDTH * 2 * sizeof(bf16);
+  float* below = sums + HEIGHT * WIDTH;
+  if constexpr (FRESH) {
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); _tile_zero(4); _tile_zero(5);
+  } else {
+    _tile_loadd(0, sums, FAR); _tile_loadd(1, sums + 16, FAR); _tile_loadd(2, sums + 32, FAR);
+    _tile_loadd(3, below, FAR); _tile_loadd(4, below + 16, FAR); _tile_loadd(5, below + 32, FAR);
+  }
+  const int64_t apart = ld * int64_t(sizeof(bf16));
+  for (int64_t i = 0; i < depth; i += DEEP, panel += DEEP * WIDTH) {
+    _tile_loadd(6, x + i, apart);
+    _tile_loadd(7, panel, PAIRS); _tile_dpbf16ps(0, 6, 7); bring();
+    _tile_loadd(7, panel + 32, PAIRS); _tile_dpbf16ps(1, 6, 7); bring();
+    _tile_loadd(7, panel + 64, PAIRS); _tile_dpbf16ps(2, 6, 7); bring();
+    _tile_loadd(6, x + HEIGHT * ld + i, apart);
+    _tile_dpbf16ps(5, 6, 7); bring();
+    _tile_loadd(7, panel + 32, PAIRS); _tile_dpbf16ps(4, 6, 7); bring();
+    _tile_loadd(7, panel, PAIRS); _tile_dpbf16ps(3, 6, 7); bring();
+  }
+  _tile_stored(0, sums, FAR); _tile_stored(1, sums + 16, FAR); _tile_stored(2, sums + 32, FAR);
+  _tile_stored(3, below, FAR); _tile_stored(4, below + 16, FAR); _tile_stored(5, below + 32, FAR);
+}
+
+// The same of 16 rows.
+template <bool FRESH, typename F>
+inline void sum_one(const bf16* x, int64_t ld, const bf16* panel, int64_t depth, float* sums, F& bring) {
+  constexpr int64_t WIDTH = 16 * BESIDE, FAR = WIDTH * sizeof(float), PAIRS = WIDTH * 2 * sizeof(bf16);
+  if constexpr (FRESH) {
+    _tile_zero(0); _tile_zero(1); _tile_zero(2);
+  } else {
+    _tile_loadd(0, sums, FAR); _tile_loadd(1, sums + 16, FAR); _tile_loadd(2, sums + 32, FAR);
+  }
+  for (int64_t i = 0; i < depth; i += DEEP, panel += DEEP * WIDTH) {
+    _tile_loadd(3, x + i, ld * int64_t(sizeof(bf16)));
+    _tile_loadd(4, panel, PAIRS); _tile_dpbf16ps(0, 3, 4); bring();
+    _tile_loadd(5, panel + 32, PAIRS); _tile_dpbf16ps(1, 3, 5); bring();
+    _tile_loadd(6, panel + 64, PAIRS); _tile_dpbf16ps(2, 3, 6); bring();
+  }
+  _tile_stored(0, sums, FAR); _tile_stored(1, sums + 16, FAR); _tile_stored(2, sums + 32, FAR);
+}
+
+// sums [rows, 48] += x panel of the inputs from `from` to `depth`, too few for a register.
+inline void sum_last(const bf16* x, int64_t ld, int64_t rows, const bf16* panel, int64_t from, int64_t depth, float* sums) {
+  constexpr int64_t WIDTH = 16 * BESIDE;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t v = 0; v < BESIDE; ++v) {
+      float* to = sums + row * WIDTH + 16 * v;
+      __m512 sum = _mm512_loadu_ps(to);
+      for (int64_t i = from; i < depth; i += 2) {
+        const uint32_t one = x[row * ld + i].bits, other = i + 1 < depth ? x[row * ld + i + 1].bits : 0;
+        const __m512bh inputs = (__m512bh)_mm512_set1_epi32(int(one | other << 16));
+        sum = _mm512_dpbf16_ps(sum, load_bf16(panel + i * WIDTH + 32 * v), inputs);
+      }
+      _mm512_storeu_ps(to, sum);
+    }
+}
+
+// sums [rows, 48] = x panel, rows rounded up to whole registers; not `FRESH`: are added to. Needs `Matrices`.
+template <bool FRESH, typename F>
+inline void sum_panel(const Heights& x, const bf16* panel, int64_t depth, float* sums, F bring) {
+  constexpr int64_t WIDTH = 16 * BESIDE;
+  const int64_t deep = depth / DEEP * DEEP, whole = x.count / HEIGHT * HEIGHT;
+  int64_t row = 0;
+  for (; row + 2 * HEIGHT <= whole; row += 2 * HEIGHT)
+    sum_two<FRESH>(x.rows + row * x.ld, x.ld, panel, deep, sums + row * WIDTH, bring);
+  for (; row < whole; row += HEIGHT) sum_one<FRESH>(x.rows + row * x.ld, x.ld, panel, deep, sums + row * WIDTH, bring);
+  if (x.rest) sum_one<FRESH>(x.rest, x.ld, panel, deep, sums + whole * WIDTH, bring);
+  if (deep < depth) sum_last(x.rows, x.ld, x.count, panel, deep, depth, sums);
+}
+#endif
