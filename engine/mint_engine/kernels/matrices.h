@@ -47,7 +47,8 @@ inline Heights heights(const bf16* x, int64_t ld, int64_t count, int64_t depth) 
   return {x, ld, count, room.data()};
 }
 
-// sums [32, 48] of 32 rows, in six registers. Not `FRESH`: they are added to. `bring` is called between products.
+// sums [32, 48] of 32 rows, in six registers. Not `FRESH`: they are added to. Between products `bring` is told how
+// many sixths of a panel's DEEP inputs they were.
 template <bool FRESH, typename F>
 inline void sum_two(const bf16* x, int64_t ld, const bf16* panel, int64_t depth, float* sums, F& bring) {
   constexpr int64_t WIDTH = 16 * BESIDE, FAR = WIDTH * sizeof(float), PAIRS = WIDTH * 2 * sizeof(bf16);
@@ -61,13 +62,13 @@ inline void sum_two(const bf16* x, int64_t ld, const bf16* panel, int64_t depth,
   const int64_t apart = ld * int64_t(sizeof(bf16));
   for (int64_t i = 0; i < depth; i += DEEP, panel += DEEP * WIDTH) {
     _tile_loadd(6, x + i, apart);
-    _tile_loadd(7, panel, PAIRS); _tile_dpbf16ps(0, 6, 7); bring();
-    _tile_loadd(7, panel + 32, PAIRS); _tile_dpbf16ps(1, 6, 7); bring();
-    _tile_loadd(7, panel + 64, PAIRS); _tile_dpbf16ps(2, 6, 7); bring();
+    _tile_loadd(7, panel, PAIRS); _tile_dpbf16ps(0, 6, 7); bring(1);
+    _tile_loadd(7, panel + 32, PAIRS); _tile_dpbf16ps(1, 6, 7); bring(1);
+    _tile_loadd(7, panel + 64, PAIRS); _tile_dpbf16ps(2, 6, 7); bring(1);
     _tile_loadd(6, x + HEIGHT * ld + i, apart);
-    _tile_dpbf16ps(5, 6, 7); bring();
-    _tile_loadd(7, panel + 32, PAIRS); _tile_dpbf16ps(4, 6, 7); bring();
-    _tile_loadd(7, panel, PAIRS); _tile_dpbf16ps(3, 6, 7); bring();
+    _tile_dpbf16ps(5, 6, 7); bring(1);
+    _tile_loadd(7, panel + 32, PAIRS); _tile_dpbf16ps(4, 6, 7); bring(1);
+    _tile_loadd(7, panel, PAIRS); _tile_dpbf16ps(3, 6, 7); bring(1);
   }
   _tile_stored(0, sums, FAR); _tile_stored(1, sums + 16, FAR); _tile_stored(2, sums + 32, FAR);
   _tile_stored(3, below, FAR); _tile_stored(4, below + 16, FAR); _tile_stored(5, below + 32, FAR);
@@ -84,9 +85,9 @@ inline void sum_one(const bf16* x, int64_t ld, const bf16* panel, int64_t depth,
   }
   for (int64_t i = 0; i < depth; i += DEEP, panel += DEEP * WIDTH) {
     _tile_loadd(3, x + i, ld * int64_t(sizeof(bf16)));
-    _tile_loadd(4, panel, PAIRS); _tile_dpbf16ps(0, 3, 4); bring();
-    _tile_loadd(5, panel + 32, PAIRS); _tile_dpbf16ps(1, 3, 5); bring();
-    _tile_loadd(6, panel + 64, PAIRS); _tile_dpbf16ps(2, 3, 6); bring();
+    _tile_loadd(4, panel, PAIRS); _tile_dpbf16ps(0, 3, 4); bring(2);
+    _tile_loadd(5, panel + 32, PAIRS); _tile_dpbf16ps(1, 3, 5); bring(2);
+    _tile_loadd(6, panel + 64, PAIRS); _tile_dpbf16ps(2, 3, 6); bring(2);
   }
   _tile_stored(0, sums, FAR); _tile_stored(1, sums + 16, FAR); _tile_stored(2, sums + 32, FAR);
 }

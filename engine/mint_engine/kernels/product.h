@@ -244,8 +244,15 @@ inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear
     const Heights from = heights(x + row * by.in, by.in, rows, by.in);
     if (int64_t(sums.size()) < (rows + HEIGHT) * WIDTH) sums.resize((rows + HEIGHT) * WIDTH);
     for (int64_t panel = panels.first; panel < panels.end; panel += panels.step) {
-      const int64_t first = panel * WIDTH;
-      sum_panel<true>(from, by.weight + first * by.in, by.in, sums.data(), [] {});
+      const int64_t first = panel * WIDTH, then = panel + panels.step;
+      const bf16* weight = by.weight + first * by.in;
+      const char* soon = (const char*)(by.weight + then * WIDTH * by.in);
+      const char* last = then < panels.end ? soon + WIDTH * by.in * sizeof(bf16) : soon;
+      sum_panel<true>(from, weight, by.in, sums.data(), [&](int sixths) {
+        constexpr int LINES = DEEP * WIDTH * sizeof(bf16) / LINE / 6;
+        if (soon >= last) return;
+        for (int line = 0; line < sixths * LINES; ++line, soon += LINE) __builtin_prefetch(soon, 0, 2);
+      });
       for (size_t at = begin; at < end; ++at) {
         const Tile& tile = tiles.all[at];
         end_rows<TILE>(tile.rows, sums.data() + (tile.row - row) * WIDTH, by, first, y + tile.row * ldy, ldy,

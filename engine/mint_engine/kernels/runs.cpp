@@ -166,7 +166,7 @@ void sum_block<bf16>(const Inputs<bf16>& from, int64_t rows, const bf16* panel, 
                      Soon& weight, Soon& x) {
   const Matrices registers;
   const Heights all = heights(from.rows, from.ld, rows, depth);
-  const auto bring = [&] { (weight.rows ? weight : x).bring(); };
+  const auto bring = [&](int) { (weight.rows ? weight : x).bring(); };
   if (fresh)
     sum_panel<true>(all, panel, depth, sums, bring);
   else
