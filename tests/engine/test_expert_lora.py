@@ -17,6 +17,7 @@ from mint_engine.residency.slots import NO_SLOT, Slots
 CPU = torch.device("cpu")
 EXPERTS, WIDE, HIGH, SLOTS = 5, 40, 24, 3
 ALL = Cut(0, EXPERTS)
+SIZES = st.one_of(st.integers(1, 70), st.sampled_from((32, 64, 96)))  # of any kind, and those that fill registers
 
 
 def some_slots(dtype: torch.dtype, held: Cut = ALL) -> Slots:
@@ -111,8 +112,7 @@ def test_experts_stay_differentiable() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @settings(max_examples=30, deadline=None)
 @given(
-    st.lists(st.integers(0, 2 * ROWS + 1), min_size=1, max_size=5), st.integers(1, 70), st.integers(1, 70),
-    st.integers(0, 1 << 20),
+    st.lists(st.integers(0, 4 * ROWS + 1), min_size=1, max_size=5), SIZES, SIZES, st.integers(0, 1 << 20),
 )  # fmt: skip
 def test_the_bases_product(
     dtype: torch.dtype, tolerance: float, counts: list[int], wide: int, high: int, seed: int

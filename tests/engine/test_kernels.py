@@ -1,7 +1,9 @@
 """Each compiled kernel against its formula in plain torch, in both number types."""
 
 import math
+import platform
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_engine.adapters.adapter import Module
-from mint_engine.kernels.compile import digest, is_current, library_path
+from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, library_path
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms
 from mint_engine.requests.sampling import draw_plainly
@@ -40,18 +42,18 @@ def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("wide", "high"), [(2, 1), (64, 48), (80, 49), (130, 200)])
+@pytest.mark.parametrize(("wide", "high"), [(2, 1), (64, 48), (80, 49), (130, 200), (544, 96)])
 def test_a_product_gives_each_row_alone_what_it_gives_it_among_others(
     dtype: torch.dtype, biased: bool, wide: int, high: int
 ) -> None:
     """As plain torch within rounding, and bit for bit the same however many rows there are."""
-    weight, x = draw(high, wide, dtype=dtype), draw(37, wide, dtype=dtype, seed=1)
+    weight, x = draw(high, wide, dtype=dtype), draw(67, wide, dtype=dtype, seed=1)
     bias = draw(high, dtype=dtype, seed=2) if biased else None
     linear = kernels(dtype).pack(weight, bias, torch.empty(0, 4, dtype=torch.int64))
     found = kernels(dtype).multiply(x, linear)
     expected = torch.nn.functional.linear(x.float(), weight.float(), bias.float() if bias is not None else None)
     torch.testing.assert_close(found.float(), expected, rtol=CLOSE[dtype]["rtol"], atol=5 * CLOSE[dtype]["atol"])
-    for count in (1, 2, 7, 8, 9, 17):
+    for count in (1, 2, 7, 8, 9, 16, 17, 32, 33):
         assert torch.equal(kernels(dtype).multiply(x[:count], linear), found[:count])
 
 
@@ -288,6 +290,14 @@ def test_draw_never_takes_what_weighs_nothing() -> None:
         columns = (torch.ones(1), torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.zeros(1))
         found = kernels(torch.float32).draw(logits, *columns, torch.tensor([number], dtype=torch.float64))
         assert found.tolist() == [token]
+
+
+def test_a_compiler_that_does_not_know_an_instruction_set_is_not_asked_to_make_its_library() -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    assert compiler is not None
+    variants = VARIANTS[platform.machine()]
+    assert knows(compiler, variants[kernels(torch.float32).variant])
+    assert not knows(compiler, ("-mof-another-century",))
 
 
 def test_a_library_of_other_sources_is_not_used(tmp_path: Path) -> None:

@@ -69,8 +69,14 @@ def is_current(library: Path) -> bool:
     return library.exists() and digest().encode() in library.read_bytes()
 
 
+def knows(compiler: str, flags: tuple[str, ...]) -> bool:
+    """Whether the compiler is new enough for an instruction set."""
+    command = [compiler, *flags, "-E", "-x", "c++", "/dev/null"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0  # noqa: S603 - a fixed command
+
+
 def compile_all() -> list[Path]:
-    """Compile what other sources made; returns this machine's libraries, none where it has no compiler."""
+    """Compile what other sources made; returns the libraries of this machine's kind that its compiler can make."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return []
@@ -78,7 +84,7 @@ def compile_all() -> list[Path]:
     libraries = []
     for variant, flags in VARIANTS.get(platform.machine(), {}).items():
         path = library_path(variant)
-        if not _knows(compiler, flags):
+        if not knows(compiler, flags):
             continue
         if not is_current(path):
             partial = path.with_suffix(".partial")
@@ -87,12 +93,6 @@ def compile_all() -> list[Path]:
             partial.replace(path)
         libraries.append(path)
     return libraries
-
-
-def _knows(compiler: str, flags: tuple[str, ...]) -> bool:
-    """Whether the compiler is new enough for an instruction set."""
-    command = [compiler, *flags, "-E", "-x", "c++", "/dev/null"]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0  # noqa: S603 - a fixed command
 
 
 if __name__ == "__main__":

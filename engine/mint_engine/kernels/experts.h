@@ -5,6 +5,7 @@
 #include "inputs.h"
 #include "lanes.h"
 #include "lora.h"
+#include "turned.h"
 
 constexpr int64_t BLOCK = 64;  // outputs of a work item: with 2,000 inputs their weights fit the second-level cache
 constexpr int64_t FEW = 16;    // outputs that are taken together
@@ -73,15 +74,45 @@ inline void put(const Input<T>* x, int64_t in, int rows, const T* weight, int64_
   }
 }
 
-// Outputs `first` to `last` of one expert's rows x [rows, in] -> y [rows, out].
+// One expert's rows x [count, in]; `standing`: the same as matrix registers take them, null: they don't.
 template <typename T>
-inline void multiply_block(const T* x, int64_t rows, const T* weight, int64_t in, int64_t out, int64_t first,
-                           int64_t last, T* y, Ahead& ahead) {
-  for (int64_t row = 0; row < rows; row += ITEM_ROWS) {
-    const int some = int(std::min<int64_t>(ITEM_ROWS, rows - row));
-    const Inputs<T> from = inputs(x + row * in, in, some, in);
+struct Rows {
+  const T* x;
+  int64_t count;
+  const T* standing = nullptr;
+  // Of the weights that follow, to be brought at each step.
+  int lines() const {
+#ifdef MINT_AMX
+    if (standing) return int(2 * HEIGHT / ((count + HEIGHT - 1) / HEIGHT)) + 1;
+#endif
+    return int((FEW + count - 1) / count);
+  }
+};
+template <typename T>
+inline Rows<T> rows_of(const T* x, int64_t count, const Stack<T>&) {
+  return {x, count};
+}
+#ifdef MINT_AMX
+template <>
+inline Rows<bf16> rows_of(const bf16* x, int64_t count, const Stack<bf16>& by) {
+  return {x, count, fills(by.in, by.out) ? stand(x, count, by.in) : nullptr};
+}
+#endif
+
+// Outputs `first` to `last` of one expert's rows -> y [count, out].
+template <typename T>
+inline void multiply_block(const Rows<T>& rows, const T* weight, const Stack<T>& by, int64_t first, int64_t last, T* y,
+                           Ahead& ahead) {
+#ifdef MINT_AMX
+  if constexpr (std::is_same_v<T, bf16>)
+    if (rows.standing)
+      return multiply_standing(rows.standing, rows.count, weight, by.in, by.out, first, last, y, ahead);
+#endif
+  for (int64_t row = 0; row < rows.count; row += ITEM_ROWS) {
+    const int some = int(std::min<int64_t>(ITEM_ROWS, rows.count - row));
+    const Inputs<T> from = inputs(rows.x + row * by.in, by.in, some, by.in);
     for (int64_t o = first; o < last; o += FEW)
-      put<T>(from.rows, in, some, weight + o * in, std::min(FEW, last - o), y + row * out + o, out, ahead);
+      put<T>(from.rows, by.in, some, weight + o * by.in, std::min(FEW, last - o), y + row * by.out + o, by.out, ahead);
   }
 }
 
@@ -92,6 +123,9 @@ void multiply_part(const T* x, const int64_t* bounds, int64_t experts, const Sta
   const int64_t blocks = (by.out + BLOCK - 1) / BLOCK;
   const int64_t first = blocks * thread / threads * BLOCK, last = std::min(by.out, blocks * (thread + 1) / threads * BLOCK);
   if (first == last) return;
+#ifdef MINT_AMX
+  const Matrices registers;
+#endif
   const auto after = [&](int64_t expert) {  // the next one with rows
     do ++expert;
     while (expert < experts && bounds[expert] == bounds[expert + 1]);
@@ -101,16 +135,15 @@ void multiply_part(const T* x, const int64_t* bounds, int64_t experts, const Sta
     next = after(expert);
     const int64_t from = bounds[expert], rows = bounds[expert + 1] - from;
     const T *weight = by.weight + expert * by.out * by.in, *following = by.weight + next * by.out * by.in;
+    const Rows<T> these = rows_of(x + from * by.in, rows, by);
     for (int64_t block = first; block < last; block += BLOCK) {
       Ahead ahead;  // a block's weights while the one before is computed, evenly over the steps that this takes
       const bool more = block + BLOCK < last;
       if (more || next < experts) {
         const T* soon = more ? weight + (block + BLOCK) * by.in : following + first * by.in;
-        ahead = {(const char*)soon, (const char*)(soon + std::min(BLOCK, last - first) * by.in),
-                 int((FEW + rows - 1) / rows)};
+        ahead = {(const char*)soon, (const char*)(soon + std::min(BLOCK, last - first) * by.in), these.lines()};
       }
-      multiply_block(x + from * by.in, rows, weight, by.in, by.out, block, std::min(block + BLOCK, last),
-                     y + from * by.out, ahead);
+      multiply_block(these, weight, by, block, std::min(block + BLOCK, last), y + from * by.out, ahead);
     }
   }
 }

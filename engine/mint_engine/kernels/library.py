@@ -70,9 +70,9 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, variant: str, dtype: torch.dtype) -> None:
         self.variant = variant
-        # Whether a weight's rows are met as they are faster than by torch: where dot products are one instruction, or
-        # torch has none of bfloat16.
-        self.meets_rows = dtype == torch.bfloat16 and (variant == "avx512_bf16" or not multiplies_bfloat16())
+        # Whether a weight's rows are met as they are faster than by torch: where the instruction set has products of
+        # bfloat16, or torch has none.
+        self.meets_rows = dtype == torch.bfloat16 and ("bf16" in variant or not multiplies_bfloat16())
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
             function.argtypes, function.restype = signature, None
