@@ -1,5 +1,6 @@
 """One engine's residency with real slots and real files, that tells what it did and can be made to wait."""
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,24 @@ class Watched(Slots):
         return not (self.memory[slot].any() or self.scalings[:, slot].any() or self.ranks[:, slot].any())
 
 
+def own_nice() -> int:
+    """How far this thread gives way to others."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
 class CountingLoader(Loader):
     """A real loader that counts, and can be made to wait."""
 
     def __init__(self, disk: DiskTier) -> None:
         super().__init__(disk, tiny_fit(), torch.float32)
         self.fetches: list[str] = []
+        self.nice: dict[str, int] = {}  # by source, of the thread that loaded it last
         self.gate = threading.Event()
         self.gate.set()
 
     def load(self, source: Source) -> Packed:
         self.fetches.append(source.uri)
+        self.nice[source.uri] = own_nice()
         assert self.gate.wait(60)
         return super().load(source)
 

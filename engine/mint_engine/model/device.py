@@ -1,5 +1,6 @@
 """The one place that chooses devices, number types and threads."""
 
+import ctypes
 import math
 import mmap
 import os
@@ -54,6 +55,16 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def compute_alone() -> None:
+    """From now on the calling thread computes without torch's others; every other thread, as it did.
+
+    torch.set_num_threads sets it for all threads that compute for the first time after that.
+    """
+    if torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
+        torch.get_num_threads()  # a thread's first question sets its number to everybody's
+        ctypes.CDLL(torch._C.__file__).omp_set_num_threads(1)  # that of the library which torch computes with
 
 
 def count_threads(limit: int | None = None) -> int:

@@ -11,17 +11,16 @@ import structlog
 
 from mint_contracts.errors import CapacityExceeded, Internal, Overloaded
 from mint_contracts.records import Tier
-from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.gentle import Gentle
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.readers import Readers
 from mint_engine.residency.reading import LostBlock, read
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.staying import Stayed
-from mint_engine.sources.local import is_local
 
 # Cold files of 20 MB came from a disk at 0.7 of what direct reads of 8 MB gave with two in flight, at 0.95 of the
 # most that those gave at all with four.
@@ -63,24 +62,20 @@ class Climber:
         table: SlotTable,
         memory: SlotMemory,
         loader: Loader,
-        fetch_threads: int,
-        remote_threads: int,
+        readers: Readers,
         on_aside: Callable[[], None],
     ) -> None:
-        """`fetch_threads` read local sources, `remote_threads` others. `on_aside` is called when a slot could not be
-        cleared."""
+        """`on_aside` is called when a slot could not be cleared."""
         self._on_aside = on_aside
         self._books, self._table, self._memory, self._loader = books, table, memory, loader
-        self._fetching = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
-        self._waiting = ThreadPoolExecutor(remote_threads, thread_name_prefix="remote")
+        self._readers = readers
         self._copying = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="copy")
         # A device of its own has its own time, and what copies to it wants to keep up with it.
         self._gentle = Gentle(lambda: not (books.in_haste or books.host.pinned), COPY_THREADS)
 
     def close(self) -> None:
         """Start nothing more."""
-        for threads in (self._fetching, self._waiting, self._copying):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._copying.shutdown(wait=False, cancel_futures=True)
 
     async def climb(self, copy: Copy) -> None:
         """Bring a copy up to its goal, which a request may raise meanwhile. Raises every error of a load.
@@ -160,7 +155,9 @@ class Climber:
             return self._loader.load(source)
 
         try:
-            return await (self._copy(work) if self._books.disk.holds(source) else self._fetch(source, work))
+            if self._books.disk.holds(source):
+                return await self._copy(work)
+            return await self._readers.run(source, work, awaited=copy.users > 0)
         finally:
             copy.state = seen[0] if seen else copy.state
 
@@ -232,7 +229,3 @@ class Climber:
 
     async def _copy(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._copying, self._gentle.run, work)
-
-    async def _fetch(self, source: Source, work: Callable[[], T]) -> T:
-        threads = self._fetching if is_local(source) else self._waiting
-        return await asyncio.get_running_loop().run_in_executor(threads, work)

@@ -15,6 +15,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.records import Assignment, Held, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.readers import Readers
 
 RETRY_S = 60.0  # after a failure, or for want of room
 
@@ -24,8 +25,10 @@ log = structlog.get_logger(__name__)
 class Early:
     """`idle` says whether nothing loads; `on_change` hears of everything that has come. Belongs to the event loop."""
 
-    def __init__(self, loader: Loader, idle: Callable[[], bool], on_change: Callable[[], None]) -> None:
-        self._loader, self._idle, self._on_change = loader, idle, on_change
+    def __init__(
+        self, loader: Loader, readers: Readers, idle: Callable[[], bool], on_change: Callable[[], None]
+    ) -> None:
+        self._loader, self._readers, self._idle, self._on_change = loader, readers, idle, on_change
         self._wanted: dict[str, Assignment] = {}
         self._come: dict[str, Held] = {}
         self._retry_at: dict[Source, float] = {}
@@ -85,7 +88,7 @@ class Early:
                 return packed.revision, packed.rank, packed.nbytes
 
         try:
-            revision, rank, nbytes = await asyncio.to_thread(load)
+            revision, rank, nbytes = await self._readers.run(want.source, load, awaited=False)
         except MintError as error:
             log.info("not_brought_early", adapter=want.adapter, source=want.source.uri, reason=error.reason)
             self._retry_at[want.source] = time.monotonic() + RETRY_S

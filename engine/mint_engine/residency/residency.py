@@ -29,6 +29,7 @@ from mint_engine.residency.host import HostTier
 from mint_engine.residency.lending import Lending, with_offered
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.rate import LoadRate
+from mint_engine.residency.readers import Readers
 from mint_engine.residency.rounds import ROUND_S, Rounds
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.turns import Terms
@@ -36,7 +37,7 @@ from mint_engine.residency.wanting import Queue
 from mint_engine.residency.watching import Watch
 from mint_engine.sources.local import is_local
 
-WORKERS = 4  # loads of local sources for waves at once, and threads that read them
+WORKERS = 4  # loads of local sources for waves at once, and threads that read them; as many read for requests
 # The same of remote ones, which wait for answers for most of their time. An adapter of 4.4 MB takes eight requests:
 # where each was answered after 50 ms, 4 brought 5.6 a second, 16 brought 8.7 and 32 some 9.7 (two cores with as much
 # other work as they could do). S3's client has as many connections and as many again.
@@ -77,15 +78,14 @@ class Residency:
     ) -> None:
         self.books = Books(host, loader.disk, store, requests_waiting)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
-        self._climber = Climber(
-            self.books, self.slots, memory, loader, workers, remote_workers, lambda: self.on_aside()
-        )
+        self._readers = Readers(workers, remote_workers)
+        self._climber = Climber(self.books, self.slots, memory, loader, self._readers, lambda: self.on_aside())
         watch = Watch(self.books, loader, self._start)
         self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
         self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
         seen = Seen(memory, lambda: self.in_flight(), self.lending.room, lambda: self.trained())
         self._audit = Audit(self.books, self.slots, seen, audit_s)
-        self._early = Early(loader, lambda: not self.books.loading, lambda: self.on_change())
+        self._early = Early(loader, self._readers, lambda: not self.books.loading, lambda: self.on_change())
         self._wanted: dict[str, Assignment] = {}
         self._loads_waiting = loads_waiting
         self._lines = {True: (workers, Queue()), False: (remote_workers, Queue())}  # whether of local sources
@@ -116,6 +116,7 @@ class Residency:
         for late in list(self._tasks):
             late.cancel()
         self._climber.close()
+        self._readers.close()
 
     def want(self, assignments: Iterable[Assignment]) -> None:
         """From now on hold these, each in its tier or warmer, and let go of what waves wanted before."""

@@ -1,0 +1,65 @@
+"""What nobody waits for is read by threads that give way to steps, and no reading takes more than one core."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mint_contracts.records import Tier
+from mint_contracts.source import Source
+from mint_engine.residency.readers import LOWER, Readers
+from tests.engine.test_brought_ahead import ahead
+from tests.engine.tiers import NAMES, Scene, once, own_nice, wanted
+from tests.waiting import until
+
+HERE, FAR = Source("file:///nowhere"), Source("http://127.0.0.1:1/nowhere")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("source", [HERE, FAR])
+async def test_each_computes_on_one_core_and_nobody_else_does_for_that(source: Source) -> None:
+    readers = Readers(1, 1)
+    for awaited in (True, False):
+        assert await readers.run(source, torch.get_num_threads, awaited=awaited) == 1
+    readers.close()
+    assert torch.get_num_threads() == 2
+    assert await asyncio.to_thread(torch.get_num_threads) == 2
+    found: list[int] = []
+    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert found == [2], "nor any thread that begins after it"
+
+
+@pytest.mark.parametrize("source", [HERE, FAR])
+async def test_what_nobody_waits_for_gives_way(source: Source) -> None:
+    readers, own = Readers(1, 1), own_nice()
+    assert await readers.run(source, own_nice, awaited=True) == own
+    assert await readers.run(source, own_nice, awaited=False) == min(own + LOWER, 19)
+    assert await readers.run(source, own_nice, awaited=True) == own
+    readers.close()
+    assert own_nice() == own
+
+
+async def test_what_a_request_waits_for_does_not_give_way_as_what_waves_want_does(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here, own = scene(slots=4, store=Source(f"file://{store}")), own_nice()
+    here.residency.want(wanted(store, NAMES[0]))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    await once(here, NAMES[1])
+    here.residency.want(wanted(store, NAMES[0]) + ahead(store, NAMES[2]))
+    await until(lambda: here.tier(NAMES[2]) is Tier.DISK)
+    told = [here.loader.nice[f"file://{store}/{name}"] for name in NAMES[:3]]
+    assert told == [min(own + LOWER, 19), own, min(own + LOWER, 19)]
