@@ -12,6 +12,7 @@ from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_engine.residency.readers import LOWER, Readers
 from tests.engine.test_brought_ahead import ahead
+from tests.engine.test_changing_sources import OFTEN, answers, change
 from tests.engine.tiers import NAMES, Scene, once, own_nice, wanted
 from tests.waiting import until
 
@@ -50,6 +51,18 @@ async def test_what_nobody_waits_for_gives_way(source: Source) -> None:
     assert await readers.run(source, own_nice, awaited=True) == own
     readers.close()
     assert own_nice() == own
+
+
+async def test_a_new_state_of_what_is_served_is_read_beside_steps_where_it_lies_in_the_old_ones_place(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here, own, uri = scene(store=None, **OFTEN), own_nice(), f"file://{store}/{NAMES[0]}"
+    here.residency.want(wanted(store, NAMES[0]))
+    await until(lambda: here.tier(NAMES[0]) is Tier.DEVICE)
+    here.loader.nice.clear()
+    new = change(store, NAMES[0], like=NAMES[1])
+    await answers(here, NAMES[0], new)
+    assert here.loader.nice == {uri: min(own + LOWER, 19)}
 
 
 async def test_what_a_request_waits_for_does_not_give_way_as_what_waves_want_does(

@@ -61,6 +61,13 @@ class CountingLoader(Loader):
         self.gate = threading.Event()
         self.gate.set()
 
+    def held(self, source: Source) -> Packed | None:
+        found = super().held(source)
+        if found is not None:  # or else `load` comes next
+            self.fetches.append(source.uri)
+            assert self.gate.wait(60)
+        return found
+
     def load(self, source: Source) -> Packed:
         self.fetches.append(source.uri)
         self.nice[source.uri] = own_nice()

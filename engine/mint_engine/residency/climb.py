@@ -11,6 +11,7 @@ import structlog
 
 from mint_contracts.errors import CapacityExceeded, Internal, Overloaded
 from mint_contracts.records import Tier
+from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency import metrics
 from mint_engine.residency.books import Books
@@ -150,16 +151,18 @@ class Climber:
         """The packed adapter by way of the disk tier; notes what its source was before it was read."""
         source, seen = copy.source, list[str | None]()
 
-        def work() -> Packed:
+        def look(bring: Callable[[Source], T]) -> T:
             seen.append(self._loader.state(source))
-            return self._loader.load(source)
+            return bring(source)
 
         try:
             if self._books.disk.holds(source):
-                return await self._copy(work)
-            return await self._readers.run(source, work, awaited=copy.users > 0)
+                packed = await self._copy(lambda: look(self._loader.held))
+                if packed is not None:
+                    return packed
+            return await self._readers.run(source, lambda: look(self._loader.load), awaited=copy.users > 0)
         finally:
-            copy.state = seen[0] if seen else copy.state
+            copy.state = seen[-1] if seen else copy.state
 
     async def _keep(self, copy: Copy, packed: Packed) -> Packed:
         """Put an adapter into the host tier where it fits."""

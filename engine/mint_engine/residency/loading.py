@@ -49,6 +49,17 @@ class Loader:
         self._turns: WeakValueDictionary[Source, threading.Lock] = WeakValueDictionary()  # whose loads run or wait
         self._guard = threading.Lock()
 
+    def held(self, source: Source) -> Packed | None:
+        """The packed adapter of a source from the disk tier; None where that has it not, or not as it is now.
+
+        Call inside `disk.using(source)`; computes little, and waits for no other load. Raises what `load` does.
+        """
+        path = self.disk.get(source, self._identity(source))
+        try:
+            return None if path is None else self._open(path, source)
+        except (CorruptFile, _Lost):  # which `load` sees to
+            return None
+
     def load(self, source: Source) -> Packed:
         """The packed adapter of a source, from the disk tier; first brought there, if it is not there or has changed.
 
