@@ -6,6 +6,7 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import Internal
+from mint_contracts.records import Failure
 from mint_contracts.training_records import Stage
 from mint_engine.policies import patience
 from mint_engine.residency.room import Needs
@@ -13,7 +14,7 @@ from mint_engine.training.policy import PolicySettings
 from tests.engine.balance import Imbalances
 from tests.engine.running import save_adapter
 from tests.engine.training.calling import called, lesson, refused
-from tests.engine.training.teaching import assignment, train, training
+from tests.engine.training.teaching import Gate, assignment, hold_updates, train, training
 from tests.waiting import until
 
 RANK = 4
@@ -37,22 +38,27 @@ async def test_policies_wait_for_memory_with_no_slot_and_train_once_others_have_
     told = train(steps=3, checkpoint_every_steps=1, publish_every_steps=1)
     names, needs = [f"acme/{n}" for n in range(4)], await needs_of_one(base, tmp_path)
     async with training(base, tmp_path, told, host_bytes=room_for(2, needs)) as scene:
-        ledger, slots = scene.residency.books.host.ledger, scene.residency.slots
-        held, most = [scene.residency.lending.room.take], list[int]()
+        ledger, slots, room = scene.residency.books.host.ledger, scene.residency.slots, scene.residency.lending.room
+        take, in_use = room.take, list[int]()
 
-        def take(holder: str, wanted: Needs) -> None:
-            held[0](holder, wanted)
-            most.append(slots.count - len(slots.free))
+        def noted(holder: str, wanted: Needs) -> None:
+            in_use.append(slots.count - len(slots.free))
+            take(holder, wanted)
 
-        monkeypatch.setattr(scene.residency.lending.room, "take", take)
-        scene.want(*(assignment(name) for name in names))
-        await until(lambda: any(each.failure for each in scene.roster.progress().values()))
-        failure = next(each.failure for each in scene.roster.progress().values() if each.failure)
-        assert (failure.reason, failure.terminal) == ("Overloaded", False)
-        assert f"needs {needs.own + needs.copies} bytes of host memory; 2 other policies hold" in failure.message
+        def failures() -> list[Failure]:
+            return [each.failure for each in scene.roster.progress().values() if each.failure]
+
+        monkeypatch.setattr(room, "take", noted)
+        with Gate() as updating:  # or the first two may have ended before the others' waiting is told
+            hold_updates(scene, updating)
+            scene.want(*(assignment(name) for name in names))
+            await until(lambda: len(failures()) == 2)
+            for failure in failures():
+                assert (failure.reason, failure.terminal) == ("Overloaded", False)
+                assert f"needs {needs.own + needs.copies} bytes of host memory; 2 other policies" in failure.message
+            assert max(in_use) <= 2, "who waits for memory has no slot"
         ended = await scene.ended(*names)
-        assert {each.step for each in ended.values()} == {3}
-        assert max(most) <= 2, "who waits for memory has no slot"
+        assert {(each.step, each.failure) for each in ended.values()} == {(3, None)}
         await until(lambda: ledger.aside == 0)
 
 
