@@ -139,6 +139,18 @@ async def test_copies_wait_in_line_for_what_others_take() -> None:
     assert host.ledger.aside == 8
 
 
+async def test_who_finds_no_room_is_told_of_copies_too() -> None:
+    """While one policy is saved and published, it may hold more than policies do for good."""
+    room = room_of(HostTier(10))
+    room.take("one", Needs(2, 4, 3))
+    ends = [await room.begin_copy("one", nbytes) for nbytes in (4, 3)]
+    with pytest.raises(Overloaded, match="1 other policies hold 9 of 10 with their copies"):
+        room.take("two", Needs(2, 4, 3))
+    for end in ends:
+        end()
+    room.take("two", Needs(2, 4, 3))
+
+
 async def test_a_policy_that_is_not_accounted_for_is_found() -> None:
     room = room_of(HostTier(10))
     room.take("one", Needs(2, 4, 0))

@@ -65,10 +65,11 @@ class Room:
         most, budget = needs.own + needs.copies, self._host.ledger.budget
         if most > budget:
             raise CapacityExceeded(holder, f"needs {most} bytes of host memory of {budget}; raise hostMemory")
+        held = f"{len(self._needs)} other policies hold {self._host.ledger.aside} of {budget} with their copies"
         raise Overloaded(
             holder,
-            f"needs {most} bytes of host memory; {len(self._needs)} other policies hold {self.lasting} of {budget}, "
-            "and wanted adapters the rest; come back later, train fewer at once, or raise hostMemory",
+            f"needs {most} bytes of host memory; {held}, and wanted adapters the rest; "
+            "come back later, train fewer at once, or raise hostMemory",
             retry_after_s=RETRY_S,
         )
 
