@@ -52,7 +52,7 @@ def play(forward: Forward, turns: list[list[tuple[int, int]]], slots: list[int])
             starts.append((who, len(tokens), length))
             tokens += text(who)[done[who] : done[who] + length]
             done[who] += length
-        logits = forward.run(tokens, spans, range(len(tokens))).float()
+        logits = forward.run(tokens, spans, range(len(tokens))).to(torch.float32, copy=True)
         for who, start, length in starts:
             found[who].append(logits[start : start + length])
     return [torch.cat(parts) if parts else torch.empty(0) for parts in found]
@@ -102,7 +102,7 @@ def test_long_requests_and_short_ones_that_decode_together(name: str, monkeypatc
     alone = []
     for tokens, length, pages in zip(said, lengths, tables, strict=True):
         forward.run(tokens[:-1], [Span(0, length, 0, pages, 0)], [0])
-        alone.append(forward.run(tokens[-1:], [Span(0, 1, length, pages, 0)], [0]).float()[0])
+        alone.append(forward.run(tokens[-1:], [Span(0, 1, length, pages, 0)], [0]).to(torch.float32, copy=True)[0])
     spans = [Span(row, 1, lengths[row], tables[row], 0) for row in range(4)]
     check(forward.run([tokens[-1] for tokens in said], spans, range(4)).float(), torch.stack(alone))
 
@@ -191,7 +191,7 @@ def test_a_shared_prefix_is_read_from_another_requests_pages(name: str) -> None:
     forward = filled(name)
     tokens, shared = text(0), 2 * PAGE_TOKENS
     first = Span(0, LENGTH, 0, [1, 2, 3], 1)
-    whole = forward.run(tokens, [first], range(LENGTH)).float()
+    whole = forward.run(tokens, [first], range(LENGTH)).to(torch.float32, copy=True)
     rest = forward.run(tokens[shared:], [Span(0, LENGTH - shared, shared, [1, 2, 7], 1)], range(LENGTH - shared))
     check(rest.float(), whole[shared:])
 
@@ -200,7 +200,7 @@ def test_a_shared_prefix_is_read_from_another_requests_pages(name: str) -> None:
 def test_a_request_gets_nothing_of_what_its_pages_held(name: str) -> None:
     forward = filled(name)
     span = Span(0, LENGTH, 0, [4, 2, 9], 0)
-    expected = forward.run(text(1), [span], range(LENGTH))
+    expected = forward.run(text(1), [span], range(LENGTH)).clone()
     forward.cache.pool.fill_(torch.nan)  # what a former request left, at its worst
     forward.wipe([0, 4, 2, 9])
     assert torch.equal(forward.run(text(1), [span], range(LENGTH)), expected)

@@ -110,7 +110,7 @@ def play(forward: Forward, turns: list[list[tuple[int, int]]]) -> torch.Tensor:
             spans.append(Span(len(tokens), count, done[who], pages, who - 1 if who else NO_SLOT))
             tokens += texts[who][done[who] : done[who] + count]
             done[who] += count
-        found.append(forward.run(tokens, spans, range(len(tokens))).float())
+        found.append(forward.run(tokens, spans, range(len(tokens))).to(torch.float32, copy=True))
     return torch.cat(found)
 
 

@@ -34,6 +34,10 @@ from mint_engine.parallel.meeting import Meeting
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 
+_KEPT_LOGITS_BYTES = (
+    64 << 20
+)  # 256 rows of a vocabulary of 128,000; what prompts' scores take beyond it comes and goes
+
 
 @dataclass(frozen=True)
 class Step:
@@ -63,6 +67,7 @@ class Lean:
         )  # fmt: skip
         self._cache = cache
         self._room: tuple[torch.Tensor, ...] = ()
+        self._logits = llama.embedding.new_empty((0, llama.head.out_features))
         experts = [layer.network for layer in llama.layers if isinstance(layer.network, Experts)]
         self._mixture = Mixture(experts, cache) if experts else None
         self.name = f"lean ({kernels.variant})"
@@ -88,9 +93,13 @@ class Lean:
         return logits
 
     def _room_for_logits(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All logits [rows, V], and those columns of them that are computed here."""
+        """All logits [rows, V], and those columns of them that are computed here. The next step writes over them."""
         if self._meeting is None:
-            logits = self._llama.embedding.new_empty((rows, self._llama.head.out_features))
+            logits = self._logits[:rows]
+            if len(logits) < rows:
+                logits = self._logits.new_empty((rows, self._logits.shape[1]))
+                if logits.nbytes <= _KEPT_LOGITS_BYTES:
+                    self._logits = logits
             return logits, logits
         logits = self._meeting.logits[:rows]
         return logits, logits[:, slice(*self._meeting.share.vocabulary)]

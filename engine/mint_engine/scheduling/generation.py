@@ -232,7 +232,7 @@ def _score_at(
     temperature: float, asked: dict[int, tuple[int, int]], logits: torch.Tensor
 ) -> dict[int, tuple[Scored, ...]]:
     """The scores of tokens by their place among the rows of logits [n, V]; with each, how many others are wanted."""
-    chosen = logits[list(asked)]
+    chosen = logits if len(asked) == logits.shape[0] else logits[list(asked)]
     if temperature != 1.0:
         chosen = chosen.float() / temperature
     found = score_tokens(chosen, [token for token, _ in asked.values()], max(top for _, top in asked.values()))
