@@ -4,6 +4,7 @@
 #include <omp.h>
 #include "added.h"
 #include "product.h"
+#include "ranks.h"
 #include "transpose.h"
 
 namespace {
@@ -161,6 +162,14 @@ void add_ranks(const Strip<T>& strip, int64_t first, int64_t rows, float* sums) 
     }
 }
 
+// Whether what adapters add to a run's rows goes to a block's sums at once, before tiles of them are written.
+template <typename T>
+constexpr bool ADDS_RUNS = false;
+#ifdef MINT_AMX
+template <>
+constexpr bool ADDS_RUNS<bf16> = true;
+#endif
+
 // y [rows, width], of outputs `first` on, = sums + what adapters add + bias, rounded once.
 template <int N, typename T>
 inline void put_rows(int64_t rows, float* sums, const Strip<T>* strips, int64_t count, int64_t first, const T* bias,
@@ -231,18 +240,39 @@ class Product {
         each.panels = std::min(most, panels - each.panel);
         blocks_.push_back(each);
       }
-    for (int64_t own = 0; own < count_; ++own)
-      for (int64_t first = 0; first < added_[own].rows; first += ITEM_ROWS)
-        narrow_.push_back({own, first, std::min<int64_t>(ITEM_ROWS, added_[own].rows - first)});
+    for (int64_t own = 0; own < count_; ++own) {
+      const int64_t rows = together(added_[own]);
+      for (int64_t first = 0; first < added_[own].rows; first += rows)
+        narrow_.push_back({own, first, std::min(rows, added_[own].rows - first)});
+    }
   }
+
+  // Inputs of a run's narrow product.
+  int64_t narrow_inputs(const Added<T>& own) const { return WAY == Way::THERE ? in_ : own.width; }
+
+  // Whether that fills matrix registers.
+  bool by_matrices(const Added<T>& own) const {
+#ifdef MINT_AMX
+    if constexpr (std::is_same_v<T, bf16>) return narrow_inputs(own) % DEEP == 0;
+#endif
+    return false;
+  }
+
+  // Rows of a work item of such a product.
+  int64_t together(const Added<T>& own) const { return by_matrices(own) ? 8 * ITEM_ROWS : ITEM_ROWS; }
 
   void shrink_rows(const Narrow& rows) const {
     const Added<T>& own = added_[rows.added];
     const bool there = WAY == Way::THERE;
-    const Part part{own.rank, there ? in_ : own.width, 0, float(own.scaling)};
+    const Part part{own.rank, narrow_inputs(own), 0, float(own.scaling)};
+    const T *x = x_ + (own.first + rows.first) * in_ + (there ? 0 : own.column), *by = there ? own.a : own.b;
+    Middle<T>* middle = middles_ + own.middle + rows.first * own.pitch();
+#ifdef MINT_AMX
+    if constexpr (std::is_same_v<T, bf16>)
+      if (by_matrices(own)) return shrink_run(x, in_, rows.rows, by, part, middle, own.pitch());
+#endif
     Ahead nothing;
-    shrink(x_ + (own.first + rows.first) * in_ + (there ? 0 : own.column), in_, int(rows.rows), there ? own.a : own.b,
-           part, middles_ + own.middle + rows.first * own.pitch(), own.pitch(), nothing);
+    shrink(x, in_, int(rows.rows), by, part, middle, own.pitch(), nothing);
   }
 
   Strip<T> strip_of(const Added<T>& own, int64_t row) const {
@@ -286,10 +316,14 @@ class Product {
       }
     }
     std::vector<Strip<T>> strips;
+#ifdef MINT_AMX
+    if constexpr (ADDS_RUNS<T>) add_runs(block, sums.data());
+#endif
     for (int64_t at = block.first_piece; at < block.last_piece; ++at) {
       const Piece& piece = pieces_[at];
       strips.clear();
-      for (int64_t own = piece.from; own < piece.to; ++own) strips.push_back(strip_of(added_[own], piece.row));
+      if constexpr (!ADDS_RUNS<T>)
+        for (int64_t own = piece.from; own < piece.to; ++own) strips.push_back(strip_of(added_[own], piece.row));
       for (int64_t p = 0; p < block.panels; ++p) {
         const int64_t first = (block.panel + p) * WIDTH;
         put_rows<TILE>(piece.rows, sums.data() + (p * MOST_ROWS + piece.row - block.first) * WIDTH, strips.data(),
@@ -298,6 +332,21 @@ class Product {
       }
     }
   }
+
+#ifdef MINT_AMX
+  // A block's sums += what each run's adapter adds to its rows.
+  void add_runs(const Block& block, float* sums) const {
+    for (int64_t at = pieces_[block.first_piece].from; at < pieces_[block.last_piece - 1].to; ++at) {
+      const Added<T>& own = added_[at];
+      const int64_t row = std::max(block.first, own.first), rows = std::min(block.last, own.first + own.rows) - row;
+      if (rows <= 0) continue;
+      const Strip<T> strip = strip_of(own, row);
+      const Heights middles = lay_middles(strip, rows);
+      for (int64_t p = 0; p < block.panels; ++p)
+        add_run(middles, strip, rows, (block.panel + p) * WIDTH, sums + (p * MOST_ROWS + row - block.first) * WIDTH);
+    }
+  }
+#endif
 
   // Inputs of a step: a panel of them fits the nearest cache.
   static constexpr int64_t DEPTH = 512 / int64_t(sizeof(T));

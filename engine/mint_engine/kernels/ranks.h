@@ -1,0 +1,100 @@
+// What adapters add to many rows of training, by matrix registers: both of its products, for one run's rows at a time.
+#pragma once
+#include "added.h"
+#include "strip.h"
+#include "turned.h"
+#ifdef MINT_AMX
+
+// Up to G registers of rows by 16 ranks, whose weights are `standing`; of ranks `first` on, to their middles. G sums at
+// once, since each waits three times as long for the one before as a product takes.
+template <int G>
+inline void shrink_groups(const bf16* const* rows, int64_t ldx, const bf16* standing, int64_t in, const Part& part,
+                          int64_t first, bf16* const* to, const int64_t* counts, int64_t pitch) {
+  alignas(64) float sums[4][HEIGHT * HEIGHT];
+  const int64_t apart = ldx * int64_t(sizeof(bf16));
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  for (int64_t i = 0; i < in; i += DEEP) {
+    _tile_loadd(7, standing + i * HEIGHT, DEEP * sizeof(bf16));
+    _tile_loadd(4, rows[0] + i, apart); _tile_dpbf16ps(0, 4, 7);
+    if constexpr (G > 1) {
+      _tile_loadd(5, rows[1] + i, apart); _tile_dpbf16ps(1, 5, 7);
+      _tile_loadd(6, rows[2] + i, apart); _tile_dpbf16ps(2, 6, 7);
+      _tile_loadd(4, rows[3] + i, apart); _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+  _tile_stored(0, sums[0], HEIGHT * sizeof(float)); _tile_stored(1, sums[1], HEIGHT * sizeof(float));
+  _tile_stored(2, sums[2], HEIGHT * sizeof(float)); _tile_stored(3, sums[3], HEIGHT * sizeof(float));
+  const __m512 scaling = _mm512_set1_ps(part.scaling);
+  for (int g = 0; g < G; ++g)
+    for (int64_t n = 0; n < counts[g]; ++n)
+      store_narrow(to[g] + n * pitch + first, _mm512_mul_ps(_mm512_loadu_ps(sums[g] + n * HEIGHT), scaling),
+                   first16(part.rank - first));
+}
+
+// As `shrink`, of any number of rows; `part.in` fills registers.
+inline void shrink_run(const bf16* x, int64_t ldx, int64_t rows, const bf16* a, const Part& part, bf16* middle,
+                       int64_t pitch) {
+  const Matrices registers;
+  const Heights from = heights(x, ldx, rows, part.in);
+  const bf16* standing = stand(a, part.rank, part.in);
+  const auto group = [&](int64_t row) { return row + HEIGHT <= rows ? from.rows + row * ldx : from.rest; };
+  for (int64_t first = 0; first < part.rank; first += HEIGHT) {
+    const bf16* weights = standing + first * part.in;
+    int64_t row = 0;
+    for (; row + 3 * HEIGHT < rows; row += 4 * HEIGHT) {
+      const bf16* each[4];
+      bf16* to[4];
+      int64_t counts[4];
+      for (int g = 0; g < 4; ++g) {
+        const int64_t at = row + g * HEIGHT;
+        each[g] = group(at), to[g] = middle + at * pitch, counts[g] = std::min(HEIGHT, rows - at);
+      }
+      shrink_groups<4>(each, ldx, weights, part.in, part, first, to, counts, pitch);
+    }
+    for (; row < rows; row += HEIGHT) {
+      const bf16* one = group(row);
+      bf16* to = middle + row * pitch;
+      const int64_t count = std::min(HEIGHT, rows - row);
+      shrink_groups<1>(&one, ldx, weights, part.in, part, first, &to, &count, pitch);
+    }
+  }
+  if (part.rank % 2)
+    for (int64_t row = 0; row < rows; ++row) middle[row * pitch + part.rank] = {0};
+}
+
+// Middles of `rows` rows as registers take them: [rows, depth], both rounded up, what is missing zero. The next call of
+// this thread overwrites them.
+inline Heights lay_middles(const Strip<bf16>& strip, int64_t rows) {
+  static thread_local std::vector<bf16> laid;
+  const int64_t depth = (strip.rank + DEEP - 1) / DEEP * DEEP, high = (rows + HEIGHT - 1) / HEIGHT * HEIGHT;
+  laid.assign(high * depth, bf16{0});
+  for (int64_t row = 0; row < rows; ++row)
+    std::copy_n(strip.middle + row * strip.pitch, strip.rank, laid.data() + row * depth);
+  return {laid.data(), depth, high, nullptr};
+}
+
+// sums [rows, 48], of outputs `first` on, += what an adapter adds to them. It lies in a place of its own before: rows
+// that are not the run's stay as they are, whatever numbers the adapter has.
+inline void add_run(const Heights& middles, const Strip<bf16>& strip, int64_t rows, int64_t first, float* sums) {
+  constexpr int64_t WIDTH = 16 * BESIDE;
+  static thread_local std::vector<bf16> weights;
+  static thread_local std::vector<float> more;
+  if (first >= strip.column + strip.out || first + WIDTH <= strip.column) return;
+  weights.resize(middles.ld * WIDTH), more.resize(middles.count * WIDTH);
+  for (int64_t r = 0; r < middles.ld; r += 2)
+    for (int64_t v = 0; v < BESIDE; ++v) {
+      const int64_t from = first + 16 * v - strip.column;
+      const __mmask16 mask = within16(from, strip.out);
+      const auto take = [&](int64_t rank) {
+        const __mmask16 some = rank < strip.rank ? mask : __mmask16(0);
+        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, strip.b + rank * strip.out + from));
+      };
+      _mm512_storeu_si512(weights.data() + r * WIDTH + 32 * v,
+                          _mm512_or_si512(take(r), _mm512_slli_epi32(take(r + 1), 16)));
+    }
+  const Matrices registers;
+  sum_panel<true>(middles, weights.data(), middles.ld, more.data(), [](int) {});
+  for (int64_t at = 0; at < rows * WIDTH; at += 16)
+    _mm512_storeu_ps(sums + at, _mm512_add_ps(_mm512_loadu_ps(sums + at), _mm512_loadu_ps(more.data() + at)));
+}
+#endif
