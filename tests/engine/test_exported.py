@@ -54,7 +54,9 @@ def read(forward: Forward, folder: Path) -> Packed:
 def greedy(forward: Forward, packed: Packed) -> tuple[list[int], torch.Tensor]:
     """Prompt and answer, token by token over pages, and the logits [T, V] that lead to each next one."""
     forward.slots.load(1, packed)
-    logits = forward.run(PROMPT, [Span(0, len(PROMPT), 0, [1, 2, 3], 1)], range(len(PROMPT))).to(torch.float32, copy=True)
+    logits = forward.run(PROMPT, [Span(0, len(PROMPT), 0, [1, 2, 3], 1)], range(len(PROMPT))).to(
+        torch.float32, copy=True
+    )
     said = [*PROMPT, int(logits[-1].argmax())]
     for _ in range(NEW_TOKENS - 1):
         row = forward.run(said[-1:], [Span(0, 1, len(said) - 1, [1, 2, 3], 1)], [0]).to(torch.float32, copy=True)

@@ -6,17 +6,12 @@
 #include <atomic>
 #include <cstdint>
 #include <thread>
-#include "matrices.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 // Below so many rows a team reads its weights for too little arithmetic: then several threads share one reading.
-#ifdef MINT_AMX
-constexpr int64_t TEAM_ROWS = 256;
-#else
 constexpr int64_t TEAM_ROWS = 32;
-#endif
 
 class Barrier {
  public:
