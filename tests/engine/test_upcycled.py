@@ -49,10 +49,10 @@ def test_answers_like_its_parent(parent: PreTrainedModel, experts: int) -> None:
     forward = Forward(base, slots, cache_shape(base.config).make(12, torch.float32, CPU))
     assert forward.compute == "generic"
     tokens, pages = list(TOKENS), [1, 2, 3, 4, 5]
-    logits = [forward.run(tokens, [Span(0, len(tokens), 0, pages, NO_SLOT)], [len(tokens) - 1])]
+    logits = [forward.run(tokens, [Span(0, len(tokens), 0, pages, NO_SLOT)], [len(tokens) - 1]).clone()]
     for _ in range(8):
         tokens.append(int(logits[-1].argmax()))
-        logits.append(forward.run(tokens[-1:], [Span(0, 1, len(tokens) - 1, pages, NO_SLOT)], [0]))
+        logits.append(forward.run(tokens[-1:], [Span(0, 1, len(tokens) - 1, pages, NO_SLOT)], [0]).clone())
     found, expected = torch.cat(logits).log_softmax(-1), own(parent, tokens)[-9:].log_softmax(-1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
     assert torch.equal(found.argmax(-1), expected.argmax(-1))

@@ -51,7 +51,9 @@ def sample(forward: Forward, example: Example) -> tuple[torch.Tensor, Example]:
     pages = list(range(1, 1 + pages_for(len(example.tokens))))
     for start, stop in ((0, prompt), *((at, at + 1) for at in range(prompt, len(example.tokens)))):
         span = Span(0, stop - start, start, pages[: pages_for(stop)], slot=1)
-        found.append(forward.run(list(example.tokens[start:stop]), [span], [stop - start - 1]).float())
+        found.append(
+            forward.run(list(example.tokens[start:stop]), [span], [stop - start - 1]).to(torch.float32, copy=True)
+        )
     targets = torch.tensor(list(example.targets[prompt - 1 :]))
     routes = forward.routes.read(pages, len(example.tokens)) if forward.routes is not None else None
     return torch.cat(found).log_softmax(-1).gather(1, targets[:, None])[:, 0], replace(example, routes=routes)

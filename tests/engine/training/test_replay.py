@@ -66,7 +66,9 @@ def sampled(forward: Forward, tokens: list[int], prompt: int) -> tuple[torch.Ten
     """Log-probabilities of what follows the prompt and the routes, by the pass that serves, a token at a time."""
     pages, found = list(range(1, 1 + pages_for(len(tokens)))), []
     for start, stop in ((0, prompt), *((at, at + 1) for at in range(prompt, len(tokens) - 1))):
-        found.append(forward.run(tokens[start:stop], [Span(0, stop - start, start, pages, 1)], [stop - start - 1]))
+        found.append(
+            forward.run(tokens[start:stop], [Span(0, stop - start, start, pages, 1)], [stop - start - 1]).clone()
+        )
     logprobs = torch.cat(found).float().log_softmax(-1).gather(1, torch.tensor(tokens[prompt:])[:, None])[:, 0]
     assert forward.routes is not None
     return logprobs, forward.routes.read(pages, len(tokens) - 1)
