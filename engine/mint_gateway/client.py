@@ -21,11 +21,11 @@ from mint_contracts.placement_pb2_grpc import PlacementStub
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.training_pb2_grpc import WavesStub
 from mint_contracts.wire import from_rpc_error
+from mint_gateway.dialling import Trust, dial, untrusted
 
 PATIENCE_S = 30.0
 CALL_TIMEOUT_S = 10.0  # of one try of a call that is not a stream
 RETIRE_TIMEOUT_S = 60.0
-MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
 
 _T = TypeVar("_T")
 _OURS = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}  # the caller's own doing: never retried
@@ -84,12 +84,13 @@ def question(
 
 
 class Client:
-    """One connection. Raises MintError; what goes away by itself is tried again for `patience_s`."""
+    """One connection, by TLS where there is somebody to trust.
 
-    def __init__(self, target: str, *, patience_s: float = PATIENCE_S) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            target, options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
-        )
+    Raises MintError; what goes away by itself is tried again for `patience_s`.
+    """
+
+    def __init__(self, target: str, *, patience_s: float = PATIENCE_S, trust: Trust | None = None) -> None:
+        self._channel = dial(target, trust)
         self._sampler = SamplerStub(self._channel)
         self._placement = PlacementStub(self._channel)
         self._catalog = CatalogStub(self._channel)
@@ -255,7 +256,7 @@ class _Patience:
         delay = delay_s(self._failures, first_s=0.1, cap_s=2.0)
         if failure.retry_after_s is not None:
             delay = failure.retry_after_s * random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients
-        if final or failure.terminal or error.code() in _OURS:
+        if final or failure.terminal or error.code() in _OURS or untrusted(error):
             raise failure from None
         if asyncio.get_running_loop().time() + delay > self._until:
             raise failure from None

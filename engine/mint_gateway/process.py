@@ -7,12 +7,14 @@ from prometheus_client import start_http_server
 
 from mint_contracts.addresses import everywhere
 from mint_contracts.functions import connect
+from mint_gateway.certificate import Certificate
 from mint_gateway.http.door import listen
+from mint_gateway.mounted import Mounted
 from mint_gateway.server import Limits, serve
 
 
-async def run(port: int, http_port: int, metrics_port: int) -> None:
-    """Serve by gRPC, by HTTP, and metrics, on a port each, until a signal.
+async def run(port: int, http_port: int, metrics_port: int, certificate: Mounted[Certificate] | None = None) -> None:
+    """Serve by gRPC, by HTTP, and metrics, on a port each, until a signal; the first two by TLS with a certificate.
 
     Raises the defect that ended its own work before.
     """
@@ -22,15 +24,14 @@ async def run(port: int, http_port: int, metrics_port: int) -> None:
         loop.add_signal_handler(number, ended.set)
     redis = connect()
     try:
-        async with serve(redis, f"[::]:{port}", listen("", http_port), Limits()) as gateway:
+        async with serve(redis, f"[::]:{port}", listen("", http_port), Limits(), certificate) as gateway:
             metrics, thread = start_http_server(metrics_port, everywhere(), registry=gateway.metrics.registry)
             waiting = asyncio.create_task(ended.wait())
-            lasting = (gateway.following, gateway.keeping)
-            await asyncio.wait([waiting, *lasting], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([waiting, *gateway.lasting], return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
         metrics.shutdown()
         thread.join()
-        for task in lasting:
+        for task in gateway.lasting:
             if not task.cancelled() and (defect := task.exception()):
                 raise defect
     finally:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -23,17 +23,20 @@ from mint_contracts import (
     training_pb2,
     training_pb2_grpc,
 )
+from mint_contracts.errors import MintError
 from mint_contracts.map_reader import MapReader
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_gateway.answering import Answering
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.servicer import CatalogServicer
+from mint_gateway.certificate import Certificate, grpc_credentials, http_context
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
 from mint_gateway.http.door import Door, opened
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
+from mint_gateway.mounted import Mounted
 from mint_gateway.route import Router
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
 from mint_gateway.tries import Patience
@@ -63,42 +66,40 @@ class Limits(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Gateway:
-    """A running gateway. `following` and `keeping` end only by a defect, and then the gateway should end too."""
+    """A running gateway. What is `lasting` ends only by a defect, and then the gateway should end too."""
 
     port: int
     http_port: int
     mirror: Mirror
     metrics: Metrics
-    following: asyncio.Task[None]  # of the map
-    keeping: asyncio.Task[None]  # of the catalogs
+    lasting: Sequence[asyncio.Task[None]]
 
 
 @asynccontextmanager
 async def serve(
-    redis: Redis, address: str, listening: socket.socket, limits: Limits | None = None
+    redis: Redis,
+    address: str,
+    listening: socket.socket,
+    limits: Limits | None = None,
+    certificate: Mounted[Certificate] | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serve by gRPC on `address` ("host:port", port 0 for a free one), by HTTP on what listens, until the block ends.
 
-    Then drain. Health is SERVING from the first time that the map was read.
+    With a certificate both speak TLS alone. Then drain. Health is SERVING from the first time that the map was read.
     """
     limits = limits or Limits()
-    channels, metrics = Channels(), Metrics()
+    channels, metrics, reader = Channels(), Metrics(), MapReader(redis)
     in_flight, calls = InFlight(limits.requests), InFlight(limits.calls)
 
     def keep_channels() -> None:
         channels.keep({e.record.address for view in mirror.views.values() for e in view.engines.values()})
 
-    reader = MapReader(redis)
+    def count_retry(error: MintError) -> None:
+        metrics.retries.labels(error.reason).inc()
+
     mirror = Mirror(reader, on_read=keep_channels)
     catalogs = Catalogs(redis, mirror)
-    router = Router(
-        mirror,
-        channels,
-        in_flight,
-        catalogs.resolver,
-        limits.patience,
-        lambda error: metrics.retries.labels(error.reason).inc(),
-    )
+    router = Router(mirror, channels, in_flight, catalogs.resolver, limits.patience, count_retry)
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages, lambda: catalogs.failing)
     answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
     server = _server(
@@ -109,18 +110,18 @@ async def serve(
         healthy,
     )
     await _be_alive(healthy)
-    port = server.add_insecure_port(address)
+    port = _listen(server, address, certificate)
     await server.start()
     draining = asyncio.Event()
     door = Door(answering, router, mirror, lambda: mirror.first_read.is_set() and not draining.is_set(), calls)
-    runner = await opened(door, listening, limits.grace_s)
+    runner = await opened(door, listening, limits.grace_s, http_context(certificate) if certificate else None)
     http_port = listening.getsockname()[1]
-    _log.info("gateway listens", address=address, port=port, http_port=http_port)
-    following = asyncio.create_task(mirror.run())
-    keeping = asyncio.create_task(catalogs.run())
+    _log.info("gateway listens", address=address, port=port, http_port=http_port, tls=certificate is not None)
+    works = [mirror.run(), catalogs.run(), *([certificate.run()] if certificate else [])]
+    lasting = [asyncio.create_task(work) for work in works]
     announcing = asyncio.create_task(_announce(mirror, healthy))
     try:
-        yield Gateway(port, http_port, mirror, metrics, following, keeping)
+        yield Gateway(port, http_port, mirror, metrics, lasting)
     finally:
         announcing.cancel()
         draining.set()
@@ -129,9 +130,9 @@ async def serve(
             _log.info("gateway drains", in_flight=in_flight.total)
         await asyncio.sleep(limits.farewell_s)
         await asyncio.gather(server.stop(limits.grace_s), runner.cleanup())
-        following.cancel()
-        keeping.cancel()
-        await asyncio.wait([following, keeping])
+        for task in lasting:
+            task.cancel()
+        await asyncio.wait(lasting)
         await channels.close()
         _log.info("gateway ended")
 
@@ -151,6 +152,12 @@ def _server(
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server
+
+
+def _listen(server: grpc.aio.Server, address: str, certificate: Mounted[Certificate] | None) -> int:
+    if certificate is None:
+        return server.add_insecure_port(address)
+    return server.add_secure_port(address, grpc_credentials(certificate))
 
 
 async def _be_alive(healthy: health.aio.HealthServicer) -> None:

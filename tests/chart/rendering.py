@@ -37,6 +37,7 @@ EVERYTHING: Values = {
     "gateway": {
         "replicas": 3,
         "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
+        "tls": {"secretName": "gateway-tls"},
         "catalog": {"existingSecret": "s3", "claims": ["catalog"]},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/catalogs"}},
     },

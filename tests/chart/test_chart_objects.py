@@ -133,6 +133,36 @@ def test_ports_are_those_of_the_contracts() -> None:
     assert gateway["spec"]["ports"][0]["appProtocol"] == "grpc"
 
 
+def test_by_tls_a_secret_is_mounted_and_ports_and_probes_say_so() -> None:
+    objects = render({"gateway": {"tls": {"secretName": "gateway-tls"}}})
+    ports = of_kind(objects, "Service")["mint-gateway"]["spec"]["ports"]
+    assert [(port["name"], port["port"], port.get("appProtocol")) for port in ports] == [
+        ("grpcs", settings.GATEWAY_PORT, "https"),
+        ("https", settings.GATEWAY_HTTP_PORT, "https"),
+        ("metrics", settings.METRICS_PORT, None),
+    ]
+    gateway = workloads(objects)["mint-gateway"]
+    own = container(gateway)
+    _, folder = own["args"]
+    assert {"name": "tls", "mountPath": folder, "readOnly": True} in own["volumeMounts"]
+    [volume] = [each for each in pod(gateway)["volumes"] if each["name"] == "tls"]
+    assert volume["secret"] == {"secretName": "gateway-tls", "defaultMode": 0o440}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert own[probe]["httpGet"]["scheme"] == "HTTPS"
+        assert "grpc" not in own[probe]
+
+
+def test_without_a_secret_the_gateway_speaks_plain_text() -> None:
+    gateway = workloads(render(DEFAULTS))["mint-gateway"]
+    assert "args" not in container(gateway)
+    assert [
+        port["appProtocol"] for port in of_kind(render(DEFAULTS), "Service")["mint-gateway"]["spec"]["ports"][:2]
+    ] == [
+        "grpc",
+        "http",
+    ]
+
+
 def test_the_operator_is_told_what_engines_need() -> None:
     told = environment(workloads(render(EVERYTHING | NAMESPACED))["mint-operator"])
     assert told["MINT_NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}

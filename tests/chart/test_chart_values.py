@@ -57,6 +57,8 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"gateway": {"replicas": "two"}}, "/gateway/replicas"),
     ({"gateway": {"replicas": -1}}, "/gateway/replicas"),
     ({"gateway": {"service": {"type": "ExternalName"}}}, "/gateway/service/type"),
+    ({"gateway": {"tls": {"secretName": "A Secret"}}}, "/gateway/tls/secretName"),
+    ({"gateway": {"tls": {"secret": "gateway-tls"}}}, "'secret' not allowed"),
     ({"gateway": {"resources": {"request": {}}}}, "'request' not allowed"),
     ({"gateway": {"resources": {"limits": {"memory": "4 GB"}}}}, "/gateway/resources/limits/memory"),
     ({"images": {"engine": {"tag": "a tag"}}}, "/images/engine/tag"),

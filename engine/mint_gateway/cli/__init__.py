@@ -7,10 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mint_contracts.errors import MintError
-from mint_contracts.settings import GATEWAY_PORT
-from mint_gateway.cli import ask, catalog, explain, placements, plan, wave
-
-GATEWAY = "MINT_GATEWAY"  # "host:port"
+from mint_gateway.cli import ask, catalog, explain, placements, plan, reaching, wave
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,22 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = argparse.ArgumentParser(prog="mint", description="Talk to many adapters on one base model.")
-    reaching = argparse.ArgumentParser(add_help=False)
-    reaching.add_argument(
-        "--gateway",
-        metavar="HOST:PORT",
-        default=os.environ.get(GATEWAY, f"127.0.0.1:{GATEWAY_PORT}"),
-        help=f"the gateway (default ${GATEWAY}, else %(default)s)",
-    )
-    reaching.add_argument("--base", metavar="NS/NAME", default="", help="the base model, where there are several")
-    reaching.add_argument(
-        "--patience", type=float, metavar="SECONDS", default=30.0, help="go on trying so long (default %(default)s)"
-    )
-    common = argparse.ArgumentParser(add_help=False, parents=[reaching])
+    way = reaching.options()
+    common = argparse.ArgumentParser(add_help=False, parents=[way])
     common.add_argument("-o", "--output", choices=("text", "json"), default="text")
     verbs = root.add_subparsers(required=True, metavar="VERB")
     for verb in (ask, catalog, explain, placements):
         verb.add(verbs, common)
     plan.add(verbs)
-    wave.add(verbs, common, reaching)
+    wave.add(verbs, common, way)
     return root

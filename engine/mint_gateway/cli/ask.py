@@ -13,6 +13,7 @@ from rich.live import Live
 
 from mint_contracts.errors import MintError
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
+from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.tables import Column, answers_table
 from mint_gateway.client import Answer, Client, collect, question
 
@@ -59,7 +60,7 @@ async def run(options: argparse.Namespace) -> int:
     if options.bare or not adapters:
         adapters.append("")
     requests = [_request(options, adapter) for adapter in adapters]
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         if len(requests) == 1 and options.n <= 1 and options.output == "text":
             await _stream(client, requests[0])
             return 0

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterResponse
 from mint_contracts.errors import InvalidRequest
 from mint_gateway.cli.manifest_file import requests, size_of
+from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.tables import entries_table, refusals_table
-from mint_gateway.client import Client
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -50,7 +50,7 @@ async def run_list(options: argparse.Namespace) -> int:
     labels = dict(_pair(text) for text in options.label)
     found: list[CatalogEntry] = []
     token, total = "", 0
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         while len(found) < options.limit:
             size = min(PAGE, options.limit - len(found))
             page = await client.catalog_page(
@@ -71,7 +71,7 @@ async def run_list(options: argparse.Namespace) -> int:
 
 async def run_show(options: argparse.Namespace) -> int:
     """Print one adapter's entry."""
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         entry = await client.resolve(options.adapter, options.base)
     if options.output == "json":
         print(json.dumps(_as_dict(entry), indent=2))
@@ -90,7 +90,7 @@ async def run_register(options: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     size = await asyncio.to_thread(size_of, options.file)
     columns = (TextColumn("{task.description}"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task(f"registering {options.file.name}", total=size)
             told = await client.register(
@@ -105,7 +105,7 @@ async def run_register(options: argparse.Namespace) -> int:
 
 async def run_retire(options: argparse.Namespace) -> int:
     """Retire names."""
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         for at in range(0, len(options.adapters), RETIRED_A_CALL):
             await client.retire(options.adapters[at : at + RETIRED_A_CALL], options.base)
     print(f"{len(options.adapters):,} retired")

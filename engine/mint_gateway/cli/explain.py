@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 
+from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.tables import holders_table
-from mint_gateway.client import Client
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -23,7 +23,7 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
 
 async def run(options: argparse.Namespace) -> int:
     """Ask the gateway and print."""
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         explanation = await client.explain(options.adapter, options.base)
     if options.output == "json":
         print(json.dumps(MessageToDict(explanation, preserving_proto_field_name=True), indent=2))

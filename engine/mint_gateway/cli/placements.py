@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 
+from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.tables import placements_table
-from mint_gateway.client import Client
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -22,7 +22,7 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
 
 async def run(options: argparse.Namespace) -> int:
     """Ask the gateway and print."""
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         found = await client.placements(options.base)
     if options.output == "json":
         print(json.dumps([MessageToDict(each, preserving_proto_field_name=True) for each in found], indent=2))

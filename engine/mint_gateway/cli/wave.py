@@ -16,10 +16,10 @@ from rich.live import Live
 
 from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.cli import wave_orders
+from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.wave_explained import wave_explained
 from mint_gateway.cli.wave_plot import plot
 from mint_gateway.cli.wave_tables import line, progress_table, waves_table
-from mint_gateway.client import Client
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -56,7 +56,7 @@ def add(verbs: "Verbs", common: argparse.ArgumentParser, reaching: argparse.Argu
 
 async def list_waves(options: argparse.Namespace) -> int:
     """Ask the gateway and print."""
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         found = await client.waves(options.base)
     if options.output == "json":
         print(json.dumps([_as_dict(each) for each in found], indent=2))
@@ -68,7 +68,7 @@ async def list_waves(options: argparse.Namespace) -> int:
 async def watch(options: argparse.Namespace) -> int:
     """Show progress until the wave has ended; 1 if it failed."""
     last = WaveProgress()
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         updates = client.watch(_name(options), history=True)
         console = Console(highlight=False)
         if options.output == "text" and console.is_terminal:
@@ -81,7 +81,7 @@ async def watch(options: argparse.Namespace) -> int:
 
 async def explain(options: argparse.Namespace) -> int:
     """Ask the gateway and print."""
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         found = await client.explain_wave(_name(options))
     if options.output == "json":
         print(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
@@ -92,7 +92,7 @@ async def explain(options: argparse.Namespace) -> int:
 
 async def draw(options: argparse.Namespace) -> int:
     """Write the picture of a wave's rewards so far."""
-    async with Client(options.gateway, patience_s=options.patience) as client:
+    async with reach(options) as client:
         updates = client.watch(_name(options), history=True)
         progress = await anext(updates)
         await updates.aclose()

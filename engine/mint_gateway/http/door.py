@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Container
@@ -42,6 +43,7 @@ class Door:
         application.router.add_get("/v1/models", self._models)
         application.router.add_get("/v1/models/{model:.+}", self._model)
         application.router.add_get("/health", self._health)
+        application.router.add_get("/live", _live)
         return application
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:
@@ -99,13 +101,23 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port))
 
 
-async def opened(door: Door, listening: socket.socket, grace_s: float) -> web.AppRunner:
-    """The door on what listens, until the runner is cleaned up: then what was begun has `grace_s` to end."""
+async def opened(
+    door: Door, listening: socket.socket, grace_s: float, context: ssl.SSLContext | None
+) -> web.AppRunner:
+    """The door on what listens, by TLS where there is a context for it, until the runner is cleaned up.
+
+    Then what was begun has `grace_s` to end.
+    """
     # A client that goes away ends its handler, and with it the engine's work.
     runner = web.AppRunner(door.application(), access_log=None, handler_cancellation=True, shutdown_timeout=grace_s)
     await runner.setup()
-    await web.SockSite(runner, listening).start()
+    await web.SockSite(runner, listening, ssl_context=context).start()
     return runner
+
+
+async def _live(_: web.Request) -> web.Response:
+    """Answered as long as the loop turns, whatever the map does."""
+    return reply({"live": True})
 
 
 async def _body(http: web.Request) -> bytes:

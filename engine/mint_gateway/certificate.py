@@ -1,0 +1,62 @@
+"""The gateway's own certificate, from a Secret of type kubernetes.io/tls, as both doors show it.
+
+Each new connection gets the one that was read last; connections that there are go on with theirs.
+"""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from mint_contracts.errors import CorruptFile, SourceNotFound
+from mint_gateway.mounted import Files, Mounted
+from mint_gateway.pem import check_certificates
+
+CHAIN, KEY = "tls.crt", "tls.key"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A chain of certificates with the key of its first, in PEM, and a context for TLS that has them."""
+
+    chain: bytes
+    key: bytes
+    context: ssl.SSLContext
+
+
+def read_certificate(folder: Path, files: Files) -> Certificate:
+    """The folder's certificate. Raises SourceNotFound or CorruptFile, which name the file."""
+    for name in (CHAIN, KEY):
+        if name not in files:
+            raise SourceNotFound(str(folder / name), "does not exist; a Secret of type kubernetes.io/tls has it")
+    check_certificates(str(folder / CHAIN), files[CHAIN])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(folder / CHAIN, folder / KEY, password="")  # asks nobody for one
+    except (ssl.SSLError, OSError) as error:
+        if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+            raise CorruptFile(str(folder / KEY), f"is the key of another certificate than {CHAIN}") from None
+        raise CorruptFile(str(folder / KEY), f"is no private key in PEM without a password ({error})") from None
+    return Certificate(files[CHAIN], files[KEY], context)
+
+
+def grpc_credentials(mounted: Mounted[Certificate]) -> grpc.ServerCredentials:
+    """What a gRPC server shows, asked for at each new connection, by threads of gRPC's own."""
+
+    def now() -> grpc.ServerCertificateConfiguration:
+        certificate = mounted.now
+        return grpc.ssl_server_certificate_configuration([(certificate.key, certificate.chain)])
+
+    return grpc.dynamic_ssl_server_credentials(now(), now)
+
+
+def http_context(mounted: Mounted[Certificate]) -> ssl.SSLContext:
+    """What an HTTP server shows: a context that gives way to the newest at each new connection."""
+
+    def give_way(connection: ssl.SSLSocket | ssl.SSLObject, _name: str, _context: ssl.SSLContext) -> None:
+        connection.context = mounted.now.context
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = give_way  # called whether or not the client names a server
+    return context

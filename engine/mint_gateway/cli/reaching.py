@@ -1,0 +1,43 @@
+"""How every verb that asks a gateway reaches it."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mint_contracts.settings import GATEWAY_PORT
+from mint_gateway.client import Client
+from mint_gateway.dialling import Trust, read_authorities
+
+GATEWAY = "MINT_GATEWAY"  # "host:port"
+
+
+def options() -> argparse.ArgumentParser:
+    """The options that say how, for such verbs to have among their own."""
+    way = argparse.ArgumentParser(add_help=False)
+    way.add_argument(
+        "--gateway",
+        metavar="HOST:PORT",
+        default=os.environ.get(GATEWAY, f"127.0.0.1:{GATEWAY_PORT}"),
+        help=f"the gateway (default ${GATEWAY}, else %(default)s)",
+    )
+    way.add_argument("--tls", action="store_true", help="by TLS, trusting the public authorities")
+    way.add_argument("--ca", type=Path, metavar="FILE", help="by TLS, trusting the authorities in FILE (PEM)")
+    way.add_argument(
+        "--tls-server-name",
+        metavar="NAME",
+        default="",
+        help="by TLS, the name in the gateway's certificate (default: HOST)",
+    )
+    way.add_argument("--base", metavar="NS/NAME", default="", help="the base model, where there are several")
+    way.add_argument(
+        "--patience", type=float, metavar="SECONDS", default=30.0, help="go on trying so long (default %(default)s)"
+    )
+    return way
+
+
+def reach(told: argparse.Namespace) -> Client:
+    """A client of the gateway that the options name. Raises MintError where their file is of no use."""
+    trust = None
+    if told.tls or told.ca or told.tls_server_name:
+        trust = Trust(read_authorities(told.ca) if told.ca else None, told.tls_server_name)
+    return Client(told.gateway, patience_s=told.patience, trust=trust)

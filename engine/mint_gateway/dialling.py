@@ -1,0 +1,53 @@
+"""How a client reaches a gateway, in plain text or by TLS."""
+
+from pathlib import Path
+
+import grpc
+import msgspec
+
+from mint_contracts.errors import SourceNotFound, SourceUnavailable
+from mint_gateway.pem import check_certificates
+
+MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
+
+# What gRPC says of a server that is not the one that was meant: waiting mends nothing.
+_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """By what a client knows the gateway that it means.
+
+    `authorities` (PEM) vouch for its certificate, None being those that gRPC knows; `server_name` is the name that it
+    bears, where it is reached by another, as through `kubectl port-forward`.
+    """
+
+    authorities: bytes | None = None
+    server_name: str = ""
+
+
+def dial(target: str, trust: Trust | None) -> grpc.aio.Channel:
+    """A channel to "host:port", by TLS where it has somebody to trust."""
+    options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    if trust is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    if trust.server_name:
+        options.append(("grpc.ssl_target_name_override", trust.server_name))
+    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(trust.authorities), options=options)
+
+
+def untrusted(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server showed a certificate that the client does not trust."""
+    return any(sign in (error.details() or "") for sign in _UNTRUSTED)
+
+
+def read_authorities(path: Path) -> bytes:
+    """The certificates of a file in PEM. Raises SourceNotFound, SourceUnavailable or CorruptFile."""
+    subject = f"file {str(path)!r}"
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise SourceNotFound(subject, "does not exist") from None
+    except OSError as error:
+        raise SourceUnavailable(subject, f"could not be read ({error.strerror})") from None
+    check_certificates(subject, text)
+    return text

@@ -1,0 +1,13 @@
+"""Certificates as text (RFC 7468)."""
+
+import ssl
+
+from mint_contracts.errors import CorruptFile
+
+
+def check_certificates(subject: str, text: bytes) -> None:
+    """Raise CorruptFile unless the text of `subject` holds certificates."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text.decode())
+    except (ssl.SSLError, ValueError) as error:  # ValueError: it is no UTF-8, or empty
+        raise CorruptFile(subject, f"holds no certificate in PEM ({error})") from None

@@ -1,0 +1,183 @@
+"""Both doors by TLS: real certificates over real sockets, and new ones without a restart."""
+
+import asyncio
+import os
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from mint_contracts import errors
+from mint_gateway.certificate import read_certificate
+from mint_gateway.client import Client, question
+from mint_gateway.dialling import Trust, untrusted
+from mint_gateway.mounted import Mounted
+from tests.gateway.scene import BASE, LIMITS, Scene
+from tests.gateway.secrets import Authority, mount
+from tests.gateway.test_cli import mint
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority that nobody was told of."""
+    return Authority(tmp_path_factory.mktemp("stranger"))
+
+
+@pytest.fixture
+async def secret(scene: Scene, authority: Authority, tmp_path: Path) -> Path:
+    """A mounted Secret; a gateway serves by it, with an engine behind."""
+    folder = mount(tmp_path / "tls", authority.certificate("first"))
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.open(LIMITS, Mounted(folder, read_certificate), Trust(authority.file.read_bytes()))
+    await scene.seen(engine)
+    return folder
+
+
+async def get(scene: Scene, authority: Authority, path: str = "/v1/models") -> int:
+    """The status by HTTP, of a client that trusts this authority alone, on a connection of its own."""
+    trusted = ssl.create_default_context(cafile=str(authority.file))
+    url = f"https://127.0.0.1:{scene.gateway.http_port}{path}"
+    async with aiohttp.ClientSession() as session, session.get(url, ssl=trusted) as answer:
+        return answer.status
+
+
+async def healthy(scene: Scene, authority: Authority) -> bool:
+    """Whether it answers by gRPC to a client that trusts this authority alone, on a connection of its own."""
+    credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.secure_channel(scene.target, credentials, options=alone) as channel:
+        try:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
+        except grpc.aio.AioRpcError as error:
+            return not untrusted(error)
+        return True
+
+
+@pytest.mark.usefixtures("secret")
+async def test_both_doors_answer_by_tls_and_not_without(scene: Scene, authority: Authority) -> None:
+    assert (await scene.client.answer(question("Ahoy?", base_model=BASE))).text == "Hello there."
+    for path in ("/v1/models", "/health", "/live"):
+        assert await get(scene, authority, path) == 200
+    async with Client(scene.target, patience_s=0.0) as plain:
+        with pytest.raises(errors.Unavailable):
+            await plain.placements()
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(f"{scene.url}/health")
+
+
+@pytest.mark.usefixtures("secret")
+async def test_an_authority_that_is_not_trusted_or_another_name_ends_it_at_once(
+    scene: Scene, authority: Authority, stranger: Authority
+) -> None:
+    for trust in (Trust(stranger.file.read_bytes()), Trust(authority.file.read_bytes(), server_name="mint.example")):
+        async with Client(scene.target, patience_s=3600, trust=trust) as client:
+            with pytest.raises(errors.Unavailable, match=r"CERTIFICATE_VERIFY_FAILED|Hostname Verification"):
+                await asyncio.wait_for(client.placements(), 60)
+    with pytest.raises(aiohttp.ClientConnectorCertificateError):
+        await get(scene, stranger)
+
+
+async def test_a_new_certificate_is_shown_by_both_doors_without_a_restart(
+    scene: Scene, secret: Path, authority: Authority, stranger: Authority
+) -> None:
+    async with Client(scene.target, patience_s=0.0, trust=Trust(authority.file.read_bytes())) as before:
+        await before.placements()
+        with capture_logs() as logs:
+            mount(secret, stranger.certificate("second"))
+            await until(lambda: [line for line in logs if line["event"] == "secret is read anew"])
+        assert await healthy(scene, stranger)
+        assert not await healthy(scene, authority)
+        assert await get(scene, stranger) == 200
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await get(scene, authority)
+        await before.placements()  # on the connection that it has
+
+
+async def test_a_new_certificate_that_is_none_is_told_once_and_the_old_one_goes_on(
+    scene: Scene, secret: Path, authority: Authority
+) -> None:
+    with capture_logs() as logs:
+        good = authority.certificate("good")
+        mount(secret, good | {"tls.key": b"nonsense"})
+        told = await until(lambda: [line for line in logs if line["log_level"] == "error"])
+        assert isinstance(told, list)
+        assert "tls.key: is no private key in PEM" in told[0]["error"]
+        assert await healthy(scene, authority)
+        assert await get(scene, authority) == 200
+        mount(secret, good)
+        await until(lambda: [line for line in logs if line["event"] == "secret is read anew"])
+    assert len([line for line in logs if line["log_level"] == "error"]) == 1
+    assert await get(scene, authority) == 200
+
+
+def test_what_cannot_be_used_is_told_by_its_files_name(tmp_path: Path, authority: Authority) -> None:
+    good, other = authority.certificate("good"), authority.certificate("other")
+    command = ["openssl", "ec", "-aes128", "-passout", "pass:word"]
+    locked = subprocess.run(command, input=good["tls.key"], check=True, capture_output=True).stdout
+    bad: list[tuple[dict[str, bytes], str]] = [
+        ({"tls.crt": good["tls.crt"]}, r"tls\.key: does not exist; a Secret of type kubernetes\.io/tls has it"),
+        ({"tls.key": good["tls.key"]}, r"tls\.crt: does not exist"),
+        (good | {"tls.crt": b""}, r"tls\.crt: holds no certificate in PEM"),
+        (good | {"tls.crt": b"\xff"}, r"tls\.crt: holds no certificate in PEM"),
+        (good | {"tls.crt": good["tls.key"]}, r"tls\.crt: holds no certificate in PEM"),
+        (good | {"tls.key": b"nonsense"}, r"tls\.key: is no private key in PEM"),
+        (good | {"tls.key": locked}, r"tls\.key: is no private key in PEM without a password"),
+        (good | {"tls.key": other["tls.key"]}, r"tls\.key: is the key of another certificate than tls\.crt"),
+    ]
+    for number, (files, says) in enumerate(bad):
+        with pytest.raises((errors.SourceNotFound, errors.CorruptFile), match=says):
+            Mounted(mount(tmp_path / str(number), files), read_certificate)
+    with pytest.raises(errors.SourceNotFound, match="nowhere: does not exist"):
+        Mounted(tmp_path / "nowhere", read_certificate)
+
+
+async def test_the_program_says_which_file_it_cannot_read_and_ends(tmp_path: Path, authority: Authority) -> None:
+    folder = mount(tmp_path / "tls", authority.certificate("torn") | {"tls.crt": b"torn"})
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mint_gateway.main", "--tls", str(folder)),
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(os.environ),
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
+    assert said.startswith(b"mint-gateway: ")
+    assert b"tls.crt: holds no certificate in PEM" in said
+    assert said.count(b"\n") == 1
+
+
+async def test_the_command_line_asks_by_tls(
+    scene: Scene, authority: Authority, stranger: Authority, tmp_path: Path
+) -> None:
+    folder = mount(tmp_path / "tls", authority.certificate("named", "DNS:mint-gateway.mint-system.svc"))
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.open(LIMITS, Mounted(folder, read_certificate), Trust(authority.file.read_bytes()))
+    await scene.seen(engine)
+    trusting = ("--ca", str(authority.file), "--tls-server-name", "mint-gateway.mint-system.svc")
+    assert await mint(scene.target, "ask", *trusting, "Hello?") == (0, "Hello there.\n", "")
+    assert (await mint(scene.target, "wave", "list", *trusting))[0] == 0
+    assert (await mint(scene.target, "catalog", "list", *trusting))[2].startswith("mint: CatalogNotFound: ")
+    for distrusting in (("--tls",), ("--ca", str(stranger.file)), ("--ca", str(authority.file))):
+        code, _, said = await mint(scene.target, "placements", *distrusting)
+        assert code == 1
+        assert "mint: Unavailable: " in said  # after what gRPC itself says of it
+    code, _, said = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
+    assert (code, said) == (1, f"mint: SourceNotFound: file '{tmp_path / 'none.crt'}': does not exist\n")
+    (tmp_path / "none.crt").write_bytes(b"none")
+    code, _, said = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
+    assert (code, said.count("\n")) == (1, 1)
+    assert "none.crt': holds no certificate in PEM" in said
