@@ -13,7 +13,7 @@ from mint_contracts.addresses import everywhere
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import CorruptFile, Internal, MintError, NonFiniteWeights, StaleEpoch, UnsupportedBase
 from mint_contracts.functions import connect
-from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure, Held
+from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure, Held, Tier
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
@@ -21,6 +21,7 @@ from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.parallel.ahead import Muster
 from mint_engine.parallel.node import is_of_node
+from mint_engine.policies.herald import Herald
 from mint_engine.policies.namesakes import Namesakes
 from mint_engine.policies.roster import Roster
 from mint_engine.policies.service import Open
@@ -61,10 +62,28 @@ class Process:
         self._rising = Headway()
         self._refused: tuple[Mapping[str, str], Failure] | None = None  # a copy that is gone: of what, and why
         self._leaving = False
+        self._herald = _herald_of(start)
         training = TrainBody(want=self._train, confirm=self._confirm, progress=self._progress, rewards=self._rewards)
         trains = start.settings.training_store is not None
         body = Body(self._describe, self._holdings, self._want, training if trains else None)
         self.agent = Agent(self._redis, start.settings.base_model, start.engine, body)
+
+    async def follow(self) -> None:
+        """Follow the map and report, as `Agent.run`, and know what calls have published before and elsewhere.
+
+        That comes first: what the first report leaves out is nowhere, for all who read it.
+        """
+        herald = self._herald
+        if herald is None:
+            await self.agent.run()
+            return
+        herald.on_change = self._announced
+        looking = asyncio.create_task(herald.run())
+        try:
+            await herald.first()
+            await self.agent.run()
+        finally:
+            looking.cancel()
 
     async def bring_up(self) -> None:
         """Fetch and load the base; tries until it works, and tells the map meanwhile why it does not."""
@@ -154,17 +173,20 @@ class Process:
         residency.want(self._wants)
         residency.start()
         self._residency = residency
+        self._announced()
         return residency
 
     def _open_training(self) -> None:
         source, residency = self._start.settings.training_store, self._residency
         means = self._server.means(residency.lending) if residency is not None else None
-        if means is None or source is None:
+        if means is None or source is None or self._herald is None:
             return
         roster = self._roster = Roster(means, self._incarnation, self.agent.changed)
         told = self._start.settings
         namesakes = Namesakes(self._redis, told.base_model, source, told.store)
-        self._server.trainer.open = Open(means, store_of(source), lambda: roster.policies, namesakes.refuse)
+        self._server.trainer.open = Open(
+            means, store_of(source), lambda: roster.policies, namesakes.refuse, self._herald
+        )
         roster.want(*self._trains)
 
     def _train(self, waves: Mapping[str, WaveTraining], trains: Mapping[str, TrainAssignment]) -> None:
@@ -187,8 +209,16 @@ class Process:
         if self._residency is not None:
             self._residency.want(self._wants)
 
+    def _announced(self) -> None:
+        if self._residency is not None and self._herald is not None:
+            self._residency.lending.announce(self._herald.known)
+        self.agent.changed()
+
     def _holdings(self) -> dict[str, Held]:
-        return self._residency.report() if self._residency is not None else {}
+        if self._residency is not None:
+            return self._residency.report()
+        known = self._herald.known if self._herald is not None else {}
+        return {name: Held(name, source, Tier.REMOTE, published=True) for name, source in known.items()}
 
     def _describe(self, map_version: int, sequence: int) -> EngineRecord:
         residency, load, told = self._residency, self._server.load_now, self._start.settings
@@ -225,7 +255,7 @@ async def run(start: Start, muster: Muster) -> int:
     server = await listen(start.settings, start.engine, start.port, entrance=start.entrance, muster=muster)
     log.info("listening", port=server.port, metrics_port=start.metrics_port, source=start.settings.source.uri)
     process = Process(start, server)
-    following = asyncio.create_task(process.agent.run())
+    following = asyncio.create_task(process.follow())
     rising = asyncio.create_task(process.bring_up())
     signalled, lost = asyncio.create_task(ended.wait()), asyncio.create_task(server.lost.wait())
     await asyncio.wait({following, signalled, lost}, return_when=asyncio.FIRST_COMPLETED)
@@ -245,6 +275,13 @@ async def run(start: Start, muster: Muster) -> int:
     if draining.done():
         draining.result()
     return DRAINED
+
+
+def _herald_of(start: Start) -> Herald | None:
+    told = start.settings
+    if told.training_store is None:
+        return None
+    return Herald(told.training_store, told.base_model, start.engine)
 
 
 def _why_ended(following: "asyncio.Task[None]", start: Start) -> int:

@@ -68,7 +68,7 @@ def refusal(view: MapView, adapter: str, now: Now) -> MintError | None:
             return unread(f"adapter {adapter!r}")
         return AdapterNotFound(
             f"adapter {adapter!r}",
-            f"no wave serves it on {view.base}, no engine has published it, and {_nowhere(view)}; check the name, "
+            f"no wave serves it on {view.base}, nobody has published it, and {_nowhere(view)}; check the name, "
             "or apply an AdapterWave that names it",
         )
     asked = _asked(view, adapter)
@@ -137,8 +137,8 @@ def _for_adapter(view: MapView, adapter: str, able: list[Engine], now: Now) -> l
 
 def _holder_why(held: Held, holders: Iterable[tuple[Engine, Held]]) -> str:
     same = sum(1 for _, other in holders if other.tier is held.tier)
-    whence = "has published it, and " if held.published else ""
-    return f"{whence}holds it in {held.tier}" + (f", least loaded of {same} that do" if same > 1 else "")
+    whence = ", which Trainer calls have published," if held.published else ""
+    return f"holds it{whence} in {held.tier}" + (f", least loaded of {same} that do" if same > 1 else "")
 
 
 def _may_answer(engine: Engine, now: Now) -> bool:

@@ -17,7 +17,7 @@ class Engine(msgspec.Struct, frozen=True):
     record: EngineRecord
     alive: bool
     held: Mapping[str, Held]
-    published: Mapping[str, Source] = {}  # of what it holds, what it has published itself
+    published: Mapping[str, Source] = {}  # as it tells of them, the revisions that Trainer calls have published
 
     @property
     def available(self) -> bool:
@@ -34,7 +34,7 @@ class MapView(msgspec.Struct, frozen=True):
     placements: Mapping[str, Placement] = {}
     engines: Mapping[str, Engine] = {}
     catalogued: Mapping[str, Source] = {}  # what the catalog says of adapters that a request asks for
-    published: Mapping[str, Source] = {}  # the newest revision of what engines have published themselves
+    published: Mapping[str, Source] = {}  # the newest revision of each name that Trainer calls have published
 
     def source(self, adapter: str) -> Source | None:
         """Where the adapter is fetched from: its placement's source, else as `stored`."""
@@ -43,8 +43,8 @@ class MapView(msgspec.Struct, frozen=True):
         return self.stored(adapter)
 
     def stored(self, adapter: str) -> Source | None:
-        """Where any engine of the base reads the adapter on demand: the catalog's word, else that of the engine that
-        has published it (or had, when it was last alive), else its place in the base's store."""
+        """Where any engine of the base reads the adapter on demand: the catalog's word, else that of engines (when
+        they were last alive) on what calls have published, else its place in the base's store."""
         if known := self.catalogued.get(adapter):
             return known
         if "@" in adapter:  # only the catalog knows revisions
@@ -122,7 +122,7 @@ def heard(name: str, record: EngineRecord, held: Mapping[str, Held]) -> Engine:
 
 
 def newest_published(engines: Iterable[Engine]) -> dict[str, Source]:
-    """The newest revision of each name that these have published.
+    """The newest revision of each name that is published, as these tell.
 
     All of a name's lie in one folder, each in one of its own, whose name sorts by lease and step.
     """

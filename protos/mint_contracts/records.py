@@ -119,8 +119,8 @@ class Failure(_Record, frozen=True):
 class Held(_Record, frozen=True, gc=False):
     """One adapter as an engine holds it, or failed to. Writer: that engine.
 
-    What it has `published` itself, and no wave has told it of, is what the name means to those whom neither a wave
-    nor the catalog tells otherwise.
+    What Trainer calls have `published`, to it or to another engine of its base, and no wave has told it of, is what
+    the name means to those whom neither a wave nor the catalog tells otherwise.
     """
 
     adapter: str

@@ -115,14 +115,17 @@ class TrainerServicer:
 
     def Publish(self, request, context):
         """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns. The
-        gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here.
+        gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here. Every
+        engine of the base can answer by it, also when this one has ended, until the policy is dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DropPolicy(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Its name means nothing any more, what it has saved and published stays in the store. Where its engine has started
+        anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

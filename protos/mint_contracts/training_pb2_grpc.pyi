@@ -45,9 +45,13 @@ class TrainerStub:
     LoadState: _grpc.UnaryUnaryMultiCallable[_training_pb2.LoadStateRequest, _training_pb2.PolicyState]
     Publish: _grpc.UnaryUnaryMultiCallable[_training_pb2.PublishRequest, _training_pb2.PublishResponse]
     """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns. The
-    gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here.
+    gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here. Every
+    engine of the base can answer by it, also when this one has ended, until the policy is dropped.
     """
     DropPolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.DropPolicyRequest, _training_pb2.DropPolicyResponse]
+    """Its name means nothing any more, what it has saved and published stays in the store. Where its engine has started
+    anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine.
+    """
 
 @_typing.type_check_only
 class TrainerAsyncStub(TrainerStub):
@@ -66,9 +70,13 @@ class TrainerAsyncStub(TrainerStub):
     LoadState: _aio.UnaryUnaryMultiCallable[_training_pb2.LoadStateRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     Publish: _aio.UnaryUnaryMultiCallable[_training_pb2.PublishRequest, _training_pb2.PublishResponse]  # type: ignore[assignment]
     """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns. The
-    gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here.
+    gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here. Every
+    engine of the base can answer by it, also when this one has ended, until the policy is dropped.
     """
     DropPolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.DropPolicyRequest, _training_pb2.DropPolicyResponse]  # type: ignore[assignment]
+    """Its name means nothing any more, what it has saved and published stays in the store. Where its engine has started
+    anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine.
+    """
 
 class TrainerServicer(metaclass=_abc_1.ABCMeta):
     """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
@@ -120,7 +128,8 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PublishResponse, _abc.Awaitable[_training_pb2.PublishResponse]]:
         """Makes the policy's weights a revision: served at once under the policy's name, durable when this returns. The
-        gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here.
+        gateway leads there who asks for the name, unless a wave or the catalog has it: such a name is refused here. Every
+        engine of the base can answer by it, also when this one has ended, until the policy is dropped.
         """
 
     @_abc_1.abstractmethod
@@ -128,7 +137,10 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _training_pb2.DropPolicyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_training_pb2.DropPolicyResponse, _abc.Awaitable[_training_pb2.DropPolicyResponse]]: ...
+    ) -> _typing.Union[_training_pb2.DropPolicyResponse, _abc.Awaitable[_training_pb2.DropPolicyResponse]]:
+        """Its name means nothing any more, what it has saved and published stays in the store. Where its engine has started
+        anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine.
+        """
 
 def add_TrainerServicer_to_server(servicer: TrainerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

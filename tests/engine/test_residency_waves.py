@@ -220,7 +220,7 @@ def test_an_offer_follows_a_want_of_what_the_same_policy_has_published_and_no_ot
         return {"team/x": Assignment("team/x", Source(uri), tier)}
 
     offered = held("s3://runs/revisions/team/x/new", Tier.DISK)
-    assert with_offered({}, offered) == offered, "until the map tells of it"
-    assert with_offered(held("s3://runs/revisions/team/x/old"), offered) == held("s3://runs/revisions/team/x/new")
+    assert with_offered({}, offered, {}) == offered, "until the map tells of it"
+    assert with_offered(held("s3://runs/revisions/team/x/old"), offered, {}) == held("s3://runs/revisions/team/x/new")
     for elsewhere in ("s3://adapters/team/x", "s3://runs/revisions/team/x2/old", "s3://other/revisions/team/x/old"):
-        assert with_offered(held(elsewhere), offered) == held(elsewhere)
+        assert with_offered(held(elsewhere), offered, {}) == held(elsewhere)

@@ -130,6 +130,65 @@ async def test_what_a_wave_tells_of_is_not_told_as_published(scene: Callable[...
     assert not here.residency.report()[NAMES[0]].published
 
 
+async def test_what_is_announced_is_told_of_before_anybody_asks_and_read_by_who_asks_first(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(store=None)
+    here.residency.lending.announce({"a/b": told(store, 1)})
+    mine = here.residency.report()["a/b"]
+    assert (mine.source, mine.tier, mine.published) == (told(store, 1), Tier.REMOTE, True)
+    assert not here.loader.fetches
+    revision = await once(here, "a/b")
+    mine = here.residency.report()["a/b"]
+    assert (mine.revision, mine.tier, mine.published) == (revision, Tier.DEVICE, True)
+    async with here.residency.hold("a/b", told(store, 2)) as catalogued:
+        assert catalogued.revision != revision
+    assert await once(here, "a/b") == revision, "who is told nothing means what is announced"
+
+
+async def test_a_newer_announcement_takes_the_older_ones_place_and_none_leaves_nothing(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(store=None)
+    here.residency.lending.announce({"a/b": told(store, 1)})
+    first = await once(here, "a/b")
+    here.residency.lending.announce({"a/b": told(store, 2)})
+    assert here.residency.report()["a/b"].source == told(store, 2)
+    second = await once(here, "a/b")
+    assert second != first
+    await until(lambda: list(here.slots.tenants.values()) == [second])
+    here.residency.lending.announce({})
+    await until(lambda: not here.slots.tenants)
+    assert not here.residency.report()
+    with pytest.raises(AdapterNotFound):
+        await once(here, "a/b")
+
+
+async def test_a_wave_knows_better_than_what_is_announced(scene: Callable[..., Scene], store: Path) -> None:
+    here = scene()
+    here.residency.want(wanted(store, NAMES[0], tier=Tier.HOST))
+    here.residency.lending.announce({NAMES[0]: told(store, 1)})
+    await until(lambda: here.tier(NAMES[0]) is Tier.HOST)
+    held = here.residency.report()[NAMES[0]]
+    assert (held.source, held.published) == (Source(f"file://{store}/{NAMES[0]}"), False)
+    await once(here, NAMES[0])
+    assert here.loader.fetches == [f"file://{store}/{NAMES[0]}"]
+
+
+async def test_what_another_engine_announces_later_is_newer_than_what_this_one_has_published(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    here = scene(store=None)
+    own, newer = sorted((told(store, 1), told(store, 2)), key=lambda each: each.uri)
+    here.residency.lending.offer("a/b", own, here.loader.load(own))
+    here.residency.lending.announce({"a/b": newer})
+    await until(lambda: here.residency.report()["a/b"].source == newer)
+    second = await once(here, "a/b")
+    here.residency.lending.announce({"a/b": own})
+    await until(lambda: here.residency.report()["a/b"].source == own)
+    assert await once(here, "a/b") != second
+
+
 @pytest.mark.parametrize("name", ["a/b@", "a b@r1", "a/b@r 1", "a/b@r1@r2"])
 async def test_what_nobody_can_mean_is_refused(scene: Callable[..., Scene], store: Path, name: str) -> None:
     with pytest.raises(InvalidRequest):

@@ -87,7 +87,7 @@ def test_what_an_engine_has_published_is_asked_of_it_and_then_of_any_that_is_tol
     assert names(here) == ["e-0", "bystander"]
     assert here.source(ADAPTER) == published(2).source
     assert [here.whence(ADAPTER, name) for name in names(here)] == [None, published(2).source]
-    assert candidates(here, ADAPTER, Now())[0].why == "has published it, and holds it in Host"
+    assert candidates(here, ADAPTER, Now())[0].why == "holds it, which Trainer calls have published, in Host"
 
 
 def test_of_two_that_have_published_a_name_the_newest_revision_is_what_it_means() -> None:
@@ -100,6 +100,13 @@ def test_what_an_engine_that_died_had_published_is_read_by_others() -> None:
     here = publishers(published(2), alive=False)
     assert names(here) == ["bystander"]
     assert here.whence(ADAPTER, "bystander") == published(2).source
+
+
+def test_what_others_tell_of_what_an_engine_had_published_that_is_gone_is_read_by_them() -> None:
+    here = publishers(published(1, Tier.REMOTE), published(2, Tier.REMOTE))
+    assert here.source(ADAPTER) == published(2).source
+    assert set(names(here)) == {"e-0", "e-1", "bystander"}
+    assert [here.whence(ADAPTER, name) for name in ("e-0", "e-1")] == [published(2).source, None]
 
 
 def test_the_catalog_knows_better_than_an_engine_that_has_published_the_name() -> None:

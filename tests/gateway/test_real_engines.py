@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,21 @@ class Process:
 
     def __init__(self, name: str, told: EngineSettings, redis_url: str, folder: Path) -> None:
         self.name, self.port = name, free_port()
-        environment = os.environ | {
+        self._log = folder / f"{name}.log"
+        self._environment = os.environ | {
             settings.ENGINE_SETTINGS: msgspec.json.encode(told).decode(),
             settings.ENGINE_NAME: name,
             settings.ENGINE_ADDRESS: f"127.0.0.1:{self.port}",
             settings.REDIS_URL: redis_url,
             settings.CACHE_FOLDER: str(folder / name),
         }
+        self.start()
+
+    def start(self) -> None:
         ports = ("--port", str(self.port), "--metrics-port", str(free_port()))
-        with (folder / f"{name}.log").open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mint_engine.main", *ports], env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "mint_engine.main", *ports], env=self._environment, stdout=log, stderr=log
             )
 
     def kill(self) -> None:
@@ -170,7 +175,7 @@ async def test_what_calls_publish_is_served_by_way_of_the_gateway_also_when_its_
         await until(lambda: fragile.gateway.mirror.views[BASE].published.get(policy) == Source(published.uri))
         answer = await ask(fragile.client, policy)
         assert (answer.engine, answer.revision) == ("e-0", published.revision)
-        assert "has published it" in (await fragile.client.explain(policy)).chosen_because
+        assert "Trainer calls have published" in (await fragile.client.explain(policy)).chosen_because
 
         with pytest.raises(grpc.aio.AioRpcError) as taken:
             await _taught(trainer, ADAPTERS[0])
@@ -183,6 +188,47 @@ async def test_what_calls_publish_is_served_by_way_of_the_gateway_also_when_its_
     async with Client(fragile.target, patience_s=90.0) as patient:
         again = await ask(patient, policy)
     assert (again.engine, again.token_ids, again.revision) == ("e-1", answer.token_ids, answer.revision)
+
+
+async def test_what_calls_have_published_keeps_its_name_when_every_engine_starts_anew_until_it_is_dropped(
+    fragile: Scene, engines: dict[str, Process]
+) -> None:
+    policy, mirror = "acme/taught", fragile.gateway.mirror
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{engines['e-0'].port}") as channel:
+        published = await _taught(training_pb2_grpc.TrainerStub(channel), policy)
+    await until(lambda: mirror.views[BASE].published.get(policy) == Source(published.uri))
+    answer = await ask(fragile.client, policy)
+
+    def seen(engine: str, state: str) -> bool:
+        return bool(getattr(mirror.views[BASE].engines[engine], state))
+
+    # All die at once: who answers next has nothing but what is in the store.
+    for engine in engines.values():
+        engine.kill()
+    await until(lambda: not any(each.alive for each in mirror.views[BASE].engines.values()))
+    for name in ("e-1", "e-0"):
+        engines[name].start()
+        await until(partial(seen, name, "alive"), START_S)
+        told = mirror.views[BASE].engines[name]
+        assert told.published == {policy: Source(published.uri)}, "from its first report on"
+        assert not told.available
+        await until(partial(seen, name, "available"), START_S)
+        async with Client(f"127.0.0.1:{engines[name].port}") as client:
+            for asked in (client, fragile.client):
+                again = await ask(asked, policy)
+                assert (again.revision, again.token_ids) == (published.revision, answer.token_ids)
+            assert again.engine == "e-1", "which holds it by then"
+
+    async def unknown() -> bool:
+        try:
+            await ask(fragile.client, policy)
+        except errors.AdapterNotFound:
+            return True
+        return False
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{engines['e-0'].port}") as channel:
+        await training_pb2_grpc.TrainerStub(channel).DropPolicy(training_pb2.DropPolicyRequest(policy=policy))
+    await until(unknown)
 
 
 async def _taught(trainer: Any, policy: str) -> training_pb2.PublishResponse:

@@ -31,6 +31,7 @@ from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
 from mint_engine.policies.copying import copying, packing
 from mint_engine.policies.desk import Desk
+from mint_engine.policies.herald import Herald
 from mint_engine.policies.means import Means
 from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, settings_of, told_of
 from mint_engine.policies.series import Name
@@ -55,12 +56,13 @@ _log = structlog.get_logger(__name__)
 @dataclass(frozen=True)
 class Open:
     """What calls need once the base is loaded. `waves` tells the policies that belong to waves here; `refuse_taken`
-    raises InvalidRequest for a name that is somebody else's."""
+    raises InvalidRequest for a name that is somebody else's; `herald` has names outlive this engine."""
 
     means: Means
     store: Store
     waves: Callable[[], frozenset[str]]
     refuse_taken: Callable[[str], Awaitable[None]]
+    herald: Herald
 
     @property
     def room(self) -> Room:
@@ -180,33 +182,42 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                 pack = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
                 packed = await asyncio.to_thread(pack)
                 told = await asyncio.to_thread(revisions.publish, here.store, policy, name, packed)
+            await here.herald.announce(policy, calls.life, name, told.source)
             here.means.places.offer(policy, told.source, packed)
             return pb.PublishResponse(revision=told.revision, uri=told.source.uri)
 
         return await self._once(request, work, context)
 
     async def DropPolicy(self, request: pb.DropPolicyRequest, context: _Context) -> pb.DropPolicyResponse:  # noqa: N802
-        """Let a policy go; what it has saved and published stays."""
+        """Let a policy go, and what its name means; what it has saved and published stays in the store."""
 
         async def work() -> pb.DropPolicyResponse:
             self._open()
             name = self._own(request.policy)
             if (calls := self._calls.get(name)) is not None:
                 calls.check_life(request.life)
-            await self.leave(name)
+            await self.leave(name, request.life)
             return pb.DropPolicyResponse()
 
         return await _answered(work, context)
 
-    async def leave(self, policy: str) -> None:
-        """Let a policy of calls go, once the call under way has ended: its name is free, a wave's for example."""
-        calls = self._calls.get(policy)
+    async def leave(self, policy: str, life: int = 0) -> None:
+        """Let a policy of calls go, once the call under way has ended: its name is free, a wave's for example.
+
+        One that is not here any more, of this `life` or the latest (0), may have published before this engine
+        started. Raises the errors of a store, which may know of that: the policy is then to be let go of again.
+        """
+        calls, here = self._calls.get(policy), self.open
+        if here is None:
+            return
         if calls is None:
+            await here.herald.withdraw(policy, life)
             return
         await calls.end()  # an update of it that is ready would be taken by a policy of the same name
+        await here.herald.withdraw(policy, calls.life)
         if self._calls.get(policy) is calls:
             del self._calls[policy]
-            means = self._open().means
+            means = here.means
             means.places.withdraw(policy)
             await means.desk.call(lambda trainer: trainer.drop(policy))
             means.places.room.leave(calls.holder)

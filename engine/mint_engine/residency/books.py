@@ -5,7 +5,7 @@ noted by adapter, so that a change costs the same however many adapters there ar
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from mint_contracts import records
@@ -36,6 +36,7 @@ class Books:
         self.current: dict[str, Copy] = {}
         self.wants: dict[str, Assignment] = {}
         self.own: frozenset[str] = frozenset()  # of the wants, what no wave tells of: this engine has published it
+        self.announced: Mapping[str, Source] = {}  # what Trainer calls have published, here or elsewhere
         self.in_slots: dict[int, Copy] = {}
         self.loading: set[Copy] = set()
         self.serving = 0  # requests that have their slot
@@ -168,6 +169,15 @@ class Books:
         self.host.ledger.keep(frozenset((w.adapter, w.source) for w in wants.values() if w.residency is Tier.HOST))
         self.disk.keep(frozenset(w.source for w in wants.values() if w.residency is Tier.DISK))
 
+    def set_announced(self, announced: Mapping[str, Source]) -> None:
+        """Replace what names mean that Trainer calls have published. What they meant before is let go of."""
+        before, self.announced = self.announced, announced
+        changed = {name for name in before.keys() | announced.keys() if before.get(name) != announced.get(name)}
+        for copy in (copy for name in changed for copy in self.of_adapter.get(name, ())):
+            if copy.source == before.get(copy.adapter):
+                copy.told = False
+        self._changed |= changed
+
     def settle(self) -> None:
         """Let new requests go to what has become as warm as wanted, and forget what is of no use any more."""
         now = time.monotonic()
@@ -188,7 +198,8 @@ class Books:
         """The copy that a request made now is answered by. Raises AdapterNotFound.
 
         It is what a wave wants here, else what the request has been `told` (where another engine's wave or the
-        catalog has it), else the store's; of a source that has changed the older one, while the newer is not here.
+        catalog has it), else what calls have published, else the store's; of a source that has changed the older one,
+        while the newer is not here.
         What this engine has published gives way to what the request was told.
         """
         want, serving = self.wants.get(adapter), self.current.get(adapter)
@@ -201,6 +212,8 @@ class Books:
         return copy
 
     def _unwanted(self, adapter: str, told: Source | None) -> Copy:
+        if told is None:
+            told = self.announced.get(adapter)
         if told is None:
             if self.store is None:
                 raise AdapterNotFound(

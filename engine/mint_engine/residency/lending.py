@@ -74,6 +74,11 @@ class Lending:
         if self.offered.pop(adapter, None) is not None:
             self._on_offer()
 
+    def announce(self, announced: Mapping[str, Source]) -> None:
+        """From now on these names mean what lies there, unless a wave, the catalog or a newer offer says more."""
+        self._books.set_announced(announced)
+        self._on_offer()
+
     def _evicted(self, keys: Iterable[Key]) -> None:
         """These have given way to policies."""
         if gone := list(keys):
@@ -108,17 +113,27 @@ class Lending:
         self._table.give_back(await self._climber.vacate(copy))
 
 
-def with_offered(wanted: Mapping[str, Assignment], offered: Mapping[str, Assignment]) -> dict[str, Assignment]:
+def with_offered(
+    wanted: Mapping[str, Assignment], offered: Mapping[str, Assignment], announced: Mapping[str, Source]
+) -> dict[str, Assignment]:
     """What is to be held: what waves want, of adapters in training the newest revision.
 
     The map tells of a revision only after the engine that has published it. What it has by that name from anywhere
-    else is another wave's: a policy that happens to be called so does not take its place.
+    else is another wave's: a policy that happens to be called so does not take its place. What another engine has
+    `announced` of a policy that is here, too, may be newer than what this one has published.
     """
     merged = dict(wanted)
     for adapter, own in offered.items():
         told = wanted.get(adapter)
         if told is None:
-            merged[adapter] = own
+            merged[adapter] = _newest(own, announced.get(adapter))
         elif parent(told.source) == parent(own.source):
             merged[adapter] = msgspec.structs.replace(told, source=own.source)
     return merged
+
+
+def _newest(own: Assignment, announced: Source | None) -> Assignment:
+    """All of a name's revisions lie in one folder, each in one of its own, whose name sorts by lease and step."""
+    if announced is None or announced.uri <= own.source.uri or parent(announced) != parent(own.source):
+        return own
+    return msgspec.structs.replace(own, source=announced)

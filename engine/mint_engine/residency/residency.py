@@ -289,7 +289,7 @@ class Residency:
 
     def _want_anew(self) -> None:
         own = frozenset(self.lending.offered.keys() - self._wanted.keys())
-        self.books.set_wants(with_offered(self._wanted, self.lending.offered), own)
+        self.books.set_wants(with_offered(self._wanted, self.lending.offered, self.books.announced), own)
         self.slots.moved()
         self._changed()
 

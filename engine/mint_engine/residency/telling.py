@@ -18,10 +18,13 @@ def tell(books: "Books", name: str) -> records.Held | None:
     Where a wave's source failed to load while an older revision serves on, the wave's source is told with that
     failure, and with the tier and revision that do serve: the wave is not Ready, and requests still find it here.
     Failures of adapters that no wave wants are left out: anybody can ask for a name that does not exist.
-    What this engine has published itself is told wherever it is: nobody else tells of it.
+    What calls have published is told wherever it is: nobody but engines tells of it.
     """
-    told: records.Held | None = None
+    announced = books.announced.get(name) if name not in books.wants else None
+    told = None if announced is None else records.Held(name, announced, Tier.REMOTE, published=True)
     for copy in books.of_adapter.get(name, ()):
+        if announced not in {None, copy.formerly or copy.source}:
+            continue  # it may be what the catalog has by that name, and who asks by its word finds it
         if books.tier(copy) is not Tier.REMOTE and not stale(books.view(copy), books.wants, books.store):
             told = _held(books, copy, copy.source, None)
     want = books.wants.get(name)
@@ -39,6 +42,7 @@ def _held(books: "Books", copy: Copy, source: Source, failure: records.Failure |
     """What a source held before it changed is told as that source's: the map knows no other name for it."""
     known = copy.formerly if copy.formerly is not None and source == copy.source else source
     own = copy.adapter in books.own and parent(known) == parent(books.wants[copy.adapter].source)
+    own = own or (copy.adapter not in books.wants and known == books.announced.get(copy.adapter))
     return records.Held(
         adapter=copy.adapter,
         source=known,

@@ -12,7 +12,7 @@ DEFAULT = 1000
 
 
 def listed(views: Mapping[str, MapView], after: str, limit: int) -> dict[str, Any]:
-    """One page, by name: base models, and the adapters that waves serve over them or engines have published.
+    """One page, by name: base models, and the adapters that waves serve over them or Trainer calls have published.
 
     The million of a catalog are not listed here: they can be asked for all the same. Raises InvalidRequest.
     """
@@ -31,7 +31,7 @@ def listed(views: Mapping[str, MapView], after: str, limit: int) -> dict[str, An
 
 
 def is_served(view: MapView, name: str) -> bool:
-    """A wave serves the adapter over this base, or an engine of it has published it."""
+    """A wave serves the adapter over this base, or a Trainer call has published it."""
     return name in view.placements or name in view.published
 
 

@@ -7,12 +7,10 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
-from mint_engine.policies.service import Open
-from mint_engine.policies.store import store_of
 from tests.engine import saved_families
 from tests.engine.in_process import Engine
 from tests.engine.running import save_base
-from tests.engine.training.calling import nobody_else
+from tests.engine.training.calling import answer_calls
 from tests.engine.training.teaching import Scene, assignment, train, training
 from tests.waiting import until
 
@@ -56,9 +54,7 @@ async def test_a_wave(family: str, tmp_path: Path) -> None:
 async def test_calls(tmp_path: Path) -> None:
     """Each lowers the loss of what it is taught, and what is published is served."""
     async with training(save("llama", tmp_path / "base"), tmp_path, tensor_parallel_size=2) as scene:
-        scene.server.trainer.open = Open(
-            scene.means, store_of(scene.store), lambda: scene.roster.policies, nobody_else
-        )
+        await answer_calls(scene)
         example = pb.Example(tokens=[5, 6, 7, 8], targets=[6, 7, 8, 9], weights=[0, 1, 1, 1])
         losses = []
         async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:

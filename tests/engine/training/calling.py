@@ -12,19 +12,30 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
 from mint_contracts.errors import MintError
 from mint_contracts.wire import from_rpc_error
+from mint_engine.policies.herald import Herald
 from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
 from tests.engine.training.teaching import Scene, training
+
+BASE = "tests/tiny"
 
 
 @asynccontextmanager
 async def called(base: Path, folder: Path, **settings: Any) -> AsyncIterator[tuple[Scene, Any]]:
     async with training(base, folder, **settings) as scene:
-        scene.server.trainer.open = Open(
-            scene.means, store_of(scene.store), lambda: scene.roster.policies, nobody_else
-        )
+        await answer_calls(scene)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{scene.server.port}") as channel:
             yield scene, training_pb2_grpc.TrainerStub(channel)
+
+
+async def answer_calls(scene: Scene, engine: str = "tiny-0") -> Herald:
+    """Open the engine's Trainer service; what is announced in its store by now, it serves."""
+    herald = Herald(scene.store, BASE, engine)
+    herald.on_change = lambda: scene.residency.lending.announce(herald.known)
+    await herald.look()
+    store, roster = store_of(scene.store), scene.roster
+    scene.server.trainer.open = Open(scene.means, store, lambda: roster.policies, nobody_else, herald)
+    return herald
 
 
 async def nobody_else(_policy: str) -> None:

@@ -1,0 +1,86 @@
+"""What is announced in the store, kept known on the event loop: by this engine, by others, and before it started."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import structlog
+
+from mint_contracts.errors import MintError
+from mint_contracts.source import Source
+from mint_engine.policies.announcements import Announcements, Announcer
+from mint_engine.policies.series import Name
+from mint_engine.policies.store import store_of
+
+LOOK_S = 10.0  # as often as the map is read anew
+FIRST_S = 5.0  # for the first look, before the engine does without
+
+_log = structlog.get_logger(__name__)
+
+
+class Herald:
+    """One engine's. `on_change` is called whenever another revision, or none, is what some name means."""
+
+    def __init__(self, store: Source, base: str, engine: str, look_s: float = LOOK_S) -> None:
+        self._store, self._base, self._engine, self._look_s = store, base, engine, look_s
+        self._edits = 0
+        self._looked = asyncio.Event()
+        self.known: Mapping[str, Source] = {}  # by policy, where its newest revision lies
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def run(self) -> None:
+        """Look, again and again, until cancelled. A store that is away leaves what is known as it is."""
+        away = False
+        while True:
+            try:
+                await self.look()
+                away = False
+            except MintError as error:
+                if not away:
+                    _log.warning("announcements_unread", engine=self._engine, error=str(error))
+                away = True
+            await asyncio.sleep(self._look_s)
+
+    async def first(self, timeout_s: float = FIRST_S) -> None:
+        """Wait until the store was looked into once, within a bound."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._looked.wait()
+
+    async def announce(self, policy: str, life: int, name: Name, source: Source) -> None:
+        """Have a policy's name mean what was published as `name`, to `source`. Raises as `Announcements.announce`."""
+        announcer = Announcer(self._engine, life)
+        await asyncio.to_thread(lambda: self._open().announce(policy, name, announcer))
+        self._edits += 1
+        self._know({**self.known, policy: source})
+
+    async def withdraw(self, policy: str, life: int = 0) -> None:
+        """Have it mean nothing that this life of the policy, or an earlier one here, has announced.
+
+        `life` 0 stands for the latest here. Raises the errors of a store.
+        """
+        announcer = Announcer(self._engine, life)
+        await asyncio.to_thread(lambda: self._open().withdraw(policy, announcer))
+        self._edits += 1
+        await self.look()
+
+    async def look(self) -> None:
+        """Know what the store says now. Raises its errors.
+
+        A listing that something was written during does not count: it would put back what was withdrawn.
+        """
+        while True:
+            edits = self._edits
+            found = await asyncio.to_thread(lambda: self._open().standing())
+            if edits == self._edits:
+                break
+        self._looked.set()
+        self._know(found)
+
+    def _open(self) -> Announcements:
+        return Announcements(store_of(self._store), self._base)
+
+    def _know(self, found: Mapping[str, Source]) -> None:
+        if found != self.known:
+            self.known = found
+            self.on_change()

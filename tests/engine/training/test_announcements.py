@@ -1,0 +1,144 @@
+"""Names that calls have published, in real stores: the newest counts, and who has announced one withdraws it."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mint_contracts.errors import StaleLease
+from mint_contracts.source import Source, child
+from mint_contracts.training_records import published_in
+from mint_engine.policies.announcements import Announcements, Announcer
+from mint_engine.policies.herald import Herald
+from mint_engine.policies.series import Name
+from mint_engine.policies.store import Store
+from tests.engine.training.teaching import Gate
+from tests.engine.training.test_revisions import Held
+from tests.waiting import until
+
+BASE = "demo/tiny"
+ONE = Announcer("e-0", 1)
+
+
+def at(store: Store, policy: str, lease: int, step: int) -> Source:
+    return child(published_in(store.source, policy), str(Name(lease, step)))
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_a_name_means_its_newest_revision_on_its_own_base(scheme: str, opened: Callable[[str], Store]) -> None:
+    store = opened(scheme)
+    here = Announcements(store, BASE)
+    assert here.standing() == {}
+    for policy in ("one", "acme/one", "acme/one/two-3.x_4"):
+        for step in (1, 2):
+            here.announce(policy, Name(1, step), ONE)
+    assert here.standing() == {
+        policy: at(store, policy, 1, 2) for policy in ("one", "acme/one", "acme/one/two-3.x_4")
+    }
+    assert len(store.names(f"announced/{BASE}")) == 3, "what is not the newest is nothing any more"
+    assert Announcements(store, "demo/tiny-2").standing() == {}
+    here.withdraw("acme/one", ONE)
+    assert set(here.standing()) == {"one", "acme/one/two-3.x_4"}
+
+
+def test_the_longest_name_that_can_be_fits_into_a_files(store: Store) -> None:
+    policy = "a" * 200
+    Announcements(store, BASE).announce(policy, Name(1, 1), ONE)
+    assert set(Announcements(store, BASE).standing()) == {policy}
+
+
+def test_an_older_lease_announces_nothing_any_more(store: Store) -> None:
+    here = Announcements(store, BASE)
+    here.announce("one", Name(2, 1), Announcer("e-1", 2))
+    with pytest.raises(StaleLease):
+        here.announce("one", Name(1, 9), ONE)
+    assert here.standing() == {"one": at(store, "one", 2, 1)}
+
+
+def test_what_an_older_lease_writes_late_takes_nothings_place(store: Store) -> None:
+    with ThreadPoolExecutor() as threads, Gate() as gate:
+        late = threads.submit(Announcements(Held(store, write=gate), BASE).announce, "one", Name(1, 9), ONE)
+        asyncio.run(gate.reached())
+        Announcements(store, BASE).announce("one", Name(2, 1), Announcer("e-1", 2))
+        gate.open()
+        late.result(60)
+    assert Announcements(store, BASE).standing() == {"one": at(store, "one", 2, 1)}
+
+
+@pytest.mark.parametrize(
+    ("announcer", "withdrawn"),
+    [
+        (Announcer("e-0", 7), True),  # the very same life
+        (Announcer("e-1", 7), True),  # told to another engine
+        (Announcer("e-0", 8), True),  # one that has followed it on its engine
+        (Announcer("e-0", 0), True),  # whichever was the latest there
+        (Announcer("e-0", 6), False),
+        (Announcer("e-1", 8), False),
+        (Announcer("e-1", 0), False),
+    ],
+)
+def test_whom_a_name_is_withdrawn_for(store: Store, announcer: Announcer, withdrawn: bool) -> None:
+    here = Announcements(store, BASE)
+    here.announce("one", Name(9, 1), Announcer("e-0", 7))
+    here.withdraw("one", announcer)
+    assert (here.standing() == {}) is withdrawn
+
+
+def test_one_that_can_not_be_read_goes_on_meaning_what_it_means(store: Store) -> None:
+    here = Announcements(store, BASE)
+    here.announce("one", Name(1, 1), ONE)
+    store.write(f"announced/{BASE}/one@{Name(1, 1)}", b"{")
+    here.withdraw("one", ONE)
+    assert here.standing() == {"one": at(store, "one", 1, 1)}
+
+
+async def test_engines_hear_of_each_others_within_a_look(store: Store) -> None:
+    first, second = (Herald(store.source, BASE, engine, look_s=0.01) for engine in ("e-0", "e-1"))
+    heard: list[dict[str, Source]] = []
+    second.on_change = lambda: heard.append(dict(second.known))
+    looking = asyncio.create_task(second.run())
+    await second.first(60)
+    assert heard == []
+    source = at(store, "one", 1, 1)
+    await first.announce("one", 1, Name(1, 1), source)
+    assert first.known == {"one": source}
+    await until(lambda: heard == [{"one": source}])
+    await first.withdraw("one", 1)
+    assert first.known == {}
+    await until(lambda: heard == [{"one": source}, {}])
+    looking.cancel()
+
+
+async def test_a_look_that_began_before_a_name_was_withdrawn_does_not_bring_it_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herald = Herald(store.source, BASE, "e-0")
+    await herald.announce("one", 1, Name(1, 1), at(store, "one", 1, 1))
+    standing = Announcements.standing
+    with Gate() as gate:
+
+        def late(self: Announcements) -> dict[str, Source]:
+            found = standing(self)
+            if found:
+                gate.go_by()
+            return found
+
+        monkeypatch.setattr(Announcements, "standing", late)
+        looking = asyncio.create_task(herald.look())
+        await gate.reached()
+        await herald.withdraw("one", 1)
+        assert herald.known == {}
+        gate.open()
+        await looking
+    assert herald.known == {}
+
+
+async def test_a_store_that_is_away_leaves_what_is_known(store: Store) -> None:
+    herald = Herald(Source("file:///nowhere/at/all"), BASE, "e-0", look_s=0.01)
+    herald.known = known = {"one": at(store, "one", 1, 1)}
+    looking = asyncio.create_task(herald.run())
+    await herald.first(0.1)
+    assert herald.known == known
+    assert not looking.done()
+    looking.cancel()
