@@ -8,6 +8,7 @@ import structlog
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest, MintError
+from mint_gateway.keys import caller
 from mint_gateway.metrics import Metrics
 from mint_gateway.route import Router, Send, Trail
 
@@ -51,7 +52,7 @@ class Answering:
 
     def _note(self, trail: Trail, code: grpc.StatusCode, failure: str, started_at: float) -> None:
         seconds = asyncio.get_running_loop().time() - started_at
-        self._metrics.requests.labels(code=code.name).inc()
+        self._metrics.requests.labels(code=code.name, client=caller.get()).inc()
         fields: dict[str, object] = {"request_id": trail.request_id, "base_model": trail.base_model[:LOGGED_LENGTH]}
         fields |= {"adapter": trail.adapter[:LOGGED_LENGTH], "engine": trail.engine}
         fields |= {"revision": trail.revision, "why": trail.why}
@@ -60,6 +61,8 @@ class Answering:
             first_token_s = trail.first_token_at - started_at
             self._metrics.first_token.observe(first_token_s)
             fields["first_token_seconds"] = round(first_token_s, 4)
+        if client := caller.get():
+            fields["client"] = client
         if failure:
             fields["error"] = failure[:LOGGED_ERROR_LENGTH]
         _log.info("request", **fields)

@@ -21,7 +21,7 @@ from mint_contracts.placement_pb2_grpc import PlacementStub
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.training_pb2_grpc import WavesStub
 from mint_contracts.wire import from_rpc_error
-from mint_gateway.dialling import Trust, dial, untrusted
+from mint_gateway.dialling import Trust, bearing, dial, untrusted
 
 PATIENCE_S = 30.0
 CALL_TIMEOUT_S = 10.0  # of one try of a call that is not a stream
@@ -84,12 +84,15 @@ def question(
 
 
 class Client:
-    """One connection, by TLS where there is somebody to trust.
+    """One connection, by TLS where there is somebody to trust, each of its calls bearing the key, if there is one.
 
     Raises MintError; what goes away by itself is tried again for `patience_s`.
     """
 
-    def __init__(self, target: str, *, patience_s: float = PATIENCE_S, trust: Trust | None = None) -> None:
+    def __init__(
+        self, target: str, *, patience_s: float = PATIENCE_S, trust: Trust | None = None, key: str = ""
+    ) -> None:
+        self._metadata = bearing(key)
         self._channel = dial(target, trust)
         self._sampler = SamplerStub(self._channel)
         self._placement = PlacementStub(self._channel)
@@ -112,7 +115,7 @@ class Client:
         """
         patience = _Patience(self._patience_s)
         while True:
-            call, seen = self._sampler.Generate(request, timeout=timeout_s), False
+            call, seen = self._sampler.Generate(request, timeout=timeout_s, metadata=self._metadata), False
             try:
                 async for event in call:
                     seen = True
@@ -136,12 +139,16 @@ class Client:
     async def explain(self, adapter: str, base_model: str = "") -> placement_pb2.Explanation:
         """Why an adapter is where it is, and which engine would answer now; "" for the bare base."""
         request = placement_pb2.ExplainRequest(base_model=base_model, adapter=adapter)
-        return await self._call(lambda: self._placement.Explain(request, timeout=CALL_TIMEOUT_S))
+        return await self._call(
+            lambda: self._placement.Explain(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+        )
 
     async def explain_wave(self, wave: str) -> placement_pb2.WaveExplanation:
         """Why a wave stands as it stands: its admission, its copies, and what is missing."""
         request = placement_pb2.ExplainWaveRequest(wave=wave)
-        return await self._call(lambda: self._placement.ExplainWave(request, timeout=CALL_TIMEOUT_S))
+        return await self._call(
+            lambda: self._placement.ExplainWave(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+        )
 
     async def placements(self, base_model: str = "") -> list[placement_pb2.Explanation]:
         """Every adapter that is placed or held, of one base or of all, page by page."""
@@ -158,7 +165,9 @@ class Client:
     ) -> placement_pb2.ListPlacementsResponse:
         """Some of them, by base and adapter; `token` goes on from the page before."""
         request = placement_pb2.ListPlacementsRequest(base_model=base_model, page_size=size, page_token=token)
-        return await self._call(lambda: self._placement.ListPlacements(request, timeout=CALL_TIMEOUT_S))
+        return await self._call(
+            lambda: self._placement.ListPlacements(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+        )
 
     async def register(
         self, requests: AsyncIterator[catalog_pb2.RegisterRequest], *, timeout_s: float | None = None
@@ -178,7 +187,7 @@ class Client:
                 raise
 
         try:
-            return await self._catalog.Register(sent(), timeout=timeout_s)
+            return await self._catalog.Register(sent(), timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
         except asyncio.CancelledError:
@@ -199,22 +208,26 @@ class Client:
         request = catalog_pb2.ListRequest(
             base_model=base_model, prefix=prefix, labels=labels, page_size=size, page_token=token
         )
-        return await self._call(lambda: self._catalog.List(request, timeout=CALL_TIMEOUT_S))
+        return await self._call(lambda: self._catalog.List(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata))
 
     async def resolve(self, adapter: str, base_model: str = "") -> catalog_pb2.CatalogEntry:
         """What the catalog says of NAME, or of NAME@REVISION."""
         request = catalog_pb2.ResolveRequest(base_model=base_model, adapter=adapter)
-        return await self._call(lambda: self._catalog.Resolve(request, timeout=CALL_TIMEOUT_S))
+        return await self._call(
+            lambda: self._catalog.Resolve(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+        )
 
     async def retire(self, names: Sequence[str], base_model: str = "") -> None:
         """Take names out of the catalog."""
         request = catalog_pb2.RetireRequest(base_model=base_model, names=names)
-        await self._call(lambda: self._catalog.Retire(request, timeout=RETIRE_TIMEOUT_S))
+        await self._call(lambda: self._catalog.Retire(request, timeout=RETIRE_TIMEOUT_S, metadata=self._metadata))
 
     async def waves(self, base_model: str = "") -> list[training_pb2.WaveProgress]:
         """Every training wave of one base, or of all, in aggregate."""
         request = training_pb2.ListWavesRequest(base_model=base_model)
-        reply = await self._call(lambda: self._waves.ListWaves(request, timeout=CALL_TIMEOUT_S))
+        reply = await self._call(
+            lambda: self._waves.ListWaves(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+        )
         return list(reply.waves)
 
     async def watch(self, wave: str, *, history: bool = False) -> AsyncGenerator[training_pb2.WaveProgress, None]:
@@ -222,7 +235,7 @@ class Client:
         request = training_pb2.WatchWaveRequest(wave=wave, history=history)
         patience = _Patience(self._patience_s)
         while True:
-            call = self._waves.WatchWave(request)
+            call = self._waves.WatchWave(request, metadata=self._metadata)
             try:
                 async for progress in call:
                     yield progress

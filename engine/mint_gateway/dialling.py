@@ -5,7 +5,8 @@ from pathlib import Path
 import grpc
 import msgspec
 
-from mint_contracts.errors import SourceNotFound, SourceUnavailable
+from mint_contracts.errors import InvalidRequest, SourceNotFound, SourceUnavailable
+from mint_gateway.keys import AUTHORIZATION
 from mint_gateway.pem import check_certificates
 
 MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
@@ -33,6 +34,13 @@ def dial(target: str, trust: Trust | None) -> grpc.aio.Channel:
     if trust.server_name:
         options.append(("grpc.ssl_target_name_override", trust.server_name))
     return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(trust.authorities), options=options)
+
+
+def bearing(key: str) -> tuple[tuple[str, str], ...]:
+    """The metadata by which each call bears a key; of none, nothing. Raises InvalidRequest, without the key."""
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidRequest("key", "holds what is no printable ASCII")
+    return ((AUTHORIZATION, f"Bearer {key}"),) if key else ()
 
 
 def untrusted(error: grpc.aio.AioRpcError) -> bool:

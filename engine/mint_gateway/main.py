@@ -16,9 +16,8 @@ def main() -> None:
     from mint_contracts.errors import MintError
     from mint_contracts.logs import log_as_json
     from mint_contracts.settings import GATEWAY_HTTP_PORT, GATEWAY_PORT, METRICS_PORT
-    from mint_gateway.certificate import read_certificate
-    from mint_gateway.mounted import Mounted
     from mint_gateway.process import run
+    from mint_gateway.secured import Secured
 
     parser = argparse.ArgumentParser(prog="mint-gateway", description=main.__doc__)
     parser.add_argument("--port", type=int, default=GATEWAY_PORT, help="gRPC (default %(default)s, 0: a free one)")
@@ -30,13 +29,19 @@ def main() -> None:
         metavar="FOLDER",
         help="serve gRPC and HTTP by TLS, with its tls.crt and tls.key (default: plain)",
     )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FOLDER",
+        help="answer those alone who bear one of its keys, a file each (default: all)",
+    )
     arguments = parser.parse_args()
+    log_as_json()
     try:
-        certificate = Mounted(arguments.tls, read_certificate) if arguments.tls else None
+        secured = Secured.by(arguments.tls, arguments.keys)
     except MintError as error:
         parser.exit(1, f"mint-gateway: {error}\n")
-    log_as_json()
-    asyncio.run(run(arguments.port, arguments.http_port, arguments.metrics_port, certificate))
+    asyncio.run(run(arguments.port, arguments.http_port, arguments.metrics_port, secured))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,16 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "mint_gateway_requests", "Requests that ended, by gRPC status", ["code"], registry=self.registry
+            "mint_gateway_requests",
+            "Requests that ended, by gRPC status and by whose key they bore",
+            ["code", "client"],
+            registry=self.registry,
+        )
+        self.unauthenticated = Counter(
+            "mint_gateway_unauthenticated",
+            "Calls that bore no known key, by the door that they came to",
+            ["door"],
+            registry=self.registry,
         )
         self.first_token = Histogram(
             "mint_gateway_first_token_seconds",

@@ -1,6 +1,7 @@
 """The files of a mounted Secret, read again as they change: what is new there needs no restart."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -27,8 +28,8 @@ class Mounted(Generic[T]):
         """Read it the first time. Raises MintError."""
         self._folder, self._read = folder, read
         real = _real(folder)
-        self._files = files_of(real)
-        self.now = read(real, self._files)
+        files = files_of(real)
+        self.now, self._seen = read(real, files), _digest(files)
         self._refused = ""
 
     async def run(self) -> None:
@@ -49,10 +50,10 @@ class Mounted(Generic[T]):
     def _look(self) -> bool:
         real = _real(self._folder)
         files = files_of(real)
-        if files == self._files:
+        digest = _digest(files)
+        if digest == self._seen:
             return False
-        self.now = self._read(real, files)
-        self._files = files
+        self.now, self._seen = self._read(real, files), digest
         return True
 
 
@@ -71,6 +72,14 @@ def files_of(folder: Path) -> Files:
     except OSError as error:
         raise SourceUnavailable(str(at), f"could not be read ({error.strerror})") from error
     return found
+
+
+def _digest(files: Files) -> bytes:
+    """By which they are known again: what is secret in them is not kept here."""
+    told = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        told.update(f"{len(name)} {name} {len(content)} ".encode() + content)
+    return told.digest()
 
 
 def _real(folder: Path) -> Path:

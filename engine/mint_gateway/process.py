@@ -7,14 +7,13 @@ from prometheus_client import start_http_server
 
 from mint_contracts.addresses import everywhere
 from mint_contracts.functions import connect
-from mint_gateway.certificate import Certificate
 from mint_gateway.http.door import listen
-from mint_gateway.mounted import Mounted
-from mint_gateway.server import Limits, serve
+from mint_gateway.secured import Secured
+from mint_gateway.server import OPEN, Limits, serve
 
 
-async def run(port: int, http_port: int, metrics_port: int, certificate: Mounted[Certificate] | None = None) -> None:
-    """Serve by gRPC, by HTTP, and metrics, on a port each, until a signal; the first two by TLS with a certificate.
+async def run(port: int, http_port: int, metrics_port: int, secured: Secured = OPEN) -> None:
+    """Serve by gRPC and by HTTP, as they are secured, and metrics, on a port each, until a signal.
 
     Raises the defect that ended its own work before.
     """
@@ -24,7 +23,7 @@ async def run(port: int, http_port: int, metrics_port: int, certificate: Mounted
         loop.add_signal_handler(number, ended.set)
     redis = connect()
     try:
-        async with serve(redis, f"[::]:{port}", listen("", http_port), Limits(), certificate) as gateway:
+        async with serve(redis, f"[::]:{port}", listen("", http_port), Limits(), secured) as gateway:
             metrics, thread = start_http_server(metrics_port, everywhere(), registry=gateway.metrics.registry)
             waiting = asyncio.create_task(ended.wait())
             await asyncio.wait([waiting, *gateway.lasting], return_when=asyncio.FIRST_COMPLETED)

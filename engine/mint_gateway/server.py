@@ -32,12 +32,15 @@ from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.servicer import CatalogServicer
 from mint_gateway.certificate import Certificate, grpc_credentials, http_context
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
+from mint_gateway.guard import Guard
 from mint_gateway.http.door import Door, opened
+from mint_gateway.http.guarding import guarding
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
 from mint_gateway.mounted import Mounted
 from mint_gateway.route import Router
+from mint_gateway.secured import Secured
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
 from mint_gateway.tries import Patience
 from mint_gateway.wave_servicer import WavesServicer
@@ -49,6 +52,8 @@ SERVICES = (
     catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].full_name,
     training_pb2.DESCRIPTOR.services_by_name["Waves"].full_name,
 )
+
+OPEN = Secured()
 
 _log = structlog.get_logger()
 
@@ -81,14 +86,14 @@ async def serve(
     address: str,
     listening: socket.socket,
     limits: Limits | None = None,
-    certificate: Mounted[Certificate] | None = None,
+    secured: Secured = OPEN,
 ) -> AsyncIterator[Gateway]:
     """Serve by gRPC on `address` ("host:port", port 0 for a free one), by HTTP on what listens, until the block ends.
 
-    With a certificate both speak TLS alone. Then drain. Health is SERVING from the first time that the map was read.
+    Both as they are secured. Then drain. Health is SERVING from the first time that the map was read.
     """
     limits = limits or Limits()
-    channels, metrics, reader = Channels(), Metrics(), MapReader(redis)
+    channels, metrics, reader, draining = Channels(), Metrics(), MapReader(redis), asyncio.Event()
     in_flight, calls = InFlight(limits.requests), InFlight(limits.calls)
 
     def keep_channels() -> None:
@@ -96,6 +101,9 @@ async def serve(
 
     def count_retry(error: MintError) -> None:
         metrics.retries.labels(error.reason).inc()
+
+    def ready() -> bool:
+        return mirror.first_read.is_set() and not draining.is_set()
 
     mirror = Mirror(reader, on_read=keep_channels)
     catalogs = Catalogs(redis, mirror)
@@ -108,17 +116,18 @@ async def serve(
         CatalogServicer(router, redis, catalogs, limits.silence_s, calls),
         WavesServicer(WaveWatch(TrainReader(redis), mirror.known), calls),
         healthy,
+        [Guard(secured.keys, metrics)] if secured.keys else [],
     )
     await _be_alive(healthy)
-    port = _listen(server, address, certificate)
+    port = _listen(server, address, secured.certificate)
     await server.start()
-    draining = asyncio.Event()
-    door = Door(answering, router, mirror, lambda: mirror.first_read.is_set() and not draining.is_set(), calls)
-    runner = await opened(door, listening, limits.grace_s, http_context(certificate) if certificate else None)
+    guards = [guarding(secured.keys, metrics)] if secured.keys else []
+    door = Door(answering, router, mirror, ready, calls, guards)
+    context = http_context(secured.certificate) if secured.certificate else None
+    runner = await opened(door, listening, limits.grace_s, context)
     http_port = listening.getsockname()[1]
-    _log.info("gateway listens", address=address, port=port, http_port=http_port, tls=certificate is not None)
-    works = [mirror.run(), catalogs.run(), *([certificate.run()] if certificate else [])]
-    lasting = [asyncio.create_task(work) for work in works]
+    _log.info("gateway listens", address=address, port=port, http_port=http_port, **secured.told())
+    lasting = [asyncio.create_task(work) for work in (mirror.run(), catalogs.run(), secured.follow())]
     announcing = asyncio.create_task(_announce(mirror, healthy))
     try:
         yield Gateway(port, http_port, mirror, metrics, lasting)
@@ -143,8 +152,10 @@ def _server(
     catalog: CatalogServicer,
     waves: WavesServicer,
     healthy: health.aio.HealthServicer,
+    guards: Sequence[Guard],
 ) -> grpc.aio.Server:
-    server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
+    options = [*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
+    server = grpc.aio.server(interceptors=guards, options=options)
     sampling_pb2_grpc.add_SamplerServicer_to_server(sampler, server)
     placement_pb2_grpc.add_PlacementServicer_to_server(placement, server)
     catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)

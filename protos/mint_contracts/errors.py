@@ -7,6 +7,7 @@ A *terminal* error needs a person or a changed object; any other goes away by it
     ├── InvalidRequest          the request itself is wrong
     │   ├── PromptTooLong       more tokens than the context holds
     │   └── BadExample          a line of a data set, or an example, that nothing can be learnt from
+    ├── Unauthenticated         no key came with it, or one that is not known
     ├── NotFound
     │   ├── BaseModelNotFound   no such BaseModel
     │   ├── AdapterNotFound     no wave, store or file knows the adapter
@@ -82,6 +83,13 @@ class PromptTooLong(InvalidRequest):
 
 class BadExample(InvalidRequest):
     """A line of a data set, or an example, that nothing can be learnt from."""
+
+
+class Unauthenticated(MintError):
+    """No key came with the request, or one that is not known."""
+
+    grpc_status = grpc.StatusCode.UNAUTHENTICATED
+    http_status = 401
 
 
 class NotFound(MintError):

@@ -38,6 +38,7 @@ EVERYTHING: Values = {
         "replicas": 3,
         "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
         "tls": {"secretName": "gateway-tls"},
+        "keys": {"secretName": "gateway-keys"},
         "catalog": {"existingSecret": "s3", "claims": ["catalog"]},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/catalogs"}},
     },

@@ -143,13 +143,23 @@ def test_by_tls_a_secret_is_mounted_and_ports_and_probes_say_so() -> None:
     ]
     gateway = workloads(objects)["mint-gateway"]
     own = container(gateway)
-    _, folder = own["args"]
-    assert {"name": "tls", "mountPath": folder, "readOnly": True} in own["volumeMounts"]
+    assert own["args"] == ["--tls=/etc/mint/tls"]
+    assert {"name": "tls", "mountPath": "/etc/mint/tls", "readOnly": True} in own["volumeMounts"]
     [volume] = [each for each in pod(gateway)["volumes"] if each["name"] == "tls"]
     assert volume["secret"] == {"secretName": "gateway-tls", "defaultMode": 0o440}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert own[probe]["httpGet"]["scheme"] == "HTTPS"
         assert "grpc" not in own[probe]
+
+
+def test_keys_are_mounted_and_none_is_in_an_environment() -> None:
+    gateway = workloads(render({"gateway": {"keys": {"secretName": "gateway-keys"}}}))["mint-gateway"]
+    assert container(gateway)["args"] == ["--keys=/etc/mint/keys"]
+    assert {"name": "keys", "mountPath": "/etc/mint/keys", "readOnly": True} in container(gateway)["volumeMounts"]
+    [volume] = [each for each in pod(gateway)["volumes"] if each["name"] == "keys"]
+    assert volume["secret"] == {"secretName": "gateway-keys", "defaultMode": 0o440}
+    assert "gateway-keys" not in repr(container(gateway)["env"])
+    assert "grpc" in container(gateway)["readinessProbe"], "health asks for no key"
 
 
 def test_without_a_secret_the_gateway_speaks_plain_text() -> None:

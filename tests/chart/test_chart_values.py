@@ -58,6 +58,7 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"gateway": {"replicas": -1}}, "/gateway/replicas"),
     ({"gateway": {"service": {"type": "ExternalName"}}}, "/gateway/service/type"),
     ({"gateway": {"tls": {"secretName": "A Secret"}}}, "/gateway/tls/secretName"),
+    ({"gateway": {"keys": {"team-a": "word"}}}, "'team-a' not allowed"),
     ({"gateway": {"tls": {"secret": "gateway-tls"}}}, "'secret' not allowed"),
     ({"gateway": {"resources": {"request": {}}}}, "'request' not allowed"),
     ({"gateway": {"resources": {"limits": {"memory": "4 GB"}}}}, "/gateway/resources/limits/memory"),

@@ -8,9 +8,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mint_contracts.functions import connect
-from mint_gateway.certificate import read_certificate
 from mint_gateway.http.door import listen
-from mint_gateway.mounted import Mounted
+from mint_gateway.secured import Secured
 from mint_gateway.server import Limits, serve
 from tests.chart.rendering import DEFAULTS, container, render, workloads
 from tests.gateway.secrets import Authority, mount
@@ -42,11 +41,11 @@ async def test_a_gateway_without_the_map_is_alive_but_not_ready() -> None:
 async def test_by_tls_it_is_alive_and_not_ready_too(tmp_path: Path) -> None:
     own = container(workloads(render({"gateway": {"tls": {"secretName": "gateway-tls"}}}))["mint-gateway"])
     authority = Authority(tmp_path / "authority")
-    certificate = Mounted(mount(tmp_path / "tls", authority.certificate("gateway")), read_certificate)
+    secured = Secured.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
     trusted = ssl.create_default_context(cafile=str(authority.file))
     redis = connect(f"redis://127.0.0.1:{free_port()}/0")  # nobody listens there
     async with (
-        serve(redis, "127.0.0.1:0", listen("127.0.0.1", 0), Limits(farewell_s=0.0), certificate) as gateway,
+        serve(redis, "127.0.0.1:0", listen("127.0.0.1", 0), Limits(farewell_s=0.0), secured) as gateway,
         aiohttp.ClientSession(f"https://127.0.0.1:{gateway.http_port}") as session,
     ):
         states = {}

@@ -14,12 +14,11 @@ from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.source import Source
-from mint_gateway.certificate import Certificate
 from mint_gateway.client import Client
 from mint_gateway.dialling import Trust
 from mint_gateway.http.door import listen
-from mint_gateway.mounted import Mounted
-from mint_gateway.server import Gateway, Limits, serve
+from mint_gateway.secured import Secured
+from mint_gateway.server import OPEN, Gateway, Limits, serve
 from mint_gateway.tries import Patience
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
@@ -47,13 +46,14 @@ class Scene:
     async def open(
         self,
         limits: Limits = LIMITS,
-        certificate: Mounted[Certificate] | None = None,
+        secured: Secured = OPEN,
         trust: Trust | None = None,
+        key: str = "",
     ) -> None:
         """Start the gateway, and a client that does not retry."""
-        serving = serve(self.redis, "127.0.0.1:0", listen("127.0.0.1", 0), limits, certificate)
+        serving = serve(self.redis, "127.0.0.1:0", listen("127.0.0.1", 0), limits, secured)
         self.gateway = await self._stack.enter_async_context(serving)
-        self.client = await self._stack.enter_async_context(Client(self.target, patience_s=0.0, trust=trust))
+        self.client = await self._stack.enter_async_context(Client(self.target, patience_s=0.0, trust=trust, key=key))
 
     @property
     def target(self) -> str:

@@ -125,7 +125,7 @@ async def test_a_client_with_patience_lives_through_an_engines_absence(scene: Sc
     async with Client(scene.target, patience_s=20.0) as client:
         asking = asyncio.create_task(client.answer(question("Ahoy?")))
         ended = scene.gateway.metrics.registry.get_sample_value
-        await until(lambda: (ended("mint_gateway_requests_total", {"code": "UNAVAILABLE"}) or 0) >= 2)
+        await until(lambda: (ended("mint_gateway_requests_total", {"code": "UNAVAILABLE", "client": ""}) or 0) >= 2)
         await engine.listen()
         assert (await asyncio.wait_for(asking, LIMIT_S)).text == "Hello there."
 

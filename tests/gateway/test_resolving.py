@@ -96,7 +96,7 @@ async def test_what_nobody_foresaw_is_counted_as_such_and_not_as_the_client_s_le
     with pytest.raises(MintError):
         await client.answer(question("hi", adapter="a/b"))
     counted = scene.gateway.metrics.registry.get_sample_value
-    await until(lambda: counted("mint_gateway_requests_total", {"code": "UNKNOWN"}) == 1)
+    await until(lambda: counted("mint_gateway_requests_total", {"code": "UNKNOWN", "client": ""}) == 1)
 
 
 async def test_a_new_revision_is_what_the_next_request_gets(scene: Scene, local: str) -> None:

@@ -159,7 +159,7 @@ async def test_requests_are_counted_by_code_and_timed(scene: Scene) -> None:
     await scene.seen(engine)
     await scene.client.answer(question("Ahoy?"))
     value = scene.gateway.metrics.registry.get_sample_value
-    await until(lambda: value("mint_gateway_requests_total", {"code": "OK"}) == 1)
+    await until(lambda: value("mint_gateway_requests_total", {"code": "OK", "client": ""}) == 1)
     assert value("mint_gateway_first_token_seconds_count") == 1
     assert value("mint_gateway_in_flight") == 0
     age = value("mint_gateway_map_age_seconds")

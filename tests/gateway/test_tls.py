@@ -18,6 +18,7 @@ from mint_gateway.certificate import read_certificate
 from mint_gateway.client import Client, question
 from mint_gateway.dialling import Trust, untrusted
 from mint_gateway.mounted import Mounted
+from mint_gateway.secured import Secured
 from tests.gateway.scene import BASE, LIMITS, Scene
 from tests.gateway.secrets import Authority, mount
 from tests.gateway.test_cli import mint
@@ -41,7 +42,7 @@ async def secret(scene: Scene, authority: Authority, tmp_path: Path) -> Path:
     folder = mount(tmp_path / "tls", authority.certificate("first"))
     await scene.base()
     engine = await scene.engine("e-0")
-    await scene.open(LIMITS, Mounted(folder, read_certificate), Trust(authority.file.read_bytes()))
+    await scene.open(LIMITS, Secured.by(folder, None), Trust(authority.file.read_bytes()))
     await scene.seen(engine)
     return folder
 
@@ -165,7 +166,7 @@ async def test_the_command_line_asks_by_tls(
     folder = mount(tmp_path / "tls", authority.certificate("named", "DNS:mint-gateway.mint-system.svc"))
     await scene.base()
     engine = await scene.engine("e-0")
-    await scene.open(LIMITS, Mounted(folder, read_certificate), Trust(authority.file.read_bytes()))
+    await scene.open(LIMITS, Secured.by(folder, None), Trust(authority.file.read_bytes()))
     await scene.seen(engine)
     trusting = ("--ca", str(authority.file), "--tls-server-name", "mint-gateway.mint-system.svc")
     assert await mint(scene.target, "ask", *trusting, "Hello?") == (0, "Hello there.\n", "")

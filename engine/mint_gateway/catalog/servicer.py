@@ -20,6 +20,7 @@ from mint_contracts.source import Source
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.registration import Registration
 from mint_gateway.inflight import InFlight
+from mint_gateway.keys import caller
 from mint_gateway.route import Router
 from mint_gateway.servicers import answered
 
@@ -107,7 +108,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             registration = Registration(base, Parts(manifests), self._writer, stored=stored)
             await registration.add(entries)
             await registration.finish()
-            _log.info("retired", base_model=base, adapters=len(entries))
+            _log.info("retired", base_model=base, adapters=len(entries), client=caller.get())
             return catalog_pb2.RetireResponse()
 
         return await answered(answer, context, self._calls)
@@ -132,7 +133,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             self._registering -= 1
             if registration is not None:
                 await registration.abandon()
-        _log.info("registered", base_model=base, adapters=registration.registered, refused=registration.refused)
+        counts = {"adapters": registration.registered, "refused": registration.refused}
+        _log.info("registered", base_model=base, **counts, client=caller.get())
         return _response(registration)
 
     async def _next(self, requests: AsyncIterator[catalog_pb2.RegisterRequest]) -> catalog_pb2.RegisterRequest | None:

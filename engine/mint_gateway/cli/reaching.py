@@ -9,6 +9,7 @@ from mint_gateway.client import Client
 from mint_gateway.dialling import Trust, read_authorities
 
 GATEWAY = "MINT_GATEWAY"  # "host:port"
+API_KEY = "MINT_API_KEY"  # an option would show it to whoever lists processes
 
 
 def options() -> argparse.ArgumentParser:
@@ -18,7 +19,7 @@ def options() -> argparse.ArgumentParser:
         "--gateway",
         metavar="HOST:PORT",
         default=os.environ.get(GATEWAY, f"127.0.0.1:{GATEWAY_PORT}"),
-        help=f"the gateway (default ${GATEWAY}, else %(default)s)",
+        help=f"the gateway (default ${GATEWAY}, else %(default)s); where it asks for a key: ${API_KEY}",
     )
     way.add_argument("--tls", action="store_true", help="by TLS, trusting the public authorities")
     way.add_argument("--ca", type=Path, metavar="FILE", help="by TLS, trusting the authorities in FILE (PEM)")
@@ -36,8 +37,8 @@ def options() -> argparse.ArgumentParser:
 
 
 def reach(told: argparse.Namespace) -> Client:
-    """A client of the gateway that the options name. Raises MintError where their file is of no use."""
+    """A client of the gateway that the options name. Raises MintError where their file, or the key, is of no use."""
     trust = None
     if told.tls or told.ca or told.tls_server_name:
         trust = Trust(read_authorities(told.ca) if told.ca else None, told.tls_server_name)
-    return Client(told.gateway, patience_s=told.patience, trust=trust)
+    return Client(told.gateway, patience_s=told.patience, trust=trust, key=os.environ.get(API_KEY, ""))

@@ -5,14 +5,16 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from mint_contracts.errors import AdapterNotFound, InvalidRequest
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
 from mint_gateway.answering import Answering
 from mint_gateway.http import answered, asked, models
+from mint_gateway.http.guarding import HEALTH, LIVE
 from mint_gateway.http.refusing import refusing, reply
 from mint_gateway.http.stream import REQUEST_ID, Stream
 from mint_gateway.inflight import InFlight
@@ -24,26 +26,37 @@ BODY_S = 30.0  # in which a request has come
 
 
 class Door:
-    """The endpoints. `ready` says whether requests are answered here; `calls` counts and bounds other questions."""
+    """The endpoints.
+
+    `ready` says whether requests are answered here; `calls` counts and bounds other questions; `guards` let through
+    or refuse.
+    """
 
     def __init__(
-        self, answering: Answering, router: Router, mirror: Mirror, ready: Callable[[], bool], calls: InFlight
+        self,
+        answering: Answering,
+        router: Router,
+        mirror: Mirror,
+        ready: Callable[[], bool],
+        calls: InFlight,
+        guards: Sequence[Middleware] = (),
     ) -> None:
         self._answering = answering
         self._router = router
         self._mirror = mirror
         self._ready = ready
         self._calls = calls
+        self._guards = guards
 
     def application(self) -> web.Application:
         """What to serve."""
-        application = web.Application(client_max_size=MOST_BYTES, middlewares=[refusing])
+        application = web.Application(client_max_size=MOST_BYTES, middlewares=[refusing, *self._guards])
         application.router.add_post("/v1/completions", self._complete)
         application.router.add_post("/v1/chat/completions", self._chat)
         application.router.add_get("/v1/models", self._models)
         application.router.add_get("/v1/models/{model:.+}", self._model)
-        application.router.add_get("/health", self._health)
-        application.router.add_get("/live", _live)
+        application.router.add_get(HEALTH, self._health)
+        application.router.add_get(LIVE, _live)
         return application
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:

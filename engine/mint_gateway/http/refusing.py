@@ -8,7 +8,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from mint_contracts.errors import Internal, InvalidRequest, MintError
+from mint_contracts.errors import Internal, InvalidRequest, MintError, Unauthenticated
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.http import answered
 
@@ -43,6 +43,8 @@ def ours(error: MintError | grpc.aio.AioRpcError) -> MintError:
 def _refused(error: MintError) -> web.Response:
     retry_s = error.retry_after_s
     headers = {} if retry_s is None else {"Retry-After": str(math.ceil(retry_s))}
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return reply(answered.refusal(error), status=error.http_status, headers=headers)
 
 

@@ -1,0 +1,55 @@
+"""The gRPC door's guard: whoever bears no known key gets no further than health and reflection."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+
+from mint_contracts.errors import Unauthenticated
+from mint_contracts.wire import to_status
+from mint_gateway.answering import LOGGED_LENGTH
+from mint_gateway.keys import AUTHORIZATION, Keys, caller
+from mint_gateway.metrics import Metrics
+from mint_gateway.mounted import Mounted
+
+_OPEN = (f"/{health.SERVICE_NAME}/", f"/{reflection.SERVICE_NAME}/")
+
+_log = structlog.get_logger()
+
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Looks at each call before it begins; those that have begun go on, whatever becomes of their key."""
+
+    def __init__(self, keys: Mounted[Keys], metrics: Metrics) -> None:
+        self._keys = keys
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """The call's own handler, or one that refuses it."""
+        if not handler_call_details.method.startswith(_OPEN):
+            told = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION)
+            try:
+                caller.set(self._keys.now.bearer(str(told or "")))
+            except Unauthenticated as error:
+                self._metrics.unauthenticated.labels("grpc").inc()
+                return _refusing(error, handler_call_details.method)
+        return await continuation(handler_call_details)
+
+
+def _refusing(error: Unauthenticated, method: str) -> "Handler":
+    async def refuse(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        _log.info("unauthenticated", call=method[:LOGGED_LENGTH], peer=context.peer(), error=str(error))
+        await context.abort_with_status(to_status(error))
+
+    # Of whatever kind the call is: as a stream of streams it needs nothing of what the client sends.
+    return grpc.stream_stream_rpc_method_handler(refuse)
