@@ -27,6 +27,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
     def __init__(self, base: str, name: str) -> None:
         self.base, self.name = base, name
         self.words: Sequence[str] = ("Hello", " there", ".")
+        self.repeats = False  # says the prompt first
         self.refuse: MintError | None = None  # answers every request with this
         self.hold_before: asyncio.Event | None = None  # waits for it before the first token
         self.hold_after: int | None = None  # says so many words, then waits to be ended
@@ -59,24 +60,31 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             if self.hold_before:
                 await self.hold_before.wait()
             for index in range(max(1, request.sampling.n)):
-                await self._complete(context, index, routes=request.sampling.routes)
+                await self._complete(context, index, request)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
 
-    async def _complete(self, context: "grpc.aio.ServicerContext[Any, Any]", index: int, *, routes: bool) -> None:
+    async def _complete(
+        self, context: "grpc.aio.ServicerContext[Any, Any]", index: int, request: sampling_pb2.GenerateRequest
+    ) -> None:
         """One completion: its words, the index before each but the first completion's, and routes if asked for."""
-        for number, word in enumerate(self.words, start=index * len(self.words)):
+        prompt = request.text or list(request.tokens.ids)
+        words = (str(prompt), *self.words) if self.repeats else self.words
+        for number, word in enumerate(words, start=index * len(words)):
             if number == self.hold_after:
                 await asyncio.Event().wait()
             chunk = sampling_pb2.Chunk(text=f"{index or ''}{word}", token_ids=[number], index=index)
             await context.write(sampling_pb2.GenerateEvent(chunk=chunk))
-        for first in (0, 1) if routes else ():
+        for first in (0, 1) if request.sampling.routes else ():
             told = sampling_pb2.Routes(version=1, first_token=first, tokens=1, experts=bytes([index]))
             routed = sampling_pb2.Routed(routes=told, index=index)
             await context.write(sampling_pb2.GenerateEvent(routed=routed))
         finished = sampling_pb2.Finished(
-            reason=sampling_pb2.Finished.STOP, completion_tokens=len(self.words), index=index
+            reason=sampling_pb2.Finished.STOP,
+            prompt_tokens=len(prompt),
+            completion_tokens=len(words),
+            index=index,
         )
         await context.write(sampling_pb2.GenerateEvent(finished=finished))
 

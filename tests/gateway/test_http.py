@@ -154,7 +154,7 @@ BAD: list[tuple[str, object, str]] = [
     (TEXT, {"model": BASE, "prompt": "Ahoy", "max_tokens": 2**40}, r"max_tokens"),
     (TEXT, {"model": BASE, "prompt": "Ahoy", "wings": 2}, "unknown field `wings`"),
     (TEXT, {"model": BASE, "prompt": "Ahoy", "presence_penalty": 0.5}, "presence_penalty: is not done here"),
-    (TEXT, {"model": BASE, "prompt": ["a", "b"]}, "prompt: holds 2 prompts"),
+    (TEXT, {"model": BASE, "prompt": [1, "a"]}, "prompt: mixes single tokens with whole prompts"),
     (TEXT, {"model": BASE, "prompt": [1, -1]}, "prompt"),
     (CHAT, {"model": BASE, "messages": []}, "messages"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": None}]}, r"messages\[0\]\.content"),

@@ -26,21 +26,22 @@ _bodies = st.fixed_dictionaries(_sound, optional={name: _values for name in _nam
 
 @given(body=_bodies | st.dictionaries(st.sampled_from(_names), _values, max_size=4))
 def test_whatever_comes_is_read_or_refused(body: dict[str, Any]) -> None:
-    for read, other in ((_as_text, "messages"), (_as_chat, "prompt")):
+    for read, other in ((_as_texts, "messages"), (_as_chats, "prompt")):
         told = json.dumps({name: value for name, value in body.items() if name != other}).encode()
         try:
-            request = read(told)
+            requests = read(told)
         except InvalidRequest:
             continue
-        assert GenerateRequest.FromString(request.SerializeToString()) == request
+        for request in requests:
+            assert GenerateRequest.FromString(request.SerializeToString()) == request
 
 
-def _as_text(body: bytes) -> GenerateRequest:
-    return asked.text_request(asked.read(body, asked.AskedText), BASES)
+def _as_texts(body: bytes) -> list[GenerateRequest]:
+    return asked.text_requests(asked.read(body, asked.AskedText), BASES)
 
 
-def _as_chat(body: bytes) -> GenerateRequest:
-    return asked.chat_request(asked.read(body, asked.AskedChat), BASES)
+def _as_chats(body: bytes) -> list[GenerateRequest]:
+    return [asked.chat_request(asked.read(body, asked.AskedChat), BASES)]
 
 
 @pytest.mark.parametrize(
@@ -54,10 +55,31 @@ def _as_chat(body: bytes) -> GenerateRequest:
     ],
 )
 def test_a_name_is_a_base_or_an_adapter(model: str, base: str, meant: tuple[str, str]) -> None:
-    request = asked.text_request(asked.AskedText(model=model, base_model=base, prompt="Ahoy"), BASES)
+    [request] = asked.text_requests(asked.AskedText(model=model, base_model=base, prompt="Ahoy"), BASES)
     assert (request.base_model, request.adapter) == meant
 
 
 def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought() -> None:
-    request = asked.text_request(asked.AskedText(model="demo/pirate", prompt="Ahoy", top_p=0), BASES)
+    [request] = asked.text_requests(asked.AskedText(model="demo/pirate", prompt="Ahoy", top_p=0), BASES)
     assert 0 < request.sampling.top_p < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meant"),
+    [
+        ("Ahoy", ["Ahoy"]),
+        (["Ahoy"], ["Ahoy"]),
+        (["Ahoy", "", "Ahoy"], ["Ahoy", "", "Ahoy"]),
+        ([1, 2], [[1, 2]]),
+        ([7], [[7]]),
+        ([[1, 2]], [[1, 2]]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+        (["Ahoy", [1, 2]], ["Ahoy", [1, 2]]),
+        ([], [[]]),
+    ],
+)
+def test_a_prompt_is_a_text_or_tokens_and_a_list_of_such_is_several(prompt: Any, meant: list[object]) -> None:
+    body = json.dumps({"model": "demo/pirate", "prompt": prompt, "seed": 3, "logprobs": 1, "n": 2}).encode()
+    requests = _as_texts(body)
+    assert [each.text if each.HasField("text") else list(each.tokens.ids) for each in requests] == meant
+    assert {(each.sampling.seed, each.sampling.logprobs, each.sampling.n) for each in requests} == {(3, 1, 2)}

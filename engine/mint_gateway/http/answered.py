@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from mint_contracts.errors import MintError
-from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, Started, TokenLogprob
+from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, TokenLogprob
 
 Json = dict[str, Any]
 
@@ -34,24 +34,31 @@ class Head(msgspec.Struct, frozen=True):
     """What every piece of one answer says of it."""
 
     form: Form
+    request_id: str
     model: str  # as it was asked for
     created: int  # Unix seconds
-    started: Started
+    revision: str  # that answers; empty for the bare base
 
     def piece(self, kind: str, choices: Sequence[Json]) -> Json:
         """One JSON document of the answer."""
         return {
-            "id": self.form.prefix + self.started.request_id,
+            "id": self.form.prefix + self.request_id,
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": self.started.revision or None,
+            "system_fingerprint": self.revision or None,
             "choices": choices,
         }
 
 
-def whole(head: Head, events: Iterable[GenerateEvent]) -> Json:
-    """The answer of a request that is not streamed, from all its events."""
+def revision(events: Iterable[GenerateEvent]) -> str:
+    """The one that answered; empty too where prompts of one request had different ones, as while a new one comes."""
+    found = {event.started.revision for event in events if event.HasField("started")}
+    return found.pop() if len(found) == 1 else ""
+
+
+def whole(head: Head, events: Iterable[GenerateEvent], completions: int) -> Json:
+    """The answer of a request that is not streamed, from all its events: so many completions of each prompt."""
     texts: dict[int, list[str]] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
     ends: dict[int, Finished] = {}
@@ -66,7 +73,7 @@ def whole(head: Head, events: Iterable[GenerateEvent]) -> Json:
         text = "".join(texts.get(index, ()))
         said: Json = {"message": {"role": "assistant", "content": text}} if head.form.is_chat else {"text": text}
         choices.append(_choice(head.form, index, said, logprobs.get(index, ()), _REASONS.get(end.reason)))
-    return head.piece(head.form.kind, choices) | {"usage": usage(ends.values())}
+    return head.piece(head.form.kind, choices) | {"usage": usage(ends.values(), completions)}
 
 
 def beginning(head: Head, completions: int) -> list[Json]:
@@ -94,15 +101,16 @@ def end(head: Head, event: Finished) -> Json:
     return head.piece(head.form.kind_of_piece, [choice])
 
 
-def counts(head: Head, ends: Iterable[Finished]) -> Json:
+def counts(head: Head, ends: Iterable[Finished], completions: int) -> Json:
     """What a stream tells last to a client that asked for usage."""
-    return head.piece(head.form.kind_of_piece, []) | {"usage": usage(ends)}
+    return head.piece(head.form.kind_of_piece, []) | {"usage": usage(ends, completions)}
 
 
-def usage(ends: Iterable[Finished]) -> Json:
-    """Tokens of the prompt, which is counted once, and of all completions."""
+def usage(ends: Iterable[Finished], completions: int) -> Json:
+    """Tokens of the prompts, each counted once for its `completions`, and of all completions."""
     ends = list(ends)
-    prompt, made = max((each.prompt_tokens for each in ends), default=0), sum(each.completion_tokens for each in ends)
+    prompts = {each.index // completions: each.prompt_tokens for each in ends}
+    prompt, made = sum(prompts.values()), sum(each.completion_tokens for each in ends)
     return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
 
 

@@ -5,7 +5,7 @@ ours besides is named as vLLM names it (`top_k`, `min_p`, `ignore_eos`), and `ba
 `model` is where its name leaves a doubt. What would change an answer and isn't done here is refused, not passed over.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -38,6 +38,8 @@ NOT_DONE: dict[str, tuple[object, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+
+MOST_PROMPTS = 128  # of one request: each takes one of the places that the gateway has for requests in flight
 
 _Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 _Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -110,13 +112,22 @@ def read(body: bytes, kind: type[_T]) -> _T:
         raise InvalidRequest("body", f"is no such request: {error}") from error
 
 
-def text_request(asked: AskedText, bases: Container[str]) -> sampling_pb2.GenerateRequest:
-    """What a request for /v1/completions means; `bases` are the base models served. Raises InvalidRequest."""
-    request = _request(asked, asked.max_tokens, bases)
-    _put_prompt(request, asked.prompt)
-    if asked.logprobs is not None:
-        request.sampling.logprobs = asked.logprobs
-    return request
+def text_requests(asked: AskedText, bases: Container[str]) -> list[sampling_pb2.GenerateRequest]:
+    """What a request for /v1/completions means, prompt by prompt; `bases` are the base models served.
+
+    Raises InvalidRequest.
+    """
+    requests = []
+    for prompt in _prompts(asked.prompt):
+        request = _request(asked, asked.max_tokens, bases)
+        if isinstance(prompt, str):
+            request.text = prompt
+        else:
+            request.tokens.ids.extend(prompt)
+        if asked.logprobs is not None:
+            request.sampling.logprobs = asked.logprobs
+        requests.append(request)
+    return requests
 
 
 def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.GenerateRequest:
@@ -154,16 +165,17 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
     return request
 
 
-def _put_prompt(request: sampling_pb2.GenerateRequest, prompt: str | list[str | int | list[int]]) -> None:
-    """The one prompt: a text, a list of tokens, or a list of one such."""
-    one = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
-    if isinstance(one, str):
-        request.text = one
-        return
-    tokens = [one] if isinstance(one, int) else [each for each in one if isinstance(each, int)]
-    if not isinstance(one, int) and len(tokens) < len(one):
-        raise InvalidRequest("prompt", f"holds {len(one)} prompts; send one in each request")
-    request.tokens.ids.extend(tokens)
+def _prompts(told: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:
+    """The prompts: of a text or a list of tokens one, of a list of such each."""
+    if isinstance(told, str):
+        return [told]
+    tokens = [each for each in told if isinstance(each, int)]
+    prompts = [each for each in told if not isinstance(each, int)]
+    if tokens and prompts:
+        raise InvalidRequest("prompt", "mixes single tokens with whole prompts; send a list of tokens, or of prompts")
+    if len(prompts) > MOST_PROMPTS:
+        raise InvalidRequest("prompt", f"holds {len(prompts)} prompts; send {MOST_PROMPTS} at most in one request")
+    return prompts or [tokens]
 
 
 def _meant(model: str, base: str, bases: Container[str]) -> tuple[str, str]:

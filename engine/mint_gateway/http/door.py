@@ -13,7 +13,7 @@ from aiohttp.typedefs import Middleware
 from mint_contracts.errors import AdapterNotFound, InvalidRequest
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
 from mint_gateway.answering import Answering
-from mint_gateway.http import answered, asked, models
+from mint_gateway.http import answered, asked, models, together
 from mint_gateway.http.guarding import HEALTH, LIVE
 from mint_gateway.http.refusing import refusing, reply
 from mint_gateway.http.stream import REQUEST_ID, Stream
@@ -61,26 +61,27 @@ class Door:
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:
         wanted = asked.read(await _body(http), asked.AskedText)
-        return await self._answer(http, wanted, asked.text_request(wanted, self._bases()), answered.TEXT)
+        return await self._answer(http, wanted, asked.text_requests(wanted, self._bases()), answered.TEXT)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         wanted = asked.read(await _body(http), asked.AskedChat)
-        return await self._answer(http, wanted, asked.chat_request(wanted, self._bases()), answered.CHAT)
+        return await self._answer(http, wanted, [asked.chat_request(wanted, self._bases())], answered.CHAT)
 
     async def _answer(
-        self, http: web.Request, wanted: asked.Asked, request: GenerateRequest, form: answered.Form
+        self, http: web.Request, wanted: asked.Asked, requests: Sequence[GenerateRequest], form: answered.Form
     ) -> web.StreamResponse:
-        request.request_id = _request_id(http)
+        request_id = _request_id(http)
+        together.name(requests, request_id)
         if wanted.stream:
-            return await Stream(http, form, wanted).run(self._answering, request)
+            return await Stream(http, form, wanted, request_id).run(self._answering, requests)
         events: list[GenerateEvent] = []
 
-        async def keep(event: GenerateEvent) -> None:
+        async def keep(_prompt: int, event: GenerateEvent) -> None:
             events.append(event)
 
-        await self._answering.answer(request, keep, None)
-        head = answered.Head(form, wanted.model, int(time.time()), events[0].started)
-        return reply(answered.whole(head, events), headers={REQUEST_ID: request.request_id})
+        await together.answer(self._answering, requests, wanted.n, keep)
+        head = answered.Head(form, request_id, wanted.model, int(time.time()), answered.revision(events))
+        return reply(answered.whole(head, events, wanted.n), headers={REQUEST_ID: request_id})
 
     async def _models(self, http: web.Request) -> web.Response:
         limit = http.query.get("limit", str(models.DEFAULT))

@@ -1,6 +1,8 @@
 """One answer as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
+import asyncio
 import time
+from collections.abc import Sequence
 
 import grpc
 import msgspec
@@ -9,7 +11,7 @@ from aiohttp import web
 from mint_contracts.errors import MintError
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest
 from mint_gateway.answering import Answering
-from mint_gateway.http import answered, asked
+from mint_gateway.http import answered, asked, together
 from mint_gateway.http.refusing import ours
 
 REQUEST_ID = "X-Request-Id"
@@ -18,46 +20,55 @@ REQUEST_ID = "X-Request-Id"
 class Stream:
     """An answer. Its headers go with the first token: until then a refusal has a status of its own."""
 
-    def __init__(self, http: web.Request, form: answered.Form, wanted: asked.Asked) -> None:
-        self._http, self._form, self._wanted = http, form, wanted
+    def __init__(self, http: web.Request, form: answered.Form, wanted: asked.Asked, request_id: str) -> None:
+        self._http, self._form, self._wanted, self._request_id = http, form, wanted, request_id
+        self._created = int(time.time())
         self._response = web.StreamResponse()
-        self._head: answered.Head
+        self._preparing = asyncio.Lock()
+        self._heads: dict[int, answered.Head] = {}  # of each prompt's answer
         self._ends: list[Finished] = []
 
-    async def run(self, answering: Answering, request: GenerateRequest) -> web.StreamResponse:
+    async def run(self, answering: Answering, requests: Sequence[GenerateRequest]) -> web.StreamResponse:
         """Answer to the end; an error after the first token is the last event."""
         self._response.headers.update(
             {
                 "Content-Type": "text/event-stream",
                 "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",  # nginx would keep tokens back
-                REQUEST_ID: request.request_id,
+                REQUEST_ID: self._request_id,
             }
         )
         try:
-            await answering.answer(request, self._send, None)
+            await together.answer(answering, requests, self._wanted.n, self._send)
         except (MintError, grpc.aio.AioRpcError) as error:
             if not self._response.prepared:
                 raise
             await self._write(answered.refusal(ours(error)))
         else:
             if self._wanted.stream_options.include_usage:
-                await self._write(answered.counts(self._head, self._ends))
+                await self._write(answered.counts(self._heads[0], self._ends, self._wanted.n))
         await self._response.write(b"data: [DONE]\n\n")
         await self._response.write_eof()
         return self._response
 
-    async def _send(self, event: GenerateEvent) -> None:
+    async def _send(self, prompt: int, event: GenerateEvent) -> None:
         if event.HasField("started"):
-            self._head = answered.Head(self._form, self._wanted.model, int(time.time()), event.started)
-            await self._response.prepare(self._http)
-            for piece in answered.beginning(self._head, self._wanted.n):
+            made = self._request_id, self._wanted.model, self._created
+            self._heads[prompt] = answered.Head(self._form, *made, event.started.revision)
+            await self._prepare()
+            for piece in answered.beginning(self._heads[prompt], self._wanted.n):
                 await self._write(piece)
         elif event.HasField("chunk"):
-            await self._write(answered.chunk(self._head, event.chunk))
+            await self._write(answered.chunk(self._heads[prompt], event.chunk))
         else:
             self._ends.append(event.finished)
-            await self._write(answered.end(self._head, event.finished))
+            await self._write(answered.end(self._heads[prompt], event.finished))
+
+    async def _prepare(self) -> None:
+        """Send the headers, before whichever prompt's tokens are first; others wait until they are sent."""
+        async with self._preparing:
+            if not self._response.prepared:
+                await self._response.prepare(self._http)
 
     async def _write(self, piece: answered.Json) -> None:
         await self._response.write(b"data: " + msgspec.json.encode(piece) + b"\n\n")

@@ -1,0 +1,39 @@
+"""The prompts of one HTTP request, each a request of its own to the engines, answered side by side."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
+from mint_gateway.answering import Answering
+
+Send = Callable[[int, GenerateEvent], Awaitable[None]]  # of which prompt, from 0, and what
+
+
+def name(requests: Sequence[GenerateRequest], request_id: str) -> None:
+    """Give each a name for the logs, by the HTTP request's."""
+    for place, request in enumerate(requests):
+        request.request_id = request_id if len(requests) == 1 else f"{request_id}-{place}"
+
+
+async def answer(answering: Answering, requests: Sequence[GenerateRequest], completions: int, send: Send) -> None:
+    """Send the events of all as they come, with their completions counted through: `completions` of each prompt.
+
+    The first that fails ends the others. Raises its MintError, AioRpcError or ConnectionError.
+    """
+
+    def counted_through(place: int) -> Callable[[GenerateEvent], Awaitable[None]]:
+        async def sent(event: GenerateEvent) -> None:
+            if event.HasField("chunk"):
+                event.chunk.index += place * completions
+            elif event.HasField("finished"):
+                event.finished.index += place * completions
+            await send(place, event)
+
+        return sent
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for place, request in enumerate(requests):
+                group.create_task(answering.answer(request, counted_through(place), None))
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
