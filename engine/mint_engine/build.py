@@ -74,7 +74,7 @@ def build(
         )
         cache = lay_cache(settings, base)
         equip(base, slots, None)
-        generation = Generation(Forward(base, slots, cache), limits or limits_of(base.config), on_lost)
+        generation = _generation(Forward(base, slots, cache), limits, on_lost)
     metrics.SLOTS_BYTES.set(slots.bytes)
     metrics.CACHE_BYTES.set(generation.cache_bytes)
     return base, slots, generation
@@ -117,4 +117,9 @@ def _build_rank_0(
     except BaseException:
         ranks.close()
         raise
-    return member.base, member.slots, Generation(forward, limits or limits_of(base.config), on_lost)
+    return member.base, member.slots, _generation(forward, limits, on_lost)
+
+
+def _generation(forward: Forward, limits: Limits | None, on_lost: Callable[[], None]) -> Generation:
+    chosen = limits or limits_of(forward.base.config, matrices=forward.multiplies_matrices)
+    return Generation(forward, chosen, on_lost)

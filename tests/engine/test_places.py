@@ -13,7 +13,7 @@ from tests.engine.families import FAMILIES
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_many_rows_an_expert_as_a_dense_base_has(family: str) -> None:
     config: Any = FAMILIES[family]
-    limits, usual = limits_of(config), Limits()
+    limits, usual = limits_of(config, matrices=False), Limits()
     if getattr(config, "num_experts_per_tok", None) is None:
         assert limits == usual
         return
@@ -25,4 +25,11 @@ def test_as_many_rows_an_expert_as_a_dense_base_has(family: str) -> None:
 def test_never_beyond_the_most() -> None:
     config: Any = copy.deepcopy(FAMILIES["qwen3_moe"])
     config.num_experts = config.num_local_experts = 128
-    assert limits_of(config).running == MOST
+    assert limits_of(config, matrices=False).running == MOST
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_most_where_a_device_multiplies_whole_matrices(family: str) -> None:
+    limits = limits_of(FAMILIES[family], matrices=True)
+    assert limits.running == MOST
+    assert limits.step_tokens > limits.running

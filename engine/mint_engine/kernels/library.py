@@ -73,6 +73,7 @@ class Kernels:
         # Whether a weight's rows are met as they are faster than by torch: where the instruction set has products of
         # bfloat16, or torch has none.
         self.meets_rows = dtype == torch.bfloat16 and ("bf16" in variant or not multiplies_bfloat16())
+        self.multiplies_matrices = dtype == torch.bfloat16 and "amx" in variant
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
             function.argtypes, function.restype = signature, None

@@ -113,6 +113,12 @@ class Forward:
         return self._pass.name
 
     @property
+    def multiplies_matrices(self) -> bool:
+        """Whether the device multiplies whole matrices at once: GPUs' tensor cores, Intel's AMX."""
+        kernels = find_kernels(self.base.dtype, self.base.device)
+        return self.base.device.type == "cuda" or (kernels is not None and kernels.multiplies_matrices)
+
+    @property
     def routes(self) -> RouteCache | None:
         """Which experts the cached tokens went to; None where that is not kept."""
         return self.cache.routes
