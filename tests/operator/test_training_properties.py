@@ -74,10 +74,11 @@ class Story:
                 self.world.waves[at] = msgspec.structs.replace(wave, spec=spec, defect="")
 
     def has(self, key: str) -> dict[str, object]:
-        """What the map says that a wave has, wherever its adapters are."""
+        """What the map says that a wave has, wherever its adapters are, and whatever engines say last."""
+        record = self.world.training.training.get(key)
         return {
             "leases": {name: lease for name, lease in self.world.leases.items() if lease[1].wave == key},
-            "record": self.world.training.training.get(key),
+            "record": record and msgspec.structs.replace(record, last_words=()),
             "adapters": {name for name, each in self.world.placements.items() if key in each.waves},
         }
 
