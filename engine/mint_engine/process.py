@@ -240,6 +240,7 @@ class Process:
             demand=self._server.demand(MOST_TOLD),
             training_bytes=residency.lending.room.lasting if residency else 0,
             loads_per_s=residency.rate.per_s if residency else 0.0,
+            policy_room=self._server.trainer.room,
         )
 
 

@@ -155,6 +155,20 @@ class Bringing(_Record, frozen=True):
         return round((self.total - self.done) / self.per_s) if self.total and self.per_s > 0 else None
 
 
+class PolicyRoom(_Record, frozen=True):
+    """What policies in training may take of an engine's host memory, and what each would take of it.
+
+    One of rank R over some modules has R times the `weights` of these. Names are those of modules within a layer.
+    """
+
+    budget: int  # bytes, of which adapters that waves want in memory take theirs
+    weights: Mapping[str, int]  # of a policy of rank 1, by the module's name
+    own: int  # bytes that a policy takes for each of its weights, as long as it trains; 0: they are on a device
+    copies: int  # bytes that are free beside that for each weight of the largest, for it to be saved
+    calls: int = 0  # bytes that policies take which no wave trains
+    calls_copies: int = 0  # and what the largest of these needs beside
+
+
 MOST_TOLD = 16  # adapters of which an engine tells the demand: those that fill a quarter of a batch at least
 
 
@@ -177,6 +191,7 @@ class EngineRecord(_Record, frozen=True):
     training_bytes: int = 0  # of host memory, for the policies that train there: their state, and checkpoints of it
     bringing: Bringing | None = None  # while the base is brought up
     loads_per_s: float = 0.0  # adapters that it brings up in a second of loading; 0: not known yet
+    policy_room: PolicyRoom | None = None  # None: it trains nothing, or does not know its base yet
 
 
 class MapState(msgspec.Struct, frozen=True):

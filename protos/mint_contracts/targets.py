@@ -13,6 +13,12 @@ def is_within(path: str, target: str) -> bool:
     return f".{path}".endswith(f".{target}")
 
 
+def within_layer(path: str) -> str:
+    """What is left of a module's path once the number of its layer is taken off: the same for all layers."""
+    parts = path.split(".")
+    return ".".join(parts[max((at + 1 for at, part in enumerate(parts) if part.isdecimal()), default=0) :])
+
+
 def is_targeted(path: str, targets: Iterable[str]) -> bool:
     """Whether any of the targets names the module at that path."""
     return any(is_within(path, target) for target in targets)

@@ -7,7 +7,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_contracts.records import Tier
+from mint_contracts.records import EngineView, PolicyRoom, Tier
 from mint_contracts.resources import AdapterWaveSpec, Serve
 from mint_contracts.training_records import Order, Stage
 from tests.operator import worlds
@@ -26,6 +26,15 @@ class Story:
     tokens: dict[str, int] = field(default_factory=dict)
     unread: dict[str, tuple[AdapterWaveSpec, dict[str, object]]] = field(default_factory=dict)
     starts: int = 1
+    room: PolicyRoom | None = None  # what engines tell of their memory
+
+    def __post_init__(self) -> None:
+        self.world.engines = [self.engine(ordinal) for ordinal in range(ENGINES)]
+
+    def engine(self, ordinal: int) -> EngineView:
+        view = engines(ENGINES)[ordinal]
+        assert view.record is not None
+        return msgspec.structs.replace(view, record=msgspec.structs.replace(view.record, policy_room=self.room))
 
     def kill(self, ordinal: int) -> None:
         self.world.engines[ordinal] = dead(self.world.engines[ordinal])
@@ -36,7 +45,7 @@ class Story:
 
     def start(self, ordinal: int) -> None:
         self.starts += 1
-        self.world.engines[ordinal] = restarted(engines(ENGINES)[ordinal], self.starts)
+        self.world.engines[ordinal] = restarted(self.engine(ordinal), self.starts)
         self.world.away_s.pop(f"smol-{ordinal}", None)
 
     def train(self, index: int, count: int, *, gang: bool) -> None:
@@ -132,6 +141,7 @@ class Story:
         assert all(taken[engine] <= SLOTS for engine in alive), taken
 
 
+ROOMS = st.sampled_from([None, PolicyRoom(500, {"q_proj": 10}, own=2, copies=1)])  # for two policies of rank 8
 ordinals = st.integers(0, ENGINES - 1)
 EVENTS = st.one_of(
     st.tuples(st.just("kill"), ordinals),
@@ -148,10 +158,12 @@ EVENTS = st.one_of(
 )
 
 
-@given(st.lists(EVENTS, max_size=25))
+@given(st.lists(EVENTS, max_size=25), ROOMS)
 @settings(max_examples=200, deadline=None)
-def test_leases_are_exclusive_and_fenced_and_slots_are_given_once(events: list[tuple[object, ...]]) -> None:
-    story = Story()
+def test_leases_are_exclusive_and_fenced_and_slots_are_given_once(
+    events: list[tuple[object, ...]], room: PolicyRoom | None
+) -> None:
+    story = Story(room=room)
     for what, *arguments in events:
         if what == "train":
             index, count, gang = arguments
@@ -161,10 +173,10 @@ def test_leases_are_exclusive_and_fenced_and_slots_are_given_once(events: list[t
         story.settle()
 
 
-@given(st.lists(EVENTS, max_size=15))
+@given(st.lists(EVENTS, max_size=15), ROOMS)
 @settings(max_examples=100, deadline=None)
-def test_a_second_look_changes_nothing(events: list[tuple[object, ...]]) -> None:
-    story = Story()
+def test_a_second_look_changes_nothing(events: list[tuple[object, ...]], room: PolicyRoom | None) -> None:
+    story = Story(room=room)
     for what, *arguments in events:
         if what == "train":
             index, count, gang = arguments

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
+import msgspec
 import structlog
 from google.protobuf.message import Message
 
@@ -25,6 +26,7 @@ from mint_contracts.errors import (
     SourceForbidden,
 )
 from mint_contracts.names import check_adapter
+from mint_contracts.records import PolicyRoom
 from mint_contracts.wire import to_status
 from mint_engine.policies import revisions
 from mint_engine.policies.calls import Calls
@@ -90,6 +92,19 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         self._calls: dict[str, Calls] = {}
         self._making: dict[Calls, asyncio.Task[None]] = {}  # whose policies are not there yet
         self._lease = 0  # of the policy that was created last
+
+    @property
+    def room(self) -> PolicyRoom | None:
+        """What waves' policies may take of host memory here, beside those of calls; None until the base is loaded."""
+        if self.open is None:
+            return None
+        needs = [self.open.room.of(calls.holder) for calls in self._calls.values()]
+        return msgspec.structs.replace(
+            self.open.means.desk.maker.room,
+            budget=self.open.room.budget,
+            calls=sum(each.own for each in needs),
+            calls_copies=max((each.copies for each in needs), default=0),
+        )
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         """A new policy; asking again for the same one, while it is new still, is no mistake."""

@@ -41,6 +41,11 @@ class Room:
         self._left = asyncio.Event()
 
     @property
+    def budget(self) -> int:
+        """Bytes that adapters and policies may have together."""
+        return self._host.ledger.budget
+
+    @property
     def policies(self) -> int:
         """Bytes of all policies' own numbers."""
         return sum(each.own for each in self._needs.values())

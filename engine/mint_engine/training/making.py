@@ -4,17 +4,21 @@ A policy is whole before anybody has it; putting it into the trainer is all that
 """
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
+from functools import cached_property
 from weakref import WeakValueDictionary
 
 import torch
 
+from mint_contracts.records import PolicyRoom
+from mint_contracts.targets import within_layer
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.packed import Packed, lay_out
 from mint_engine.residency.room import Needs
 from mint_engine.training import policy as policies
 from mint_engine.training import state
-from mint_engine.training.policy import Form, FormLimits, Policy, PolicySettings, needs_of
+from mint_engine.training.policy import Form, FormLimits, Policy, PolicySettings, learning, needs_of
 
 
 class Maker:
@@ -34,6 +38,16 @@ class Maker:
     def needs_from(self, start: Packed) -> Needs:
         """The host memory that one takes at most which begins with a revision's weights."""
         return needs_of(start.header.layout.elements, self._dtype, self._device)
+
+    @cached_property
+    def room(self) -> PolicyRoom:
+        """What policies take, for who admits them; of a budget of nothing."""
+        layout = lay_out(self._modules, dict.fromkeys(learning(self._modules), 1))
+        weights = Counter[str]()
+        for place in layout.places:
+            weights[within_layer(self._modules[place.path].name)] += place.elements
+        each = needs_of(1, self._dtype, self._device)
+        return PolicyRoom(budget=0, weights=dict(weights), own=each.own, copies=each.copies)
 
     def fresh(self, name: str, settings: PolicySettings) -> Policy:
         """A new one, as PEFT would begin it. Raises RankTooLarge, UnknownTargetModules or InvalidRequest."""

@@ -97,6 +97,11 @@ def needs_of(elements: int, dtype: torch.dtype, device: torch.device) -> Needs:
     return Needs(own, _COPIES * vectors, 2 * rounded)
 
 
+def learning(modules: Mapping[str, Module]) -> dict[str, Module]:
+    """Those of a base's modules that policies may learn on: an indexer's choice has no gradient."""
+    return {path: module for path, module in modules.items() if ".indexer." not in path}
+
+
 def form_of(settings: PolicySettings, modules: Mapping[str, Module], limits: FormLimits, name: str) -> Form:
     """The form of a new policy. Raises RankTooLarge, UnknownTargetModules or InvalidRequest, naming the policy."""
     subject = f"policy {name}"
@@ -104,9 +109,9 @@ def form_of(settings: PolicySettings, modules: Mapping[str, Module], limits: For
         raise RankTooLarge(subject, f"has rank {settings.rank}; the base model takes 1 to {limits.max_rank}")
     if not 0 < abs(settings.alpha) < float("inf"):
         raise InvalidRequest(subject, f"has alpha {settings.alpha}; give a finite number that is not 0")
-    learning = [module for path, module in modules.items() if ".indexer." not in path]  # a choice has no gradient
-    wanted = _targets(settings, learning, limits, subject)
-    ranks = {module.path: settings.rank for module in learning if is_targeted(module.name, wanted)}
+    able = learning(modules)
+    wanted = _targets(settings, list(able.values()), limits, subject)
+    ranks = {path: settings.rank for path, module in able.items() if is_targeted(module.name, wanted)}
     layout = lay_out(modules, ranks)
     return Form(
         config=_peft_config(settings, wanted, limits.base_name),

@@ -202,6 +202,7 @@ def _judged(record: EngineRecord) -> object:
         record.slots_used,
         record.slots_total,
         record.training_bytes,
+        record.policy_room,
         record.failure,
         judged(record.bringing),
     )

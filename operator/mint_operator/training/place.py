@@ -1,43 +1,80 @@
 """On which engine each policy trains: where it is, as long as that engine lives; a wave's policies together.
 
 Policies of one wave share rollout batches and updates, so one engine that can take them all is best; else as few as
-can. Only free slots are given: what is served stays where it is.
+can. Only free slots are given, and memory that is free where engines tell of it: what is served stays where it is.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from mint_contracts.training import Policy
 from mint_operator.planning.engines import Engine
+from mint_operator.training.memory import Memory
 from mint_operator.training.stand import WaveStand
+
+_UNKNOWN = Memory({}, {})
 
 
 class Slots:
-    """Free slots of each engine while policies are placed. Mutable, and local to one plan."""
+    """Free slots and memory of each engine while policies are placed. Mutable, and local to one plan."""
 
-    def __init__(self, engines: Sequence[Engine], each: int, served: Mapping[str, int]) -> None:
+    def __init__(
+        self, engines: Sequence[Engine], each: int, served: Mapping[str, int], memory: Memory = _UNKNOWN
+    ) -> None:
         self._usable = {engine.name for engine in engines if engine.alive and not engine.lost}
         self._kept = {engine.name for engine in engines if not engine.lost}
+        self._each = each
         self.free = {engine.name: each - served.get(engine.name, 0) for engine in engines}
+        self.memory = memory
+
+    def copy(self) -> "Slots":
+        """One that what is taken of it takes nothing of this one."""
+        found = Slots((), self._each, {}, self.memory.copy())
+        found._usable, found._kept, found.free = set(self._usable), set(self._kept), dict(self.free)
+        return found
+
+    def without_waves(self, engines: Collection[str]) -> "Slots":
+        """Those of these engines with nothing on them that ends."""
+        found = Slots((), self._each, {}, self.memory.without_waves())
+        found.memory.enlarge(engines)
+        found._usable = set(engines)
+        found.free = dict.fromkeys(engines, self._each)
+        return found
+
+    def enlarged(self, engines: Iterable[str] = ()) -> "Slots":
+        """These, those of engines that are on their way, and those of `engines` more."""
+        found, more = self.copy(), set(engines)
+        found.free |= dict.fromkeys(more, self._each)
+        found._usable |= self._kept | more
+        found.memory.enlarge(more)
+        return found
+
+    @property
+    def usable(self) -> frozenset[str]:
+        """The engines that slots are given of."""
+        return frozenset(self._usable)
 
     def keeps(self, engine: str) -> bool:
         """Whether a policy that trains there stays; an engine that is merely away comes back."""
         return engine in self._kept
 
-    def take(self, engine: str, count: int = 1) -> None:
-        """Give slots of an engine away; it may go below none where limits were lowered under what runs."""
-        self.free[engine] -= count
+    def take(self, engine: str, policy: Policy) -> None:
+        """Give a policy what it takes of an engine, which may go below none where limits were lowered under it."""
+        self.free[engine] -= 1
+        self.memory.take(engine, policy)
 
     def room(self) -> int:
         """Free slots of all live engines."""
         return sum(max(0, self.free[name]) for name in self._usable)
 
-    def open(self, engine: str) -> bool:
-        """Whether the engine lives and has a free slot."""
-        return engine in self._usable and self.free[engine] > 0
+    def open(self, engine: str, policy: Policy, *, blind: bool = False) -> bool:
+        """Whether the engine lives and has a free slot, and memory, for a policy; `blind`: whatever its memory."""
+        able = engine in self._usable and self.free[engine] > 0
+        return able and (blind or self.memory.fits(engine, policy))
 
-    def best(self, near: Mapping[str, int]) -> str | None:
-        """The live engine with a free slot that trains most of the wave already, then the one with most room."""
-        able = [name for name in self._usable if self.open(name)]
+    def best(self, near: Mapping[str, int], policy: Policy, *, blind: bool = False) -> str | None:
+        """The live engine with room for it that trains most of the wave already, then the one with most slots."""
+        able = [name for name in self._usable if self.open(name, policy, blind=blind)]
         return min(able, key=lambda name: (-near.get(name, 0), -self.free[name], name), default=None)
 
 
@@ -47,33 +84,47 @@ def keep(stand: WaveStand, slots: Slots) -> dict[str, str]:
     for policy in stand.policies:
         stays = policy.engine in slots.free if stand.kept else slots.keeps(policy.engine)
         if policy.name in wanting and policy.holds and stays:
-            slots.take(policy.engine)
+            slots.take(policy.engine, policy.settings)
             pins[policy.name] = policy.engine
     return pins
 
 
 def fill(
-    stand: WaveStand, pins: Mapping[str, str], slots: Slots, *, whole: bool = False, most: int | None = None
+    stand: WaveStand,
+    pins: Mapping[str, str],
+    slots: Slots,
+    *,
+    whole: bool = False,
+    most: int | None = None,
+    blind: bool = False,
 ) -> dict[str, str]:
-    """`pins` with as many of the others as have a free slot somewhere, in order; if `whole`, with all or none.
+    """`pins` with as many of the others as have room somewhere, in order; if `whole`, with all or none.
 
-    `most`: no more than so many others.
+    `most`: no more than so many others; `blind`: whatever the engines' memory.
     """
-    found = dict(pins)
     most = len(stand.wants_slot) if most is None else most
-    if whole and min(slots.room(), most) < len(stand.wants_slot) - len(found):
-        return found
-    near = Counter(found.values())
-    home = {policy.name: policy.engine for policy in stand.policies}
+    missing = len(stand.wants_slot) - len(pins)
+    if whole:
+        enough = min(slots.room(), most) >= missing
+        if not enough or len(_filled(stand, pins, slots.copy(), missing, blind)) < len(stand.wants_slot):
+            return dict(pins)
+    return _filled(stand, pins, slots, most, blind)
+
+
+def _filled(stand: WaveStand, pins: Mapping[str, str], slots: Slots, most: int, blind: bool) -> dict[str, str]:
+    found, near = dict(pins), Counter(pins.values())
+    by_name = {policy.name: policy for policy in stand.policies}
     for name in stand.wants_slot:
         if name in found:
             continue
-        if len(found) - len(pins) >= most:
+        if len(found) - len(pins) >= most or not slots.room():
             break
-        engine: str | None = home[name] if slots.open(home[name]) else slots.best(near)
-        if engine is None:
-            break
-        slots.take(engine)
+        policy = by_name[name]
+        home = policy.engine if slots.open(policy.engine, policy.settings, blind=blind) else None
+        engine = home or slots.best(near, policy.settings, blind=blind)
+        if engine is None:  # a smaller one may have room still
+            continue
+        slots.take(engine, policy.settings)
         near[engine] += 1
         found[name] = engine
     return found

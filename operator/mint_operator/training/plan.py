@@ -5,11 +5,11 @@ before a serving wave that comes first and waits; a wave of higher priority than
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import Failure, Placement, Tier
+from mint_contracts.records import Failure, Place, Placement, Tier
 from mint_contracts.resources import AdapterWaveStatus
 from mint_contracts.source import Source
 from mint_contracts.training import Policies
@@ -23,6 +23,7 @@ from mint_operator.training.diff import difference
 from mint_operator.training.fit import fitted, manifest_of
 from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
+from mint_operator.training.memory import memory_of
 from mint_operator.training.place import Slots, keep
 from mint_operator.training.room import Room, begun, turn
 from mint_operator.training.stand import WaveStand, stands, wanting
@@ -32,7 +33,7 @@ class Training(msgspec.Struct, frozen=True):
     """The waves of a base, those that train with their stand; and what they take of it.
 
     `reserved` are the slots of each engine that policies have, `held` those of each namespace; `demand` those of all,
-    with those that waves wait for and should get; `engines` as many as policies train on.
+    with those that waves wait for and should get; `engines` as many as policies train on, or need for their memory.
     """
 
     waves: Sequence[ObservedWave]
@@ -64,7 +65,8 @@ def prepared(
     order = sorted(training, key=lambda key: (not stood[key].leased, *turn(training[key])))
     serving = [wave for wave in waves if wave.spec.train is None]
     stood = without_conflicts(base, stood, order, serving)
-    slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known))
+    memory = memory_of(engines, _wanted_bytes(waves, known))
+    slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory)
     kept = {key: keep(stood[key], slots) for key in order}
     held, ended = Counter[str](), Counter[str]()
     for key, wave in training.items():
@@ -86,7 +88,7 @@ def prepared(
         reserved=dict(reserved),
         held=dict(room.held),
         demand=room.demand,
-        engines=max((ordinals[name] + 1 for name in reserved), default=0),
+        engines=max(room.engines, *(ordinals[name] + 1 for name in reserved), 0),
     )
 
 
@@ -164,15 +166,25 @@ def _published(wave: ObservedWave, stand: WaveStand) -> int:
 
 def _served(waves: Sequence[ObservedWave], known: BaseMap | None) -> Counter[str]:
     """Slots of each engine that served adapters have, and keep."""
+    return Counter(place.engine for _, place in _wanted(waves, known) if place.residency is Tier.DEVICE)
+
+
+def _wanted_bytes(waves: Sequence[ObservedWave], known: BaseMap | None) -> Counter[str]:
+    """Host memory of each engine that adapters have, and keep, as far as anybody knows their sizes."""
+    found = Counter[str]()
+    for adapter, place in _wanted(waves, known):
+        if known is not None and place.residency is Tier.HOST and adapter in known.sizes:
+            found[place.engine] += known.sizes[adapter].bytes
+    return found
+
+
+def _wanted(waves: Sequence[ObservedWave], known: BaseMap | None) -> Iterator[tuple[str, Place]]:
+    """Where adapters are by a wave's word."""
     wanted = {wave.meta.key for wave in waves}
     placements: Mapping[str, Placement] = known.state.placements if known else {}
-    return Counter(
-        place.engine
-        for placement in placements.values()
-        if not wanted.isdisjoint(placement.waves)
-        for place in placement.places
-        if place.residency is Tier.DEVICE and not place.spare
-    )
+    for placement in placements.values():
+        if not wanted.isdisjoint(placement.waves):
+            yield from ((placement.adapter, place) for place in placement.places if not place.spare)
 
 
 def _record(

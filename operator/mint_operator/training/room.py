@@ -1,5 +1,6 @@
 """Which waves may begin to train in the room that serving leaves, and how much more room is worth making."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,7 @@ from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.capacity import over_quota
 from mint_operator.planning.conditions import ADMITTED, status_of
+from mint_operator.planning.engines import engine_name
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
 from mint_operator.training.place import Slots, fill
@@ -32,7 +34,9 @@ class Room:
     ) -> None:
         replicas = base.spec.engine.replicas
         self.slots = slots
-        self.total = max(replicas.min, replicas.max) * base.spec.adapters.device_slots
+        self.engines = 0  # of the base, that give memory to those that wait for it; 0: engines do not help them
+        self._names = [engine_name(base.meta.name, at) for at in range(max(replicas.min, replicas.max))]
+        self.total = len(self._names) * base.spec.adapters.device_slots
         self.held = Counter(held)
         self.demand = self.held.total()
         self._serving = serving
@@ -68,6 +72,30 @@ class Room:
         most = quota(self._tenants, namespace) or self.total
         return max(0, most - self.held[namespace] - self._served[namespace])
 
+    def lacks_memory(self, stand: WaveStand, pins: Mapping[str, str], gang: bool, most: int) -> bool:
+        """Whether by slots alone more of a wave's policies could begin."""
+        return len(fill(stand, pins, self.slots.copy(), whole=gang, most=most, blind=True)) > len(pins)
+
+    def fits_alone(self, stand: WaveStand, kept: Mapping[str, str]) -> bool:
+        """Whether a wave's policies have memory together once no other wave's have any."""
+        alone = self.slots.without_waves({*self._names, *kept.values()})
+        for policy in stand.policies:
+            if policy.name in kept:
+                alone.take(kept[policy.name], policy.settings)
+        return len(fill(stand, kept, alone)) == len(stand.wants_slot)
+
+    def ask_for_memory(self, stand: WaveStand, pins: Mapping[str, str], gang: bool, most: int) -> None:
+        """Count in the fewest engines more by which as many of a wave's policies get memory as can get it."""
+        new = [name for name in self._names if name not in self.slots.free]
+
+        def placed(more: int) -> int:
+            return len(fill(stand, pins, self.slots.enlarged(new[:more]), whole=gang, most=most))
+
+        best = placed(len(new))
+        if best > len(pins):  # engines that are on their way are waited for
+            more = bisect_left(range(len(new)), best, key=placed)
+            self.engines = max(self.engines, len(self.slots.free) + more)
+
     def take(self, wave: ObservedWave, count: int) -> None:
         """Policies of a wave have got slots."""
         self.held[wave.meta.namespace] += count
@@ -87,6 +115,13 @@ def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: R
     free = 0 if room.held_back(wave) and not kept else room.slots.room()
     may = room.left(wave)
     pins = fill(stand, kept, room.slots, whole=gang, most=may) if free else dict(kept)
+    left = may - (len(pins) - len(kept))
+    short = bool(free) and len(pins) < len(stand.wants_slot) and room.lacks_memory(stand, pins, gang, left)
+    if short and gang and not room.fits_alone(stand, kept):
+        # Its policies take turns in memory, as their engine gives it: all at once they would wait for good.
+        pins, short = fill(stand, kept, room.slots, whole=True, most=may, blind=True), False
+    if short:
+        room.ask_for_memory(stand, pins, gang, left)
     room.take(wave, len(pins) - len(kept))
     _ask_for_more(wave, stand, min(len(stand.wants_slot) - len(pins), room.left(wave)), room)
     if pins:
@@ -95,6 +130,9 @@ def begun(wave: ObservedWave, stand: WaveStand, kept: Mapping[str, str], room: R
         f"needs {missing if gang else 1} device slots for its policies; engines that answer have {room.slots.room()} "
         f"free of the base's {room.total}, which waves before it may be waiting for"
     )
+    if short:
+        waits = [policy.settings for policy in stand.policies if policy.name in stand.wants_slot]
+        said = room.slots.memory.told(waits if gang else waits[:1], room.slots.usable)
     waiting = Failure(conditions.WAITING_FOR_CAPACITY, said, terminal=False)
     return msgspec.structs.replace(stand, waiting=waiting)
 

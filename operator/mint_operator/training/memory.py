@@ -1,0 +1,119 @@
+"""Host memory of engines while policies are placed on them: what each takes of it, as the engines themselves count.
+
+A policy's own numbers take memory for as long as it trains; beside them there is room for the copies of the largest,
+by which policies are saved one after another (the engine's `Room`). Pure.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from mint_contracts.records import PolicyRoom
+from mint_contracts.targets import is_targeted
+from mint_contracts.training import Policy
+from mint_operator.planning.engines import Engine
+
+
+class Taken(msgspec.Struct, frozen=True, gc=False):
+    """Bytes that policies take of one engine's memory: `own` of all, and `copies` of the largest."""
+
+    own: int = 0
+    copies: int = 0
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.own + self.copies
+
+    def plus(self, other: "Taken") -> "Taken":
+        """With another's, whose copies are made in the same room."""
+        return Taken(self.own + other.own, max(self.copies, other.copies))
+
+
+NOTHING = Taken()
+
+
+def needs(policy: Policy, room: PolicyRoom) -> Taken:
+    """What a policy takes of an engine that has such a room.
+
+    Nothing where that is not known: who begins with a revision has its rank, and what an engine does not know by that
+    name it refuses itself. Nor for one that has no room on an empty engine: waiting for others would not help it.
+    """
+    if policy.start_from or not policy.rank:
+        return NOTHING
+    targets = policy.target_modules
+    if any(not any(is_targeted(name, [target]) for name in room.weights) for target in targets):
+        return NOTHING
+    weights = sum(count for name, count in room.weights.items() if not targets or is_targeted(name, targets))
+    found = Taken(policy.rank * weights * room.own, policy.rank * weights * room.copies)
+    return found if found.total <= room.budget else NOTHING
+
+
+class Memory:
+    """Of each engine; where none of a base tells what it has, everything fits. Mutable, and local to one plan.
+
+    `wanted` are the bytes of adapters that waves want in an engine's memory, which give way to nobody.
+    """
+
+    def __init__(self, rooms: Mapping[str, PolicyRoom], wanted: Mapping[str, int]) -> None:
+        self._rooms = dict(rooms)
+        self._free = {name: room.budget - wanted.get(name, 0) for name, room in rooms.items()}
+        self._taken = {name: Taken(room.calls, room.calls_copies) for name, room in rooms.items()}
+
+    def copy(self) -> "Memory":
+        """One that what is taken of it takes nothing of this one."""
+        found = Memory({}, {})
+        found._rooms, found._free, found._taken = dict(self._rooms), dict(self._free), dict(self._taken)
+        return found
+
+    def without_waves(self) -> "Memory":
+        """As it would be with no policy of any wave: those end, while calls and what is served may stay for good."""
+        found = self.copy()
+        found._taken = {name: Taken(room.calls, room.calls_copies) for name, room in self._rooms.items()}
+        return found
+
+    def enlarge(self, engines: Iterable[str]) -> None:
+        """Count in those of these that tell nothing yet, each as large as the largest that does; if one does."""
+        largest = max(self._rooms.values(), key=lambda room: room.budget, default=None)
+        if largest is None:
+            return
+        room = msgspec.structs.replace(largest, calls=0, calls_copies=0)
+        for name in engines:
+            if name not in self._rooms:
+                self._rooms[name], self._free[name], self._taken[name] = room, room.budget, NOTHING
+
+    def fits(self, engine: str, policy: Policy) -> bool:
+        """Whether an engine has memory for one policy more; also where nobody knows."""
+        room = self._rooms.get(engine)
+        if room is None:
+            return True
+        needed = needs(policy, room)
+        return not needed.total or self._taken[engine].plus(needed).total <= self._free[engine]
+
+    def take(self, engine: str, policy: Policy) -> None:
+        """Give it memory there, also where that is more than there is: what trains stays."""
+        room = self._rooms.get(engine)
+        if room is not None:
+            self._taken[engine] = self._taken[engine].plus(needs(policy, room))
+
+    def told(self, policies: Iterable[Policy], engines: Iterable[str]) -> str:
+        """What policies need together, and what there is of it on these engines."""
+        rooms = {name: self._rooms[name] for name in engines if name in self._rooms}
+        needed = NOTHING
+        for policy in policies:
+            each = [needs(policy, room) for room in rooms.values()]
+            needed = needed.plus(max(each, key=lambda taken: taken.total, default=NOTHING))
+        free = [max(0, self._free[name] - self._taken[name].total) for name in rooms]
+        return (
+            f"needs {needed.total} bytes of host memory for its policies and for saving one of them; engines that "
+            f"answer have {sum(free)} free of {sum(room.budget for room in rooms.values())}, {max(free, default=0)} "
+            "on one; waves before it train by the rest, or calls, or waves want adapters in it"
+        )
+
+
+def memory_of(engines: Iterable[Engine], wanted: Mapping[str, int]) -> Memory:
+    """That of these engines, by their own word; those that have not spoken yet are as the others."""
+    told = {each.name: each.record.policy_room for each in engines if each.record is not None}
+    found = Memory({name: room for name, room in told.items() if room is not None}, wanted)
+    found.enlarge(each.name for each in engines)
+    return found

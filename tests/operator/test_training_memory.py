@@ -1,0 +1,208 @@
+"""Which policies begin in the host memory that engines tell of: as many as have some, and never nobody for good."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_contracts.records import EngineView, PolicyRoom
+from mint_contracts.resources import Serve
+from mint_contracts.training import Policies, Policy, Train
+from mint_contracts.training_records import Stage
+from mint_operator.planning.engines import Engine
+from mint_operator.planning.plan import Plan
+from mint_operator.planning.sizes import Size
+from mint_operator.planning.snapshot import ObservedWave
+from mint_operator.training.memory import Memory, Taken, needs
+from mint_operator.training.place import Slots, fill
+from mint_operator.training.stand import PolicyStand, WaveStand
+from tests.operator import worlds
+from tests.operator.training_worlds import STEPS, World, base, condition, engines, published, training_wave
+
+WEIGHTS = {"self_attn.q_proj": 3, "self_attn.v_proj": 1, "mlp.up_proj": 6}
+ROOM = PolicyRoom(budget=1000, weights=WEIGHTS, own=2, copies=1)  # rank R: 20 R of its own, and 10 R to be copied
+ENGINES = 3
+
+
+def told(count: int, budget: int = 1000, **calls: int) -> list[EngineView]:
+    """Engines that tell of so much memory each."""
+    return [heard(view, msgspec.structs.replace(ROOM, budget=budget, **calls)) for view in engines(count)]
+
+
+def heard(view: EngineView, room: PolicyRoom) -> EngineView:
+    assert view.record is not None
+    return msgspec.structs.replace(view, record=msgspec.structs.replace(view.record, policy_room=room))
+
+
+def wave(name: str, *ranks: int, gang: bool = False) -> ObservedWave:
+    policies = tuple(Policy(name=f"team/{name}-{at}", rank=rank) for at, rank in enumerate(ranks))
+    admission, serve = ("Gang" if gang else "Elastic"), Serve(residency="Host")
+    return training_wave(name, policies=Policies(list=policies), admission=admission, serve=serve)  # type: ignore[arg-type]
+
+
+def leased(world: World) -> dict[str, str]:
+    return {name: engine for name, (engine, _) in world.leases.items()}
+
+
+def replicas(found: Plan) -> int:
+    """Engines that the plan has run."""
+    specs = [each.body["spec"] for each in found.manifests if each.kind == "StatefulSet"]
+    return int(specs[0]["replicas"])
+
+
+def complete(world: World, *names: str) -> None:
+    world.say(Stage.COMPLETE, STEPS, *names, published=published(STEPS))
+    world.step()
+
+
+def test_a_policy_takes_by_rank_and_targets_as_far_as_its_engine_knows_them() -> None:
+    assert needs(Policy(name="x", rank=2), ROOM) == Taken(40, 20)
+    assert needs(Policy(name="x", rank=2, target_modules=["q_proj", "v_proj"]), ROOM) == Taken(16, 8)
+    assert needs(Policy(name="x", rank=2, target_modules=["self_attn.v_proj"]), ROOM) == Taken(4, 2)
+    for unknown in (
+        Policy(name="x", rank=2, target_modules=["q_proj", "3.mlp.up_proj"]),
+        Policy(name="x", rank=2, start_from="acme/other"),
+        Policy(name="x"),
+        Policy(name="x", rank=34),  # more than all there is: its engine says so
+    ):
+        assert needs(unknown, ROOM) == Taken()
+
+
+def test_an_elastic_wave_begins_with_as_many_as_have_memory_and_the_rest_follows() -> None:
+    world = World(base(), [wave("w", 10, 30, 10, 10)], told(1, 1100))
+    world.step()
+    assert set(leased(world)) == {"team/w-0", "team/w-1"}, "200 bytes and 600, and 300 to save the larger"
+    complete(world, "team/w-1")
+    assert set(leased(world)) >= {"team/w-0", "team/w-2", "team/w-3"}
+
+
+def test_a_gang_waits_for_memory_and_says_how_much_there_is() -> None:
+    world = World(base(), [wave("first", 20)], told(1, calls=100, calls_copies=30))
+    world.step()
+    world.waves.append(wave("w", 10, 10, gang=True))
+    world.step()
+    assert set(leased(world)) == {"team/first-0"}
+    status, reason, message = condition(world, "w", "Admitted")
+    assert (status, reason) == ("False", "WaitingForCapacity")
+    assert message.startswith(
+        "needs 500 bytes of host memory for its policies and for saving one of them; engines that answer have 300 "
+        "free of 1000, 300 on one; "
+    )
+    assert world.status("w").phase == "Queued"
+    complete(world, "team/first-0")
+    world.step()
+    assert set(leased(world)) >= {"team/w-0", "team/w-1"}
+
+
+@pytest.mark.parametrize("calls", [0, 900])
+def test_a_gang_that_could_never_have_memory_together_begins_and_its_policies_take_turns_in_it(calls: int) -> None:
+    ranks = (10, 10) if calls else (30, 30)
+    world = World(base(), [wave("w", *ranks, gang=True)], told(1, calls=calls))
+    world.step()
+    assert len(leased(world)) == 2
+
+
+def test_adapters_that_waves_want_in_memory_are_left_theirs() -> None:
+    serving = worlds.wave("s", ["a"], residency="Host")
+    world = World(base(), [serving], told(1), sizes={"a": Size(8, 501)})
+    world.step()
+    world.waves.append(wave("w", 10, 10))
+    world.step()
+    assert set(leased(world)) == {"team/w-0"}
+
+
+def test_engines_are_added_for_memory_as_few_as_help_and_those_on_their_way_are_waited_for() -> None:
+    world = World(base(1, 5), [wave("w", 25, 25, 25, gang=True)], told(1))
+    assert replicas(world.step()) == 3, "two of 500 bytes, and 250 to save one, fit on none"
+    assert leased(world) == {}
+    world.engines += engines(3)[1:2]  # it reports, and its base is not loaded yet: it is as the first will be
+    assert replicas(world.step()) == 3
+    world.engines = told(3)
+    world.step()
+    assert sorted(leased(world).values()) == ["smol-0", "smol-1", "smol-2"]
+    assert replicas(world.step()) == 3
+
+
+def test_an_engine_that_would_help_nobody_is_not_added() -> None:
+    world = World(base(1, 2), [wave("w", 30, 30, 30, gang=True)], told(1))
+    assert replicas(world.step()) == 1
+    assert len(leased(world)) == 3
+
+
+def test_engines_of_an_earlier_version_tell_nothing_and_only_slots_count() -> None:
+    world = World(base(), [wave("w", 30, 30, 30, gang=True), wave("v", 30, 30)], engines(1))
+    world.step()
+    assert len(leased(world)) == 5
+
+
+RANKS = st.lists(st.integers(1, 32), min_size=1, max_size=6)
+WAVES = st.lists(st.tuples(RANKS, st.booleans()), min_size=1, max_size=4)
+LOADS = st.tuples(st.integers(0, 1200), st.integers(0, 400), st.integers(0, 200))
+
+
+@given(RANKS, st.lists(LOADS, min_size=1, max_size=ENGINES), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_no_more_is_given_than_there_is_nor_less(ranks: list[int], loads: list[tuple[int, ...]], whole: bool) -> None:
+    rooms = {
+        f"smol-{at}": msgspec.structs.replace(ROOM, budget=budget, calls=calls)
+        for at, (budget, calls, _) in enumerate(loads)
+    }
+    wanted = {f"smol-{at}": bytes_ for at, (_, _, bytes_) in enumerate(loads)}
+    alive = [Engine(name, at, engines(1)[0].record) for at, name in enumerate(rooms)]
+    slots = Slots(alive, 4, {}, Memory(rooms, wanted))
+    policies = {f"p{at}": Policy(name=f"p{at}", rank=rank) for at, rank in enumerate(ranks)}
+    stand = WaveStand(Train(policies=Policies()), tuple(map(PolicyStand, policies.values())), tuple(policies))
+    pins = fill(stand, {}, slots, whole=whole)
+    for name, room in rooms.items():
+        taken = Taken(room.calls)
+        for policy, engine in pins.items():
+            if engine == name and (needed := needs(policies[policy], room)).total:
+                taken = taken.plus(needed)
+                assert taken.own + taken.copies <= room.budget - wanted[name]
+    assert max(Counter(pins.values()).values(), default=0) <= 4
+    if whole:
+        assert len(pins) in {0, len(policies)}
+    else:
+        left = policies.keys() - pins.keys()
+        assert not any(slots.open(engine, policies[name]) for name in left for engine in rooms)
+
+
+def all_trained(world: World, budget: int, rounds: int) -> bool:
+    """Whether every policy has ended, when those that train do so one after another and engines come as planned."""
+    for _ in range(rounds):
+        count = replicas(world.step())
+        world.engines = told(max(count, len(world.engines)), budget)
+        running = sorted(name for name in leased(world) if not _ended(world, name))
+        if running:
+            world.say(Stage.COMPLETE, STEPS, running[0], published=published(STEPS))
+    return all(each.phase == "Complete" for each in (wave.status for wave in world.waves))
+
+
+def _ended(world: World, policy: str) -> bool:
+    said = [of[policy] for of in world.training.progress.values() if policy in of]
+    return any(each.stage is Stage.COMPLETE for each in said)
+
+
+@given(WAVES, st.integers(1, ENGINES), st.sampled_from([300, 700, 1000, 2000]))
+@settings(max_examples=40, deadline=None)
+def test_every_wave_has_its_turn_in_the_end(waves: list[tuple[list[int], bool]], high: int, budget: int) -> None:
+    shown = [wave(f"w{at}", *ranks, gang=gang) for at, (ranks, gang) in enumerate(waves)]
+    world = World(base(1, high), shown, told(1, budget))
+    assert all_trained(world, budget, sum(len(ranks) for ranks, _ in waves) + 2 * len(waves) + 3)
+
+
+@given(WAVES)
+@settings(max_examples=60, deadline=None)
+def test_where_there_is_memory_for_all_or_nobody_tells_of_it_it_changes_nothing(
+    waves: list[tuple[list[int], bool]],
+) -> None:
+    found: list[Mapping[str, str]] = []
+    for views in (engines(2), told(2, budget=1 << 20)):
+        shown = [wave(f"w{at}", *ranks, gang=gang) for at, (ranks, gang) in enumerate(waves)]
+        world = World(base(2, 2), shown, views)
+        world.step()
+        found.append(leased(world))
+    assert found[0] == found[1]
