@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 #include <vector>
+#include "aligned.h"
 #include "number.h"
 
 constexpr int PAGE = 16;
@@ -173,7 +174,7 @@ void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t 
                   const T* pool, int64_t kv_heads, int64_t first, int64_t last, int64_t dim, float scale, T* out,
                   int64_t out_width) {
   const int rows = tokens * int(group), heads = int(last - first);
-  std::vector<float> sums(heads * rows * dim, 0.0f), scores(rows * PAGE);
+  Aligned<float> sums(heads * rows * dim, 0.0f), scores(rows * PAGE);
   std::vector<int> visible(rows);
   std::vector<State> states(heads * rows, State{NEVER, 0.0f});
   std::vector<const T*> queries(heads * rows);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 #include "added.h"
+#include "aligned.h"
 #include "tiles.h"
 
 namespace {
@@ -105,7 +106,7 @@ struct Stretch {
 template <typename T>
 void add_outer(const Middle<T>* left, int64_t pitch, int64_t rank, const T* right, int64_t ldr, int64_t rows, float* sum,
                int64_t lds, int64_t columns) {
-  static thread_local std::vector<float> wider;
+  static thread_local Aligned<float> wider;
   wider.resize(rows * rank);
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t r = 0; r < rank; ++r) wider[row * rank + r] = wide(left[row * pitch + r]);
@@ -148,7 +149,7 @@ void mix(const T* rows, int64_t pairs, const int64_t* back, const float* weights
          int64_t size, T* mixed) {
 #pragma omp parallel
   {
-    std::vector<float> sum(size);
+    Aligned<float> sum(size);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < tokens; ++t) {
       std::fill(sum.begin(), sum.end(), 0.0f);

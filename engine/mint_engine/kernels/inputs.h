@@ -3,6 +3,7 @@
 #pragma once
 #include <type_traits>
 #include <vector>
+#include "aligned.h"
 #include "number.h"
 
 template <typename T>
@@ -34,7 +35,7 @@ Inputs<T> inputs(const T* x, int64_t ldx, int64_t rows, int64_t depth) {
   if constexpr (!WIDENS<T>) {
     return {x, ldx};
   } else {
-    static thread_local std::vector<float> widened;
+    static thread_local Aligned<float> widened;
     if (int64_t(widened.size()) < rows * depth) widened.resize(rows * depth);
     for (int64_t row = 0; row < rows; ++row) {
       const T* from = x + row * ldx;

@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <vector>
+#include "aligned.h"
 #include "lanes.h"
 #if defined(__AMX_BF16__) && defined(MINT_AVX512_BF16)
 #define MINT_AMX 1
@@ -39,7 +40,7 @@ struct Heights {
 
 // Rows x [count, depth], `ld` apart. The next call of this thread overwrites what it copies.
 inline Heights heights(const bf16* x, int64_t ld, int64_t count, int64_t depth) {
-  static thread_local std::vector<bf16> room;
+  static thread_local Aligned<bf16> room;
   const int64_t whole = count / HEIGHT * HEIGHT;
   if (whole == count) return {x, ld, count, nullptr};
   if (int64_t(room.size()) < HEIGHT * ld) room.resize(HEIGHT * ld);

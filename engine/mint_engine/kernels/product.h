@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <vector>
+#include "aligned.h"
 #include "inputs.h"
 #include "lanes.h"
 #include "matrices.h"
@@ -236,7 +237,7 @@ inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear
   static_assert(WIDTH == 16 * BESIDE && GROUP<bf16> == 2);
   constexpr int64_t NEAR = 1 << 20;  // bytes of rows: about half of a second-level cache
   const size_t all = tiles.all.size(), most = size_t(std::max<int64_t>(64, NEAR / int64_t(sizeof(bf16)) / by.in) / TILE);
-  static thread_local std::vector<float> sums;
+  static thread_local Aligned<float> sums;
   const Matrices registers;
   for (size_t begin = 0; begin < all; begin += most) {
     const size_t end = std::min(begin + most, all);

@@ -1,6 +1,7 @@
 // What adapters add to many rows of training, by matrix registers: both of its products, for one run's rows at a time.
 #pragma once
 #include "added.h"
+#include "aligned.h"
 #include "strip.h"
 #include "turned.h"
 #ifdef MINT_AMX
@@ -65,7 +66,7 @@ inline void shrink_run(const bf16* x, int64_t ldx, int64_t rows, const bf16* a, 
 // Middles of `rows` rows as registers take them: [rows, depth], both rounded up, what is missing zero. The next call of
 // this thread overwrites them.
 inline Heights lay_middles(const Strip<bf16>& strip, int64_t rows) {
-  static thread_local std::vector<bf16> laid;
+  static thread_local Aligned<bf16> laid;
   const int64_t depth = (strip.rank + DEEP - 1) / DEEP * DEEP, high = (rows + HEIGHT - 1) / HEIGHT * HEIGHT;
   laid.assign(high * depth, bf16{0});
   for (int64_t row = 0; row < rows; ++row)
@@ -77,8 +78,8 @@ inline Heights lay_middles(const Strip<bf16>& strip, int64_t rows) {
 // that are not the run's stay as they are, whatever numbers the adapter has.
 inline void add_run(const Heights& middles, const Strip<bf16>& strip, int64_t rows, int64_t first, float* sums) {
   constexpr int64_t WIDTH = 16 * BESIDE;
-  static thread_local std::vector<bf16> weights;
-  static thread_local std::vector<float> more;
+  static thread_local Aligned<bf16> weights;
+  static thread_local Aligned<float> more;
   if (first >= strip.column + strip.out || first + WIDTH <= strip.column) return;
   weights.resize(middles.ld * WIDTH), more.resize(middles.count * WIDTH);
   for (int64_t r = 0; r < middles.ld; r += 2)

@@ -3,6 +3,7 @@
 // A sum is taken in the order of its inputs, so that a row's numbers depend on nothing but itself.
 #include <omp.h>
 #include "added.h"
+#include "aligned.h"
 #include "product.h"
 #include "ranks.h"
 #include "transpose.h"
@@ -295,8 +296,8 @@ class Product {
   }
 
   void multiply(const Block& block, const Block* next) const {
-    static thread_local std::vector<T> panels(MOST_PANELS * DEPTH * WIDTH);
-    static thread_local std::vector<float> sums(MOST_PANELS * MOST_ROWS * WIDTH);
+    static thread_local Aligned<T> panels(MOST_PANELS * DEPTH * WIDTH);
+    static thread_local Aligned<float> sums(MOST_PANELS * MOST_ROWS * WIDTH);
     const int64_t ld = WAY == Way::THERE ? in_ : out_;
     for (int64_t i = 0; i < in_; i += DEPTH) {
       const int64_t depth = std::min(DEPTH, in_ - i), then = i + depth;

@@ -3,8 +3,8 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include "aligned.h"
 
-constexpr int LINE = 64;  // bytes that come together
 
 // Memory that is read soon.
 struct Ahead {

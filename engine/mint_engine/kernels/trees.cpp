@@ -4,6 +4,7 @@
 // of it. Products and sums are in float.
 #include <algorithm>
 #include <vector>
+#include "aligned.h"
 #include "tiles.h"
 
 namespace {
@@ -22,8 +23,8 @@ template <typename T>
 struct Head {
   const Shape& shape;
   int64_t head, places;  // places: the trunk's and the longest branch's, a multiple of 16
-  std::vector<float> k, kt, v, vt, dk, dv;
-  std::vector<float> q, s, o, dp;
+  Aligned<float> k, kt, v, vt, dk, dv;
+  Aligned<float> q, s, o, dp;
 
   Head(const Shape& shape, int64_t head, int64_t most, bool back) : shape(shape), head(head), places(aligned(most)) {
     const int64_t rows = TOKENS * shape.group();

@@ -2,6 +2,7 @@
 // register, so that nothing of it is packed; rows stand beside each other on the right, and what comes out is turned.
 #pragma once
 #include <vector>
+#include "aligned.h"
 #include "inputs.h"
 #include "matrices.h"
 #include "stream.h"
@@ -13,7 +14,7 @@ inline bool fills(int64_t in, int64_t out) { return in % DEEP == 0 && out % HEIG
 
 // Rows x [rows, in] -> [rows / 16, in / 2, 16, 2], those that are missing zero. The next call of this thread overwrites it.
 inline const bf16* stand(const bf16* x, int64_t rows, int64_t in) {
-  static thread_local std::vector<bf16> room;
+  static thread_local Aligned<bf16> room;
   const int64_t groups = (rows + HEIGHT - 1) / HEIGHT;
   if (int64_t(room.size()) < groups * HEIGHT * in) room.resize(groups * HEIGHT * in);
   for (int64_t first = 0; first < rows; first += HEIGHT) {
