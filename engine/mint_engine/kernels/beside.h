@@ -62,7 +62,7 @@ class Beside {
         pairs_.push_back({item, linear_->targets[t].column, pair});
         stream.lines += (pair.end() - pair.a) * int64_t(sizeof(T)) / LINE;
       }
-    if (pairs_.empty() || !LEAVES_TIME<T>) return {};
+    if (pairs_.empty() || BY_MATRICES<T>) return {};  // matrix registers leave no time: their weights come too late
     stream.steps = panels * int64_t(tiles_.size()) * (linear_->in / GROUP<T>);
     stream.next = turn, stream.from = this;
     return stream;

@@ -104,7 +104,7 @@ template <typename T>
 inline void multiply_block(const Rows<T>& rows, const T* weight, const Stack<T>& by, int64_t first, int64_t last, T* y,
                            Ahead& ahead) {
 #ifdef MINT_AMX
-  if constexpr (std::is_same_v<T, bf16>)
+  if constexpr (BY_MATRICES<T>)
     if (rows.standing)
       return multiply_standing(rows.standing, rows.count, weight, by.in, by.out, first, last, y, ahead);
 #endif

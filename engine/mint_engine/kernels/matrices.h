@@ -6,8 +6,15 @@
 #include <vector>
 #include "aligned.h"
 #include "lanes.h"
+
+// Whether sums of a number type are taken by matrix registers.
+template <typename T>
+constexpr bool BY_MATRICES = false;
+
 #if defined(__AMX_BF16__) && defined(MINT_AVX512_BF16)
 #define MINT_AMX 1
+template <>
+constexpr bool BY_MATRICES<bf16> = true;
 
 constexpr int64_t HEIGHT = 16;  // rows of a register
 constexpr int64_t DEEP = 32;    // inputs that are multiplied together

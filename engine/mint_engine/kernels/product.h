@@ -52,14 +52,6 @@ inline Lanes load_weights(const bf16* from) { return load(from); }
 template <typename T>
 using Weights = typename Of<T>::Weights;
 
-// Whether arithmetic takes so long that memory can be brought beside it.
-template <typename T>
-constexpr bool LEAVES_TIME = true;
-#ifdef MINT_AMX
-template <>
-constexpr bool LEAVES_TIME<bf16> = false;
-#endif
-
 template <typename T>
 struct Linear {
   const T* weight;  // packed

@@ -163,14 +163,6 @@ void add_ranks(const Strip<T>& strip, int64_t first, int64_t rows, float* sums) 
     }
 }
 
-// Whether what adapters add to a run's rows goes to a block's sums at once, before tiles of them are written.
-template <typename T>
-constexpr bool ADDS_RUNS = false;
-#ifdef MINT_AMX
-template <>
-constexpr bool ADDS_RUNS<bf16> = true;
-#endif
-
 // y [rows, width], of outputs `first` on, = sums + what adapters add + bias, rounded once.
 template <int N, typename T>
 inline void put_rows(int64_t rows, float* sums, const Strip<T>* strips, int64_t count, int64_t first, const T* bias,
@@ -254,7 +246,7 @@ class Product {
   // Whether that fills matrix registers.
   bool by_matrices(const Added<T>& own) const {
 #ifdef MINT_AMX
-    if constexpr (std::is_same_v<T, bf16>) return narrow_inputs(own) % DEEP == 0;
+    if constexpr (BY_MATRICES<T>) return narrow_inputs(own) % DEEP == 0;
 #endif
     return false;
   }
@@ -269,7 +261,7 @@ class Product {
     const T *x = x_ + (own.first + rows.first) * in_ + (there ? 0 : own.column), *by = there ? own.a : own.b;
     Middle<T>* middle = middles_ + own.middle + rows.first * own.pitch();
 #ifdef MINT_AMX
-    if constexpr (std::is_same_v<T, bf16>)
+    if constexpr (BY_MATRICES<T>)
       if (by_matrices(own)) return shrink_run(x, in_, rows.rows, by, part, middle, own.pitch());
 #endif
     Ahead nothing;
@@ -318,12 +310,12 @@ class Product {
     }
     std::vector<Strip<T>> strips;
 #ifdef MINT_AMX
-    if constexpr (ADDS_RUNS<T>) add_runs(block, sums.data());
+    if constexpr (BY_MATRICES<T>) add_runs(block, sums.data());  // to all at once, before tiles of them are written
 #endif
     for (int64_t at = block.first_piece; at < block.last_piece; ++at) {
       const Piece& piece = pieces_[at];
       strips.clear();
-      if constexpr (!ADDS_RUNS<T>)
+      if constexpr (!BY_MATRICES<T>)
         for (int64_t own = piece.from; own < piece.to; ++own) strips.push_back(strip_of(added_[own], piece.row));
       for (int64_t p = 0; p < block.panels; ++p) {
         const int64_t first = (block.panel + p) * WIDTH;
