@@ -174,10 +174,13 @@ void attend_block(const T* q, int64_t width, int64_t group, int tokens, int64_t 
                   const T* pool, int64_t kv_heads, int64_t first, int64_t last, int64_t dim, float scale, T* out,
                   int64_t out_width) {
   const int rows = tokens * int(group), heads = int(last - first);
-  Aligned<float> sums(heads * rows * dim, 0.0f), scores(rows * PAGE);
-  std::vector<int> visible(rows);
-  std::vector<State> states(heads * rows, State{NEVER, 0.0f});
-  std::vector<const T*> queries(heads * rows);
+  // Kept from call to call: there is one for each sequence and layer, and most are of a single token.
+  static thread_local Aligned<float> sums, scores;
+  static thread_local std::vector<int> visible;
+  static thread_local std::vector<State> states;
+  static thread_local std::vector<const T*> queries;
+  sums.assign(heads * rows * dim, 0.0f), scores.resize(rows * PAGE), visible.resize(rows);
+  states.assign(heads * rows, State{NEVER, 0.0f}), queries.resize(heads * rows);
   for (int head = 0; head < heads; ++head)
     for (int row = 0; row < rows; ++row)
       queries[head * rows + row] = q + (row / group) * width + ((first + head) * group + row % group) * dim;
