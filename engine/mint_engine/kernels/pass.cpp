@@ -125,7 +125,7 @@ class Walk {
   // y = x W^T + b and every row's adapter.
   void product(const Linear<T>& linear, const T* x, T* y) {
     if (beside_.begin(linear, x)) place_.team->wait();
-    const Panels panels{place_.member, linear.panels(), place_.members};
+    const Panels panels(linear.panels(), place_.member, place_.members);
     Stream ahead = beside_.start(panels.count());
     multiply(x, beside_.tiles(), linear, y, linear.out, panels, ahead);
     place_.team->wait();
@@ -188,7 +188,7 @@ void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const
     const int threads = omp_get_num_threads(), thread = omp_get_thread_num();
 #pragma omp single
     {
-      const int count = count_teams(threads, step.rows);
+      const int count = count_teams<T>(threads, step.rows);
       all = std::make_unique<Barrier>(threads);
       for (int team = 0; team < count; ++team) {
         teams.push_back(std::make_unique<Barrier>(threads / count));

@@ -180,10 +180,12 @@ inline void multiply_rows(int64_t rows, const Input<T>* x, int64_t ldx, const Li
   }
 }
 
-// Panels `first`, first + step and so on up to `end`.
+// Panels that one thread computes. They lie beside each other: in turns with another thread's, each of a row's cache
+// lines would be written by two.
 struct Panels {
-  int64_t first, end, step;
-  int64_t count() const { return std::max<int64_t>(0, (end - first + step - 1) / step); }
+  int64_t first, end;
+  Panels(int64_t all, int thread, int threads) : first(all * thread / threads), end(all * (thread + 1) / threads) {}
+  int64_t count() const { return end - first; }
 };
 
 // y [rows, out], in rows of `ldy` numbers, = x [rows, in] W^T + b + strips, of some panels. Tiles lie one behind another.
@@ -197,7 +199,7 @@ void multiply(const T* x, const Tiles<T>& tiles, const Linear<T>& by, T* y, int6
     const size_t last = std::min(first + most, all);
     const int64_t row = tiles.all[first].row, end = tiles.all[last - 1].row + tiles.all[last - 1].rows;
     const Inputs<T> from = inputs(x + row * by.in, by.in, end - row, by.in);
-    for (int64_t panel = panels.first; panel < panels.end; panel += panels.step)
+    for (int64_t panel = panels.first; panel < panels.end; ++panel)
       for (size_t at = first; at < last; ++at) {
         const Tile& tile = tiles.all[at];
         multiply_rows<TILE, T>(tile.rows, from.rows + (tile.row - row) * from.ld, from.ld, by, panel,
@@ -236,11 +238,11 @@ inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear
     const int64_t row = tiles.all[begin].row, rows = tiles.all[end - 1].row + tiles.all[end - 1].rows - row;
     const Heights from = heights(x + row * by.in, by.in, rows, by.in);
     if (int64_t(sums.size()) < (rows + HEIGHT) * WIDTH) sums.resize((rows + HEIGHT) * WIDTH);
-    for (int64_t panel = panels.first; panel < panels.end; panel += panels.step) {
-      const int64_t first = panel * WIDTH, then = panel + panels.step;
+    for (int64_t panel = panels.first; panel < panels.end; ++panel) {
+      const int64_t first = panel * WIDTH;
       const bf16* weight = by.weight + first * by.in;
-      const char* soon = (const char*)(by.weight + then * WIDTH * by.in);
-      const char* last = then < panels.end ? soon + WIDTH * by.in * sizeof(bf16) : soon;
+      const char* soon = (const char*)(weight + WIDTH * by.in);
+      const char* last = panel + 1 < panels.end ? soon + WIDTH * by.in * sizeof(bf16) : soon;
       sum_panel<true>(from, weight, by.in, sums.data(), [&](int sixths) {
         constexpr int LINES = DEEP * WIDTH * sizeof(bf16) / LINE / 6;
         if (soon >= last) return;
@@ -258,9 +260,9 @@ inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear
 
 // The same of rows without adapters.
 template <typename T>
-void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int64_t first, int64_t step) {
+void multiply(const T* x, int64_t rows, const Linear<T>& by, T* y, int64_t ldy, int thread, int threads) {
   std::vector<Tile> tiles;
   cut(0, rows, tiles);
   Stream nothing;
-  multiply<T>(x, {tiles, nullptr, 0}, by, y, ldy, {first, by.panels(), step}, nothing);
+  multiply<T>(x, {tiles, nullptr, 0}, by, y, ldy, {by.panels(), thread, threads}, nothing);
 }

@@ -6,12 +6,14 @@
 #include <atomic>
 #include <cstdint>
 #include <thread>
+#include "matrices.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 // Below so many rows a team reads its weights for too little arithmetic: then several threads share one reading.
-constexpr int64_t TEAM_ROWS = 32;
+template <typename T>
+constexpr int64_t TEAM_ROWS = BY_MATRICES<T> ? 256 : 32;
 
 class Barrier {
  public:
@@ -41,9 +43,10 @@ class Barrier {
 };
 
 // The most teams that divide `threads` evenly and have TEAM_ROWS rows each, or one.
-inline int count_teams(int threads, int64_t rows) {
+template <typename T>
+int count_teams(int threads, int64_t rows) {
   for (int teams = threads; teams > 1; --teams)
-    if (threads % teams == 0 && rows >= teams * TEAM_ROWS) return teams;
+    if (threads % teams == 0 && rows >= teams * TEAM_ROWS<T>) return teams;
   return 1;
 }
 
