@@ -48,6 +48,10 @@ def lesson(policy: str, sequence: int, **changes: Any) -> pb.ForwardBackwardRequ
     return pb.ForwardBackwardRequest(policy=policy, sequence=sequence, **options)
 
 
+def step(policy: str, sequence: int) -> pb.OptimStepRequest:
+    return pb.OptimStepRequest(policy=policy, sequence=sequence, learning_rate=1e-2)
+
+
 async def refused(call: Any) -> MintError:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import AdapterNotFound
 from mint_contracts.training_records import revisions_of
 from mint_engine.policies.checkpoints import Shelf
-from mint_engine.policies.herald import Herald
 from mint_engine.policies.primitives import MOST_EXAMPLES
 from mint_engine.policies.service import RUN
 from mint_engine.policies.store import store_of
 from mint_engine.training import optimizer
 from mint_engine.training.stepping import Stepping
 from tests.engine.running import CONTEXT, save_base
-from tests.engine.training.calling import BASE, called, lesson, refused
+from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.teaching import Gate, Scene, assignment, train, training, weights
 from tests.waiting import until
 
@@ -29,10 +26,6 @@ from tests.waiting import until
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base(tmp_path_factory.mktemp("base"))
-
-
-def step(policy: str, sequence: int) -> pb.OptimStepRequest:
-    return pb.OptimStepRequest(policy=policy, sequence=sequence, learning_rate=1e-2)
 
 
 def state_of(scene: Scene, policy: str) -> bytes:
@@ -82,45 +75,6 @@ async def test_a_repeat_of_what_saves_loads_or_publishes_changes_nothing(base: P
         store = store_of(scene.store)
         assert len(store.names(Shelf(store, "one", RUN).folder)) == 1
         assert len(store.names(revisions_of("one"))) == 1
-
-
-async def test_what_is_published_is_known_by_its_name_to_engines_that_start_later_until_it_is_dropped(
-    base: Path, tmp_path: Path
-) -> None:
-    async with called(base, tmp_path) as (_, stub):
-        life = (await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))).life
-        await stub.ForwardBackward(lesson("one", 1))
-        await stub.OptimStep(step("one", 2))
-        published = await stub.Publish(pb.PublishRequest(policy="one", sequence=3))
-    async with called(base, tmp_path) as (scene, stub):
-        async with scene.residency.hold("one") as held:
-            assert held.revision == published.revision
-        later = (await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))).life
-        assert (await refused(stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=life)))).reason == (
-            "PolicyNotFound"
-        )
-        assert scene.residency.report()["one"].published, "of this name another policy is here now"
-        await stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=later))
-        assert "one" not in {name for name, each in scene.residency.report().items() if each.published}
-    async with called(base, tmp_path) as (scene, _):
-        with pytest.raises(AdapterNotFound):
-            async with scene.residency.hold("one"):
-                pass
-
-
-async def test_a_wave_that_takes_a_name_over_leaves_nothing_of_what_calls_have_published(
-    base: Path, tmp_path: Path
-) -> None:
-    async with called(base, tmp_path) as (_, stub):
-        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
-        await stub.Publish(pb.PublishRequest(policy="one", sequence=1))
-    async with called(base, tmp_path) as (scene, _):
-        assert scene.residency.report()["one"].published
-        scene.want(assignment("one", lease=time.time_ns() // 1_000_000))
-        await scene.ended("one")
-        herald = Herald(scene.store, BASE, "tiny-1")
-        await herald.look()
-        assert herald.known == {}
 
 
 async def test_a_name_is_one_policys_whoever_asks_for_it_with_other_settings(base: Path, tmp_path: Path) -> None:

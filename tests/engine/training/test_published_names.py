@@ -1,0 +1,57 @@
+"""What calls have published is found by its name by engines that start later, over real sockets."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import AdapterNotFound
+from mint_engine.policies.herald import Herald
+from tests.engine.running import save_base
+from tests.engine.training.calling import BASE, called, lesson, refused, step
+from tests.engine.training.teaching import assignment
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+async def test_what_is_published_is_known_by_its_name_to_engines_that_start_later_until_it_is_dropped(
+    base: Path, tmp_path: Path
+) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        life = (await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))).life
+        await stub.ForwardBackward(lesson("one", 1))
+        await stub.OptimStep(step("one", 2))
+        published = await stub.Publish(pb.PublishRequest(policy="one", sequence=3))
+    async with called(base, tmp_path) as (scene, stub):
+        async with scene.residency.hold("one") as held:
+            assert held.revision == published.revision
+        later = (await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))).life
+        assert (await refused(stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=life)))).reason == (
+            "PolicyNotFound"
+        )
+        assert scene.residency.report()["one"].published, "of this name another policy is here now"
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=later))
+        assert "one" not in {name for name, each in scene.residency.report().items() if each.published}
+    async with called(base, tmp_path) as (scene, _):
+        with pytest.raises(AdapterNotFound):
+            async with scene.residency.hold("one"):
+                pass
+
+
+async def test_a_wave_that_takes_a_name_over_leaves_nothing_of_what_calls_have_published(
+    base: Path, tmp_path: Path
+) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await stub.Publish(pb.PublishRequest(policy="one", sequence=1))
+    async with called(base, tmp_path) as (scene, _):
+        assert scene.residency.report()["one"].published
+        scene.want(assignment("one", lease=time.time_ns() // 1_000_000))
+        await scene.ended("one")
+        herald = Herald(scene.store, BASE, "tiny-1")
+        await herald.look()
+        assert herald.known == {}
