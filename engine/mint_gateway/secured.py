@@ -1,6 +1,6 @@
 """What a gateway's doors are secured by, as its program's options name it."""
 
-import asyncio
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,8 @@ class Secured:
         """For the log."""
         return {"tls": self.certificate is not None, "keys": self.keys is not None}
 
-    async def follow(self) -> None:
-        """Read it again as it changes, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for mounted in (self.certificate, self.keys):
-                if mounted is not None:
-                    group.create_task(mounted.run())
-            await asyncio.Event().wait()
+    def following(self) -> Iterator[Coroutine[None, None, None]]:
+        """Work that reads each of them again as it changes, until cancelled."""
+        for mounted in (self.certificate, self.keys):
+            if mounted is not None:
+                yield mounted.run()

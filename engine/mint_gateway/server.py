@@ -82,11 +82,7 @@ class Gateway:
 
 @asynccontextmanager
 async def serve(
-    redis: Redis,
-    address: str,
-    listening: socket.socket,
-    limits: Limits | None = None,
-    secured: Secured = OPEN,
+    redis: Redis, address: str, listening: socket.socket, limits: Limits | None = None, secured: Secured = OPEN
 ) -> AsyncIterator[Gateway]:
     """Serve by gRPC on `address` ("host:port", port 0 for a free one), by HTTP on what listens, until the block ends.
 
@@ -127,7 +123,7 @@ async def serve(
     runner = await opened(door, listening, limits.grace_s, context)
     http_port = listening.getsockname()[1]
     _log.info("gateway listens", address=address, port=port, http_port=http_port, **secured.told())
-    lasting = [asyncio.create_task(work) for work in (mirror.run(), catalogs.run(), secured.follow())]
+    lasting = [asyncio.create_task(work) for work in (mirror.run(), catalogs.run(), *secured.following())]
     announcing = asyncio.create_task(_announce(mirror, healthy))
     try:
         yield Gateway(port, http_port, mirror, metrics, lasting)

@@ -1,8 +1,8 @@
 """The prompts of one HTTP request, each a request of its own to the engines, answered side by side."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from mint_contracts.awaiting import together
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
 from mint_gateway.answering import Answering
 
@@ -31,9 +31,4 @@ async def answer(answering: Answering, requests: Sequence[GenerateRequest], comp
 
         return sent
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for place, request in enumerate(requests):
-                group.create_task(answering.answer(request, counted_through(place), None))
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+    await together(answering.answer(request, counted_through(place), None) for place, request in enumerate(requests))
