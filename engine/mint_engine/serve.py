@@ -201,7 +201,7 @@ class EngineServer:
         rollouts = Rollouts(parts.stepper, self.generation.scheduler.limits.running, on_idle=wake)
         updates.rollouts = lambda: rollouts.in_flight
         renderer = Renderer(tokenizer, parts.base.vocab_size, parts.context_length, tokenizer.eos_token_id)
-        return Means(Desk(updates, wake), rollouts, parts.slots, places, renderer, self.trainer.leave)
+        return Means(Desk(updates, wake), rollouts, parts.slots, places, renderer, self.trainer.give_way)
 
     async def refuse(self) -> None:
         """Take no more requests, from this moment on: clients that retry go to other engines."""

@@ -235,7 +235,7 @@ class Engine:
         await ended.wait()
 
 
-async def _nobody(_policy: str) -> None:
+async def _nobody(_policy: str, _since: float) -> None:
     """No calls train anything."""
 
 

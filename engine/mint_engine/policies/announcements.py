@@ -57,8 +57,9 @@ class Announcements:
             if each < name:
                 self._store.delete(self._path(policy, each))
 
-    def withdraw(self, policy: str, announcer: Announcer) -> None:
-        """Let the name mean nothing any more, as far as this announcer may say so."""
+    def withdraw(self, policy: str, announcer: Announcer) -> Source | None:
+        """Let the name mean nothing any more, as far as this announcer may say so. What it means then."""
+        left = None
         for each in self._all().get(policy, []):
             path = self._path(policy, each)
             try:
@@ -67,16 +68,19 @@ class Announcements:
                 continue
             except (msgspec.MsgspecError, CapacityExceeded) as error:
                 _log.error("announcement_broken", policy=policy, path=path, error=str(error))
-                continue
-            if announcer.may_withdraw(found):
-                self._store.delete(path)
+            else:
+                if announcer.may_withdraw(found):
+                    self._store.delete(path)
+                    continue
+            left = self._lies(policy, each)
+        return left
 
     def standing(self) -> dict[str, Source]:
         """Where the newest revision of each name lies."""
-        return {
-            policy: child(published_in(self._store.source, policy), str(names[-1]))
-            for policy, names in self._all().items()
-        }
+        return {policy: self._lies(policy, names[-1]) for policy, names in self._all().items()}
+
+    def _lies(self, policy: str, name: Name) -> Source:
+        return child(published_in(self._store.source, policy), str(name))
 
     def _all(self) -> dict[str, list[Name]]:
         """By policy, the oldest first."""

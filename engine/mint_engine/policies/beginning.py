@@ -35,13 +35,14 @@ async def release(means: Means, policy: str, slot: int) -> None:
     await means.places.release(slot)
 
 
-async def make(means: Means, terms: Terms, shelf: Shelf) -> tuple[Policy, Record | None]:
+async def make(means: Means, terms: Terms, shelf: Shelf, since: float) -> tuple[Policy, Record | None]:
     """The policy, which is nobody's yet, and the record of the checkpoint that it is from, if it is not new.
 
-    It has as much memory as it takes, which only a checkpoint or a revision may tell.
+    Its name is a wave's here `since` then, as `Means.claim` is told. It has as much memory as it takes, which only
+    a checkpoint or a revision may tell.
     """
     name, holder, room = terms.policy, holder_of(terms.policy), means.places.room
-    await means.claim(name)
+    await means.claim(name, since)
     await means.desk.call(lambda trainer: trainer.drop(name))
     async with room.copying(holder, room.of(holder).copies):
         found = await asyncio.to_thread(shelf.newest)

@@ -53,6 +53,7 @@ class Course:
     ) -> None:
         self._means, self._wave, self._sure, self._on_change = means, wave, sure, on_change
         self.assignment = assignment
+        self._since = time.monotonic()  # that the roster, which makes it, has its policy
         self.train: Train = wave.train
         self._order = assignment.order
         self.stage = Stage.LOADING
@@ -248,7 +249,7 @@ class Course:
         return examples, held_out[: told.prompts]
 
     async def _restore(self, terms: Terms, keeping: Keeping, slot: int) -> None:
-        policy, record = await beginning.make(self._means, terms, keeping.shelf)
+        policy, record = await beginning.make(self._means, terms, keeping.shelf, self._since)
         if record is not None:
             self._take_up(record)
             published = await keeping.take_up(record)

@@ -1,6 +1,8 @@
 """What is announced in the store, kept known on the event loop: by this engine, by others, and before it started."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -24,7 +26,9 @@ class Herald:
     def __init__(self, store: Source, base: str, engine: str, look_s: float = LOOK_S) -> None:
         self._store, self._base, self._engine, self._look_s = store, base, engine, look_s
         self._edits = 0
+        self._known_at = -math.inf  # when the listing began that is known, with what was written here since
         self._looked = asyncio.Event()
+        self._shared: asyncio.Task[None] | None = None  # a look that many wait for
         self.known: Mapping[str, Source] = {}  # by policy, where its newest revision lies
         self.on_change: Callable[[], None] = lambda: None
 
@@ -60,9 +64,22 @@ class Herald:
         `life` 0 stands for the latest here. Raises the errors of a store.
         """
         announcer = Announcer(self._engine, life)
-        await asyncio.to_thread(lambda: self._open().withdraw(policy, announcer))
+        left = await asyncio.to_thread(lambda: self._open().withdraw(policy, announcer))
         self._edits += 1
-        await self.look()
+        others = {name: source for name, source in self.known.items() if name != policy}
+        self._know(others if left is None else {**others, policy: left})
+
+    async def clear(self, policy: str, since: float) -> None:
+        """As `withdraw` of whatever life, of a name that nothing here has announced `since` then (monotonic seconds).
+
+        What stands under it was there by then, for the next listing to tell: one does for all names of a wave.
+        """
+        while self._known_at < since:
+            if self._shared is None:
+                self._shared = asyncio.create_task(self._look_once())
+            await asyncio.shield(self._shared)
+        if policy in self.known:
+            await self.withdraw(policy)
 
     async def look(self) -> None:
         """Know what the store says now. Raises its errors.
@@ -70,12 +87,20 @@ class Herald:
         A listing that something was written during does not count: it would put back what was withdrawn.
         """
         while True:
-            edits = self._edits
+            edits, began = self._edits, time.monotonic()
             found = await asyncio.to_thread(lambda: self._open().standing())
             if edits == self._edits:
                 break
         self._looked.set()
-        self._know(found)
+        if began > self._known_at:  # or one that began later is known by now
+            self._known_at = began
+            self._know(found)
+
+    async def _look_once(self) -> None:
+        try:
+            await self.look()
+        finally:
+            self._shared = None
 
     def _open(self) -> Announcements:
         return Announcements(store_of(self._store), self._base)

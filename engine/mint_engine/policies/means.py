@@ -44,14 +44,17 @@ class Places(Protocol):
 
 @dataclass(frozen=True)
 class Means:
-    """One engine's. `claim` takes a policy's name from the Trainer service, once the call under way has ended."""
+    """One engine's. `claim` takes a policy's name from the Trainer service, once the call under way has ended.
+
+    It is told since when (monotonic seconds) the name is a wave's here, so that no call can take it.
+    """
 
     desk: Desk
     rollouts: Rollouts
     slots: Slots
     places: Places
     renderer: Renderer
-    claim: Callable[[str], Awaitable[None]]
+    claim: Callable[[str, float], Awaitable[None]]
     datasets: Datasets = field(default_factory=Datasets)
 
     @property

@@ -217,7 +217,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return await _answered(work, context)
 
     async def leave(self, policy: str, life: int = 0) -> None:
-        """Let a policy of calls go, once the call under way has ended: its name is free, a wave's for example.
+        """Let a policy of calls go, once the call under way has ended: its name is free.
 
         One that is not here any more, of this `life` or the latest (0), may have published before this engine
         started. Raises the errors of a store, which may know of that: the policy is then to be let go of again.
@@ -236,6 +236,16 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             means.places.withdraw(policy)
             await means.desk.call(lambda trainer: trainer.drop(policy))
             means.places.room.leave(calls.holder)
+
+    async def give_way(self, policy: str, since: float) -> None:
+        """Let go of a name that `waves` has told of `since` then (monotonic seconds), so that no call can take it.
+
+        Raises as `leave`.
+        """
+        if policy in self._calls:
+            await self.leave(policy)
+        elif self.open is not None:
+            await self.open.herald.clear(policy, since)
 
     async def _make(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
         desk = here.means.desk

@@ -1,18 +1,22 @@
 """Names that calls have published, in real stores: the newest counts, and who has announced one withdraws it."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from mint_contracts.errors import StaleLease
+from mint_contracts.errors import SourceUnavailable, StaleLease
 from mint_contracts.source import Source, child
 from mint_contracts.training_records import published_in
+from mint_engine.policies import herald as heralds
 from mint_engine.policies.announcements import Announcements, Announcer
 from mint_engine.policies.herald import Herald
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
+from tests.engine.training.asked import Asked
 from tests.engine.training.teaching import Gate
 from tests.engine.training.test_revisions import Held
 from tests.waiting import until
@@ -132,6 +136,61 @@ async def test_a_look_that_began_before_a_name_was_withdrawn_does_not_bring_it_b
         gate.open()
         await looking
     assert herald.known == {}
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+async def test_names_that_a_wave_takes_are_cleared_by_one_listing(
+    scheme: str, opened: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, asked = opened(scheme), Asked()
+    for engine in ("e-0", "e-1"):
+        Announcements(store, BASE).announce(f"of-{engine}", Name(1, 1), Announcer(engine, 1))
+    herald = Herald(store.source, BASE, "e-0")
+    monkeypatch.setattr(heralds, "store_of", asked.store_of)
+    since = time.monotonic()
+    await asyncio.gather(*(herald.clear(f"policy-{number}", since) for number in range(100)))
+    await herald.clear("policy-100", since)
+    assert asked == [("names", f"announced/{BASE}")]
+    await herald.clear("of-e-1", since)
+    await herald.clear("of-e-0", since)
+    assert herald.known == Announcements(store, BASE).standing() == {"of-e-1": at(store, "of-e-1", 1, 1)}
+    await herald.clear("policy-100", time.monotonic())
+    assert [what for what, _ in asked] == ["names", "names", "read", "names", "read", "delete", "names"]
+
+
+async def test_a_look_that_began_before_a_wave_took_a_name_does_not_tell_that_it_is_free(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herald, standing, gates = Herald(store.source, BASE, "e-0"), Announcements.standing, [Gate(), Gate(after=1)]
+    with gates[0], gates[1]:
+
+        def late(self: Announcements) -> dict[str, Source]:
+            found = standing(self)
+            for gate in gates:
+                gate.go_by()
+            return found
+
+        monkeypatch.setattr(Announcements, "standing", late)
+        early = asyncio.create_task(herald.clear("other", time.monotonic()))
+        await gates[0].reached()
+        Announcements(store, BASE).announce("one", Name(1, 1), ONE)
+        clearing = asyncio.create_task(herald.clear("one", time.monotonic()))
+        gates[0].open()
+        await early
+        assert herald.known == {}
+        await gates[1].reached()
+        gates[1].open()
+        await clearing
+    assert Announcements(store, BASE).standing() == {}
+
+
+async def test_a_store_that_is_away_is_told_to_all_who_clear_names(tmp_path: Path) -> None:
+    herald = Herald(Source(f"file://{tmp_path}/runs"), BASE, "e-0")
+    since = time.monotonic()
+    clearing = [herald.clear(f"policy-{number}", since) for number in range(3)]
+    assert {type(each) for each in await asyncio.gather(*clearing, return_exceptions=True)} == {SourceUnavailable}
+    (tmp_path / "runs").mkdir()
+    await herald.clear("policy-0", since)
 
 
 async def test_a_store_that_is_away_leaves_what_is_known(store: Store) -> None:

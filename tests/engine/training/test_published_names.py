@@ -7,10 +7,12 @@ import pytest
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import AdapterNotFound
+from mint_engine.policies import herald as heralds
 from mint_engine.policies.herald import Herald
 from tests.engine.running import save_base
+from tests.engine.training.asked import Asked
 from tests.engine.training.calling import BASE, called, lesson, refused, step
-from tests.engine.training.teaching import assignment
+from tests.engine.training.teaching import assignment, train
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +57,24 @@ async def test_a_wave_that_takes_a_name_over_leaves_nothing_of_what_calls_have_p
         herald = Herald(scene.store, BASE, "tiny-1")
         await herald.look()
         assert herald.known == {}
+
+
+async def test_one_listing_of_what_calls_have_published_does_for_a_wave(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = [f"policy-{number}" for number in range(8)]
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy=wave[5], rank=4))
+        await stub.Publish(pb.PublishRequest(policy=wave[5], sequence=1))
+    asked = Asked()
+    # Some of them wait for others' slots; by then the engine may have to ask nothing any more.
+    async with called(base, tmp_path, device_slots=3) as (scene, _):
+        monkeypatch.setattr(heralds, "store_of", asked.store_of)
+        scene.want(*(assignment(policy, lease=time.time_ns() // 1_000_000) for policy in wave), told=train(steps=1))
+        await scene.ended(*wave)
+    of_one = [what for what, path in asked if f"{wave[5]}@" in path]
+    assert of_one == ["read", "delete"]
+    assert [what for what, path in asked if path == f"announced/{BASE}"] == ["names"] * 2, (
+        "one is the published one's"
+    )
+    assert len(asked) == 4

@@ -1,0 +1,33 @@
+"""What is asked of stores, which are real ones."""
+
+from mint_contracts.source import Source
+from mint_engine.policies.store import Store, store_of
+
+
+class Asked(list[tuple[str, str]]):
+    """Of all stores that were opened here, what was done with which path, in order."""
+
+    def store_of(self, source: Source) -> Store:
+        """As the engine's own."""
+        return _Told(store_of(source), self)
+
+
+class _Told:
+    def __init__(self, store: Store, asked: Asked) -> None:
+        self._store, self._asked, self.source = store, asked, store.source
+
+    def write(self, path: str, data: bytes | bytearray) -> None:
+        self._asked.append(("write", path))
+        self._store.write(path, data)
+
+    def read(self, path: str, limit: int | None) -> bytes:
+        self._asked.append(("read", path))
+        return self._store.read(path, limit)
+
+    def names(self, path: str) -> list[str]:
+        self._asked.append(("names", path))
+        return self._store.names(path)
+
+    def delete(self, path: str) -> None:
+        self._asked.append(("delete", path))
+        self._store.delete(path)
