@@ -73,7 +73,7 @@ def nothing(_: Path) -> None:
         (nothing, {"tensor_parallel_size": 8}, errors.UnsupportedBase, "tensorParallelSize: is 8"),
         (tokenizer_as_code, {}, errors.UnsupportedBase, "'http.*base': has a tokenizer that is code of its own"),
         (another_tokenizer, {}, errors.UnsupportedBase, "has no tokenizer that can be loaded: Exception: "),
-        (another_count, {}, errors.UnsupportedBase, "ZeroDivisionError"),
+        (another_count, {}, errors.UnsupportedBase, "a config.json where `num_attention_heads` is 0"),
         (another_rope, {}, errors.UnsupportedBase, "has a configuration that is not served"),
         (another_attention, {}, errors.UnsupportedBase, "chunk"),
         (another_method, {}, errors.UnsupportedBase, "'http.*base': is quantised by 'gptq'"),

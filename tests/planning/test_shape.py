@@ -241,7 +241,17 @@ def test_what_is_not_known_is_refused() -> None:
     [
         ("llama", {"text_config": 7}, r"Expected `object`, got '7' - at `\$.text_config`"),
         ("llama", {"hidden_size": "64"}, r"Expected `int`, got `str` - at `\$.hidden_size`"),
-        ("llama", {"num_hidden_layers": 1 << 20}, r"`int` <= 65536 - at `\$.num_hidden_layers`"),
+        ("llama", {"num_hidden_layers": 10**9}, "`num_hidden_layers` is 1000000000; it may be from 1 to 4096"),
+        ("llama", {"vocab_size": 10**12}, "`vocab_size` is 1000000000000; it may be from 1 to 16777216"),
+        ("llama", {"num_attention_heads": 0}, "`num_attention_heads` is 0; it may be from 1 to 65536"),
+        ("llama", {"num_key_value_heads": 3}, "`num_key_value_heads` is 3; it must divide `num_attention_heads`, wh"),
+        ("llama", {"hidden_size": 50, "head_dim": None}, "`hidden_size` is 50; without a `head_dim` it must be a m"),
+        (
+            "gemma3",
+            {"text_config": {"model_type": "gemma3_text", "hidden_size": -8}},
+            "`text_config.hidden_size` is -8;",
+        ),
+        ("deepseek_v3", {"num_experts_per_tok": 9}, "`num_experts_per_tok` is 9; it may be from 1 to `n_routed_ex"),
         ("llama", {"rope_scaling": 7}, r"Expected `object \| null`, got `int` - at `\$.rope_scaling`"),
         ("gemma3", {"rope_parameters": [YARN]}, r"got `array` - at `\$.rope_parameters`"),
         ("gemma3", {"rope_parameters": {"sliding_attention": "default"}}, r"rope_parameters.sliding_attention`"),

@@ -10,8 +10,9 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
 from mint_engine.model.stored import open_tensors
@@ -137,8 +138,11 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
     Raises CorruptFile or UnsupportedBase.
     """
     if files.gguf is not None:
-        return _load_config(files), None
+        config = _load_config(files)
+        _check_sizes(files, "metadata", config.to_dict())
+        return config, None
     raw = _read_object(files, "config.json")
+    _check_sizes(files, "a config.json", raw)
     if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():
         raw["quantization_config"] = _read_object(files, MODELOPT_FILE)
     quantisation = read_quantisation(raw, files.subject)
@@ -148,6 +152,15 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
         if hasattr(each, "quantization_config"):
             del each.quantization_config
     return config, quantisation
+
+
+def _check_sizes(files: BaseFiles, what: str, told: dict[str, Any]) -> None:
+    text = told.get("text_config")
+    family = (text if isinstance(text, dict) else told).get("model_type")
+    known: Any = CONFIG_MAPPING
+    own_heads = isinstance(family, str) and family in known and bool(getattr(known[family], "head_dim", None))
+    if odd := odd_size(told, own_heads=own_heads):
+        raise UnsupportedBase(files.subject, f"has {what} where {odd}")
 
 
 def _read_json(path: Path) -> Any:

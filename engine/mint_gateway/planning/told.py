@@ -6,14 +6,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import UnsupportedBase
 
-_MOST = 1 << 31  # of any size: far above every base's, and no plan of it is beyond what floats hold
-_MOST_LAYERS = 1 << 16  # which are gone through one by one
+_MOST = 1 << 31  # far above every base's
 
-Size = Annotated[int, msgspec.Meta(ge=1, le=_MOST)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
-Layers = Annotated[int, msgspec.Meta(ge=1, le=_MOST_LAYERS)]
 Factor = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
 
 
@@ -29,17 +27,20 @@ class _Rope(msgspec.Struct, frozen=True):
 
 
 class _Text(msgspec.Struct, frozen=True):
-    """A model for text. What its family needs and it does not have is missed where it is read."""
+    """A model for text, in numbers that `odd_size` has let through.
 
-    hidden_size: Size | UnsetType = UNSET
-    num_hidden_layers: Layers | UnsetType = UNSET
-    vocab_size: Size | UnsetType = UNSET
-    num_attention_heads: Size | UnsetType = UNSET
-    num_key_value_heads: Size | None = None
-    head_dim: Size | None = None
-    intermediate_size: Size | UnsetType = UNSET
-    max_position_embeddings: Count | None = None
-    original_max_position_embeddings: Count | None = None
+    What its family needs and it does not have is missed where it is read.
+    """
+
+    hidden_size: int | UnsetType = UNSET
+    num_hidden_layers: int | UnsetType = UNSET
+    vocab_size: int | UnsetType = UNSET
+    num_attention_heads: int | UnsetType = UNSET
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | UnsetType = UNSET
+    max_position_embeddings: int | None = None
+    original_max_position_embeddings: int | None = None
     sliding_window: int | None = None
     use_sliding_window: bool | None = None
     tie_word_embeddings: bool | None = None
@@ -48,34 +49,34 @@ class _Text(msgspec.Struct, frozen=True):
     rope_scaling: _Rope | None = None
     rope_parameters: _Rope | None = None
     # latent attention, and its indexers
-    kv_lora_rank: Size | UnsetType = UNSET
-    q_lora_rank: Count | None = None
-    qk_rope_head_dim: Size | UnsetType = UNSET
-    qk_nope_head_dim: Size | UnsetType = UNSET
-    v_head_dim: Size | UnsetType = UNSET
-    index_head_dim: Size | UnsetType = UNSET
-    index_n_heads: Size | UnsetType = UNSET
+    kv_lora_rank: int | UnsetType = UNSET
+    q_lora_rank: int | None = None
+    qk_rope_head_dim: int | UnsetType = UNSET
+    qk_nope_head_dim: int | UnsetType = UNSET
+    v_head_dim: int | UnsetType = UNSET
+    index_head_dim: int | UnsetType = UNSET
+    index_n_heads: int | UnsetType = UNSET
     indexer_types: list[str] | None = None
     index_topk_pattern: str | list[str] | None = None
     index_topk_freq: int | None = None
     index_skip_topk_offset: int | UnsetType = UNSET
     # routed experts
-    num_local_experts: Count | None = None
-    n_routed_experts: Count | None = None
-    num_experts: Count | None = None
-    n_shared_experts: Count | None = None
-    moe_intermediate_size: Size | UnsetType = UNSET
+    num_local_experts: int | None = None
+    n_routed_experts: int | None = None
+    num_experts: int | None = None
+    n_shared_experts: int | None = None
+    moe_intermediate_size: int | UnsetType = UNSET
     mlp_layer_types: list[str] | None = None
     mlp_only_layers: list[int] | None = None
-    first_k_dense_replace: Count | UnsetType = UNSET
-    decoder_sparse_step: Size | UnsetType = UNSET
-    num_experts_per_tok: Count | None = None
-    num_nextn_predict_layers: Count | None = None
+    first_k_dense_replace: int | UnsetType = UNSET
+    decoder_sparse_step: int | UnsetType = UNSET
+    num_experts_per_tok: int | None = None
+    num_nextn_predict_layers: int | None = None
     # what engines refuse, see `mint_contracts.attention`
     layer_types: list[str] | None = None
-    attention_chunk_size: Count | None = None
+    attention_chunk_size: int | None = None
     use_bidirectional_attention: bool | str | None = None
-    num_kv_shared_layers: Count | None = None
+    num_kv_shared_layers: int | None = None
 
     def __post_init__(self) -> None:
         """Each layer has its kind."""
@@ -87,11 +88,11 @@ class _Text(msgspec.Struct, frozen=True):
 class _Seeing(msgspec.Struct, frozen=True):
     """A model for images."""
 
-    hidden_size: Size
-    intermediate_size: Size
-    num_hidden_layers: Size
-    patch_size: Size
-    image_size: Size
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    patch_size: int
+    image_size: int
 
 
 class _Nested(msgspec.Struct, frozen=True):
@@ -113,12 +114,14 @@ def text_of(config: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
 
 
 def check_told(text: Mapping[str, Any], config: Mapping[str, Any], subject: str, *, sees: bool) -> None:
-    """Raise UnsupportedBase unless a model for text, and what `sees` beside it, is told in the kinds that are read.
+    """Raise UnsupportedBase unless a model for text, and what `sees` beside it, is told of as it can be.
 
     `text` is that part of `config`, or `config` itself, completed.
     """
     nested = sees or config.get("text_config") is not None
     told = {**config, "text_config": text} if nested else text
+    if odd := odd_size(told):
+        raise garbled(subject, odd)
     try:
         msgspec.convert(told, _Both if sees else _Nested if nested else _Text)
     except msgspec.ValidationError as error:
