@@ -17,12 +17,14 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, library_path
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms
+from mint_engine.model.device import LargePages
 from mint_engine.requests.sampling import draw_plainly
 from mint_engine.residency.slots import ABSENT, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 from mint_engine.scheduling.request import Sampling
 
 CPU = torch.device("cpu")
+NO_TARGETS = torch.empty(0, 4, dtype=torch.int64)
 DTYPES = [torch.float32, torch.bfloat16]
 CLOSE: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
@@ -47,19 +49,19 @@ def test_a_product_gives_each_row_alone_what_it_gives_it_among_others(
     dtype: torch.dtype, biased: bool, wide: int, high: int
 ) -> None:
     """As plain torch within rounding, and bit for bit the same however many rows there are."""
-    weight, x = draw(high, wide, dtype=dtype), draw(67, wide, dtype=dtype, seed=1)
+    weight, x = draw(high, wide, dtype=dtype), draw(150, wide, dtype=dtype, seed=1)
     bias = draw(high, dtype=dtype, seed=2) if biased else None
-    linear = kernels(dtype).pack(weight, bias, torch.empty(0, 4, dtype=torch.int64))
+    linear = kernels(dtype).pack(weight, bias, NO_TARGETS, LargePages())
     found = kernels(dtype).multiply(x, linear)
     expected = torch.nn.functional.linear(x.float(), weight.float(), bias.float() if bias is not None else None)
     torch.testing.assert_close(found.float(), expected, rtol=CLOSE[dtype]["rtol"], atol=5 * CLOSE[dtype]["atol"])
-    for count in (1, 2, 7, 8, 9, 16, 17, 32, 33):
+    for count in (1, 2, 7, 8, 9, 16, 17, 32, 33, 127, 128):
         assert torch.equal(kernels(dtype).multiply(x[:count], linear), found[:count])
 
 
 def test_a_weight_is_packed_however_it_lies_in_memory() -> None:
     weight, x = draw(1024, 1040, dtype=torch.float32).t(), draw(2, 1024, dtype=torch.float32, seed=1)
-    linear = kernels(torch.float32).pack(weight, None, torch.empty(0, 4, dtype=torch.int64))
+    linear = kernels(torch.float32).pack(weight, None, NO_TARGETS, LargePages())
     torch.testing.assert_close(kernels(torch.float32).multiply(x, linear), x @ weight.t(), rtol=1e-4, atol=1e-3)
 
 

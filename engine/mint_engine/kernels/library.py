@@ -27,7 +27,7 @@ from mint_engine.kernels.structs import (
     linear_struct,
     slots_struct,
 )
-from mint_engine.model.device import multiplies_bfloat16, zeros
+from mint_engine.model.device import LargePages, multiplies_bfloat16
 from mint_engine.residency.slots import Slots
 
 ROWS = 8  # rows of a LoRA work item at most
@@ -102,11 +102,13 @@ class Kernels:
         together = ctypes.byref(peers) if peers is not None else None
         self._pass(ctypes.byref(base), ctypes.byref(slots), ctypes.byref(step), ctypes.byref(room), together)
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> Linear:
-        """Lay a linear map's weight [out, in] out for the kernels; `in` is even."""
+    def pack(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, memory: LargePages
+    ) -> Linear:
+        """Lay a linear map's weight [out, in] out for the kernels in `memory`; `in` is even."""
         high, wide = weight.shape
         weight = weight.contiguous()  # which lives until it is packed
-        packed = zeros((-(-high // PANEL) * PANEL * wide,), weight.dtype, weight.device)
+        packed = memory.zeros(-(-high // PANEL) * PANEL * wide, weight.dtype)
         self._pack(weight.data_ptr(), high, wide, packed.data_ptr())
         return Linear(packed, bias, wide, high, targets)
 

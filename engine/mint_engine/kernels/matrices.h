@@ -116,16 +116,32 @@ inline void sum_last(const bf16* x, int64_t ld, int64_t rows, const bf16* panel,
     }
 }
 
-// sums [rows, 48] = x panel, rows rounded up to whole registers; not `FRESH`: are added to. Needs `Matrices`.
+// The same of all rows; those behind the last whole register have room for what they lack.
 template <bool FRESH, typename F>
-inline void sum_panel(const Heights& x, const bf16* panel, int64_t depth, float* sums, F bring) {
+inline void sum_rows(const Heights& x, int64_t from, const bf16* panel, int64_t depth, float* sums, F& bring) {
   constexpr int64_t WIDTH = 16 * BESIDE;
-  const int64_t deep = depth / DEEP * DEEP, whole = x.count / HEIGHT * HEIGHT;
+  const int64_t whole = x.count / HEIGHT * HEIGHT;
+  const bf16* rows = x.rows + from;
   int64_t row = 0;
   for (; row + 2 * HEIGHT <= whole; row += 2 * HEIGHT)
-    sum_two<FRESH>(x.rows + row * x.ld, x.ld, panel, deep, sums + row * WIDTH, bring);
-  for (; row < whole; row += HEIGHT) sum_one<FRESH>(x.rows + row * x.ld, x.ld, panel, deep, sums + row * WIDTH, bring);
-  if (x.rest) sum_one<FRESH>(x.rest, x.ld, panel, deep, sums + whole * WIDTH, bring);
+    sum_two<FRESH>(rows + row * x.ld, x.ld, panel, depth, sums + row * WIDTH, bring);
+  for (; row < whole; row += HEIGHT) sum_one<FRESH>(rows + row * x.ld, x.ld, panel, depth, sums + row * WIDTH, bring);
+  if (x.rest) sum_one<FRESH>(x.rest + from, x.ld, panel, depth, sums + whole * WIDTH, bring);
+}
+
+// sums [rows, 48] = x panel, rows rounded up to whole registers; not `FRESH`: are added to. Needs `Matrices`. Many
+// rows take of a deep panel so much at a time as the nearest cache holds; few wait for memory, however it is taken.
+template <bool FRESH, typename F>
+inline void sum_panel(const Heights& x, const bf16* panel, int64_t depth, float* sums, F bring) {
+  constexpr int64_t WIDTH = 16 * BESIDE, NEAREST = 256, MANY = 8 * HEIGHT;
+  const int64_t deep = depth / DEEP * DEEP, parts = x.count < MANY ? 1 : std::max<int64_t>(1, (deep + NEAREST - 1) / NEAREST);
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t from = deep / DEEP * part / parts * DEEP, to = deep / DEEP * (part + 1) / parts * DEEP;
+    if (FRESH && part == 0)
+      sum_rows<true>(x, from, panel, to - from, sums, bring);
+    else
+      sum_rows<false>(x, from, panel + from * WIDTH, to - from, sums, bring);
+  }
   if (deep < depth) sum_last(x.rows, x.ld, x.count, panel, deep, depth, sums);
 }
 #endif

@@ -238,15 +238,17 @@ inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear
     const int64_t row = tiles.all[begin].row, rows = tiles.all[end - 1].row + tiles.all[end - 1].rows - row;
     const Heights from = heights(x + row * by.in, by.in, rows, by.in);
     if (int64_t(sums.size()) < (rows + HEIGHT) * WIDTH) sums.resize((rows + HEIGHT) * WIDTH);
+    // Lines of the next panel that each sixth brings: evenly over all rows, since in a burst they come in each other's way.
+    constexpr int64_t EACH = DEEP * WIDTH * sizeof(bf16) / LINE / 6;
+    const int64_t twice = (rows + 2 * HEIGHT - 1) / (2 * HEIGHT), lines = (EACH + twice - 1) / twice;
     for (int64_t panel = panels.first; panel < panels.end; ++panel) {
       const int64_t first = panel * WIDTH;
       const bf16* weight = by.weight + first * by.in;
       const char* soon = (const char*)(weight + WIDTH * by.in);
       const char* last = panel + 1 < panels.end ? soon + WIDTH * by.in * sizeof(bf16) : soon;
       sum_panel<true>(from, weight, by.in, sums.data(), [&](int sixths) {
-        constexpr int LINES = DEEP * WIDTH * sizeof(bf16) / LINE / 6;
         if (soon >= last) return;
-        for (int line = 0; line < sixths * LINES; ++line, soon += LINE) __builtin_prefetch(soon, 0, 2);
+        for (int64_t line = 0; line < sixths * lines; ++line, soon += LINE) __builtin_prefetch(soon, 0, 2);
       });
       for (size_t at = begin; at < end; ++at) {
         const Tile& tile = tiles.all[at];

@@ -6,7 +6,7 @@ Experts' weights, of which a base has most, are not packed but used where they l
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, HeadNorms, Linear, Stack
 from mint_engine.model.base import Base
+from mint_engine.model.device import LargePages
 from mint_engine.model.llama_like import Unlike, check_config, check_experts
 from mint_engine.parallel.shares import Share
 from mint_engine.residency.slots import Slots
@@ -106,6 +107,7 @@ class _Reader:
     index: Mapping[str, int]
     config: Any
     first: int
+    memory: LargePages = field(default_factory=LargePages)  # of what is packed
 
     def layer(self, path: str, layer: Any) -> Layer:
         """One of transformers' decoder layers."""
@@ -134,6 +136,7 @@ class _Reader:
             torch.cat(weights),
             torch.cat(biases) if biases else None,
             torch.cat(targets),
+            self.memory,
         )
 
     def _network(self, path: str, mlp: Any) -> Network | Experts:
@@ -155,7 +158,7 @@ class _Reader:
         inner = gate_up.shape[1] // 2
         columns = {f"{path}.experts.gate_proj": 0, f"{path}.experts.up_proj": inner}
         return Experts(
-            router=self.kernels.pack(mlp.gate.weight, None, self._targets({}, 0, 0)),
+            router=self.kernels.pack(mlp.gate.weight, None, self._targets({}, 0, 0), self.memory),
             each=int(mlp.gate.top_k),
             first=self.first,
             whole=family == "mixtral" or bool(mlp.gate.norm_topk_prob),
