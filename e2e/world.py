@@ -1,11 +1,16 @@
 """What the end-to-end tests act on, and the objects that they apply."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+from e2e import release
 from e2e.cluster import Kube
+from e2e.forward import forward
 from e2e.samples import Samples
+from mint_contracts.settings import GATEWAY_PORT
 
 NAMESPACE = "mint-e2e"
 Waves = Callable[[str, dict[str, Any]], str]
@@ -14,13 +19,46 @@ Waves = Callable[[str, dict[str, Any]], str]
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+class Door:
+    """The release's gateway by gRPC, forwarded to `address` ("127.0.0.1:PORT") while the block runs.
+
+    A forward leads to one pod: whoever replaces that opens the door again, at another address.
+    """
+
+    address: str
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+        self._forwarded = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._forwarded.close()
+
+    def open(self) -> None:
+        """Lead to a pod that there is now."""
+        self._forwarded.close()
+        way = forward(self._kube, "service/mint-gateway", GATEWAY_PORT, release.NAMESPACE)
+        self.address = self._forwarded.enter_context(way)
+
+
 @dataclass(frozen=True)
 class World:
-    """A cluster with MinT and a Ready base `smollm2`; `gateway` is "127.0.0.1:PORT"."""
+    """A cluster with MinT and a Ready base `smollm2`."""
 
     kube: Kube
-    gateway: str
+    door: Door
     samples: Samples
+
+    @property
+    def gateway(self) -> str:
+        """Where the gateway is reached: "127.0.0.1:PORT"."""
+        return self.door.address
 
     def status(self, kind: str, name: str) -> dict[str, Any]:
         """The status of a custom resource; empty before the operator's first word."""

@@ -1,0 +1,185 @@
+"""The release with a certificate and keys: both doors speak TLS alone, to those alone who bear a key."""
+
+import json
+import os
+import ssl
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from http.client import HTTPConnection, HTTPSConnection
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from e2e import release
+from e2e.cluster import CommandFailedError
+from e2e.cluster.commands import run
+from e2e.forward import forward
+from e2e.waiting import until
+from e2e.world import NAMESPACE, World
+from mint_contracts.errors import Unauthenticated, Unavailable
+from mint_contracts.settings import GATEWAY_HTTP_PORT, GATEWAY_PORT
+from mint_gateway.cli.reaching import API_KEY, GATEWAY
+from mint_gateway.client import Client, question
+from mint_gateway.dialling import Trust
+from tests.gateway.secrets import Authority
+
+BASE = f"{NAMESPACE}/smollm2"
+SERVICE = f"mint-gateway.{release.NAMESPACE}.svc"  # what clients in the cluster call it
+ALTERNATIVES = f"DNS:{SERVICE},IP:127.0.0.1"
+TLS, KEYS = "gateway-tls", "gateway-keys"
+KEY, NEXT, WRONG = "s3cret-of-before", "s3cret-of-afterwards", "s3cret-of-nobody"
+KUBELET_S = 240  # in which a kubelet brings what changed in a Secret; it looks about once a minute
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def successor(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who vouches for the certificate that takes the first one's place."""
+    return Authority(tmp_path_factory.mktemp("successor"))
+
+
+@pytest.fixture(scope="module")
+def pod(world: World, values: Path, authority: Authority) -> Iterator[str]:
+    """The gateway's pod, once the release that there is was upgraded to both Secrets. Afterwards it is as before."""
+    show(world, authority)
+    know(world, KEY)
+    secured = ("--set", f"gateway.tls.secretName={TLS}", "--set", f"gateway.keys.secretName={KEYS}")
+    try:
+        release.install(world.kube, values, *secured)
+        yield until("the pod before to be gone", lambda: only(world))
+    finally:
+        release.install(world.kube, values)
+        until("the secured pod to be gone", lambda: only(world))
+        world.door.open()
+        world.kube.kubectl("delete", "secret", TLS, KEYS, "-n", release.NAMESPACE)
+
+
+def show(world: World, authority: Authority) -> None:
+    """Put a new certificate of this authority into the Secret."""
+    files = {name: text.decode() for name, text in authority.certificate("gateway", ALTERNATIVES).items()}
+    apply(world, TLS, "kubernetes.io/tls", files)
+
+
+def know(world: World, key: str) -> None:
+    """Make this the team's key in the Secret."""
+    apply(world, KEYS, "Opaque", {"team": key})
+
+
+def apply(world: World, name: str, type_: str, entries: Mapping[str, str]) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "type": type_, "stringData": entries}
+    world.kube.apply(secret, release.NAMESPACE)
+
+
+def only(world: World) -> str:
+    """The only gateway's pod; empty while there are several."""
+    pods = world.kube.list("pod", release.NAMESPACE, "app.kubernetes.io/component=gateway")
+    return str(pods[0]["metadata"]["name"]) if len(pods) == 1 else ""
+
+
+async def test_by_grpc_a_key_is_answered_and_nobody_else(world: World, pod: str, authority: Authority) -> None:
+    trust = Trust(authority.file.read_bytes(), SERVICE)
+    hello = question("Hello?", max_tokens=4)
+    with forward(world.kube, f"pod/{pod}", GATEWAY_PORT, release.NAMESPACE) as door:
+        async with Client(door, trust=trust, key=KEY) as client:
+            assert (await client.answer(hello)).base_model == BASE
+        for key in ("", WRONG):
+            async with Client(door, patience_s=0, trust=trust, key=key) as client:
+                with pytest.raises(Unauthenticated):
+                    await client.answer(hello)
+        async with Client(door, patience_s=0, key=KEY) as plain:
+            with pytest.raises(Unavailable):
+                await plain.answer(hello)
+
+
+async def test_by_http_openais_client_is_answered_and_nobody_without_a_key(
+    world: World, pod: str, authority: Authority
+) -> None:
+    with forward(world.kube, f"pod/{pod}", GATEWAY_HTTP_PORT, release.NAMESPACE) as door:
+        async with (
+            openai.DefaultAsyncHttpxClient(verify=trusting(authority)) as http,
+            openai.AsyncOpenAI(base_url=f"https://{door}/v1", api_key=KEY, http_client=http) as client,
+        ):
+            assert BASE in [model.id async for model in client.models.list()]
+            answered = await client.completions.create(model=BASE, prompt="Hello", max_tokens=4)
+        assert answered.choices[0].text
+        for key in ("", WRONG):
+            assert status(door, key, authority) == 401
+        with closing(HTTPConnection(door, timeout=60)) as plain:
+            plain.request("GET", "/health")
+            with pytest.raises(ConnectionError):
+                plain.getresponse()
+
+
+def test_the_command_line_asks_by_tls_with_the_key_of_its_environment(
+    world: World, pod: str, authority: Authority
+) -> None:
+    mint, trust = Path(sys.executable).with_name("mint"), ("--ca", authority.file, "--tls-server-name", SERVICE)
+    with forward(world.kube, f"pod/{pod}", GATEWAY_PORT, release.NAMESPACE) as door:
+        told = os.environ | {GATEWAY: door}
+        ask: list[str | Path] = [mint, "ask", *trust, "--max-tokens", "4", "Hello?"]
+        assert run(ask, env=told | {API_KEY: KEY}).strip()
+        with pytest.raises(CommandFailedError, match="Unauthenticated: authorization: holds no key"):
+            run(ask, env=told | {API_KEY: ""})
+
+
+def test_a_key_and_a_certificate_that_are_replaced_hold_without_a_restart_and_probes_go_on(
+    world: World, pod: str, authority: Authority, successor: Authority
+) -> None:
+    def now(key: str, *authorities: Authority) -> int:
+        # By a forward of its own: kubectl ends one on which a connection has failed.
+        with forward(world.kube, f"pod/{pod}", GATEWAY_HTTP_PORT, release.NAMESPACE) as door:
+            return status(door, key, *authorities)
+
+    def shown() -> bool:
+        try:
+            return now(NEXT, successor) == 200
+        except ssl.SSLCertVerificationError:
+            return False
+
+    assert now(KEY, authority) == 200
+    assert now(NEXT, authority) == 401
+    before = health(world, pod)
+
+    know(world, NEXT)
+    show(world, successor)
+
+    until("the new key to be honoured", lambda: now(NEXT, authority, successor) == 200, KUBELET_S)
+    assert now(KEY, authority, successor) == 401
+    until("the new certificate to be shown", shown, KUBELET_S)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        now(NEXT, authority)
+    assert health(world, pod) == before
+
+
+def trusting(*authorities: Authority) -> ssl.SSLContext:
+    """A client's context that trusts these alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for authority in authorities:
+        context.load_verify_locations(authority.file)
+    return context
+
+
+def status(door: str, key: str, *authorities: Authority) -> int:
+    """The status of an HTTPS request with this key, or without one, to whom these authorities vouch for."""
+    bearing = {"Authorization": f"Bearer {key}"} if key else {}
+    with closing(HTTPSConnection(door, context=trusting(*authorities), timeout=60)) as connection:
+        connection.request("GET", "/v1/models", headers=bearing)
+        return connection.getresponse().status
+
+
+def health(world: World, pod: str) -> dict[str, Any]:
+    """What the kubelet's probes, by HTTPS, make of the pod: Ready since when, and never started anew."""
+    found = world.kube.get("pod", pod, release.NAMESPACE)
+    [container], [state] = found["spec"]["containers"], found["status"]["containerStatuses"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS", json.dumps(container[probe])
+    [ready] = [each for each in found["status"]["conditions"] if each["type"] == "Ready"]
+    assert (ready["status"], state["restartCount"]) == ("True", 0)
+    return {"uid": found["metadata"]["uid"], "started": state["state"], "ready": ready["lastTransitionTime"]}
