@@ -10,15 +10,19 @@ from mint_engine.model.base import empty_model
 from mint_engine.model.cache_shape import cache_shape, pages_in
 from mint_engine.model.device import choose_dtype
 from mint_engine.model.experts import route_shape
-from mint_engine.model.files import LIBRARY_ERRORS, BaseFiles, first_line, read_config, read_tokenizer
+from mint_engine.model.files import LIBRARY_ERRORS, BaseFiles, check_start, first_line, read_config, read_tokenizer
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import alike_positions, positions_of
 from mint_engine.parallel.part import Part
 
 
 def check_small_files(settings: EngineSettings, folder: Path, subject: str) -> None:
-    """A base that errors name so, by the files of a folder that does not hold its weights yet. Raises a MintError."""
-    files = BaseFiles(folder, None, subject)
+    """A base that errors name so, by the files of a folder that does not hold its weights yet. Raises a MintError.
+
+    Of a GGUF file it holds the head.
+    """
+    files = BaseFiles(folder, next((each.name for each in folder.glob("*.gguf")), None), subject)
+    check_start(files)
     config, _ = read_config(files)
     check_config(settings, config, subject)
     read_tokenizer(files)

@@ -17,6 +17,7 @@ from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, Uns
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
 from mint_engine.model.stored import open_tensors
 from mint_engine.sources.fetch_base import INDEX, weights_read
+from mint_engine.sources.gguf_head import MAGIC
 
 # Families that publish another's architecture under a name of their own, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
@@ -67,13 +68,13 @@ def find_files(path: Path) -> BaseFiles:
     if path.is_file():
         if path.suffix != ".gguf":
             raise UnsafeFormat(subject, "is neither a folder of safetensors nor a .gguf file")
-        return _check_gguf(BaseFiles(path.parent, path.name))
+        return check_start(BaseFiles(path.parent, path.name))
     names = sorted(each.name for each in path.iterdir())
     if any(name.endswith(".safetensors") for name in names):
         return _check_safetensors(BaseFiles(path, None), names)
     ggufs = [name for name in names if name.endswith(".gguf")]
     if len(ggufs) == 1:
-        return _check_gguf(BaseFiles(path, ggufs[0]))
+        return check_start(BaseFiles(path, ggufs[0]))
     if ggufs:
         raise UnsupportedBase(subject, f"holds several GGUF files; name one of {', '.join(ggufs)}")
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
@@ -81,10 +82,12 @@ def find_files(path: Path) -> BaseFiles:
     raise SourceNotFound(subject, "holds no *.safetensors and no *.gguf")
 
 
-def _check_gguf(files: BaseFiles) -> BaseFiles:
-    with (files.folder / str(files.gguf)).open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise CorruptFile(files.subject, "does not start as a GGUF file does")
+def check_start(files: BaseFiles) -> BaseFiles:
+    """The files, unless one is to be a GGUF file and does not start as such. Raises CorruptFile."""
+    if files.gguf is not None:
+        with (files.folder / files.gguf).open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise CorruptFile(files.subject, "does not start as a GGUF file does")
     return files
 
 

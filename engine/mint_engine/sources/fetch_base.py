@@ -1,7 +1,9 @@
 """Bringing a base model's files to this machine: local ones are used where they lie, others are copied once."""
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,16 +24,20 @@ from mint_contracts.records import COPYING
 from mint_contracts.source import Source, locate
 from mint_engine.sources.base_copy import PARTIAL, BaseCopy
 from mint_engine.sources.copying import folder_name, read_bounded
+from mint_engine.sources.gguf_head import read_head
 from mint_engine.sources.headway import Headway
 from mint_engine.sources.local import LocalFolder
+from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import Folder, RemoteFolder, remote_folder, subject_of
 
 _SAFE = ".safetensors"
-_WEIGHTS = (_SAFE, ".gguf")
+_GGUF = ".gguf"
+_WEIGHTS = (_SAFE, _GGUF)
 SUFFIXES = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")  # of a base's files
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_CONFIG = "config.json"
 # What a web server is asked for, since it can not be listed; shards are named by the index.
-_PROBED = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+_PROBED = (_CONFIG, "generation_config.json", "model.safetensors", "model.safetensors.index.json",
            "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
            "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "pytorch_model.bin",
            MODELOPT_FILE)  # fmt: skip
@@ -41,7 +47,8 @@ _MAX_INDEX_BYTES = 64 << 20
 _MAX_FILES = 10_000
 
 
-# Raises a MintError over a base that errors name so, by all of its files but its weights, in a folder.
+# Raises a MintError over a base that errors name so, by all of its files but its weights, in a folder; of a GGUF file
+# there is its head, and nothing behind it.
 Look = Callable[[Path, str], None]
 
 
@@ -65,7 +72,7 @@ def fetch_base(source: Source, cache: Path, look: Look, headway: Headway | None 
 def _single(source: Source) -> str:
     """The file that a URI names; "" where it names a folder."""
     path = locate(source).path
-    return path.rsplit("/", 1)[-1] if path.endswith(".gguf") else ""
+    return path.rsplit("/", 1)[-1] if path.endswith(_GGUF) else ""
 
 
 def cached_base(source: Source, cache: Path) -> Path:
@@ -130,9 +137,11 @@ def _in_place(source: Source, single: str) -> Path:
 
 def check_names(names: list[str], subject: str) -> None:
     """Raise UnsafeFormat, SourceNotFound or CorruptFile unless these are the files of one base that can be loaded."""
-    if any(name.endswith(".safetensors") for name in names):
+    if any(name.endswith(_SAFE) for name in names):
+        if _CONFIG not in names:
+            raise CorruptFile(subject, f"holds no {_CONFIG}")
         return
-    ggufs = [name for name in names if name.endswith(".gguf")]
+    ggufs = [name for name in names if name.endswith(_GGUF)]
     if len(ggufs) > 1:
         raise CorruptFile(subject, f"holds {len(ggufs)} .gguf files; name the one to serve in the URI")
     if not ggufs and any(name.endswith(_PICKLES) for name in names):
@@ -153,8 +162,10 @@ def _copy(source: Source, single: str, target: Path, look: Look, headway: Headwa
         _check_room(wanted, copy, target)
         weights = {name: size for name, size in wanted.items() if name.endswith(_WEIGHTS)}
         copy.small({name: size for name, size in wanted.items() if name not in weights})
-        if any(name.endswith(_SAFE) for name in weights):  # a GGUF file holds all of it in one
+        if any(name.endswith(_SAFE) for name in weights):
             look(copy.files, folder.subject)
+        else:
+            _look_at_head(copy, target, *next(iter(weights.items())), look)
         sizes = [size or 0 for size in weights.values()]
         headway.begin(COPYING, sum(sizes) if all(sizes) else 0)
         copy.weights(weights)
@@ -165,6 +176,26 @@ def _copy(source: Source, single: str, target: Path, look: Look, headway: Headwa
     except MintError:
         copy.drop()
         raise
+
+
+def _look_at_head(copy: BaseCopy, target: Path, name: str, size: int | None, look: Look) -> None:
+    """Of a GGUF file, beside the small files. Where it is untold how long it is, all of it is copied first."""
+    if size is None:
+        return
+    folder = copy.folder
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent) as within:
+        path = Path(within, name)
+
+        def read() -> None:
+            with folder.open_at(name, 0, folder.about(name), in_blocks=False) as file:
+                path.write_bytes(read_head(file, folder.subject))
+
+        retrying(read)
+        os.truncate(path, size)  # as long as it is, for who checks that: a hole, which takes no room
+        for each in copy.files.iterdir():
+            if each.name != name:
+                shutil.copyfile(each, Path(within, each.name))
+        look(Path(within), folder.subject)
 
 
 def _check_room(wanted: Mapping[str, int | None], copy: BaseCopy, target: Path) -> None:
