@@ -3,9 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,22 @@ def test_what_was_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     assert again.nbytes == len(written(packed))
     assert written(again) == written(packed), "there is one form of one content"
     assert again.header.head_bytes % ALIGNMENT == 0
+
+
+@pytest.mark.parametrize("most", [100, 4095, 4096, 5000, 1 << 20])
+def test_what_is_written_at_once_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Also where the system takes `most` bytes of it at a time."""
+    path, packed, writev = tmp_path / "adapter.mint", adapter(), os.writev
+
+    def little(descriptor: int, parts: Sequence[memoryview]) -> int:
+        first, second = parts[0][:most], parts[1][: max(0, most - len(parts[0]))]
+        return writev(descriptor, [first, second])
+
+    monkeypatch.setattr(os, "writev", little)
+    with path.open("wb", buffering=0) as file:
+        packed_file.write_at_once(packed, file.fileno())
+        assert file.tell() == packed.header.file_bytes
+    assert path.read_bytes() == written(packed)
 
 
 def test_the_run_holds_a_and_b_transposed_of_each_module_in_the_bases_order() -> None:

@@ -7,7 +7,6 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
@@ -93,15 +92,15 @@ async def test_a_disk_that_fails_for_a_while_is_told_and_the_adapter_comes_by_it
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mint_engine.residency.copies.FIRST_RETRY_S", 0.02)
-    here, write, failures = scene(store=None), packed_file.write, [4]  # one more than a load tries
+    here, write, failures = scene(store=None), packed_file.write_at_once, [4]  # one more than a load tries
 
-    def failing(packed: Packed, file: BinaryIO) -> None:
+    def failing(packed: Packed, descriptor: int) -> None:
         if failures[0]:
             failures[0] -= 1
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        write(packed, file)
+        write(packed, descriptor)
 
-    monkeypatch.setattr(packed_file, "write", failing)
+    monkeypatch.setattr(packed_file, "write_at_once", failing)
     here.residency.want(wanted(store, NAMES[0]))
     await until(lambda: here.failure(NAMES[0]) == "SourceUnavailable")
     told = here.residency.report()[NAMES[0]].failure

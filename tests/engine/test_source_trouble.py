@@ -73,7 +73,7 @@ def test_what_the_engines_own_disk_or_memory_refuses_is_not_the_adapters_fault(
 
     here, source = loader(tmp_path), Source(f"file://{shelf}/team/store/acme/good")
     with monkeypatch.context() as broken:
-        broken.setattr(packed_file, "write", write)
+        broken.setattr(packed_file, "write_at_once", write)
         with pytest.raises(errors.MintError) as caught:
             here.load(source)
     assert type(caught.value) is told

@@ -5,6 +5,7 @@ every place against the one before it, and their sum against the file's real siz
 """
 
 import hashlib
+import os
 import struct
 from functools import lru_cache
 from typing import Annotated, BinaryIO, Literal
@@ -73,6 +74,18 @@ def write(packed: Packed, file: BinaryIO) -> None:
     """Write a whole file."""
     file.write(head_of(packed.header))
     file.write(bytes_of(packed.run))
+
+
+def write_at_once(packed: Packed, descriptor: int) -> None:
+    """Write a whole file from where `descriptor` is, head and run together.
+
+    The system's cache then keeps it in large pages, which slots map: of one that is written piece by piece the first
+    2 MiB are in small ones (ext4 of Linux 6.18), of an adapter of 5 MB half of what a step reads.
+    """
+    left = memoryview(head_of(packed.header)), memoryview(bytes_of(packed.run))
+    while left[1]:
+        count = os.writev(descriptor, left)
+        left = left[0][count:], left[1][max(0, count - len(left[0])) :]
 
 
 def _body_bytes(start: bytes, subject: str, file_bytes: int | None = None) -> int:

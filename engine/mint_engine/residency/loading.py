@@ -138,7 +138,7 @@ class Loader:
                 packed = read_adapter(folder_of(source), self._fit, self._dtype, admitted)
                 if self._identity(source) != identity:
                     raise SourceUnavailable(subject_of(source), "changed while it was read; retrying")
-                packed_file.write(packed, file)
+                packed_file.write_at_once(packed, file.fileno())
 
         try:
             path = self.disk.store(source, identity, write)
