@@ -14,10 +14,9 @@ from typing import Protocol, cast
 from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
 from mint_contracts.errors import CorruptFile, SourceForbidden
-from mint_contracts.source import Location, Source, locate
+from mint_contracts.source import WRITABLE, Location, Source, locate
 from mint_contracts.storage_errors import os_errors, storage_errors, writing_errors
 
-WRITABLE = ("file", "pvc", "s3", "gs")
 ABANDONED_S = 3600.0  # far longer than any write takes
 
 _UNFINISHED = ".unfinished"

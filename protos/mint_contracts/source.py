@@ -8,6 +8,7 @@ from mint_contracts.errors import SourceForbidden
 
 LOCAL = ("file", "pvc")  # files that are read in place
 SCHEMES = (*LOCAL, "https", "http", "s3", "gs", "hf")
+WRITABLE = (*LOCAL, "s3", "gs")  # those of them whose folders can be written
 
 
 class Source(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

@@ -49,6 +49,12 @@ def test_what_writers_left_that_ended_midway_is_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [young]
 
 
+@pytest.mark.parametrize("uri", ["https://host/catalog", "hf://a/b"])
+def test_a_scheme_that_cannot_be_written_is_refused_with_those_that_can(uri: str) -> None:
+    with pytest.raises(SourceForbidden, match="cannot be written; use file://, pvc://, s3://, gs://"):
+        object_store(Source(uri, "v1"))
+
+
 class CutOff(BaseHTTPRequestHandler):
     """Answers that end before their length."""
 

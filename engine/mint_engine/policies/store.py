@@ -15,11 +15,10 @@ from typing import Protocol
 from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
 from mint_contracts.errors import CapacityExceeded, SourceForbidden, SourceUnavailable
-from mint_contracts.source import Location, Source, locate
+from mint_contracts.source import WRITABLE, Location, Source, locate
 from mint_contracts.storage_errors import os_errors, storage_errors, volume_full
 from mint_engine.sources.copying import publish, sync
 
-WRITABLE = ("file", "pvc", "s3", "gs")
 PARTIAL = ".partial"
 _MORE_TRIES = 8  # to remove a folder that others write into: each has but one call under way
 
