@@ -1,9 +1,9 @@
 """Storage, disks and memory that fail for a while are tried again; what fails for good is said."""
 
 import errno
+import os
 import socket
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 import torch
@@ -67,8 +67,8 @@ def test_what_storage_forbids_is_terminal(shelf: Path, tmp_path: Path) -> None:
 def test_what_the_engines_own_disk_or_memory_refuses_is_not_the_adapters_fault(
     trouble: Exception, told: type[errors.MintError], shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(packed: Packed, file: BinaryIO) -> None:
-        file.write(b"half")
+    def write(packed: Packed, descriptor: int) -> None:
+        os.write(descriptor, b"half")
         raise trouble
 
     here, source = loader(tmp_path), Source(f"file://{shelf}/team/store/acme/good")
