@@ -22,6 +22,7 @@ from mint_contracts.source import Source, child
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
+from mint_engine.aside import aside
 from mint_engine.build import build
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
@@ -199,7 +200,7 @@ class Engine:
         before = {each.revision for each in self.residency.states() if each.adapter == name}
         changed = asyncio.Event()
         self.residency.on_change = changed.set
-        await asyncio.to_thread(publish_packed, trained, folder)
+        await aside(publish_packed, trained, folder)  # as an engine's own trainer does it
         written = time.perf_counter()
         self._want(Assignment(name, Source(f"file://{folder}"), Tier.DEVICE))
         while not self._reached([name], Tier.DEVICE) or self._revision(name) in before:

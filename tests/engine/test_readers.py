@@ -10,7 +10,8 @@ import torch
 
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
-from mint_engine.residency.readers import LOWER, Readers
+from mint_engine.aside import LOWER
+from mint_engine.residency.readers import Readers
 from tests.engine.test_brought_ahead import ahead
 from tests.engine.test_changing_sources import OFTEN, answers, change
 from tests.engine.tiers import NAMES, Scene, once, own_nice, wanted

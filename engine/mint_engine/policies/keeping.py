@@ -15,6 +15,7 @@ from mint_contracts.errors import InvalidRequest, MintError
 from mint_contracts.source import Source
 from mint_contracts.training_records import Published
 from mint_engine.adapters.packed import Packed
+from mint_engine.aside import aside
 from mint_engine.policies import revisions
 from mint_engine.policies import training_metrics as metrics
 from mint_engine.policies.beginning import holder_of
@@ -86,9 +87,9 @@ class Keeping:
         policy, needs = self._terms.policy, self._room.of(self._holder)
 
         async def write(copy: Policy) -> None:
-            blob = await asyncio.to_thread(state.to_bytes, copy)
+            blob = await aside(state.to_bytes, copy)
             del copy  # beside its bytes it would be in memory for as long as the store takes
-            told = msgspec.structs.replace(record, digest=await asyncio.to_thread(digest_of, blob), size=len(blob))
+            told = msgspec.structs.replace(record, digest=await aside(digest_of, blob), size=len(blob))
             await self._write(lambda: self.shelf.save(told, blob))
 
         with ExitStack() as held:
@@ -112,7 +113,7 @@ class Keeping:
         needs = self._room.of(self._holder)
 
         async def write(pack: Callable[[], Packed]) -> None:
-            packed = await asyncio.to_thread(pack)
+            packed = await aside(pack)
             told = await self._write(lambda: revisions.publish(self._store, terms.policy, name, packed))
             self.published = told
             self._offer(told.source, packed)
@@ -158,7 +159,7 @@ class Keeping:
         async def attempt() -> T:
             while True:
                 if self._sure():
-                    return await asyncio.to_thread(work)
+                    return await aside(work)
                 await asyncio.sleep(UNSURE_S)
 
         return await self._patiently(attempt, "write")

@@ -28,6 +28,7 @@ from mint_contracts.errors import (
 from mint_contracts.names import check_adapter
 from mint_contracts.records import PolicyRoom
 from mint_contracts.wire import to_status
+from mint_engine.aside import aside
 from mint_engine.policies import revisions
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
@@ -159,11 +160,11 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             shelf = Shelf(here.store, policy, RUN, KEPT)
             async with here.copying(calls):
                 copy = await here.means.desk.parts(lambda trainer: copying(trainer, policy))
-                blob = await asyncio.to_thread(state.to_bytes, copy)
+                blob = await aside(state.to_bytes, copy)
                 del copy  # beside its bytes it would be in memory for as long as the store takes
-                digest = await asyncio.to_thread(digest_of, blob)
+                digest = await aside(digest_of, blob)
                 record = Record(policy, "", name.lease, name.step, digest, RUN, len(blob), sequence=request.sequence)
-                await asyncio.to_thread(shelf.save, record, blob)
+                await aside(shelf.save, record, blob)
             return pb.SaveStateResponse(uri=f"{here.store.source.uri.rstrip('/')}/{shelf.folder}/{name}")
 
         return await self._once(request, work, context)
@@ -195,8 +196,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             await here.refuse_taken(policy)
             async with here.room.copying(calls.holder, here.room.of(calls.holder).published):
                 pack = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
-                packed = await asyncio.to_thread(pack)
-                told = await asyncio.to_thread(revisions.publish, here.store, policy, name, packed)
+                packed = await aside(pack)
+                told = await aside(revisions.publish, here.store, policy, name, packed)
             await here.herald.announce(policy, calls.life, name, told.source)
             here.means.places.offer(policy, told.source, packed)
             return pb.PublishResponse(revision=told.revision, uri=told.source.uri)

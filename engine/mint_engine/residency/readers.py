@@ -1,21 +1,14 @@
 """The threads that read what sources hold: hashing, checking and packing compute on the cores that steps want."""
 
 import asyncio
-import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 from mint_contracts.source import Source
+from mint_engine.aside import give_way
 from mint_engine.model.device import compute_alone
 from mint_engine.sources.local import is_local
-
-# In nice's measure: on a core that a step's thread wants, too, one gets a tenth of what that gets (Linux weighs 0 by
-# 1024 and 10 by 110, sched_prio_to_weight), so four of them on two cores would slow steps by a fifth. A core that
-# nobody else wants is all its own.
-LOWER = 10
 
 T = TypeVar("T")
 
@@ -23,14 +16,13 @@ T = TypeVar("T")
 class Readers:
     """`local` threads for files of this machine, `remote` for others, which wait for answers for most of their time.
 
-    As many again read what nobody waits for, and give way to steps. Anybody can lower a thread's priority, and root
-    alone raise it: so these are others. Each computes on one core: an adapter is hundreds of small tensors, and for
-    each of them torch's threads would have to meet.
+    As many again read what nobody waits for, and give way to steps. Each computes on one core: an adapter is hundreds
+    of small tensors, and for each of them torch's threads would have to meet.
     """
 
     def __init__(self, local: int, remote: int) -> None:
         self._threads = {
-            (here, awaited): ThreadPoolExecutor(count, name, initializer=compute_alone if awaited else _give_way)
+            (here, awaited): ThreadPoolExecutor(count, name, initializer=compute_alone if awaited else give_way)
             for here, count, name in ((True, local, "fetch"), (False, remote, "remote"))
             for awaited in (True, False)
         }
@@ -43,10 +35,3 @@ class Readers:
         """Start nothing more."""
         for threads in self._threads.values():
             threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _give_way() -> None:
-    compute_alone()
-    own = threading.get_native_id()  # Linux has a priority a thread
-    with suppress(OSError):  # where that is forbidden, reading goes on as any other work
-        os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + LOWER)

@@ -2,10 +2,17 @@
 
 from pathlib import Path
 
+import pytest
+
+from mint_engine.aside import LOWER
 from mint_engine.policies import revisions
+from mint_engine.policies.checkpoints import BLOB, RECORD
+from mint_engine.policies.revisions import ENTRY
 from mint_engine.policies.series import Name
-from mint_engine.policies.store import store_of
+from mint_engine.policies.store import LocalStore, store_of
+from mint_engine.sources.fetch import PACKED
 from tests.engine.in_process import Engine
+from tests.engine.tiers import own_nice
 from tests.engine.training.teaching import PROMPT, assignment, stepper_of, train, training
 
 
@@ -25,6 +32,22 @@ async def test_a_published_revision_is_served_at_once_without_reading_storage(ba
         loader = other.residency._climber._loader
         with loader.disk.using(published.source):
             assert loader.load(published.source).revision == published.revision
+
+
+async def test_what_is_kept_is_written_by_threads_that_give_way_to_steps(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, own, nice = LocalStore.write, own_nice(), dict[str, int]()
+
+    def seen(self: LocalStore, path: str, data: bytes | bytearray) -> None:
+        nice[Path(path).name] = own_nice()
+        write(self, path, data)
+
+    monkeypatch.setattr(LocalStore, "write", seen)
+    async with training(base, tmp_path, train(publish_every_steps=1)) as scene:
+        scene.want(assignment("acme/one"))
+        await scene.ended("acme/one")
+    assert nice == dict.fromkeys((PACKED, ENTRY, BLOB, RECORD), min(own + LOWER, 19))
 
 
 async def test_what_was_published_after_a_checkpoint_is_what_is_served_after_a_death(
