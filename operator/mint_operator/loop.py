@@ -33,6 +33,7 @@ class Loop:
         self._failures = 0
         self._cut_off = False  # the last pass ended before what it saw was planned for and written
         self._known: Mapping[str, Known] = {}
+        self._due: float | None = None  # from then on the last plan is not what would be planned now
         self.last_pass = time.monotonic()  # when a pass last ended, well or badly
 
     async def run(self) -> None:
@@ -62,11 +63,12 @@ class Loop:
         started = time.perf_counter()
         snapshot = await self._observer.observe(parts, self._applier.failures)
         observed = time.perf_counter()
-        if self._observer.quiet and not self._applier.owes and not owed:
+        due = self._due is not None and snapshot.now >= self._due  # Dirt lets no more than HEARTS_EVERY_S pass
+        if self._observer.quiet and not self._applier.owes and not owed and not due:
             self._cut_off = False
             return Counter()
         wanted = await asyncio.get_running_loop().run_in_executor(self._planner, plan, snapshot, self._known)
-        self._known = wanted.known
+        self._known, self._due = wanted.known, wanted.due
         planned = time.perf_counter()
         counts = await self._applier.apply(wanted, snapshot)
         self._cut_off = False

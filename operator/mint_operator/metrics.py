@@ -30,7 +30,7 @@ ENGINES = Gauge("mint_operator_engines", "Engines over all base models: desired,
 REDIS_UP = Gauge("mint_operator_redis_up", "1 while Redis answers")
 
 PHASES = ("Pending", "Loading", "Placing", "Ready", "Degraded", "Failed")
-TRAINING_PHASES = ("Queued", "Training", "Paused", "Complete", "Cancelled")
+WAVE_PHASES = ("Expired", "Queued", "Training", "Paused", "Complete", "Cancelled")
 POLICIES = Gauge("mint_operator_policies", "Policies of training waves, by stage", ["stage"])
 
 
@@ -42,7 +42,7 @@ def observe(snapshot: Snapshot, plan: Plan) -> None:
     for phase in PHASES:
         WAVES.labels(phase).set(waves[phase])
         BASES.labels(phase).set(bases[phase])
-    for phase in TRAINING_PHASES:
+    for phase in WAVE_PHASES:
         WAVES.labels(phase).set(waves[phase])
     trained = [status.training.policies for status in plan.wave_statuses.values() if status.training]
     for stage in ("waiting", "running", "paused", "complete", "cancelled", "failed"):

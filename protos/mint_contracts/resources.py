@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from mint_contracts.durations import Duration
 from mint_contracts.source import Source
 from mint_contracts.training import Train
 
@@ -190,6 +191,7 @@ class Serve(_Spec, frozen=True):
     replicas: int = 1
     residency: Residency = "Device"
     engines: list[int] = []  # ordinals of the only engines that may hold them; empty: any may
+    ttl: Duration = ""  # so long after the wave's creation they are wanted no more; empty: no end
 
 
 class AdapterWaveSpec(_Spec, frozen=True):

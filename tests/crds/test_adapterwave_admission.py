@@ -54,6 +54,7 @@ ACCEPTED = [
     source(uri="hf://acme/support-7", revision="9f3c2ab"),
     {"serve": {"replicas": 2, "residency": "Host"}},
     {"serve": {"replicas": 1000, "residency": "Disk"}},
+    *({"serve": {"ttl": ttl}} for ttl in ("1s", "15m", "1h30m", "26h15m30s", "0h90s", "8760h", "1d", "365d")),
     {"priority": 1000000},
     {"priority": -1000000},
 ]
@@ -84,6 +85,7 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (source(uri="file://relative/x"), "a file source must be absolute"),
     (source(uri="gs:///x"), "uri must name a claim, bucket"),
     (source(uri="pvc://More/x"), "a pvc source must name a PersistentVolumeClaim"),
+    *(({"serve": {"ttl": ttl}}, "must be from 1s to a year") for ttl in ("0s", "0d", "366d", "8760h1s", "999999m")),
 ]
 
 BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
@@ -103,6 +105,7 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     (source(uri=None), "spec.adapters.sources[0].uri"),
     ({"serve": {"replicas": 0}}, "spec.serve.replicas"),
     ({"serve": {"residency": "Remote"}}, 'supported values: "Device", "Host", "Disk"'),
+    *(({"serve": {"ttl": ttl}}, "spec.serve.ttl") for ttl in ("", "1", "soon", "-1s", "1.5h", "10ms", "1d12h", 3600)),
     ({"priority": 1000001}, "spec.priority"),
     ({"wanted": {}}, 'unknown field "spec.wanted"'),
 ]
@@ -143,8 +146,16 @@ def test_all_else_of_a_wave_may_change(api_server: ApiServer, stored: str) -> No
     assert api_server.kubectl("get", "-n", stored, "aw/sample", "-o", "jsonpath={.spec.priority}") == "7"
 
 
+TRAINS = "a wave that trains has no ttl"
+
+
+def test_a_wave_that_trains_has_no_ttl(admission: Admission) -> None:
+    spec = merged(test_training_admission.SMALLEST, {"serve": {"ttl": "1h"}})
+    assert TRAINS in admission.refusal(resource("AdapterWave", spec))
+
+
 def test_every_rule_is_shown_above() -> None:
-    shown = [why for _, why in BY_RULE] + [IMMUTABLE] + test_training_admission.SHOWN
+    shown = [why for _, why in BY_RULE] + [IMMUTABLE, TRAINS] + test_training_admission.SHOWN
     assert [message for message in rules("AdapterWave") if not any(message.startswith(why) for why in shown)] == []
 
 
@@ -177,6 +188,14 @@ def test_columns_tell_the_state_at_a_glance(api_server: ApiServer, stored: str) 
         "AGE",
     ]
     assert row.split()[:-1] == ["sample", "smollm2", "Placing", "3", "2/3", "2", "1", "0"]
+
+
+def test_the_wide_columns_tell_how_long_a_wave_is_wanted(api_server: ApiServer, stored: str) -> None:
+    api_server.kubectl(
+        "patch", "-n", stored, "aw/sample", "--type=merge", "-p", '{"spec": {"serve": {"ttl": "90m"}}}'
+    )
+    header, row = api_server.kubectl("get", "-n", stored, "aw", "-o", "wide").splitlines()
+    assert row[header.index("TTL") :].split()[0] == "90m"
 
 
 def test_waves_are_found_by_their_base(api_server: ApiServer, stored: str) -> None:

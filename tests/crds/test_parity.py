@@ -6,7 +6,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import msgspec
 import pytest
 
-from mint_contracts import names, resources
+from mint_contracts import durations, names, resources
 from mint_contracts.entries import LABELS_MAX
 from mint_contracts.training import Policy
 from tests.crds.schemas import Schema, definition, rules, schema, walk
@@ -97,6 +97,12 @@ def _unequal(path: str, what: str, struct: Any, crd: Any) -> list[str]:
 @pytest.mark.parametrize(("kind", "part", "struct"), PARTS)
 def test_structs_and_schemas_are_equal(kind: str, part: str, struct: type[msgspec.Struct]) -> None:
     assert differences(struct, schema(kind)["properties"][part], f".{part}") == []
+
+
+def test_durations_are_written_alike() -> None:
+    """What the API server takes the operator reads, and nothing else."""
+    serve = schema("AdapterWave")["properties"]["spec"]["properties"]["serve"]["properties"]
+    assert serve["ttl"]["pattern"] == durations.PATTERN
 
 
 class Renamed(msgspec.Struct, rename="camel"):

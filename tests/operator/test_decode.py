@@ -42,6 +42,11 @@ def test_a_spec_that_cannot_be_read_says_where(spec: dict[str, Any], said: str) 
     assert said in decode.base_model(raw(spec=spec)).defect
 
 
+def test_a_wave_whose_ttl_is_no_duration_cannot_be_read() -> None:
+    spec = {"baseModelRef": {"name": "smol"}, "adapters": {"names": ["a/b"]}, "serve": {"ttl": "soon"}}
+    assert "`$.serve.ttl`" in decode.adapter_wave(raw(spec=spec)).defect
+
+
 def test_one_wave_that_cannot_be_read_hinders_no_other() -> None:
     found = decode.adapter_wave(raw(spec={"baseModelRef": {"name": "smol"}, "adapters": {"names": "a/b"}}))
     assert "`$.adapters.names`" in found.defect

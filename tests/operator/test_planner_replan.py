@@ -8,23 +8,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_contracts.records import Assignment, MapChange, MapState, Tier
-from mint_contracts.resources import Tenant
+from mint_contracts.resources import AdapterWaveStatus, Tenant
 from mint_operator.planning.base_plan import Known
+from mint_operator.planning.conditions import stamp
 from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import BaseMap, ObservedBase, Snapshot
 from tests.operator.test_planner_properties import NAMES, RESIDENCIES
-from tests.operator.worlds import KEY, base, engine, snapshot, unread, wave, written
+from tests.operator.worlds import KEY, NOW, base, engine, snapshot, unread, wave, written
 
-KINDS = ["wave", "wave", "gone", "unread", "engine", "lost", "size", "bounds", "demand", "nothing"]
+KINDS = ["wave", "wave", "gone", "unread", "engine", "lost", "size", "bounds", "demand", "time", "nothing"]
 SLOTS = 3
 TENANTS = [[], [Tenant("other")], [Tenant("team", 2), Tenant("other", 3, 4)]]
-DAYS = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]
+DAYS = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", stamp(NOW - 60)]
+TTLS = ["", "", "30s", "90s", "3m"]
+STEP_S = 60.0
 
 
 def said(of: Plan) -> dict[str, Any]:
-    """Everything that a plan says to do."""
-    return {field: getattr(of, field) for field in of.__struct_fields__ if field != "known"}
+    """Everything that a plan says to do, but when a wave's conditions became so.
+
+    That is when they were first planned, and in the wave's status from then on, which nobody writes here.
+    """
+    found = {field: getattr(of, field) for field in of.__struct_fields__ if field != "known"}
+    return found | {"wave_statuses": {key: _timeless(each) for key, each in of.wave_statuses.items()}}
+
+
+def _timeless(of: AdapterWaveStatus) -> AdapterWaveStatus:
+    conditions = [msgspec.structs.replace(each, last_transition_time="") for each in of.conditions]
+    return msgspec.structs.replace(of, conditions=conditions)
 
 
 @st.composite
@@ -38,6 +50,7 @@ def wave_of(draw: st.DrawFn, index: int) -> Any:
         engines=draw(st.sampled_from([(), (), (), (0,), (0, 1, 2)])),
         namespace=draw(st.sampled_from(["team", "team", "other"])),
         created=draw(st.sampled_from(DAYS)),
+        ttl=draw(st.sampled_from(TTLS)),
     )
 
 
@@ -53,6 +66,7 @@ class World:
 
     def __init__(self, draw: st.DataObject) -> None:
         self.draw = draw
+        self.now = NOW
         self.base = draw.draw(base_of(SLOTS))
         self.waves: dict[int, Any] = {}
         self.views = {ordinal: engine(ordinal) for ordinal in range(3)}
@@ -87,12 +101,14 @@ class World:
             self.sizes = {**self.sizes, name: size}
         elif kind == "demand":
             self.demand[NAMES[index]] = self.draw.draw(st.sampled_from([0.0, 0.5, 16.0, 32.0, 45.0, 90.0]))
+        elif kind == "time":
+            self.now += STEP_S
         elif kind == "bounds":
             self.base = self.draw.draw(base_of(self.draw.draw(st.sampled_from([1, SLOTS]))))
 
     def seen(self) -> Snapshot:
         """What the operator observes now."""
-        of = snapshot(self.base, list(self.waves.values()), list(self.views.values()), state=self.state)
+        of = snapshot(self.base, list(self.waves.values()), list(self.views.values()), state=self.state, now=self.now)
         known = BaseMap(self.state, of.maps[KEY].engines, dict(self.away), {}, self.sizes, demand=dict(self.demand))
         return msgspec.structs.replace(of, maps={KEY: known})
 

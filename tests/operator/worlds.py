@@ -87,6 +87,7 @@ def wave(
     sources: Mapping[str, str] | None = None,
     base_name: str = "smol",
     status: AdapterWaveStatus | None = None,
+    ttl: str = "",
 ) -> ObservedWave:
     wanted = WaveAdapters(
         names=list(adapters), sources=[NamedSource(name=name, uri=uri) for name, uri in (sources or {}).items()]
@@ -94,7 +95,7 @@ def wave(
     spec = AdapterWaveSpec(
         base_model_ref=BaseModelRef(name=base_name, namespace="" if namespace == "team" else "team"),
         adapters=wanted,
-        serve=Serve(replicas=replicas, residency=residency, engines=list(engines)),
+        serve=Serve(replicas=replicas, residency=residency, engines=list(engines), ttl=ttl),
         priority=priority,
     )
     meta = Meta(namespace=namespace, name=name, uid=f"uid-{name}", generation=1, created=created)

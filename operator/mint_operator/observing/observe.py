@@ -47,11 +47,12 @@ class Observer:
         changed = await self._cluster.refresh(parts)
         await self._look_at_map()
         cluster = self._cluster
-        waves = await self._adapters.attach(cluster.waves, cluster.bases, self._maps)
+        now = self.clock()
+        waves = await self._adapters.attach(cluster.waves, cluster.bases, self._maps, now)
         await self._inputs.refresh(parts, cluster.waves)
         self.quiet = self.quiet and not changed and not self._adapters.changed and not self._inputs.changed
         return Snapshot(
-            now=self.clock(),
+            now=now,
             release=self._release,
             bases=cluster.bases,
             waves=waves,

@@ -39,14 +39,18 @@ class WaveAdapters:
         self.changed = False
 
     async def attach(
-        self, waves: Sequence[ObservedWave], bases: Mapping[str, ObservedBase], maps: Mapping[str, BaseMap]
+        self,
+        waves: Sequence[ObservedWave],
+        bases: Mapping[str, ObservedBase],
+        maps: Mapping[str, BaseMap],
+        now: float,
     ) -> tuple[ObservedWave, ...]:
         """The waves, with what is known by now of the adapters that their names, selectors and manifests mean.
 
         What was never read since this operator began stands as the placement map has it: a wave that is served
-        goes on being served while its catalog or manifest is away.
+        goes on being served while its catalog or manifest is away. Of one that has expired nothing is looked up.
         """
-        asked = self._asked(waves, bases)
+        asked = self._asked([wave for wave in waves if not wave.expired(now)], bases)
         await self._lists.refresh(set(asked.values()))
         found = {key: self._lists.found.get(each, NOTHING) for key, each in asked.items()}
         self._stand_in({key for key, each in found.items() if each.listed is None}, waves, maps)

@@ -8,7 +8,7 @@ from mint_operator.planning.snapshot import Meta
 
 COMPONENT = "mint-operator"
 _TOLD = {"Ready": "Normal", "Failed": "Warning", "Degraded": "Warning"}
-_TOLD |= {"Training": "Normal", "Paused": "Normal", "Complete": "Normal", "Cancelled": "Normal"}
+_TOLD |= {"Training": "Normal", "Paused": "Normal", "Complete": "Normal", "Cancelled": "Normal", "Expired": "Normal"}
 _HELD = {"Ready", "Degraded"}  # from here to Pending: what was served waits, since others come first
 
 

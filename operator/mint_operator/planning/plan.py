@@ -8,8 +8,10 @@ import msgspec
 from mint_contracts.records import MapChange
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
+from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal, unreadable
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_status
+from mint_operator.planning.expiry import due, expired_status
 from mint_operator.planning.groups import WORKLOADS
 from mint_operator.planning.lookup import may_use
 from mint_operator.planning.manifests import Manifest, redis_secret
@@ -31,14 +33,21 @@ class Plan(msgspec.Struct, frozen=True):
     base_statuses: Mapping[str, BaseModelStatus] = {}
     wave_statuses: Mapping[str, AdapterWaveStatus] = {}
     known: Mapping[str, Known] = {}  # for the next plan
+    due: float | None = None  # when time alone will have changed the plan, in seconds since 1970; None: never
 
 
 def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
-    """The whole plan. `before` is the last plan's `known`: with it the same plan costs only what has changed."""
+    """The whole plan. `before` is the last plan's `known`: with it the same plan costs only what has changed.
+
+    A wave that has expired is to all others as one that was deleted; it keeps its object, and a status that says so.
+    """
     before = before or {}
     waves: dict[str, list[ObservedWave]] = defaultdict(list)
     outside: list[ObservedWave] = []
-    for wave in recalled(snapshot):
+    there = recalled(snapshot)
+    for wave in there:
+        if wave.expired(snapshot.now):
+            continue
         base = snapshot.bases.get(wave.base)
         if base is not None and not base.meta.deleting and (may_use(wave, base) or _kept(wave, base)):
             waves[wave.base].append(wave)
@@ -51,7 +60,8 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         if not base.defect
     }
     unread = {key: unread_status(snapshot, base) for key, base in bases.items() if base.defect}
-    statuses = {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
+    statuses = {wave.meta.key: expired_status(wave, snapshot.now) for wave in there if wave.expired(snapshot.now)}
+    statuses |= {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
     statuses |= {wave.meta.key: kept_status(wave, snapshot.now) for key in unread for wave in waves.get(key, ())}
     for part in parts.values():
         statuses |= part.waves
@@ -70,12 +80,13 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         base_statuses={key: part.status for key, part in parts.items()} | unread,
         wave_statuses=statuses,
         known={key: part.known for key, part in parts.items()},
+        due=due(there, snapshot.now),
     )
 
 
 def _kept(wave: ObservedWave, base: ObservedBase) -> bool:
     """Whether a wave was over a base, of another namespace maybe, before its spec and tenants became unreadable."""
-    return bool(base.defect) and wave.status.phase not in {"", "Pending", "Failed"}
+    return bool(base.defect) and wave.status.phase not in {"", "Pending", "Failed", conditions.EXPIRED}
 
 
 def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
@@ -118,14 +129,15 @@ def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mappi
 
 
 def _left(snapshot: Snapshot, unread: Iterable[str]) -> tuple[dict[str, MapChange], dict[str, TrainChange]]:
-    """What deleted waves have left over bases whose specs cannot be read, where nothing else is planned."""
-    runs = {(wave.meta.key, wave.meta.uid) for wave in snapshot.waves if not wave.meta.deleting}
-    there, changes, ends = {key for key, _ in runs}, {}, {}
+    """What waves that are over have left on bases whose specs cannot be read, where nothing else is planned."""
+    there = [wave for wave in snapshot.waves if not wave.meta.deleting and not wave.expired(snapshot.now)]
+    runs = {(wave.meta.key, wave.meta.uid) for wave in there}
+    keys, changes, ends = {key for key, _ in runs}, {}, {}
     for key in unread:
         known = snapshot.maps.get(key)
         if known is None or known.state.version is None:
             continue
-        if change := left_by(known.state, there):
+        if change := left_by(known.state, keys):
             changes[key] = change
         if end := training_left_by(snapshot.training.get(key, TrainKnown()).written, runs):
             ends[key] = end

@@ -4,10 +4,12 @@
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cached_property
 
 import msgspec
 
+from mint_contracts.durations import seconds
 from mint_contracts.records import EngineView, Failure, MapState, Placement, WaveRecord
 from mint_contracts.resources import AdapterWaveSpec, AdapterWaveStatus, BaseModelSpec, BaseModelStatus
 from mint_contracts.source import Source
@@ -88,6 +90,18 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
         given = self.spec.adapters
         found = [*given.names, *[each.name for each in given.sources], *[each.name for each in self.listed or ()]]
         return frozenset(found)
+
+    @cached_property
+    def expires(self) -> float | None:
+        """When its ttl ends, in seconds since 1970; None: never. A wave that trains has none."""
+        ttl_s, created = seconds(self.spec.serve.ttl), self.meta.created
+        if not ttl_s or not created or self.spec.train is not None:
+            return None
+        return datetime.fromisoformat(created).timestamp() + ttl_s
+
+    def expired(self, now: float) -> bool:
+        """Whether it wants its adapters no more."""
+        return self.expires is not None and now >= self.expires
 
 
 class EnginePod(msgspec.Struct, frozen=True):

@@ -76,7 +76,7 @@ def kept_status(wave: ObservedWave, now: float) -> AdapterWaveStatus:
         base = wave.spec.base_model_ref.name
         said = f"the spec of BaseModel {base} cannot be read (its status says why), so all stays as it was"
     findings = [Finding(each, "Unknown", "InvalidRequest", said) for each in ("Ready", "Progressing")]
-    last = wave.status
+    last = _last(wave)
     kept = [each for each in last.conditions if each.type not in {"Ready", "Progressing"}]
     return msgspec.structs.replace(
         last,
@@ -96,7 +96,7 @@ def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterW
         Finding(conditions.PLACED, "Unknown", unknown, said),
         Finding("Progressing", "Unknown", unknown, said),
     ]
-    last = wave.status
+    last = _last(wave)
     counts = last.counts if last.counts.wanted == facts.ask.copies else WaveCounts()
     return AdapterWaveStatus(
         phase="Degraded" if last.phase in {"Ready", "Degraded"} else last.phase or "Pending",
@@ -107,6 +107,11 @@ def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterW
         engines=last.engines,
         failures=last.failures,
     )
+
+
+def _last(wave: ObservedWave) -> AdapterWaveStatus:
+    """What it said last; nothing, where that was of an end which is one no more."""
+    return wave.status if wave.status.phase != conditions.EXPIRED else AdapterWaveStatus()
 
 
 def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWaveStatus:
@@ -137,6 +142,8 @@ def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWave
 
 def _admitted(wave: ObservedWave, facts: WaveFacts) -> str:
     said = f"{len(facts.ask.wants)} adapters, {facts.ask.copies} copies, {facts.ask.slots} device slots"
+    if wave.expires is not None:
+        said += f", until {conditions.stamp(wave.expires)} (spec.serve.ttl)"
     return said if wave.unread is None else f"{said}; as last read, since now: {wave.unread.message}"
 
 

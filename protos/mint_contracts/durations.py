@@ -1,0 +1,16 @@
+"""Durations as people write them in resources: 45s, 15m, 1h30m, 7d."""
+
+import re
+from typing import Annotated
+
+import msgspec
+
+PATTERN = "^([0-9]{1,3}d|([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?)$"
+Duration = Annotated[str, msgspec.Meta(pattern=PATTERN)]
+
+_UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def seconds(duration: Duration) -> int:
+    """The same in seconds; 0 where nothing is written."""
+    return sum(int(count) * _UNITS_S[unit] for count, unit in re.findall(r"([0-9]+)([dhms])", duration))

@@ -1,0 +1,169 @@
+"""A wave whose ttl has ended is to all others as if it were deleted, and says so itself."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mint_contracts.resources import AdapterWaveStatus, Tenant
+from mint_operator.planning.conditions import stamp
+from mint_operator.planning.events import transition
+from mint_operator.planning.plan import Plan, plan
+from mint_operator.planning.snapshot import ObservedWave, Snapshot
+from tests.operator.test_planner_properties import worlds
+from tests.operator.test_planner_replan import said
+from tests.operator.worlds import KEY, NOW, base, engine, homes, placed, snapshot, unread, wave
+
+EIGHT = [f"o/{index}" for index in range(8)]
+
+
+def lasting(of: ObservedWave, ttl: str, age_s: float = 3600.0) -> ObservedWave:
+    """The wave, made so long ago, with that ttl."""
+    meta = msgspec.structs.replace(of.meta, created=stamp(NOW - age_s))
+    serve = msgspec.structs.replace(of.spec.serve, ttl=ttl)
+    return msgspec.structs.replace(of, meta=meta, spec=msgspec.structs.replace(of.spec, serve=serve))
+
+
+def conditions(status: AdapterWaveStatus) -> dict[str, tuple[str, str]]:
+    return {each.type: (each.status, each.reason) for each in status.conditions}
+
+
+def message(status: AdapterWaveStatus, kind: str) -> str:
+    return next(each.message for each in status.conditions if each.type == kind)
+
+
+def replanned(of: Snapshot, *waves: ObservedWave) -> Plan:
+    return plan(msgspec.structs.replace(of, waves=waves))
+
+
+def does(of: Plan) -> dict[str, Any]:
+    """What a plan does, but for what it says of waves."""
+    return {what: each for what, each in said(of).items() if what not in {"wave_statuses", "due"}}
+
+
+def test_an_expired_wave_is_complete_and_says_since_when_and_what_to_do() -> None:
+    status = plan(snapshot(base(), [lasting(wave("one", ["a/0", "a/1"]), "1h")])).wave_statuses["team/one"]
+    assert (status.phase, status.summary, status.counts.adapters, status.counts.wanted) == ("Expired", "0/0", 2, 0)
+    assert conditions(status) == {
+        "Ready": ("False", "Expired"),
+        "Admitted": ("False", "Expired"),
+        "Placed": ("False", "Expired"),
+        "Progressing": ("False", "Expired"),
+        "Complete": ("True", "Expired"),
+    }
+    assert message(status, "Complete").startswith(f"its ttl of 1h ended at {stamp(NOW)}, ")
+    assert "raise or remove spec.serve.ttl" in message(status, "Ready")
+
+
+def test_before_that_its_admission_says_until_when() -> None:
+    of = snapshot(base(), [lasting(wave("one", ["a/0"]), "2h")])
+    status = plan(of).wave_statuses["team/one"]
+    assert "Complete" not in conditions(status)
+    assert message(status, "Admitted").endswith(f"until {stamp(NOW + 3600)} (spec.serve.ttl)")
+
+
+@pytest.mark.parametrize(
+    ("ttl", "expired"), [("", False), ("1h1s", False), ("1h", True), ("59m", True), ("7d", False)]
+)
+def test_it_expires_at_the_second_at_which_its_ttl_ends(ttl: str, expired: bool) -> None:
+    of = snapshot(base(), [lasting(wave("one", ["a/0"]), ttl)])
+    assert (plan(of).wave_statuses["team/one"].phase == "Expired") is expired
+
+
+def test_its_placements_go_but_not_those_that_another_wave_wants_too() -> None:
+    waves = [wave("one", ["a/0", "a/1"]), wave("two", ["a/1"])]
+    before = placed(plan(snapshot(base(), waves)))
+    found = plan(snapshot(base(), [lasting(waves[0], "1h"), waves[1]], placements=before))
+    assert found.changes[KEY].del_placements == ("a/0",)
+    assert placed(found, before)["a/1"].waves == ("team/two",)
+
+
+def test_its_slots_and_its_quota_are_free_for_others() -> None:
+    of = base(slots=16)
+    spec = msgspec.structs.replace(of.spec, tenants=[Tenant("other", device_slots=8)])
+    of = msgspec.structs.replace(of, spec=spec)
+    first, then = wave("first", EIGHT, namespace="other"), wave("then", ["u/1"], namespace="other")
+    waiting = plan(snapshot(of, [first, then])).wave_statuses["other/then"]
+    assert conditions(waiting)["Admitted"] == ("False", "WaitingForQuota")
+    assert homes(placed(plan(snapshot(of, [lasting(first, "1h"), then])))) == {"u/1": ["smol-0"]}
+
+
+def test_a_longer_ttl_or_none_brings_it_back_and_nothing_of_the_end_is_left() -> None:
+    one = lasting(wave("one", ["a/0"]), "1h")
+    over = msgspec.structs.replace(one, status=plan(snapshot(base(), [one])).wave_statuses["team/one"])
+    for ttl in ("2h", ""):
+        found = plan(snapshot(base(), [lasting(over, ttl)]))
+        status = found.wave_statuses["team/one"]
+        assert (status.phase, conditions(status)["Admitted"][0]) == ("Placing", "True")
+        assert "Complete" not in conditions(status)
+        assert homes(placed(found)) == {"a/0": ["smol-0"]}
+    unknown = plan(snapshot(base(), [lasting(over, "")], redis_ok=False)).wave_statuses["team/one"]
+    broken = msgspec.structs.replace(base(), defect="spec.engine.device: no such device")
+    kept = plan(snapshot(broken, [lasting(over, "")])).wave_statuses["team/one"]
+    for status in (unknown, kept):
+        assert (status.phase, "Complete" in conditions(status)) == ("Pending", False)
+
+
+def test_it_expires_over_a_base_that_cannot_be_read_or_is_not_there_and_while_redis_is_away() -> None:
+    one = lasting(wave("one", ["a/0"]), "1h")
+    before = placed(plan(snapshot(base(), [lasting(one, "")])))
+    broken = msgspec.structs.replace(base(), defect="spec.engine.device: no such device")
+    found = plan(snapshot(broken, [one], placements=before))
+    assert found.changes[KEY].del_placements == ("a/0",)
+    for of in (snapshot(broken, [one]), snapshot(None, [one]), snapshot(base(), [one], redis_ok=False)):
+        assert plan(of).wave_statuses["team/one"].phase == "Expired"
+
+
+def test_one_that_cannot_be_read_any_more_keeps_what_it_has() -> None:
+    """When it ends only its spec says."""
+    one = wave("one", ["a/0"])
+    before = placed(plan(snapshot(base(), [one])))
+    found = plan(snapshot(base(), [unread(lasting(one, "1h"))], placements=before))
+    assert homes(placed(found, before)) == {"a/0": ["smol-0"]}
+
+
+def test_the_plan_tells_when_time_alone_changes_it() -> None:
+    waves = [wave("one", ["a/0"]), *(lasting(wave(f"w{ttl}", ["a/1"]), ttl) for ttl in ("30m", "2h", "3h"))]
+    assert plan(snapshot(base(), waves)).due == NOW + 3600
+    assert plan(snapshot(base(), waves, now=NOW + 7200)).due is None
+
+
+def test_one_event_tells_of_the_end() -> None:
+    one = lasting(wave("one", ["a/0"], status=AdapterWaveStatus(phase="Ready")), "1h")
+    status = plan(snapshot(base(), [one])).wave_statuses["team/one"]
+    event = transition("AdapterWave", one.meta, one.status, status, NOW)
+    assert event is not None
+    assert (event["type"], event["reason"]) == ("Normal", "Expired")
+    assert transition("AdapterWave", one.meta, status, status, NOW) is None
+
+
+@given(worlds(), st.data())
+def test_an_expired_wave_gets_nothing_and_takes_nothing_from_others(of: Snapshot, data: st.DataObject) -> None:
+    """All that is done, and all that others are told, is as if it were not there."""
+    over = {each.meta.key for each in of.waves if data.draw(st.booleans())}
+    waves = [lasting(each, "1h") if each.meta.key in over else each for each in of.waves]
+    found = replanned(of, *waves)
+    without = replanned(of, *[each for each in of.waves if each.meta.key not in over])
+    assert does(found) == does(without)
+    assert {key: each for key, each in found.wave_statuses.items() if key not in over} == without.wave_statuses
+    assert {found.wave_statuses[key].phase for key in over} <= {"Expired"}
+
+
+@given(worlds(), st.data())
+def test_before_its_end_a_wave_with_a_ttl_is_as_one_without(of: Snapshot, data: st.DataObject) -> None:
+    ttls = {each.meta.key: data.draw(st.sampled_from(["", "61m", "365d"])) for each in of.waves}
+    found = replanned(of, *[lasting(each, ttls[each.meta.key]) for each in of.waves])
+    without = replanned(of, *[lasting(each, "") for each in of.waves])
+    assert does(found) == does(without)
+    for key, status in found.wave_statuses.items():
+        other = without.wave_statuses[key]
+        assert (status.phase, conditions(status), status.counts) == (other.phase, conditions(other), other.counts)
+
+
+def test_the_status_of_an_expired_wave_stays_the_same_for_ever() -> None:
+    one = lasting(wave("one", ["a/0"]), "1h")
+    status = plan(snapshot(base(), [one], [engine(0)])).wave_statuses["team/one"]
+    later = snapshot(base(), [msgspec.structs.replace(one, status=status)], [engine(0)], now=NOW + 86_400)
+    assert plan(later).wave_statuses["team/one"] == status
