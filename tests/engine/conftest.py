@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mint_contracts import backends
 from mint_contracts.source import Source
 from mint_engine.model.widened import fit_products
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from tests.engine import stores
 from tests.engine.balance import Imbalances
 from tests.engine.made import edit_config, edit_tensors, lora_names, peft_adapter, tiny_llama
 from tests.engine.running import ALL_SEVEN, running, save_adapter, save_base
@@ -110,3 +113,11 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (store / "pickles" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     (root / "private").mkdir()
     return root
+
+
+@pytest.fixture
+def opened(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Source]]:
+    """`opened(scheme)` starts that scheme's server over the shelf; the source is the shelf's store."""
+    with ExitStack() as stack:
+        yield lambda scheme: stores.opened(scheme, shelf, stack, monkeypatch)
+    backends.backend.cache_clear()

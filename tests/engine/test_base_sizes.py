@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 
 from mint_contracts.base_sizes import odd_size
@@ -12,6 +11,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_engine.beforehand import check_small_files
 from mint_engine.model.files import BaseFiles, find_files, read_config
 from tests.engine.families import FAMILIES, GEMMA3_SEEING
+from tests.engine.ggufs import write
 from tests.engine.running import settings_for
 from tests.planning.frontier import FRONTIER, GEMMA_3_4B
 
@@ -83,15 +83,7 @@ def test_a_size_that_no_base_has_is_told_by_its_file_its_field_and_what_may_be(
 
 
 def test_a_gguf_file_of_a_size_that_no_base_has_is_told_of(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    writer.add_block_count(10**9)
-    for add in (writer.add_embedding_length, writer.add_feed_forward_length, writer.add_context_length):
-        add(64)
-    writer.add_head_count(4)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write(tmp_path / "tiny.gguf", layers=10**9)
     with pytest.raises(UnsupportedBase, match=r"tiny\.gguf: has metadata where `num_hidden_layers` is 1000000000; "):
         read_config(find_files(tmp_path))
 

@@ -1,22 +1,19 @@
 """A GGUF file of a remote source is looked at by its head, before all of it is copied."""
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 
-from mint_contracts import backends, errors
+from mint_contracts import errors
 from mint_contracts.source import Source, child
 from mint_engine.beforehand import check_small_files
 from mint_engine.sources.fetch_base import fetch_base
 from mint_engine.sources.gguf_head import read_head
 from mint_engine.sources.headway import Headway
-from tests.engine import stores
+from tests.engine.ggufs import write
 from tests.engine.running import settings_for
 
 REMOTE = ("http", "s3", "gs", "hf")
@@ -30,41 +27,17 @@ class Untold(Headway):
 
 
 @pytest.fixture
-def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Source]]:
-    """`opened(scheme)` starts that scheme's server over `tmp_path`/shelf."""
-    with ExitStack() as stack:
-        yield lambda scheme: stores.opened(scheme, tmp_path / "shelf", stack, monkeypatch)
-    backends.backend.cache_clear()
+def shelf(tmp_path: Path) -> Path:
+    """team/store/base: what each test puts there."""
+    root = tmp_path / "shelf"
+    (root / "team" / "store" / "base").mkdir(parents=True)
+    (root / "private").mkdir()
+    return root
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    folder = tmp_path / "shelf" / "team" / "store" / "base"
-    folder.mkdir(parents=True)
-    (tmp_path / "shelf" / "private").mkdir()
-    return folder
-
-
-def write(path: Path, *, architecture: str = "llama", layers: int = 2, words: int = 1000) -> int:
-    """A GGUF file with 4 MB of weights; the bytes of its head."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(layers)
-    for add in (writer.add_embedding_length, writer.add_feed_forward_length, writer.add_context_length):
-        add(64)
-    writer.add_head_count(4)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"word{number}" for number in range(words)])
-    writer.add_token_types([1] * words)
-    writer.add_bool("general.file_is_whole", True)
-    writer.add_tensor("token_embd.weight", np.ones((1024, 1024), np.float32))
-    writer.add_tensor("output_norm.weight", np.ones(64, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    reader = gguf.GGUFReader(path)
-    last = reader.tensors[-1].field
-    return int(last.offset + sum(part.nbytes for part in last.parts))
+def store(shelf: Path) -> Path:
+    return shelf / "team" / "store" / "base"
 
 
 # A web server is asked for files by their names.

@@ -17,8 +17,8 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.compile import VARIANTS, digest, is_current, knows, library_path
 from mint_engine.kernels.library import ROWS, Kernels, find_kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, HeadNorms
-from mint_engine.model.device import LargePages
 from mint_engine.requests.sampling import draw_plainly
+from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import ABSENT, Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 from mint_engine.scheduling.request import Sampling

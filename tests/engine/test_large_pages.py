@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_engine.model.device import LargePages
+from mint_engine.residency.large_pages import LargePages
 
 LARGE = 2 << 20
 LINE = 64

@@ -5,8 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,6 @@ from tests.engine.made import peft_adapter, read_tiny, tiny_fit
 from tests.engine.tiers import loader
 
 SCHEMES = ("file", "pvc", "http", "s3", "gs", "hf")
-
-
-@pytest.fixture
-def opened(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Source]]:
-    """`opened(scheme)` starts that scheme's server over the shelf; the source is the shelf's store."""
-    with ExitStack() as stack:
-        yield lambda scheme: stores.opened(scheme, shelf, stack, monkeypatch)
-    backends.backend.cache_clear()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

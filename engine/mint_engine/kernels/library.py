@@ -27,7 +27,8 @@ from mint_engine.kernels.structs import (
     linear_struct,
     slots_struct,
 )
-from mint_engine.model.device import LargePages, multiplies_bfloat16
+from mint_engine.model.device import multiplies_bfloat16
+from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
 
 ROWS = 8  # rows of a LoRA work item at most

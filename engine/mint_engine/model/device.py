@@ -57,31 +57,6 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-class LargePages:
-    """Zeros on a CPU, handed out one behind another: tensors too small for large pages of their own share some.
-
-    Reading a base's packed weights through large pages was a quarter faster (Xeon with AMX, measured). The memory is
-    given back with the last tensor in it.
-    """
-
-    _PAGE = 2 << 20  # bytes of a large page, at which memory begins
-    _PIECE = 32 * _PAGE  # what is asked for at a time: what is left of one costs nothing before it is used
-    _LINE = 64  # bytes of a cache line, at which a tensor begins
-
-    def __init__(self) -> None:
-        self._left = torch.empty(0, dtype=torch.uint8)
-
-    def zeros(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """[count], which nobody else is given."""
-        size = count * dtype.itemsize
-        whole = -(-size // self._LINE) * self._LINE
-        if whole > len(self._left):
-            piece = zeros((max(whole, self._PIECE) + self._PAGE,), torch.uint8, torch.device("cpu"))
-            self._left = piece[-piece.data_ptr() % self._PAGE :]
-        taken, self._left = self._left[:size], self._left[whole:]
-        return taken.view(dtype)
-
-
 def compute_alone() -> None:
     """From now on the calling thread computes without torch's others; every other thread, as it did.
 

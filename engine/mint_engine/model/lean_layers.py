@@ -15,9 +15,9 @@ from torch import nn
 from mint_engine.kernels.library import MAX_RANK, MOST_QUERIES, Kernels
 from mint_engine.kernels.structs import NO_NORMS, Angles, Experts, HeadNorms, Linear, Stack
 from mint_engine.model.base import Base
-from mint_engine.model.device import LargePages
 from mint_engine.model.llama_like import Unlike, check_config, check_experts
 from mint_engine.parallel.shares import Share
+from mint_engine.residency.large_pages import LargePages
 from mint_engine.residency.slots import Slots
 
 CHUNK_TOKENS = 16  # tokens of a prompt that one work item of attention computes

@@ -44,9 +44,11 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     before = before or {}
     waves: dict[str, list[ObservedWave]] = defaultdict(list)
     outside: list[ObservedWave] = []
+    over: list[ObservedWave] = []
     there = recalled(snapshot)
     for wave in there:
         if wave.expired(snapshot.now):
+            over.append(wave)
             continue
         base = snapshot.bases.get(wave.base)
         if base is not None and not base.meta.deleting and (may_use(wave, base) or _kept(wave, base)):
@@ -60,7 +62,7 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         if not base.defect
     }
     unread = {key: unread_status(snapshot, base) for key, base in bases.items() if base.defect}
-    statuses = {wave.meta.key: expired_status(wave, snapshot.now) for wave in there if wave.expired(snapshot.now)}
+    statuses = {wave.meta.key: expired_status(wave, snapshot.now) for wave in over}
     statuses |= {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
     statuses |= {wave.meta.key: kept_status(wave, snapshot.now) for key in unread for wave in waves.get(key, ())}
     for part in parts.values():
