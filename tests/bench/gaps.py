@@ -45,7 +45,7 @@ def _handoffs(bench: Bench) -> list[Row]:
     ):
         with bench.doing("ours: adapters into slots"):
             ours.ask("hold", names=busy, tier="Device")
-        live = {"name": busy[0], "source": str(store / busy[0]), "into": str(into)}
+        live = {"name": busy[0], "source": str(store / busy[0]), "into": f"file://{into}"}
         rounds = _in_turn(bench, ours, busy, TURNS * DECODING, "handoffs", handing_over=live)
     often = median(each["seconds"] / each["handed_over"] for each in rounds["handoffs"])
     step = median(gap for each in rounds["handoffs"] for gap in each["gaps"])

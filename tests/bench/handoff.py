@@ -89,6 +89,7 @@ def _publish(bench: Bench, kind: Kind, base: Path, store: Path, revisions: list[
     """Seconds of each handoff to a live engine that serves the revision before."""
     (name,) = names(kind.rank, 1)
     shutil.rmtree(store, ignore_errors=True)
+    store.mkdir()
     with scratch("engine") as cache:
         setup = Setup(str(base), str(cache), bench.device, f"file://{store}", kind.rank, slots=4, kv_bytes=256 << 20)
         with bench.ours(sys.executable, setup) as ours:
@@ -98,7 +99,7 @@ def _publish(bench: Bench, kind: Kind, base: Path, store: Path, revisions: list[
                 work = bench.work(number, requests=1, prompt_tokens=PROMPT_TOKENS, new_tokens=1)
                 with bench.doing(f"ours: publish revision {number}") as step:
                     found = ours.ask(
-                        "publish", name=name, source=str(revision), into=f"{store}/{number}", prompt=work.prompts()[0]
+                        "publish", name=name, source=str(revision), into=f"file://{store}", prompt=work.prompts()[0]
                     )
                     step.note = json.dumps({key: round(value, 4) for key, value in found.items()})
                 taken.append(float(found["seconds"]))

@@ -6,7 +6,6 @@ python -m tests.bench.our_engine '{"base": ..., "store": ..., ...}'      (JSON o
 import asyncio
 import itertools
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -24,6 +23,9 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.aside import aside
 from mint_engine.build import build
+from mint_engine.policies.revisions import publish
+from mint_engine.policies.series import Name
+from mint_engine.policies.store import store_of
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
@@ -34,7 +36,6 @@ from mint_engine.scheduling.stepper import Stepper
 from mint_engine.sources.local import LocalFolder
 from tests.bench.memory import forget_pages, read_bytes, resident_bytes
 from tests.bench.our_setup import Setup
-from tests.bench.publishing import publish_packed
 from tests.bench.speaking import Answer, requests
 from tests.bench.timing import Round
 from tests.bench.workload import Work
@@ -148,7 +149,7 @@ class Engine:
         """
         trained = self._trained(LocalFolder(Path(source), name))
         began = time.perf_counter()
-        written = await self._publish(name, trained, Path(into))
+        written = await self._publish(name, trained, into)
         live, round_ = time.perf_counter(), Round()
         await self._ask(name, prompt, 1, round_)
         done = time.perf_counter()
@@ -183,26 +184,23 @@ class Engine:
 
     async def _hand_over(self, name: str = "", source: str = "", into: str = "") -> int:
         """Publish revision after revision of a live adapter until told to stop; how many became live."""
-        live, folder = 0, Path(into)
+        live = 0
         trained = self._trained(LocalFolder(Path(source), name)) if name else None
         while trained is not None and self._busy:
-            number, before = next(self._numbers), folder
-            trained.run[number % len(trained.run)].neg_()  # another content, so another revision
-            folder = Path(into) / str(number)
-            await self._publish(name, trained, folder)
+            trained.run[live % len(trained.run)].neg_()  # another content, so another revision
+            await self._publish(name, trained, into)
             live += 1
-            if live > 1:
-                await asyncio.to_thread(shutil.rmtree, before)
         return live
 
-    async def _publish(self, name: str, trained: Packed, folder: Path) -> float:
-        """Write a new revision and wait until it has taken the live one's place; when it was written."""
+    async def _publish(self, name: str, trained: Packed, into: str) -> float:
+        """As an engine's trainer does: publish, and wait until it has the live one's place; when it was written."""
         before = {each.revision for each in self.residency.states() if each.adapter == name}
         changed = asyncio.Event()
         self.residency.on_change = changed.set
-        await aside(publish_packed, trained, folder)  # as an engine's own trainer does it
+        store, number = store_of(Source(into)), Name(lease=1, step=next(self._numbers))
+        told, _ = await aside(publish, store, name, number, trained)
         written = time.perf_counter()
-        self._want(Assignment(name, Source(f"file://{folder}"), Tier.DEVICE))
+        self._want(Assignment(name, told.source, Tier.DEVICE))
         while not self._reached([name], Tier.DEVICE) or self._revision(name) in before:
             changed.clear()
             async with asyncio.timeout(REACH_S):

@@ -12,8 +12,7 @@ import pytest
 from mint_contracts.errors import AdapterNotFound, InvalidRequest
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
-from mint_engine.adapters.packed import Packed
-from mint_engine.adapters.read import read_adapter
+from mint_engine.adapters.relay import relay
 from mint_engine.sources.storage import Folder
 from tests.engine.tiers import NAMES, Scene, once, wanted
 from tests.waiting import until
@@ -55,13 +54,13 @@ async def test_cold_names_of_one_source_share_what_the_first_one_reads(
     reads: list[str] = []
     meeting = threading.Barrier(2)  # of those that do not take turns
 
-    def counted(folder: Folder, *rest: Any) -> Packed:
+    def counted(folder: Folder, *rest: Any) -> None:
         reads.append(folder.subject)
         with suppress(threading.BrokenBarrierError):
             meeting.wait(0.5)
-        return read_adapter(folder, *rest)
+        relay(folder, *rest)
 
-    monkeypatch.setattr("mint_engine.residency.loading.read_adapter", counted)
+    monkeypatch.setattr("mint_engine.residency.loading.relay", counted)
     here = scene(slots=4, store=None)
     here.loader.gate.clear()
 

@@ -7,6 +7,7 @@ every place against the one before it, and their sum against the file's real siz
 import hashlib
 import os
 import struct
+from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, BinaryIO, Literal
 
@@ -25,6 +26,7 @@ ALIGNMENT = 4096  # of the run: a page
 MAX_BODY_BYTES = 4 << 20  # 672 parts of a large model need 60 KiB, and a PEFT config has its own limit of 1 MiB
 MAX_HEAD_BYTES = MAX_BODY_BYTES + ALIGNMENT
 CACHED_TEXT_BYTES = 256 << 10
+NO_DIGEST = "0" * 64
 
 _HEX = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _Size = Annotated[int, Meta(ge=1, le=1 << 31)]
@@ -56,11 +58,19 @@ _BODY, _PARTS = msgspec.json.Decoder(_Body), msgspec.json.Decoder(list[_Part])
 
 def describe(config: bytes, base: str, layout: Layout, scalings: tuple[float, ...], run: torch.Tensor) -> Header:
     """The header of a run in host memory; takes one pass over it for its digest."""
-    digest = hashlib.sha256(bytes_of(run)).hexdigest()
-    unnamed = Header(run.dtype, base, config, layout, scalings, digest, revision="", head_bytes=0)
-    body = _encode(unnamed)
-    revision = f"sha256:{hashlib.sha256(body).hexdigest()}"
-    return Header(run.dtype, base, config, layout, scalings, digest, revision, _aligned(len(body)))
+    return complete(outline(config, base, layout, scalings, run.dtype), run)
+
+
+def outline(config: bytes, base: str, layout: Layout, scalings: tuple[float, ...], dtype: torch.dtype) -> Header:
+    """All of a header but its digests, which take time: in its file the run begins where it says."""
+    unnamed = Header(dtype, base, config, layout, scalings, NO_DIGEST, revision="", head_bytes=0)
+    return replace(unnamed, head_bytes=_aligned(len(_encode(unnamed))))
+
+
+def complete(header: Header, run: torch.Tensor) -> Header:
+    """An outline, or a header, with the digests of that run in host memory."""
+    digested = replace(header, digest=hashlib.sha256(bytes_of(run)).hexdigest())
+    return replace(digested, revision=f"sha256:{hashlib.sha256(_encode(digested)).hexdigest()}")
 
 
 def head_of(header: Header) -> bytes:
@@ -82,10 +92,14 @@ def write_at_once(packed: Packed, descriptor: int) -> None:
     The system's cache then keeps it in large pages, which slots map: of one that is written piece by piece the first
     2 MiB are in small ones (ext4 of Linux 6.18), of an adapter of 5 MB half of what a step reads.
     """
-    left = memoryview(head_of(packed.header)), memoryview(bytes_of(packed.run))
-    while left[1]:
-        count = os.writev(descriptor, left)
-        left = left[0][count:], left[1][max(0, count - len(left[0])) :]
+    write_both(descriptor, memoryview(head_of(packed.header)), bytes_of(packed.run))
+
+
+def write_both(descriptor: int, first: memoryview, second: memoryview) -> None:
+    """Write all of two runs of bytes, together as far as the system takes them."""
+    while first or second:
+        count = os.writev(descriptor, (first, second))
+        first, second = first[count:], second[max(0, count - len(first)) :]
 
 
 def _body_bytes(start: bytes, subject: str, file_bytes: int | None = None) -> int:
@@ -111,7 +125,12 @@ def rest_bytes(start: bytes, subject: str, file_bytes: int | None = None) -> int
 
 def verify(header: Header, run: torch.Tensor, subject: str) -> None:
     """Raise CorruptFile unless the run in host memory is the one that the header was written for."""
-    if hashlib.sha256(bytes_of(run)).hexdigest() != header.digest:
+    check_digest(header, hashlib.sha256(bytes_of(run)).hexdigest(), subject)
+
+
+def check_digest(header: Header, digest: str, subject: str) -> None:
+    """The same, by the digest of the run that is there."""
+    if digest != header.digest:
         raise CorruptFile(subject, "has weights that do not match their digest; upload it again")
 
 

@@ -4,8 +4,9 @@ Config and header are checked before the weights are even asked for, and the ver
 that a file which changes meanwhile can not slip through.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import BinaryIO, Protocol, cast
 
 import torch
@@ -34,6 +35,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PIECE_BYTES = 8 << 20
 
 Admit = Callable[[int], None]
+Found = Mapping[str, int | None]  # as `adapter_files` tells
 
 
 class _IntoMemory(Protocol):
@@ -43,12 +45,16 @@ class _IntoMemory(Protocol):
 
 
 def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit = lambda _: None) -> Packed:
+    """As `read_found`, of whatever the source's folder has."""
+    return read_found(folder, adapter_files(folder), fit, dtype, admit)
+
+
+def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype, admit: Admit) -> Packed:
     """Read an adapter from its source; its run comes in the base's `dtype`.
 
     The bytes that its packed file takes are told to `admit` before the weights arrive; it raises where there is no
     room. Raises every error of `check`, NonFiniteWeights naming the tensor, and Source* errors.
     """
-    found = adapter_files(folder)
     if PACKED in found:
         return _read_packed(folder, found[PACKED], fit, dtype, admit)
     config = peft_config.parse(read_bounded(folder, CONFIG, peft_config.MAX_CONFIG_BYTES), folder.subject)
@@ -60,7 +66,7 @@ def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit = la
         admit(layout.elements * dtype.itemsize)
         size = sum(spec.end - spec.begin for spec in table.tensors.values())
         blob = bytearray(size)
-        _fill(memoryview(blob), file, folder.subject, known=found[WEIGHTS] is not None)
+        check_filled(fill(memoryview(blob), file), size, file, folder.subject, known=found[WEIGHTS] is not None)
     run = torch.empty(layout.elements, dtype=dtype)
     for part, (_, a, b) in zip(parts, halves(layout, run), strict=True):
         for expert, pair in enumerate(part.pairs):
@@ -77,16 +83,24 @@ def read_adapter(folder: Folder, fit: Fit, dtype: torch.dtype, admit: Admit = la
     return _refuse_broken(Packed(header, run), folder.subject, finite=is_finite(run))
 
 
-def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.dtype, admit: Admit) -> Packed:
+@contextmanager
+def opened_packed(folder: Folder, file_bytes: int | None, fit: Fit) -> Iterator[tuple[Header, BinaryIO]]:
+    """A source's packed file at the beginning of its run, and its header, of which all is checked that PEFT's is."""
     subject = folder.subject
     with folder.open(PACKED) as file:
         start = read_up_to(file, packed_file.PREFIX.size)
         rest = read_up_to(file, packed_file.rest_bytes(start, subject, file_bytes))
         header = packed_file.parse(start, rest, subject, file_bytes=file_bytes)
         _check_source(header, start + rest, fit, subject)
+        yield header, file
+
+
+def _read_packed(folder: Folder, file_bytes: int | None, fit: Fit, dtype: torch.dtype, admit: Admit) -> Packed:
+    subject = folder.subject
+    with opened_packed(folder, file_bytes, fit) as (header, file):
         admit(header.file_bytes)
         run = torch.empty(header.layout.elements, dtype=header.dtype)
-        _fill(bytes_of(run), file, subject, known=file_bytes is not None)
+        check_filled(fill(bytes_of(run), file), header.run_bytes, file, subject, known=file_bytes is not None)
     with ThreadPoolExecutor(1) as beside:  # both passes take as long, and each its own core
         verified = beside.submit(packed_file.verify, header, run, subject)
         finite = is_finite(run)
@@ -109,18 +123,23 @@ def _check_source(header: Header, start: bytes, fit: Fit, subject: str) -> None:
         raise CorruptFile(subject, "is a packed adapter that is not in canonical form; pack it anew")
 
 
-def _fill(view: memoryview, file: BinaryIO, subject: str, *, known: bool) -> None:
-    """Read exactly so many bytes, to the file's end. `known`: the storage told the right size before."""
+def fill(view: memoryview, file: BinaryIO) -> int:
+    """Read as many bytes as there are, or as there is room for; how many."""
     filled, into = 0, cast(_IntoMemory, file)
     while filled < len(view) and (count := into.readinto(view[filled : filled + _PIECE_BYTES])):
         filled += count
-    if filled < len(view):
-        told = f"gave {filled} bytes of weights where its header tells of {len(view)}"
+    return filled
+
+
+def check_filled(filled: int, size: int, file: BinaryIO, subject: str, *, known: bool) -> None:
+    """Raise unless `size` bytes came, to the file's end. `known`: the storage told the right size before."""
+    if filled < size:
+        told = f"gave {filled} bytes of weights where its header tells of {size}"
         if known:
             raise SourceUnavailable(subject, f"{told}; retrying")
         raise CorruptFile(subject, f"is truncated: {told}; upload it again")
     if file.read(1):
-        raise CorruptFile(subject, f"has bytes beyond the {len(view)} that its header tells of")
+        raise CorruptFile(subject, f"has bytes beyond the {size} that its header tells of")
 
 
 def _tensor(spec: TensorSpec, blob: bytearray, start: int) -> torch.Tensor:

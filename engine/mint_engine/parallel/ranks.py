@@ -33,7 +33,6 @@ from mint_engine.residency.reading import is_readable
 from mint_engine.sources.base_digest import base_digest
 
 _END_S = 5.0
-_NO_DIGEST = "0" * 64
 
 _log = structlog.get_logger(__name__)
 
@@ -223,7 +222,7 @@ def _opened(packed: Packed | None) -> Iterator[int | None]:
                 yield descriptor
                 return
     # The weights that a policy hands off have no digest: the other ranks trust what they get from here.
-    header = replace(packed.header, digest=packed.header.digest or _NO_DIGEST)
+    header = replace(packed.header, digest=packed.header.digest or packed_file.NO_DIGEST)
     with os.fdopen(os.memfd_create("mint-adapter"), "wb") as file:
         packed_file.write(Packed(header, packed.run.cpu()), file)
         file.flush()

@@ -4,7 +4,7 @@ Who asks for a copy sees to it that the policy learns nothing meanwhile. Made by
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from mint_engine.training.policy import Policy, spans
 from mint_engine.training.trainer import Trainer
 
 Copying = Generator[None, None, Policy]
-Packing = Generator[None, None, Callable[[], Packed]]
+Packing = Generator[None, None, Packed]
 
 _VECTORS = ("weights", "exp_avg", "exp_avg_sq", "gradient")
 
@@ -29,10 +29,10 @@ def copying(trainer: Trainer, name: str) -> Copying:
 
 
 def packing(trainer: Trainer, name: str, dtype: torch.dtype) -> Packing:
-    """What makes a revision of a policy, as it is now; that takes time, on any thread. Raises as `Trainer.policy`."""
+    """A revision of a policy, as it is now, but for its digests. Raises as `Trainer.policy`."""
     policy = trainer.policy(name)
     form, run = policy.form, (yield from _copies(trainer, policy, ("weights",), dtype))["weights"]
-    return lambda: Packed(packed_file.describe(form.config, form.base, form.layout, form.scalings, run), run)
+    return Packed(packed_file.outline(form.config, form.base, form.layout, form.scalings, dtype), run)
 
 
 def _copies(

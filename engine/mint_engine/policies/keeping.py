@@ -112,17 +112,16 @@ class Keeping:
         name, dtype, terms = Name(self._terms.lease, step), self._means.dtype, self._terms
         needs = self._room.of(self._holder)
 
-        async def write(pack: Callable[[], Packed]) -> None:
-            packed = await aside(pack)
-            told = await self._write(lambda: revisions.publish(self._store, terms.policy, name, packed))
+        async def write(copy: Packed) -> None:
+            told, packed = await self._write(lambda: revisions.publish(self._store, terms.policy, name, copy))
             self.published = told
             self._offer(told.source, packed)
             _log.info("published", policy=terms.policy, wave=terms.wave, revision=told.revision, step=step)
 
         with ExitStack() as held:
             held.callback(await self._room.begin_copy(self._holder, needs.published))
-            pack = await self._means.desk.parts(lambda trainer: packing(trainer, terms.policy, dtype))
-            self._begin("publish", write(pack), held.pop_all())
+            copy = await self._means.desk.parts(lambda trainer: packing(trainer, terms.policy, dtype))
+            self._begin("publish", write(copy), held.pop_all())
 
     async def settle(self) -> None:
         """Wait for what is on its way. Raises what it raised."""

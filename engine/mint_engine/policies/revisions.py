@@ -6,7 +6,8 @@ The folder is a Source that any engine of the base loads as it does every other;
 the file itself holds. What no entry tells of is never read, and swept by the next one's writing.
 """
 
-import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import msgspec
 
@@ -14,10 +15,11 @@ from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound
 from mint_contracts.source import child
 from mint_contracts.training_records import Published, published_in, revisions_of
 from mint_engine.adapters import packed_file
-from mint_engine.adapters.packed import Packed
+from mint_engine.adapters.packed import Packed, bytes_of
+from mint_engine.aside import give_way
 from mint_engine.policies.checkpoints import READS
 from mint_engine.policies.series import Name, Series
-from mint_engine.policies.store import Store
+from mint_engine.policies.store import HeadLast, Store
 from mint_engine.sources.fetch import PACKED
 
 KEPT = 4  # the newest, so that an engine that still loads the one before finds it
@@ -28,20 +30,25 @@ MAX_ENTRY = 1 << 20
 _PUBLISHED = msgspec.json.Decoder(Published)
 
 
-def publish(store: Store, policy: str, name: Name, packed: Packed) -> Published:
-    """Write a revision and its entry, and sweep the oldest. Blocks its thread.
+def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Published, Packed]:
+    """Write a revision and its entry, and sweep the oldest; returns it with its digests. Blocks its thread.
 
-    Raises StaleLease where a newer lease has published, and the errors of a store.
+    The digests are taken while it is written, either of which takes as long as the other. Raises StaleLease where a
+    newer lease has published, and the errors of a store.
     """
     series = _series(store, policy)
     series.refuse_stale(name)
-    file = io.BytesIO()
-    packed_file.write(packed, file)
-    store.write(f"{series.folder}/{name}/{PACKED}", file.getvalue())
-    published = Published(packed.revision, name.step, child(published_in(store.source, policy), str(name)))
+    with ThreadPoolExecutor(1, "digest", initializer=give_way) as beside:
+        header = beside.submit(packed_file.complete, packed.header, packed.run)
+        content = HeadLast(
+            packed.header.head_bytes, lambda: packed_file.head_of(header.result()), bytes_of(packed.run)
+        )
+        store.write(f"{series.folder}/{name}/{PACKED}", content)
+    digested = replace(packed, header=header.result())
+    published = Published(digested.revision, name.step, child(published_in(store.source, policy), str(name)))
     store.write(f"{series.folder}/{name}/{ENTRY}", msgspec.json.encode(published))
     series.sweep(name)
-    return published
+    return published, digested
 
 
 def newest(store: Store, policy: str, lease: int) -> Published | None:

@@ -195,9 +195,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             policy, name = request.policy, Name(calls.lease, request.sequence)
             await here.refuse_taken(policy)
             async with here.room.copying(calls.holder, here.room.of(calls.holder).published):
-                pack = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
-                packed = await aside(pack)
-                told = await aside(revisions.publish, here.store, policy, name, packed)
+                copy = await here.means.desk.parts(lambda trainer: packing(trainer, policy, here.means.dtype))
+                told, packed = await aside(revisions.publish, here.store, policy, name, copy)
             await here.herald.announce(policy, calls.life, name, told.source)
             here.means.places.offer(policy, told.source, packed)
             return pb.PublishResponse(revision=told.revision, uri=told.source.uri)

@@ -7,10 +7,10 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mint_contracts.backends import backend
 from mint_contracts.claims import local_path
@@ -23,12 +23,23 @@ PARTIAL = ".partial"
 _MORE_TRIES = 8  # to remove a folder that others write into: each has but one call under way
 
 
+class HeadLast(NamedTuple):
+    """A file whose first bytes tell of the rest: they are asked for when that is on its way."""
+
+    head_bytes: int
+    head: Callable[[], bytes]
+    rest: memoryview
+
+
+Content = bytes | bytearray | HeadLast
+
+
 class Store(Protocol):
     """Blocks its thread. Raises SourceForbidden, SourceUnavailable, Overloaded (disk full), SourceNotFound."""
 
     source: Source
 
-    def write(self, path: str, data: bytes | bytearray) -> None:
+    def write(self, path: str, content: Content) -> None:
         """Put a file there, in place of what was."""
         ...
 
@@ -67,14 +78,14 @@ class LocalStore:
         self.source = source
         self._root, self._mounted, self._subject = root, mounted, f"store {source.uri!r}"
 
-    def write(self, path: str, data: bytes | bytearray) -> None:
+    def write(self, path: str, content: Content) -> None:
         """By way of a name that no reader looks at."""
         target = self._root / path
         with self._errors():
             self._check_mounted()
             _make_folder(target.parent)
             partial = _partial(target)
-            partial.write_bytes(data)
+            _write(partial, content)
             publish(partial, target)
 
     def read(self, path: str, limit: int | None) -> bytes:
@@ -126,6 +137,19 @@ def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(8)}{PARTIAL}")
 
 
+def _write(file: Path, content: Content) -> None:
+    if not isinstance(content, HeadLast):
+        file.write_bytes(content)
+        return
+    with file.open("xb") as out:
+        out.seek(content.head_bytes)
+        out.write(content.rest)
+        out.flush()
+        os.fsync(out.fileno())  # the head may not be known yet
+        out.seek(0)
+        out.write(content.head())
+
+
 def _remove(folder: Path) -> None:
     """Nobody finds it any more; but who had found it may just be putting a last file in, or giving it its name."""
     for last in (*[False] * _MORE_TRIES, True):
@@ -146,8 +170,9 @@ class BucketStore:
         self._scheme = location.scheme
         self._root, self._subject = f"{location.host}/{location.path}".rstrip("/"), f"store {source.uri!r}"
 
-    def write(self, path: str, data: bytes | bytearray) -> None:
+    def write(self, path: str, content: Content) -> None:
         """One upload."""
+        data = b"".join((content.head(), content.rest)) if isinstance(content, HeadLast) else content
         with storage_errors(self._scheme, self._subject):
             backend(self._scheme).files.pipe_file(self._at(path), data)
 

@@ -18,7 +18,7 @@ from mint_engine.adapters import packed_file
 from mint_engine.adapters.check import Fit, check_packed
 from mint_engine.adapters.mapped import LOST, Opener
 from mint_engine.adapters.packed import Header, Packed, fingerprint
-from mint_engine.adapters.read import read_adapter
+from mint_engine.adapters.relay import relay
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.together import Together
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
@@ -135,10 +135,9 @@ class Loader:
                     if not is_local(source):
                         until_written.enter_context(self._together.reading(nbytes))
 
-                packed = read_adapter(folder_of(source), self._fit, self._dtype, admitted)
+                relay(folder_of(source), self._fit, self._dtype, admitted, file.fileno())
                 if self._identity(source) != identity:
                     raise SourceUnavailable(subject_of(source), "changed while it was read; retrying")
-                packed_file.write_at_once(packed, file.fileno())
 
         try:
             path = self.disk.store(source, identity, write)

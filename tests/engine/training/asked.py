@@ -1,7 +1,7 @@
 """What is asked of stores, which are real ones."""
 
 from mint_contracts.source import Source
-from mint_engine.policies.store import Store, store_of
+from mint_engine.policies.store import Content, Store, store_of
 
 
 class Asked(list[tuple[str, str]]):
@@ -16,9 +16,9 @@ class _Told:
     def __init__(self, store: Store, asked: Asked) -> None:
         self._store, self._asked, self.source = store, asked, store.source
 
-    def write(self, path: str, data: bytes | bytearray) -> None:
+    def write(self, path: str, content: Content) -> None:
         self._asked.append(("write", path))
-        self._store.write(path, data)
+        self._store.write(path, content)
 
     def read(self, path: str, limit: int | None) -> bytes:
         self._asked.append(("read", path))

@@ -1,9 +1,11 @@
 """What an engine does with policies in parts, or beside decoding: each in one go, where nobody waits for it."""
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from mint_contracts.training import Optimizer
+from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies.copying import packing
 from mint_engine.training import state
@@ -34,7 +36,8 @@ def step_all(trainer: Trainer, wanted: Mapping[str, Optimizer]) -> dict[str, Ste
 
 def packed_of(trainer: Trainer, name: str) -> Packed:
     """A policy's weights as the revision that would be published."""
-    return _to_its_end(packing(trainer, name, trainer._base.dtype))()
+    packed = _to_its_end(packing(trainer, name, trainer._base.dtype))
+    return replace(packed, header=packed_file.complete(packed.header, packed.run))
 
 
 def saved_of(trainer: Trainer, name: str) -> bytes:

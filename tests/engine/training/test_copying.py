@@ -62,9 +62,8 @@ async def test_a_checkpoint_and_a_revision_are_those_of_one_moment_though_steps_
     assert serving.steps >= 4 * parts, "a part is of one vector"
     assert state.to_bytes(copy) == saved_of(trainer, "p/0")
     serving.steps = 0
-    pack = await serving.until(serving.desk.parts(lambda trainer: packing(trainer, "p/0", torch.bfloat16)))
+    packed = await serving.until(serving.desk.parts(lambda trainer: packing(trainer, "p/0", torch.bfloat16)))
     assert serving.steps > parts
-    packed = pack()
     assert torch.equal(packed.run, trainer.policy("p/0").weights.to(torch.bfloat16))
     step_all(trainer, {"p/0": OPTIMIZER})
     assert copy.step == trainer.policy("p/0").step - 1

@@ -9,7 +9,7 @@ from mint_engine.policies import revisions
 from mint_engine.policies.checkpoints import BLOB, RECORD
 from mint_engine.policies.revisions import ENTRY
 from mint_engine.policies.series import Name
-from mint_engine.policies.store import LocalStore, store_of
+from mint_engine.policies.store import Content, LocalStore, store_of
 from mint_engine.sources.fetch import PACKED
 from tests.engine.in_process import Engine
 from tests.engine.tiers import own_nice
@@ -39,9 +39,9 @@ async def test_what_is_kept_is_written_by_threads_that_give_way_to_steps(
 ) -> None:
     write, own, nice = LocalStore.write, own_nice(), dict[str, int]()
 
-    def seen(self: LocalStore, path: str, data: bytes | bytearray) -> None:
+    def seen(self: LocalStore, path: str, content: Content) -> None:
         nice[Path(path).name] = own_nice()
-        write(self, path, data)
+        write(self, path, content)
 
     monkeypatch.setattr(LocalStore, "write", seen)
     async with training(base, tmp_path, train(publish_every_steps=1)) as scene:
@@ -60,7 +60,7 @@ async def test_what_was_published_after_a_checkpoint_is_what_is_served_after_a_d
         loader = scene.residency._climber._loader
         with loader.disk.using(published.source):
             packed = loader.load(published.source)
-        later = revisions.publish(store_of(scene.store), "acme/one", Name(1, 5), packed)
+        later, _ = revisions.publish(store_of(scene.store), "acme/one", Name(1, 5), packed)
     async with training(base, tmp_path, train(steps=2, publish_every_steps=1)) as scene:
         scene.want(assignment("acme/one", lease=2))
         assert (await scene.ended("acme/one"))["acme/one"].published == later

@@ -16,7 +16,7 @@ from mint_contracts.training_records import revisions_of
 from mint_engine.adapters.packed import Packed
 from mint_engine.policies import revisions
 from mint_engine.policies.series import Name
-from mint_engine.policies.store import LocalStore, Store
+from mint_engine.policies.store import Content, LocalStore, Store
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.loading import Loader
 from mint_engine.sources.fetch import PACKED
@@ -32,7 +32,7 @@ def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(st
     for step in range(1, 7):
         peft_adapter(tmp_path / str(step), seed=step)
         packed = read_tiny(tmp_path / str(step))
-        told.append(revisions.publish(store, "acme/one", Name(1, step), packed))
+        told.append(revisions.publish(store, "acme/one", Name(1, step), packed)[0])
         with loader.disk.using(told[-1].source):
             loaded = loader.load(told[-1].source)
         assert (loaded.revision, told[-1].revision, told[-1].step) == (packed.revision, packed.revision, step)
@@ -47,7 +47,7 @@ def test_a_published_revision_is_loaded_as_every_other_and_old_ones_are_swept(st
 def test_an_entry_that_can_not_be_read_is_named_as_the_file_that_it_is(
     store: Store, tmp_path: Path, garbled: bytes
 ) -> None:
-    told = [revisions.publish(store, "acme/one", Name(1, step), made(tmp_path)) for step in (1, 2)]
+    told = [revisions.publish(store, "acme/one", Name(1, step), made(tmp_path))[0] for step in (1, 2)]
     entry = f"{revisions_of('acme/one')}/{Name(1, 2)}/{revisions.ENTRY}"
     store.write(entry, garbled)
     with pytest.raises(CorruptFile) as error:
@@ -61,9 +61,9 @@ def test_an_entry_that_can_not_be_read_is_named_as_the_file_that_it_is(
 def test_policies_whose_names_nest_publish_apart(scheme: str, opened: Callable[[str], Store], tmp_path: Path) -> None:
     store, packed = opened(scheme), made(tmp_path)
     within = [f"acme/one/{each}" for each in ("published", "d" * 64, str(Name(1, 1)))]
-    told = {policy: revisions.publish(store, policy, Name(1, 1), packed) for policy in within}
+    told = {policy: revisions.publish(store, policy, Name(1, 1), packed)[0] for policy in within}
     for step in range(1, 7):
-        told["acme/one"] = revisions.publish(store, "acme/one", Name(1, step), packed)
+        told["acme/one"], _ = revisions.publish(store, "acme/one", Name(1, step), packed)
     for policy, published in told.items():
         assert revisions.newest(store, policy, 1) == published
         with folder_of(published.source).open(PACKED) as file:
@@ -82,9 +82,9 @@ class Held(LocalStore):
         if gate := self._gates.get(what):
             gate.go_by()
 
-    def write(self, path: str, data: bytes | bytearray) -> None:
+    def write(self, path: str, content: Content) -> None:
         self._go_by("write")
-        super().write(path, data)
+        super().write(path, content)
 
     def read(self, path: str, limit: int | None) -> bytes:
         self._go_by("read")
@@ -113,7 +113,7 @@ async def test_a_thread_whose_lease_has_gone_leaves_what_the_newer_one_publishes
         with contextlib.suppress(StaleLease):
             stale.result(60)
         new.open()
-        published = newer.result(60)
+        published, _ = newer.result(60)
     assert revisions.newest(store, "acme/one", 1) == published
     with folder_of(published.source).open(PACKED) as file:
         assert file.read(1)
@@ -123,7 +123,7 @@ async def test_a_thread_whose_lease_has_gone_leaves_what_the_newer_one_publishes
 
 async def test_the_newest_revision_is_found_while_older_ones_are_swept(store: Store, tmp_path: Path) -> None:
     for step in range(1, 5):
-        told = revisions.publish(store, "acme/one", Name(1, step), made(tmp_path, seed=step))
+        told, _ = revisions.publish(store, "acme/one", Name(1, step), made(tmp_path, seed=step))
     with ThreadPoolExecutor(1) as threads, Gate() as reading:
         found = threads.submit(revisions.newest, Held(store, read=reading), "acme/one", 1)
         await reading.reached()
