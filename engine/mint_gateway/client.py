@@ -86,7 +86,7 @@ def question(
 class Client:
     """One connection, by TLS where there is somebody to trust, each of its calls bearing the key, if there is one.
 
-    Raises MintError; what goes away by itself is tried again for `patience_s`.
+    Raises MintError, caused by the error of the call; what goes away by itself is tried again for `patience_s`.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Client:
         try:
             return await self._catalog.Register(sent(), timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise from_rpc_error(error) from error
         except asyncio.CancelledError:
             if failed:  # of which gRPC tells nobody: it cancels the call
                 raise failed[0] from None
@@ -270,9 +270,9 @@ class _Patience:
         if failure.retry_after_s is not None:
             delay = failure.retry_after_s * random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients
         if final or failure.terminal or error.code() in _OURS or untrusted(error):
-            raise failure from None
+            raise failure from error
         if asyncio.get_running_loop().time() + delay > self._until:
-            raise failure from None
+            raise failure from error
         await asyncio.sleep(delay)
 
 

@@ -13,6 +13,8 @@ MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
 
 # What gRPC says of a server that is not the one that was meant: waiting mends nothing.
 _UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+# How it begins to say why there is no connection; what a gateway tells of its engines' begins otherwise.
+_UNREACHED = "failed to connect to all addresses"
 
 
 class Trust(msgspec.Struct, frozen=True):
@@ -46,6 +48,21 @@ def bearing(key: str) -> tuple[tuple[str, str], ...]:
 def untrusted(error: grpc.aio.AioRpcError) -> bool:
     """Whether the server showed a certificate that the client does not trust."""
     return any(sign in (error.details() or "") for sign in _UNTRUSTED)
+
+
+def hung_up(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server closed the connection at once, as one that speaks TLS does on a client in plain text."""
+    return _why_unreached(error).endswith(": Socket closed")
+
+
+def spoke_no_tls(error: grpc.aio.AioRpcError) -> bool:
+    """Whether what the server said to a client that speaks TLS was none."""
+    return "WRONG_VERSION_NUMBER" in _why_unreached(error)
+
+
+def _why_unreached(error: grpc.aio.AioRpcError) -> str:
+    said = error.details() or ""
+    return said if error.code() is grpc.StatusCode.UNAVAILABLE and said.startswith(_UNREACHED) else ""
 
 
 def read_authorities(path: Path) -> bytes:

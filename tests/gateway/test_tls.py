@@ -176,9 +176,57 @@ async def test_the_command_line_asks_by_tls(
         code, _, said = await mint(scene.target, "placements", *distrusting)
         assert code == 1
         assert "mint: Unavailable: " in said  # after what gRPC itself says of it
+        assert "speak TLS" not in said
     code, _, said = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
     assert (code, said) == (1, f"mint: SourceNotFound: file '{tmp_path / 'none.crt'}': does not exist\n")
     (tmp_path / "none.crt").write_bytes(b"none")
     code, _, said = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
     assert (code, said.count("\n")) == (1, 1)
     assert "none.crt': holds no certificate in PEM" in said
+
+
+@pytest.mark.usefixtures("secret")
+async def test_a_command_line_that_speaks_no_tls_to_a_gateway_that_does_is_told_the_options_to_try(
+    scene: Scene,
+) -> None:
+    advice = "does the gateway speak TLS? Try --tls, or --ca FILE if it has an authority of its own"
+    for verb in (("placements",), ("ask", "Hello?"), ("ask", "--bare", "--adapter", "demo/pirate", "Hello?")):
+        code, _, said = await mint(scene.target, *verb, "--patience", "0.1")
+        assert (code, bool(said)) == (1, True)
+        for line in said.splitlines():  # `ask` has one for each answer that failed
+            assert line.startswith("mint: Unavailable: ")
+            assert line.endswith(f": Socket closed; {advice}")
+
+
+async def test_a_command_line_that_speaks_tls_to_a_gateway_that_does_not_is_told_the_options_to_leave_out(
+    scene: Scene, authority: Authority
+) -> None:
+    await scene.open()
+    given = {
+        "--tls": ("--tls",),
+        "--ca": ("--ca", str(authority.file)),
+        "--tls and --tls-server-name": ("--tls", "--tls-server-name", "mint.example"),
+    }
+    for named, options in given.items():
+        code, _, said = await mint(scene.target, "placements", *options, "--patience", "0.1")
+        assert code == 1
+        assert "WRONG_VERSION_NUMBER" in said
+        assert said.endswith(f"; the gateway may not speak TLS: try without {named}\n")
+
+
+async def test_no_other_failure_has_the_command_line_speak_of_tls(scene: Scene, authority: Authority) -> None:
+    async def complains(target: str, *arguments: str) -> str:
+        code, _, said = await mint(target, *arguments, "--patience", "0.1")
+        assert code == 1
+        return said
+
+    await scene.base()
+    engine = await scene.engine("e-0")
+    other = "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:8470: Socket closed"
+    engine.refuse = errors.Internal("", other)
+    await scene.open()
+    await scene.seen(engine)
+    assert (await complains(scene.target, "ask", "Hello?")).endswith(f"{other}\n")
+    assert "TLS" not in await complains(scene.target, "ask", "--adapter", "demo/nobody", "Hello?")
+    for options in ((), ("--ca", str(authority.file))):
+        assert (await complains("127.0.0.1:1", "placements", *options)).endswith("Connection refused\n")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mint_contracts.errors import MintError
 from mint_gateway.cli import ask, catalog, explain, placements, plan, reaching, wave
+from mint_gateway.cli.complaining import complain
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code: int = asyncio.run(options.run(options))
     except MintError as error:
-        print(f"mint: {error.reason}: {error}", file=sys.stderr)
+        complain(error, options)
         code = 1
     except KeyboardInterrupt:
         code = 130

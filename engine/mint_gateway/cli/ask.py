@@ -13,6 +13,7 @@ from rich.live import Live
 
 from mint_contracts.errors import MintError
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
+from mint_gateway.cli.complaining import complain
 from mint_gateway.cli.reaching import reach
 from mint_gateway.cli.tables import Column, answers_table
 from mint_gateway.client import Answer, Client, collect, question
@@ -71,7 +72,7 @@ async def run(options: argparse.Namespace) -> int:
         print(json.dumps([_as_dict(column) for column in columns], indent=2, ensure_ascii=False))
     errors = list(dict.fromkeys(column.error for column in columns if column.error))
     for error in errors:
-        print(f"mint: {error.reason}: {error}", file=sys.stderr)
+        complain(error, options)
     return 1 if errors else 0
 
 

@@ -36,9 +36,15 @@ def options() -> argparse.ArgumentParser:
     return way
 
 
+def by_tls(told: argparse.Namespace) -> list[str]:
+    """The options given that each ask for TLS."""
+    asked = {"--tls": told.tls, "--ca": told.ca, "--tls-server-name": told.tls_server_name}
+    return [option for option, value in asked.items() if value]
+
+
 def reach(told: argparse.Namespace) -> Client:
     """A client of the gateway that the options name. Raises MintError where their file, or the key, is of no use."""
     trust = None
-    if told.tls or told.ca or told.tls_server_name:
+    if by_tls(told):
         trust = Trust(read_authorities(told.ca) if told.ca else None, told.tls_server_name)
     return Client(told.gateway, patience_s=told.patience, trust=trust, key=os.environ.get(API_KEY, ""))

@@ -1,0 +1,27 @@
+"""How every verb says what went wrong."""
+
+import argparse
+import sys
+
+import grpc
+
+from mint_contracts.errors import MintError
+from mint_gateway.cli.reaching import by_tls
+from mint_gateway.dialling import hung_up, spoke_no_tls
+
+
+def complain(error: MintError, told: argparse.Namespace) -> None:
+    """Say it in one line on stderr, and what to do where other options may reach the gateway."""
+    print(f"mint: {error.reason}: {error}{_advice(error, told)}", file=sys.stderr)
+
+
+def _advice(error: MintError, told: argparse.Namespace) -> str:
+    call = error.__cause__
+    if not isinstance(call, grpc.aio.AioRpcError):
+        return ""
+    given = by_tls(told)
+    if given and spoke_no_tls(call):
+        return f"; the gateway may not speak TLS: try without {' and '.join(given)}"
+    if not given and hung_up(call):
+        return "; does the gateway speak TLS? Try --tls, or --ca FILE if it has an authority of its own"
+    return ""
