@@ -84,7 +84,8 @@ class WaveRecord(_Record, frozen=True, gc=False):
     """One wave: what it asks for, and what was decided over its admission. Writer: operator.
 
     It holds nothing that changes while the wave loads, so that it is seldom written. `weight` and `quota` (in slots;
-    0: none) are its namespace's. `position` is its place in the queue, from 1; 0: it does not wait.
+    0: none) are its namespace's. `position` is its place in the queue, from 1; 0: it does not wait. One that has
+    expired is not admitted, asks for nothing any more, and tells what it asked for.
     """
 
     wave: str

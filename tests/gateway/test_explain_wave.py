@@ -21,6 +21,10 @@ QUEUED = WaveRecord(
     reason="WaitingForCapacity",
     message="needs 4 more",
 )
+ENDING = "its ttl of 1h ended at 2027-01-15T08:00:00Z, and nothing is held for it since"
+EXPIRED = WaveRecord(
+    *("demo/past", "names", 2, 1, Tier.DEVICE), slots=2, weight=2, quota=6, reason="Expired", message=ENDING
+)
 
 
 async def told(scene: Scene, *waves: WaveRecord) -> None:
@@ -65,6 +69,22 @@ async def test_a_wave_that_waits_shows_the_queue_and_who_holds_what(scene: Scene
         ("demo", 2, 6, 3),
         ("other", 1, 0, 0),
     ]
+
+
+async def test_a_wave_that_expired_says_when_and_by_what_and_has_no_copies_though_another_has_its_adapters(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await told(scene, ADMITTED, EXPIRED)
+    await scene.place(PIRATE, "e-0")
+    await scene.open()
+    await scene.seen()
+    why = await scene.client.explain_wave("demo/past")
+    assert (why.admitted, why.position, why.reason, why.message) == (False, 0, "Expired", ENDING)
+    assert (why.wanted, why.placed, why.missing_count, why.capacity.slots_held) == (0, 0, 0, 3)
+    assert [(each.slots_held, each.waves_admitted, each.waves_waiting) for each in why.namespaces] == [(3, 1, 0)]
+    options = parser().parse_args(["wave", "explain", "-n", "demo", "past", "--gateway", scene.target])
+    assert await options.run(options) == 0
+    assert f"decided by not admitted (Expired): {ENDING}" in " ".join(capsys.readouterr().out.split())
 
 
 async def test_copies_that_are_colder_than_asked_for_or_on_silent_engines_are_missing(scene: Scene) -> None:

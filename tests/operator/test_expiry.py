@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mint_contracts.records import Tier, WaveRecord
 from mint_contracts.resources import AdapterWaveStatus, Tenant
 from mint_operator.planning.conditions import stamp
 from mint_operator.planning.events import transition
@@ -39,8 +40,15 @@ def replanned(of: Snapshot, *waves: ObservedWave) -> Plan:
 
 
 def does(of: Plan) -> dict[str, Any]:
-    """What a plan does, but for what it says of waves."""
-    return {what: each for what, each in said(of).items() if what not in {"wave_statuses", "due"}}
+    """What a plan does, but for what it says of waves, in the map too."""
+    changes = {key: msgspec.structs.replace(each, set_waves=()) for key, each in of.changes.items()}
+    doing = {what: each for what, each in said(of).items() if what not in {"wave_statuses", "due"}}
+    return doing | {"changes": {key: each for key, each in changes.items() if each}}
+
+
+def records(of: Plan) -> dict[str, WaveRecord]:
+    """What the map is to say of waves, where it says nothing yet."""
+    return {each.wave: each for change in of.changes.values() for each in change.set_waves}
 
 
 def test_an_expired_wave_is_complete_and_says_since_when_and_what_to_do() -> None:
@@ -55,6 +63,31 @@ def test_an_expired_wave_is_complete_and_says_since_when_and_what_to_do() -> Non
     }
     assert message(status, "Complete").startswith(f"its ttl of 1h ended at {stamp(NOW)}, ")
     assert "raise or remove spec.serve.ttl" in message(status, "Ready")
+
+
+def test_the_map_tells_the_same_and_what_it_asked_for() -> None:
+    one = lasting(wave("one", ["a/0", "a/1"], replicas=2, priority=3, engines=(1, 0)), "1h")
+    found = plan(snapshot(base(), [one]))
+    assert records(found) == {
+        "team/one": WaveRecord(
+            *("team/one", "names", 2, 2, Tier.DEVICE),
+            slots=4,
+            priority=3,
+            engines=("smol-0", "smol-1"),
+            reason="Expired",
+            message=message(found.wave_statuses["team/one"], "Complete"),
+        )
+    }
+    assert "placed as those of other waves, or of none" in records(found)["team/one"].message
+
+
+def test_the_map_tells_nothing_of_it_to_a_base_that_it_may_use_no_more() -> None:
+    one, of = lasting(wave("one", ["a/0"], namespace="other"), "1h"), base()
+    spec = msgspec.structs.replace(of.spec, tenants=[Tenant("other", weight=2, device_slots=8)])
+    [record] = records(plan(snapshot(msgspec.structs.replace(of, spec=spec), [one]))).values()
+    assert (record.reason, record.weight, record.quota) == ("Expired", 2, 8)
+    found = plan(snapshot(of, [one]))
+    assert (records(found), found.wave_statuses["other/one"].phase) == ({}, "Expired")
 
 
 def test_before_that_its_admission_says_until_when() -> None:
@@ -148,7 +181,9 @@ def test_an_expired_wave_gets_nothing_and_takes_nothing_from_others(of: Snapshot
     without = replanned(of, *[each for each in of.waves if each.meta.key not in over])
     assert does(found) == does(without)
     assert {key: each for key, each in found.wave_statuses.items() if key not in over} == without.wave_statuses
+    assert {key: each for key, each in records(found).items() if key not in over} == records(without)
     assert {found.wave_statuses[key].phase for key in over} <= {"Expired"}
+    assert {records(found)[key].admitted for key in over & records(found).keys()} <= {False}
 
 
 @given(worlds(), st.data())

@@ -20,6 +20,12 @@ def lasting(ttl: str | None) -> dict[str, object]:
     return adapter_wave("demo", ADAPTERS, serve={"ttl": ttl} if ttl else {})
 
 
+async def recorded(stage: Stage) -> dict[str, tuple[bool, str]]:
+    """What the map says of each wave: whether it is admitted, and why not."""
+    records = await MapReader(stage.redis).waves(stage.base)
+    return {name.rpartition("/")[2]: (each.admitted, each.reason) for name, each in records.items()}
+
+
 async def placements(stage: Stage) -> list[str]:
     return sorted(await MapReader(stage.redis).placements(stage.base))
 
@@ -52,13 +58,23 @@ async def test_it_ends_in_the_first_pass_after_its_time_although_nothing_else_is
     stage.ahead_s = HOUR_S
     await stage.once(MAP)
     assert (await stage.status("AdapterWave", "demo"))["phase"] == "Expired"
-    assert await placements(stage) == []
+    assert (await placements(stage), await recorded(stage)) == ([], {"demo": (False, "Expired")})
     await stage.once()
     assert await stage.once(MAP) == {}, "it is told once"
     stage.apply(lasting("2h"))
     await stage.once()
     assert (await stage.status("AdapterWave", "demo"))["phase"] == "Placing"
-    assert await placements(stage) == ADAPTERS
+    assert (await placements(stage), await recorded(stage)) == (ADAPTERS, {"demo": (True, "")})
+
+
+async def test_the_map_speaks_of_it_until_it_is_deleted(stage: Stage) -> None:
+    stage.apply(base_model(), lasting("1h"))
+    stage.ahead_s = HOUR_S
+    await stage.once()
+    assert await recorded(stage) == {"demo": (False, "Expired")}
+    stage.kubectl("delete", "adapterwave/demo")
+    await stage.once()
+    assert await recorded(stage) == {}
 
 
 async def test_a_new_operator_finds_it_expired_as_the_last_one_did(stage: Stage) -> None:

@@ -70,9 +70,13 @@ class BasePlan(msgspec.Struct, frozen=True):
 
 
 def plan_base(
-    snapshot: Snapshot, base: ObservedBase, waves: Sequence[ObservedWave], before: Known | None = None
+    snapshot: Snapshot,
+    base: ObservedBase,
+    waves: Sequence[ObservedWave],
+    over: Sequence[ObservedWave] = (),
+    before: Known | None = None,
 ) -> BasePlan:
-    """What should be for one base."""
+    """What should be for one base; of the waves that are `over` the map says so, and no more."""
     key, now = base.meta.key, snapshot.now
     known = snapshot.maps.get(key) if snapshot.redis_ok else None
     pods, trained = snapshot.pods.get(key, ()), snapshot.training.get(key, TrainKnown())
@@ -115,7 +119,7 @@ def plan_base(
     told = statuses(admission, placed, engines, status, now, before.told if before else None, left)
     assigned = _assigned(placed, before)
     record = _record(base)
-    recorded = wave_records(base, admission, before.recorded if before else Recorded())
+    recorded = wave_records(base, admission, over, before.recorded if before else Recorded())
     early = _early(admission, placed, before, known)
     found = Known(admission, engines, placed, assigned, told, record, flock, left, recorded, early)
     if known is None or placed is None:

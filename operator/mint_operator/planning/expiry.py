@@ -15,12 +15,7 @@ def due(waves: Iterable[ObservedWave], now: float) -> float | None:
 
 def expired_status(wave: ObservedWave, now: float) -> AdapterWaveStatus:
     """The status of a wave that has expired: it is complete, and nothing is held for it."""
-    given, expired = wave.spec.adapters, conditions.EXPIRED
-    ended = conditions.stamp(wave.expires or now)
-    said = (
-        f"its ttl of {wave.spec.serve.ttl} ended at {ended}, and nothing is held for it since; raise or remove "
-        "spec.serve.ttl to have its adapters held again, or delete the wave"
-    )
+    said, expired = ending(wave), conditions.EXPIRED
     findings = [
         Finding("Ready", "False", expired, said),
         Finding(conditions.ADMITTED, "False", expired, said),
@@ -28,12 +23,27 @@ def expired_status(wave: ObservedWave, now: float) -> AdapterWaveStatus:
         Finding("Progressing", "False", expired, said),
         Finding(conditions.COMPLETE, "True", expired, said),
     ]
-    adapters = len(given.names) or len(given.sources) or wave.status.counts.adapters
     found = AdapterWaveStatus(
         phase=expired,
         observed_generation=wave.meta.generation,
         conditions=conditions.follow(wave.status.conditions, findings, wave.meta.generation, now),
-        counts=WaveCounts(adapters=adapters),
+        counts=WaveCounts(adapters=named(wave)),
         summary="0/0",
     )
     return wave.status if wave.status == found else found  # the same object, so that its writer need not look
+
+
+def ending(wave: ObservedWave) -> str:
+    """When a wave that has expired did, by what, and what that means."""
+    ended = conditions.stamp(wave.expires or 0.0)
+    return (
+        f"its ttl of {wave.spec.serve.ttl} ended at {ended}, and nothing is held for it since: its adapters are "
+        "placed as those of other waves, or of none; raise or remove spec.serve.ttl to have them held again, or "
+        "delete the wave"
+    )
+
+
+def named(wave: ObservedWave) -> int:
+    """How many adapters an expired wave asked for; of a selector or a manifest as many as were found last."""
+    given = wave.spec.adapters
+    return len(given.names) or len(given.sources) or wave.status.counts.adapters

@@ -39,31 +39,31 @@ class Plan(msgspec.Struct, frozen=True):
 def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
     """The whole plan. `before` is the last plan's `known`: with it the same plan costs only what has changed.
 
-    A wave that has expired is to all others as one that was deleted; it keeps its object, and a status that says so.
+    A wave that has expired is to all others as one that was deleted; it keeps its object, and its status and the map
+    say so.
     """
     before = before or {}
     waves: dict[str, list[ObservedWave]] = defaultdict(list)
+    over: dict[str, list[ObservedWave]] = defaultdict(list)
     outside: list[ObservedWave] = []
-    over: list[ObservedWave] = []
     there = recalled(snapshot)
     for wave in there:
-        if wave.expired(snapshot.now):
-            over.append(wave)
-            continue
         base = snapshot.bases.get(wave.base)
-        if base is not None and not base.meta.deleting and (may_use(wave, base) or _kept(wave, base)):
-            waves[wave.base].append(wave)
-        else:
+        if base is None or base.meta.deleting or not (may_use(wave, base) or _kept(wave, base)):
             outside.append(wave)
+        elif wave.expired(snapshot.now):
+            over[wave.base].append(wave)
+        else:
+            waves[wave.base].append(wave)
     bases = {key: base for key, base in sorted(snapshot.bases.items()) if not base.meta.deleting}
     parts = {
-        key: plan_base(snapshot, base, waves.get(key, ()), before.get(key))
+        key: plan_base(snapshot, base, waves.get(key, ()), over.get(key, ()), before.get(key))
         for key, base in bases.items()
         if not base.defect
     }
     unread = {key: unread_status(snapshot, base) for key, base in bases.items() if base.defect}
-    statuses = {wave.meta.key: expired_status(wave, snapshot.now) for wave in over}
-    statuses |= {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
+    statuses = {wave.meta.key: _without_base(wave, snapshot) for wave in outside}
+    statuses |= {wave.meta.key: expired_status(wave, snapshot.now) for each in over.values() for wave in each}
     statuses |= {wave.meta.key: kept_status(wave, snapshot.now) for key in unread for wave in waves.get(key, ())}
     for part in parts.values():
         statuses |= part.waves
@@ -92,6 +92,8 @@ def _kept(wave: ObservedWave, base: ObservedBase) -> bool:
 
 
 def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:
+    if wave.expired(snapshot.now):
+        return expired_status(wave, snapshot.now)
     name, base = wave.spec.base_model_ref.name, snapshot.bases.get(wave.base)
     namespace = wave.base.partition("/")[0]
     said = f"no BaseModel {name} in namespace {namespace}; create it, or name another in spec.baseModelRef"

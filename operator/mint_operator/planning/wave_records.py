@@ -1,17 +1,18 @@
 """What the map says of each wave, so that anybody can be told why it stands as it does. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from mint_contracts.records import Tier, WaveRecord
-from mint_contracts.resources import Tenant
+from mint_contracts.resources import AdapterWaveSpec, Tenant
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal
 from mint_operator.planning.admission import Admission
 from mint_operator.planning.asking import Ask
 from mint_operator.planning.engines import engine_name
-from mint_operator.planning.snapshot import ObservedBase
+from mint_operator.planning.expiry import ending, named
+from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace
 
 
@@ -23,8 +24,13 @@ class Recorded(msgspec.Struct, frozen=True):
     refused: Mapping[str, Refusal] = {}
 
 
-def wave_records(base: ObservedBase, admission: Admission, before: Recorded) -> Recorded:
-    """A record of each wave; one of which nothing changed, or that stands in for a spec, stays the same object."""
+def wave_records(
+    base: ObservedBase, admission: Admission, over: Iterable[ObservedWave], before: Recorded
+) -> Recorded:
+    """A record of each wave; one of which nothing changed, or that stands in for a spec, stays the same object.
+
+    Those that are `over` have expired: nothing but that is told of them.
+    """
     tenants, found = by_namespace(base.spec.tenants), dict[str, WaveRecord]()
     for key, each in admission.asks.by_wave.items():
         refusal, old = admission.refused.get(key), before.records.get(key)
@@ -34,21 +40,46 @@ def wave_records(base: ObservedBase, admission: Admission, before: Recorded) -> 
         if each.kept and each.wave.record is not None:
             found[key] = each.wave.record
             continue
-        record = _record(base, each, tenants.get(each.wave.meta.namespace), _refusal(each, refusal))
+        record = _asking(base, each, tenants.get(each.wave.meta.namespace), refusal)
         found[key] = old if old is not None and old == record else record
+    for wave in over:
+        old, record = before.records.get(wave.meta.key), _expired(base, wave, tenants.get(wave.meta.namespace))
+        found[wave.meta.key] = old if old is not None and old == record else record
     return Recorded(found, admission.asks.by_wave, admission.refused)
 
 
-def _record(base: ObservedBase, each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
-    stand, serve = each.wave.stand, each.spec.serve
+def _asking(base: ObservedBase, each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
+    stand, chosen_by = each.wave.stand, _chosen_by(each.spec, kept=each.kept)
+    adapters = len(stand.policies) if stand is not None else len(each.wants)
+    slots = len(stand.wants_slot) if stand is not None else each.slots
+    return _record(base, each.wave, chosen_by, adapters, slots, tenant, _refusal(each, refusal))
+
+
+def _expired(base: ObservedBase, wave: ObservedWave, tenant: Tenant | None) -> WaveRecord:
+    adapters, serve = named(wave), wave.spec.serve
+    slots = adapters * serve.replicas if serve.residency == "Device" else 0
+    refusal = Refusal(conditions.EXPIRED, ending(wave))
+    return _record(base, wave, _chosen_by(wave.spec), adapters, slots, tenant, refusal)
+
+
+def _record(
+    base: ObservedBase,
+    wave: ObservedWave,
+    chosen_by: str,
+    adapters: int,
+    slots: int,
+    tenant: Tenant | None,
+    refusal: Refusal | None,
+) -> WaveRecord:
+    serve = wave.spec.serve
     return WaveRecord(
-        wave=each.wave.meta.key,
-        chosen_by=_chosen_by(each),
-        adapters=len(stand.policies) if stand is not None else len(each.wants),
+        wave=wave.meta.key,
+        chosen_by=chosen_by,
+        adapters=adapters,
         replicas=serve.replicas,
         residency=Tier(serve.residency),
-        slots=len(stand.wants_slot) if stand is not None else each.slots,
-        priority=each.spec.priority,
+        slots=slots,
+        priority=wave.spec.priority,
         engines=tuple(engine_name(base.meta.name, ordinal) for ordinal in sorted(set(serve.engines))),
         weight=tenant.weight if tenant is not None else 1,
         quota=tenant.device_slots if tenant is not None else 0,
@@ -67,13 +98,13 @@ def _refusal(each: Ask, refusal: Refusal | None) -> Refusal | None:
     return refusal
 
 
-def _chosen_by(each: Ask) -> str:
+def _chosen_by(spec: AdapterWaveSpec, *, kept: bool = False) -> str:
     """The field of the spec that says which adapters; "placement" where that alone can be read of it."""
-    given = each.spec.adapters
-    if each.spec.train is not None:
+    given = spec.adapters
+    if spec.train is not None:
         return "train"
     if given.selector is not None:
         return "selector"
-    if each.kept:
+    if kept:
         return "placement"
     return "manifest" if given.manifest else "names" if given.names else "sources"
