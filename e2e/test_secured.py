@@ -127,6 +127,8 @@ def test_the_command_line_asks_by_tls_with_the_key_of_its_environment(
         assert run(ask, env=told | {API_KEY: KEY}).strip()
         with pytest.raises(CommandFailedError, match="Unauthenticated: authorization: holds no key"):
             run(ask, env=told | {API_KEY: ""})
+        with pytest.raises(CommandFailedError, match=r"does the gateway speak TLS\? Try --tls"):
+            run([mint, "placements", "--patience", "0.1"], env=told | {API_KEY: KEY})
 
 
 def test_a_key_and_a_certificate_that_are_replaced_hold_without_a_restart_and_probes_go_on(
