@@ -75,6 +75,7 @@ class Progress(_Record, frozen=True):
     published: Published | None = None
     failure: Failure | None = None
     retry: int = 0  # the wave's Train.retry as the engine last heard it while it trained
+    saved: int = 0  # the step of a checkpoint of this run that is whole in the store, the newest known; 0: none is
 
 
 class WaveTraining(_Record, frozen=True):
@@ -106,6 +107,7 @@ class TrainAssignment(_Record, frozen=True):
     order: Order = Order.RUN
     incarnation: int = 0  # EngineRecord.incarnation of the start that it was granted to
     run: str = ""  # as in WaveTraining
+    saved: int = 0  # as in Progress, or an older one: who finds no checkpoint though there was one never begins anew
 
 
 class PartTraining(WaveTraining, frozen=True):

@@ -79,7 +79,7 @@ def _over(said: Progress, steps: int) -> bool:
 
 
 def _newest(aged: list[_Aged]) -> tuple[str, Progress]:
-    """The newest, with what it does not know yet: where the policy stood, and what it had published."""
+    """The newest, with what it does not know yet: where the policy stood, and what it had published and saved."""
     if len(aged) > 1:
         aged.sort(key=lambda each: each[0], reverse=True)
     (*_, engine), newest = aged[0]
@@ -89,4 +89,6 @@ def _newest(aged: list[_Aged]) -> tuple[str, Progress]:
     if older and newest.published is None:
         published = next((said.published for said in older if said.published is not None), None)
         newest = msgspec.structs.replace(newest, published=published)
+    if older and newest.saved == 0:
+        newest = msgspec.structs.replace(newest, saved=max(said.saved for said in older))
     return engine, newest

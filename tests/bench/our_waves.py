@@ -181,8 +181,9 @@ class Engine:
         )  # fmt: skip
         reward = Reward(length=Length(target=TARGET, tolerance=TARGET))
         terms = Terms(
-            policy=name, wave="bench/wave", run="", lease=1, train=told, form=PolicySettings(RANK, 16.0, (), number),
-            start_from="", dataset=Dataset(), reward=reward, optimizer=Optimizer(), loss=told.loss,
+            policy=name, wave="bench/wave", run="", lease=1, saved=0, train=told,
+            form=PolicySettings(RANK, 16.0, (), number), start_from="", dataset=Dataset(), reward=reward,
+            optimizer=Optimizer(), loss=told.loss,
             sampling=Sampling(max_tokens=tokens, seed=0, temperature=1.0, logprobs=0, ignore_eos=True),
         )  # fmt: skip
         examples = [Example(text, None, "{}") for text in texts(number)]

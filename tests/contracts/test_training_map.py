@@ -42,7 +42,8 @@ WAVE = WaveTraining(
 
 
 def lease(policy: str, token: int = 7) -> TrainAssignment:
-    return TrainAssignment(policy, "demo/w", token, Policy(policy, rank=8), Order.PAUSE, incarnation=2, run="uid")
+    settings = Policy(policy, rank=8)
+    return TrainAssignment(policy, "demo/w", token, settings, Order.PAUSE, incarnation=2, run="uid", saved=5)
 
 
 def change(*policies: str, engine: str = "e-0") -> TrainChange:
@@ -75,9 +76,21 @@ async def test_a_record_that_cannot_be_read_hinders_no_other_and_is_given_in_par
     part = found["demo/a"]
     assert isinstance(part, PartAssignment)
     assert (part.lease, part.order, part.incarnation, part.settings) == (7, Order.PAUSE, 2, Policy("demo/a"))
+    assert part.saved == 5
     [(name, record)] = (await reader.training(BASE, partly=True)).items()
     assert isinstance(record, PartTraining)
     assert (name, record.run, record.policies, record.store) == ("demo/w", "uid", WAVE.policies, WAVE.store)
+
+
+async def test_records_of_an_earlier_version_tell_of_no_checkpoint(redis_client: Redis) -> None:
+    said = Progress("demo/a", "demo/w", 7, Stage.RUNNING, run="uid", step=5, saved=5)
+    for key, record in ((keys.trains(BASE, "e-0"), lease("demo/a")), (keys.progress(BASE, "e-0"), said)):
+        older = msgspec.to_builtins(record)
+        del older["saved"]
+        await redis_client.hset(key, "demo/a", msgspec.json.encode(older).decode())
+    found = await TrainReader(redis_client).state(BASE, ["e-0"])
+    assert found.trains["e-0"]["demo/a"] == msgspec.structs.replace(lease("demo/a"), saved=0)
+    assert found.progress["e-0"]["demo/a"] == msgspec.structs.replace(said, saved=0)
 
 
 async def test_words_and_orders_that_are_not_known_are_read_as_far_as_they_can_be(redis_client: Redis) -> None:

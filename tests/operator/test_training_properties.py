@@ -20,10 +20,15 @@ ENDED = {Stage.COMPLETE, Stage.FAILED, Stage.CANCELLED}
 
 @dataclass
 class Story:
-    """A world to which things happen; `tokens` are the highest leases granted so far."""
+    """A world to which things happen; `tokens` are the highest leases granted so far.
+
+    `saved` are the newest checkpoints that engines have told of, `known` those that leases tell of.
+    """
 
     world: World = field(default_factory=lambda: World(base(ENGINES, ENGINES, SLOTS), [], engines(ENGINES)))
     tokens: dict[str, int] = field(default_factory=dict)
+    saved: Counter[str] = field(default_factory=Counter)
+    known: dict[str, int] = field(default_factory=dict)
     unread: dict[str, tuple[AdapterWaveSpec, dict[str, object]]] = field(default_factory=dict)
     starts: int = 1
     room: PolicyRoom | None = None  # what engines tell of their memory
@@ -96,7 +101,9 @@ class Story:
         if self.world.engines[ordinal].record is not None:
             names = list(self.world.training.trains.get(f"smol-{ordinal}", {}))
             if names:
-                self.world.say(stage, STEPS if stage is Stage.COMPLETE else step, *names, published=published(step))
+                said = {"published": published(step), "saved": step}
+                self.world.say(stage, STEPS if stage is Stage.COMPLETE else step, *names, **said)
+                self.saved |= Counter(dict.fromkeys(names, step))
 
     def lose_the_map(self) -> None:
         """Redis lost everything, and live engines have told again how their policies stand."""
@@ -106,6 +113,7 @@ class Story:
         self.world.training = msgspec.structs.replace(before, training={}, trains={}, progress=told)
         self.unread = {key: (spec, {"adapters": set()}) for key, (spec, _) in self.unread.items()}
         self.world.version, self.world.placements, self.world.recorded = None, {}, {}
+        self.known = {}
         # Whatever nobody tells of any more begins under a clock that has gone on.
         told_of = {name: each.lease for of in told.values() for name, each in of.items()}
         self.tokens = {name: token for name, token in self.tokens.items() if told_of.get(name) == token}
@@ -118,6 +126,8 @@ class Story:
             assert lease.lease >= self.tokens.get(name, 0)
             self.tokens[name] = lease.lease
             assert engine in {view.engine for view in self.world.engines}
+            assert self.known.get(name, 0) <= lease.saved <= self.saved[name]
+        self.known = {name: lease.saved for name, (_, lease) in found.items()}
         self._slots_hold()
         there = {wave.meta.key for wave in self.world.waves}
         self.unread = {key: each for key, each in self.unread.items() if key in there}

@@ -39,13 +39,13 @@ async def make(means: Means, terms: Terms, shelf: Shelf, since: float) -> tuple[
     """The policy, which is nobody's yet, and the record of the checkpoint that it is from, if it is not new.
 
     Its name is a wave's here `since` then, as `Means.claim` is told. It has as much memory as it takes, which only
-    a checkpoint or a revision may tell.
+    a checkpoint or a revision may tell. Raises as `Shelf.newest`, and all that reading and making raise.
     """
     name, holder, room = terms.policy, holder_of(terms.policy), means.places.room
     await means.claim(name, since)
     await means.desk.call(lambda trainer: trainer.drop(name))
     async with room.copying(holder, room.of(holder).copies):
-        found = await asyncio.to_thread(shelf.newest)
+        found = await asyncio.to_thread(shelf.newest, terms.saved)
         start = await means.places.read(terms.start_from) if found is None and terms.start_from else None
         if start is not None:
             room.take(holder, means.desk.maker.needs_from(start))

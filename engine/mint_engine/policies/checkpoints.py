@@ -12,7 +12,7 @@ import hashlib
 import msgspec
 import structlog
 
-from mint_contracts.errors import CapacityExceeded, CorruptFile, PolicyNotFound, SourceNotFound
+from mint_contracts.errors import CapacityExceeded, CorruptFile, PolicyNotFound, SourceNotFound, SourceUnavailable
 from mint_contracts.training_records import Published
 from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import Store
@@ -68,10 +68,12 @@ class Shelf:
         self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
         self._series.sweep(name)
 
-    def newest(self) -> tuple[Record, bytes] | None:
+    def newest(self, saved: int = 0) -> tuple[Record, bytes] | None:
         """The newest whole checkpoint with its blob; broken ones are passed over and told. None: there has been none.
 
         Raises CorruptFile where all are broken: who began anew would put nothing in the place of what was learnt.
+        So would they where there is none though one of step `saved` is known of, as in a volume that is not mounted:
+        SourceUnavailable.
         """
         broken: list[CorruptFile] = []
         for name in reversed(self._series.names()):
@@ -89,6 +91,13 @@ class Shelf:
                 f"has no checkpoint that can be read, of {len(broken)} in {where} (the newest {broken[0].message}); "
                 "it is not trained from its start in their place: put one back and raise spec.train.retry (mint wave "
                 "resume); or a new AdapterWave trains it anew, or on from what it has published (startFrom)",
+            )
+        if saved:
+            raise SourceUnavailable(
+                f"store {self._store.source.uri!r}",
+                f"holds no checkpoint of policy {self._policy!r} in {self.folder!r}, which was saved at step {saved} "
+                "or later; mount its volume, or put its files back; or delete the wave and create it anew to begin "
+                "at step 0; retrying",
             )
         return None
 

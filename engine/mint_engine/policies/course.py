@@ -106,6 +106,7 @@ class Course:
             published=keeping.published if keeping is not None else None,
             failure=self._failure or self._trouble,
             retry=self.train.retry,
+            saved=max(self.assignment.saved, keeping.saved if keeping is not None else 0),
         )
 
     @property

@@ -57,6 +57,7 @@ class Keeping:
         self._room, self._holder = means.places.room, holder_of(terms.policy)
         self.shelf = Shelf(store, terms.policy, terms.run)
         self.published: Published | None = None
+        self.saved = 0  # the step of the newest checkpoint that is whole
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -74,6 +75,7 @@ class Keeping:
 
         It may be newer than what the checkpoint tells, and that may be swept by now.
         """
+        self.saved = record.step
         newest = await asyncio.to_thread(revisions.newest, self._store, self._terms.policy, record.lease)
         self.published = newest or record.published
         return self.published.step if self.published is not None else 0
@@ -91,6 +93,7 @@ class Keeping:
             del copy  # beside its bytes it would be in memory for as long as the store takes
             told = msgspec.structs.replace(record, digest=await aside(digest_of, blob), size=len(blob))
             await self._write(lambda: self.shelf.save(told, blob))
+            self.saved = record.step
 
         with ExitStack() as held:
             held.callback(await self._room.begin_copy(self._holder, needs.copies))

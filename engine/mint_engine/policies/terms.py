@@ -16,6 +16,7 @@ class Terms(msgspec.Struct, frozen=True):
     wave: str
     run: str
     lease: int
+    saved: int  # as in TrainAssignment
     train: Train
     form: PolicySettings
     start_from: str
@@ -52,6 +53,7 @@ def terms_of(wave: WaveTraining, assignment: TrainAssignment) -> Terms:
         wave=assignment.wave,
         run=assignment.run,
         lease=assignment.lease,
+        saved=assignment.saved,
         train=train,
         form=PolicySettings(own.rank or 8, own.alpha or 16.0, tuple(own.target_modules), own.seed or 0),
         start_from=own.start_from,

@@ -66,6 +66,7 @@ def _held(policy: PolicyStand, slot: str, order: Order, ground: Ground) -> tuple
         order=order,
         incarnation=engine.record.incarnation,
         run=ground.run,
+        saved=policy.saved,
     )
 
 
@@ -79,7 +80,13 @@ def _again(lease: TrainAssignment, order: Order, policy: PolicyStand) -> TrainAs
         order=order,
         incarnation=lease.incarnation,
         run=lease.run,
+        saved=_saved(lease, policy),
     )
+
+
+def _saved(lease: TrainAssignment, policy: PolicyStand) -> int:
+    """What a lease tells of checkpoints: it grows only as the step doubles, for its engine reads all leases anew."""
+    return policy.saved if policy.saved >= 2 * lease.saved else lease.saved
 
 
 def _restarted(lease: TrainAssignment, engine: Engine) -> bool:

@@ -37,6 +37,12 @@ class PolicyStand(msgspec.Struct, frozen=True):
         return self.progress.step if self.progress else 0
 
     @property
+    def saved(self) -> int:
+        """The step of the newest checkpoint that anybody knows of; 0: none."""
+        told = self.assignment.saved if self.assignment else 0
+        return max(told, self.progress.saved if self.progress else 0)
+
+    @property
     def holds(self) -> bool:
         """Whether an engine holds a slot for it, or may: all but what was told to stop and is saved."""
         lease = self.assignment
@@ -159,4 +165,5 @@ def _adopted(policy: Policy, progress: Progress, incarnation: int) -> TrainAssig
         settings=policy,
         incarnation=incarnation,
         run=progress.run,
+        saved=progress.saved,
     )

@@ -53,9 +53,11 @@ def train(**changes: Any) -> Train:
     return Train(**(options | changes))
 
 
-def assignment(policy: str, lease: int = 1, order: Order = Order.RUN, **settings: Any) -> TrainAssignment:
+def assignment(
+    policy: str, lease: int = 1, order: Order = Order.RUN, saved: int = 0, **settings: Any
+) -> TrainAssignment:
     options: dict[str, Any] = {"rank": 4, "alpha": 8.0, "seed": sum(policy.encode())}
-    return TrainAssignment(policy, WAVE, lease, Policy(name=policy, **(options | settings)), order)
+    return TrainAssignment(policy, WAVE, lease, Policy(name=policy, **(options | settings)), order, saved=saved)
 
 
 @dataclass

@@ -108,6 +108,7 @@ async def test_after_a_kill_another_engine_ends_with_the_numbers_of_an_undisturb
         }
         published = {name: each.published for name, each in told_calm.items()}
         assert [each.step for each in published.values() if each is not None] == [STEPS, STEPS]
+        assert [each.saved for each in told_calm.values()] == [STEPS, STEPS]
 
         await redis.flushall()
         with pod(tmp_path, process, source, name="tiny-1", training_store=rough, **settings) as first:

@@ -73,6 +73,24 @@ def test_the_newest_checkpoint_is_found_and_older_ones_are_swept(scheme: str, op
     assert store.names(shelf.folder) == [str(Name(7, 2)), str(Name(7, 3))]
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_store_without_the_checkpoint_that_is_known_of_is_not_taken_for_a_new_one(
+    scheme: str, opened: Callable[[str], Store]
+) -> None:
+    store = opened(scheme)
+    shelf = Shelf(store, "acme/one", "run-1")
+    save(Shelf(store, "acme/one", "run-2"), 7, 3)
+    save(Shelf(store, "acme/two", "run-1"), 7, 3)
+    assert shelf.newest(saved=0) is None
+    store.write(f"{shelf.folder}/{Name(7, 2)}/{BLOB}", b"half written")
+    with pytest.raises(SourceUnavailable, match=r"holds no checkpoint of policy 'acme/one' in .*step 2 or later"):
+        shelf.newest(saved=2)
+    save(shelf, 7, 1)
+    found = shelf.newest(saved=2)
+    assert found is not None
+    assert found[0].step == 1, "what somebody has put back is the newest that there is"
+
+
 @pytest.mark.parametrize("uri", ["https://host/runs", "hf://a/b"])
 def test_only_what_can_be_written_is_a_store(uri: str) -> None:
     with pytest.raises(SourceForbidden, match="can't be written"):

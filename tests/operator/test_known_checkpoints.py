@@ -1,0 +1,124 @@
+"""Leases tell of checkpoints: what was saved is known to whoever trains the policy next, and to no other run."""
+
+import msgspec
+import pytest
+
+from mint_contracts.training_records import Stage, TrainState
+from tests.operator.training_worlds import FAILURE, STEPS, World, base, dead, engines, named, training_wave
+
+NAMES = named("w", [0, 1])
+
+
+def lessons(count: int = 1) -> World:
+    """A wave whose policies have been given to engines."""
+    world = World(base(count, count), [training_wave("w", 2)], engines(count))
+    world.step()
+    return world
+
+
+def known(world: World) -> set[int]:
+    """The steps that leases tell of."""
+    assert list(world.leases) == NAMES
+    return {lease.saved for _, lease in world.leases.values()}
+
+
+def test_nothing_is_known_of_a_policy_that_has_saved_nothing_whatever_it_has_learnt() -> None:
+    world = lessons()
+    assert known(world) == {0}
+    world.say(Stage.RUNNING, 3)
+    world.step()
+    assert known(world) == {0}
+
+
+def test_another_engine_is_told_of_the_newest_checkpoint() -> None:
+    world = lessons(2)
+    home = {engine for engine, _ in world.leases.values()}.pop()
+    for saved in (4, 5):
+        world.say(Stage.RUNNING, 7, saved=saved)
+        world.step()
+    world.engines = [dead(view) if view.engine == home else view for view in world.engines]
+    world.away_s = {home: 60.0}
+    world.step()
+    assert home not in {engine for engine, _ in world.leases.values()}
+    assert known(world) == {5}
+
+
+def test_a_lease_remembers_when_engines_and_operator_start_anew() -> None:
+    world = lessons()
+    world.say(Stage.RUNNING, 4, saved=3)
+    world.step()
+    before = world.leases
+    for incarnation in (2, 3):
+        world.start_anew(incarnation)
+        world.step()
+        assert known(world) == {3}
+    assert all(lease.lease > before[name][1].lease for name, (_, lease) in world.leases.items())
+
+
+def test_leases_are_written_again_only_as_the_step_doubles() -> None:
+    """Each makes its engine read all leases; that there is a checkpoint at all is what matters."""
+    world = lessons()
+    told = []
+    for step in range(1, 9):
+        world.say(Stage.RUNNING, step, saved=step)
+        changed = bool(world.step().training)
+        told.append((changed, *known(world)))
+    assert told == [(True, 1), (True, 2), (False, 2), (True, 4), (False, 4), (False, 4), (False, 4), (True, 8)]
+
+
+@pytest.mark.parametrize("forgets", ["engines", "nobody"])
+def test_a_wave_made_anew_under_the_name_knows_of_no_checkpoint(forgets: str) -> None:
+    world = lessons()
+    world.say(Stage.RUNNING, 4, saved=4)
+    world.step()
+    if forgets == "engines":
+        world.training = msgspec.structs.replace(world.training, progress={})
+    world.waves = [training_wave("w", 2, run="another")]
+    for _ in range(2):
+        world.step()
+        assert {lease.run for _, lease in world.leases.values()} == {"another"}
+        assert known(world) == {0}
+
+
+@pytest.mark.parametrize("stage", [Stage.PAUSED, Stage.COMPLETE, Stage.FAILED])
+def test_what_rests_is_taken_up_with_what_it_has_saved_when_everybody_has_started_anew(stage: Stage) -> None:
+    world = lessons()
+    step = STEPS if stage is Stage.COMPLETE else 4
+    if stage is Stage.PAUSED:
+        world.change("w", paused=True)
+        world.step()
+    world.say(stage, step, saved=step, failure=FAILURE if stage is Stage.FAILED else None)
+    world.step()
+    world.start_anew(2)
+    world.step()
+    assert world.leases == {}
+    world.change("w", paused=False, steps=STEPS + 5, retry=1)
+    world.step()
+    assert known(world) == {step}
+
+
+def test_a_word_that_does_not_tell_of_checkpoints_takes_nothing_from_what_an_older_one_told() -> None:
+    """As that of an engine of an earlier version."""
+    world = lessons()
+    world.say(Stage.PAUSED, 4, saved=4)
+    world.step()
+    world.start_anew(2)
+    world.step()
+    world.say(Stage.LOADING)
+    world.training = msgspec.structs.replace(world.training, trains={})
+    world.step()
+    assert known(world) == {4}
+
+
+def test_what_the_map_has_lost_is_known_as_far_as_engines_tell_it_again() -> None:
+    world = lessons()
+    world.say(Stage.RUNNING, 4, saved=4)
+    world.step()
+    world.training = TrainState(progress=world.training.progress)
+    world.version = None
+    world.step()
+    assert known(world) == {4}
+    world.training = TrainState()
+    world.version = None
+    world.step()
+    assert known(world) == {0}
