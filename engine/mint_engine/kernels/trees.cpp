@@ -5,28 +5,23 @@
 #include <algorithm>
 #include <vector>
 #include "aligned.h"
+#include "matrix_head.h"
 #include "tiles.h"
+#include "tree.h"
 
 namespace {
 constexpr int64_t TOKENS = 32;  // tokens of queries that are computed together
 inline int64_t aligned(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-struct Shape {
-  int64_t heads, kv_heads, dim;
-  float scale;
-  int64_t group() const { return heads / kv_heads; }
-  int64_t width() const { return (heads + 2 * kv_heads) * dim; }
-};
-
 // One key/value head of one tree: its keys and values as floats, those of the branch in turn behind the trunk's.
 template <typename T>
 struct Head {
-  const Shape& shape;
+  const TreeShape& shape;
   int64_t head, places;  // places: the trunk's and the longest branch's, a multiple of 16
   Aligned<float> k, kt, v, vt, dk, dv;
   Aligned<float> q, s, o, dp;
 
-  Head(const Shape& shape, int64_t head, int64_t most, bool back) : shape(shape), head(head), places(aligned(most)) {
+  Head(const TreeShape& shape, int64_t head, int64_t most, bool back) : shape(shape), head(head), places(aligned(most)) {
     const int64_t rows = TOKENS * shape.group();
     for (auto* each : {&k, &kt, &v}) each->assign(places * shape.dim, 0.0f);
     if (back)
@@ -150,23 +145,34 @@ struct Head {
 };
 
 // A tree is row, trunk, branches, where its branches' lengths begin in `lengths`.
-template <typename T, typename Visit>
-void each_head(const int64_t* trees, int64_t count, const int64_t* lengths, const Shape& shape, bool back, Visit visit) {
+template <typename H, typename Visit>
+void each_of(const int64_t* trees, int64_t count, const int64_t* lengths, const TreeShape& shape, bool back,
+             Visit visit) {
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t item = 0; item < count * shape.kv_heads; ++item) {
     const int64_t* tree = trees + 4 * (item / shape.kv_heads);
     int64_t longest = 0;
     for (int64_t b = 0; b < tree[2]; ++b) longest = std::max(longest, lengths[tree[3] + b]);
-    Head<T> head(shape, item % shape.kv_heads, tree[1] + longest, back);
+    H head(shape, item % shape.kv_heads, tree[1] + longest, back);
     visit(head, tree[0], tree[1], lengths + tree[3], tree[2]);
   }
 }
 
+template <typename T, typename Visit>
+void each_head(const int64_t* trees, int64_t count, const int64_t* lengths, const TreeShape& shape, bool back,
+               Visit visit) {
+#ifdef MINT_AMX
+  if constexpr (BY_MATRICES<T>)
+    if (shape.dim % DEEP == 0) return each_of<MatrixHead>(trees, count, lengths, shape, back, visit);
+#endif
+  each_of<Head<T>>(trees, count, lengths, shape, back, visit);
+}
+
 template <typename T>
 void attend(const T* qkv, T* out, float* sums, const int64_t* trees, int64_t count, const int64_t* lengths,
-            const Shape& shape) {
+            const TreeShape& shape) {
   each_head<T>(trees, count, lengths, shape, false,
-               [&](Head<T>& head, int64_t row, int64_t trunk, const int64_t* branches, int64_t many) {
+               [&](auto& head, int64_t row, int64_t trunk, const int64_t* branches, int64_t many) {
                  head.load(qkv, row, trunk, 0);
                  head.attend(qkv, out, sums, row, trunk, 0);
                  for (int64_t b = 0, at = row + trunk; b < many; at += branches[b++]) {
@@ -178,9 +184,9 @@ void attend(const T* qkv, T* out, float* sums, const int64_t* trees, int64_t cou
 
 template <typename T>
 void attend_back(const T* qkv, const T* out, const float* sums, const T* dout, T* dqkv, const int64_t* trees,
-                 int64_t count, const int64_t* lengths, const Shape& shape) {
+                 int64_t count, const int64_t* lengths, const TreeShape& shape) {
   each_head<T>(trees, count, lengths, shape, true,
-               [&](Head<T>& head, int64_t row, int64_t trunk, const int64_t* branches, int64_t many) {
+               [&](auto& head, int64_t row, int64_t trunk, const int64_t* branches, int64_t many) {
                  head.load(qkv, row, trunk, 0);
                  head.attend_back(qkv, out, sums, dout, dqkv, row, trunk, 0);
                  for (int64_t b = 0, at = row + trunk; b < many; at += branches[b++]) {

@@ -1,0 +1,281 @@
+// One key/value head of one tree by matrix registers, for attention over trees (`trees.cpp`). Scores lie on their side,
+// [places, rows]: a row's softmax then goes down the lanes of vectors, and its weights lie as the next product takes
+// them. Weights and the gradients of scores are rounded where they go into products, as flash attention has them and
+// the sampler (`attend.h`); all sums are float.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include "aligned.h"
+#include "matrices.h"
+#include "transpose.h"
+#include "tree.h"
+
+#ifdef MINT_AMX
+// c [16 M, 16 N] (+)= a [16 M, k] b, where b is [k / 2, ldb, 2]. Needs `Matrices`.
+template <int M, int N>
+inline void multiply_square(int64_t k, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c, int64_t ldc,
+                            bool add) {
+  const int64_t far = ldc * int64_t(sizeof(float)), apart = lda * int64_t(sizeof(bf16)), pairs = ldb * 4;
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  if (add) {
+    _tile_loadd(0, c, far);
+    if (N > 1) _tile_loadd(1, c + 16, far);
+    if (M > 1) _tile_loadd(2, c + 16 * ldc, far);
+    if (M > 1 && N > 1) _tile_loadd(3, c + 16 * ldc + 16, far);
+  }
+  for (int64_t i = 0; i < k; i += DEEP) {
+    _tile_loadd(4, a + i, apart);
+    _tile_loadd(6, b + i * ldb, pairs);
+    _tile_dpbf16ps(0, 4, 6);
+    if (N > 1) { _tile_loadd(7, b + i * ldb + 32, pairs); _tile_dpbf16ps(1, 4, 7); }
+    if (M > 1) { _tile_loadd(5, a + 16 * lda + i, apart); _tile_dpbf16ps(2, 5, 6); }
+    if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, far);
+  if (N > 1) _tile_stored(1, c + 16, far);
+  if (M > 1) _tile_stored(2, c + 16 * ldc, far);
+  if (M > 1 && N > 1) _tile_stored(3, c + 16 * ldc + 16, far);
+}
+
+// The same of any m and n that are multiples of 16; k is one of 32. A sum is taken in the order of its k.
+inline void multiply_squares(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
+                             float* c, int64_t ldc, bool add) {
+  for (int64_t i = 0; i < m; i += 2 * HEIGHT)
+    for (int64_t j = 0; j < n; j += 2 * HEIGHT) {
+      const bf16 *left = a + i * lda, *right = b + 2 * j;
+      float* to = c + i * ldc + j;
+      const bool tall = i + 2 * HEIGHT <= m, wide = j + 2 * HEIGHT <= n;
+      if (tall && wide) multiply_square<2, 2>(k, left, lda, right, ldb, to, ldc, add);
+      if (tall && !wide) multiply_square<2, 1>(k, left, lda, right, ldb, to, ldc, add);
+      if (!tall && wide) multiply_square<1, 2>(k, left, lda, right, ldb, to, ldc, add);
+      if (!tall && !wide) multiply_square<1, 1>(k, left, lda, right, ldb, to, ldc, add);
+    }
+}
+
+// Rows [rows, count], `ld` apart, both even -> pairs of neighbours [rows / 2, ldt, 2].
+inline void pair_rows(const bf16* from, int64_t ld, int64_t rows, int64_t count, bf16* to, int64_t ldt) {
+  const auto take = [](const bf16* at) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)at)); };
+  for (int64_t row = 0; row < rows; row += 2, from += 2 * ld, to += 2 * ldt)
+    for (int64_t i = 0; i < count; i += 16)
+      _mm512_storeu_si512(to + 2 * i, _mm512_or_si512(take(from + i), _mm512_slli_epi32(take(from + ld + i), 16)));
+}
+
+// Rows [rows, count], one behind another -> [count / 2, ldt, 2], whose second index is the row.
+inline void stand_rows(const bf16* from, int64_t rows, int64_t count, bf16* to, int64_t ldt) {
+  for (int64_t row = 0; row < rows; row += 16)
+    for (int64_t i = 0; i < count; i += 32)
+      transpose((const float*)(from + row * count + i), count / 2, (float*)(to + i * ldt) + row, ldt);
+}
+
+// `places` of keys and values: the trunk's and the longest branch's. What lies behind those that are there is zero, up
+// to a multiple of 32, so that nothing that was there adds to a sum.
+class MatrixHead {
+ public:
+  static constexpr int64_t TOKENS = 32;  // of queries that are computed together
+
+  MatrixHead(const TreeShape& shape, int64_t head, int64_t most, bool back)
+      : shape_(shape), head_(head), places_(deep(most)), width_(deep(TOKENS * shape.group())) {
+    const int64_t dim = shape.dim;
+    k_.assign(places_ * dim, {}), vt_.assign(places_ * dim, {});
+    for (auto* each : {&q_, &qt_}) each->resize(width_ * dim);
+    for (auto* each : {&weights_, &paired_}) each->resize(places_ * width_);
+    scores_.resize(places_ * width_), turned_.resize(width_ * dim), factors_.resize(width_);
+    if (!back) return;
+    v_.assign(places_ * dim, {}), kt_.assign(places_ * dim, {});
+    for (auto* each : {&dk_, &dv_}) each->assign(places_ * dim, 0.0f);
+    for (auto* each : {&qp_, &g_, &gt_, &gp_}) each->resize(width_ * dim);
+    slopes_.resize(places_ * width_), both_.resize(width_), gradients_.resize(places_ * width_);
+  }
+
+  void load(const bf16* qkv, int64_t row, int64_t count, int64_t place) {
+    const int64_t dim = shape_.dim, all = deep(place + count) - place;
+    for (int64_t n = 0; n < all; ++n) {
+      const bf16* key = qkv + (row + n) * shape_.width() + (shape_.heads + head_) * dim;
+      put(n < count ? key : nullptr, place + n, k_, kt_);
+      put(n < count ? key + shape_.kv_heads * dim : nullptr, place + n, v_, vt_);
+    }
+  }
+
+  void attend(const bf16* qkv, bf16* out, float* sums, int64_t row, int64_t count, int64_t before) {
+    const Matrices registers;
+    const int64_t dim = shape_.dim;
+    for (int64_t at = 0; at < count; at += TOKENS) {
+      const Block block = block_of(row + at, std::min(TOKENS, count - at), before + at);
+      gather(qkv, shape_.width(), block, q_);
+      stand_rows(q_.data(), block.wide, dim, qt_.data(), width_);
+      multiply_squares(block.keys, block.wide, dim, k_.data(), dim, qt_.data(), width_, scores_.data(), width_, false);
+      for (int64_t first = 0; first < block.wide; first += LANES) weigh(block, first, sums);
+      pair_rows(weights_.data(), width_, block.keys, block.wide, paired_.data(), width_);
+      multiply_squares(dim, block.wide, block.keys, vt_.data(), places_, paired_.data(), width_, turned_.data(), width_,
+                       false);
+      put_turned(block, out, shape_.heads * dim);
+    }
+  }
+
+  void attend_back(const bf16* qkv, const bf16* out, const float* sums, const bf16* dout, bf16* dqkv, int64_t row,
+                   int64_t count, int64_t before) {
+    const Matrices registers;
+    const int64_t dim = shape_.dim;
+    std::fill(factors_.begin(), factors_.end(), 1.0f);
+    for (int64_t at = 0; at < count; at += TOKENS) {
+      const Block block = block_of(row + at, std::min(TOKENS, count - at), before + at);
+      gather(qkv, shape_.width(), block, q_), gather(dout, shape_.heads * dim, block, g_);
+      stand_rows(q_.data(), block.wide, dim, qt_.data(), width_), pair_rows(q_.data(), dim, block.wide, dim, qp_.data(), dim);
+      stand_rows(g_.data(), block.wide, dim, gt_.data(), width_), pair_rows(g_.data(), dim, block.wide, dim, gp_.data(), dim);
+      multiply_squares(block.keys, block.wide, dim, k_.data(), dim, qt_.data(), width_, scores_.data(), width_, false);
+      multiply_squares(block.keys, block.wide, dim, v_.data(), dim, gt_.data(), width_, slopes_.data(), width_, false);
+      meet(block, out);
+      for (int64_t first = 0; first < block.wide; first += LANES) weigh_back(block, first, sums);
+      multiply_squares(block.keys, dim, block.wide, weights_.data(), width_, gp_.data(), dim, dv_.data(), dim, true);
+      multiply_squares(block.keys, dim, block.wide, gradients_.data(), width_, qp_.data(), dim, dk_.data(), dim, true);
+      pair_rows(gradients_.data(), width_, block.keys, block.wide, paired_.data(), width_);
+      multiply_squares(dim, block.wide, block.keys, kt_.data(), places_, paired_.data(), width_, turned_.data(), width_,
+                       false);
+      put_turned(block, dqkv, shape_.width());
+    }
+  }
+
+  void store_back(bf16* dqkv, int64_t row, int64_t count, int64_t place) {
+    const int64_t dim = shape_.dim;
+    for (int64_t n = 0; n < count; ++n) {
+      bf16* key = dqkv + (row + n) * shape_.width() + (shape_.heads + head_) * dim;
+      narrow_row(dk_.data() + (place + n) * dim, key);
+      narrow_row(dv_.data() + (place + n) * dim, key + shape_.kv_heads * dim);
+    }
+    std::fill(dk_.begin() + place * dim, dk_.end(), 0.0f);
+    std::fill(dv_.begin() + place * dim, dv_.end(), 0.0f);
+  }
+
+ private:
+  // Queries of some tokens from `row` on, a head behind another, and what they meet: `seen` places by the first token.
+  struct Block {
+    int64_t row, rows, wide, seen, keys;  // wide, keys: multiples of 32
+  };
+
+  static int64_t deep(int64_t count) { return (count + DEEP - 1) / DEEP * DEEP; }
+
+  Block block_of(int64_t row, int64_t tokens, int64_t before) const {
+    const int64_t rows = tokens * shape_.group();
+    return {row, rows, deep(rows), before + 1, deep(before + tokens)};
+  }
+
+  // A row of keys or values to its place, and to the column of that place; null: zeros.
+  void put(const bf16* from, int64_t place, Aligned<bf16>& rows, Aligned<bf16>& columns) {
+    const int64_t dim = shape_.dim;
+    if (!rows.empty())
+      for (int64_t d = 0; d < dim; ++d) rows[place * dim + d] = from ? from[d] : bf16{0};
+    if (!columns.empty())
+      for (int64_t d = 0; d < dim; ++d) columns[d * places_ + place] = from ? from[d] : bf16{0};
+  }
+
+  int64_t place_of(const Block& block, int64_t n, int64_t ld) const {
+    const int64_t group = shape_.group();
+    return (block.row + n / group) * ld + (head_ * group + n % group) * shape_.dim;
+  }
+
+  // A block's rows of heads, one behind another, with zeros behind them.
+  void gather(const bf16* from, int64_t ld, const Block& block, Aligned<bf16>& to) const {
+    const int64_t dim = shape_.dim;
+    for (int64_t n = 0; n < block.rows; ++n) std::copy_n(from + place_of(block, n, ld), dim, to.data() + n * dim);
+    std::fill(to.begin() + block.rows * dim, to.begin() + block.wide * dim, bf16{0});
+  }
+
+  // Of 16 rows from `first` on, how many places each sees; those that are not there see none.
+  __m512i seen_by(const Block& block, int64_t first) const {
+    alignas(64) int32_t seen[LANES];
+    for (int64_t lane = 0; lane < LANES; ++lane)
+      seen[lane] = first + lane < block.rows ? int32_t(block.seen + (first + lane) / shape_.group()) : 0;
+    return _mm512_load_si512(seen);
+  }
+
+  static __mmask16 sees(__m512i seen, int64_t place) {
+    return _mm512_cmpgt_epi32_mask(seen, _mm512_set1_epi32(int32_t(place)));
+  }
+
+  // 16 numbers a row of the block, one of each row's.
+  int64_t at(const Block& block, int64_t n) const {
+    return (block.row + n / shape_.group()) * shape_.heads + head_ * shape_.group() + n % shape_.group();
+  }
+
+  // Scores to weights, relative to a row's largest; `factors_` are what they are still to be multiplied by.
+  void weigh(const Block& block, int64_t first, float* sums) {
+    const __m512i seen = seen_by(block, first);
+    const __m512 scale = _mm512_set1_ps(shape_.scale);
+    float* scores = scores_.data() + first;
+    __m512 peak = _mm512_set1_ps(-std::numeric_limits<float>::infinity()), sum = _mm512_setzero_ps();
+    for (int64_t n = 0; n < block.keys; ++n) {
+      const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + n * width_), scale);
+      peak = _mm512_mask_max_ps(peak, sees(seen, n), peak, score);
+      _mm512_storeu_ps(scores + n * width_, score);
+    }
+    for (int64_t n = 0; n < block.keys; ++n) {
+      const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + n * width_), peak);
+      const __m512 weight = _mm512_maskz_mov_ps(sees(seen, n), exp_below_zero(below));
+      sum = _mm512_add_ps(sum, weight);
+      store_narrow(weights_.data() + n * width_ + first, weight, 0xffff);
+    }
+    _mm512_storeu_ps(factors_.data() + first, _mm512_div_ps(_mm512_set1_ps(1.0f), sum));
+    alignas(64) float peaks[LANES], all[LANES];
+    _mm512_store_ps(peaks, peak), _mm512_store_ps(all, sum);
+    for (int64_t n = first; n < std::min(first + LANES, block.rows); ++n)
+      sums[at(block, n)] = peaks[n - first] + std::log(all[n - first]);
+  }
+
+  // What each row's output and its gradient are together.
+  void meet(const Block& block, const bf16* out) {
+    const int64_t dim = shape_.dim;
+    for (int64_t n = 0; n < block.wide; ++n) {
+      __m512 sum = _mm512_setzero_ps();
+      if (n < block.rows) {
+        const bf16 *given = out + place_of(block, n, shape_.heads * dim), *gradient = g_.data() + n * dim;
+        for (int64_t d = 0; d < dim; d += LANES)
+          sum = _mm512_fmadd_ps(load_wide(given + d, 0xffff), load_wide(gradient + d, 0xffff), sum);
+      }
+      both_[n] = _mm512_reduce_add_ps(sum);
+    }
+  }
+
+  // Scores to weights again, and the weights' gradients to those of the scores.
+  void weigh_back(const Block& block, int64_t first, const float* sums) {
+    const __m512i seen = seen_by(block, first);
+    const __m512 scale = _mm512_set1_ps(shape_.scale), both = _mm512_loadu_ps(both_.data() + first);
+    alignas(64) float known[LANES] = {};
+    for (int64_t n = first; n < std::min(first + LANES, block.rows); ++n) known[n - first] = sums[at(block, n)];
+    const __m512 sum = _mm512_load_ps(known);
+    for (int64_t n = 0; n < block.keys; ++n) {
+      const int64_t place = n * width_ + first;
+      const __mmask16 mask = sees(seen, n);
+      const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores_.data() + place), scale);
+      const __m512 weight = _mm512_maskz_mov_ps(mask, exp_below_zero(_mm512_sub_ps(score, sum)));
+      const __m512 slope = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(slopes_.data() + place), both), scale);
+      store_narrow(weights_.data() + place, weight, 0xffff);
+      store_narrow(gradients_.data() + place, _mm512_maskz_mul_ps(mask, weight, slope), 0xffff);
+    }
+  }
+
+  // turned_ [dim, wide], times each row's factor -> the block's rows of heads.
+  void put_turned(const Block& block, bf16* to, int64_t ld) const {
+    alignas(64) float square[HEIGHT * HEIGHT];
+    for (int64_t first = 0; first < block.rows; first += HEIGHT)
+      for (int64_t d = 0; d < shape_.dim; d += HEIGHT) {
+        transpose(turned_.data() + d * width_ + first, width_, square, HEIGHT);
+        for (int64_t n = first; n < std::min(first + HEIGHT, block.rows); ++n)
+          store_narrow(to + place_of(block, n, ld) + d,
+                       _mm512_mul_ps(_mm512_load_ps(square + (n - first) * HEIGHT), _mm512_set1_ps(factors_[n])), 0xffff);
+      }
+  }
+
+  void narrow_row(const float* from, bf16* to) const {
+    for (int64_t d = 0; d < shape_.dim; d += LANES) store_narrow(to + d, _mm512_loadu_ps(from + d), 0xffff);
+  }
+
+  const TreeShape& shape_;
+  const int64_t head_, places_, width_;  // width_: rows of a block
+  Aligned<bf16> k_, kt_, v_, vt_;        // [places, dim], and turned
+  Aligned<bf16> q_, qt_, qp_, g_, gt_, gp_;  // a block's queries and outputs' gradients [width, dim], standing, in pairs
+  Aligned<float> scores_, slopes_;           // [places, width]
+  Aligned<bf16> weights_, gradients_, paired_;  // [places, width], the last in pairs
+  Aligned<float> turned_, factors_, both_;      // [dim, width], [width], [width]
+  Aligned<float> dk_, dv_;                      // [places, dim]
+};
+#endif
