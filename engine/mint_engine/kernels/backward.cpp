@@ -4,17 +4,10 @@
 #include <vector>
 #include "added.h"
 #include "aligned.h"
+#include "rows.h"
 #include "tiles.h"
 
 namespace {
-template <typename T>
-float inverse_rms(const T* row, int64_t size, float epsilon) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; ++i) sum += wide(row[i]) * wide(row[i]);
-  return 1.0f / std::sqrt(sum / size + epsilon);
-}
-
 // dx = inv (g - x inv^2 mean(g x)) with g = dy weight; added to `to` or put there.
 template <typename T>
 void norm_back_row(const T* dy, const T* x, const T* weight, T* to, int64_t size, float epsilon, bool add) {
@@ -37,19 +30,43 @@ void norm_back(const T* dy, const T* x, const T* weight, T* dx, int64_t rows, in
     norm_back_row(dy + row * size, x + row * size, weight, dx + row * size, size, epsilon, true);
 }
 
+// One row's gradients, and what `silu_mul` gave for it.
 template <typename T>
-void silu_mul_back(const T* gate_up, const T* dy, T* to, int64_t rows, int64_t size) {
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) {
-    const T *gate = gate_up + row * 2 * size, *up = gate + size, *d = dy + row * size;
-    T *dgate = to + row * 2 * size, *dup = dgate + size;
+void silu_mul_row_back(const T* gate, const T* dy, T* dgate, T* gated, int64_t size) {
+  const T* up = gate + size;
+  T* dup = dgate + size;
 #pragma omp simd
-    for (int64_t i = 0; i < size; ++i) {
-      const float g = wide(gate[i]), e = exp_down(g < 0 ? g : -g), top = g < 0 ? e : 1.0f, sigmoid = top / (1.0f + e);
-      dup[i] = narrow<T>(wide(d[i]) * g * sigmoid);
-      dgate[i] = narrow<T>(wide(d[i]) * wide(up[i]) * sigmoid * (1.0f + g * (1.0f - sigmoid)));
-    }
+  for (int64_t i = 0; i < size; ++i) {
+    const float g = wide(gate[i]), e = exp_down(g < 0 ? g : -g), top = g < 0 ? e : 1.0f, sigmoid = top / (1.0f + e);
+    dup[i] = narrow<T>(wide(dy[i]) * g * sigmoid);
+    dgate[i] = narrow<T>(wide(dy[i]) * wide(up[i]) * sigmoid * (1.0f + g * (1.0f - sigmoid)));
   }
+  silu_mul<T>(gate, gated, size);
+}
+#ifdef MINT_AVX512_BF16
+template <>
+void silu_mul_row_back<bf16>(const bf16* gate, const bf16* dy, bf16* dgate, bf16* gated, int64_t size) {
+  const bf16* up = gate + size;
+  bf16* dup = dgate + size;
+  const __m512 one = _mm512_set1_ps(1.0f);
+  for (int64_t i = 0; i < size; i += 16) {
+    const __mmask16 mask = first16(size - i);
+    const __m512 g = load_wide(gate + i, mask), u = load_wide(up + i, mask), d = load_wide(dy + i, mask);
+    const Silu both(g);
+    const __m512 sigmoid = _mm512_div_ps(both.top, both.bottom);
+    const __m512 slope = _mm512_fmadd_ps(g, _mm512_sub_ps(one, sigmoid), one);
+    store_narrow(gated + i, _mm512_mul_ps(both.rounded(g), u), mask);
+    store_narrow(dup + i, _mm512_mul_ps(_mm512_mul_ps(d, g), sigmoid), mask);
+    store_narrow(dgate + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(d, u), sigmoid), slope), mask);
+  }
+}
+#endif
+
+template <typename T>
+void silu_mul_back(const T* gate_up, const T* dy, T* to, T* gated, int64_t rows, int64_t size) {
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < rows; ++row)
+    silu_mul_row_back<T>(gate_up + row * 2 * size, dy + row * size, to + row * 2 * size, gated + row * size, size);
 }
 
 // Halves (x1, x2) of a head -> (x1 cos - x2 sin, x2 cos + x1 sin); what lies beyond `half` pairs stays.
@@ -196,9 +213,10 @@ void mix_back(const T* rows, int64_t pairs, const int64_t* back, const float* we
                                         float epsilon) {                                                               \
     norm_back<T>(dy, x, weight, dx, rows, size, epsilon);                                                              \
   }                                                                                                                    \
-  /* gate_up [rows, 2 size], dy [rows, size] -> to [rows, 2 size] */                                                   \
-  extern "C" void mint_silu_mul_back_##NAME(const T* gate_up, const T* dy, T* to, int64_t rows, int64_t size) {        \
-    silu_mul_back<T>(gate_up, dy, to, rows, size);                                                                     \
+  /* gate_up [rows, 2 size], dy [rows, size] -> to [rows, 2 size]; and gated [rows, size], what `silu_mul` gave */     \
+  extern "C" void mint_silu_mul_back_##NAME(const T* gate_up, const T* dy, T* to, T* gated, int64_t rows,              \
+                                            int64_t size) {                                                            \
+    silu_mul_back<T>(gate_up, dy, to, gated, rows, size);                                                              \
   }                                                                                                                    \
   /* turn the first `turned` heads of every row [width] by its position's angles, in place; sign -1: back */           \
   extern "C" void mint_turn_##NAME(T* qkv, int64_t rows, int64_t turned, int64_t width, int64_t dim,                   \

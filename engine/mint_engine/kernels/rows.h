@@ -81,19 +81,24 @@ void silu_mul(const T* gate, T* out, int64_t size) {
 }
 
 #ifdef MINT_AVX512_BF16
+// 1 / (1 + e^-g) is top / bottom, from e^-|g| so that nothing overflows; NaN and infinity go through as they are.
+struct Silu {
+  __m512 top, bottom;
+  explicit Silu(__m512 g) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 e = exp_below_zero(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
+    top = _mm512_mask_mov_ps(one, _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ), e);
+    bottom = _mm512_add_ps(one, e);
+  }
+  __m512 rounded(__m512 g) const { return widen((__m256i)_mm512_cvtneps_pbh(_mm512_div_ps(_mm512_mul_ps(g, top), bottom))); }
+};
 template <>
 inline void silu_mul<bf16>(const bf16* gate, bf16* out, int64_t size) {
   const bf16* up = gate + size;
   for (int64_t i = 0; i < size; i += 16) {
     const __mmask16 mask = first16(size - i);
-    const __m512 g = load_wide(gate + i, mask), one = _mm512_set1_ps(1.0f);
-    // 1 / (1 + e^-g), from e^-|g| so that nothing overflows; NaN and infinity go through as they are.
-    const __m512 e = exp_below_zero(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g)));
-    const __mmask16 below = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
-    const __m512 top = _mm512_mask_mov_ps(one, below, e);
-    const __m512 silu = _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(one, e));
-    const __m512 rounded = widen((__m256i)_mm512_cvtneps_pbh(silu));
-    store_narrow(out + i, _mm512_mul_ps(rounded, load_wide(up + i, mask)), mask);
+    const __m512 g = load_wide(gate + i, mask);
+    store_narrow(out + i, _mm512_mul_ps(Silu(g).rounded(g), load_wide(up + i, mask)), mask);
   }
 }
 #endif

@@ -18,7 +18,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "attend_trees": (_P, _P, _P, _P, _I, _P, _I, _I, _I, _F),
     "attend_trees_back": (_P, _P, _P, _P, _P, _P, _I, _P, _I, _I, _I, _F),
     "norm_back": (_P, _P, _P, _P, _I, _I, _F),
-    "silu_mul_back": (_P, _P, _P, _I, _I),
+    "silu_mul_back": (_P, _P, _P, _P, _I, _I),
     "turn": (_P, _I, _I, _I, _I, _P, _P, _P, _I, _F),
     "head_norm": (_P, _I, _I, _I, _I, _I, _P, _F),
     "head_norm_back": (_P, _P, _I, _I, _I, _I, _I, _P, _F),
@@ -124,11 +124,11 @@ class TrainingKernels:
             dy.data_ptr(), x.data_ptr(), weight.data_ptr(), dx.data_ptr(), x.shape[0], x.shape[1], epsilon
         )
 
-    def silu_mul_back(self, gate_up: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-        """The gradient of gate_up [T, 2 I], from that of silu(gate) * up, dy [T, I]."""
-        back = torch.empty_like(gate_up)
-        self._silu_mul_back(gate_up.data_ptr(), dy.data_ptr(), back.data_ptr(), dy.shape[0], dy.shape[1])
-        return back
+    def silu_mul_back(self, gate_up: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of gate_up [T, 2 I], from that of silu(gate) * up, dy [T, I]; and the latter itself [T, I]."""
+        back, gated = torch.empty_like(gate_up), torch.empty_like(dy)
+        self._silu_mul_back(gate_up.data_ptr(), dy.data_ptr(), back.data_ptr(), gated.data_ptr(), *dy.shape)
+        return back, gated
 
     def turn(
         self, qkv: torch.Tensor, heads: Heads, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,

@@ -18,7 +18,7 @@ from mint_engine.training import replay
 from mint_engine.training.batch import Batch
 from mint_engine.training.kernels import TrainingKernels
 from mint_engine.training.llama import Experts
-from mint_engine.training.products import Kept, multiply, multiply_back, sorted_rows
+from mint_engine.training.products import Kept, add_gradients, multiply, multiply_back, rows_back, sorted_rows
 from mint_engine.training.routed import sort_routes
 
 
@@ -67,9 +67,10 @@ class LeanExperts:
         """What `forward` kept and took, and the gradient of what it gave [T, H] -> that of x [T, H]; pauses as it."""
         first, second = kept.products
         given, slopes = self.training.mix_back(kept.down, kept.back, kept.weights, dy)
-        inner = multiply_back(self.training, second, given, self.kernels.silu_mul(kept.gate_up))
+        inner, backs = rows_back(self.training, second, given)
         yield
-        wide = self.training.silu_mul_back(kept.gate_up, inner)
+        wide, gated = self.training.silu_mul_back(kept.gate_up, inner)
+        add_gradients(self.training, second, given, backs, gated)
         narrow = multiply_back(self.training, first, wide, x.index_select(0, kept.tokens))
         yield
         dx = self.training.mix(narrow, kept.back, torch.ones_like(kept.weights))

@@ -10,6 +10,7 @@ residual stream, and on the way back to what came out of it.
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch.nn import functional
@@ -23,7 +24,7 @@ from mint_engine.training.head import Head
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
 from mint_engine.training.lean_experts import KeptExperts, LeanExperts
 from mint_engine.training.llama import Experts, Layer, Llama, Network, read_llama
-from mint_engine.training.products import Kept, Rows, multiply, multiply_back, straight
+from mint_engine.training.products import Kept, Rows, add_gradients, multiply, multiply_back, rows_back, straight
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,13 @@ class LeanPass:
         llama, laid = self._llama, _Laid(batch, lay_trees(batch.trees), straight(batch))
         hidden = functional.embedding(batch.tokens, llama.embedding)
         kept = []
-        for layer in llama.layers:
-            hidden, found = yield from self._forward(layer, hidden, laid)
+        x = self._norm(hidden, llama.layers[0].attention_norm if llama.layers else llama.norm)
+        for layer, after in pairwise((*llama.layers, None)):
+            next_norm = after.attention_norm if after is not None else llama.norm
+            hidden, x, found = yield from self._forward(layer, hidden, x, laid, next_norm)
             if batch.segments:
                 kept.append(found)
-        gradient = yield from score(self._norm(hidden, llama.norm))
+        gradient = yield from score(x)
         if gradient is None:
             return
         back = torch.zeros_like(hidden)
@@ -94,10 +97,11 @@ class LeanPass:
             yield from self._backward(layer, found, back, laid, lowest=not kept)
 
     def _forward(
-        self, layer: Layer, before: torch.Tensor, laid: _Laid
-    ) -> Generator[None, None, tuple[torch.Tensor, _KeptLayer]]:
+        self, layer: Layer, before: torch.Tensor, x: torch.Tensor, laid: _Laid, next_norm: torch.Tensor
+    ) -> Generator[None, None, tuple[torch.Tensor, torch.Tensor, _KeptLayer]]:
+        """What came in and its norm -> what goes out and its own, by `next_norm`; and what the backward needs."""
         llama, training = self._llama, self._training
-        qkv, kept_qkv = multiply(training, layer.qkv, self._norm(before, layer.attention_norm), laid.rows)
+        qkv, kept_qkv = multiply(training, layer.qkv, x, laid.rows)
         yield
         raw = qkv.clone() if layer.head_norms else None
         if layer.head_norms:
@@ -105,16 +109,17 @@ class LeanPass:
         training.turn(qkv, llama.heads, laid.batch.positions, llama.cos, llama.sin)
         attended, sums = training.attend(qkv, laid.trees, llama.heads)
         output, kept_output = multiply(training, layer.output, attended, laid.rows)
-        between = self._sum(output).add_(before)
+        between = self._sum(output)
+        x = self._norm(between, layer.mlp_norm, before)
         yield
-        x = self._norm(between, layer.mlp_norm)
         inner: _KeptNetwork | KeptExperts
         if isinstance(layer.network, Experts):
             given, inner = yield from self._experts.forward(layer.network, x, laid.batch)
         else:
             given, inner = yield from self._network(layer.network, x, laid.rows)
-        products = (kept_qkv, kept_output)
-        return self._sum(given).add_(between), _KeptLayer(before, raw, qkv, attended, sums, between, products, inner)
+        kept = _KeptLayer(before, raw, qkv, attended, sums, between, (kept_qkv, kept_output), inner)
+        hidden = self._sum(given)
+        return hidden, self._norm(hidden, next_norm, between), kept
 
     def _network(
         self, network: Network, x: torch.Tensor, rows: Rows
@@ -155,14 +160,17 @@ class LeanPass:
     ) -> Generator[None, None, torch.Tensor]:
         """What `_network` kept and took, and the gradient of what it gave [T, H] -> that of x [T, H]."""
         first, second = kept.products
-        inner = multiply_back(self._training, second, dy, self._kernels.silu_mul(kept.gate_up))
+        inner, backs = rows_back(self._training, second, dy)
         yield
-        narrow = multiply_back(self._training, first, self._training.silu_mul_back(kept.gate_up, inner), x)
+        wide, gated = self._training.silu_mul_back(kept.gate_up, inner)
+        add_gradients(self._training, second, dy, backs, gated)
+        narrow = multiply_back(self._training, first, wide, x)
         yield
         return narrow
 
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
         return partial if self._group is None else self._group.sum(partial)
 
-    def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return self._kernels.add_norm(hidden, None, weight, self._llama.epsilon)
+    def _norm(self, hidden: torch.Tensor, weight: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
+        """The norm of hidden + more, which becomes what hidden is."""
+        return self._kernels.add_norm(hidden, more, weight, self._llama.epsilon)

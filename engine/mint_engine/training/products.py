@@ -73,37 +73,52 @@ def multiply(kernels: TrainingKernels, product: Product, x: torch.Tensor, rows: 
 
 def multiply_back(kernels: TrainingKernels, kept: Kept, dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """dy [R, out] and what `multiply` took -> dx [R, in]; adds to the gradients of A and B."""
-    dx, backs = kernels.multiply_runs_back(dy, kept.product.weight, kept.rows.bounds, kept.added)
-    kernels.add_gradients(x, dy, kept.added, kept.middles, backs)
+    dx, backs = rows_back(kernels, kept, dy)
+    add_gradients(kernels, kept, dy, backs, x)
     return dx
+
+
+def rows_back(kernels: TrainingKernels, kept: Kept, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """dy [R, out] -> dx [R, in], and what `add_gradients` takes, which is due once its rows are known again."""
+    return kernels.multiply_runs_back(dy, kept.product.weight, kept.rows.bounds, kept.added)
+
+
+def add_gradients(
+    kernels: TrainingKernels, kept: Kept, dy: torch.Tensor, backs: torch.Tensor, x: torch.Tensor
+) -> None:
+    """Add to the gradients of A and B; dy and `backs` as `rows_back` took and gave them, x [R, in] as `multiply`."""
+    kernels.add_gradients(x, dy, kept.added, kept.middles, backs)
 
 
 def _lay_added(product: Product, rows: Rows) -> NDArray[np.void]:
     """What each run's policy adds to a product; see `added.h`."""
     of_segments = np.zeros((len(rows.segments), len(product.targets)), dtype=ADDED)
+    several = len(rows.bounds) > 2
     experts = np.zeros((*of_segments.shape, 4), dtype=np.uint64)  # bytes from one expert's to the next one's
     for at, segment in enumerate(rows.segments):
         for number, target in enumerate(product.targets):
             part = segment.parts.get(target.path)
             if part is not None:
                 (_, rank, wide), high = part.a.shape, part.b.shape[2]
-                experts[at, number] = [
-                    each.itemsize * rank * size
-                    for each, size in (
-                        (part.a, wide),
-                        (part.b, high),
-                        (part.a_gradient, wide),
-                        (part.b_gradient, high),
-                    )
-                ]
+                if several:
+                    experts[at, number] = [
+                        each.itemsize * rank * size
+                        for each, size in (
+                            (part.a, wide),
+                            (part.b, high),
+                            (part.a_gradient, wide),
+                            (part.b_gradient, high),
+                        )
+                    ]
                 of_segments[at, number] = (
                     0, 0, target.columns.start, high, rank, 0, *part.addresses, part.scaling,
                 )  # fmt: skip
     first, count, expert, segment = rows.runs.T
     added: NDArray[np.void] = of_segments[segment]
     added["first"], added["rows"] = first[:, None], count[:, None]
-    for place, name in enumerate(("a", "b", "a_gradient", "b_gradient")):
-        added[name] += expert[:, None].astype(np.uint64) * experts[segment, :, place]
+    if several:
+        for place, name in enumerate(("a", "b", "a_gradient", "b_gradient")):
+            added[name] += expert[:, None].astype(np.uint64) * experts[segment, :, place]
     added = added[added["rank"] > 0]
     sizes = added["rows"] * (added["rank"] + added["rank"] % 2)
     added["middle"] = np.cumsum(sizes) - sizes

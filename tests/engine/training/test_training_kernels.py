@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from mint_engine.kernels.library import find_kernels
 from mint_engine.training.attend import visible
 from mint_engine.training.kernels import Heads, TrainingKernels, find_training_kernels, lay_trees
 from mint_engine.training.pieces import Tree
@@ -94,7 +95,11 @@ def test_silu_mul_back(dtype: torch.dtype) -> None:
     gate_up[0, :4] = torch.tensor([200.0, -200.0, 0.0, -88.0])
     given = gate_up.float().requires_grad_()
     (back,) = torch.autograd.grad(functional.silu(given[:, :80]) * given[:, 80:], given, dy.float())
-    near(kernels_of(dtype).silu_mul_back(gate_up, dy), back, dtype)
+    found, gated = kernels_of(dtype).silu_mul_back(gate_up, dy)
+    near(found, back, dtype)
+    there = find_kernels(dtype, torch.device("cpu"))
+    assert there is not None
+    assert torch.equal(gated, there.silu_mul(gate_up))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
