@@ -5,6 +5,7 @@
 #include "added.h"
 #include "aligned.h"
 #include "rows.h"
+#include "squares.h"
 #include "tiles.h"
 
 namespace {
@@ -134,6 +135,30 @@ void add_outer(const Middle<T>* left, int64_t pitch, int64_t rank, const T* righ
       for (int64_t row = 0; row < rows; ++row)
         sum[r * lds + j] = __builtin_fmaf(wider[row * rank + r], wide(right[row * ldr + j]), sum[r * lds + j]);
 }
+
+#ifdef MINT_AMX
+// The same by matrix registers: so many rows at a time that what is laid out of them stays near.
+template <>
+void add_outer<bf16>(const bf16* left, int64_t pitch, int64_t rank, const bf16* right, int64_t ldr, int64_t rows,
+                     float* sum, int64_t lds, int64_t columns) {
+  constexpr int64_t NEAR = 128;
+  static thread_local Aligned<bf16> turned, pairs;
+  static thread_local Aligned<float> sums;
+  const Matrices registers;
+  const int64_t high = (rank + HEIGHT - 1) / HEIGHT * HEIGHT, wide = (columns + HEIGHT - 1) / HEIGHT * HEIGHT;
+  turned.assign(high * NEAR, bf16{0}), pairs.resize(NEAR * wide), sums.resize(high * wide);
+  for (int64_t r = 0; r < rank; ++r) std::copy_n(sum + r * lds, columns, sums.data() + r * wide);
+  for (int64_t first = 0; first < rows; first += NEAR) {
+    const int64_t some = std::min(NEAR, rows - first), depth = deep(some);
+    for (int64_t row = 0; row < depth; ++row)
+      for (int64_t r = 0; r < rank; ++r)
+        turned[r * NEAR + row] = row < some ? left[(first + row) * pitch + r] : bf16{0};
+    pair_rows(right + first * ldr, ldr, some, columns, pairs.data(), wide);
+    multiply_squares(high, wide, depth, turned.data(), NEAR, pairs.data(), wide, sums.data(), wide, true);
+  }
+  for (int64_t r = 0; r < rank; ++r) std::copy_n(sums.data() + r * wide, columns, sum + r * lds);
+}
+#endif
 
 template <typename T>
 void add_gradients(const T* x, const T* dy, int64_t in, int64_t out, const Added<T>* added, int64_t count,

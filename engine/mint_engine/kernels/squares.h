@@ -1,0 +1,71 @@
+// Products of small matrices by matrix registers, whose right sides are laid out for them each time.
+#pragma once
+#include "matrices.h"
+#include "transpose.h"
+
+#ifdef MINT_AMX
+// c [16 M, 16 N] (+)= a [16 M, k] b, where b is [k / 2, ldb, 2]. Needs `Matrices`.
+template <int M, int N>
+inline void multiply_square(int64_t k, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c, int64_t ldc,
+                            bool add) {
+  const int64_t far = ldc * int64_t(sizeof(float)), apart = lda * int64_t(sizeof(bf16)), pairs = ldb * 4;
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  if (add) {
+    _tile_loadd(0, c, far);
+    if (N > 1) _tile_loadd(1, c + 16, far);
+    if (M > 1) _tile_loadd(2, c + 16 * ldc, far);
+    if (M > 1 && N > 1) _tile_loadd(3, c + 16 * ldc + 16, far);
+  }
+  for (int64_t i = 0; i < k; i += DEEP) {
+    _tile_loadd(4, a + i, apart);
+    _tile_loadd(6, b + i * ldb, pairs);
+    _tile_dpbf16ps(0, 4, 6);
+    if (N > 1) { _tile_loadd(7, b + i * ldb + 32, pairs); _tile_dpbf16ps(1, 4, 7); }
+    if (M > 1) { _tile_loadd(5, a + 16 * lda + i, apart); _tile_dpbf16ps(2, 5, 6); }
+    if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, far);
+  if (N > 1) _tile_stored(1, c + 16, far);
+  if (M > 1) _tile_stored(2, c + 16 * ldc, far);
+  if (M > 1 && N > 1) _tile_stored(3, c + 16 * ldc + 16, far);
+}
+
+// The same of any m and n that are multiples of 16; k is one of 32. A sum is taken in the order of its k.
+inline void multiply_squares(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
+                             float* c, int64_t ldc, bool add) {
+  for (int64_t i = 0; i < m; i += 2 * HEIGHT)
+    for (int64_t j = 0; j < n; j += 2 * HEIGHT) {
+      const bf16 *left = a + i * lda, *right = b + 2 * j;
+      float* to = c + i * ldc + j;
+      const bool tall = i + 2 * HEIGHT <= m, wide = j + 2 * HEIGHT <= n;
+      if (tall && wide) multiply_square<2, 2>(k, left, lda, right, ldb, to, ldc, add);
+      if (tall && !wide) multiply_square<2, 1>(k, left, lda, right, ldb, to, ldc, add);
+      if (!tall && wide) multiply_square<1, 2>(k, left, lda, right, ldb, to, ldc, add);
+      if (!tall && !wide) multiply_square<1, 1>(k, left, lda, right, ldb, to, ldc, add);
+    }
+}
+
+// Up to a multiple of what is multiplied together.
+inline int64_t deep(int64_t count) { return (count + DEEP - 1) / DEEP * DEEP; }
+
+// Rows [rows, count], `ld` apart -> pairs of neighbours [deep(rows) / 2, ldt, 2], what is missing of them, up to a
+// multiple of 16 numbers, zero.
+inline void pair_rows(const bf16* from, int64_t ld, int64_t rows, int64_t count, bf16* to, int64_t ldt) {
+  for (int64_t row = 0; row < deep(rows); row += 2, from += 2 * ld, to += 2 * ldt)
+    for (int64_t i = 0; i < count; i += 16) {
+      const auto take = [&](int64_t beyond) {
+        const __mmask16 mask = row + beyond < rows ? first16(count - i) : __mmask16(0);
+        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + beyond * ld + i));
+      };
+      const __m512i one = take(0), other = take(1);
+      _mm512_storeu_si512(to + 2 * i, _mm512_or_si512(one, _mm512_slli_epi32(other, 16)));
+    }
+}
+
+// Rows [rows, count], one behind another -> [count / 2, ldt, 2], whose second index is the row.
+inline void stand_rows(const bf16* from, int64_t rows, int64_t count, bf16* to, int64_t ldt) {
+  for (int64_t row = 0; row < rows; row += 16)
+    for (int64_t i = 0; i < count; i += 32)
+      transpose((const float*)(from + row * count + i), count / 2, (float*)(to + i * ldt) + row, ldt);
+}
+#endif
