@@ -1,7 +1,7 @@
 // Attention over trees of rows and its gradients, for training: a trunk's rows and then those of its branches, of which
 // each sees the trunk and its own past. No row is padded and no key expanded for its group of query heads; of the
 // weights only each row's sum is kept (FlashAttention-2, arXiv 2307.08691). A tree's numbers depend on nothing outside
-// of it. Products and sums are in float.
+// of it. Products and sums are in float, but where matrix registers take them (`matrix_head.h`).
 #include <algorithm>
 #include <vector>
 #include "aligned.h"
