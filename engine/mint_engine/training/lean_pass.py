@@ -10,7 +10,6 @@ residual stream, and on the way back to what came out of it.
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch.nn import functional
@@ -81,9 +80,9 @@ class LeanPass:
         llama, laid = self._llama, _Laid(batch, lay_trees(batch.trees), straight(batch))
         hidden = functional.embedding(batch.tokens, llama.embedding)
         kept = []
-        x = self._norm(hidden, llama.layers[0].attention_norm if llama.layers else llama.norm)
-        for layer, after in pairwise((*llama.layers, None)):
-            next_norm = after.attention_norm if after is not None else llama.norm
+        norms = [*(layer.attention_norm for layer in llama.layers), llama.norm]
+        x = self._norm(hidden, norms[0])
+        for layer, next_norm in zip(llama.layers, norms[1:], strict=True):
             hidden, x, found = yield from self._forward(layer, hidden, x, laid, next_norm)
             if batch.segments:
                 kept.append(found)
