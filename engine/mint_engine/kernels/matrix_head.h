@@ -63,8 +63,10 @@ class MatrixHead {
     for (int64_t at = 0; at < count; at += TOKENS) {
       const Block block = block_of(row + at, std::min(TOKENS, count - at), before + at);
       gather(qkv, shape_.width(), block, q_), gather(dout, shape_.heads * dim, block, g_);
-      stand_rows(q_.data(), block.wide, dim, qt_.data(), width_), pair_rows(q_.data(), dim, block.wide, dim, qp_.data(), dim);
-      stand_rows(g_.data(), block.wide, dim, gt_.data(), width_), pair_rows(g_.data(), dim, block.wide, dim, gp_.data(), dim);
+      stand_rows(q_.data(), block.wide, dim, qt_.data(), width_);
+      stand_rows(g_.data(), block.wide, dim, gt_.data(), width_);
+      pair_rows(q_.data(), dim, block.wide, dim, qp_.data(), dim);
+      pair_rows(g_.data(), dim, block.wide, dim, gp_.data(), dim);
       multiply_squares(block.keys, block.wide, dim, k_.data(), dim, qt_.data(), width_, scores_.data(), width_, false);
       multiply_squares(block.keys, block.wide, dim, v_.data(), dim, gt_.data(), width_, slopes_.data(), width_, false);
       meet(block, out);
@@ -133,8 +135,8 @@ class MatrixHead {
     return _mm512_cmpgt_epi32_mask(seen, _mm512_set1_epi32(int32_t(place)));
   }
 
-  // 16 numbers a row of the block, one of each row's.
-  int64_t at(const Block& block, int64_t n) const {
+  // Where among all rows' sums that of a block's row lies.
+  int64_t sum_at(const Block& block, int64_t n) const {
     return (block.row + n / shape_.group()) * shape_.heads + head_ * shape_.group() + n % shape_.group();
   }
 
@@ -159,7 +161,7 @@ class MatrixHead {
     alignas(64) float peaks[LANES], all[LANES];
     _mm512_store_ps(peaks, peak), _mm512_store_ps(all, sum);
     for (int64_t n = first; n < std::min(first + LANES, block.rows); ++n)
-      sums[at(block, n)] = peaks[n - first] + std::log(all[n - first]);
+      sums[sum_at(block, n)] = peaks[n - first] + std::log(all[n - first]);
   }
 
   // What each row's output and its gradient are together.
@@ -181,7 +183,7 @@ class MatrixHead {
     const __m512i seen = seen_by(block, first);
     const __m512 scale = _mm512_set1_ps(shape_.scale), both = _mm512_loadu_ps(both_.data() + first);
     alignas(64) float known[LANES] = {};
-    for (int64_t n = first; n < std::min(first + LANES, block.rows); ++n) known[n - first] = sums[at(block, n)];
+    for (int64_t n = first; n < std::min(first + LANES, block.rows); ++n) known[n - first] = sums[sum_at(block, n)];
     const __m512 sum = _mm512_load_ps(known);
     for (int64_t n = 0; n < block.keys; ++n) {
       const int64_t place = n * width_ + first;
@@ -200,9 +202,10 @@ class MatrixHead {
     for (int64_t first = 0; first < block.rows; first += HEIGHT)
       for (int64_t d = 0; d < shape_.dim; d += HEIGHT) {
         transpose(turned_.data() + d * width_ + first, width_, square, HEIGHT);
-        for (int64_t n = first; n < std::min(first + HEIGHT, block.rows); ++n)
-          store_narrow(to + place_of(block, n, ld) + d,
-                       _mm512_mul_ps(_mm512_load_ps(square + (n - first) * HEIGHT), _mm512_set1_ps(factors_[n])), 0xffff);
+        for (int64_t n = first; n < std::min(first + HEIGHT, block.rows); ++n) {
+          const __m512 sums = _mm512_load_ps(square + (n - first) * HEIGHT);
+          store_narrow(to + place_of(block, n, ld) + d, _mm512_mul_ps(sums, _mm512_set1_ps(factors_[n])), 0xffff);
+        }
       }
   }
 

@@ -90,7 +90,9 @@ struct Silu {
     top = _mm512_mask_mov_ps(one, _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ), e);
     bottom = _mm512_add_ps(one, e);
   }
-  __m512 rounded(__m512 g) const { return widen((__m256i)_mm512_cvtneps_pbh(_mm512_div_ps(_mm512_mul_ps(g, top), bottom))); }
+  __m512 rounded(__m512 g) const {
+    return widen((__m256i)_mm512_cvtneps_pbh(_mm512_div_ps(_mm512_mul_ps(g, top), bottom)));
+  }
 };
 template <>
 inline void silu_mul<bf16>(const bf16* gate, bf16* out, int64_t size) {
