@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 
@@ -46,36 +46,37 @@ def _pass_on(
         if header.dtype != dtype:
             return False
         admit(header.file_bytes)
-        passed = _Passed(descriptor, header)
-        passed.all_of(file)
+        passed = _pass_pieces(file, header, descriptor)
         check_filled(passed.nbytes, header.run_bytes, file, folder.subject, known=file_bytes is not None)
-    packed_file.check_digest(header, passed.digest.hexdigest(), folder.subject)
+    packed_file.check_digest(header, passed.digest, folder.subject)
     return passed.finite
 
 
-class _Passed:
-    """What has been passed on of a packed file whose header that is."""
+class _Passed(NamedTuple):
+    """What came of a run."""
 
-    def __init__(self, descriptor: int, header: Header) -> None:
-        self._descriptor, self._header = descriptor, header
-        self.nbytes, self.finite, self.digest = 0, True, hashlib.sha256()  # of what came of the run
+    nbytes: int
+    finite: bool
+    digest: str
 
-    def all_of(self, file: BinaryIO) -> None:
-        """Pass on the run, as far as whole pieces of it come."""
-        size = self._header.run_bytes
-        pieces = [reserve(min(PIECE_BYTES, size)).data for _ in range(2)]  # one is hashed, the other is read
+
+def _pass_pieces(file: BinaryIO, header: Header, descriptor: int) -> _Passed:
+    """Write the head, and the run as far as whole pieces of it come."""
+    size, nbytes, finite, digest = header.run_bytes, 0, True, hashlib.sha256()
+    rooms = itertools.cycle([reserve(min(PIECE_BYTES, size)).data for _ in range(2)])  # one is hashed, the other read
+    head = memoryview(packed_file.head_of(header))
+    with ThreadPoolExecutor(1) as beside:
         hashed: list[Future[None]] = []
-        head = memoryview(packed_file.head_of(self._header))
-        with ThreadPoolExecutor(1) as beside:
-            for number in itertools.count():
-                if number >= 2:
-                    hashed[number - 2].result()
-                piece = pieces[number % 2][: size - self.nbytes]
-                count = fill(piece, file)
-                self.nbytes += count
-                if not piece or count < len(piece):
-                    return
-                hashed.append(beside.submit(self.digest.update, piece))
-                self.finite = self.finite and is_finite(torch.frombuffer(piece, dtype=self._header.dtype))
-                packed_file.write_both(self._descriptor, head, piece)
-                head = head[:0]
+        while nbytes < size:
+            if len(hashed) > 1:
+                hashed[-2].result()
+            piece = next(rooms)[: size - nbytes]
+            count = fill(piece, file)
+            nbytes += count
+            if count < len(piece):
+                break
+            hashed.append(beside.submit(digest.update, piece))
+            finite = finite and is_finite(torch.frombuffer(piece, dtype=header.dtype))
+            packed_file.write_both(descriptor, head, piece)
+            head = head[:0]
+    return _Passed(nbytes, finite, digest.hexdigest())

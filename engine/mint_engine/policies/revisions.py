@@ -16,7 +16,6 @@ from mint_contracts.source import child
 from mint_contracts.training_records import Published, published_in, revisions_of
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.packed import Packed, bytes_of
-from mint_engine.aside import give_way
 from mint_engine.policies.checkpoints import READS
 from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import HeadLast, Store
@@ -38,7 +37,7 @@ def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Publ
     """
     series = _series(store, policy)
     series.refuse_stale(name)
-    with ThreadPoolExecutor(1, "digest", initializer=give_way) as beside:
+    with ThreadPoolExecutor(1, "digest") as beside:  # of the calling thread's own priority
         header = beside.submit(packed_file.complete, packed.header, packed.run)
         content = HeadLast(
             packed.header.head_bytes, lambda: packed_file.head_of(header.result()), bytes_of(packed.run)
