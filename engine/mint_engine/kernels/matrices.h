@@ -18,6 +18,8 @@ constexpr bool BY_MATRICES<bf16> = true;
 
 constexpr int64_t HEIGHT = 16;  // rows of a register
 constexpr int64_t DEEP = 32;    // inputs that are multiplied together
+// Up to a multiple of those.
+inline int64_t deep(int64_t count) { return (count + DEEP - 1) / DEEP * DEEP; }
 constexpr int64_t BESIDE = 3;   // registers whose outputs lie side by side: a panel's
 
 // This thread's registers, all of them 16 rows of 64 bytes, until it goes; other libraries shape them otherwise.

@@ -44,6 +44,11 @@ inline __m512 load_wide(const bf16* from, __mmask16 mask) { return widen(_mm256_
 inline void store_narrow(bf16* to, __m512 value, __mmask16 mask) {
   _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(value));
 }
+// Sixteen numbers of two rows side by side, in pairs; what its mask leaves out of either is zero.
+inline __m512i pair_up(const bf16* one, __mmask16 ones, const bf16* other, __mmask16 others) {
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(ones, one));
+  return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(others, other)), 16));
+}
 inline __mmask16 first16(int64_t count) { return count >= 16 ? __mmask16(0xffff) : (__mmask16(1) << count) - 1; }
 // exp for values at or below zero, to a few units of float's last place: 2^n times a polynomial of degree 6 (Cephes).
 inline __m512 exp_below_zero(__m512 x) {

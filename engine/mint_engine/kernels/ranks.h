@@ -67,7 +67,7 @@ inline void shrink_run(const bf16* x, int64_t ldx, int64_t rows, const bf16* a, 
 // this thread overwrites them.
 inline Heights lay_middles(const Strip<bf16>& strip, int64_t rows) {
   static thread_local Aligned<bf16> laid;
-  const int64_t depth = (strip.rank + DEEP - 1) / DEEP * DEEP, high = (rows + HEIGHT - 1) / HEIGHT * HEIGHT;
+  const int64_t depth = deep(strip.rank), high = (rows + HEIGHT - 1) / HEIGHT * HEIGHT;
   laid.assign(high * depth, bf16{0});
   for (int64_t row = 0; row < rows; ++row)
     std::copy_n(strip.middle + row * strip.pitch, strip.rank, laid.data() + row * depth);
@@ -86,12 +86,9 @@ inline void add_run(const Heights& middles, const Strip<bf16>& strip, int64_t ro
     for (int64_t v = 0; v < BESIDE; ++v) {
       const int64_t from = first + 16 * v - strip.column;
       const __mmask16 mask = within16(from, strip.out);
-      const auto take = [&](int64_t rank) {
-        const __mmask16 some = rank < strip.rank ? mask : __mmask16(0);
-        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, strip.b + rank * strip.out + from));
-      };
-      _mm512_storeu_si512(weights.data() + r * WIDTH + 32 * v,
-                          _mm512_or_si512(take(r), _mm512_slli_epi32(take(r + 1), 16)));
+      const __mmask16 one = r < strip.rank ? mask : __mmask16(0), other = r + 1 < strip.rank ? mask : __mmask16(0);
+      const bf16* b = strip.b + r * strip.out + from;
+      _mm512_storeu_si512(weights.data() + r * WIDTH + 32 * v, pair_up(b, one, b + strip.out, other));
     }
   const Matrices registers;
   sum_panel<true>(middles, weights.data(), middles.ld, more.data(), [](int) {});

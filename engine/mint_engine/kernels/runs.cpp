@@ -63,11 +63,9 @@ void pack_panel(const T* weight, int64_t ld, int64_t depth, int64_t width, T* to
   if constexpr (WAY == Way::BACK && G == 2)
     for (; done + G <= depth; done += G)
       for (int64_t o = 0; o < WIDTH; o += 16) {
-        const auto take = [&](const T* from) {
-          return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(o < width ? first16(width - o) : __mmask16(0), from));
-        };
-        const __m512i one = take(weight + done * ld + o), other = take(weight + (done + 1) * ld + o);
-        _mm512_storeu_si512(to + (done * WIDTH + o * G), _mm512_or_si512(one, _mm512_slli_epi32(other, 16)));
+        const __mmask16 mask = o < width ? first16(width - o) : __mmask16(0);
+        const T* from = weight + done * ld + o;
+        _mm512_storeu_si512(to + (done * WIDTH + o * G), pair_up(from, mask, from + ld, mask));
       }
 #endif
   for (; done < depth; done += G)

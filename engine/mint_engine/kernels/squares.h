@@ -45,20 +45,14 @@ inline void multiply_squares(int64_t m, int64_t n, int64_t k, const bf16* a, int
     }
 }
 
-// Up to a multiple of what is multiplied together.
-inline int64_t deep(int64_t count) { return (count + DEEP - 1) / DEEP * DEEP; }
-
 // Rows [rows, count], `ld` apart -> pairs of neighbours [deep(rows) / 2, ldt, 2], what is missing of them, up to a
 // multiple of 16 numbers, zero.
 inline void pair_rows(const bf16* from, int64_t ld, int64_t rows, int64_t count, bf16* to, int64_t ldt) {
   for (int64_t row = 0; row < deep(rows); row += 2, from += 2 * ld, to += 2 * ldt)
     for (int64_t i = 0; i < count; i += 16) {
-      const auto take = [&](int64_t beyond) {
-        const __mmask16 mask = row + beyond < rows ? first16(count - i) : __mmask16(0);
-        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + beyond * ld + i));
-      };
-      const __m512i one = take(0), other = take(1);
-      _mm512_storeu_si512(to + 2 * i, _mm512_or_si512(one, _mm512_slli_epi32(other, 16)));
+      const __mmask16 there = first16(count - i), one = row < rows ? there : __mmask16(0);
+      const __mmask16 other = row + 1 < rows ? there : __mmask16(0);
+      _mm512_storeu_si512(to + 2 * i, pair_up(from + i, one, from + ld + i, other));
     }
 }
 
