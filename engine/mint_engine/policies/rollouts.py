@@ -17,7 +17,7 @@ from mint_engine.policies.line import Line, Place
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, Tokens
 from mint_engine.scheduling.stepper import Stepper
 
-RESERVED = 16  # one place of so many is left to tenants who come
+RESERVED = 17  # one place of so many is left to tenants who come; waves then fill 64 or 256 of `scheduling`'s places
 LEAST = 8  # rollouts beside tenants' requests, however few those are
 
 Idle = Callable[[], None]

@@ -40,7 +40,7 @@ from mint_engine.scheduling.waiting import Waiting
 class Limits(msgspec.Struct, frozen=True):
     """Bounds of one engine's work. `step_tokens` must exceed `running`, so that prompts always progress."""
 
-    running: int = 64  # requests decoding together
+    running: int = 68  # requests decoding together
     waiting: int = 256  # requests queued beside them
     step_tokens: int = 512  # tokens that one step computes at most
 
