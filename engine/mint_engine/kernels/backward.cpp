@@ -1,6 +1,8 @@
 // The backward of what a decoder layer does row by row between its products, and the gradients of A and B. Inner sums
 // are in float; what goes out is rounded once.
 #include <algorithm>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 #include "added.h"
 #include "aligned.h"
@@ -114,7 +116,7 @@ void head_norm_back(T* dqkv, const T* raw, int64_t rows, int64_t first, int64_t 
     }
 }
 
-// Some columns of the gradient of a run's A, or of its B.
+// Some columns of the gradient of a run's A, or of its B; other runs of the same policy follow into the same sums.
 struct Stretch {
   int64_t added, first, columns;
   bool of_a;
@@ -165,22 +167,32 @@ void add_gradients(const T* x, const T* dy, int64_t in, int64_t out, const Added
                    const Middle<T>* middles, const Middle<T>* backs) {
   constexpr int64_t COLUMNS = 256;
   std::vector<Stretch> stretches;
-  for (int64_t at = 0; at < count; ++at)
+  std::vector<int64_t> next(count, -1);  // the next run whose gradients are the same
+  std::unordered_map<const float*, int64_t> last;
+  for (int64_t at = 0; at < count; ++at) {
+    const auto [before, first_of_it] = last.try_emplace(added[at].a_gradient, at);
+    if (!first_of_it) {
+      next[std::exchange(before->second, at)] = at;
+      continue;
+    }
     for (const bool of_a : {true, false}) {
       const int64_t size = of_a ? in : added[at].width;
       for (int64_t first = 0; first < size; first += COLUMNS)
         stretches.push_back({at, first, std::min(COLUMNS, size - first), of_a});
     }
+  }
 #pragma omp parallel for schedule(dynamic, 4)
   for (size_t at = 0; at < stretches.size(); ++at) {
     const Stretch& part = stretches[at];
-    const Added<T>& own = added[part.added];
-    if (part.of_a)
-      add_outer(backs + own.middle, own.pitch(), own.rank, x + own.first * in + part.first, in, own.rows,
-                own.a_gradient + part.first, in, part.columns);
-    else
-      add_outer(middles + own.middle, own.pitch(), own.rank, dy + own.first * out + own.column + part.first, out,
-                own.rows, own.b_gradient + part.first, own.width, part.columns);
+    for (int64_t run = part.added; run >= 0; run = next[run]) {
+      const Added<T>& own = added[run];
+      if (part.of_a)
+        add_outer(backs + own.middle, own.pitch(), own.rank, x + own.first * in + part.first, in, own.rows,
+                  own.a_gradient + part.first, in, part.columns);
+      else
+        add_outer(middles + own.middle, own.pitch(), own.rank, dy + own.first * out + own.column + part.first, out,
+                  own.rows, own.b_gradient + part.first, own.width, part.columns);
+    }
   }
 }
 

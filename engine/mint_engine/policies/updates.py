@@ -90,6 +90,7 @@ class Updates:
         self._steps = Steps(trainer, self.defects)  # of jobs whose gradients are there, and of calls
         self._closed = False
         self._allowance = Allowance()
+        self._alone = False  # no tenant is served
 
     @property
     def busy(self) -> bool:
@@ -125,7 +126,8 @@ class Updates:
     def advance(self, requests: int, step_s: float) -> None:
         """See `Background`."""
         rollouts = self.rollouts()
-        if requests > rollouts:
+        self._alone = requests <= rollouts
+        if not self._alone:
             self._beside(requests - rollouts, rollouts, step_s)
             return
         until = self._clock() + ALONE_S
@@ -253,7 +255,7 @@ class Updates:
         return self.defects.attempt(begin, ", ".join(map(_subject, jobs)), "could not begin")
 
     def _compute(self, work: Work) -> None:
-        found = self.defects.attempt(work.advance, "update", "failed")
+        found = self.defects.attempt(partial(work.advance, alone=self._alone), "update", "failed")
         if isinstance(found, Internal | Overloaded) and len(self._jobs) > 1:
             self._apart()
         elif isinstance(found, MintError):  # another rank has ended, say

@@ -1,8 +1,7 @@
 """What is still to be computed of one policy's update: its pieces in their order, a turn at a time.
 
 Between two turns others compute theirs. How an update is cut into turns depends on nothing but itself, and its
-numbers do not depend on it at all: pieces are the same, follow each other into the same sums, and two of one update
-are never in one microbatch, for two that follow each other have more rows than it may.
+numbers do not depend on it at all: pieces are the same, and follow each other into the same sums.
 """
 
 from collections.abc import Iterator

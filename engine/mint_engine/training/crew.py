@@ -37,6 +37,11 @@ class Crew(Protocol):
         """The pass's."""
         ...
 
+    @property
+    def most_rows(self) -> int:
+        """How many rows the pass takes at once where nobody waits for it."""
+        ...
+
     def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
         """What this rank holds of policies, with gradients of zero. Pauses between bounded parts of it, as all do."""
         ...
@@ -70,7 +75,7 @@ class Alone:
     """An engine of one rank."""
 
     def __init__(self, passed: Pass, dtype: torch.dtype) -> None:
-        self._pass, self._dtype, self.name = passed, dtype, passed.name
+        self._pass, self._dtype, self.name, self.most_rows = passed, dtype, passed.name, passed.most_rows
 
     def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
         """All of them."""
@@ -100,7 +105,7 @@ class Leader:
 
     def __init__(self, passed: Pass, sharing: Sharing, others: Others, dtype: torch.dtype) -> None:
         self._pass, self._sharing, self._others, self._dtype = passed, sharing, others, dtype
-        self.name = passed.name
+        self.name, self.most_rows = passed.name, passed.most_rows
 
     def hold(self, policies: Mapping[int, Policy]) -> Generator[None, None, list[Held]]:
         """A share of each."""

@@ -27,6 +27,7 @@ from mint_engine.training import attend, indexed, replay, routed
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.delta import Current, TrainedLinear
 from mint_engine.training.head import Head
+from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.sums import add_sums
 
 _HANDED_ON = "prev_topk_indices"  # GLM-5: what a layer's indexer chose, which the next one may share
@@ -48,6 +49,7 @@ class GenericPass:
     """Made from a base before serving swaps its modules."""
 
     name = "generic"
+    most_rows = PIECE_ROWS  # so that no policy has two pieces: autograd would add them up in an order of its own
 
     def __init__(self, base: Base, modules: Mapping[str, Module], group: Group | None = None) -> None:
         """With a `group` the base is a rank's share."""

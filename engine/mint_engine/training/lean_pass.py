@@ -23,7 +23,11 @@ from mint_engine.training.head import Head
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
 from mint_engine.training.lean_experts import KeptExperts, LeanExperts
 from mint_engine.training.llama import Experts, Layer, Llama, Network, read_llama
+from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.products import Kept, Rows, add_gradients, multiply, multiply_back, rows_back, straight
+
+MOST_ROWS = 9 * PIECE_ROWS // 4  # at once: a small wave's step with its prompts; twice as many are 4% faster
+KEPT_BYTES = 3 << 29  # for the way back, of rows at once that are more than a piece's
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class LeanPass:
         self._experts = LeanExperts(kernels, training)
         self.head = Head(self._llama.head, training, group)
         self.name = f"lean ({kernels.variant})"
+        self.most_rows = min(MOST_ROWS, KEPT_BYTES // _kept_bytes(self._llama))
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
         """As `GenericPass.run`; pauses after every large product: between two of them a tenant's step may go."""
@@ -173,3 +178,14 @@ class LeanPass:
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
         """The norm of hidden + more, which becomes what hidden is."""
         return self._kernels.add_norm(hidden, more, weight, self._llama.epsilon)
+
+
+def _kept_bytes(llama: Llama) -> int:
+    """Of one row, what `_KeptLayer`s have."""
+    numbers = 0
+    for layer in llama.layers:
+        (_, qkv, hidden), attended, network = layer.qkv.weight.shape, layer.output.weight.shape[2], layer.network
+        numbers += 2 * hidden + qkv * (2 if layer.head_norms else 1) + attended
+        wide, router = network.gate_up.weight.shape[1], getattr(network, "router", None)
+        numbers += wide if router is None else int(router.top_k) * (wide + hidden)
+    return numbers * llama.embedding.itemsize

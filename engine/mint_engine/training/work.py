@@ -3,7 +3,7 @@
 A work may be a turn: of long updates it computes a part, and leaves the rest to a later one.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,15 +88,18 @@ class Work:
         """Of each share `most` rows at most, see `Agenda.turn`."""
         self._crew, self._shares, self._device, self._most = crew, shares, device, most
         self._steps = self._compute_all()
+        self._alone = False
         self.done = False
 
-    def advance(self) -> bool:
+    def advance(self, *, alone: bool = False) -> bool:
         """Compute the next bounded piece of work; returns whether there is more.
 
-        If it raises, the work is over and no policy has changed.
+        `alone`: nobody is served meanwhile, and so pieces may be longer. If it raises, the work is over and no policy
+        has changed.
         """
         if self.done:
             return False
+        self._alone = alone
         try:
             with torch.no_grad():
                 next(self._steps)
@@ -146,7 +149,7 @@ class Work:
         fresh = {share.number: share for share in self._shares if share.held is None}
         for each in (yield from self._crew.hold({number: share.policy for number, share in fresh.items()})):
             fresh[each.number].held = each
-        for items in _compose(self._shares, self._most):
+        for items in _compose(self._shares, self._most, self._most_rows):
             compared = [item for item in items if item.wants_base]
             if compared:
                 yield from self._compute(compared, learn=False)
@@ -173,6 +176,10 @@ class Work:
             else:
                 item.base = logprobs
 
+    def _most_rows(self) -> int:
+        """Of the microbatch that begins now."""
+        return max(PIECE_ROWS, self._crew.most_rows) if self._alone else PIECE_ROWS
+
     def _wanted(self, items: Sequence[Item]) -> list[Wanted]:
         wanted, start = [], 0
         for item in items:
@@ -190,8 +197,8 @@ def _add(gradient: torch.Tensor, before: torch.Tensor | None) -> Iterator[None]:
             yield
 
 
-def _compose(shares: Sequence[Share], most: int) -> Iterator[list[Item]]:
-    """Microbatches of whole pieces, in order, of at most `PIECE_ROWS` rows where no piece is longer.
+def _compose(shares: Sequence[Share], most: int, most_rows: Callable[[], int]) -> Iterator[list[Item]]:
+    """Microbatches of whole pieces, in order, of at most `most_rows` rows where no piece is longer.
 
     Shares are cut into pieces as they are come to: of many policies at once that would hold an engine up.
     """
@@ -199,7 +206,7 @@ def _compose(shares: Sequence[Share], most: int) -> Iterator[list[Item]]:
     rows = 0
     for share in shares:
         for piece in share.turn(most):
-            if items and rows + piece.rows > PIECE_ROWS:
+            if items and rows + piece.rows > most_rows():
                 yield items
                 items, rows = [], 0
             items.append(Item(share, piece))
