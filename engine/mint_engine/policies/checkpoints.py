@@ -63,9 +63,9 @@ class Shelf:
         Raises StaleLease where a newer lease has written, and the errors of a store.
         """
         name = Name(record.lease, record.step)
-        self._series.refuse_stale(name)
-        self._store.write(f"{self.folder}/{name}/{BLOB}", blob)
-        self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
+        with self._series.written(name):
+            self._store.write(f"{self.folder}/{name}/{BLOB}", blob)
+            self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
         self._series.sweep(name)
 
     def newest(self, saved: int = 0) -> tuple[Record, bytes] | None:

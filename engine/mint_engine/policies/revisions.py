@@ -36,16 +36,16 @@ def publish(store: Store, policy: str, name: Name, packed: Packed) -> tuple[Publ
     newer lease has published, and the errors of a store.
     """
     series = _series(store, policy)
-    series.refuse_stale(name)
-    with ThreadPoolExecutor(1, "digest") as beside:  # of the calling thread's own priority
-        header = beside.submit(packed_file.complete, packed.header, packed.run)
-        content = HeadLast(
-            packed.header.head_bytes, lambda: packed_file.head_of(header.result()), bytes_of(packed.run)
-        )
-        store.write(f"{series.folder}/{name}/{PACKED}", content)
-    digested = replace(packed, header=header.result())
-    published = Published(digested.revision, name.step, child(published_in(store.source, policy), str(name)))
-    store.write(f"{series.folder}/{name}/{ENTRY}", msgspec.json.encode(published))
+    with series.written(name):
+        with ThreadPoolExecutor(1, "digest") as beside:  # of the calling thread's own priority
+            header = beside.submit(packed_file.complete, packed.header, packed.run)
+            content = HeadLast(
+                packed.header.head_bytes, lambda: packed_file.head_of(header.result()), bytes_of(packed.run)
+            )
+            store.write(f"{series.folder}/{name}/{PACKED}", content)
+        digested = replace(packed, header=header.result())
+        published = Published(digested.revision, name.step, child(published_in(store.source, policy), str(name)))
+        store.write(f"{series.folder}/{name}/{ENTRY}", msgspec.json.encode(published))
     series.sweep(name)
     return published, digested
 

@@ -7,10 +7,12 @@ has lost its lease, and whose thread goes on, never harms what a newer one write
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
-from mint_contracts.errors import StaleLease
+from mint_contracts.errors import SourceNotFound, StaleLease
 from mint_engine.policies.store import Store
 
 _NAME = re.compile(r"([0-9]{16})-([0-9]{8})")
@@ -44,8 +46,20 @@ class Series:
         found = [Name.read(name) for name in self._store.names(self.folder)]
         return sorted(each for each in found if each is not None)
 
-    def refuse_stale(self, name: Name) -> None:
-        """Raises StaleLease where a newer lease than that of `name` has written."""
+    @contextmanager
+    def written(self, name: Name) -> Iterator[None]:
+        """Around what is written as `name`. Raises StaleLease where a newer lease has written, before or meanwhile.
+
+        That one sweeps what is half there of an older one, whose writer finds its own folder gone.
+        """
+        self._refuse_stale(name)
+        try:
+            yield
+        except SourceNotFound:
+            self._refuse_stale(name)
+            raise
+
+    def _refuse_stale(self, name: Name) -> None:
         newer = [each for each in self.names() if each.lease > name.lease]
         if newer:
             raise StaleLease(

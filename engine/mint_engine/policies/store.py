@@ -104,17 +104,20 @@ class LocalStore:
                 return []
 
     def delete(self, path: str) -> None:
-        """For good, too, and at once: who writes into a folder meanwhile finds it gone, and keeps nobody from it."""
+        """For good, too, and at once: who writes into a folder meanwhile finds it gone, and keeps nobody from it.
+
+        Somebody else may be removing the same, or the folder that it is in, which then goes with all in it.
+        """
         target = self._root / path
         with self._errors():
             gone = _partial(target)
             try:
                 target.rename(gone)
+                sync(target.parent)
             except (FileNotFoundError, NotADirectoryError):
                 self._check_mounted()
                 return
-            sync(target.parent)
-            _remove(gone) if gone.is_dir() else gone.unlink()
+            _remove(gone)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -150,11 +153,11 @@ def _write(file: Path, content: Content) -> None:
         out.write(content.head())
 
 
-def _remove(folder: Path) -> None:
+def _remove(gone: Path) -> None:
     """Nobody finds it any more; but who had found it may just be putting a last file in, or giving it its name."""
     for last in (*[False] * _MORE_TRIES, True):
         try:
-            shutil.rmtree(folder)
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
         except OSError as error:
             if last or error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
                 raise
@@ -213,7 +216,11 @@ def _make_folder(folder: Path) -> None:
         missing.append(folder)
         folder = folder.parent
     for each in reversed(missing):
-        each.mkdir(exist_ok=True)
+        try:
+            each.mkdir(exist_ok=True)
+        except FileExistsError:
+            if each.is_file():
+                raise  # or others have made and removed it just now: who writes into it is told so
         sync(each.parent)
 
 

@@ -1,0 +1,121 @@
+"""Several write and sweep one policy's folders at once: who has lost its lease is told so, nobody else anything."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_contracts.errors import SourceNotFound, SourceUnavailable, StaleLease
+from mint_engine.policies import revisions
+from mint_engine.policies import store as stores
+from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.series import Name
+from mint_engine.policies.store import LocalStore, Store
+from mint_engine.sources import copying
+from tests.engine.training.teaching import Gate
+from tests.engine.training.test_revisions import made
+
+
+def save(store: Store, name: Name, _: Path) -> None:
+    blob = str(name).encode()
+    Shelf(store, "acme/one").save(Record("acme/one", "default/wave", name.lease, name.step, digest_of(blob)), blob)
+
+
+def publish(store: Store, name: Name, folder: Path) -> None:
+    revisions.publish(store, "acme/one", name, made(folder, seed=name.lease))
+
+
+def found(store: Store) -> list[str]:
+    """All that lies in it, half written or whole."""
+    assert isinstance(store, LocalStore)
+    return sorted(str(path.relative_to(store._root)) for path in store._root.rglob("*"))
+
+
+@pytest.mark.parametrize("file", [0, 1])
+@pytest.mark.parametrize("write", [save, publish])
+async def test_who_finds_what_it_writes_swept_by_a_newer_lease_is_told_of_that(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Store, Name, Path], None],
+    file: int,
+) -> None:
+    """And not of a file that is missing, which somebody would look for."""
+    with ThreadPoolExecutor(1) as threads, Gate(after=file) as writing:
+
+        def held(partial: Path, target: Path) -> None:
+            if target.parent.name == str(Name(1, 3)):
+                writing.go_by()
+            copying.publish(partial, target)
+
+        monkeypatch.setattr(stores, "publish", held)
+        stale = threads.submit(write, store, Name(1, 3), tmp_path)
+        await writing.reached()
+        write(store, Name(2, 1), tmp_path)
+        writing.open()
+        with pytest.raises(StaleLease, match="is trained under lease 2 now, not 1"):
+            stale.result(60)
+    assert not [each for each in found(store) if str(Name(1, 3)) in each]
+    assert [each for each in found(store) if str(Name(2, 1)) in each]
+
+
+async def test_who_finds_what_it_writes_gone_and_no_newer_lease_is_told_that(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(_partial: Path, target: Path) -> None:
+        store.delete("policies")
+        raise FileNotFoundError(target)
+
+    monkeypatch.setattr(stores, "publish", remove)
+    with pytest.raises(SourceNotFound):
+        save(store, Name(1, 3), tmp_path)
+
+
+@pytest.mark.parametrize("synced", [False, True])
+async def test_of_two_who_sweep_at_once_neither_misses_what_the_other_has_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, synced: bool
+) -> None:
+    """One is at a file, whose folder the other then takes away."""
+    store.write("a/b/one", b"1")
+    with ThreadPoolExecutor(1) as threads, Gate() as removing:
+
+        def held(folder: Path) -> None:
+            if synced:
+                copying.sync(folder)
+            if folder.name == "b":
+                removing.go_by()
+            if not synced:
+                copying.sync(folder)
+
+        monkeypatch.setattr(stores, "sync", held)
+        removed = threads.submit(store.delete, "a/b/one")
+        await removing.reached()
+        store.delete("a/b")
+        removing.open()
+        removed.result(60)
+    assert found(store) == ["a"]
+
+
+def test_a_folder_that_others_make_and_remove_while_it_is_made_is_gone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.mkdir
+
+    def make_raced(path: Any, *given: Any) -> None:
+        make(path, *given)
+        try:
+            make(path, *given)
+        finally:
+            os.rmdir(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", make_raced)
+        with pytest.raises(SourceNotFound):
+            store.write("a/one", b"1")
+    assert found(store) == []
+    store.write("b", b"no folder")
+    with pytest.raises(SourceUnavailable, match="File exists"):
+        store.write("b/one", b"1")
