@@ -35,10 +35,10 @@ class Countdown:
         return self.left > 0
 
     def advance(self, requests: int, step_s: float) -> None:
-        self.left -= 1
         self.beside.append(requests)
         self.timed.append(step_s > 0)
         self.threads.add(threading.current_thread().name)
+        self.left -= 1  # at last: who sees that none is left sees all of this
 
 
 async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(base: Path) -> None:
@@ -57,19 +57,21 @@ async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(ba
         assert work.beside == [0, 0, 0]
         assert work.timed == [False] * 3
 
-        work.left, ended = 1000, asyncio.Event()
+        ended = asyncio.Event()
 
         def sink(event: Event) -> None:
             if isinstance(event, Done):
                 ended.set()
 
-        stepper.submit(Request("one", (5, 6, 7), Sampling(max_tokens=8, seed=0, ignore_eos=True)), sink)
+        with stepper._wake:  # or the thread might do all the work before the request is there
+            work.left = 1000
+            stepper.submit(Request("one", (5, 6, 7), Sampling(max_tokens=8, seed=0, ignore_eos=True)), sink)
         await ended.wait()
+        assert stepper.stalled_s() < 20
+        await until(lambda: not work.busy)
         # One piece follows each of the seven steps that did not end the request; the eighth's finds it gone.
         assert work.beside.count(1) == 7
         assert [timed for timed, beside in zip(work.timed, work.beside, strict=True) if beside] == [True] * 7
-        assert stepper.stalled_s() < 20
-        await until(lambda: not work.busy)
     finally:
         assert stepper.stop(20)
     assert work.threads == {"mint-step"}

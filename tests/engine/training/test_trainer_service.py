@@ -361,6 +361,7 @@ async def test_a_policy_whose_client_goes_away_is_made_or_not_known(base: Path, 
             await holding
         with contextlib.suppress(grpc.aio.AioRpcError):  # where it came before the first had failed
             await again
+        await until(lambda: not scene.server.trainer._making)  # as this one would, too, before that
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         assert (await stub.ForwardBackward(lesson("one", 1))).tokens == 3
 
