@@ -16,7 +16,7 @@ from mint_engine.beforehand import check_config
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.cache import PROBE_TOKENS, Cache
 from mint_engine.model.cache_shape import cache_shape, make_cache, pages_in
-from mint_engine.model.device import choose_device, choose_dtype, count_threads
+from mint_engine.model.device import choose_device, choose_dtype, count_threads, end_team
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward, Team
 from mint_engine.model.modules import find_modules
@@ -77,6 +77,7 @@ def build(
         generation = _generation(Forward(base, slots, cache), limits, on_lost)
     metrics.SLOTS_BYTES.set(slots.bytes)
     metrics.CACHE_BYTES.set(generation.cache_bytes)
+    end_team()  # whoever steps is another thread
     return base, slots, generation
 
 

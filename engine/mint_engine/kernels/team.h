@@ -13,7 +13,7 @@
 
 // Below so many rows a team reads its weights for too little arithmetic: then several threads share one reading.
 template <typename T>
-constexpr int64_t TEAM_ROWS = BY_MATRICES<T> ? 256 : 32;
+constexpr int64_t TEAM_ROWS = BY_MATRICES<T> ? 128 : 32;
 
 class Barrier {
  public:

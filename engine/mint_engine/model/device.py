@@ -16,6 +16,8 @@ _QUOTA_V2 = Path("/sys/fs/cgroup/cpu.max")
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 _PERIOD_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
+_PAUSE_SOFT = 1  # omp_pause_soft of OpenMP 5.0
+
 
 def choose_device(name: str, number: int = 0) -> torch.device:
     """The torch device of that name ("cpu" or "cuda"), of several the `number`-th.
@@ -65,6 +67,18 @@ def compute_alone() -> None:
     if torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         torch.get_num_threads()  # a thread's first question sets its number to everybody's
         ctypes.CDLL(torch._C.__file__).omp_set_num_threads(1)  # that of the library which torch computes with
+
+
+def end_team() -> None:
+    """The threads that have computed with the calling one end; for what follows it gets others.
+
+    libgomp has threads wait awake for the next product only while it has no more than there are processors. Otherwise
+    they sleep at once, and each product begins with waking them: in updates of policies that took 3% of the time.
+    """
+    if torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
+        library = ctypes.CDLL(torch._C.__file__)
+        if hasattr(library, "omp_pause_resource_all"):  # since OpenMP 5.0
+            library.omp_pause_resource_all(_PAUSE_SOFT)
 
 
 def count_threads(limit: int | None = None) -> int:
