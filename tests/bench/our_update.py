@@ -51,7 +51,7 @@ class Update:
         batches = [PolicyBatch(self._names[at], _examples(experience, at)) for at in range(experience.policies)]
         began = time.perf_counter()
         work = self._trainer.begin(batches)
-        while work.advance():
+        while work.advance(alone=True):
             pass
         step_all(self._trainer, {batch.policy: Optimizer() for batch in batches})
         seconds = time.perf_counter() - began

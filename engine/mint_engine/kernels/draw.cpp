@@ -5,7 +5,8 @@
 #include <functional>
 #include <vector>
 
-#include "number.h"
+#include "aligned.h"
+#include "highest.h"
 
 namespace {
 constexpr int SHIFT = 20;                             // sign, exponent and three bits of the fraction remain
@@ -21,16 +22,12 @@ inline int bucket_of(float weight) {
 // e^((logit - peak) / temperature), 1 for the likeliest.
 template <typename T>
 void weigh_row(const T* logits, int64_t size, float temperature, float* weights) {
-  float peak = wide(logits[0]);
-#pragma omp simd reduction(max : peak)
-  for (int64_t i = 1; i < size; ++i) peak = wide(logits[i]) > peak ? wide(logits[i]) : peak;
+  const float peak = highest(logits, size);
   int64_t i = 0;
 #ifdef MINT_AVX512_BF16
   for (; i + 16 <= size; i += 16) {
-    float raw[16];
-    for (int lane = 0; lane < 16; ++lane) raw[lane] = wide(logits[i + lane]);
-    const __m512 x = _mm512_div_ps(_mm512_sub_ps(_mm512_loadu_ps(raw), _mm512_set1_ps(peak)),
-                                   _mm512_set1_ps(temperature));
+    __m512 x = _mm512_sub_ps(load_wide(logits + i, 0xffff), _mm512_set1_ps(peak));
+    if (temperature != 1.0f) x = _mm512_div_ps(x, _mm512_set1_ps(temperature));
     const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(SMALLEST), _CMP_GE_OQ);
     _mm512_storeu_ps(weights + i, _mm512_maskz_mov_ps(kept, exp_below_zero(x)));
   }
@@ -90,11 +87,21 @@ float nucleus(const Histogram& histogram, const float* weights, int64_t size, fl
   return least;
 }
 
-// What the weights of a block from `least` on come to: one sum for every eighth of them, so that none waits for another.
+// What the weights of a block from `least` on come to: by many sums, so that none waits for another.
 double mass_of(const float* weights, int64_t count, float least) {
   constexpr int64_t SUMS = 8;
   double sums[SUMS] = {};
   int64_t i = 0;
+#ifdef MINT_AVX512_BF16
+  __m512d own[4] = {};
+  for (; i + 4 * SUMS <= count; i += 4 * SUMS)
+    for (int64_t s = 0; s < 4; ++s) {
+      const __m256 all = _mm256_loadu_ps(weights + i + SUMS * s);
+      const __mmask8 counted = _mm256_cmp_ps_mask(all, _mm256_set1_ps(least), _CMP_GE_OQ);
+      own[s] = _mm512_add_pd(own[s], _mm512_maskz_cvtps_pd(counted, all));
+    }
+  _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_add_pd(own[0], own[1]), _mm512_add_pd(own[2], own[3])));
+#endif
   for (; i + SUMS <= count; i += SUMS)
 #pragma omp simd
     for (int64_t lane = 0; lane < SUMS; ++lane) {
@@ -158,7 +165,8 @@ void draw(const T* logits, int64_t rows, int64_t size, const float* temperatures
           const float* top_p, const float* min_p, const double* numbers, int64_t* tokens) {
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t row = 0; row < rows; ++row) {
-    std::vector<float> weights(size);
+    static thread_local Aligned<float> weights;
+    weights.resize(size);
     tokens[row] = draw_row(logits + row * size, size, temperatures[row], top_k[row], top_p[row], min_p[row],
                            numbers[row], weights.data());
   }

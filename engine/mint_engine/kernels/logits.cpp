@@ -1,16 +1,28 @@
 // Rows of logits to log-probabilities, and the gradient of a loss over some tokens' log-probabilities back to the logits,
 // in their place: no second array of that size is ever there. A row's numbers depend on nothing but itself.
+#include "highest.h"
 #include "tiles.h"
 
 namespace {
 // The logarithm of the sum of a row's exponentials; NaN where it holds one.
 template <typename T>
 float log_sum(const T* row, int64_t size) {
-  float peak = wide(row[0]), sum = 0;
-#pragma omp simd reduction(max : peak)
-  for (int64_t i = 0; i < size; ++i) peak = wide(row[i]) > peak ? wide(row[i]) : peak;
+  const float peak = highest(row, size);
+  float sum = 0;
+  int64_t i = 0;
+#ifdef MINT_AVX512_BF16
+  constexpr int64_t SUMS = 4;
+  __m512 sums[SUMS];
+  for (__m512& each : sums) each = _mm512_setzero_ps();
+  for (; i + 16 * SUMS <= size; i += 16 * SUMS)
+    for (int64_t s = 0; s < SUMS; ++s) {
+      const __m512 x = _mm512_sub_ps(load_wide(row + i + 16 * s, 0xffff), _mm512_set1_ps(peak));
+      sums[s] = _mm512_add_ps(sums[s], exp_below_zero(x));
+    }
+  sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+#endif
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; ++i) sum += exp_down(wide(row[i]) - peak);
+  for (int64_t at = i; at < size; ++at) sum += exp_down(wide(row[at]) - peak);
   return peak + std::log(sum);
 }
 
@@ -27,8 +39,15 @@ void back_row(T* row, int64_t size, float sum, const int64_t* targets, const flo
               int64_t count) {
   float total = 0;
   for (int64_t e = 0; e < count; ++e) total += slopes[e];
+  int64_t whole = 0;
+#ifdef MINT_AVX512_BF16
+  for (; whole + 16 <= size; whole += 16) {
+    const __m512 x = _mm512_sub_ps(load_wide(row + whole, 0xffff), _mm512_set1_ps(sum));
+    store_narrow(row + whole, _mm512_mul_ps(_mm512_set1_ps(-total), exp_below_zero(x)), 0xffff);
+  }
+#endif
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) row[i] = narrow<T>(-total * exp_down(wide(row[i]) - sum));
+  for (int64_t i = whole; i < size; ++i) row[i] = narrow<T>(-total * exp_down(wide(row[i]) - sum));
   for (int64_t e = 0; e < count; ++e) {
     if (targets[e] < 0 || targets[e] >= size) continue;
     float value = -total * exp_down(given[e] - sum);

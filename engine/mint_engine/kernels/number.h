@@ -41,9 +41,11 @@ inline __m512bh load_bf16(const bf16* from, __mmask32 mask) { return (__m512bh)_
 inline __mmask32 first(int64_t count) { return count >= 32 ? ~__mmask32(0) : (__mmask32(1) << count) - 1; }
 inline __m512 widen(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
 inline __m512 load_wide(const bf16* from, __mmask16 mask) { return widen(_mm256_maskz_loadu_epi16(mask, from)); }
+inline __m512 load_wide(const float* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
 inline void store_narrow(bf16* to, __m512 value, __mmask16 mask) {
   _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(value));
 }
+inline void store_narrow(float* to, __m512 value, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, value); }
 // Sixteen numbers of two rows side by side, in pairs; what its mask leaves out of either is zero.
 inline __m512i pair_up(const bf16* one, __mmask16 ones, const bf16* other, __mmask16 others) {
   const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(ones, one));

@@ -68,20 +68,24 @@ inline void shrink_run(const bf16* x, int64_t ldx, int64_t rows, const bf16* a, 
 inline Heights lay_middles(const Strip<bf16>& strip, int64_t rows) {
   static thread_local Aligned<bf16> laid;
   const int64_t depth = deep(strip.rank), high = (rows + HEIGHT - 1) / HEIGHT * HEIGHT;
-  laid.assign(high * depth, bf16{0});
-  for (int64_t row = 0; row < rows; ++row)
-    std::copy_n(strip.middle + row * strip.pitch, strip.rank, laid.data() + row * depth);
+  laid.resize(high * depth);
+  for (int64_t row = 0; row < high; ++row)
+    for (int64_t r = 0; r < depth; r += DEEP) {
+      const __mmask32 there = row < rows ? first(strip.rank - r) : __mmask32(0);
+      const bf16* from = strip.middle + row * strip.pitch + r;
+      _mm512_storeu_si512(laid.data() + row * depth + r, _mm512_maskz_loadu_epi16(there, from));
+    }
   return {laid.data(), depth, high, nullptr};
 }
 
-// sums [rows, 48], of outputs `first` on, += what an adapter adds to them. It lies in a place of its own before: rows
-// that are not the run's stay as they are, whatever numbers the adapter has.
+// sums [rows, 48], of outputs `first` on, += what an adapter adds to them. The last rows are met in a place of their
+// own: rows behind them, which are not the run's, stay as they are, whatever numbers the adapter has.
 inline void add_run(const Heights& middles, const Strip<bf16>& strip, int64_t rows, int64_t first, float* sums) {
   constexpr int64_t WIDTH = 16 * BESIDE;
   static thread_local Aligned<bf16> weights;
-  static thread_local Aligned<float> more;
+  alignas(64) float last[HEIGHT * WIDTH];
   if (first >= strip.column + strip.out || first + WIDTH <= strip.column) return;
-  weights.resize(middles.ld * WIDTH), more.resize(middles.count * WIDTH);
+  weights.resize(middles.ld * WIDTH);
   for (int64_t r = 0; r < middles.ld; r += 2)
     for (int64_t v = 0; v < BESIDE; ++v) {
       const int64_t from = first + 16 * v - strip.column;
@@ -91,8 +95,12 @@ inline void add_run(const Heights& middles, const Strip<bf16>& strip, int64_t ro
       _mm512_storeu_si512(weights.data() + r * WIDTH + 32 * v, pair_up(b, one, b + strip.out, other));
     }
   const Matrices registers;
-  sum_panel<true>(middles, weights.data(), middles.ld, more.data(), [](int) {});
-  for (int64_t at = 0; at < rows * WIDTH; at += 16)
-    _mm512_storeu_ps(sums + at, _mm512_add_ps(_mm512_loadu_ps(sums + at), _mm512_loadu_ps(more.data() + at)));
+  const auto nothing = [](int) {};
+  const int64_t whole = rows / HEIGHT * HEIGHT;
+  sum_panel<false>({middles.rows, middles.ld, whole, nullptr}, weights.data(), middles.ld, sums, nothing);
+  if (whole == rows) return;
+  std::copy_n(sums + whole * WIDTH, (rows - whole) * WIDTH, last);
+  sum_one<false>(middles.rows + whole * middles.ld, middles.ld, weights.data(), middles.ld, last, nothing);
+  std::copy_n(last, (rows - whole) * WIDTH, sums + whole * WIDTH);
 }
 #endif

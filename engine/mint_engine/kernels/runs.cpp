@@ -330,8 +330,9 @@ class Product {
     for (int64_t at = pieces_[block.first_piece].from; at < pieces_[block.last_piece - 1].to; ++at) {
       const Added<T>& own = added_[at];
       const int64_t row = std::max(block.first, own.first), rows = std::min(block.last, own.first + own.rows) - row;
-      if (rows <= 0) continue;
       const Strip<T> strip = strip_of(own, row);
+      const int64_t first = block.panel * WIDTH, last = first + block.panels * WIDTH;
+      if (rows <= 0 || first >= strip.column + strip.out || last <= strip.column) continue;
       const Heights middles = lay_middles(strip, rows);
       for (int64_t p = 0; p < block.panels; ++p)
         add_run(middles, strip, rows, (block.panel + p) * WIDTH, sums + (p * MOST_ROWS + row - block.first) * WIDTH);

@@ -1,0 +1,24 @@
+// The highest number of a row.
+#pragma once
+#include "number.h"
+
+// NaN where it is the first; others are passed over.
+template <typename T>
+float highest(const T* row, int64_t size) {
+  float peak = wide(row[0]);
+  int64_t i = 0;
+#ifdef MINT_AVX512_BF16
+  constexpr int64_t SUMS = 4;
+  __m512 peaks[SUMS];
+  for (__m512& each : peaks) each = _mm512_set1_ps(peak);
+  for (; i + 16 * SUMS <= size; i += 16 * SUMS)
+    for (int64_t s = 0; s < SUMS; ++s) peaks[s] = _mm512_max_ps(load_wide(row + i + 16 * s, 0xffff), peaks[s]);
+  for (const __m512 each : peaks) {
+    const float found = _mm512_reduce_max_ps(each);
+    peak = found > peak ? found : peak;
+  }
+#endif
+#pragma omp simd reduction(max : peak)
+  for (int64_t at = i; at < size; ++at) peak = wide(row[at]) > peak ? wide(row[at]) : peak;
+  return peak;
+}
