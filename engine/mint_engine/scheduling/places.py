@@ -4,7 +4,7 @@ from typing import Any
 
 from mint_engine.scheduling.scheduler import Limits
 
-MOST = 272  # beyond that a step lasts longer than tenants' streams should pause
+MOST = 272  # 256 rollouts and tenants' reserve; beyond that a step lasts longer than tenants' streams should pause
 
 
 def limits_of(config: Any, *, matrices: bool) -> Limits:
