@@ -1,14 +1,16 @@
-"""A real engine whose 64 places are all taken by long requests of one adapter, and a newcomer of another."""
+"""A real engine whose places are all taken by long requests of one adapter, and a newcomer of another."""
 
 import asyncio
 from pathlib import Path
 
 from mint_engine import metrics
+from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import ask, running, save_adapter, save_base
 from tests.waiting import until
 
 CONTEXT = 640
-LONG = 600  # new tokens of each of the 64: far more than for how many a place is kept
+PLACES = Limits().running
+LONG = 600  # new tokens of each who has one: far more than for how many a place is kept
 
 
 async def test_a_newcomer_is_served_long_before_others_end_and_nobodys_tokens_change(tmp_path: Path) -> None:
@@ -17,12 +19,12 @@ async def test_a_newcomer_is_served_long_before_others_end_and_nobodys_tokens_ch
     sampling = {"ignore_eos": True, "temperature": 1.0, "logprobs": 0}
     turns = metrics.PREEMPTED_FOR_TURN._value.get()
     async with running(base, adapters, context_length=CONTEXT, kv_cache_bytes=24 << 20) as engine:
-        prompts = [[5 + at, 6, 7] for at in range(64)]
+        prompts = [[5 + at, 6, 7] for at in range(PLACES)]
         hot = [
             asyncio.create_task(ask(engine, prompt, "hot", max_tokens=LONG, seed=at, **sampling))
             for at, prompt in enumerate(prompts)
         ]
-        await until(lambda: engine.stepper.load.running == 64)
+        await until(lambda: engine.stepper.load.running == PLACES)
         newcomer = await ask(engine, [9, 8, 7], "cold", max_tokens=5, seed=1, **sampling)
         assert not any(each.done() for each in hot)
         [gave_way] = [each for each in engine.server.generation.scheduler.live if each.reached]

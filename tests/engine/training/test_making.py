@@ -123,7 +123,11 @@ async def test_a_course_that_ends_while_its_policy_is_made_leaves_nothing_and_th
             making.open()
             await scene.ended("acme/one")
         assert (making.begun, making.most) == (2, 1)
-        assert await names(scene) == frozenset()
+
+        async def gone() -> bool:
+            return not await names(scene)
+
+        await until(gone)  # what has come to its end lets go after it has said so
 
 
 async def test_a_policy_that_is_dropped_while_it_is_made_is_gone_once_it_is(
