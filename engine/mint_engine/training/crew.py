@@ -19,7 +19,7 @@ from mint_engine.parallel.messages import Abandon, Advance, Give, Hold, Lesson
 from mint_engine.training.batch import Batch, Held, Wanted, parts_of
 from mint_engine.training.head import GradeOf, score_all
 from mint_engine.training.passes import Pass
-from mint_engine.training.policy import Policy, rounding, vector
+from mint_engine.training.policy import Policy, rounding, spans, vector
 from mint_engine.training.sharing import Sharing
 from mint_engine.training.told import tell
 
@@ -83,6 +83,9 @@ class Alone:
         for number, policy in policies.items():
             run = yield from rounding(policy, self._dtype)
             form, gradient = policy.form, vector(policy.weights.numel(), policy.weights.device)
+            for span in spans(gradient):
+                gradient[span] = 0  # it is read before it is written to: of pages that are not there each comes twice
+                yield
             found.append(Held(number, form.layout, parts_of(form.layout, form.scalings, run, gradient), gradient))
             yield
         return found
