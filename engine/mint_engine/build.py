@@ -4,6 +4,7 @@ Rank 0 is this process, and the engine to everybody else; see `mint_engine.paral
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -73,8 +74,11 @@ def build(
             find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
         )
         cache = lay_cache(settings, base)
-        equip(base, slots, None)
-        generation = _generation(Forward(base, slots, cache), limits, on_lost)
+        with ThreadPoolExecutor(1, "cache") as beside:
+            coming = beside.submit(cache.bring_in)
+            equip(base, slots, None)
+            generation = _generation(Forward(base, slots, cache), limits, on_lost)
+            coming.result()
     metrics.SLOTS_BYTES.set(slots.bytes)
     metrics.CACHE_BYTES.set(generation.cache_bytes)
     end_team()  # whoever steps is another thread

@@ -17,6 +17,7 @@ import torch
 from mint_contracts.errors import CapacityExceeded
 from mint_engine.model.device import zeros
 from mint_engine.model.routes import RouteCache
+from mint_engine.residency.remapping import bring_zeros
 from mint_engine.scheduling.pages import PAGE_TOKENS
 
 PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each (see `reference`): they take pages too
@@ -36,6 +37,20 @@ class _Pages:
     def bytes(self) -> int:
         """Bytes of the whole cache."""
         return self.pool.nbytes + (self.routes.pool.nbytes if self.routes is not None else 0)
+
+    def bring_in(self) -> None:
+        """Have all of it in memory, on a CPU. Raises CapacityExceeded where the system has not so much.
+
+        It came when it was first written to, before: then the layers' next large pages all in one step, which took
+        245 ms instead of 95 (SmolLM2-135M, 512 tokens, a virtual machine whose memory comes slowly).
+        """
+        if self.pool.device.type != "cpu":
+            return
+        try:
+            bring_zeros(self.pool.data_ptr(), self.pool.nbytes)
+        except OSError as error:
+            told = f"of {self.bytes} bytes is more than this machine has free ({error.strerror}); lower it"
+            raise CapacityExceeded("kvCacheMemory", told) from None
 
     def wipe(self, pages: Sequence[int]) -> None:
         """Zero pages before a new request has them.

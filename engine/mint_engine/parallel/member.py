@@ -49,7 +49,9 @@ def lay_member(
     pages = pages_in(told, shape, routes, base.dtype)
     own = replace(shape, heads=share.kv_heads.size) if isinstance(shape, KeyValueShape) else shape
     kept = routes if told.training_store is not None and share.rank == 0 else None  # who reads them
-    return Member(base, share, slots, make_cache(own, kept, pages, base.dtype, base.device))
+    cache = make_cache(own, kept, pages, base.dtype, base.device)
+    cache.bring_in()
+    return Member(base, share, slots, cache)
 
 
 def extent_of(member: Member, rows: int, threads: int) -> Extent:

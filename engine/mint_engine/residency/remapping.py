@@ -17,7 +17,7 @@ HUGE = 2 << 20  # bytes of a large page, to which addresses and offsets in a fil
 PAGE = mmap.PAGESIZE
 
 # Linux's own numbers (include/uapi/asm-generic/mman-common.h, mman.h); Python 3.11 names none of them.
-_MAP_FIXED, _MADV_POPULATE_READ, _MLOCK_ONFAULT = 0x10, 22, 0x01
+_MAP_FIXED, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MLOCK_ONFAULT = 0x10, 22, 23, 0x01
 _MOVE = (
     0x1 | 0x2 | 0x4
 )  # MREMAP_MAYMOVE, to the address that is told (_FIXED), where pages were stays mapped (_DONTUNMAP)
@@ -98,6 +98,23 @@ def bring(address: int, nbytes: int) -> None:
     start = address - address % PAGE
     try:
         bring_back(start, address + nbytes - start)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which systems before Linux 5.14 answer
+            raise
+
+
+def bring_zeros(address: int, nbytes: int) -> None:
+    """Have in memory, still zero, what nobody has written to, though it is mapped: not first when somebody does.
+
+    OSError where there is no memory for it; nothing where this system can not do it. One large page after another,
+    since whoever maps something waits for each.
+    """
+    at, end = address - address % PAGE, address + nbytes
+    try:
+        while at < end:
+            next_one = min(at - at % HUGE + HUGE, end)
+            _madvise(at, next_one - at, _MADV_POPULATE_WRITE)
+            at = next_one
     except OSError as error:
         if error.errno != errno.EINVAL:  # which systems before Linux 5.14 answer
             raise
