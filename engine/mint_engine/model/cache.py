@@ -10,8 +10,10 @@ Letters in shapes: L layers, K key/value heads, P pages (page 0 is the null page
 of a token's row.
 """
 
+import time
 from collections.abc import Sequence
 
+import structlog
 import torch
 
 from mint_contracts.errors import CapacityExceeded
@@ -21,6 +23,8 @@ from mint_engine.residency.remapping import bring_zeros
 from mint_engine.scheduling.pages import PAGE_TOKENS
 
 PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each (see `reference`): they take pages too
+
+_log = structlog.get_logger(__name__)
 
 
 class _Pages:
@@ -46,11 +50,13 @@ class _Pages:
         """
         if self.pool.device.type != "cpu":
             return
+        began = time.perf_counter()
         try:
             bring_zeros(self.pool.data_ptr(), self.pool.nbytes)
         except OSError as error:
             told = f"of {self.bytes} bytes is more than this machine has free ({error.strerror}); lower it"
             raise CapacityExceeded("kvCacheMemory", told) from None
+        _log.info("cache_in_memory", bytes=self.pool.nbytes, seconds=round(time.perf_counter() - began, 4))
 
     def wipe(self, pages: Sequence[int]) -> None:
         """Zero pages before a new request has them.
