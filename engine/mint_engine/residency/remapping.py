@@ -10,6 +10,8 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -96,11 +98,8 @@ def bring(address: int, nbytes: int) -> None:
     Nothing where this system can not do it.
     """
     start = address - address % PAGE
-    try:
+    with _where_populated():
         bring_back(start, address + nbytes - start)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # which systems before Linux 5.14 answer
-            raise
 
 
 def bring_zeros(address: int, nbytes: int) -> None:
@@ -110,14 +109,11 @@ def bring_zeros(address: int, nbytes: int) -> None:
     since whoever maps something waits for each.
     """
     at, end = address - address % PAGE, address + nbytes
-    try:
+    with _where_populated():
         while at < end:
             next_one = min(at - at % HUGE + HUGE, end)
             _madvise(at, next_one - at, _MADV_POPULATE_WRITE)
             at = next_one
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # which systems before Linux 5.14 answer
-            raise
 
 
 def lock(address: int, nbytes: int) -> bool:
@@ -139,6 +135,16 @@ def bytes_in_memory(address: int, nbytes: int) -> int:
     if _libc.mincore(address, nbytes, found.ctypes.data):
         raise _error()
     return min(int((found & 1).sum()) * PAGE, nbytes)
+
+
+@contextmanager
+def _where_populated() -> Iterator[None]:
+    """End quietly where this system populates no mapping."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which systems before Linux 5.14 answer
+            raise
 
 
 def _map(address: int, nbytes: int, flags: int, descriptor: int) -> None:
