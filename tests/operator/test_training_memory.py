@@ -16,7 +16,7 @@ from mint_operator.planning.engines import Engine
 from mint_operator.planning.plan import Plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import ObservedWave
-from mint_operator.training.memory import Memory, Taken, needs
+from mint_operator.training.memory import Memory, Starts, Taken, needs
 from mint_operator.training.place import Slots, fill
 from mint_operator.training.stand import PolicyStand, WaveStand
 from tests.operator import worlds
@@ -69,6 +69,35 @@ def test_a_policy_takes_by_rank_and_targets_as_far_as_its_engine_knows_them() ->
         Policy(name="x", rank=34),  # more than all there is: its engine says so
     ):
         assert needs(unknown, ROOM) == Taken()
+
+
+def test_who_begins_with_a_revision_takes_as_much_as_that_has_weights_once_somebody_has_read_it() -> None:
+    known = {"acme/all": Size(2, 2 * 20 + 4096), "acme/few": Size(2, 2 * 8), "acme/huge": Size(34, 2 * 340)}
+    starts, policy = Starts(known | {"acme/told-no-bytes": Size(2)}, item_bytes=2), Policy(name="x", rank=8)
+    for adapter, taken in {
+        "acme/all": Taken(40, 20),  # its own rank, whatever the policy's; a file's head is no weights
+        "acme/few": Taken(16, 8),  # too small a file for all modules
+        "acme/told-no-bytes": Taken(40, 20),
+        "acme/huge": Taken(),  # more than all there is: its engine says so
+        "acme/unread": Taken(),
+    }.items():
+        assert needs(msgspec.structs.replace(policy, start_from=adapter), ROOM, starts) == taken, adapter
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_gang_that_goes_on_from_revisions_waits_for_their_memory_where_it_is_known(read: bool) -> None:
+    policies = tuple(Policy(name=f"team/w-{at}", start_from="acme/first") for at in range(2))
+    gang = training_wave("w", policies=Policies(list=policies), admission="Gang", serve=Serve(residency="Host"))
+    world = World(base(), [wave("first", 25)], told(1), sizes={"acme/first": Size(20, 2 * 200)} if read else {})
+    world.step()
+    world.waves.append(gang)
+    world.step()
+    assert set(leased(world)) == {"team/first-0"} | (set() if read else {"team/w-0", "team/w-1"})
+    if read:
+        assert condition(world, "w", "Admitted")[2].startswith("needs 1000 bytes of host memory")
+        complete(world, "team/first-0")
+        world.step()
+        assert set(leased(world)) >= {"team/w-0", "team/w-1"}
 
 
 def test_an_elastic_wave_begins_with_as_many_as_have_memory_and_the_rest_follows() -> None:

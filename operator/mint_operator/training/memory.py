@@ -12,6 +12,9 @@ from mint_contracts.records import PolicyRoom
 from mint_contracts.targets import is_targeted
 from mint_contracts.training import Policy
 from mint_operator.planning.engines import Engine
+from mint_operator.planning.sizes import Size
+
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}  # of a number in an adapter, by the base's engine.dtype
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
@@ -33,20 +36,47 @@ class Taken(msgspec.Struct, frozen=True, gc=False):
 NOTHING = Taken()
 
 
-def needs(policy: Policy, room: PolicyRoom) -> Taken:
+class Starts(msgspec.Struct, frozen=True):
+    """How large adapters are that policies may begin with, each number of them so many bytes."""
+
+    sizes: Mapping[str, Size] = {}
+    item_bytes: int = 2
+
+    def weights(self, adapter: str, room: PolicyRoom) -> int:
+        """How many of a policy's weights one has at most; 0: nobody has read it.
+
+        Its rank over all modules bounds them, and so do its bytes, which tell how few modules it may target.
+        """
+        size = self.sizes.get(adapter)
+        if size is None:
+            return 0
+        most = size.rank * sum(room.weights.values())
+        return min(most, size.bytes // self.item_bytes) if size.bytes else most
+
+
+_UNREAD = Starts()
+
+
+def needs(policy: Policy, room: PolicyRoom, starts: Starts = _UNREAD) -> Taken:
     """What a policy takes of an engine that has such a room.
 
-    Nothing where that is not known: who begins with a revision has its rank, and what an engine does not know by that
-    name it refuses itself. Nor for one that has no room on an empty engine: waiting for others would not help it.
+    Who begins with a revision has its rank and modules. Nothing where these are not known, and what an engine does
+    not know by that name it refuses itself. Nor for one that has no room on an empty engine: waiting for others would
+    not help it.
     """
-    if policy.start_from or not policy.rank:
-        return NOTHING
+    weights = starts.weights(policy.start_from, room) if policy.start_from else _new(policy, room)
+    found = Taken(weights * room.own, weights * room.copies)
+    return found if found.total <= room.budget else NOTHING
+
+
+def _new(policy: Policy, room: PolicyRoom) -> int:
+    """The weights of one that begins anew."""
     targets = policy.target_modules
     if any(not any(is_targeted(name, [target]) for name in room.weights) for target in targets):
-        return NOTHING
-    weights = sum(count for name, count in room.weights.items() if not targets or is_targeted(name, targets))
-    found = Taken(policy.rank * weights * room.own, policy.rank * weights * room.copies)
-    return found if found.total <= room.budget else NOTHING
+        return 0
+    return policy.rank * sum(
+        count for name, count in room.weights.items() if not targets or is_targeted(name, targets)
+    )
 
 
 class Memory:
@@ -55,14 +85,14 @@ class Memory:
     `wanted` are the bytes of adapters that waves want in an engine's memory, which give way to nobody.
     """
 
-    def __init__(self, rooms: Mapping[str, PolicyRoom], wanted: Mapping[str, int]) -> None:
-        self._rooms = dict(rooms)
+    def __init__(self, rooms: Mapping[str, PolicyRoom], wanted: Mapping[str, int], starts: Starts = _UNREAD) -> None:
+        self._rooms, self._starts = dict(rooms), starts
         self._free = {name: room.budget - wanted.get(name, 0) for name, room in rooms.items()}
         self._taken = {name: Taken(room.calls, room.calls_copies) for name, room in rooms.items()}
 
     def copy(self) -> "Memory":
         """One that what is taken of it takes nothing of this one."""
-        found = Memory({}, {})
+        found = Memory({}, {}, self._starts)
         found._rooms, found._free, found._taken = dict(self._rooms), dict(self._free), dict(self._taken)
         return found
 
@@ -87,21 +117,21 @@ class Memory:
         room = self._rooms.get(engine)
         if room is None:
             return True
-        needed = needs(policy, room)
+        needed = needs(policy, room, self._starts)
         return not needed.total or self._taken[engine].plus(needed).total <= self._free[engine]
 
     def take(self, engine: str, policy: Policy) -> None:
         """Give it memory there, also where that is more than there is: what trains stays."""
         room = self._rooms.get(engine)
         if room is not None:
-            self._taken[engine] = self._taken[engine].plus(needs(policy, room))
+            self._taken[engine] = self._taken[engine].plus(needs(policy, room, self._starts))
 
     def told(self, policies: Iterable[Policy], engines: Iterable[str]) -> str:
         """What policies need together, and what there is of it on these engines."""
         rooms = {name: self._rooms[name] for name in engines if name in self._rooms}
         needed = NOTHING
         for policy in policies:
-            each = [needs(policy, room) for room in rooms.values()]
+            each = [needs(policy, room, self._starts) for room in rooms.values()]
             needed = needed.plus(max(each, key=lambda taken: taken.total, default=NOTHING))
         free = [max(0, self._free[name] - self._taken[name].total) for name in rooms]
         return (
@@ -111,9 +141,9 @@ class Memory:
         )
 
 
-def memory_of(engines: Iterable[Engine], wanted: Mapping[str, int]) -> Memory:
+def memory_of(engines: Iterable[Engine], wanted: Mapping[str, int], starts: Starts) -> Memory:
     """That of these engines, by their own word; those that have not spoken yet are as the others."""
     told = {each.name: each.record.policy_room for each in engines if each.record is not None}
-    found = Memory({name: room for name, room in told.items() if room is not None}, wanted)
+    found = Memory({name: room for name, room in told.items() if room is not None}, wanted, starts)
     found.enlarge(each.name for each in engines)
     return found

@@ -23,7 +23,7 @@ from mint_operator.training.diff import difference
 from mint_operator.training.fit import fitted, manifest_of
 from mint_operator.training.last_words import last_words
 from mint_operator.training.leases import Ground, leases
-from mint_operator.training.memory import memory_of
+from mint_operator.training.memory import ITEM_BYTES, Starts, memory_of
 from mint_operator.training.place import Slots, keep
 from mint_operator.training.room import Room, begun, turn
 from mint_operator.training.stand import WaveStand, stands, wanting
@@ -65,7 +65,8 @@ def prepared(
     order = sorted(training, key=lambda key: (not stood[key].leased, *turn(training[key])))
     serving = [wave for wave in waves if wave.spec.train is None]
     stood = without_conflicts(base, stood, order, serving)
-    memory = memory_of(engines, _wanted_bytes(waves, known))
+    starts = Starts(known.sizes if known else {}, ITEM_BYTES[base.spec.engine.dtype])
+    memory = memory_of(engines, _wanted_bytes(waves, known), starts)
     slots = Slots(engines, base.spec.adapters.device_slots, _served(waves, known), memory)
     kept = {key: keep(stood[key], slots) for key in order}
     held, ended = Counter[str](), Counter[str]()
