@@ -8,9 +8,12 @@ from mint_contracts.errors import UnsupportedBase
 from mint_engine.model.modules import find_modules
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.room import Room
+from mint_engine.training import lean_pass, pieces
 from mint_engine.training.example import PolicyBatch
+from mint_engine.training.llama import read_llama
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
+from mint_gateway.planning import fit
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, Plan, Storage, make_plan
@@ -55,6 +58,37 @@ def test_a_policy_as_the_engine_has_it(family: str, targets: Targets, dtype: str
     assert room.lasting == found.held[0].training, "and so much hostMemory lets all of them train"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
+def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None:
+    """Of so many rows at once as they take."""
+    base, shape = base_of(family, getattr(torch, dtype)), read_shape(told_by(FAMILIES[family]))
+    read = read_llama(base, find_modules(base.model))
+    assert shape.kept_elements * base.dtype.itemsize == lean_pass.kept_bytes(read)
+    assert (fit.PIECE_ROWS, fit.MOST_ROWS, fit.KEPT_BYTES) == (
+        pieces.PIECE_ROWS,
+        lean_pass.MOST_ROWS,
+        lean_pass.KEPT_BYTES,
+    )
+    mix = msgspec.structs.replace(MIX, context=16, policies=3, policy_rank=4)
+    found = make_plan(shape, DEVICES["cpu"], 1, mix, dtype, Storage(1e9, 1e9)).held[0]
+    assert found.activations == lean_pass.MOST_ROWS * lean_pass.kept_bytes(read)
+    alone = make_plan(shape, DEVICES["cpu"], 1, msgspec.structs.replace(mix, policies=0), dtype, Storage(1e9, 1e9))
+    assert alone.held[0].activations == 0
+
+
+def test_activations_take_the_room_of_slots() -> None:
+    """A large base has a piece of a policy at once; on GPUs of each layer its input, on every rank."""
+    shape, cpu = read_shape(FRONTIER["qwen3_30b_a3b"]), msgspec.structs.replace(DEVICES["cpu"], memory=1 << 40)
+    mix = msgspec.structs.replace(MIX, policies=2, policy_rank=1)
+    found = make_plan(shape, cpu, 1, mix, "bfloat16", Storage(1e9, 1e9)).held[0]
+    assert found.activations == 1024 * 2 * shape.kept_elements > 3 << 29
+    taken = found.weights + found.cache + found.training + found.activations + 2 * found.adapter
+    assert found.room == fit.usable(cpu) - taken
+    ranks = plan("qwen3_30b_a3b", 2, policies=2, policy_rank=1).held
+    assert {each.activations for each in ranks} == {1024 * 2 * 48 * 2048}
+
+
 def test_the_first_rank_has_all_of_every_policy() -> None:
     """Their numbers are not shared out; slots of their rank are, one on every rank."""
     served, trained = plan("kimi_k2", 24), plan("kimi_k2", 24, policies=8, policy_rank=16)
@@ -63,7 +97,7 @@ def test_the_first_rank_has_all_of_every_policy() -> None:
     for each, other in zip(trained.held, served.held, strict=True):
         assert each.adapter == 2 * other.adapter
         routes = each.cache - other.cache
-        assert each.room == other.room - routes - each.training - 8 * each.adapter
+        assert each.room == other.room - routes - each.training - each.activations - 8 * each.adapter
     assert trained.from_host == served.from_host, "the adapters are what they were"
 
 

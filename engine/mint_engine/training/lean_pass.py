@@ -79,7 +79,7 @@ class LeanPass:
         self._experts = LeanExperts(kernels, training)
         self.head = Head(self._llama.head, training, group)
         self.name = f"lean ({kernels.variant})"
-        self.most_rows = min(MOST_ROWS, KEPT_BYTES // _kept_bytes(self._llama))
+        self.most_rows = min(MOST_ROWS, KEPT_BYTES // kept_bytes(self._llama))
 
     def run(self, batch: Batch, score: Score) -> Iterator[None]:
         """As `GenericPass.run`; pauses after every large product: between two of them a tenant's step may go."""
@@ -181,8 +181,8 @@ class LeanPass:
         return self._kernels.add_norm(hidden, more, weight, self._llama.epsilon)
 
 
-def _kept_bytes(llama: Llama) -> int:
-    """Of one row, what `_KeptLayer`s have."""
+def kept_bytes(llama: Llama) -> int:
+    """Of one row, what is kept of all layers for the way back."""
     numbers = 0
     for layer in llama.layers:
         (_, qkv, hidden), attended, network = layer.qkv.weight.shape, layer.output.weight.shape[2], layer.network

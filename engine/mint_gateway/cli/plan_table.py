@@ -83,6 +83,10 @@ def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
         + ("" if device.one_memory else ", all on the first rank")
         + f"; {size(saved)} of the host's memory to save one at a time; hostMemory {least} at least",
     )
+    kept = [each.activations for each in plan.held]
+    table.add_row(
+        "activations", size(sum(kept)), size(max(kept)), "of rows that are trained at once, for the way back"
+    )
 
 
 def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan) -> None:

@@ -93,6 +93,8 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         predicting=int(told.get("num_nextn_predict_layers") or 0) if latent else 0,
         unserved=unserved_attention(told.get),
         lean=_is_lean(family, told),
+        head_norms=family in _HEAD_NORMS,
+        routes=_routes(family, told) if routers else 0,
     )
 
 
@@ -231,8 +233,12 @@ def _networks(family: str, told: Mapping[str, Any]) -> tuple[list[Linear], int]:
 
 def _route_bytes(family: str, told: Mapping[str, Any]) -> int:
     """An expert's number takes one byte, of more than 256 two."""
+    return _routes(family, told) * (1 if _experts(told) <= 1 << 8 else 2)
+
+
+def _routes(family: str, told: Mapping[str, Any]) -> int:
     each = int(told.get("num_experts_per_tok") or _ROUTED_TO.get(family, 8))
-    return len(_routed_layers(family, told)) * each * (1 if _experts(told) <= 1 << 8 else 2)
+    return len(_routed_layers(family, told)) * each
 
 
 def _experts(told: Mapping[str, Any]) -> int:

@@ -20,6 +20,9 @@ RESERVE = 0.1
 # waits with those of others where it has memory for one alone.
 _VECTORS = 4
 _SAVED_VECTORS = 8
+# Rows that are trained at once: a piece of a policy, or several where what is kept of them for the way back is no
+# more than so much (`mint_engine.training.lean_pass`).
+PIECE_ROWS, MOST_ROWS, KEPT_BYTES = 1024, 2304, 3 << 29
 # Before a packed file's run, which begins at a page: what is told of all of it, and of each of a layer's linears.
 _PAGE = 4096
 _HEADER = 600
@@ -66,6 +69,7 @@ class Held(msgspec.Struct, frozen=True):
     cache: int  # for the mix's requests
     adapter: int  # in its slot
     training: int  # numbers of policies, which the first rank alone has
+    activations: int  # kept for the way back, of rows that are trained at once
     policies: int  # that are trained: each has a slot on every rank
     room: int  # for adapters' slots; negative where not even all else fits
 
@@ -77,7 +81,7 @@ class Held(msgspec.Struct, frozen=True):
     @property
     def least(self) -> int:
         """Bytes with but one adapter."""
-        return self.weights + self.cache + self.training + (self.policies + 1) * self.adapter
+        return self.weights + self.cache + self.training + self.activations + (self.policies + 1) * self.adapter
 
 
 class Least(msgspec.Struct, frozen=True):
@@ -190,6 +194,7 @@ def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> 
             tokens * (share.cache_elements * size + (0 if at else routes)),
             share.adapter_elements(mix.slot_rank, mix.targets) * size,
             0 if at else training,
+            _activations(share, device, dtype) if mix.policies else 0,
         )
         for at, share in enumerate(share_out(shape, ranks))
     ]
@@ -198,9 +203,18 @@ def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> 
     return tuple(_held(usable(device), mix.policies, *parts) for parts in each)
 
 
-def _held(memory: int, policies: int, weights: int, cache: int, adapter: int, training: int) -> Held:
-    room = memory - weights - cache - training - policies * adapter
-    return Held(weights, cache, adapter, training, policies, room)
+def _held(
+    memory: int, policies: int, weights: int, cache: int, adapter: int, training: int, activations: int
+) -> Held:
+    room = memory - weights - cache - training - activations - policies * adapter
+    return Held(weights, cache, adapter, training, activations, policies, room)
+
+
+def _activations(share: BaseShape, device: Device, dtype: str) -> int:
+    own = device.one_memory and dtype in _KERNELS
+    each = msgspec.structs.replace(share, lean=share.lean and own).kept_elements * DTYPE_BYTES[dtype]
+    rows = min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) if share.lean and own else PIECE_ROWS
+    return rows * each
 
 
 def _policy(shape: BaseShape, mix: Mix, dtype: str) -> tuple[int, int]:

@@ -91,6 +91,8 @@ class BaseShape(msgspec.Struct, frozen=True):
     unserved: str = ""  # what of its attention engines refuse; "" where nothing
     predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
     lean: bool = False  # whether own kernels compute it on processors
+    head_norms: bool = False  # of queries and of keys, a head at a time
+    routes: int = 0  # experts of a token, over all layers
 
     @property
     def other_parameters(self) -> int:
@@ -120,6 +122,26 @@ class BaseShape(msgspec.Struct, frozen=True):
     def cache_elements(self) -> int:
         """Of one token, over all layers."""
         return self.kv_heads * self.key_elements + self.latent_elements
+
+    @property
+    def kept_elements(self) -> int:
+        """Of one row, what training keeps of its forward for the way back.
+
+        Own kernels keep what is costly to compute again (`mint_engine.training.lean_pass`); of a layer that
+        transformers computes its input is kept, and all else computed twice (`generic_pass`).
+        """
+        layers = sum(each.count for each in self.linears if each.name == "o_proj")
+        if not self.lean:
+            return layers * self.hidden
+        turned = 2 if self.head_norms else 1
+        sizes = {"q_proj": turned, "k_proj": turned, "v_proj": turned, "gate_proj": 1, "up_proj": 1}
+        outputs, experts = 0, 0
+        for each in self.linears:
+            if each.kind == "expert":
+                experts += each.high  # two of the inner size, and what comes out
+            else:
+                outputs += each.count * (each.wide if each.name == "o_proj" else each.high * sizes.get(each.name, 0))
+        return 2 * layers * self.hidden + outputs + self.routes * experts
 
     def bytes_in(self, files: Quantisation | None) -> int:
         """The weights with linears quantised so, and all else in two bytes."""
