@@ -21,7 +21,7 @@ from mint_contracts.placement_pb2_grpc import PlacementStub
 from mint_contracts.sampling_pb2_grpc import SamplerStub
 from mint_contracts.training_pb2_grpc import WavesStub
 from mint_contracts.wire import from_rpc_error
-from mint_gateway.dialling import Trust, bearing, dial, untrusted
+from mint_gateway.dialling import Trust, bearing, dial, is_hopeless
 
 PATIENCE_S = 30.0
 CALL_TIMEOUT_S = 10.0  # of one try of a call that is not a stream
@@ -86,13 +86,15 @@ def question(
 class Client:
     """One connection, by TLS where there is somebody to trust, each of its calls bearing the key, if there is one.
 
-    Raises MintError, caused by the error of the call; what goes away by itself is tried again for `patience_s`.
+    Raises MintError, caused by the error of the call; what goes away by itself is tried again for `patience_s`, but
+    not a server that is another than the one that is meant.
     """
 
     def __init__(
         self, target: str, *, patience_s: float = PATIENCE_S, trust: Trust | None = None, key: str = ""
     ) -> None:
         self._metadata = bearing(key)
+        self._target, self._trust = target, trust
         self._channel = dial(target, trust)
         self._sampler = SamplerStub(self._channel)
         self._placement = PlacementStub(self._channel)
@@ -113,7 +115,7 @@ class Client:
 
         `timeout_s` bounds each try from its start to its last token.
         """
-        patience = _Patience(self._patience_s)
+        patience = self._patience()
         while True:
             call, seen = self._sampler.Generate(request, timeout=timeout_s, metadata=self._metadata), False
             try:
@@ -233,21 +235,24 @@ class Client:
     async def watch(self, wave: str, *, history: bool = False) -> AsyncGenerator[training_pb2.WaveProgress, None]:
         """A wave's progress now and at each change, until it is over; a stream that broke is begun again."""
         request = training_pb2.WatchWaveRequest(wave=wave, history=history)
-        patience = _Patience(self._patience_s)
+        patience = self._patience()
         while True:
             call = self._waves.WatchWave(request, metadata=self._metadata)
             try:
                 async for progress in call:
                     yield progress
-                    patience = _Patience(self._patience_s)
+                    patience = self._patience()
                 return
             except grpc.aio.AioRpcError as error:
                 await patience.wait(error)
             finally:
                 call.cancel()
 
+    def _patience(self) -> "_Patience":
+        return _Patience(self._patience_s, lambda error: is_hopeless(error, self._target, self._trust))
+
     async def _call(self, send: Callable[[], Awaitable[_T]]) -> _T:
-        patience = _Patience(self._patience_s)
+        patience = self._patience()
         while True:
             try:
                 return await send()
@@ -256,9 +261,10 @@ class Client:
 
 
 class _Patience:
-    """Whether and how long one call goes on trying."""
+    """Whether and how long one call goes on trying; not at all where that `is_hopeless`."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, is_hopeless: Callable[[grpc.aio.AioRpcError], Awaitable[bool]]) -> None:
+        self._is_hopeless = is_hopeless
         self._until = asyncio.get_running_loop().time() + seconds
         self._failures = 0
 
@@ -269,9 +275,9 @@ class _Patience:
         delay = delay_s(self._failures, first_s=0.1, cap_s=2.0)
         if failure.retry_after_s is not None:
             delay = failure.retry_after_s * random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients
-        if final or failure.terminal or error.code() in _OURS or untrusted(error):
+        if final or failure.terminal or error.code() in _OURS:
             raise failure from error
-        if asyncio.get_running_loop().time() + delay > self._until:
+        if asyncio.get_running_loop().time() + delay > self._until or await self._is_hopeless(error):
             raise failure from error
         await asyncio.sleep(delay)
 

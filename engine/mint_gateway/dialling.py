@@ -1,6 +1,9 @@
-"""How a client reaches a gateway, in plain text or by TLS."""
+"""How a client reaches a gateway, in plain text or by TLS, and what tells that it never will."""
 
+import asyncio
+import ssl
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import grpc
 import msgspec
@@ -11,8 +14,12 @@ from mint_gateway.pem import check_certificates
 
 MAX_MESSAGE_BYTES = 64 << 20  # a map of 64,000 placements is about 15 MB
 
-# What gRPC says of a server that is not the one that was meant: waiting mends nothing.
-_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+HELLO_S = 5.0  # for a server to answer a greeting by TLS
+
+# What gRPC says of a certificate that an authority vouches for whom nobody trusts, and of one with another name.
+_UNTRUSTED, _MISNAMED = "CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed"
+# What it says of who answers in another protocol than HTTP/2, in plain text and by TLS.
+_NO_HTTP2 = ("Failed parsing HTTP/2", "missing selected ALPN property")
 # How it begins to say why there is no connection; what a gateway tells of its engines' begins otherwise.
 _UNREACHED = "failed to connect to all addresses"
 
@@ -45,9 +52,25 @@ def bearing(key: str) -> tuple[tuple[str, str], ...]:
     return ((AUTHORIZATION, f"Bearer {key}"),) if key else ()
 
 
+async def is_hopeless(error: grpc.aio.AioRpcError, target: str, trust: Trust | None) -> bool:
+    """Whether all further tries would fail alike: who answers at `target` is not what the client takes it for.
+
+    A server that speaks TLS closes a connection in plain text, as also does who forwards to one that is not up yet;
+    so it is asked.
+    """
+    if untrusted(error) or misnamed(error) or spoke_no_tls(error) or spoke_no_http2(error):
+        return True
+    return trust is None and hung_up(error) and await _speaks_tls(target)
+
+
 def untrusted(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the server showed a certificate that the client does not trust."""
-    return any(sign in (error.details() or "") for sign in _UNTRUSTED)
+    """Whether nobody whom the client trusts vouches for the server's certificate."""
+    return _UNTRUSTED in _why_unreached(error)
+
+
+def misnamed(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server's certificate bears another name than the one that the client asked for."""
+    return _MISNAMED in _why_unreached(error)
 
 
 def hung_up(error: grpc.aio.AioRpcError) -> bool:
@@ -58,6 +81,25 @@ def hung_up(error: grpc.aio.AioRpcError) -> bool:
 def spoke_no_tls(error: grpc.aio.AioRpcError) -> bool:
     """Whether what the server said to a client that speaks TLS was none."""
     return "WRONG_VERSION_NUMBER" in _why_unreached(error)
+
+
+def spoke_no_http2(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server speaks no HTTP/2, in which gRPC is spoken, as the gateway's own port for HTTP."""
+    return any(sign in _why_unreached(error) for sign in _NO_HTTP2)
+
+
+async def _speaks_tls(target: str) -> bool:
+    """Whether who listens at "host:port" answers by TLS, whoever it is."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        place = urlsplit(f"//{target}")
+        async with asyncio.timeout(HELLO_S):
+            _, writer = await asyncio.open_connection(place.hostname, place.port, ssl=context)
+    except (OSError, ValueError):  # a TimeoutError or SSLError, too; or a target that is no "host:port"
+        return False
+    writer.transport.abort()
+    return True
 
 
 def _why_unreached(error: grpc.aio.AioRpcError) -> str:

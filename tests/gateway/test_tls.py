@@ -17,12 +17,16 @@ from mint_contracts import errors
 from mint_gateway.certificate import read_certificate
 from mint_gateway.client import Client, question
 from mint_gateway.dialling import Trust, untrusted
+from mint_gateway.http.door import listen
 from mint_gateway.mounted import Mounted
 from mint_gateway.secured import Secured
+from mint_gateway.server import serve
 from tests.gateway.scene import BASE, LIMITS, Scene
 from tests.gateway.secrets import Authority, mount
 from tests.gateway.test_cli import mint
 from tests.waiting import until
+
+FOREVER = ("--patience", "86400")  # who waits so long at all is not told at once
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +176,16 @@ async def test_the_command_line_asks_by_tls(
     assert await mint(scene.target, "ask", *trusting, "Hello?") == (0, "Hello there.\n", "")
     assert (await mint(scene.target, "wave", "list", *trusting))[0] == 0
     assert (await mint(scene.target, "catalog", "list", *trusting))[2].startswith("mint: CatalogNotFound: ")
-    for distrusting in (("--tls",), ("--ca", str(stranger.file)), ("--ca", str(authority.file))):
+    unknown, misnamed = "--ca FILE", "--tls-server-name NAME"
+    for distrusting, advice in {
+        ("--tls",): unknown,
+        ("--ca", str(stranger.file)): unknown,
+        ("--ca", str(authority.file)): misnamed,
+    }.items():
         code, _, said = await mint(scene.target, "placements", *distrusting)
         assert code == 1
         assert "mint: Unavailable: " in said  # after what gRPC itself says of it
-        assert "speak TLS" not in said
+        assert said.endswith(f": {advice}\n")
     code, _, said = await mint(scene.target, "placements", "--ca", str(tmp_path / "none.crt"))
     assert (code, said) == (1, f"mint: SourceNotFound: file '{tmp_path / 'none.crt'}': does not exist\n")
     (tmp_path / "none.crt").write_bytes(b"none")
@@ -191,7 +200,7 @@ async def test_a_command_line_that_speaks_no_tls_to_a_gateway_that_does_is_told_
 ) -> None:
     advice = "does the gateway speak TLS? Try --tls, or --ca FILE if it has an authority of its own"
     for verb in (("placements",), ("ask", "Hello?"), ("ask", "--bare", "--adapter", "demo/pirate", "Hello?")):
-        code, _, said = await mint(scene.target, *verb, "--patience", "0.1")
+        code, _, said = await mint(scene.target, *verb, *FOREVER)
         assert (code, bool(said)) == (1, True)
         for line in said.splitlines():  # `ask` has one for each answer that failed
             assert line.startswith("mint: Unavailable: ")
@@ -208,10 +217,46 @@ async def test_a_command_line_that_speaks_tls_to_a_gateway_that_does_not_is_told
         "--tls and --tls-server-name": ("--tls", "--tls-server-name", "mint.example"),
     }
     for named, options in given.items():
-        code, _, said = await mint(scene.target, "placements", *options, "--patience", "0.1")
+        code, _, said = await mint(scene.target, "placements", *options, *FOREVER)
         assert code == 1
         assert "WRONG_VERSION_NUMBER" in said
         assert said.endswith(f"; the gateway may not speak TLS: try without {named}\n")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_command_line_at_the_port_for_http_is_told_which_one_is_meant(
+    scene: Scene, authority: Authority, tmp_path: Path, tls: bool
+) -> None:
+    folder = mount(tmp_path / "tls", authority.certificate("first")) if tls else None
+    trusting = ("--ca", str(authority.file)) if tls else ()
+    await scene.open(LIMITS, Secured.by(folder, None), Trust(authority.file.read_bytes()) if tls else None)
+    advice = "is that its port for HTTP? The one for gRPC is 8470 where nobody has chosen another"
+    for verb in (("placements",), ("ask", "Hello?"), ("wave", "watch", "demo/w")):
+        code, _, said = await mint(f"127.0.0.1:{scene.gateway.http_port}", *verb, *trusting, *FOREVER)
+        assert code == 1
+        assert said.endswith(f"; {advice}\n")
+
+
+async def test_a_gateway_that_is_merely_not_up_yet_is_waited_for(scene: Scene) -> None:
+    """Also where who forwards to it hangs up meanwhile, as a gateway that speaks TLS would."""
+    hung_up = 0
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal hung_up
+        await reader.read(1)  # or what nobody has read would have the connection be reset
+        hung_up += 1
+        writer.close()
+
+    await scene.base()
+    listening = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with Client(f"127.0.0.1:{port}", patience_s=3600) as client:
+        asked = asyncio.create_task(client.waves())
+        await until(lambda: hung_up >= 4)
+        listening.close()
+        assert not asked.done()
+        async with serve(scene.redis, f"127.0.0.1:{port}", listen("127.0.0.1", 0), LIMITS):
+            assert await asyncio.wait_for(asked, 60) == []
 
 
 async def test_no_other_failure_has_the_command_line_speak_of_tls(scene: Scene, authority: Authority) -> None:

@@ -6,8 +6,9 @@ import sys
 import grpc
 
 from mint_contracts.errors import MintError
+from mint_contracts.settings import GATEWAY_PORT
 from mint_gateway.cli.reaching import by_tls
-from mint_gateway.dialling import hung_up, spoke_no_tls
+from mint_gateway.dialling import hung_up, misnamed, spoke_no_http2, spoke_no_tls, untrusted
 
 
 def complain(error: MintError, told: argparse.Namespace) -> None:
@@ -24,4 +25,10 @@ def _advice(error: MintError, told: argparse.Namespace) -> str:
         return f"; the gateway may not speak TLS: try without {' and '.join(given)}"
     if not given and hung_up(call):
         return "; does the gateway speak TLS? Try --tls, or --ca FILE if it has an authority of its own"
+    if untrusted(call):
+        return "; name the authority that vouches for the gateway's certificate: --ca FILE"
+    if misnamed(call):
+        return "; name the gateway as its certificate does: --tls-server-name NAME"
+    if spoke_no_http2(call):
+        return f"; is that its port for HTTP? The one for gRPC is {GATEWAY_PORT} where nobody has chosen another"
     return ""
