@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -98,6 +99,28 @@ async def test_a_stream_tells_who_speaks_then_words_then_the_end_then_counts(cli
     assert pieces[-1].usage
     assert pieces[-1].usage.completion_tokens == 3
     assert len({piece.id for piece in pieces}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [TEXT, CHAT])
+async def test_an_answer_and_each_piece_of_it_bear_the_second_in_which_it_was_begun(
+    scene: Scene, engine: ScriptedEngine, path: str, stream: bool
+) -> None:
+    engine.hold_before, asked = asyncio.Event(), {"model": BASE, "stream": stream}
+    asked |= {"messages": [{"role": "user", "content": "Ahoy"}]} if path == CHAT else {"prompt": "Ahoy"}
+    before = int(time.time())
+    async with aiohttp.ClientSession() as session:
+        asking = asyncio.create_task(session.post(scene.url + path, json=asked))
+        await asyncio.wait_for(engine.started.wait(), 60)
+        begun = int(time.time())
+        await until(lambda: int(time.time()) > begun)
+        engine.hold_before.set()
+        async with await asyncio.wait_for(asking, 60) as answer:
+            lines = (await answer.text()).splitlines()
+    pieces = [line.removeprefix("data: ") for line in lines if line and not line.endswith("[DONE]")]
+    assert len(pieces) == (1 if not stream else 5 if path == CHAT else 4)
+    assert {before <= json.loads(piece)["created"] <= begun for piece in pieces} == {True}
+    assert len({json.loads(piece)["created"] for piece in pieces}) == 1
 
 
 async def test_words_come_as_they_are_made(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:

@@ -36,7 +36,7 @@ class Head(msgspec.Struct, frozen=True):
     form: Form
     request_id: str
     model: str  # as it was asked for
-    created: int  # Unix seconds
+    created: int  # when it was begun, in Unix seconds
     revision: str  # that answers; empty for the bare base
 
     def piece(self, kind: str, choices: Sequence[Json]) -> Json:

@@ -70,17 +70,17 @@ class Door:
     async def _answer(
         self, http: web.Request, wanted: asked.Asked, requests: Sequence[GenerateRequest], form: answered.Form
     ) -> web.StreamResponse:
-        request_id = _request_id(http)
+        request_id, created = _request_id(http), int(time.time())
         together.name(requests, request_id)
         if wanted.stream:
-            return await Stream(http, form, wanted, request_id).run(self._answering, requests)
+            return await Stream(http, form, wanted, request_id, created).run(self._answering, requests)
         events: list[GenerateEvent] = []
 
         async def keep(_prompt: int, event: GenerateEvent) -> None:
             events.append(event)
 
         await together.answer(self._answering, requests, wanted.n, keep)
-        head = answered.Head(form, request_id, wanted.model, int(time.time()), answered.revision(events))
+        head = answered.Head(form, request_id, wanted.model, created, answered.revision(events))
         return reply(answered.whole(head, events, wanted.n), headers={REQUEST_ID: request_id})
 
     async def _models(self, http: web.Request) -> web.Response:

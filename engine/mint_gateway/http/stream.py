@@ -1,7 +1,6 @@
 """One answer as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 import grpc
@@ -20,9 +19,11 @@ REQUEST_ID = "X-Request-Id"
 class Stream:
     """An answer. Its headers go with the first token: until then a refusal has a status of its own."""
 
-    def __init__(self, http: web.Request, form: answered.Form, wanted: asked.Asked, request_id: str) -> None:
-        self._http, self._form, self._wanted, self._request_id = http, form, wanted, request_id
-        self._created = int(time.time())
+    def __init__(
+        self, http: web.Request, form: answered.Form, wanted: asked.Asked, request_id: str, created: int
+    ) -> None:
+        self._http, self._form, self._wanted = http, form, wanted
+        self._request_id, self._created = request_id, created
         self._response = web.StreamResponse()
         self._preparing = asyncio.Lock()
         self._heads: dict[int, answered.Head] = {}  # of each prompt's answer
