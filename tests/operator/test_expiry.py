@@ -15,6 +15,7 @@ from mint_operator.planning.plan import Plan, plan
 from mint_operator.planning.snapshot import ObservedWave, Snapshot
 from tests.operator.test_planner_properties import worlds
 from tests.operator.test_planner_replan import said
+from tests.operator.unread_worlds import Settled
 from tests.operator.worlds import KEY, NOW, base, engine, homes, placed, snapshot, unread, wave
 
 EIGHT = [f"o/{index}" for index in range(8)]
@@ -195,6 +196,30 @@ def test_before_its_end_a_wave_with_a_ttl_is_as_one_without(of: Snapshot, data: 
     for key, status in found.wave_statuses.items():
         other = without.wave_statuses[key]
         assert (status.phase, conditions(status), status.counts) == (other.phase, conditions(other), other.counts)
+
+
+@pytest.mark.parametrize("namespace", ["team", "other"])
+def test_over_a_base_that_cannot_be_read_it_is_told_of_as_over_any_other(namespace: str) -> None:
+    """Also where only the map says that it was there, for by its tenants the base could be asked no more."""
+    broken, of = msgspec.structs.replace(base(), defect="spec.engine.device: no such device"), base()
+    spec = msgspec.structs.replace(of.spec, tenants=[Tenant("team", 2, 8), Tenant("other", 3, 7)])
+    readable = msgspec.structs.replace(of, spec=spec)
+    goes, stays = wave("goes", ["a/0", "a/1"], namespace=namespace), wave("stays", ["a/1"])
+    world = Settled(readable, [lasting(goes, "1h1s"), stays])
+    world.waves[0] = lasting(world.waves[0], "1h")
+    told = records(plan(world.seen()))
+    world.base = broken
+    world.plan()
+    key = f"{namespace}/goes"
+    assert (world.state.waves[key], world.state.waves[key].reason) == (told[key], "Expired")
+    assert list(world.state.placements) == ["a/1"]
+    assert world.plan().changes == {}, "it is told once"
+    world.base = readable
+    assert world.plan().changes[KEY].set_waves == (), "as it would be told of then"
+    world.base = broken
+    del world.waves[0]
+    world.plan()
+    assert list(world.state.waves) == ["team/stays"]
 
 
 def test_the_status_of_an_expired_wave_stays_the_same_for_ever() -> None:

@@ -60,13 +60,17 @@ def cleared(state: MapState) -> MapChange:
     )
 
 
-def left_by(state: MapState, there: Container[str]) -> MapChange:
-    """The change that takes away what only waves had that are not `there` any more, and leaves all else as it is."""
+def left_by(state: MapState, there: Container[str], over: Mapping[str, WaveRecord]) -> MapChange:
+    """The change that takes away what only waves had that are not `there` any more, and leaves all else as it is.
+
+    Of those that are `over` the map says what these records say.
+    """
     assigned = {name: _of(each, there) for name, each in state.assigned.items()}
-    placements, waves = _of(state.placements, there), {key: each for key, each in state.waves.items() if key in there}
+    placements = _of(state.placements, there)
     return MapChange(
         del_placements=tuple(sorted(state.placements.keys() - placements.keys())),
-        del_waves=tuple(sorted(state.waves.keys() - waves.keys())),
+        set_waves=tuple([over[key] for key in sorted(over) if _new(over[key], state.waves.get(key))]),
+        del_waves=tuple(sorted(key for key in state.waves if key not in there and key not in over)),
         del_assigned={
             name: tuple(sorted(each.keys() - assigned[name].keys()))
             for name, each in sorted(state.assigned.items())

@@ -1,7 +1,7 @@
 """plan(snapshot) -> Plan: what should be, worked out from what is. Pure: the same snapshot gives the same plan."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -18,6 +18,7 @@ from mint_operator.planning.manifests import Manifest, redis_secret
 from mint_operator.planning.mapdiff import cleared, left_by
 from mint_operator.planning.recall import recalled
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave, Snapshot, TrainKnown
+from mint_operator.planning.wave_records import expired_records
 from mint_operator.planning.wave_status import kept_status, refused_status
 from mint_operator.training.diff import cleared as end_training
 from mint_operator.training.diff import left_by as training_left_by
@@ -69,7 +70,7 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
         statuses |= part.waves
     changes = {key: part.change for key, part in parts.items() if part.change}
     training = {key: part.training for key, part in parts.items() if part.training}
-    left, ended = _left(snapshot, unread)
+    left, ended = _left(snapshot, unread, over)
     changes, training = changes | left, training | ended
     forgets, clears, ends = _gone(snapshot)
     manifests = [manifest for part in parts.values() for manifest in part.manifests]
@@ -132,16 +133,26 @@ def _secrets(snapshot: Snapshot, bases: Mapping[str, ObservedBase], parts: Mappi
     return [redis_secret(bases, snapshot.release) for _, bases in sorted(namespaces.items())]
 
 
-def _left(snapshot: Snapshot, unread: Iterable[str]) -> tuple[dict[str, MapChange], dict[str, TrainChange]]:
-    """What waves that are over have left on bases whose specs cannot be read, where nothing else is planned."""
-    there = [wave for wave in snapshot.waves if not wave.meta.deleting and not wave.expired(snapshot.now)]
+def _left(
+    snapshot: Snapshot, unread: Iterable[str], over: Mapping[str, Sequence[ObservedWave]]
+) -> tuple[dict[str, MapChange], dict[str, TrainChange]]:
+    """What waves that are over have left on bases whose specs cannot be read, where nothing else is planned.
+
+    One that has expired is told of where it is `over` the base, or was by the map.
+    """
+    asked = [wave for wave in snapshot.waves if not wave.meta.deleting]
+    expired = [wave for wave in asked if wave.expired(snapshot.now)]
+    there = [wave for wave in asked if not wave.expired(snapshot.now)]
     runs = {(wave.meta.key, wave.meta.uid) for wave in there}
     keys, changes, ends = {key for key, _ in runs}, {}, {}
     for key in unread:
         known = snapshot.maps.get(key)
         if known is None or known.state.version is None:
             continue
-        if change := left_by(known.state, keys):
+        records = known.state.waves
+        tell = {wave.meta.key for wave in over.get(key, ())} | records.keys()
+        told = [wave for wave in expired if wave.base == key and wave.meta.key in tell]
+        if change := left_by(known.state, keys, expired_records(snapshot.bases[key], told, records)):
             changes[key] = change
         if end := training_left_by(snapshot.training.get(key, TrainKnown()).written, runs):
             ends[key] = end

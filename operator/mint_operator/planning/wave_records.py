@@ -48,6 +48,21 @@ def wave_records(
     return Recorded(found, admission.asks.by_wave, admission.refused)
 
 
+def expired_records(
+    base: ObservedBase, over: Iterable[ObservedWave], known: Mapping[str, WaveRecord]
+) -> dict[str, WaveRecord]:
+    """Those of waves that have expired over a base whose spec cannot be read.
+
+    What its spec says of tenants they have from what is `known`: the records in the map.
+    """
+    tenants = {each.wave.partition("/")[0]: (each.weight, each.quota) for each in known.values()}
+    found = {}
+    for wave in over:
+        weight, quota = tenants.get(wave.meta.namespace, (1, 0))
+        found[wave.meta.key] = msgspec.structs.replace(_expired(base, wave, None), weight=weight, quota=quota)
+    return found
+
+
 def _asking(base: ObservedBase, each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
     stand, chosen_by = each.wave.stand, _chosen_by(each.spec, kept=each.kept)
     adapters = len(stand.policies) if stand is not None else len(each.wants)
