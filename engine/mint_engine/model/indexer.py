@@ -70,14 +70,17 @@ def select(
             continue
         part = slice(chunk.start, chunk.stop)
         past = cache.read(layer, chunk.pages)[:, column:]  # [N, D]
-        chunks.append(_choose(query[part], past, weights[part], chunk.visible(), most))
+        chunks.append(choose_of(query[part], past, weights[part], chunk.visible(), most))
     return Selection(tuple(decodes), tuple(chunks))
 
 
-def _choose(
+def choose_of(
     query: torch.Tensor, past: torch.Tensor, weights: torch.Tensor, visible: torch.Tensor, most: int
 ) -> torch.Tensor:
-    """What each row of a chunk sees and may attend to, [T, N] bool; past [N, D]."""
+    """What each row sees of one past and may attend to, [T, N] bool, so many rows at a time as memory is bounded by.
+
+    Queries [T, J, D], past [N, D], weights [T, J].
+    """
     runs = tiles(query.shape[0], query.shape[1] * past.shape[0])
     return torch.cat([choose(score(query[run], past, weights[run]), visible[run], most) for run in runs])
 

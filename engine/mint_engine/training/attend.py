@@ -1,14 +1,17 @@
 """Attention over trees of rows, registered with transformers under the name "mint_training".
 
 Each tree goes by itself, with no padding and whatever else is in the batch: a row sees its trunk and its own past, or
-the latest of it where attention slides over a window, or what an indexer chose of it.
+the latest of it where attention slides over a window, or what an indexer chose of it. Of a tree that is longer than a
+piece some rows go at a time, and once more on the way back: its memory grows with its length, not with its square.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_contracts.errors import UnsupportedBase
@@ -66,40 +69,59 @@ def attend(
     style = _Style(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
     rows, parts = query.shape[2], []
     for at, tree in enumerate(trees):
-        span = slice(tree.row, tree.row + tree.rows)
-        seen = visible(tree.trunk, tree.branches, sliding_window).to(query.device)
         choice = indices[at] if indices is not None else None
-        seen = seen if choice is None else seen & choice
-        parts.append(_attend_tree(query[:, :, span], key[:, :, span], value[:, :, span], seen, style))
+        for some in cuts(tree.rows):
+            part = _Part(tree, some, sliding_window, choice, style)
+            own = slice(tree.row + some.start, tree.row + some.stop)
+            past = slice(tree.row, own.stop)
+            given = query[:, :, own], key[:, :, past], value[:, :, past]
+            whole = len(some) == tree.rows or not torch.is_grad_enabled()
+            parts.append(
+                part.attend(*given)
+                if whole
+                else checkpoint(part.attend, *given, use_reentrant=False, preserve_rng_state=False)
+            )
     done = sum(tree.rows for tree in trees)
     parts.append(query.new_zeros((1, query.shape[1], rows - done, value.shape[3])))  # padding
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-def visible(trunk: int, branches: tuple[int, ...], window: int | None = None) -> torch.Tensor:
-    """What each row of a tree sees of it [n, n] bool: its past, or the latest `window` tokens, itself included.
+def cuts(rows: int) -> Iterator[range]:
+    """Which of a tree's rows are computed together: all of them, of a longer one as many as a piece has."""
+    for first in range(0, rows, PIECE_ROWS):
+        yield range(first, min(first + PIECE_ROWS, rows))
 
-    Those of trees that fit a piece are kept, up to `KEPT_BYTES`: layers and policies ask for the same ones again. A
-    longer example's takes as much as all of these soon, and little time beside the attention that it is for.
+
+def visible(
+    trunk: int, branches: tuple[int, ...], window: int | None = None, rows: range | None = None
+) -> torch.Tensor:
+    """What rows of a tree, or all, see of those up to the last of them [n, m] bool.
+
+    That is their past, or the latest `window` tokens, themselves included. Those of whole trees that fit a piece are
+    kept, up to `KEPT_BYTES`: layers and policies ask for the same ones again.
     """
-    make = _kept if trunk + sum(branches) <= PIECE_ROWS else _visible
-    return make(trunk, branches, window)
+    every = range(trunk + sum(branches))
+    if rows is None or rows == every:
+        make = _kept if len(every) <= PIECE_ROWS else _visible
+        return make(trunk, branches, window, every)
+    return _visible(trunk, branches, window, rows)
 
 
-def _visible(trunk: int, branches: tuple[int, ...], window: int | None) -> torch.Tensor:
+def _visible(trunk: int, branches: tuple[int, ...], window: int | None, rows: range) -> torch.Tensor:
     """Written block by block: compared row by row it would take many times its bytes."""
-    rows, start = trunk + sum(branches), 0
-    found = torch.zeros(rows, rows, dtype=torch.bool)
+    found, start = torch.zeros(len(rows), rows.stop, dtype=torch.bool), 0
     for at, length in enumerate((trunk, *branches)):
-        span = slice(start, start + length)
-        start += length
-        own, before = found[span, span].fill_(True).tril_(), found[span, :trunk]
-        if window is not None:
-            own.triu_(1 - window)
-        if at:
-            before.fill_(True)
+        first, last = max(rows.start, start), min(rows.stop, start + length)
+        if first < last:
+            these, behind = slice(first - rows.start, last - rows.start), first - start
+            own = found[these, start:last].fill_(True).tril_(behind)
             if window is not None:
-                before.triu_(1 + trunk - window)
+                own.triu_(behind + 1 - window)
+            if at:
+                before = found[these, :trunk].fill_(True)
+                if window is not None:
+                    before.triu_(trunk + behind + 1 - window)
+        start += length
     return found
 
 
@@ -116,17 +138,32 @@ def _refuse(module: nn.Module, options: dict[str, object], mask: torch.Tensor | 
         )
 
 
-def _attend_tree(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, style: _Style
-) -> torch.Tensor:
-    """Queries [1, Q, n, D], keys [1, K, n, D] and values [1, K, n, E] -> [1, Q, n, E]."""
-    heads, count = key.shape[1], query.shape[2]
-    if style.cap is None and style.sinks is None:
-        return widened.attend(
-            query, key, value, attn_mask=seen, scale=style.scale, enable_gqa=query.shape[1] != heads
-        )
-    grouped = query[0].reshape(heads, -1, count, query.shape[3])  # [K, Q / K, n, D]
-    scores = torch.matmul(grouped, key[0].transpose(1, 2)[:, None]) * style.scale
-    sinks = style.sinks.view(heads, -1, 1, 1) if style.sinks is not None else None
-    weights = weigh(scores, seen, style.cap, sinks).to(value.dtype)
-    return torch.matmul(weights, value[0][:, None]).view(1, -1, count, value.shape[3])
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of a tree, which attend to those up to the last of them."""
+
+    tree: Tree
+    rows: range
+    window: int | None
+    choice: torch.Tensor | None  # [n, n] bool, of all of the tree
+    style: _Style
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Queries [1, Q, n, D], keys [1, K, m, D] and values [1, K, m, E] -> [1, Q, n, E]."""
+        style, heads, count = self.style, key.shape[1], query.shape[2]
+        seen = self._seen().to(query.device)
+        if style.cap is None and style.sinks is None:
+            return widened.attend(
+                query, key, value, attn_mask=seen, scale=style.scale, enable_gqa=query.shape[1] != heads
+            )
+        grouped = query[0].reshape(heads, -1, count, query.shape[3])  # [K, Q / K, n, D]
+        scores = torch.matmul(grouped, key[0].transpose(1, 2)[:, None]) * style.scale
+        sinks = style.sinks.view(heads, -1, 1, 1) if style.sinks is not None else None
+        weights = weigh(scores, seen, style.cap, sinks).to(value.dtype)
+        return torch.matmul(weights, value[0][:, None]).view(1, -1, count, value.shape[3])
+
+    def _seen(self) -> torch.Tensor:
+        seen = visible(self.tree.trunk, self.tree.branches, self.window, self.rows)
+        if self.choice is None:
+            return seen
+        return seen.to(self.choice.device) & self.choice[self.rows.start : self.rows.stop, : self.rows.stop]

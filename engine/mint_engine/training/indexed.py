@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from mint_engine.model.indexer import project, score, weigh_heads
-from mint_engine.model.selection import choose
-from mint_engine.training.attend import Chosen, visible
+from mint_engine.model.indexer import choose_of, project, weigh_heads
+from mint_engine.training.attend import Chosen, cuts, visible
 from mint_engine.training.delta import Current
 
 
@@ -31,7 +30,10 @@ def select(
         if tree.trunk + max(tree.branches, default=0) <= most:
             chosen.append(None)
             continue
-        span = slice(tree.row, tree.row + tree.rows)
-        scores = score(query[span], key[span], weights[span])
-        chosen.append(choose(scores, visible(tree.trunk, tree.branches).to(scores.device), most))
+        found = torch.zeros(tree.rows, tree.rows, dtype=torch.bool, device=hidden.device)
+        for rows in cuts(tree.rows):
+            own, past = (slice(tree.row + first, tree.row + rows.stop) for first in (rows.start, 0))
+            seen = visible(tree.trunk, tree.branches, rows=rows).to(hidden.device)
+            found[rows.start : rows.stop, : rows.stop] = choose_of(query[own], key[past], weights[own], seen, most)
+        chosen.append(found)
     return tuple(chosen)

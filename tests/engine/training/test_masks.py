@@ -1,5 +1,6 @@
 """What rows of a tree see, as the generic pass has it: right, and in bounded memory however long examples are."""
 
+import itertools
 import weakref
 
 from hypothesis import given
@@ -19,6 +20,9 @@ def test_a_row_sees_its_trunk_and_its_own_past_and_of_these_the_latest(
     rows += [(branch, trunk + at) for branch, length in enumerate(branches, start=1) for at in range(length)]
     expected = [[ours in {0, mine} and 0 <= now - then < (window or 99) for ours, then in rows] for mine, now in rows]
     assert visible(trunk, tuple(branches), window).tolist() == expected
+    for first, last in itertools.combinations(range(len(rows) + 1), 2):
+        some = visible(trunk, tuple(branches), window, range(first, last))
+        assert some.tolist() == [row[:last] for row in expected[first:last]], (first, last)
 
 
 def test_masks_of_pieces_are_kept_within_a_bound_and_those_of_longer_examples_are_not() -> None:

@@ -1,0 +1,84 @@
+"""Attention over examples longer than a piece: as in one go, in memory that grows with their length alone."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mint_engine.training import attend
+from mint_engine.training.pieces import Tree
+
+ROWS = 16  # computed together here
+TREES = (Tree(0, 23, (70, 1, 40)), Tree(134, 9, (3,)), Tree(146, 100, ()))
+HEADS, KEYS, SIZE = 4, 2, 8
+
+
+class _Largest(TorchDispatchMode):
+    """The largest tensor that anything gives meanwhile, in numbers; no part of the choices that are there already."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found, self._there = 0, {each.data_ptr() for each in CHOICES if each is not None}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        given = func(*args, **(kwargs or {}))
+        for each in given if isinstance(given, tuple | list) else (given,):
+            if isinstance(each, torch.Tensor) and each.untyped_storage().data_ptr() not in self._there:
+                self.found = max(self.found, each.untyped_storage().nbytes() // each.itemsize)
+        return given
+
+
+def _run(options: dict[str, object]) -> tuple[list[torch.Tensor], int]:
+    """What attention over all trees gives, its gradients, and the largest tensor on both ways."""
+    rows = TREES[-1].row + TREES[-1].rows
+    chance = torch.Generator().manual_seed(7)
+    query, key, value = (
+        torch.randn(1, heads, rows, SIZE, generator=chance, requires_grad=True) for heads in (HEADS, KEYS, KEYS)
+    )
+    slopes = torch.randn(1, rows, HEADS, SIZE, generator=chance)
+    with _Largest() as largest:
+        out, _ = attend.attend(SimpleNamespace(is_causal=True), query, key, value, None, trees=TREES, **options)  # type: ignore[arg-type]
+        gradients = torch.autograd.grad(out, (query, key, value), slopes)
+    return [out.detach(), *gradients], largest.found
+
+
+def _choice(tree: Tree) -> torch.Tensor:
+    """Every row's own place and some of all others."""
+    chance = torch.Generator().manual_seed(tree.row)
+    return (torch.rand(tree.rows, tree.rows, generator=chance) < 0.3) | torch.eye(tree.rows, dtype=torch.bool)
+
+
+CHOICES = (_choice(TREES[0]), None, _choice(TREES[2]))
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"sliding_window": 11},
+    {"softcap": 5.0},
+    {"s_aux": nn.Parameter(torch.linspace(-1, 1, HEADS), requires_grad=False), "sliding_window": 30},
+    {"indices": CHOICES},
+], ids=["plain", "window", "cap", "sinks", "chosen"])  # fmt: skip
+def test_rows_that_are_computed_some_at_a_time_get_what_all_at_once_give(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, most = _run(options)
+    monkeypatch.setattr(attend, "PIECE_ROWS", ROWS)
+    cut, least = _run(options)
+    for ours, theirs in zip(cut, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    longest = max(tree.rows for tree in TREES)
+    assert most >= longest**2, "in one go there is a number for each two rows"
+    rows = TREES[-1].row + TREES[-1].rows
+    assert least <= max(HEADS * ROWS * longest, HEADS * rows * SIZE)
+
+
+def test_without_gradients_nothing_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attend, "PIECE_ROWS", ROWS)
+    monkeypatch.setattr(attend, "checkpoint", None)  # would fail
+    query = torch.randn(1, HEADS, 134, SIZE)
+    key = torch.randn(1, KEYS, 134, SIZE)
+    with torch.no_grad():
+        out, _ = attend.attend(SimpleNamespace(is_causal=True), query, key, key, None, trees=TREES[:1])  # type: ignore[arg-type]
+    assert out.shape == (1, 134, HEADS, SIZE)
