@@ -107,6 +107,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_llama().save_pretrained(store / "base", max_shard_size="30KB")
     (store / "base" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     (store / "base" / "consolidated.safetensors").write_bytes(bytes(100))  # the same, for its maker's own code
+    (store / "base" / "tiny-q8.gguf").write_bytes(b"GGUF" + bytes(100))  # and for another program
+    (store / "base" / "tiny-q4.gguf").write_bytes(b"GGUF" + bytes(50))
     (store / "gguf").mkdir()
     (store / "gguf" / "tiny.gguf").write_bytes(b"GGUF" + bytes(100))
     (store / "pickles").mkdir()

@@ -18,7 +18,7 @@ from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.parallel import worker
 from mint_engine.parallel.worker import find_base
-from mint_engine.sources.fetch_base import drop_base, fetch_base
+from mint_engine.sources.fetch_base import cached_base, drop_base, fetch_base
 from tests.engine import stores
 from tests.engine.running import save_base, settings_for
 
@@ -153,6 +153,20 @@ def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf
     with stores.serving(stores.Files, shelf) as (address, _):
         path = fetch_base(Source(f"http://{address}/team/store/base"), tmp_path, lambda *_: None)
     assert list((tmp_path / "base").iterdir()) == [path]
+
+
+def test_what_an_earlier_attempt_left_and_the_base_has_no_more_is_not_looked_at(shelf: Path, tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    looks: list[list[str]] = []
+    with stores.serving(stores.Files, shelf) as (address, _):
+        source = Source(f"http://{address}/team/store/base")
+        target = cached_base(source, tmp_path)
+        left = target.with_name(f".partial-{target.name}") / "files"
+        left.mkdir(parents=True)
+        (left / "tiny-q8.gguf").write_bytes(b"GGUF")
+        path = fetch_base(source, tmp_path, lambda folder, _: looks.append([each.name for each in folder.iterdir()]))
+    assert looks
+    assert "tiny-q8.gguf" not in [*looks[0], *(each.name for each in path.iterdir())]
 
 
 class Lengthless(stores.Files):

@@ -20,7 +20,7 @@ def save(folder: Path, **files: bytes) -> str:
 def test_copies_are_alike_and_all_else_is_not(tmp_path: Path) -> None:
     found = [
         save(tmp_path / "one", config_json=b"{}", model_safetensors=b"abc"),
-        save(tmp_path / "copy", config_json=b"{}", model_safetensors=b"abc", README_md=b"more"),
+        save(tmp_path / "copy", config_json=b"{}", model_safetensors=b"abc", README_md=b"more", q8_gguf=b"abc"),
         save(tmp_path / "a byte", config_json=b"{}", model_safetensors=b"abd"),
         save(tmp_path / "a name", config_json=b"{}", weights_safetensors=b"abc"),
         save(tmp_path / "a file", config_json=b"{}", model_safetensors=b"abc", tokenizer_json=b"{}"),

@@ -16,6 +16,7 @@ from mint_contracts.source import Source, child
 from mint_engine.adapters.read import read_adapter
 from mint_engine.sources.fetch import WEIGHTS
 from mint_engine.sources.fetch_base import fetch_base
+from mint_engine.sources.headway import Headway
 from mint_engine.sources.storage import folder_of
 from tests.engine import stores
 from tests.engine.made import peft_adapter, read_tiny, tiny_fit
@@ -52,7 +53,7 @@ def test_an_adapter_is_fetched_checked_and_read(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_base_is_fetched_whole_and_without_its_pickles(
+def test_a_base_is_fetched_whole_and_without_what_nobody_reads_of_it(
     scheme: str, opened: Callable[[str], Source], shelf: Path, tmp_path: Path
 ) -> None:
     looks: list[list[str]] = []
@@ -62,18 +63,24 @@ def test_a_base_is_fetched_whole_and_without_its_pickles(
 
     store, truth = opened(scheme), shelf / "team" / "store" / "base"
     assert (truth / "consolidated.safetensors").exists()
-    path = fetch_base(child(store, "base"), tmp_path, look)
     shards = sorted(each.name for each in truth.glob("model-*.safetensors"))
     assert len(shards) > 1
+    headway = Headway()
+    path = fetch_base(child(store, "base"), tmp_path, look, headway)
     for name in [*shards, "config.json", "model.safetensors.index.json"]:
         assert (path / name).read_bytes() == (truth / name).read_bytes()
     if scheme not in {"file", "pvc"}:
         assert not (path / "pytorch_model.bin").exists()
         assert not (path / "consolidated.safetensors").exists()
+        assert not list(path.glob("*.gguf"))
+        assert headway.now
+        assert headway.now.total in {0, sum((truth / shard).stat().st_size for shard in shards)}
         assert path == fetch_base(child(store, "base"), tmp_path, look), "the second time it is there already"
 
         assert looks == [["config.json", "generation_config.json", "model.safetensors.index.json"]]
 
+    named = fetch_base(child(store, "base/tiny-q4.gguf"), tmp_path, look)
+    assert named.read_bytes() == (truth / "tiny-q4.gguf").read_bytes()
     gguf = fetch_base(child(store, "gguf/tiny.gguf"), tmp_path, look)
     assert gguf.read_bytes().startswith(b"GGUF")
     with pytest.raises(errors.SourceNotFound):

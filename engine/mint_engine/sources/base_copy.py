@@ -11,7 +11,7 @@ tells the same of the file. A source that tells nothing to know its content by i
 import hashlib
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -47,14 +47,19 @@ class BaseCopy:
         self.files, self.coming, self.marks = (self._here / name for name in ("files", "coming", "marks"))
         self.told: dict[str, str] = {}  # by file, what tells the content that was copied from any other
 
-    def make_room(self) -> None:
-        """Sweep what other copies left, which were given up or killed: a process copies one base alone."""
+    def make_room(self, names: Collection[str]) -> None:
+        """Sweep what other copies left, which were given up or killed: a process copies one base alone.
+
+        Of this one's earlier attempts stays what is of these files, which it is to have and no others.
+        """
         self._target.parent.mkdir(parents=True, exist_ok=True)
         for left in self._target.parent.glob(f"{PARTIAL}*"):
             if left != self._here:
                 shutil.rmtree(left, ignore_errors=True)
         for folder in (self.files, self.coming, self.marks):
             folder.mkdir(parents=True, exist_ok=True)
+            for name in {path.name for path in folder.iterdir()} - set(names):
+                (folder / name).unlink()
 
     @property
     def kept_bytes(self) -> int:
@@ -65,10 +70,8 @@ class BaseCopy:
         """Remove all of it."""
         shutil.rmtree(self._here, ignore_errors=True)
 
-    def publish(self, names: Iterable[str]) -> None:
-        """Make it visible: these files and no others."""
-        for left in {path.name for path in self.files.iterdir()} - set(names):
-            (self.files / left).unlink()
+    def publish(self) -> None:
+        """Make it visible."""
         publish(self.files, self._target)
         self.drop()
 

@@ -124,6 +124,12 @@ def weights_read(names: Collection[str], shards: Collection[str]) -> set[str]:
     return known or {name for name in names if name.endswith(_SAFE)}
 
 
+def without_ggufs(names: Collection[str]) -> list[str]:
+    """A folder's files without .gguf where there are safetensors, of which they hold the same, for other programs."""
+    safe = any(name.endswith(_SAFE) for name in names)
+    return [name for name in names if not (safe and name.endswith(_GGUF))]
+
+
 def _in_place(source: Source, single: str) -> Path:
     path, fence = local_path(locate(source))
     folder = LocalFolder(path.parent if single else path, subject_of(source), fence=fence)
@@ -158,7 +164,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, headway: Headwa
         raise CorruptFile(folder.subject, f"holds {len(wanted)} files; a base model has at most {_MAX_FILES}")
     copy = BaseCopy(folder, target, headway)
     try:
-        copy.make_room()
+        copy.make_room(wanted)
         _check_room(wanted, copy, target)
         weights = {name: size for name, size in wanted.items() if name.endswith(_WEIGHTS)}
         copy.small({name: size for name, size in wanted.items() if name not in weights})
@@ -170,7 +176,7 @@ def _copy(source: Source, single: str, target: Path, look: Look, headway: Headwa
         headway.begin(COPYING, sum(sizes) if all(sizes) else 0)
         copy.weights(weights)
         _note(marks_path(target), copy.told)
-        copy.publish(wanted)
+        copy.publish()
     except SourceUnavailable:  # the next attempt goes on where this one ends
         raise
     except MintError:
@@ -218,7 +224,8 @@ def _listed(source: Source, single: str) -> tuple[RemoteFolder, dict[str, int | 
         if absent := [name for name in shards if name not in found]:
             raise CorruptFile(folder.subject, f"lacks {', '.join(absent[:3])}, named by {INDEX}")
     read = weights_read(found, shards)
-    return folder, {name: size for name, size in found.items() if name in read or not name.endswith(_SAFE)}
+    kept = (name for name in without_ggufs(found) if name in read or not name.endswith(_SAFE))
+    return folder, {name: found[name] for name in kept}
 
 
 def _shards(folder: Folder) -> list[str]:
