@@ -26,7 +26,7 @@ from mint_engine.parallel.shares import Cut
 from mint_engine.training import attend, indexed, replay, routed
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.delta import Current, TrainedLinear
-from mint_engine.training.head import Head
+from mint_engine.training.head import Head, differentiated
 from mint_engine.training.pieces import PIECE_ROWS
 from mint_engine.training.sums import add_sums
 
@@ -66,7 +66,7 @@ class GenericPass:
         # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
         sparse = getattr(base.config, "index_topk", None)
         self._masks = {"indexed_attention": torch.zeros(1, 1, 1, 1, device=base.device)} if sparse else None
-        self.head = Head(self._logits, group=group)
+        self.head = Head(differentiated(self._logits), group=group)
         self._given = _Given()
         self._top = _share(base.model)  # only what comes after the body is used of it
         self._top.set_submodule(path, self._given)

@@ -4,7 +4,8 @@ A chunk's logits are used for both directions at once, because the gradient of a
 Ranks that share a vocabulary tell each other but sums and log-probabilities: a few numbers a token.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,7 @@ from mint_engine.training.batch import ROW_MULTIPLE, Score, Wanted
 from mint_engine.training.kernels import TrainingKernels
 
 HEAD_ROWS = 256  # with a vocabulary of 150,000 a chunk's logits take 77 MB in bf16, in float32 twice that
+_BACK_ROWS = 256  # of a product back to what is hidden; torch's (oneDNN) takes twice as long for each of 512
 
 # From which of the wanted tokens [k] int64, and their log-probabilities [k] float32, to the gradient of the loss with
 # respect to these; None where no gradient is wanted.
@@ -23,16 +25,61 @@ Grade = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 GradeOf = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]  # the same, of which piece
 
 
+# From hidden [n, H] to logits [n, V], which may be overwritten, and to what makes of their gradient that of hidden;
+# both are good until the context ends.
+Back = Callable[[torch.Tensor], torch.Tensor]
+Project = Callable[[torch.Tensor], AbstractContextManager[tuple[torch.Tensor, Back]]]
+
+
 @dataclass(frozen=True)
 class Head:
-    """What gives logits [n, V] of normed outputs [n, H], differentiable; with kernels, the logits are overwritten.
+    """What gives logits of normed outputs, `rows` of them at a time; with kernels, they are overwritten.
 
     With a `group` they are one rank's columns of them, and what the others' say is known by adding up.
     """
 
-    logits: Callable[[torch.Tensor], torch.Tensor]
+    project: Project
     kernels: TrainingKernels | None = None
     group: Group | None = None
+    rows: int = HEAD_ROWS
+
+
+def differentiated(logits: Callable[[torch.Tensor], torch.Tensor]) -> Project:
+    """Logits by modules of any kind, whose way back is autograd's."""
+
+    @contextmanager
+    def project(hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, Back]]:
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            found = logits(hidden)
+        yield found.detach(), lambda back: torch.autograd.grad(found, hidden, back)[0]
+
+    return project
+
+
+def multiplied(weight: torch.Tensor, rows: int) -> Project:
+    """Logits by one matrix [V, H], in a place for `rows` of them that stays: to have it anew takes long.
+
+    Whoever comes while another's logits are in it has one more.
+    """
+    places: list[torch.Tensor] = []
+
+    @contextmanager
+    def project(hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, Back]]:
+        place = places.pop() if places else weight.new_empty(rows, weight.shape[0])
+        try:
+            yield torch.mm(hidden, weight.t(), out=place[: hidden.shape[0]]), back
+        finally:
+            places.append(place)
+
+    def back(gradient: torch.Tensor) -> torch.Tensor:
+        found = gradient.new_empty(gradient.shape[0], weight.shape[1])
+        for first in range(0, gradient.shape[0], _BACK_ROWS):
+            some = slice(first, first + _BACK_ROWS)
+            torch.mm(gradient[some], weight, out=found[some])
+        return found
+
+    return project
 
 
 @dataclass(frozen=True)
@@ -81,9 +128,9 @@ def score(
     gradient = None
     rows, index = torch.unique(wanted.rows, return_inverse=True)
     order = torch.argsort(index, stable=True)
-    for number, chunk in enumerate(rows.split(HEAD_ROWS)):
-        at = order[index[order] // HEAD_ROWS == number]
-        tokens = _Tokens(at, index[at] % HEAD_ROWS, wanted.targets[at], wanted.temperature)
+    for number, chunk in enumerate(rows.split(head.rows)):
+        at = order[index[order] // head.rows == number]
+        tokens = _Tokens(at, index[at] % head.rows, wanted.targets[at], wanted.temperature)
         back = yield from _chunk(head, hidden[chunk], tokens, grade)
         if back is not None:
             gradient = torch.zeros_like(hidden) if gradient is None else gradient
@@ -97,18 +144,16 @@ def _chunk(
 ) -> Generator[None, None, torch.Tensor | None]:
     """hidden [n, H] -> its gradient [n, H]."""
     count = hidden.shape[0]
-    with torch.enable_grad():
-        hidden = functional.pad(hidden, (0, 0, 0, -count % ROW_MULTIPLE)).requires_grad_()
-        logits = head.logits(hidden)
-    yield
-    back = (
-        _back_plainly(logits.detach(), tokens, grade, head.group)
-        if head.kernels is None or tokens.temperature != 1.0
-        else _back_in_place(logits.detach(), tokens, grade, head.group, head.kernels)
-    )
-    if back is None:
-        return None
-    gradient = torch.autograd.grad(logits, hidden, back)[0][:count]
+    with head.project(functional.pad(hidden, (0, 0, 0, -count % ROW_MULTIPLE))) as (logits, way_back):
+        yield
+        back = (
+            _back_plainly(logits, tokens, grade, head.group)
+            if head.kernels is None or tokens.temperature != 1.0
+            else _back_in_place(logits, tokens, grade, head.group, head.kernels)
+        )
+        if back is None:
+            return None
+        gradient = way_back(back)[:count]
     return gradient if head.group is None else head.group.sum(gradient)
 
 

@@ -18,9 +18,10 @@ from torch.nn import functional
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.base import Base
+from mint_engine.model.device import multiplies_bfloat16
 from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
-from mint_engine.training.head import Head
+from mint_engine.training.head import HEAD_ROWS, Head, differentiated, multiplied
 from mint_engine.training.kernels import TrainingKernels, Trees, lay_trees
 from mint_engine.training.lean_experts import KeptExperts, LeanExperts
 from mint_engine.training.llama import Experts, Layer, Llama, Network, read_llama
@@ -29,6 +30,7 @@ from mint_engine.training.products import Kept, Rows, add_gradients, multiply, m
 
 MOST_ROWS = 9 * PIECE_ROWS // 4  # at once: one policy's step of 32 completions of 64 tokens, with its prompts
 KEPT_BYTES = 3 << 29  # for the way back, of rows at once that are more than a piece's
+LOGITS_BYTES = 1 << 26  # of rows at once that are more than `HEAD_ROWS`
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class LeanPass:
         self._llama: Llama = read_llama(base, modules, group.share if group is not None else None)
         self._kernels, self._training, self._group = kernels, training, group
         self._experts = LeanExperts(kernels, training)
-        self.head = Head(self._llama.head, training, group)
+        self.head = _head(self._llama.head, training, group)
         self.name = f"lean ({kernels.variant})"
         self.most_rows = min(MOST_ROWS, KEPT_BYTES // kept_bytes(self._llama))
 
@@ -179,6 +181,17 @@ class LeanPass:
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
         """The norm of hidden + more, which becomes what hidden is."""
         return self._kernels.add_norm(hidden, more, weight, self._llama.epsilon)
+
+
+def _head(linear: Any, training: TrainingKernels, group: Group | None) -> Head:
+    """A base's head: of several ranks, whose shares may differ, with as many rows each."""
+    widens = linear.weight.dtype == torch.bfloat16 and not multiplies_bfloat16()
+    if group is not None or linear.bias is not None or widens:
+        return Head(differentiated(linear), training, group)  # by torch's products as they are, widened perhaps
+    weight = linear.weight.detach()
+    room = LOGITS_BYTES // (weight.shape[0] * weight.itemsize) // HEAD_ROWS * HEAD_ROWS
+    rows = min(max(HEAD_ROWS, room), PIECE_ROWS)
+    return Head(multiplied(weight, rows), training, rows=rows)
 
 
 def kept_bytes(llama: Llama) -> int:

@@ -1,0 +1,43 @@
+"""Logits by one matrix, in a place that is used again: what modules and autograd give, whoever else is at it."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+
+from mint_engine.training.head import differentiated, multiplied
+
+VOCABULARY, HIDDEN, ROWS = 96, 32, 300
+
+
+@pytest.fixture
+def linear() -> nn.Linear:
+    torch.manual_seed(3)
+    return nn.Linear(HIDDEN, VOCABULARY, bias=False).requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("count", [1, 256, ROWS])
+def test_both_ways_are_as_by_modules(linear: nn.Linear, count: int) -> None:
+    hidden, slopes = torch.randn(count, HIDDEN), torch.randn(count, VOCABULARY)
+    given = []
+    for project in (multiplied(linear.weight, ROWS), differentiated(linear)):
+        with project(hidden) as (logits, back):
+            given.append((logits.clone(), back(slopes)))
+    for ours, theirs in zip(*given, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_place_is_used_again_but_by_nobody_while_it_is_in_use(linear: nn.Linear) -> None:
+    project = multiplied(linear.weight, ROWS)
+    one, other = torch.randn(ROWS, HIDDEN), torch.randn(7, HIDDEN)
+    with project(one) as (logits, _):
+        place = logits.data_ptr()
+        with project(other) as (others, _):
+            assert others.data_ptr() != place
+        torch.testing.assert_close(logits, linear(one))
+    with contextlib.suppress(ZeroDivisionError), project(other) as (logits, _):
+        assert logits.data_ptr() == place
+        raise ZeroDivisionError  # an update that ends in the middle
+    with project(one) as (logits, _):
+        assert logits.data_ptr() == place
