@@ -162,6 +162,8 @@ def _asked(view: MapView, adapter: str) -> list[Engine]:
 def _nowhere(view: MapView) -> str:
     if view.record is not None and view.record.catalog is not None:
         return "it is not in that base's catalog"
+    if view.record is not None and view.record.store is not None:
+        return "it is not in that base's adapter store"
     return "that base has no adapter store"
 
 

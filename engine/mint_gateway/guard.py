@@ -10,10 +10,10 @@ from grpc_reflection.v1alpha import reflection
 
 from mint_contracts.errors import Unauthenticated
 from mint_contracts.wire import to_status
+from mint_gateway.access import Access
 from mint_gateway.answering import LOGGED_LENGTH
-from mint_gateway.keys import AUTHORIZATION, Keys, caller
+from mint_gateway.keys import AUTHORIZATION
 from mint_gateway.metrics import Metrics
-from mint_gateway.mounted import Mounted
 
 _OPEN = (f"/{health.SERVICE_NAME}/", f"/{reflection.SERVICE_NAME}/")
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Looks at each call before it begins; those that have begun go on, whatever becomes of their key."""
+    """Looks at calls before they begin; those that have begun go on, whatever becomes of their key and its scope."""
 
-    def __init__(self, keys: Mounted[Keys], metrics: Metrics) -> None:
-        self._keys = keys
+    def __init__(self, access: Access, metrics: Metrics) -> None:
+        self._access = access
         self._metrics = metrics
 
     async def intercept_service(
@@ -39,7 +39,7 @@ class Guard(grpc.aio.ServerInterceptor):
         if not handler_call_details.method.startswith(_OPEN):
             told = dict(handler_call_details.invocation_metadata or ()).get(AUTHORIZATION)
             try:
-                caller.set(self._keys.now.bearer(str(told or "")))
+                self._access.admit(str(told or ""))
             except Unauthenticated as error:
                 self._metrics.unauthenticated.labels("grpc").inc()
                 return _refusing(error, handler_call_details.method)

@@ -35,10 +35,16 @@ def main() -> None:
         metavar="FOLDER",
         help="answer those alone who bear one of its keys, a file each (default: all)",
     )
+    parser.add_argument(
+        "--scopes",
+        type=Path,
+        metavar="FOLDER",
+        help="its scopes.json says which of the keys open what (default: each opens all)",
+    )
     arguments = parser.parse_args()
     log_as_json()
     try:
-        secured = Secured.by(arguments.tls, arguments.keys)
+        secured = Secured.by(arguments.tls, arguments.keys, arguments.scopes)
     except MintError as error:
         parser.exit(1, f"mint-gateway: {error}\n")
     asyncio.run(run(arguments.port, arguments.http_port, arguments.metrics_port, secured))

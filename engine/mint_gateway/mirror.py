@@ -16,7 +16,9 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader, Pulse
 from mint_contracts.map_reporter import HEARTBEAT_TTL_S
+from mint_gateway.scope import granted
 from mint_gateway.view import MapView, lost_something, merge, stale_holdings
+from mint_gateway.within import within
 
 POLL_S = 0.5
 QUIET_S = 0.05  # between two readings, however many hints come
@@ -55,14 +57,18 @@ class Mirror:
 
     @property
     def views(self) -> Mapping[str, MapView]:
-        """Every base's view, by name; a snapshot that later changes do not touch."""
+        """Every base's view, by name; a snapshot that later changes do not touch. For the gateway's own work:
+        what answers a request looks at `known`."""
         return self._views
 
     def known(self) -> Mapping[str, MapView]:
-        """`views`, once the map has been read. Raises MapUnavailable before."""
+        """`views` within the scope of the key that the request bears which asks, once the map has been read.
+
+        Whatever names a request's answer may depend on are looked up here. Raises MapUnavailable before.
+        """
         if not self.first_read.is_set():
             raise MapUnavailable("gateway", "has not read the placement map yet; retry", retry_after_s=1.0)
-        return self._views
+        return within(self._views, granted.get())
 
     @property
     def away(self) -> bool:

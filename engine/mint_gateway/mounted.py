@@ -1,4 +1,4 @@
-"""The files of a mounted Secret, read again as they change: what is new there needs no restart."""
+"""The files of a mounted Secret or ConfigMap, read again as they change: what is new there needs no restart."""
 
 import asyncio
 import hashlib
@@ -21,14 +21,21 @@ _log = structlog.get_logger()
 class Mounted(Generic[T]):
     """What the files of a folder mean now. What can't be used when it comes is told, and what was before goes on.
 
-    `read` makes it of the folder and its files by name, and raises a MintError that names the file.
+    `read` makes it of the folder and its files by name, and raises a MintError that names the file. Where nothing
+    else may go on, `broken` says what holds while they cannot be used. `on_change` is called when `now` is another.
     """
 
-    def __init__(self, folder: Path, read: Callable[[Path, Files], T]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        read: Callable[[Path, Files], T],
+        *,
+        broken: Callable[[MintError], T] | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         """Read it the first time. Raises MintError."""
-        self._folder, self._read = folder, read
-        real = _real(folder)
-        files = files_of(real)
+        self._folder, self._read, self._broken, self._on_change = folder, read, broken, on_change
+        real, files = _together(folder)
         self.now, self._seen = read(real, files), _digest(files)
         self._refused = ""
 
@@ -41,15 +48,22 @@ class Mounted(Generic[T]):
             except MintError as error:
                 if self._refused != str(error):
                     self._refused = str(error)
-                    _log.error("secret cannot be used; what was read before goes on", error=self._refused)
+                    self._give_up(error)
                 continue
             self._refused = ""
             if changed:
                 _log.info("secret is read anew", folder=str(self._folder))
+                self._on_change()
+
+    def _give_up(self, error: MintError) -> None:
+        if self._broken is None:
+            _log.error("secret cannot be used; what was read before goes on", error=str(error))
+            return
+        self.now, self._seen = self._broken(error), b""
+        self._on_change()
 
     def _look(self) -> bool:
-        real = _real(self._folder)
-        files = files_of(real)
+        real, files = _together(self._folder)
         digest = _digest(files)
         if digest == self._seen:
             return False
@@ -72,6 +86,20 @@ def files_of(folder: Path) -> Files:
     except OSError as error:
         raise SourceUnavailable(str(at), f"could not be read ({error.strerror})") from error
     return found
+
+
+def _together(folder: Path) -> tuple[Path, Files]:
+    """Where the folder's files lie, and those of one moment: Kubernetes may take them away as they are read."""
+    while True:
+        real = _real(folder)
+        try:
+            files = files_of(real)
+        except SourceNotFound:
+            if _real(folder) == real:
+                raise
+        else:
+            if _real(folder) == real:
+                return real, files
 
 
 def _digest(files: Files) -> bytes:

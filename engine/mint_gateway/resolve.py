@@ -42,7 +42,7 @@ def _knowing(views: Mapping[str, MapView], adapter: str) -> list[list[MapView]]:
     return [
         [view for view in everyone if adapter in view.placements],
         [view for view in everyone if any(view.copy(engine, adapter) for engine in view.engines.values())],
-        [view for view in everyone if view.stored(adapter) or (view.record and view.record.catalog)],
+        [view for view in everyone if view.may_have(adapter)],
     ]
 
 

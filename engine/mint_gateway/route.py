@@ -81,7 +81,7 @@ class Router:
         """
         view = self.find(base, adapter)
         unknown = adapter and adapter not in view.placements
-        if not unknown or view.record is None or view.record.catalog is None:
+        if not unknown or view.record is None or view.record.catalog is None or not view.scope.adapter(adapter):
             return view, None
         entry = await self._catalog.find(view.base, adapter)
         if entry is not None and entry.retired:
@@ -127,7 +127,7 @@ class Router:
         if tries.failed:
             await tries.pause()
         while True:
-            view = self._mirror.views.get(trail.base_model)
+            view = self._mirror.known().get(trail.base_model)
             if view is None:
                 raise BaseModelNotFound(f"base model {trail.base_model!r}", "is served no longer")
             if trail.source is None and trail.adapter not in view.placements:  # its wave may have gone meanwhile

@@ -4,29 +4,33 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mint_contracts.errors import InvalidRequest
+from mint_gateway.access import Access
 from mint_gateway.certificate import Certificate, read_certificate
-from mint_gateway.keys import Keys, read_keys
 from mint_gateway.mounted import Mounted
 
 
 @dataclass(frozen=True)
 class Secured:
-    """A certificate, without which both doors speak plain text, and keys, without which they are open to all."""
+    """A certificate, without which both doors speak plain text, and keys with scopes, without which all is open."""
 
     certificate: Mounted[Certificate] | None = None
-    keys: Mounted[Keys] | None = None
+    access: Access | None = None
 
     @classmethod
-    def by(cls, tls: Path | None, keys: Path | None) -> "Secured":
-        """What lies in these folders. Raises MintError, which names the file."""
-        return cls(Mounted(tls, read_certificate) if tls else None, Mounted(keys, read_keys) if keys else None)
+    def by(cls, tls: Path | None, keys: Path | None, scopes: Path | None = None) -> "Secured":
+        """What lies in these folders. Raises MintError, which names the file, or says that scopes need keys."""
+        if scopes and not keys:
+            raise InvalidRequest("--scopes", "say what keys open, and there are none; give --keys too")
+        return cls(Mounted(tls, read_certificate) if tls else None, Access(keys, scopes) if keys else None)
 
     def told(self) -> dict[str, bool]:
         """For the log."""
-        return {"tls": self.certificate is not None, "keys": self.keys is not None}
+        scoped = self.access is not None and self.access.scoped
+        return {"tls": self.certificate is not None, "keys": self.access is not None, "scopes": scoped}
 
     def following(self) -> Iterator[Coroutine[None, None, None]]:
         """Work that reads each of them again as it changes, until cancelled."""
-        for mounted in (self.certificate, self.keys):
-            if mounted is not None:
-                yield mounted.run()
+        for each in (self.certificate, self.access):
+            if each is not None:
+                yield each.run()

@@ -110,14 +110,14 @@ async def serve(
         SamplerServicer(answering),
         PlacementServicer(router, mirror, reader, calls),
         CatalogServicer(router, redis, catalogs, limits.silence_s, calls),
-        WavesServicer(WaveWatch(TrainReader(redis), mirror.known), calls),
+        WavesServicer(WaveWatch(TrainReader(redis), mirror), calls),
         healthy,
-        [Guard(secured.keys, metrics)] if secured.keys else [],
+        [Guard(secured.access, metrics)] if secured.access else [],
     )
     await _be_alive(healthy)
     port = _listen(server, address, secured.certificate)
     await server.start()
-    guards = [guarding(secured.keys, metrics)] if secured.keys else []
+    guards = [guarding(secured.access, metrics)] if secured.access else []
     door = Door(answering, router, mirror, ready, calls, guards)
     context = http_context(secured.certificate) if secured.certificate else None
     runner = await opened(door, listening, limits.grace_s, context)

@@ -20,6 +20,7 @@ from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
 from mint_gateway.view import incomplete
+from mint_gateway.within import waves_within
 
 SLICE_S = 0.005  # of a long list, in which nobody else is answered
 
@@ -78,8 +79,8 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
                 has = await self._reader.has_wave(base, wave)
                 if has is None:
                     unknown = incomplete(base)
-                if has:
-                    others = await self._reader.waves(base)
+                if has and view.scope.wave(wave):
+                    others = waves_within(await self._reader.waves(base), view.scope)
                     if wave in others:  # not deleted meanwhile
                         return explain_wave(view, others[wave], others)
             if unknown:

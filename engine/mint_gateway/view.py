@@ -8,6 +8,7 @@ from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import Pulse
 from mint_contracts.records import BaseRecord, EngineRecord, Held, Placement, Tier
 from mint_contracts.source import Source, child
+from mint_gateway.scope import EVERYTHING, Scope
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -35,6 +36,7 @@ class MapView(msgspec.Struct, frozen=True):
     engines: Mapping[str, Engine] = {}
     catalogued: Mapping[str, Source] = {}  # what the catalog says of adapters that a request asks for
     published: Mapping[str, Source] = {}  # the newest revision of each name that Trainer calls have published
+    scope: Scope = EVERYTHING  # of whoever looks at it: adapters that this does not open are in none of the above
 
     def source(self, adapter: str) -> Source | None:
         """Where the adapter is fetched from: its placement's source, else as `stored`."""
@@ -45,6 +47,8 @@ class MapView(msgspec.Struct, frozen=True):
     def stored(self, adapter: str) -> Source | None:
         """Where any engine of the base reads the adapter on demand: the catalog's word, else that of engines (when
         they were last alive) on what calls have published, else its place in the base's store."""
+        if not self.scope.adapter(adapter):
+            return None
         if known := self.catalogued.get(adapter):
             return known
         if "@" in adapter:  # only the catalog knows revisions
@@ -53,6 +57,12 @@ class MapView(msgspec.Struct, frozen=True):
             return published
         store = self.record.store if self.record else None
         return child(store, adapter) if store else None
+
+    def may_have(self, adapter: str) -> bool:
+        """Whether it may be here for all that is known; one that is out of scope, as one that does not exist."""
+        record = self.record
+        asked_of = record is not None and (record.catalog or (record.store and "@" not in adapter))
+        return bool(asked_of or self.stored(adapter))
 
     def whence(self, adapter: str, engine: str) -> Source | None:
         """What an engine is told of where the adapter is: what it does not know by itself, or may not yet know."""

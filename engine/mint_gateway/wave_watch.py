@@ -1,7 +1,7 @@
 """Following training waves in the map: one reading of a base serves everybody who watches any of its waves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -11,9 +11,12 @@ from mint_contracts.names import check_wave
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_pb2 import WaveProgress
 from mint_contracts.training_records import Progress, WaveTraining
+from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
-from mint_gateway.view import MapView, incomplete
+from mint_gateway.scope import granted
+from mint_gateway.view import incomplete
 from mint_gateway.waves import OVER, aggregate, heard, wave_progress
+from mint_gateway.within import told_within, training_within
 
 LOOK_S = 0.5  # between two looks at one base, however many watch
 MOST_WATCHERS = 256
@@ -32,25 +35,24 @@ class _Reading(msgspec.Struct):
 
 
 class WaveWatch:
-    """`views` gives every base that the gateway knows; it raises MapUnavailable before the map was read."""
+    """Waves over the bases that the mirror knows; those who watch see what their keys open."""
 
-    def __init__(self, reader: TrainReader, views: Callable[[], Mapping[str, MapView]]) -> None:
+    def __init__(self, reader: TrainReader, mirror: Mirror) -> None:
         self._reader = reader
-        self._views = views
+        self._mirror = mirror
         self._readings: dict[str, _Reading] = {}
         self._watchers = 0
 
     async def list(self, base: str = "") -> list[WaveProgress]:
         """Every training wave of one base, or of all, in aggregate. Raises BaseModelNotFound, MapUnavailable."""
         found = []
-        views = self._views()
+        views, scope = self._mirror.known(), granted.get()
         for name in [resolve(views, base, "").base] if base else sorted(views):
             reading = await self._read(name)
             if not reading.known:
                 raise incomplete(name)
-            found += [
-                aggregate(name, each, heard(each, reading.told)) for _, each in sorted(reading.training.items())
-            ]
+            training, told = training_within(reading.training, scope), told_within(reading.told, scope)
+            found += [aggregate(name, each, heard(each, told)) for _, each in sorted(training.items())]
         return found
 
     async def watch(self, wave: str, *, history: bool = False) -> AsyncIterator[WaveProgress]:
@@ -72,25 +74,26 @@ class WaveWatch:
 
     async def _look(self, wave: str, *, history: bool) -> WaveProgress:
         unknown: MapUnavailable | None = None
-        for base in sorted(self._views()):
+        scope = granted.get()
+        for base in sorted(self._mirror.known()):
             reading = await self._read(base)
             if not reading.known:
                 unknown = incomplete(base)
-            training = reading.training.get(wave)
+            training = training_within(reading.training, scope).get(wave)
             if training is None:
                 continue
             rewards = None
             if history and training.policies:
                 most = max(1, MOST_POINTS // len(training.policies))
                 rewards = await self._reader.rewards(base, training.policies, most)
-            return wave_progress(base, training, heard(training, reading.told), rewards)
+            return wave_progress(base, training, heard(training, told_within(reading.told, scope)), rewards)
         if unknown:
             raise unknown
         said = "is no training wave that the operator has taken up; see kubectl get adapterwaves"
         raise NotFound(f"wave {wave}", said)
 
     async def _read(self, base: str) -> _Reading:
-        views = self._views()
+        views = self._mirror.views  # all: what is read here serves others too, whatever their keys open
         self._readings = {name: each for name, each in self._readings.items() if name in views}
         reading = self._readings.setdefault(base, _Reading(lock=asyncio.Lock()))
         async with reading.lock:

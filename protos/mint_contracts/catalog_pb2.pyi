@@ -234,7 +234,7 @@ class ListResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty after the last page. A page may be short, or empty, although there are more."""
     total: _builtins.int
-    """Adapters in the whole catalog, whatever was asked for."""
+    """Adapters in the whole catalog, whatever was asked for; 0 where the key of whoever asks opens a part of it alone."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogEntry]: ...
     def __init__(

@@ -61,7 +61,8 @@ class CatalogServicer:
 
     def Register(self, request_iterator, context):
         """Registers adapters in bulk. The answer comes when everything that was not refused is in the object store's
-        manifests, and then in Redis. Cut off, it may have registered a part; sending all again does no harm.
+        manifests, and then in Redis. Cut off, it may have registered a part; sending all again does no harm. A name that the
+        key of whoever sends it does not open ends it, as it ends Retire: PERMISSION_DENIED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,8 @@ class CatalogStub:
     def __new__(cls, channel: _aio.Channel) -> CatalogAsyncStub: ...
     Register: _grpc.StreamUnaryMultiCallable[_catalog_pb2.RegisterRequest, _catalog_pb2.RegisterResponse]
     """Registers adapters in bulk. The answer comes when everything that was not refused is in the object store's
-    manifests, and then in Redis. Cut off, it may have registered a part; sending all again does no harm.
+    manifests, and then in Redis. Cut off, it may have registered a part; sending all again does no harm. A name that the
+    key of whoever sends it does not open ends it, as it ends Retire: PERMISSION_DENIED.
     """
     List: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListRequest, _catalog_pb2.ListResponse]
     """Adapters by name, in pages."""
@@ -52,7 +53,8 @@ class CatalogAsyncStub(CatalogStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Register: _aio.StreamUnaryMultiCallable[_catalog_pb2.RegisterRequest, _catalog_pb2.RegisterResponse]  # type: ignore[assignment]
     """Registers adapters in bulk. The answer comes when everything that was not refused is in the object store's
-    manifests, and then in Redis. Cut off, it may have registered a part; sending all again does no harm.
+    manifests, and then in Redis. Cut off, it may have registered a part; sending all again does no harm. A name that the
+    key of whoever sends it does not open ends it, as it ends Retire: PERMISSION_DENIED.
     """
     List: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListRequest, _catalog_pb2.ListResponse]  # type: ignore[assignment]
     """Adapters by name, in pages."""
@@ -74,7 +76,8 @@ class CatalogServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.RegisterResponse, _abc.Awaitable[_catalog_pb2.RegisterResponse]]:
         """Registers adapters in bulk. The answer comes when everything that was not refused is in the object store's
-        manifests, and then in Redis. Cut off, it may have registered a part; sending all again does no harm.
+        manifests, and then in Redis. Cut off, it may have registered a part; sending all again does no harm. A name that the
+        key of whoever sends it does not open ends it, as it ends Retire: PERMISSION_DENIED.
         """
 
     @_abc_1.abstractmethod

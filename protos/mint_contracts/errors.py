@@ -8,6 +8,7 @@ A *terminal* error needs a person or a changed object; any other goes away by it
     │   ├── PromptTooLong       more tokens than the context holds
     │   └── BadExample          a line of a data set, or an example, that nothing can be learnt from
     ├── Unauthenticated         no key came with it, or one that is not known
+    ├── PermissionDenied        the key that came with it does not open what it would change
     ├── NotFound
     │   ├── BaseModelNotFound   no such BaseModel
     │   ├── AdapterNotFound     no wave, store or file knows the adapter
@@ -90,6 +91,13 @@ class Unauthenticated(MintError):
 
     grpc_status = grpc.StatusCode.UNAUTHENTICATED
     http_status = 401
+
+
+class PermissionDenied(MintError):
+    """The key that came with the request does not open what the request would change."""
+
+    grpc_status = grpc.StatusCode.PERMISSION_DENIED
+    http_status = 403
 
 
 class NotFound(MintError):

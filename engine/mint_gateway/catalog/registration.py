@@ -10,6 +10,7 @@ from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry, check, plainly_good, read_line, read_lines
 from mint_contracts.errors import CapacityExceeded, MintError
 from mint_contracts.part_names import part_name
+from mint_gateway.catalog.writable import ANYTHING, Writable
 
 PART_ENTRIES = 10_000
 PARTS_AT_ONCE = 4  # being written while the next is filled: while one waits for the disk, another keeps Redis busy
@@ -31,11 +32,13 @@ class Registration:
     """One stream of entries. `finish` returns when all that were not refused are durable and visible.
 
     Of a base that is `stored`, which has an adapter store too, Redis goes on knowing which names are retired: it must
-    tell them from those that only the store knows.
+    tell them from those that only the store knows. What is not `writable` ends it: PermissionDenied.
     """
 
-    def __init__(self, base: str, parts: Parts, writer: CatalogWriter, *, stored: bool) -> None:
-        self._base, self._parts, self._writer, self._stored = base, parts, writer, stored
+    def __init__(
+        self, base: str, parts: Parts, writer: CatalogWriter, *, stored: bool, writable: Writable = ANYTHING
+    ) -> None:
+        self.base, self._parts, self._writer, self._stored, self._writable = base, parts, writer, stored, writable
         self._entries: list[Entry] = []
         self._writing: list[asyncio.Task[None]] = []
         self._line = 0
@@ -107,11 +110,13 @@ class Registration:
             await self._write(part)
 
     async def _write(self, entries: list[Entry]) -> None:
+        # Here, where all that is written passes by; in a thread, since it looks at each by itself.
+        await asyncio.to_thread(self._writable.check, entries)
         while len(self._writing) >= PARTS_AT_ONCE:
             await self._writing.pop(0)
         retiring = all(entry.retired for entry in entries)
         # Here, so that they are in the order of the stream.
-        first = await self._writer.sequences(self._base, len(entries), retiring=retiring)
+        first = await self._writer.sequences(self.base, len(entries), retiring=retiring)
         self._writing.append(asyncio.create_task(self._write_part(first, entries)))
 
     async def _write_part(self, first: int, entries: list[Entry]) -> None:
@@ -120,11 +125,11 @@ class Registration:
         await self._parts.write(name, entries)
         rows = list(enumerate(entries, first))
         try:
-            await self._writer.apply(self._base, rows, name, horizon=horizon)
+            await self._writer.apply(self.base, rows, name, horizon=horizon)
         except CapacityExceeded:
             if not all(entry.retired for entry in entries):
                 raise
-            await self._writer.retire(self._base, rows)
+            await self._writer.retire(self.base, rows)
         self.registered += len(entries)
         self.parts += 1
 

@@ -14,14 +14,17 @@ from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import PAGE_MAX
 from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import Entry, check_labels
-from mint_contracts.errors import AdapterNotFound, CatalogNotFound, InvalidRequest, Overloaded
-from mint_contracts.names import check_adapter, check_asked
+from mint_contracts.errors import AdapterNotFound, CatalogNotFound, InvalidRequest, Overloaded, PermissionDenied
+from mint_contracts.names import check_adapter, check_asked, check_base
 from mint_contracts.source import Source
 from mint_gateway.catalog.catalogs import Catalogs
+from mint_gateway.catalog.listing import page_of
 from mint_gateway.catalog.registration import Registration
+from mint_gateway.catalog.writable import NOT_OPENED, Writable
 from mint_gateway.inflight import InFlight
 from mint_gateway.keys import caller
 from mint_gateway.route import Router
+from mint_gateway.scope import granted
 from mint_gateway.servicers import answered
 
 STREAMS = 4  # registering at once
@@ -62,10 +65,12 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             if not 0 <= request.page_size <= PAGE_MAX:
                 raise InvalidRequest("page_size", f"is {request.page_size}; {PAGE_MAX} are the most")
             check_labels(request.labels, "labels")
+            scope = granted.get()
             page, state = await asyncio.gather(
-                self._catalogs.reader.page(
+                page_of(
+                    self._catalogs.reader,
                     base,
-                    prefix=request.prefix,
+                    prefixes=scope.prefixes(request.prefix),
                     labels=dict(request.labels),
                     after=request.page_token,
                     limit=request.page_size or PAGE,
@@ -73,7 +78,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
                 self._catalogs.reader.state(base),
             )
             entries = [_message(entry) for entry in page.entries]
-            return catalog_pb2.ListResponse(entries=entries, next_page_token=page.after, total=state.count)
+            total = state.count if scope.adapters is None else 0  # of others' names not even how many there are
+            return catalog_pb2.ListResponse(entries=entries, next_page_token=page.after, total=total)
 
         return await answered(answer, context, self._calls)
 
@@ -84,7 +90,8 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
 
         async def answer() -> catalog_pb2.CatalogEntry:
             base, *_ = self._catalog(request.base_model)
-            entry = await self._catalogs.resolver.find(base, check_asked(request.adapter))
+            opened = granted.get().adapter(check_asked(request.adapter))
+            entry = await self._catalogs.resolver.find(base, request.adapter) if opened else None
             if entry is None:
                 said = f"is not in the catalog of {base}; check the name and the revision, or register it"
                 raise AdapterNotFound(f"adapter {request.adapter!r}", said)
@@ -100,15 +107,13 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         """Take names out."""
 
         async def answer() -> catalog_pb2.RetireResponse:
-            base, manifests, stored = self._catalog(request.base_model)
             if not 0 < len(request.names) <= RETIRED_AT_ONCE:
                 raise InvalidRequest("names", f"must be 1 to {RETIRED_AT_ONCE} in one call")
             entries = [Entry(check_adapter(name), retired=True) for name in request.names]
-            await self._catalogs.whole(base, manifests)
-            registration = Registration(base, Parts(manifests), self._writer, stored=stored)
+            registration = await self._registration(request.base_model)
             await registration.add(entries)
             await registration.finish()
-            _log.info("retired", base_model=base, adapters=len(entries), client=caller.get())
+            _log.info("retired", base_model=registration.base, adapters=len(entries), client=caller.get())
             return catalog_pb2.RetireResponse()
 
         return await answered(answer, context, self._calls)
@@ -121,9 +126,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
         try:
             while (request := await self._next(requests)) is not None:
                 if registration is None:
-                    base, manifests, stored = self._catalog(request.base_model)
-                    await self._catalogs.whole(base, manifests)
-                    registration = Registration(base, Parts(manifests), self._writer, stored=stored)
+                    registration = await self._registration(request.base_model)
                 await registration.add_lines(request.lines)
                 await registration.add([_entry(each) for each in request.entries])
             if registration is None:
@@ -134,8 +137,18 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             if registration is not None:
                 await registration.abandon()
         counts = {"adapters": registration.registered, "refused": registration.refused}
-        _log.info("registered", base_model=base, **counts, client=caller.get())
+        _log.info("registered", base_model=registration.base, **counts, client=caller.get())
         return _response(registration)
+
+    async def _registration(self, base_model: str) -> Registration:
+        """One that takes in what the caller's key opens. Raises CatalogNotFound, PermissionDenied, MapUnavailable."""
+        scope = granted.get()
+        if base_model and not scope.base(check_base(base_model)):
+            raise PermissionDenied(f"base model {base_model!r}", f"is in no namespace {NOT_OPENED}")
+        base, manifests, store = self._catalog(base_model)
+        await self._catalogs.whole(base, manifests)
+        stored, writable = store is not None, Writable(scope, store)
+        return Registration(base, Parts(manifests), self._writer, stored=stored, writable=writable)
 
     async def _next(self, requests: AsyncIterator[catalog_pb2.RegisterRequest]) -> catalog_pb2.RegisterRequest | None:
         """What a stream sends next; None at its end."""
@@ -146,13 +159,13 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServicer):
             again = "send it all again: what is registered already does no harm"
             raise InvalidRequest("stream", f"{said}; {again}") from None
 
-    def _catalog(self, base_model: str) -> tuple[str, Source, bool]:
-        """The base that is meant, where its manifests are, and whether it has a store. Raises CatalogNotFound."""
+    def _catalog(self, base_model: str) -> tuple[str, Source, Source | None]:
+        """The base that is meant, where its manifests are, and its store, if it has one. Raises CatalogNotFound."""
         view = self._router.find(base_model, "")
         if view.record is None or view.record.catalog is None:
             said = "keeps no catalog; set spec.catalog.manifests.uri of the BaseModel"
             raise CatalogNotFound(f"base model {view.base!r}", said)
-        return view.base, view.record.catalog, view.record.store is not None
+        return view.base, view.record.catalog, view.record.store
 
 
 def _message(entry: Entry) -> catalog_pb2.CatalogEntry:

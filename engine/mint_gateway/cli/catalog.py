@@ -65,7 +65,8 @@ async def run_list(options: argparse.Namespace) -> int:
         return 0
     Console(highlight=False).print(entries_table(found))
     more = "; raise --limit for more" if token else ""
-    print(f"{len(found):,} shown; the whole catalog has {total:,}{more}")
+    in_all = f"; the whole catalog has {total:,}" if total else ""
+    print(f"{len(found):,} shown{in_all}{more}")
     return 0
 
 

@@ -1,0 +1,96 @@
+"""Which key opens what: read from a file that names keys, each with its scope. A key that it does not name opens all.
+
+What cannot be read opens nothing: a key never opens more because somebody mistyped what it may.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+from msgspec import UNSET, Meta, UnsetType
+
+from mint_contracts.errors import MintError, SourceNotFound, Unauthenticated
+from mint_gateway.mounted import Files
+from mint_gateway.scope import EVERYTHING, Scope
+
+SCOPES_FILE = "scopes.json"
+
+_Prefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=200)]
+_Namespace = Annotated[str, Meta(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+
+_log = structlog.get_logger()
+
+
+class _Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A scope as the file has it; values.schema.json of the chart says the same."""
+
+    adapters: list[_Prefix] | UnsetType = UNSET
+    namespaces: list[_Namespace] | UnsetType = UNSET
+
+
+@dataclass(frozen=True)
+class Scopes:
+    """The scope of each key that has one, by its name; None where it cannot be read. `broken`: nobody's can."""
+
+    by_key: Mapping[str, Scope | None]
+    broken: bool = False
+
+    def of(self, key: str) -> Scope:
+        """What the key of that name opens. Raises Unauthenticated where nobody can tell."""
+        scope = None if self.broken else self.by_key.get(key, EVERYTHING)
+        if scope is None:
+            said = "holds a key of which it cannot be read here what it opens; ask whoever runs the gateway"
+            raise Unauthenticated("authorization", said)
+        return scope
+
+
+def read_scopes(folder: Path, files: Files) -> Scopes:
+    """The scopes in scopes.json. Raises SourceNotFound without it; what cannot be read in it is logged."""
+    file = folder / SCOPES_FILE
+    if SCOPES_FILE not in files:
+        raise SourceNotFound(str(file), "does not exist; it says which keys open what")
+    try:
+        told = json.loads(files[SCOPES_FILE], object_pairs_hook=_once)
+        if not isinstance(told, dict):
+            raise ValueError("is no JSON object")
+    except (ValueError, RecursionError) as error:
+        return _broken(str(file), str(error))
+    scopes = {key: _read(str(file), key, each) for key, each in told.items()}
+    _log.info("scopes are known", clients=sorted(scopes))
+    return Scopes(scopes)
+
+
+def no_scopes(error: MintError) -> Scopes:
+    """What holds while the file cannot be read."""
+    return _broken(error.subject, error.message)
+
+
+def _broken(file: str, error: str) -> Scopes:
+    _log.error("scopes cannot be read: no key opens anything until they can", file=file, error=error)
+    return Scopes({}, broken=True)
+
+
+def _read(file: str, key: str, told: object) -> Scope | None:
+    try:
+        scope = msgspec.convert(told, _Told)
+    except msgspec.ValidationError as error:
+        _log.error(
+            "scope cannot be read: its key opens nothing until it can", file=file, client=key, error=str(error)
+        )
+        return None
+    return Scope(
+        adapters=None if scope.adapters is UNSET else tuple(scope.adapters),
+        namespaces=None if scope.namespaces is UNSET else frozenset(scope.namespaces),
+    )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where a name comes twice: which of the two holds, nobody could tell."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"has a name twice, of {', '.join(sorted(found))[:200]}")
+    return found

@@ -1,0 +1,108 @@
+"""The placement map as a key's scope shows it: pure. What is out of scope is not there, so that nothing tells it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+import msgspec
+
+from mint_contracts.records import Placement, WaveRecord
+from mint_contracts.training_records import Progress, WaveTraining
+from mint_gateway.scope import EVERYTHING, Scope
+from mint_gateway.view import Engine, MapView
+
+T = TypeVar("T")
+
+
+def within(views: Mapping[str, MapView], scope: Scope) -> Mapping[str, MapView]:
+    """The bases that a scope opens, each with the adapters that it opens, and of their waves those that it opens."""
+    if scope == EVERYTHING:
+        return views
+    return _Narrowed(views, scope.base, lambda view: _view(view, scope))
+
+
+def waves_within(records: Mapping[str, WaveRecord], scope: Scope) -> Mapping[str, WaveRecord]:
+    """The waves of one base that a scope opens, with their places among those of them that wait."""
+    if scope.namespaces is None:
+        return records
+    own = {name: each for name, each in records.items() if scope.wave(name)}
+    others = records.keys() - own.keys()
+    waiting = sorted(each.position for each in own.values() if each.position)
+    return {name: _wave(each, others, waiting) for name, each in own.items()}
+
+
+def training_within(training: Mapping[str, WaveTraining], scope: Scope) -> Mapping[str, WaveTraining]:
+    """The training waves of one base that a scope opens, each with the policies that it opens."""
+    if scope == EVERYTHING:
+        return training
+    return {name: _training(each, scope) for name, each in training.items() if scope.wave(name)}
+
+
+def told_within(told: Mapping[str, Mapping[str, Progress]], scope: Scope) -> Mapping[str, Mapping[str, Progress]]:
+    """What each engine tells of the policies that a scope opens."""
+    if scope.adapters is None:
+        return told
+    return {engine: _Narrowed(of, scope.adapter) for engine, of in told.items()}
+
+
+class _Narrowed(Mapping[str, T], Generic[T]):
+    """A mapping without the names that a scope does not open. It copies nothing: there may be many."""
+
+    def __init__(
+        self, whole: Mapping[str, T], opens: Callable[[str], bool], shown: Callable[[T], T] = lambda value: value
+    ) -> None:
+        self._whole, self._opens, self._shown = whole, opens, shown
+
+    def __getitem__(self, name: str) -> T:
+        if not self._opens(name):
+            raise KeyError(name)
+        return self._shown(self._whole[name])
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._opens(name) and name in self._whole
+
+    def __iter__(self) -> Iterator[str]:
+        return filter(self._opens, self._whole)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _view(view: MapView, scope: Scope) -> MapView:
+    def shown(placement: Placement) -> Placement:
+        waves = tuple(wave for wave in placement.waves if scope.wave(wave))
+        return placement if len(waves) == len(placement.waves) else msgspec.structs.replace(placement, waves=waves)
+
+    engines = view.engines
+    if scope.adapters is not None:
+        engines = {name: _engine(engine, scope) for name, engine in engines.items()}
+    return msgspec.structs.replace(
+        view,
+        placements=_Narrowed(view.placements, scope.adapter, shown),
+        engines=engines,
+        catalogued=_Narrowed(view.catalogued, scope.adapter),
+        published=_Narrowed(view.published, scope.adapter),
+        scope=scope,
+    )
+
+
+def _engine(engine: Engine, scope: Scope) -> Engine:
+    return msgspec.structs.replace(
+        engine, held=_Narrowed(engine.held, scope.adapter), published=_Narrowed(engine.published, scope.adapter)
+    )
+
+
+def _wave(record: WaveRecord, others: frozenset[str] | set[str], waiting: list[int]) -> WaveRecord:
+    """`others` are out of scope: a message that names one is theirs too."""
+    message = record.message
+    if any(name in message for name in others):
+        message = "for the sake of what this key does not open; ask whoever runs the base"
+    position = waiting.index(record.position) + 1 if record.position else 0
+    return msgspec.structs.replace(record, message=message, position=position)
+
+
+def _training(training: WaveTraining, scope: Scope) -> WaveTraining:
+    return msgspec.structs.replace(
+        training,
+        policies=tuple(name for name in training.policies if scope.adapter(name)),
+        last_words=tuple(each for each in training.last_words if scope.adapter(each.policy)),
+    )

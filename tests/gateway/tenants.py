@@ -1,0 +1,153 @@
+"""Two tenants who have the same things, by names that tell whose, and share a base; each has a scoped key."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from mint_contracts import keys
+from mint_contracts.catalog_pb2 import RegisterRequest
+from mint_contracts.records import BaseRecord, Held, MapChange, Place, Placement, Tier, WaveRecord
+from mint_contracts.source import Source, child
+from mint_contracts.train_writer import TrainWriter
+from mint_contracts.training import Dataset, Policies, Train
+from mint_contracts.training_records import Progress, Stage, TrainChange, WaveTraining
+from mint_gateway.client import Client
+from mint_gateway.scopes import SCOPES_FILE
+from mint_gateway.secured import Secured
+from tests.gateway.catalogs import entry, lines
+from tests.gateway.scene import LIMITS, Scene
+from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.secrets import mount
+from tests.waiting import until
+
+SHARED = "models/base"
+TENANTS = ("acme", "rival")
+STORE = Source("s3://store/adapters")
+SCOPES = {tenant: {"adapters": [f"{tenant}/"], "namespaces": [tenant, "models"]} for tenant in TENANTS}
+
+
+def own(tenant: str) -> str:
+    """The base model that a tenant has for itself."""
+    return f"{tenant}/own"
+
+
+def key_of(who: str) -> str:
+    return f"key-of-{who}"
+
+
+class Tenants:
+    """A gateway with a key for each tenant, and one for `admin` that has no scope.
+
+    Over the shared base each tenant T has T/bot (placed, for waves of both), T/twin (placed also on the other's own
+    base), T/made (published), T/cat and T/dog (in the catalog), the waves T/wave (waiting) and T/lessons (training).
+    """
+
+    def __init__(self, scene: Scene, stack: AsyncExitStack, folder: Path) -> None:
+        self.scene, self._stack, self._folder = scene, stack, folder
+        self.engines: dict[str, ScriptedEngine] = {}
+        self.clients: dict[str, Client] = {}
+
+    async def begin(self) -> None:
+        """Write the map, start engines and the gateway, and wait until all is known."""
+        names = {who: key_of(who).encode() for who in (*TENANTS, "admin")}
+        secured = Secured.by(None, mount(self._folder / "keys", names), self.scope(SCOPES))
+        await self._declare()
+        for base in (SHARED, *map(own, TENANTS)):
+            self.engines[base] = await self.scene.engine(f"e-of-{base.partition('/')[0]}", base)
+        for tenant in TENANTS:
+            made = Source(f"s3://training/{tenant}/made/1")
+            held = Held(f"{tenant}/made", made, Tier.DISK, revision=f"sha256:of-{tenant}", published=True)
+            self.engines[SHARED].held[f"{tenant}/made"] = held
+        await self.engines[SHARED].report()
+        await self.scene.open(LIMITS, secured, key=key_of("admin"))
+        for who in names:
+            client = Client(self.scene.target, patience_s=0.0, key=key_of(who))
+            self.clients[who] = await self._stack.enter_async_context(client)
+        await self.scene.seen(*self.engines.values())
+        for base in (SHARED, *map(own, TENANTS)):
+            await until(lambda base=base: self._complete(base))  # type: ignore[misc]
+        told = lines([entry(f"{tenant}/{name}", "r1") for tenant in TENANTS for name in ("cat", "dog")])
+        await self.clients["admin"].register(stream(RegisterRequest(base_model=SHARED, lines=told)))
+
+    def scope(self, told: object) -> Path:
+        """Put these scopes in place of those before."""
+        content = told if isinstance(told, bytes) else json.dumps(told).encode()
+        return mount(self._folder / "scopes", {SCOPES_FILE: content})
+
+    async def http(self, who: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """The status and the JSON."""
+        headers = {"Authorization": f"Bearer {key_of(who)}"}
+        url = self.scene.url + path
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(method, url, headers=headers, json=body) as answer,
+        ):
+            return answer.status, await answer.json()
+
+    async def train(self, *waves: WaveTraining) -> None:
+        """Declare training waves over the shared base."""
+        await TrainWriter(self.scene.redis, epoch=1).apply(SHARED, TrainChange(set_training=waves))
+
+    async def _declare(self) -> None:
+        for base, store in ((SHARED, None), *((own(tenant), STORE) for tenant in TENANTS)):
+            catalog = Source(f"file://{self._folder}/catalogs/{base}")
+            record = BaseRecord(base, store, catalog=catalog, device_slots=4, engines_max=2)
+            await self._apply(base, MapChange(base=record))
+        for number, (tenant, other) in enumerate((TENANTS, TENANTS[::-1]), start=1):
+            place = (Place("e-of-models", Tier.DEVICE, "spread"),)
+            both = tuple(f"{each}/wave" for each in TENANTS)
+            placed = (
+                Placement(f"{tenant}/bot", Source("s3://waves/bot"), both, place),
+                Placement(f"{tenant}/twin", Source("s3://waves/twin"), (f"{tenant}/wave",), place),
+            )
+            said = f"adapter {tenant}/x is s3://a here but s3://b in wave {other}/wave, which comes first"
+            wave = WaveRecord(
+                *(f"{tenant}/wave", "names", 2, 1, Tier.DEVICE),
+                slots=2,
+                position=number,
+                reason="SourceConflict",
+                message=said,
+            )
+            await self._apply(SHARED, MapChange(set_placements=placed, set_waves=(wave,)))
+            twin = Placement(
+                f"{tenant}/twin", Source("s3://waves/twin"), (), (Place(f"e-of-{other}", Tier.DEVICE, ""),)
+            )
+            await self._apply(own(other), MapChange(set_placements=(twin,)))
+        await self.train(*(lessons(tenant) for tenant in TENANTS))
+        for tenant in TENANTS:
+            said_of = Progress(
+                f"{tenant}/lessons-0", f"{tenant}/lessons", 7, Stage.RUNNING, run="uid", step=1, steps=4
+            )
+            await self.scene.redis.hset(
+                keys.progress(SHARED, "e-of-models"), said_of.policy, msgspec.json.encode(said_of).decode()
+            )
+
+    async def _apply(self, base: str, change: MapChange) -> None:
+        version = await self.scene.writer.apply(base, change)
+        if change.places:
+            self.scene.versions[base] = version
+
+    async def _complete(self, base: str) -> bool:
+        return bool(await self.scene.redis.hget(keys.catalog(base), "complete") == "1")
+
+
+def lessons(tenant: str, phase: str = "Training") -> WaveTraining:
+    """A training wave of the tenant's; a policy of it has a name that no tenant's key opens."""
+    train = Train(policies=Policies(), dataset=Dataset(lines=["{}"]), steps=4)
+    policies = (f"{tenant}/lessons-0", "nobody/lessons-1")
+    return WaveTraining(f"{tenant}/lessons", 1, train, Source("s3://runs"), "uid", policies, phase)
+
+
+def stored(name: str) -> str:
+    """Where an adapter of that name lies in the store of the tenants' own bases."""
+    return child(STORE, name).uri
+
+
+async def stream(*requests: RegisterRequest) -> AsyncIterator[RegisterRequest]:
+    for request in requests:
+        yield request

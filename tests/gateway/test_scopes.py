@@ -1,0 +1,256 @@
+"""What the scope of a key opens, and that no file of scopes opens more than it says: decisions, and the file."""
+
+import json
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from mint_contracts import errors
+from mint_contracts.entries import Entry
+from mint_contracts.errors import InvalidRequest, PermissionDenied, SourceNotFound, Unauthenticated
+from mint_contracts.records import Held, Place, Placement, Tier, WaveRecord
+from mint_contracts.source import Source, child
+from mint_gateway.catalog.writable import Writable
+from mint_gateway.mounted import Mounted
+from mint_gateway.scope import EVERYTHING, Scope
+from mint_gateway.scopes import SCOPES_FILE, Scopes, read_scopes
+from mint_gateway.secured import Secured
+from mint_gateway.view import MapView, heard
+from mint_gateway.within import waves_within, within
+from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.secrets import mount
+
+WORDS = st.text("ab/", min_size=1, max_size=4)
+NAMES = st.lists(WORDS, unique=True, max_size=12)
+BASES = st.sampled_from(["a/x", "a/y", "b/x", "ab/x"])
+SCOPES = st.builds(
+    Scope,
+    adapters=st.none() | st.lists(WORDS, max_size=4).map(tuple),
+    namespaces=st.none() | st.frozensets(st.sampled_from(["a", "b", "ab"])),
+)
+
+
+def view_of(base: str, names: list[str]) -> MapView:
+    """Each adapter placed, for waves of two namespaces, held and published."""
+    sources = {name: Source(f"s3://adapters/{name}") for name in names}
+    placements = {
+        name: Placement(name, source, ("a/wave", "b/wave"), (Place("e-0", Tier.DEVICE, "spread"),))
+        for name, source in sources.items()
+    }
+    held = {name: Held(name, source, Tier.DEVICE, published=True) for name, source in sources.items()}
+    engine = heard("e-0", ScriptedEngine(base, "e-0").record(), held)
+    return MapView(base, 1, None, placements, {"e-0": engine}, sources, sources)
+
+
+@given(SCOPES, st.dictionaries(BASES, NAMES, max_size=4))
+def test_a_view_holds_what_its_scope_opens_and_nothing_else(scope: Scope, names: dict[str, list[str]]) -> None:
+    whole = {base: view_of(base, of) for base, of in names.items()}
+    narrow = within(whole, scope)
+    assert set(narrow) == {base for base in whole if scope.base(base)}
+    for base, view in narrow.items():
+        own = {name for name in names[base] if scope.adapter(name)}
+        engine = view.engines["e-0"]
+        for mapping in (view.placements, view.catalogued, view.published, engine.held, engine.published):
+            assert set(mapping) == own
+            assert len(mapping) == len(own)
+            assert all((name in mapping) == (name in own) for name in names[base])
+        for name in names[base]:
+            assert (view.source(name) == whole[base].source(name)) if name in own else view.source(name) is None
+        for placement in view.placements.values():
+            assert placement.waves == tuple(wave for wave in ("a/wave", "b/wave") if scope.wave(wave))
+
+
+def test_without_a_scope_views_are_the_very_ones() -> None:
+    whole = {"a/x": view_of("a/x", ["a"])}
+    assert within(whole, EVERYTHING) is whole
+
+
+@given(SCOPES, WORDS | st.just(""), NAMES)
+def test_prefixes_open_each_name_of_the_scope_once(scope: Scope, wanted: str, names: list[str]) -> None:
+    prefixes = scope.prefixes(wanted)
+    assert list(prefixes) == sorted(prefixes)
+    for name in names:
+        opened = scope.adapter(name) and name.startswith(wanted)
+        assert sum(name.startswith(prefix) for prefix in prefixes) == opened
+
+
+def test_a_revision_opens_nothing() -> None:
+    scope = Scope(("acme/",))
+    assert scope.adapter("acme/bot@r1")
+    assert not scope.adapter("acme@acme/bot")
+    assert not scope.adapter("rival/bot@acme/")
+
+
+def test_a_scope_of_nothing_opens_nothing() -> None:
+    assert not Scope(()).adapter("acme/bot")
+    assert not Scope(namespaces=frozenset()).base("acme/base")
+    assert not Scope(namespaces=frozenset({"acme"})).base("acme-2/base"), "a namespace is meant whole"
+
+
+def test_waves_of_others_are_neither_counted_nor_named() -> None:
+    waves = {
+        name: WaveRecord(name, "names", 1, 1, Tier.DEVICE, position=position, message=message)
+        for name, position, message in (
+            ("a/first", 1, ""),
+            ("b/second", 2, "waits for a/first"),
+            ("a/third", 3, ""),
+            ("b/fourth", 4, "needs 4 more"),
+        )
+    }
+    own = waves_within(waves, Scope(namespaces=frozenset({"b"})))
+    assert {name: each.position for name, each in own.items()} == {"b/second": 1, "b/fourth": 2}
+    assert "a/first" not in own["b/second"].message
+    assert own["b/fourth"].message == "needs 4 more"
+    assert waves_within(waves, Scope(("b/",))) is waves
+
+
+STORE = Source("pvc://claim/adapters")
+WRITABLE = Writable(Scope(("acme/",)), STORE)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry("acme/bot", child(STORE, "acme/bot").uri),
+        Entry("acme/bot", child(STORE, "acme/bot").uri + "/r2"),
+        Entry("acme/bot", "s3://claim/adapters/rival/bot"),
+        Entry("acme/bot", "pvc://claim/adapters-2/rival/bot"),
+        Entry("acme/bot", retired=True),
+    ],
+    ids=lambda entry: f"{entry.name} {entry.uri}",
+)
+def test_a_scoped_key_may_write_names_that_it_opens(entry: Entry) -> None:
+    WRITABLE.check([entry])
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            Entry("rival/bot", "s3://anywhere"),
+            "adapter 'rival/bot': is no name that your key opens; ask whoever runs",
+        ),
+        (Entry("rival/bot", retired=True), "adapter 'rival/bot': is no name"),
+        (Entry("acme/bot", child(STORE, "rival/bot").uri), "shall be fetched from pvc://claim/adapters/rival/bot"),
+        (Entry("acme/bot", "pvc://claim//adapters//rival/bot/"), "is of no name that your key opens"),
+        (Entry("acme/bot", "file:///mint/pvc/claim/adapters/rival/bot"), "is of no name that your key opens"),
+        (Entry("acme/bot", STORE.uri), "is of no name that your key opens"),
+    ],
+    ids=lambda part: f"{part.name} {part.uri}" if isinstance(part, Entry) else "",
+)
+def test_nor_names_of_others_nor_what_lies_by_their_names_in_the_store(entry: Entry, said: str) -> None:
+    with pytest.raises(PermissionDenied) as refusal:
+        WRITABLE.check([Entry("acme/other", "s3://anywhere"), entry])
+    assert said in str(refusal.value)
+    Writable(EVERYTHING, STORE).check([entry])
+
+
+def read(told: object) -> Scopes:
+    return read_scopes(Path("/scopes"), {SCOPES_FILE: told if isinstance(told, bytes) else json.dumps(told).encode()})
+
+
+def test_what_is_left_out_is_all_and_who_is_left_out_too() -> None:
+    scopes = read({"a": {"adapters": ["acme/"]}, "b": {"namespaces": ["team-b"]}, "c": {"adapters": []}})
+    assert scopes.of("a") == Scope(("acme/",))
+    assert scopes.of("b") == Scope(namespaces=frozenset({"team-b"}))
+    assert scopes.of("c") == Scope(())
+    assert scopes.of("d") == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        [],
+        "acme/",
+        {"adapters": None},
+        {"adapters": "acme/"},
+        {"adapters": [""]},
+        {"adapters": ["acme/", ""]},
+        {"adapters": ["*"]},
+        {"adapters": [1]},
+        {"namespaces": [""]},
+        {"namespaces": ["Team"]},
+        {"adapter": ["acme/"]},
+        {"adapters": ["acme/"], "namespace": ["team-a"]},
+    ],
+    ids=repr,
+)
+def test_a_scope_that_cannot_be_read_closes_its_key_alone(told: object) -> None:
+    with capture_logs() as logs:
+        scopes = read({"torn": told, "whole": {"adapters": ["acme/"]}})
+    with pytest.raises(Unauthenticated, match="cannot be read here what it opens; ask whoever runs the gateway"):
+        scopes.of("torn")
+    assert scopes.of("whole") == Scope(("acme/",))
+    [line] = [line for line in logs if line["log_level"] == "error"]
+    assert (line["client"], line["file"]) == ("torn", "/scopes/scopes.json")
+    assert line["error"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"team-a"',
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"a": {"adapters": ["acme/"]}, "a": {}}',
+        b'{"a": {"adapters": ["acme/"], "adapters": ["r"]}}',
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_a_file_that_cannot_be_read_closes_every_key(content: bytes) -> None:
+    with capture_logs() as logs:
+        scopes = read(content)
+    for name in ("a", "b"):
+        with pytest.raises(Unauthenticated, match="cannot be read"):
+            scopes.of(name)
+    [line] = logs
+    assert (line["event"], line["file"]) == (
+        "scopes cannot be read: no key opens anything until they can",
+        "/scopes/scopes.json",
+    )
+    assert line["error"]
+
+
+def test_a_gateway_without_its_file_of_scopes_does_not_begin(tmp_path: Path) -> None:
+    keys, scopes = mount(tmp_path / "keys", {"team-a": b"key"}), mount(tmp_path / "scopes", {"other.json": b"{}"})
+    with pytest.raises(SourceNotFound, match=r"scopes\.json: does not exist; it says which keys open what"):
+        Secured.by(None, keys, scopes)
+    with pytest.raises(SourceNotFound):
+        Secured.by(None, keys, tmp_path / "nowhere")
+    with pytest.raises(InvalidRequest, match="give --keys too"):
+        Secured.by(None, None, scopes)
+
+
+def test_files_are_those_of_one_moment_however_often_they_change(tmp_path: Path) -> None:
+    def files(number: int) -> dict[str, bytes]:
+        return {name: str(number).encode() for name in ("a.json", "b.json", SCOPES_FILE)}
+
+    def change() -> None:
+        for number in range(300):
+            mount(tmp_path / "scopes", files(number))
+
+    mount(tmp_path / "scopes", files(0))
+    changing = Thread(target=change)
+    changing.start()
+    seen = []
+    while changing.is_alive():
+        seen.append(Mounted(tmp_path / "scopes", lambda _, found: found).now)
+    changing.join()
+    assert seen
+    assert all(found == files(int(found[SCOPES_FILE])) for found in seen)
+
+
+def test_what_may_not_be_written_is_told_by_both_doors() -> None:
+    assert (errors.PermissionDenied.grpc_status.name, errors.PermissionDenied.http_status) == (
+        "PERMISSION_DENIED",
+        403,
+    )

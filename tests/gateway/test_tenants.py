@@ -1,0 +1,474 @@
+"""One tenant's key reaches nothing of another's: call by call and route by route, none left out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import openai
+import pytest
+from aiohttp import web
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+from structlog.testing import capture_logs
+
+from mint_contracts import errors
+from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
+from mint_contracts.errors import MintError
+from mint_gateway.client import Client, question
+from mint_gateway.http.door import Door
+from tests.gateway.catalogs import entry, lines
+from tests.gateway.scene import Scene
+from tests.gateway.tenants import SCOPES, SHARED, TENANTS, Tenants, key_of, lessons, own, stored, stream
+from tests.gateway.test_cli import mint
+from tests.waiting import until
+
+NOBODY = "nobody"  # of whom there is nothing
+Check = Callable[[Tenants, str, str], Awaitable[None]]
+Ask = Callable[[str, str], Awaitable[object]]  # a name, and the base that is named with it
+
+
+@pytest.fixture
+async def tenants(scene: Scene, tmp_path: Path) -> AsyncIterator[Tenants]:
+    async with AsyncExitStack() as stack:
+        tenants = Tenants(scene, stack, tmp_path)
+        await tenants.begin()
+        yield tenants
+
+
+@pytest.fixture
+async def registered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Every method of gRPC and every route of HTTP that gateways serve which are begun after this."""
+    found: set[str] = set()
+    server, application = type(grpc.aio.server()), Door.application
+    add = server.add_generic_rpc_handlers
+
+    def added(self: Any, handlers: Any) -> None:
+        for handler in handlers:
+            found.update(handler._method_handlers)
+        add(self, handlers)
+
+    def seen(door: Door) -> web.Application:
+        served = application(door)
+        for route in served.router.routes():
+            assert route.resource
+            found.add(f"{'GET' if route.method == 'HEAD' else route.method} {route.resource.canonical}")
+        return served
+
+    monkeypatch.setattr(server, "add_generic_rpc_handlers", added)
+    monkeypatch.setattr(Door, "application", seen)
+    return found
+
+
+async def refused(asking: Awaitable[object], name: str) -> tuple[str, str]:
+    """The error's kind and words, without the name that was asked for."""
+    with pytest.raises(MintError) as refusal:
+        await asking
+    return refusal.value.reason, str(refusal.value).replace(name, "NAME")
+
+
+async def unlearnt(ask: Ask, me: str, other: str, what: str) -> None:
+    """Of an adapter that is the other's nothing is told that is not told of one that nobody has."""
+    for base in ("", SHARED, own(me)):
+        theirs, nobodys = f"{other}/{what}", f"{NOBODY}/{what}"
+        told = await refused(ask(theirs, base), theirs)
+        assert told == await refused(ask(nobodys, base), nobodys), base
+        assert other not in told[1]
+        if base != own(me):  # which has a store, where whatever is asked for might lie
+            assert told == await refused(ask(f"{me}/none", base), f"{me}/none")
+        assert base == "" or told[0] == "AdapterNotFound"
+    for base in (own(other), own(NOBODY)):
+        told = await refused(ask(f"{me}/bot", base), base)
+        known = ", ".join(sorted([own(me), SHARED]))
+        assert told == ("BaseModelNotFound", f"base model 'NAME': is not served here; there are {known}")
+
+
+async def generate(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    await tenants.clients["admin"].retire([f"{other}/dog"], SHARED)
+
+    async def ask(adapter: str, base: str) -> object:
+        return await client.answer(question("Ahoy?", base_model=base, adapter=adapter))
+
+    for name in ("bot", "twin", "made", "cat"):
+        assert await ask(f"{me}/{name}", SHARED)
+        await unlearnt(ask, me, other, name)
+    assert await ask(f"{me}/cat@r1", SHARED)
+    for name in ("cat@r1", "dog"):
+        await unlearnt(ask, me, other, name)
+    await ask(f"{me}/twin", "")
+    assert [engine.base for engine in tenants.engines.values() if engine.seen] == [SHARED], "the other's is not meant"
+    for base in (SHARED, own(me)):
+        assert await ask("", base)
+    assert await refused(ask("", own(other)), own(other)) == await refused(ask("", own(NOBODY)), own(NOBODY))
+
+
+async def explain(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    await tenants.clients["admin"].retire([f"{other}/dog"], SHARED)
+    await unlearnt(client.explain, me, other, "dog")
+    for name in ("bot", "twin", "made", "cat"):
+        why = await client.explain(f"{me}/{name}", SHARED)
+        assert why.chosen_engine == "e-of-models"
+        assert other not in repr(why)
+        await unlearnt(client.explain, me, other, name)
+    assert list((await client.explain(f"{me}/bot")).waves) == [f"{me}/wave"]
+    assert (await client.explain(f"{me}/twin")).base_model == SHARED
+
+
+async def explain_wave(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    why = await client.explain_wave(f"{me}/wave")
+    assert (why.position, why.queue, why.adapters) == (1, 1, 2), "others do not count"
+    assert [each.namespace for each in why.namespaces] == [me]
+    assert other not in repr(why)
+    theirs, nobodys = f"{other}/wave", f"{NOBODY}/wave"
+    told = await refused(client.explain_wave(theirs), theirs)
+    assert told == await refused(client.explain_wave(nobodys), nobodys)
+    assert told[0] == "NotFound"
+    everything = await tenants.clients["admin"].explain_wave(f"{TENANTS[1]}/wave")
+    assert (everything.position, everything.queue, len(everything.namespaces)) == (2, 2, 2)
+
+
+async def list_placements(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    mine = [(SHARED, f"{me}/{name}") for name in ("bot", "made", "twin")]
+    found = await client.placements()
+    assert [(each.base_model, each.adapter) for each in found] == mine
+    assert other not in repr(found)
+    assert len(await client.placements(SHARED)) == 3
+    first = await client.placements_page(size=1)
+    assert [each.adapter for each in (await client.placements_page(token=first.next_page_token)).placements] == [
+        name for _, name in mine[1:]
+    ]
+    assert await client.placements(own(me)) == []
+    told = await refused(client.placements(own(other)), own(other))
+    assert told == await refused(client.placements(own(NOBODY)), own(NOBODY))
+    assert len(await tenants.clients["admin"].placements()) == 8
+
+
+async def list_catalog(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    page = await client.catalog_page(SHARED)
+    assert ([each.name for each in page.entries], page.total) == ([f"{me}/cat", f"{me}/dog"], 0)
+    first = await client.catalog_page(SHARED, size=1)
+    second = await client.catalog_page(SHARED, size=1, token=first.next_page_token)
+    assert [each.name for each in (*first.entries, *second.entries)] == [f"{me}/cat", f"{me}/dog"]
+    for prefix in (f"{other}/", other, f"{other}/cat", NOBODY):
+        assert not (await client.catalog_page(SHARED, prefix=prefix)).entries
+    assert [each.name for each in (await client.catalog_page(SHARED, prefix=f"{me}/d")).entries] == [f"{me}/dog"]
+    told = await refused(client.catalog_page(own(other)), own(other))
+    assert told == await refused(client.catalog_page(own(NOBODY)), own(NOBODY))
+    assert (await tenants.clients["admin"].catalog_page(SHARED)).total == 4
+
+
+async def resolve(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    assert (await client.resolve(f"{me}/cat", SHARED)).uri
+    await tenants.clients["admin"].retire([f"{other}/dog"], SHARED)
+    for name in ("cat", "cat@r1", "dog"):
+        theirs = f"{other}/{name}"
+        told = await refused(client.resolve(theirs, SHARED), theirs)
+        assert told == await refused(client.resolve(f"{me}/none", SHARED), f"{me}/none")
+    told = await refused(client.resolve(f"{me}/cat", own(other)), own(other))
+    assert told == await refused(client.resolve(f"{me}/cat", own(NOBODY)), own(NOBODY))
+
+
+async def register(tenants: Tenants, me: str, other: str) -> None:
+    client, admin = tenants.clients[me], tenants.clients["admin"]
+    mine, theirs = entry(f"{me}/new"), entry(f"{other}/new")
+    taken = CatalogEntry(name=f"{other}/cat", uri="s3://stolen")
+    for request in (
+        RegisterRequest(base_model=SHARED, lines=lines([mine, theirs])),
+        RegisterRequest(base_model=SHARED, lines=b"no line\n" + lines([theirs])),
+        RegisterRequest(base_model=SHARED, entries=[taken]),
+        RegisterRequest(base_model=SHARED, entries=[CatalogEntry(name=f"{other}/cat", retired=True)]),
+    ):
+        with pytest.raises(errors.PermissionDenied, match=f"adapter '{other}/.*is no name that your key opens; ask"):
+            await client.register(stream(request))
+    for base in (own(other), own(NOBODY)):
+        with pytest.raises(
+            errors.PermissionDenied, match=f"base model '{base}': is in no namespace that your key opens"
+        ):
+            await client.register(stream(RegisterRequest(base_model=base, lines=lines([mine]))))
+    borrowed = CatalogEntry(name=f"{me}/new", uri=stored(f"{other}/x"))
+    with pytest.raises(errors.PermissionDenied, match=f"{other}/x, which is of no name that your key opens"):
+        await client.register(stream(RegisterRequest(base_model=own(me), entries=[borrowed])))
+    assert set(await listed_on(admin, SHARED)) == {
+        f"{tenant}/{name}" for tenant in TENANTS for name in ("cat", "dog")
+    }
+    assert (await admin.resolve(f"{other}/cat", SHARED)).uri != "s3://stolen"
+    assert (await client.register(stream(RegisterRequest(base_model=SHARED, lines=lines([mine]))))).registered == 1
+    lent = CatalogEntry(name=f"{me}/new", uri=stored(f"{me}/x"))
+    assert (await client.register(stream(RegisterRequest(base_model=own(me), entries=[lent])))).registered == 1
+
+
+async def retire(tenants: Tenants, me: str, other: str) -> None:
+    client, admin = tenants.clients[me], tenants.clients["admin"]
+    for names in ([f"{other}/cat"], [f"{me}/cat", f"{other}/cat"], [f"{other}/none"]):
+        with pytest.raises(errors.PermissionDenied, match=f"adapter '{other}/.*ask whoever runs the gateway"):
+            await client.retire(names, SHARED)
+    for base in (own(other), own(NOBODY)):
+        with pytest.raises(errors.PermissionDenied, match="is in no namespace that your key opens"):
+            await client.retire([f"{me}/cat"], base)
+    assert len(await listed_on(admin, SHARED)) == 4
+    await client.retire([f"{me}/cat"], SHARED)
+    assert len(await listed_on(admin, SHARED)) == 3
+
+
+async def watch_wave(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    seen = await anext(client.watch(f"{me}/lessons", history=True))
+    assert [each.policy for each in seen.policies] == [f"{me}/lessons-0"]
+    assert (seen.policy_count, seen.step) == (1, 1)
+    theirs, nobodys = f"{other}/lessons", f"{NOBODY}/lessons"
+    told = await refused(anext(client.watch(theirs)), theirs)
+    assert told == await refused(anext(client.watch(nobodys)), nobodys)
+    assert told[0] == "NotFound"
+    everything = await anext(tenants.clients["admin"].watch(theirs))
+    assert everything.policy_count == 2
+
+
+async def list_waves(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    for base in ("", SHARED):
+        assert [(each.wave, each.policy_count) for each in await client.waves(base)] == [(f"{me}/lessons", 1)]
+    told = await refused(client.waves(own(other)), own(other))
+    assert told == await refused(client.waves(own(NOBODY)), own(NOBODY))
+    assert len(await tenants.clients["admin"].waves()) == 2
+
+
+def by_http(tenants: Tenants, me: str, path: str, **body: object) -> Ask:
+    """Asking by HTTP, as an Ask: an error becomes the exception that it tells of."""
+
+    async def ask(name: str, base: str) -> object:
+        told = body | {"model": name} | ({"base_model": base} if base else {})
+        status, answer = await tenants.http(me, "POST", path, told)
+        return answer if status == 200 else told_by(status, answer)
+
+    return ask
+
+
+def told_by(status: int, answer: Any) -> object:
+    kind = errors.by_reason(answer["error"]["code"])
+    assert kind
+    assert kind.http_status == status
+    raise kind("", answer["error"]["message"])
+
+
+async def asked_by_http(tenants: Tenants, me: str, other: str, ask: Ask) -> None:
+    for name in ("bot", "twin", "made", "cat"):
+        assert await ask(f"{me}/{name}", SHARED)
+        await unlearnt(ask, me, other, name)
+    assert await ask(f"{me}/twin", "")
+    for base in (SHARED, own(me)):
+        assert await ask(base, "")
+    for base in (own(other), own(NOBODY)):
+        assert (await refused(ask(base, base), base))[0] == "BaseModelNotFound"
+    assert await refused(ask(own(other), ""), own(other)) == await refused(ask(own(NOBODY), ""), own(NOBODY))
+
+
+async def complete(tenants: Tenants, me: str, other: str) -> None:
+    await asked_by_http(tenants, me, other, by_http(tenants, me, "/v1/completions", prompt="Ahoy"))
+    ask = by_http(tenants, me, "/v1/completions", prompt=["Ahoy", "Hey"], stream=True)
+    await unlearnt(ask, me, other, "bot")
+
+
+async def chat(tenants: Tenants, me: str, other: str) -> None:
+    messages = [{"role": "user", "content": "Ahoy?"}]
+    await asked_by_http(tenants, me, other, by_http(tenants, me, "/v1/chat/completions", messages=messages))
+
+
+async def models(tenants: Tenants, me: str, other: str) -> None:
+    _, answer = await tenants.http(me, "GET", "/v1/models")
+    mine = sorted([SHARED, own(me), *(f"{me}/{name}" for name in ("bot", "made", "twin"))])
+    assert [each["id"] for each in answer["data"]] == mine
+    assert {each["parent"] for each in answer["data"]} == {None, SHARED}
+    assert other not in repr(answer)
+    _, page = await tenants.http(me, "GET", f"/v1/models?limit=1&after={mine[1]}")
+    assert ([each["id"] for each in page["data"]], page["has_more"]) == ([mine[2]], True)
+    _, last = await tenants.http(me, "GET", f"/v1/models?limit=1&after={mine[3]}")
+    assert (last["last_id"], last["has_more"]) == (mine[4], False)
+
+
+async def model(tenants: Tenants, me: str, other: str) -> None:
+    for name, parent in ((f"{me}/bot", SHARED), (f"{me}/twin", SHARED), (own(me), None), (SHARED, None)):
+        status, answer = await tenants.http(me, "GET", f"/v1/models/{name}")
+        assert (status, answer["parent"]) == (200, parent)
+        assert other not in repr(answer)
+    await tenants.clients["admin"].retire([f"{other}/dog"], SHARED)
+    for name in ("bot", "twin", "made", "cat", "dog", "own"):
+        told = [await tenants.http(me, "GET", f"/v1/models/{who}/{name}") for who in (other, NOBODY)]
+        assert told[0][0] >= 400
+        assert repr(told[0]).replace(other, "NAME") == repr(told[1]).replace(NOBODY, "NAME")
+
+
+CHECKS: dict[str, Check] = {
+    "/mint.v1.Sampler/Generate": generate,
+    "/mint.v1.Placement/Explain": explain,
+    "/mint.v1.Placement/ExplainWave": explain_wave,
+    "/mint.v1.Placement/ListPlacements": list_placements,
+    "/mint.v1.Catalog/List": list_catalog,
+    "/mint.v1.Catalog/Resolve": resolve,
+    "/mint.v1.Catalog/Register": register,
+    "/mint.v1.Catalog/Retire": retire,
+    "/mint.v1.Waves/WatchWave": watch_wave,
+    "/mint.v1.Waves/ListWaves": list_waves,
+    "POST /v1/completions": complete,
+    "POST /v1/chat/completions": chat,
+    "GET /v1/models": models,
+    "GET /v1/models/{model}": model,
+}
+# What asks for no key tells of nobody's names.
+OPEN = {"GET /health", "GET /live"}
+OPEN_SERVICES = (f"/{health.SERVICE_NAME}/", f"/{reflection.SERVICE_NAME}/")
+
+
+@pytest.mark.parametrize(("me", "other"), [TENANTS, TENANTS[::-1]], ids=TENANTS)
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
+async def test_a_scoped_key_reaches_what_is_its_own_and_learns_of_nothing_else(
+    tenants: Tenants, check: Check, me: str, other: str
+) -> None:
+    await check(tenants, me, other)
+
+
+async def test_each_method_and_route_that_a_gateway_serves_is_checked(registered: set[str], scene: Scene) -> None:
+    await scene.open()
+    assert {name for name in registered if not name.startswith(OPEN_SERVICES)} == CHECKS.keys() | OPEN
+
+
+async def listed_on(client: Client, base: str) -> list[str]:
+    page = await client.catalog_page(base, size=1000)
+    return [each.name for each in page.entries]
+
+
+async def test_a_key_without_a_scope_opens_all_as_ever(tenants: Tenants) -> None:
+    admin = tenants.clients["admin"]
+    for tenant in TENANTS:
+        for base, name in ((SHARED, "bot"), (SHARED, "made"), (SHARED, "cat"), (own(tenant), "")):
+            adapter = f"{tenant}/{name}" if name else ""
+            assert await admin.answer(question("Ahoy?", base_model=base, adapter=adapter))
+        with pytest.raises(errors.InvalidRequest, match="may mean one of several base models; name one of"):
+            await admin.answer(question("Ahoy?", adapter=f"{tenant}/twin"))
+    _, answer = await tenants.http("admin", "GET", "/v1/models")
+    assert len(answer["data"]) == 9
+
+
+async def test_openais_client_sees_its_tenants_models_alone(tenants: Tenants) -> None:
+    url = f"{tenants.scene.url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key=key_of("acme"), max_retries=0) as client:
+        assert all("rival" not in each.id for each in (await client.models.list()).data)
+        with pytest.raises(openai.NotFoundError, match="no wave serves it"):
+            await client.completions.create(model="rival/bot", prompt="Ahoy", extra_body={"base_model": SHARED})
+
+
+async def test_the_command_line_says_what_its_key_does_not_open(tenants: Tenants) -> None:
+    target, key = tenants.scene.target, key_of("acme")
+    code, out, _ = await mint(target, "catalog", "list", "--base", SHARED, MINT_API_KEY=key)
+    assert (code, out.splitlines()[-1]) == (0, "2 shown")
+    code, _, err = await mint(target, "catalog", "retire", "--base", SHARED, "rival/cat", MINT_API_KEY=key)
+    assert (code, err) == (
+        1,
+        "mint: PermissionDenied: adapter 'rival/cat': is no name that your key opens; ask whoever runs the gateway\n",
+    )
+
+
+async def test_a_catalog_is_listed_over_several_beginnings_as_over_one(tenants: Tenants) -> None:
+    tenants.scope({"admin": {"adapters": ["rival/d", "acme/", "acme/cat", "rival/dog"]}})
+    admin = tenants.clients["admin"]
+
+    async def narrow() -> bool:
+        return (await admin.catalog_page(SHARED)).total == 0
+
+    await until(narrow)
+    found, token = [], ""
+    while True:
+        page = await admin.catalog_page(SHARED, size=1, token=token)
+        found += [each.name for each in page.entries]
+        token = page.next_page_token
+        if not token:
+            break
+    assert found == ["acme/cat", "acme/dog", "rival/dog"]
+    assert [each.name for each in (await admin.catalog_page(SHARED, prefix="rival/")).entries] == ["rival/dog"]
+
+
+async def test_scopes_change_without_a_restart_and_what_has_begun_goes_on(tenants: Tenants) -> None:
+    async def may(who: str, adapter: str) -> bool:
+        status, _ = await tenants.http(who, "GET", f"/v1/models/{adapter}")
+        return status == 200
+
+    updates = tenants.clients["acme"].watch("acme/lessons")
+    assert (await anext(updates)).phase == "Training"
+    tenants.scope({"acme": {"adapters": ["rival/"], "namespaces": ["models"]}})
+    await until(lambda: may("acme", "rival/bot"))
+    assert not await may("acme", "acme/bot")
+    assert await may("rival", "acme/bot"), "its scope is gone"
+    with pytest.raises(errors.NotFound):
+        await anext(tenants.clients["acme"].watch("acme/lessons"))
+    await tenants.train(lessons("acme", "Complete"))
+    async with asyncio.timeout(60):
+        assert (await anext(updates)).phase == "Complete"
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]"])
+async def test_a_file_that_cannot_be_read_closes_all_until_it_can(tenants: Tenants, content: bytes) -> None:
+    async def closed() -> bool:
+        return await status_of("admin") == await status_of("acme") == 401
+
+    async def open_again() -> bool:
+        return await status_of("admin") == await status_of("acme") == 200
+
+    async def status_of(who: str) -> int:
+        return (await tenants.http(who, "GET", "/v1/models"))[0]
+
+    assert await open_again()
+    with capture_logs() as logs:
+        tenants.scope(content)
+        await until(closed)
+        with pytest.raises(errors.Unauthenticated, match="cannot be read here what it opens; ask whoever runs"):
+            await tenants.clients["admin"].placements()
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == [
+        "scopes cannot be read: no key opens anything until they can"
+    ]
+    tenants.scope(SCOPES)
+    await until(open_again)
+
+
+async def test_a_file_that_is_gone_closes_all_too(tenants: Tenants, tmp_path: Path) -> None:
+    scopes, away = tmp_path / "scopes", tmp_path / "away"
+
+    async def answers(status: int) -> bool:
+        return (await tenants.http("admin", "GET", "/v1/models"))[0] == status
+
+    with capture_logs() as logs:
+        scopes.rename(away)
+        await until(lambda: answers(401))
+        away.rename(scopes)
+        await until(lambda: answers(200))
+    [line] = [line for line in logs if line["log_level"] == "error"]
+    assert line["event"] == "scopes cannot be read: no key opens anything until they can"
+
+
+async def test_a_scope_that_is_torn_closes_its_key_and_no_other(tenants: Tenants) -> None:
+    tenants.scope(SCOPES | {"acme": {"adapters": ["acme/"], "namespace": ["acme"]}})
+
+    async def closed() -> bool:
+        return (await tenants.http("acme", "GET", "/v1/models"))[0] == 401
+
+    await until(closed)
+    for who in ("rival", "admin"):
+        assert (await tenants.http(who, "GET", "/v1/models"))[0] == 200
+
+
+async def test_a_scope_of_no_key_is_told_of_once(tenants: Tenants) -> None:
+    def strays(logs: list[Any]) -> list[str]:
+        return [line["client"] for line in logs if line["event"] == "scope is of no key that is known"]
+
+    with capture_logs() as logs:
+        tenants.scope(SCOPES | {"acmee": {"adapters": ["acme/"]}})
+        await until(lambda: strays(logs))
+        tenants.scope(SCOPES | {"acmee": {"adapters": ["acme/b"]}, "other": {"adapters": []}})
+        await until(lambda: len(strays(logs)) > 1)
+    assert strays(logs) == ["acmee", "other"]
