@@ -38,7 +38,10 @@ EVERYTHING: Values = {
         "replicas": 3,
         "service": {"type": "LoadBalancer", "annotations": {"a": "b"}},
         "tls": {"secretName": "gateway-tls"},
-        "keys": {"secretName": "gateway-keys"},
+        "keys": {
+            "secretName": "gateway-keys",
+            "scopes": {"team-a": {"adapters": ["acme/"], "namespaces": ["team-a"]}, "team-b": {"adapters": []}},
+        },
         "catalog": {"existingSecret": "s3", "claims": ["catalog"]},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/catalogs"}},
     },

@@ -1,10 +1,16 @@
 """What the chart makes, in each of its variants."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mint_contracts import settings
+from mint_gateway.mounted import files_of
+from mint_gateway.scope import EVERYTHING as EVERYTHING_OPEN
+from mint_gateway.scope import Scope
+from mint_gateway.scopes import SCOPES_FILE, read_scopes
 from mint_operator import settings as operator_settings
 from tests.chart.rendering import (
     BARE,
@@ -160,6 +166,27 @@ def test_keys_are_mounted_and_none_is_in_an_environment() -> None:
     assert volume["secret"] == {"secretName": "gateway-keys", "defaultMode": 0o440}
     assert "gateway-keys" not in repr(container(gateway)["env"])
     assert "grpc" in container(gateway)["readinessProbe"], "health asks for no key"
+
+
+def test_scopes_lie_in_a_file_that_the_gateway_reads_as_it_changes(tmp_path: Path) -> None:
+    scopes = {"team-a": {"adapters": ["acme/"], "namespaces": ["team-a", "models"]}, "team-b": {"adapters": []}}
+    objects = render({"gateway": {"keys": {"secretName": "gateway-keys", "scopes": scopes}}}, release="other")
+    [config] = [each for name, each in of_kind(objects, "ConfigMap").items() if name == "other-mint-gateway-scopes"]
+    assert json.loads(config["data"]["scopes.json"]) == scopes
+    gateway = workloads(objects)["other-mint-gateway"]
+    assert container(gateway)["args"] == ["--keys=/etc/mint/keys", "--scopes=/etc/mint/scopes"]
+    mount = {"name": "scopes", "mountPath": "/etc/mint/scopes", "readOnly": True}
+    assert mount in container(gateway)["volumeMounts"], "a whole folder: a single file would never change"
+    [volume] = [each for each in pod(gateway)["volumes"] if each["name"] == "scopes"]
+    assert volume["configMap"] == {"name": config["metadata"]["name"]}
+    (tmp_path / SCOPES_FILE).write_text(config["data"]["scopes.json"])
+    read = read_scopes(tmp_path, files_of(tmp_path))
+    assert read.of("team-a") == Scope(("acme/",), frozenset({"team-a", "models"}))
+    assert (read.of("team-b"), read.of("somebody")) == (Scope(()), EVERYTHING_OPEN)
+
+
+def test_without_scopes_nothing_of_them_is_there() -> None:
+    assert "scopes" not in repr(render({"gateway": {"keys": {"secretName": "gateway-keys"}}}))
 
 
 def test_without_a_secret_the_gateway_speaks_plain_text() -> None:

@@ -12,7 +12,7 @@ from tests.chart.rendering import CHART, HelmError, Values, render
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Values = yaml.safe_load((CHART / "values.yaml").read_text())
 
-MAPS = {"strings", "resources"}  # the user's own keys, or Kubernetes'
+MAPS = {"strings", "resources", "scopes"}  # the user's own keys, or Kubernetes'
 
 
 def keys(schema: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -51,6 +51,11 @@ def test_every_object_of_the_schema_is_closed() -> None:
     assert list(opened(SCHEMA, "")) == []
 
 
+def scopes(of: object) -> Values:
+    """Scopes of a Secret's keys."""
+    return {"gateway": {"keys": {"secretName": "gateway-keys", "scopes": of}}}
+
+
 NONSENSE: list[tuple[Values, str]] = [
     ({"gatway": {}}, "'gatway' not allowed"),
     ({"gateway": {"replica": 2}}, "'replica' not allowed"),
@@ -59,6 +64,18 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"gateway": {"service": {"type": "ExternalName"}}}, "/gateway/service/type"),
     ({"gateway": {"tls": {"secretName": "A Secret"}}}, "/gateway/tls/secretName"),
     ({"gateway": {"keys": {"team-a": "word"}}}, "'team-a' not allowed"),
+    (scopes({"team-a": {"adapter": ["acme/"]}}), "'adapter' not allowed"),
+    (scopes({"team-a": {"adapters": [""]}}), "/gateway/keys/scopes/team-a/adapters/0"),
+    (scopes({"team-a": {"adapters": ["acme/*"]}}), "/gateway/keys/scopes/team-a/adapters/0"),
+    (scopes({"team-a": {"adapters": "acme/"}}), "/gateway/keys/scopes/team-a/adapters"),
+    (scopes({"team-a": {"namespaces": ["Team_A"]}}), "/gateway/keys/scopes/team-a/namespaces/0"),
+    (scopes({"team-a": {"namespaces": [""]}}), "/gateway/keys/scopes/team-a/namespaces/0"),
+    (scopes({"team-a": {}}), "/gateway/keys/scopes/team-a"),
+    (scopes({"team-a": {"adapters": None}}), "/gateway/keys/scopes/team-a"),
+    (scopes({"team-a": None}), "/gateway/keys/scopes/team-a"),
+    (scopes({"team-a": ["acme/"]}), "/gateway/keys/scopes/team-a"),
+    (scopes({"team a": {"adapters": ["acme/"]}}), "'team a' does not match"),
+    ({"gateway": {"keys": {"scopes": {"team-a": {"adapters": ["acme/"]}}}}}, "/gateway/keys/secretName"),
     ({"gateway": {"tls": {"secret": "gateway-tls"}}}, "'secret' not allowed"),
     ({"gateway": {"resources": {"request": {}}}}, "'request' not allowed"),
     ({"gateway": {"resources": {"limits": {"memory": "4 GB"}}}}, "/gateway/resources/limits/memory"),
