@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from mint_contracts.functions import connect
 from tests.engine import stores
 from tests.gateway.scene import Scene
+from tests.gateway.tenants import Tenants
 from tests.redis_process import RedisProcess
 
 
@@ -17,6 +18,14 @@ from tests.redis_process import RedisProcess
 async def scene(redis_client: Redis) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         yield Scene(redis_client, stack)
+
+
+@pytest.fixture
+async def tenants(scene: Scene, tmp_path: Path) -> AsyncIterator[Tenants]:
+    async with AsyncExitStack() as stack:
+        tenants = Tenants(scene, stack, tmp_path)
+        await tenants.begin()
+        yield tenants
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """One tenant's key reaches nothing of another's: call by call and route by route, none left out."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -12,7 +9,6 @@ import pytest
 from aiohttp import web
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
-from structlog.testing import capture_logs
 
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
@@ -21,21 +17,13 @@ from mint_gateway.client import Client, question
 from mint_gateway.http.door import Door
 from tests.gateway.catalogs import entry, lines
 from tests.gateway.scene import Scene
-from tests.gateway.tenants import SCOPES, SHARED, TENANTS, Tenants, key_of, lessons, own, stored, stream
+from tests.gateway.tenants import SHARED, TENANTS, Tenants, key_of, own, stored, stream
 from tests.gateway.test_cli import mint
 from tests.waiting import until
 
 NOBODY = "nobody"  # of whom there is nothing
 Check = Callable[[Tenants, str, str], Awaitable[None]]
 Ask = Callable[[str, str], Awaitable[object]]  # a name, and the base that is named with it
-
-
-@pytest.fixture
-async def tenants(scene: Scene, tmp_path: Path) -> AsyncIterator[Tenants]:
-    async with AsyncExitStack() as stack:
-        tenants = Tenants(scene, stack, tmp_path)
-        await tenants.begin()
-        yield tenants
 
 
 @pytest.fixture
@@ -392,83 +380,3 @@ async def test_a_catalog_is_listed_over_several_beginnings_as_over_one(tenants: 
             break
     assert found == ["acme/cat", "acme/dog", "rival/dog"]
     assert [each.name for each in (await admin.catalog_page(SHARED, prefix="rival/")).entries] == ["rival/dog"]
-
-
-async def test_scopes_change_without_a_restart_and_what_has_begun_goes_on(tenants: Tenants) -> None:
-    async def may(who: str, adapter: str) -> bool:
-        status, _ = await tenants.http(who, "GET", f"/v1/models/{adapter}")
-        return status == 200
-
-    updates = tenants.clients["acme"].watch("acme/lessons")
-    assert (await anext(updates)).phase == "Training"
-    tenants.scope({"acme": {"adapters": ["rival/"], "namespaces": ["models"]}})
-    await until(lambda: may("acme", "rival/bot"))
-    assert not await may("acme", "acme/bot")
-    assert await may("rival", "acme/bot"), "its scope is gone"
-    with pytest.raises(errors.NotFound):
-        await anext(tenants.clients["acme"].watch("acme/lessons"))
-    await tenants.train(lessons("acme", "Complete"))
-    async with asyncio.timeout(60):
-        assert (await anext(updates)).phase == "Complete"
-
-
-@pytest.mark.parametrize("content", [b"{", b"[]"])
-async def test_a_file_that_cannot_be_read_closes_all_until_it_can(tenants: Tenants, content: bytes) -> None:
-    async def closed() -> bool:
-        return await status_of("admin") == await status_of("acme") == 401
-
-    async def open_again() -> bool:
-        return await status_of("admin") == await status_of("acme") == 200
-
-    async def status_of(who: str) -> int:
-        return (await tenants.http(who, "GET", "/v1/models"))[0]
-
-    assert await open_again()
-    with capture_logs() as logs:
-        tenants.scope(content)
-        await until(closed)
-        with pytest.raises(errors.Unauthenticated, match="cannot be read here what it opens; ask whoever runs"):
-            await tenants.clients["admin"].placements()
-    assert [line["event"] for line in logs if line["log_level"] == "error"] == [
-        "scopes cannot be read: no key opens anything until they can"
-    ]
-    tenants.scope(SCOPES)
-    await until(open_again)
-
-
-async def test_a_file_that_is_gone_closes_all_too(tenants: Tenants, tmp_path: Path) -> None:
-    scopes, away = tmp_path / "scopes", tmp_path / "away"
-
-    async def answers(status: int) -> bool:
-        return (await tenants.http("admin", "GET", "/v1/models"))[0] == status
-
-    with capture_logs() as logs:
-        scopes.rename(away)
-        await until(lambda: answers(401))
-        away.rename(scopes)
-        await until(lambda: answers(200))
-    [line] = [line for line in logs if line["log_level"] == "error"]
-    assert line["event"] == "scopes cannot be read: no key opens anything until they can"
-
-
-async def test_a_scope_that_is_torn_closes_its_key_and_no_other(tenants: Tenants) -> None:
-    tenants.scope(SCOPES | {"acme": {"adapters": ["acme/"], "namespace": ["acme"]}})
-
-    async def closed() -> bool:
-        return (await tenants.http("acme", "GET", "/v1/models"))[0] == 401
-
-    await until(closed)
-    for who in ("rival", "admin"):
-        assert (await tenants.http(who, "GET", "/v1/models"))[0] == 200
-
-
-async def test_a_scope_of_no_key_is_told_of_once(tenants: Tenants) -> None:
-    def strays(logs: list[Any]) -> list[str]:
-        return [line["client"] for line in logs if line["event"] == "scope is of no key that is known"]
-
-    with capture_logs() as logs:
-        tenants.scope(SCOPES | {"acmee": {"adapters": ["acme/"]}})
-        await until(lambda: strays(logs))
-        tenants.scope(SCOPES | {"acmee": {"adapters": ["acme/b"]}, "other": {"adapters": []}})
-        await until(lambda: len(strays(logs)) > 1)
-    assert strays(logs) == ["acmee", "other"]
