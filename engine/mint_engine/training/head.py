@@ -25,9 +25,9 @@ Grade = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 GradeOf = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]  # the same, of which piece
 
 
-# From hidden [n, H] to logits [n, V], which may be overwritten, and to what makes of their gradient that of hidden;
-# both are good until the context ends.
-Back = Callable[[torch.Tensor], torch.Tensor]
+# From hidden [n, H] to logits [n, V], which may be overwritten, and to what makes of their gradient that of hidden,
+# pausing before each bounded part of that. Both are good until the context ends.
+Back = Callable[[torch.Tensor], Generator[None, None, torch.Tensor]]
 Project = Callable[[torch.Tensor], AbstractContextManager[tuple[torch.Tensor, Back]]]
 
 
@@ -52,7 +52,12 @@ def differentiated(logits: Callable[[torch.Tensor], torch.Tensor]) -> Project:
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
             found = logits(hidden)
-        yield found.detach(), lambda back: torch.autograd.grad(found, hidden, back)[0]
+
+        def back(gradient: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+            yield
+            return torch.autograd.grad(found, hidden, gradient)[0]
+
+        yield found.detach(), back
 
     return project
 
@@ -72,9 +77,10 @@ def multiplied(weight: torch.Tensor, rows: int) -> Project:
         finally:
             places.append(place)
 
-    def back(gradient: torch.Tensor) -> torch.Tensor:
+    def back(gradient: torch.Tensor) -> Generator[None, None, torch.Tensor]:
         found = gradient.new_empty(gradient.shape[0], weight.shape[1])
         for first in range(0, gradient.shape[0], _BACK_ROWS):
+            yield
             some = slice(first, first + _BACK_ROWS)
             torch.mm(gradient[some], weight, out=found[some])
         return found
@@ -123,7 +129,7 @@ def score(
 ) -> Generator[None, None, torch.Tensor | None]:
     """The gradient with respect to a piece's hidden [T, H] of the loss that `grade` makes of log-probabilities.
 
-    A row may predict several tokens. Pauses between a chunk's two directions and after them.
+    A row may predict several tokens. Pauses after a chunk's logits, and around each product of its way back.
     """
     gradient = None
     rows, index = torch.unique(wanted.rows, return_inverse=True)
@@ -153,7 +159,7 @@ def _chunk(
         )
         if back is None:
             return None
-        gradient = way_back(back)[:count]
+        gradient = (yield from way_back(back))[:count]
     return gradient if head.group is None else head.group.sum(gradient)
 
 
