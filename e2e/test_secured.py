@@ -31,6 +31,8 @@ SERVICE = f"mint-gateway.{release.NAMESPACE}.svc"  # what clients in the cluster
 ALTERNATIVES = f"DNS:{SERVICE},IP:127.0.0.1"
 TLS, KEYS = "gateway-tls", "gateway-keys"
 KEY, NEXT, WRONG = "s3cret-of-before", "s3cret-of-afterwards", "s3cret-of-nobody"
+TENANT = "s3cret-of-a-tenant"  # of another namespace
+SCOPES = {"tenant": {"namespaces": ["elsewhere"]}}
 KUBELET_S = 240  # in which a kubelet brings what changed in a Secret; it looks about once a minute
 
 
@@ -51,8 +53,9 @@ def pod(world: World, values: Path, authority: Authority) -> Iterator[str]:
     show(world, authority)
     know(world, KEY)
     secured = ("--set", f"gateway.tls.secretName={TLS}", "--set", f"gateway.keys.secretName={KEYS}")
+    scoped = ("--set-json", f"gateway.keys.scopes={json.dumps(SCOPES)}")
     try:
-        release.install(world.kube, values, *secured)
+        release.install(world.kube, values, *secured, *scoped)
         yield until("the pod before to be gone", lambda: only(world))
     finally:
         release.install(world.kube, values)
@@ -68,8 +71,8 @@ def show(world: World, authority: Authority) -> None:
 
 
 def know(world: World, key: str) -> None:
-    """Make this the team's key in the Secret."""
-    apply(world, KEYS, "Opaque", {"team": key})
+    """Make this the team's key in the Secret, beside the tenant's."""
+    apply(world, KEYS, "Opaque", {"team": key, "tenant": TENANT})
 
 
 def apply(world: World, name: str, type_: str, entries: Mapping[str, str]) -> None:
@@ -115,6 +118,17 @@ async def test_by_http_openais_client_is_answered_and_nobody_without_a_key(
             plain.request("GET", "/health")
             with pytest.raises(ConnectionError):
                 plain.getresponse()
+
+
+async def test_to_a_key_with_a_scope_nothing_else_is_there(world: World, pod: str, authority: Authority) -> None:
+    with forward(world.kube, f"pod/{pod}", GATEWAY_HTTP_PORT, release.NAMESPACE) as door:
+        async with (
+            openai.DefaultAsyncHttpxClient(verify=trusting(authority)) as http,
+            openai.AsyncOpenAI(base_url=f"https://{door}/v1", api_key=TENANT, http_client=http) as client,
+        ):
+            assert [model.id async for model in client.models.list()] == []
+            with pytest.raises(openai.NotFoundError):
+                await client.completions.create(model=BASE, prompt="Hello", max_tokens=4)
 
 
 def test_the_command_line_asks_by_tls_with_the_key_of_its_environment(

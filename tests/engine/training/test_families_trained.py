@@ -83,15 +83,15 @@ def test_alone_as_beside_others(family: str, lean: bool, dtype: torch.dtype) -> 
 
 def test_pieces_of_work_are_single_layers() -> None:
     """So that no tenant's token ever waits for more: a policy's weights rounded, its gradient's zeros written, then
-    laid out; a layer forward; a chunk of the head a policy, in two directions; and backward, a layer computed again,
-    then what it gives back."""
+    laid out; a layer forward; a chunk of the head a policy, its logits, their gradient, and what comes of that; and
+    backward, a layer computed again, then what it gives back."""
     trainer = trainer_of("qwen3_moe")
     names = make_policies(trainer)
     work, pieces = trainer.begin(batches(names)), 0
     while work.advance():
         pieces += 1
     layers = FAMILIES["qwen3_moe"].num_hidden_layers
-    assert pieces == 3 * len(names) + layers + 2 * len(names) + 2 * layers
+    assert pieces == 3 * len(names) + layers + 3 * len(names) + 2 * layers
 
 
 @pytest.mark.parametrize("family", SPARSE)
