@@ -64,7 +64,7 @@ def test_what_own_kernels_keep_for_the_way_back(family: str, dtype: str) -> None
     """Of so many rows at once as they take."""
     base, shape = base_of(family, getattr(torch, dtype)), read_shape(told_by(FAMILIES[family]))
     read = read_llama(base, find_modules(base.model))
-    assert shape.kept_elements * base.dtype.itemsize == lean_pass.kept_bytes(read)
+    assert shape.kept_elements(lean=True) * base.dtype.itemsize == lean_pass.kept_bytes(read)
     assert (fit.PIECE_ROWS, fit.MOST_ROWS, fit.KEPT_BYTES) == (
         pieces.PIECE_ROWS,
         lean_pass.MOST_ROWS,
@@ -82,7 +82,7 @@ def test_activations_take_the_room_of_slots() -> None:
     shape, cpu = read_shape(FRONTIER["qwen3_30b_a3b"]), msgspec.structs.replace(DEVICES["cpu"], memory=1 << 40)
     mix = msgspec.structs.replace(MIX, policies=2, policy_rank=1)
     found = make_plan(shape, cpu, 1, mix, "bfloat16", Storage(1e9, 1e9)).held[0]
-    assert found.activations == 1024 * 2 * shape.kept_elements > 3 << 29
+    assert found.activations == 1024 * 2 * shape.kept_elements(lean=True) > 3 << 29
     taken = found.weights + found.cache + found.training + found.activations + 2 * found.adapter
     assert found.room == fit.usable(cpu) - taken
     ranks = plan("qwen3_30b_a3b", 2, policies=2, policy_rank=1).held

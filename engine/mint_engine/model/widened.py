@@ -21,9 +21,14 @@ BAND = 1 << 24  # numbers of a matrix that are widened at a time: 64 MB
 _kept: list[torch.library.Library] = []  # kernels go when their library does
 
 
+def widens(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products in that type are widened there: by a CPU that multiplies no bfloat16."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and not multiplies_bfloat16()
+
+
 def fit_products(dtype: torch.dtype, device: torch.device) -> None:
     """Widen products for all of this process, where it is to compute in bfloat16 on a CPU that multiplies none."""
-    if dtype == torch.bfloat16 and device.type == "cpu" and not multiplies_bfloat16():
+    if widens(dtype, device):
         widen_products()
 
 
@@ -40,7 +45,7 @@ def widen_products() -> None:
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
     """torch's scaled_dot_product_attention; its products are within its own kernels, and so widened here."""
-    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or multiplies_bfloat16():
+    if not widens(query.dtype, query.device):
         return functional.scaled_dot_product_attention(query, key, value, **options)
     wide = functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
     return wide.bfloat16()

@@ -101,10 +101,9 @@ def visible(
     kept, up to `KEPT_BYTES`: layers and policies ask for the same ones again.
     """
     every = range(trunk + sum(branches))
-    if rows is None or rows == every:
-        make = _kept if len(every) <= PIECE_ROWS else _visible
-        return make(trunk, branches, window, every)
-    return _visible(trunk, branches, window, rows)
+    rows = every if rows is None else rows
+    make = _kept if rows == every and len(every) <= PIECE_ROWS else _visible
+    return make(trunk, branches, window, rows)
 
 
 def _visible(trunk: int, branches: tuple[int, ...], window: int | None, rows: range) -> torch.Tensor:
@@ -151,7 +150,7 @@ class _Part:
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Queries [1, Q, n, D], keys [1, K, m, D] and values [1, K, m, E] -> [1, Q, n, E]."""
         style, heads, count = self.style, key.shape[1], query.shape[2]
-        seen = self._seen().to(query.device)
+        seen = self._seen(query.device)
         if style.cap is None and style.sinks is None:
             return widened.attend(
                 query, key, value, attn_mask=seen, scale=style.scale, enable_gqa=query.shape[1] != heads
@@ -162,8 +161,6 @@ class _Part:
         weights = weigh(scores, seen, style.cap, sinks).to(value.dtype)
         return torch.matmul(weights, value[0][:, None]).view(1, -1, count, value.shape[3])
 
-    def _seen(self) -> torch.Tensor:
-        seen = visible(self.tree.trunk, self.tree.branches, self.window, self.rows)
-        if self.choice is None:
-            return seen
-        return seen.to(self.choice.device) & self.choice[self.rows.start : self.rows.stop, : self.rows.stop]
+    def _seen(self, device: torch.device) -> torch.Tensor:
+        seen = visible(self.tree.trunk, self.tree.branches, self.window, self.rows).to(device)
+        return seen if self.choice is None else seen & self.choice[self.rows.start : self.rows.stop, : self.rows.stop]

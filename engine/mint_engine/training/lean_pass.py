@@ -18,7 +18,7 @@ from torch.nn import functional
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.base import Base
-from mint_engine.model.device import multiplies_bfloat16
+from mint_engine.model.widened import widens
 from mint_engine.parallel.group import Group
 from mint_engine.training.batch import Batch, Score
 from mint_engine.training.head import HEAD_ROWS, Head, differentiated, multiplied
@@ -185,10 +185,9 @@ class LeanPass:
 
 def _head(linear: Any, training: TrainingKernels, group: Group | None) -> Head:
     """A base's head: of several ranks, whose shares may differ, with as many rows each."""
-    widens = linear.weight.dtype == torch.bfloat16 and not multiplies_bfloat16()
-    if group is not None or linear.bias is not None or widens:
-        return Head(differentiated(linear), training, group)  # by torch's products as they are, widened perhaps
     weight = linear.weight.detach()
+    if group is not None or linear.bias is not None or widens(weight.dtype, weight.device):
+        return Head(differentiated(linear), training, group)
     room = LOGITS_BYTES // (weight.shape[0] * weight.itemsize) // HEAD_ROWS * HEAD_ROWS
     rows = min(max(HEAD_ROWS, room), PIECE_ROWS)
     return Head(multiplied(weight, rows), training, rows=rows)

@@ -211,10 +211,15 @@ def _held(
 
 
 def _activations(share: BaseShape, device: Device, dtype: str) -> int:
-    own = device.one_memory and dtype in _KERNELS
-    each = msgspec.structs.replace(share, lean=share.lean and own).kept_elements * DTYPE_BYTES[dtype]
-    rows = min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) if share.lean and own else PIECE_ROWS
+    lean = _is_lean(share, device, dtype)
+    each = share.kept_elements(lean=lean) * DTYPE_BYTES[dtype]
+    rows = min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) if lean else PIECE_ROWS
     return rows * each
+
+
+def _is_lean(share: BaseShape, device: Device, dtype: str) -> bool:
+    """Whether own kernels compute it there."""
+    return device.one_memory and share.lean and dtype in _KERNELS
 
 
 def _policy(shape: BaseShape, mix: Mix, dtype: str) -> tuple[int, int]:
@@ -263,5 +268,5 @@ def _weights(shape: BaseShape, dtype: str) -> int:
 
 def _resident(share: BaseShape, device: Device, dtype: str) -> int:
     """Weights in memory: own kernels lay out what they multiply by once more, beside the modules that it came in."""
-    packed = share.packed_parameters if device.one_memory and share.lean and dtype in _KERNELS else 0
+    packed = share.packed_parameters if _is_lean(share, device, dtype) else 0
     return _weights(share, dtype) + packed * DTYPE_BYTES[dtype]

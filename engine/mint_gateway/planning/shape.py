@@ -123,15 +123,14 @@ class BaseShape(msgspec.Struct, frozen=True):
         """Of one token, over all layers."""
         return self.kv_heads * self.key_elements + self.latent_elements
 
-    @property
-    def kept_elements(self) -> int:
+    def kept_elements(self, *, lean: bool) -> int:
         """Of one row, what training keeps of its forward for the way back.
 
-        Own kernels keep what is costly to compute again (`mint_engine.training.lean_pass`); of a layer that
+        Own kernels (`lean`) keep what is costly to compute again (`mint_engine.training.lean_pass`); of a layer that
         transformers computes its input is kept, and all else computed twice (`generic_pass`).
         """
         layers = sum(each.count for each in self.linears if each.name == "o_proj")
-        if not self.lean:
+        if not lean:
             return layers * self.hidden
         turned = 2 if self.head_norms else 1
         sizes = {"q_proj": turned, "k_proj": turned, "v_proj": turned, "gate_proj": 1, "up_proj": 1}
