@@ -44,11 +44,11 @@ def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("wide", "high"), [(2, 1), (64, 48), (80, 49), (130, 200), (544, 96)])
+@pytest.mark.parametrize(("wide", "high"), [(2, 1), (64, 48), (80, 49), (130, 200), (544, 96), (64, 4000)])
 def test_a_product_gives_each_row_alone_what_it_gives_it_among_others(
     dtype: torch.dtype, biased: bool, wide: int, high: int
 ) -> None:
-    """As plain torch within rounding, and bit for bit the same however many rows there are."""
+    """As plain torch within rounding, and bit for bit the same however many rows there are, kept in caches or not."""
     weight, x = draw(high, wide, dtype=dtype), draw(150, wide, dtype=dtype, seed=1)
     bias = draw(high, dtype=dtype, seed=2) if biased else None
     linear = kernels(dtype).pack(weight, bias, NO_TARGETS, LargePages())

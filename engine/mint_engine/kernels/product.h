@@ -7,6 +7,7 @@
 #include "aligned.h"
 #include "inputs.h"
 #include "lanes.h"
+#include "lines.h"
 #include "matrices.h"
 #include "stream.h"
 #include "strip.h"
@@ -224,6 +225,19 @@ inline void end_rows(int64_t rows, const float* from, const Linear<bf16>& by, in
   }
 }
 
+// Sums [rows, WIDTH] of neighbouring panels, `apart` numbers apart, rounded into whole lines: `count` numbers of a row.
+inline void stream_panels(const float* sums, int64_t apart, int64_t rows, int64_t count, const bf16* bias, bf16* y,
+                          int64_t ldy) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const auto lanes = [&](int64_t o) {
+      const __m512 sum = _mm512_load_ps(sums + o / WIDTH * apart + row * WIDTH + o % WIDTH);
+      return bias ? _mm512_add_ps(sum, load_wide(bias + o, first16(LANES))) : sum;
+    };
+    for (int64_t o = 0; o < count; o += 2 * LANES) stream_line(y + row * ldy + o, lanes(o), lanes(o + LANES));
+  }
+  settle_lines();
+}
+
 // The same by matrix registers, which take more rows than a tile has.
 template <>
 inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear<bf16>& by, bf16* y, int64_t ldy,
@@ -237,19 +251,31 @@ inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear
     const size_t end = std::min(begin + most, all);
     const int64_t row = tiles.all[begin].row, rows = tiles.all[end - 1].row + tiles.all[end - 1].rows - row;
     const Heights from = heights(x + row * by.in, by.in, rows, by.in);
-    if (int64_t(sums.size()) < (rows + HEIGHT) * WIDTH) sums.resize((rows + HEIGHT) * WIDTH);
+    const int64_t apart = (rows + HEIGHT) * WIDTH;  // of two panels' sums
+    if (int64_t(sums.size()) < 2 * apart) sums.resize(2 * apart);
     // Lines of the next panel that each sixth brings: evenly over all rows, since in a burst they come in each other's way.
     constexpr int64_t EACH = DEEP * WIDTH * sizeof(bf16) / LINE / 6;
     const int64_t twice = (rows + 2 * HEIGHT - 1) / (2 * HEIGHT), lines = (EACH + twice - 1) / twice;
-    for (int64_t panel = panels.first; panel < panels.end; ++panel) {
-      const int64_t first = panel * WIDTH;
-      const bf16* weight = by.weight + first * by.in;
+    const auto sum = [&](int64_t panel, float* to) {
+      const bf16* weight = by.weight + panel * WIDTH * by.in;
       const char* soon = (const char*)(weight + WIDTH * by.in);
       const char* last = panel + 1 < panels.end ? soon + WIDTH * by.in * sizeof(bf16) : soon;
-      sum_panel<true>(from, weight, by.in, sums.data(), [&](int sixths) {
+      sum_panel<true>(from, weight, by.in, to, [&](int sixths) {
         if (soon >= last) return;
         for (int64_t line = 0; line < sixths * lines; ++line, soon += LINE) __builtin_prefetch(soon, 0, 2);
       });
+    };
+    const bool past = !tiles.targets && streams(y, rows, ldy, 0, 0);
+    for (int64_t panel = panels.first; panel < panels.end; ++panel) {
+      const int64_t first = panel * WIDTH;
+      if (past && panel % 2 == 0 && panel + 2 <= panels.end && first + 2 * WIDTH <= by.out) {
+        sum(panel, sums.data());
+        sum(++panel, sums.data() + apart);
+        const bf16* bias = by.bias ? by.bias + first : nullptr;
+        stream_panels(sums.data(), apart, rows, 2 * WIDTH, bias, y + row * ldy + first, ldy);
+        continue;
+      }
+      sum(panel, sums.data());
       for (size_t at = begin; at < end; ++at) {
         const Tile& tile = tiles.all[at];
         end_rows<TILE>(tile.rows, sums.data() + (tile.row - row) * WIDTH, by, first, y + tile.row * ldy, ldy,

@@ -4,6 +4,7 @@
 #include <omp.h>
 #include "added.h"
 #include "aligned.h"
+#include "lines.h"
 #include "product.h"
 #include "ranks.h"
 #include "transpose.h"
@@ -126,10 +127,11 @@ inline void sum_rows(int64_t rows, const Input<T>* x, int64_t ldx, const T* pane
   }
 }
 
-// sums [rows, WIDTH] of a block's rows. Meanwhile what is left of its next weight comes, then of its next rows.
+// sums [rows, WIDTH] of a block's rows. Meanwhile what is left of its next weight comes, then of its next rows; by
+// matrix registers, which leave less time, so many lines at once.
 template <typename T>
 void sum_block(const Inputs<T>& from, int64_t rows, const T* panel, int64_t depth, float* sums, bool fresh, Soon& weight,
-               Soon& x) {
+               Soon& x, int) {
   for (int64_t row = 0; row < rows; row += TILE)
     sum_rows<TILE, T>(std::min<int64_t>(TILE, rows - row), from.rows + row * from.ld, from.ld, panel, depth,
                       sums + row * WIDTH, fresh, weight.rows ? weight : x);
@@ -137,10 +139,13 @@ void sum_block(const Inputs<T>& from, int64_t rows, const T* panel, int64_t dept
 #ifdef MINT_AMX
 template <>
 void sum_block<bf16>(const Inputs<bf16>& from, int64_t rows, const bf16* panel, int64_t depth, float* sums, bool fresh,
-                     Soon& weight, Soon& x) {
+                     Soon& weight, Soon& x, int lines) {
   const Matrices registers;
   const Heights all = heights(from.rows, from.ld, rows, depth);
-  const auto bring = [&](int) { (weight.rows ? weight : x).bring(); };
+  const auto bring = [&](int) {
+    Soon& next = weight.rows ? weight : x;
+    for (int line = 0; line < lines; ++line) next.bring();
+  };
   if (fresh)
     sum_panel<true>(all, panel, depth, sums, bring);
   else
@@ -190,6 +195,7 @@ class Product {
 
   void run(const int64_t* bounds, int64_t experts) {
     const size_t threads = size_t(omp_get_max_threads());
+    all_ = bounds[experts];
     plan(bounds, experts, threads);
 #pragma omp parallel
     {
@@ -202,15 +208,28 @@ class Product {
 
  private:
   static constexpr size_t BLOCKS = 4;  // for each thread, if it can be, so that all end at about the same time
-  static constexpr int64_t MOST_ROWS = 64 * TILE, MOST_PANELS = 4;  // of a block: its sums fit the second-level cache
+
+  // The most of a block, whose sums fit the second-level cache, and cache lines brought at a time.
+  struct Size {
+    int64_t rows, panels;
+    int lines;
+  };
+
+  // Matrix registers are so fast that they wait for inputs. These stay near for one block after another where they can;
+  // else more panels share them.
+  Size size() const {
+    constexpr int64_t MANY = 768, NEAR = 1 << 20;
+    if (!BY_MATRICES<T>) return {64 * TILE, 4, 1};
+    return MANY * in_ * int64_t(sizeof(T)) <= NEAR ? Size{MANY, 2, 1} : Size{MANY / 2, 6, 2};
+  }
 
   // Cuts an expert's rows into blocks of whole tiles, and these into pieces where a tile or a run ends.
   void plan(const int64_t* bounds, int64_t experts, size_t threads) {
     int64_t at = 0;
     std::vector<Block> whole;  // all panels
     for (int64_t expert = 0; expert < experts; ++expert)
-      for (int64_t first = bounds[expert]; first < bounds[expert + 1]; first += MOST_ROWS) {
-        const int64_t last = std::min(first + MOST_ROWS, bounds[expert + 1]), piece = int64_t(pieces_.size());
+      for (int64_t first = bounds[expert]; first < bounds[expert + 1]; first += most_.rows) {
+        const int64_t last = std::min(first + most_.rows, bounds[expert + 1]), piece = int64_t(pieces_.size());
         for (int64_t row = first, tile = std::min(row + TILE, last); row < last;) {
           while (at < count_ && added_[at].first + added_[at].rows <= row) ++at;
           int64_t to = at;  // the first that adds nothing to this row
@@ -224,8 +243,8 @@ class Product {
         whole.push_back({expert, first, last, piece, int64_t(pieces_.size()), 0, 0});
       }
     const int64_t panels = (out_ + WIDTH - 1) / WIDTH;
-    int64_t most = MOST_PANELS;
-    while (most > 1 && whole.size() * (panels / most) < BLOCKS * threads) most /= 2;
+    int64_t most = most_.panels;
+    while (most > 1 && whole.size() * (panels / most) < BLOCKS * threads) most = most > 2 ? most / 4 * 2 : 1;
     for (Block each : whole)
       for (each.panel = 0; each.panel < panels; each.panel += most) {
         each.panels = std::min(most, panels - each.panel);
@@ -286,8 +305,10 @@ class Product {
   }
 
   void multiply(const Block& block, const Block* next) const {
-    static thread_local Aligned<T> panels(MOST_PANELS * DEPTH * WIDTH);
-    static thread_local Aligned<float> sums(MOST_PANELS * MOST_ROWS * WIDTH);
+    static thread_local Aligned<T> panels;
+    static thread_local Aligned<float> sums;
+    if (int64_t(panels.size()) < most_.panels * DEPTH * WIDTH) panels.resize(most_.panels * DEPTH * WIDTH);
+    if (int64_t(sums.size()) < most_.panels * most_.rows * WIDTH) sums.resize(most_.panels * most_.rows * WIDTH);
     const int64_t ld = WAY == Way::THERE ? in_ : out_;
     for (int64_t i = 0; i < in_; i += DEPTH) {
       const int64_t depth = std::min(DEPTH, in_ - i), then = i + depth;
@@ -303,12 +324,16 @@ class Product {
         T* panel = panels.data() + p * DEPTH * WIDTH;
         pack_panel<WAY>(weight_of(block, i) + p * WIDTH * (WAY == Way::THERE ? ld : 1), ld, depth,
                         out_ - (block.panel + p) * WIDTH, panel);
-        sum_block(from, block.last - block.first, panel, depth, sums.data() + p * MOST_ROWS * WIDTH, i == 0, weight, x);
+        sum_block(from, block.last - block.first, panel, depth, sums.data() + p * most_.rows * WIDTH, i == 0, weight, x,
+                  most_.lines);
       }
     }
     std::vector<Strip<T>> strips;
 #ifdef MINT_AMX
-    if constexpr (BY_MATRICES<T>) add_runs(block, sums.data());  // to all at once, before tiles of them are written
+    if constexpr (BY_MATRICES<T>) {
+      add_runs(block, sums.data());  // to all at once, before they are written
+      if (stream_rows(block, sums.data())) return;
+    }
 #endif
     for (int64_t at = block.first_piece; at < block.last_piece; ++at) {
       const Piece& piece = pieces_[at];
@@ -317,7 +342,7 @@ class Product {
         for (int64_t own = piece.from; own < piece.to; ++own) strips.push_back(strip_of(added_[own], piece.row));
       for (int64_t p = 0; p < block.panels; ++p) {
         const int64_t first = (block.panel + p) * WIDTH;
-        put_rows<TILE>(piece.rows, sums.data() + (p * MOST_ROWS + piece.row - block.first) * WIDTH, strips.data(),
+        put_rows<TILE>(piece.rows, sums.data() + (p * most_.rows + piece.row - block.first) * WIDTH, strips.data(),
                        int64_t(strips.size()), first, bias_ ? bias_ + first : nullptr, out_ - first,
                        y_ + piece.row * out_ + first, out_);
       }
@@ -325,6 +350,15 @@ class Product {
   }
 
 #ifdef MINT_AMX
+  // Rounds a block's sums and writes them line by line, if they are whole ones of many outputs.
+  bool stream_rows(const Block& block, const float* sums) const {
+    const int64_t first = block.panel * WIDTH, last = std::min(first + block.panels * WIDTH, out_);
+    if (!streams(y_, all_, out_, first, last)) return false;
+    stream_panels(sums, most_.rows * WIDTH, block.last - block.first, last - first, bias_ ? bias_ + first : nullptr,
+                  y_ + block.first * out_ + first, out_);
+    return true;
+  }
+
   // A block's sums += what each run's adapter adds to its rows.
   void add_runs(const Block& block, float* sums) const {
     for (int64_t at = pieces_[block.first_piece].from; at < pieces_[block.last_piece - 1].to; ++at) {
@@ -335,17 +369,19 @@ class Product {
       if (rows <= 0 || first >= strip.column + strip.out || last <= strip.column) continue;
       const Heights middles = lay_middles(strip, rows);
       for (int64_t p = 0; p < block.panels; ++p)
-        add_run(middles, strip, rows, (block.panel + p) * WIDTH, sums + (p * MOST_ROWS + row - block.first) * WIDTH);
+        add_run(middles, strip, rows, (block.panel + p) * WIDTH, sums + (p * most_.rows + row - block.first) * WIDTH);
     }
   }
 #endif
 
   // Inputs of a step: a panel of them fits the nearest cache.
-  static constexpr int64_t DEPTH = 512 / int64_t(sizeof(T));
+  static constexpr int64_t DEPTH = BY_MATRICES<T> ? 192 : 512 / int64_t(sizeof(T));
   const T *x_, *weight_;
   const int64_t apart_;  // of experts' weights
   const T* bias_;
   const int64_t in_, out_;
+  const Size most_ = size();
+  int64_t all_ = 0;  // rows
   const Added<T>* added_;
   const int64_t count_;
   Middle<T>* middles_;

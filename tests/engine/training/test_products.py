@@ -13,7 +13,8 @@ from mint_engine.training.products import Product, Rows, Target, multiply, multi
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
-SHAPES = [(90, 150), (33, 64), (600, 160)]  # in, out: odd, whole, and more inputs than are taken at once
+# in, out: odd, whole, more inputs than are taken at once; more outputs than caches keep, of few inputs and of many
+SHAPES = [(90, 150), (33, 64), (600, 160), (96, 704), (768, 800)]
 BOUNDS = (0, 64, 64, 750, 774)  # the second expert has no rows, the third more than are taken at once
 # First row, rows, expert, segment; rows 40 to 47 are nobody's.
 RUNS = ((0, 5, 0, 0), (5, 35, 0, 1), (48, 16, 0, 2), (64, 1, 2, 0), (65, 685, 2, 1), (750, 24, 3, 2))
@@ -122,15 +123,16 @@ def test_a_run_depends_on_nothing_outside(dtype: torch.dtype) -> None:
             assert torch.equal(part.b_gradient[expert], beside.b_gradient[expert])
 
 
+@pytest.mark.parametrize(("count", "shape"), [(21, (90, 150)), (800, (96, 704))])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_is_the_same_whatever_shares_its_tile(dtype: torch.dtype) -> None:
-    kernels, weight = kernels_of(dtype), normal(1, 150, 90, seed=1, dtype=dtype)
-    x, none = normal(21, 90, seed=2, dtype=dtype), np.zeros((0, 4), dtype=np.int64)
-    y, _ = multiply(kernels, Product(weight, None, ()), x, Rows(torch.tensor([0, 21]), none, ()))
-    for row in range(21):
-        alone, _ = multiply(
-            kernels, Product(weight, None, ()), x[row : row + 1], Rows(torch.tensor([0, 1]), none, ())
-        )
+def test_a_row_is_the_same_whatever_is_beside_it(dtype: torch.dtype, count: int, shape: tuple[int, int]) -> None:
+    """In its tile, or with so many outputs together that caches do not keep them."""
+    wide, high = shape
+    kernels, product = kernels_of(dtype), Product(normal(1, high, wide, seed=1, dtype=dtype), None, ())
+    x, none = normal(count, wide, seed=2, dtype=dtype), np.zeros((0, 4), dtype=np.int64)
+    y, _ = multiply(kernels, product, x, Rows(torch.tensor([0, count]), none, ()))
+    for row in (*range(20), count - 1):
+        alone, _ = multiply(kernels, product, x[row : row + 1], Rows(torch.tensor([0, 1]), none, ()))
         assert torch.equal(alone[0], y[row])
 
 
