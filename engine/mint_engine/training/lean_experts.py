@@ -18,7 +18,7 @@ from mint_engine.training import replay
 from mint_engine.training.batch import Batch
 from mint_engine.training.kernels import TrainingKernels
 from mint_engine.training.llama import Experts
-from mint_engine.training.products import Kept, add_gradients, multiply, multiply_back, rows_back, sorted_rows
+from mint_engine.training.products import Kept, add_gradients, multiply, rows_back, sorted_rows
 from mint_engine.training.routed import sort_routes
 
 
@@ -71,8 +71,10 @@ class LeanExperts:
         yield
         wide, gated = self.training.silu_mul_back(kept.gate_up, inner)
         add_gradients(self.training, second, given, backs, gated)
-        narrow = multiply_back(self.training, first, wide, x.index_select(0, kept.tokens))
         yield
+        narrow, backs = rows_back(self.training, first, wide)
+        yield
+        add_gradients(self.training, first, wide, backs, x.index_select(0, kept.tokens))
         dx = self.training.mix(narrow, kept.back, torch.ones_like(kept.weights))
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()

@@ -153,6 +153,7 @@ class LeanPass:
         attended = multiply_back(training, kept_output, back, kept.attended)
         yield
         qkv = training.attend_back(kept.qkv, kept.attended, kept.sums, attended, laid.trees, llama.heads)
+        yield
         training.turn(qkv, llama.heads, laid.batch.positions, llama.cos, llama.sin, back=True)
         if layer.head_norms and kept.raw is not None:
             training.head_norm_back(qkv, kept.raw, llama.heads, *layer.head_norms, llama.epsilon)
@@ -171,8 +172,10 @@ class LeanPass:
         yield
         wide, gated = self._training.silu_mul_back(kept.gate_up, inner)
         add_gradients(self._training, second, dy, backs, gated)
-        narrow = multiply_back(self._training, first, wide, x)
         yield
+        narrow, backs = rows_back(self._training, first, wide)
+        yield
+        add_gradients(self._training, first, wide, backs, x)
         return narrow
 
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
