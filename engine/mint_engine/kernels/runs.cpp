@@ -5,14 +5,11 @@
 #include "added.h"
 #include "aligned.h"
 #include "lines.h"
+#include "panel.h"
 #include "product.h"
 #include "ranks.h"
-#include "transpose.h"
 
 namespace {
-// Which way a weight [out, in] is taken: from inputs to outputs, or back.
-enum class Way { THERE, BACK };
-
 // Rows of one run within one tile; the adapters from `from` to `to` add to them.
 struct Piece {
   int64_t row, rows, from, to;
@@ -45,38 +42,6 @@ template <typename T>
 Soon soon(const T* from, int64_t ld, int64_t count, int64_t rows) {
   const char* first = (const char*)(uintptr_t(from) / LINE * LINE);
   return {first, ld * int64_t(sizeof(T)), (const char*)(from + count) - first, rows};
-}
-
-// Some outputs and inputs of a weight, which begin at `weight` -> a panel [depth / GROUP, WIDTH, GROUP]; what is missing
-// of it is zero.
-template <Way WAY, typename T>
-void pack_panel(const T* weight, int64_t ld, int64_t depth, int64_t width, T* to) {
-  constexpr int64_t G = GROUP<T>;
-  int64_t done = 0;  // inputs
-#if defined(__AVX512F__)
-  if constexpr (WAY == Way::THERE && G * sizeof(T) == sizeof(float))
-    if (width >= WIDTH && ld % G == 0)
-      for (; done + 16 * G <= depth; done += 16 * G)
-        for (int64_t o = 0; o < WIDTH; o += 16)
-          transpose((const float*)(weight + o * ld + done), ld / G, (float*)(to + done * WIDTH) + o, WIDTH);
-#endif
-#ifdef MINT_AVX512_BF16
-  if constexpr (WAY == Way::BACK && G == 2)
-    for (; done + G <= depth; done += G)
-      for (int64_t o = 0; o < WIDTH; o += 16) {
-        const __mmask16 mask = o < width ? first16(width - o) : __mmask16(0);
-        const T* from = weight + done * ld + o;
-        _mm512_storeu_si512(to + (done * WIDTH + o * G), pair_up(from, mask, from + ld, mask));
-      }
-#endif
-  for (; done < depth; done += G)
-    for (int64_t g = 0; g < G; ++g)
-      for (int64_t o = 0; o < WIDTH; ++o) {
-        const int64_t i = done + g;
-        to[done * WIDTH + o * G + g] = o >= width || i >= depth ? narrow<T>(0.0f)
-                                       : WAY == Way::THERE      ? weight[o * ld + i]
-                                                                : weight[i * ld + o];
-      }
 }
 
 // sums [N, WIDTH] = x by a panel of `depth` inputs; not `FRESH`: are added to. Meanwhile lines come.
