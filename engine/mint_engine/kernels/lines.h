@@ -12,9 +12,8 @@ inline bool streams(const bf16* to, int64_t rows, int64_t width, int64_t first, 
          first % NUMBERS == 0 && last % NUMBERS == 0;
 }
 
-// A line of numbers, rounded. Others see it after `settle_lines`.
+// A line of numbers, rounded. Others see it after a store fence.
 inline void stream_line(bf16* to, __m512 low, __m512 high) {
   _mm512_stream_si512((__m512i*)to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
-inline void settle_lines() { _mm_sfence(); }
 #endif

@@ -235,7 +235,7 @@ inline void stream_panels(const float* sums, int64_t apart, int64_t rows, int64_
     };
     for (int64_t o = 0; o < count; o += 2 * LANES) stream_line(y + row * ldy + o, lanes(o), lanes(o + LANES));
   }
-  settle_lines();
+  _mm_sfence();
 }
 
 // The same by matrix registers, which take more rows than a tile has.
@@ -265,7 +265,7 @@ inline void multiply<bf16>(const bf16* x, const Tiles<bf16>& tiles, const Linear
         for (int64_t line = 0; line < sixths * lines; ++line, soon += LINE) __builtin_prefetch(soon, 0, 2);
       });
     };
-    const bool past = !tiles.targets && streams(y, rows, ldy, 0, 0);
+    const bool past = !tiles.targets && streams(y, rows, ldy, 0, 2 * WIDTH);  // of two panels
     for (int64_t panel = panels.first; panel < panels.end; ++panel) {
       const int64_t first = panel * WIDTH;
       if (past && panel % 2 == 0 && panel + 2 <= panels.end && first + 2 * WIDTH <= by.out) {

@@ -160,7 +160,6 @@ class Product {
 
   void run(const int64_t* bounds, int64_t experts) {
     const size_t threads = size_t(omp_get_max_threads());
-    all_ = bounds[experts];
     plan(bounds, experts, threads);
 #pragma omp parallel
     {
@@ -318,7 +317,7 @@ class Product {
   // Rounds a block's sums and writes them line by line, if they are whole ones of many outputs.
   bool stream_rows(const Block& block, const float* sums) const {
     const int64_t first = block.panel * WIDTH, last = std::min(first + block.panels * WIDTH, out_);
-    if (!streams(y_, all_, out_, first, last)) return false;
+    if (!streams(y_, blocks_.back().last, out_, first, last)) return false;
     stream_panels(sums, most_.rows * WIDTH, block.last - block.first, last - first, bias_ ? bias_ + first : nullptr,
                   y_ + block.first * out_ + first, out_);
     return true;
@@ -346,7 +345,6 @@ class Product {
   const T* bias_;
   const int64_t in_, out_;
   const Size most_ = size();
-  int64_t all_ = 0;  // rows
   const Added<T>* added_;
   const int64_t count_;
   Middle<T>* middles_;
