@@ -24,6 +24,7 @@ from mint_engine.requests import routed
 from mint_engine.requests.answers import answer
 from mint_engine.requests.parameters import read_sampling
 from mint_engine.requests.prompts import read_prompt
+from mint_engine.requests.spelling import Spelling
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.life import Asked, Inbox, live
@@ -47,6 +48,7 @@ class Parts:
     stepper: Stepper
     compute: str  # see Forward.compute
     routes: RouteShape | None  # what the base routes, whether or not that is kept
+    spelling: Spelling  # of the base's tokens
 
 
 class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer):
@@ -84,7 +86,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             self._lives.add(life)
             life.add_done_callback(self._lives.discard)
             first, ended = True, 0
-            async for event in answer(asked, inbox, self._engine, self._settings.base_model):
+            async for event in answer(asked, inbox, self._engine, self._settings.base_model, parts.spelling):
                 kind = event.WhichOneof("event")
                 if kind == "chunk":
                     if first:

@@ -13,6 +13,7 @@ import grpc
 import msgspec
 import openai
 import pytest
+from transformers import AutoTokenizer
 
 from mint_contracts import errors, settings, training_pb2, training_pb2_grpc
 from mint_contracts.map_reader import MapReader
@@ -20,6 +21,7 @@ from mint_contracts.records import Assignment, MapChange, Tier
 from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
 from mint_contracts.wire import from_rpc_error
+from mint_engine.requests.spelling import Spelling
 from mint_gateway.client import Answer, Client, question
 from tests.engine.running import save_adapter, save_base
 from tests.gateway.scene import BASE, Scene
@@ -115,19 +117,23 @@ async def ask(client: Client, adapter: str) -> Answer:
     return await client.answer(request, timeout_s=60)
 
 
-async def tells_the_same_by_http(scene: Scene, first: Answer) -> None:
-    """OpenAI's client is told what gRPC's was."""
+async def tells_the_same_by_http(scene: Scene, first: Answer, base: Path) -> None:
+    """OpenAI's client is told what gRPC's was, each token as it is written."""
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none") as client:
         told = await client.completions.create(
             model=first.adapter, prompt=PROMPT, max_tokens=12, temperature=0, top_p=0, logprobs=0
         )
     assert (told.choices[0].text, told.system_fingerprint) == (first.text, first.revision)
     assert told.choices[0].logprobs
-    assert told.choices[0].logprobs.tokens == [f"token_id:{token}" for token in first.token_ids]
+    assert told.choices[0].logprobs.tokens
+    spelling = Spelling(AutoTokenizer.from_pretrained(base))
+    for written, token in zip(told.choices[0].logprobs.tokens, first.token_ids, strict=True):
+        whole = spelling[token].decode(errors="replace")
+        assert written == whole or ("\ufffd" in whole and written.startswith("bytes:"))
 
 
 async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
-    fragile: Scene, engines: dict[str, Process]
+    fragile: Scene, engines: dict[str, Process], tmp_path: Path
 ) -> None:
     bare = await ask(fragile.client, "")
     answers = {adapter: await ask(fragile.client, adapter) for adapter in ADAPTERS}
@@ -137,7 +143,7 @@ async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
     assert len({answer.token_ids for answer in (bare, *answers.values())}) == 3
     assert len(bare.logprobs) == len(bare.token_ids) > 0
 
-    await tells_the_same_by_http(fragile, first)
+    await tells_the_same_by_http(fragile, first, tmp_path / "base")
 
     why = await fragile.client.explain(ADAPTERS[0])
     assert (why.chosen_engine, why.chosen_because) == ("e-0", "holds it in Device")
@@ -156,7 +162,7 @@ async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(
         first.revision,
     )
     await until(lambda: not fragile.gateway.mirror.views[BASE].engines["e-0"].alive)
-    await tells_the_same_by_http(fragile, first)
+    await tells_the_same_by_http(fragile, first, tmp_path / "base")
 
     why = await fragile.client.explain(ADAPTERS[0])
     assert why.chosen_engine == "e-1"

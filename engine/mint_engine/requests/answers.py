@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator, Sequence
 
 from mint_contracts import sampling_pb2
 from mint_engine.requests import routed
+from mint_engine.requests.spelling import Spelling
 from mint_engine.scheduling.life import Asked, Begun, Inbox
 from mint_engine.scheduling.request import Done, Failed, PromptScored, Scored, Tokens
 
 
 async def answer(
-    asked: Asked, inbox: Inbox, engine: str, base_model: str
+    asked: Asked, inbox: Inbox, engine: str, base_model: str, spelling: Spelling
 ) -> AsyncIterator[sampling_pb2.GenerateEvent]:
     """Started, chunks, and for each completion a Finished, after its routes where they were asked for; raises what
     ended one of them otherwise.
@@ -35,19 +36,19 @@ async def answer(
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, PromptScored):
-            started.prompt_logprobs.extend(_scores(event.scores))
+            started.prompt_logprobs.extend(_scores(event.scores, spelling))
             yield sampling_pb2.GenerateEvent(started=started)
             continue
         if isinstance(event, Done):
             left -= 1
             for routes in routed.tell(event.routes) if event.routes is not None else ():
                 yield sampling_pb2.GenerateEvent(routed=sampling_pb2.Routed(routes=routes, index=told.index))
-        yield _said(asked, told.index, event)
+        yield _said(asked, told.index, event, spelling)
 
 
-def _said(asked: Asked, index: int, event: Tokens | Done) -> sampling_pb2.GenerateEvent:
+def _said(asked: Asked, index: int, event: Tokens | Done, spelling: Spelling) -> sampling_pb2.GenerateEvent:
     if isinstance(event, Tokens):
-        scores = _scores(event.scores)
+        scores = _scores(event.scores, spelling)
         chunk = sampling_pb2.Chunk(text=event.text, token_ids=event.token_ids, logprobs=scores, index=index)
         return sampling_pb2.GenerateEvent(chunk=chunk)
     finished = sampling_pb2.Finished(
@@ -59,12 +60,13 @@ def _said(asked: Asked, index: int, event: Tokens | Done) -> sampling_pb2.Genera
     return sampling_pb2.GenerateEvent(finished=finished)
 
 
-def _scores(scores: Sequence[Scored]) -> list[sampling_pb2.TokenLogprob]:
-    return [
-        sampling_pb2.TokenLogprob(
-            token_id=score.token_id,
-            logprob=score.logprob,
-            top=[sampling_pb2.TokenLogprob(token_id=token, logprob=value) for token, value in score.top],
-        )
-        for score in scores
-    ]
+def _scores(scores: Sequence[Scored], spelling: Spelling) -> list[sampling_pb2.TokenLogprob]:
+    def told(token: int, logprob: float) -> sampling_pb2.TokenLogprob:
+        return sampling_pb2.TokenLogprob(token_id=token, logprob=logprob, token=spelling[token])
+
+    every = []
+    for score in scores:
+        each = told(score.token_id, score.logprob)
+        each.top.extend(told(token, value) for token, value in score.top)
+        every.append(each)
+    return every

@@ -114,14 +114,19 @@ def choose_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and type(backend.decoder).__name__ == "ByteLevel":
-        pieces, size = Pieces(backend), len(tokenizer)
+    if is_byte_level(tokenizer):
+        pieces, size = Pieces(tokenizer.backend_tokenizer), len(tokenizer)
         probe = list(range(0, size, max(1, size // _PROBED)))
         decoder = ByteDecoder(pieces)
         if "".join(map(decoder.push, probe)) == decode(probe).rstrip(INCOMPLETE):
             return lambda prompt: ByteDecoder(pieces)
     return lambda prompt: WindowDecoder(decode, prompt)
+
+
+def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it says that its tokens are bytes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and type(backend.decoder).__name__ == "ByteLevel"
 
 
 def _byte_of() -> dict[str, int]:

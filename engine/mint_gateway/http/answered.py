@@ -1,6 +1,7 @@
 """An answer's events as OpenAI's clients read them, whole or piece by piece: pure.
 
-The gateway has no tokenizer, so that tokens are named by their ids ("token_id:42", as vLLM does on request);
+Tokens of log-probabilities are told as engines spell them, those that are no whole characters by their bytes
+("bytes:\\xe2\\x80", as OpenAI does), those that none has by their ids ("token_id:42", as vLLM does on request);
 `system_fingerprint` is the digest of the adapter's revision that answered.
 """
 
@@ -128,12 +129,17 @@ def _choice(form: Form, index: int, said: Json, logprobs: Sequence[TokenLogprob]
 
 
 def _token(of: TokenLogprob) -> str:
-    return f"token_id:{of.token_id}"
+    if not of.token:
+        return f"token_id:{of.token_id}"
+    try:
+        return of.token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in of.token)
 
 
 def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
     def told(of: TokenLogprob) -> Json:
-        return {"token": _token(of), "logprob": of.logprob, "bytes": None}
+        return {"token": _token(of), "logprob": of.logprob, "bytes": list(of.token) or None}
 
     content = [told(each) | {"top_logprobs": [told(other) for other in each.top]} for each in logprobs]
     return {"content": content, "refusal": None}
