@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -17,18 +18,29 @@ from mint_engine.training.batch import ROW_MULTIPLE, Score, Wanted
 from mint_engine.training.kernels import TrainingKernels
 
 HEAD_ROWS = 256  # with a vocabulary of 150,000 a chunk's logits take 77 MB in bf16, in float32 twice that
+_FORTH_COLUMNS = (
+    8192  # of logits at a time: as much as a product of a small base's layers, and the whole takes no longer
+)
 _BACK_ROWS = 256  # of a product back to what is hidden; torch's (oneDNN) takes twice as long for each of 512
+_BACK_PARTS = 3  # of its columns, for the same reason; each reads all of the gradient
 
 # From which of the wanted tokens [k] int64, and their log-probabilities [k] float32, to the gradient of the loss with
 # respect to these; None where no gradient is wanted.
 Grade = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
 GradeOf = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]  # the same, of which piece
 
+Pausing = Generator[None, None, torch.Tensor]  # what makes a tensor in bounded parts
 
-# From hidden [n, H] to logits [n, V], which may be overwritten, and to what makes of their gradient that of hidden,
-# pausing before each bounded part of that. Both are good until the context ends.
-Back = Callable[[torch.Tensor], Generator[None, None, torch.Tensor]]
-Project = Callable[[torch.Tensor], AbstractContextManager[tuple[torch.Tensor, Back]]]
+
+class Product(NamedTuple):
+    """A chunk's logits [n, V], which may be overwritten, and the way from their gradient to that of hidden [n, H]."""
+
+    forth: Callable[[], Pausing]  # pauses after each part
+    back: Callable[[torch.Tensor], Pausing]  # pauses before each part
+
+
+# From hidden [n, H] to its product. Logits are good until the context ends.
+Project = Callable[[torch.Tensor], AbstractContextManager[Product]]
 
 
 @dataclass(frozen=True)
@@ -48,16 +60,21 @@ def differentiated(logits: Callable[[torch.Tensor], torch.Tensor]) -> Project:
     """Logits by modules of any kind, whose way back is autograd's."""
 
     @contextmanager
-    def project(hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, Back]]:
-        with torch.enable_grad():
-            hidden = hidden.detach().requires_grad_()
-            found = logits(hidden)
+    def project(hidden: torch.Tensor) -> Iterator[Product]:
+        found: list[torch.Tensor] = []
+        hidden = hidden.detach().requires_grad_()
 
-        def back(gradient: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+        def forth() -> Pausing:
+            with torch.enable_grad():
+                found.append(logits(hidden))
             yield
-            return torch.autograd.grad(found, hidden, gradient)[0]
+            return found[0].detach()
 
-        yield found.detach(), back
+        def back(gradient: torch.Tensor) -> Pausing:
+            yield
+            return torch.autograd.grad(found[0], hidden, gradient)[0]
+
+        yield Product(forth, back)
 
     return project
 
@@ -68,21 +85,30 @@ def multiplied(weight: torch.Tensor, rows: int) -> Project:
     Whoever comes while another's logits are in it has one more.
     """
     places: list[torch.Tensor] = []
+    parts = weight.chunk(_BACK_PARTS, dim=1)
 
     @contextmanager
-    def project(hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, Back]]:
+    def project(hidden: torch.Tensor) -> Iterator[Product]:
         place = places.pop() if places else weight.new_empty(rows, weight.shape[0])
         try:
-            yield torch.mm(hidden, weight.t(), out=place[: hidden.shape[0]]), back
+            yield Product(partial(forth, hidden, place[: hidden.shape[0]]), back)
         finally:
             places.append(place)
 
-    def back(gradient: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+    def forth(hidden: torch.Tensor, logits: torch.Tensor) -> Pausing:
+        for first in range(0, weight.shape[0], _FORTH_COLUMNS):
+            some = slice(first, first + _FORTH_COLUMNS)
+            torch.mm(hidden, weight[some].t(), out=logits[:, some])
+            yield
+        return logits
+
+    def back(gradient: torch.Tensor) -> Pausing:
         found = gradient.new_empty(gradient.shape[0], weight.shape[1])
         for first in range(0, gradient.shape[0], _BACK_ROWS):
-            yield
             some = slice(first, first + _BACK_ROWS)
-            torch.mm(gradient[some], weight, out=found[some])
+            for part, columns in zip(parts, found[some].chunk(_BACK_PARTS, dim=1), strict=True):
+                yield
+                torch.mm(gradient[some], part, out=columns)
         return found
 
     return project
@@ -129,7 +155,7 @@ def score(
 ) -> Generator[None, None, torch.Tensor | None]:
     """The gradient with respect to a piece's hidden [T, H] of the loss that `grade` makes of log-probabilities.
 
-    A row may predict several tokens. Pauses after a chunk's logits, and around each product of its way back.
+    A row may predict several tokens. Pauses after each part of a chunk's logits, and around each of its way back.
     """
     gradient = None
     rows, index = torch.unique(wanted.rows, return_inverse=True)
@@ -150,8 +176,8 @@ def _chunk(
 ) -> Generator[None, None, torch.Tensor | None]:
     """hidden [n, H] -> its gradient [n, H]."""
     count = hidden.shape[0]
-    with head.project(functional.pad(hidden, (0, 0, 0, -count % ROW_MULTIPLE))) as (logits, way_back):
-        yield
+    with head.project(functional.pad(hidden, (0, 0, 0, -count % ROW_MULTIPLE))) as product:
+        logits = yield from product.forth()
         back = (
             _back_plainly(logits, tokens, grade, head.group)
             if head.kernels is None or tokens.temperature != 1.0
@@ -159,7 +185,7 @@ def _chunk(
         )
         if back is None:
             return None
-        gradient = (yield from way_back(back))[:count]
+        gradient = (yield from product.back(back))[:count]
     return gradient if head.group is None else head.group.sum(gradient)
 
 

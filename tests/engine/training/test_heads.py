@@ -34,8 +34,8 @@ def test_both_ways_are_as_by_modules(linear: nn.Linear, count: int) -> None:
     hidden, slopes = torch.randn(count, HIDDEN), torch.randn(count, VOCABULARY)
     given = []
     for project in (multiplied(linear.weight, ROWS), differentiated(linear)):
-        with project(hidden) as (logits, back):
-            given.append((logits.clone(), ended(back(slopes))))
+        with project(hidden) as product:
+            given.append((ended(product.forth()).clone(), ended(product.back(slopes))))
     for ours, theirs in zip(*given, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -43,13 +43,26 @@ def test_both_ways_are_as_by_modules(linear: nn.Linear, count: int) -> None:
 def test_the_place_is_used_again_but_by_nobody_while_it_is_in_use(linear: nn.Linear) -> None:
     project = multiplied(linear.weight, ROWS)
     one, other = torch.randn(ROWS, HIDDEN), torch.randn(7, HIDDEN)
-    with project(one) as (logits, _):
+    with project(one) as product:
+        logits = ended(product.forth())
         place = logits.data_ptr()
-        with project(other) as (others, _):
-            assert others.data_ptr() != place
+        with project(other) as (forth, _):
+            assert ended(forth()).data_ptr() != place
         torch.testing.assert_close(logits, linear(one))
-    with contextlib.suppress(ZeroDivisionError), project(other) as (logits, _):
-        assert logits.data_ptr() == place
+    with contextlib.suppress(ZeroDivisionError), project(other) as (forth, _):
+        assert ended(forth()).data_ptr() == place
         raise ZeroDivisionError  # an update that ends in the middle
-    with project(one) as (logits, _):
-        assert logits.data_ptr() == place
+    with project(one) as (forth, _):
+        assert ended(forth()).data_ptr() == place
+
+
+def test_a_large_vocabulary_is_computed_a_part_at_a_time() -> None:
+    """None of which is more than some 8,000 columns, nor its way back more than a third of them for 256 rows."""
+    torch.manual_seed(4)
+    linear = nn.Linear(HIDDEN, 20_000, bias=False).requires_grad_(requires_grad=False)
+    hidden, slopes = torch.randn(ROWS, HIDDEN), torch.randn(ROWS, 20_000)
+    with multiplied(linear.weight, ROWS)(hidden) as (forth, back):
+        assert sum(1 for _ in forth()) == 3
+        torch.testing.assert_close(ended(forth()), linear(hidden))
+        assert sum(1 for _ in back(slopes)) == 6
+        torch.testing.assert_close(ended(back(slopes)), slopes @ linear.weight)
