@@ -1,7 +1,7 @@
 """How a base's files hold its weights, as its config.json says: what engines dequantise as they read.
 
 Fields are as transformers, compressed-tensors and NVIDIA's ModelOpt write them. Which linears a config.json
-exempts is not read: their tensors are not in float8.
+exempts engines do not ask: they see it by their tensors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +15,13 @@ MODELOPT_FILE = "hf_quant_config.json"  # where ModelOpt's older files say it, b
 MXFP4_GROUP = 32  # numbers in a row that have one scale
 MXFP4_BYTES = MXFP4_GROUP // 2  # that these numbers take, their scale left out
 NVFP4_GROUP = 16  # numbers in a row that have one scale
+PACKED = "pack-quantized"  # what compressed-tensors calls the format of Integers
+WORD = 32  # bits
+_INTEGERS = (4, 8)  # bits; numbers of others run over from one word into the next
+_REORDERED = ("group", "dynamic", True)  # of "actorder": "weight" and "static" leave columns in their groups
 _ADVICE = (
     "give the model in bfloat16, in float8 with a scale a tensor, a channel or a block, in MXFP8, in MXFP4, "
-    "in ModelOpt's NVFP4, or as one GGUF file"
+    "in ModelOpt's NVFP4, in compressed-tensors' 'pack-quantized' of 4 or 8 bits, or as one GGUF file"
 )
 
 
@@ -44,7 +48,22 @@ class Nvfp4(msgspec.Struct, frozen=True):
     mixed: bool = False
 
 
-Quantisation = Float8 | Mxfp4 | Nvfp4
+class Integers(msgspec.Struct, frozen=True):
+    """Linears in whole numbers of so many bits, packed into words of 32, scaled as those in float8 are.
+
+    Less a zero point where they are not `symmetric`. `reordered`: a tensor tells of which group each column is.
+    """
+
+    bits: int
+    rows: int | None
+    columns: int | None
+    symmetric: bool = True
+    reordered: bool = False
+    targets: tuple[str, ...] = ("Linear",)  # paths of modules, kinds of them, or "re:" and a pattern of paths
+    ignored: tuple[str, ...] = ()  # likewise
+
+
+Quantisation = Float8 | Mxfp4 | Nvfp4 | Integers
 
 BY_TENSOR = Float8(None, None)
 BY_CHANNEL = Float8(1, None)
@@ -106,7 +125,7 @@ def _mixed(layers: Mapping[str, Any], subject: str) -> Nvfp4:
     return Nvfp4(mixed=True)
 
 
-def _compressed(told: Mapping[str, Any], subject: str) -> Float8:
+def _compressed(told: Mapping[str, Any], subject: str) -> Float8 | Integers:
     """Groups of linears may differ in how activations are rounded, which none are here."""
     try:
         config = msgspec.convert(told, _Compressed)
@@ -116,12 +135,16 @@ def _compressed(told: Mapping[str, Any], subject: str) -> Float8:
         raise _refused(
             subject, "'compressed-tensors' with weights that are sparse, or turned before they are rounded"
         )
-    held = {group.weights for group in config.config_groups.values() if group.weights is not None}
-    schemes = {each.scheme for each in held}
+    groups = config.config_groups.values()
+    held = {(group.weights, group.format or config.format) for group in groups if group.weights is not None}
+    schemes = {weights.scheme(form) for weights, form in held}
     found = schemes.pop() if len(schemes) == 1 else None
     if found is None:
-        weights = " and ".join(sorted(each.said for each in held)) or "none"
+        weights = " and ".join(sorted({weights.said(form) for weights, form in held})) or "none"
         raise _refused(subject, f"'compressed-tensors' with weights: {weights}")
+    if isinstance(found, Integers):
+        targets = tuple(each for group in groups if group.weights is not None for each in group.targets)
+        return msgspec.structs.replace(found, targets=targets, ignored=tuple(config.ignore or ()))
     return found
 
 
@@ -140,31 +163,46 @@ class _Weights(msgspec.Struct, frozen=True):
     symmetric: bool = True
     group_size: int | None = None
     block_structure: tuple[int, int] | None = None
+    actorder: str | bool | None = None
+
+    def scheme(self, form: str | None) -> Float8 | Integers | None:
+        """As a format of files; None: not read."""
+        if (self.type, self.num_bits, self.symmetric) == ("float", 8, True):
+            return self._scaled
+        blocks = self._scaled if self.strategy != "block" else None
+        if self.type != "int" or self.num_bits not in _INTEGERS or form != PACKED or blocks is None:
+            return None
+        grouped = self.strategy == "group"
+        return Integers(
+            self.num_bits, blocks.rows, blocks.columns, self.symmetric, grouped and self.actorder in _REORDERED
+        )
 
     @property
-    def scheme(self) -> Float8 | None:
-        """None: not read."""
-        if (self.type, self.num_bits, self.symmetric) != ("float", 8, True):
-            return None
+    def _scaled(self) -> Float8 | None:
+        """Of how many rows and columns a scale is."""
         if self.strategy == "group" and _is_block((1, self.group_size)):
             return Float8(1, self.group_size)
         if self.strategy == "block" and self.block_structure and _is_block(self.block_structure):
             return Float8(*self.block_structure)
         return {"tensor": BY_TENSOR, "channel": BY_CHANNEL}.get(self.strategy)
 
-    @property
-    def said(self) -> str:
+    def said(self, form: str | None) -> str:
         """For people."""
         even = "" if self.symmetric else ", not symmetric"
-        return f"{self.type} of {self.num_bits} bits with a scale a {self.strategy}{even}"
+        packed = f" as {form!r}" if self.type == "int" else ""
+        return f"{self.type} of {self.num_bits} bits with a scale a {self.strategy}{even}{packed}"
 
 
 class _Group(msgspec.Struct, frozen=True):
     weights: _Weights | None = None
+    format: str | None = None
+    targets: list[str] = []
 
 
 class _Compressed(msgspec.Struct, frozen=True):
     config_groups: dict[str, _Group] = {}
+    format: str | None = None
+    ignore: list[str] | None = None
     sparsity_config: dict[str, Any] | None = None
     transform_config: dict[str, Any] | None = None
 

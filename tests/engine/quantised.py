@@ -193,7 +193,7 @@ def save_nvfp4(plain: Path, folder: Path, *, mixed: bool = False) -> tuple[Path,
         return {name: bytes_} | beside, {name: naive_nvfp4(bytes_, scales, of_all)}
 
     told = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
-    return _save(plain, folder, told if mixed else NVFP4, quantise)
+    return save_two(plain, folder, told if mixed else NVFP4, quantise)
 
 
 def save_float8(plain: Path, folder: Path, layout: Float8Layout = DEEPSEEK) -> tuple[Path, Path]:
@@ -206,7 +206,7 @@ def save_float8(plain: Path, folder: Path, layout: Float8Layout = DEEPSEEK) -> t
             return {name: tensor}, {name: tensor}
         return _float8(name, tensor, layout)
 
-    return _save(plain, folder, layout.told, quantise, layout.file)
+    return save_two(plain, folder, layout.told, quantise, layout.file)
 
 
 def _float8(name: str, tensor: torch.Tensor, layout: Float8Layout) -> tuple[Tensors, Tensors]:
@@ -231,7 +231,7 @@ def save_mxfp4(plain: Path, folder: Path) -> tuple[Path, Path]:
         blocks, scales = quantise_mxfp4(tensor)
         return {f"{name}_blocks": blocks, f"{name}_scales": scales}, {name: naive_mxfp4(blocks, scales)}
 
-    return _save(plain, folder, MXFP4, quantise)
+    return save_two(plain, folder, MXFP4, quantise)
 
 
 def edit_tensors(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
@@ -254,13 +254,14 @@ def tensors_of(folder: Path) -> Tensors:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def _save(
+def save_two(
     plain: Path,
     folder: Path,
     told: Mapping[str, Any],
     quantise: Callable[[str, torch.Tensor], tuple[Tensors, Tensors]],
     file: str = "config.json",
 ) -> tuple[Path, Path]:
+    """A base's copy with its tensors as `quantise` stores them, and another with what these hold."""
     small, full = (
         Path(shutil.copytree(plain, folder / name, ignore=shutil.ignore_patterns("*.safetensors*")))
         for name in ("quantised", "dequantised")

@@ -334,7 +334,7 @@ def mixture(*algorithms: str) -> dict[str, Any]:
         ({"quant_method": "gptq", "bits": 4}, "quantised by 'gptq', which is not read; give the model in bf"),
         ({"quant_method": ["fp8"]}, r"quantised by \['fp8'\], which is not read"),
         ({"quant_method": "compressed-tensors"}, "quantised by 'compressed-tensors' with weights: none"),
-        (compressed(type="int", strategy="channel"), "weights: int of 8 bits with a scale a channel, which"),
+        (compressed(type="int", strategy="channel"), "weights: int of 8 bits with a scale a channel as 'float"),
         (compressed(num_bits=4, strategy="group", group_size=16), "weights: float of 4 bits with a scale a group"),
         (compressed(strategy="tensor", symmetric=False), "with a scale a tensor, not symmetric, which"),
         (compressed(strategy="attn_head"), "with a scale a attn_head, which is not read"),

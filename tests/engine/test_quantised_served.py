@@ -1,9 +1,10 @@
-"""Whole engines over bases in float8, MXFP8, MXFP4 and NVFP4: answers are PEFT's own over what their files hold."""
+"""Whole engines over quantised bases: answers are PEFT's own over what their files hold."""
 
 from pathlib import Path
 
 import pytest
 
+from tests.engine.integers import PACKED, save_packed
 from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4
 from tests.engine.saved_families import save_base
 from tests.engine.test_families_served import check_answers
@@ -30,3 +31,12 @@ async def test_answers_over_nvfp4_mixed_with_float8(tmp_path: Path) -> None:
         save_base("qwen3_moe", tmp_path / "plain", hidden_size=64), tmp_path, mixed=True
     )
     await check_answers("qwen3_moe", quantised, dequantised, tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "ranks"),
+    [("deepseek_v3", "kimi", 1), ("deepseek_v3", "kimi", 2), ("qwen3_moe", "w4a16_reordered", 2)],
+)
+async def test_answers_over_packed_numbers(family: str, layout: str, ranks: int, tmp_path: Path) -> None:
+    packed, plain = save_packed(save_base(family, tmp_path / "plain"), tmp_path, PACKED[layout])
+    await check_answers(family, packed, plain, tmp_path, ranks)

@@ -7,10 +7,13 @@ import msgspec
 import pytest
 import torch
 
+from mint_contracts.errors import UnsupportedBase
 from mint_gateway.cli.plan import _read
+from mint_gateway.planning.config import read_shape
+from tests.engine.integers import KIMI_IGNORES, PACKED, packed_config, save_packed
 from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4, tensors_of
 from tests.engine.saved_families import save_base
-from tests.planning.frontier import DEEPSEEK_V32, GPT_OSS_120B, KIMI_K2
+from tests.planning.frontier import DEEPSEEK_V32, GPT_OSS_120B, KIMI_K2, QWEN3_30B_A3B
 from tests.planning.planned import planned
 
 
@@ -20,8 +23,10 @@ from tests.planning.planned import planned
         # moonshotai/Kimi-K2-Instruct's files come to 1.03 TB, openai/gpt-oss-120b's to 65.2 GB.
         (KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, 1.03e12),
         (GPT_OSS_120B | {"quantization_config": {"quant_method": "mxfp4"}}, 65.2e9),
+        # moonshotai/Kimi-K2-Thinking's to 594 GB.
+        (KIMI_K2 | {"quantization_config": packed_config(*KIMI_IGNORES, strategy="group", group_size=32)}, 594e9),
     ],
-    ids=["float8", "mxfp4"],
+    ids=["float8", "mxfp4", "packed"],
 )
 def test_a_base_that_is_published_quantised_is_held_in_bfloat16(told: dict[str, Any], published: float) -> None:
     """Its files are smaller; all else is as of the base in bfloat16."""
@@ -69,6 +74,57 @@ def test_files_in_nvfp4_come_to_what_lies_on_the_disk(tmp_path: Path) -> None:
         elif not name.endswith("input_scale"):
             expected += each.numel() * (1 if each.dtype in (torch.uint8, torch.float8_e4m3fn) else 2)
     assert planned(_read(quantised), 1).files == expected
+
+
+@pytest.mark.parametrize("layout", sorted(PACKED))
+def test_packed_files_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
+    """To the byte, but for a weight's two sizes, which are counted in eight bytes each, and are in four by Kimi.
+
+    And for what routers add to experts' scores, which is no parameter.
+    """
+    told = PACKED[layout]
+    family, changes = ("deepseek_v3", {"num_nextn_predict_layers": 0}) if told.within else ("qwen3", {})
+    packed, _ = save_packed(save_base(family, tmp_path / "plain", **changes), tmp_path, told)
+    expected = 0
+    for name, each in tensors_of(packed).items():
+        if name.endswith(".weight_shape"):
+            expected += 16
+        elif not name.endswith("e_score_correction_bias"):
+            expected += each.nbytes if ".weight_" in name else 2 * each.numel()
+    assert planned(_read(packed), 1).files == expected
+
+
+EVERY = [f"model.layers.{at}.self_attn.q_proj" for at in range(48)]
+
+
+@pytest.mark.parametrize(
+    ("targets", "ignore", "packed"),
+    [
+        (["Linear"], ["lm_head", "re:.*mlp.gate$"], (48, 48)),
+        (["Linear"], ["re:.*self_attn.*"], (0, 48)),
+        (["Linear"], ["re:model\\.layers\\.[0-9]\\..*"], (38, 38)),
+        (["Linear"], EVERY[1:], (1, 48)),
+        (["Linear"], [each.replace("model.", "model.language_model.") for each in EVERY[:3]], (45, 48)),
+        (["Linear"], ["q_proj", "re:q_proj", "re:.*vision_tower.*q_proj"], (48, 48)),
+        (["re:.*mlp.experts.*", EVERY[7]], [], (1, 48)),
+        ([], [], (0, 0)),
+    ],
+)
+def test_what_a_config_exempts_is_in_plain_numbers(
+    targets: list[str], ignore: list[str], packed: tuple[int, int]
+) -> None:
+    """Of 48 layers so many have queries packed, and experts: by kinds of modules, their names, or how these begin."""
+    said = packed_config(*ignore, strategy="channel", num_bits=8)
+    said["config_groups"]["group_0"]["targets"] = targets
+    linears = {each.name: each for each in read_shape(QWEN3_30B_A3B | {"quantization_config": said}).linears}
+    found = [48 - 48 * linears[name].plain // linears[name].count for name in ("q_proj", "down_proj")]
+    assert found == list(packed)
+
+
+def test_a_pattern_that_is_none_is_named() -> None:
+    said = packed_config("re:*", strategy="channel")
+    with pytest.raises(UnsupportedBase, match=r"config.json: lacks or garbles .*: the pattern '\*' is none"):
+        read_shape(QWEN3_30B_A3B | {"quantization_config": said})
 
 
 def test_files_that_no_engine_reads_say_so() -> None:

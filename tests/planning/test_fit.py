@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from mint_gateway.planning.served import MOST_ADAPTER_RANK, MOST_CONTEXT, MOST_R
 from mint_gateway.planning.shape import KINDS, Targets
 from tests.crds.schemas import schema, walk
 from tests.engine.families import MOE, SIZES, make_forward
+from tests.engine.integers import KIMI_IGNORES, packed_config
 from tests.planning.frontier import FRONTIER, KIMI_K2
 from tests.planning.planned import STORAGE, planned
 from tests.planning.test_shape import built, told_by
@@ -319,6 +321,23 @@ async def test_the_table_of_a_base_whose_linears_differ(base: Path) -> None:
     (base / "hf_quant_config.json").write_text(json.dumps(told))
     _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
     assert "linears in NVFP4, others in float8; dequantised when read" in out
+
+
+@pytest.mark.parametrize(
+    ("ignore", "weights", "says"),
+    [
+        (KIMI_IGNORES, {"strategy": "group", "group_size": 32}, "experts in INT4 by groups of 32"),
+        (["lm_head"], {"strategy": "channel", "num_bits": 8}, "linears in INT8 by channels"),
+        (["lm_head"], {"strategy": "tensor", "num_bits": 8}, "linears in INT8 by tensors"),
+    ],
+)
+async def test_the_table_of_a_packed_base(
+    ignore: Sequence[str], weights: dict[str, Any], says: str, base: Path
+) -> None:
+    told = KIMI_K2 | {"quantization_config": packed_config(*ignore, **weights)}
+    (base / "config.json").write_text(json.dumps(told))
+    _, out, _ = await mint_plan(str(base), "--device", "h200", "--tensor-parallel", "24", "--rank", "1")
+    assert f"{says}; dequantised when read" in out
 
 
 async def test_one_error_for_bad_input(tmp_path: Path, base: Path) -> None:

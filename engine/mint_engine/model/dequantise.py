@@ -3,12 +3,13 @@
 Float8: an e4m3 byte a weight, and a scale for every block of so many rows and columns (DeepSeek-V3, arXiv 2412.19437,
 section 3.3.2); a whole tensor is one block, or a row is. MXFP8: a power of two for every 32 in a row. MXFP4: two e2m1
 numbers a byte, and powers alike (OCP Microscaling Formats v1.0, sections 5 and 6.3). NVFP4: two e2m1 numbers a byte,
-an e4m3 scale for every 16 in a row, and a number by which all of these are to be multiplied.
+an e4m3 scale for every 16 in a row, and a number by which all of these are to be multiplied. Whole numbers of 4 or 8
+bits, in words of 32: less a zero point, times a scale, both of so many in a row, of a row or of all.
 """
 
 import torch
 
-from mint_contracts.quantisation import MXFP4_GROUP, NVFP4_GROUP
+from mint_contracts.quantisation import MXFP4_GROUP, NVFP4_GROUP, WORD
 
 _BAND = 128  # rows
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -70,3 +71,39 @@ def dequantise_nvfp4(
 def powers_of_two(scales: torch.Tensor) -> torch.Tensor:
     """Of bytes as the Microscaling Formats have them for scales (e8m0): float32, NaN for 255."""
     return scales.view(torch.float8_e8m0fnu).float()
+
+
+def dequantise_integers(
+    words: torch.Tensor,
+    bits: int,
+    left: int,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    groups: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Some rows of a weight from its `left`-th column on: [O, I], multiplied in float32 and then rounded.
+
+    `words` [O, W] begin with the one that holds that column; `scales` and `zeros` are [O, G], `groups` [I] says which
+    of these each column has.
+    """
+    first = left % (WORD // bits)
+    out = torch.empty((words.shape[0], len(groups)), dtype=dtype)
+    for begin in range(0, words.shape[0], _BAND):
+        band = slice(begin, begin + _BAND)
+        numbers = unpack_words(words[band], bits)[:, first : first + len(groups)]
+        if zeros is not None:
+            numbers = numbers - zeros[band].float().index_select(1, groups)
+        out[band] = numbers * scales[band].float().index_select(1, groups)
+    return out
+
+
+def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Whole numbers, in words of 32 bits with the first in the lowest: [O, W] to [O, W x 32 / bits], in float32.
+
+    They are stored as what they exceed the least by (compressed-tensors, compressors/pack_quantized).
+    """
+    bytes_ = words.view(torch.uint8)
+    if bits == 4:
+        bytes_ = torch.stack((bytes_ & 15, bytes_ >> 4), dim=2).flatten(1)
+    return bytes_.float() - (1 << (bits - 1))

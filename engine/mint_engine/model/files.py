@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedCo
 from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
+from mint_engine.model.integers import WORDS
 from mint_engine.model.stored import open_tensors
 from mint_engine.sources.fetch_base import INDEX, weights_read
 from mint_engine.sources.gguf_head import MAGIC
@@ -124,11 +125,13 @@ def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
     firsts: dict[str, tuple[str, list[int]]] = {}
     names = weights_read([each.name for each in files.folder.iterdir()], _shards(files))
     for name, tensor in open_tensors(str(files.folder / each) for each in sorted(names)).items():
-        if quantisation is None and tensor.get_dtype().startswith("F8"):
+        small, packed = tensor.get_dtype().startswith("F8"), name.endswith(f".{WORDS}")
+        if quantisation is None and (small or packed):
+            kind = "float8" if small else "packed"
             raise UnsupportedBase(
-                files.subject, f"has float8 weights, {name} among them, but no quantization_config in its config.json"
+                files.subject, f"has {kind} weights, {name} among them, but no quantization_config in its config.json"
             )
-        if _EXPERT.search(name) and name.endswith(".weight"):
+        if _EXPERT.search(name) and (packed or name.endswith(".weight")):
             shape = list(tensor.get_shape())
             first, expected = firsts.setdefault(_EXPERT.sub(".experts.*.", name), (name, shape))
             if shape != expected:

@@ -1,4 +1,4 @@
-"""Tensors of files in float8, MXFP8, MXFP4 or NVFP4, dequantised as they are read.
+"""Tensors of files in float8, MXFP8, MXFP4, NVFP4 or packed whole numbers, dequantised as they are read.
 
 All else is then computed in the engine's dtype: activations are not rounded as such files may ask for, and what they
 say of that, e.g. static scales, is not read. Beside what is read of a tensor there is no more in memory than its
@@ -19,23 +19,22 @@ from mint_contracts.quantisation import (
     MXFP8,
     NVFP4_GROUP,
     Float8,
+    Integers,
     Mxfp4,
     Nvfp4,
     Quantisation,
 )
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4, dequantise_nvfp4, powers_of_two
+from mint_engine.model.integers import unpacked
+from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
 from mint_engine.model.stored import Stored
 
 _E4M3, _BYTE = "F8_E4M3", "U8"
-_FLOATS = ("F32", "BF16", "F16", "F8_E8M0")
 # What follows a weight's name in that of its scales: either way it is to be multiplied by them.
 _SCALES = ("_scale_inv", "_scale")
 _WEIGHT_SCALES = tuple(f"weight{end}" for end in _SCALES)
 _NVFP4_SCALES = ("weight_scale", "weight_scale_2")  # each times the other
-# For activations and for the cache, which are not rounded here.
-_UNUSED = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "q_scale", "k_scale", "v_scale")
 _MXFP4_BLOCKS, _MXFP4_SCALES = "_blocks", "_scales"
-_ADVICE = "get its files again, or give the model in bfloat16"
 
 
 def dequantised(
@@ -48,6 +47,8 @@ def dequantised(
     """
     if isinstance(quantisation, Mxfp4):
         return _mxfp4(tensors, dtype, subject)
+    if isinstance(quantisation, Integers):
+        return unpacked(tensors, quantisation, dtype, subject)
     return _scaled(tensors, quantisation, dtype, subject)
 
 
@@ -61,11 +62,11 @@ def _scaled(
         beside = tensors.get(f"{path}.weight")
         own = _scales_in(beside.get_dtype() if beside is not None else "", quantisation)
         if kind in (*_WEIGHT_SCALES, *_NVFP4_SCALES) and not own:
-            raise UnsupportedBase(subject, f"has {name}, but no quantised weight that it scales; {_ADVICE}")
-        if kind in own or kind in _UNUSED:
+            raise UnsupportedBase(subject, f"has {name}, but no quantised weight that it scales; {ADVICE}")
+        if kind in own or kind in UNUSED:
             continue
         if own and kind not in ("weight", "bias"):
-            raise UnsupportedBase(subject, f"has {name}, which no quantised weight is known to have; {_ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, which no quantised weight is known to have; {ADVICE}")
         if tensor.get_dtype() == _E4M3:
             schemes = (quantisation,) if isinstance(quantisation, Float8) else MIXED
             tensor = _Float8Weight(tensor, *_scales_of(name, tensors, schemes, subject), dtype)
@@ -90,38 +91,25 @@ def _scales_of(
     if len(shape) == 3:
         raise UnsupportedBase(
             subject,
-            f"has {_said(name, weight)}, many experts in one float8 tensor, which is not read; "
+            f"has {said(name, weight)}, many experts in one float8 tensor, which is not read; "
             "give each expert's linears by themselves, or the model in bfloat16",
         )
     if len(shape) != 2:
-        raise UnsupportedBase(subject, f"has {_said(name, weight)}, which is no matrix; {_ADVICE}")
+        raise UnsupportedBase(subject, f"has {said(name, weight)}, which is no matrix; {ADVICE}")
     names = [name + end for end in _SCALES if name + end in tensors]
     if not names:
         lacking = " or ".join(name + end for end in _SCALES)
-        raise UnsupportedBase(subject, f"lacks {lacking}, the scales of a float8 weight; {_ADVICE}")
+        raise UnsupportedBase(subject, f"lacks {lacking}, the scales of a float8 weight; {ADVICE}")
     scales, needs = tensors[names[0]], []
     for scheme in schemes:
         block = (scheme.rows or shape[0], scheme.columns or shape[1])
         expected = [-(-size // each) for size, each in zip(shape, block, strict=True)]
-        kinds = (*_FLOATS, _BYTE) if scheme == MXFP8 else _FLOATS
-        if _unpadded(scales.get_shape()) == _unpadded(expected) and scales.get_dtype() in kinds:
+        kinds = (*FLOATS, _BYTE) if scheme == MXFP8 else FLOATS
+        if unpadded(scales.get_shape()) == unpadded(expected) and scales.get_dtype() in kinds:
             return scales, block
         needs.append(f"with a scale for every {block[0]} x {block[1]} needs {expected} of {' or '.join(kinds)}")
-    told = f"has {_said(names[0], scales)}, but {_said(name, weight)} {', or '.join(needs)}; {_ADVICE}"
+    told = f"has {said(names[0], scales)}, but {said(name, weight)} {', or '.join(needs)}; {ADVICE}"
     raise UnsupportedBase(subject, told)
-
-
-def _unpadded(shape: Sequence[int]) -> list[int]:
-    """Without ones at its end: a scale a tensor is of [], [1] or [1, 1], a scale a row of [O] or [O, 1].
-
-    ModelOpt has scales of blocks as [rows, 1, columns, 1].
-    """
-    found = list(shape)
-    if len(found) == 4 and found[1] == found[3] == 1:
-        found = found[::2]
-    while found and found[-1] == 1:
-        found.pop()
-    return found
 
 
 def _scales_of_nvfp4(path: str, tensors: Mapping[str, Stored], subject: str) -> tuple[Stored, Stored]:
@@ -130,15 +118,15 @@ def _scales_of_nvfp4(path: str, tensors: Mapping[str, Stored], subject: str) -> 
     weight, scales, of_all = tensors[name], tensors.get(scales_name), tensors.get(all_name)
     if scales is None or of_all is None:
         lacking = scales_name if scales is None else all_name
-        raise UnsupportedBase(subject, f"lacks {lacking}, scales of an NVFP4 weight; {_ADVICE}")
+        raise UnsupportedBase(subject, f"lacks {lacking}, scales of an NVFP4 weight; {ADVICE}")
     shape = list(weight.get_shape())
     expected = [shape[0], 2 * shape[-1] // NVFP4_GROUP]
     fits = len(shape) == 2 and 2 * shape[1] % NVFP4_GROUP == 0 and list(scales.get_shape()) == expected
-    if not fits or scales.get_dtype() != _E4M3 or _unpadded(of_all.get_shape()) or of_all.get_dtype() not in _FLOATS:
+    if not fits or scales.get_dtype() != _E4M3 or unpadded(of_all.get_shape()) or of_all.get_dtype() not in FLOATS:
         raise UnsupportedBase(
             subject,
-            f"has {_said(name, weight)}, {_said(scales_name, scales)} and {_said(all_name, of_all)}, which are no "
-            f"NVFP4: U8 [outputs, inputs/2], {_E4M3} [outputs, inputs/{NVFP4_GROUP}], and one number; {_ADVICE}",
+            f"has {said(name, weight)}, {said(scales_name, scales)} and {said(all_name, of_all)}, which are no "
+            f"NVFP4: U8 [outputs, inputs/2], {_E4M3} [outputs, inputs/{NVFP4_GROUP}], and one number; {ADVICE}",
         )
     return scales, of_all
 
@@ -151,13 +139,13 @@ def _mxfp4(tensors: Mapping[str, Stored], dtype: torch.dtype, subject: str) -> d
             stem = name.removesuffix(_MXFP4_BLOCKS)
             scales = tensors.get(stem + _MXFP4_SCALES)
             if scales is None:
-                raise UnsupportedBase(subject, f"lacks {stem}{_MXFP4_SCALES}, the scales of MXFP4 blocks; {_ADVICE}")
+                raise UnsupportedBase(subject, f"lacks {stem}{_MXFP4_SCALES}, the scales of MXFP4 blocks; {ADVICE}")
             _check_blocks(stem, tensor, scales, subject)
             found[stem] = _Mxfp4Stack(tensor, scales, dtype)
         elif not name.endswith(_MXFP4_SCALES):
             found[name] = tensor
         elif name.removesuffix(_MXFP4_SCALES) + _MXFP4_BLOCKS not in tensors:
-            raise UnsupportedBase(subject, f"has {name}, but no MXFP4 blocks that it scales; {_ADVICE}")
+            raise UnsupportedBase(subject, f"has {name}, but no MXFP4 blocks that it scales; {ADVICE}")
     return found
 
 
@@ -167,9 +155,9 @@ def _check_blocks(stem: str, blocks: Stored, scales: Stored, subject: str) -> No
     if len(shape) != 4 or shape[3] != MXFP4_BYTES or list(scales.get_shape()) != shape[:3] or not bytes_:
         raise UnsupportedBase(
             subject,
-            f"has {_said(stem + _MXFP4_BLOCKS, blocks)} and {_said(stem + _MXFP4_SCALES, scales)}, "
+            f"has {said(stem + _MXFP4_BLOCKS, blocks)} and {said(stem + _MXFP4_SCALES, scales)}, "
             f"which are no MXFP4: U8 [experts, outputs, inputs/{MXFP4_GROUP}, {MXFP4_BYTES}], and the same less the "
-            f"last; {_ADVICE}",
+            f"last; {ADVICE}",
         )
 
 
@@ -240,7 +228,3 @@ class _Mxfp4Stack:
             one = slice(expert, expert + 1)
             out[at] = dequantise_mxfp4(self.blocks[one][0], self.scales[one][0], self.dtype)
         return out
-
-
-def _said(name: str, tensor: Stored) -> str:
-    return f"{name} of {tensor.get_dtype()} {list(tensor.get_shape())}"

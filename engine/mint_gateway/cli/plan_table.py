@@ -3,7 +3,7 @@
 import msgspec
 from rich.table import Table
 
-from mint_contracts.quantisation import BY_CHANNEL, BY_TENSOR, MXFP8, Float8, Mxfp4, Nvfp4
+from mint_contracts.quantisation import BY_CHANNEL, BY_TENSOR, MXFP8, Float8, Integers, Mxfp4, Nvfp4
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Plan, hold
 from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS
@@ -68,7 +68,17 @@ def _published(shape: BaseShape) -> str:
     if isinstance(shape.files, Nvfp4):
         beside = ", others in float8" if shape.files.mixed else ""
         return f"linears in NVFP4{beside}; dequantised when read"
+    if isinstance(shape.files, Integers):
+        packed = {each.kind for each in shape.linears if each.plain < each.count}
+        where = "experts" if packed == {"expert"} else "linears"
+        return f"{where} in INT{shape.files.bits} {_scaled(shape.files)}; dequantised when read"
     return "in two bytes a parameter"
+
+
+def _scaled(files: Integers) -> str:
+    if files.columns:
+        return f"by groups of {files.columns}"
+    return "by channels" if files.rows else "by tensors"
 
 
 def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:

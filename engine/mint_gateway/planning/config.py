@@ -7,7 +7,8 @@ import msgspec
 
 from mint_contracts.attention import unserved_attention
 from mint_contracts.errors import UnsupportedBase
-from mint_contracts.quantisation import read_quantisation
+from mint_contracts.quantisation import Integers, read_quantisation
+from mint_gateway.planning.exempt import plain_layers
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 from mint_gateway.planning.told import check_told, garbled, text_of
 
@@ -60,9 +61,29 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
         images = _seeing(config["vision_config"], shape.hidden)
         shape = msgspec.structs.replace(shape, small_parameters=shape.small_parameters + images)
     try:
-        return msgspec.structs.replace(shape, files=read_quantisation(config, "the base"))
+        files = read_quantisation(config, "the base")
     except UnsupportedBase as error:
         return msgspec.structs.replace(shape, unread=f"the base {error.message}")
+    if isinstance(files, Integers):
+        shape = _with_plain(shape, family, told, files, subject)
+    return msgspec.structs.replace(shape, files=files)
+
+
+def _with_plain(shape: BaseShape, family: str, told: Mapping[str, Any], files: Integers, subject: str) -> BaseShape:
+    """With what of each linear is in plain numbers though others are packed."""
+    every = range(told["num_hidden_layers"])
+    routed = _routed_layers(family, told) if shape.experts else ()
+    dense = [layer for layer in every if layer not in routed]
+    layers = {"mlp": dense, "experts": routed, "shared_experts": routed}
+    linears = []
+    for each in shape.linears:
+        own = layers.get(each.within, every)
+        try:
+            plain = plain_layers(each, own, files)
+        except ValueError as error:
+            raise garbled(subject, str(error)) from None
+        linears.append(msgspec.structs.replace(each, plain=each.count * plain // max(1, len(own))))
+    return msgspec.structs.replace(shape, linears=tuple(linears))
 
 
 def _read(family: str, told: Mapping[str, Any]) -> BaseShape:

@@ -13,7 +13,9 @@ from mint_contracts.quantisation import (
     MXFP4_GROUP,
     MXFP8,
     NVFP4_GROUP,
+    WORD,
     Float8,
+    Integers,
     Mxfp4,
     Nvfp4,
     Quantisation,
@@ -46,6 +48,7 @@ class Linear(msgspec.Struct, frozen=True):
     side: Side = "whole"
     of: tuple[Of, ...] = ("columns",)  # several: linears that are one, side by side
     within: str = ""  # the part of its path before the name, of a network's or an indexer's
+    plain: int = 0  # of `count`: in two bytes each, in files where others are quantised
 
     @property
     def parameters(self) -> int:
@@ -54,6 +57,7 @@ class Linear(msgspec.Struct, frozen=True):
 
     def bytes_in(self, files: Quantisation | None) -> int:
         """Of all of them as files hold them; biases, and what is not quantised, in two bytes."""
+        biases = 2 * self.high * self.count if self.bias else 0
         if isinstance(files, Float8):
             blocks = -(-self.wide // (files.columns or self.wide)) * -(-self.high // (files.rows or self.high))
             weights = self.wide * self.high + blocks * (1 if files == MXFP8 else 4)
@@ -63,9 +67,20 @@ class Linear(msgspec.Struct, frozen=True):
             small = not files.mixed or self.kind == "expert"
             weights = self.high * self.wide // 2 + self.high * self.wide // NVFP4_GROUP + 4
             weights = weights if small else self.high * self.wide + 4
+        elif isinstance(files, Integers):
+            plain = 2 * self.wide * self.high
+            return self.plain * plain + (self.count - self.plain) * self._packed_bytes(files) + biases
         else:
             weights = 2 * self.wide * self.high
-        return self.count * (weights + (2 * self.high if self.bias else 0))
+        return self.count * weights + biases
+
+    def _packed_bytes(self, files: Integers) -> int:
+        """Of one in whole numbers: words along a row, scales of two bytes, and two sizes of eight."""
+        each = WORD // files.bits
+        rows, groups = -(-self.high // (files.rows or self.high)), -(-self.wide // (files.columns or self.wide))
+        zeros = 0 if files.symmetric else 4 * -(-rows // each) * groups if files.rows else rows * groups
+        order = 4 * self.wide if files.reordered else 0
+        return self.high * -(-self.wide // each) * 4 + 2 * rows * groups + 16 + zeros + order
 
 
 class BaseShape(msgspec.Struct, frozen=True):
@@ -160,7 +175,9 @@ class BaseShape(msgspec.Struct, frozen=True):
     def _one_layer(self, linear: Linear) -> Linear:
         """What of a linear a layer with routed experts has."""
         many = self.experts if linear.kind == "expert" else min(1, linear.count)
-        return msgspec.structs.replace(linear, count=0 if linear.within == "mlp" and self.experts else many)
+        count = 0 if linear.within == "mlp" and self.experts else many
+        plain = count * linear.plain // max(1, linear.count)
+        return msgspec.structs.replace(linear, count=count, plain=plain)
 
     def adapter_elements(self, rank: int, targets: Targets) -> int:
         """Elements of an adapter in its slot: A [r, in] and B [r, out] of each linear."""

@@ -1,0 +1,171 @@
+"""Linears in whole numbers, several in a word of 32 bits: compressed-tensors' `pack-quantized`, as Kimi-K2-Thinking.
+
+Instead of X.weight, [O, I], there are X.weight_packed, [O, I x bits / 32], X.weight_scale and X.weight_shape; where
+its config.json says so X.weight_zero_point, packed along columns, and X.weight_g_idx: which group each column is of.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mint_contracts.errors import UnsupportedBase
+from mint_contracts.quantisation import WORD, Integers
+from mint_engine.model.dequantise import dequantise_integers, unpack_words
+from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
+from mint_engine.model.stored import Stored
+
+WORDS = "weight_packed"
+_SCALES, _SHAPE, _ZEROS, _ORDER = "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"
+_INDICES = ("I32", "I64")
+
+
+def unpacked(tensors: Mapping[str, Stored], files: Integers, dtype: torch.dtype, subject: str) -> dict[str, Stored]:
+    """X.weight for what of it is packed; the rest as it is, less what says how to round activations.
+
+    Raises UnsupportedBase where shapes or types do not fit each other; where numbers do not, when these are read.
+    """
+    own = (WORDS, _SCALES, _SHAPE, *([] if files.symmetric else [_ZEROS]), *([_ORDER] if files.reordered else []))
+    found: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        path, _, kind = name.rpartition(".")
+        packed = f"{path}.{WORDS}" in tensors
+        if kind == WORDS:
+            found[f"{path}.weight"] = _weight_of(
+                path, {each: tensors.get(f"{path}.{each}") for each in own}, files, dtype, subject
+            )
+        elif packed and kind not in (*own, *UNUSED, "bias"):
+            raise UnsupportedBase(subject, f"has {name}, which no such packed weight is known to have; {ADVICE}")
+        elif not packed and kind in (_SCALES, _SHAPE, _ZEROS, _ORDER):
+            raise UnsupportedBase(subject, f"has {name}, but no packed weight that it belongs to; {ADVICE}")
+        elif kind not in (*own, *UNUSED):
+            found[name] = tensor
+    return found
+
+
+def _weight_of(
+    path: str, parts: Mapping[str, Stored | None], files: Integers, dtype: torch.dtype, subject: str
+) -> "_Weight":
+    for kind, each in parts.items():
+        if each is None:
+            raise UnsupportedBase(subject, f"lacks {path}.{kind}, which a packed weight needs; {ADVICE}")
+    held = {kind: each for kind, each in parts.items() if each is not None}
+    words = held[WORDS]
+    has, shape = f"has {said(f'{path}.{WORDS}', words)}", list(words.get_shape())
+    if len(shape) == 3:
+        one = "many experts in one packed tensor, which is not read; give each expert's linears by themselves"
+        raise UnsupportedBase(subject, f"{has}, {one}, or the model in bfloat16")
+    if len(shape) != 2 or 0 in shape or words.get_dtype() != "I32":
+        raise UnsupportedBase(subject, f"{has}, which is no matrix of words of {WORD} bits; {ADVICE}")
+    found = _Weight(
+        path, subject, files, dtype, words, held[_SCALES], held[_SHAPE], held.get(_ZEROS), held.get(_ORDER)
+    )
+    for kind, fits in found.fits():
+        if not fits:
+            told = f"{has}, which {said(f'{path}.{kind}', held[kind])} does not fit"
+            block = " x ".join(str(size) for size in found.block)
+            raise UnsupportedBase(
+                subject, f"{told}, in numbers of {files.bits} bits with a scale for every {block}; {ADVICE}"
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class _Weight:
+    path: str
+    subject: str
+    files: Integers
+    dtype: torch.dtype
+    words: Stored  # [O, W], numbers along a row, the first in a word's lowest bits
+    scales: Stored  # [O, G], [O] or [1]
+    shape: Stored  # O, I
+    zeros: Stored | None  # as scales are in I8, or packed: words of a column, [O x bits / 32, G]
+    order: Stored | None  # [I]
+
+    def get_shape(self) -> list[int]:
+        outputs, words = self.words.get_shape()
+        return [outputs, words * self._each]
+
+    def get_dtype(self) -> str:
+        return str(self.dtype)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """How many rows and columns have a scale."""
+        outputs, inputs = self.get_shape()
+        return self.files.rows or outputs, self.files.columns or inputs
+
+    @property
+    def _each(self) -> int:
+        """Numbers in a word."""
+        return WORD // self.files.bits
+
+    @property
+    def _grid(self) -> list[int]:
+        """Scales in a column and in a row."""
+        return [-(-size // each) for size, each in zip(self.get_shape(), self.block, strict=True)]
+
+    def fits(self) -> Iterator[tuple[str, bool]]:
+        """Of each of its parts, by its type and shape."""
+        rows, groups = self._grid
+        like_scales = unpadded(self._grid)
+        yield _SCALES, unpadded(self.scales.get_shape()) == like_scales and self.scales.get_dtype() in FLOATS
+        yield _SHAPE, list(self.shape.get_shape()) == [2] and self.shape.get_dtype() in _INDICES
+        if self.zeros is not None:
+            kind, shape = self.zeros.get_dtype(), list(self.zeros.get_shape())
+            packed = self.files.rows == 1 and kind == "I32" and shape == [-(-rows // self._each), groups]
+            yield _ZEROS, packed or (kind == "I8" and unpadded(shape) == like_scales)
+        if self.order is not None:
+            inputs = self.get_shape()[1:]
+            yield _ORDER, list(self.order.get_shape()) == inputs and self.order.get_dtype() in _INDICES
+
+    def __getitem__(self, part: Any) -> torch.Tensor:
+        self._check_shape()
+        cuts = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
+        rows, columns = (range(size)[cut] for size, cut in zip(self.get_shape(), cuts, strict=True))
+        words = self.words[rows.start : rows.stop, columns.start // self._each : -(-columns.stop // self._each)]
+        scales = self._of_rows(self.scales, rows)
+        zeros = self._zeros(rows)
+        return dequantise_integers(
+            words, self.files.bits, columns.start, scales, zeros, self._groups(columns), self.dtype
+        )
+
+    def _of_rows(self, tensor: Stored, rows: range) -> torch.Tensor:
+        """Of scales, or of what is like them: [rows, G]."""
+        if self._grid[0] == 1:
+            return tensor[...].reshape(1, -1).expand(len(rows), -1)
+        return tensor[rows.start : rows.stop,].reshape(len(rows), -1)
+
+    def _zeros(self, rows: range) -> torch.Tensor | None:
+        if self.zeros is None:
+            return None
+        if self.zeros.get_dtype() != "I32":
+            return self._of_rows(self.zeros, rows)
+        first = rows.start // self._each
+        words = self.zeros[first : -(-rows.stop // self._each),]
+        start = rows.start - first * self._each
+        return unpack_words(words.T.clone(memory_format=torch.contiguous_format), self.files.bits).T[
+            start : start + len(rows)
+        ]
+
+    def _groups(self, columns: range) -> torch.Tensor:
+        """Of which group each of these columns is."""
+        if self.order is None:
+            return torch.arange(columns.start, columns.stop) // self.block[1]
+        groups = self.order[columns.start : columns.stop,]
+        if groups.numel() and not 0 <= int(groups.min()) <= int(groups.max()) < self._grid[1]:
+            raise UnsupportedBase(
+                self.subject,
+                f"has {self.path}.{_ORDER} that names groups other than 0 to {self._grid[1] - 1}; {ADVICE}",
+            )
+        return groups.long()
+
+    def _check_shape(self) -> None:
+        """Rows end where words do: of a row that did not, not even the shape could be told before it is read."""
+        told, held = self.shape[...].tolist(), self.get_shape()
+        if told != held:
+            raise UnsupportedBase(
+                self.subject,
+                f"has {self.path}.{_SHAPE} that says {told}, but words for {held}; give the model in bfloat16",
+            )

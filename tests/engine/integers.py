@@ -1,0 +1,145 @@
+"""Bases as compressed-tensors packs them in whole numbers, and a naive reference of what they hold.
+
+Numbers are packed one by one, as Python's own, which have no sign bit and no end.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.engine.quantised import Tensors, save_two
+
+# What Kimi-K2-Thinking's config.json exempts.
+KIMI_IGNORES = (
+    "lm_head",
+    "re:.*self_attn.*",
+    "re:.*shared_experts.*",
+    "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a base is packed, and in which types; `group` columns have a scale, all where there is none."""
+
+    bits: int
+    strategy: str
+    group: int | None = None
+    symmetric: bool = True
+    reordered: bool = False
+    packed_zeros: bool = True
+    scale_dtype: torch.dtype = torch.bfloat16
+    shape_dtype: torch.dtype = torch.int64
+    ignore: tuple[str, ...] = ("lm_head",)
+    within: str = ""  # what paths of packed linears have in common
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Its quantization_config."""
+        return packed_config(
+            *self.ignore, num_bits=self.bits, strategy=self.strategy, group_size=self.group, symmetric=self.symmetric,
+            actorder="group" if self.reordered else None,
+        )  # fmt: skip
+
+
+def packed_config(*ignore: str, **weights: Any) -> dict[str, Any]:
+    """As llm-compressor writes it."""
+    plain = {"num_bits": 4, "type": "int", "symmetric": True, "dynamic": False, "observer": "minmax"}
+    group = {"targets": ["Linear"], "input_activations": None, "weights": plain | weights}
+    return {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+        "ignore": list(ignore), "kv_cache_scheme": None, "config_groups": {"group_0": group},
+    }  # fmt: skip
+
+
+PACKED = {
+    "kimi": Layout(4, "group", 8, shape_dtype=torch.int32, ignore=KIMI_IGNORES, within=".experts."),
+    "w4a16": Layout(4, "group", 8),
+    "w4a16_asymmetric": Layout(4, "group", 8, symmetric=False),
+    "w4a16_channel": Layout(4, "channel", symmetric=False, scale_dtype=torch.float16),
+    "w4a16_reordered": Layout(4, "group", 8, symmetric=False, reordered=True),
+    "w8a16": Layout(8, "channel"),
+    "w8a16_group": Layout(8, "group", 16, symmetric=False, packed_zeros=False),  # as it was before 0.9
+    "w8a16_tensor": Layout(8, "tensor", symmetric=False, packed_zeros=False),
+}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A weight in whole numbers."""
+
+    values: torch.Tensor  # [O, I]
+    scales: torch.Tensor  # [O, G], or [1, G]
+    zeros: torch.Tensor  # alike
+    groups: torch.Tensor  # [I]
+
+    @property
+    def naive(self) -> torch.Tensor:
+        """What they stand for: [O, I] in float32."""
+        zeros, scales = (each.float()[:, self.groups] for each in (self.zeros, self.scales))
+        return (self.values.float() - zeros) * scales
+
+
+def quantise_integers(weight: torch.Tensor, layout: Layout) -> Numbers:
+    """Of [O, I]. Columns that have a scale are neighbours, or are spread where they are reordered."""
+    outputs, inputs = weight.shape
+    least, most = -(1 << (layout.bits - 1)), (1 << (layout.bits - 1)) - 1
+    groups = torch.arange(inputs) // (layout.group or inputs)
+    if layout.reordered:
+        groups = groups[torch.randperm(inputs, generator=torch.Generator().manual_seed(inputs))]
+    shape = (1 if layout.strategy == "tensor" else outputs, int(groups.max()) + 1)
+    scales, zeros = torch.empty(shape, dtype=layout.scale_dtype), torch.zeros(shape, dtype=torch.int8)
+    for row in range(shape[0]):
+        for group in range(shape[1]):
+            part = (weight if shape[0] == 1 else weight[row : row + 1]).float()[:, groups == group]
+            spread = part.max() - part.min() if not layout.symmetric else 2 * part.abs().max()
+            scales[row, group] = spread / (most - least)
+            if not layout.symmetric:
+                zeros[row, group] = (least - part.min() / scales[row, group].float()).round().clamp(least, most)
+    values = (weight.float() / scales.float()[:, groups] + zeros[:, groups]).round().clamp(least, most)
+    return Numbers(values.to(torch.int8), scales, zeros, groups)
+
+
+def pack(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """[O, I] to [O, words], the first number in a word's lowest bits, each as what it exceeds the least by."""
+    each, rows = 32 // bits, []
+    for row in values.tolist():
+        words = []
+        for at in range(0, len(row), each):
+            word = sum((value + (1 << (bits - 1))) << (bits * k) for k, value in enumerate(row[at : at + each]))
+            words.append(word - (1 << 32) if word >> 31 else word)
+        rows.append(words)
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def packed_tensors(path: str, numbers: Numbers, layout: Layout) -> Tensors:
+    """As they lie in a file."""
+    scales, zeros = (
+        each.reshape(1) if layout.strategy == "tensor" else each for each in (numbers.scales, numbers.zeros)
+    )
+    found = {
+        f"{path}.weight_packed": pack(numbers.values, layout.bits),
+        f"{path}.weight_scale": scales,
+        f"{path}.weight_shape": torch.tensor(numbers.values.shape, dtype=layout.shape_dtype),
+    }
+    if not layout.symmetric:
+        packed = pack(zeros.T, layout.bits).T.contiguous() if layout.packed_zeros else zeros
+        found[f"{path}.weight_zero_point"] = packed
+    if layout.reordered:
+        found[f"{path}.weight_g_idx"] = numbers.groups.int()
+    return found
+
+
+def save_packed(plain: Path, folder: Path, layout: Layout) -> tuple[Path, Path]:
+    """A base's copy with linears packed, and another with what these hold, in float32."""
+
+    def quantise(name: str, tensor: torch.Tensor) -> tuple[Tensors, Tensors]:
+        path, _, kind = name.rpartition(".")
+        if kind != "weight" or layout.within not in path or not path.endswith(("_proj", "_mqa", ".w1", ".w2", ".w3")):
+            return {name: tensor}, {name: tensor}
+        numbers = quantise_integers(tensor, layout)
+        return packed_tensors(path, numbers, layout), {name: numbers.naive}
+
+    return save_two(plain, folder, layout.told, quantise)
