@@ -32,7 +32,6 @@ from mint_engine.policies.means import Means, Places
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.service import TrainerService
 from mint_engine.policies.updates import Updates
-from mint_engine.requests.spelling import Spelling
 from mint_engine.residency.holding import Holder, Tenant
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
@@ -168,9 +167,7 @@ class EngineServer:
         stepper.start()
         self._generation = generation
         context = self._settings.context_length
-        self._services.parts = Parts(
-            base, context, slots, holder, stepper, generation.compute, routes[0], Spelling(base.tokenizer)
-        )
+        self._services.parts = Parts(base, context, slots, holder, stepper, generation.compute, routes[0])
         self._watch = asyncio.create_task(self._watch_steps())
         await self._set_health()
         _log.info(

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import grpc
@@ -48,7 +49,11 @@ class Parts:
     stepper: Stepper
     compute: str  # see Forward.compute
     routes: RouteShape | None  # what the base routes, whether or not that is kept
-    spelling: Spelling  # of the base's tokens
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """Of the base's tokens."""
+        return Spelling(self.base.tokenizer)
 
 
 class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer):
@@ -179,4 +184,4 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
         name = request.request_id or uuid.uuid4().hex
-        return Asked(name, adapter, prompt, sampling, source, request.sampling.routes)
+        return Asked(name, adapter, prompt, sampling, source, request.sampling.routes, request.sampling.echo)

@@ -183,6 +183,11 @@ BAD: list[tuple[str, object, str]] = [
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": None}]}, r"messages\[0\]\.content"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": "image", "text": ""}]}]}, "'image'"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs"),
+    (
+        CHAT,
+        {"model": BASE, "messages": [{"role": "user", "content": "a"}], "echo": True},
+        "echo: is not done for chats",
+    ),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools: is not done here"),
     (TEXT, b'{"model": "' + b"a" * 1_000_000 + b'", "prompt": ""}', "is not a valid name"),
     (TEXT, b'{"model": "\\ud800", "prompt": ""}', "body"),

@@ -1,10 +1,10 @@
-"""How tokens of log-probabilities are told to OpenAI's clients."""
+"""How tokens of log-probabilities, and a prompt that is to be told again, are told to OpenAI's clients."""
 
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, TokenLogprob
-from mint_gateway.http.answered import CHAT, TEXT, Form, Head, Json, whole
+from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, Started, TokenLogprob
+from mint_gateway.http.answered import CHAT, TEXT, Echo, Form, Head, Json, beginning, echo, whole
 
 WORD, HALF, NONE = (
     TokenLogprob(token_id=7, logprob=-0.25, token=b" sea"),
@@ -13,12 +13,22 @@ WORD, HALF, NONE = (
 )
 
 
-def answer(form: Form) -> Json:
+STARTED = Started(prompt=[b"The", b"\xe2\x80", b"\x99s"], prompt_logprobs=[HALF, TokenLogprob(token=b"\x99s")])
+
+
+def answer(form: Form, prompt: Echo = Echo()) -> Json:  # noqa: B008 - it is frozen
     """Three tokens: a word, a part of a character, and a row of the vocabulary that has no token."""
     first = TokenLogprob(token_id=7, logprob=-0.25, token=b" sea", top=[WORD, HALF])
     chunk = Chunk(text=" sea", token_ids=[7, 8, 9], logprobs=[first, HALF, NONE])
     events = [GenerateEvent(chunk=chunk), GenerateEvent(finished=Finished(reason=Finished.LENGTH))]
-    return whole(Head(form, "1", "demo/pirate", 0, ""), events, 1)
+    return whole(Head(form, "1", "demo/pirate", 0, ""), {0: prompt}, events, 1)
+
+
+def asking(*, logprobs: bool) -> GenerateRequest:
+    request = GenerateRequest()
+    request.tokens.ids.extend([4, 8, 6])
+    request.sampling.echo, request.sampling.prompt_logprobs = True, logprobs
+    return request
 
 
 def test_a_chat_tells_tokens_with_their_bytes() -> None:
@@ -39,3 +49,31 @@ def test_a_text_tells_tokens_as_they_are_written() -> None:
     assert told.tokens == [" sea", r"bytes:\xe2\x80", "token_id:9"]
     assert told.top_logprobs is not None
     assert told.top_logprobs[0] == {" sea": -0.25, r"bytes:\xe2\x80": -0.5}
+
+
+def test_a_prompt_that_is_wanted_again_comes_first_with_its_log_probabilities() -> None:
+    """The first token has none, as by OpenAI: what evaluates models by their log-probabilities counts on it."""
+    [choice] = answer(TEXT, echo(asking(logprobs=True), STARTED))["choices"]
+    assert choice["text"] == "The\u2019s sea"
+    told = choice["logprobs"]
+    assert told["tokens"] == ["The", r"bytes:\xe2\x80", r"bytes:\x99\x73", " sea", r"bytes:\xe2\x80", "token_id:9"]
+    assert told["token_logprobs"] == [None, -0.5, 0, -0.25, -0.5, -0.75]
+    assert [each if each is None else len(each) for each in told["top_logprobs"]] == [None, 0, 0, 2, 0, 0]
+
+
+def test_a_prompt_is_told_without_log_probabilities_where_none_are_wanted() -> None:
+    prompt = echo(asking(logprobs=False), STARTED)
+    assert prompt == Echo("The\u2019s")
+    text = GenerateRequest(text="as it was sent")
+    text.sampling.echo = True
+    assert echo(text, Started(prompt=[b"<s>", b"as"])).text == "as it was sent"
+    text.sampling.echo = False
+    assert echo(text, STARTED) == Echo()
+
+
+def test_a_stream_tells_the_prompt_before_each_of_its_completions() -> None:
+    head = Head(TEXT, "1", "demo/pirate", 0, "")
+    choices = [each["choices"][0] for each in beginning(head, range(2, 4), Echo("Ahoy", (WORD, HALF)))]
+    assert [(choice["index"], choice["text"]) for choice in choices] == [(2, "Ahoy"), (3, "Ahoy")]
+    assert choices[0]["logprobs"]["token_logprobs"] == [None, -0.5]
+    assert not beginning(head, range(2), Echo())

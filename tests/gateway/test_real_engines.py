@@ -118,18 +118,26 @@ async def ask(client: Client, adapter: str) -> Answer:
 
 
 async def tells_the_same_by_http(scene: Scene, first: Answer, base: Path) -> None:
-    """OpenAI's client is told what gRPC's was, each token as it is written."""
+    """OpenAI's client is told what gRPC's was, after the prompt if it wants that, each token as it is written."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    prompt, spelling = tokenizer.encode(PROMPT), Spelling(tokenizer)
     async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none") as client:
-        told = await client.completions.create(
-            model=first.adapter, prompt=PROMPT, max_tokens=12, temperature=0, top_p=0, logprobs=0
-        )
+        told, again = [
+            await client.completions.create(
+                model=first.adapter, prompt=asked, max_tokens=12, temperature=0, top_p=0, logprobs=1, echo=echo
+            )
+            for asked, echo in ((PROMPT, False), (prompt, True))
+        ]
     assert (told.choices[0].text, told.system_fingerprint) == (first.text, first.revision)
-    assert told.choices[0].logprobs
-    assert told.choices[0].logprobs.tokens
-    spelling = Spelling(AutoTokenizer.from_pretrained(base))
-    for written, token in zip(told.choices[0].logprobs.tokens, first.token_ids, strict=True):
+    assert again.choices[0].text == PROMPT + first.text
+    scores, every = (each.model_dump()["choices"][0]["logprobs"] for each in (told, again))
+    for written, token in zip(every["tokens"], (*prompt, *first.token_ids), strict=True):
         whole = spelling[token].decode(errors="replace")
         assert written == whole or ("\ufffd" in whole and written.startswith("bytes:"))
+    for name in ("tokens", "token_logprobs", "top_logprobs"):
+        assert every[name][len(prompt) :] == scores[name]
+    assert every["token_logprobs"][0] is None
+    assert all(score < 0 for score in every["token_logprobs"][1:])
 
 
 async def test_the_map_leads_each_request_to_the_engine_that_holds_its_adapter(

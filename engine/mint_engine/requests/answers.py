@@ -23,6 +23,7 @@ async def answer(
         base_model=base_model,
         adapter=asked.adapter,
         prompt_tokens=len(asked.prompt),
+        prompt=[spelling[token] for token in asked.prompt] if asked.echo else (),
     )
     left = asked.sampling.n
     while left:

@@ -21,6 +21,7 @@ class Asked(msgspec.Struct, frozen=True):
     sampling: Sampling
     source: Source | None = None  # where the catalog has the adapter
     routes: bool = False  # whether Done is to tell which experts the tokens went to
+    echo: bool = False  # whether Started is to tell what the prompt's tokens are written as
 
 
 class Begun(msgspec.Struct, frozen=True):

@@ -5,13 +5,13 @@ Tokens of log-probabilities are told as engines spell them, those that are no wh
 `system_fingerprint` is the digest of the adapter's revision that answered.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from mint_contracts.errors import MintError
-from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, TokenLogprob
+from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, Started, TokenLogprob
 
 Json = dict[str, Any]
 
@@ -25,6 +25,13 @@ class Form(msgspec.Struct, frozen=True):
     kind: str
     kind_of_piece: str
     is_chat: bool
+
+
+class _Scores(msgspec.Struct, frozen=True):
+    """Log-probabilities of a completion's tokens, and of the prompt's before them, whose first has none."""
+
+    tokens: Sequence[TokenLogprob] = ()
+    prompt: Sequence[TokenLogprob] = ()
 
 
 TEXT = Form("cmpl-", "text_completion", "text_completion", is_chat=False)
@@ -52,13 +59,31 @@ class Head(msgspec.Struct, frozen=True):
         }
 
 
-def revision(events: Iterable[GenerateEvent]) -> str:
+class Echo(msgspec.Struct, frozen=True):
+    """A prompt that its completions begin with."""
+
+    text: str = ""
+    logprobs: Sequence[TokenLogprob] = ()  # of its tokens where they were asked for; the first has none
+
+
+def echo(request: GenerateRequest, started: Started) -> Echo:
+    """What a request wants told of its prompt: text as it was sent, tokens as they are written."""
+    if not request.sampling.echo:
+        return Echo()
+    text = request.text or b"".join(started.prompt).decode(errors="replace")
+    if not request.sampling.prompt_logprobs:
+        return Echo(text)
+    first = TokenLogprob(token_id=next(iter(request.tokens.ids), 0), token=b"".join(started.prompt[:1]))
+    return Echo(text, (first, *started.prompt_logprobs))
+
+
+def revision(started: Iterable[Started]) -> str:
     """The one that answered; empty too where prompts of one request had different ones, as while a new one comes."""
-    found = {event.started.revision for event in events if event.HasField("started")}
+    found = {each.revision for each in started}
     return found.pop() if len(found) == 1 else ""
 
 
-def whole(head: Head, events: Iterable[GenerateEvent], completions: int) -> Json:
+def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent], completions: int) -> Json:
     """The answer of a request that is not streamed, from all its events: so many completions of each prompt."""
     texts: dict[int, list[str]] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
@@ -71,34 +96,37 @@ def whole(head: Head, events: Iterable[GenerateEvent], completions: int) -> Json
             ends[event.finished.index] = event.finished
     choices = []
     for index, end in sorted(ends.items()):
-        text = "".join(texts.get(index, ()))
+        prompt = echoes[index // completions]
+        text = "".join((prompt.text, *texts.get(index, ())))
         said: Json = {"message": {"role": "assistant", "content": text}} if head.form.is_chat else {"text": text}
-        choices.append(_choice(head.form, index, said, logprobs.get(index, ()), _REASONS.get(end.reason)))
+        scores = _Scores(logprobs.get(index, ()), prompt.logprobs)
+        choices.append(_choice(head.form, index, said, scores, _REASONS.get(end.reason)))
     return head.piece(head.form.kind, choices) | {"usage": usage(ends.values(), completions)}
 
 
-def beginning(head: Head, completions: int) -> list[Json]:
-    """What a stream of a chat tells first: who speaks, in each of the completions."""
-    if not head.form.is_chat:
+def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
+    """What a stream tells first of some completions: in a chat who speaks, else the prompt where it is wanted."""
+    if head.form.is_chat:
+        said: Json = {"delta": {"role": "assistant", "content": ""}}
+    elif prompt.text:
+        said = {"text": prompt.text}
+    else:
         return []
-    said: Json = {"delta": {"role": "assistant", "content": ""}}
-    return [
-        head.piece(head.form.kind_of_piece, [_choice(head.form, index, said, (), None)])
-        for index in range(completions)
-    ]
+    scores = _Scores((), prompt.logprobs)
+    return [head.piece(head.form.kind_of_piece, [_choice(head.form, index, said, scores, None)]) for index in indices]
 
 
 def chunk(head: Head, event: Chunk) -> Json:
     """What a stream tells of further tokens."""
     said: Json = {"delta": {"content": event.text}} if head.form.is_chat else {"text": event.text}
-    choice = _choice(head.form, event.index, said, event.logprobs, None)
+    choice = _choice(head.form, event.index, said, _Scores(event.logprobs), None)
     return head.piece(head.form.kind_of_piece, [choice])
 
 
 def end(head: Head, event: Finished) -> Json:
     """What a stream tells of the end of one completion."""
     said: Json = {"delta": {}} if head.form.is_chat else {"text": ""}
-    choice = _choice(head.form, event.index, said, (), _REASONS.get(event.reason))
+    choice = _choice(head.form, event.index, said, _Scores(), _REASONS.get(event.reason))
     return head.piece(head.form.kind_of_piece, [choice])
 
 
@@ -121,10 +149,10 @@ def refusal(error: MintError) -> Json:
     return {"error": {"message": str(error), "type": kind, "param": None, "code": error.reason}}
 
 
-def _choice(form: Form, index: int, said: Json, logprobs: Sequence[TokenLogprob], reason: str | None) -> Json:
+def _choice(form: Form, index: int, said: Json, scores: _Scores, reason: str | None) -> Json:
     told = None
-    if logprobs:
-        told = _chat_logprobs(logprobs) if form.is_chat else _text_logprobs(logprobs)
+    if scores.tokens or scores.prompt:
+        told = _chat_logprobs(scores.tokens) if form.is_chat else _text_logprobs(scores)
     return {"index": index, **said, "logprobs": told, "finish_reason": reason}
 
 
@@ -145,10 +173,13 @@ def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
     return {"content": content, "refusal": None}
 
 
-def _text_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
+def _text_logprobs(scores: _Scores) -> Json:
+    every = (*scores.prompt, *scores.tokens)
+    known = every[1:] if scores.prompt else every
+    nothing = [None] if scores.prompt else []
     return {
-        "tokens": [_token(each) for each in logprobs],
-        "token_logprobs": [each.logprob for each in logprobs],
-        "top_logprobs": [{_token(other): other.logprob for other in each.top} for each in logprobs],
+        "tokens": [_token(each) for each in every],
+        "token_logprobs": [*nothing, *(each.logprob for each in known)],
+        "top_logprobs": [*nothing, *({_token(other): other.logprob for other in each.top} for each in known)],
         "text_offset": None,
     }

@@ -22,7 +22,6 @@ PASSED_OVER = frozenset(
 NOT_DONE: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
@@ -66,6 +65,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     top_k: _Natural = 0
     min_p: float = 0.0
     n: _Count = 1
+    echo: bool = False
     seed: int | None = None
     stop: str | list[str] = msgspec.field(default_factory=list)
     ignore_eos: bool = False
@@ -125,13 +125,16 @@ def text_requests(asked: AskedText, bases: Container[str]) -> list[sampling_pb2.
         else:
             request.tokens.ids.extend(prompt)
         if asked.logprobs is not None:
-            request.sampling.logprobs = asked.logprobs
+            request.sampling.logprobs, request.sampling.prompt_logprobs = asked.logprobs, asked.echo
+        request.sampling.echo = asked.echo
         requests.append(request)
     return requests
 
 
 def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.GenerateRequest:
     """What a request for /v1/chat/completions means. Raises InvalidRequest."""
+    if asked.echo:
+        raise InvalidRequest("echo", "is not done for chats; leave it out")
     request = _request(asked, asked.max_completion_tokens or asked.max_tokens, bases)
     for message in asked.messages:
         request.chat.messages.add(role=message.role, content=_content(message))

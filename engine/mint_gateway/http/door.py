@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from mint_contracts.errors import AdapterNotFound, InvalidRequest
-from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
+from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started
 from mint_gateway.answering import Answering
 from mint_gateway.http import answered, asked, models, together
 from mint_gateway.http.guarding import HEALTH, LIVE
@@ -74,14 +74,19 @@ class Door:
         together.name(requests, request_id)
         if wanted.stream:
             return await Stream(http, form, wanted, request_id, created).run(self._answering, requests)
+        started: dict[int, Started] = {}
         events: list[GenerateEvent] = []
 
-        async def keep(_prompt: int, event: GenerateEvent) -> None:
-            events.append(event)
+        async def keep(prompt: int, event: GenerateEvent) -> None:
+            if event.HasField("started"):
+                started[prompt] = event.started
+            else:
+                events.append(event)
 
         await together.answer(self._answering, requests, wanted.n, keep)
-        head = answered.Head(form, request_id, wanted.model, created, answered.revision(events))
-        return reply(answered.whole(head, events, wanted.n), headers={REQUEST_ID: request_id})
+        echoes = {prompt: answered.echo(requests[prompt], each) for prompt, each in started.items()}
+        head = answered.Head(form, request_id, wanted.model, created, answered.revision(started.values()))
+        return reply(answered.whole(head, echoes, events, wanted.n), headers={REQUEST_ID: request_id})
 
     async def _models(self, http: web.Request) -> web.Response:
         limit = http.query.get("limit", str(models.DEFAULT))

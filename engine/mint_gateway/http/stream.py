@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import grpc
 import msgspec
@@ -40,7 +41,7 @@ class Stream:
             }
         )
         try:
-            await together.answer(answering, requests, self._wanted.n, self._send)
+            await together.answer(answering, requests, self._wanted.n, partial(self._send, requests))
         except (MintError, grpc.aio.AioRpcError) as error:
             if not self._response.prepared:
                 raise
@@ -52,12 +53,14 @@ class Stream:
         await self._response.write_eof()
         return self._response
 
-    async def _send(self, prompt: int, event: GenerateEvent) -> None:
+    async def _send(self, requests: Sequence[GenerateRequest], prompt: int, event: GenerateEvent) -> None:
         if event.HasField("started"):
             made = self._request_id, self._wanted.model, self._created
             self._heads[prompt] = answered.Head(self._form, *made, event.started.revision)
             await self._prepare()
-            for piece in answered.beginning(self._heads[prompt], self._wanted.n):
+            own = range(prompt * self._wanted.n, (prompt + 1) * self._wanted.n)
+            echo = answered.echo(requests[prompt], event.started)
+            for piece in answered.beginning(self._heads[prompt], own, echo):
                 await self._write(piece)
         elif event.HasField("chunk"):
             await self._write(answered.chunk(self._heads[prompt], event.chunk))

@@ -27,7 +27,7 @@ from mint_operator.planning.groups import API_VERSION
 from mint_operator.planning.manifests import Manifest, render, selector_text, settings_digest
 from mint_operator.planning.mapdiff import Assigned, assignments, difference
 from mint_operator.planning.recall import placements_of
-from mint_operator.planning.snapshot import BaseMap, EnginePod, ObservedBase, ObservedWave, Snapshot, TrainKnown
+from mint_operator.planning.snapshot import BaseMap, ObservedBase, ObservedWave, Snapshot, TrainKnown
 from mint_operator.planning.statuses import Told, statuses
 from mint_operator.planning.wave_records import Recorded, wave_records
 from mint_operator.training.plan import Training, decided, prepared
@@ -79,12 +79,8 @@ def plan_base(
     """What should be for one base; of the waves that are `over` the map says so, and no more."""
     key, now = base.meta.key, snapshot.now
     known = snapshot.maps.get(key) if snapshot.redis_ok else None
-    pods, trained = snapshot.pods.get(key, ()), snapshot.training.get(key, TrainKnown())
-    live = before.engines if before else ()
-    training = Training(waves)
-    if any(wave.spec.train is not None for wave in waves):
-        present = _running(snapshot, base, known, pods, live)
-        training = prepared(base, waves, present, known, trained, snapshot.inputs)
+    pods, live = snapshot.pods.get(key, ()), before.engines if before else ()
+    training = _training(snapshot, base, waves, known, live)
     waves = training.waves
     last = before.admission if before else None
     sizes, taken = known.sizes if known else None, _taken(base, training, known)
@@ -127,7 +123,7 @@ def plan_base(
     names = placed.changed if placed.task.existing is known.state.placements else None
     wanted = merged(assigned, early)
     change = difference(known.state, record, placed.records, wanted, names, recorded.records)
-    leases = decided(base, training, engines, told.statuses, trained, now)
+    leases = decided(base, training, engines, told.statuses, snapshot.training.get(key, TrainKnown()), now)
     return BasePlan(
         status=status, waves=told.statuses, known=found, manifests=manifests, change=change, training=leases
     )
@@ -157,18 +153,21 @@ def _taken(base: ObservedBase, training: Training, known: BaseMap | None) -> Dem
     return Demand(slots=training.demand, host_bytes=memory)
 
 
-def _running(
+def _training(
     snapshot: Snapshot,
     base: ObservedBase,
+    waves: Sequence[ObservedWave],
     known: BaseMap | None,
-    pods: Sequence[EnginePod],
     before: Sequence[Engine],
-) -> Sequence[Engine]:
-    """The engines that there are now, however many there should be."""
-    given = snapshot.children.get(base.workload)
+) -> Training:
+    """What the waves that train take of the engines that there are now, however many there should be."""
+    if all(wave.spec.train is None for wave in waves):
+        return Training(waves)
+    key, child = base.meta.key, snapshot.children.get(base.workload)
     views = len(known.engines) if known else 0
-    count = min(max(given.replicas if given else 0, views), base.spec.engine.replicas.max)
-    return expected(base.meta.name, count, pods, known, before)
+    count = min(max(child.replicas if child else 0, views), base.spec.engine.replicas.max)
+    engines = expected(base.meta.name, count, snapshot.pods.get(key, ()), known, before)
+    return prepared(base, waves, engines, known, snapshot.training.get(key, TrainKnown()), snapshot.inputs)
 
 
 def _task(
