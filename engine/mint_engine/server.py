@@ -172,14 +172,14 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if len(request.request_id) > _LONGEST_ID:
             raise InvalidRequest("request_id", f"has more than {_LONGEST_ID} characters")
         adapter = check_asked(request.adapter) if request.adapter else ""
-        wanted = read_sampling(request.sampling, parts.context_length)  # refused before the prompt costs anything
+        vocabulary = parts.base.vocab_size
+        # Refused before the prompt costs anything.
+        wanted = read_sampling(request.sampling, parts.context_length, vocabulary)
         if request.sampling.routes:
             routed.check_told(parts.routes, kept=self._settings.training_store is not None)
         parts.stepper.check_room(adapter, wanted.n)
-        prompt = await asyncio.to_thread(
-            read_prompt, request, parts.base.tokenizer, parts.base.vocab_size, parts.context_length
-        )
-        sampling = read_sampling(request.sampling, parts.context_length - len(prompt))
+        prompt = await asyncio.to_thread(read_prompt, request, parts.base.tokenizer, vocabulary, parts.context_length)
+        sampling = read_sampling(request.sampling, parts.context_length - len(prompt), vocabulary)
         if request.sampling.routes and parts.routes is not None:
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None

@@ -83,3 +83,17 @@ def test_a_prompt_is_a_text_or_tokens_and_a_list_of_such_is_several(prompt: Any,
     requests = _as_texts(body)
     assert [each.text if each.HasField("text") else list(each.tokens.ids) for each in requests] == meant
     assert {(each.sampling.seed, each.sampling.logprobs, each.sampling.n) for each in requests} == {(3, 1, 2)}
+
+
+def test_penalties_and_biases_are_those_of_openai() -> None:
+    told: dict[str, Any] = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
+    told |= {
+        "logit_bias": {"42": -100},
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.25,
+        "repetition_penalty": 1.5,
+    }
+    [request] = _as_chats(json.dumps(told).encode())
+    sampling = request.sampling
+    assert dict(sampling.logit_bias) == {42: -100.0}
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -0.25, 1.5)

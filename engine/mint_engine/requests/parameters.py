@@ -2,6 +2,7 @@
 
 import math
 import secrets
+from collections.abc import Mapping
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import SamplingParams
@@ -13,9 +14,12 @@ MOST_STOPS = 16
 LONGEST_STOP = 256
 MOST_COMPLETIONS = 16
 HOTTEST = 100.0
+MOST_BIASES = 300
+LARGEST_BIAS = 100.0
+LARGEST_PENALTY = 2.0
 
 
-def read_sampling(params: SamplingParams, room: int) -> Sampling:
+def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Sampling:
     """The checked parameters, with at most `room` new tokens and a seed drawn where none was given.
 
     Raises InvalidRequest naming the field.
@@ -27,6 +31,9 @@ def read_sampling(params: SamplingParams, room: int) -> Sampling:
     _within("min_p", params.min_p, 0, 1)
     _within("n", params.n, 0, MOST_COMPLETIONS)
     _within("logprobs", params.logprobs, 0, MOST_LOGPROBS)
+    _within("repetition_penalty", params.repetition_penalty, 0, HOTTEST)
+    _within("frequency_penalty", params.frequency_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
+    _within("presence_penalty", params.presence_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
     if len(params.stop) > MOST_STOPS:
         raise InvalidRequest("sampling.stop", f"has {len(params.stop)} strings; at most {MOST_STOPS} are looked for")
     for stop in params.stop:
@@ -43,8 +50,22 @@ def read_sampling(params: SamplingParams, room: int) -> Sampling:
         logprobs=params.logprobs if params.HasField("logprobs") else None,
         prompt_logprobs=params.prompt_logprobs,
         ignore_eos=params.ignore_eos,
+        logit_bias=_biases(params.logit_bias, vocab_size),
+        repetition_penalty=params.repetition_penalty or 1.0,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
         n=params.n or 1,
     )
+
+
+def _biases(told: Mapping[int, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    if len(told) > MOST_BIASES:
+        raise InvalidRequest("sampling.logit_bias", f"has {len(told)} tokens; at most {MOST_BIASES} are taken")
+    for token, bias in told.items():
+        if not 0 <= token < vocab_size:
+            raise InvalidRequest("sampling.logit_bias", f"has token {token}; this base has 0 to {vocab_size - 1}")
+        _within(f"logit_bias[{token}]", bias, -LARGEST_BIAS, LARGEST_BIAS)
+    return tuple(sorted(told.items()))
 
 
 def _within(field: str, value: float, least: float, most: float) -> None:

@@ -10,6 +10,7 @@ from mint_engine import metrics
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.model.routes import Routes
+from mint_engine.requests.penalties import Said, penalise
 from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
@@ -166,7 +167,7 @@ class Generation:
             return []
         if len(rows) < logits.shape[0]:
             logits = logits[[row for _, row in rows]]
-        tokens = choose_tokens(logits, [(each.request.sampling, each.completion_tokens) for each, _ in rows])
+        tokens = _chosen([sequence for sequence, _ in rows], logits)
         scores = _score_chosen(rows, tokens, logits)
         outcomes: list[Outcome] = []
         for at, (sequence, _) in enumerate(rows):
@@ -212,6 +213,22 @@ def _score_prompt(share: Share, logits: torch.Tensor) -> list[Outcome]:
         return []
     sequence.prompt_scored = True
     return [(sequence, PromptScored(tuple(sequence.prompt_scores)))]
+
+
+def _chosen(sequences: list[Sequence], logits: torch.Tensor) -> list[int | None]:
+    """A token for each row of logits [n, V], which stay as they are; None as `choose_tokens` has it."""
+    wanted = [(each.request.sampling, each.completion_tokens) for each in sequences]
+    changed = [at for at, (sampling, _) in enumerate(wanted) if sampling.penalises]
+    if not changed:
+        return choose_tokens(logits, wanted)
+    others = [at for at, (sampling, _) in enumerate(wanted) if not sampling.penalises]
+    said = [Said(wanted[at][0], sequences[at].tokens, len(sequences[at].request.prompt)) for at in changed]
+    tokens = dict(
+        zip(changed, choose_tokens(penalise(logits[changed], said), [wanted[at] for at in changed]), strict=True)
+    )
+    if others:
+        tokens |= zip(others, choose_tokens(logits[others], [wanted[at] for at in others]), strict=True)
+    return [tokens[at] for at in range(len(wanted))]
 
 
 def _score_chosen(rows: list[Row], tokens: list[int | None], logits: torch.Tensor) -> dict[int, tuple[Scored, ...]]:

@@ -29,7 +29,17 @@ class Sampling(msgspec.Struct, frozen=True):
     tempered_logprobs: bool = False  # of logits over the temperature, filters aside, and not as they are
     prompt_logprobs: bool = False
     ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     n: int = 1  # completions; `siblings` makes a request of each
+
+    @property
+    def penalises(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        penalised = self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+        return penalised or bool(self.logit_bias)
 
     @property
     def scored_at(self) -> float:

@@ -1,8 +1,9 @@
 """What OpenAI's clients ask, as the GenerateRequest that it means: pure.
 
 The fields are those of https://platform.openai.com/docs/api-reference/completions/create and /chat/create. What is
-ours besides is named as vLLM names it (`top_k`, `min_p`, `ignore_eos`), and `base_model`, which says whose adapter
-`model` is where its name leaves a doubt. What would change an answer and isn't done here is refused, not passed over.
+ours besides is named as vLLM names it (`top_k`, `min_p`, `repetition_penalty`, `ignore_eos`), and `base_model`,
+which says whose adapter `model` is where its name leaves a doubt. What would change an answer and isn't done here is
+refused, not passed over.
 """
 
 from collections.abc import Container, Sequence
@@ -22,13 +23,10 @@ PASSED_OVER = frozenset(
 NOT_DONE: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
@@ -66,6 +64,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     min_p: float = 0.0
     n: _Count = 1
     echo: bool = False
+    logit_bias: dict[str, float] = {}
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     seed: int | None = None
     stop: str | list[str] = msgspec.field(default_factory=list)
     ignore_eos: bool = False
@@ -162,10 +164,21 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
     sampling.max_tokens, sampling.n = max_tokens or 0, asked.n
     sampling.temperature, sampling.top_p = asked.temperature, asked.top_p or _LEAST_TOP_P
     sampling.top_k, sampling.min_p, sampling.ignore_eos = asked.top_k, asked.min_p, asked.ignore_eos
+    sampling.repetition_penalty = asked.repetition_penalty
+    sampling.frequency_penalty, sampling.presence_penalty = asked.frequency_penalty, asked.presence_penalty
+    sampling.logit_bias.update(_biases(asked.logit_bias))
     sampling.stop.extend([asked.stop] if isinstance(asked.stop, str) else asked.stop)
     if asked.seed is not None:
         sampling.seed = asked.seed % 2**64
     return request
+
+
+def _biases(told: dict[str, float]) -> dict[int, float]:
+    """By token; JSON's names are texts."""
+    for token in told:
+        if not (token.isascii() and token.isdecimal() and len(token) < 10):
+            raise InvalidRequest("logit_bias", f"names {token[:100]!r}, which is no token's id")
+    return {int(token): bias for token, bias in told.items()}
 
 
 def _prompts(told: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:

@@ -1,0 +1,111 @@
+"""Biases and penalties: as transformers and OpenAI define them, and nobody else's affair."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
+
+from mint_engine.requests.penalties import Said, penalise
+from mint_engine.scheduling.request import Sampling
+from tests.engine.running import Running, ask, running, save_adapter
+
+VOCABULARY = 40
+PROMPT = list(range(5, 25))
+
+tokens = st.lists(st.integers(0, VOCABULARY - 1), max_size=20)
+
+
+def logits_of(seed: int, rows: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return (3 * torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def plainly(row: list[float], said: Said) -> list[float]:
+    """OpenAI's formula (platform.openai.com/docs/guides/text-generation, frequency and presence penalties)."""
+    completion = list(said.tokens[said.prompt :])
+    counts = [completion.count(token) for token in range(len(row))]
+    sampling = said.sampling
+    return [
+        logit - count * sampling.frequency_penalty - (count > 0) * sampling.presence_penalty
+        for logit, count in zip(row, counts, strict=True)
+    ]
+
+
+@given(tokens, tokens, st.floats(-2, 2), st.floats(-2, 2), st.integers(0, 9))
+def test_frequency_and_presence_count_the_completion_alone(
+    prompt: list[int], completion: list[int], frequency: float, presence: float, seed: int
+) -> None:
+    sampling = Sampling(9, 0, frequency_penalty=frequency, presence_penalty=presence)
+    said, logits = Said(sampling, prompt + completion, len(prompt)), logits_of(seed)
+    expected = torch.tensor([plainly(logits[0].tolist(), said)])
+    torch.testing.assert_close(penalise(logits, [said]), expected)
+
+
+@given(
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20), tokens, st.floats(0.1, 10), st.integers(0, 9)
+)
+def test_repetition_counts_prompt_and_completion_as_transformers_does(
+    prompt: list[int], completion: list[int], penalty: float, seed: int
+) -> None:
+    said = Said(Sampling(9, 0, repetition_penalty=penalty), prompt + completion, len(prompt))
+    logits = logits_of(seed)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + completion]), logits.clone())
+    torch.testing.assert_close(penalise(logits, [said]), expected)
+
+
+@given(st.dictionaries(st.integers(0, VOCABULARY - 1), st.floats(-100, 100), min_size=1), st.integers(0, 9))
+def test_a_bias_is_added_as_by_transformers(biases: dict[int, float], seed: int) -> None:
+    said, logits = Said(Sampling(9, 0, logit_bias=tuple(biases.items())), [1, 2], 2), logits_of(seed)
+    told: list[list[list[int] | float]] = [[[token], bias] for token, bias in biases.items()]
+    expected = SequenceBiasLogitsProcessor(told)(torch.tensor([[1, 2]]), logits.clone())
+    torch.testing.assert_close(penalise(logits, [said]), expected)
+
+
+def test_each_row_is_its_own_and_the_logits_stay_as_they_are() -> None:
+    logits = logits_of(1, 2, torch.bfloat16)
+    before = logits.clone()
+    first = Said(Sampling(9, 0, presence_penalty=1.5), [1, 2, 2], 1)
+    second = Said(Sampling(9, 0, logit_bias=((7, 3.0),)), [1], 1)
+    changed = penalise(logits, [first, second])
+    assert torch.equal(logits, before)
+    assert changed.dtype == torch.float32
+    assert torch.nonzero(changed[0] != before[0].float()).flatten().tolist() == [2]
+    assert torch.nonzero(changed[1] != before[1].float()).flatten().tolist() == [7]
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(base, tmp_path_factory.mktemp("adapter"), rank=4)
+
+
+async def greedy(engine: Running, adapter: str, **sampling: Any) -> tuple[int, ...]:
+    answer = await ask(engine, PROMPT, adapter, max_tokens=12, ignore_eos=True, **sampling)
+    return answer.tokens
+
+
+async def test_an_answer_follows_its_bias_and_its_penalties(base: Path, adapter: Path) -> None:
+    async with running(base, {"a": adapter}) as engine:
+        plain = await greedy(engine, "a")
+        assert await greedy(engine, "a", logit_bias={9: 100.0}) == (9,) * 12
+        once = await greedy(engine, "a", presence_penalty=2.0, frequency_penalty=2.0, logit_bias={9: 5.0})
+        assert len(set(once)) > len(set(await greedy(engine, "a", logit_bias={9: 5.0})))
+        banned = await greedy(engine, "a", logit_bias={plain[0]: -100.0})
+        assert plain[0] not in banned
+        scored = await ask(engine, PROMPT, "a", max_tokens=1, logprobs=1, logit_bias={plain[0]: -100.0})
+        [score] = scored.scores
+        assert score.top[0].token_id == plain[0], "log-probabilities are those of the model"
+
+
+async def test_others_are_answered_as_if_alone(base: Path, adapter: Path) -> None:
+    """Beside requests with penalties, and these beside others."""
+    asking: list[dict[str, Any]] = [{}, {"frequency_penalty": 2.0}, {"temperature": 1.0, "seed": 3}]
+    asking += [{"repetition_penalty": 1.5, "temperature": 1.0, "seed": 3}]
+    async with running(base, {"a": adapter}) as engine:
+        alone = [await greedy(engine, "a", **each) for each in asking]
+        assert len(set(alone)) == len(alone)
+        together = await asyncio.gather(*(greedy(engine, "a", **each) for each in asking))
+    assert together == alone
