@@ -16,7 +16,7 @@ WORD, HALF, NONE = (
 STARTED = Started(prompt=[b"The", b"\xe2\x80", b"\x99s"], prompt_logprobs=[HALF, TokenLogprob(token=b"\x99s")])
 
 
-def answer(form: Form, prompt: Echo = Echo()) -> Json:  # noqa: B008 - it is frozen
+def answer(form: Form, prompt: Echo) -> Json:
     """Three tokens: a word, a part of a character, and a row of the vocabulary that has no token."""
     first = TokenLogprob(token_id=7, logprob=-0.25, token=b" sea", top=[WORD, HALF])
     chunk = Chunk(text=" sea", token_ids=[7, 8, 9], logprobs=[first, HALF, NONE])
@@ -32,7 +32,7 @@ def asking(*, logprobs: bool) -> GenerateRequest:
 
 
 def test_a_chat_tells_tokens_with_their_bytes() -> None:
-    told = ChatCompletion.model_validate(answer(CHAT)).choices[0].logprobs
+    told = ChatCompletion.model_validate(answer(CHAT, Echo())).choices[0].logprobs
     assert told is not None
     assert told.content is not None
     assert [each.token for each in told.content] == [" sea", r"bytes:\xe2\x80", "token_id:9"]
@@ -44,7 +44,7 @@ def test_a_chat_tells_tokens_with_their_bytes() -> None:
 
 
 def test_a_text_tells_tokens_as_they_are_written() -> None:
-    told = Completion.model_validate(answer(TEXT)).choices[0].logprobs
+    told = Completion.model_validate(answer(TEXT, Echo())).choices[0].logprobs
     assert told is not None
     assert told.tokens == [" sea", r"bytes:\xe2\x80", "token_id:9"]
     assert told.top_logprobs is not None
@@ -76,4 +76,5 @@ def test_a_stream_tells_the_prompt_before_each_of_its_completions() -> None:
     choices = [each["choices"][0] for each in beginning(head, range(2, 4), Echo("Ahoy", (WORD, HALF)))]
     assert [(choice["index"], choice["text"]) for choice in choices] == [(2, "Ahoy"), (3, "Ahoy")]
     assert choices[0]["logprobs"]["token_logprobs"] == [None, -0.5]
+    assert len(beginning(head, range(2), Echo(logprobs=(NONE,)))) == 2, "a prompt of what no token has"
     assert not beginning(head, range(2), Echo())

@@ -108,7 +108,7 @@ def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
     """What a stream tells first of some completions: in a chat who speaks, else the prompt where it is wanted."""
     if head.form.is_chat:
         said: Json = {"delta": {"role": "assistant", "content": ""}}
-    elif prompt.text:
+    elif prompt.text or prompt.logprobs:
         said = {"text": prompt.text}
     else:
         return []
