@@ -234,7 +234,9 @@ class SamplingParams(_message.Message):
     echo: _builtins.bool
     """Tell what the prompt's tokens are written as (carried by Started)."""
     repetition_penalty: _builtins.float
-    """Divides the logit of each token of the prompt and the completion so far, or multiplies it where it is below 0."""
+    """Divides the logit of each token of the prompt and the completion so far, or multiplies it where it is below 0;
+    0.01 to 100.
+    """
     frequency_penalty: _builtins.float
     """Taken off the logit of each token of the completion so far, as often as it came; -2 to 2."""
     presence_penalty: _builtins.float

@@ -54,6 +54,7 @@ from tests.waiting import until
         ),
         (GenerateRequest(text="x", sampling=SamplingParams(frequency_penalty=-3)), InvalidRequest, "from -2 to 2"),
         (GenerateRequest(text="x", sampling=SamplingParams(repetition_penalty=-1)), InvalidRequest, "repetition"),
+        (GenerateRequest(text="x", sampling=SamplingParams(repetition_penalty=1e-9)), InvalidRequest, "0.01 to 100"),
         (GenerateRequest(text="x", sampling=SamplingParams(logit_bias={5000: 1})), InvalidRequest, "has token 5000"),
         (GenerateRequest(text="x", sampling=SamplingParams(logit_bias={-1: 1})), InvalidRequest, "has token -1"),
         (GenerateRequest(text="x", sampling=SamplingParams(logit_bias={1: 101})), InvalidRequest, "logit_bias[1]"),

@@ -17,6 +17,7 @@ HOTTEST = 100.0
 MOST_BIASES = 300
 LARGEST_BIAS = 100.0
 LARGEST_PENALTY = 2.0
+LARGEST_REPETITION = 100.0  # and one over it at least: no logit overflows
 
 
 def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Sampling:
@@ -31,7 +32,7 @@ def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Samplin
     _within("min_p", params.min_p, 0, 1)
     _within("n", params.n, 0, MOST_COMPLETIONS)
     _within("logprobs", params.logprobs, 0, MOST_LOGPROBS)
-    _within("repetition_penalty", params.repetition_penalty, 0, HOTTEST)
+    _within("repetition_penalty", params.repetition_penalty or 1.0, 1 / LARGEST_REPETITION, LARGEST_REPETITION)
     _within("frequency_penalty", params.frequency_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
     _within("presence_penalty", params.presence_penalty, -LARGEST_PENALTY, LARGEST_PENALTY)
     if len(params.stop) > MOST_STOPS:
