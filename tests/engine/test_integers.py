@@ -14,7 +14,6 @@ from mint_contracts.quantisation import Integers, read_quantisation
 from mint_engine.model.base import load_base
 from mint_engine.model.dequantise import unpack_words
 from mint_engine.model.quantised import dequantised
-from mint_engine.model.reference import load_part, reference_logits
 from mint_engine.model.stored import Stored, open_tensors
 from mint_engine.parallel.part import Part
 from tests.engine.families import CPU
@@ -31,7 +30,7 @@ from tests.engine.integers import (
 from tests.engine.quantised import edit_tensors, tensors_of
 from tests.engine.saved_families import save_base
 from tests.engine.test_base_loading import edit_config
-from tests.engine.test_quantised import DTYPES, assert_equal
+from tests.engine.test_quantised import DTYPES, assert_equal, assert_read_alike
 
 # What compressed-tensors 0.20 packs: numbers, their bits, words.
 OWN = [
@@ -103,16 +102,7 @@ def test_a_base_as_it_is_published(layout: str, family: str, tmp_path: Path) -> 
     """Weights and logits, whole, by each rank, and streamed a layer at a time by the first."""
     sizes = {"kv_lora_rank": 24} if family == "deepseek_v3" else {}  # 20 fill no whole words
     packed, plain = save_packed(save_base(family, tmp_path / "plain", **sizes), tmp_path, PACKED[layout])
-    whole, own = (load_base(each, torch.bfloat16, CPU) for each in (plain, packed))
-    assert_equal(own, whole)
-    logits = reference_logits(whole)
-    assert torch.equal(reference_logits(own), logits)
-    for rank in range(2):
-        read = load_base(packed, torch.bfloat16, CPU, Part(rank, 2))
-        assert_equal(read, load_base(plain, torch.bfloat16, CPU, Part(rank, 2)))
-        streamed, found = load_part(packed, torch.bfloat16, Part(rank, 2))
-        assert_equal(streamed, read)
-        assert torch.equal(found, logits)
+    assert_read_alike(packed, plain)
 
 
 @pytest.mark.parametrize("layout", ["w4a16_asymmetric", "w8a16"])

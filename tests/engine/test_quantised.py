@@ -62,6 +62,20 @@ def assert_equal(found: Base, expected: Base) -> None:
         assert torch.equal(held[name], each), name
 
 
+def assert_read_alike(quantised: Path, plain: Path) -> None:
+    """Weights and logits of both, whole, by each rank, and streamed a layer at a time by the first."""
+    whole, own = (load_base(each, torch.bfloat16, CPU) for each in (plain, quantised))
+    assert_equal(own, whole)
+    logits = reference_logits(whole)
+    assert torch.equal(reference_logits(own), logits)
+    for rank in range(2):
+        read = load_base(quantised, torch.bfloat16, CPU, Part(rank, 2))
+        assert_equal(read, load_base(plain, torch.bfloat16, CPU, Part(rank, 2)))
+        streamed, found = load_part(quantised, torch.bfloat16, Part(rank, 2))
+        assert_equal(streamed, read)
+        assert torch.equal(found, logits)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block", [(128, 128), (16, 24), (1, 7), (1, 140), (150, 140)])
 def test_float8_by_parts_is_the_naive_reference(block: tuple[int, int], dtype: torch.dtype) -> None:
@@ -137,16 +151,7 @@ def test_a_base_holds_what_its_files_say(family: str, tmp_path: Path) -> None:
 def test_a_base_as_others_publish_float8(layout: str, family: str, tmp_path: Path) -> None:
     """Weights and logits, whole, by each rank, and streamed a layer at a time by the first."""
     quantised, dequantised = save_float8(save_base(family, tmp_path / "plain"), tmp_path, LAYOUTS[layout])
-    whole, own = (load_base(each, torch.bfloat16, CPU) for each in (dequantised, quantised))
-    assert_equal(own, whole)
-    logits = reference_logits(whole)
-    assert torch.equal(reference_logits(own), logits)
-    for rank in range(2):
-        read = load_base(quantised, torch.bfloat16, CPU, Part(rank, 2))
-        assert_equal(read, load_base(dequantised, torch.bfloat16, CPU, Part(rank, 2)))
-        streamed, found = load_part(quantised, torch.bfloat16, Part(rank, 2))
-        assert_equal(streamed, read)
-        assert torch.equal(found, logits)
+    assert_read_alike(quantised, dequantised)
 
 
 def test_fused_linears_in_float8(tmp_path: Path) -> None:
