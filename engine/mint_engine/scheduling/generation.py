@@ -218,17 +218,14 @@ def _score_prompt(share: Share, logits: torch.Tensor) -> list[Outcome]:
 def _chosen(sequences: list[Sequence], logits: torch.Tensor) -> list[int | None]:
     """A token for each row of logits [n, V], which stay as they are; None as `choose_tokens` has it."""
     wanted = [(each.request.sampling, each.completion_tokens) for each in sequences]
+    tokens = choose_tokens(logits, wanted)
     changed = [at for at, (sampling, _) in enumerate(wanted) if sampling.penalises]
-    if not changed:
-        return choose_tokens(logits, wanted)
-    others = [at for at, (sampling, _) in enumerate(wanted) if not sampling.penalises]
-    said = [Said(wanted[at][0], sequences[at].tokens, len(sequences[at].request.prompt)) for at in changed]
-    tokens = dict(
-        zip(changed, choose_tokens(penalise(logits[changed], said), [wanted[at] for at in changed]), strict=True)
-    )
-    if others:
-        tokens |= zip(others, choose_tokens(logits[others], [wanted[at] for at in others]), strict=True)
-    return [tokens[at] for at in range(len(wanted))]
+    if changed:  # again, from logits of their own: the others' are not copied
+        said = [Said(wanted[at][0], sequences[at].tokens, len(sequences[at].request.prompt)) for at in changed]
+        again = choose_tokens(penalise(logits[changed], said), [wanted[at] for at in changed])
+        for at, token in zip(changed, again, strict=True):
+            tokens[at] = token
+    return tokens
 
 
 def _score_chosen(rows: list[Row], tokens: list[int | None], logits: torch.Tensor) -> dict[int, tuple[Scored, ...]]:
