@@ -23,6 +23,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import routed
 from mint_engine.requests.answers import answer
+from mint_engine.requests.offsets import prompt_offsets
 from mint_engine.requests.parameters import read_sampling
 from mint_engine.requests.prompts import read_prompt
 from mint_engine.requests.spelling import Spelling
@@ -183,5 +184,8 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if request.sampling.routes and parts.routes is not None:
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
-        name = request.request_id or uuid.uuid4().hex
-        return Asked(name, adapter, prompt, sampling, source, request.sampling.routes, request.sampling.echo)
+        offsets: tuple[int, ...] = ()
+        if sampling.prompt_logprobs:
+            offsets = await asyncio.to_thread(prompt_offsets, request, prompt, parts.base.tokenizer, parts.spelling)
+        name, told = request.request_id or uuid.uuid4().hex, request.sampling
+        return Asked(name, adapter, prompt, sampling, source, told.routes, told.echo, offsets)

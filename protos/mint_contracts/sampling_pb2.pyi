@@ -408,10 +408,16 @@ class TokenLogprob(_message.Message):
     LOGPROB_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    TEXT_OFFSET_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     logprob: _builtins.float
     token: _builtins.bytes
     """What it is written as, which may be a part of a character; empty where no token has this row of the vocabulary."""
+    text_offset: _builtins.int
+    """Where it begins in the text that it is of, a completion's or a prompt's, in characters (Unicode code points) from 0:
+    at the character that it begins or goes on with. Of a prompt sent as text into that text, of others into what its
+    tokens are written as. A completion's counts what a stop string then takes off. Unset for those in `top`.
+    """
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
     def __init__(
@@ -421,12 +427,15 @@ class TokenLogprob(_message.Message):
         logprob: _builtins.float = ...,
         top: _abc.Iterable[Global___TokenLogprob] | None = ...,
         token: _builtins.bytes = ...,
+        text_offset: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_text_offset", b"_text_offset", "text_offset", b"text_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token", b"token", "token_id", b"token_id", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text_offset", b"_text_offset", "logprob", b"logprob", "text_offset", b"text_offset", "token", b"token", "token_id", b"token_id", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__text_offset: _TypeAlias = _typing.Literal["text_offset"]  # noqa: Y015
+    _WhichOneofArgType__text_offset: _TypeAlias = _typing.Literal["_text_offset", b"_text_offset"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_offset) -> _WhichOneofReturnType__text_offset | None: ...
 
 Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 

@@ -1,6 +1,6 @@
 """Text in pieces: whole characters only, nothing of a stop string, and together exactly the tokens' text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from tokenizers import decoders
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mint_engine.requests.pieces import _BYTE_OF, INCOMPLETE, ByteDecoder, WindowDecoder, choose_decoder
+from mint_engine.requests.pieces import _BYTE_OF, INCOMPLETE, ByteDecoder, Pieces, WindowDecoder, choose_decoder
 from mint_engine.requests.text import Decoder, TextStream
 from tests.engine.running import save_tokenizer
 
@@ -101,6 +101,48 @@ def test_bytes_give_what_the_tokenizer_gives(tokenizer: PreTrainedTokenizerBase,
     decoder = choose_decoder(tokenizer)([])
     assert isinstance(decoder, ByteDecoder)
     assert "".join(map(decoder.push, tokens)) == decode_with(tokenizer)(tokens).rstrip(INCOMPLETE)
+
+
+def ends(data: bytes) -> Iterator[int]:
+    """Where each character ends, among them what stands for bytes that are none."""
+    at = 0
+    while at < len(data):
+        size = 1
+        while size:
+            try:
+                data[at : at + size].decode()
+                break
+            except UnicodeDecodeError as error:
+                if size == 4:
+                    size = error.end
+                    break
+                size += 1
+        at += size
+        yield at
+
+
+@given(st.lists(st.integers(0, 299), max_size=30))
+def test_a_token_begins_where_the_characters_before_it_end(
+    tokenizer: PreTrainedTokenizerBase, tokens: list[int]
+) -> None:
+    """One that goes on with a character, where that begins; and whatever is held back."""
+    pieces, stream = Pieces(tokenizer.backend_tokenizer), TextStream(choose_decoder(tokenizer)([]), ("never",))
+    written = [pieces[token] for token in tokens]
+    for at, token in enumerate(tokens):
+        stream.push(token)
+        if written[at] and b"\xed" not in written:  # of which Python can't tell early that it begins no character
+            before = len(b"".join(written[:at]))
+            assert stream.begins == sum(end <= before for end in ends(b"".join(written)))
+
+
+@given(st.text(max_size=20), st.sampled_from([(), (0xE2,), (0xF0, 0x9F)]))
+def test_windows_place_tokens_where_bytes_do(text: str, broken: tuple[int, ...]) -> None:
+    """Also after bytes that begin a character, which never comes."""
+    windows, bytewise = WindowDecoder(replacing, []), ByteDecoder({byte: bytes([byte]) for byte in range(256)})
+    for token in (*text.encode(), *broken, ord("a"), *text.encode()):
+        windows.push(token)
+        bytewise.push(token)
+        assert windows.begins == bytewise.begins
 
 
 @given(st.lists(st.integers(2, 299), max_size=60))

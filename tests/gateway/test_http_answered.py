@@ -4,7 +4,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, Started, TokenLogprob
-from mint_gateway.http.answered import CHAT, TEXT, Echo, Form, Head, Json, beginning, echo, whole
+from mint_gateway.http.answered import CHAT, TEXT, Echo, Form, Head, Json, beginning, chunk, echo, whole
 
 WORD, HALF, NONE = (
     TokenLogprob(token_id=7, logprob=-0.25, token=b" sea"),
@@ -59,6 +59,33 @@ def test_a_prompt_that_is_wanted_again_comes_first_with_its_log_probabilities() 
     assert told["tokens"] == ["The", r"bytes:\xe2\x80", r"bytes:\x99\x73", " sea", r"bytes:\xe2\x80", "token_id:9"]
     assert told["token_logprobs"] == [None, -0.5, 0, -0.25, -0.5, -0.75]
     assert [each if each is None else len(each) for each in told["top_logprobs"]] == [None, 0, 0, 2, 0, 0]
+
+
+def placed(token: bytes, at: int) -> TokenLogprob:
+    return TokenLogprob(logprob=-1, token=token, text_offset=at)
+
+
+def test_tokens_are_placed_in_the_whole_text_streamed_or_not() -> None:
+    """A completion's after its prompt where that is told; a part of a character where that begins."""
+    request = asking(logprobs=True)
+    prompt = [placed(b"\xe2\x80", 3), placed(b"\x99s", 3)]
+    started = Started(prompt=[b"The", b"\xe2\x80", b"\x99s"], prompt_logprobs=prompt)
+    parts = [
+        Chunk(text="", logprobs=[placed(b" \xe2\x80", 0)]),
+        Chunk(text=" \u2018a", logprobs=[placed(b"\x98a", 1)]),
+    ]
+    for told, before, places in ((echo(request, started), 5, [0, 3, 3]), (Echo(), 0, [])):
+        head, end = Head(TEXT, "1", "", 0, ""), GenerateEvent(finished=Finished(reason=Finished.STOP))
+        [choice] = whole(head, {0: told}, [*(GenerateEvent(chunk=each) for each in parts), end], 1)["choices"]
+        assert choice["logprobs"]["text_offset"] == [*places, before, before + 1]
+        assert choice["text"][before:].startswith(" \u2018a")
+        pieces = [*beginning(head, [0], told), *(chunk(head, each, len(told.text)) for each in parts)]
+        streamed = [place for each in pieces for place in each["choices"][0]["logprobs"]["text_offset"]]
+        assert streamed == choice["logprobs"]["text_offset"]
+
+
+def test_places_that_no_engine_tells_are_not_guessed() -> None:
+    assert answer(TEXT, Echo())["choices"][0]["logprobs"]["text_offset"] is None
 
 
 def test_a_prompt_is_told_without_log_probabilities_where_none_are_wanted() -> None:

@@ -136,6 +136,10 @@ async def tells_the_same_by_http(scene: Scene, first: Answer, base: Path) -> Non
         assert written == whole or ("\ufffd" in whole and written.startswith("bytes:"))
     for name in ("tokens", "token_logprobs", "top_logprobs"):
         assert every[name][len(prompt) :] == scores[name]
+    whole_text = again.choices[0].text
+    for written, at in zip(every["tokens"], every["text_offset"], strict=True):
+        assert written.startswith("bytes:") or whole_text[at:].startswith(written)
+    assert every["text_offset"][len(prompt) :] == [len(PROMPT) + at for at in scores["text_offset"]]
     assert every["token_logprobs"][0] is None
     assert all(score < 0 for score in every["token_logprobs"][1:])
 

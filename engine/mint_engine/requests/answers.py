@@ -37,7 +37,7 @@ async def answer(
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, PromptScored):
-            started.prompt_logprobs.extend(_scores(event.scores, spelling))
+            started.prompt_logprobs.extend(_scores(event.scores, asked.offsets[1:], spelling))
             yield sampling_pb2.GenerateEvent(started=started)
             continue
         if isinstance(event, Done):
@@ -49,7 +49,7 @@ async def answer(
 
 def _said(asked: Asked, index: int, event: Tokens | Done, spelling: Spelling) -> sampling_pb2.GenerateEvent:
     if isinstance(event, Tokens):
-        scores = _scores(event.scores, spelling)
+        scores = _scores(event.scores, [event.offset] * len(event.scores), spelling)
         chunk = sampling_pb2.Chunk(text=event.text, token_ids=event.token_ids, logprobs=scores, index=index)
         return sampling_pb2.GenerateEvent(chunk=chunk)
     finished = sampling_pb2.Finished(
@@ -61,13 +61,14 @@ def _said(asked: Asked, index: int, event: Tokens | Done, spelling: Spelling) ->
     return sampling_pb2.GenerateEvent(finished=finished)
 
 
-def _scores(scores: Sequence[Scored], spelling: Spelling) -> list[sampling_pb2.TokenLogprob]:
+def _scores(scores: Sequence[Scored], offsets: Sequence[int], spelling: Spelling) -> list[sampling_pb2.TokenLogprob]:
     def told(token: int, logprob: float) -> sampling_pb2.TokenLogprob:
         return sampling_pb2.TokenLogprob(token_id=token, logprob=logprob, token=spelling[token])
 
     every = []
-    for score in scores:
+    for score, offset in zip(scores, offsets, strict=True):
         each = told(score.token_id, score.logprob)
+        each.text_offset = offset
         each.top.extend(told(token, value) for token, value in score.top)
         every.append(each)
     return every

@@ -5,7 +5,7 @@ be decoded as they come. For any other kind the tokenizer itself decodes a windo
 """
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -39,16 +39,20 @@ class Pieces(dict[int, bytes]):
 class ByteDecoder:
     """One completion's bytes -> characters."""
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Mapping[int, bytes]) -> None:
         self._pieces = pieces
+        self.begins = 0  # characters before the one that the newest token begins or goes on with
+        self._whole = 0  # characters
         self._open = b""  # the beginning of a character
         self._doubtful = ""  # INCOMPLETE at the end: shown only if more follows
 
     def push(self, token: int) -> str:
         """The characters that became complete with one more token."""
-        data = self._open + self._pieces[token]
+        piece = self._pieces[token]
+        self.begins = self._whole + _broken(self._open, piece)
+        data = self._open + piece
         text, used = codecs.utf_8_decode(data, "replace", False)
-        self._open = data[used:]
+        self._whole, self._open = self._whole + len(text), data[used:]
         if self._doubtful or text.endswith(INCOMPLETE):
             text = self._doubtful + text
             sound = text.rstrip(INCOMPLETE)
@@ -68,13 +72,19 @@ class WindowDecoder:
         self._decode = decode
         self._window = list(prompt[-_CONTEXT:])
         self._known = len(self._window)  # tokens of the window whose text is settled
+        self.begins = 0  # as ByteDecoder's; within bytes that are no character (yet), where these begin
+        self._settled = 0  # characters
         self._doubtful = ""  # INCOMPLETE at the settled text's end: shown only if more follows
 
     def push(self, token: int) -> str:
         """The characters that became complete with one more token."""
-        self._window.append(token)
         end = len(self._window)
+        before = self._fresh(end) if end > self._known else ""
+        self._window.append(token)
+        end += 1
         fresh = self._fresh(end)
+        broken = fresh.startswith(before) and not fresh.endswith(INCOMPLETE)
+        self.begins = self._settled + len(before if broken else before.rstrip(INCOMPLETE))
         if fresh.endswith(INCOMPLETE):
             if end - self._known <= _LONGEST_CHARACTER:
                 return ""
@@ -95,6 +105,7 @@ class WindowDecoder:
         """What may be shown once nothing changes the fresh text of the tokens before `end`."""
         text = self._doubtful + fresh
         self._window, self._known = self._window[self._known :], end - self._known
+        self._settled += len(fresh)
         sound = text.rstrip(INCOMPLETE)
         self._doubtful = text[len(sound) :]
         return sound
@@ -127,6 +138,15 @@ def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether it says that its tokens are bytes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return backend is not None and type(backend.decoder).__name__ == "ByteLevel"
+
+
+def _broken(begun: bytes, piece: bytes) -> int:
+    """How many characters stand for bytes that begin one, if what comes next shows that they never become it."""
+    try:
+        codecs.utf_8_decode(begun + piece[:1] if begun else b"", "strict", False)
+    except UnicodeDecodeError:
+        return len(begun.decode(errors="replace"))
+    return 0
 
 
 def _byte_of() -> dict[str, int]:

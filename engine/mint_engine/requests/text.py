@@ -15,6 +15,11 @@ class TextStream:
         self._stop = tuple(stop)
         self._held = ""  # complete characters that may begin a stop string
 
+    @property
+    def begins(self) -> int:
+        """Characters, told or held back, before the one that the newest token begins or goes on with."""
+        return self._decoder.begins
+
     def push(self, token: int) -> tuple[str, bool]:
         """Take one more token; returns the text that became final, and whether a stop string ended it."""
         fresh = self._decoder.push(token)

@@ -191,7 +191,7 @@ class Generation:
         ended = stopped or sequence.completion_tokens >= sampling.max_tokens
         if ended:
             text += sequence.text.finish()
-        outcomes.append((sequence, Tokens((token,), text, scores)))
+        outcomes.append((sequence, Tokens((token,), text, scores, sequence.text.begins)))
         if ended:
             routes = self._routes(sequence)
             self.scheduler.remove(sequence)

@@ -22,6 +22,7 @@ class Asked(msgspec.Struct, frozen=True):
     source: Source | None = None  # where the catalog has the adapter
     routes: bool = False  # whether Done is to tell which experts the tokens went to
     echo: bool = False  # whether Started is to tell what the prompt's tokens are written as
+    offsets: tuple[int, ...] = ()  # where these begin, if log-probabilities of the prompt are wanted
 
 
 class Begun(msgspec.Struct, frozen=True):

@@ -122,6 +122,7 @@ class Tokens(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     text: str
     scores: tuple[Scored, ...] = ()
+    offset: int = 0  # characters of the completion before the first of them
 
 
 class Done(msgspec.Struct, frozen=True):

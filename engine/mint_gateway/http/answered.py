@@ -2,7 +2,8 @@
 
 Tokens of log-probabilities are told as engines spell them, those that are no whole characters by their bytes
 ("bytes:\\xe2\\x80", as OpenAI does), those that none has by their ids ("token_id:42", as vLLM does on request);
-`system_fingerprint` is the digest of the adapter's revision that answered.
+`text_offset` is in characters: a part of one is where that begins, a special token that the text does not show where
+the next one is; `system_fingerprint` is the digest of the adapter's revision that answered.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,10 +29,14 @@ class Form(msgspec.Struct, frozen=True):
 
 
 class _Scores(msgspec.Struct, frozen=True):
-    """Log-probabilities of a completion's tokens, and of the prompt's before them, whose first has none."""
+    """Log-probabilities of a completion's tokens, and of the prompt's before them, whose first has none.
+
+    The completion has so many characters of the text `before` it.
+    """
 
     tokens: Sequence[TokenLogprob] = ()
     prompt: Sequence[TokenLogprob] = ()
+    before: int = 0
 
 
 TEXT = Form("cmpl-", "text_completion", "text_completion", is_chat=False)
@@ -73,7 +78,8 @@ def echo(request: GenerateRequest, started: Started) -> Echo:
     text = request.text or b"".join(started.prompt).decode(errors="replace")
     if not request.sampling.prompt_logprobs:
         return Echo(text)
-    first = TokenLogprob(token_id=next(iter(request.tokens.ids), 0), token=b"".join(started.prompt[:1]))
+    token = b"".join(started.prompt[:1])
+    first = TokenLogprob(token_id=next(iter(request.tokens.ids), 0), token=token, text_offset=0)
     return Echo(text, (first, *started.prompt_logprobs))
 
 
@@ -99,7 +105,7 @@ def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent
         prompt = echoes[index // completions]
         text = "".join((prompt.text, *texts.get(index, ())))
         said: Json = {"message": {"role": "assistant", "content": text}} if head.form.is_chat else {"text": text}
-        scores = _Scores(logprobs.get(index, ()), prompt.logprobs)
+        scores = _Scores(logprobs.get(index, ()), prompt.logprobs, len(prompt.text))
         choices.append(_choice(head.form, index, said, scores, _REASONS.get(end.reason)))
     return head.piece(head.form.kind, choices) | {"usage": usage(ends.values(), completions)}
 
@@ -116,10 +122,10 @@ def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
     return [head.piece(head.form.kind_of_piece, [_choice(head.form, index, said, scores, None)]) for index in indices]
 
 
-def chunk(head: Head, event: Chunk) -> Json:
-    """What a stream tells of further tokens."""
+def chunk(head: Head, event: Chunk, before: int) -> Json:
+    """What a stream tells of further tokens of a completion, `before` which it has told so many characters."""
     said: Json = {"delta": {"content": event.text}} if head.form.is_chat else {"text": event.text}
-    choice = _choice(head.form, event.index, said, _Scores(event.logprobs), None)
+    choice = _choice(head.form, event.index, said, _Scores(event.logprobs, before=before), None)
     return head.piece(head.form.kind_of_piece, [choice])
 
 
@@ -177,9 +183,12 @@ def _text_logprobs(scores: _Scores) -> Json:
     every = (*scores.prompt, *scores.tokens)
     known = every[1:] if scores.prompt else every
     nothing = [None] if scores.prompt else []
+    offsets = [each.text_offset for each in scores.prompt]
+    offsets += [scores.before + each.text_offset for each in scores.tokens]
+    told = all(each.HasField("text_offset") for each in every)  # engines of earlier versions tell none
     return {
         "tokens": [_token(each) for each in every],
         "token_logprobs": [*nothing, *(each.logprob for each in known)],
         "top_logprobs": [*nothing, *({_token(other): other.logprob for other in each.top} for each in known)],
-        "text_offset": None,
+        "text_offset": offsets if told else None,
     }

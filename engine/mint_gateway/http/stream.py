@@ -28,6 +28,7 @@ class Stream:
         self._response = web.StreamResponse()
         self._preparing = asyncio.Lock()
         self._heads: dict[int, answered.Head] = {}  # of each prompt's answer
+        self._before: dict[int, int] = {}  # characters of each that are told before its completions
         self._ends: list[Finished] = []
 
     async def run(self, answering: Answering, requests: Sequence[GenerateRequest]) -> web.StreamResponse:
@@ -60,10 +61,11 @@ class Stream:
             await self._prepare()
             own = range(prompt * self._wanted.n, (prompt + 1) * self._wanted.n)
             echo = answered.echo(requests[prompt], event.started)
+            self._before[prompt] = len(echo.text)
             for piece in answered.beginning(self._heads[prompt], own, echo):
                 await self._write(piece)
         elif event.HasField("chunk"):
-            await self._write(answered.chunk(self._heads[prompt], event.chunk))
+            await self._write(answered.chunk(self._heads[prompt], event.chunk, self._before[prompt]))
         else:
             self._ends.append(event.finished)
             await self._write(answered.end(self._heads[prompt], event.finished))
