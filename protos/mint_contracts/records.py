@@ -39,6 +39,7 @@ class BaseRecord(_Record, frozen=True):
     device_slots: int = 0
     catalog: Source | None = None  # where its manifests are
     engines_max: int = 0
+    created: int = 0  # when its BaseModel was made, in seconds since 1970; 0: not told
 
 
 class Place(_Record, frozen=True, gc=False):

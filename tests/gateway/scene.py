@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub
 
 BASE = "demo/smollm2"
+CREATED = 1_767_225_600
 STORE = "file:///adapters"
 PIRATE = f"{STORE}/demo/pirate"
 LIMIT_S = 60.0  # only a test that fails waits for it
@@ -72,7 +73,7 @@ class Scene:
 
     async def base(self, name: str = BASE, store: str | None = None) -> None:
         """Declare a base model, as the operator does."""
-        record = BaseRecord(base_model=name, store=Source(store) if store else None)
+        record = BaseRecord(base_model=name, store=Source(store) if store else None, created=CREATED)
         self.versions[name] = await self.writer.apply(name, MapChange(base=record))
 
     async def place(self, adapter: str, *engines: str, base: str = BASE, source: str = "") -> None:

@@ -18,7 +18,7 @@ from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_contracts.source import Source
 from mint_gateway.http import door
 from mint_gateway.server import Limits
-from tests.gateway.scene import BASE, PIRATE, Scene
+from tests.gateway.scene import BASE, CREATED, PIRATE, Scene
 from tests.gateway.scripted import ScriptedEngine
 from tests.waiting import until
 
@@ -257,9 +257,9 @@ async def test_requests_beyond_the_limit_of_both_doors_are_refused(scene: Scene)
 async def test_models_are_bases_and_what_waves_serve_a_page_at_a_time(
     scene: Scene, client: openai.AsyncOpenAI
 ) -> None:
-    assert [(model.id, model.object) async for model in client.models.list()] == [
-        ("demo/pirate", "model"),
-        (BASE, "model"),
+    assert [(model.id, model.object, model.created) async for model in client.models.list()] == [
+        ("demo/pirate", "model", 0),
+        (BASE, "model", CREATED),
     ]
     status, first = await get(scene, f"{MODELS}?limit=1")
     assert (status, first["last_id"], first["has_more"]) == (200, "demo/pirate", True)

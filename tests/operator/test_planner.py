@@ -1,6 +1,7 @@
 """What the planner decides, case by case."""
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -42,6 +43,12 @@ def test_existing_places_stay_where_they_are_when_a_wave_comes_or_goes() -> None
     assert {name: second[name] for name in SIX} == first
     third = placed(plan(snapshot(base(2, 2), more[1:], placements=second)), second)
     assert homes(third) == {name: homes(second)[name] for name in ["z/1", "z/2"]}
+
+
+def test_the_map_tells_when_a_base_was_made() -> None:
+    change = plan(snapshot(base(1, 1), [])).changes[KEY]
+    assert change.base is not None
+    assert datetime.fromtimestamp(change.base.created, UTC) == datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def test_every_place_says_why() -> None:

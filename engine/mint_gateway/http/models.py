@@ -36,9 +36,13 @@ def is_served(view: MapView, name: str) -> bool:
 
 
 def described(views: Mapping[str, MapView], name: str, base: str = "") -> dict[str, Any]:
-    """One model: a base, or an adapter with the bases over which it is served (`base`, where no wave says so)."""
-    model = {"id": name, "object": "model", "created": 0, "owned_by": "mint"}  # nobody notes when
+    """One model: a base, or an adapter with the bases over which it is served (`base`, where no wave says so).
+
+    A base was created when its BaseModel was; of adapters nobody notes when.
+    """
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "mint"}
     if name in views:
-        return model | {"parent": None}
+        record = views[name].record
+        return model | {"created": record.created if record else 0, "parent": None}
     bases = sorted(each for each, view in views.items() if is_served(view, name)) or [base]
     return model | {"parent": bases[0], "base_models": bases}

@@ -242,6 +242,7 @@ def _record(base: ObservedBase) -> BaseRecord:
         device_slots=base.spec.adapters.device_slots,
         catalog=base.spec.catalog.source if base.spec.catalog else None,
         engines_max=max(base.spec.engine.replicas.min, base.spec.engine.replicas.max),
+        created=int(base.meta.created_s),
     )
 
 

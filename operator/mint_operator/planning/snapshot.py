@@ -35,6 +35,11 @@ class Meta(msgspec.Struct, frozen=True, dict=True):
         """ "namespace/name"."""
         return f"{self.namespace}/{self.name}"
 
+    @cached_property
+    def created_s(self) -> float:
+        """When it was made, in seconds since 1970; 0: not told."""
+        return datetime.fromisoformat(self.created).timestamp() if self.created else 0.0
+
 
 class ObservedBase(msgspec.Struct, frozen=True):
     """A BaseModel, its quantities in bytes. `defect` says why its spec cannot be used; empty if it can."""
@@ -94,10 +99,10 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def expires(self) -> float | None:
         """When its ttl ends, in seconds since 1970; None: never. A wave that trains has none."""
-        ttl_s, created = seconds(self.spec.serve.ttl), self.meta.created
-        if not ttl_s or not created or self.spec.train is not None:
+        ttl_s, created_s = seconds(self.spec.serve.ttl), self.meta.created_s
+        if not ttl_s or not created_s or self.spec.train is not None:
             return None
-        return datetime.fromisoformat(created).timestamp() + ttl_s
+        return created_s + ttl_s
 
     def expired(self, now: float) -> bool:
         """Whether it wants its adapters no more."""
