@@ -11,6 +11,7 @@ from mint_engine.model.cache_shape import cache_shape, pages_in
 from mint_engine.model.device import choose_dtype
 from mint_engine.model.experts import route_shape
 from mint_engine.model.files import LIBRARY_ERRORS, BaseFiles, check_start, first_line, read_config, read_tokenizer
+from mint_engine.model.kept import nothing_to_keep
 from mint_engine.model.modules import find_modules
 from mint_engine.model.positions import alike_positions, positions_of
 from mint_engine.parallel.part import Part
@@ -23,8 +24,10 @@ def check_small_files(settings: EngineSettings, folder: Path, subject: str) -> N
     """
     files = BaseFiles(folder, next((each.name for each in folder.glob("*.gguf")), None), subject)
     check_start(files)
-    config, _ = read_config(files)
+    config, quantisation = read_config(files)
     check_config(settings, config, subject)
+    if settings.quantised_experts and quantisation is None:
+        raise nothing_to_keep(subject)
     read_tokenizer(files)
 
 
@@ -47,6 +50,8 @@ def _check_config(settings: EngineSettings, config: PreTrainedConfig, subject: s
     model = empty_model(config, subject)
     pages_in(settings, shape, route_shape(model), choose_dtype(settings.dtype))
     find_modules(model, settings.target_modules)
+    if settings.quantised_experts and route_shape(model) is None:
+        raise nothing_to_keep(subject)
     if settings.tensor_parallel_size > 1:
         Part(0, settings.tensor_parallel_size, settings.target_modules).cut(model)
 

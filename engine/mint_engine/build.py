@@ -69,7 +69,14 @@ def build(
             settings, base_path, limits, threads, device, equip, on_lost, entrance, muster, headway
         )
     else:
-        base = load_base(base_path, dtype, device, admit=partial(check_config, settings), headway=headway)
+        base = load_base(
+            base_path,
+            dtype,
+            device,
+            admit=partial(check_config, settings),
+            headway=headway,
+            quantised_experts=settings.quantised_experts,
+        )
         slots = Slots(
             find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
         )
@@ -114,7 +121,8 @@ def _build_rank_0(
         part = Part(0, settings.tensor_parallel_size, settings.target_modules)
         # All is read, while the others read their shares: they must compute together what transformers does of it.
         admit = partial(check_config, settings)
-        base, expected = load_part(base_path, choose_dtype(settings.dtype), part, admit, headway)
+        dtype, keep = choose_dtype(settings.dtype), settings.quantised_experts
+        base, expected = load_part(base_path, dtype, part, admit, headway, quantised_experts=keep)
         member = lay_member(settings, base, part, device, ranks)
         peers = ranks.meet(member, lean=True)
         equip(member.base, member.slots, Lead(ranks, peers.group))

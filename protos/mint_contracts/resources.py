@@ -65,6 +65,7 @@ class EngineSpec(_Spec, frozen=True):
     replicas: Replicas = Replicas()
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    quantised_experts: bool = False
     context_length: int = 2048
     kv_cache_memory: str | int = "1Gi"
     tensor_parallel_size: int = 1

@@ -47,6 +47,7 @@ class EngineSettings(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
     store: Source | None = None
     tensor_parallel_size: int = 1  # ranks, each a process of one of the engine's pods
     nodes: int = 1  # pods of the engine, each on a node of its own with as many ranks
+    quantised_experts: bool = False  # routed experts stay in memory as the base's files have them
     training_store: Source | None = None  # where policies are kept; None: this engine only serves
 
     @property

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ async def test_answers_are_pefts(name: str, ranks: int, tmp_path: Path) -> None:
     await check_answers(name, base, base, tmp_path, ranks)
 
 
-async def check_answers(name: str, served: Path, base: Path, tmp_path: Path, ranks: int) -> None:
+async def check_answers(name: str, served: Path, base: Path, tmp_path: Path, ranks: int, **told: Any) -> None:
     """Three tenants and the base in one batch, prompts in chunks, twice over, so that the second finds its prefix.
 
     What is served and what PEFT loads may be two copies of the same weights.
@@ -37,7 +38,8 @@ async def check_answers(name: str, served: Path, base: Path, tmp_path: Path, ran
     asked = [(who, [draw.randrange(2, 290) for _ in range(length)]) for who in ("", *adapters) for length in (3, 41)]
     expected = [peft_answer(base, adapters.get(who), prompt, NEW_TOKENS) for who, prompt in asked]
     assert len({tokens for tokens, _ in expected}) == len(expected)
-    async with running(served, adapters, Limits(running=6, step_tokens=24), tensor_parallel_size=ranks) as engine:
+    limits = Limits(running=6, step_tokens=24)
+    async with running(served, adapters, limits, tensor_parallel_size=ranks, **told) as engine:
         for _ in range(2):
             answers = await asyncio.gather(
                 *(

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.loading_report import LoadStateDictInfo
 
@@ -23,9 +23,11 @@ from mint_engine.model.files import (
     read_config,
     read_tokenizer,
 )
+from mint_engine.model.fill import fill, filled_from
+from mint_engine.model.kept import keep_experts, kept_weights, move, nothing_to_keep
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
-from mint_engine.model.stored import Stored, counted, fill, filled_from
+from mint_engine.model.stored import Stored, counted
 from mint_engine.model.widened import fit_products
 from mint_engine.sources.headway import Headway
 
@@ -80,8 +82,12 @@ def load_base(
     part: Part | None = None,
     admit: Admit = admit_any,
     headway: Headway | None = None,
+    *,
+    quantised_experts: bool = False,
 ) -> Base:
     """The base at `path`, or a part of it, in evaluation mode and without gradients.
+
+    With `quantised_experts` routed experts stay as its files have them, see `kept`.
 
     Raises SourceNotFound, UnsafeFormat (pickled weights only), CorruptFile, NonFiniteWeights or UnsupportedBase, and
     what `admit` does, before any weight is read. No code of the folder is run, nothing is fetched. `headway` is told
@@ -91,14 +97,16 @@ def load_base(
     files = find_files(path)
     config, quantisation = read_config(files)
     admit(config, files.subject)
+    if quantised_experts and quantisation is None:
+        raise nothing_to_keep(files.subject)
     if files.gguf is None:
         check_tensors(files, quantisation)
     tokenizer = read_tokenizer(files)  # takes seconds; the weights of a large base take many minutes
-    model = _read_model(files, config, quantisation, dtype, part, headway or Headway())
-    nn.Module.to(model, device)
+    model = _read_model(files, config, quantisation, dtype, part, headway or Headway(), keep=quantised_experts)
+    move(model, device)
     model.train(False)
     model.requires_grad_(False)
-    _check_read(files, {}, model.named_parameters())
+    _check_read(files, {}, chain(model.named_parameters(), kept_weights(model)))
     text = config.get_text_config()
     return Base(
         model=model,
@@ -129,11 +137,16 @@ def _read_model(
     dtype: torch.dtype,
     part: Part | None,
     headway: Headway,
+    *,
+    keep: bool,
 ) -> PreTrainedModel:
     def read(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         tensors = counted(tensors, headway)
         if quantisation is not None:
             tensors = dequantised(tensors, quantisation, dtype, files.subject)
+        if keep:
+            tensors = keep_experts(tensors, files.subject)
+            model.set_experts_implementation("eager")  # which takes one expert at a time
         return fill(model, tensors, loading) if part is None else part.fill(model, tensors, loading)
 
     options = (

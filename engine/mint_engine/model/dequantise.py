@@ -27,27 +27,33 @@ def dequantise_float8(
     of rows is ever there in float32.
     """
     (first, left), (high, wide) = start, block
-    columns = _blocks(left, left + weight.shape[1], wide)
-    out = torch.empty(weight.shape, dtype=dtype)
-    for begin in range(first - first % _BAND, first + weight.shape[0], _BAND):
-        top, bottom = max(begin, first), min(begin + _BAND, first + weight.shape[0])
-        each = scales.index_select(0, _blocks(top, bottom, high)).index_select(1, columns)
+    device, rows = weight.device, _band(weight)
+    columns = _blocks(left, left + weight.shape[1], wide, device)
+    out = torch.empty(weight.shape, dtype=dtype, device=device)
+    for begin in range(first - first % rows, first + weight.shape[0], rows):
+        top, bottom = max(begin, first), min(begin + rows, first + weight.shape[0])
+        each = scales.index_select(0, _blocks(top, bottom, high, device)).index_select(1, columns)
         band = slice(top - first, bottom - first)
         out[band] = weight[band].float() * each
     return out
 
 
-def _blocks(start: int, stop: int, size: int) -> torch.Tensor:
+def _band(of: torch.Tensor) -> int:
+    """Rows in float32 at a time: all on a device with memory of its own, where a call costs more than they."""
+    return _BAND if of.device.type == "cpu" else max(1, of.shape[0])
+
+
+def _blocks(start: int, stop: int, size: int, device: torch.device) -> torch.Tensor:
     """Of which block each row or column is; one number where all are of the same."""
     if start // size == (stop - 1) // size:
-        return torch.tensor([start // size])
-    return torch.arange(start, stop) // size
+        return torch.full((1,), start // size, device=device)
+    return torch.arange(start, stop, device=device) // size
 
 
 def dequantise_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """One expert's matrix, [O, I/32, 16] and [O, I/32] in bytes: [I, O], as transformers multiplies by it."""
     outputs, groups, _ = blocks.shape
-    pairs = _PAIRS.index_select(0, blocks.reshape(-1).int()).view(outputs, groups, MXFP4_GROUP)
+    pairs = _PAIRS.to(blocks.device).index_select(0, blocks.reshape(-1).int()).view(outputs, groups, MXFP4_GROUP)
     powers = powers_of_two(scales)
     return (pairs * powers.unsqueeze(2)).view(outputs, -1).T.to(dtype)
 
@@ -59,11 +65,12 @@ def dequantise_nvfp4(
 
     `bytes_` [O, B] and `scales` [O, G], in float32, are from those of that column on.
     """
-    columns = torch.arange(left, left + wide) // NVFP4_GROUP - left // NVFP4_GROUP
-    out = torch.empty((bytes_.shape[0], wide), dtype=dtype)
-    for begin in range(0, bytes_.shape[0], _BAND):
-        band = slice(begin, begin + _BAND)
-        pairs = _PAIRS[bytes_[band].long()].flatten(1)[:, left % 2 : left % 2 + wide]
+    device, rows, known = bytes_.device, _band(bytes_), _PAIRS.to(bytes_.device)
+    columns = torch.arange(left, left + wide, device=device) // NVFP4_GROUP - left // NVFP4_GROUP
+    out = torch.empty((bytes_.shape[0], wide), dtype=dtype, device=device)
+    for begin in range(0, bytes_.shape[0], rows):
+        band = slice(begin, begin + rows)
+        pairs = known[bytes_[band].long()].flatten(1)[:, left % 2 : left % 2 + wide]
         out[band] = pairs * scales[band].index_select(1, columns)
     return out
 
@@ -87,10 +94,10 @@ def dequantise_integers(
     `words` [O, W] begin with the one that holds that column; `scales` and `zeros` are [O, G], `groups` [I] says which
     of these each column has.
     """
-    first = left % (WORD // bits)
-    out = torch.empty((words.shape[0], len(groups)), dtype=dtype)
-    for begin in range(0, words.shape[0], _BAND):
-        band = slice(begin, begin + _BAND)
+    first, rows = left % (WORD // bits), _band(words)
+    out = torch.empty((words.shape[0], len(groups)), dtype=dtype, device=words.device)
+    for begin in range(0, words.shape[0], rows):
+        band = slice(begin, begin + rows)
         numbers = unpack_words(words[band], bits)[:, first : first + len(groups)]
         if zeros is not None:
             numbers = numbers - zeros[band].float().index_select(1, groups)

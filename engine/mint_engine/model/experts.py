@@ -23,6 +23,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
+from mint_engine.model.kept import KeptStack
 from mint_engine.model.routes import RouteShape
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
@@ -114,18 +115,16 @@ def _add_gate_up(
 
 def _product(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
     """Rows `bounds[e]` to `bounds[e + 1]` of x [P, in] by expert e's weight -> [P, out]."""
-    weight: torch.Tensor = getattr(experts, name)
-    kernels: Kernels | None = experts.mint_modules.kernels
-    if kernels is not None and not torch.is_grad_enabled():
+    weight: torch.Tensor | KeptStack = getattr(experts, name)
+    kernels: Kernels | None = experts.mint_modules.kernels if not torch.is_grad_enabled() else None
+    if kernels is not None and isinstance(weight, torch.Tensor):
         return kernels.multiply_experts(x, weight, bounds)
     bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
-    parts = [
-        functional.linear(
-            x[start:stop],
-            weight[at].t() if experts.is_transposed else weight[at],
-            bias[at] if bias is not None else None,
-        )
-        for at, (start, stop) in enumerate(itertools.pairwise(bounds))
-        if start < stop
-    ]
+    parts = []
+    for at, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        if start < stop and kernels is not None:
+            parts.append(kernels.multiply_experts(x[start:stop], weight[at][None], (0, stop - start)))
+        elif start < stop:
+            own = weight[at].t() if experts.is_transposed else weight[at]
+            parts.append(functional.linear(x[start:stop], own, bias[at] if bias is not None else None))
     return torch.cat(parts)

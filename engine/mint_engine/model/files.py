@@ -1,7 +1,6 @@
 """A base's files: found, its configuration and its tokenizer read, before any weight is."""
 
 import json
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
 from mint_engine.model.integers import WORDS
+from mint_engine.model.kept import EXPERT
 from mint_engine.model.stored import open_tensors
 from mint_engine.sources.fetch_base import INDEX, weights_read
 from mint_engine.sources.gguf_head import MAGIC
@@ -23,7 +23,6 @@ from mint_engine.sources.gguf_head import MAGIC
 # Families that publish another's architecture under a name of their own, with code that is not run here.
 _SAME_ARCHITECTURE = {"kimi_k2": "deepseek_v3"}
 _MOST_JSON_BYTES = 64 << 20  # of a configuration or an index; those of the largest bases have some 10 MB
-_EXPERT = re.compile(r"\.experts\.\d+\.")
 _TOKENIZER_FILE = "tokenizer_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # What transformers raises over a file that it can't make sense of.
@@ -131,9 +130,9 @@ def check_tensors(files: BaseFiles, quantisation: Quantisation | None) -> None:
             raise UnsupportedBase(
                 files.subject, f"has {kind} weights, {name} among them, but no quantization_config in its config.json"
             )
-        if _EXPERT.search(name) and (packed or name.endswith(".weight")):
+        if EXPERT.search(name) and (packed or name.endswith(".weight")):
             shape = list(tensor.get_shape())
-            first, expected = firsts.setdefault(_EXPERT.sub(".experts.*.", name), (name, shape))
+            first, expected = firsts.setdefault(EXPERT.sub(".experts.*.", name), (name, shape))
             if shape != expected:
                 raise UnsupportedBase(files.subject, f"has {first} of {expected}, but {name} of {shape}")
 

@@ -5,7 +5,7 @@ its config.json says so X.weight_zero_point, packed along columns, and X.weight_
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import WORD, Integers
 from mint_engine.model.dequantise import dequantise_integers, unpack_words
 from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
-from mint_engine.model.stored import Stored
+from mint_engine.model.stored import Stored, read_into
 
 WORDS = "weight_packed"
 _SCALES, _SHAPE, _ZEROS, _ORDER = "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"
@@ -82,6 +82,7 @@ class _Weight:
     shape: Stored  # O, I
     zeros: Stored | None  # as scales are in I8, or packed: words of a column, [O x bits / 32, G]
     order: Stored | None  # [I]
+    checked: bool = False  # that its numbers fit, too
 
     def get_shape(self) -> list[int]:
         outputs, words = self.words.get_shape()
@@ -120,16 +121,29 @@ class _Weight:
             inputs = self.get_shape()[1:]
             yield _ORDER, list(self.order.get_shape()) == inputs and self.order.get_dtype() in _INDICES
 
+    def held(self, device: torch.device) -> "_Weight":
+        """See `kept.Quantised`."""
+        if not self.checked:
+            self._check()
+        return replace(
+            self,
+            words=read_into(self.words, device),
+            scales=read_into(self.scales, device),
+            shape=read_into(self.shape, device),
+            zeros=read_into(self.zeros, device) if self.zeros is not None else None,
+            order=read_into(self.order, device) if self.order is not None else None,
+            checked=True,
+        )
+
     def __getitem__(self, part: Any) -> torch.Tensor:
-        self._check_shape()
+        if not self.checked:
+            self._check()
         cuts = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
         rows, columns = (range(size)[cut] for size, cut in zip(self.get_shape(), cuts, strict=True))
         words = self.words[rows.start : rows.stop, columns.start // self._each : -(-columns.stop // self._each)]
         scales = self._of_rows(self.scales, rows)
-        zeros = self._zeros(rows)
-        return dequantise_integers(
-            words, self.files.bits, columns.start, scales, zeros, self._groups(columns), self.dtype
-        )
+        zeros, groups = self._zeros(rows), self._groups(columns).to(words.device)
+        return dequantise_integers(words, self.files.bits, columns.start, scales, zeros, groups, self.dtype)
 
     def _of_rows(self, tensor: Stored, rows: range) -> torch.Tensor:
         """Of scales, or of what is like them: [rows, G]."""
@@ -153,19 +167,19 @@ class _Weight:
         """Of which group each of these columns is."""
         if self.order is None:
             return torch.arange(columns.start, columns.stop) // self.block[1]
-        groups = self.order[columns.start : columns.stop,]
-        if groups.numel() and not 0 <= int(groups.min()) <= int(groups.max()) < self._grid[1]:
-            raise UnsupportedBase(
-                self.subject,
-                f"has {self.path}.{_ORDER} that names groups other than 0 to {self._grid[1] - 1}; {ADVICE}",
-            )
-        return groups.long()
+        return self.order[columns.start : columns.stop,].long()
 
-    def _check_shape(self) -> None:
+    def _check(self) -> None:
         """Rows end where words do: of a row that did not, not even the shape could be told before it is read."""
         told, held = self.shape[...].tolist(), self.get_shape()
         if told != held:
             raise UnsupportedBase(
                 self.subject,
                 f"has {self.path}.{_SHAPE} that says {told}, but words for {held}; give the model in bfloat16",
+            )
+        groups = self.order[...] if self.order is not None else torch.zeros(1)
+        if not 0 <= int(groups.min()) <= int(groups.max()) < self._grid[1]:
+            raise UnsupportedBase(
+                self.subject,
+                f"has {self.path}.{_ORDER} that names groups other than 0 to {self._grid[1] - 1}; {ADVICE}",
             )

@@ -17,6 +17,7 @@ from mint_engine.kernels.library import Kernels, find_kernels
 from mint_engine.model.expert_lora import ExpertRows
 from mint_engine.model.experts import ExpertModules, is_stack, stacked_modules
 from mint_engine.model.indexer import rotation_of, select
+from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent, up_projection
 from mint_engine.model.lora import Rows, add_lora
 from mint_engine.model.paged import PagedAttention
@@ -138,7 +139,8 @@ def _prepare_experts(experts: Any, path: str, slots: Slots, current: Current, he
 def _kernels_for(experts: Any, slots: Slots) -> Kernels | None:
     """What multiplies the experts' rows by weights as they lie, where that is faster than by torch."""
     kernels = find_kernels(slots.dtype, slots.device)
-    lie = all(each.is_contiguous() for each in (experts.gate_up_proj, experts.down_proj))
+    stacks = experts.gate_up_proj, experts.down_proj
+    lie = all(isinstance(each, KeptStack) or each.is_contiguous() for each in stacks)
     plain = lie and not experts.is_transposed and not experts.has_bias
     return kernels if plain and kernels is not None and kernels.meets_rows else None
 

@@ -6,7 +6,7 @@ scales and a band of its rows, or one expert.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from mint_contracts.quantisation import (
 from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4, dequantise_nvfp4, powers_of_two
 from mint_engine.model.integers import unpacked
 from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
-from mint_engine.model.stored import Stored
+from mint_engine.model.stored import Stored, read_into
 
 _E4M3, _BYTE = "F8_E4M3", "U8"
 # What follows a weight's name in that of its scales: either way it is to be multiplied by them.
@@ -174,6 +174,10 @@ class _Float8Weight:
     def get_dtype(self) -> str:
         return str(self.dtype)
 
+    def held(self, device: torch.device) -> "_Float8Weight":
+        """See `kept.Quantised`."""
+        return replace(self, weight=read_into(self.weight, device), scales=read_into(self.scales, device))
+
     def __getitem__(self, part: Any) -> torch.Tensor:
         slices = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
         starts = [each.start or 0 for each in slices]
@@ -199,6 +203,15 @@ class _Nvfp4Weight:
     def get_dtype(self) -> str:
         return str(self.dtype)
 
+    def held(self, device: torch.device) -> "_Nvfp4Weight":
+        """See `kept.Quantised`."""
+        return replace(
+            self,
+            weight=read_into(self.weight, device),
+            scales=read_into(self.scales, device),
+            of_all=read_into(self.of_all, device),
+        )
+
     def __getitem__(self, part: Any) -> torch.Tensor:
         rows, columns = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
         inputs = range(self.get_shape()[1])[columns]
@@ -220,11 +233,54 @@ class _Mxfp4Stack:
     def get_dtype(self) -> str:
         return str(self.dtype)
 
+    def experts(self) -> "list[_Mxfp4Expert]":
+        """See `kept.QuantisedStack`."""
+        return [
+            _Mxfp4Expert(_One(self.blocks, at), _One(self.scales, at), self.dtype)
+            for at in range(self.get_shape()[0])
+        ]
+
     def __getitem__(self, part: Any) -> torch.Tensor:
-        experts, *shape = self.get_shape()
-        held = range(experts)[slice(None) if part is ... else part[0]]
-        out = torch.empty((len(held), *shape), dtype=self.dtype)
+        held = self.experts()[slice(None) if part is ... else part[0]]
+        out = torch.empty((len(held), *self.get_shape()[1:]), dtype=self.dtype)
         for at, expert in enumerate(held):
-            one = slice(expert, expert + 1)
-            out[at] = dequantise_mxfp4(self.blocks[one][0], self.scales[one][0], self.dtype)
+            out[at] = expert[...]
         return out
+
+
+@dataclass(frozen=True)
+class _Mxfp4Expert:
+    blocks: Stored  # [O, I/32, 16]
+    scales: Stored  # [O, I/32]
+    dtype: torch.dtype
+
+    def get_shape(self) -> list[int]:
+        outputs, groups, _ = self.blocks.get_shape()
+        return [groups * MXFP4_GROUP, outputs]
+
+    def get_dtype(self) -> str:
+        return str(self.dtype)
+
+    def held(self, device: torch.device) -> "_Mxfp4Expert":
+        """See `kept.Quantised`."""
+        return replace(self, blocks=read_into(self.blocks, device), scales=read_into(self.scales, device))
+
+    def __getitem__(self, part: Any) -> torch.Tensor:
+        return dequantise_mxfp4(self.blocks[...], self.scales[...], self.dtype)[part]
+
+
+@dataclass(frozen=True)
+class _One:
+    """Of a tensor of all experts, that of one."""
+
+    tensor: Stored
+    at: int
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensor.get_shape()[1:])
+
+    def get_dtype(self) -> str:
+        return self.tensor.get_dtype()
+
+    def __getitem__(self, part: Any) -> torch.Tensor:
+        return self.tensor[self.at : self.at + 1,][0][part]

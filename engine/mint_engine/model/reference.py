@@ -7,6 +7,7 @@ import copy
 import time
 from collections import defaultdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_engine.model.base import Admit, Base, Check, admit_any, load_base
 from mint_engine.model.cache import PROBE_TOKENS
+from mint_engine.model.fill import Naming, fill
+from mint_engine.model.kept import kept_weights
 from mint_engine.model.modules import layers_of, layers_prefix
-from mint_engine.model.stored import Naming, Stored, fill
+from mint_engine.model.stored import Stored
 from mint_engine.parallel.part import Part
 from mint_engine.parallel.shard import shard_layer
 from mint_engine.sources.headway import Headway
@@ -41,14 +44,21 @@ def reference_logits(base: Base) -> torch.Tensor:
 
 
 def load_part(
-    path: Path, dtype: torch.dtype, part: Part, admit: Admit = admit_any, headway: Headway | None = None
+    path: Path,
+    dtype: torch.dtype,
+    part: Part,
+    admit: Admit = admit_any,
+    headway: Headway | None = None,
+    *,
+    quantised_experts: bool = False,
 ) -> tuple[Base, torch.Tensor]:
     """A rank's part of a base in the host's memory, and the logits [T, V] of all of it. Raises as `load_base` does.
 
     A GGUF file is in memory whole, and cut by whoever has it next.
     """
     streamed = _Streamed(part)
-    base = load_base(path, dtype, torch.device("cpu"), streamed, admit, headway)
+    cpu = torch.device("cpu")
+    base = load_base(path, dtype, cpu, streamed, admit, headway, quantised_experts=quantised_experts)
     return base, reference_logits(base) if streamed.logits is None else streamed.logits
 
 
@@ -90,7 +100,7 @@ class _Streamed:
     def _fill_layer(self, model: PreTrainedModel, path: str, check: Check, layer: nn.Module, _: Any) -> None:
         info = fill(model, self._later.pop(path, {}), self._loading)
         info.missing_keys &= layer.state_dict(prefix=f"{path}.").keys()
-        check(vars(info), layer.named_parameters(prefix=path))
+        check(vars(info), chain(layer.named_parameters(prefix=path), kept_weights(layer, path)))
 
     def _cut_layer(self, path: str, read: "_Layers", layer: nn.Module, *_: Any) -> None:
         assert self._part.share is not None  # noqa: S101 - see `fill`

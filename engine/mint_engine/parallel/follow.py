@@ -102,7 +102,8 @@ def _load(begin: Begin) -> Member:
     told = begin.settings
     device = choose_device(told.device, begin.rank % told.ranks_per_node)
     part = Part(begin.rank, begin.count, told.target_modules)
-    base = load_base(Path(begin.base), choose_dtype(told.dtype), torch.device("cpu"), part)
+    cpu, keep = torch.device("cpu"), told.quantised_experts
+    base = load_base(Path(begin.base), choose_dtype(told.dtype), cpu, part, quantised_experts=keep)
     return lay_member(told, base, part, device)
 
 

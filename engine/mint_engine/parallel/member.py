@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
 from mint_engine.model.cache_shape import KeyValueShape, cache_shape, make_cache, pages_in
 from mint_engine.model.experts import route_shape
+from mint_engine.model.kept import move
 from mint_engine.parallel.distributed import DistributedGroup, Gloo, Nccl, store_in, store_on
 from mint_engine.parallel.files import Files
 from mint_engine.parallel.meeting import Extent, Meeting
@@ -41,7 +41,7 @@ def lay_member(
     """
     share, modules = part.cut(base.model), part.modules
     shard_head(base, share)
-    nn.Module.to(base.model, device)
+    move(base.model, device)
     base = replace(base, device=device)
     slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts_of(modules, share), others)
     # As many pages as without ranks, so that all of them agree.

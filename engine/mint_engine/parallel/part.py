@@ -4,25 +4,21 @@ The model is cut while it has no memory yet, and the tensors that fill it are cu
 rank's share is ever in memory.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Check
+from mint_engine.model.fill import Naming, fill, is_harmless
+from mint_engine.model.kept import EXPERT, Kept
 from mint_engine.model.modules import find_modules, layers_prefix
-from mint_engine.model.stored import Naming, Stored, fill
+from mint_engine.model.stored import Stored
 from mint_engine.parallel.shard import STACKED, shard, share_of
 from mint_engine.parallel.shares import Share, is_partial, is_shared
-
-_EXPERT = re.compile(r"\.experts\.(\d+)\.")
-# What keeps experts in their order and does nothing else between them or within what a rank shares of a linear.
-_HARMLESS = (MergeModulelist, Concatenate)
 
 _Part = tuple[slice, ...]  # of a tensor: a slice for each of its first dimensions
 _ALL: list[_Part] = [()]
@@ -47,7 +43,7 @@ class Part:
 
     def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         """Read what of a base's tensors fills this part, or all where it can't be told from the rest before."""
-        if not all(_is_harmless(each) for each in loading.weight_mapping or ()):
+        if not all(is_harmless(each) for each in loading.weight_mapping or ()):
             return fill(model, tensors, loading)
         naming = Naming(model, loading)
         return fill(model, _select(tensors, self.cut(model), layers_prefix(model), naming), loading)
@@ -74,23 +70,26 @@ class _Slice:
         return torch.cat([self._tensor[part] for part in self._parts])
 
 
-def _is_harmless(step: Any) -> bool:
-    return not isinstance(step, WeightConverter) or all(isinstance(each, _HARMLESS) for each in step.operations)
-
-
 def _select(tensors: Mapping[str, Stored], share: Share, prefix: str, naming: Naming) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for key, tensor in tensors.items():
         inside = naming.whole(key).startswith(prefix)
         parts = parts_of(naming.of(key), tensor.get_shape(), share) if inside else _ALL
         if parts:
-            found[key] = tensor if parts == _ALL else _Slice(tensor, parts)
+            found[key] = tensor if parts == _ALL else _part_of(tensor, parts)
     return found
+
+
+def _part_of(tensor: Stored, parts: Sequence[_Part]) -> Stored:
+    if isinstance(tensor, Kept):
+        ((experts,),) = parts
+        return tensor.cut(experts)
+    return _Slice(tensor, parts)
 
 
 def parts_of(key: str, shape: Sequence[int], share: Share) -> list[_Part]:
     """What of a decoder layer's tensor of that name the rank reads, one below another."""
-    if expert := _EXPERT.search(key):
+    if expert := EXPERT.search(key):
         return _ALL if int(expert[1]) in range(*share.experts) else []
     path, _, kind = key.rpartition(".")
     if kind in STACKED and path.endswith(".experts"):

@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
+from mint_engine.model.kept import KeptStack
 from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
 from mint_engine.training.delta import Current, accumulate, shrink
@@ -51,7 +52,7 @@ class Routing:
 class Stack:
     """One linear of all experts: weight [E, out, in], or [E, in, out] where transposed, bias [E, out]."""
 
-    weight: torch.Tensor
+    weight: torch.Tensor | KeptStack
     bias: torch.Tensor | None
     transposed: bool
     modules: tuple[Module, ...]  # what adapters target of it

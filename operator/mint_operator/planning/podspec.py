@@ -74,6 +74,7 @@ def engine_settings(base: ObservedBase) -> settings.EngineSettings:
         source=spec.source.source,
         device=spec.engine.device,
         dtype=spec.engine.dtype,
+        quantised_experts=spec.engine.quantised_experts,
         context_length=spec.engine.context_length,
         kv_cache_bytes=base.kv_cache_bytes,
         max_rank=spec.adapters.max_rank,

@@ -1,0 +1,270 @@
+"""Routed experts that stay quantised: as if they had been dequantised when they were read, in less memory."""
+
+import copy
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
+from mint_contracts.training import Loss
+from mint_engine.beforehand import check_small_files
+from mint_engine.model.base import Base, load_base
+from mint_engine.model.experts import is_stack
+from mint_engine.model.kept import KeptStack, kept_weights, move
+from mint_engine.model.modules import find_modules
+from mint_engine.model.reference import load_part, reference_logits
+from mint_engine.parallel.part import Part
+from mint_engine.scheduling.scheduler import Limits
+from mint_engine.training.example import PolicyBatch
+from mint_engine.training.policy import PolicySettings
+from mint_engine.training.trainer import Trainer
+from tests.engine.families import CPU
+from tests.engine.integers import PACKED, save_packed
+from tests.engine.quantised import LAYOUTS, edit_tensors, save_float8, save_mxfp4, save_nvfp4, tensors_of
+from tests.engine.running import ask, running, settings_for
+from tests.engine.saved_families import SERVED, save_adapter, save_base
+from tests.engine.test_families_served import check_answers
+from tests.engine.training.at_once import create, step_all
+from tests.engine.training.frontier import examples_of
+from tests.engine.training.scene import OPTIMIZER, awaken, learn
+
+Save = Callable[[Path], tuple[Path, Path]]  # a base's quantised copy, and another with what it holds
+
+
+def in_float8(family: str, layout: str = "deepseek") -> Save:
+    return lambda folder: save_float8(save_base(family, folder / "plain"), folder, LAYOUTS[layout])
+
+
+def in_numbers(family: str, layout: str) -> Save:
+    return lambda folder: save_packed(save_base(family, folder / "plain"), folder, PACKED[layout])
+
+
+def in_mxfp4(folder: Path) -> tuple[Path, Path]:
+    return save_mxfp4(save_base("gpt_oss", folder / "plain", hidden_size=64), folder)
+
+
+def in_nvfp4(folder: Path) -> tuple[Path, Path]:
+    return save_nvfp4(save_base("qwen3_moe", folder / "plain", hidden_size=64), folder, mixed=True)
+
+
+SAVES: dict[str, tuple[str, Save]] = {
+    "float8": ("deepseek_v3", in_float8("deepseek_v3")),
+    "float8 by channels": ("qwen3_moe", in_float8("qwen3_moe", "compressed_channel")),
+    "mxfp8": ("glm_5", in_float8("glm_5", "modelopt_mxfp8")),
+    "mxfp4": ("gpt_oss", in_mxfp4),
+    "nvfp4 and float8": ("qwen3_moe", in_nvfp4),
+    "numbers": ("deepseek_v3", in_numbers("deepseek_v3", "kimi")),
+    "reordered numbers": ("mixtral", in_numbers("mixtral", "w4a16_reordered")),
+}
+STACKS = ("gate_up_proj", "down_proj")
+EVERY = pytest.mark.parametrize("files", SAVES)
+FEW = pytest.mark.parametrize("files", ["float8", "mxfp4", "numbers"])
+
+
+def load(folder: Path, part: Part | None = None, *, keep: bool = True, dtype: torch.dtype = torch.bfloat16) -> Base:
+    return load_base(folder, dtype, CPU, part, quantised_experts=keep)
+
+
+def last_of(ranks: int) -> Part | None:
+    """What the last of so many reads; None: all."""
+    return Part(ranks - 1, ranks) if ranks > 1 else None
+
+
+def stacks(base: Base) -> dict[str, Any]:
+    """Every stack of experts by name, kept or not."""
+    held = [(path, module) for path, module in base.model.named_modules() if is_stack(module)]
+    return {
+        f"{path}.{name}": getattr(module, name) for path, module in held for name in ("gate_up_proj", "down_proj")
+    }
+
+
+def assert_alike(kept: Base, plain: Base) -> None:
+    """One holds experts as files do, and of each what the other has; all else is the same."""
+    ours = {name: stack for name, stack in stacks(kept).items() if isinstance(stack, KeptStack)}
+    state, theirs = kept.model.state_dict(), plain.model.state_dict()
+    assert ours
+    assert state.keys() == theirs.keys() - ours.keys()
+    for name, stack in ours.items():
+        assert stack.shape == theirs[name].shape
+        for at, expected in enumerate(theirs[name]):
+            assert torch.equal(stack[at], expected), (name, at)
+    for name, each in state.items():
+        assert torch.equal(each, theirs[name]), name
+
+
+@EVERY
+def test_an_expert_is_what_it_would_be_dequantised(files: str, tmp_path: Path) -> None:
+    """Whole, by each rank, and streamed a layer at a time by the first of several."""
+    quantised, dequantised = SAVES[files][1](tmp_path)
+    whole, plain = load(quantised), load(dequantised, keep=False)
+    assert_alike(whole, plain)
+    plain.model.set_experts_implementation("eager")
+    logits = reference_logits(plain)
+    assert torch.equal(reference_logits(whole), logits)
+    for rank in range(2):
+        part = load(dequantised, Part(rank, 2), keep=False)
+        assert_alike(load(quantised, Part(rank, 2)), part)
+        streamed, found = load_part(quantised, torch.bfloat16, Part(rank, 2), quantised_experts=True)
+        assert_alike(streamed, part)
+        assert torch.equal(found, logits)
+
+
+@EVERY
+def test_experts_take_what_files_do(files: str, tmp_path: Path) -> None:
+    quantised, _ = SAVES[files][1](tmp_path)
+    base = load(quantised)
+    kept = [stack for stack in stacks(base).values() if isinstance(stack, KeptStack)]
+    held = sum(each.nbytes for each in memory(kept))
+    there = {
+        name: each for name, each in tensors_of(quantised).items() if ".experts." in name and "_bias" not in name
+    }
+    unread = ("input_scale", "activation_scale", "output_scale")
+    assert held == sum(each.nbytes for name, each in there.items() if not name.endswith(unread))
+
+
+def memory(found: Any) -> list[torch.Tensor]:
+    """Every tensor that something holds."""
+    if isinstance(found, torch.Tensor):
+        return [found]
+    if isinstance(found, (list, tuple)):
+        return [tensor for each in found for tensor in memory(each)]
+    return [tensor for each in vars(found).values() for tensor in memory(each)] if hasattr(found, "__dict__") else []
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@FEW
+async def test_answers_are_pefts(files: str, ranks: int, tmp_path: Path) -> None:
+    family, save = SAVES[files]
+    quantised, dequantised = save(tmp_path)
+    await check_answers(family, quantised, dequantised, tmp_path, ranks, quantised_experts=True)
+
+
+@FEW
+async def test_answers_are_those_of_dequantised_experts(files: str, tmp_path: Path) -> None:
+    """To the bit, with adapters on every expert."""
+    family, save = SAVES[files]
+    quantised, dequantised = save(tmp_path)
+    adapters = {"a/all": save_adapter(dequantised, tmp_path / "all", 4, **SERVED[family])}
+    draw = random.Random(5)
+    prompts = [[draw.randrange(2, 290) for _ in range(length)] for length in (3, 41)]
+    found = []
+    for keep in (True, False):
+        async with running(quantised, adapters, Limits(running=4, step_tokens=24), quantised_experts=keep) as engine:
+            assert engine.server.generation.compute == "generic"
+            for prompt, who in itertools.product(prompts, ("", "a/all")):  # alone: products depend on what is beside
+                answer = await ask(engine, prompt, who, max_tokens=8, logprobs=0, ignore_eos=True)
+                found.append((answer.tokens, answer.logprobs))
+    assert found[: len(found) // 2] == found[len(found) // 2 :]
+
+
+@FEW
+def test_policies_learn_the_same(files: str, tmp_path: Path) -> None:
+    """Two steps of three policies with adapters on every expert, to the bit."""
+    quantised, _ = SAVES[files][1](tmp_path)
+    found = []
+    for keep in (True, False):
+        base = load(quantised, keep=keep)
+        trainer = Trainer(base, find_modules(base.model), max_rank=16, lean=False)
+        names = [f"p/{number}" for number in range(3)]
+        for number, name in enumerate(names):
+            create(trainer, name, PolicySettings(2 + number, 4.0, (), number))
+            awaken(trainer, name, seed=number)
+        for turn in range(2):
+            loss = Loss(type="importance_sampling", ratio_low=0.0, ratio_high=0.0)
+            learn(trainer, [PolicyBatch(name, examples_of(int(name[-1]), turn), loss) for name in names])
+            step_all(trainer, dict.fromkeys(names, OPTIMIZER))
+        found.append([trainer.policy(name).weights for name in names])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_a_copy_of_the_modules_shares_its_experts(tmp_path: Path) -> None:
+    """As training has one of what serves."""
+    base = load(SAVES["float8"][1](tmp_path)[0])
+    ours, theirs = stacks(base), copy.deepcopy(base.model)
+    assert all(
+        theirs.get_submodule(path.rpartition(".")[0]).down_proj is each
+        for path, each in ours.items()
+        if path.endswith("down_proj")
+    )
+
+
+@EVERY
+def test_experts_are_dequantised_where_they_are(files: str, tmp_path: Path) -> None:
+    """On a device with memory of its own nothing of it is computed elsewhere; a device that is not there can tell."""
+    base = load(SAVES[files][1](tmp_path)[0])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        move(base.model, torch.device("cuda"))
+        for name, weight in kept_weights(base.model):
+            assert weight.device.type == "cuda", name
+            assert weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("save", "says"),
+    [
+        (lambda folder: (save_base("qwen3_moe", folder / "plain"),) * 2, "plain has no quantised routed experts"),
+        (in_float8("qwen3"), "quantised has no quantised routed experts"),
+    ],
+    ids=["in two bytes", "without experts"],
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_base_without_any_is_told_to_leave_it_out(save: Save, says: str, ranks: int, tmp_path: Path) -> None:
+    folder, _ = save(tmp_path)
+    with pytest.raises(UnsupportedBase, match=f"quantisedExperts: is true, but .*{says}; leave it out"):
+        load(folder, last_of(ranks))
+    with pytest.raises(
+        UnsupportedBase, match="quantisedExperts: is true, but base x/y has no quantised routed experts"
+    ):
+        check_small_files(settings_for(folder, quantised_experts=True), folder, "base x/y")
+
+
+UP = "model.layers.1.mlp.experts.5.up_proj.weight"
+GATE_UP = "model.layers.1.mlp.experts.gate_up_proj"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("files", "changes", "error", "says"),
+    [
+        ("float8", {f"{UP}_scale_inv": lambda each: each * torch.nan}, NonFiniteWeights, "gate_up_proj of expert"),
+        ("mxfp4", {f"{GATE_UP}_scales": lambda each: each | 255}, NonFiniteWeights, "gate_up_proj of expert"),
+        ("float8", {UP: lambda _: None, f"{UP}_scale_inv": lambda _: None}, UnsupportedBase, "gate_up_proj: has"),
+        (
+            "mxfp4",
+            {f"{GATE_UP}_{end}": lambda each: each[:, :32].clone() for end in ("blocks", "scales")},
+            UnsupportedBase,
+            r"gate_up_proj: has \d experts of \[64, 32\]",
+        ),
+    ],
+)
+def test_what_is_no_weight_of_the_base_is_named(
+    files: str, changes: dict[str, Any], error: type[MintError], says: str, ranks: int, tmp_path: Path
+) -> None:
+    """Numbers that are none, an expert without one of its linears, and shapes that agree with each other alone."""
+    quantised, _ = SAVES[files][1](tmp_path)
+    held = tensors_of(quantised)
+    edit_tensors(quantised, {name: change(held[name]) for name, change in changes.items()})
+    with pytest.raises(error, match=says):
+        load(quantised, last_of(ranks))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_layers_that_the_model_does_not_have_are_not_read(ranks: int, tmp_path: Path) -> None:
+    """As DeepSeek-V3's files have one more, which predicts several tokens."""
+    quantised, _ = SAVES["float8"][1](tmp_path)
+    edit_tensors(
+        quantised,
+        {
+            f"model.layers.3.{name[15:]}": each.clone()
+            for name, each in tensors_of(quantised).items()
+            if name.startswith("model.layers.2.")
+        },
+    )
+    found = stacks(load(quantised, last_of(ranks)))
+    assert {name.split(".")[2] for name in found} == {"1", "2"}
