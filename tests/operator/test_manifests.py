@@ -146,6 +146,13 @@ def test_pods_run_as_nobody_with_nothing_to_write_but_their_own_folders() -> Non
     assert writable == ["/mint/tmp", "/mint/cache"]
 
 
+def test_engines_are_told_which_experts_stay_quantised() -> None:
+    """Others are told nothing of it, so that they do not restart."""
+    assert engine_settings(with_spec(engine=EngineSpec(quantised_experts=True))).quantised_experts
+    plain = msgspec.json.encode(engine_settings(with_spec(engine=EngineSpec())))
+    assert b"quantised" not in plain
+
+
 def test_the_claim_that_training_writes_to_can_be_written_and_no_other() -> None:
     made = pod(training_base())
     assert engine_settings(training_base()).training_store == Source(uri="pvc://training/runs")

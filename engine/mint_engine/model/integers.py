@@ -141,9 +141,15 @@ class _Weight:
         cuts = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
         rows, columns = (range(size)[cut] for size, cut in zip(self.get_shape(), cuts, strict=True))
         words = self.words[rows.start : rows.stop, columns.start // self._each : -(-columns.stop // self._each)]
-        scales = self._of_rows(self.scales, rows)
-        zeros, groups = self._zeros(rows), self._groups(columns).to(words.device)
-        return dequantise_integers(words, self.files.bits, columns.start, scales, zeros, groups, self.dtype)
+        scales, zeros = self._of_rows(self.scales, rows), self._zeros(rows)
+        groups: torch.Tensor | int
+        if self.order is None:
+            groups = self.block[1]
+            own = slice(columns.start // groups, -(-columns.stop // groups))
+            scales, zeros = scales[:, own], zeros[:, own] if zeros is not None else None
+        else:
+            groups = self.order[columns.start : columns.stop,].long()
+        return dequantise_integers(words, self.files.bits, columns, scales, zeros, groups, self.dtype)
 
     def _of_rows(self, tensor: Stored, rows: range) -> torch.Tensor:
         """Of scales, or of what is like them: [rows, G]."""
@@ -162,12 +168,6 @@ class _Weight:
         return unpack_words(words.T.clone(memory_format=torch.contiguous_format), self.files.bits).T[
             start : start + len(rows)
         ]
-
-    def _groups(self, columns: range) -> torch.Tensor:
-        """Of which group each of these columns is."""
-        if self.order is None:
-            return torch.arange(columns.start, columns.stop) // self.block[1]
-        return self.order[columns.start : columns.stop,].long()
 
     def _check(self) -> None:
         """Rows end where words do: of a row that did not, not even the shape could be told before it is read."""

@@ -87,7 +87,8 @@ class KeptStack:
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
         parts = self._experts[int(expert)]
-        return parts[0][...] if len(parts) == 1 else torch.cat([each[...] for each in parts])
+        whole = parts[0][...] if len(parts) == 1 else torch.cat([each[...] for each in parts])
+        return whole.contiguous()  # as a tensor of all of them has it: products round by how their inputs lie
 
     def __deepcopy__(self, _: Any) -> "KeptStack":
         return self  # as parameters that a model shares with its copy

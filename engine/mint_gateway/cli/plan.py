@@ -15,7 +15,7 @@ from mint_gateway.cli.plan_table import adapters_table, layouts_table, plan_tabl
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES, Device
 from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Storage, make_plan
-from mint_gateway.planning.shape import KINDS
+from mint_gateway.planning.shape import KINDS, keep_experts
 
 _QUANTITY = re.compile(r"([1-9][0-9]*)(?:([KMGT])(i)?)?")
 
@@ -33,7 +33,8 @@ def add(verbs: "Verbs") -> None:
     )
     verb.add_argument("--node", type=_positive, metavar="N", help="devices of one node (default: as they are built)")
     verb.add_argument("--tensor-parallel", type=_positive, default=1, metavar="N", help="ranks of one engine")
-    verb.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16", help="float8: of the weights")
+    verb.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16")
+    verb.add_argument("--quantised-experts", action="store_true", help="routed experts stay as the files have them")
     verb.add_argument("--adapters", type=_positive, default=64, metavar="N", help="in slots at once")
     verb.add_argument("--rank", type=_positive, default=8, help="the largest of theirs")
     verb.add_argument("--targets", choices=sorted(KINDS), default="all", help="dense: all but routed experts")
@@ -50,6 +51,8 @@ def add(verbs: "Verbs") -> None:
 async def run(options: argparse.Namespace) -> int:
     """Count and print; 0 where the mix fits one engine or several, 2 where it fits none."""
     shape = read_shape(_read(options.config), f"file {_file(options.config)}")
+    if options.quantised_experts:
+        shape = keep_experts(shape, f"file {_file(options.config)}")
     device = _device(DEVICES[options.device], options)
     mix = Mix(
         *(options.adapters, options.rank, options.targets, options.requests, options.context),

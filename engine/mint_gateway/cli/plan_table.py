@@ -59,20 +59,29 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
 
 def _published(shape: BaseShape) -> str:
     """What the weights' files are, and what is done with them."""
+    form = _form(shape)
+    if not form:
+        return "in two bytes a parameter"
+    if not shape.keeps:
+        return f"{form}; dequantised when read"
+    rest = "" if form.startswith("experts") else ", all else dequantised when read"
+    return f"{form}; experts stay so{rest}"
+
+
+def _form(shape: BaseShape) -> str:
     if isinstance(shape.files, Float8):
         blocks = f"by blocks of {shape.files.rows} x {shape.files.columns}"
         kind = {BY_TENSOR: "float8 by tensors", BY_CHANNEL: "float8 by channels", MXFP8: "MXFP8"}
-        return f"linears in {kind.get(shape.files, f'float8 {blocks}')}; dequantised when read"
+        return f"linears in {kind.get(shape.files, f'float8 {blocks}')}"
     if isinstance(shape.files, Mxfp4):
-        return "experts in MXFP4; dequantised when read"
+        return "experts in MXFP4"
     if isinstance(shape.files, Nvfp4):
-        beside = ", others in float8" if shape.files.mixed else ""
-        return f"linears in NVFP4{beside}; dequantised when read"
+        return f"linears in NVFP4{', others in float8' if shape.files.mixed else ''}"
     if isinstance(shape.files, Integers):
         packed = {each.kind for each in shape.linears if each.plain < each.count}
         where = "experts" if packed == {"expert"} else "linears"
-        return f"{where} in INT{shape.files.bits} {_scaled(shape.files)}; dequantised when read"
-    return "in two bytes a parameter"
+        return f"{where} in INT{shape.files.bits} {_scaled(shape.files)}"
+    return ""
 
 
 def _scaled(files: Integers) -> str:

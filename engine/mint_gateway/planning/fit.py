@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import msgspec
 
 from mint_contracts.errors import UnsupportedBase
-from mint_contracts.quantisation import BLOCKS_OF_128
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.layouts import Layout, layouts
 from mint_gateway.planning.ranks import share_out
@@ -30,9 +29,8 @@ _HEADER_PART = 69
 # Of a base's layers the first of several ranks has one whole at a time, and its tensors while these are put together:
 # so much was measured of a layer of experts in files of one tensor each.
 WHOLE_LAYERS = 2.5
-FLOAT8 = "float8"  # of the weights alone: adapters and cache are in bfloat16 then
 _KERNELS = ("bfloat16", "float32")  # number types that there are own kernels of, for processors
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, FLOAT8: 2}
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class Mix(msgspec.Struct, frozen=True):
@@ -151,7 +149,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         parameters=shape.parameters,
         files=0 if shape.unread else shape.files_bytes,
         loading=_loading(shape, device, ranks, dtype),
-        weights=_weights(shape, dtype),
+        weights=shape.resident_bytes(size),
         token=token,
         cache=mix.requests * mix.context * token,
         adapter=adapter,
@@ -173,7 +171,6 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
             mix.slot_rank,
             mix.context,
             mix.policies,
-            float8=dtype == FLOAT8,
             base=(shape.unread, shape.unserved and f"the base {shape.unserved}"),
         ),
         from_host=to_device,
@@ -249,7 +246,7 @@ def usable(device: Device) -> int:
 
 def _loading(shape: BaseShape, device: Device, ranks: int, dtype: str) -> int:
     shares = sum(_resident(share, device, dtype) for share in share_out(shape, ranks))
-    whole = WHOLE_LAYERS * shape.layer_parameters * DTYPE_BYTES[dtype] if ranks > 1 else 0
+    whole = WHOLE_LAYERS * shape.layer_bytes(DTYPE_BYTES[dtype]) if ranks > 1 else 0
     return shares + int(whole)
 
 
@@ -262,11 +259,7 @@ def _nodes(device: Device, ranks: int) -> int:
     return 1 if device.one_memory else math.ceil(ranks / device.node)
 
 
-def _weights(shape: BaseShape, dtype: str) -> int:
-    return shape.bytes_in(BLOCKS_OF_128) if dtype == FLOAT8 else shape.parameters * DTYPE_BYTES[dtype]
-
-
 def _resident(share: BaseShape, device: Device, dtype: str) -> int:
     """Weights in memory: own kernels lay out what they multiply by once more, beside the modules that it came in."""
     packed = share.packed_parameters if _is_lean(share, device, dtype) else 0
-    return _weights(share, dtype) + packed * DTYPE_BYTES[dtype]
+    return share.resident_bytes(DTYPE_BYTES[dtype]) + packed * DTYPE_BYTES[dtype]

@@ -9,12 +9,9 @@ MOST_ADAPTER_RANK = 512  # maxRank
 MOST_CONTEXT = 1 << 20  # contextLength
 
 
-def refusal(
-    ranks: int, nodes: int, adapter_rank: int, context: int, policies: int, *, float8: bool, base: Iterable[str]
-) -> str:
+def refusal(ranks: int, nodes: int, adapter_rank: int, context: int, policies: int, *, base: Iterable[str]) -> str:
     """Why no engine would start so, each reason with what would; "" where one would. `base` are the base's own."""
     reasons = {
-        "weights must be in bfloat16, float16 or float32": float8,
         **{reason: bool(reason) for reason in base},
         f"nodes have as many ranks each, and {ranks} of these devices are in {nodes} nodes": bool(ranks % nodes),
         f"an engine has at most {MOST_RANKS} ranks": ranks > MOST_RANKS,

@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import (
     MXFP4_BYTES,
     MXFP4_GROUP,
@@ -55,9 +56,9 @@ class Linear(msgspec.Struct, frozen=True):
         """Of all of them."""
         return self.count * (self.wide * self.high + (self.high if self.bias else 0))
 
-    def bytes_in(self, files: Quantisation | None) -> int:
-        """Of all of them as files hold them; biases, and what is not quantised, in two bytes."""
-        biases = 2 * self.high * self.count if self.bias else 0
+    def bytes_in(self, files: Quantisation | None, size: int = 2) -> int:
+        """Of all of them as files hold them; biases, and what is not quantised, in so many bytes each."""
+        biases = size * self.high * self.count if self.bias else 0
         if isinstance(files, Float8):
             blocks = -(-self.wide // (files.columns or self.wide)) * -(-self.high // (files.rows or self.high))
             weights = self.wide * self.high + blocks * (1 if files == MXFP8 else 4)
@@ -68,10 +69,10 @@ class Linear(msgspec.Struct, frozen=True):
             weights = self.high * self.wide // 2 + self.high * self.wide // NVFP4_GROUP + 4
             weights = weights if small else self.high * self.wide + 4
         elif isinstance(files, Integers):
-            plain = 2 * self.wide * self.high
+            plain = size * self.wide * self.high
             return self.plain * plain + (self.count - self.plain) * self._packed_bytes(files) + biases
         else:
-            weights = 2 * self.wide * self.high
+            weights = size * self.wide * self.high
         return self.count * weights + biases
 
     def _packed_bytes(self, files: Integers) -> int:
@@ -102,6 +103,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     route_bytes: int  # of one token's experts, which the first rank of an engine that trains keeps beside its cache
     context_length: int
     files: Quantisation | None = None  # how they hold the weights; None: in two bytes each
+    keeps: bool = False  # routed experts stay in memory as files have them
     unread: str = ""  # why engines do not read the files; "" where they do
     unserved: str = ""  # what of its attention engines refuse; "" where nothing
     predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
@@ -127,11 +129,18 @@ class BaseShape(msgspec.Struct, frozen=True):
         rows = self.head_rows or self.vocabulary
         return rows * self.hidden + sum(each.parameters for each in self.linears if each.kind != "expert")
 
-    @property
-    def layer_parameters(self) -> int:
-        """Of one decoder layer's linears, at most: one of each, and all experts of a layer."""
+    def resident_bytes(self, size: int) -> int:
+        """The weights in memory, of so many bytes a number but for experts that stay quantised."""
+        return size * self.other_parameters + sum(self._resident(linear, size) for linear in self.linears)
+
+    def layer_bytes(self, size: int) -> int:
+        """The same of one decoder layer's linears, at most: one of each, and all experts of a layer."""
         held = (each for each in self.linears if each.count)
-        return sum(each.parameters // each.count * (self.experts if each.kind == "expert" else 1) for each in held)
+        many = {"expert": self.experts}
+        return sum(self._resident(each, size) * many.get(each.kind, 1) // each.count for each in held)
+
+    def _resident(self, linear: Linear, size: int) -> int:
+        return linear.bytes_in(self.files if self.keeps and linear.kind == "expert" else None, size)
 
     @property
     def cache_elements(self) -> int:
@@ -208,3 +217,14 @@ class BaseShape(msgspec.Struct, frozen=True):
 
     def _targeted(self, targets: Targets) -> Iterable[Linear]:
         return (each for each in self.linears if each.count and each.kind in KINDS[targets])
+
+
+def keep_experts(shape: BaseShape, subject: str) -> BaseShape:
+    """A base whose routed experts stay quantised, see `mint_engine.model.kept`.
+
+    Raises UnsupportedBase, which names the file so, where none are.
+    """
+    experts = [each for each in shape.linears if each.kind == "expert" and each.count]
+    if all(each.bytes_in(shape.files) == each.bytes_in(None) for each in experts):
+        raise UnsupportedBase(subject, "tells of no quantised routed experts; leave --quantised-experts out")
+    return msgspec.structs.replace(shape, keeps=True, lean=False)
