@@ -1,6 +1,7 @@
 """Biases and penalties: as transformers and OpenAI define them, and nobody else's affair."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
 
-from mint_engine.requests.penalties import Said, penalise
+from mint_engine.requests.penalties import penalise
+from mint_engine.requests.said import Said
 from mint_engine.scheduling.request import Sampling
 from tests.engine.running import Running, ask, running, save_adapter
 
@@ -18,17 +20,16 @@ VOCABULARY = 40
 PROMPT = list(range(5, 25))
 
 tokens = st.lists(st.integers(0, VOCABULARY - 1), max_size=20)
+some_tokens = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20)
 
 
 def logits_of(seed: int, rows: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return (3 * torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
-def plainly(row: list[float], said: Said) -> list[float]:
+def plainly(row: list[float], sampling: Sampling, completion: list[int]) -> list[float]:
     """OpenAI's formula (platform.openai.com/docs/guides/text-generation, frequency and presence penalties)."""
-    completion = list(said.tokens[said.prompt :])
     counts = [completion.count(token) for token in range(len(row))]
-    sampling = said.sampling
     return [
         logit - count * sampling.frequency_penalty - (count > 0) * sampling.presence_penalty
         for logit, count in zip(row, counts, strict=True)
@@ -40,36 +41,46 @@ def test_frequency_and_presence_count_the_completion_alone(
     prompt: list[int], completion: list[int], frequency: float, presence: float, seed: int
 ) -> None:
     sampling = Sampling(9, 0, frequency_penalty=frequency, presence_penalty=presence)
-    said, logits = Said(sampling, prompt + completion, len(prompt)), logits_of(seed)
-    expected = torch.tensor([plainly(logits[0].tolist(), said)])
-    torch.testing.assert_close(penalise(logits, [said]), expected)
+    said, logits = Said().take(prompt + completion, len(prompt)), logits_of(seed)
+    expected = torch.tensor([plainly(logits[0].tolist(), sampling, completion)])
+    torch.testing.assert_close(penalise(logits, [(sampling, said)]), expected)
 
 
-@given(
-    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20), tokens, st.floats(0.1, 10), st.integers(0, 9)
-)
+@given(some_tokens, tokens, st.floats(0.1, 10), st.integers(0, 9))
 def test_repetition_counts_prompt_and_completion_as_transformers_does(
     prompt: list[int], completion: list[int], penalty: float, seed: int
 ) -> None:
-    said = Said(Sampling(9, 0, repetition_penalty=penalty), prompt + completion, len(prompt))
+    said = Said().take(prompt + completion, len(prompt))
     logits = logits_of(seed)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + completion]), logits.clone())
-    torch.testing.assert_close(penalise(logits, [said]), expected)
+    sampling = Sampling(9, 0, repetition_penalty=penalty)
+    torch.testing.assert_close(penalise(logits, [(sampling, said)]), expected)
+
+
+@given(some_tokens, tokens)
+def test_tokens_taken_in_as_they_come_are_those_taken_in_at_once(prompt: list[int], completion: list[int]) -> None:
+    """One after another, or several that came while nothing was asked."""
+    said, every = Said(), [*prompt, *completion]
+    for count in range(len(prompt), len(every) + 1):
+        if count % 3:
+            said.take(every[:count], len(prompt))
+    said.take(every, len(prompt))
+    assert (sorted(said.seen.tolist()), said.counts) == (sorted(set(every)), Counter(completion))
 
 
 @given(st.dictionaries(st.integers(0, VOCABULARY - 1), st.floats(-100, 100), min_size=1), st.integers(0, 9))
 def test_a_bias_is_added_as_by_transformers(biases: dict[int, float], seed: int) -> None:
-    said, logits = Said(Sampling(9, 0, logit_bias=tuple(biases.items())), [1, 2], 2), logits_of(seed)
+    sampling, logits = Sampling(9, 0, logit_bias=tuple(biases.items())), logits_of(seed)
     told: list[list[list[int] | float]] = [[[token], bias] for token, bias in biases.items()]
     expected = SequenceBiasLogitsProcessor(told)(torch.tensor([[1, 2]]), logits.clone())
-    torch.testing.assert_close(penalise(logits, [said]), expected)
+    torch.testing.assert_close(penalise(logits, [(sampling, Said())]), expected)
 
 
 def test_each_row_is_its_own_and_the_logits_stay_as_they_are() -> None:
     logits = logits_of(1, 2, torch.bfloat16)
     before = logits.clone()
-    first = Said(Sampling(9, 0, presence_penalty=1.5), [1, 2, 2], 1)
-    second = Said(Sampling(9, 0, logit_bias=((7, 3.0),)), [1], 1)
+    first = Sampling(9, 0, presence_penalty=1.5), Said().take([1, 2, 2], 1)
+    second = Sampling(9, 0, logit_bias=((7, 3.0),)), Said().take([1], 1)
     changed = penalise(logits, [first, second])
     assert torch.equal(logits, before)
     assert changed.dtype == torch.float32

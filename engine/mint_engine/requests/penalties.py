@@ -5,39 +5,30 @@ frequency and presence the completion alone, as OpenAI's do.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
+from mint_engine.requests.said import Said
 from mint_engine.scheduling.request import Sampling
 
 
-class Said(NamedTuple):
-    """The tokens of a request so far."""
-
-    sampling: Sampling
-    tokens: Sequence[int]  # of the prompt, then of the completion
-    prompt: int  # how many are the prompt's
-
-
-def penalise(logits: torch.Tensor, said: Sequence[Said]) -> torch.Tensor:
-    """logits [n, V] -> [n, V] float32, each row as its request has it."""
+def penalise(logits: torch.Tensor, asked: Sequence[tuple[Sampling, Said]]) -> torch.Tensor:
+    """logits [n, V] -> [n, V] float32, each row as its request has it after what it has said."""
     changed = logits.to(torch.float32, copy=True)
-    for row, each in zip(changed, said, strict=True):
-        _change(row, each)
+    for row, (sampling, said) in zip(changed, asked, strict=True):
+        _change(row, sampling, said)
     return changed
 
 
-def _change(row: torch.Tensor, said: Said) -> None:
-    sampling = said.sampling
+def _change(row: torch.Tensor, sampling: Sampling, said: Said) -> None:
     if sampling.logit_bias:
         tokens, biases = zip(*sampling.logit_bias, strict=True)
         row[list(tokens)] += torch.tensor(biases, device=row.device)
     if sampling.repetition_penalty != 1.0:
-        seen = torch.unique(torch.tensor(said.tokens, device=row.device))
+        seen = said.seen.to(row.device)
         before, penalty = row[seen], sampling.repetition_penalty
         row[seen] = torch.where(before > 0, before / penalty, before * penalty)
-    if (sampling.frequency_penalty or sampling.presence_penalty) and len(said.tokens) > said.prompt:
-        completion = torch.tensor(said.tokens[said.prompt :], device=row.device)
-        found, counts = torch.unique(completion, return_counts=True)
+    if (sampling.frequency_penalty or sampling.presence_penalty) and said.counts:
+        found = torch.tensor(list(said.counts), device=row.device)
+        counts = torch.tensor(list(said.counts.values()), device=row.device)
         row[found] -= sampling.frequency_penalty * counts + sampling.presence_penalty

@@ -10,8 +10,9 @@ from mint_engine import metrics
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.model.routes import Routes
-from mint_engine.requests.penalties import Said, penalise
+from mint_engine.requests.penalties import penalise
 from mint_engine.requests.pieces import choose_decoder
+from mint_engine.requests.said import Said
 from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
 from mint_engine.scheduling.pages import Pages, pages_for
@@ -221,11 +222,16 @@ def _chosen(sequences: list[Sequence], logits: torch.Tensor) -> list[int | None]
     tokens = choose_tokens(logits, wanted)
     changed = [at for at, (sampling, _) in enumerate(wanted) if sampling.penalises]
     if changed:  # again, from logits of their own: the others' are not copied
-        said = [Said(wanted[at][0], sequences[at].tokens, len(sequences[at].request.prompt)) for at in changed]
-        again = choose_tokens(penalise(logits[changed], said), [wanted[at] for at in changed])
+        asked = [(wanted[at][0], _said(sequences[at])) for at in changed]
+        again = choose_tokens(penalise(logits[changed], asked), [wanted[at] for at in changed])
         for at, token in zip(changed, again, strict=True):
             tokens[at] = token
     return tokens
+
+
+def _said(sequence: Sequence) -> Said:
+    sequence.said = sequence.said or Said()
+    return sequence.said.take(sequence.tokens, len(sequence.request.prompt))
 
 
 def _score_chosen(rows: list[Row], tokens: list[int | None], logits: torch.Tensor) -> dict[int, tuple[Scored, ...]]:

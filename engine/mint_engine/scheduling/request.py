@@ -9,6 +9,7 @@ import msgspec
 
 from mint_contracts.errors import MintError
 from mint_engine.model.routes import Routes
+from mint_engine.requests.said import Said
 from mint_engine.requests.text import TextStream
 from mint_engine.residency.slots import NO_SLOT
 
@@ -163,6 +164,7 @@ class Sequence:
     state: State = State.WAITING
     arrival: int = 0  # counts up over all requests
     tokens: list[int] = field(default_factory=list)  # prompt, then completion
+    said: Said | None = None  # of `tokens`, once a penalty has asked
     computed: int = 0  # tokens whose keys and values are cached
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)  # of the full pages of `tokens`, as far as they are needed
