@@ -13,6 +13,12 @@ def is_within(path: str, target: str) -> bool:
     return f".{path}".endswith(f".{target}")
 
 
+def endings(path: str) -> list[str]:
+    """All targets that name the module at that path."""
+    parts = path.split(".")
+    return [".".join(parts[at:]) for at in range(len(parts))]
+
+
 def within_layer(path: str) -> str:
     """What is left of a module's path once the number of its layer is taken off: the same for all layers."""
     parts = path.split(".")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mint_contracts import errors
@@ -94,6 +94,76 @@ def test_linears_of_experts_as_peft_converts_them(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = reference(input_ids=torch.tensor([TOKENS]), use_cache=False).logits[0]
     torch.testing.assert_close(answer(forward, packed), expected, rtol=1e-3, atol=2e-3)
+
+
+KEPT = {"gate_proj": (1, 4), "up_proj": (1, 4), "down_proj": (4,)}
+
+
+def thin_out(folder: Path, forward: Forward) -> dict[str, torch.Tensor]:
+    """Let an adapter on both parameters say nothing of experts but `KEPT`; returns the pairs of these, one by one."""
+    tensors, pairs = load_file(folder / WEIGHTS), {}
+    for path, module in forward.slots.modules.items():
+        if module.experts:
+            experts, _, leaf = path.rpartition(".")
+            name = f"base_model.model.{experts}" + (".base_layer" if leaf != "down_proj" else "")
+            a = tensors[f"{name}.lora_A.weight"].view(module.experts, -1, module.in_features)
+            b = tensors[f"{name}.lora_B.weight"].view(-1, a.shape[1], module.experts)
+            for expert in range(module.experts):
+                if expert in KEPT[leaf]:
+                    own = f"base_model.model.{experts}.{expert}.{leaf}"
+                    pairs[f"{own}.lora_A.weight"] = a[expert].clone()
+                    pairs[f"{own}.lora_B.weight"] = b[module.outputs, :, expert].contiguous()
+                else:
+                    a[expert] = b[module.outputs, :, expert] = 0
+    save_file(tensors, folder / WEIGHTS)
+    return pairs
+
+
+def save_some(folder: Path, name: str, forward: Forward) -> None:
+    """One adapter twice: in "parameters" by zeros, in "pairs" with no tensors for experts that it leaves alone."""
+    save(folder / "parameters", name, target_parameters=BOTH)
+    (folder / "pairs").mkdir()
+    pairs = thin_out(folder / "parameters", forward)
+    rest = {key: each for key, each in load_file(folder / "parameters" / WEIGHTS).items() if ".experts." not in key}
+    save_file(
+        pairs | {key: each for key, each in rest.items() if not key.partition(".lora_")[0].endswith(".experts")},
+        folder / "pairs" / WEIGHTS,
+    )
+    (folder / "pairs" / CONFIG).write_text((folder / "parameters" / CONFIG).read_text())
+    attention = "|".join(ATTENTION[name])
+    chosen = "|".join(rf"experts\.({'|'.join(map(str, kept))})\.{leaf}" for leaf, kept in KEPT.items())
+    _config(target_modules=rf".*\.({attention}|{chosen})", target_parameters=None)(folder / "pairs")
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_some_experts_alone_answer_as_pefts_do_beside_zeros(name: str, tmp_path: Path) -> None:
+    """PEFT's parameters, which an export gives again, have every expert: those without tensors are zeros there."""
+    forward = make_forward(FAMILIES[name])
+    save_some(tmp_path, name, forward)
+    packed = read(forward, tmp_path / "pairs")
+    assert torch.equal(packed.run, read(forward, tmp_path / "parameters").run)
+    with torch.no_grad():
+        peft = PeftModel.from_pretrained(make_model(FAMILIES[name]), str(tmp_path / "parameters"))
+        expected = peft(input_ids=torch.tensor([TOKENS]), use_cache=False).logits[0]
+    found = answer(forward, packed)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
+    assert (found - plain_logits(make_model(FAMILIES[name]), TOKENS)).norm() > 0.05 * expected.norm()
+    export(packed, tmp_path / "again", forward.slots.modules)
+    came, went = (load_file(tmp_path / folder / WEIGHTS) for folder in ("parameters", "again"))
+    assert came.keys() == went.keys()
+    assert all(torch.equal(went[key], each) for key, each in came.items())
+
+
+def test_one_module_by_both_layouts_is_refused(tmp_path: Path) -> None:
+    forward = make_forward(FAMILIES["qwen3_moe"])
+    save_some(tmp_path, "qwen3_moe", forward)
+    both = load_file(tmp_path / "parameters" / WEIGHTS) | load_file(tmp_path / "pairs" / WEIGHTS)
+    save_file(both, tmp_path / "pairs" / WEIGHTS)
+    _config(target_parameters=BOTH)(tmp_path / "pairs")
+    with pytest.raises(
+        errors.UnsupportedAdapter, match=r"experts\.gate_proj and of .*gate_up_proj, which has it too"
+    ):
+        read(forward, tmp_path / "pairs")
 
 
 def _config(**changes: Any) -> Callable[[Path], None]:

@@ -153,16 +153,18 @@ E3 = "base_model.model.model.layers.0.mlp.experts.3.gate_proj"
 @pytest.mark.parametrize(
     ("changes", "config", "error", "told"),
     [
-        ({f"{E3}.lora_A.weight": None, f"{E3}.lora_B.weight": None}, {}, errors.UnsupportedAdapter, "3 of 4 experts"),
         ({f"{E3}.lora_A.weight": None}, {}, errors.CorruptFile, "experts.3.gate_proj without its other half"),
         ({}, {"rank_pattern": {"experts.3.gate_proj": 3}}, errors.ShapeMismatch, "[3, 8]"),
         ({}, {"alpha_pattern": {"experts.3.gate_proj": 3}}, errors.UnsupportedAdapter, "different ranks or scalings"),
         ({E3.replace("3", "4") + ".lora_A.weight": torch.ones(2, 8)}, {}, errors.UnknownTargetModules, "experts.4"),
         ({E3.replace("3", "03") + ".lora_A.weight": torch.ones(2, 8)}, {}, errors.UnknownTargetModules, "experts.03"),
         ({E3.replace("3.", "") + ".lora_A.weight": torch.ones(2, 8), E3.replace("3.", "") + ".lora_B.weight":
-          torch.ones(6, 2)}, {}, errors.UnsupportedAdapter, "5 of 4 experts"),
+          torch.ones(6, 2)}, {}, errors.UnsupportedAdapter, "name none of its experts"),
         ({f"{E3}.lora_A.weight": torch.full((2, 8), torch.nan)}, {}, errors.NonFiniteWeights, "gate_proj.lora_A"),
         ({}, {"target_modules": ["q_proj", "down_proj"]}, errors.CorruptFile, "target_modules do not name"),
+        ({}, {"target_modules": ["q_proj", "down_proj", "0.gate_proj"]}, errors.CorruptFile, "experts.1.gate_proj, "),
+        ({}, {"target_modules": ["experts.4.gate_proj"]}, errors.UnknownTargetModules, "targets experts.4.gate_proj"),
+        ({}, {"target_modules": ["mlp.0.gate_proj"]}, errors.UnknownTargetModules, "targets mlp.0.gate_proj"),
     ],
 )  # fmt: skip
 def test_experts_that_do_not_fit_are_refused(
@@ -173,6 +175,34 @@ def test_experts_that_do_not_fit_are_refused(
         read(tmp_path / "peft")
     assert type(caught.value) is error, caught.value
     assert told in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [r".*(q_proj|experts\.[03]\.gate_proj|experts\.1\.down_proj)",
+     ["q_proj", "experts.0.gate_proj", "3.gate_proj", "1.down_proj"]],
+    ids=["a pattern", "names"],
+)  # fmt: skip
+def test_experts_without_tensors_add_nothing(tmp_path: Path, targets: Any) -> None:
+    """Whatever chose the others; the packed file is taken as PEFT's, which come back with the tensors they had."""
+    chosen = {("gate_proj", 0), ("gate_proj", 3), ("down_proj", 1)}
+    rest = [(name, expert) for name in ("gate_proj", "down_proj") for expert in range(EXPERTS)]
+    gone = [E3.replace("3.gate_proj", f"{expert}.{name}") for name, expert in rest if (name, expert) not in chosen]
+    names = [f"{name}.lora_{half}.weight" for name in gone for half in "AB"]
+    folder = moe_adapter(tmp_path / "peft", target_modules=targets, alpha_pattern={"experts.2.gate_proj": 3})
+    edit_tensors(folder, dict.fromkeys(names))
+    packed = read(folder)
+    every = unpack(read(moe_adapter(tmp_path / "all")))
+    for path, delta in unpack(packed).items():
+        for expert in range(MOE.modules[path].experts):
+            here = (path.rpartition(".")[2], expert) in chosen
+            for found, whole in ((delta.a, every[path].a), (delta.b, every[path].b)):
+                assert torch.equal(found[expert], whole[expert] if here else torch.zeros_like(whole[expert]))
+        assert delta.scaling == 2.0
+    assert read(packed_source(tmp_path / "packed", packed)).revision == packed.revision
+    export(packed, tmp_path / "again", MOE.modules)
+    assert load_file(tmp_path / "again" / WEIGHTS).keys() == load_file(folder / WEIGHTS).keys()
+    assert read(tmp_path / "again").revision == packed.revision
 
 
 def packed_source(folder: Path, packed: Packed) -> Path:

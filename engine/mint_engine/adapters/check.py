@@ -1,7 +1,7 @@
 """Does an adapter fit this base? Pure decisions over its config, its file's header and the base's shapes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mint_contracts.errors import (
@@ -12,7 +12,7 @@ from mint_contracts.errors import (
     UnsupportedAdapter,
     WrongBase,
 )
-from mint_contracts.targets import is_targeted, is_within
+from mint_contracts.targets import endings, is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.fused import check_stack, tensor_paths, told_by, told_parameters, weight_of
 from mint_engine.adapters.header import Header, TensorSpec
@@ -23,6 +23,7 @@ PREFIX = "base_model.model."
 _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 _LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")  # as peft finds a layer's number when layers_pattern is not given
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,5})\.([^.]+)")
+_NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target that may mean one expert's linear
 
 PLAIN = -1  # in place of an expert's number: the module is no stack
 MAX_SCALING = 3e38  # what float32 holds
@@ -41,13 +42,14 @@ class Fit:
 class Part:
     """One module's tensors in the file, A [r, in] and B [out, r], and the scaling of their product.
 
-    A plain module has one pair; stacked experts have one each, in their order, all of one rank and scaling, or one
-    pair for all of them, which may hold other modules too (`fused`, see `mint_engine.adapters.fused`).
+    A plain module has one pair. Of stacked experts those that are adapted have one each, by their number, all of one
+    rank and scaling, and the others add nothing. Or all have one pair together, which may hold other modules too
+    (`fused`, see `mint_engine.adapters.fused`).
     """
 
     path: str
     rank: int
-    pairs: tuple[tuple[TensorSpec, TensorSpec], ...]
+    pairs: Mapping[int, tuple[TensorSpec, TensorSpec]]
     scaling: float
     fused: bool = False
 
@@ -61,7 +63,7 @@ def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
         raise RankTooLarge(
             subject, f"has rank {config.largest_rank}; the base model takes up to {fit.max_rank} (adapters.maxRank)"
         )
-    unknown = [name for name in config.targets or () if not any(is_within(path, name) for path in fit.modules)]
+    unknown = _unknown_targets(config.targets or (), fit)
     known = {module.part_of or weight_of(path) for path, module in fit.modules.items()}
     unknown += [name for name in config.parameters if not any(is_within(each, name) for each in known)]
     if unknown:
@@ -87,11 +89,15 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
     parts = []
     for path, module in fit.modules.items():
         if module.part_of in by_path and module.part_of in parameters:
+            if by_path.get(path, {}).keys() - {PLAIN}:
+                raise UnsupportedAdapter(
+                    subject, f"holds tensors of {path} and of {module.part_of}, which has it too"
+                )
             found, name = by_path[module.part_of][PLAIN], module.part_of
             check_stack(config, parameters[name], fit.max_rank, (found["A"].shape, found["B"].shape), subject)
             _check_scaling(config.scaling_of(name), name, subject)
-            pair = ((found["A"], found["B"]),)
-            parts.append(Part(path, config.rank_of(name), pair, config.scaling_of(name), fused=True))
+            pairs = {0: (found["A"], found["B"])}
+            parts.append(Part(path, config.rank_of(name), pairs, config.scaling_of(name), fused=True))
         elif path in by_path:
             parts.append(_part(config, fit, module, by_path[path], subject))
     if not parts:
@@ -122,17 +128,23 @@ def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
 
 
 def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str) -> None:
-    """A packed adapter's ranks and scalings must be those that its own config gives. Raises CorruptFile."""
+    """A packed adapter's ranks and scalings must be those that its own config gives. Raises CorruptFile.
+
+    It does not tell which of a module's experts had tensors, so that one of them will do.
+    """
     parameters = told_parameters(config, fit.modules)
     for place, scaling in zip(header.layout.places, header.scalings, strict=True):
         whole = fit.modules[place.path].part_of
         names = [_named(place.path, expert) for expert in range(place.experts) or (PLAIN,)]
-        for name in [whole] if whole in parameters else names:
-            told = told_by(config, name)
-            if (place.rank, scaling) != (config.rank_of(told), config.scaling_of(told)):
-                raise CorruptFile(subject, f"has another rank or scaling at {name} than its own config gives")
-            if whole not in parameters:
-                _check_targeted(config, name, subject)
+        if whole in parameters:
+            names = [whole]
+        elif not (targeted := [name for name in names if not _untargeted(config, name)]):
+            _check_targeted(config, names[0], subject)
+        else:
+            names = targeted
+        known_by = [told_by(config, name) for name in names]
+        if not any((place.rank, scaling) == (config.rank_of(name), config.scaling_of(name)) for name in known_by):
+            raise CorruptFile(subject, f"has another rank or scaling at {names[0]} than its own config gives")
 
 
 def _halves(
@@ -180,13 +192,10 @@ def expert_path(path: str, expert: int) -> str:
 def _part(
     config: LoraConfig, fit: Fit, module: Module, found: dict[int, dict[str, TensorSpec]], subject: str
 ) -> Part:
-    wanted = range(module.experts) if module.experts else (PLAIN,)
-    if found.keys() != set(wanted):
-        raise UnsupportedAdapter(
-            subject, f"adapts {len(found)} of {module.experts} experts of {module.path}; adapt all of them, or none"
-        )
+    if module.experts and PLAIN in found:
+        raise UnsupportedAdapter(subject, f"holds tensors of {module.path} that name none of its experts")
     kinds = set()
-    for expert in wanted:
+    for expert in found:
         name = _named(module.path, expert)
         _check_targeted(config, name, subject)
         told = told_by(config, name)
@@ -197,7 +206,8 @@ def _part(
         raise UnsupportedAdapter(subject, f"gives the experts of {module.path} different ranks or scalings")
     rank, scaling = kinds.pop()
     _check_scaling(scaling, module.path, subject)
-    return Part(module.path, rank, tuple((found[expert]["A"], found[expert]["B"]) for expert in wanted), scaling)
+    pairs = {max(expert, 0): (each["A"], each["B"]) for expert, each in found.items()}
+    return Part(module.path, rank, pairs, scaling)
 
 
 def _check_scaling(scaling: float, path: str, subject: str) -> None:
@@ -207,13 +217,20 @@ def _check_scaling(scaling: float, path: str, subject: str) -> None:
 
 def _check_targeted(config: LoraConfig, path: str, subject: str) -> None:
     """PEFT ignores tensors of modules that the config does not target; such a file is not what it says."""
+    if field := _untargeted(config, path):
+        raise CorruptFile(subject, f"holds tensors of {path}, which its {field} do not name")
+
+
+def _untargeted(config: LoraConfig, path: str) -> str:
+    """The field of the config by which it does not target the module at that path; "" where it does."""
     if told_by(config, path) != path:  # by its weight's name, whatever the layer
-        return
-    if config.targets is not None and not is_targeted(path, config.targets):
-        raise CorruptFile(subject, f"holds tensors of {path}, which its target_modules do not name")
+        return ""
+    if config.targets is not None and config.targets.isdisjoint(endings(path)):
+        return "target_modules"
     layer = _LAYER.match(path)
     if config.layers is not None and (layer is None or int(layer[1]) not in config.layers):
-        raise CorruptFile(subject, f"holds tensors of {path}, which its layers_to_transform do not name")
+        return "layers_to_transform"
+    return ""
 
 
 def _check_shapes(
@@ -234,6 +251,24 @@ def _too_large(rank: int, path: str, max_rank: int, subject: str) -> RankTooLarg
 
 def _linear(experts: int, in_features: int, out_features: int) -> str:
     return f"{in_features} to {out_features} features" + (f" of {experts} experts" if experts else "")
+
+
+def _unknown_targets(names: Iterable[str], fit: Fit) -> list[str]:
+    """Those that name no module of the base, and no expert's linear that it has."""
+    experts: dict[str, int] = {}  # how many there are of what a name means, by what it is without a number
+
+    def names_an_expert(name: str) -> bool:
+        if not (told := _NUMBERED.fullmatch(name)):
+            return False
+        stack = f"{told[1]}.{told[3]}" if told[1] else told[3]
+        if stack not in experts:
+            found = [module.experts for path, module in fit.modules.items() if is_within(path, stack)]
+            experts[stack] = max(found, default=0)
+        return int(told[2]) < experts[stack]
+
+    return [
+        name for name in names if not names_an_expert(name) and not any(is_within(path, name) for path in fit.modules)
+    ]
 
 
 def _unknown(names: list[str], fit: Fit) -> str:

@@ -5,7 +5,8 @@ rounded when it was read, and stays so here.
 
 Where the base stacks its experts, PEFT adapts them by `target_parameters` alone, of whichever family (see `fused`):
 linears of single experts it knows of some families only, and then takes `up_proj` and the like for experts' wherever
-they are. So adapters on experts, and on the networks beside them, are written as parameters, whatever they came as.
+they are. So adapters on experts, and on the networks beside them, are written as parameters, whatever they came as:
+experts without an adapter are zeros there.
 """
 
 import json
@@ -101,6 +102,8 @@ def _parts(packed: Packed, modules: Mapping[str, Module], subject: str) -> list[
             continue
         parameter = module.leaf in beside
         for expert in range(max(place.experts, 1)):
+            if place.experts and not (a[expert].any() or b[expert].any()):
+                continue  # as one that had no tensors
             path = expert_path(place.path, expert) if place.experts else place.path
             target = weight_of(path) if parameter else path
             whole = b[expert].t().contiguous()

@@ -42,7 +42,7 @@ class LoraConfig:
     rank: int
     alpha: float
     rslora: bool
-    targets: tuple[str, ...] | None
+    targets: frozenset[str] | None
     parameters: tuple[str, ...]
     layers: frozenset[int] | None
     canonical: bytes  # the same JSON in one fixed form, for the digest
@@ -90,7 +90,7 @@ def parse(text: bytes, subject: str) -> LoraConfig:
         rank=_rank(raw.get("r"), "r", subject),
         alpha=_number(raw.get("lora_alpha"), "lora_alpha", subject),
         rslora=_flag(raw, "use_rslora", subject),
-        targets=_targets(modules, subject) if modules or not parameters else (),
+        targets=_targets(modules, subject) if modules or not parameters else frozenset(),
         parameters=parameters,
         layers=_layers(raw.get("layers_to_transform"), subject),
         canonical=canonical,
@@ -156,12 +156,12 @@ def _flag(raw: dict[str, Any], field: str, subject: str) -> bool:
     return value
 
 
-def _targets(value: object, subject: str) -> tuple[str, ...] | None:
+def _targets(value: object, subject: str) -> frozenset[str] | None:
     if isinstance(value, str) and value:
         return None
     if not value:
         raise CorruptFile(subject, f"has target_modules {_show(value)} in adapter_config.json where names must be")
-    return _names(value, "target_modules", subject)
+    return frozenset(_names(value, "target_modules", subject))
 
 
 def _names(value: object, field: str, subject: str) -> tuple[str, ...]:

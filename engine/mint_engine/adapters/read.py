@@ -69,7 +69,10 @@ def read_found(folder: Folder, found: Found, fit: Fit, dtype: torch.dtype, admit
         check_filled(fill(memoryview(blob), file), size, file, folder.subject, known=found[WEIGHTS] is not None)
     run = torch.empty(layout.elements, dtype=dtype)
     for part, (_, a, b) in zip(parts, halves(layout, run), strict=True):
-        for expert, pair in enumerate(part.pairs):
+        if not part.fused and len(part.pairs) < a.shape[0]:
+            a.zero_()
+            b.zero_()
+        for expert, pair in part.pairs.items():
             a_tensor, b_tensor = (_tensor(spec, blob, table.file_bytes - size) for spec in pair)
             if part.fused:
                 a_stack, b_stack = unstack(a_tensor, b_tensor, fit.modules[part.path])

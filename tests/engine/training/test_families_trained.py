@@ -23,7 +23,7 @@ from mint_engine.training.trainer import Trainer
 from tests.engine.families import FAMILIES, ROUTED, make_model
 from tests.engine.saved_families import BASES
 from tests.engine.test_expert_layouts import BOTH, save
-from tests.engine.training.at_once import create, step_all
+from tests.engine.training.at_once import create, packed_of, step_all
 from tests.engine.training.frontier import Merged, examples_of, reference, trainer_of
 from tests.engine.training.scene import OPTIMIZER, awaken, learn
 
@@ -61,6 +61,29 @@ def test_gradients_of_a_mixed_batch(family: str, lean: bool) -> None:
         for ours, theirs, example in zip(found[name].logprobs, logprobs, examples, strict=True):
             wanted = torch.tensor(example.weights) != 0
             torch.testing.assert_close(torch.from_numpy(ours)[wanted], theirs[wanted], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("family", "lean"), [LEAN, ("qwen3_moe", False), ("gpt_oss", False)])
+def test_experts_that_had_no_tensors_stay_as_they_are(family: str, lean: bool) -> None:
+    """Where A and B are zeros neither has a gradient; the other experts learn."""
+    trainer = trainer_of(family, lean=lean)
+    create(trainer, "all", PolicySettings(4))
+    awaken(trainer, "all")
+    packed = packed_of(trainer, "all")
+    for place, a, b in halves(packed.header.layout, packed.run):
+        if place.experts:
+            a[1::2] = b[1::2] = 0
+    create(trainer, "some", PolicySettings(), packed)
+    policy = trainer.policy("some")
+    for turn in range(2):
+        learn(trainer, [PolicyBatch("some", examples_of(0, turn), SUMS)])
+        step_all(trainer, {"some": OPTIMIZER})
+    before = halves(packed.header.layout, packed.run)
+    for (place, a, b), (_, *begun) in zip(halves(policy.form.layout, policy.weights), before, strict=True):
+        if place.experts:
+            for now, then in zip((a, b), begun, strict=True):
+                assert not now[1::2].any()
+                assert not torch.equal(now[::2], then[::2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
