@@ -175,6 +175,7 @@ BAD: list[tuple[str, object, str]] = [
     (TEXT, {"model": BASE}, "missing required field `prompt`"),
     (TEXT, {"model": BASE, "prompt": "Ahoy", "max_tokens": 0}, r"max_tokens"),
     (TEXT, {"model": BASE, "prompt": "Ahoy", "max_tokens": 2**40}, r"max_tokens"),
+    (TEXT, {"model": BASE, "prompt": "Ahoy", "repetition_penalty": 0}, "repetition_penalty"),
     (TEXT, {"model": BASE, "prompt": "Ahoy", "wings": 2}, "unknown field `wings`"),
     (TEXT, {"model": BASE, "prompt": "Ahoy", "suffix": "there"}, "suffix: is not done here"),
     (

@@ -128,6 +128,17 @@ async def tells_the_same_by_http(scene: Scene, first: Answer, base: Path) -> Non
             )
             for asked, echo in ((PROMPT, False), (prompt, True))
         ]
+        pieces = await client.completions.create(
+            model=first.adapter,
+            prompt=PROMPT,
+            max_tokens=12,
+            temperature=0,
+            top_p=0,
+            logprobs=1,
+            echo=True,
+            stream=True,
+        )
+        streamed = [piece.choices[0].logprobs async for piece in pieces]
     assert (told.choices[0].text, told.system_fingerprint) == (first.text, first.revision)
     assert again.choices[0].text == PROMPT + first.text
     scores, every = (each.model_dump()["choices"][0]["logprobs"] for each in (told, again))
@@ -139,6 +150,7 @@ async def tells_the_same_by_http(scene: Scene, first: Answer, base: Path) -> Non
     whole_text = again.choices[0].text
     for written, at in zip(every["tokens"], every["text_offset"], strict=True):
         assert written.startswith("bytes:") or whole_text[at:].startswith(written)
+    assert [at for each in streamed if each for at in each.text_offset or ()] == every["text_offset"]
     assert every["text_offset"][len(prompt) :] == [len(PROMPT) + at for at in scores["text_offset"]]
     assert every["token_logprobs"][0] is None
     assert all(score < 0 for score in every["token_logprobs"][1:])

@@ -65,7 +65,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     n: _Count = 1
     echo: bool = False
     logit_bias: dict[str, float] = {}
-    repetition_penalty: float = 1.0
+    repetition_penalty: Annotated[float, Meta(gt=0)] = 1.0  # by gRPC 0 leaves it off
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int | None = None
