@@ -1,6 +1,7 @@
 """Names of modules mean what PEFT means by them: for a base, for what it trains, and for adapters."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,14 @@ def test_a_policy_names_nothing_wider_than_its_base_offers(name: str) -> None:
     modules = find_modules(make_model(FAMILIES["deepseek_v3"]), DENSE)
     with pytest.raises(UnknownTargetModules, match=f"p: targets {name}; the base model offers mlp.up_proj, q_a_proj"):
         form_of(PolicySettings(target_modules=(name, "q_a_proj")), modules, FormLimits(8, DENSE), "p")
+
+
+@pytest.mark.parametrize("name", ["experts.*.up_proj", "*.up_proj"])
+def test_a_policy_is_named_as_peft_names_modules(name: str) -> None:
+    """A star for an expert's number is a word within MinT: a revision that has it could be read by nobody."""
+    modules = find_modules(make_model(FAMILIES["deepseek_v3"]))
+    with pytest.raises(UnknownTargetModules, match=f"p: targets {re.escape(name)};"):
+        form_of(PolicySettings(target_modules=(name,)), modules, FormLimits(8), "p")
 
 
 def test_an_adapter_of_experts_is_told_that_a_base_offers_only_shared_ones(tmp_path: Path) -> None:

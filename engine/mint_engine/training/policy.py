@@ -194,7 +194,11 @@ def _targets(settings: PolicySettings, learning: Sequence[Module], limits: FormL
     offered = sorted(each for each in limits.offered or leaves if any(is_within(name, each) for name in names))
     wanted = sorted(set(settings.target_modules)) or offered
     wider = beyond(wanted, offered)
-    unknown = [each for each in wanted if each in wider or not any(is_within(name, each) for name in names)]
+    unknown = [
+        each
+        for each in wanted  # a star is our own word for an expert's number, which PEFT does not know
+        if each in wider or "*" in each or not any(is_within(name, each) for name in names)
+    ]
     if unknown:
         raise UnknownTargetModules(
             subject, f"targets {', '.join(unknown)}; the base model offers {', '.join(offered)}"

@@ -25,7 +25,7 @@ def counted(maker: Maker, rank: int, targets: tuple[str, ...]) -> Taken:
     ("family", "kinds"),
     [
         ("llama", [(), ("q_proj",), ("up_proj", "self_attn.v_proj")]),
-        ("qwen3_moe", [(), ("up_proj",), ("q_proj", "experts.*.down_proj")]),
+        ("qwen3_moe", [(), ("up_proj",), ("q_proj", "down_proj")]),
         ("deepseek_v3", [(), ("up_proj",), ("shared_experts.up_proj",)]),
     ],
 )
