@@ -11,7 +11,7 @@ import torch
 
 from mint_contracts.quantisation import MXFP4_GROUP, NVFP4_GROUP, WORD
 
-_BAND = 128  # rows
+_BAND = 1 << 19  # numbers in float32 at a time: as many as a core's own cache holds
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # What each code is: a look at a table takes a quarter of the time that torch's own casts take, by one core.
 _E2M1 = torch.tensor([*_MAGNITUDES, *(-each for each in _MAGNITUDES)])
@@ -27,7 +27,7 @@ def dequantise_float8(
     of rows is ever there in float32.
     """
     (first, left), (high, wide) = start, block
-    device, rows = weight.device, _band(weight)
+    device, rows = weight.device, _band(weight, weight.shape[1])
     scales = scales[:, left // wide : -(-(left + weight.shape[1]) // wide)]
     out = torch.empty(weight.shape, dtype=dtype, device=device)
     for begin in range(first - first % rows, first + weight.shape[0], rows):
@@ -74,9 +74,9 @@ def _halves(bytes_: torch.Tensor) -> torch.Tensor:
     return torch.stack((bytes_ & 15, bytes_ >> 4), dim=-1).flatten(-2)
 
 
-def _band(of: torch.Tensor) -> int:
-    """Rows in float32 at a time: all on a device with memory of its own, where a call costs more than they."""
-    return _BAND if of.device.type == "cpu" else max(1, of.shape[0])
+def _band(of: torch.Tensor, columns: int) -> int:
+    """Rows at a time: all on a device with memory of its own, where a call costs more than they do."""
+    return max(1, _BAND // columns if of.device.type == "cpu" else of.shape[0])
 
 
 def _blocks(start: int, stop: int, size: int, device: torch.device) -> torch.Tensor:
@@ -90,7 +90,7 @@ def dequantise_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dt
     """One expert's matrix, [O, I/32, 16] and [O, I/32] in bytes: [I, O], as transformers multiplies by it."""
     outputs, groups, _ = blocks.shape
     out = torch.empty((outputs, groups * MXFP4_GROUP), dtype=dtype, device=blocks.device)
-    rows, powers = _band(blocks), powers_of_two(scales).unsqueeze(2)
+    rows, powers = _band(blocks, groups * MXFP4_GROUP), powers_of_two(scales).unsqueeze(2)
     for begin in range(0, outputs, rows):
         band = slice(begin, begin + rows)
         out[band] = (_looked_up(_halves(blocks[band]), _E2M1) * powers[band]).flatten(1)
@@ -105,7 +105,7 @@ def dequantise_nvfp4(
     `bytes_` [O, B] and `scales` [O, G], in float32, are from those of that column on.
     """
     out = torch.empty((bytes_.shape[0], wide), dtype=dtype, device=bytes_.device)
-    rows = _band(bytes_)
+    rows = _band(bytes_, wide)
     for begin in range(0, bytes_.shape[0], rows):
         band = slice(begin, begin + rows)
         numbers = _looked_up(_halves(bytes_[band])[:, left % 2 : left % 2 + wide], _E2M1)
@@ -132,7 +132,7 @@ def dequantise_integers(
     `words` [O, W] begin with the one that holds the first column; `scales` and `zeros` are [O, G]; `groups` [I] says
     which of these each column has, or how many columns have one: then they are from those of the first column on.
     """
-    first, rows = columns.start % (WORD // bits), _band(words)
+    first, rows = columns.start % (WORD // bits), _band(words, len(columns))
     out = torch.empty((words.shape[0], len(columns)), dtype=dtype, device=words.device)
     for begin in range(0, words.shape[0], rows):
         band = slice(begin, begin + rows)
