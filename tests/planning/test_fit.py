@@ -314,6 +314,19 @@ async def test_the_table_of_a_base_whose_experts_stay_quantised(base: Path) -> N
         assert word in out
 
 
+async def test_what_does_not_fit_says_that_experts_may_stay_quantised(base: Path) -> None:
+    options = (str(base), "--device", "h200", "--tensor-parallel", "16", "--rank", "1")
+    advice = "experts that stay quantised take less: see --quantised-experts"
+    code, out, _ = await mint_plan(*options)
+    assert (code, advice in out) == (2, False)
+    told = KIMI_K2 | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    (base / "config.json").write_text(json.dumps(told))
+    code, out, _ = await mint_plan(*options)
+    assert (code, advice in out) == (2, True)
+    code, out, _ = await mint_plan(*options, "--quantised-experts")
+    assert (code, advice in out) == (0, False)
+
+
 async def test_a_base_without_quantised_experts_says_so(base: Path) -> None:
     code, _, error = await mint_plan(str(base), "--quantised-experts")
     assert code == 1

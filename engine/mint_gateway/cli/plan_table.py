@@ -7,7 +7,7 @@ from mint_contracts.quantisation import BY_CHANNEL, BY_TENSOR, MXFP8, Float8, In
 from mint_gateway.planning.devices import Device
 from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Plan, hold
 from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS
-from mint_gateway.planning.shape import KINDS, BaseShape
+from mint_gateway.planning.shape import KINDS, BaseShape, can_keep_experts
 
 _RANKS = (1, 8, 16, 32, 64)
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -47,7 +47,7 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
         table.add_row("targetModules", "", "", f"of the BaseModel: {', '.join(plan.target_modules)}")
     usable = size(plan.memory // len(plan.held))
     table.add_row("memory", size(plan.memory), usable, f"a tenth of {size(device.memory)} kept back")
-    _add_fit(table, device, mix, plan)
+    _add_fit(table, device, mix, plan, quantised=can_keep_experts(shape) and not shape.keeps)
     if plan.refusal:
         table.add_row("served", "[yellow]not yet[/]", "", plan.refusal)
     table.add_row("cold load", seconds(plan.from_host), "", "from the host's memory; bytes alone, as below")
@@ -108,7 +108,7 @@ def _add_training(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
     )
 
 
-def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
+def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan, *, quantised: bool) -> None:
     if plan.fits:
         left = plan.slots < mix.adapters
         room = size(min(each.room for each in plan.held))
@@ -126,7 +126,8 @@ def _add_fit(table: Table, device: Device, mix: Mix, plan: Plan) -> None:
     else:
         smaller = "train fewer policies" if mix.policies else "a smaller mix"
         fits = f"not with {MOST_RANKS} ranks either, the most there are; take larger devices, or {smaller}"
-    table.add_row("slots", "[red]none[/]", size(need), f"needed for one; {fits}")
+    stay = "; experts that stay quantised take less: see --quantised-experts" if quantised else ""
+    table.add_row("slots", "[red]none[/]", size(need), f"needed for one; {fits}{stay}")
 
 
 def adapters_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str, weights: int) -> Table:

@@ -224,7 +224,12 @@ def keep_experts(shape: BaseShape, subject: str) -> BaseShape:
 
     Raises UnsupportedBase, which names the file so, where none are.
     """
-    experts = [each for each in shape.linears if each.kind == "expert" and each.count]
-    if all(each.bytes_in(shape.files) == each.bytes_in(None) for each in experts):
+    if not can_keep_experts(shape):
         raise UnsupportedBase(subject, "tells of no quantised routed experts; leave --quantised-experts out")
     return msgspec.structs.replace(shape, keeps=True, lean=False)
+
+
+def can_keep_experts(shape: BaseShape) -> bool:
+    """Whether a base's files have quantised routed experts."""
+    experts = [each for each in shape.linears if each.kind == "expert" and each.count]
+    return any(each.bytes_in(shape.files) != each.bytes_in(None) for each in experts)
