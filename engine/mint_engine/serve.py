@@ -32,6 +32,7 @@ from mint_engine.policies.means import Means, Places
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.service import TrainerService
 from mint_engine.policies.updates import Updates
+from mint_engine.requests.grammar import Grammars
 from mint_engine.residency.holding import Holder, Tenant
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.generation import Generation
@@ -127,10 +128,11 @@ class EngineServer:
         """
         if self._services.parts is not None:
             raise RuntimeError("the base is loaded already")
-        trainers, routes = list[Trainer](), list[RouteShape | None]()
+        trainers, routes, grammars = list[Trainer](), list[RouteShape | None](), list[Grammars]()
 
         def equip(base: Base, slots: Slots, lead: Lead | None) -> None:
             routes.append(route_shape(base.model))
+            grammars.append(Grammars(base.tokenizer, base.eos))
             if self._settings.training_store is not None:
                 trainers.append(self._trainer_over(base, slots, lead))
 
@@ -154,7 +156,6 @@ class EngineServer:
             muster=self._muster,
             headway=headway,
         )
-
         try:
             holder = make_holder(slots)
         except BaseException:  # other ranks would stay, beside those that the next load starts
@@ -166,8 +167,8 @@ class EngineServer:
         stepper = Stepper(generation, post, self._updates)
         stepper.start()
         self._generation = generation
-        context = self._settings.context_length
-        self._services.parts = Parts(base, context, slots, holder, stepper, generation.compute, routes[0])
+        context, compute = self._settings.context_length, generation.compute
+        self._services.parts = Parts(base, context, slots, holder, stepper, compute, routes[0], grammars[0])
         self._watch = asyncio.create_task(self._watch_steps())
         await self._set_health()
         _log.info(

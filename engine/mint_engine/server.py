@@ -23,6 +23,7 @@ from mint_engine.model.base import Base
 from mint_engine.model.routes import RouteShape
 from mint_engine.requests import routed
 from mint_engine.requests.answers import answer
+from mint_engine.requests.grammar import Grammars
 from mint_engine.requests.offsets import prompt_offsets
 from mint_engine.requests.parameters import read_sampling
 from mint_engine.requests.prompts import read_prompt
@@ -50,6 +51,7 @@ class Parts:
     stepper: Stepper
     compute: str  # see Forward.compute
     routes: RouteShape | None  # what the base routes, whether or not that is kept
+    grammars: Grammars
 
     @cached_property
     def spelling(self) -> Spelling:
@@ -183,9 +185,10 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         sampling = read_sampling(request.sampling, parts.context_length - len(prompt), vocabulary)
         if request.sampling.routes and parts.routes is not None:
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
+        grammar = await asyncio.to_thread(parts.grammars.compile, sampling.shape) if sampling.shape else None
         source = Source(request.whence.uri, request.whence.revision) if request.HasField("whence") else None
         offsets: tuple[int, ...] = ()
         if sampling.prompt_logprobs:
             offsets = await asyncio.to_thread(prompt_offsets, request, prompt, parts.base.tokenizer, parts.spelling)
         name, told = request.request_id or uuid.uuid4().hex, request.sampling
-        return Asked(name, adapter, prompt, sampling, source, told.routes, told.echo, offsets)
+        return Asked(name, adapter, prompt, sampling, source, told.routes, told.echo, offsets, grammar)

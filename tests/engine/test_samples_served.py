@@ -1,13 +1,16 @@
 """SmolLM2 and its adapters, all in one batch over gRPC: the answers are PEFT's, token by token."""
 
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 
 from e2e.samples import GOOD, Samples, prepare, questions
 from e2e.samples.reference import ANSWER_TOKENS, BASE, reference
-from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams
+from mint_contracts.sampling_pb2 import Chat, Finished, GenerateRequest, Message, SamplingParams
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import collect, running
 
@@ -56,3 +59,38 @@ async def test_everyone_at_once(samples: Samples) -> None:
             assert answers[name, question].tokens[:clear] == tokens[:clear], (name, question)
             compared += clear
     assert compared > len(requests) * NEW_TOKENS / 3
+
+
+async def test_each_writes_a_recipe_as_its_schema_has_it(samples: Samples) -> None:
+    """SmolLM2's vocabulary of 49,152: of the base and of adapters at once, greedy and drawn."""
+    name = {"type": "string", "maxLength": 30}
+    properties: dict[str, Any] = {
+        "name": name,
+        "ingredients": {"type": "array", "items": name, "minItems": 1, "maxItems": 3},
+        "minutes": {"type": "integer", "minimum": 1, "maximum": 90},
+        "easy": {"type": "boolean"},
+    }
+    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    asked = [Message(role="user", content="Give me a recipe for pancakes as JSON.")]
+    names = ("", "demo/json", "demo/pirate")
+    folders = {each: samples.adapters / each for each in names if each}
+    told: dict[str, Any] = {"max_tokens": 400, "json_schema": json.dumps(schema), "seed": 1}
+    async with running(samples.base, folders, max_rank=32, context_length=512, kv_cache_bytes=256 << 20) as engine:
+        answers = await asyncio.gather(
+            *(
+                collect(
+                    engine,
+                    GenerateRequest(
+                        adapter=each,
+                        chat=Chat(messages=asked),
+                        sampling=SamplingParams(temperature=temperature, **told),
+                    ),
+                )
+                for each in names
+                for temperature in (0.0, 0.7)
+            )
+        )
+    for answer in answers:
+        assert answer.finished.reason == Finished.STOP
+        jsonschema.validate(json.loads(answer.text), schema)
+    assert len({answer.text for answer in answers}) == len(answers)

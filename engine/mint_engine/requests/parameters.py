@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import SamplingParams
+from mint_engine.requests.grammar import Shape
 from mint_engine.scheduling.request import Sampling
 
 DEFAULT_MAX_TOKENS = 256
@@ -18,6 +19,8 @@ MOST_BIASES = 300
 LARGEST_BIAS = 100.0
 LARGEST_PENALTY = 2.0
 LARGEST_REPETITION = 100.0  # and one over it at least: no logit overflows
+# Characters. At most, they take some 200 ms to compile.
+LONGEST_SCHEMA, LONGEST_REGEX = 65_536, 8_192
 
 
 def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Sampling:
@@ -55,8 +58,25 @@ def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Samplin
         repetition_penalty=params.repetition_penalty or 1.0,
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
+        shape=_shape(params),
         n=params.n or 1,
     )
+
+
+def _shape(params: SamplingParams) -> Shape | None:
+    field = params.WhichOneof("shape")
+    if field is None or (field == "json_object" and not params.json_object):
+        return None
+    if params.ignore_eos:
+        raise InvalidRequest(
+            "sampling.ignore_eos", f"can't go together with {field}, which says where an answer ends"
+        )
+    if field == "json_object":
+        return Shape(field, '{"type": "object"}')
+    text, most = (params.regex, LONGEST_REGEX) if field == "regex" else (params.json_schema, LONGEST_SCHEMA)
+    if len(text) > most:
+        raise InvalidRequest(f"sampling.{field}", f"has {len(text)} characters; at most {most} are taken")
+    return Shape(field, text)
 
 
 def _biases(told: Mapping[int, float], vocab_size: int) -> tuple[tuple[int, float], ...]:

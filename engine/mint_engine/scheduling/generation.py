@@ -75,7 +75,8 @@ class Generation:
         if pages > total:
             raise InvalidRequest("prompt", f"can grow to {pages} pages of the KV cache, which has {total}")
         text = TextStream(self._decoder(request.prompt), request.sampling.stop)
-        sequence = Sequence(request, sink, text, leader)
+        grammar = request.grammar.copy() if request.grammar is not None else None
+        sequence = Sequence(request, sink, text, leader, grammar)
         if request.reuses:
             extend_keys(sequence.keys, request.revision, request.prompt)
         return sequence
@@ -168,20 +169,53 @@ class Generation:
             return []
         if len(rows) < logits.shape[0]:
             logits = logits[[row for _, row in rows]]
-        tokens = _chosen([sequence for sequence, _ in rows], logits)
+        tokens = self._chosen([sequence for sequence, _ in rows], logits)
         scores = _score_chosen(rows, tokens, logits)
         outcomes: list[Outcome] = []
         for at, (sequence, _) in enumerate(rows):
             token = tokens[at]
-            if token is None:  # this request's own trouble, nobody else's
-                subject = f"adapter {sequence.request.adapter}" if sequence.request.adapter else "base model"
-                outcomes += self.fail([sequence], Internal(subject, "computes NaN or infinity for this prompt"))
+            if isinstance(token, MintError):  # this request's own trouble, nobody else's
+                outcomes += self.fail([sequence], token)
             else:
                 try:
                     self._emit(sequence, token, scores.get(at, ()), outcomes)
+                except InvalidRequest as error:  # its grammar takes too much work
+                    outcomes += self.fail([sequence], error)
                 except Exception as error:  # noqa: BLE001 - others of this step may have ended, and must be told so
                     outcomes += self.fail([sequence], Internal("engine", self._tell_defect([sequence], error)))
         return outcomes
+
+    def _chosen(self, sequences: list[Sequence], logits: torch.Tensor) -> list[int | MintError]:
+        """A token for each row of logits [n, V], which stay as they are; or what ends that request alone."""
+        wanted = [(each.request.sampling, each.completion_tokens) for each in sequences]
+        tokens, troubles = choose_tokens(logits, wanted), dict[int, MintError]()
+        changed = [
+            at
+            for at, each in enumerate(sequences)
+            if tokens[at] is not None and (each.request.sampling.penalises or each.grammar is not None)
+        ]
+        if changed:  # again, from logits of their own: the others' are not copied
+            own = penalise(logits[changed], [(wanted[at][0], _said(sequences[at])) for at in changed])
+            for at, row in zip(changed, own, strict=True):
+                if (trouble := self._mask(sequences[at], row)) is not None:
+                    troubles[at] = trouble
+            again = choose_tokens(own, [wanted[at] for at in changed])
+            for at, token in zip(changed, again, strict=True):
+                tokens[at] = token
+        found = [_unsound(each) if token is None else token for each, token in zip(sequences, tokens, strict=True)]
+        return [troubles.get(at, token) for at, token in enumerate(found)]
+
+    def _mask(self, sequence: Sequence, row: torch.Tensor) -> MintError | None:
+        """Leave in logits [V] what the request's grammar allows next; what kept it from that."""
+        if sequence.grammar is None:
+            return None
+        try:
+            sequence.grammar.mask(row)
+        except InvalidRequest as error:  # it takes too much work
+            return error
+        except Exception as error:  # noqa: BLE001 - a defect of one request's grammar is nothing to the others
+            return Internal("engine", self._tell_defect([sequence], error))
+        return None
 
     def _emit(self, sequence: Sequence, token: int, scores: tuple[Scored, ...], outcomes: list[Outcome]) -> None:
         sampling = sequence.request.sampling
@@ -189,6 +223,8 @@ class Generation:
         self.scheduler.generated(sequence)
         text, stopped = sequence.text.push(token)
         stopped = stopped or (token in self._eos and not sampling.ignore_eos)
+        if sequence.grammar is not None and not stopped:
+            stopped = sequence.grammar.take(token)
         ended = stopped or sequence.completion_tokens >= sampling.max_tokens
         if ended:
             text += sequence.text.finish()
@@ -216,30 +252,24 @@ def _score_prompt(share: Share, logits: torch.Tensor) -> list[Outcome]:
     return [(sequence, PromptScored(tuple(sequence.prompt_scores)))]
 
 
-def _chosen(sequences: list[Sequence], logits: torch.Tensor) -> list[int | None]:
-    """A token for each row of logits [n, V], which stay as they are; None as `choose_tokens` has it."""
-    wanted = [(each.request.sampling, each.completion_tokens) for each in sequences]
-    tokens = choose_tokens(logits, wanted)
-    changed = [at for at, (sampling, _) in enumerate(wanted) if sampling.penalises]
-    if changed:  # again, from logits of their own: the others' are not copied
-        asked = [(wanted[at][0], _said(sequences[at])) for at in changed]
-        again = choose_tokens(penalise(logits[changed], asked), [wanted[at] for at in changed])
-        for at, token in zip(changed, again, strict=True):
-            tokens[at] = token
-    return tokens
-
-
 def _said(sequence: Sequence) -> Said:
     sequence.said = sequence.said or Said()
     return sequence.said.take(sequence.tokens, len(sequence.request.prompt))
 
 
-def _score_chosen(rows: list[Row], tokens: list[int | None], logits: torch.Tensor) -> dict[int, tuple[Scored, ...]]:
+def _unsound(sequence: Sequence) -> Internal:
+    subject = f"adapter {sequence.request.adapter}" if sequence.request.adapter else "base model"
+    return Internal(subject, "computes NaN or infinity for this prompt")
+
+
+def _score_chosen(
+    rows: list[Row], tokens: list[int | MintError], logits: torch.Tensor
+) -> dict[int, tuple[Scored, ...]]:
     """The chosen tokens' scores, by place in `rows`, of the requests that ask for them."""
     asking: dict[float, dict[int, tuple[int, int]]] = {}  # by temperature, which changes nothing for others
     for at, ((each, _), token) in enumerate(zip(rows, tokens, strict=True)):
         sampling = each.request.sampling
-        if token is not None and sampling.logprobs is not None:
+        if isinstance(token, int) and sampling.logprobs is not None:
             asking.setdefault(sampling.scored_at, {})[at] = (token, sampling.logprobs)
     return {
         at: scores

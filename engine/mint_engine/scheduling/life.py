@@ -6,6 +6,7 @@ import msgspec
 
 from mint_contracts.errors import MintError
 from mint_contracts.source import Source
+from mint_engine.requests.grammar import Grammar
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, siblings
@@ -23,6 +24,7 @@ class Asked(msgspec.Struct, frozen=True):
     routes: bool = False  # whether Done is to tell which experts the tokens went to
     echo: bool = False  # whether Started is to tell what the prompt's tokens are written as
     offsets: tuple[int, ...] = ()  # where these begin, if log-probabilities of the prompt are wanted
+    grammar: Grammar | None = None  # of `sampling.shape`
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -83,6 +85,7 @@ async def _run(asked: Asked, revision: str, slot: int, stepper: Stepper, inbox: 
         revision=revision,
         slot=slot,
         routes=asked.routes,
+        grammar=asked.grammar,
     )
     sequences += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
     inbox.put_nowait(Begun(revision))

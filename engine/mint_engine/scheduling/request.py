@@ -9,6 +9,7 @@ import msgspec
 
 from mint_contracts.errors import MintError
 from mint_engine.model.routes import Routes
+from mint_engine.requests.grammar import Grammar, Shape
 from mint_engine.requests.said import Said
 from mint_engine.requests.text import TextStream
 from mint_engine.residency.slots import NO_SLOT
@@ -34,6 +35,7 @@ class Sampling(msgspec.Struct, frozen=True):
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    shape: Shape | None = None  # what the completion must be
     n: int = 1  # completions; `siblings` makes a request of each
 
     @property
@@ -66,6 +68,7 @@ class Request(msgspec.Struct, frozen=True):
     slot: int = NO_SLOT
     routes: bool = False  # whether Done is to tell which experts its tokens went to
     background: bool = False  # whether tenants' requests go first in every step: a rollout
+    grammar: Grammar | None = None  # of its shape, where it begins; each completion follows a copy
 
     @property
     def party(self) -> Party:
@@ -161,10 +164,11 @@ class Sequence:
     sink: Sink
     text: TextStream
     leader: "Sequence | None" = None  # the sibling that computes their prompt
+    grammar: Grammar | None = None  # what it must still become
     state: State = State.WAITING
     arrival: int = 0  # counts up over all requests
     tokens: list[int] = field(default_factory=list)  # prompt, then completion
-    said: Said | None = None  # of `tokens`, once a penalty has asked
+    said: Said | None = None  # of `tokens`, once a penalty or a grammar has asked
     computed: int = 0  # tokens whose keys and values are cached
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)  # of the full pages of `tokens`, as far as they are needed

@@ -1,0 +1,137 @@
+"""What a completion must be: the tokens that may come next, by a grammar over the base's vocabulary.
+
+Grammars are llguidance's (https://github.com/guidance-ai/llguidance), which bounds the work on each of them.
+"""
+
+import json
+from collections.abc import Set
+from typing import NamedTuple, cast
+
+import numpy as np
+import structlog
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
+from llguidance.hf import from_tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mint_contracts.errors import InvalidRequest
+
+_LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)  # a state takes up to 2 kB
+# A text that must come may be written with any tokens. Else each mask would take as long as that text is.
+_OPTIONS = '%llguidance {"no_forcing": true}'
+# In place of what a schema says of this. White space is bounded: a weak model writes nothing else, once it may.
+_JSON = {"whitespace_pattern": r"[ \n\r\t]{1,32}"}
+_LONGEST_REASON = 300
+
+_log = structlog.get_logger(__name__)
+
+
+class Shape(NamedTuple):
+    """What is asked for: the field of SamplingParams that says it, and a JSON schema or a regular expression."""
+
+    field: str
+    text: str
+
+
+class Grammar:
+    """What one completion must still become. Used by one thread at a time."""
+
+    def __init__(self, field: str, matcher: LLMatcher) -> None:
+        """`field` is named by errors."""
+        self._field, self._matcher = field, matcher
+
+    def copy(self) -> "Grammar":
+        """Another of the same state, for another completion."""
+        return Grammar(self._field, self._matcher.deep_copy())
+
+    def mask(self, row: torch.Tensor) -> None:
+        """Take from logits [V], in place, all tokens that may not come next; those beyond the tokenizer's never may.
+
+        Raises InvalidRequest where that took too much work, or where none may.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        allowed = np.unpackbits(bits, count=row.shape[0], bitorder="little")  # zeros beyond the mask's end
+        if not allowed.any():
+            raise InvalidRequest(self._subject, "leads to where none of this base's tokens may follow")
+        row.masked_fill_(torch.from_numpy(allowed == 0).to(row.device), -torch.inf)
+
+    def take(self, token: int) -> bool:
+        """The token came, one that may: whether nothing may follow it. Raises InvalidRequest as `mask` does."""
+        self._matcher.consume_token(token)
+        self._check()
+        return self._matcher.is_stopped()
+
+    def check(self) -> None:
+        """Raise InvalidRequest where it is no grammar, or nothing matches it."""
+        self._check()
+        self._matcher.compute_bitmask()
+        self._check()
+
+    @property
+    def _subject(self) -> str:
+        return f"sampling.{self._field}"
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise InvalidRequest(self._subject, f"can't be followed: {_reason(self._matcher.get_error())}")
+
+
+class Grammars:
+    """What makes grammars over one base's vocabulary."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: Set[int]) -> None:
+        """Takes most of a second for 50,000 tokens, with Python's lock held: to be made before an engine serves.
+
+        A tokenizer that llguidance cannot take is told of by `compile`.
+        """
+        self._vocabulary: LLTokenizer | None = None
+        self._trouble = ""
+        ends = sorted(token for token in eos if token < len(tokenizer))
+        try:
+            self._vocabulary = from_tokenizer(cast(PreTrainedTokenizerFast, tokenizer), eos_token=ends)
+        except BaseException as error:  # noqa: BLE001 - a panic of the library's is no Exception; all else is served
+            self._trouble = _reason(str(error))
+            _log.warning("no_grammars", reason=self._trouble)
+
+    def compile(self, shape: Shape) -> Grammar:
+        """The grammar of a shape, where it begins; takes up to some 200 ms, most of them without Python's lock.
+
+        Raises InvalidRequest, which names the field.
+        """
+        subject = f"sampling.{shape.field}"
+        if self._vocabulary is None:
+            raise InvalidRequest(subject, f"can't be had of this base, whose tokenizer isn't read: {self._trouble}")
+        try:
+            text = _written(shape)
+        except ValueError as error:
+            raise InvalidRequest(subject, f"can't be read: {_reason(str(error))}") from None
+        grammar = Grammar(shape.field, LLMatcher(self._vocabulary, text, log_level=0, limits=_LIMITS))
+        grammar.check()
+        return grammar
+
+
+def _written(shape: Shape) -> str:
+    """A shape as llguidance's own format has it. Raises ValueError."""
+    if shape.field == "regex":
+        if (len(shape.text) - len(shape.text.rstrip("\\"))) % 2:  # which the library passes over
+            raise ValueError("it ends in a backslash that escapes nothing")
+        return f"{_OPTIONS}\nstart: /{regex_to_lark(shape.text, '')}/"
+    try:
+        schema = json.loads(shape.text)
+        if not isinstance(schema, dict):
+            raise ValueError("it is no JSON object")
+        return f"{_OPTIONS}\nstart: %json {json.dumps(schema | {'x-guidance': _JSON})}"
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _reason(told: str) -> str:
+    """What llguidance says, in a line, and without where in its own format that is."""
+    lines = told.splitlines() or ["it says nothing of why"]
+    line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    if line.startswith("NoExtension"):
+        return "nothing matches it"
+    for before in ("failed to compile JSON schema: ", 'failed to parse "%json": ', " (in regex): "):
+        line = line.rpartition(before)[2]
+    return line[:_LONGEST_REASON]

@@ -1,0 +1,214 @@
+"""The tokens that a shape lets come next: all with which it can still be reached, and no other, by a plain search."""
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+import regex
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mint_contracts.errors import InvalidRequest
+from mint_engine.requests.grammar import Grammar, Grammars, Shape
+from mint_engine.requests.pieces import Pieces
+from tests.engine.running import save_tokenizer
+
+EOS = 0
+CHOICES = [{"properties": {f"p{n}": {"maxLength": n}}} for n in range(8)]
+PADDING = 100  # rows of a base's vocabulary that no token of the tokenizer has
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: PreTrainedTokenizerBase) -> Grammars:
+    return Grammars(tokenizer, {EOS})
+
+
+def pieces_of(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """What each token is written as; nothing for those that are no text."""
+    pieces = Pieces(tokenizer.backend_tokenizer)
+    return [pieces[token] for token in range(len(tokenizer))]
+
+
+def allowed(grammar: Grammar, size: int) -> set[int]:
+    logits = torch.zeros(size)
+    grammar.mask(logits)
+    return set(torch.nonzero(logits == 0).flatten().tolist())
+
+
+@given(
+    words=st.lists(st.text(st.sampled_from("abdhe qué·世\n/\"'\\.*{"), max_size=6), min_size=1, max_size=6),
+    seed=st.integers(0, 9),
+)
+def test_of_some_words_only_those_tokens_may_come_that_one_of_them_goes_on_with(
+    tokenizer: PreTrainedTokenizerBase, grammars: Grammars, words: list[str], seed: int
+) -> None:
+    grammar = grammars.compile(Shape("regex", "|".join(regex.escape(word) for word in words)))
+    meant, pieces, prefix = {word.encode() for word in words}, pieces_of(tokenizer), b""
+    draw, ended = random.Random(seed), False
+    while not ended:
+        open_ = {
+            token
+            for token, piece in enumerate(pieces)
+            if piece and any(word.startswith(prefix + piece) for word in meant)
+        }
+        whole = {EOS} if prefix in meant else set()
+        assert allowed(grammar, len(pieces) + PADDING) == open_ | whole
+        token = draw.choice(sorted(open_ or whole))
+        prefix += pieces[token]
+        ended = grammar.take(token)
+        longer = any(word.startswith(prefix) and word != prefix for word in meant)
+        assert ended == (token == EOS or not longer), "it ends when nothing may follow"
+    assert prefix in meant
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(ab)*c?", r"[a-f]{2,4}(, [a-f]{2,4})*\.", r"(the|dog)+ \w\d*", r"-?\d+(\.\d+)?"]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_of_an_expression_those_that_some_match_begins_with(
+    tokenizer: PreTrainedTokenizerBase, grammars: Grammars, pattern: str, seed: int
+) -> None:
+    """The library `regex` knows which texts begin a match; ASCII alone, since tokens may be parts of characters."""
+    ascii_, text = f"(?a:{pattern})", ""
+    grammar = grammars.compile(Shape("regex", f"(?-u:{pattern})"))
+    pieces = [piece.decode() if piece.isascii() else "" for piece in pieces_of(tokenizer)]
+    draw = random.Random(seed)
+    for _ in range(20):
+        may = {
+            token
+            for token, piece in enumerate(pieces)
+            if piece and regex.fullmatch(ascii_, text + piece, partial=True)
+        }
+        whole = {EOS} if regex.fullmatch(ascii_, text) else set()
+        assert allowed(grammar, len(pieces)) == may | whole
+        token = draw.choice(sorted(may))
+        text += pieces[token]
+        if grammar.take(token):
+            break
+
+
+def test_a_copy_goes_its_own_way(tokenizer: PreTrainedTokenizerBase, grammars: Grammars) -> None:
+    first = grammars.compile(Shape("regex", "ab|cd"))
+    second = first.copy()
+    a, b, c, d = tokenizer.encode("abcd")
+    assert allowed(first, 300) == allowed(second, 300) == {a, c}
+    first.take(a)
+    second.take(c)
+    assert (allowed(first, 300), allowed(second, 300)) == ({b}, {d})
+    assert (first.take(b), second.take(d)) == (True, True)
+
+
+def test_a_base_with_fewer_rows_than_the_tokenizer_has_tokens_is_masked_too(
+    tokenizer: PreTrainedTokenizerBase, grammars: Grammars
+) -> None:
+    [a], [the] = tokenizer.encode("a"), tokenizer.encode("the")
+    assert the in allowed(grammars.compile(Shape("regex", "a|the")), len(tokenizer))
+    assert a in allowed(grammars.compile(Shape("regex", "a|the")), the)
+    with pytest.raises(InvalidRequest, match="leads to where none of this base's tokens may follow"):
+        allowed(grammars.compile(Shape("regex", "dog")), 3)
+
+
+def spaced(grammars: Grammars, tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether an object of that text may come as a whole."""
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False}
+    grammar, ended = grammars.compile(Shape("json_schema", json.dumps(schema))), False
+    for token in tokenizer.encode(text):
+        if token not in allowed(grammar, len(tokenizer)):
+            return False
+        ended = grammar.take(token)
+    return ended
+
+
+def test_white_space_may_be_anywhere_in_json_but_not_without_end(
+    grammars: Grammars, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    for text in ('{"a":1}', '{ "a" : 1 }', '{\n  "a": 1\n}', "{" + 32 * " " + '"a":1}'):
+        assert spaced(grammars, tokenizer, text), text
+    for text in ("{" + 33 * " " + '"a":1}', ' {"a":1}', '{"a":2}', '{"a":1,"b":1}'):
+        assert not spaced(grammars, tokenizer, text), text
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "says"),
+    [
+        ("json_schema", "{", "sampling.json_schema: can't be read: Expecting property name"),
+        ("json_schema", "[]", "it is no JSON object"),
+        ("json_schema", '{"type": "object"} }, {"lark_grammar": "start: /x/"', "can't be read: Extra data"),
+        ("json_schema", '{"items":' * 500 + "{}" + "}" * 500, "can't be followed: recursion limit"),
+        ("json_schema", '{"items":' * 5000 + "{}" + "}" * 5000, "can't be read: it is nested too deeply"),
+        ("json_schema", '{"const": NaN}', "can't be followed: expected value"),
+        ("json_schema", '{"type": "strin"}', "sampling.json_schema: can't be followed: Invalid type: strin"),
+        ("json_schema", '{"not": {}}', 'Unimplemented keys: ["not"]'),
+        ("json_schema", '{"x-guidance": {"lenient": true}, "not": {}}', 'Unimplemented keys: ["not"]'),
+        ("json_schema", '{"type": "string", "format": "iri"}', "Unknown format: iri"),
+        ("json_schema", '{"type": "string", "pattern": "("}', "unclosed group"),
+        ("json_schema", '{"minimum": 2, "maximum": 1, "type": "integer"}', "minimum (2) is greater than maximum (1)"),
+        ("json_schema", '{"$ref": "https://example.com/a"}', "is not present in a registry"),
+        ("json_schema", '{"$ref": "#"}', "nothing matches it"),
+        ("regex", "(", "sampling.regex: can't be followed: unclosed group"),
+        ("regex", "a(?=b)", "look-around"),
+        ("regex", r"(a)\1", "backreferences are not supported"),
+        ("regex", "a\\", "it ends in a backslash that escapes nothing"),
+        ("regex", r"a[^\s\S]", "nothing matches it"),
+        ("json_schema", json.dumps({"allOf": 8 * [{"anyOf": CHOICES}]}), "can't be followed: schema too large"),
+    ],
+)
+def test_what_is_no_shape_is_refused_by_name(grammars: Grammars, field: str, text: str, says: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        grammars.compile(Shape(field, text))
+    assert says in str(refused.value)
+    assert str(refused.value).startswith(f"sampling.{field}: ")
+    assert len(str(refused.value)) < 400
+
+
+def test_a_backslash_that_is_escaped_ends_an_expression(
+    grammars: Grammars, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    [backslash] = tokenizer.encode("\\")
+    assert allowed(grammars.compile(Shape("regex", "\\\\")), 300) == {backslash}
+
+
+@pytest.mark.parametrize("eos", [{EOS}, frozenset[int]()])
+def test_a_tokenizer_that_is_not_read_is_told_of_to_those_who_ask(
+    tokenizer: PreTrainedTokenizerBase, eos: set[int]
+) -> None:
+    words = Tokenizer(models.WordLevel({"<end>": EOS, "a": 1}, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    odd = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")  # type: ignore[no-untyped-call]
+    with pytest.raises(
+        InvalidRequest, match=r"sampling.regex: can't be had of this base, whose tokenizer isn't read"
+    ):
+        Grammars(odd if eos else tokenizer, eos).compile(Shape("regex", "a"))
+
+
+def test_a_schema_that_asks_for_json_of_another_kind_gets_json(
+    grammars: Grammars, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """llguidance lets a schema say what is written between members; that would be no JSON."""
+    schema = {"x-guidance": {"item_separator": ";", "key_separator": "="}, "const": {"a": 1, "b": 2}}
+    grammar = grammars.compile(Shape("json_schema", json.dumps(schema)))
+    for token in tokenizer.encode('{"a":1,"b":2'):
+        assert token in allowed(grammar, len(tokenizer))
+        assert not grammar.take(token)
+
+
+def test_a_long_text_that_must_come_costs_no_more_than_any_other(grammars: Grammars) -> None:
+    """Of a million characters, say: each mask would take a second if it were looked through."""
+    grammar = grammars.compile(Shape("regex", "(a|b)c{1000}{1000}"))
+    began = time.process_time()
+    for _ in range(20):
+        grammar.take(min(allowed(grammar, 300)))
+    assert time.process_time() - began < 1
