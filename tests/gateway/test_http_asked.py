@@ -97,3 +97,39 @@ def test_penalties_and_biases_are_those_of_openai() -> None:
     sampling = request.sampling
     assert dict(sampling.logit_bias) == {42: -100.0}
     assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (0.5, -0.25, 1.5)
+
+
+SCHEMA = {"type": "object", "properties": {"b": {"const": 10**30}, "a": {"enum": ["é", 1.5]}}, "required": ["b"]}
+NAMED = {"name": "it", "description": "what it is", "strict": True, "schema": SCHEMA}
+
+
+@pytest.mark.parametrize(
+    ("told", "shape", "meant"),
+    [
+        ({}, None, None),
+        ({"response_format": None, "structured_outputs": None}, None, None),
+        ({"response_format": {"type": "text"}, "structured_outputs": {}}, None, None),
+        ({"response_format": {"type": "json_object"}}, "json_object", True),
+        ({"structured_outputs": {"json_object": True}}, "json_object", True),
+        ({"structured_outputs": {"json_object": False}}, None, None),
+        ({"response_format": {"type": "json_schema", "json_schema": NAMED}}, "json_schema", SCHEMA),
+        ({"response_format": {"type": "text"}, "structured_outputs": {"json": SCHEMA}}, "json_schema", SCHEMA),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, "json_schema", SCHEMA),
+        ({"structured_outputs": {"regex": "a|b"}}, "regex", "a|b"),
+        ({"structured_outputs": {"regex": ""}}, "regex", ""),
+    ],
+)
+def test_what_an_answer_must_be_is_said_as_openais_and_vllms_clients_say_it(
+    told: dict[str, Any], shape: str | None, meant: Any
+) -> None:
+    said = {"model": "demo/pirate"} | told
+    [text] = _as_texts(json.dumps(said | {"prompt": "Ahoy"}).encode())
+    [chat] = _as_chats(json.dumps(said | {"messages": [{"role": "user", "content": "Ahoy"}]}).encode())
+    assert text.sampling == chat.sampling
+    assert text.sampling.WhichOneof("shape") == shape
+    if shape == "json_schema":
+        found = json.loads(text.sampling.json_schema)
+        assert found == meant
+        assert list(found["properties"]) == ["b", "a"], "an answer has them in this order"
+    elif shape is not None:
+        assert getattr(text.sampling, shape) == meant

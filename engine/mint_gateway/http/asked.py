@@ -1,11 +1,12 @@
 """What OpenAI's clients ask, as the GenerateRequest that it means: pure.
 
 The fields are those of https://platform.openai.com/docs/api-reference/completions/create and /chat/create. What is
-ours besides is named as vLLM names it (`top_k`, `min_p`, `repetition_penalty`, `ignore_eos`), and `base_model`,
-which says whose adapter `model` is where its name leaves a doubt. What would change an answer and isn't done here is
-refused, not passed over.
+ours besides is named as vLLM names it (`top_k`, `min_p`, `repetition_penalty`, `structured_outputs`, `ignore_eos`),
+and `base_model`, which says whose adapter `model` is where its name leaves a doubt. What would change an answer and
+isn't done here is refused, not passed over.
 """
 
+import json
 from collections.abc import Container, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -28,7 +29,6 @@ NOT_DONE: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "prediction": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -52,6 +52,37 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: bool = False
 
 
+class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """Any text."""
+
+
+class ObjectFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
+    """Any JSON object."""
+
+
+class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A JSON schema. It is held to whatever `strict` says; name and description are nothing to the model here."""
+
+    schema: dict[str, Any]
+    name: str = ""
+    description: str | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+    """JSON that follows a schema."""
+
+    json_schema: NamedSchema
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an answer must be, as vLLM's clients say it: one of these."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    json_object: bool | None = None
+
+
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What both kinds of requests have."""
 
@@ -69,6 +100,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int | None = None
+    response_format: TextFormat | ObjectFormat | SchemaFormat = TextFormat()
+    structured_outputs: StructuredOutputs = StructuredOutputs()
     stop: str | list[str] = msgspec.field(default_factory=list)
     ignore_eos: bool = False
     stream: bool = False
@@ -170,7 +203,28 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
     sampling.stop.extend([asked.stop] if isinstance(asked.stop, str) else asked.stop)
     if asked.seed is not None:
         sampling.seed = asked.seed % 2**64
+    _shape(asked, sampling)
     return request
+
+
+def _shape(asked: Asked, sampling: sampling_pb2.SamplingParams) -> None:
+    """Note what the answer must be. Raises InvalidRequest."""
+    told, more = asked.response_format, asked.structured_outputs
+    wanted: list[tuple[str, object]] = [("json_schema", more.json), ("regex", more.regex)]
+    wanted += [("json_object", True)] if more.json_object or isinstance(told, ObjectFormat) else []
+    wanted += [("json_schema", told.json_schema.schema)] if isinstance(told, SchemaFormat) else []
+    wanted = [(name, value) for name, value in wanted if value is not None]
+    if len(wanted) > 1:
+        raise InvalidRequest("response_format", "and structured_outputs say more than one thing; leave one of them")
+    for name, value in wanted:
+        setattr(sampling, name, _written(value) if isinstance(value, dict) else value)
+
+
+def _written(schema: dict[str, Any]) -> str:
+    try:
+        return json.dumps(schema)
+    except RecursionError:
+        raise InvalidRequest("json_schema", "is nested too deeply") from None
 
 
 def _biases(told: dict[str, float]) -> dict[int, float]:
