@@ -29,6 +29,7 @@ _ALLOWED: dict[str, range] = {
     **dict.fromkeys(("moe_intermediate_size", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), _WIDTHS),
     "q_lora_rank": _or_none(_WIDTHS),
     **dict.fromkeys(("v_head_dim", "index_head_dim", "patch_size", "image_size"), _WIDTHS),
+    **dict.fromkeys(("pos_emb_height", "pos_emb_width", "projection_hidden_size"), _WIDTHS),
     **dict.fromkeys(("index_topk", "decoder_sparse_step"), _POSITIONS),
     **dict.fromkeys(
         ("max_position_embeddings", "original_max_position_embeddings", "sliding_window", "first_k_dense_replace"),

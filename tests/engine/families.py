@@ -2,11 +2,14 @@
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     DeepseekV3Config,
     DeepseekV32Config,
     Gemma2Config,
@@ -14,6 +17,7 @@ from transformers import (
     Gemma3TextConfig,
     GlmMoeDsaConfig,
     GptOssConfig,
+    Kimi_K25Config,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -96,13 +100,35 @@ GEMMA3_SEEING = Gemma3Config(
     },
     mm_tokens_per_image=4,
 )  # fmt: skip
+# As moonshotai/Kimi-K2.5, of which transformers has no model that does not see.
+KIMI_SEEING = Kimi_K25Config(
+    text_config=FAMILIES["kimi_k2"].to_dict(),
+    vision_config={
+        "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "pos_emb_height": 4, "pos_emb_width": 4,
+    },
+    projection_hidden_size=32,
+    image_token_id=90, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93,
+    tie_word_embeddings=False,
+)  # fmt: skip
+SEEING: dict[str, PreTrainedConfig] = {"gemma3_seeing": GEMMA3_SEEING, "kimi_seeing": KIMI_SEEING}
 ROUTED = ("qwen3_moe", "gpt_oss", "deepseek_v3", "kimi_k2", "deepseek_v32", "glm_5")
+
+
+def kind_of(config: PreTrainedConfig) -> Any:
+    """What transformers makes a model by."""
+    return AutoModelForImageTextToText if config.model_type == "kimi_k25" else AutoModelForCausalLM
+
+
+def read_model(base: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A saved base by transformers' own code."""
+    return kind_of(AutoConfig.from_pretrained(base)).from_pretrained(base, dtype=dtype)
 
 
 def make_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The same base each time; what is initialised to zero or one is random too."""
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # type: ignore[no-untyped-call]
+    model = kind_of(config).from_config(copy.deepcopy(config), dtype=dtype)
     draw = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, each in sorted((*model.named_parameters(), *model.named_buffers())):

@@ -27,6 +27,7 @@ from mint_engine.scheduling.scheduler import Limits
 from mint_engine.scheduling.stepper import Stepper
 from mint_engine.serve import EngineServer, listen
 from mint_engine.sources.local import LocalFolder
+from tests.engine.families import read_model
 from tests.engine.made import fill
 from tests.engine.parallel.nodes import Worker, other_nodes
 
@@ -245,7 +246,7 @@ async def collect(engine: Running, request: sampling_pb2.GenerateRequest) -> Ans
 
 def peft_model(base: Path, adapter: Path | None, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """The base by transformers, with the adapter by peft."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model = read_model(base, dtype)
     return (model if adapter is None else PeftModel.from_pretrained(model, str(adapter))).eval()
 
 

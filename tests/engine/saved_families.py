@@ -4,18 +4,15 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import MixtralConfig
 
-from tests.engine.families import FAMILIES, GEMMA3_SEEING, SIZES, make_model
+from tests.engine.families import FAMILIES, SEEING, SIZES, make_model, read_model
 from tests.engine.made import fill
 from tests.engine.running import save_tokenizer
 
-BASES = FAMILIES | {
-    "mixtral": MixtralConfig(**SIZES, num_local_experts=6),  # whose files name experts otherwise
-    "gemma3_seeing": GEMMA3_SEEING,  # and whose name all of its layers so
-}
+# Whose files name experts otherwise, and all of their layers.
+BASES = FAMILIES | {"mixtral": MixtralConfig(**SIZES, num_local_experts=6)} | SEEING
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 # What the adapters target: rank 4 on all of it, rank 3 on the attention alone.
@@ -25,6 +22,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
     "gpt_oss": {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS},
     "deepseek_v3": {"target_modules": LATENT, "target_parameters": EXPERTS},
+    "kimi_seeing": {"target_modules": LATENT, "target_parameters": EXPERTS},
     "deepseek_v32": {"target_modules": LATENT, "target_parameters": EXPERTS},
     "glm_5": {"target_modules": LATENT, "target_parameters": EXPERTS},
 }
@@ -41,7 +39,7 @@ def save_base(name: str, folder: Path, **changes: Any) -> Path:
 
 def save_adapter(base: Path, folder: Path, rank: int, **options: Any) -> Path:
     """A random adapter, saved by PEFT."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = read_model(base)
     peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, **options))
     fill(peft, rank, 0.15)
     peft.save_pretrained(str(folder))

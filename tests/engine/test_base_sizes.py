@@ -10,10 +10,10 @@ from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import UnsupportedBase
 from mint_engine.beforehand import check_small_files
 from mint_engine.model.files import BaseFiles, find_files, read_config
-from tests.engine.families import FAMILIES, GEMMA3_SEEING
+from tests.engine.families import FAMILIES, SEEING
 from tests.engine.ggufs import write
 from tests.engine.running import settings_for
-from tests.planning.frontier import FRONTIER, GEMMA_3_4B
+from tests.planning.frontier import FRONTIER, GEMMA_3_4B, KIMI_K25
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,12 @@ def test_a_gguf_file_of_a_size_that_no_base_has_is_told_of(tmp_path: Path) -> No
         read_config(find_files(tmp_path))
 
 
-@pytest.mark.parametrize("family", sorted([*FAMILIES, "gemma3_seeing", *FRONTIER, "gemma_3_4b"]))
+PUBLISHED = FRONTIER | {"gemma_3_4b": GEMMA_3_4B, "kimi_k25": KIMI_K25}
+
+
+@pytest.mark.parametrize("family", sorted([*FAMILIES, *SEEING, *PUBLISHED]))
 def test_what_bases_have_may_be(family: str) -> None:
-    assert odd_size(FRONTIER.get(family) or (GEMMA_3_4B if family == "gemma_3_4b" else told_of(family))) == ""
+    assert odd_size(PUBLISHED.get(family) or told_of(family)) == ""
 
 
 def test_a_family_with_a_size_of_heads_may_leave_it_out(tmp_path: Path) -> None:
@@ -102,6 +105,6 @@ def test_a_family_with_a_size_of_heads_may_leave_it_out(tmp_path: Path) -> None:
 
 
 def told_of(family: str) -> dict[str, Any]:
-    config = GEMMA3_SEEING if family == "gemma3_seeing" else FAMILIES[family]
+    config = (FAMILIES | SEEING)[family]
     told: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return told

@@ -1,11 +1,12 @@
 """Whole engines over quantised bases: answers are PEFT's own over what their files hold."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.engine.integers import PACKED, save_packed
-from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4
+from tests.engine.quantised import LAYOUTS, edit_tensors, save_float8, save_nvfp4, tensors_of
 from tests.engine.saved_families import save_base
 from tests.engine.test_families_served import check_answers
 from tests.engine.test_quantised import save_quantised
@@ -40,3 +41,22 @@ async def test_answers_over_nvfp4_mixed_with_float8(tmp_path: Path) -> None:
 async def test_answers_over_packed_numbers(family: str, layout: str, ranks: int, tmp_path: Path) -> None:
     packed, plain = save_packed(save_base(family, tmp_path / "plain"), tmp_path, PACKED[layout])
     await check_answers(family, packed, plain, tmp_path, ranks)
+
+
+@pytest.mark.parametrize(("ranks", "keep"), [(1, False), (1, True), (2, True)])
+async def test_answers_over_kimi_k25_as_it_is_published(ranks: int, keep: bool, tmp_path: Path) -> None:
+    """Seeing, in INT4, with another model's type, code and what is quantised told of within the model for text."""
+    base = save_base("kimi_seeing", tmp_path / "plain")
+    names = {
+        name: name.replace("language_model.model.blocks", "language_model.model.layers").removeprefix("model.")
+        for name in tensors_of(base)
+    }  # transformers writes what it read as layers as blocks, and one name with its own beginning
+    held = tensors_of(base)
+    edit_tensors(base, dict.fromkeys(held) | {new: held[name] for name, new in names.items()})
+    packed, plain = save_packed(base, tmp_path, PACKED["kimi"])
+    told = json.loads((packed / "config.json").read_text())
+    code = {"model_type": "kimi_k2", "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}}
+    told["text_config"] |= code | {"quantization_config": told.pop("quantization_config")}
+    told["auto_map"] = {"AutoConfig": "configuration_kimi_k25.KimiK25Config"}
+    (packed / "config.json").write_text(json.dumps(told))
+    await check_answers("kimi_seeing", packed, plain, tmp_path, ranks, quantised_experts=keep)

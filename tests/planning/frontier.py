@@ -58,6 +58,18 @@ GEMMA_3_4B: dict[str, Any] = {
         "num_attention_heads": 16, "image_size": 896, "patch_size": 14, "vision_use_head": False,
     },
 }  # fmt: skip
+# moonshotai/Kimi-K2.5, whose model for images is told of in names that transformers does not read; it takes the same.
+KIMI_K25: dict[str, Any] = {
+    "model_type": "kimi_k25", "tie_word_embeddings": False, "text_config": KIMI_K2 | {
+        "max_position_embeddings": 262144, "rope_scaling": {
+            "type": "yarn", "factor": 64.0, "original_max_position_embeddings": 4096, "mscale": 1.0,
+            "mscale_all_dim": 1.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        },
+    }, "vision_config": {
+        "vt_hidden_size": 1152, "vt_intermediate_size": 4304, "vt_num_hidden_layers": 27, "patch_size": 14,
+        "init_pos_emb_height": 64, "init_pos_emb_width": 64, "merge_kernel_size": [2, 2], "mm_hidden_size": 1152,
+    },
+}  # fmt: skip
 # Qwen2-7B, gemma-7b, Mixtral-8x7B-v0.1, granite-3.0-8b-base and SmolLM3-3B, as their config.json files say them.
 ORDINARY: dict[str, dict[str, Any]] = {
     "qwen2_7b": {

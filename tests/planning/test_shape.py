@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     GemmaConfig,
     GraniteConfig,
     MixtralConfig,
@@ -41,9 +40,9 @@ from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, Storage, make_plan
 from mint_gateway.planning.layouts import layouts
 from mint_gateway.planning.shape import KINDS
-from tests.engine.families import CPU, FAMILIES, SIZES, make_forward, make_model
+from tests.engine.families import CPU, FAMILIES, SEEING, SIZES, kind_of, make_forward, make_model
 from tests.engine.test_expert_layouts import BOTH, save
-from tests.planning.frontier import FRONTIER, GEMMA_3_4B, ORDINARY
+from tests.planning.frontier import FRONTIER, GEMMA_3_4B, KIMI_K25, ORDINARY
 
 # Billions, as their makers round them; without layers for predicting several tokens, which nobody serves here.
 PUBLISHED = {
@@ -53,6 +52,7 @@ PUBLISHED = {
     "qwen3_30b_a3b": 30.5,
     "phi_3_mini": 3.8,
     "gemma_3_4b": 4.3,
+    "kimi_k25": 1040,
     "qwen2_7b": 7.6,
     "gemma_7b": 8.5,
     "mixtral_8x7b": 46.7,
@@ -66,6 +66,7 @@ OTHERS: dict[str, PreTrainedConfig] = {
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
     "granite": GraniteConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "smollm3": SmolLM3Config(**SIZES),
+    "kimi_seeing": SEEING["kimi_seeing"],
     "smollm3_untied": SmolLM3Config(**SIZES, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
 }
 
@@ -75,7 +76,7 @@ def built(told: dict[str, Any]) -> PreTrainedModel:
     kind = {"kimi_k2": "deepseek_v3"}.get(told["model_type"], told["model_type"])
     config = AutoConfig.for_model(kind, **{name: each for name, each in told.items() if name != "model_type"})
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+        model = kind_of(config).from_config(config, dtype=torch.bfloat16)
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -89,7 +90,7 @@ def told_by(config: PreTrainedConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_frontier_bases_to_the_last_byte(name: str) -> None:
-    told = (FRONTIER | ORDINARY | {"gemma_3_4b": GEMMA_3_4B})[name]
+    told = (FRONTIER | ORDINARY | {"gemma_3_4b": GEMMA_3_4B, "kimi_k25": KIMI_K25})[name]
     model, shape = built(told), read_shape(told)
     parameters = dict(model.named_parameters())
     assert shape.parameters == sum(each.numel() for each in parameters.values())

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from mint_contracts.errors import MintError, SourceNotFound, UnsupportedBase
 from mint_contracts.storage_errors import os_errors
@@ -25,6 +25,7 @@ from mint_engine.adapters.export import export
 from mint_engine.adapters.mapped import Opener
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
+from mint_engine.model.base import empty_model
 from mint_engine.model.device import DTYPES
 from mint_engine.model.modules import find_modules
 from mint_engine.sources.copying import publish
@@ -72,11 +73,9 @@ def base_modules(base: Path) -> dict[str, Module]:
     """The modules of a base, from its config.json alone. Raises UnsupportedBase."""
     try:
         config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise UnsupportedBase(f"base {str(base)!r}", f"has no config.json that is served ({error})") from None
-    return find_modules(model)
+    return find_modules(empty_model(config, f"base {str(base)!r}"))
 
 
 def _open(file: Path) -> Packed:

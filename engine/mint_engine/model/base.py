@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.errors import NonFiniteWeights, UnsupportedBase
@@ -120,12 +127,18 @@ def load_base(
     )
 
 
+def _kind(config: PreTrainedConfig) -> Any:
+    """What makes a model of that configuration: some that see have no other kind, though they are asked in text."""
+    sees = type(config) in AutoModelForImageTextToText._model_mapping
+    plain = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForImageTextToText if sees and not plain else AutoModelForCausalLM
+
+
 def empty_model(config: PreTrainedConfig, subject: str) -> PreTrainedModel:
     """A model of that configuration without memory. Raises UnsupportedBase."""
-    reader: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return reader.from_config(config)  # type: ignore[no-any-return]
+            return _kind(config).from_config(config)  # type: ignore[no-any-return]
     except LIBRARY_ERRORS as error:
         raise UnsupportedBase(subject, f"can't be loaded: {first_line(error)}") from None
 
@@ -156,7 +169,7 @@ def _read_model(
         else {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     )
     try:
-        reader: Any = AutoModelForCausalLM
+        reader: Any = _kind(config)
         if files.gguf:
             headway.begin(LOADING, 0)
         else:

@@ -61,6 +61,9 @@ class GenericPass:
             add_sums(self._model, group)
         path = layers_prefix(base.model).removesuffix(".layers.")  # of what a model that sees too has for its text
         self._body = self._model.get_submodule(path)
+        self._sees = (
+            self._body is not self._model.base_model
+        )  # and what it sees by has a say in how tokens are embedded
         self._layers, self._relay = list(self._body.layers), _Relay()
         self._body.layers = nn.ModuleList([self._relay] * len(self._layers))
         # Sparse attention's models take a mask apart before they pass it on; nothing reads what is in it.
@@ -110,7 +113,10 @@ class GenericPass:
     def _begin(self, batch: Batch) -> tuple[torch.Tensor, list[_Told]]:
         """What the first layer takes [1, T, H], and what each is told."""
         try:
-            self._through(batch, self._body.get_input_embeddings()(batch.tokens[None]))
+            if self._sees:
+                self._model(input_ids=batch.tokens[None], logits_to_keep=1, **self._told(batch))
+            else:
+                self._through(batch, self._body.get_input_embeddings()(batch.tokens[None]))
             return self._relay.taken[0], list(self._relay.told)
         finally:
             self._relay.forget()
@@ -125,11 +131,14 @@ class GenericPass:
 
     def _through(self, batch: Batch, embedded: torch.Tensor) -> torch.Tensor:
         """The body's own code around its layers, [1, T, H]."""
-        found: torch.Tensor = self._body(
-            inputs_embeds=embedded, attention_mask=self._masks, position_ids=batch.positions[None], use_cache=False,
-            trees=batch.trees,
-        ).last_hidden_state  # fmt: skip
+        found: torch.Tensor = self._body(inputs_embeds=embedded, **self._told(batch)).last_hidden_state
         return found
+
+    def _told(self, batch: Batch) -> dict[str, Any]:
+        positions = batch.positions[None]
+        return {
+            "attention_mask": self._masks, "position_ids": positions, "use_cache": False, "trees": batch.trees,
+        }  # fmt: skip
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, V] of normed outputs [n, H], as the model's own code has them; differentiable."""

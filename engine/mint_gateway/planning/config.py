@@ -9,6 +9,7 @@ from mint_contracts.attention import unserved_attention
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import Integers, read_quantisation
 from mint_gateway.planning.exempt import plain_layers
+from mint_gateway.planning.seeing import vision_of, vision_parameters
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 from mint_gateway.planning.told import check_told, garbled, text_of
 
@@ -51,15 +52,14 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
         raise UnsupportedBase(
             subject, f"is of model type {family!r}, which can not be planned; known are {', '.join(sorted(FAMILIES))}"
         )
-    told, sees = _DEFAULTS.get(family, {}) | dict(text), config.get("model_type") == "gemma3"
-    check_told(told, config, subject, sees=sees)
+    told, vision = _DEFAULTS.get(family, {}) | dict(text), vision_of(config)
+    check_told(told, config, vision, subject)
     try:
         shape = _read(family, told)
+        images = vision_parameters(config, vision, shape.hidden) if vision is not None else 0
     except KeyError as error:
         raise garbled(subject, f"there is no `{error.args[0]}`") from None
-    if sees:
-        images = _seeing(config["vision_config"], shape.hidden)
-        shape = msgspec.structs.replace(shape, small_parameters=shape.small_parameters + images)
+    shape = msgspec.structs.replace(shape, small_parameters=shape.small_parameters + images)
     try:
         files = read_quantisation(config, "the base")
     except UnsupportedBase as error:
@@ -117,15 +117,6 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         head_norms=family in _HEAD_NORMS,
         routes=_routes(family, told) if routers else 0,
     )
-
-
-def _seeing(told: Mapping[str, Any], text: int) -> int:
-    """Parameters of a model for images (SigLIP) beside one for text of that hidden size; every rank holds it."""
-    hidden, inner, patch = told["hidden_size"], told["intermediate_size"], told["patch_size"]
-    layer = 4 * (hidden + 1) * hidden + (hidden + 1) * inner + (inner + 1) * hidden + 4 * hidden  # and two norms
-    embedded = (3 * patch**2 + 1) * hidden + (told["image_size"] // patch) ** 2 * hidden
-    projected = hidden + hidden * text
-    return int(embedded + told["num_hidden_layers"] * layer + 2 * hidden + projected)
 
 
 def _positions(family: str, told: Mapping[str, Any]) -> int:

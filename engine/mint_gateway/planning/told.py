@@ -92,7 +92,10 @@ class _Seeing(msgspec.Struct, frozen=True):
     intermediate_size: int
     num_hidden_layers: int
     patch_size: int
-    image_size: int
+    image_size: int | UnsetType = UNSET
+    pos_emb_height: int | UnsetType = UNSET
+    pos_emb_width: int | UnsetType = UNSET
+    merge_kernel_size: tuple[Count, Count] | UnsetType = UNSET
 
 
 class _Nested(msgspec.Struct, frozen=True):
@@ -101,6 +104,7 @@ class _Nested(msgspec.Struct, frozen=True):
 
 class _Both(_Nested, frozen=True):
     vision_config: _Seeing
+    projection_hidden_size: int | UnsetType = UNSET
 
 
 def text_of(config: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
@@ -113,17 +117,21 @@ def text_of(config: Mapping[str, Any], subject: str) -> Mapping[str, Any]:
     return text
 
 
-def check_told(text: Mapping[str, Any], config: Mapping[str, Any], subject: str, *, sees: bool) -> None:
-    """Raise UnsupportedBase unless a model for text, and what `sees` beside it, is told of as it can be.
+def check_told(
+    text: Mapping[str, Any], config: Mapping[str, Any], vision: Mapping[str, Any] | None, subject: str
+) -> None:
+    """Raise UnsupportedBase unless a model for text, and one for images beside it, is told of as it can be.
 
-    `text` is that part of `config`, or `config` itself, completed.
+    `text` and `vision` are those parts of `config`, or `config` itself, completed.
     """
-    nested = sees or config.get("text_config") is not None
+    nested = vision is not None or config.get("text_config") is not None
     told = {**config, "text_config": text} if nested else text
+    if vision is not None:
+        told = {**told, "vision_config": vision}
     if odd := odd_size(told):
         raise garbled(subject, odd)
     try:
-        msgspec.convert(told, _Both if sees else _Nested if nested else _Text)
+        msgspec.convert(told, _Both if vision is not None else _Nested if nested else _Text)
     except msgspec.ValidationError as error:
         raise garbled(subject, str(error)) from None
 

@@ -20,7 +20,7 @@ from mint_engine.sources.local import LocalFolder
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.policy import PolicySettings
 from mint_engine.training.trainer import Trainer
-from tests.engine.families import FAMILIES, ROUTED, make_model
+from tests.engine.families import FAMILIES, ROUTED, SEEING, make_model
 from tests.engine.saved_families import BASES
 from tests.engine.test_expert_layouts import BOTH, save
 from tests.engine.training.at_once import create, packed_of, step_all
@@ -48,7 +48,7 @@ def batches(names: list[str], turn: int = 0) -> list[PolicyBatch]:
     return [PolicyBatch(name, examples_of(int(name[-1]), turn), SUMS) for name in names]
 
 
-@pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in (*FAMILIES, "gemma3_seeing")), LEAN])
+@pytest.mark.parametrize(("family", "lean"), [*((family, False) for family in (*FAMILIES, *SEEING)), LEAN])
 def test_gradients_of_a_mixed_batch(family: str, lean: bool) -> None:
     trainer = trainer_of(family, lean=lean)
     names = make_policies(trainer)
