@@ -122,17 +122,48 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 class Chat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Calls:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CallsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Chat._Calls.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CALLS_UNSPECIFIED: Chat._Calls.ValueType  # 0
+        HERMES: Chat._Calls.ValueType  # 1
+        """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, as Hermes', Qwen2.5's and most of Qwen3's do."""
+
+    class Calls(_Calls, metaclass=_CallsEnumTypeWrapper):
+        """How a template writes calls of functions."""
+
+    CALLS_UNSPECIFIED: Chat.Calls.ValueType  # 0
+    HERMES: Chat.Calls.ValueType  # 1
+    """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, as Hermes', Qwen2.5's and most of Qwen3's do."""
+
     MESSAGES_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    tools: _builtins.str
+    """Functions that the model is told of, as OpenAI's clients have them: a JSON array of
+    {"type": "function", "function": {"name": ..., "description": ..., "parameters": a JSON schema}}, 65,536 characters
+    and 32 values in one another at most. The base's chat template writes them; one that takes none is refused
+    (INVALID_ARGUMENT). Nothing here holds an answer to them; `json_schema` can.
+    """
+    calls: Global___Chat.Calls.ValueType
+    """The form in which whoever asks will look for calls in the answer: refused (INVALID_ARGUMENT) where the base's
+    template has another. The answer's text is the same.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     def __init__(
         self,
         *,
         messages: _abc.Iterable[Global___Message] | None = ...,
+        tools: _builtins.str = ...,
+        calls: Global___Chat.Calls.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "messages", b"messages", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -144,21 +175,61 @@ class Message(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     content: _builtins.str
+    tool_call_id: _builtins.str
+    """Of a tool: the id of the call that it answers, and its function's name; either may be empty."""
+    name: _builtins.str
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Of an assistant: what it called."""
+
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        tool_call_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    name: _builtins.str
+    """1 to 64 of a-z, A-Z, 0-9, _ and -, as of every function."""
+    arguments: _builtins.str
+    """A JSON object."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class SamplingParams(_message.Message):

@@ -35,7 +35,8 @@ async def test_chat_goes_through_the_template(base: Path) -> None:
     tokens: Any = tokenizer.apply_chat_template(honest, add_generation_prompt=True, return_dict=False)
     async with running(base) as engine:
         chat = GenerateRequest(
-            chat=Chat(messages=[Message(**honest[0])]), sampling=SamplingParams(max_tokens=8, ignore_eos=True)
+            chat=Chat(messages=[Message(role="user", content="the dog")]),
+            sampling=SamplingParams(max_tokens=8, ignore_eos=True),
         )
         answer = await collect(engine, chat)
         assert answer.started.prompt_tokens == len(tokens)

@@ -1,12 +1,14 @@
 """A prompt as a client sends it (text, token ids or a chat) -> token ids that fit the context."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from mint_contracts.errors import InvalidRequest, PromptTooLong
-from mint_contracts.sampling_pb2 import Chat, GenerateRequest
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
+from mint_engine.requests.tools import check_template, names, read_call, read_tools
 
 # No tokenizer packs more characters than this into a token on average; what is longer need not be tokenized to be
 # refused. (The longest tokens of common vocabularies are runs of 128 spaces.)
@@ -50,20 +52,66 @@ def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int)
         raise InvalidRequest("prompt.chat", "has no messages")
     if not tokenizer.chat_template:
         raise InvalidRequest("prompt.chat", "can't be used: this base has no chat template. Send text or tokens")
-    if len(chat.messages) > context_length:  # each takes a token at least; their mere number can cost minutes
+    count = sum(1 + len(message.tool_calls) for message in chat.messages)
+    if count > context_length:  # each takes a token at least; their mere number can cost minutes
         raise PromptTooLong(
-            "prompt.chat", f"has {len(chat.messages)} messages, more than a context of {context_length} tokens holds"
+            "prompt.chat", f"has {count} messages and calls, more than a context of {context_length} tokens holds"
         )
-    _check_length(sum(len(message.role) + len(message.content) for message in chat.messages), context_length)
-    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    _check_length(_written(chat), context_length)
+    tools = read_tools(chat.tools)
+    messages = [_message(message, f"prompt.chat.messages[{at}]") for at, message in enumerate(chat.messages)]
     try:
+        template = tokenizer.get_chat_template(tools=tools or None)
+        check_template(template, chat, tokenizer.all_special_tokens, tools=bool(tools))
+        _check_names([*tools, *_arguments(messages)], tokenizer, template)
         # Control tokens written in a message's text stay text: no user can forge another speaker's turn.
         rendered: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+            messages,
+            tools=tools or None,
+            add_generation_prompt=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
         )
     except (TemplateError, ValueError, TypeError) as error:
         raise InvalidRequest("prompt.chat", f"was refused by the base's chat template: {error}") from None
     return [int(token) for token in rendered]
+
+
+def _written(chat: Chat) -> int:
+    """Characters of a chat."""
+    calls = sum(
+        len(call.id) + len(call.name) + len(call.arguments)
+        for message in chat.messages
+        for call in message.tool_calls
+    )
+    told = sum(len(each.role) + len(each.content) + len(each.tool_call_id) + len(each.name) for each in chat.messages)
+    return told + calls + len(chat.tools)
+
+
+def _message(message: Message, place: str) -> dict[str, Any]:
+    """A message as templates take it: what it doesn't have isn't there."""
+    told: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        told["tool_calls"] = [
+            read_call(call, f"{place}.tool_calls[{at}]") for at, call in enumerate(message.tool_calls)
+        ]
+    told |= {"tool_call_id": message.tool_call_id} if message.tool_call_id else {}
+    return told | ({"name": message.name} if message.name else {})
+
+
+def _arguments(messages: Sequence[dict[str, Any]]) -> list[Any]:
+    return [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
+
+
+def _check_names(values: list[Any], tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """Refuse control tokens in names within JSON, which transformers leaves as they are. Raises InvalidRequest."""
+    every = "\n".join({*names(values)})
+    for token in tokenizer.added_tokens_decoder.values() if every else ():
+        is_control = token.special or (token.content in template and not token.content.isspace())
+        if is_control and token.content in every:
+            raise InvalidRequest(
+                "prompt.chat", f"has the control token {token.content[:100]!r} in a name within JSON"
+            )
 
 
 def _check_length(characters: int, context_length: int) -> None:

@@ -1,0 +1,109 @@
+"""Functions that a chat may call: what clients send of them, as chat templates take it.
+
+Templates are Hugging Face's (https://huggingface.co/docs/transformers/chat_extras): `tools` are JSON values, and a
+call's arguments are an object, which OpenAI's clients send as text.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.sampling_pb2 import Chat, ToolCall
+
+LONGEST = 65_536  # characters of all functions
+# Values in one another. Templates that indent each take the square of it; transformers recurses on them.
+DEEPEST = 32
+
+_NAME = r"^[a-zA-Z0-9_-]{1,64}\Z"  # OpenAI's; templates write it between quotes as it is
+_TAKES = re.compile(r"\btools\b")
+# In Jinja's own text or in a string of it. Qwen3-Coder's and GLM's have the tag, too, and no JSON after it.
+_TAG = "<tool_call>"
+_HERMES = re.compile(_TAG + r'(?:\\n|\s)*\{\s*\\?"')
+
+
+class _Function(msgspec.Struct, frozen=True):
+    name: Annotated[str, Meta(pattern=_NAME)]
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class _Tool(msgspec.Struct, frozen=True):
+    type: Literal["function"]
+    function: _Function
+
+
+def read_tools(text: str) -> list[Any]:
+    """The functions of a chat's `tools`; none of an empty text. Raises InvalidRequest."""
+    place = "prompt.chat.tools"
+    if not text:
+        return []
+    if len(text) > LONGEST:
+        raise InvalidRequest(place, f"has {len(text)} characters; at most {LONGEST} are taken")
+    tools: list[Any] = _json(text, place)
+    try:
+        msgspec.convert(tools, list[_Tool])
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(place, f"are no functions: {error}") from None
+    return tools
+
+
+def read_call(call: ToolCall, place: str) -> dict[str, Any]:
+    """A call as templates take it. Raises InvalidRequest, which names the place."""
+    if not re.fullmatch(_NAME, call.name):
+        raise InvalidRequest(f"{place}.name", f"is {call.name[:100]!r}, which no function is named")
+    arguments = _json(call.arguments, f"{place}.arguments")
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(f"{place}.arguments", "are no JSON object")
+    told = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+    return told | ({"id": call.id} if call.id else {})
+
+
+def check_template(template: str, chat: Chat, special: Collection[str], *, tools: bool) -> None:
+    """Refuse what the template would not write of tools, and calls that nobody could read.
+
+    `special` are tokens that no text shows. Raises InvalidRequest.
+    """
+    if tools and not _TAKES.search(template):
+        raise InvalidRequest(
+            "prompt.chat.tools", "can't be told: this base's chat template takes none. Leave them out"
+        )
+    if "tool_calls" not in template and any(message.tool_calls for message in chat.messages):
+        raise InvalidRequest("prompt.chat.messages", "hold calls, of which this base's chat template writes nothing")
+    if chat.calls not in (Chat.CALLS_UNSPECIFIED, Chat.HERMES):
+        raise InvalidRequest("prompt.chat.calls", f"is {chat.calls}, which is no form")
+    if chat.calls == Chat.HERMES and (_TAG in special or not _HERMES.search(template)):
+        raise InvalidRequest(
+            "prompt.chat.calls",
+            f"can't be read out of this base's answers: its chat template has no {_TAG} with JSON in it. "
+            'A tool_choice of "required", or of one function, works',
+        )
+
+
+def names(value: Any) -> Iterator[str]:
+    """Every name in a JSON value of bounded depth: what transformers doesn't look for control tokens in."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from names(each)
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequest(place, f"can't be read: {error}") from None
+    if _depth_over(value, DEEPEST):
+        raise InvalidRequest(place, f"has more than {DEEPEST} values in one another")
+    return value
+
+
+def _depth_over(value: Any, most: int) -> bool:
+    """Whether values lie in one another deeper than that."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return most <= 0 or any(_depth_over(each, most - 1) for each in inner)

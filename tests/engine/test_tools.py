@@ -1,0 +1,123 @@
+"""Functions of a chat, and calls of them, come into the prompt as the base's template writes them, or are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mint_contracts.errors import InvalidRequest, PromptTooLong
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, ToolCall
+from mint_engine.requests.prompts import read_prompt
+from mint_engine.requests.tools import DEEPEST, LONGEST, check_template
+from tests.engine.tooled import save_tooled
+
+SAIL = {"type": "function", "function": {"name": "sail", "parameters": {"type": "object", "é": "<|end|>"}}}
+USER = Message(role="user", content="Ahoy")
+CALL = ToolCall(id="call_1", name="sail", arguments='{"to": "<|end|> é", "knots": 1.5}')
+TURNS = [
+    USER,
+    Message(role="assistant", tool_calls=[CALL, ToolCall(name="rest", arguments="{}")]),
+    Message(role="tool", content="done", tool_call_id="call_1", name="sail"),
+]
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(save_tooled(tmp_path_factory.mktemp("base")))
+    return loaded
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat, context: int = 2000) -> str:
+    return str(tokenizer.decode(list(read_prompt(GenerateRequest(chat=chat), tokenizer, 300, context))))
+
+
+def test_functions_and_calls_are_written_by_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    told = rendered(tokenizer, Chat(messages=TURNS, tools=json.dumps([SAIL]), calls=Chat.HERMES))
+    assert f"<|start|>system\n{json.dumps(SAIL, ensure_ascii=False)}\nCall one by:" in told
+    assert '{"name": "sail", "arguments": {"to": "<|end|> é", "knots": 1.5}}\n</tool_call>' in told
+    assert '<tool_call>\n{"name": "rest", "arguments": {}}\n</tool_call><|end|>\n<|start|>tool\ndone<|end|>' in told
+    for none in ("", "[]"):
+        assert rendered(tokenizer, Chat(messages=[USER], tools=none)).startswith("<|start|>user")
+
+
+def test_control_tokens_within_json_stay_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    end = tokenizer.eos_token_id
+    plain = Chat(messages=TURNS, tools=json.dumps([SAIL]))
+    clean = Chat.FromString(plain.SerializeToString().replace(b"<|end|>", b"<:end:>"))
+    of = [read_prompt(GenerateRequest(chat=chat), tokenizer, 300, 2000).count(end) for chat in (plain, clean)]
+    assert of[0] == of[1] == 4
+
+
+CASES: list[tuple[Chat, str]] = [
+    (Chat(tools="{"), r"prompt\.chat\.tools: can't be read"),
+    (Chat(tools="[" * 5000), r"prompt\.chat\.tools: can't be read"),
+    (Chat(tools="3"), r"tools: are no functions: Expected `array`"),
+    (Chat(tools='[{"type": "custom"}]'), r"tools: are no functions: .*\$\[0\]\.type"),
+    (Chat(tools='[{"type": "function", "function": {}}]'), r"`name` - at `\$\[0\]\.function`"),
+    (Chat(tools='[{"type": "function", "function": {"name": "a b"}}]'), r"\$\[0\]\.function\.name"),
+    (Chat(tools=f"[{' ' * LONGEST}]"), f"tools: has {LONGEST + 2} characters; at most {LONGEST}"),
+    (Chat(tools="[" * DEEPEST + "[]" + "]" * DEEPEST), f"tools: has more than {DEEPEST} values in one another"),
+    (Chat(tools=json.dumps([SAIL | {"a<|end|>": 1}])), r"has the control token '<\|end\|>' in a name within JSON"),
+    (Chat(calls=7), r"prompt\.chat\.calls: is 7"),  # type: ignore[arg-type]
+]
+CALLS = [
+    (ToolCall(name="sail", arguments="{"), r"prompt\.chat\.messages\[1\]\.tool_calls\[1\]\.arguments: can't be read"),
+    (ToolCall(name="sail", arguments="[]"), r"tool_calls\[1\]\.arguments: are no JSON object"),
+    (ToolCall(name="a b", arguments="{}"), r"tool_calls\[1\]\.name: is 'a b'"),
+    (ToolCall(name="a", arguments='{"<|start|>": 1}'), r"control token '<\|start\|>' in a name"),
+]
+CASES += [(Chat(messages=[USER, Message(role="assistant", tool_calls=[CALL, bad])]), says) for bad, says in CALLS]
+
+
+@pytest.mark.parametrize(("chat", "says"), CASES)
+def test_what_is_no_function_or_call_is_one_clear_error(
+    tokenizer: PreTrainedTokenizerBase, chat: Chat, says: str
+) -> None:
+    whole = Chat(messages=chat.messages or [USER], tools=chat.tools, calls=chat.calls)
+    with pytest.raises(InvalidRequest, match=says):
+        read_prompt(GenerateRequest(chat=whole), tokenizer, 300, 2000)
+
+
+def test_calls_count_as_messages_do(tokenizer: PreTrainedTokenizerBase) -> None:
+    calls = [ToolCall(name="a", arguments="{}")] * 60
+    with pytest.raises(PromptTooLong, match="61 messages and calls"):
+        read_prompt(
+            GenerateRequest(chat=Chat(messages=[Message(role="assistant", tool_calls=calls)])), tokenizer, 300, 50
+        )
+    long = Chat(messages=[USER], tools=json.dumps([SAIL | {"more": "a" * 7000}]))
+    with pytest.raises(PromptTooLong, match="characters"):
+        read_prompt(GenerateRequest(chat=long), tokenizer, 300, 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "hermes"),
+    [("qwen2_5", True), ("qwen3", True), ("qwen3_instruct_2507", True), ("qwen3_6", False), ("glm4moe", False)],
+)
+def test_which_templates_have_hermes_form(name: str, hermes: bool) -> None:
+    """Of published bases, as trl has them: the later Qwens' and GLM's have the tag alone."""
+    template, chat = (TEMPLATES / f"{name}.jinja").read_text(), Chat(calls=Chat.HERMES)
+    check_template(template, Chat(messages=TURNS), (), tools=True)
+    if hermes:
+        check_template(template, chat, (), tools=True)
+    for special in ((), ("<tool_call>",))[int(hermes) :]:
+        with pytest.raises(InvalidRequest, match='A tool_choice of "required", or of one function, works'):
+            check_template(template, chat, special, tools=True)
+
+
+def test_a_template_that_takes_none_is_told_none(tokenizer: PreTrainedTokenizerBase) -> None:
+    held: Any = tokenizer.chat_template
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    try:
+        with pytest.raises(InvalidRequest, match=r"prompt\.chat\.tools: can't be told"):
+            rendered(tokenizer, Chat(messages=[USER], tools=json.dumps([SAIL])))
+        with pytest.raises(
+            InvalidRequest, match=r"messages: hold calls, of which this base's chat template writes no"
+        ):
+            rendered(tokenizer, Chat(messages=TURNS))
+        assert rendered(tokenizer, Chat(messages=[USER])) == "Ahoy"
+    finally:
+        tokenizer.chat_template = held
