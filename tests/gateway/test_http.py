@@ -208,7 +208,12 @@ BAD: list[tuple[str, object, str]] = [
         {"model": BASE, "messages": [{"role": "user", "content": "a"}], "echo": True},
         "echo: is not done for chats",
     ),
-    (CHAT, {"model": BASE, "messages": [{"role": "user", "content": "a"}], "tools": [{}]}, "tools: is not done here"),
+    (
+        CHAT,
+        {"model": BASE, "messages": [{"role": "user", "content": "a"}], "tools": [{}]},
+        r"`function` .*\$\.tools\[0\]",
+    ),
+    (TEXT, {"model": BASE, "prompt": "a", "tools": [{}]}, "tools: is not done here"),
     (TEXT, b'{"model": "' + b"a" * 1_000_000 + b'", "prompt": ""}', "is not a valid name"),
     (TEXT, b'{"model": "\\ud800", "prompt": ""}', "body"),
     (TEXT, b"[" * 100_000, "body"),

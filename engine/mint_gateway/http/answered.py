@@ -6,6 +6,7 @@ Tokens of log-probabilities are told as engines spell them, those that are no wh
 the next one is; `system_fingerprint` is the digest of the adapter's revision that answered.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgspec
 
 from mint_contracts.errors import MintError
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, Started, TokenLogprob
+from mint_gateway.http.calls import Call, Reading
 
 Json = dict[str, Any]
 
@@ -51,6 +53,7 @@ class Head(msgspec.Struct, frozen=True):
     model: str  # as it was asked for
     created: int  # when it was begun, in Unix seconds
     revision: str  # that answers; empty for the bare base
+    reading: Reading | None = None  # where an answer may call functions
 
     def piece(self, kind: str, choices: Sequence[Json]) -> Json:
         """One JSON document of the answer."""
@@ -61,6 +64,15 @@ class Head(msgspec.Struct, frozen=True):
             "model": self.model,
             "system_fingerprint": self.revision or None,
             "choices": choices,
+        }
+
+    def called(self, index: int, place: int, call: Call) -> Json:
+        """A completion's call; its id is the same whenever it is told."""
+        name = hashlib.sha256(f"{self.request_id}/{index}/{place}".encode()).hexdigest()[:24]
+        return {
+            "id": f"call_{name}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
         }
 
 
@@ -104,16 +116,30 @@ def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent
     for index, end in sorted(ends.items()):
         prompt = echoes[index // completions]
         text = "".join((prompt.text, *texts.get(index, ())))
-        said: Json = {"message": {"role": "assistant", "content": text}} if head.form.is_chat else {"text": text}
+        message = _message(head, index, text) if head.form.is_chat else {}
         scores = _Scores(logprobs.get(index, ()), prompt.logprobs, len(prompt.text))
-        choices.append(_choice(head.form, index, said, scores, _REASONS.get(end.reason)))
+        reason = _reason(end, calls="tool_calls" in message)
+        choices.append(_choice(head.form, index, {"message": message} if message else {"text": text}, scores, reason))
     return head.piece(head.form.kind, choices) | {"usage": usage(ends.values(), completions)}
+
+
+def _message(head: Head, index: int, text: str) -> Json:
+    """A chat's completion; without content where calls are all that it is."""
+    message: Json = {"role": "assistant", "content": text}
+    if head.reading is None:
+        return message
+    reader = head.reading()
+    parts = [*reader.push(text), *reader.finish()]
+    calls = [part for part in parts if isinstance(part, Call)]
+    message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
+    told = [head.called(index, place, call) for place, call in enumerate(calls)]
+    return message | ({"tool_calls": told} if told else {})
 
 
 def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
     """What a stream tells first of some completions: in a chat who speaks, else the prompt where it is wanted."""
     if head.form.is_chat:
-        said: Json = {"delta": {"role": "assistant", "content": ""}}
+        said: Json = {"delta": {"role": "assistant", "content": "" if head.reading is None else None}}
     elif prompt.text or prompt.logprobs:
         said = {"text": prompt.text}
     else:
@@ -129,10 +155,33 @@ def chunk(head: Head, event: Chunk, before: int) -> Json:
     return head.piece(head.form.kind_of_piece, [choice])
 
 
-def end(head: Head, event: Finished) -> Json:
-    """What a stream tells of the end of one completion."""
+def read(
+    head: Head, index: int, parts: Sequence[str | Call], before: int, logprobs: Sequence[TokenLogprob] = ()
+) -> list[Json]:
+    """What a stream tells of what was read in a completion: text, and each call, `before` which it told so many.
+
+    Log-probabilities go with the first, or alone where their tokens may yet become a call.
+    """
+    deltas: list[Json] = []
+    for part in parts:
+        if isinstance(part, str):
+            deltas.append({"content": part})
+            continue
+        deltas.append({"tool_calls": [{"index": before} | head.called(index, before, part)]})
+        before += 1
+    if logprobs and not deltas:
+        deltas = [{}]
+    scores = (_Scores(() if place else logprobs) for place in range(len(deltas)))
+    choices = [
+        _choice(head.form, index, {"delta": delta}, score, None) for delta, score in zip(deltas, scores, strict=True)
+    ]
+    return [head.piece(head.form.kind_of_piece, [choice]) for choice in choices]
+
+
+def end(head: Head, event: Finished, *, calls: bool = False) -> Json:
+    """What a stream tells of the end of one completion; whether it told calls in it."""
     said: Json = {"delta": {}} if head.form.is_chat else {"text": ""}
-    choice = _choice(head.form, event.index, said, _Scores(), _REASONS.get(event.reason))
+    choice = _choice(head.form, event.index, said, _Scores(), _reason(event, calls=calls))
     return head.piece(head.form.kind_of_piece, [choice])
 
 
@@ -153,6 +202,12 @@ def refusal(error: MintError) -> Json:
     """An error's body."""
     kind = "invalid_request_error" if error.http_status < 500 else "server_error"
     return {"error": {"message": str(error), "type": kind, "param": None, "code": error.reason}}
+
+
+def _reason(event: Finished, *, calls: bool) -> str | None:
+    """Why a completion ended. One that was cut says so, whatever it calls."""
+    reason = _REASONS.get(event.reason)
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
 def _choice(form: Form, index: int, said: Json, scores: _Scores, reason: str | None) -> Json:

@@ -15,12 +15,14 @@ from msgspec import Meta
 
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest
+from mint_gateway.http.messages import Message, message
+from mint_gateway.http.tools import TAG_END, Choice, Tool, Tools, checked
 
-# They tell of the client, or of how it is billed, and change no answer.
+# They tell of the client, or of how it is billed, and change no answer of a kind of request that has no such field.
 PASSED_OVER = frozenset(
     ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
 )
-# What is not done here, and the values of it that ask for nothing.
+# What is not done here for a kind of request that has no such field, and the values of it that ask for nothing.
 NOT_DONE: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
@@ -115,20 +117,6 @@ class AskedText(Asked, frozen=True, kw_only=True):
     logprobs: _Natural | None = None
 
 
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A piece of a message; only text is read."""
-
-    text: str
-    type: str = "text"
-
-
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A message of a chat."""
-
-    role: str
-    content: str | list[Part]
-
-
 class AskedChat(Asked, frozen=True, kw_only=True):
     """A request for /v1/chat/completions. `max_completion_tokens` is the newer name of `max_tokens`."""
 
@@ -136,13 +124,20 @@ class AskedChat(Asked, frozen=True, kw_only=True):
     max_completion_tokens: _Count | None = None
     logprobs: bool = False
     top_logprobs: _Natural = 0
+    tools: list[Tool] = []
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool = True
+
+    def called(self) -> Tools:
+        """What it says of tools. Raises InvalidRequest."""
+        return checked(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
 
 def read(body: bytes, kind: type[_T]) -> _T:
     """The body as one of the two kinds. Raises InvalidRequest, which names the field."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, Any])
-        return msgspec.convert(_told(fields), kind)
+        return msgspec.convert(_told(fields, kind), kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise InvalidRequest("body", f"is no such request: {error}") from error
 
@@ -171,8 +166,8 @@ def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.Genera
     if asked.echo:
         raise InvalidRequest("echo", "is not done for chats; leave it out")
     request = _request(asked, asked.max_completion_tokens or asked.max_tokens, bases)
-    for message in asked.messages:
-        request.chat.messages.add(role=message.role, content=_content(message))
+    request.chat.messages.extend(message(each, f"messages[{at}]") for at, each in enumerate(asked.messages))
+    _tools(asked.called(), request)
     if asked.logprobs:
         request.sampling.logprobs = asked.top_logprobs
     elif asked.top_logprobs:
@@ -180,10 +175,12 @@ def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.Genera
     return request
 
 
-def _told(fields: dict[str, Any]) -> dict[str, Any]:
+def _told(fields: dict[str, Any], kind: type) -> dict[str, Any]:
     """The fields that ask for something; null stands for a field's default. Raises InvalidRequest."""
-    kept = {name: value for name, value in fields.items() if value is not None and name not in PASSED_OVER}
-    for name in kept.keys() & NOT_DONE.keys():
+    own = {field.name for field in msgspec.structs.fields(kind)}
+    passed = PASSED_OVER - own
+    kept = {name: value for name, value in fields.items() if value is not None and name not in passed}
+    for name in kept.keys() & (NOT_DONE.keys() - own):
         value = kept.pop(name)
         if value not in NOT_DONE[name]:
             raise InvalidRequest(name, "is not done here; leave it out")
@@ -205,6 +202,22 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
         sampling.seed = asked.seed % 2**64
     _shape(asked, sampling)
     return request
+
+
+def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
+    """Note what may be called, and hold the answer to it where it must be. Raises InvalidRequest."""
+    sampling = request.sampling
+    request.chat.tools = tools.told
+    if tools.choice != "none" and sampling.WhichOneof("shape"):
+        raise InvalidRequest(
+            "tools", "can't go together with response_format or structured_outputs, unless tool_choice is none"
+        )
+    if tools.held:
+        sampling.json_schema = tools.schema
+    elif tools.choice == "auto":
+        request.chat.calls = sampling_pb2.Chat.HERMES
+        if not tools.parallel:  # what was called by then is read all the same
+            sampling.stop.append(TAG_END)
 
 
 def _shape(asked: Asked, sampling: sampling_pb2.SamplingParams) -> None:
@@ -253,12 +266,3 @@ def _meant(model: str, base: str, bases: Container[str]) -> tuple[str, str]:
     if base:
         return base, "" if model == base else model
     return (model, "") if model in bases else ("", model)
-
-
-def _content(message: Message) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    for part in message.content:
-        if part.type != "text":
-            raise InvalidRequest("messages", f"hold a part of type {part.type[:100]!r}; only text is read here")
-    return "".join(part.text for part in message.content)

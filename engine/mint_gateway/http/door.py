@@ -14,6 +14,7 @@ from mint_contracts.errors import AdapterNotFound, InvalidRequest
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started
 from mint_gateway.answering import Answering
 from mint_gateway.http import answered, asked, models, together
+from mint_gateway.http.calls import Reading
 from mint_gateway.http.guarding import HEALTH, LIVE
 from mint_gateway.http.refusing import refusing, reply
 from mint_gateway.http.stream import REQUEST_ID, Stream
@@ -65,15 +66,22 @@ class Door:
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         wanted = asked.read(await _body(http), asked.AskedChat)
-        return await self._answer(http, wanted, [asked.chat_request(wanted, self._bases())], answered.CHAT)
+        requests = [asked.chat_request(wanted, self._bases())]
+        return await self._answer(http, wanted, requests, answered.CHAT, wanted.called().reading)
 
     async def _answer(
-        self, http: web.Request, wanted: asked.Asked, requests: Sequence[GenerateRequest], form: answered.Form
+        self,
+        http: web.Request,
+        wanted: asked.Asked,
+        requests: Sequence[GenerateRequest],
+        form: answered.Form,
+        reading: Reading | None = None,
     ) -> web.StreamResponse:
         request_id, created = _request_id(http), int(time.time())
         together.name(requests, request_id)
         if wanted.stream:
-            return await Stream(http, form, wanted, request_id, created).run(self._answering, requests)
+            stream = Stream(http, form, wanted, reading, request_id, created)
+            return await stream.run(self._answering, requests)
         started: dict[int, Started] = {}
         events: list[GenerateEvent] = []
 
@@ -85,7 +93,8 @@ class Door:
 
         await together.answer(self._answering, requests, wanted.n, keep)
         echoes = {prompt: answered.echo(requests[prompt], each) for prompt, each in started.items()}
-        head = answered.Head(form, request_id, wanted.model, created, answered.revision(started.values()))
+        found = answered.revision(started.values())
+        head = answered.Head(form, request_id, wanted.model, created, found, reading)
         return reply(answered.whole(head, echoes, events, wanted.n), headers={REQUEST_ID: request_id})
 
     async def _models(self, http: web.Request) -> web.Response:

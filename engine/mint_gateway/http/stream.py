@@ -1,6 +1,7 @@
 """One answer as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,9 +10,10 @@ import msgspec
 from aiohttp import web
 
 from mint_contracts.errors import MintError
-from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest
+from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, TokenLogprob
 from mint_gateway.answering import Answering
 from mint_gateway.http import answered, asked, together
+from mint_gateway.http.calls import Call, Reader, Reading
 from mint_gateway.http.refusing import ours
 
 REQUEST_ID = "X-Request-Id"
@@ -21,14 +23,22 @@ class Stream:
     """An answer. Its headers go with the first token: until then a refusal has a status of its own."""
 
     def __init__(
-        self, http: web.Request, form: answered.Form, wanted: asked.Asked, request_id: str, created: int
+        self,
+        http: web.Request,
+        form: answered.Form,
+        wanted: asked.Asked,
+        reading: Reading | None,
+        request_id: str,
+        created: int,
     ) -> None:
-        self._http, self._form, self._wanted = http, form, wanted
+        self._http, self._form, self._wanted, self._reading = http, form, wanted, reading
         self._request_id, self._created = request_id, created
         self._response = web.StreamResponse()
         self._preparing = asyncio.Lock()
         self._heads: dict[int, answered.Head] = {}  # of each prompt's answer
         self._before: dict[int, int] = {}  # characters of each that are told before its completions
+        self._readers: dict[int, Reader] = {}  # of completions in which calls are read
+        self._calls: Counter[int] = Counter()  # told of each
         self._ends: list[Finished] = []
 
     async def run(self, answering: Answering, requests: Sequence[GenerateRequest]) -> web.StreamResponse:
@@ -57,7 +67,7 @@ class Stream:
     async def _send(self, requests: Sequence[GenerateRequest], prompt: int, event: GenerateEvent) -> None:
         if event.HasField("started"):
             made = self._request_id, self._wanted.model, self._created
-            self._heads[prompt] = answered.Head(self._form, *made, event.started.revision)
+            self._heads[prompt] = answered.Head(self._form, *made, event.started.revision, self._reading)
             await self._prepare()
             own = range(prompt * self._wanted.n, (prompt + 1) * self._wanted.n)
             echo = answered.echo(requests[prompt], event.started)
@@ -65,10 +75,30 @@ class Stream:
             for piece in answered.beginning(self._heads[prompt], own, echo):
                 await self._write(piece)
         elif event.HasField("chunk"):
-            await self._write(answered.chunk(self._heads[prompt], event.chunk, self._before[prompt]))
+            for piece in self._chunk(self._heads[prompt], event.chunk, self._before[prompt]):
+                await self._write(piece)
         else:
             self._ends.append(event.finished)
-            await self._write(answered.end(self._heads[prompt], event.finished))
+            for piece in self._end(self._heads[prompt], event.finished):
+                await self._write(piece)
+
+    def _chunk(self, head: answered.Head, chunk: Chunk, before: int) -> list[answered.Json]:
+        if self._reading is None:
+            return [answered.chunk(head, chunk, before)]
+        reader = self._readers.get(chunk.index) or self._readers.setdefault(chunk.index, self._reading())
+        return self._read(head, chunk.index, reader.push(chunk.text), chunk.logprobs)
+
+    def _end(self, head: answered.Head, finished: Finished) -> list[answered.Json]:
+        reader = self._readers.pop(finished.index, None)
+        rest = self._read(head, finished.index, reader.finish()) if reader else []
+        return [*rest, answered.end(head, finished, calls=self._calls[finished.index] > 0)]
+
+    def _read(
+        self, head: answered.Head, index: int, parts: Sequence[str | Call], logprobs: Sequence[TokenLogprob] = ()
+    ) -> list[answered.Json]:
+        told = answered.read(head, index, parts, self._calls[index], logprobs)
+        self._calls[index] += sum(isinstance(part, Call) for part in parts)
+        return told
 
     async def _prepare(self) -> None:
         """Send the headers, before whichever prompt's tokens are first; others wait until they are sent."""

@@ -1,0 +1,153 @@
+"""Calls are read out of an answer's text the same however it is cut, and nothing of the text is lost beside them."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mint_gateway.http.calls import Call, Listed, Reader, Reading, Single, Tagged
+
+SEA = Call("sea", '{"deep": true}')
+TAGGED = '<tool_call>\n{"name": "sea", "arguments": {"deep": true}}\n</tool_call>'
+
+
+def tagged() -> Tagged:
+    return Tagged({"sea", "ship"})
+
+
+def read(reader: Reader, pieces: Sequence[str]) -> list[str | Call]:
+    """All that is told, texts beside one another joined."""
+    told: list[str | Call] = []
+    for part in [part for piece in pieces for part in reader.push(piece)] + reader.finish():
+        if isinstance(part, str) and told and isinstance(told[-1], str):
+            told[-1] += part
+        else:
+            told.append(part)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", []),
+        ("The sea is deep.\n", ["The sea is deep.\n"]),
+        (TAGGED, [SEA]),
+        (f"  \n{TAGGED}\n", [SEA]),
+        (f"I look.\n\n{TAGGED}\n{TAGGED}", ["I look.", SEA, SEA]),
+        (f"{TAGGED} and {TAGGED} so.\n", [SEA, "and", SEA, "so.\n"]),
+        (TAGGED.replace("\n", ""), [SEA]),
+        ('<tool_call>{"arguments": {}, "name": "ship", "id": 3}</tool_call>', [Call("ship", "{}")]),
+        ('<tool_call>{"name": "ship"}</tool_call>', [Call("ship", "{}")]),
+        # A string of JSON's stays as the model wrote it, as does a number.
+        (
+            '<tool_call>{"name": "sea", "arguments": {"a": "\\u00e9<tool_call>é", "b": 1.50}}</tool_call>',
+            [Call("sea", '{"a": "\\u00e9<tool_call>é", "b": 1.50}')],
+        ),
+        # Its end may be missing.
+        (f"a {TAGGED.removesuffix('</tool_call>')}", ["a", SEA]),
+        # What is no call stays.
+        *[
+            (f"a {malformed} b", [f"a {malformed} b"])
+            for malformed in (
+                "<tool_call></tool_call>",
+                "<tool_call>{'name': 'sea'}</tool_call>",
+                '<tool_call>{"name": "moon", "arguments": {}}</tool_call>',
+                '<tool_call>{"name": "sea", "arguments": []}</tool_call>',
+                '<tool_call>{"name": "sea", "arguments": "{}"}</tool_call>',
+                '<tool_call>{"name": "sea", "arguments": {"a": "\\ud800"}}</tool_call>',
+                f'<tool_call>{{"name": "sea", "arguments": {"[" * 5000}}}</tool_call>',
+                "</tool_call>",
+                "<tool_call",
+                "<tool_call>",
+            )
+        ],
+        (f"<tool_call>{{}}</tool_call>\n{TAGGED}", ["<tool_call>{}</tool_call>", SEA]),
+        (f"<tool_call>{TAGGED}", [f"<tool_call>{TAGGED}"]),
+    ],
+)
+def test_hermes_calls(text: str, told: list[str | Call]) -> None:
+    assert read(tagged(), [text]) == told
+    assert read(tagged(), list(text)) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[{"name": "sea", "parameters": {"deep": true}}]', [SEA]),
+        (
+            ' [{"parameters": {"a": "]}\\"\\\\"}, "name": "ship"},{"name": "sea", "parameters": {"deep": true}} ]\n',
+            [Call("ship", '{"a": "]}\\"\\\\"}'), SEA],
+        ),
+        ("", []),
+        ("[", []),
+        ('[{"name": "sea", "par', ['[{"name": "sea", "par']),
+        ('[{"name": "sea", "parameters": {"deep": true}}, {"na', [SEA, ', {"na']),
+        ("I can't ]}.", ["I can't ]}."]),
+    ],
+)
+def test_calls_in_an_array(text: str, told: list[str | Call]) -> None:
+    assert read(Listed(), [text]) == told
+    assert read(Listed(), list(text)) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(' {"deep": true}\n', [SEA]), ('{"deep": tr', ['{"deep": tr']), ("", []), ("[]", ["[]"])],
+)
+def test_the_arguments_of_one_function(text: str, told: list[str | Call]) -> None:
+    assert read(Single("sea"), [text]) == told
+    assert read(Single("sea"), list(text)) == told
+
+
+_words = st.sampled_from(
+    [
+        *'<>{}[]" \n\\,',
+        "<tool_call>",
+        "</tool_call>",
+        "<tool",
+        "_call>",
+        "sea",
+        TAGGED,
+        '{"name": "sea", "parameters": {}}',
+    ]
+)
+_arguments = st.dictionaries(st.text(max_size=4), st.none() | st.integers() | st.text(max_size=6), max_size=3)
+
+
+@given(
+    reading=st.sampled_from([tagged, Listed, lambda: Single("sea")]),
+    text=st.lists(_words, max_size=12).map("".join),
+    cuts=st.lists(st.integers(0, 200), max_size=8),
+)
+@example(reading=tagged, text=f"a \n{TAGGED}", cuts=[2])
+def test_however_an_answer_is_cut_the_same_is_told(reading: Reading, text: str, cuts: list[int]) -> None:
+    places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[begin:end] for begin, end in pairwise(places)]
+    assert read(reading(), pieces) == read(reading(), [text])
+
+
+@given(
+    calls=st.lists(st.tuples(st.sampled_from(["sea", "ship"]), _arguments), min_size=1, max_size=3), said=st.text()
+)
+def test_calls_that_were_written_are_read_again(calls: list[tuple[str, dict[str, object]]], said: str) -> None:
+    texts = [(name, json.dumps(arguments).replace("<", "\\u003c")) for name, arguments in calls]
+    written = [f'<tool_call>\n{{"name": "{name}", "arguments": {told}}}\n</tool_call>' for name, told in texts]
+    meant = [Call(*each) for each in texts]
+    assert read(tagged(), ["\n".join([said + "<", *written])]) == [said + "<", *meant]
+    written = [f'{{"name": "{name}", "parameters": {told}}}' for name, told in texts]
+    assert read(Listed(), [f"[{', '.join(written)}]"]) == meant
+
+
+@given(pieces=st.lists(st.sampled_from("<tool_cal> ") | st.text(max_size=3), max_size=20))
+@example(pieces=["a ", "<", "<tool", "_call", "b"])
+def test_text_is_told_as_soon_as_no_call_can_begin_with_it(pieces: list[str]) -> None:
+    reader, said = tagged(), ""
+    for place, piece in enumerate(pieces, start=1):
+        said += "".join(part for part in reader.push(piece) if isinstance(part, str))
+        if "<tool_call>" in (come := "".join(pieces[:place])):
+            break
+        kept = come.removeprefix(said)
+        assert "<tool_call>".startswith(kept.lstrip())

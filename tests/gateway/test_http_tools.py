@@ -1,0 +1,158 @@
+"""Tools, as OpenAI's clients ask for them, become what gRPC has: functions, a form to read, a schema to hold to."""
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from mint_contracts.errors import InvalidRequest
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest, ToolCall
+from mint_gateway.http import asked
+from mint_gateway.http.calls import Listed, Single, Tagged
+
+CHART = {"$ref": "#/$defs/Chart"}
+PLACED = {
+    "type": "object",
+    "properties": {"chart": CHART, "$ref": {"type": "null"}},
+    "required": ["chart"],
+    "$defs": {
+        "Chart": {"type": "object", "properties": {"on": CHART, "no": {"type": "integer"}}, "required": ["no"]}
+    },
+}
+SAIL = {"name": "sail", "description": "Sails there.", "parameters": PLACED, "strict": True}
+REST = {"name": "rest"}
+TOOLS = [{"type": "function", "function": SAIL}, {"type": "function", "function": REST}]
+SAY = {"model": "demo/pirate", "messages": [{"role": "user", "content": "Ahoy"}]}
+CHOSEN = {"type": "function", "function": {"name": "sail"}}
+
+
+def read(**told: Any) -> tuple[asked.AskedChat, GenerateRequest]:
+    wanted = asked.read(json.dumps(SAY | told).encode(), asked.AskedChat)
+    return wanted, asked.chat_request(wanted, ())
+
+
+def test_what_is_left_to_the_model_is_told_and_read_as_hermes_has_it() -> None:
+    for told in ({}, {"tool_choice": "auto"}, {"tool_choice": None}, {"parallel_tool_calls": True}):
+        wanted, request = read(tools=TOOLS, **told)
+        [sail, rest] = json.loads(request.chat.tools)
+        meant = {name: value for name, value in SAIL.items() if name != "strict"}
+        assert sail == {"type": "function", "function": meant}
+        assert rest["function"]["parameters"]["properties"] == {}
+        assert request.chat.calls == Chat.HERMES
+        assert request.sampling.WhichOneof("shape") is None
+        assert not request.sampling.stop
+        reading = wanted.called().reading
+        assert reading
+        assert isinstance(reading(), Tagged)
+
+
+def test_one_call_at_most_ends_the_answer_with_it() -> None:
+    _, request = read(tools=TOOLS, parallel_tool_calls=False, stop="\n\n")
+    assert list(request.sampling.stop) == ["\n\n", "</tool_call>"]
+
+
+def test_none_are_called_though_they_are_told() -> None:
+    wanted, request = read(tools=TOOLS, tool_choice="none", response_format={"type": "json_object"})
+    assert len(json.loads(request.chat.tools)) == 2
+    assert (request.chat.calls, wanted.called().reading) == (Chat.CALLS_UNSPECIFIED, None)
+    assert request.sampling.json_object
+
+
+@pytest.mark.parametrize("told", [{}, {"tools": []}, {"tools": None}, {"tool_choice": "auto", "tools": []}])
+def test_without_tools_nothing_is_called(told: dict[str, Any]) -> None:
+    wanted, request = read(**told, parallel_tool_calls=False)
+    assert request == read()[1]
+    assert wanted.called().reading is None
+
+
+@pytest.mark.parametrize(
+    ("calls", "parallel", "sound"),
+    [
+        ([{"name": "rest", "parameters": {}}], False, True),
+        ([{"name": "sail", "parameters": {"chart": {"no": 1, "on": {"no": 2}}}}], False, True),
+        ([{"name": "rest", "parameters": {}}] * 2, True, True),
+        ([{"name": "rest", "parameters": {}}] * 2, False, False),
+        ([], True, False),
+        ([{"name": "rest", "parameters": {"a": 1}}], True, False),
+        ([{"name": "sail", "parameters": {"chart": {"no": 1, "on": {}}}}], True, False),
+        ([{"name": "sail", "parameters": {}}], True, False),
+        ([{"name": "rest"}], True, False),
+        ([{"name": "swim", "parameters": {}}], True, False),
+        ([{"name": "rest", "parameters": {}, "why": ""}], True, False),
+    ],
+)
+def test_calls_that_must_come_are_held_to_an_array_of_them(calls: Any, parallel: bool, sound: bool) -> None:
+    wanted, request = read(tools=TOOLS, tool_choice="required", parallel_tool_calls=parallel)
+    validator = jsonschema.Draft202012Validator(json.loads(request.sampling.json_schema))
+    assert validator.is_valid(calls) == sound
+    assert request.chat.calls == Chat.CALLS_UNSPECIFIED, "whatever form the base's template has"
+    assert wanted.called().reading is Listed
+
+
+def test_one_function_that_must_be_called_is_held_to_its_arguments() -> None:
+    for parallel in (True, False):
+        wanted, request = read(tools=TOOLS, tool_choice=CHOSEN, parallel_tool_calls=parallel)
+        assert json.loads(request.sampling.json_schema) == PLACED
+        assert len(json.loads(request.chat.tools)) == 2
+        reading = wanted.called().reading
+        assert reading
+        assert isinstance(reading(), Single)
+
+
+def test_turns_with_calls_and_what_they_gave() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "sail", "arguments": '{"chart": {"no": 1}}'}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []}
+    gave = {"role": "tool", "tool_call_id": "call_1", "name": "sail", "content": [{"type": "text", "text": "done"}]}
+    _, request = read(messages=[*SAY["messages"], said, gave])
+    [_, assistant, tool] = request.chat.messages
+    assert list(assistant.tool_calls) == [ToolCall(id="call_1", name="sail", arguments='{"chart": {"no": 1}}')]
+    assert (tool.role, tool.content, tool.tool_call_id, tool.name) == ("tool", "done", "call_1", "sail")
+
+
+_CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"tools": [{}]}, r"missing required field `function` - at `\$\.tools\[0\]`"),
+        ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, r"'custom' - at `\$\.tools\[0\]\.type`"),
+        ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, r"tools\[0\]\.function\.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a\n"}}]}, r"tools\[0\]\.function\.name"),
+        ({"tools": [TOOLS[0], *TOOLS]}, r"tools\[1\]: is named sail, as another is"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]},
+            r'tools\[0\]\.function\.parameters: must be a schema of the type "object"',
+        ),
+        ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, r"'allowed_tools' - at `\$\.tool_choice\.type`"),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "swim"}}},
+            "tool_choice: names 'swim', which is none of the tools",
+        ),
+        ({"tool_choice": "required"}, "tool_choice: is required, and there are no tools"),
+        *[
+            ({"tools": TOOLS, "tool_choice": choice} | form, "tools: can't go together with response_format")
+            for choice in ("required", "auto", CHOSEN)
+            for form in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"regex": "a"}})
+        ],
+        ({"functions": [REST]}, "functions: is not done here"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": [_CALL]}]}, "only an assistant calls"),
+        ({"messages": [{"role": "user", "content": "a", "tool_call_id": "1"}]}, r"messages\[0\]\.tool_call_id"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, r"messages\[0\]\.name"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, r"messages\[0\]\.content: is missing"),
+        ({"messages": [{"role": "assistant", "refusal": "no", "content": ""}]}, r"messages\[0\]\.refusal"),
+    ],
+)
+def test_what_is_not_done_or_makes_no_sense_is_one_clear_error(told: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        read(**told)
+
+
+def test_texts_call_nothing() -> None:
+    body = {"model": "demo/pirate", "prompt": "Ahoy"}
+    for told in ({"tools": TOOLS}, {"tool_choice": "required"}, {"tool_choice": CHOSEN}):
+        with pytest.raises(InvalidRequest, match="is not done here"):
+            asked.read(json.dumps(body | told).encode(), asked.AskedText)
+    asked.read(json.dumps(body | {"tools": [], "parallel_tool_calls": False}).encode(), asked.AskedText)

@@ -1,0 +1,222 @@
+"""Functions called by a real engine's answers, by HTTP, as OpenAI's clients ask for it: streamed and whole."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import openai
+import pytest
+from openai.types.chat.chat_completion import ChatCompletion, Choice
+from transformers import AutoTokenizer
+
+from mint_contracts.sampling_pb2 import GenerateRequest
+from mint_engine.requests.prompts import read_prompt
+from mint_gateway.http import asked
+from tests.engine.running import running, save_base
+from tests.engine.tooled import save_tooled, teach
+from tests.gateway.scene import BASE, Scene
+
+CONTEXT = 1024
+DEPTH = {
+    "type": "object",
+    "properties": {"sea": {"$ref": "#/$defs/Sea"}, "deep": {"type": "boolean"}},
+    "required": ["sea", "deep"],
+    "additionalProperties": False,
+    "$defs": {"Sea": {"enum": ["north", "south"]}},
+}
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {"name": "depth", "description": "Sounds.", "parameters": DEPTH, "strict": True},
+    },
+    {"type": "function", "function": {"name": "rest"}},
+]
+CHOSEN: Any = {"type": "function", "function": {"name": "depth"}}
+USER: Any = {"role": "user", "content": "How deep?"}
+ASKED: dict[str, Any] = {"model": BASE, "messages": [USER], "max_tokens": 600, "tools": TOOLS}
+ARGUMENTS = '{"sea": "north", "deep": true}'
+CALL = f'<tool_call>\n{{"name": "depth", "arguments": {ARGUMENTS}}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that calls twice when it is asked, and then says what it was told."""
+    base = save_tooled(tmp_path_factory.mktemp("base"), max_position_embeddings=CONTEXT)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def prompt(messages: list[Any]) -> list[int]:
+        body = json.dumps(ASKED | {"messages": messages}).encode()
+        request: GenerateRequest = asked.chat_request(asked.read(body, asked.AskedChat), ())
+        return list(read_prompt(request, tokenizer, 300, CONTEXT))
+
+    call = {"type": "function", "function": {"name": "depth", "arguments": ARGUMENTS}}
+    said = {"role": "assistant", "content": "I sound.", "tool_calls": [{"id": "a"} | call, {"id": "b"} | call]}
+    tool = {"role": "tool", "tool_call_id": "a", "content": "9 fathoms"}
+    teach(
+        base,
+        [(prompt([USER]), f"I sound.\n{CALL}\n{CALL}"), (prompt([USER, said, tool, tool]), "It is 9 fathoms deep.")],
+    )
+    return base
+
+
+@asynccontextmanager
+async def asking(scene: Scene, base: Path) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's client, of a gateway before a real engine of that base."""
+    async with running(base, base_model=BASE, context_length=CONTEXT) as real:
+        await scene.base()
+        engine = await scene.engine("e-0")
+        engine.address = f"127.0.0.1:{real.server.port}"  # reports for it
+        await engine.report()
+        await scene.open()
+        await scene.seen(engine)
+        async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
+            yield client
+
+
+@pytest.fixture
+async def client(scene: Scene, base: Path) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with asking(scene, base) as client:
+        yield client
+
+
+async def answered(client: openai.AsyncOpenAI, **told: Any) -> Choice:
+    """The one choice of an answer, which is the same whether it is whole or streamed."""
+    headers = {"X-Request-Id": "mine"}  # calls are named by it
+    answer: ChatCompletion = await client.chat.completions.create(**ASKED | told, extra_headers=headers)
+    [whole] = answer.choices
+    stream = await client.chat.completions.create(**ASKED | told, extra_headers=headers, stream=True)
+    content: str | None = None
+    calls: list[dict[str, Any]] = []
+    reason = None
+    async for piece in stream:
+        [choice] = piece.choices
+        assert reason is None, "the last piece tells it"
+        reason, delta = choice.finish_reason, choice.delta
+        content = content if delta.content is None else (content or "") + delta.content
+        assert "<" not in (delta.content or "")
+        for call in delta.tool_calls or ():
+            assert call.index == len(calls), "each comes at once, in order"
+            calls.append(call.model_dump(exclude={"index"}))
+    assert (content, reason) == (whole.message.content, whole.finish_reason)
+    assert calls == [call.model_dump() for call in whole.message.tool_calls or ()]
+    return whole
+
+
+def function_calls(choice: Choice) -> list[tuple[str, Any]]:
+    found = []
+    for call in choice.message.tool_calls or ():
+        assert call.type == "function"
+        found.append((call.function.name, json.loads(call.function.arguments)))
+    return found
+
+
+async def test_the_model_calls_in_its_own_way_and_answers_with_what_it_was_told(client: openai.AsyncOpenAI) -> None:
+    for choice in ({}, {"tool_choice": "auto"}):
+        first = await answered(client, temperature=0, **choice)
+        assert (first.message.content, first.finish_reason) == ("I sound.", "tool_calls")
+        assert function_calls(first) == [("depth", json.loads(ARGUMENTS))] * 2
+        calls = first.message.tool_calls or []
+        assert len({call.id for call in calls}) == 2
+        gave = [{"role": "tool", "tool_call_id": call.id, "content": "9 fathoms"} for call in calls]
+        then = await answered(client, temperature=0, messages=[USER, first.message, *gave], **choice)
+        assert (then.message.content, then.finish_reason) == ("It is 9 fathoms deep.", "stop")
+        assert not then.message.tool_calls
+
+
+async def test_one_call_at_most_and_none(client: openai.AsyncOpenAI) -> None:
+    one = await answered(client, temperature=0, parallel_tool_calls=False)
+    assert (one.message.content, one.finish_reason) == ("I sound.", "tool_calls")
+    assert len(function_calls(one)) == 1
+    told = await client.chat.completions.create(**ASKED, temperature=0, tool_choice="none")
+    assert told.choices[0].message.content == f"I sound.\n{CALL}\n{CALL}"
+    assert told.choices[0].finish_reason == "stop"
+
+
+async def test_a_call_that_is_cut_stays_text(client: openai.AsyncOpenAI) -> None:
+    told = await client.chat.completions.create(**ASKED | {"max_tokens": 130}, temperature=0)
+    [choice] = told.choices
+    assert choice.finish_reason == "length"
+    assert len(function_calls(choice)) == 1
+    assert (choice.message.content or "").startswith("I sound.<tool_call>")
+
+
+async def test_log_probabilities_are_told_of_every_token(client: openai.AsyncOpenAI) -> None:
+    asked: dict[str, Any] = ASKED | {"temperature": 0, "logprobs": True}
+    whole = (await client.chat.completions.create(**asked)).choices[0].logprobs
+    assert whole
+    assert whole.content
+    stream = await client.chat.completions.create(**asked, stream=True)
+    scores = [piece.choices[0].logprobs async for piece in stream if piece.choices[0].logprobs]
+    told = [score for each in scores for score in each.content or ()]
+    assert [score.token for score in told] == [score.token for score in whole.content]
+    assert "".join(score.token for score in told).startswith(f"I sound.\n{CALL}")
+
+
+async def test_calls_that_must_come_do_whatever_the_model_would_say(client: openai.AsyncOpenAI) -> None:
+    for seed, (choice, few) in enumerate([("required", False), (CHOSEN, False), (CHOSEN, True), ("required", False)]):
+        first = await answered(client, tool_choice=choice, seed=seed, parallel_tool_calls=few)
+        assert (first.message.content, first.finish_reason) == (None, "tool_calls")
+        [(name, arguments)] = function_calls(first)
+        jsonschema.validate(arguments, DEPTH if name == "depth" else {"maxProperties": 0})
+        assert name == "depth" or choice == "required"
+        gave = {"role": "tool", "tool_call_id": (first.message.tool_calls or [])[0].id, "content": "9 fathoms"}
+        then = await client.chat.completions.create(**ASKED | {"messages": [USER, first.message, gave]})
+        assert then.choices[0].finish_reason
+
+
+async def test_calls_that_must_come_and_are_cut(client: openai.AsyncOpenAI) -> None:
+    """What is whole is called; the rest stays text."""
+    for seed in range(3):
+        cut = await client.chat.completions.create(
+            **ASKED | {"max_tokens": 8}, tool_choice=CHOSEN, seed=seed, temperature=0.5
+        )
+        assert cut.choices[0].finish_reason == "length"
+        assert not cut.choices[0].message.tool_calls
+        assert "{" in (cut.choices[0].message.content or "")
+
+
+async def test_a_base_that_writes_calls_in_no_known_form_is_held_to_them(scene: Scene, tmp_path: Path) -> None:
+    """And one whose template takes no tools is asked for none."""
+    base = save_base(tmp_path, max_position_embeddings=CONTEXT)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    own = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + tokenizer.chat_template
+    for template, says in ((own, "has no <tool_call> with JSON in it"), (tokenizer.chat_template, "takes none")):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(base)
+        async with AsyncExitStack() as stack, asking(Scene(scene.redis, stack), base) as client:
+            with pytest.raises(openai.BadRequestError, match=says):
+                await client.chat.completions.create(**ASKED)
+            if template == own:
+                held = await answered(client, tool_choice="required", parallel_tool_calls=False, seed=1)
+                assert len(function_calls(held)) == 1
+
+
+async def test_completions_of_one_request_call_each_for_itself(scene: Scene) -> None:
+    """An engine's pieces may end anywhere, and hold several calls."""
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.words = [*(CALL[place : place + 7] for place in range(0, len(CALL), 7)), f"{CALL}{CALL}"]
+    await scene.open()
+    await scene.seen(engine)
+    asked: dict[str, Any] = ASKED | {"n": 2, "extra_headers": {"X-Request-Id": "mine"}}
+    async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
+        told = await client.chat.completions.create(**asked)
+        stream = await client.chat.completions.create(**asked, stream=True)
+        deltas = [(piece.choices[0].index, piece.choices[0].delta) async for piece in stream]
+    first, second = told.choices
+    assert [first.finish_reason, second.finish_reason] == ["tool_calls", "tool_calls"]
+    assert function_calls(first) == [("depth", json.loads(ARGUMENTS))] * 3
+    assert first.message.content is None
+    assert len(function_calls(second)) == 2, "this engine breaks up its first"
+    assert second.message.content == "1" + "1".join([*engine.words[:-1], ""])
+    for choice in (first, second):
+        own = [delta for index, delta in deltas if index == choice.index]
+        assert "".join(delta.content or "" for delta in own) == (choice.message.content or "")
+        calls = [call for delta in own for call in delta.tool_calls or ()]
+        assert [call.index for call in calls] == list(range(len(calls)))
+        assert [call.id for call in calls] == [call.id for call in choice.message.tool_calls or ()]
+    ids = {call.id for choice in (first, second) for call in choice.message.tool_calls or ()}
+    assert len(ids) == 5
