@@ -47,19 +47,21 @@ class Naming:
         whole, pattern = self._renamed(key, self._converters)
         if pattern is None:
             return Place(whole, 0)
-        converter = next(each for each in self._converters if pattern in each.source_patterns)
-        if not is_harmless(converter):
+        if not self.keeps(key):
             told = f"is true, but {key} is changed before it is used; leave it out"
             raise UnsupportedBase("quantisedExperts", told)
-        return Place(whole, converter.source_patterns.index(pattern))
+        return Place(whole, self._converter_of(pattern).source_patterns.index(pattern))
+
+    def keeps(self, key: str) -> bool:
+        """Whether the tensor is put together with others, one after another, and nothing else is done with it."""
+        _, pattern = self._renamed(key, self._converters)
+        return pattern is None or all(isinstance(each, _HARMLESS) for each in self._converter_of(pattern).operations)
+
+    def _converter_of(self, pattern: str) -> WeightConverter:
+        return next(each for each in self._converters if pattern in each.source_patterns)
 
     def _renamed(self, key: str, converters: list[WeightConverter]) -> tuple[str, str | None]:
         return rename_source_key(key, self._renamings, converters, self._prefix, self._names)
-
-
-def is_harmless(step: Any) -> bool:
-    """Whether a step of loading puts experts together, and what of them is one, and does nothing else."""
-    return not isinstance(step, WeightConverter) or all(isinstance(each, _HARMLESS) for each in step.operations)
 
 
 def fill(model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any) -> LoadStateDictInfo:

@@ -4,7 +4,7 @@ The model is cut while it has no memory yet, and the tensors that fill it are cu
 rank's share is ever in memory.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Check
-from mint_engine.model.fill import Naming, fill, is_harmless
+from mint_engine.model.fill import Naming, fill
 from mint_engine.model.kept import EXPERT, Kept
 from mint_engine.model.modules import find_modules, layers_prefix
 from mint_engine.model.stored import Stored
@@ -43,10 +43,11 @@ class Part:
 
     def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         """Read what of a base's tensors fills this part, or all where it can't be told from the rest before."""
-        if not all(is_harmless(each) for each in loading.weight_mapping or ()):
+        naming, prefix = Naming(model, loading), layers_prefix(model)
+        inside = {key for key in tensors if naming.whole(key).startswith(prefix)}
+        if not all(map(naming.keeps, inside)):
             return fill(model, tensors, loading)
-        naming = Naming(model, loading)
-        return fill(model, _select(tensors, self.cut(model), layers_prefix(model), naming), loading)
+        return fill(model, _select(tensors, inside, self.cut(model), naming), loading)
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
         """All of it has been read."""
@@ -70,11 +71,11 @@ class _Slice:
         return torch.cat([self._tensor[part] for part in self._parts])
 
 
-def _select(tensors: Mapping[str, Stored], share: Share, prefix: str, naming: Naming) -> dict[str, Stored]:
+def _select(tensors: Mapping[str, Stored], inside: Container[str], share: Share, naming: Naming) -> dict[str, Stored]:
+    """Those that the rank reads: of those `inside` decoder layers its parts, of all else all."""
     found: dict[str, Stored] = {}
     for key, tensor in tensors.items():
-        inside = naming.whole(key).startswith(prefix)
-        parts = parts_of(naming.of(key), tensor.get_shape(), share) if inside else _ALL
+        parts = parts_of(naming.of(key), tensor.get_shape(), share) if key in inside else _ALL
         if parts:
             found[key] = tensor if parts == _ALL else _part_of(tensor, parts)
     return found
