@@ -23,7 +23,7 @@ from mint_contracts.settings import REDIS_URL, EngineSettings
 from mint_contracts.source import Source
 from mint_engine import process
 from mint_engine.environment import Start
-from mint_engine.model import forward, stored
+from mint_engine.model import fill, forward, stored
 from mint_engine.model.base import Base, load_base
 from mint_engine.serve import listen
 from mint_engine.sources.fetch_base import cached_base
@@ -196,7 +196,7 @@ def load_with_a_lost_block(address: str, cache: Path) -> list[str]:
         return [f"{failure.reason}: {failure.message}" if failure else "" for failure in failures]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stored, "open_tensors", lose)
+        patched.setattr(fill, "open_tensors", lose)
         return asyncio.run(load())
 
 

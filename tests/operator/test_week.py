@@ -7,6 +7,7 @@ behind those who came later, and copies move only because an engine went.
 import random
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -83,7 +84,7 @@ class Week:
                 [f"a/{(first + index * 7) % CATALOG}" for index in range(size)],
                 replicas=self.random.choice([1, 1, 1, 2]),
                 priority=self.random.choice(PRIORITIES),
-                created=f"2026-01-01T00:00:00Z+{self.made:05d}",
+                created=datetime.fromtimestamp(self.made, UTC).isoformat(),  # in the order that they come in
             )
             self.ends[name] = self.now + self.random.expovariate(1 / 14_400)
 

@@ -99,10 +99,10 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def expires(self) -> float | None:
         """When its ttl ends, in seconds since 1970; None: never. A wave that trains has none."""
-        ttl_s, created_s = seconds(self.spec.serve.ttl), self.meta.created_s
-        if not ttl_s or not created_s or self.spec.train is not None:
+        ttl_s = seconds(self.spec.serve.ttl)
+        if not ttl_s or self.spec.train is not None or not self.meta.created_s:
             return None
-        return created_s + ttl_s
+        return self.meta.created_s + ttl_s
 
     def expired(self, now: float) -> bool:
         """Whether it wants its adapters no more."""
