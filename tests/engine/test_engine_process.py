@@ -28,7 +28,8 @@ from tests.waiting import until
 
 SLOW = "importing"
 CONTEXT = 2048
-LONG = 1500  # tokens: more than are drawn while an engine hears that it is to end, however busy the machine is
+# Tokens: more than are drawn while an engine hears that it is to end, and few enough for the 25 s that it then has.
+LONG = 600
 FRAIL = """
 import signal
 
