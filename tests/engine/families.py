@@ -91,22 +91,17 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "deepseek_v32": DeepseekV32Config(**SPARSE),
     "glm_5": GlmMoeDsaConfig(**(SPARSE | {"indexer_types": ["full", "shared", "full"]})),
 }
+VISION = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
 # Of 4B and more: its decoder layers are in a model within the model, beside one for images.
 GEMMA3_SEEING = Gemma3Config(
     text_config=FAMILIES["gemma3"].to_dict(),
-    vision_config={
-        "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 28, "patch_size": 14,
-    },
+    vision_config=VISION | {"image_size": 28, "patch_size": 14},
     mm_tokens_per_image=4,
 )  # fmt: skip
 # As moonshotai/Kimi-K2.5, of which transformers has no model that does not see.
 KIMI_SEEING = Kimi_K25Config(
     text_config=FAMILIES["kimi_k2"].to_dict(),
-    vision_config={
-        "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "pos_emb_height": 4, "pos_emb_width": 4,
-    },
+    vision_config=VISION | {"pos_emb_height": 4, "pos_emb_width": 4},
     projection_hidden_size=32,
     image_token_id=90, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93,
     tie_word_embeddings=False,

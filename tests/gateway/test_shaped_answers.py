@@ -10,10 +10,10 @@ import openai
 import pydantic
 import pytest
 
-from tests.engine.running import running, save_base
+from tests.engine.running import save_base
+from tests.gateway.asking import CONTEXT, asking
 from tests.gateway.scene import BASE, Scene
 
-CONTEXT = 1024
 ASKED: dict[str, Any] = {"model": BASE, "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 900}
 
 
@@ -30,15 +30,8 @@ class Place(pydantic.BaseModel):
 async def client(scene: Scene, tmp_path: Path) -> AsyncIterator[openai.AsyncOpenAI]:
     """OpenAI's, of a gateway before a real engine of a tiny base."""
     base = save_base(tmp_path, max_position_embeddings=CONTEXT)
-    async with running(base, base_model=BASE, context_length=CONTEXT) as real:
-        await scene.base()
-        engine = await scene.engine("e-0")
-        engine.address = f"127.0.0.1:{real.server.port}"  # reports for it
-        await engine.report()
-        await scene.open()
-        await scene.seen(engine)
-        async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
-            yield client
+    async with asking(scene, base) as client:
+        yield client
 
 
 async def test_a_class_of_pydantics_comes_back(client: openai.AsyncOpenAI) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from transformers import AutoTokenizer
 from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_engine.requests.prompts import read_prompt
 from mint_gateway.http import asked
-from tests.engine.running import running, save_base
+from tests.engine.running import save_base
 from tests.engine.tooled import save_tooled, teach
+from tests.gateway.asking import CONTEXT, asking
 from tests.gateway.scene import BASE, Scene
 
-CONTEXT = 1024
 DEPTH = {
     "type": "object",
     "properties": {"sea": {"$ref": "#/$defs/Sea"}, "deep": {"type": "boolean"}},
@@ -60,20 +60,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [(prompt([USER]), f"I sound.\n{CALL}\n{CALL}"), (prompt([USER, said, tool, tool]), "It is 9 fathoms deep.")],
     )
     return base
-
-
-@asynccontextmanager
-async def asking(scene: Scene, base: Path) -> AsyncIterator[openai.AsyncOpenAI]:
-    """OpenAI's client, of a gateway before a real engine of that base."""
-    async with running(base, base_model=BASE, context_length=CONTEXT) as real:
-        await scene.base()
-        engine = await scene.engine("e-0")
-        engine.address = f"127.0.0.1:{real.server.port}"  # reports for it
-        await engine.report()
-        await scene.open()
-        await scene.seen(engine)
-        async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
-            yield client
 
 
 @pytest.fixture
