@@ -29,6 +29,7 @@ from mint_contracts.train_reader import TrainReader
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_gateway.answering import Answering
 from mint_gateway.catalog.catalogs import Catalogs
+from mint_gateway.catalog.dates import Dates
 from mint_gateway.catalog.servicer import CatalogServicer
 from mint_gateway.certificate import Certificate, grpc_credentials, http_context
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
@@ -117,8 +118,9 @@ async def serve(
     await _be_alive(healthy)
     port = _listen(server, address, secured.certificate)
     await server.start()
+    dates = Dates(catalogs.reader, lambda: mirror.away)
     guards = [guarding(secured.access, metrics)] if secured.access else []
-    door = Door(answering, router, mirror, ready, calls, guards)
+    door = Door(answering, router, mirror, ready, dates, calls, guards)
     context = http_context(secured.certificate) if secured.certificate else None
     runner = await opened(door, listening, limits.grace_s, context)
     http_port = listening.getsockname()[1]

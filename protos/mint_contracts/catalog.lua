@@ -299,6 +299,23 @@ local function find(given, argv)
   return id_of(value) == RETIRED and '\0\0\0\0' .. value or told(keys, value)
 end
 
+-- KEYS: as of apply   ARGV: beginning of leaf keys, then name and ID of each. Returns the sequences of these states, 8
+-- bytes each; zeros of what is not here.
+local function since(given, argv)
+  local keys, found = named(given), {}
+  local refused = incomplete(keys.meta)
+  if refused then return refused end
+  for i = 2, #argv, 2 do
+    local leaf = leaf_of(keys.directory, argv[i])
+    local value = leaf and redis.call('HGET', argv[1] .. leaf, argv[i])
+    if value and id_of(value) ~= argv[i + 1] then
+      value = redis.call('HGET', argv[1] .. leaf, argv[i] .. '@' .. argv[i + 1])
+    end
+    found[#found + 1] = value and string.sub(value, 1, 8) or string.rep('\0', 8)
+  end
+  return table.concat(found)
+end
+
 -- KEYS: as of apply   ARGV: beginning of leaf keys, name, leaves at most. Returns where the next leaf begins ("" after
 -- the last), [number, root...], [number, labels...] and the leaves from that of `name` on, each [field, value...].
 local function leaves(given, argv)
@@ -338,4 +355,5 @@ redis.register_function('LIBRARY_sequences', registering)
 redis.register_function{ function_name = 'LIBRARY_retire', callback = retire, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_retiring', callback = sequences, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'LIBRARY_find', callback = find, flags = { 'no-writes' } }
+redis.register_function{ function_name = 'LIBRARY_since', callback = since, flags = { 'no-writes' } }
 redis.register_function{ function_name = 'LIBRARY_leaves', callback = leaves, flags = { 'no-writes' } }

@@ -1,5 +1,6 @@
 """Reading the catalog: anybody may. Raises MapUnavailable when Redis does not answer, or has not all of it."""
 
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,9 +12,11 @@ from mint_contracts import keys
 from mint_contracts.catalog_calls import call
 from mint_contracts.entries import Entry
 from mint_contracts.functions import bounded
+from mint_contracts.names import split_asked
 from mint_contracts.packed_entries import (
     Found,
     found_in,
+    identity,
     identity_of,
     is_retired,
     labels_match,
@@ -26,6 +29,9 @@ from mint_contracts.source import Source
 LEAVES_PER_CALL = 16
 LEAVES_PER_PAGE = 256  # looked through at most for one page, however few of them match
 PAGE_MAX = 1000
+NAMES_PER_CALL = 1000  # Redis does nothing else for some milliseconds
+
+_US = 1_000_000
 
 EVERYTHING = "*"  # news of more names than are worth telling
 
@@ -82,6 +88,21 @@ class CatalogReader:
             return Entry(name, retired=True)
         entry = unpack(name, found)
         return entry if not revision or entry.revision == revision else None
+
+    async def registered(self, base: str, sources: Mapping[str, Source]) -> dict[str, int]:
+        """When what lies at these was registered, in seconds since 1970, by NAME or NAME@REVISION.
+
+        What the catalog does not know from there is left out.
+        """
+        found: dict[str, int] = {}
+        asked = list(sources.items())
+        for at in range(0, len(asked), NAMES_PER_CALL):
+            piece = asked[at : at + NAMES_PER_CALL]
+            args = [part for name, source in piece for part in (split_asked(name)[0], identity(source))]
+            answer = await call(self._redis, "since", base, [keys.catalog_leaf(base, ""), *args])
+            sequences = struct.unpack(f">{len(piece)}Q", answer)
+            found |= {name: at // _US for (name, _), at in zip(piece, sequences, strict=True) if at}
+        return found
 
     async def page(
         self, base: str, *, prefix: str = "", labels: Mapping[str, str] | None = None, after: str = "", limit: int

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from mint_contracts.entries import Entry, split_uri
+from mint_contracts.source import Source
 
 NO_NAME = "\x01"  # begins a tail that follows its root directly, in a URI without the adapter's name
 REVISION = "\x02"  # stands in a tail for the revision
@@ -38,9 +39,9 @@ class Found(NamedTuple):
     labels: bytes
 
 
-def identity(entry: Entry) -> bytes:
+def identity(state: Entry | Source) -> bytes:
     """The six bytes by which two revisions of one name are told apart; never six zeros."""
-    return identity_of(entry.revision or f"\0{entry.uri}")
+    return identity_of(state.revision or f"\0{state.uri}")
 
 
 def identity_of(revision: str) -> bytes:

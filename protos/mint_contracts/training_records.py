@@ -1,5 +1,6 @@
 """The placement map's records about training, JSON in Redis. `keys` says which lives where."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -8,6 +9,8 @@ import msgspec
 from mint_contracts.records import Failure
 from mint_contracts.source import Source, child
 from mint_contracts.training import Policy, Train
+
+_PUBLISHED = re.compile(r"/\.published/([0-9]{16})-[0-9]{8}\Z")
 
 LEASE_TTL_S = 30.0  # an engine that has not read its lease from the map for so long acts on it no more
 
@@ -54,6 +57,12 @@ def published_in(store: Source, policy: str) -> Source:
 def revisions_of(policy: str) -> str:
     """That folder, relative to the store."""
     return f"revisions/{policy}/.published"
+
+
+def trained_since(source: Source) -> int:
+    """When the lease was granted under which a policy published this, in seconds since 1970; 0: no policy has."""
+    found = _PUBLISHED.search(source.uri)
+    return int(found[1]) // 1000 if found else 0
 
 
 class Progress(_Record, frozen=True):

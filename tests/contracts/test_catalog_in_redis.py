@@ -52,7 +52,13 @@ async def test_what_was_never_complete_says_so_rather_than_no(redis_client: Redi
     writer = CatalogWriter(redis_client)
     copy = await writer.begin(BASE, "s3://catalog/smol")
     await writer.apply(BASE, rows([entry("a/b")]), "p", copy=copy)
-    for asking in (reader.find(BASE, "a/b"), reader.page(BASE, limit=1), writer.sequences(BASE, 1)):
+    asked = {"a/b": entry("a/b").source}
+    for asking in (
+        reader.find(BASE, "a/b"),
+        reader.page(BASE, limit=1),
+        reader.registered(BASE, asked),
+        writer.sequences(BASE, 1),
+    ):
         with pytest.raises(MapUnavailable, match="being read from its manifests"):
             await asking
     await writer.complete(BASE, copy, 1)
@@ -91,6 +97,19 @@ async def test_a_copy_takes_nothing_over(
     await writer.complete(BASE, copy, 1)
     assert await reader.all(BASE, limit=9) == [entry("a/b")]
     assert (await reader.state(BASE)).count == 1
+
+
+async def test_it_tells_when_each_revision_was_registered(writer: CatalogWriter, reader: CatalogReader) -> None:
+    second = 1_000_000
+    states = [entry("a/b", "r1"), entry("a/b", "r2"), entry("a/c"), entry("a/d")]
+    for at, state in enumerate(states, 1):
+        await writer.apply(BASE, [(at * second, state)], f"p{at}")
+    await writer.apply(BASE, [(9 * second, Entry("a/d", retired=True))], "retiring")
+    older, newest, only, gone = (state.source for state in states)
+    asked = {"a/b": newest, "a/b@r1": older, "a/c": only, "a/d": gone, "a/unknown": only}
+    assert await reader.registered(BASE, asked) == {"a/b": 2, "a/b@r1": 1, "a/c": 3}
+    assert await reader.registered(BASE, {"a/b": older}) == {"a/b": 1}, "a wave may hold the one before"
+    assert await reader.registered(BASE, {"a/c": Source("s3://elsewhere/a/c")}) == {}
 
 
 async def test_thousands_of_names_are_found_counted_and_listed(writer: CatalogWriter, reader: CatalogReader) -> None:

@@ -13,6 +13,7 @@ from aiohttp.typedefs import Middleware
 from mint_contracts.errors import AdapterNotFound, InvalidRequest
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started
 from mint_gateway.answering import Answering
+from mint_gateway.catalog.dates import Dates
 from mint_gateway.http import answered, asked, models, together
 from mint_gateway.http.calls import Reading
 from mint_gateway.http.guarding import HEALTH, LIVE
@@ -39,6 +40,7 @@ class Door:
         router: Router,
         mirror: Mirror,
         ready: Callable[[], bool],
+        dates: Dates,
         calls: InFlight,
         guards: Sequence[Middleware] = (),
     ) -> None:
@@ -46,6 +48,7 @@ class Door:
         self._router = router
         self._mirror = mirror
         self._ready = ready
+        self._dates = dates
         self._calls = calls
         self._guards = guards
 
@@ -102,17 +105,23 @@ class Door:
         if not limit.isdecimal() or len(limit) > 9:
             raise InvalidRequest("limit", f"is no number: {limit[:100]!r}")
         with self._calls.admit():
-            return reply(models.listed(self._mirror.known(), http.query.get("after", ""), int(limit)))
+            views = self._mirror.known()
+            page = models.page(views, http.query.get("after", ""), int(limit))
+            adapters = [(models.serving(views, name)[0], name) for name in page.names if name not in views]
+            return reply(models.listed(views, page, await self._dates.of(adapters)))
 
     async def _model(self, http: web.Request) -> web.Response:
         name, views = http.match_info["model"], self._mirror.known()
         if name in views:
-            return reply(models.described(views, name))
+            return reply(models.base(views[name]))
         with self._calls.admit():
             view, source = await self._router.locate("", name)
-        if source is None and not any(models.is_served(each, name) for each in views.values()):
-            raise AdapterNotFound(f"adapter {name!r}", "is served by no wave, published by no engine, in no catalog")
-        return reply(models.described(views, name, view.base))
+            serving = models.serving(views, name) or ([] if source is None else [view])
+            if not serving:
+                said = "is served by no wave, published by no engine, in no catalog"
+                raise AdapterNotFound(f"adapter {name!r}", said)
+            created = await self._dates.of([(serving[0].told(name, source), name)])
+        return reply(models.adapter(name, serving, created.get(name, 0)))
 
     async def _health(self, http: web.Request) -> web.Response:
         ready = self._ready()
