@@ -73,8 +73,9 @@ def question(
     else:
         request.chat.messages.add(role="user", content=prompt)
     sampling = request.sampling
-    sampling.max_tokens, sampling.temperature, sampling.n = max_tokens, temperature, n
-    sampling.routes = routes
+    sampling.temperature, sampling.n, sampling.routes = temperature, n, routes
+    if max_tokens:
+        sampling.max_tokens = max_tokens
     sampling.stop.extend(stop)
     if seed is not None:
         sampling.seed = seed

@@ -11,8 +11,8 @@ import torch
 from mint_contracts.errors import Internal, InvalidRequest, Overloaded
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
-from mint_engine.scheduling.scheduler import Limits
-from tests.engine.running import Running, ask, running, save_adapter
+from mint_engine.scheduling.scheduler import Limits, Share
+from tests.engine.running import Running, ask, peft_scores, running, save_adapter
 from tests.engine.steps import Gate, refusal
 from tests.waiting import until
 
@@ -60,6 +60,46 @@ async def test_the_prompts_scores_come_once_and_first(base: Path) -> None:
             events = await stream(engine, request)
             assert len(events[0].started.prompt_logprobs) == len(prompt) - 1
             assert sum(event.HasField("finished") for event in events) == 3
+
+
+async def test_a_prompt_alone_is_scored_and_no_token_made(base: Path, adapter: Path) -> None:
+    """Whatever its length, beside what a step computes, and however many completions are to be empty."""
+    folders: dict[str, Path | None] = {"": None, "a": adapter}
+    async with running(base, {"a": adapter}, limits=Limits(running=4, step_tokens=7)) as engine:
+        for name, folder in folders.items():
+            for prompt in (PROMPT, PROMPT[:7], PROMPT[:1]):
+                told = await ask(engine, prompt, name, max_tokens=0, prompt_logprobs=True, temperature=1.0)
+                scores = [each.logprob for each in told.started.prompt_logprobs]
+                expected = peft_scores(base, folder, prompt) if prompt[1:] else []
+                assert scores == pytest.approx(expected, abs=1e-3)
+                assert (told.tokens, told.text, told.finished.completion_tokens) == ((), "", 0)
+                assert (told.finished.reason, told.finished.prompt_tokens) == (Finished.LENGTH, len(prompt))
+        events = await stream(engine, request_of(3, "a", max_tokens=0, prompt_logprobs=True))
+        assert [event.WhichOneof("event") for event in events] == ["started", *["finished"] * 3]
+        echoed = await ask(engine, PROMPT, "a", max_tokens=0, echo=True)
+        assert (len(echoed.started.prompt), echoed.tokens) == (len(PROMPT), ())
+
+
+async def test_no_length_means_the_default_one(base: Path) -> None:
+    async with running(base) as engine:
+        for asked in ({}, {"max_tokens": 0}, {"prompt_logprobs": True, "echo": True}):
+            told = await ask(engine, PROMPT[:3], ignore_eos=True, **asked)
+            assert told.finished.completion_tokens > 100
+
+
+async def test_a_prompt_that_overflows_has_no_scores(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(base) as engine:
+        compute = engine.server.generation._compute
+
+        def overflow(shares: list[Share]) -> tuple[torch.Tensor, list[int]]:
+            logits, ends = compute(shares)
+            return torch.full_like(logits, torch.nan), ends
+
+        monkeypatch.setattr(engine.server.generation, "_compute", overflow)
+        request = request_of(1, max_tokens=0, prompt_logprobs=True)
+        refused = await refusal(engine, request)
+        assert isinstance(refused, Internal)
+        assert "computes NaN or infinity" in str(refused)
 
 
 @pytest.mark.parametrize("n", [-1, 17])

@@ -108,7 +108,7 @@ class Place:
         if sampling.logprobs is not None:
             expected = [float(scores[start + at, token]) for at, token in enumerate(told.tokens)]
             assert told.scores == pytest.approx(expected, abs=1e-3)
-        if sampling.prompt_logprobs and told.tokens:
+        if sampling.prompt_logprobs and (told.tokens or isinstance(told.end, Done)):
             expected = [float(scores[at, token]) for at, token in enumerate(request.prompt[1:])]
             assert told.prompt_scores == pytest.approx(expected, abs=1e-3)
         assert sampling.logprobs is not None or not told.scores
@@ -227,7 +227,7 @@ PROMPTS = st.builds(
 )
 SAMPLINGS = st.builds(
     Sampling,
-    max_tokens=st.sampled_from([1, 2, 18, 45]),
+    max_tokens=st.sampled_from([0, 1, 2, 18, 45]),
     seed=st.sampled_from([0, 1, 2**64 - 1]),
     temperature=st.sampled_from([0.0, 1.0]),
     top_p=st.sampled_from([1.0, 0.9]),

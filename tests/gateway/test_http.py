@@ -77,6 +77,20 @@ async def test_a_chat_with_an_adapter_is_answered_whole(client: openai.AsyncOpen
     assert (asked.sampling.max_tokens, asked.sampling.temperature, asked.sampling.n) == (7, 0, 2)
 
 
+async def test_a_chat_that_the_assistant_was_last_in_is_told_from_there(
+    client: openai.AsyncOpenAI, engine: ScriptedEngine
+) -> None:
+    """As vLLM does with `echo`; what the user has said last is not told."""
+    user, said = {"role": "user", "content": "Ahoy?"}, {"role": "assistant", "content": "So: "}
+    tool = {"type": "function", "function": {"name": "sail"}}
+    for messages, tools, before in (([user, said], [], "So: "), ([user, said], [tool], "So: "), ([user], [], "")):
+        chat: Any = {"model": BASE, "messages": messages, "tools": tools, "extra_body": {"echo": True}}
+        answer = await client.chat.completions.create(**chat)
+        assert answer.choices[0].message.content == f"{before}Hello there."
+        pieces = [piece async for piece in await client.chat.completions.create(**chat, stream=True)]
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == f"{before}Hello there."
+
+
 async def test_a_text_is_completed_by_the_bare_base(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
     answer = await client.completions.create(model=BASE, prompt="Ahoy", seed=-1, stop="\n", logprobs=2)
     assert (answer.choices[0].text, answer.system_fingerprint) == ("Hello there.", None)
@@ -175,7 +189,9 @@ BAD: list[tuple[str, object, str]] = [
     (TEXT, [], "Expected `object`"),
     (TEXT, {"prompt": "Ahoy"}, "missing required field `model`"),
     (TEXT, {"model": BASE}, "missing required field `prompt`"),
-    (TEXT, {"model": BASE, "prompt": "Ahoy", "max_tokens": 0}, r"max_tokens"),
+    (TEXT, {"model": BASE, "prompt": "Ahoy", "max_tokens": 0}, r"max_tokens: is 0.*ask for echo too"),
+    (TEXT, {"model": BASE, "prompt": "Ahoy", "max_tokens": -1}, r"max_tokens"),
+    (CHAT, {"model": BASE, "messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, r"max_tokens"),
     (TEXT, {"model": BASE, "prompt": "Ahoy", "max_tokens": 2**40}, r"max_tokens"),
     (TEXT, {"model": BASE, "prompt": "Ahoy", "repetition_penalty": 0}, "repetition_penalty"),
     (TEXT, {"model": BASE, "prompt": "Ahoy", "wings": 2}, "unknown field `wings`"),
@@ -205,11 +221,6 @@ BAD: list[tuple[str, object, str]] = [
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": None}]}, r"messages\[0\]\.content"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": [{"type": "image", "text": ""}]}]}, "'image'"),
     (CHAT, {"model": BASE, "messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs"),
-    (
-        CHAT,
-        {"model": BASE, "messages": [{"role": "user", "content": "a"}], "echo": True},
-        "echo: is not done for chats",
-    ),
     (
         CHAT,
         {"model": BASE, "messages": [{"role": "user", "content": "a"}], "tools": [{}]},

@@ -43,8 +43,9 @@ def read_sampling(params: SamplingParams, room: int, vocab_size: int) -> Samplin
     for stop in params.stop:
         if not 0 < len(stop) <= LONGEST_STOP:
             raise InvalidRequest("sampling.stop", f"strings must have 1 to {LONGEST_STOP} characters")
+    none = params.HasField("max_tokens") and not params.max_tokens and (params.echo or params.prompt_logprobs)
     return Sampling(
-        max_tokens=min(params.max_tokens or DEFAULT_MAX_TOKENS, room),
+        max_tokens=0 if none else min(params.max_tokens or DEFAULT_MAX_TOKENS, room),
         seed=params.seed if params.HasField("seed") else secrets.randbits(64),
         temperature=params.temperature,
         top_k=params.top_k,

@@ -8,6 +8,7 @@ import torch
 from mint_contracts.errors import EngineUnavailable, Internal, InvalidRequest, MintError
 from mint_engine import metrics
 from mint_engine.model.forward import Forward
+from mint_engine.model.likeliest import likeliest
 from mint_engine.model.paged import Span
 from mint_engine.model.routes import Routes
 from mint_engine.requests.penalties import penalise
@@ -157,9 +158,12 @@ class Generation:
             sequence = share.sequence
             if sequence.must_score:
                 outcomes += _score_prompt(share, logits[start:end])
-            if share.samples:
-                rows.append((sequence, end - 1))
+            samples = share.samples  # before what it computes is noted
             self.scheduler.computed(sequence, share.length)
+            if samples and sequence.request.sampling.max_tokens:
+                rows.append((sequence, end - 1))
+            elif samples:
+                outcomes += self._end_of_prompt(sequence, logits[end - 1 : end])
             start = end
         return outcomes, rows
 
@@ -230,9 +234,17 @@ class Generation:
             text += sequence.text.finish()
         outcomes.append((sequence, Tokens((token,), text, scores, sequence.text.begins)))
         if ended:
-            routes = self._routes(sequence)
-            self.scheduler.remove(sequence)
-            outcomes.append((sequence, Done(stopped, sequence.completion_tokens, routes)))
+            outcomes.append(self._end(sequence, stopped=stopped))
+
+    def _end_of_prompt(self, sequence: Sequence, logits: torch.Tensor) -> list[Outcome]:
+        """End a request that wants no tokens; logits [1, V] are those that its first would have been chosen from."""
+        _, [sound] = likeliest(logits)
+        return [self._end(sequence, stopped=False)] if sound else self.fail([sequence], _unsound(sequence))
+
+    def _end(self, sequence: Sequence, *, stopped: bool) -> Outcome:
+        routes = self._routes(sequence)
+        self.scheduler.remove(sequence)
+        return sequence, Done(stopped, sequence.completion_tokens, routes)
 
     def _routes(self, sequence: Sequence) -> Routes | None:
         routes = self._forward.routes if sequence.request.routes else None

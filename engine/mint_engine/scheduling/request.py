@@ -20,7 +20,7 @@ SEEDS = 2**64
 class Sampling(msgspec.Struct, frozen=True):
     """How tokens are chosen; checked before it gets here. `seed` is always set."""
 
-    max_tokens: int
+    max_tokens: int  # 0: the prompt is computed, and nothing chosen
     seed: int
     temperature: float = 0.0  # 0 is greedy
     top_k: int = 0  # 0 is off

@@ -84,9 +84,15 @@ class Echo(msgspec.Struct, frozen=True):
 
 
 def echo(request: GenerateRequest, started: Started) -> Echo:
-    """What a request wants told of its prompt: text as it was sent, tokens as they are written."""
+    """What a request wants told of its prompt: text as it was sent, tokens as they are written.
+
+    Of a chat it is the last message where that is the assistant's, as vLLM has it.
+    """
     if not request.sampling.echo:
         return Echo()
+    if request.HasField("chat"):
+        last = request.chat.messages[-1]
+        return Echo(last.content if last.role == "assistant" else "")
     text = request.text or b"".join(started.prompt).decode(errors="replace")
     if not request.sampling.prompt_logprobs:
         return Echo(text)
@@ -115,23 +121,27 @@ def whole(head: Head, echoes: Mapping[int, Echo], events: Iterable[GenerateEvent
     choices = []
     for index, end in sorted(ends.items()):
         prompt = echoes[index // completions]
-        text = "".join((prompt.text, *texts.get(index, ())))
-        message = _message(head, index, text) if head.form.is_chat else {}
+        text = "".join(texts.get(index, ()))
+        message = _message(head, index, prompt, text) if head.form.is_chat else {}
         scores = _Scores(logprobs.get(index, ()), prompt.logprobs, len(prompt.text))
         reason = _reason(end, calls="tool_calls" in message)
-        choices.append(_choice(head.form, index, {"message": message} if message else {"text": text}, scores, reason))
+        choices.append(
+            _choice(
+                head.form, index, {"message": message} if message else {"text": prompt.text + text}, scores, reason
+            )
+        )
     return head.piece(head.form.kind, choices) | {"usage": usage(ends.values(), completions)}
 
 
-def _message(head: Head, index: int, text: str) -> Json:
+def _message(head: Head, index: int, prompt: Echo, text: str) -> Json:
     """A chat's completion; without content where calls are all that it is."""
-    message: Json = {"role": "assistant", "content": text}
+    message: Json = {"role": "assistant", "content": prompt.text + text}
     if head.reading is None:
         return message
     reader = head.reading()
     parts = [*reader.push(text), *reader.finish()]
     calls = [part for part in parts if isinstance(part, Call)]
-    message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
+    message["content"] = "".join((prompt.text, *(part for part in parts if isinstance(part, str)))) or None
     told = [head.called(index, place, call) for place, call in enumerate(calls)]
     return message | ({"tool_calls": told} if told else {})
 
@@ -139,7 +149,8 @@ def _message(head: Head, index: int, text: str) -> Json:
 def beginning(head: Head, indices: Iterable[int], prompt: Echo) -> list[Json]:
     """What a stream tells first of some completions: in a chat who speaks, else the prompt where it is wanted."""
     if head.form.is_chat:
-        said: Json = {"delta": {"role": "assistant", "content": "" if head.reading is None else None}}
+        nothing = "" if head.reading is None else None
+        said: Json = {"delta": {"role": "assistant", "content": prompt.text or nothing}}
     elif prompt.text or prompt.logprobs:
         said = {"text": prompt.text}
     else:

@@ -114,6 +114,7 @@ class AskedText(Asked, frozen=True, kw_only=True):
     """A request for /v1/completions."""
 
     prompt: str | list[str | _Natural | list[_Natural]]
+    max_tokens: _Natural | None = None  # 0 with `echo` alone: nothing but what is told of the prompt
     logprobs: _Natural | None = None
 
 
@@ -147,6 +148,8 @@ def text_requests(asked: AskedText, bases: Container[str]) -> list[sampling_pb2.
 
     Raises InvalidRequest.
     """
+    if asked.max_tokens == 0 and not asked.echo:
+        raise InvalidRequest("max_tokens", "is 0, which asks for nothing; ask for echo too, or for a token at least")
     requests = []
     for prompt in _prompts(asked.prompt):
         request = _request(asked, asked.max_tokens, bases)
@@ -163,10 +166,9 @@ def text_requests(asked: AskedText, bases: Container[str]) -> list[sampling_pb2.
 
 def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.GenerateRequest:
     """What a request for /v1/chat/completions means. Raises InvalidRequest."""
-    if asked.echo:
-        raise InvalidRequest("echo", "is not done for chats; leave it out")
     request = _request(asked, asked.max_completion_tokens or asked.max_tokens, bases)
     request.chat.messages.extend(message(each, f"messages[{at}]") for at, each in enumerate(asked.messages))
+    request.sampling.echo = asked.echo
     _tools(asked.called(), request)
     if asked.logprobs:
         request.sampling.logprobs = asked.top_logprobs
@@ -191,7 +193,9 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
     base, adapter = _meant(asked.model, asked.base_model, bases)
     request = sampling_pb2.GenerateRequest(base_model=base, adapter=adapter)
     sampling = request.sampling
-    sampling.max_tokens, sampling.n = max_tokens or 0, asked.n
+    if max_tokens is not None:
+        sampling.max_tokens = max_tokens
+    sampling.n = asked.n
     sampling.temperature, sampling.top_p = asked.temperature, asked.top_p or _LEAST_TOP_P
     sampling.top_k, sampling.min_p, sampling.ignore_eos = asked.top_k, asked.min_p, asked.ignore_eos
     sampling.repetition_penalty = asked.repetition_penalty
