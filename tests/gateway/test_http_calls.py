@@ -46,6 +46,18 @@ def read(reader: Reader, pieces: Sequence[str]) -> list[str | Call]:
             '<tool_call>{"name": "sea", "arguments": {"a": "\\u00e9<tool_call>é", "b": 1.50}}</tool_call>',
             [Call("sea", '{"a": "\\u00e9<tool_call>é", "b": 1.50}')],
         ),
+        # It may hold tags, and what looks like a call.
+        (
+            '<tool_call>{"name": "sea", "arguments": {"a": "}</tool_call>"}}</tool_call> so',
+            [Call("sea", '{"a": "}</tool_call>"}'), "so"],
+        ),
+        (
+            f"<tool_call>{json.dumps({'name': 'moon', 'arguments': {'a': TAGGED}})}</tool_call>",
+            [f"<tool_call>{json.dumps({'name': 'moon', 'arguments': {'a': TAGGED}})}</tool_call>"],
+        ),
+        # A quote that nothing ends hides none of the calls after it.
+        (f'<tool_call>{{"name": "sea}}</tool_call>\n{TAGGED}', ['<tool_call>{"name": "sea}</tool_call>', SEA]),
+        (f'<tool_call>{{"name": "sea}}</tool_call>{TAGGED}', ['<tool_call>{"name": "sea}</tool_call>', SEA]),
         # Its end may be missing.
         (f"a {TAGGED.removesuffix('</tool_call>')}", ["a", SEA]),
         # What is no call stays.
@@ -114,31 +126,43 @@ _words = st.sampled_from(
         '{"name": "sea", "parameters": {}}',
     ]
 )
-_arguments = st.dictionaries(st.text(max_size=4), st.none() | st.integers() | st.text(max_size=6), max_size=3)
+_texts = st.lists(_words | st.characters(exclude_categories=["Cs"]), max_size=4).map("".join)
+_arguments = st.dictionaries(
+    _texts,
+    st.recursive(st.none() | st.integers() | _texts, lambda inner: st.lists(inner, max_size=2), max_leaves=4),
+    max_size=3,
+)
+_calls = st.lists(st.tuples(st.sampled_from(["sea", "ship"]), _arguments), min_size=1, max_size=3)
+_cuts = st.lists(st.integers(0, 200), max_size=8)
+
+
+def cut(text: str, cuts: Sequence[int]) -> list[str]:
+    places = sorted({0, len(text), *(each for each in cuts if each < len(text))})
+    return [text[begin:end] for begin, end in pairwise(places)]
 
 
 @given(
     reading=st.sampled_from([tagged, Listed, lambda: Single("sea")]),
     text=st.lists(_words, max_size=12).map("".join),
-    cuts=st.lists(st.integers(0, 200), max_size=8),
+    cuts=_cuts,
 )
 @example(reading=tagged, text=f"a \n{TAGGED}", cuts=[2])
 def test_however_an_answer_is_cut_the_same_is_told(reading: Reading, text: str, cuts: list[int]) -> None:
-    places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    pieces = [text[begin:end] for begin, end in pairwise(places)]
-    assert read(reading(), pieces) == read(reading(), [text])
+    assert read(reading(), cut(text, cuts)) == read(reading(), [text])
 
 
-@given(
-    calls=st.lists(st.tuples(st.sampled_from(["sea", "ship"]), _arguments), min_size=1, max_size=3), said=st.text()
-)
-def test_calls_that_were_written_are_read_again(calls: list[tuple[str, dict[str, object]]], said: str) -> None:
-    texts = [(name, json.dumps(arguments).replace("<", "\\u003c")) for name, arguments in calls]
+@given(calls=_calls, said=st.text(), escaped=st.booleans(), cuts=_cuts)
+@example(calls=[("sea", {"a": "</tool_call>\n<tool_call>"})], said="", escaped=False, cuts=[])
+def test_calls_that_were_written_are_read_again(
+    calls: list[tuple[str, dict[str, object]]], said: str, escaped: bool, cuts: list[int]
+) -> None:
+    """Whatever their arguments hold, tags and all."""
+    texts = [(name, json.dumps(arguments, ensure_ascii=escaped)) for name, arguments in calls]
     written = [f'<tool_call>\n{{"name": "{name}", "arguments": {told}}}\n</tool_call>' for name, told in texts]
     meant = [Call(*each) for each in texts]
-    assert read(tagged(), ["\n".join([said + "<", *written])]) == [said + "<", *meant]
+    assert read(tagged(), cut("\n".join([said + "<", *written]), cuts)) == [said + "<", *meant]
     written = [f'{{"name": "{name}", "parameters": {told}}}' for name, told in texts]
-    assert read(Listed(), [f"[{', '.join(written)}]"]) == meant
+    assert read(Listed(), cut(f"[{', '.join(written)}]", cuts)) == meant
 
 
 @given(pieces=st.lists(st.sampled_from("<tool_cal> ") | st.text(max_size=3), max_size=20))

@@ -9,7 +9,7 @@ import pytest
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, ToolCall
 from mint_gateway.http import asked
-from mint_gateway.http.calls import Listed, Single, Tagged
+from mint_gateway.http.calls import Call, Listed, Single, Tagged
 
 CHART = {"$ref": "#/$defs/Chart"}
 PLACED = {
@@ -48,8 +48,14 @@ def test_what_is_left_to_the_model_is_told_and_read_as_hermes_has_it() -> None:
 
 
 def test_one_call_at_most_ends_the_answer_with_it() -> None:
-    _, request = read(tools=TOOLS, parallel_tool_calls=False, stop="\n\n")
-    assert list(request.sampling.stop) == ["\n\n", "</tool_call>"]
+    """At the latest: what a model that ends no line goes on with is left out."""
+    wanted, request = read(tools=TOOLS, parallel_tool_calls=False, stop="\n\n")
+    assert list(request.sampling.stop) == ["\n\n", "\n</tool_call>"]
+    reading, rest = wanted.called().reading, '<tool_call>{"name": "rest", "arguments": {}}</tool_call>'
+    assert reading
+    reader = reading()
+    assert reader.push(f"I rest. {rest}{rest}") == ["I rest.", Call("rest", "{}")]
+    assert [*reader.push(f"So. {rest}"), *reader.finish()] == []
 
 
 def test_none_are_called_though_they_are_told() -> None:

@@ -10,7 +10,9 @@ from typing import Protocol
 import msgspec
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
-_BETWEEN = " \n\r\t,[]"  # of an array, all that is outside of its objects
+_SPACE = " \n\r\t"  # of JSON
+_BETWEEN = f"{_SPACE},[]"  # of an array, all that is outside of its objects
+_JSON = frozenset(f'{_SPACE}{{}}[],:"+-.0123456789eEtrufalsn')  # outside of strings
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -33,44 +35,97 @@ class Reader(Protocol):
 Reading = Callable[[], Reader]  # makes one for each completion
 
 
+class _Object:
+    """Looks for the end of a JSON object as its text comes; whoever decodes it finds out whether it is one.
+
+    It is `broken` as soon as a character shows that it can't be.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0  # once it is whole
+        self.broken = False
+        self._read = self._depth = 0
+        self._quoted = self._escaped = False
+
+    def read(self, text: str, at: int) -> None:
+        """Look on, in the text that it begins in there: the same one as before, with more after it."""
+        while not self.broken and not self.length and at + self._read < len(text):
+            self._take(text[at + self._read])
+            self._read += 1
+            if not self._depth and not self.broken:
+                self.length = self._read
+
+    def _take(self, character: str) -> None:
+        if self._quoted:
+            self.broken = character < " "  # it would be escaped
+            self._quoted = self._escaped or character != '"'
+            self._escaped = character == "\\" and not self._escaped
+        else:
+            self.broken = character not in _JSON or not (self._depth or character == "{")
+            self._quoted = character == '"'
+            self._depth += (character in "[{") - (character in "]}")
+
+
 class Tagged:
     """Reads Hermes' form: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, with text before and between.
 
-    A call goes on to the first `</tool_call>`, or to the answer's end. White space around it belongs to it.
+    Whatever strings hold, a call ends where its JSON does; its tag may be missing at the answer's end. White space
+    around it belongs to it.
     """
 
     def __init__(self, names: Collection[str]) -> None:
         """`names` are those of the functions: a call of another is none."""
         self._names = names
         self._held = ""  # white space and a tag's beginning, or what has come of a call with the space before it
-        self._calling = False
+        self._object: _Object | None = None  # of a call that has begun
         self._after = False  # whether only white space has come since a call
 
     def push(self, text: str) -> list[str | Call]:
         """Take more text."""
-        found: list[str | Call] = []
         self._held += text
-        while (at := self._held.find(_END if self._calling else _BEGIN)) >= 0:
-            if self._calling:
-                found += self._called(at, at + len(_END))
-            else:
-                found += self._said(len(self._held[:at].rstrip()))
-            self._calling = not self._calling
-        if not self._calling:
-            found += self._said(_may_begin(self._held))
-        return found
+        return self._told(last=False)
 
     def finish(self) -> list[str | Call]:
         """Tell the rest: no more comes."""
-        return self._called(len(self._held), len(self._held)) if self._calling else self._said(len(self._held))
+        return self._told(last=True)
 
-    def _called(self, at: int, end: int) -> list[str | Call]:
-        """What is held up to `end`, whose tag, if it has one, is `at`."""
-        call = _tagged(self._held[self._held.index(_BEGIN) + len(_BEGIN) : at])
-        if call is None or call.name not in self._names:
-            return self._said(end)
-        self._held, self._after = self._held[end:], True
-        return [call]
+    def _told(self, *, last: bool) -> list[str | Call]:
+        found: list[str | Call] = []
+        while True:
+            if self._object is None:
+                at = self._held.find(_BEGIN)
+                if at < 0:
+                    return found + self._said(len(self._held) if last else _may_begin(self._held))
+                found += self._said(len(self._held[:at].rstrip()))
+                self._object = _Object()
+            told = self._called(self._object, last=last)
+            if told is None:
+                return found
+            found, self._object = found + told, None
+
+    def _called(self, of: _Object, *, last: bool) -> list[str | Call] | None:
+        """What comes of the call that has begun: it, or text; None while that may be either."""
+        begin = self._held.index(_BEGIN) + len(_BEGIN)
+        at = _after_space(self._held, begin)
+        of.read(self._held, at)
+        if of.length:
+            end = at + of.length
+            tag = _after_space(self._held, end)
+            if self._held.startswith(_END, tag) or (last and tag == len(self._held)):
+                call, close = _decoded(self._held[at:end], "arguments", self._names, "{}"), tag + len(_END)
+                if call is None:
+                    return self._said(close)
+                self._held, self._after = self._held[close:], True
+                return [call]
+            if not last and _END.startswith(self._held[tag:]):
+                return None
+            begin = end
+        elif not of.broken and not last:
+            return None
+        close = self._held.find(_END, begin)
+        if close < 0:
+            return self._said(len(self._held)) if last else None
+        return self._said(close + len(_END))
 
     def _said(self, end: int) -> list[str | Call]:
         """What is held up to `end`, as text."""
@@ -81,44 +136,51 @@ class Tagged:
         return [text] if text else []
 
 
+class Once:
+    """Reads one call at most: whatever comes after it is left out."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self._done = reader, False
+
+    def push(self, text: str) -> list[str | Call]:
+        """Take more text."""
+        return [] if self._done else self._first(self._reader.push(text))
+
+    def finish(self) -> list[str | Call]:
+        """Tell the rest: no more comes."""
+        return [] if self._done else self._first(self._reader.finish())
+
+    def _first(self, parts: list[str | Call]) -> list[str | Call]:
+        for at, part in enumerate(parts, start=1):
+            if isinstance(part, Call):
+                self._done = True
+                return parts[:at]
+        return parts
+
+
 class Listed:
     """Reads an answer that is held to a JSON array of `{"name": ..., "parameters": {...}}`."""
 
     def __init__(self) -> None:
         self._held = ""  # since the last call
-        self._read = 0  # characters of it
-        self._depth = 0
-        self._quoted = self._escaped = False
+        self._object = _Object()
 
     def push(self, text: str) -> list[str | Call]:
         """Take more text."""
         found: list[str | Call] = []
         self._held += text
-        while self._read < len(self._held):
-            character = self._held[self._read]
-            self._read += 1
-            if self._ends(character):
-                found.append(_listed(self._held[: self._read].lstrip(_BETWEEN)) or self._held[: self._read])
-                self._held, self._read = self._held[self._read :], 0
+        while (at := len(self._held) - len(self._held.lstrip(_BETWEEN))) < len(self._held):
+            self._object.read(self._held, at)
+            if not self._object.length:
+                break
+            end = at + self._object.length
+            found.append(_decoded(self._held[at:end], "parameters") or self._held[:end])
+            self._held, self._object = self._held[end:], _Object()
         return found
 
     def finish(self) -> list[str | Call]:
         """Tell the rest, such as of a call that was cut; the array's own characters are none."""
         return [self._held] if self._held.strip(_BETWEEN) else []
-
-    def _ends(self, character: str) -> bool:
-        """Whether an object of the array ends with it."""
-        if self._quoted:
-            self._quoted = self._escaped or character != '"'
-            self._escaped = character == "\\" and not self._escaped
-        elif character == '"':
-            self._quoted = True
-        elif character in "[{":
-            self._depth += 1
-        elif character in "]}":
-            self._depth -= 1
-            return self._depth == 1
-        return False
 
 
 class Single:
@@ -139,35 +201,15 @@ class Single:
         return [self._held] if self._held else []
 
 
-class _Tagged(msgspec.Struct):
-    name: str
-    arguments: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _Listed(msgspec.Struct):
-    name: str
-    parameters: msgspec.Raw
-
-
-def _tagged(text: str) -> Call | None:
+def _decoded(text: str, field: str, names: Collection[str] | None = None, none: str = "") -> Call | None:
+    """The call that a JSON object is, of one of the names; where it lacks the field it has `none`, or is no call."""
     try:
-        told = msgspec.json.decode(text, type=_Tagged)
+        told = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        name = msgspec.json.decode(told.get("name", msgspec.Raw(b"0")), type=str)
     except (msgspec.MsgspecError, RecursionError):
         return None
-    return _call(told.name, told.arguments)
-
-
-def _listed(text: str) -> Call | None:
-    try:
-        told = msgspec.json.decode(text, type=_Listed)
-    except (msgspec.MsgspecError, RecursionError):
-        return None
-    return _call(told.name, told.parameters)
-
-
-def _call(name: str, arguments: msgspec.Raw) -> Call | None:
-    text = bytes(arguments).decode()
-    return Call(name, text) if _is_object(text) else None
+    arguments = bytes(told[field]).decode() if field in told else none
+    return Call(name, arguments) if (names is None or name in names) and _is_object(arguments) else None
 
 
 def _is_object(text: str) -> bool:
@@ -176,6 +218,12 @@ def _is_object(text: str) -> bool:
     except (msgspec.MsgspecError, RecursionError):
         return False
     return True
+
+
+def _after_space(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _SPACE:
+        at += 1
+    return at
 
 
 def _may_begin(text: str) -> int:

@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Meta
 
 from mint_contracts.errors import InvalidRequest
-from mint_gateway.http.calls import Listed, Reading, Single, Tagged
+from mint_gateway.http.calls import Listed, Once, Reading, Single, Tagged
 
-TAG_END = "</tool_call>"
+TAG_END = "\n</tool_call>"  # no string within a call holds it: JSON escapes a line's end
 
 _Json = dict[str, Any]
 _NOTHING: _Json = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -91,8 +91,8 @@ class Tools(msgspec.Struct, frozen=True):
         if self.choice == "none":
             return None
         if self.choice == "auto":
-            names = frozenset(each.name for each in self.functions)
-            return lambda: Tagged(names)
+            names, parallel = frozenset(each.name for each in self.functions), self.parallel
+            return lambda: Tagged(names) if parallel else Once(Tagged(names))
         if self.choice == "required":
             return Listed
         name = self.choice.function.name
