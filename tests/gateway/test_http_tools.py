@@ -131,6 +131,11 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
             {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]},
             r'tools\[0\]\.function\.parameters: must be a schema of the type "object"',
         ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"$ref": "a://[b#c"}}}]}
+            | {"tool_choice": "required"},
+            r"tools: have an \$id or a \$ref that is no URI",
+        ),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, r"'allowed_tools' - at `\$\.tool_choice\.type`"),
         (

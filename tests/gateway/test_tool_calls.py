@@ -21,6 +21,7 @@ from tests.gateway.asking import CONTEXT, asking
 from tests.gateway.scene import BASE, Scene
 
 DEPTH = {
+    "$id": "https://charts/depth",
     "type": "object",
     "properties": {"sea": {"$ref": "#/$defs/Sea"}, "deep": {"type": "boolean"}},
     "required": ["sea", "deep"],

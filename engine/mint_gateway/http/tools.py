@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from mint_contracts.errors import InvalidRequest
 from mint_gateway.http.calls import Listed, Once, Reading, Single, Tagged
+from mint_gateway.http.schemas import moved
 
 TAG_END = "\n</tool_call>"  # no string within a call holds it: JSON escapes a line's end
 
@@ -79,10 +80,12 @@ class Tools(msgspec.Struct, frozen=True):
         if isinstance(self.choice, Chosen):
             return _written(schemas[self.choice.function.name])
         try:
-            moved = {name: _moved(schema, f"#/$defs/{name}") for name, schema in schemas.items()}
+            every = {name: moved(schema, f"#/$defs/{name}") for name, schema in schemas.items()}
         except RecursionError:
             raise InvalidRequest("tools", "are nested too deeply") from None
-        array: _Json = {"$defs": moved, "type": "array", "items": {"anyOf": [_called(name) for name in schemas]}}
+        except ValueError as error:
+            raise InvalidRequest("tools", f"have an $id or a $ref that is no URI: {error}") from None
+        array: _Json = {"$defs": every, "type": "array", "items": {"anyOf": [_called(name) for name in schemas]}}
         return _written(array | {"minItems": 1} | ({} if self.parallel else {"maxItems": 1}))
 
     @property
@@ -124,17 +127,6 @@ def _called(name: str) -> _Json:
         "required": ["name", "parameters"],
         "additionalProperties": False,
     }
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """A schema that lies at that place of another: what it refers to within itself lies there, too."""
-    if isinstance(schema, list):
-        return [_moved(each, place) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {name: _moved(each, place) for name, each in schema.items()}
-    to = schema.get("$ref")
-    return moved | {"$ref": place + to[1:]} if isinstance(to, str) and to.startswith("#") else moved
 
 
 def _written(value: Any) -> str:

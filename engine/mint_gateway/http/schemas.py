@@ -1,0 +1,104 @@
+"""JSON schemas that become a part of another: what each refers to within itself is found there, too. Pure.
+
+By 2020-12 a schema with an `$id` is a resource of its own, which references are relative to
+(https://json-schema.org/draft/2020-12/json-schema-core#section-8.2). Two of one `$id` could not lie in one document:
+here none has one any more, nor an `$anchor`, and references are pointers into the whole.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urldefrag, urljoin
+
+_MAPS = frozenset(
+    ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+)  # of schemas, by name
+_DATA = frozenset(("const", "default", "enum", "examples"))  # no schemas, whatever they look like
+_NAMES = frozenset(("$id", "$anchor"))
+
+
+class _Found(NamedTuple):
+    """A schema within another: what its references are relative to, and the pointer to it, from the whole's root."""
+
+    schema: dict[str, Any]
+    base: str
+    pointer: str
+
+
+def moved(schema: dict[str, Any], place: str) -> dict[str, Any]:
+    """The schema as it is at that place of another, a pointer with its `#`.
+
+    Raises RecursionError, and ValueError for what is no URI where one must be.
+    """
+    places: dict[str, str] = {"": place}
+    for each in _schemas(schema, "", place):
+        if isinstance(each.schema.get("$id"), str):
+            places[each.base] = each.pointer
+        if isinstance(anchor := each.schema.get("$anchor"), str):
+            places[f"{each.base}#{anchor}"] = each.pointer
+    return _rewritten(schema, "", places)
+
+
+def _schemas(schema: dict[str, Any], base: str, pointer: str) -> Iterator[_Found]:
+    """It, and all within it."""
+    base = _base(schema, base)
+    yield _Found(schema, base, pointer)
+    for name, value in schema.items():
+        for inner, at in _inner(name, value):
+            yield from _schemas(inner, base, f"{pointer}/{_token(name)}{at}")
+
+
+def _inner(name: str, value: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """The schemas that a keyword holds, each with where it is in the keyword's value."""
+    if name in _DATA:
+        return
+    if isinstance(value, dict) and name not in _MAPS:
+        yield value, ""
+        return
+    among = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for at, each in among:
+        if isinstance(each, dict):
+            yield each, f"/{_token(str(at))}"
+
+
+def _rewritten(schema: dict[str, Any], base: str, places: dict[str, str]) -> dict[str, Any]:
+    base, told = _base(schema, base), dict[str, Any]()
+    for name, value in schema.items():
+        if name in _NAMES and isinstance(value, str):
+            continue
+        if name == "$ref" and isinstance(value, str):
+            told[name] = _reference(_absolute(base, value), value, places)
+        elif name in _DATA:
+            told[name] = value
+        elif isinstance(value, dict) and name in _MAPS:
+            told[name] = {at: _within(each, base, places) for at, each in value.items()}
+        elif isinstance(value, list):
+            told[name] = [_within(each, base, places) for each in value]
+        else:
+            told[name] = _within(value, base, places)
+    return told
+
+
+def _within(value: Any, base: str, places: dict[str, str]) -> Any:
+    return _rewritten(value, base, places) if isinstance(value, dict) else value
+
+
+def _reference(absolute: str, told: str, places: dict[str, str]) -> str:
+    """Where a reference leads; one that leads out of the schema stays as it was told."""
+    resource, fragment = urldefrag(absolute)
+    if not fragment or fragment.startswith("/"):
+        return places[resource] + fragment if resource in places else told
+    return places.get(f"{resource}#{unquote(fragment)}", told)
+
+
+def _absolute(base: str, told: str) -> str:
+    return base + told if told.startswith("#") else urljoin(base, told)  # which knows no such schemes as urn
+
+
+def _base(schema: dict[str, Any], base: str) -> str:
+    own = schema.get("$id")
+    return urldefrag(urljoin(base, own)).url if isinstance(own, str) else base
+
+
+def _token(name: str) -> str:
+    """A name as it stands in a pointer that is a URI's fragment."""
+    return quote(name.replace("~", "~0").replace("/", "~1"), safe="~")
