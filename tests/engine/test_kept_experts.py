@@ -182,6 +182,39 @@ def test_policies_learn_the_same(files: str, tmp_path: Path) -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
+@EVERY
+def test_experts_of_a_step_are_dequantised_some_at_a_time(
+    files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neighbours or not, in one memory that serving and training write in turns, but where gradients may need it."""
+    held = [stack for stack in stacks(load(SAVES[files][1](tmp_path)[0])).values() if isinstance(stack, KeptStack)]
+    most = 3 * held[0].shape[1] * held[0].shape[2]
+    monkeypatch.setattr("mint_engine.model.kept._AT_ONCE", most)
+    for stack, way in itertools.product(held, (torch.inference_mode, torch.no_grad)):
+        last = stack.shape[0] - 1
+        with way():
+            for chosen in ([0], [1, 2], [0, last], list(range(last + 1))):
+                found = [(some, weights.data_ptr(), weights.clone()) for some, weights in stack.groups(chosen)]
+                assert len({place for _, place, _ in found}) == 1
+                assert [at for some, *_ in found for at in some] == chosen
+                for some, _, weights in found:
+                    assert len(some) * stack.shape[1] * stack.shape[2] <= most
+                    assert all(torch.equal(each, stack[at]) for at, each in zip(some, weights, strict=True))
+    every = list(held[0].groups(range(held[0].shape[0])))
+    assert all(torch.equal(weights[0], held[0][some[0]]) for some, weights in every)
+
+
+def test_a_stack_that_is_quantised_in_several_ways_is_dequantised(tmp_path: Path) -> None:
+    """As its experts can not be held in one: here one has scales of another type, of the same numbers."""
+    quantised, dequantised = SAVES["numbers"][1](tmp_path)
+    name = "model.layers.1.mlp.experts.5.up_proj.weight_scale"
+    edit_tensors(quantised, {name: tensors_of(quantised)[name].float()})
+    found, plain = (stacks(load(folder, keep=keep)) for folder, keep in ((quantised, True), (dequantised, False)))
+    apart = [stack for stack, each in found.items() if not isinstance(each, KeptStack)]
+    assert apart == ["model.layers.1.mlp.experts.gate_up_proj"]
+    assert torch.equal(found[apart[0]], plain[apart[0]])
+
+
 def test_a_copy_of_the_modules_shares_its_experts(tmp_path: Path) -> None:
     """As training has one of what serves."""
     base = load(SAVES["float8"][1](tmp_path)[0])

@@ -84,7 +84,8 @@ def test_float8_by_parts_is_the_naive_reference(block: tuple[int, int], dtype: t
     expected = naive_float8(weight, scales, block).to(dtype)
     borders = (0, 1, 16, 128, 130, 140)
     for (top, bottom), (left, right) in itertools.product(itertools.combinations(borders, 2), repeat=2):
-        found = dequantise_float8(weight[top:bottom, left:right], scales, (top, left), block, dtype)
+        found = torch.empty(bottom - top, right - left, dtype=dtype)
+        dequantise_float8(weight[None, top:bottom, left:right], scales[None], (top, left), block, found[None])
         assert torch.equal(found, expected[top:bottom, left:right])
 
 
@@ -92,7 +93,8 @@ def test_float8_by_parts_is_the_naive_reference(block: tuple[int, int], dtype: t
 def test_mxfp4_is_the_naive_reference_and_the_librarys(dtype: torch.dtype) -> None:
     blocks, scales = quantise_mxfp4(torch.randn(3, 96, 20, generator=torch.Generator().manual_seed(2)))
     blocks[0, 0, 0] = torch.arange(16, dtype=torch.uint8) * 17  # every number that there is
-    found = torch.stack([dequantise_mxfp4(*each, dtype) for each in zip(blocks, scales, strict=True)])
+    found = torch.empty(3, scales.shape[2] * 32, scales.shape[1], dtype=dtype)
+    dequantise_mxfp4(blocks, scales, found.transpose(1, 2))
     assert torch.equal(found, naive_mxfp4(blocks, scales).to(dtype))
     assert torch.equal(found, convert_moe_packed_tensors(blocks, scales, dtype=dtype))
 

@@ -5,78 +5,158 @@ section 3.3.2); a whole tensor is one block, or a row is. MXFP8: a power of two 
 numbers a byte, and powers alike (OCP Microscaling Formats v1.0, sections 5 and 6.3). NVFP4: two e2m1 numbers a byte,
 an e4m3 scale for every 16 in a row, and a number by which all of these are to be multiplied. Whole numbers of 4 or 8
 bits, in words of 32: less a zero point, times a scale, both of so many in a row, of a row or of all.
+
+Each is a product of what a code stands for and a scale, in float32, that is rounded once. Where the scale is a number
+of the engine's dtype, as every code is, that dtype's own product is the same, in half the time.
+
+Letters in shapes: N weights that are dequantised together, O outputs, I inputs, G groups of inputs.
 """
+
+from collections.abc import Iterator
 
 import torch
 
 from mint_contracts.quantisation import MXFP4_GROUP, NVFP4_GROUP, WORD
 
-_BAND = 1 << 19  # numbers in float32 at a time: as many as a core's own cache holds
+_BAND = 1 << 19  # numbers at a time: as many as a core's own cache holds
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-# What each code is: a look at a table takes a quarter of the time that torch's own casts take, by one core.
-_E2M1 = torch.tensor([*_MAGNITUDES, *(-each for each in _MAGNITUDES)])
-_E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+_BYTES = torch.arange(256, dtype=torch.uint8)
+_HALVES = torch.stack((_BYTES & 15, _BYTES >> 4), dim=1).int()  # a byte's two codes, the lower half first
+# What each byte is, [256, numbers in it]: a look at a table takes a quarter of the time that torch's own casts take.
+_E4M3 = _BYTES.view(torch.float8_e4m3fn).float().unsqueeze(1)
+_E2M1 = torch.tensor([*_MAGNITUDES, *(-each for each in _MAGNITUDES)])[_HALVES]
+_INTEGERS = {4: _HALVES.float() - 8, 8: _BYTES.float().unsqueeze(1) - 128}  # by their bits
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # types of so many bytes
 
 
 def dequantise_float8(
-    weight: torch.Tensor, scales: torch.Tensor, start: tuple[int, int], block: tuple[int, int], dtype: torch.dtype
-) -> torch.Tensor:
-    """A part of a weight, [O, I] in e4m3, that begins at `start` of the whole: [O, I], rounded once.
+    weights: torch.Tensor, scales: torch.Tensor, start: tuple[int, int], block: tuple[int, int], out: torch.Tensor
+) -> None:
+    """Parts of weights, [N, O, I] in e4m3, that begin at `start` of the whole, into `out` [N, O, I].
 
-    `scales` are the whole weight's, [rows of blocks, columns of blocks] in float32. Of the weight no more than a band
-    of rows is ever there in float32.
+    `scales` are the whole weights', [N, rows of blocks, columns of blocks], in floats or powers of two.
     """
     (first, left), (high, wide) = start, block
-    device, rows = weight.device, _band(weight, weight.shape[1])
-    scales = scales[:, left // wide : -(-(left + weight.shape[1]) // wide)]
-    out = torch.empty(weight.shape, dtype=dtype, device=device)
-    for begin in range(first - first % rows, first + weight.shape[0], rows):
-        top, bottom = max(begin, first), min(begin + rows, first + weight.shape[0])
-        each = scales.index_select(0, _blocks(top, bottom, high, device))
-        band = slice(top - first, bottom - first)
-        out[band] = _scaled(_looked_up(weight[band].view(torch.uint8), _E4M3), each, left, wide)
-    return out
+    scales = _exact(scales[:, :, left // wide : -(-(left + out.shape[2]) // wide)], out.dtype)
+    for some, rows in _bands(out):
+        each = scales[some].index_select(1, _blocks(first + rows.start, first + rows.stop, high, out.device))
+        numbers = _looked_up(weights[some, rows], _E4M3, each.dtype)
+        _scale(numbers, each, left, wide, None, out[some, rows])
 
 
-def _scaled(
-    numbers: torch.Tensor, scales: torch.Tensor, left: int, wide: int, zeros: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Numbers [O, I] from the `left`-th column on, less zero points and times scales of so many columns each.
+def dequantise_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
+    """Matrices [N, O, I/32, 16] with scales [N, O, I/32], in bytes, into `out` [N, O, I], however that lies."""
+    scales = _exact(scales, out.dtype)
+    for some, rows in _bands(out):
+        numbers = _looked_up(blocks[some, rows].flatten(2), _E2M1, scales.dtype)
+        _scale(numbers, scales[some, rows], 0, MXFP4_GROUP, None, numbers)
+        out[some, rows] = numbers
 
-    They change in place. `scales` and `zeros`, [O, G] or [1, G], are from those of that column on.
+
+def dequantise_nvfp4(bytes_: torch.Tensor, scales: torch.Tensor, left: int, out: torch.Tensor) -> None:
+    """Rows of weights from their `left`-th column on into `out` [N, O, I].
+
+    `bytes_` [N, O, B] and `scales` [N, O, G], in float32, are from those of that column on.
     """
-    if left % wide == 0 and numbers.shape[1] % wide == 0:  # a broadcast takes less than a copy of a scale a number
-        groups = numbers.view(numbers.shape[0], -1, wide)
-        if zeros is not None:
-            groups.sub_(zeros.unsqueeze(2))
-        groups.mul_(scales.unsqueeze(2))
-        return numbers
-    columns = torch.arange(left, left + numbers.shape[1], device=numbers.device) // wide - left // wide
-    return _ordered(numbers, scales, columns, zeros)
+    for some, rows in _bands(out):
+        numbers = _looked_up(bytes_[some, rows], _E2M1, scales.dtype)[:, :, left % 2 :][:, :, : out.shape[2]]
+        _scale(numbers, scales[some, rows], left, NVFP4_GROUP, None, out[some, rows])
 
 
-def _ordered(
-    numbers: torch.Tensor, scales: torch.Tensor, groups: torch.Tensor, zeros: torch.Tensor | None
-) -> torch.Tensor:
-    """The same where `groups` [I] says which of the scales each column has."""
+def dequantise_integers(
+    words: torch.Tensor,
+    bits: int,
+    left: int,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    groups: torch.Tensor | int,
+    out: torch.Tensor,
+) -> None:
+    """Rows of weights from their `left`-th column on into `out` [N, O, I].
+
+    `words` [N, O, W] begin with the one that holds that column; `scales` and `zeros` are [N, O, G]; `groups` [N, I]
+    says which of these each column has, or how many columns have one: then they are from those of that column on.
+    """
+    first, scales = left % (WORD // bits), _exact(scales, out.dtype)
+    for some, rows in _bands(out):
+        numbers = unpack_words(words[some, rows], bits, scales.dtype)[:, :, first : first + out.shape[2]]
+        less = zeros[some, rows].to(scales.dtype) if zeros is not None else None
+        if isinstance(groups, int):
+            _scale(numbers, scales[some, rows], left, groups, less, out[some, rows])
+        else:
+            _scale_ordered(numbers, scales[some, rows], groups[some], less, out[some, rows])
+
+
+def unpack_words(words: torch.Tensor, bits: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Whole numbers, in words of 32 bits with the first in the lowest: [*, W] to [*, W x 32 / bits].
+
+    They are stored as what they exceed the least by (compressed-tensors, compressors/pack_quantized).
+    """
+    return _looked_up(words, _INTEGERS[bits], dtype)
+
+
+def _exact(scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Scales as they are to be multiplied: as numbers of that dtype if they are such, else in float32.
+
+    Bytes are powers of two as the Microscaling Formats have them (e8m0), NaN for 255.
+    """
+    if scales.dtype in (torch.uint8, torch.float8_e8m0fnu):
+        powers = scales.view(torch.float8_e8m0fnu).float()
+        return powers.bfloat16() if dtype == torch.bfloat16 else powers  # which reaches as far
+    return scales if scales.dtype == dtype else scales.float()
+
+
+def _scale(
+    numbers: torch.Tensor, scales: torch.Tensor, left: int, wide: int, zeros: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    """Numbers [N, O, I] from the `left`-th column on, less zero points and times scales of so many columns each.
+
+    They change in place. `scales` and `zeros`, [N, O, G] or [N, 1, G], are from those of that column on.
+    """
+    if left % wide or numbers.shape[2] % wide:
+        columns = torch.arange(left, left + numbers.shape[2], device=numbers.device) // wide - left // wide
+        _scale_ordered(numbers, scales, columns.unsqueeze(0), zeros, out)
+        return
+    by_groups = (*numbers.shape[:2], -1, wide)
+    groups = numbers.view(by_groups)  # a broadcast takes less than a copy of a scale a number
     if zeros is not None:
-        numbers.sub_(zeros.index_select(1, groups))
-    return numbers.mul_(scales.index_select(1, groups))
+        groups.sub_(zeros.unsqueeze(3))
+    torch.mul(groups, scales.unsqueeze(3), out=out.view(by_groups))
 
 
-def _looked_up(codes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """What codes of any shape are, by a table of all."""
-    return table.to(codes.device).index_select(0, codes.reshape(-1).int()).view(codes.shape)
+def _scale_ordered(
+    numbers: torch.Tensor, scales: torch.Tensor, groups: torch.Tensor, zeros: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    """The same where `groups`, [N, I] or [1, I], says which of the scales each column has."""
+    many, outputs, inputs = numbers.shape
+    columns = groups.unsqueeze(1).expand(many, outputs, inputs)
+    if zeros is not None:
+        numbers.sub_(zeros.expand(many, outputs, -1).gather(2, columns))
+    torch.mul(numbers, scales.expand(many, outputs, -1).gather(2, columns), out=out)
 
 
-def _halves(bytes_: torch.Tensor) -> torch.Tensor:
-    """Bytes [*, B] as the two codes of each, the lower half first: [*, 2 B]."""
-    return torch.stack((bytes_ & 15, bytes_ >> 4), dim=-1).flatten(-2)
+def _looked_up(codes: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What codes [*, B] of any type are, byte by byte, by a table [256, n] of all: [*, B x bytes of a code x n]."""
+    numbers = table.to(dtype)
+    whole = numbers.view(_WORDS[numbers.shape[1] * numbers.itemsize]).view(-1)  # as one number is found faster
+    bytes_ = codes.contiguous().view(torch.uint8).reshape(-1)
+    found = whole.to(codes.device, non_blocking=True).index_select(0, bytes_.int())
+    return found.view(dtype).view(*codes.shape[:-1], -1)
 
 
-def _band(of: torch.Tensor, columns: int) -> int:
-    """Rows at a time: all on a device with memory of its own, where a call costs more than they do."""
-    return max(1, _BAND // columns if of.device.type == "cpu" else of.shape[0])
+def _bands(out: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Which of [N, O, I] and rows of these at a time: all on a device whose calls cost more than its memory does."""
+    many, outputs, inputs = out.shape
+    rows = max(1, _BAND // inputs)
+    if out.device.type != "cpu":
+        yield slice(0, many), slice(0, outputs)
+    elif rows >= outputs:
+        for first in range(0, many, rows // outputs):
+            yield slice(first, first + rows // outputs), slice(0, outputs)
+    else:
+        for at in range(many):
+            for first in range(0, outputs, rows):
+                yield slice(at, at + 1), slice(first, min(first + rows, outputs))
 
 
 def _blocks(start: int, stop: int, size: int, device: torch.device) -> torch.Tensor:
@@ -84,71 +164,3 @@ def _blocks(start: int, stop: int, size: int, device: torch.device) -> torch.Ten
     if start // size == (stop - 1) // size:
         return torch.full((1,), start // size, device=device)
     return torch.arange(start, stop, device=device) // size
-
-
-def dequantise_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """One expert's matrix, [O, I/32, 16] and [O, I/32] in bytes: [I, O], as transformers multiplies by it."""
-    outputs, groups, _ = blocks.shape
-    out = torch.empty((outputs, groups * MXFP4_GROUP), dtype=dtype, device=blocks.device)
-    rows, powers = _band(blocks, groups * MXFP4_GROUP), powers_of_two(scales).unsqueeze(2)
-    for begin in range(0, outputs, rows):
-        band = slice(begin, begin + rows)
-        out[band] = (_looked_up(_halves(blocks[band]), _E2M1) * powers[band]).flatten(1)
-    return out.T
-
-
-def dequantise_nvfp4(
-    bytes_: torch.Tensor, scales: torch.Tensor, left: int, wide: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """Some rows of a weight from its `left`-th column on: [O, wide], multiplied in float32 and then rounded.
-
-    `bytes_` [O, B] and `scales` [O, G], in float32, are from those of that column on.
-    """
-    out = torch.empty((bytes_.shape[0], wide), dtype=dtype, device=bytes_.device)
-    rows = _band(bytes_, wide)
-    for begin in range(0, bytes_.shape[0], rows):
-        band = slice(begin, begin + rows)
-        numbers = _looked_up(_halves(bytes_[band])[:, left % 2 : left % 2 + wide], _E2M1)
-        out[band] = _scaled(numbers, scales[band], left, NVFP4_GROUP)
-    return out
-
-
-def powers_of_two(scales: torch.Tensor) -> torch.Tensor:
-    """Of bytes as the Microscaling Formats have them for scales (e8m0): float32, NaN for 255."""
-    return scales.view(torch.float8_e8m0fnu).float()
-
-
-def dequantise_integers(
-    words: torch.Tensor,
-    bits: int,
-    columns: range,
-    scales: torch.Tensor,
-    zeros: torch.Tensor | None,
-    groups: torch.Tensor | int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Some rows and `columns` of a weight: [O, I], multiplied in float32 and then rounded.
-
-    `words` [O, W] begin with the one that holds the first column; `scales` and `zeros` are [O, G]; `groups` [I] says
-    which of these each column has, or how many columns have one: then they are from those of the first column on.
-    """
-    first, rows = columns.start % (WORD // bits), _band(words, len(columns))
-    out = torch.empty((words.shape[0], len(columns)), dtype=dtype, device=words.device)
-    for begin in range(0, words.shape[0], rows):
-        band = slice(begin, begin + rows)
-        numbers = unpack_words(words[band], bits)[:, first : first + len(columns)].contiguous()
-        each, less = scales[band].float(), zeros[band].float() if zeros is not None else None
-        if isinstance(groups, int):
-            out[band] = _scaled(numbers, each, columns.start, groups, less)
-        else:
-            out[band] = _ordered(numbers, each, groups, less)
-    return out
-
-
-def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Whole numbers, in words of 32 bits with the first in the lowest: [O, W] to [O, W x 32 / bits], in float32.
-
-    They are stored as what they exceed the least by (compressed-tensors, compressors/pack_quantized).
-    """
-    bytes_ = words.view(torch.uint8)
-    return (_halves(bytes_) if bits == 4 else bytes_).float().sub_(1 << (bits - 1))

@@ -9,7 +9,6 @@ Letters in shapes: T tokens, k experts of a token, P pairs (T k of a rank that i
 expert's inner size.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from mint_engine.adapters.adapter import Module
 from mint_engine.kernels.library import Kernels
 from mint_engine.model.expert_lora import ExpertRows, Pairs, add_expert_lora, sort_pairs
-from mint_engine.model.kept import KeptStack
+from mint_engine.model.kept import KeptStack, by_expert, by_group
 from mint_engine.model.routes import RouteShape
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
@@ -119,12 +118,12 @@ def _product(experts: Any, name: str, x: torch.Tensor, bounds: Sequence[int]) ->
     kernels: Kernels | None = experts.mint_modules.kernels if not torch.is_grad_enabled() else None
     if kernels is not None and isinstance(weight, torch.Tensor):
         return kernels.multiply_experts(x, weight, bounds)
+    if kernels is not None and isinstance(weight, KeptStack):
+        groups = by_group(weight, bounds)
+        return torch.cat([kernels.multiply_experts(x[rows], some, own) for rows, own, some in groups])
     bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
     parts = []
-    for at, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        if start < stop and kernels is not None:
-            parts.append(kernels.multiply_experts(x[start:stop], weight[at][None], (0, stop - start)))
-        elif start < stop:
-            own = weight[at].t() if experts.is_transposed else weight[at]
-            parts.append(functional.linear(x[start:stop], own, bias[at] if bias is not None else None))
+    for at, rows, own in by_expert(weight, bounds):
+        turned = own.t() if experts.is_transposed else own
+        parts.append(functional.linear(x[rows], turned, bias[at] if bias is not None else None))
     return torch.cat(parts)

@@ -1,6 +1,6 @@
 """Models that are filled from a base's tensors, as transformers loads them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -15,7 +15,7 @@ from transformers.core_model_loading import (
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.model.kept import EXPERT, Kept, Place, put_stacks
+from mint_engine.model.kept import EXPERT, Kept, Place, kind_of, put_stacks
 from mint_engine.model.stored import Stored, open_tensors
 
 # Reads a base's tensors into a model that has no memory yet, as `fill` does; also told is how transformers loads it.
@@ -78,9 +78,15 @@ def fill(model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any) ->
 
 
 def _divide(tensors: Mapping[str, Stored], naming: Naming) -> tuple[dict[str, Kept], dict[str, Stored]]:
-    """What stays quantised, and all else: also of experts whose stack is quantised but in part."""
+    """What stays quantised, and all else: also of experts whose stack is quantised in part alone, or in more ways."""
     plain = {key for key, tensor in tensors.items() if EXPERT.search(key) and not isinstance(tensor, Kept)}
     mixed = {naming.whole(key) for key in plain}
+    kinds: dict[Place, Hashable] = {}
+    for key, tensor in tensors.items():
+        if isinstance(tensor, Kept) and naming.keeps(key):
+            place, kind = naming.place(key), kind_of(tensor.experts[0])
+            if kinds.setdefault(place, kind) != kind:
+                mixed.add(place.stack)
     kept, others = dict[str, Kept](), dict[str, Stored]()
     for key, tensor in tensors.items():
         if not isinstance(tensor, Kept):

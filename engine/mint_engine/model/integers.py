@@ -4,8 +4,8 @@ Instead of X.weight, [O, I], there are X.weight_packed, [O, I x bits / 32], X.we
 its config.json says so X.weight_zero_point, packed along columns, and X.weight_g_idx: which group each column is of.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import WORD, Integers
 from mint_engine.model.dequantise import dequantise_integers, unpack_words
 from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
-from mint_engine.model.stored import Stored, read_into
+from mint_engine.model.stored import Stored
 
 WORDS = "weight_packed"
 _SCALES, _SHAPE, _ZEROS, _ORDER = "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"
-_INDICES = ("I32", "I64")
+_INDICES, _PACKED = ("I32", "I64"), "I32"
 
 
 def unpacked(tensors: Mapping[str, Stored], files: Integers, dtype: torch.dtype, subject: str) -> dict[str, Stored]:
@@ -82,7 +82,6 @@ class _Weight:
     shape: Stored  # O, I
     zeros: Stored | None  # as scales are in I8, or packed: words of a column, [O x bits / 32, G]
     order: Stored | None  # [I]
-    checked: bool = False  # that its numbers fit, too
 
     def get_shape(self) -> list[int]:
         outputs, words = self.words.get_shape()
@@ -115,29 +114,25 @@ class _Weight:
         yield _SHAPE, list(self.shape.get_shape()) == [2] and self.shape.get_dtype() in _INDICES
         if self.zeros is not None:
             kind, shape = self.zeros.get_dtype(), list(self.zeros.get_shape())
-            packed = self.files.rows == 1 and kind == "I32" and shape == [-(-rows // self._each), groups]
+            packed = self.files.rows == 1 and kind == _PACKED and shape == [-(-rows // self._each), groups]
             yield _ZEROS, packed or (kind == "I8" and unpadded(shape) == like_scales)
         if self.order is not None:
             inputs = self.get_shape()[1:]
             yield _ORDER, list(self.order.get_shape()) == inputs and self.order.get_dtype() in _INDICES
 
-    def held(self, device: torch.device) -> "_Weight":
+    @property
+    def form(self) -> "_Form":
         """See `kept.Quantised`."""
-        if not self.checked:
-            self._check()
-        return replace(
-            self,
-            words=read_into(self.words, device),
-            scales=read_into(self.scales, device),
-            shape=read_into(self.shape, device),
-            zeros=read_into(self.zeros, device) if self.zeros is not None else None,
-            order=read_into(self.order, device) if self.order is not None else None,
-            checked=True,
-        )
+        packed = self.zeros is not None and self.zeros.get_dtype() == _PACKED
+        return _Form(self.files, self._grid[0], self.block[1], packed)
+
+    def parts(self) -> tuple[Stored, ...]:
+        """See `kept.Quantised`."""
+        parts = (self.words, self.scales, self.shape, self.zeros, self.order)
+        return tuple(each for each in parts if each is not None)
 
     def __getitem__(self, part: Any) -> torch.Tensor:
-        if not self.checked:
-            self._check()
+        self.check()
         cuts = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
         rows, columns = (range(size)[cut] for size, cut in zip(self.get_shape(), cuts, strict=True))
         words = self.words[rows.start : rows.stop, columns.start // self._each : -(-columns.stop // self._each)]
@@ -146,30 +141,28 @@ class _Weight:
         if self.order is None:
             groups = self.block[1]
             own = slice(columns.start // groups, -(-columns.stop // groups))
-            scales, zeros = scales[:, own], zeros[:, own] if zeros is not None else None
+            scales, zeros = scales[..., own], zeros[..., own] if zeros is not None else None
         else:
-            groups = self.order[columns.start : columns.stop,].long()
-        return dequantise_integers(words, self.files.bits, columns, scales, zeros, groups, self.dtype)
+            groups = self.order[columns.start : columns.stop,].long()[None]
+        out = torch.empty((len(rows), len(columns)), dtype=self.dtype)
+        dequantise_integers(words[None], self.files.bits, columns.start, scales, zeros, groups, out[None])
+        return out
 
     def _of_rows(self, tensor: Stored, rows: range) -> torch.Tensor:
-        """Of scales, or of what is like them: [rows, G]."""
-        if self._grid[0] == 1:
-            return tensor[...].reshape(1, -1).expand(len(rows), -1)
-        return tensor[rows.start : rows.stop,].reshape(len(rows), -1)
+        """Of scales, or of what is like them: [1, rows, G]."""
+        one = self._grid[0] == 1
+        return _by_rows(tensor[... if one else slice(rows.start, rows.stop)][None], len(rows), one=one)
 
     def _zeros(self, rows: range) -> torch.Tensor | None:
         if self.zeros is None:
             return None
-        if self.zeros.get_dtype() != "I32":
+        if self.zeros.get_dtype() != _PACKED:
             return self._of_rows(self.zeros, rows)
         first = rows.start // self._each
-        words = self.zeros[first : -(-rows.stop // self._each),]
-        start = rows.start - first * self._each
-        return unpack_words(words.T.clone(memory_format=torch.contiguous_format), self.files.bits).T[
-            start : start + len(rows)
-        ]
+        start, words = rows.start - first * self._each, self.zeros[first : -(-rows.stop // self._each),]
+        return _unpacked_columns(words[None], self.files.bits)[:, start : start + len(rows)]
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Rows end where words do: of a row that did not, not even the shape could be told before it is read."""
         told, held = self.shape[...].tolist(), self.get_shape()
         if told != held:
@@ -183,3 +176,38 @@ class _Weight:
                 self.subject,
                 f"has {self.path}.{_ORDER} that names groups other than 0 to {self._grid[1] - 1}; {ADVICE}",
             )
+
+
+@dataclass(frozen=True)
+class _Form:
+    """See `kept.Form`."""
+
+    files: Integers
+    rows: int  # of scales
+    wide: int  # columns that have one
+    packed: bool  # as zeros are
+
+    def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        """See `kept.Form`."""
+        words, scales, _, *others = parts
+        zeros, outputs, one = None, out.shape[1], self.rows == 1
+        if not self.files.symmetric:
+            zeros, *others = others
+            zeros = (
+                _unpacked_columns(zeros, self.files.bits)[:, :outputs]
+                if self.packed
+                else _by_rows(zeros, outputs, one=one)
+            )
+        groups = others[0].long() if others else self.wide
+        dequantise_integers(words, self.files.bits, 0, _by_rows(scales, outputs, one=one), zeros, groups, out)
+
+
+def _by_rows(scales: torch.Tensor, outputs: int, *, one: bool) -> torch.Tensor:
+    """Of N weights scales, or what is like them, of each row or of all in `one`: [N, O, G]."""
+    return scales.reshape(len(scales), 1 if one else outputs, -1).expand(-1, outputs, -1)
+
+
+def _unpacked_columns(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Words of columns, [N, W, G]: [N, W x 32 / bits, G]."""
+    turned = words.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return unpack_words(turned, bits).transpose(1, 2)

@@ -1,15 +1,17 @@
-"""Routed experts that stay in memory as a base's files have them, quantised; each is dequantised when it is used.
+"""Routed experts that stay in memory as a base's files have them, quantised; those of a step are dequantised for it.
 
 So a trillion parameters take a quarter or half of what they do in bfloat16. An expert is dequantised to what it would
 be if all were: answers and gradients are the same, to the bit.
 
-Letters in shapes: E experts, O outputs, I inputs.
+Letters in shapes: E experts, N of them that are dequantised at once, O outputs, I inputs.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -21,14 +23,36 @@ from mint_engine.model.stored import Stored
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _STACKS = ("gate_up_proj", "down_proj")
+# Numbers of experts that are dequantised at once, at most, but for one expert that has more: as many as stay in a
+# processor's cache until they are multiplied, or as keep a device busy for longer than it takes to tell it to.
+_AT_ONCE, _AT_ONCE_BESIDE = 1 << 21, 1 << 26
+
+
+class Form(Protocol):
+    """How a tensor is quantised. Those of one form, with parts of the same shapes and types, can be held in one."""
+
+    def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        """Of N tensors, in parts [N, *], into `out` [N, O, I]."""
+        ...
 
 
 @runtime_checkable
 class Quantised(Stored, Protocol):
     """A tensor that is dequantised when it is read."""
 
-    def held(self, device: torch.device) -> "Quantised":
-        """The same, of what has been read into a device's memory as it lies in files."""
+    dtype: torch.dtype  # that it is dequantised to
+
+    @property
+    def form(self) -> Form:
+        """How it is quantised."""
+        ...
+
+    def parts(self) -> tuple[Stored, ...]:
+        """What it lies in files as."""
+        ...
+
+    def check(self) -> None:
+        """Raise UnsupportedBase where numbers of these do not fit each other."""
         ...
 
 
@@ -70,36 +94,122 @@ class Place(NamedTuple):
     order: int
 
 
+class _Linear(NamedTuple):
+    """A linear of all of a layer's experts, as files have it."""
+
+    form: Form
+    parts: tuple[torch.Tensor, ...]  # [E, *]
+    dtype: torch.dtype
+    shape: torch.Size  # [E, O, I]
+
+    def some(self, experts: Sequence[int], out: torch.Tensor) -> None:
+        """Dequantise those experts, in their order, into `out` [N, O, I]."""
+        first, last = experts[0], experts[-1]
+        if len(experts) == last - first + 1:
+            chosen = [part[first : last + 1] for part in self.parts]
+        else:
+            at = torch.tensor(experts).to(out.device, non_blocking=True)
+            chosen = [part.index_select(0, at) for part in self.parts]
+        self.form.dequantise(chosen, out)
+
+
+class _Room:
+    """Memory for weights, kept for who asks next."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def of(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """So much of it, no longer that of who asked before."""
+        if self._memory.numel() < shape.numel() or (self._memory.dtype, self._memory.device) != (dtype, device):
+            self._memory = torch.empty(0)  # before there is more
+            with torch.inference_mode(mode=False):  # or it could be written by no pass that is not in that mode
+                self._memory = torch.empty(shape.numel(), dtype=dtype, device=device)
+        return self._memory[: shape.numel()].view(shape)
+
+
 class KeptStack:
-    """One linear of a layer's experts, for who takes an expert of [E, O, I] at a time. It never changes."""
+    """One linear of a layer's experts, for who takes some of [E, O, I] at a time. It never changes."""
 
     ndim = 3
     _is_hf_initialized = True  # so that transformers does not make numbers up for it
 
-    def __init__(self, experts: Sequence[Sequence[Quantised]]) -> None:
-        """Of each expert the linears that are one, whose outputs are one below another."""
-        self._experts = experts
+    def __init__(self, linears: Sequence[_Linear], room: _Room) -> None:
+        """Of linears that are one, whose outputs are one below another."""
+        self._linears, self._room = linears, room
 
     @property
     def shape(self) -> torch.Size:
         """As that of a tensor: [E, O, I]."""
-        return torch.Size((len(self._experts), *_shape(self._experts[0])))
+        experts, _, inputs = self._linears[0].shape
+        return torch.Size((experts, sum(each.shape[1] for each in self._linears), inputs))
 
     def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
-        parts = self._experts[int(expert)]
-        whole = parts[0][...] if len(parts) == 1 else torch.cat([each[...] for each in parts])
-        return whole.contiguous()  # as a tensor of all of them has it: products round by how their inputs lie
+        whole = torch.empty(self.shape[1:], dtype=self._linears[0].dtype, device=self._device)
+        self._dequantise([int(expert)], whole[None])
+        return whole
+
+    def groups(self, experts: Sequence[int]) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        """Those experts, some at a time, and their weights [N, O, I]: only until the next, but for who has gradients.
+
+        They lie as in a tensor of all experts: products round by how their inputs lie.
+        """
+        shape, device = self.shape, self._device
+        many = max(1, (_AT_ONCE if device.type == "cpu" else _AT_ONCE_BESIDE) // prod(shape[1:]))
+        for first in range(0, len(experts), many):
+            some = experts[first : first + many]
+            room = _Room() if torch.is_grad_enabled() else self._room
+            weights = room.of(torch.Size((len(some), *shape[1:])), self._linears[0].dtype, device)
+            self._dequantise(some, weights)
+            yield some, weights
+
+    def _dequantise(self, experts: Sequence[int], out: torch.Tensor) -> None:
+        rows = torch.split(out, [each.shape[1] for each in self._linears], dim=1)
+        for linear, own in zip(self._linears, rows, strict=True):
+            linear.some(experts, own)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._linears[0].parts[0].device
 
     def __deepcopy__(self, _: Any) -> "KeptStack":
         return self  # as parameters that a model shares with its copy
 
     def cut(self, held: slice) -> "KeptStack":
-        """Of some experts alone."""
-        return KeptStack(self._experts[held])
+        """Of some experts alone, those of all no longer needed."""
+        return KeptStack(
+            [
+                linear._replace(
+                    parts=tuple(part[held].clone() for part in linear.parts),
+                    shape=torch.Size((len(range(linear.shape[0])[held]), *linear.shape[1:])),
+                )
+                for linear in self._linears
+            ],
+            self._room,
+        )
 
-    def to(self, device: torch.device) -> "KeptStack":
-        """The same in a device's memory."""
-        return KeptStack([[each.held(device) for each in parts] for parts in self._experts])
+    def to(self, device: torch.device, room: _Room) -> "KeptStack":
+        """The same in a device's memory, dequantised where others are."""
+        return KeptStack(
+            [each._replace(parts=tuple(part.to(device) for part in each.parts)) for each in self._linears], room
+        )
+
+
+def by_expert(weight: torch.Tensor | KeptStack, bounds: Sequence[int]) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """Each expert that has rows `bounds[e]` to `bounds[e + 1]`: its number, these, and its weight, until the next."""
+    rows = [slice(*span) for span in pairwise(bounds)]
+    chosen = [expert for expert, own in enumerate(rows) if own.start < own.stop]
+    groups = weight.groups(chosen) if isinstance(weight, KeptStack) else [(chosen, [weight[at] for at in chosen])]
+    for experts, weights in groups:
+        yield from ((at, rows[at], own) for at, own in zip(experts, weights, strict=True))
+
+
+def by_group(weight: KeptStack, bounds: Sequence[int]) -> Iterator[tuple[slice, list[int], torch.Tensor]]:
+    """The same, some experts at a time: their rows, where each's begin among these, and their weights [N, O, I]."""
+    chosen = [expert for expert, (start, stop) in enumerate(pairwise(bounds)) if start < stop]
+    for experts, weights in weight.groups(chosen):
+        first, last = bounds[experts[0]], bounds[experts[-1] + 1]
+        yield slice(first, last), [*(bounds[at] - first for at in experts), last - first], weights
 
 
 def keep_experts(tensors: Mapping[str, Stored], subject: str) -> dict[str, Stored]:
@@ -123,56 +233,73 @@ def _kept(name: str, tensor: Stored) -> Kept | None:
     return Kept((tensor,)) if isinstance(tensor, Quantised) and EXPERT.search(name) else None
 
 
+def kind_of(tensor: Quantised) -> Hashable:
+    """Equal for tensors that can be held together."""
+    parts = tensor.parts()
+    return tensor.form, *((tuple(each.get_shape()), each.get_dtype()) for each in parts)
+
+
 def put_stacks(model: PreTrainedModel, tensors: Iterable[tuple[str, Place, Kept]]) -> None:
     """Have a model's stacks be of kept tensors, by their names and places, which are read into the host's memory.
 
-    What belongs to none of them is left alone, as layers that predict further tokens. Raises UnsupportedBase.
+    Those of a place are of one kind. What belongs to none of the stacks is left alone, as layers that predict further
+    tokens. Raises UnsupportedBase.
     """
-    found: dict[str, dict[tuple[int, int], Quantised]] = defaultdict(dict)
+    found: dict[str, dict[int, dict[int, Quantised]]] = defaultdict(lambda: defaultdict(dict))
     held = {f"{path}.{name}" for path, _ in model.named_modules() for name in _STACKS}
     for name, place, tensor in tensors:
         number = EXPERT.search(name)
-        for at, each in enumerate(tensor.experts, int(number[1]) if number else 0):
-            if place.stack in held:
-                found[place.stack][at, place.order] = each.held(torch.device("cpu"))
-    for path, parts in found.items():
-        experts: dict[int, list[Quantised]] = defaultdict(list)
-        for (at, _), each in sorted(parts.items(), key=lambda item: item[0]):
-            experts[at].append(each)
-        _put(model, path, list(experts.values()))
+        if place.stack in held:
+            found[place.stack][place.order].update(enumerate(tensor.experts, int(number[1]) if number else 0))
+    room = _Room()
+    for path, orders in found.items():
+        linears = [
+            [each for _, each in sorted(orders[at].items(), key=lambda item: item[0])] for at in sorted(orders)
+        ]
+        _put(model, path, linears, room)
 
 
-def _put(model: PreTrainedModel, path: str, experts: Sequence[Sequence[Quantised]]) -> None:
+def _put(model: PreTrainedModel, path: str, linears: Sequence[Sequence[Quantised]], room: _Room) -> None:
     parent, _, name = path.rpartition(".")
     module: Any = model.get_submodule(parent)
     count, *expected = getattr(module, name).shape
-    odd = next((_shape(parts) for parts in experts if _shape(parts) != tuple(expected)), None)
-    if odd is not None or len(experts) != count:
-        told = f"has {len(experts)} experts of {list(odd or expected)}, and by its config.json {count} of {expected}"
+    shapes = [experts[0].get_shape() for experts in linears]
+    shape, least = [sum(each[0] for each in shapes), *shapes[0][1:]], min(map(len, linears))
+    if shape != expected or any(len(experts) != count for experts in linears):
+        told = f"has {least} experts of {shape}, and by its config.json {count} of {expected}"
         raise UnsupportedBase(path, f"{told}; get its files again")
     delattr(module, name)
-    setattr(module, name, KeptStack(experts))
+    setattr(module, name, KeptStack([_read(experts) for experts in linears], room))
 
 
-def _shape(parts: Sequence[Quantised]) -> tuple[int, int]:
-    """Of one expert, [O, I]."""
-    shapes = [each.get_shape() for each in parts]
-    return sum(shape[0] for shape in shapes), shapes[0][1]
+def _read(experts: Sequence[Quantised]) -> _Linear:
+    """Tensors of one kind in memory, one after another."""
+    parts: tuple[torch.Tensor, ...] = ()
+    for at, expert in enumerate(experts):
+        expert.check()
+        read = [each[...] for each in expert.parts()]
+        parts = parts or tuple(each.new_empty((len(experts), *each.shape)) for each in read)
+        for part, own in zip(parts, read, strict=True):
+            part[at] = own
+    one = experts[0]
+    return _Linear(one.form, parts, one.dtype, torch.Size((len(experts), *one.get_shape())))
 
 
 def move(model: nn.Module, device: torch.device) -> None:
     """Have all of a model in a device's memory."""
     nn.Module.to(model, device)
+    room = _Room()
     for module in model.modules():
         for name in _STACKS:
             if isinstance(stack := getattr(module, name, None), KeptStack):
-                setattr(module, name, stack.to(device))
+                setattr(module, name, stack.to(device, room))
 
 
 def kept_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every expert's weights that are kept quantised, by name, dequantised one after another."""
+    """Every expert's weights that are kept quantised, by name, dequantised one after another, until the next."""
     for path, each in module.named_modules(prefix=prefix):
         for name in _STACKS:
             if isinstance(stack := getattr(each, name, None), KeptStack):
-                for at in range(stack.shape[0]):
-                    yield f"{path}.{name} of expert {at}", stack[at]
+                for experts, weights in stack.groups(range(stack.shape[0])):
+                    for at, weight in zip(experts, weights, strict=True):
+                        yield f"{path}.{name} of expert {at}", weight

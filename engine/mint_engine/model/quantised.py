@@ -6,7 +6,7 @@ scales and a band of its rows, or one expert.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +24,10 @@ from mint_contracts.quantisation import (
     Nvfp4,
     Quantisation,
 )
-from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4, dequantise_nvfp4, powers_of_two
+from mint_engine.model.dequantise import dequantise_float8, dequantise_mxfp4, dequantise_nvfp4
 from mint_engine.model.integers import unpacked
 from mint_engine.model.scales import ADVICE, FLOATS, UNUSED, said, unpadded
-from mint_engine.model.stored import Stored, read_into
+from mint_engine.model.stored import Stored
 
 _E4M3, _BYTE = "F8_E4M3", "U8"
 # What follows a weight's name in that of its scales: either way it is to be multiplied by them.
@@ -162,6 +162,20 @@ def _check_blocks(stem: str, blocks: Stored, scales: Stored, subject: str) -> No
 
 
 @dataclass(frozen=True)
+class _Float8:
+    """See `kept.Form`."""
+
+    rows: int  # of the whole weight
+    block: tuple[int, int]
+
+    def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor, start: tuple[int, int] = (0, 0)) -> None:
+        """Also of parts of weights, with all of their scales, that begin at `start`."""
+        weights, scales = parts
+        by_blocks = scales.reshape(len(scales), -(-self.rows // self.block[0]), -1)
+        dequantise_float8(weights, by_blocks, start, self.block, out)
+
+
+@dataclass(frozen=True)
 class _Float8Weight:
     weight: Stored  # [O, I]
     scales: Stored
@@ -174,19 +188,34 @@ class _Float8Weight:
     def get_dtype(self) -> str:
         return str(self.dtype)
 
-    def held(self, device: torch.device) -> "_Float8Weight":
+    @property
+    def form(self) -> _Float8:
         """See `kept.Quantised`."""
-        return replace(self, weight=read_into(self.weight, device), scales=read_into(self.scales, device))
+        return _Float8(self.get_shape()[0], self.block)
+
+    def parts(self) -> tuple[Stored, ...]:
+        """See `kept.Quantised`."""
+        return self.weight, self.scales
+
+    def check(self) -> None:
+        """Whatever its numbers are, they fit."""
 
     def __getitem__(self, part: Any) -> torch.Tensor:
         slices = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
-        starts = [each.start or 0 for each in slices]
-        scales = self.scales[...]
-        scales = powers_of_two(scales) if scales.dtype == torch.uint8 else scales.float()
-        rows = -(-self.get_shape()[0] // self.block[0])
-        return dequantise_float8(
-            self.weight[slices], scales.reshape(rows, -1), (starts[0], starts[1]), self.block, self.dtype
-        )
+        weight, (top, left) = self.weight[slices], (each.start or 0 for each in slices)
+        out = torch.empty(weight.shape, dtype=self.dtype)
+        self.form.dequantise((weight[None], self.scales[...][None]), out[None], (top, left))
+        return out
+
+
+@dataclass(frozen=True)
+class _Nvfp4:
+    """See `kept.Form`."""
+
+    def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor, left: int = 0) -> None:
+        """Also of parts of weights that begin at the `left`-th column."""
+        bytes_, scales, of_all = parts
+        dequantise_nvfp4(bytes_, scales.float() * of_all.reshape(-1, 1, 1).float(), left, out)
 
 
 @dataclass(frozen=True)
@@ -196,6 +225,8 @@ class _Nvfp4Weight:
     of_all: Stored
     dtype: torch.dtype
 
+    form = _Nvfp4()  # see `kept.Quantised`
+
     def get_shape(self) -> list[int]:
         outputs, half = self.weight.get_shape()
         return [outputs, 2 * half]
@@ -203,21 +234,21 @@ class _Nvfp4Weight:
     def get_dtype(self) -> str:
         return str(self.dtype)
 
-    def held(self, device: torch.device) -> "_Nvfp4Weight":
+    def parts(self) -> tuple[Stored, ...]:
         """See `kept.Quantised`."""
-        return replace(
-            self,
-            weight=read_into(self.weight, device),
-            scales=read_into(self.scales, device),
-            of_all=read_into(self.of_all, device),
-        )
+        return self.weight, self.scales, self.of_all
+
+    def check(self) -> None:
+        """Whatever its numbers are, they fit."""
 
     def __getitem__(self, part: Any) -> torch.Tensor:
         rows, columns = (slice(None), slice(None)) if part is ... else (*part, slice(None))[:2]
         inputs = range(self.get_shape()[1])[columns]
         bytes_, groups = (slice(inputs.start // each, -(-inputs.stop // each)) for each in (2, NVFP4_GROUP))
-        scales = self.scales[rows, groups].float() * self.of_all[...].float()
-        return dequantise_nvfp4(self.weight[rows, bytes_], scales, inputs.start, len(inputs), self.dtype)
+        weight, scales = self.weight[rows, bytes_], self.scales[rows, groups]
+        out = torch.empty((weight.shape[0], len(inputs)), dtype=self.dtype)
+        self.form.dequantise((weight[None], scales[None], self.of_all[...]), out[None], inputs.start)
+        return out
 
 
 @dataclass(frozen=True)
@@ -249,10 +280,22 @@ class _Mxfp4Stack:
 
 
 @dataclass(frozen=True)
+class _Mxfp4:
+    """See `kept.Form`. Matrices are [I, O], as transformers multiplies by them."""
+
+    def dequantise(self, parts: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        """See `kept.Form`."""
+        blocks, scales = parts
+        dequantise_mxfp4(blocks, scales, out.transpose(1, 2))
+
+
+@dataclass(frozen=True)
 class _Mxfp4Expert:
     blocks: Stored  # [O, I/32, 16]
     scales: Stored  # [O, I/32]
     dtype: torch.dtype
+
+    form = _Mxfp4()  # see `kept.Quantised`
 
     def get_shape(self) -> list[int]:
         outputs, groups, _ = self.blocks.get_shape()
@@ -261,12 +304,17 @@ class _Mxfp4Expert:
     def get_dtype(self) -> str:
         return str(self.dtype)
 
-    def held(self, device: torch.device) -> "_Mxfp4Expert":
+    def parts(self) -> tuple[Stored, ...]:
         """See `kept.Quantised`."""
-        return replace(self, blocks=read_into(self.blocks, device), scales=read_into(self.scales, device))
+        return self.blocks, self.scales
+
+    def check(self) -> None:
+        """Whatever its numbers are, they fit."""
 
     def __getitem__(self, part: Any) -> torch.Tensor:
-        return dequantise_mxfp4(self.blocks[...], self.scales[...], self.dtype)[part]
+        out = torch.empty(self.get_shape(), dtype=self.dtype)
+        self.form.dequantise([each[...][None] for each in self.parts()], out[None])
+        return out[part]
 
 
 @dataclass(frozen=True)

@@ -104,30 +104,6 @@ class _Mapped:
         return found
 
 
-@dataclass(frozen=True)
-class InMemory:
-    """A tensor that has been read."""
-
-    tensor: torch.Tensor
-    kind: str
-
-    def get_shape(self) -> list[int]:
-        """See `Stored`."""
-        return list(self.tensor.shape)
-
-    def get_dtype(self) -> str:
-        """See `Stored`."""
-        return self.kind
-
-    def __getitem__(self, part: Any) -> torch.Tensor:
-        return self.tensor[part]
-
-
-def read_into(tensor: Stored, device: torch.device) -> InMemory:
-    """All of a tensor in a device's memory, that of its file or of another device no longer needed."""
-    return InMemory(tensor[...].to(device, copy=True), tensor.get_dtype())
-
-
 @contextmanager
 def _readable(file: str) -> Iterator[None]:
     try:

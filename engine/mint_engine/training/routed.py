@@ -11,7 +11,7 @@ Letters in shapes: T tokens, k experts of a token, P = T k pairs, R rows, E expe
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mint_engine.adapters.adapter import Module
-from mint_engine.model.kept import KeptStack
+from mint_engine.model.kept import KeptStack, by_expert
 from mint_engine.parallel.shares import Cut
 from mint_engine.training.batch import ROW_MULTIPLE, Batch, Part, Segment
 from mint_engine.training.delta import Current, accumulate, shrink
@@ -59,22 +59,18 @@ class Stack:
 
     def multiply(self, x: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
         """x [R, in] -> [R, out], each row by its expert."""
-
-        def product(at: int) -> Callable[[torch.Tensor], torch.Tensor]:
-            weight = self.weight[at].t() if self.transposed else self.weight[at]
-            bias = self.bias[at] if self.bias is not None else None
-            return lambda rows: functional.linear(rows, weight, bias)
-
-        return _by_expert(x, bounds, product)
+        found = [x.new_empty(0, self.weight.shape[2 if self.transposed else 1])]
+        for at, rows, weight in by_expert(self.weight, bounds):
+            own = weight.t() if self.transposed else weight
+            found.append(functional.linear(x[rows], own, self.bias[at] if self.bias is not None else None))
+        return torch.cat(found)
 
     def multiply_back(self, dy: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
         """dy [R, out] -> the gradient of x [R, in]."""
-
-        def product(at: int) -> Callable[[torch.Tensor], torch.Tensor]:
-            weight = self.weight[at].t() if self.transposed else self.weight[at]
-            return lambda rows: rows @ weight
-
-        return _by_expert(dy, bounds, product)
+        found = [dy.new_empty(0, self.weight.shape[1 if self.transposed else 2])]
+        for _, rows, weight in by_expert(self.weight, bounds):
+            found.append(dy[rows] @ (weight.t() if self.transposed else weight))
+        return torch.cat(found)
 
 
 def read_stack(experts: Any, name: str, modules: Sequence[Module]) -> Stack:
@@ -231,11 +227,3 @@ def collect(rows: torch.Tensor, routing: Routing) -> torch.Tensor:
 def _multiply(x: torch.Tensor, stack: Stack, routing: Routing, segments: Sequence[Segment]) -> torch.Tensor:
     y: torch.Tensor = _Product.apply(x, stack, routing, own_parts(stack, routing, segments))
     return y
-
-
-def _by_expert(
-    x: torch.Tensor, bounds: Sequence[int], product: Callable[[int], Callable[[torch.Tensor], torch.Tensor]]
-) -> torch.Tensor:
-    """Each expert's product of its rows."""
-    spans = [span for span in enumerate(itertools.pairwise(bounds)) if span[1][0] < span[1][1]]
-    return torch.cat([product(at)(x[start:stop]) for at, (start, stop) in spans or [(0, (0, 0))]])
