@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mint_contracts import errors
 from mint_contracts.source import Source
-from mint_engine.adapters import mapped, packed_file
+from mint_engine.adapters import mapped, packed_file, peft_config
 from mint_engine.adapters import pack as command
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit
@@ -203,6 +203,37 @@ def test_experts_without_tensors_add_nothing(tmp_path: Path, targets: Any) -> No
     export(packed, tmp_path / "again", MOE.modules)
     assert load_file(tmp_path / "again" / WEIGHTS).keys() == load_file(folder / WEIGHTS).keys()
     assert read(tmp_path / "again").revision == packed.revision
+
+
+@pytest.mark.parametrize(
+    ("targets", "changes", "unfit"),
+    [
+        (["q_proj", "0.gate_proj", "experts.3.gate_proj"], {}, ""),
+        (["q_proj", "0.gate_proj", "experts.3.gate_proj"], {"alpha_pattern": {"3.gate_proj": 3}}, "3.gate_proj"),
+        (
+            ["q_proj", "0.gate_proj", "experts.3.gate_proj"],
+            {"rank_pattern": {"experts.0.gate_proj": 3}},
+            "0.gate_proj",
+        ),
+        (["q_proj", "gate_proj", "3.gate_proj"], {"alpha_pattern": {"3.gate_proj": 3}}, "3.gate_proj"),
+        (["q_proj", "gate_proj"], {"alpha_pattern": {"3.gate_proj": 3}}, ""),  # which may have had no tensors
+    ],
+)
+def test_every_expert_that_a_packed_files_config_names_must_fit(
+    tmp_path: Path, targets: list[str], changes: dict[str, Any], unfit: str
+) -> None:
+    held = moe_adapter(tmp_path / "peft", target_modules=targets)
+    chosen = {f"{E3.replace('3.gate', f'{expert}.gate')}.lora_{half}.weight" for expert in (0, 3) for half in "AB"}
+    others = {name for name in load_file(held / WEIGHTS) if ".experts." in name} - chosen
+    edit_tensors(held, dict.fromkeys(others))
+    told = json.loads((held / CONFIG).read_text()) | changes
+    config = peft_config.parse(json.dumps(told).encode(), "a").canonical
+    folder = packed_source(tmp_path / "packed", _tampered(read(held), config=config))
+    if not unfit:
+        read(folder)
+        return
+    with pytest.raises(errors.CorruptFile, match=rf"rank or scaling at model\.layers\.0\.mlp\.experts\.{unfit} than"):
+        read(folder)
 
 
 def packed_source(folder: Path, packed: Packed) -> Path:

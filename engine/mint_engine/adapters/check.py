@@ -12,7 +12,7 @@ from mint_contracts.errors import (
     UnsupportedAdapter,
     WrongBase,
 )
-from mint_contracts.targets import endings, is_within
+from mint_contracts.targets import endings, is_targeted, is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.fused import check_stack, tensor_paths, told_by, told_parameters, weight_of
 from mint_engine.adapters.header import Header, TensorSpec
@@ -130,7 +130,8 @@ def check_packed(header: PackedHeader, fit: Fit, subject: str) -> None:
 def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str) -> None:
     """A packed adapter's ranks and scalings must be those that its own config gives. Raises CorruptFile.
 
-    It does not tell which of a module's experts had tensors, so that one of them will do.
+    It does not tell which of a module's experts had tensors: all that the config names by themselves must fit, and of
+    those that it names together one will do.
     """
     parameters = told_parameters(config, fit.modules)
     for place, scaling in zip(header.layout.places, header.scalings, strict=True):
@@ -142,9 +143,25 @@ def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str)
             _check_targeted(config, names[0], subject)
         else:
             names = targeted
-        known_by = [told_by(config, name) for name in names]
-        if not any((place.rank, scaling) == (config.rank_of(name), config.scaling_of(name)) for name in known_by):
-            raise CorruptFile(subject, f"has another rank or scaling at {names[0]} than its own config gives")
+        unfit = [name for name in names if (place.rank, scaling) != _numbers(config, name)]
+        alone = [name for name in unfit if _names_alone(config, name, place.path)]
+        if alone or len(unfit) == len(names):
+            raise CorruptFile(
+                subject, f"has another rank or scaling at {[*alone, *unfit][0]} than its own config gives"
+            )
+
+
+def _numbers(config: LoraConfig, path: str) -> tuple[int, float]:
+    """The rank and scaling of the linear at that path."""
+    known = told_by(config, path)
+    return config.rank_of(known), config.scaling_of(known)
+
+
+def _names_alone(config: LoraConfig, name: str, path: str) -> bool:
+    """Whether the config names an expert's linear, and not all experts' at that path; a pattern may do either."""
+    if told_by(config, name) != name:
+        return not is_targeted(weight_of(path.rpartition(".")[2]), config.parameters)
+    return config.targets is not None and bool(config.targets & set(endings(name)) - {path.rpartition(".")[2]})
 
 
 def _halves(
