@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_engine.requests.prompts import read_prompt
 from mint_gateway.http import asked
-from tests.engine.running import save_base
+from tests.engine.running import save_adapter, save_base
 from tests.engine.tooled import save_tooled, teach
 from tests.gateway.asking import CONTEXT, asking
 from tests.gateway.scene import BASE, Scene
@@ -39,6 +39,7 @@ CHOSEN: Any = {"type": "function", "function": {"name": "depth"}}
 USER: Any = {"role": "user", "content": "How deep?"}
 ASKED: dict[str, Any] = {"model": BASE, "messages": [USER], "max_tokens": 600, "tools": TOOLS}
 ARGUMENTS = '{"sea": "north", "deep": true}'
+GENTLE, WILD = "demo/gentle", "demo/wild"
 CALL = f'<tool_call>\n{{"name": "depth", "arguments": {ARGUMENTS}}}\n</tool_call>'
 
 
@@ -63,9 +64,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One that hardly changes what the base says, and one that has it say nothing of it."""
+    folders = {name: tmp_path_factory.mktemp("adapter") for name in (GENTLE, WILD)}
+    save_adapter(base, folders[GENTLE], rank=4, lora_alpha=0.001)
+    save_adapter(base, folders[WILD], rank=4)
+    return folders
+
+
 @pytest.fixture
-async def client(scene: Scene, base: Path) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with asking(scene, base) as client:
+async def client(scene: Scene, base: Path, adapters: dict[str, Path]) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with asking(scene, base, adapters) as client:
         yield client
 
 
@@ -111,6 +121,28 @@ async def test_the_model_calls_in_its_own_way_and_answers_with_what_it_was_told(
         then = await answered(client, temperature=0, messages=[USER, first.message, *gave], **choice)
         assert (then.message.content, then.finish_reason) == ("It is 9 fathoms deep.", "stop")
         assert not then.message.tool_calls
+
+
+async def test_an_adapter_calls_as_its_base_does(client: openai.AsyncOpenAI) -> None:
+    """In its own way where it has one, and held to it where it hasn't."""
+    first = await answered(client, temperature=0, model=GENTLE)
+    assert (first.message.content, first.finish_reason) == ("I sound.", "tool_calls")
+    assert function_calls(first) == [("depth", json.loads(ARGUMENTS))] * 2
+    gave = [{"role": "tool", "tool_call_id": call.id, "content": "9"} for call in first.message.tool_calls or ()]
+    told = await client.chat.completions.create(**ASKED | {"model": GENTLE, "messages": [USER, first.message, *gave]})
+    assert (told.system_fingerprint or "").startswith("sha256:")
+    own = await client.chat.completions.create(**ASKED | {"model": WILD}, temperature=0)
+    assert own.choices[0].message.content
+    assert not own.choices[0].message.tool_calls
+    for choice in ("required", CHOSEN):
+        held = await answered(client, model=WILD, tool_choice=choice, parallel_tool_calls=False, seed=2)
+        [(name, arguments)] = function_calls(held)
+        jsonschema.validate(arguments, DEPTH if name == "depth" else {"maxProperties": 0})
+    bare, adapted = [
+        function_calls(await answered(client, model=model, tool_choice="required", temperature=0))
+        for model in (BASE, WILD)
+    ]
+    assert bare != adapted, "the adapter has chosen"
 
 
 async def test_one_call_at_most_and_none(client: openai.AsyncOpenAI) -> None:
