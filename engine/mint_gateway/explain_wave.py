@@ -5,24 +5,24 @@ read off the placements and what engines report, as for a single adapter.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
 from mint_contracts import placement_pb2
-from mint_contracts.records import Held, Placement, Tier, WaveRecord
+from mint_contracts.records import Failure, Placement, Tier, WaveRecord
 from mint_gateway.view import MapView
 
 SHOWN = 20  # copies that are missing, by name
 
 
-class _Copy(msgspec.Struct, frozen=True):
+class Copy(msgspec.Struct, frozen=True):
     """One copy that the plan gave an engine. `lacks` says why it is not ready; empty if it is."""
 
     adapter: str
     engine: str
     tier: Tier
-    failed: bool
+    failure: Failure | None
     lacks: str
 
 
@@ -30,9 +30,9 @@ def explain_wave(
     view: MapView, record: WaveRecord, others: Mapping[str, WaveRecord]
 ) -> placement_pb2.WaveExplanation:
     """The explanation of one wave of the base; `others` are all of its waves, this one too."""
-    copies = _copies(view, record)
-    ready = sum(not copy.lacks for copy in copies)
-    missing = [copy for copy in copies if copy.lacks]
+    own = [copy for _, each in copies(view, {record.wave: record}) for copy in each]
+    ready = sum(not copy.lacks for copy in own)
+    missing = [copy for copy in own if copy.lacks]
     wanted = record.adapters * record.replicas if record.admitted else 0
     return placement_pb2.WaveExplanation(
         wave=record.wave,
@@ -52,48 +52,46 @@ def explain_wave(
         capacity=_capacity(view, others),
         namespaces=_namespaces(others),
         wanted=wanted,
-        placed=len(copies),
+        placed=len(own),
         ready=ready,
-        engines=_engines(view, copies),
+        engines=_engines(view, own),
         missing=[
             placement_pb2.MissingCopy(adapter=copy.adapter, engine=copy.engine, why=copy.lacks)
-            for copy in sorted(missing, key=lambda copy: (not copy.failed, copy.adapter))[:SHOWN]
+            for copy in sorted(missing, key=lambda copy: (copy.failure is None, copy.adapter))[:SHOWN]
         ],
         missing_count=max(0, wanted - ready),
-        decided_by=_decided(record, view, wanted, copies, missing),
+        decided_by=_decided(record, view, wanted, own, missing),
         map_version=view.version or 0,
     )
 
 
-def _copies(view: MapView, record: WaveRecord) -> list[_Copy]:
-    """The wave's copies: of each adapter as many as it wants, the best if other waves want more."""
-    found: list[_Copy] = []
+def copies(view: MapView, records: Mapping[str, WaveRecord]) -> Iterator[tuple[str, Sequence[Copy]]]:
+    """Copies of waves, adapter by adapter: of each as many as the wave wants, the best if other waves want more.
+
+    One look at the placements serves however many waves; a wave comes once for each of its adapters.
+    """
     for placement in view.placements.values():
-        if record.wave in placement.waves and record.admitted:
-            each = [_copy(view, placement, place.engine, record) for place in placement.places]
-            each.sort(key=lambda copy: (bool(copy.lacks), -copy.tier.warmth))
-            found += each[: record.replicas]
-    return found
+        for wave in placement.waves:
+            record = records.get(wave)
+            if record is not None and record.admitted:
+                each = [_copy(view, placement, place.engine, record) for place in placement.places]
+                each.sort(key=lambda copy: (bool(copy.lacks), -copy.tier.warmth))
+                yield wave, each[: record.replicas]
 
 
-def _copy(view: MapView, placement: Placement, name: str, record: WaveRecord) -> _Copy:
+def _copy(view: MapView, placement: Placement, name: str, record: WaveRecord) -> Copy:
     engine = view.engines.get(name)
     held = engine.held.get(placement.adapter) if engine is not None and engine.alive else None
     tier = Tier.REMOTE if held is None else held.tier
-    failed = held is not None and held.failure is not None
+    failure = held.failure if held is not None else None
     lacks = ""
     if engine is None or not engine.alive:
         lacks = "its engine has not reported" if engine is None else "its engine is silent (its heartbeat ran out)"
-    elif failed or not engine.record.ready:
-        lacks = _failure(held) if failed else "its engine is not ready"
+    elif failure is not None or not engine.record.ready:
+        lacks = f"{failure.reason}: {failure.message}" if failure else "its engine is not ready"
     elif held is None or held.source != placement.source or tier.warmth < record.residency.warmth:
         lacks = f"loading; on {tier} now"
-    return _Copy(placement.adapter, name, tier, failed, lacks)
-
-
-def _failure(held: Held | None) -> str:
-    failure = held.failure if held is not None else None
-    return f"{failure.reason}: {failure.message}" if failure is not None else ""
+    return Copy(placement.adapter, name, tier, failure, lacks)
 
 
 def _capacity(view: MapView, others: Mapping[str, WaveRecord]) -> placement_pb2.WaveCapacity:
@@ -123,9 +121,9 @@ def _namespaces(others: Mapping[str, WaveRecord]) -> list[placement_pb2.Namespac
     return [shares[name] for name in sorted(shares)]
 
 
-def _engines(view: MapView, copies: Sequence[_Copy]) -> list[placement_pb2.WaveOnEngine]:
+def _engines(view: MapView, copies: Sequence[Copy]) -> list[placement_pb2.WaveOnEngine]:
     wanted, ready = Counter(copy.engine for copy in copies), Counter(copy.engine for copy in copies if not copy.lacks)
-    failed = Counter(copy.engine for copy in copies if copy.failed)
+    failed = Counter(copy.engine for copy in copies if copy.failure)
     found = []
     for name in sorted(wanted):
         engine = view.engines.get(name)
@@ -141,15 +139,13 @@ def _engines(view: MapView, copies: Sequence[_Copy]) -> list[placement_pb2.WaveO
     return found
 
 
-def _decided(
-    record: WaveRecord, view: MapView, wanted: int, copies: Sequence[_Copy], missing: Sequence[_Copy]
-) -> str:
+def _decided(record: WaveRecord, view: MapView, wanted: int, copies: Sequence[Copy], missing: Sequence[Copy]) -> str:
     """What a person should look at first."""
     if not record.admitted:
         return f"not admitted ({record.reason}): {record.message}"
     if record.chosen_by == "train":
         return "admitted; `mint wave watch` shows its policies"
-    failed = [copy for copy in missing if copy.failed]
+    failed = [copy for copy in missing if copy.failure]
     if failed:
         return f"admitted; {len(failed)} copies failed, first {failed[0].adapter} on {failed[0].engine}"
     if len(copies) < wanted:

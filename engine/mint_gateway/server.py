@@ -46,6 +46,7 @@ from mint_gateway.servicers import PlacementServicer, SamplerServicer
 from mint_gateway.tries import Patience
 from mint_gateway.wave_servicer import WavesServicer
 from mint_gateway.wave_watch import WaveWatch
+from mint_gateway.why import Why
 
 SERVICES = (
     sampling_pb2.DESCRIPTOR.services_by_name["Sampler"].full_name,
@@ -107,11 +108,12 @@ async def serve(
     router = Router(mirror, channels, in_flight, catalogs.resolver, limits.patience, count_retry)
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages, lambda: catalogs.failing)
     answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
+    why, watch = Why(router, mirror, reader), WaveWatch(TrainReader(redis), mirror)
     server = _server(
         SamplerServicer(answering),
-        PlacementServicer(router, mirror, reader, calls),
+        PlacementServicer(router, mirror, why, calls),
         CatalogServicer(router, redis, catalogs, limits.silence_s, calls),
-        WavesServicer(WaveWatch(TrainReader(redis), mirror), calls),
+        WavesServicer(watch, calls),
         healthy,
         [Guard(secured.access, metrics)] if secured.access else [],
     )

@@ -8,19 +8,16 @@ from typing import Any, TypeVar
 import grpc
 
 from mint_contracts import placement_pb2, placement_pb2_grpc, sampling_pb2, sampling_pb2_grpc
-from mint_contracts.errors import MintError, NotFound
-from mint_contracts.map_reader import MapReader
-from mint_contracts.names import check_base, check_wave
+from mint_contracts.errors import MintError
+from mint_contracts.names import check_base
 from mint_contracts.wire import to_status
 from mint_gateway import placement_pages
 from mint_gateway.answering import Answering
-from mint_gateway.explain import explain, explain_all
-from mint_gateway.explain_wave import explain_wave
+from mint_gateway.explain import explain_all
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
-from mint_gateway.view import incomplete
-from mint_gateway.within import waves_within
+from mint_gateway.why import Why
 
 SLICE_S = 0.005  # of a long list, in which nobody else is answered
 
@@ -50,45 +47,25 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
 class PlacementServicer(placement_pb2_grpc.PlacementServicer):
     """Tells where adapters are, and why."""
 
-    def __init__(self, router: Router, mirror: Mirror, reader: MapReader, calls: InFlight) -> None:
+    def __init__(self, router: Router, mirror: Mirror, why: Why, calls: InFlight) -> None:
         """`calls` counts and bounds those that are answered at once, with those of other services."""
         self._router, self._calls = router, calls
         self._mirror = mirror
-        self._reader = reader
+        self._why = why
 
     async def Explain(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ExplainRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> placement_pb2.Explanation:
         """Why is this adapter where it is, and which engine would answer now?"""
 
-        async def answer() -> placement_pb2.Explanation:
-            view, source = await self._router.locate(request.base_model, request.adapter)
-            return explain(view.told(request.adapter, source), request.adapter, self._router.now(view))
-
-        return await answered(answer, context, self._calls)
+        return await answered(lambda: self._why.adapter(request.base_model, request.adapter), context, self._calls)
 
     async def ExplainWave(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ExplainWaveRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> placement_pb2.WaveExplanation:
         """Why does this wave stand as it stands?"""
 
-        async def answer() -> placement_pb2.WaveExplanation:
-            wave = check_wave(request.wave)
-            unknown: MintError | None = None
-            for base, view in sorted(self._mirror.known().items()):
-                has = await self._reader.has_wave(base, wave)
-                if has is None:
-                    unknown = incomplete(base)
-                if has and view.scope.wave(wave):
-                    others = waves_within(await self._reader.waves(base), view.scope)
-                    if wave in others:  # not deleted meanwhile
-                        return explain_wave(view, others[wave], others)
-            if unknown:
-                raise unknown
-            said = "is no wave that the operator has taken up over a base; see kubectl get adapterwaves"
-            raise NotFound(f"wave {wave}", said)
-
-        return await answered(answer, context, self._calls)
+        return await answered(lambda: self._why.wave(request.wave), context, self._calls)
 
     async def ListPlacements(  # noqa: N802 - the proto's name
         self, request: placement_pb2.ListPlacementsRequest, context: "grpc.aio.ServicerContext[Any, Any]"

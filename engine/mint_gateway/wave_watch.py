@@ -11,6 +11,7 @@ from mint_contracts.names import check_wave
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_pb2 import WaveProgress
 from mint_contracts.training_records import Progress, WaveTraining
+from mint_contracts.training_words import Words
 from mint_gateway.mirror import Mirror
 from mint_gateway.resolve import resolve
 from mint_gateway.scope import granted
@@ -34,6 +35,24 @@ class _Reading(msgspec.Struct):
     told: Mapping[str, Mapping[str, Progress]] = {}
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """How one base's training waves stand; `known`: the map knows it now, else it is what was last known."""
+
+    base: str
+    known: bool
+    training: Mapping[str, WaveTraining]
+    told: Mapping[str, Mapping[str, Progress]]
+
+    def words(self, training: WaveTraining) -> Words:
+        """The newest word on each of a wave's policies."""
+        return heard(training, self.told)
+
+    def aggregate(self, wave: str) -> WaveProgress:
+        """One of the waves without its policies."""
+        training = self.training[wave]
+        return aggregate(self.base, training, self.words(training))
+
+
 class WaveWatch:
     """Waves over the bases that the mirror knows; those who watch see what their keys open."""
 
@@ -46,14 +65,29 @@ class WaveWatch:
     async def list(self, base: str = "") -> list[WaveProgress]:
         """Every training wave of one base, or of all, in aggregate. Raises BaseModelNotFound, MapUnavailable."""
         found = []
-        views, scope = self._mirror.known(), granted.get()
+        views = self._mirror.known()
         for name in [resolve(views, base, "").base] if base else sorted(views):
-            reading = await self._read(name)
-            if not reading.known:
+            standing = await self.standing(name)
+            if not standing.known:
                 raise incomplete(name)
-            training, told = training_within(reading.training, scope), told_within(reading.told, scope)
-            found += [aggregate(name, each, heard(each, told)) for _, each in sorted(training.items())]
+            found += [standing.aggregate(wave) for wave in sorted(standing.training)]
         return found
+
+    async def standing(self, base: str) -> Standing:
+        """How the base's training waves stand, within what the key opens. Raises MapUnavailable without Redis."""
+        reading, scope = await self._read(base), granted.get()
+        training, told = training_within(reading.training, scope), told_within(reading.told, scope)
+        return Standing(base, reading.known, training, told)
+
+    async def page(self, wave: str, start: int, limit: int, points: int) -> WaveProgress:
+        """The wave's progress now, with `limit` of its policies from `start` on, each with its last `points` rewards.
+
+        Raises as `watch` does.
+        """
+        standing, training = await self._find(check_wave(wave))
+        names = training.policies[start : start + limit]
+        rewards = await self._reader.rewards(standing.base, names, points) if names else {}
+        return wave_progress(standing.base, training, standing.words(training), rewards, names)
 
     async def watch(self, wave: str, *, history: bool = False) -> AsyncIterator[WaveProgress]:
         """The wave's progress now and at each change, until it is over.
@@ -73,20 +107,21 @@ class WaveWatch:
                     await asyncio.sleep(LOOK_S)
 
     async def _look(self, wave: str, *, history: bool) -> WaveProgress:
+        standing, training = await self._find(wave)
+        rewards = None
+        if history and training.policies:
+            most = max(1, MOST_POINTS // len(training.policies))
+            rewards = await self._reader.rewards(standing.base, training.policies, most)
+        return wave_progress(standing.base, training, standing.words(training), rewards)
+
+    async def _find(self, wave: str) -> tuple[Standing, WaveTraining]:
         unknown: MapUnavailable | None = None
-        scope = granted.get()
         for base in sorted(self._mirror.known()):
-            reading = await self._read(base)
-            if not reading.known:
+            standing = await self.standing(base)
+            if not standing.known:
                 unknown = incomplete(base)
-            training = training_within(reading.training, scope).get(wave)
-            if training is None:
-                continue
-            rewards = None
-            if history and training.policies:
-                most = max(1, MOST_POINTS // len(training.policies))
-                rewards = await self._reader.rewards(base, training.policies, most)
-            return wave_progress(base, training, heard(training, told_within(reading.told, scope)), rewards)
+            if training := standing.training.get(wave):
+                return standing, training
         if unknown:
             raise unknown
         said = "is no training wave that the operator has taken up; see kubectl get adapterwaves"

@@ -17,11 +17,15 @@ def heard(training: WaveTraining, told: Mapping[str, Mapping[str, Progress]]) ->
 
 
 def wave_progress(
-    base: str, training: WaveTraining, told: Words, rewards: Mapping[str, Sequence[float]] | None = None
+    base: str,
+    training: WaveTraining,
+    told: Words,
+    rewards: Mapping[str, Sequence[float]] | None = None,
+    names: Sequence[str] | None = None,
 ) -> WaveProgress:
-    """The wave and each of its policies; `rewards` is each one's history, where that was asked for."""
+    """The wave and each of its policies, or those of these `names`; `rewards` is each one's history, if asked for."""
     progress = aggregate(base, training, told)
-    for name in training.policies:
+    for name in training.policies if names is None else names:
         progress.policies.append(_policy(name, training, told.get(name), (rewards or {}).get(name, ())))
     return progress
 

@@ -1,0 +1,41 @@
+"""Why things stand as they stand, whichever door asks: of an adapter and of a wave, within what the key opens."""
+
+from mint_contracts.errors import MintError, NotFound
+from mint_contracts.map_reader import MapReader
+from mint_contracts.names import check_wave
+from mint_contracts.placement_pb2 import Explanation, WaveExplanation
+from mint_gateway.explain import explain
+from mint_gateway.explain_wave import explain_wave
+from mint_gateway.mirror import Mirror
+from mint_gateway.route import Router
+from mint_gateway.view import incomplete
+from mint_gateway.within import waves_within
+
+
+class Why:
+    """Answers out of the mirror's views, and of what Redis has beside them."""
+
+    def __init__(self, router: Router, mirror: Mirror, reader: MapReader) -> None:
+        self._router, self._mirror, self._reader = router, mirror, reader
+
+    async def adapter(self, base: str, adapter: str) -> Explanation:
+        """Why is this adapter where it is, and which engine would answer now? Raises as `Router.locate` does."""
+        view, source = await self._router.locate(base, adapter)
+        return explain(view.told(adapter, source), adapter, self._router.now(view))
+
+    async def wave(self, name: str) -> WaveExplanation:
+        """Why does this wave stand as it stands? Raises InvalidRequest, NotFound, MapUnavailable."""
+        wave = check_wave(name)
+        unknown: MintError | None = None
+        for base, view in sorted(self._mirror.known().items()):
+            has = await self._reader.has_wave(base, wave)
+            if has is None:
+                unknown = incomplete(base)
+            if has and view.scope.wave(wave):
+                others = waves_within(await self._reader.waves(base), view.scope)
+                if wave in others:  # not deleted meanwhile
+                    return explain_wave(view, others[wave], others)
+        if unknown:
+            raise unknown
+        said = "is no wave that the operator has taken up over a base; see kubectl get adapterwaves"
+        raise NotFound(f"wave {wave}", said)
