@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 .PHONY: tools
-tools: env ## Install or make what tests need beside Python: Kubernetes, helm, etcd, containerd, redis-server, samples
+tools: env ## Install or make what tests need beside Python: Kubernetes, helm, etcd, containerd, redis-server, chromium, samples
 	@$(BIN)/python -m e2e.cluster tools
 	@$(BIN)/python -m e2e.samples
 

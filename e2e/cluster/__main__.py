@@ -9,6 +9,7 @@ from e2e import cluster
 from e2e.cluster import choice
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.native import backend as native
+from e2e.cluster.native import packages
 from e2e.cluster.progress import Steps
 from e2e.cluster.values import as_yaml
 
@@ -57,6 +58,7 @@ def _run(given: argparse.Namespace, wanted: str | None, context: str | None) -> 
             cluster.down(wanted, context)
         case "tools":
             native.prepare(Steps())
+            packages.ensure(Steps(), packages.FOR_TESTS)
         case "import-image":
             cluster.backend(wanted, context).import_image(given.archive.resolve())
         case "status":

@@ -9,9 +9,8 @@ from e2e.cluster.native import packages
 from e2e.cluster.native.packages import services_refused
 
 
-def test_a_package_is_asked_for_once_and_only_when_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "NEEDED", {"sh": "dash", "/no/such": "one", "no-such-program": "one"})
-    assert packages.missing() == ["one"]
+def test_a_package_is_asked_for_once_and_only_when_missing() -> None:
+    assert packages.missing({"sh": "dash", "/no/such": "one", "no-such-program": "one"}) == ["one"]
 
 
 def test_services_are_refused_while_packages_are_installed(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ NEEDED: Mapping[str, str] = {
     "unshare": "util-linux",
     "mount": "mount",
 }
+# What tests need beside that, of which no cluster is made: a browser, for the gateway's page.
+FOR_TESTS: Mapping[str, str] = {"chromium": "chromium", "chromedriver": "chromium-driver"}
 SERVICES = ("containerd", "redis-server")  # units that Debian enables when it installs them
 POLICY = Path("/usr/sbin/policy-rc.d")
 REFUSE = "#!/bin/sh\nexit 101\n"
@@ -38,14 +40,14 @@ def found(name: str) -> bool:
     return Path(name).exists() if "/" in name else shutil.which(name, path=SYSTEM_PATH) is not None
 
 
-def missing() -> list[str]:
-    """The Debian packages to install, each once, in the order of NEEDED."""
-    return list(dict.fromkeys(package for name, package in NEEDED.items() if not found(name)))
+def missing(needed: Mapping[str, str]) -> list[str]:
+    """The Debian packages to install, each once, in the order of `needed`."""
+    return list(dict.fromkeys(package for name, package in needed.items() if not found(name)))
 
 
-def ensure(steps: Steps) -> None:
+def ensure(steps: Steps, needed: Mapping[str, str] = NEEDED) -> None:
     """Install what is missing. Raises ClusterError without root, without apt-get, or when apt-get fails."""
-    packages = missing()
+    packages = missing(needed)
     if not packages:
         steps.say("system packages reused")
         return
@@ -63,7 +65,7 @@ def ensure(steps: Steps) -> None:
             run(["apt-get", "update", "-qq"], limit_s=INSTALL_LIMIT_S)
             _install(packages)
         _disable(packages)
-    left = missing()
+    left = missing(needed)
     if left:
         raise ClusterError(f"apt-get installed {words}, and still these are missing: {' '.join(left)}")
 
