@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from mint_contracts.errors import MintError
+
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -30,7 +32,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.retries = Counter(
+        self._retries = Counter(
             "mint_gateway_retries",
             "Tries that went on to another engine, by reason",
             ["reason"],
@@ -61,3 +63,7 @@ class Metrics:
         self._map_age.set_function(map_age_s)
         self._map_outages.set_function(outages)
         self._catalogs_failing.set_function(catalogs_failing)
+
+    def count_retry(self, error: MintError) -> None:
+        """A try failed so, and another engine is asked."""
+        self._retries.labels(error.reason).inc()

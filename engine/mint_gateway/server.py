@@ -23,7 +23,6 @@ from mint_contracts import (
     training_pb2,
     training_pb2_grpc,
 )
-from mint_contracts.errors import MintError
 from mint_contracts.map_reader import MapReader
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.transport import SERVER_OPTIONS
@@ -40,6 +39,9 @@ from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
 from mint_gateway.mirror import Mirror
 from mint_gateway.mounted import Mounted
+from mint_gateway.page.answers import Page
+from mint_gateway.page.names import Names
+from mint_gateway.page.overview import Overview
 from mint_gateway.route import Router
 from mint_gateway.secured import Secured
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
@@ -97,15 +99,12 @@ async def serve(
     def keep_channels() -> None:
         channels.keep({e.record.address for view in mirror.views.values() for e in view.engines.values()})
 
-    def count_retry(error: MintError) -> None:
-        metrics.retries.labels(error.reason).inc()
-
     def ready() -> bool:
         return mirror.first_read.is_set() and not draining.is_set()
 
     mirror = Mirror(reader, on_read=keep_channels)
     catalogs = Catalogs(redis, mirror)
-    router = Router(mirror, channels, in_flight, catalogs.resolver, limits.patience, count_retry)
+    router = Router(mirror, channels, in_flight, catalogs.resolver, limits.patience, metrics.count_retry)
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages, lambda: catalogs.failing)
     answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
     why, watch = Why(router, mirror, reader), WaveWatch(TrainReader(redis), mirror)
@@ -122,7 +121,8 @@ async def serve(
     await server.start()
     dates = Dates(catalogs.reader, lambda: mirror.away)
     guards = [guarding(secured.access, metrics)] if secured.access else []
-    door = Door(answering, router, mirror, ready, dates, calls, guards)
+    page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), calls)
+    door = Door(answering, router, mirror, ready, dates, calls, page, guards)
     context = http_context(secured.certificate) if secured.certificate else None
     runner = await opened(door, listening, limits.grace_s, context)
     http_port = listening.getsockname()[1]

@@ -16,6 +16,7 @@ from mint_contracts.catalog_pb2 import RegisterRequest
 from mint_gateway.client import Client, question
 from mint_gateway.keys import Keys, read_keys
 from mint_gateway.mounted import Mounted
+from mint_gateway.page.files import FILES
 from mint_gateway.secured import Secured
 from tests.gateway.scene import BASE, LIMITS, Scene
 from tests.gateway.secrets import mount
@@ -116,6 +117,21 @@ async def test_health_and_reflection_ask_for_no_key(scene: Scene) -> None:
     for path in ("/health", "/live"):
         assert (await by_http(scene, path, None))[0] == 200
     assert (await by_http(scene, "/healthy", None))[0] == 401
+
+
+@pytest.mark.usefixtures("secret")
+async def test_the_page_s_files_ask_for_no_key_and_what_it_asks_for_does(scene: Scene) -> None:
+    async with aiohttp.ClientSession() as session:
+        for path in FILES:
+            async with session.get(scene.url + path) as answer:
+                assert answer.status == 200
+                assert BASE not in await answer.text()
+    for call in ("bases", "waves/serving", "waves/training", "wave?name=a/b", "adapter?name=", "adapters"):
+        for told in (None, "Bearer wrong"):
+            assert (await by_http(scene, f"/v1/mint/{call}", told))[::2] == (401, "Bearer")
+    assert (await by_http(scene, "/v1/mint/bases", f"Bearer {GOOD}"))[0] == 200
+    for path in ("//", "/page.js/", "/page.py", "/answers.py", "/../keys.py"):
+        assert (await by_http(scene, path, None))[0] == 401
 
 
 @pytest.mark.usefixtures("secret")

@@ -5,7 +5,7 @@ import hashlib
 from e2e.cluster.paths import REPOSITORY
 
 PACKAGES = ("operator/mint_operator", "engine/mint_engine", "engine/mint_gateway", "protos/mint_contracts")
-SUFFIXES = {".py", ".lua", ".so"}
+SUFFIXES = {".py", ".lua", ".so", ".html", ".css", ".js"}
 
 
 def source_tag() -> str:

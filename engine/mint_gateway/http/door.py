@@ -1,4 +1,4 @@
-"""The HTTP door itself: OpenAI's endpoints over the router that gRPC's requests take."""
+"""The HTTP door itself: OpenAI's endpoints over the router that gRPC's requests take, and the web page."""
 
 import asyncio
 import socket
@@ -21,6 +21,7 @@ from mint_gateway.http.refusing import refusing, reply
 from mint_gateway.http.stream import REQUEST_ID, Stream
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
+from mint_gateway.page.answers import Page
 from mint_gateway.route import Router
 
 MOST_BYTES = 4 << 20  # of a request, as by gRPC
@@ -42,6 +43,7 @@ class Door:
         ready: Callable[[], bool],
         dates: Dates,
         calls: InFlight,
+        page: Page,
         guards: Sequence[Middleware] = (),
     ) -> None:
         self._answering = answering
@@ -50,6 +52,7 @@ class Door:
         self._ready = ready
         self._dates = dates
         self._calls = calls
+        self._page = page
         self._guards = guards
 
     def application(self) -> web.Application:
@@ -61,6 +64,7 @@ class Door:
         application.router.add_get("/v1/models/{model:.+}", self._model)
         application.router.add_get(HEALTH, self._health)
         application.router.add_get(LIVE, _live)
+        self._page.add_routes(application.router)
         return application
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:

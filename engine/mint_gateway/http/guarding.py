@@ -1,4 +1,4 @@
-"""The HTTP door's guard: whoever bears no known key gets no further than the probes."""
+"""The HTTP door's guard: whoever bears no known key gets no further than the probes and the page's own files."""
 
 import structlog
 from aiohttp import web
@@ -10,18 +10,20 @@ from mint_gateway.answering import LOGGED_LENGTH
 from mint_gateway.http.refusing import Handler
 from mint_gateway.keys import AUTHORIZATION
 from mint_gateway.metrics import Metrics
+from mint_gateway.page.files import FILES
 
 HEALTH, LIVE = "/health", "/live"
+_OPEN = frozenset({HEALTH, LIVE, *FILES})
 
 _log = structlog.get_logger()
 
 
 def guarding(access: Access, metrics: Metrics) -> Middleware:
-    """A middleware that raises Unauthenticated for all but what probes ask."""
+    """A middleware that raises Unauthenticated for all but what probes ask, and files that tell nobody's names."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in (HEALTH, LIVE):
+        if request.path not in _OPEN:
             try:
                 access.admit(request.headers.get(AUTHORIZATION))
             except Unauthenticated as error:

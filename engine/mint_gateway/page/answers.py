@@ -1,0 +1,135 @@
+"""The JSON that the page asks for: lists of its own, and what gRPC's calls answer, as proto3 has it in JSON.
+
+Each obeys the key as its counterpart by gRPC does: the mirror and the watch show what the key opens and nothing else.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from aiohttp import web
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from mint_contracts.errors import InvalidRequest, MapUnavailable, NotFound
+from mint_contracts.names import check_wave
+from mint_contracts.training_pb2 import WaveProgress
+from mint_gateway.http.refusing import reply
+from mint_gateway.inflight import InFlight
+from mint_gateway.page.bases import MOST_SAID
+from mint_gateway.page.files import FILES, send
+from mint_gateway.page.names import Names
+from mint_gateway.page.overview import Overview
+from mint_gateway.page.pages import asked, number
+from mint_gateway.page.waves import thinned
+from mint_gateway.wave_watch import WaveWatch
+from mint_gateway.why import Why
+
+PREFIX = "/v1/mint"
+BASES, BASES_MOST = 10, 100
+WAVES, WAVES_MOST = 25, 200
+POLICIES, POLICIES_MOST = 24, 100
+NAMES, NAMES_MOST = 20, 100
+STEPS_READ = 2_000  # of a policy's rewards, the last ones
+POINTS = 240  # of a policy's curve
+_FRESH = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+Query = Mapping[str, str]
+T = TypeVar("T")
+
+
+class Page:
+    """The routes of the web page. `calls` counts and bounds what is asked, with other calls."""
+
+    def __init__(self, overview: Overview, why: Why, watch: WaveWatch, names: Names, calls: InFlight) -> None:
+        self._overview, self._why, self._watch, self._names = overview, why, watch, names
+        self._calls = calls
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """The files, and what they ask for."""
+        for path in FILES:
+            router.add_get(path, send)
+        router.add_get(f"{PREFIX}/bases", self._bases)
+        router.add_get(f"{PREFIX}/waves/serving", self._serving)
+        router.add_get(f"{PREFIX}/waves/training", self._training)
+        router.add_get(f"{PREFIX}/wave", self._wave)
+        router.add_get(f"{PREFIX}/adapter", self._adapter)
+        router.add_get(f"{PREFIX}/adapters", self._adapters)
+
+    async def _bases(self, http: web.Request) -> web.Response:
+        page = asked(http.query, default=BASES, most=BASES_MOST)
+        return await self._answer(lambda: self._overview.bases(page))
+
+    async def _serving(self, http: web.Request) -> web.Response:
+        page = asked(http.query, default=WAVES, most=WAVES_MOST)
+        return await self._answer(lambda: self._overview.serving(page))
+
+    async def _training(self, http: web.Request) -> web.Response:
+        page = asked(http.query, default=WAVES, most=WAVES_MOST)
+        return await self._answer(lambda: self._overview.training(page))
+
+    async def _wave(self, http: web.Request) -> web.Response:
+        """Why it stands as it stands, and of one that trains its progress and some of its policies."""
+        name = check_wave(_named(http.query, "name"))
+        start = number(http.query, "start", 0, 0, 10**9 - 1)
+        limit = number(http.query, "limit", POLICIES, 1, POLICIES_MOST)
+
+        async def answer() -> dict[str, Any]:
+            why = await _if_any(self._why.wave(name))
+            progress = await _if_any(self._watch.page(name, start, limit, STEPS_READ))
+            if isinstance(why, Exception) and isinstance(progress, Exception):
+                raise why
+            return {
+                "explanation": None if isinstance(why, Exception) else _json(why),
+                "progress": None if isinstance(progress, Exception) else _progress(progress),
+            }
+
+        return await self._answer(answer)
+
+    async def _adapter(self, http: web.Request) -> web.Response:
+        """Why the adapter is where it is; the bare base, where its name is empty."""
+        query = http.query
+
+        async def answer() -> dict[str, Any]:
+            return _json(await self._why.adapter(query.get("base_model", ""), query.get("name", "")))
+
+        return await self._answer(answer)
+
+    async def _adapters(self, http: web.Request) -> web.Response:
+        """Some adapters whose names begin so."""
+        page = asked(http.query, default=NAMES, most=NAMES_MOST)
+
+        async def answer() -> dict[str, Any]:
+            return {"names": await self._names.beginning(page)}
+
+        return await self._answer(answer)
+
+    async def _answer(self, make: Callable[[], Awaitable[Any]]) -> web.Response:
+        with self._calls.admit():
+            return reply(await make(), headers=_FRESH)
+
+
+async def _if_any(asking: Awaitable[T]) -> T | NotFound | MapUnavailable:
+    """What is answered, or that nobody knows of it: a wave may be known for one reason and not yet for the other."""
+    try:
+        return await asking
+    except (NotFound, MapUnavailable) as error:
+        return error
+
+
+def _json(message: Message) -> dict[str, Any]:
+    return dict(MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+
+
+def _progress(progress: WaveProgress) -> dict[str, Any]:
+    """With curves in place of rewards: `every` so many steps a point, the last at the policy's last step."""
+    told = _json(progress)
+    for policy, as_json in zip(progress.policies, told["policies"], strict=True):
+        as_json["rewards"], as_json["every"] = thinned(policy.rewards, POINTS)
+        as_json["failure_message"] = policy.failure_message[:MOST_SAID]
+    return told
+
+
+def _named(query: Query, name: str) -> str:
+    if name not in query:
+        raise InvalidRequest(name, "is not told")
+    return query[name]

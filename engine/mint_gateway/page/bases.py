@@ -1,0 +1,154 @@
+"""Base models and their engines as the page shows them: pure, from MapViews."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+
+from mint_contracts.records import EngineRecord, Held, Tier
+from mint_gateway.view import Engine, MapView
+
+ENGINES_SHOWN = 32  # of one base, by name; all of them are counted
+MOST_SAID = 500  # characters of a failure
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """How many adapters an engine holds in each tier, the warmest each is in, and how many it failed to load."""
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+    failed: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.device + other.device, self.host + other.host, self.disk + other.disk, self.failed + other.failed
+        )
+
+
+class SeenEngine(msgspec.Struct, frozen=True):
+    """One engine. `state` is a word, `said` what there is to say of it."""
+
+    name: str
+    state: str
+    said: str
+    slots_used: int | None  # None: they may hold what the key does not open
+    slots_total: int
+    running: int
+    waiting: int
+    held: Tally
+
+
+class SeenBase(msgspec.Struct, frozen=True):
+    """One base. Sums are over the engines that are alive, `engines` the first of these and of the others."""
+
+    base_model: str
+    map_version: int | None  # None: the map is not complete, what is shown is the last that was known
+    engines_max: int
+    placed: int  # adapters that waves want here
+    states: Mapping[str, int]  # engines by state
+    slots_used: int | None
+    slots_total: int
+    running: int
+    waiting: int
+    held: Tally
+    engines: list[SeenEngine]
+    more_engines: int
+
+
+class Total(msgspec.Struct, frozen=True):
+    """All base models together, and what those of their engines do that are alive."""
+
+    bases: int
+    placed: int
+    engines: int
+    ready: int
+    slots_used: int | None  # as of each engine
+    slots_total: int
+    running: int
+    waiting: int
+
+
+def total(views: Collection[MapView], placed: int, *, all_open: bool) -> Total:
+    """Over these views, with so many adapters placed; `all_open`: they show every adapter that there is."""
+    engines = [engine for view in views for engine in view.engines.values() if engine.alive]
+    return Total(
+        bases=len(views),
+        placed=placed,
+        engines=len(engines),
+        ready=sum(engine.available for engine in engines),
+        slots_used=sum(engine.record.slots_used for engine in engines) if all_open else None,
+        slots_total=sum(engine.record.slots_total for engine in engines),
+        running=sum(engine.record.running for engine in engines),
+        waiting=sum(engine.record.waiting for engine in engines),
+    )
+
+
+def tally(held: Mapping[str, Held]) -> Tally:
+    """Count what one engine holds. What it knows of and does not hold is not counted."""
+    counts = Counter("failed" if each.failure else each.tier for each in held.values())
+    return Tally(counts[Tier.DEVICE], counts[Tier.HOST], counts[Tier.DISK], counts["failed"])
+
+
+def seen(view: MapView, placed: int, tallies: Mapping[str, Tally]) -> SeenBase:
+    """One base, with so many adapters placed; `tallies` are of its engines."""
+    all_open = view.scope.adapters is None
+    engines = [_engine(each, tallies.get(each.name, Tally()), all_open) for _, each in sorted(view.engines.items())]
+    alive = [each for each in engines if each.state != "Silent"]
+    return SeenBase(
+        base_model=view.base,
+        map_version=view.version,
+        engines_max=view.record.engines_max if view.record else 0,
+        placed=placed,
+        states=Counter(each.state for each in engines),
+        slots_used=sum(each.slots_used or 0 for each in alive) if all_open else None,
+        slots_total=sum(each.slots_total for each in alive),
+        running=sum(each.running for each in alive),
+        waiting=sum(each.waiting for each in alive),
+        held=_sum(each.held for each in alive),
+        engines=engines[:ENGINES_SHOWN],
+        more_engines=max(0, len(engines) - ENGINES_SHOWN),
+    )
+
+
+def _sum(tallies: Iterable[Tally]) -> Tally:
+    return sum(tallies, Tally())
+
+
+def _engine(engine: Engine, held: Tally, all_open: bool) -> SeenEngine:
+    record = engine.record
+    state, said = _state(engine)
+    return SeenEngine(
+        name=engine.name,
+        state=state,
+        said=said[:MOST_SAID],
+        slots_used=record.slots_used if all_open else None,
+        slots_total=record.slots_total,
+        running=record.running,
+        waiting=record.waiting,
+        held=held,
+    )
+
+
+def _state(engine: Engine) -> tuple[str, str]:
+    """One that is not ready, has no trouble and still has work is about to end."""
+    record = engine.record
+    if not engine.alive:
+        return "Silent", "its heartbeat ran out"
+    if record.failure:
+        return "Failed", f"{record.failure.reason}: {record.failure.message}"
+    if record.bringing:
+        return "Loading", _bringing(record)
+    if record.ready:
+        return "Ready", ""
+    if record.running or record.waiting or record.slots_used:
+        return "Draining", "takes no new requests"
+    return "Starting", "is not ready yet"
+
+
+def _bringing(record: EngineRecord) -> str:
+    bringing = record.bringing
+    if bringing is None or bringing.percent is None:
+        return "the base"
+    left = f", about {bringing.left_s} s left" if bringing.left_s is not None else ""
+    return f"{bringing.phase.lower()} the base: {bringing.percent} %{left}"

@@ -1,0 +1,200 @@
+"""What the page lists, within what the key opens that asks: the mirror's views, and what Redis has beside them."""
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from mint_contracts.errors import MapUnavailable
+from mint_contracts.map_reader import MapReader
+from mint_contracts.records import WaveRecord
+from mint_gateway.explain_wave import copies
+from mint_gateway.mirror import Mirror
+from mint_gateway.page import bases, waves
+from mint_gateway.page.bases import SeenBase, Tally, Total
+from mint_gateway.page.pages import Asked
+from mint_gateway.page.waves import Copies, Serving, Training
+from mint_gateway.scope import granted
+from mint_gateway.view import MapView
+from mint_gateway.wave_watch import Standing, WaveWatch
+from mint_gateway.within import waves_within
+
+LOOK_S = 1.0  # between two readings of one base's waves, however many look
+SLICE_S = 0.005  # of counting, in which nobody else is answered
+MOST_TALLIES = 100_000  # kept: one for each engine and each kind of key that looks
+TRAIN = "train"  # of WaveRecord.chosen_by
+
+
+class Bases(msgspec.Struct, frozen=True):
+    """A page of base models. `map_away`: Redis does not answer, so that who is alive cannot be told."""
+
+    bases: list[SeenBase]
+    total: Total  # of all pages
+    next: str  # what the next page goes on after; empty after the last
+    map_away: bool
+
+
+class Waves(msgspec.Struct, frozen=True):
+    """A page of waves that serve, or of those that train, and how many there are on all pages.
+
+    `incomplete` are bases of which the map does not know all waves now.
+    """
+
+    waves: list[Serving] | list[Training]
+    next: str
+    total: int
+    pending: int  # of all, those that are not admitted
+    incomplete: list[str]
+
+
+class _Reading(msgspec.Struct):
+    lock: asyncio.Lock
+    read_at: float = float("-inf")
+    records: Mapping[str, WaveRecord] = {}
+    within: dict[object, Mapping[str, WaveRecord]] = {}  # the records, by the namespaces that keys open
+
+
+class _Slices:
+    """Lets others be answered in the midst of what takes long."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._until = self._loop.time() + SLICE_S
+
+    async def rest(self) -> None:
+        if self._loop.time() > self._until:
+            await asyncio.sleep(0)
+            self._until = self._loop.time() + SLICE_S
+
+
+class Overview:
+    """Reads each base's waves at most once in LOOK_S, and counts what is held and placed once while it stays so."""
+
+    def __init__(self, mirror: Mirror, reader: MapReader, watch: WaveWatch) -> None:
+        self._mirror, self._reader, self._watch = mirror, reader, watch
+        self._readings: dict[str, _Reading] = {}
+        self._tallies: dict[tuple[str, str, object], tuple[tuple[int, int], Tally]] = {}
+        self._placed: dict[tuple[str, object], tuple[int | None, int]] = {}
+
+    async def bases(self, asked: Asked) -> Bases:
+        """A page of them. Raises MapUnavailable before the map was read."""
+        views = dict(self._mirror.known())  # each made narrow once
+        names, following = asked.of(views)
+        self._forget()
+        slices = _Slices()
+        placed = {}
+        for base, view in views.items():
+            placed[base] = self._count_placed(view)
+            await slices.rest()
+        found = []
+        for base in names:
+            tallies = {}
+            for engine in views[base].engines:
+                tallies[engine] = self._tally(views[base], engine)
+                await slices.rest()
+            found.append(bases.seen(views[base], placed[base], tallies))
+        total = bases.total(list(views.values()), sum(placed.values()), all_open=granted.get().adapters is None)
+        return Bases(found, total, following, self._mirror.away)
+
+    async def serving(self, asked: Asked) -> Waves:
+        """A page of the waves that serve. Raises MapUnavailable before the map was read."""
+        views, torn = dict(self._mirror.known()), set[str]()
+        records = await self._all_records(views, torn)
+        homes = {w: base for base, of in records.items() for w, each in of.items() if each.chosen_by != TRAIN}
+        names, following = asked.of(homes)
+        found: dict[str, Serving] = {}
+        for base in {homes[name] for name in names}:
+            wanted = {name: records[base][name] for name in names if homes[name] == base}
+            counted = await self._count(views[base], wanted)
+            found |= {name: waves.serving(base, each, counted[name]) for name, each in wanted.items()}
+        pending = sum(not records[base][name].admitted for name, base in homes.items())
+        return Waves([found[name] for name in names], following, len(homes), pending, sorted(torn))
+
+    async def training(self, asked: Asked) -> Waves:
+        """A page of the waves that train. Raises MapUnavailable before the map was read."""
+        views, torn = dict(self._mirror.known()), set[str]()
+        standings: dict[str, Standing] = {}  # of each wave, its base's
+        records: dict[str, tuple[str, WaveRecord]] = {}
+        for base, of in (await self._all_records(views, torn)).items():
+            records |= {wave: (base, each) for wave, each in of.items() if each.chosen_by == TRAIN}
+            try:
+                standing = await self._watch.standing(base)
+            except MapUnavailable:
+                torn.add(base)
+            else:
+                standings |= dict.fromkeys(standing.training, standing)
+        every = standings.keys() | records.keys()
+        names, following = asked.of(every)
+        slices = _Slices()
+        found = []
+        for name in names:
+            begun = standings.get(name)
+            found.append(waves.training(begun.aggregate(name)) if begun else waves.not_training(*records[name]))
+            await slices.rest()
+        pending = sum(not each.admitted for _, each in records.values())
+        return Waves(found, following, len(every), pending, sorted(torn))
+
+    async def _all_records(
+        self, views: Mapping[str, MapView], torn: set[str]
+    ) -> Mapping[str, Mapping[str, WaveRecord]]:
+        """Each base's waves, bases in reverse so that of two with one wave the first comes last and counts.
+
+        Adds to `torn` the bases of which the map does not tell all now.
+        """
+        found = {}
+        for base, view in sorted(views.items(), reverse=True):
+            try:
+                found[base] = await self._records(view)
+            except MapUnavailable:
+                found[base] = {}
+                torn.add(base)
+            if view.version is None:
+                torn.add(base)
+        return found
+
+    async def _records(self, view: MapView) -> Mapping[str, WaveRecord]:
+        """The base's waves within the view's scope; those last known, while the map is not complete."""
+        reading = self._readings.setdefault(view.base, _Reading(lock=asyncio.Lock()))
+        async with reading.lock:
+            now = asyncio.get_running_loop().time()
+            if now - reading.read_at >= LOOK_S and view.version is not None:
+                reading.records, reading.within = await self._reader.waves(view.base), {}
+                reading.read_at = now
+        scope = granted.get()
+        if scope.namespaces not in reading.within:
+            reading.within[scope.namespaces] = waves_within(reading.records, scope)
+        return reading.within[scope.namespaces]
+
+    async def _count(self, view: MapView, records: Mapping[str, WaveRecord]) -> Mapping[str, Copies]:
+        counted = {name: Copies() for name in records}
+        if not any(each.admitted for each in records.values()):
+            return counted
+        slices = _Slices()
+        for wave, each in copies(view, records):
+            counted[wave].count(each)
+            await slices.rest()
+        return counted
+
+    def _tally(self, view: MapView, name: str) -> Tally:
+        engine = view.engines[name]
+        key, edition = (view.base, name, view.scope.adapters), (engine.record.incarnation, engine.record.sequence)
+        known = self._tallies.get(key)
+        if known is None or known[0] != edition:
+            known = self._tallies[key] = edition, bases.tally(engine.held)
+        return known[1]
+
+    def _count_placed(self, view: MapView) -> int:
+        """How many adapters of the base are placed; of a view that is narrow each has to be looked at."""
+        key = view.base, view.scope.adapters
+        known = self._placed.get(key)
+        if known is None or known[0] != view.version or view.version is None:
+            known = self._placed[key] = view.version, len(view.placements)
+        return known[1]
+
+    def _forget(self) -> None:
+        """Keep nothing of bases that are gone, nor for ever what was counted for engines that are."""
+        views = self._mirror.views
+        self._readings = {base: each for base, each in self._readings.items() if base in views}
+        if len(self._tallies) + len(self._placed) > MOST_TALLIES:
+            self._tallies.clear()
+            self._placed.clear()

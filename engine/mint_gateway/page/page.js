@@ -1,0 +1,163 @@
+// What the page does: asks for JSON under v1/mint every few seconds, one question at a time, and has it shown.
+import { h, at, morph, span } from "./elements.js";
+import { POLICIES, adapter, overview, unclear, wave } from "./views.js";
+
+const EVERY_S = 3, MOST_S = 60, LIMIT_MS = 15_000, SUGGEST_MS = 250;
+const lists = Object.fromEntries(["bases", "training", "serving"].map((list) => [list, { after: [""], prefix: "" }]));
+const $ = (id) => document.getElementById(id);
+
+let told = {}; // what is shown, by the name of the question
+let wrong = null; // what the last question was answered instead
+let failures = 0, waitS = 0, updated = 0, timer = 0, pause = 0;
+let busy = false, typed = null, lit = "";
+
+class Refused extends Error {
+  constructor(status, message, afterS = 0) {
+    super(message);
+    Object.assign(this, { status, afterS });
+  }
+}
+
+async function ask(call, query) {
+  const key = sessionStorage.getItem("mint-key"), headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const filled = new URLSearchParams(Object.entries(query).filter(([, value]) => value));
+  const options = { headers, cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(LIMIT_MS) };
+  const answer = await fetch(`v1/mint/${call}?${filled}`, options).catch((error) => {
+    const late = error.name === "TimeoutError";
+    throw new Refused(0, `The gateway ${late ? "has not answered in time" : "does not answer"}`);
+  });
+  const body = await answer.json().catch(() => null);
+  if (answer.ok && body) return body;
+  const said = body?.error?.message ?? `The gateway answered ${answer.status}, and nothing that could be read`;
+  throw new Refused(answer.status, said, Number(answer.headers.get("Retry-After")) || 0);
+}
+
+const asked = () => new URLSearchParams(location.hash.slice(1));
+const there = () => location.hash + JSON.stringify(lists); // what is looked at
+
+function questions(about) {
+  const page = (list) => ({ after: lists[list].after.at(-1), prefix: lists[list].prefix });
+  const [of, name, base, start] = ["wave", "adapter", "base", "start"].map((each) => about.get(each));
+  if (of !== null) return { wave: ["wave", { name: of, start, limit: POLICIES }] };
+  if (name !== null) return { adapter: ["adapter", { name, base_model: base }] };
+  const [training, serving] = ["training", "serving"].map((list) => [`waves/${list}`, page(list)]);
+  return { bases: ["bases", page("bases")], training, serving };
+}
+
+async function look() {
+  clearTimeout(timer);
+  if (busy || document.hidden || !$("ask").hidden) return;
+  busy = true;
+  const began = Date.now(), before = there(), prefix = typed, found = {};
+  typed = null;
+  try {
+    if (prefix) suggest((await ask("adapters", { prefix })).names);
+    for (const [name, question] of Object.entries(questions(asked()))) found[name] = await ask(...question);
+    if (before === there()) [told, wrong, failures, updated] = [found, null, 0, Date.now()];
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (before === there()) refused(error);
+  } finally {
+    busy = false;
+  }
+  if (before !== there() || typed) return look();
+  const jitter = 0.75 + Math.random() / 2, tookS = (Date.now() - began) / 1000;
+  if (failures) waitS = Math.max(wrong.afterS, Math.min(MOST_S, EVERY_S * 2 ** failures)) * jitter;
+  else waitS = Math.max(EVERY_S, 5 * tookS);
+  timer = setTimeout(look, waitS * 1000);
+  show();
+}
+
+const suggest = (names) => $("names").replaceChildren(...names.map((value) => h("option", { value })));
+
+function refused(error) {
+  const had = sessionStorage.getItem("mint-key");
+  wrong = error;
+  if ([400, 401, 404].includes(error.status)) [told, failures, updated] = [{}, 0, Date.now()]; // that is the answer
+  else failures += 1;
+  if (error.status !== 401) return;
+  sessionStorage.removeItem("mint-key");
+  [$("ask").hidden, $("refused").textContent] = [false, had ? `Refused: ${error.message}` : ""];
+  $("plain").hidden = isSecureContext; // TLS, or this very machine
+  $("key").focus();
+}
+
+function show() {
+  const about = asked(), shown = h("div", { id: "shown" }), notes = h("div", { id: "notices", role: "alert" });
+  if (told.wave) shown.append(...wave(told.wave, about.get("wave"), Number(about.get("start"))));
+  else if (told.adapter) shown.append(adapter(told.adapter));
+  else if (told.bases) shown.append(...overview(told, lists));
+  else if (wrong && !failures && $("ask").hidden) shown.append(unclear(about, wrong.message));
+  const torn = [...new Set([...(told.training?.incomplete ?? []), ...(told.serving?.incomplete ?? [])])].join(", ");
+  const note = (said, style = "") => said && notes.append(h("p", { class: `notice ${style}` }, said));
+  const stale = "What is shown is the last that was heard.";
+  note(failures && `${wrong.message}. ${told.bases || told.wave || told.adapter ? stale : ""}`, "bad");
+  const away = "Redis does not answer: requests go on by the last map, and who is alive cannot be told.";
+  note(told.bases?.map_away && away);
+  note(torn && `The placement map is not complete for ${torn}: waves may be missing here until it is.`);
+  morph($("shown"), shown);
+  morph($("notices"), notes);
+  const named = about.get("wave") || about.get("adapter") || about.get("base");
+  document.title = named ? `${named} · MinT` : "MinT";
+  $("forget").hidden = !sessionStorage.getItem("mint-key");
+  highlight(lit);
+  tick();
+}
+
+function tick() {
+  const ago = (Date.now() - updated) / 1000, since = updated ? `, as of ${span(ago)} ago` : "";
+  let [style, said] = updated ? ["on", `Live${ago > 3 * EVERY_S ? since : ""}`] : ["", "Connecting…"];
+  if (failures) [style, said] = ["off", `Tries again in ${span(waitS)}${since}`];
+  if (!$("ask").hidden) [style, said] = ["", "Waits for a key"];
+  [$("live").className, $("live").lastElementChild.textContent] = [style, said];
+}
+
+function highlight(i) {
+  lit = i;
+  const drawn = document.querySelector(".chart");
+  drawn?.classList.toggle("one", i !== "");
+  drawn?.querySelectorAll("g").forEach((g) => g.classList.toggle("on", g.dataset.i === i));
+}
+
+const pointed = ({ target }) => highlight(target.closest?.("[data-i]")?.dataset.i ?? "");
+addEventListener("hashchange", () => {
+  [told, wrong, failures, lit] = [{}, null, 0, ""];
+  scrollTo(0, 0);
+  look();
+});
+addEventListener("resize", () => told.wave && show());
+document.addEventListener("visibilitychange", look);
+document.addEventListener("mouseover", pointed);
+document.addEventListener("focusin", pointed);
+document.addEventListener("click", (event) => {
+  const { turn, list } = event.target.closest("[data-turn]")?.dataset ?? {};
+  if (event.target.closest(".skip")) [event.preventDefault(), $("main").focus()];
+  else if (turn === "back") [lists[list].after.pop(), look()];
+  else if (turn) [lists[list].after.push(told[list].next), look()];
+});
+document.addEventListener("input", ({ target }) => {
+  const text = target.value.trim(), { list } = target.dataset;
+  if (target.id === "name") typed = text;
+  else if (list) lists[list] = { prefix: text, after: [""] };
+  else return;
+  clearTimeout(pause);
+  pause = setTimeout(look, SUGGEST_MS);
+});
+document.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const form = event.target.id, key = $("key").value.trim();
+  if (form === "find") location.hash = at({ adapter: $("name").value.trim() });
+  else if (form === "over") location.hash = at({ adapter: asked().get("adapter"), base: $("base").value.trim() });
+  else if (!/^[\x21-\x7e]+$/.test(key)) $("refused").textContent = "A key is printable ASCII without spaces.";
+  else {
+    sessionStorage.setItem("mint-key", key);
+    [$("key").value, $("ask").hidden, wrong] = ["", true, null];
+    look();
+  }
+});
+$("forget").addEventListener("click", () => {
+  sessionStorage.removeItem("mint-key");
+  look();
+});
+setInterval(tick, 1000);
+look();

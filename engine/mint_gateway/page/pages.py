@@ -1,0 +1,36 @@
+"""Pages of lists, by name: which one is asked for, and what asks for the next. Pure."""
+
+import heapq
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from mint_contracts.errors import InvalidRequest
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """The first `limit` names after `after` that begin with `prefix`."""
+
+    limit: int
+    after: str = ""
+    prefix: str = ""
+
+    def of(self, names: Iterable[str]) -> tuple[list[str], str]:
+        """The page's names, sorted, and what the next one goes on `after`; that is empty after the last."""
+        wanted = (name for name in names if name > self.after and name.startswith(self.prefix))
+        page = heapq.nsmallest(self.limit + 1, wanted)
+        return page[: self.limit], page[self.limit - 1] if len(page) > self.limit else ""
+
+
+def asked(query: Mapping[str, str], *, default: int, most: int) -> Asked:
+    """Raises InvalidRequest."""
+    return Asked(number(query, "limit", default, 1, most), query.get("after", ""), query.get("prefix", ""))
+
+
+def number(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    """A whole number that is asked for. Raises InvalidRequest where it is none, or none of these."""
+    told = query.get(name, str(default))
+    value = int(told) if told.isascii() and told.isdecimal() and len(told) <= 9 else -1
+    if not least <= value <= most:
+        raise InvalidRequest(name, f"is {told[:100]!r}; it must be from {least} to {most}")
+    return value

@@ -1,0 +1,147 @@
+"""Waves as the page lists them: pure, from the map's records, placements and what engines tell of policies."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from mint_contracts.errors import by_reason
+from mint_contracts.records import WaveRecord
+from mint_contracts.training_pb2 import WaveProgress
+from mint_gateway.explain_wave import Copy
+
+EXPIRED = "Expired"
+
+
+class Copies(msgspec.Struct):
+    """How many of a wave's copies were given an engine, are ready there, or failed: counted up."""
+
+    placed: int = 0
+    ready: int = 0
+    failed: int = 0
+    hopeless: int = 0  # of those that failed: not tried again as they are
+
+    def count(self, copies: Iterable[Copy]) -> None:
+        """Add these."""
+        for copy in copies:
+            self.placed += 1
+            self.ready += not copy.lacks
+            self.failed += copy.failure is not None
+            self.hopeless += copy.failure is not None and copy.failure.terminal
+
+
+class Serving(msgspec.Struct, frozen=True):
+    """A wave that serves. `phase` is as kubectl tells it, but that nobody here knows whether it was ready once."""
+
+    wave: str
+    base_model: str
+    phase: str
+    message: str
+    chosen_by: str
+    adapters: int
+    replicas: int
+    residency: str
+    slots: int
+    priority: int
+    position: int  # among those that wait, from 1; 0: it does not wait
+    wanted: int
+    placed: int
+    ready: int
+    failed: int
+
+
+class Training(msgspec.Struct, frozen=True):
+    """A wave that trains, without its policies. Rewards are means over these; None before there are any."""
+
+    wave: str
+    base_model: str
+    phase: str
+    message: str
+    policies: int
+    step: int
+    steps: int
+    reward: float | None
+    best: float | None
+    evaluation: float | None
+    tokens: int
+    eta_s: float | None
+
+
+def serving(base: str, record: WaveRecord, copies: Copies) -> Serving:
+    """One wave that serves."""
+    wanted = record.adapters * record.replicas
+    return Serving(
+        wave=record.wave,
+        base_model=base,
+        phase=_phase(record, copies, wanted),
+        message=record.message,
+        chosen_by=record.chosen_by,
+        adapters=record.adapters,
+        replicas=record.replicas,
+        residency=record.residency,
+        slots=record.slots,
+        priority=record.priority,
+        position=record.position,
+        wanted=wanted,
+        placed=copies.placed,
+        ready=copies.ready,
+        failed=copies.failed,
+    )
+
+
+def training(told: WaveProgress) -> Training:
+    """One wave that trains."""
+    return Training(
+        wave=told.wave,
+        base_model=told.base_model,
+        phase=told.phase,
+        message=told.message,
+        policies=told.policy_count,
+        step=told.step,
+        steps=told.steps,
+        reward=told.reward_recent if told.HasField("reward_recent") else None,
+        best=told.reward_best if told.HasField("reward_best") else None,
+        evaluation=told.evaluation if told.HasField("evaluation") else None,
+        tokens=told.tokens,
+        eta_s=told.eta_s if told.HasField("eta_s") else None,
+    )
+
+
+def thinned(rewards: Sequence[float], most: int) -> tuple[list[float], int]:
+    """At most `most` points in place of these, each the mean of as many steps, and how many; the newest end whole."""
+    every = max(1, -(-len(rewards) // most))
+    starts = range(len(rewards) % every, len(rewards), every)
+    shares = [rewards[: starts.start]] if starts.start else []
+    shares += [rewards[start : start + every] for start in starts]
+    return [round(sum(share) / len(share), 6) for share in shares], every
+
+
+def _phase(record: WaveRecord, copies: Copies, wanted: int) -> str:
+    if not record.admitted:
+        kind = by_reason(record.reason)
+        if record.reason == EXPIRED:
+            return EXPIRED
+        return "Failed" if kind is not None and kind.terminal and not record.position else "Pending"
+    if copies.hopeless:
+        return "Failed"
+    if copies.failed:
+        return "Degraded"
+    return "Ready" if copies.ready >= wanted else "Placing"
+
+
+def not_training(base: str, record: WaveRecord) -> Training:
+    """One wave that shall train, of whose training the operator has not written yet."""
+    phase = _phase(record, Copies(), wanted=1)
+    return Training(
+        wave=record.wave,
+        base_model=base,
+        phase="Queued" if phase == "Pending" else phase,
+        message=record.message,
+        policies=record.adapters,
+        step=0,
+        steps=0,
+        reward=None,
+        best=None,
+        evaluation=None,
+        tokens=0,
+        eta_s=None,
+    )

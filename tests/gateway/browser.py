@@ -1,0 +1,84 @@
+"""A real Chromium without a screen, in a window of its own size and scheme, that tells what it shows."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+
+from tests.waiting import until
+
+T = TypeVar("T")
+
+
+class Browser:
+    """One window. WebDriver's calls block, so each runs on a thread while the gateway answers on this one."""
+
+    def __init__(self, driver: Chrome) -> None:
+        self._driver = driver
+
+    async def do(self, act: Callable[[Chrome], T]) -> T:
+        """What `act` gives."""
+        return await asyncio.to_thread(act, self._driver)
+
+    async def open(self, url: str) -> None:
+        await self.do(lambda driver: driver.get(url))
+
+    async def begin_with(self, script: str) -> None:
+        """Run a script in each page that is opened after this, before the page's own."""
+        name = "Page.addScriptToEvaluateOnNewDocument"
+        await self.do(lambda driver: driver.execute_cdp_cmd(name, {"source": script}))
+
+    async def run(self, script: str, *arguments: object) -> Any:
+        """What a script in the page returns."""
+        return await self.do(lambda driver: driver.execute_script(script, *arguments))
+
+    async def text(self) -> str:
+        """What a person reads."""
+        return str(await self.run("return document.body.innerText"))
+
+    async def reads(self, *words: str) -> str:
+        """The text, once it holds all of these."""
+
+        async def look() -> str | None:
+            text = await self.text()
+            return text if all(word in text for word in words) else None
+
+        try:
+            return await until(look)
+        except TimeoutError:
+            raise AssertionError(f"{words} are not in:\n{await self.text()}\n{await self.complaints()}") from None
+
+    async def type(self, selector: str, keys: str) -> None:
+        """Type into the element."""
+        await self.do(lambda driver: driver.find_element("css selector", selector).send_keys(keys))
+
+    async def complaints(self) -> list[str]:
+        """What the console has logged since the last time: errors, and what the page's policy forbade."""
+        found: list[dict[str, Any]] = await self.do(lambda driver: driver.get_log("browser"))  # type: ignore[no-untyped-call]
+        return [str(each["message"]) for each in found]
+
+
+@asynccontextmanager
+async def browsing(*, width: int = 1280, height: int = 900, dark: bool = False) -> AsyncIterator[Browser]:
+    """A browser, until the block ends."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    assert browser, "chromium is missing; `make tools` installs it"
+    assert driver, "chromedriver is missing; `make tools` installs it"
+    options = ChromeOptions()
+    options.binary_location = browser
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = await asyncio.to_thread(lambda: Chrome(options=options, service=Service(driver)))
+    try:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        yield Browser(chrome)
+    finally:
+        await asyncio.to_thread(chrome.quit)

@@ -1,0 +1,204 @@
+"""What people see: the page in a real browser, of a real gateway."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from mint_contracts.records import Failure, MapChange, Tier, WaveRecord
+from mint_contracts.training_records import Stage
+from mint_gateway.http.door import listen
+from mint_gateway.secured import Secured
+from mint_gateway.server import serve
+from tests.gateway.browser import Browser, browsing
+from tests.gateway.scene import BASE, LIMITS, STORE, Scene
+from tests.gateway.secrets import mount
+from tests.gateway.tenants import Tenants, key_of, lessons
+from tests.gateway.test_waves import NAMES, Training, said, wave
+from tests.redis_process import RedisProcess
+from tests.waiting import until
+
+HOSTILE = "<img src=x onerror='document.title=`taken`'>"
+
+# Waits are noted and cut short; questions are counted, and how many were under way at once.
+HURRIED = """
+Object.assign(window, { waits: [], asked: 0, underWay: 0, atOnce: 0 });
+const later = window.setTimeout, get = window.fetch;
+window.setTimeout = (act, ms) => { window.waits.push(ms); return later(act, Math.min(ms, 20)); };
+window.fetch = async (...what) => {
+  window.asked += 1; window.atOnce = Math.max(window.atOnce, window.underWay += 1);
+  try { return await get(...what); } finally { window.underWay -= 1; }
+};
+"""
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture
+async def served(scene: Scene) -> Scene:
+    """An engine with an adapter, a wave that serves it, and one that trains."""
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await engine.hold("demo/pirate", f"{STORE}/demo/pirate", Tier.DEVICE)
+    await scene.place("demo/pirate", "e-0")
+    serves = WaveRecord("demo/wave", "names", 1, 1, Tier.DEVICE, slots=1, admitted=True)
+    refused = WaveRecord("demo/worse", "names", 1, 1, Tier.DEVICE, position=1, reason="Waiting", message=HOSTILE)
+    await scene.writer.apply(BASE, MapChange(set_waves=(serves, refused)))
+    await scene.open()
+    await scene.seen(engine)
+    training = Training(scene)
+    await training.declare(wave(message=HOSTILE))
+    failed = said(NAMES[1], 1, Stage.FAILED, failure=Failure("BadReward", HOSTILE, terminal=True))
+    await training.report(
+        said(NAMES[0], 3, reward_recent=0.5, tokens=1200), failed, rewards={NAMES[0]: [0.1, 0.5, 0.9]}
+    )
+    return scene
+
+
+async def test_an_empty_gateway_says_what_to_do(scene: Scene, browser: Browser) -> None:
+    await scene.open()
+    await browser.open(scene.url)
+    await browser.reads("No base model is served yet", "No wave trains", "No wave serves", "Live")
+    assert await browser.complaints() == []
+
+
+async def test_all_is_seen_at_a_glance_and_names_are_only_text(served: Scene, browser: Browser) -> None:
+    await browser.open(served.url)
+    text = await browser.reads(BASE, "e-0", "Ready", "demo/wave", "Training", HOSTILE)
+    assert "1 of 1" in text
+    assert await browser.run("return document.querySelectorAll('#shown img, #shown script').length") == 0
+    assert await browser.run("return document.title") == "MinT"
+    assert await browser.complaints() == [], "and the page's own policy forbade nothing"
+
+
+async def test_what_changes_is_seen_without_a_reload_and_focus_and_what_is_typed_stay(
+    served: Scene, browser: Browser
+) -> None:
+    await browser.open(served.url)
+    await browser.reads("Training")
+    await browser.type("#name", "demo/pi")
+    await until(lambda: browser.run("return document.querySelector('#names option')?.value === 'demo/pirate'"))
+    await browser.run("document.querySelector(`a[href='#wave=demo%2Fw']`).focus()")
+    await Training(served).declare(wave("Complete"))
+    await browser.reads("Complete")
+    kept = "return [document.activeElement.textContent, document.querySelector('#name').value]"
+    assert await browser.run(kept) == ["demo/w", "demo/pi"]
+
+
+async def test_it_asks_one_thing_at_a_time_and_nothing_while_nobody_looks(served: Scene, browser: Browser) -> None:
+    await browser.begin_with(HURRIED)
+    await browser.open(served.url)
+    eagerly = "for (let i = 0; i < 9; i += 1) document.dispatchEvent(new Event('visibilitychange'));"
+    await until(lambda: browser.run(f"{eagerly} return window.asked > 12"))
+    assert await browser.run("return [window.atOnce, Math.min(...window.waits)]") == [1, 3000]
+    look_away = "Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true });"
+    look_away += "document.dispatchEvent(new Event('visibilitychange'));"
+    await browser.run(look_away, True)
+    await until(lambda: browser.run("return window.asked % 3 === 0 && window.underWay === 0"))  # of the overview's
+    asked = await browser.run("return window.asked")
+    assert [await browser.run("return window.asked") for _ in range(30)] == [asked] * 30
+    await browser.run(look_away, False)
+    await until(lambda: browser.run("return window.asked > arguments[0]", asked))
+
+
+async def test_a_wave_that_trains_is_drawn(served: Scene, browser: Browser) -> None:
+    await browser.open(served.url)
+    await browser.reads("demo/w")
+    await browser.run("document.querySelector(`a[href='#wave=demo%2Fw']`).click()")
+    await browser.reads("Rewards", "1 to 2 of 2 policies", *NAMES, HOSTILE)
+    said_of = await browser.run("return document.querySelector('.chart').getAttribute('aria-label')")
+    assert said_of == "Mean reward of steps 1 to 3, of 1 policy"
+    [curve] = await browser.run(
+        "return [...document.querySelectorAll('.chart .each')].map((p) => p.getAttribute('d'))"
+    )
+    assert curve.count("L") == 2
+    assert await browser.run("return document.title") == "demo/w · MinT"
+    assert await browser.complaints() == []
+
+
+async def test_an_adapter_is_found_by_keyboard_alone(served: Scene, browser: Browser) -> None:
+    await browser.open(served.url)
+    await browser.type("#name", "demo/pirate\n")
+    await browser.reads("A request sent now goes to e-0", "answers next")
+    await browser.run("history.back()")
+    await browser.reads("Base models")
+    await browser.run("document.querySelector('#name').value = ''")
+    await browser.type("#name", "demo/nobody\n")
+    await browser.reads("adapter 'demo/nobody'", "check the name")
+
+
+async def test_a_phone_shows_all_of_it_without_scrolling_sideways(served: Scene) -> None:
+    async with browsing(width=360, height=780, dark=True) as phone:
+        for path in ("/", "/#wave=demo%2Fw", "/#adapter=demo%2Fpirate"):
+            await phone.open(served.url + path)
+            await phone.reads("e-0", "Live")
+            assert await phone.run("return document.documentElement.scrollWidth") == 360
+        dark = await phone.run("return getComputedStyle(document.body).backgroundColor")
+        assert dark == "rgb(14, 17, 22)"
+
+
+async def test_a_key_is_asked_for_kept_for_the_tab_and_forgotten(
+    scene: Scene, browser: Browser, tmp_path: Path
+) -> None:
+    await scene.base()
+    await scene.open(LIMITS, Secured.by(None, mount(tmp_path / "keys", {"team-a": b"s3cret"})), key="s3cret")
+    await browser.open(scene.url)
+    await browser.reads("This gateway asks for a key")
+    assert BASE not in await browser.text()
+    await browser.type("#key", "wrong\n")
+    await browser.reads("holds a key that is not known here")
+    await browser.type("#key", "s3cret\n")
+    await browser.reads(BASE, "Live", "Forget key")
+    assert await browser.run("return [sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
+    await browser.open(f"{scene.url}/?again")
+    await browser.reads(BASE)
+    await browser.run("document.querySelector('#forget').click()")
+    await browser.reads("This gateway asks for a key")
+    assert BASE not in await browser.text()
+
+
+async def test_a_scoped_key_shows_what_it_opens(tenants: Tenants, browser: Browser) -> None:
+    await tenants.train(lessons("acme"), lessons("rival"))
+    await browser.open(tenants.scene.url)
+    await browser.reads("asks for a key")
+    await browser.type("#key", key_of("acme") + "\n")
+    text = await browser.reads("models/base", "acme/own", "acme/wave", "acme/lessons")
+    assert "rival" not in text
+    assert "Device slots used" not in text, "others' adapters count among them"
+
+
+async def test_a_gateway_that_ends_is_said_to_be_away_and_found_again(scene: Scene, browser: Browser) -> None:
+    await scene.base()
+    async with AsyncExitStack() as stack:
+        leaving = Scene(scene.redis, stack)
+        await leaving.open()
+        url, port = leaving.url, leaving.gateway.http_port
+        await browser.begin_with(HURRIED)
+        await browser.open(url)
+        await browser.reads(BASE, "Live")
+    await browser.reads(
+        "The gateway does not answer. What is shown is the last that was heard.", "Tries again in", BASE
+    )
+    await until(lambda: browser.run("return Math.max(...window.waits) >= 45_000"))
+    waits = [wait / 1000 for wait in await browser.run("return window.waits") if wait > 3000]
+    assert all(0.75 * 2**n <= wait / 3 <= 1.25 * 2**n for n, wait in enumerate(waits[:4], start=1)), "with jitter"
+    assert max(waits) <= 75
+    async with serve(scene.redis, "127.0.0.1:0", listen("127.0.0.1", port), LIMITS):
+        await browser.reads("Live")
+        assert "does not answer" not in await browser.text()
+
+
+async def test_what_is_known_is_shown_while_redis_is_away(
+    fragile: Scene, own_redis: RedisProcess, browser: Browser
+) -> None:
+    await fragile.base()
+    await fragile.open()
+    await until(lambda: BASE in fragile.gateway.mirror.views)
+    own_redis.kill()
+    await browser.open(fragile.url)
+    await browser.reads(BASE, "Redis does not answer", f"not complete for {BASE}", "Live")
