@@ -26,7 +26,7 @@ from mint_engine.requests.answers import answer
 from mint_engine.requests.grammar import Grammars
 from mint_engine.requests.offsets import prompt_offsets
 from mint_engine.requests.parameters import read_sampling
-from mint_engine.requests.prompts import read_prompt
+from mint_engine.requests.prompts import read_form, read_prompt
 from mint_engine.requests.spelling import Spelling
 from mint_engine.residency.holding import Holder
 from mint_engine.residency.slots import Slots
@@ -191,4 +191,5 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         if sampling.prompt_logprobs:
             offsets = await asyncio.to_thread(prompt_offsets, request, prompt, parts.base.tokenizer, parts.spelling)
         name, told = request.request_id or uuid.uuid4().hex, request.sampling
-        return Asked(name, adapter, prompt, sampling, source, told.routes, told.echo, offsets, grammar)
+        calls = read_form(request.chat, parts.base.tokenizer)
+        return Asked(name, adapter, prompt, sampling, source, told.routes, told.echo, offsets, grammar, calls)

@@ -131,6 +131,12 @@ class Chat(_message.Message):
         CALLS_UNSPECIFIED: Chat._Calls.ValueType  # 0
         HERMES: Chat._Calls.ValueType  # 1
         """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, as Hermes', Qwen2.5's and most of Qwen3's do."""
+        LLAMA: Chat._Calls.ValueType  # 2
+        """{"name": ..., "parameters": {...}} as the whole answer, as Llama 3.1's and later ones of Llama 3 do; several are
+        separated by ";", and <|python_tag|> may come before.
+        """
+        MISTRAL: Chat._Calls.ValueType  # 3
+        """[TOOL_CALLS] [{"name": ..., "arguments": {...}}], as Mistral's do up to those that write [ARGS]."""
 
     class Calls(_Calls, metaclass=_CallsEnumTypeWrapper):
         """How a template writes calls of functions."""
@@ -138,10 +144,17 @@ class Chat(_message.Message):
     CALLS_UNSPECIFIED: Chat.Calls.ValueType  # 0
     HERMES: Chat.Calls.ValueType  # 1
     """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, as Hermes', Qwen2.5's and most of Qwen3's do."""
+    LLAMA: Chat.Calls.ValueType  # 2
+    """{"name": ..., "parameters": {...}} as the whole answer, as Llama 3.1's and later ones of Llama 3 do; several are
+    separated by ";", and <|python_tag|> may come before.
+    """
+    MISTRAL: Chat.Calls.ValueType  # 3
+    """[TOOL_CALLS] [{"name": ..., "arguments": {...}}], as Mistral's do up to those that write [ARGS]."""
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    OR_CALLS_FIELD_NUMBER: _builtins.int
     tools: _builtins.str
     """Functions that the model is told of, as OpenAI's clients have them: a JSON array of
     {"type": "function", "function": {"name": ..., "description": ..., "parameters": a JSON schema}}, 65,536 characters
@@ -154,16 +167,21 @@ class Chat(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
+    @_builtins.property
+    def or_calls(self) -> _containers.RepeatedScalarFieldContainer[Global___Chat.Calls.ValueType]:
+        """Other forms that will be looked for beside `calls`. Which of all these the template has, Started tells."""
+
     def __init__(
         self,
         *,
         messages: _abc.Iterable[Global___Message] | None = ...,
         tools: _builtins.str = ...,
         calls: Global___Chat.Calls.ValueType = ...,
+        or_calls: _abc.Iterable[Global___Chat.Calls.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "messages", b"messages", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "messages", b"messages", "or_calls", b"or_calls", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,6 +450,7 @@ class Started(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     engine: _builtins.str
     base_model: _builtins.str
@@ -439,6 +458,8 @@ class Started(_message.Message):
     revision: _builtins.str
     """Content digest of the revision that answers; empty for the bare base."""
     prompt_tokens: _builtins.int
+    calls: Global___Chat.Calls.ValueType
+    """The form in which the base's chat template writes calls, where a chat's `calls` asked for one."""
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """One for each token of the prompt from the second on: the first has nothing before it."""
@@ -458,10 +479,11 @@ class Started(_message.Message):
         prompt_tokens: _builtins.int = ...,
         prompt_logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         prompt: _abc.Iterable[_builtins.bytes] | None = ...,
+        calls: Global___Chat.Calls.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "engine", b"engine", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_model", b"base_model", "calls", b"calls", "engine", b"engine", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

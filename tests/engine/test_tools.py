@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mint_contracts.errors import InvalidRequest, PromptTooLong
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, ToolCall
-from mint_engine.requests.prompts import read_prompt
-from mint_engine.requests.tools import DEEPEST, LONGEST, check_template
+from mint_engine.requests.prompts import read_form, read_prompt
+from mint_engine.requests.tools import DEEPEST, LONGEST, check_template, form_of
 from tests.engine.tooled import save_tooled
 
 SAIL = {"type": "function", "function": {"name": "sail", "parameters": {"type": "object", "é": "<|end|>"}}}
@@ -106,6 +106,37 @@ def test_which_templates_have_hermes_form(name: str, hermes: bool) -> None:
     for special in ((), ("<tool_call>",))[int(hermes) :]:
         with pytest.raises(InvalidRequest, match='A tool_choice of "required", or of one function, works'):
             check_template(template, chat, special, tools=True)
+
+
+MISTRAL = (
+    "{% for tool in tools or [] %}[AVAILABLE_TOOLS]{{ tool | tojson }}{% endfor %}{% for m in messages %}"
+    '{% if m.tool_calls %}{{ "[TOOL_CALLS] [" }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}'
+    "]{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+OTHERS = {
+    "a": MISTRAL,
+    "b": MISTRAL.replace("[TOOL_CALLS] [", "[TOOL_CALLS]["),
+    "c": MISTRAL.replace("[TOOL_CALLS] [", "[TOOL_CALLS]") + "[ARGS]",
+}
+
+
+def test_which_templates_have_other_forms() -> None:
+    """Of all published ones that trl has, and of Mistral's in short: who has a newer one is surely none of these."""
+    published = {each.stem: each.read_text() for each in TEMPLATES.glob("*.jinja")}
+    found = {name: form_of(template, ()) for name, template in (published | OTHERS).items()}
+    assert {name for name, form in found.items() if form == Chat.LLAMA} == {"llama3_1", "llama3_2"}
+    assert {name for name, form in found.items() if form == Chat.MISTRAL} == {"a", "b"}
+    for template, form in ((published["llama3_2"], Chat.LLAMA), (MISTRAL, Chat.MISTRAL)):
+        with pytest.raises(InvalidRequest, match="has no <tool_call> with JSON in it"):
+            check_template(template, Chat(calls=Chat.HERMES), (), tools=True)
+        check_template(template, Chat(calls=Chat.HERMES, or_calls=[form]), (), tools=True)
+        check_template(template, Chat(calls=Chat.HERMES, or_calls=[9, form]), (), tools=True)  # type: ignore[list-item]
+
+
+def test_the_form_that_is_told_is_the_templates(tokenizer: PreTrainedTokenizerBase) -> None:
+    chat = Chat(calls=Chat.LLAMA, or_calls=[Chat.HERMES], tools=json.dumps([SAIL]))
+    assert read_form(chat, tokenizer) == Chat.HERMES
+    assert read_form(Chat(tools=json.dumps([SAIL])), tokenizer) == Chat.CALLS_UNSPECIFIED
 
 
 def test_a_template_that_takes_none_is_told_none(tokenizer: PreTrainedTokenizerBase) -> None:

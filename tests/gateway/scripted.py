@@ -28,6 +28,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         self.base, self.name = base, name
         self.words: Sequence[str] = ("Hello", " there", ".")
         self.repeats = False  # says the prompt first
+        self.calls = sampling_pb2.Chat.CALLS_UNSPECIFIED  # the form in which its base calls functions
         self.refuse: MintError | None = None  # answers every request with this
         self.hold_before: asyncio.Event | None = None  # waits for it before the first token
         self.hold_after: int | None = None  # says so many words, then waits to be ended
@@ -55,6 +56,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             started = sampling_pb2.Started(engine=self.name, base_model=self.base, adapter=request.adapter)
             held = self.held.get(request.adapter)
             started.request_id, started.revision = request.request_id, held.revision if held else ""
+            started.calls = self.calls
             await context.write(sampling_pb2.GenerateEvent(started=started))
             self.started.set()
             if self.hold_before:

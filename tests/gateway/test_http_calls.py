@@ -1,14 +1,16 @@
 """Calls are read out of an answer's text the same however it is cut, and nothing of the text is lost beside them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mint_gateway.http.calls import Call, Listed, Reader, Reading, Single, Tagged
+from mint_contracts.sampling_pb2 import Chat
+from mint_gateway.http.calls import Call, Listed, Once, Reader, Single, Tagged
+from mint_gateway.http.tools import Function, Tools
 
 SEA = Call("sea", '{"deep": true}')
 TAGGED = '<tool_call>\n{"name": "sea", "arguments": {"deep": true}}\n</tool_call>'
@@ -16,6 +18,20 @@ TAGGED = '<tool_call>\n{"name": "sea", "arguments": {"deep": true}}\n</tool_call
 
 def tagged() -> Tagged:
     return Tagged({"sea", "ship"})
+
+
+def llama() -> Reader:
+    return form(Chat.LLAMA)
+
+
+def mistral() -> Reader:
+    return form(Chat.MISTRAL)
+
+
+def form(of: "Chat.Calls.ValueType") -> Reader:
+    reading = Tools([Function("sea"), Function("ship")], "auto").reading(of)
+    assert reading
+    return reading.reader()
 
 
 def read(reader: Reader, pieces: Sequence[str]) -> list[str | Call]:
@@ -85,6 +101,68 @@ def test_hermes_calls(text: str, told: list[str | Call]) -> None:
     assert read(tagged(), list(text)) == told
 
 
+_SEA = '{"name": "sea", "parameters": {"deep": true}}'
+_SHIP = '{"name": "ship", "arguments": {"a": "]};[\\"<"}, "id": "123456789"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (_SEA, [SEA]),
+        (f" \n<|python_tag|> {_SEA}\n", [SEA]),
+        (f"{_SEA}; {_SEA};", [SEA, SEA]),
+        (f"{_SEA}\n\nThat is all; or not.", [SEA, "That is all; or not."]),
+        *[
+            (other, [other])
+            for other in (
+                f"I look. {_SEA}",
+                '{"name": "moon", "parameters": {}}',
+                '{"name": "sea"}',
+                _SEA.replace("parameters", "arguments"),
+                '{"deep": true} ',
+                _SEA[:-1],
+                "<|python_tag|>sea.call(deep=True)",
+                "<|python",
+                " {",
+                "{'name'}",
+                f"[{_SEA}]",
+            )
+        ],
+    ],
+)
+def test_llamas_calls(text: str, told: list[str | Call]) -> None:
+    assert read(llama(), [text]) == told
+    assert read(llama(), list(text)) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"[TOOL_CALLS] [{_SHIP}]", [Call("ship", '{"a": "]};[\\"<"}')]),
+        (f" [{_SHIP}, {_SHIP}] ", [Call("ship", '{"a": "]};[\\"<"}')] * 2),
+        (f"[{_SHIP}", [Call("ship", '{"a": "]};[\\"<"}')]),
+        (f"[{_SHIP}]\nThere.", [Call("ship", '{"a": "]};[\\"<"}'), "There."]),
+        *[
+            (other, [other])
+            for other in (
+                _SHIP,
+                f"[TOOL_CALLS]{_SHIP}",
+                "[1, 2]",
+                "[]",
+                "[TOOL",
+                f"Well: [{_SHIP}]",
+                f"[{_SEA}]",
+                "[TOOL_CALLS]ship[ARGS]{}",
+                f"[{_SHIP[:-1]}",
+            )
+        ],
+    ],
+)
+def test_mistrals_calls(text: str, told: list[str | Call]) -> None:
+    assert read(mistral(), [text]) == told
+    assert read(mistral(), list(text)) == told
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -124,6 +202,9 @@ _words = st.sampled_from(
         "sea",
         TAGGED,
         '{"name": "sea", "parameters": {}}',
+        '[{"name": "sea", "arguments": {}}',
+        "[TOOL_CALLS]",
+        "<|python_tag|>",
     ]
 )
 _texts = st.lists(_words | st.characters(exclude_categories=["Cs"]), max_size=4).map("".join)
@@ -142,13 +223,13 @@ def cut(text: str, cuts: Sequence[int]) -> list[str]:
 
 
 @given(
-    reading=st.sampled_from([tagged, Listed, lambda: Single("sea")]),
+    made=st.sampled_from([tagged, llama, mistral, lambda: Once(mistral()), Listed, lambda: Single("sea")]),
     text=st.lists(_words, max_size=12).map("".join),
     cuts=_cuts,
 )
-@example(reading=tagged, text=f"a \n{TAGGED}", cuts=[2])
-def test_however_an_answer_is_cut_the_same_is_told(reading: Reading, text: str, cuts: list[int]) -> None:
-    assert read(reading(), cut(text, cuts)) == read(reading(), [text])
+@example(made=tagged, text=f"a \n{TAGGED}", cuts=[2])
+def test_however_an_answer_is_cut_the_same_is_told(made: Callable[[], Reader], text: str, cuts: list[int]) -> None:
+    assert read(made(), cut(text, cuts)) == read(made(), [text])
 
 
 @given(calls=_calls, said=st.text(), escaped=st.booleans(), cuts=_cuts)
@@ -163,6 +244,9 @@ def test_calls_that_were_written_are_read_again(
     assert read(tagged(), cut("\n".join([said + "<", *written]), cuts)) == [said + "<", *meant]
     written = [f'{{"name": "{name}", "parameters": {told}}}' for name, told in texts]
     assert read(Listed(), cut(f"[{', '.join(written)}]", cuts)) == meant
+    assert read(llama(), cut("; ".join(written), cuts)) == meant
+    written = [f'{{"name": "{name}", "arguments": {told}}}' for name, told in texts]
+    assert read(mistral(), cut(f"[TOOL_CALLS] [{', '.join(written)}]", cuts)) == meant
 
 
 @given(pieces=st.lists(st.sampled_from("<tool_cal> ") | st.text(max_size=3), max_size=20))

@@ -9,7 +9,7 @@ import pytest
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, ToolCall
 from mint_gateway.http import asked
-from mint_gateway.http.calls import Call, Listed, Single, Tagged
+from mint_gateway.http.calls import Call, Leading, Listed, Single, Tagged
 
 CHART = {"$ref": "#/$defs/Chart"}
 PLACED = {
@@ -39,21 +39,23 @@ def test_what_is_left_to_the_model_is_told_and_read_as_hermes_has_it() -> None:
         meant = {name: value for name, value in SAIL.items() if name != "strict"}
         assert sail == {"type": "function", "function": meant}
         assert rest["function"]["parameters"]["properties"] == {}
-        assert request.chat.calls == Chat.HERMES
+        assert (request.chat.calls, list(request.chat.or_calls)) == (Chat.HERMES, [Chat.LLAMA, Chat.MISTRAL])
         assert request.sampling.WhichOneof("shape") is None
         assert not request.sampling.stop
-        reading = wanted.called().reading
-        assert reading
-        assert isinstance(reading(), Tagged)
+        for form, reader in ((0, Tagged), (Chat.HERMES, Tagged), (Chat.LLAMA, Leading), (Chat.MISTRAL, Leading)):
+            reading = wanted.called().reading(Chat.Calls.ValueType(form))
+            assert reading
+            assert isinstance(reading.reader(), reader)
+            assert reading.short_ids == (form == Chat.MISTRAL)
 
 
 def test_one_call_at_most_ends_the_answer_with_it() -> None:
     """At the latest: what a model that ends no line goes on with is left out."""
     wanted, request = read(tools=TOOLS, parallel_tool_calls=False, stop="\n\n")
     assert list(request.sampling.stop) == ["\n\n", "\n</tool_call>"]
-    reading, rest = wanted.called().reading, '<tool_call>{"name": "rest", "arguments": {}}</tool_call>'
+    reading, rest = wanted.called().reading(Chat.HERMES), '<tool_call>{"name": "rest", "arguments": {}}</tool_call>'
     assert reading
-    reader = reading()
+    reader = reading.reader()
     assert reader.push(f"I rest. {rest}{rest}") == ["I rest.", Call("rest", "{}")]
     assert [*reader.push(f"So. {rest}"), *reader.finish()] == []
 
@@ -61,7 +63,7 @@ def test_one_call_at_most_ends_the_answer_with_it() -> None:
 def test_none_are_called_though_they_are_told() -> None:
     wanted, request = read(tools=TOOLS, tool_choice="none", response_format={"type": "json_object"})
     assert len(json.loads(request.chat.tools)) == 2
-    assert (request.chat.calls, wanted.called().reading) == (Chat.CALLS_UNSPECIFIED, None)
+    assert (request.chat.calls, wanted.called().reading(Chat.HERMES)) == (Chat.CALLS_UNSPECIFIED, None)
     assert request.sampling.json_object
 
 
@@ -69,7 +71,7 @@ def test_none_are_called_though_they_are_told() -> None:
 def test_without_tools_nothing_is_called(told: dict[str, Any]) -> None:
     wanted, request = read(**told, parallel_tool_calls=False)
     assert request == read()[1]
-    assert wanted.called().reading is None
+    assert wanted.called().reading(Chat.HERMES) is None
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,9 @@ def test_calls_that_must_come_are_held_to_an_array_of_them(calls: Any, parallel:
     validator = jsonschema.Draft202012Validator(json.loads(request.sampling.json_schema))
     assert validator.is_valid(calls) == sound
     assert request.chat.calls == Chat.CALLS_UNSPECIFIED, "whatever form the base's template has"
-    assert wanted.called().reading is Listed
+    reading = wanted.called().reading(Chat.CALLS_UNSPECIFIED)
+    assert reading
+    assert isinstance(reading.reader(), Listed)
 
 
 def test_one_function_that_must_be_called_is_held_to_its_arguments() -> None:
@@ -101,9 +105,9 @@ def test_one_function_that_must_be_called_is_held_to_its_arguments() -> None:
         wanted, request = read(tools=TOOLS, tool_choice=CHOSEN, parallel_tool_calls=parallel)
         assert json.loads(request.sampling.json_schema) == PLACED
         assert len(json.loads(request.chat.tools)) == 2
-        reading = wanted.called().reading
+        reading = wanted.called().reading(Chat.CALLS_UNSPECIFIED)
         assert reading
-        assert isinstance(reading(), Single)
+        assert isinstance(reading.reader(), Single)
 
 
 def test_turns_with_calls_and_what_they_gave() -> None:

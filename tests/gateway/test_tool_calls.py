@@ -1,6 +1,7 @@
 """Functions called by a real engine's answers, by HTTP, as OpenAI's clients ask for it: streamed and whole."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from openai.types.chat.chat_completion import ChatCompletion, Choice
 from transformers import AutoTokenizer
 
-from mint_contracts.sampling_pb2 import GenerateRequest
+from mint_contracts.sampling_pb2 import Chat, GenerateRequest
 from mint_engine.requests.prompts import read_prompt
 from mint_gateway.http import asked
 from tests.engine.running import save_adapter, save_base
@@ -211,6 +212,28 @@ async def test_a_base_that_writes_calls_in_no_known_form_is_held_to_them(scene: 
             if template == own:
                 held = await answered(client, tool_choice="required", parallel_tool_calls=False, seed=1)
                 assert len(function_calls(held)) == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "words", "ids"),
+    [
+        (Chat.LLAMA, ['{"name": "depth", "para', f'meters": {ARGUMENTS}}}'], r"call_[0-9a-f]{24}"),
+        (Chat.MISTRAL, ['[{"name": "dep', f'th", "arguments": {ARGUMENTS}}}', "]"], r"[0-9a-f]{9}"),
+    ],
+)
+async def test_calls_are_read_in_the_form_that_the_engine_tells_of(
+    scene: Scene, form: "Chat.Calls.ValueType", words: list[str], ids: str
+) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.calls, engine.words = form, words
+    await scene.open()
+    await scene.seen(engine)
+    async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
+        told = await answered(client)
+    assert (told.message.content, told.finish_reason) == (None, "tool_calls")
+    assert function_calls(told) == [("depth", json.loads(ARGUMENTS))]
+    assert re.fullmatch(ids, (told.message.tool_calls or [])[0].id)
 
 
 async def test_completions_of_one_request_call_each_for_itself(scene: Scene) -> None:

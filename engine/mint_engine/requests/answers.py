@@ -24,6 +24,7 @@ async def answer(
         adapter=asked.adapter,
         prompt_tokens=len(asked.prompt),
         prompt=[spelling[token] for token in asked.prompt] if asked.echo else (),
+        calls=sampling_pb2.Chat.Calls.ValueType(asked.calls),
     )
     left = asked.sampling.n
     while left:

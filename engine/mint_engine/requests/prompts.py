@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mint_contracts.errors import InvalidRequest, PromptTooLong
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message
-from mint_engine.requests.tools import check_template, names, read_call, read_tools
+from mint_engine.requests.tools import check_template, form_of, names, read_call, read_tools
 
 # No tokenizer packs more characters than this into a token on average; what is longer need not be tokenized to be
 # refused. (The longest tokens of common vocabularies are runs of 128 spaces.)
@@ -45,6 +45,14 @@ def read_prompt(
     if outside := [token for token in tokens if not 0 <= token < vocab_size]:
         raise InvalidRequest("prompt", f"has token {outside[0]}; this base has tokens 0 to {vocab_size - 1}")
     return tuple(tokens)
+
+
+def read_form(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> "Chat.Calls.ValueType":
+    """The form of calls that a chat which was read asks for and gets."""
+    if not chat.calls:
+        return Chat.CALLS_UNSPECIFIED
+    template = tokenizer.get_chat_template(tools=read_tools(chat.tools) or None)
+    return form_of(template, tokenizer.all_special_tokens)
 
 
 def _render(chat: Chat, tokenizer: PreTrainedTokenizerBase, context_length: int) -> list[int]:

@@ -23,6 +23,14 @@ _TAKES = re.compile(r"\btools\b")
 # In Jinja's own text or in a string of it. Qwen3-Coder's and GLM's have the tag, too, and no JSON after it.
 _TAG = "<tool_call>"
 _HERMES = re.compile(_TAG + r'(?:\\n|\s)*\{\s*\\?"')
+# What Llama 3's say to the model of how it calls; and of Mistral's those that write an array, not [ARGS].
+_LLAMA = re.compile(r'\{\\?"name\\?": function name, \\?"parameters\\?": dictionary of argument name and its value\}')
+_MISTRAL = re.compile(r"\[TOOL_CALLS\] ?\[")
+_WRITTEN = {
+    Chat.HERMES: f"{_TAG} with JSON in it",
+    Chat.LLAMA: "JSON as Llama 3's",
+    Chat.MISTRAL: "array as Mistral's",
+}
 
 
 class _Function(msgspec.Struct, frozen=True):
@@ -73,14 +81,29 @@ def check_template(template: str, chat: Chat, special: Collection[str], *, tools
         )
     if "tool_calls" not in template and any(message.tool_calls for message in chat.messages):
         raise InvalidRequest("prompt.chat.messages", "hold calls, of which this base's chat template writes nothing")
-    if chat.calls not in (Chat.CALLS_UNSPECIFIED, Chat.HERMES):
+    if chat.calls and chat.calls not in _WRITTEN:
         raise InvalidRequest("prompt.chat.calls", f"is {chat.calls}, which is no form")
-    if chat.calls == Chat.HERMES and (_TAG in special or not _HERMES.search(template)):
+    wanted = [_WRITTEN[form] for form in (chat.calls, *chat.or_calls) if form in _WRITTEN]  # of a newer gateway more
+    if chat.calls and form_of(template, special) not in (chat.calls, *chat.or_calls):
         raise InvalidRequest(
             "prompt.chat.calls",
-            f"can't be read out of this base's answers: its chat template has no {_TAG} with JSON in it. "
+            f"can't be read out of this base's answers: its chat template has no {', and no '.join(wanted)}. "
             'A tool_choice of "required", or of one function, works',
         )
+
+
+def form_of(template: str, special: Collection[str]) -> "Chat.Calls.ValueType":
+    """The form in which a template writes calls, if it is surely a known one.
+
+    `special` are tokens that no text shows: without their tags Hermes' calls can't be told from text, while Mistral's
+    and Llama's begin an answer.
+    """
+    if _HERMES.search(template):
+        return Chat.CALLS_UNSPECIFIED if _TAG in special else Chat.HERMES
+    llama, mistral = _LLAMA.search(template), _MISTRAL.search(template)
+    if "tool_calls" not in template or "[ARGS]" in template or bool(llama) == bool(mistral):
+        return Chat.CALLS_UNSPECIFIED
+    return Chat.LLAMA if llama else Chat.MISTRAL
 
 
 def names(value: Any) -> Iterator[str]:

@@ -25,6 +25,7 @@ class Asked(msgspec.Struct, frozen=True):
     echo: bool = False  # whether Started is to tell what the prompt's tokens are written as
     offsets: tuple[int, ...] = ()  # where these begin, if log-probabilities of the prompt are wanted
     grammar: Grammar | None = None  # of `sampling.shape`
+    calls: int = 0  # the form of calls that Started is to tell
 
 
 class Begun(msgspec.Struct, frozen=True):

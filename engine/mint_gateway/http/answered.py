@@ -68,9 +68,10 @@ class Head(msgspec.Struct, frozen=True):
 
     def called(self, index: int, place: int, call: Call) -> Json:
         """A completion's call; its id is the same whenever it is told."""
-        name = hashlib.sha256(f"{self.request_id}/{index}/{place}".encode()).hexdigest()[:24]
+        name = hashlib.sha256(f"{self.request_id}/{index}/{place}".encode()).hexdigest()
+        short = self.reading is not None and self.reading.short_ids
         return {
-            "id": f"call_{name}",
+            "id": name[:9] if short else f"call_{name[:24]}",
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments},
         }
@@ -138,7 +139,7 @@ def _message(head: Head, index: int, prompt: Echo, text: str) -> Json:
     message: Json = {"role": "assistant", "content": prompt.text + text}
     if head.reading is None:
         return message
-    reader = head.reading()
+    reader = head.reading.reader()
     parts = [*reader.push(text), *reader.finish()]
     calls = [part for part in parts if isinstance(part, Call)]
     message["content"] = "".join((prompt.text, *(part for part in parts if isinstance(part, str)))) or None

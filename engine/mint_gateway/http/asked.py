@@ -16,7 +16,7 @@ from msgspec import Meta
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest
 from mint_gateway.http.messages import Message, message
-from mint_gateway.http.tools import TAG_END, Choice, Tool, Tools, checked
+from mint_gateway.http.tools import FORMS, TAG_END, Choice, Tool, Tools, checked
 
 # They tell of the client, or of how it is billed, and change no answer of a kind of request that has no such field.
 PASSED_OVER = frozenset(
@@ -219,7 +219,8 @@ def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
     if tools.held:
         sampling.json_schema = tools.schema
     elif tools.choice == "auto":
-        request.chat.calls = sampling_pb2.Chat.HERMES
+        request.chat.calls = FORMS[0]
+        request.chat.or_calls.extend(FORMS[1:])
         if not tools.parallel:  # what was called by then is read all the same
             sampling.stop.append(TAG_END)
 

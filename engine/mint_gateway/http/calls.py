@@ -32,7 +32,11 @@ class Reader(Protocol):
         """Tell the rest: no more comes."""
 
 
-Reading = Callable[[], Reader]  # makes one for each completion
+class Reading(msgspec.Struct, frozen=True):
+    """How calls are read out of the answer to one request."""
+
+    reader: Callable[[], Reader]  # makes one for each completion
+    short_ids: bool = False  # calls get ids of nine letters and digits: Mistral's templates take no others back
 
 
 class _Object:
@@ -133,6 +137,68 @@ class Tagged:
         if self._after:
             text = text.lstrip()
         self._after = self._after and not text
+        return [text] if text else []
+
+
+class Leading:
+    """Reads calls that an answer begins with, in an array or by themselves; after them there is text alone.
+
+    White space between and around them, and what separates them, belongs to them.
+    """
+
+    def __init__(self, names: Collection[str], opening: Collection[str], between: str, field: str) -> None:
+        """`names` are those of the functions: a call of another is none. `field` has the arguments of one.
+
+        `opening` may come before the first, but "[" must where it is among them; `between` are what separates calls.
+        """
+        self._names, self._opening, self._between, self._field = names, opening, f"{_SPACE}{between}", field
+        self._held = ""  # since the last call
+        self._object = _Object()
+        self._called = self._saying = False
+
+    def push(self, text: str) -> list[str | Call]:
+        """Take more text."""
+        self._held += text
+        found: list[str | Call] = []
+        while not self._saying and (at := self._begins()) is not None:
+            self._object.read(self._held, at)
+            if not self._object.length and not self._object.broken:
+                return found
+            end = at + self._object.length
+            call = _decoded(self._held[at:end], self._field, self._names)
+            self._saying = call is None
+            if call is not None:
+                found.append(call)
+                self._held, self._object, self._called = self._held[end:], _Object(), True
+        return found + self._said() if self._saying else found
+
+    def finish(self) -> list[str | Call]:
+        """Tell the rest: no more comes."""
+        return [] if self._called and not self._held.strip(self._between) else self._said()
+
+    def _begins(self) -> int | None:
+        """Where an object may begin; None while that is not known."""
+        held, at = self._held, 0
+        if self._called:
+            at = len(held) - len(held.lstrip(self._between))
+        for literal in () if self._called else self._opening:
+            at = _after_space(held, at)
+            if held.startswith(literal, at):
+                at += len(literal)
+            elif literal.startswith(held[at:]):
+                return None
+            elif literal == "[":
+                self._saying = True
+                return None
+        at = _after_space(held, at)
+        return at if at < len(held) else None
+
+    def _said(self) -> list[str | Call]:
+        """All that is held, as text."""
+        text, self._held = self._held, ""
+        if self._called:
+            text = text.lstrip(self._between)
+        self._called = self._called and not text
         return [text] if text else []
 
 

@@ -15,10 +15,10 @@ from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started
 from mint_gateway.answering import Answering
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.http import answered, asked, models, together
-from mint_gateway.http.calls import Reading
 from mint_gateway.http.guarding import HEALTH, LIVE
 from mint_gateway.http.refusing import refusing, reply
 from mint_gateway.http.stream import REQUEST_ID, Stream
+from mint_gateway.http.tools import NONE, Tools
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.page.answers import Page
@@ -74,7 +74,7 @@ class Door:
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         wanted = asked.read(await _body(http), asked.AskedChat)
         requests = [asked.chat_request(wanted, self._bases())]
-        return await self._answer(http, wanted, requests, answered.CHAT, wanted.called().reading)
+        return await self._answer(http, wanted, requests, answered.CHAT, wanted.called())
 
     async def _answer(
         self,
@@ -82,12 +82,12 @@ class Door:
         wanted: asked.Asked,
         requests: Sequence[GenerateRequest],
         form: answered.Form,
-        reading: Reading | None = None,
+        tools: Tools = NONE,
     ) -> web.StreamResponse:
         request_id, created = _request_id(http), int(time.time())
         together.name(requests, request_id)
         if wanted.stream:
-            stream = Stream(http, form, wanted, reading, request_id, created)
+            stream = Stream(http, form, wanted, tools, request_id, created)
             return await stream.run(self._answering, requests)
         started: dict[int, Started] = {}
         events: list[GenerateEvent] = []
@@ -101,6 +101,7 @@ class Door:
         await together.answer(self._answering, requests, wanted.n, keep)
         echoes = {prompt: answered.echo(requests[prompt], each) for prompt, each in started.items()}
         found = answered.revision(started.values())
+        reading = tools.reading(started[0].calls)  # a chat is one prompt
         head = answered.Head(form, request_id, wanted.model, created, found, reading)
         return reply(answered.whole(head, echoes, events, wanted.n), headers={REQUEST_ID: request_id})
 

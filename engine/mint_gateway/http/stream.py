@@ -13,8 +13,9 @@ from mint_contracts.errors import MintError
 from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, GenerateRequest, TokenLogprob
 from mint_gateway.answering import Answering
 from mint_gateway.http import answered, asked, together
-from mint_gateway.http.calls import Call, Reader, Reading
+from mint_gateway.http.calls import Call, Reader
 from mint_gateway.http.refusing import ours
+from mint_gateway.http.tools import Tools
 
 REQUEST_ID = "X-Request-Id"
 
@@ -27,11 +28,11 @@ class Stream:
         http: web.Request,
         form: answered.Form,
         wanted: asked.Asked,
-        reading: Reading | None,
+        tools: Tools,
         request_id: str,
         created: int,
     ) -> None:
-        self._http, self._form, self._wanted, self._reading = http, form, wanted, reading
+        self._http, self._form, self._wanted, self._tools = http, form, wanted, tools
         self._request_id, self._created = request_id, created
         self._response = web.StreamResponse()
         self._preparing = asyncio.Lock()
@@ -67,7 +68,9 @@ class Stream:
     async def _send(self, requests: Sequence[GenerateRequest], prompt: int, event: GenerateEvent) -> None:
         if event.HasField("started"):
             made = self._request_id, self._wanted.model, self._created
-            self._heads[prompt] = answered.Head(self._form, *made, event.started.revision, self._reading)
+            self._heads[prompt] = answered.Head(
+                self._form, *made, event.started.revision, self._tools.reading(event.started.calls)
+            )
             await self._prepare()
             own = range(prompt * self._wanted.n, (prompt + 1) * self._wanted.n)
             echo = answered.echo(requests[prompt], event.started)
@@ -83,9 +86,9 @@ class Stream:
                 await self._write(piece)
 
     def _chunk(self, head: answered.Head, chunk: Chunk, before: int) -> list[answered.Json]:
-        if self._reading is None:
+        if head.reading is None:
             return [answered.chunk(head, chunk, before)]
-        reader = self._readers.get(chunk.index) or self._readers.setdefault(chunk.index, self._reading())
+        reader = self._readers.get(chunk.index) or self._readers.setdefault(chunk.index, head.reading.reader())
         return self._read(head, chunk.index, reader.push(chunk.text), chunk.logprobs)
 
     def _end(self, head: answered.Head, finished: Finished) -> list[answered.Json]:

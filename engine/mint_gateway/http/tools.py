@@ -5,17 +5,27 @@ an array of `{"name": ..., "parameters": {...}}`. Else the model writes calls in
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from mint_contracts.errors import InvalidRequest
-from mint_gateway.http.calls import Listed, Once, Reading, Single, Tagged
+from mint_contracts.sampling_pb2 import Chat
+from mint_gateway.http.calls import Leading, Listed, Once, Reader, Reading, Single, Tagged
 from mint_gateway.http.schemas import moved
 
 TAG_END = "\n</tool_call>"  # no string within a call holds it: JSON escapes a line's end
+
+# How a model that is left to its own way calls, by the form that its template has: the first of these, or another.
+_READERS: dict[int, Callable[[Collection[str]], Reader]] = {
+    Chat.HERMES: Tagged,
+    Chat.LLAMA: lambda names: Leading(names, ("<|python_tag|>",), ";", "parameters"),
+    Chat.MISTRAL: lambda names: Leading(names, ("[TOOL_CALLS]", "["), ",]", "arguments"),
+}
+FORMS = tuple(Chat.Calls.ValueType(form) for form in _READERS)
 
 _Json = dict[str, Any]
 _NOTHING: _Json = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -88,18 +98,25 @@ class Tools(msgspec.Struct, frozen=True):
         array: _Json = {"$defs": every, "type": "array", "items": {"anyOf": [_called(name) for name in schemas]}}
         return _written(array | {"minItems": 1} | ({} if self.parallel else {"maxItems": 1}))
 
-    @property
-    def reading(self) -> Reading | None:
-        """How calls are read out of an answer; None where it has none."""
+    def reading(self, form: "Chat.Calls.ValueType") -> Reading | None:
+        """How calls are read out of an answer; None where it has none.
+
+        `form` is that of the base's template, where a model calls in its own way; an engine of an earlier version
+        knows Hermes' alone, and tells of none.
+        """
         if self.choice == "none":
             return None
         if self.choice == "auto":
             names, parallel = frozenset(each.name for each in self.functions), self.parallel
-            return lambda: Tagged(names) if parallel else Once(Tagged(names))
+            reader = _READERS[form or Chat.HERMES]
+            made = partial(reader, names) if parallel else lambda: Once(reader(names))
+            return Reading(made, short_ids=form == Chat.MISTRAL)
         if self.choice == "required":
-            return Listed
-        name = self.choice.function.name
-        return lambda: Single(name)
+            return Reading(Listed)
+        return Reading(partial(Single, self.choice.function.name))
+
+
+NONE = Tools()
 
 
 def checked(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> Tools:
@@ -116,7 +133,7 @@ def checked(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) -> 
         raise InvalidRequest("tool_choice", f"names {choice.function.name[:100]!r}, which is none of the tools")
     if choice == "required" and not names:
         raise InvalidRequest("tool_choice", "is required, and there are no tools")
-    return Tools(functions, choice or "auto", parallel) if functions else Tools()
+    return Tools(functions, choice or "auto", parallel) if functions else NONE
 
 
 def _called(name: str) -> _Json:
