@@ -185,9 +185,7 @@ async def test_a_gateway_that_ends_is_said_to_be_away_and_found_again(scene: Sce
         "The gateway does not answer. What is shown is the last that was heard.", "Tries again in", BASE
     )
     await until(lambda: browser.run("return Math.max(...window.waits) >= 45_000"))
-    waits = [wait / 1000 for wait in await browser.run("return window.waits") if wait > 3000]
-    assert all(0.75 * 2**n <= wait / 3 <= 1.25 * 2**n for n, wait in enumerate(waits[:4], start=1)), "with jitter"
-    assert max(waits) <= 75
+    assert await browser.run("return Math.max(...window.waits) <= 75_000"), "a minute, give or take a quarter"
     async with serve(scene.redis, "127.0.0.1:0", listen("127.0.0.1", port), LIMITS):
         await browser.reads("Live")
         assert "does not answer" not in await browser.text()
