@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mint_contracts.errors import InvalidRequest
+from mint_engine.requests import masks
 from mint_engine.requests.grammar import Grammar, Grammars, Shape
+from mint_engine.requests.masks import mask
 from mint_engine.requests.pieces import Pieces
 from tests.engine.running import save_tokenizer
 
@@ -44,7 +46,8 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
 
 def allowed(grammar: Grammar, size: int) -> set[int]:
     logits = torch.zeros(size)
-    grammar.mask(logits)
+    for trouble in mask([grammar], logits[None]).values():
+        raise trouble
     return set(torch.nonzero(logits == 0).flatten().tolist())
 
 
@@ -109,6 +112,28 @@ def test_a_copy_goes_its_own_way(tokenizer: PreTrainedTokenizerBase, grammars: G
     second.take(c)
     assert (allowed(first, 300), allowed(second, 300)) == ({b}, {d})
     assert (first.take(b), second.take(d)) == (True, True)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_each_of_many_rows_is_masked_by_its_own_grammar_alone(
+    tokenizer: PreTrainedTokenizerBase, grammars: Grammars, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    """Also beside one that is broken, and where looking for all of them together fails."""
+    a, b, _, d = tokenizer.encode("abcd")
+    if not together:
+        monkeypatch.setattr(masks, "_threads", lambda: None)
+    told = [grammars.compile(Shape("regex", word)) for word in ("a", "b", "d", "dog")]
+    with pytest.raises(InvalidRequest):
+        told[3].take(a)
+    for size in (len(tokenizer) - 40, len(tokenizer), len(tokenizer) + PADDING):
+        logits = torch.zeros(6, size)
+        troubles = mask([told[0], None, told[1], told[3], None, told[2]], logits)
+        assert set(troubles) == {3}
+        assert isinstance(troubles[3], InvalidRequest)
+        rows = [set(torch.nonzero(row == 0).flatten().tolist()) for row in logits]
+        everything = set(range(size))
+        assert [rows[at] for at in (0, 1, 2, 4, 5)] == [{a}, everything, {b}, everything, {d}]
+    assert mask([None, None], logits) == {}
 
 
 def test_a_base_with_fewer_rows_than_the_tokenizer_has_tokens_is_masked_too(

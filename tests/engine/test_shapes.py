@@ -8,7 +8,6 @@ from typing import Any
 import jsonschema
 import pytest
 import regex
-import torch
 
 from mint_contracts.errors import Internal, InvalidRequest, MintError
 from mint_contracts.sampling_pb2 import Finished, GenerateRequest, SamplingParams, TokenIds
@@ -231,10 +230,10 @@ async def test_what_takes_too_much_work_on_the_way_ends_alone(
 async def test_a_defect_in_one_requests_grammar_is_nothing_to_the_others(
     quiet: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Grammar, row: torch.Tensor) -> None:
+    def broken(self: Grammar, *, any_may: bool) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(Grammar, "mask", broken)
+    monkeypatch.setattr(Grammar, "settle", broken)
     error = await refused_beside_another(quiet, regex="a")
     assert isinstance(error, Internal)
     assert "planted" in str(error)

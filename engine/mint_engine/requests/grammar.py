@@ -7,9 +7,7 @@ import json
 from collections.abc import Set
 from typing import NamedTuple, cast
 
-import numpy as np
 import structlog
-import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, regex_to_lark
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -36,36 +34,33 @@ class Shape(NamedTuple):
 class Grammar:
     """What one completion must still become. Used by one thread at a time."""
 
-    def __init__(self, field: str, matcher: LLMatcher) -> None:
-        """`field` is named by errors."""
-        self._field, self._matcher = field, matcher
+    def __init__(self, field: str, matcher: LLMatcher, tokens: int) -> None:
+        """`field` is named by errors; `tokens` are so many of the tokenizer's."""
+        self._field, self.matcher, self.tokens = field, matcher, tokens
 
     def copy(self) -> "Grammar":
         """Another of the same state, for another completion."""
-        return Grammar(self._field, self._matcher.deep_copy())
+        return Grammar(self._field, self.matcher.deep_copy(), self.tokens)
 
-    def mask(self, row: torch.Tensor) -> None:
-        """Take from logits [V], in place, all tokens that may not come next; those beyond the tokenizer's never may.
+    def settle(self, *, any_may: bool) -> None:
+        """The tokens that may come next were looked for (`masks`): whether any of the base's may.
 
         Raises InvalidRequest where that took too much work, or where none may.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
-        allowed = np.unpackbits(bits, count=row.shape[0], bitorder="little")  # zeros beyond the mask's end
-        if not allowed.any():
+        if not any_may:
             raise InvalidRequest(self._subject, "leads to where none of this base's tokens may follow")
-        row.masked_fill_(torch.from_numpy(allowed == 0).to(row.device), -torch.inf)
 
     def take(self, token: int) -> bool:
-        """The token came, one that may: whether nothing may follow it. Raises InvalidRequest as `mask` does."""
-        self._matcher.consume_token(token)
+        """The token came, one that may: whether nothing may follow it. Raises InvalidRequest as `settle` does."""
+        self.matcher.consume_token(token)
         self._check()
-        return self._matcher.is_stopped()
+        return self.matcher.is_stopped()
 
     def check(self) -> None:
         """Raise InvalidRequest where it is no grammar, or nothing matches it."""
         self._check()
-        self._matcher.compute_bitmask()
+        self.matcher.compute_bitmask()
         self._check()
 
     @property
@@ -73,8 +68,8 @@ class Grammar:
         return f"sampling.{self._field}"
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise InvalidRequest(self._subject, f"can't be followed: {_reason(self._matcher.get_error())}")
+        if self.matcher.is_error():
+            raise InvalidRequest(self._subject, f"can't be followed: {_reason(self.matcher.get_error())}")
 
 
 class Grammars:
@@ -106,7 +101,8 @@ class Grammars:
             text = _written(shape)
         except ValueError as error:
             raise InvalidRequest(subject, f"can't be read: {_reason(str(error))}") from None
-        grammar = Grammar(shape.field, LLMatcher(self._vocabulary, text, log_level=0, limits=_LIMITS))
+        matcher = LLMatcher(self._vocabulary, text, log_level=0, limits=_LIMITS)
+        grammar = Grammar(shape.field, matcher, self._vocabulary.vocab_size)
         grammar.check()
         return grammar
 

@@ -11,6 +11,7 @@ from mint_engine.model.forward import Forward
 from mint_engine.model.likeliest import likeliest
 from mint_engine.model.paged import Span
 from mint_engine.model.routes import Routes
+from mint_engine.requests.masks import mask
 from mint_engine.requests.penalties import penalise
 from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.said import Said
@@ -123,7 +124,7 @@ class Generation:
 
     def _tell_defect(self, sequences: list[Sequence], error: Exception) -> str:
         metrics.STEP_FAILURES.inc()
-        _log.exception("step_failed", requests=len(sequences))
+        _log.exception("step_failed", requests=len(sequences), exc_info=error)
         return f"a step failed: {error}"
 
     def _wipe(self) -> None:
@@ -200,26 +201,23 @@ class Generation:
         ]
         if changed:  # again, from logits of their own: the others' are not copied
             own = penalise(logits[changed], [(wanted[at][0], _said(sequences[at])) for at in changed])
-            for at, row in zip(changed, own, strict=True):
-                if (trouble := self._mask(sequences[at], row)) is not None:
-                    troubles[at] = trouble
+            masked = self._mask([sequences[at] for at in changed], own)
+            troubles = {changed[at]: trouble for at, trouble in masked.items()}
             again = choose_tokens(own, [wanted[at] for at in changed])
             for at, token in zip(changed, again, strict=True):
                 tokens[at] = token
         found = [_unsound(each) if token is None else token for each, token in zip(sequences, tokens, strict=True)]
         return [troubles.get(at, token) for at, token in enumerate(found)]
 
-    def _mask(self, sequence: Sequence, row: torch.Tensor) -> MintError | None:
-        """Leave in logits [V] what the request's grammar allows next; what kept it from that."""
-        if sequence.grammar is None:
-            return None
-        try:
-            sequence.grammar.mask(row)
-        except InvalidRequest as error:  # it takes too much work
-            return error
-        except Exception as error:  # noqa: BLE001 - a defect of one request's grammar is nothing to the others
-            return Internal("engine", self._tell_defect([sequence], error))
-        return None
+    def _mask(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, MintError]:
+        """Leave in each row of logits [n, V] what its request's grammar allows next; what kept some from that."""
+        found = mask([each.grammar for each in sequences], logits)
+        return {
+            at: error
+            if isinstance(error, InvalidRequest)  # it takes too much work
+            else Internal("engine", self._tell_defect([sequences[at]], error))
+            for at, error in found.items()
+        }
 
     def _emit(self, sequence: Sequence, token: int, scores: tuple[Scored, ...], outcomes: list[Outcome]) -> None:
         sampling = sequence.request.sampling
