@@ -3,7 +3,7 @@
 import copy
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
 from mint_contracts.training import Loss
 from mint_engine.beforehand import check_small_files
+from mint_engine.model import base as base_module
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.experts import is_stack
-from mint_engine.model.kept import KeptStack, kept_weights, move
+from mint_engine.model.kept import KeptStack, every_weight, kept_weights, move
 from mint_engine.model.modules import find_modules
 from mint_engine.model.reference import load_part, reference_logits
 from mint_engine.parallel.part import Part
@@ -113,6 +114,27 @@ def test_an_expert_is_what_it_would_be_dequantised(files: str, tmp_path: Path) -
         streamed, found = load_part(quantised, torch.bfloat16, Part(rank, 2), quantised_experts=True)
         assert_alike(streamed, part)
         assert torch.equal(found, logits)
+
+
+def test_the_first_of_several_ranks_looks_at_each_weight_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, a layer at a time; it takes a dequantisation of all experts."""
+    quantised, _ = SAVES["numbers"][1](tmp_path)
+    whole = {name for name, _ in every_weight(load(quantised).model)}
+    seen: list[str] = []
+    check = base_module._check_read
+
+    def noting(files: Any, info: Any, weights: Iterable[tuple[str, torch.Tensor]] = ()) -> None:
+        check(files, info, map(noted, weights))
+
+    def noted(weight: tuple[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
+        seen.append(weight[0])
+        return weight
+
+    monkeypatch.setattr(base_module, "_check_read", noting)
+    load_part(quantised, torch.bfloat16, Part(0, 2), quantised_experts=True)
+    assert sorted(seen) == sorted(whole)
 
 
 @EVERY

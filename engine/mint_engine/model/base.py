@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +30,7 @@ from mint_engine.model.files import (
     read_tokenizer,
 )
 from mint_engine.model.fill import fill, filled_from
-from mint_engine.model.kept import keep_experts, kept_weights, move, nothing_to_keep
+from mint_engine.model.kept import every_weight, keep_experts, move, nothing_to_keep
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
 from mint_engine.model.stored import Stored, counted
@@ -71,6 +70,10 @@ class Part(Protocol):
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
         """Read what `fill` has left for later, now that the model has all else that it needs."""
+        ...
+
+    def unchecked(self, model: PreTrainedModel) -> Iterable[tuple[str, torch.Tensor]]:
+        """What of a model that has been read `finish` did not have checked."""
         ...
 
 
@@ -113,7 +116,7 @@ def load_base(
     move(model, device)
     model.train(False)
     model.requires_grad_(False)
-    _check_read(files, {}, chain(model.named_parameters(), kept_weights(model)))
+    _check_read(files, {}, every_weight(model) if part is None else part.unchecked(model))
     text = config.get_text_config()
     return Base(
         model=model,

@@ -295,6 +295,12 @@ def move(model: nn.Module, device: torch.device) -> None:
                 setattr(module, name, stack.to(device, room))
 
 
+def every_weight(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """A module's parameters by name, and its experts' weights that are kept quantised, see `kept_weights`."""
+    yield from module.named_parameters(prefix=prefix)
+    yield from kept_weights(module, prefix)
+
+
 def kept_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Every expert's weights that are kept quantised, by name, dequantised one after another, until the next."""
     for path, each in module.named_modules(prefix=prefix):

@@ -6,8 +6,8 @@ They take all of a base. A rank that keeps but a part of it has no more than one
 import copy
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from mint_engine.model.base import Admit, Base, Check, admit_any, load_base
 from mint_engine.model.cache import PROBE_TOKENS
 from mint_engine.model.fill import Naming, fill
-from mint_engine.model.kept import kept_weights
+from mint_engine.model.kept import every_weight
 from mint_engine.model.modules import layers_of, layers_prefix
 from mint_engine.model.stored import Stored
 from mint_engine.parallel.part import Part
@@ -97,10 +97,17 @@ class _Streamed:
         for hook in hooks:
             hook.remove()
 
+    def unchecked(self, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `model.base.Part`: each layer has been looked at whole, but for those of a GGUF file."""
+        prefix = layers_prefix(model) if self.logits is not None else None
+        for name, weight in model.named_parameters():
+            if prefix is None or not name.startswith(prefix):
+                yield name, weight
+
     def _fill_layer(self, model: PreTrainedModel, path: str, check: Check, layer: nn.Module, _: Any) -> None:
         info = fill(model, self._later.pop(path, {}), self._loading)
         info.missing_keys &= layer.state_dict(prefix=f"{path}.").keys()
-        check(vars(info), chain(layer.named_parameters(prefix=path), kept_weights(layer, path)))
+        check(vars(info), every_weight(layer, path))
 
     def _cut_layer(self, path: str, read: "_Layers", layer: nn.Module, *_: Any) -> None:
         assert self._part.share is not None  # noqa: S101 - see `fill`

@@ -4,7 +4,7 @@ The model is cut while it has no memory yet, and the tensors that fill it are cu
 rank's share is ever in memory.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 from mint_engine.adapters.adapter import Module
 from mint_engine.model.base import Check
 from mint_engine.model.fill import Naming, fill
-from mint_engine.model.kept import EXPERT, Kept
+from mint_engine.model.kept import EXPERT, Kept, every_weight
 from mint_engine.model.modules import find_modules, layers_prefix
 from mint_engine.model.stored import Stored
 from mint_engine.parallel.shard import STACKED, shard, share_of
@@ -51,6 +51,10 @@ class Part:
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
         """All of it has been read."""
+
+    def unchecked(self, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `model.base.Part`."""
+        return every_weight(model)
 
 
 class _Slice:
