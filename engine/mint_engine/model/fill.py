@@ -1,7 +1,7 @@
 """Models that are filled from a base's tensors, as transformers loads them."""
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 from transformers.core_model_loading import (
@@ -25,6 +25,15 @@ Fill = Callable[[PreTrainedModel, dict[str, Stored], Any], LoadStateDictInfo]
 _HARMLESS = (MergeModulelist, Concatenate)
 
 
+class Name(NamedTuple):
+    """What a tensor in a base's files is called in its model."""
+
+    own: str  # before it is put together with others
+    whole: str  # what it is, or becomes a part of
+    order: int  # which it is of those that are put together
+    keeps: bool  # whether they are, one after another, and nothing else is done with them
+
+
 class Naming:
     """What tensors in a base's files are called in its model, by how transformers loads it."""
 
@@ -34,64 +43,60 @@ class Naming:
         self._converters = [each for each in steps if isinstance(each, WeightConverter)]
         self._prefix, self._names = model.base_model_prefix, model.state_dict()
 
-    def of(self, key: str) -> str:
-        """The tensor's own name, before it is put together with others."""
-        return self._renamed(key, [])[0]
-
-    def whole(self, key: str) -> str:
-        """What it is, or becomes a part of."""
-        return self._renamed(key, self._converters)[0]
-
-    def place(self, key: str) -> Place:
-        """Where the tensor of one or all routed experts goes. Raises UnsupportedBase where it does not as it is."""
-        whole, pattern = self._renamed(key, self._converters)
+    def of(self, key: str) -> Name:
+        """Of one. A base has up to a million, and each takes dozens of patterns."""
+        renamed, _ = rename_source_key(key, self._renamings, [])
+        own, _ = rename_source_key(renamed, [], [], self._prefix, self._names)
+        whole, pattern = rename_source_key(renamed, [], self._converters, self._prefix, self._names)
         if pattern is None:
-            return Place(whole, 0)
-        if not self.keeps(key):
-            told = f"is true, but {key} is changed before it is used; leave it out"
-            raise UnsupportedBase("quantisedExperts", told)
-        return Place(whole, self._converter_of(pattern).source_patterns.index(pattern))
+            return Name(own, whole, 0, keeps=True)
+        converter = next(each for each in self._converters if pattern in each.source_patterns)
+        keeps = all(isinstance(each, _HARMLESS) for each in converter.operations)
+        return Name(own, whole, converter.source_patterns.index(pattern), keeps)
 
-    def keeps(self, key: str) -> bool:
-        """Whether the tensor is put together with others, one after another, and nothing else is done with it."""
-        _, pattern = self._renamed(key, self._converters)
-        return pattern is None or all(isinstance(each, _HARMLESS) for each in self._converter_of(pattern).operations)
-
-    def _converter_of(self, pattern: str) -> WeightConverter:
-        return next(each for each in self._converters if pattern in each.source_patterns)
-
-    def _renamed(self, key: str, converters: list[WeightConverter]) -> tuple[str, str | None]:
-        return rename_source_key(key, self._renamings, converters, self._prefix, self._names)
+    def of_all(self, keys: Iterable[str]) -> dict[str, Name]:
+        """Of each."""
+        return {key: self.of(key) for key in keys}
 
 
-def fill(model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any) -> LoadStateDictInfo:
+def fill(
+    model: PreTrainedModel, tensors: Mapping[str, Stored], loading: Any, names: Mapping[str, Name] | None = None
+) -> LoadStateDictInfo:
     """Read tensors into a model, put together as it has them; returns what of it these do not fill.
 
-    Raises UnsupportedBase for experts that can not be kept as they are.
+    Their `names` are found where they are not told. Raises UnsupportedBase for experts that can not be kept.
     """
     if not any(isinstance(each, Kept) for each in tensors.values()):
         return _convert(model, tensors, loading)
-    naming = Naming(model, loading)
-    kept, others = _divide(tensors, naming)
-    put_stacks(model, [(naming.of(key), naming.place(key), tensor) for key, tensor in kept.items()])
+    known = Naming(model, loading).of_all(tensors) if names is None else names
+    kept, others = _divide(tensors, known)
+    put_stacks(model, [(known[key].own, _place(key, known[key]), tensor) for key, tensor in kept.items()])
     return _convert(model, others, loading)
 
 
-def _divide(tensors: Mapping[str, Stored], naming: Naming) -> tuple[dict[str, Kept], dict[str, Stored]]:
+def _place(key: str, name: Name) -> Place:
+    """Where the tensor of one or all routed experts goes. Raises UnsupportedBase where it does not as it is."""
+    if not name.keeps:
+        told = f"is true, but {key} is changed before it is used; leave it out"
+        raise UnsupportedBase("quantisedExperts", told)
+    return Place(name.whole, name.order)
+
+
+def _divide(tensors: Mapping[str, Stored], names: Mapping[str, Name]) -> tuple[dict[str, Kept], dict[str, Stored]]:
     """What stays quantised, and all else: also of experts whose stack is quantised in part alone, or in more ways."""
-    plain = {key for key, tensor in tensors.items() if EXPERT.search(key) and not isinstance(tensor, Kept)}
-    mixed = {naming.whole(key) for key in plain}
-    kinds: dict[Place, Hashable] = {}
+    mixed, kinds = set[str](), dict[tuple[str, int], Hashable]()
     for key, tensor in tensors.items():
-        if isinstance(tensor, Kept) and naming.keeps(key):
-            place, kind = naming.place(key), kind_of(tensor.experts[0])
-            if kinds.setdefault(place, kind) != kind:
-                mixed.add(place.stack)
+        if isinstance(tensor, Kept):
+            kind = kind_of(tensor.experts[0])
+            if kinds.setdefault((names[key].whole, names[key].order), kind) != kind:
+                mixed.add(names[key].whole)
+        elif EXPERT.search(key):
+            mixed.add(names[key].whole)
     kept, others = dict[str, Kept](), dict[str, Stored]()
     for key, tensor in tensors.items():
         if not isinstance(tensor, Kept):
             others[key] = tensor
-        elif naming.whole(key) in mixed:
+        elif names[key].whole in mixed:
             (others[key],) = tensor.experts
         else:
             kept[key] = tensor

@@ -6,7 +6,7 @@ They take all of a base. A rank that keeps but a part of it has no more than one
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from mint_engine.model.base import Admit, Base, Check, admit_any, load_base
 from mint_engine.model.cache import PROBE_TOKENS
-from mint_engine.model.fill import Naming, fill
+from mint_engine.model.fill import Name, Naming, fill
 from mint_engine.model.kept import every_weight
 from mint_engine.model.modules import layers_of, layers_prefix
 from mint_engine.model.stored import Stored
@@ -72,13 +72,15 @@ class _Streamed:
         self._part = part
         self._loading: Any = None
         self._later: dict[str, dict[str, Stored]] = {}  # of each layer, by its path
+        self._names: dict[str, Name] = {}
         self.logits: torch.Tensor | None = None
 
     def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         """See `model.base.Part`."""
         self._part.cut(copy.deepcopy(model))  # refused, where it is, before anything is read
-        self._loading, self._later = loading, _sort(model, tensors, loading)
-        info = fill(model, self._later.pop("", {}), loading)
+        self._loading, self._names = loading, Naming(model, loading).of_all(tensors)
+        self._later = _sort(model, tensors, self._names)
+        info = fill(model, self._later.pop("", {}), loading, self._names)
         for path, layer in layers_of(model):  # they follow: nothing is to be made up for them
             info.missing_keys -= layer.state_dict(prefix=f"{path}.").keys()
             for weight in layer.parameters():
@@ -105,7 +107,7 @@ class _Streamed:
                 yield name, weight
 
     def _fill_layer(self, model: PreTrainedModel, path: str, check: Check, layer: nn.Module, _: Any) -> None:
-        info = fill(model, self._later.pop(path, {}), self._loading)
+        info = fill(model, self._later.pop(path, {}), self._loading, self._names)
         info.missing_keys &= layer.state_dict(prefix=f"{path}.").keys()
         check(vars(info), every_weight(layer, path))
 
@@ -138,11 +140,13 @@ def _logits(model: PreTrainedModel) -> torch.Tensor:
     return logits
 
 
-def _sort(model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> dict[str, dict[str, Stored]]:
+def _sort(
+    model: PreTrainedModel, tensors: dict[str, Stored], names: Mapping[str, Name]
+) -> dict[str, dict[str, Stored]]:
     """A base's tensors by the path of the decoder layer that they become a part of; by "" those outside of all."""
-    naming, prefix, found = Naming(model, loading), layers_prefix(model), defaultdict[str, dict[str, Stored]](dict)
+    prefix, found = layers_prefix(model), defaultdict[str, dict[str, Stored]](dict)
     for key, tensor in tensors.items():
-        name = naming.whole(key)
+        name = names[key].whole
         number = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
         found[prefix + number if number else ""][key] = tensor
     return found

@@ -4,7 +4,7 @@ The model is cut while it has no memory yet, and the tensors that fill it are cu
 rank's share is ever in memory.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,11 +43,11 @@ class Part:
 
     def fill(self, model: PreTrainedModel, tensors: dict[str, Stored], loading: Any) -> LoadStateDictInfo:
         """Read what of a base's tensors fills this part, or all where it can't be told from the rest before."""
-        naming, prefix = Naming(model, loading), layers_prefix(model)
-        inside = {key for key in tensors if naming.whole(key).startswith(prefix)}
-        if not all(map(naming.keeps, inside)):
-            return fill(model, tensors, loading)
-        return fill(model, _select(tensors, inside, self.cut(model), naming), loading)
+        names, prefix = Naming(model, loading).of_all(tensors), layers_prefix(model)
+        inside = {key: name.own for key, name in names.items() if name.whole.startswith(prefix)}
+        if not all(names[key].keeps for key in inside):
+            return fill(model, tensors, loading, names)
+        return fill(model, _select(tensors, inside, self.cut(model)), loading, names)
 
     def finish(self, model: PreTrainedModel, check: Check) -> None:
         """All of it has been read."""
@@ -75,11 +75,11 @@ class _Slice:
         return torch.cat([self._tensor[part] for part in self._parts])
 
 
-def _select(tensors: Mapping[str, Stored], inside: Container[str], share: Share, naming: Naming) -> dict[str, Stored]:
-    """Those that the rank reads: of those `inside` decoder layers its parts, of all else all."""
+def _select(tensors: Mapping[str, Stored], inside: Mapping[str, str], share: Share) -> dict[str, Stored]:
+    """Those that the rank reads: of those `inside` decoder layers, by their own names, its parts; of all else all."""
     found: dict[str, Stored] = {}
     for key, tensor in tensors.items():
-        parts = parts_of(naming.of(key), tensor.get_shape(), share) if key in inside else _ALL
+        parts = parts_of(inside[key], tensor.get_shape(), share) if key in inside else _ALL
         if parts:
             found[key] = tensor if parts == _ALL else _part_of(tensor, parts)
     return found
