@@ -1,5 +1,6 @@
 """What a base's files take: published in plain or quantised numbers, with all that is in them and not resident."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 from mint_contracts.errors import UnsupportedBase
 from mint_gateway.cli.plan import _read
 from mint_gateway.planning.config import read_shape
-from tests.engine.integers import KIMI_IGNORES, PACKED, packed_config, save_packed
+from tests.engine.integers import (
+    KIMI_IGNORES,
+    PACKED,
+    packed_config,
+    packed_tensors,
+    quantise_integers,
+    save_packed,
+)
 from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4, tensors_of
 from tests.engine.saved_families import save_base
 from tests.planning.frontier import DEEPSEEK_V32, GPT_OSS_120B, KIMI_K2, QWEN3_30B_A3B
@@ -32,7 +40,8 @@ def test_a_base_that_is_published_quantised_is_held_in_bfloat16(told: dict[str, 
     """Its files are smaller; all else is as of the base in bfloat16."""
     found, plain = planned(told), planned({**told, "quantization_config": None})
     assert found.files == pytest.approx(published, rel=0.01)
-    assert plain.files == plain.weights == 2 * plain.parameters
+    assert plain.files == 2 * plain.parameters
+    assert plain.weights == plain.files + 2 * read_shape(told).wide_parameters
     assert msgspec.structs.replace(found, files=plain.files) == plain
     assert found.refusal == ""
 
@@ -92,6 +101,25 @@ def test_packed_files_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path)
         elif not name.endswith("e_score_correction_bias"):
             expected += each.nbytes if ".weight_" in name else 2 * each.numel()
     assert planned(_read(packed), 1).files == expected
+
+
+def test_packed_heads_and_routers_are_in_the_files_alone(tmp_path: Path) -> None:
+    """Where a config.json exempts neither, in whole numbers of eight bits; in memory they are as all else is."""
+    folder = save_base("qwen3_moe", tmp_path / "plain")
+    layout = PACKED["w8a16"]
+    sizes = []
+    for at, ignore in enumerate((("lm_head", "re:.*mlp.gate$"), ())):
+        packed, _ = save_packed(folder, tmp_path / str(at), replace(layout, ignore=ignore))
+        sizes.append(planned(_read(packed), 1))
+    plain, small = sizes
+    expected = 0
+    for name, each in tensors_of(folder).items():
+        if name == "lm_head.weight" or name.endswith("mlp.gate.weight"):
+            parts = packed_tensors("a", quantise_integers(each, layout), layout)
+            expected += 2 * each.numel() - sum(part.nbytes for part in parts.values())
+    assert expected > 0
+    assert plain.files - small.files == expected
+    assert plain.weights == small.weights
 
 
 EVERY = [f"model.layers.{at}.self_attn.q_proj" for at in range(48)]

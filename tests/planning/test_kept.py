@@ -53,8 +53,8 @@ def test_a_base_takes_what_its_files_do(
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
     "save",
-    [in_float8("qwen3_moe"), in_mxfp4, in_numbers("qwen3_moe", "w4a16")],
-    ids=["float8", "mxfp4", "packed"],
+    [in_float8("qwen3_moe"), in_float8("glm_5"), in_mxfp4, in_numbers("qwen3_moe", "w4a16")],
+    ids=["float8", "float8 with indexers", "mxfp4", "packed"],
 )
 def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path: Path) -> None:
     """To the byte, in float16, for which there are no kernels; of each rank all but the head, which is cut later."""
@@ -63,7 +63,7 @@ def test_weights_are_those_that_an_engine_holds(save: Save, ranks: int, tmp_path
     for rank, share in enumerate(share_out(shape, ranks)):
         base = load(quantised, Part(rank, ranks) if ranks > 1 else None, dtype=torch.float16)
         kept = [stack for stack in stacks(base).values() if isinstance(stack, KeptStack)]
-        held = sum(each.nbytes for each in memory(kept)) + sum(2 * each.numel() for each in base.model.parameters())
-        assert share.resident_bytes(2) == held - 2 * (shape.head_rows - share.head_rows) * shape.hidden
+        held = sum(each.nbytes for each in memory(kept)) + sum(each.nbytes for each in base.model.parameters())
+        assert share.resident_bytes("float16") == held - 2 * (shape.head_rows - share.head_rows) * shape.hidden
     (one,) = hold(shape, DEVICES["cpu"], 1, MIX, "bfloat16")
-    assert one.weights == shape.resident_bytes(2)
+    assert one.weights == shape.resident_bytes("bfloat16")

@@ -94,9 +94,8 @@ def test_frontier_bases_to_the_last_byte(name: str) -> None:
     model, shape = built(told), read_shape(told)
     parameters = dict(model.named_parameters())
     assert shape.parameters == sum(each.numel() for each in parameters.values())
-    # transformers keeps routers and the like in float32: a few bytes in ten thousand beyond two a parameter.
-    real = sum(each.nbytes for each in (*parameters.values(), *model.buffers()))
-    assert 2 * shape.parameters <= real <= 2.001 * shape.parameters
+    assert shape.resident_bytes("bfloat16") == sum(each.nbytes for each in parameters.values())
+    assert sum(each.nbytes for each in model.buffers()) < 1e-3 * shape.parameters
     assert shape.parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.02)
     modules = find_modules(model)
     for targets in KINDS:

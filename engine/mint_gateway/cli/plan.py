@@ -14,8 +14,8 @@ from mint_contracts.quantisation import MODELOPT_FILE
 from mint_gateway.cli.plan_table import adapters_table, layouts_table, plan_table
 from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES, Device
-from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Storage, make_plan
-from mint_gateway.planning.shape import KINDS, keep_experts
+from mint_gateway.planning.fit import Mix, Storage, make_plan
+from mint_gateway.planning.shape import DTYPE_BYTES, KINDS, keep_experts
 
 _QUANTITY = re.compile(r"([1-9][0-9]*)(?:([KMGT])(i)?)?")
 

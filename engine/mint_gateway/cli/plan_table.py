@@ -5,9 +5,9 @@ from rich.table import Table
 
 from mint_contracts.quantisation import BY_CHANNEL, BY_TENSOR, MXFP8, Float8, Integers, Mxfp4, Nvfp4
 from mint_gateway.planning.devices import Device
-from mint_gateway.planning.fit import DTYPE_BYTES, Mix, Plan, hold
+from mint_gateway.planning.fit import Mix, Plan, hold
 from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS
-from mint_gateway.planning.shape import KINDS, BaseShape, can_keep_experts
+from mint_gateway.planning.shape import DTYPE_BYTES, KINDS, BaseShape, can_keep_experts
 
 _RANKS = (1, 8, 16, 32, 64)
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))

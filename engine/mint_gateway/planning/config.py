@@ -1,6 +1,6 @@
 """Reads a base's shape out of its config.json, family by family, as transformers builds the model from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -8,7 +8,7 @@ import msgspec
 from mint_contracts.attention import unserved_attention
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import Integers, read_quantisation
-from mint_gateway.planning.exempt import plain_layers
+from mint_gateway.planning.exempt import head_is_plain, plain_layers
 from mint_gateway.planning.seeing import vision_of, vision_parameters
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 from mint_gateway.planning.told import check_told, garbled, text_of
@@ -29,6 +29,7 @@ _FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate an
 _NETWORK_BIASES = frozenset({"llama", "granite", "smollm3"})  # where the config says so
 _HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
 _ROUTED_TO = {"mixtral": 2, "gpt_oss": 4}  # experts of a token, where that is not told
+_LINEAR_ROUTERS = frozenset({"qwen3_moe"})  # whose routers were linears as any when its files were packed
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
 # What config.json files as published leave to transformers.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -70,20 +71,27 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
 
 
 def _with_plain(shape: BaseShape, family: str, told: Mapping[str, Any], files: Integers, subject: str) -> BaseShape:
-    """With what of each linear is in plain numbers though others are packed."""
+    """With what of each linear is in plain numbers though others are packed, heads and routers too."""
     every = range(told["num_hidden_layers"])
     routed = _routed_layers(family, told) if shape.experts else ()
     dense = [layer for layer in every if layer not in routed]
     layers = {"mlp": dense, "experts": routed, "shared_experts": routed}
-    linears = []
-    for each in shape.linears:
-        own = layers.get(each.within, every)
-        try:
-            plain = plain_layers(each, own, files)
-        except ValueError as error:
-            raise garbled(subject, str(error)) from None
-        linears.append(msgspec.structs.replace(each, plain=each.count * plain // max(1, len(own))))
-    return msgspec.structs.replace(shape, linears=tuple(linears))
+
+    def with_plain(linear: Linear, own: Sequence[int]) -> Linear:
+        plain = plain_layers(linear, own, files)
+        return msgspec.structs.replace(linear, plain=linear.count * plain // max(1, len(own)))
+
+    beside = []
+    try:
+        linears = [with_plain(each, layers.get(each.within, every)) for each in shape.linears]
+        if shape.head_rows and not head_is_plain(files):
+            beside.append(Linear("lm_head", shape.hidden, shape.vocabulary, 1, "network"))
+        if routed and family in _LINEAR_ROUTERS:
+            router = Linear("gate", shape.hidden, shape.experts, len(routed), "network", within="mlp")
+            beside.append(with_plain(router, routed))
+    except ValueError as error:
+        raise garbled(subject, str(error)) from None
+    return msgspec.structs.replace(shape, linears=tuple(linears), beside=tuple(beside))
 
 
 def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
@@ -116,7 +124,14 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         lean=_is_lean(family, told),
         head_norms=family in _HEAD_NORMS,
         routes=_routes(family, told) if routers else 0,
+        wide_parameters=routers if latent else 0,
+        wide_in_float16=norms if family == "gpt_oss" else _weighing(attention),
     )
+
+
+def _weighing(attention: Iterable[Linear]) -> int:
+    """Parameters of what weighs an indexer's heads."""
+    return sum(each.parameters for each in attention if each.within == "indexer" and each.name == "weights_proj")
 
 
 def _positions(family: str, told: Mapping[str, Any]) -> int:

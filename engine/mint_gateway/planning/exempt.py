@@ -8,6 +8,7 @@ from mint_gateway.planning.shape import Linear
 
 _EVERY, _PATTERN = "Linear", "re:"  # a kind of modules, and what begins a pattern of their paths
 _BEFORE = ("model.", "model.language_model.", "language_model.model.")  # of models for text alone, and for images too
+_HEADS = ("lm_head", "language_model.lm_head")
 _WITHIN = {
     "": "self_attn", "indexer": "self_attn.indexer", "mlp": "mlp", "shared_experts": "mlp.shared_experts",
     "experts": "mlp.experts.0",
@@ -19,15 +20,22 @@ def plain_layers(linear: Linear, layers: Sequence[int], files: Integers) -> int:
 
     Of experts the first tells of all. Raises ValueError for a pattern that is none.
     """
+    path = f"{_WITHIN[linear.within]}.{linear.name}"
+    return sum(_is_plain([f"{before}layers.{layer}.{path}" for before in _BEFORE], files) for layer in layers)
+
+
+def head_is_plain(files: Integers) -> bool:
+    """Whether the head that makes logits is in plain numbers. Raises ValueError as `plain_layers` does."""
+    return _is_plain(_HEADS, files)
+
+
+def _is_plain(paths: Sequence[str], files: Integers) -> bool:
+    """Whether a linear is that may have any of these paths."""
     try:
         targeted, ignored = _named(files.targets), _named(files.ignored)
     except re.error as error:
         raise ValueError(f"the pattern {error.pattern!r} is none") from None
-    found = 0
-    for layer in layers:
-        paths = [f"{before}layers.{layer}.{_WITHIN[linear.within]}.{linear.name}" for before in _BEFORE]
-        found += any(map(ignored, paths)) or not any(map(targeted, paths))
-    return found
+    return any(map(ignored, paths)) or not any(map(targeted, paths))
 
 
 def _named(told: Sequence[str]) -> Callable[[str], bool]:

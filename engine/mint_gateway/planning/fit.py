@@ -10,7 +10,7 @@ from mint_gateway.planning.devices import Device
 from mint_gateway.planning.layouts import Layout, layouts
 from mint_gateway.planning.ranks import share_out
 from mint_gateway.planning.served import MOST_RANKS, MOST_SLOTS, refusal
-from mint_gateway.planning.shape import BaseShape, Targets
+from mint_gateway.planning.shape import DTYPE_BYTES, BaseShape, Targets
 
 # Of a device's memory, for activations, the runtime and what allocators waste; as vLLM's default of 0.9 leaves free.
 RESERVE = 0.1
@@ -30,7 +30,6 @@ _HEADER_PART = 69
 # so much was measured of a layer of experts in files of one tensor each.
 WHOLE_LAYERS = 2.5
 _KERNELS = ("bfloat16", "float32")  # number types that there are own kernels of, for processors
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class Mix(msgspec.Struct, frozen=True):
@@ -149,7 +148,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         parameters=shape.parameters,
         files=0 if shape.unread else shape.files_bytes,
         loading=_loading(shape, device, ranks, dtype),
-        weights=shape.resident_bytes(size),
+        weights=shape.resident_bytes(dtype),
         token=token,
         cache=mix.requests * mix.context * token,
         adapter=adapter,
@@ -262,4 +261,4 @@ def _nodes(device: Device, ranks: int) -> int:
 def _resident(share: BaseShape, device: Device, dtype: str) -> int:
     """Weights in memory: own kernels lay out what they multiply by once more, beside the modules that it came in."""
     packed = share.packed_parameters if _is_lean(share, device, dtype) else 0
-    return share.resident_bytes(DTYPE_BYTES[dtype]) + packed * DTYPE_BYTES[dtype]
+    return share.resident_bytes(dtype) + packed * DTYPE_BYTES[dtype]

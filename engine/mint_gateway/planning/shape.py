@@ -29,6 +29,8 @@ Side = Literal["whole", "outputs", "inputs", "experts"]
 # What its outputs or inputs are made of: heads that stay whole, or single columns of a network.
 Of = Literal["columns", "heads", "kv_heads"]
 
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
 # Which linears adapters target: attention alone, all but routed experts, or every one.
 KINDS: dict[Targets, tuple[Kind, ...]] = {
     "attention": ("attention",),
@@ -104,12 +106,15 @@ class BaseShape(msgspec.Struct, frozen=True):
     context_length: int
     files: Quantisation | None = None  # how they hold the weights; None: in two bytes each
     keeps: bool = False  # routed experts stay in memory as files have them
+    beside: tuple[Linear, ...] = ()  # of other parameters, linears that files may have quantised: heads and routers
     unread: str = ""  # why engines do not read the files; "" where they do
     unserved: str = ""  # what of its attention engines refuse; "" where nothing
     predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
     lean: bool = False  # whether own kernels compute it on processors
     head_norms: bool = False  # of queries and of keys, a head at a time
     routes: int = 0  # experts of a token, over all layers
+    wide_parameters: int = 0  # that transformers keeps in float32, whatever the dtype; every rank holds all of them
+    wide_in_float16: int = 0  # likewise beside float16 alone
 
     @property
     def other_parameters(self) -> int:
@@ -129,9 +134,12 @@ class BaseShape(msgspec.Struct, frozen=True):
         rows = self.head_rows or self.vocabulary
         return rows * self.hidden + sum(each.parameters for each in self.linears if each.kind != "expert")
 
-    def resident_bytes(self, size: int) -> int:
-        """The weights in memory, of so many bytes a number but for experts that stay quantised."""
-        return size * self.other_parameters + sum(self._resident(linear, size) for linear in self.linears)
+    def resident_bytes(self, dtype: str) -> int:
+        """The weights in memory, in that dtype but for what stays in float32, and experts that stay quantised."""
+        size = DTYPE_BYTES[dtype]
+        wide = self.wide_parameters + (self.wide_in_float16 if dtype == "float16" else 0)
+        beside = size * self.other_parameters + (4 - size) * wide
+        return beside + sum(self._resident(linear, size) for linear in self.linears)
 
     def layer_bytes(self, size: int) -> int:
         """The same of one decoder layer's linears, at most: one of each, and all experts of a layer."""
@@ -167,8 +175,9 @@ class BaseShape(msgspec.Struct, frozen=True):
         return 2 * layers * self.hidden + outputs + self.routes * experts
 
     def bytes_in(self, files: Quantisation | None) -> int:
-        """The weights with linears quantised so, and all else in two bytes."""
-        return 2 * self.other_parameters + sum(linear.bytes_in(files) for linear in self.linears)
+        """The weights with linears quantised so, those `beside` too, and all else in two bytes."""
+        smaller = sum(each.bytes_in(None) - each.bytes_in(files) for each in self.beside)
+        return 2 * self.other_parameters - smaller + sum(linear.bytes_in(files) for linear in self.linears)
 
     @property
     def files_bytes(self) -> int:
