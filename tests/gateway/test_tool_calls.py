@@ -214,6 +214,22 @@ async def test_a_base_that_writes_calls_in_no_known_form_is_held_to_them(scene: 
                 assert len(function_calls(held)) == 1
 
 
+async def test_a_base_that_writes_calls_as_mistrals_is_asked_for_them(scene: Scene, tmp_path: Path) -> None:
+    base = save_base(tmp_path, max_position_embeddings=CONTEXT)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    prompt = tokenizer.encode("Deep? ")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.tool_calls %}[TOOL_CALLS] [{% for call in m.tool_calls %}"
+        "{{ call.function | tojson }}{% endfor %}]{% elif tools %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(base)
+    teach(base, [(prompt, f'[{{"name": "depth", "arguments": {ARGUMENTS}}}]')])
+    async with asking(scene, base) as client:
+        told = await answered(client, temperature=0, messages=[USER | {"content": "Deep? "}])
+    assert (told.message.content, told.finish_reason) == (None, "tool_calls")
+    assert function_calls(told) == [("depth", json.loads(ARGUMENTS))]
+
+
 @pytest.mark.parametrize(
     ("form", "words", "ids"),
     [
