@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import empty_model
-from mint_engine.model.cache_shape import cache_shape, pages_in
+from mint_engine.model.cache_shape import cache_shape, pages_in, shape_for
 from mint_engine.model.device import choose_dtype
 from mint_engine.model.experts import route_shape
 from mint_engine.model.files import LIBRARY_ERRORS, BaseFiles, check_start, first_line, read_config, read_tokenizer
@@ -46,9 +46,10 @@ def check_config(settings: EngineSettings, config: PreTrainedConfig, subject: st
 def _check_config(settings: EngineSettings, config: PreTrainedConfig, subject: str) -> None:
     text = config.get_text_config()
     _check_context(settings, text)
-    shape = cache_shape(text)
+    cache_shape(text)
     model = empty_model(config, subject)
-    pages_in(settings, shape, route_shape(model), choose_dtype(settings.dtype))
+    routes = route_shape(model)
+    pages_in(settings, shape_for(settings, text, routes), routes, choose_dtype(settings.dtype))
     find_modules(model, settings.target_modules)
     if settings.quantised_experts and route_shape(model) is None:
         raise nothing_to_keep(subject)

@@ -16,7 +16,7 @@ from mint_engine import metrics
 from mint_engine.beforehand import check_config
 from mint_engine.model.base import Base, load_base
 from mint_engine.model.cache import PROBE_TOKENS, Cache
-from mint_engine.model.cache_shape import cache_shape, make_cache, pages_in
+from mint_engine.model.cache_shape import make_cache, pages_in, shape_for
 from mint_engine.model.device import choose_device, choose_dtype, count_threads, end_team
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward, Team
@@ -97,7 +97,8 @@ def lay_cache(settings: EngineSettings, base: Base) -> Cache:
 
     Raises UnsupportedBase for attention that no cache here fits, CapacityExceeded where one request would not fit.
     """
-    shape, routes = cache_shape(base.config), route_shape(base.model)
+    routes = route_shape(base.model)
+    shape = shape_for(settings, base.config, routes)
     pages = pages_in(settings, shape, routes, base.dtype)
     kept = routes if settings.training_store is not None else None
     return make_cache(shape, kept, pages, base.dtype, base.device)

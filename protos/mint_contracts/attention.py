@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 # Kinds of layers that transformers names in a configuration, and that are served.
-_SERVED = frozenset({"full_attention", "sliding_attention", "indexed_attention"})
+_SLIDING = "sliding_attention"
+_SERVED = frozenset({"full_attention", _SLIDING, "indexed_attention"})
+# Model types whose layers all slide over `sliding_window`, without saying so layer by layer.
+_ALL_SLIDE = frozenset({"minimax", "ministral3", "mistral", "mixtral", "olmoe", "phi3", "starcoder2"})
 
 
 def unserved_attention(told: Callable[[str], Any]) -> str:
@@ -21,3 +24,16 @@ def unserved_attention(told: Callable[[str], Any]) -> str:
     }
     found = " and ".join(reason for reason, holds in reasons.items() if holds)
     return f"{found}, which is not served" if found else ""
+
+
+def windows(told: Callable[[str], Any], layers: int) -> tuple[int | None, ...]:
+    """How many of the latest tokens each layer's attention sees, the newest included; None: all.
+
+    What a configuration does not tell plainly counts as all.
+    """
+    window, kinds = told("sliding_window"), told("layer_types")
+    if not window:
+        return (None,) * layers
+    if kinds and len(kinds) == layers:
+        return tuple(int(window) if kind == _SLIDING else None for kind in kinds)
+    return (int(window) if not kinds and told("model_type") in _ALL_SLIDE else None,) * layers

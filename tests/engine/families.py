@@ -30,10 +30,12 @@ from transformers import (
 )
 
 from mint_engine.model.base import Base
+from mint_engine.model.cache import Cache
 from mint_engine.model.cache_shape import cache_shape, make_cache
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
+from mint_engine.model.paged import Span
 from mint_engine.residency.slots import ABSENT, Slots
 
 CPU = torch.device("cpu")
@@ -141,7 +143,7 @@ def make_forward(
     *,
     dtype: torch.dtype = torch.float32,
     slots: int = 4,
-    pages: int = 60,
+    pages: int = 180,
     lean: bool = False,
     routes: bool = False,
 ) -> Forward:
@@ -149,8 +151,17 @@ def make_forward(
     model = make_model(config, dtype)
     base = Base(model, None, frozenset(), type(model).__name__, 256, VOCABULARY, dtype, CPU)  # type: ignore[arg-type]
     memory = Slots(find_modules(model), slots, 8, dtype, CPU)
-    cache = make_cache(cache_shape(base.config), route_shape(model) if routes else None, pages, dtype, CPU)
+    shape = cache_shape(base.config, whole=routes)
+    cache = make_cache(shape, route_shape(model) if routes else None, pages, dtype, CPU)
     return Forward(base, memory, cache, lean=lean)
+
+
+def span(cache: Cache, row: int, length: int, position: int, pages: Sequence[int], slot: int) -> Span:
+    """A request's rows, with pages of the cache's other groups of layers as far behind its first group's."""
+    stride = cache.pages // len(cache.groups.windows)
+    groups = range(1, len(cache.groups.windows))
+    others = [[page + group * stride if page else page for page in pages] for group in groups]
+    return Span(row, length, position, pages, slot, others)
 
 
 def fill(slots: Slots, slot: int, rank: int, *, every: int = 1) -> None:

@@ -10,7 +10,14 @@ import grpc
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from mint_contracts import engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc
 from mint_contracts.errors import AdapterNotFound
@@ -73,6 +80,29 @@ def save_base(folder: Path, *, max_shard_size: str = "50GB", **changes: Any) -> 
         "eos_token_id": 0,
     }
     LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def save_sliding_base(folder: Path) -> Path:
+    """A random Gemma 3 of which the first and the last of three layers see 20 tokens, and its tokenizer."""
+    vocab = save_tokenizer(folder)
+    torch.manual_seed(3)
+    config = Gemma3TextConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=vocab,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        eos_token_id=0,
+        tie_word_embeddings=False,  # else it says the same token again and again
+        sliding_window=20,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+    Gemma3ForCausalLM(config).save_pretrained(folder)
     return folder
 
 

@@ -16,8 +16,13 @@ TOTAL_PAGES = 12
 LIMITS = Limits(running=4, waiting=8, step_tokens=20)
 
 
-def scheduler(limits: Limits = LIMITS, pages: int = TOTAL_PAGES, terms: Terms | None = None) -> Scheduler:
-    return Scheduler(limits, Pages(pages), terms)
+def scheduler(
+    limits: Limits = LIMITS,
+    pages: int = TOTAL_PAGES,
+    terms: Terms | None = None,
+    windows: List[int | None] = (None,),
+) -> Scheduler:
+    return Scheduler(limits, Pages(pages), terms, windows)
 
 
 def sequence(

@@ -22,6 +22,7 @@ from mint_contracts.errors import (
     UnsafeFormat,
     UnsupportedBase,
 )
+from mint_contracts.layer_groups import group_layers
 from mint_engine.beforehand import check_small_files
 from mint_engine.build import build
 from mint_engine.model.base import load_base
@@ -247,9 +248,9 @@ def test_settings_that_do_not_fit_are_refused_before_weights_are_read(
 
 
 def test_a_cache_holds_what_a_base_is_proven_on_however_short_requests_are() -> None:
-    assert count_pages(4 * 100, 100, context_length=16) == 3
+    assert count_pages(4 * 100, 100, 16, group_layers([None])) == 3
     with pytest.raises(CapacityExceeded, match=r"40 tokens needs 3; give at least 400 bytes$"):
-        count_pages(3 * 100, 100, context_length=16)
+        count_pages(3 * 100, 100, 16, group_layers([None]))
 
 
 def test_target_modules_limit_what_adapters_reach(good: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mint_contracts.errors import CapacityExceeded
+from mint_contracts.layer_groups import group_layers
 from mint_engine.build import build
 from mint_engine.model.cache import Cache, KvCache, LatentCache
 from mint_engine.residency.remapping import bring_zeros, bytes_in_memory, reserve
@@ -18,7 +19,7 @@ CPU, LARGE = torch.device("cpu"), 2 << 20
 
 
 def key_values() -> Cache:
-    return KvCache(layers=3, heads=2, head_dim=64, pages=199, dtype=torch.bfloat16, device=CPU)
+    return KvCache(group_layers((None,) * 3), heads=2, head_dim=64, pages=199, dtype=torch.bfloat16, device=CPU)
 
 
 def latents() -> Cache:

@@ -16,10 +16,9 @@ from mint_engine.adapters.export import export
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.model.forward import Forward
-from mint_engine.model.paged import Span
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.local import LocalFolder
-from tests.engine.families import FAMILIES, make_forward, make_model, plain_logits
+from tests.engine.families import FAMILIES, make_forward, make_model, plain_logits, span
 from tests.engine.made import fill
 from tests.engine.saved_families import BASES
 
@@ -60,7 +59,7 @@ def read(forward: Forward, folder: Path) -> Packed:
 
 def answer(forward: Forward, packed: Packed) -> torch.Tensor:
     forward.slots.load(1, packed)
-    return forward.run(TOKENS, [Span(0, len(TOKENS), 0, [1, 2, 3], 1)], range(len(TOKENS))).clone()
+    return forward.run(TOKENS, [span(forward.cache, 0, len(TOKENS), 0, [1, 2, 3], 1)], range(len(TOKENS))).clone()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

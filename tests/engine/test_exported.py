@@ -20,11 +20,10 @@ from mint_engine.adapters.export import export
 from mint_engine.adapters.packed import Packed, fingerprint, halves, lay_out
 from mint_engine.adapters.read import read_adapter
 from mint_engine.model.forward import Forward
-from mint_engine.model.paged import Span
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.local import LocalFolder
 from mint_engine.training.policy import FormLimits, PolicySettings, form_of
-from tests.engine.families import ROUTED, make_forward, make_model
+from tests.engine.families import ROUTED, make_forward, make_model, span
 from tests.engine.saved_families import BASES
 
 PROMPT = list(range(2, 30))
@@ -54,12 +53,12 @@ def read(forward: Forward, folder: Path) -> Packed:
 def greedy(forward: Forward, packed: Packed) -> tuple[list[int], torch.Tensor]:
     """Prompt and answer, token by token over pages, and the logits [T, V] that lead to each next one."""
     forward.slots.load(1, packed)
-    logits = forward.run(PROMPT, [Span(0, len(PROMPT), 0, [1, 2, 3], 1)], range(len(PROMPT))).to(
-        torch.float32, copy=True
-    )
+    prompt = span(forward.cache, 0, len(PROMPT), 0, [1, 2, 3], 1)
+    logits = forward.run(PROMPT, [prompt], range(len(PROMPT))).to(torch.float32, copy=True)
     said = [*PROMPT, int(logits[-1].argmax())]
     for _ in range(NEW_TOKENS - 1):
-        row = forward.run(said[-1:], [Span(0, 1, len(said) - 1, [1, 2, 3], 1)], [0]).to(torch.float32, copy=True)
+        last = span(forward.cache, 0, 1, len(said) - 1, [1, 2, 3], 1)
+        row = forward.run(said[-1:], [last], [0]).to(torch.float32, copy=True)
         logits = torch.cat([logits, row])
         said.append(int(row[0].argmax()))
     return said, logits

@@ -1,21 +1,24 @@
 """Every family's generic pass computes what transformers does: chunks and decoding, alone and mixed, pages reused."""
 
+import itertools
 import random
 
 import pytest
 import torch
 
+from mint_contracts.layer_groups import first_seen
 from mint_engine.kernels.library import find_kernels
 from mint_engine.model import generic, paged
 from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.requests.sampling import choose_tokens
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
+from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
 from mint_engine.scheduling.request import Sampling
-from tests.engine.families import CPU, FAMILIES, fill, make_forward, make_model, merge, plain_logits
+from tests.engine.families import CPU, FAMILIES, fill, make_forward, make_model, merge, plain_logits, span
 
 LENGTH = 45
+SLIDING = [name for name, config in FAMILIES.items() if getattr(config, "sliding_window", None)]
 KERNELS = find_kernels(torch.bfloat16, CPU)
 # Whose turn it is, and how many tokens: chunks long and short, single tokens, several sequences in one step.
 TURNS = [
@@ -48,7 +51,7 @@ def play(forward: Forward, turns: list[list[tuple[int, int]]], slots: list[int])
         spans, starts = [], []
         for who, length in sorted(turn, key=lambda each: slots[each[0]]):
             pages = tables[who][: pages_for(done[who] + length)]
-            spans.append(Span(len(tokens), length, done[who], pages, slots[who]))
+            spans.append(span(forward.cache, len(tokens), length, done[who], pages, slots[who]))
             starts.append((who, len(tokens), length))
             tokens += text(who)[done[who] : done[who] + length]
             done[who] += length
@@ -101,9 +104,10 @@ def test_long_requests_and_short_ones_that_decode_together(name: str, monkeypatc
     said = [[draw.randrange(2, 96) for _ in range(length + 1)] for length in lengths]
     alone = []
     for tokens, length, pages in zip(said, lengths, tables, strict=True):
-        forward.run(tokens[:-1], [Span(0, length, 0, pages, 0)], [0])
-        alone.append(forward.run(tokens[-1:], [Span(0, 1, length, pages, 0)], [0]).to(torch.float32, copy=True)[0])
-    spans = [Span(row, 1, lengths[row], tables[row], 0) for row in range(4)]
+        forward.run(tokens[:-1], [span(forward.cache, 0, length, 0, pages, 0)], [0])
+        last = span(forward.cache, 0, 1, length, pages, 0)
+        alone.append(forward.run(tokens[-1:], [last], [0]).to(torch.float32, copy=True)[0])
+    spans = [span(forward.cache, row, 1, lengths[row], tables[row], 0) for row in range(4)]
     check(forward.run([tokens[-1] for tokens in said], spans, range(4)).float(), torch.stack(alone))
 
 
@@ -118,8 +122,8 @@ def test_what_short_requests_read_does_not_grow_with_a_long_one() -> None:
 
 def test_what_is_read_at_once_has_a_bound_however_many_decode_over_one_long_prompt() -> None:
     cache, pages = make_forward(FAMILIES["gemma3"]).cache, range(1, 6001)
-    spans = [Span(row, 1, 6000 * PAGE_TOKENS - 1, pages, NO_SLOT) for row in range(64)]
-    groups = paged.plan_attention(spans, cache, torch.device("cpu")).decodes
+    spans = [span(cache, row, 1, 6000 * PAGE_TOKENS - 1, pages, NO_SLOT) for row in range(64)]
+    groups = paged.plan_attention(spans, cache, CPU).groups[0].decodes
     each = cache.pool[0, 0].nbytes
     assert all(len(group.table) * each <= paged.READ_BYTES for group in groups)
     assert [int(row) for group in groups for row in group.rows] == list(range(64))
@@ -129,8 +133,8 @@ def test_what_is_read_at_once_has_a_bound_however_many_decode_over_one_long_prom
 def test_a_request_that_alone_reads_more_than_the_bound_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paged, "READ_BYTES", 1)
     cache = make_forward(FAMILIES["gemma3"]).cache
-    spans = [Span(row, 1, 40, (1, 2, 3), NO_SLOT) for row in range(3)]
-    groups = paged.plan_attention(spans, cache, torch.device("cpu")).decodes
+    spans = [span(cache, row, 1, 40, (1, 2, 3), NO_SLOT) for row in range(3)]
+    groups = paged.plan_attention(spans, cache, CPU).groups[0].decodes
     assert [group.rows.tolist() for group in groups] == [[0], [1], [2]]
 
 
@@ -140,7 +144,7 @@ def planned(lengths: list[int]) -> dict[int, tuple[int, int]]:
     cache = make_forward(FAMILIES["llama"]).cache
     return {
         int(row): (int(length), len(group.table) // len(group.rows))
-        for group in paged.plan_attention(spans, cache, torch.device("cpu")).decodes
+        for group in paged.plan_attention(spans, cache, CPU).groups[0].decodes
         for row, length in zip(group.rows, group.lengths, strict=True)
     }
 
@@ -160,7 +164,7 @@ def test_alone_as_in_company(name: str) -> None:
 @pytest.mark.skipif(KERNELS is None or "bf16" not in KERNELS.variant, reason="the library's products are other ones")
 def test_in_bfloat16_a_seed_gives_the_same_tokens_whoever_is_beside() -> None:
     """By the library's products too, where the processor has them for bfloat16; in float32 they depend on a batch."""
-    forward = make_forward(FAMILIES["gemma3"], dtype=torch.bfloat16, pages=64)
+    forward = make_forward(FAMILIES["gemma3"], dtype=torch.bfloat16, pages=3 * 64)
     alone, beside_one, beside_many = (draw_together(forward, count, 44) for count in (1, 2, 16))
     assert alone[0] == beside_one[0] == beside_many[0]
     assert len(set(map(tuple, beside_many))) == 16
@@ -173,10 +177,11 @@ def draw_together(forward: Forward, count: int, steps: int) -> list[list[int]]:
     for step in range(steps):
         spans, row = [], 0
         for who, tokens in enumerate(said):
-            spans.append(Span(row, len(tokens) - done[who], done[who], range(1 + 4 * who, 5 + 4 * who), NO_SLOT))
-            row += spans[-1].length
+            left, pages = len(tokens) - done[who], range(1 + 4 * who, 5 + 4 * who)
+            spans.append(span(forward.cache, row, left, done[who], pages, NO_SLOT))
+            row += left
         new = [token for tokens, start in zip(said, done, strict=True) for token in tokens[start:]]
-        logits = forward.run(new, spans, [span.row + span.length - 1 for span in spans])
+        logits = forward.run(new, spans, [each.row + each.length - 1 for each in spans])
         wanted = [(Sampling(max_tokens=steps, temperature=1.0, seed=who), step) for who in range(count)]
         done = [len(tokens) for tokens in said]
         for tokens, token in zip(said, choose_tokens(logits, wanted), strict=True):
@@ -190,17 +195,39 @@ def test_a_shared_prefix_is_read_from_another_requests_pages(name: str) -> None:
     """Two requests of one adapter share two full pages: the second computes only what follows them."""
     forward = filled(name)
     tokens, shared = text(0), 2 * PAGE_TOKENS
-    first = Span(0, LENGTH, 0, [1, 2, 3], 1)
+    first = span(forward.cache, 0, LENGTH, 0, [1, 2, 3], 1)
     whole = forward.run(tokens, [first], range(LENGTH)).to(torch.float32, copy=True)
-    rest = forward.run(tokens[shared:], [Span(0, LENGTH - shared, shared, [1, 2, 7], 1)], range(LENGTH - shared))
+    second = span(forward.cache, 0, LENGTH - shared, shared, [1, 2, 7], 1)
+    rest = forward.run(tokens[shared:], [second], range(LENGTH - shared))
     check(rest.float(), whole[shared:])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_request_gets_nothing_of_what_its_pages_held(name: str) -> None:
     forward = filled(name)
-    span = Span(0, LENGTH, 0, [4, 2, 9], 0)
-    expected = forward.run(text(1), [span], range(LENGTH)).clone()
+    whole = span(forward.cache, 0, LENGTH, 0, [4, 2, 9], 0)
+    expected = forward.run(text(1), [whole], range(LENGTH)).clone()
     forward.cache.pool.fill_(torch.nan)  # what a former request left, at its worst
-    forward.wipe([0, 4, 2, 9])
-    assert torch.equal(forward.run(text(1), [span], range(LENGTH)), expected)
+    forward.wipe([0, *(page for table in (whole.pages, *whole.others) for page in table)])
+    assert torch.equal(forward.run(text(1), [whole], range(LENGTH)), expected)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, config in FAMILIES.items() if getattr(config, "sliding_window", None)]
+)
+def test_what_lies_behind_a_window_is_never_read(name: str) -> None:
+    """Its pages are others' by then; a chunk and single tokens go on from what is left of it."""
+    forward = filled(name)
+    windows, cuts = forward.cache.groups.windows, (0, 30, 37, *range(38, LENGTH + 1))
+    expected = play(forward, [[(0, stop - start)] for start, stop in itertools.pairwise(cuts)], [1])[0]
+    assert any(windows), "a window of 11 tokens"
+    whole, found = span(forward.cache, 0, LENGTH, 0, [1, 2, 3], 1), []
+    for start, stop in itertools.pairwise(cuts):
+        tables = [list(table) for table in (whole.pages, *whole.others)]
+        for table, window in zip(tables, windows, strict=True):
+            for at in range(first_seen(start, window)):
+                forward.cache.pool[:, table[at]] = torch.nan
+                table[at] = NULL_PAGE
+        part = Span(0, stop - start, start, tables[0], 1, tables[1:])
+        found.append(forward.run(text(0)[start:stop], [part], range(stop - start)).to(torch.float32, copy=True))
+    check(torch.cat(found), expected)

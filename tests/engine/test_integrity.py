@@ -40,11 +40,11 @@ def busy() -> Scheduler:
 
 
 def lose_a_page(books: Scheduler) -> None:
-    books.running[0].pages.pop()
+    books.running[0].tables[0].pop()
 
 
 def own_a_page_twice(books: Scheduler) -> None:
-    books.running[2].pages.append(books.running[0].pages[-1])
+    books.running[2].tables[0].append(books.running[0].pages[-1])
 
 
 def leak_a_page(books: Scheduler) -> None:
@@ -58,7 +58,7 @@ def refer_to_an_idle_page(books: Scheduler) -> None:
 
 def swap_shared_pages(books: Scheduler) -> None:
     for each in books.running[:2]:
-        each.pages[:2] = each.pages[1::-1]
+        each.tables[0][:2] = each.tables[0][1::-1]
 
 
 def write_to_a_shared_page(books: Scheduler) -> None:
@@ -66,7 +66,7 @@ def write_to_a_shared_page(books: Scheduler) -> None:
 
 
 def keep_pages_while_waiting(books: Scheduler) -> None:
-    next(iter(books.waiting)).pages = [1]
+    next(iter(books.waiting)).tables = ([1],)
 
 
 def mistake_a_state(books: Scheduler) -> None:

@@ -25,6 +25,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from mint_contracts.layer_groups import group_layers
 from mint_engine.model.attention import Span
 from mint_engine.model.base import Base
 from mint_engine.model.cache import KvCache
@@ -78,7 +79,7 @@ def make(config: PreTrainedConfig, dtype: torch.dtype, *, lean: bool, ranks: Seq
     draw = torch.Generator().manual_seed(5)
     for slot, rank in enumerate(ranks):
         fill(slots, slot, rank, draw)
-    cache, routes = KvCache(2, 2, 32, 80, dtype, CPU), route_shape(model)
+    cache, routes = KvCache(group_layers((None,) * 2), 2, 32, 80, dtype, CPU), route_shape(model)
     cache.routes = RouteCache(routes, 80, CPU) if routes is not None else None
     return Forward(base, slots, cache, lean=lean)
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mint_contracts.layer_groups import first_seen
 from mint_engine.scheduling.pages import PAGE_TOKENS, Pages, pages_for
-from mint_engine.scheduling.prefix import PrefixCache, extend_keys
+from mint_engine.scheduling.prefix import PrefixCache, extend_keys, key_in
 from mint_engine.scheduling.request import State
 from tests.engine.scheduled import TOTAL_PAGES, advance, run, scheduler, sequence
 
@@ -94,21 +95,21 @@ def test_what_was_published_is_found_as_far_as_it_goes() -> None:
     text = list(range(64))
     cache = cache_of(text)
     assert cache.available == 6
-    found = cache.share(keys_of([*text[:40], 99, *text[41:]]))
+    [found] = cache.share(keys_of([*text[:40], 99, *text[41:]]))
     assert len(found) == 2
     assert cache.available == 4, "what is referred to is not for the taking"
     cache.release(found)
-    assert cache.share(keys_of([99, *text[1:]])) == []
+    assert cache.share(keys_of([99, *text[1:]])) == ([],)
 
 
 def test_idle_pages_go_longest_unused_first_and_ends_before_beginnings() -> None:
     old, new = list(range(100, 148)), list(range(200, 248))
     cache = cache_of(old, new)
     assert cache.pages.free == 0
-    cache.release(cache.share(keys_of(old)))  # now `new` was used longer ago
+    cache.release(cache.share(keys_of(old))[0])  # now `new` was used longer ago
     assert cache.take(2) is not None
-    assert len(cache.share(keys_of(new))) == 1
-    assert len(cache.share(keys_of(old))) == 3
+    assert len(cache.share(keys_of(new))[0]) == 1
+    assert len(cache.share(keys_of(old))[0]) == 3
     assert cache.take(3) is None, "pages that are referred to are nobody else's"
     assert cache.find_imbalance() == ""
 
@@ -200,3 +201,32 @@ def test_siblings_of_a_leader_that_ended_compute_it_themselves() -> None:
     assert follower.state is State.PARKED
     books.remove(leader)
     assert run(books) == [follower]
+
+
+PARTS = st.sets(st.tuples(st.integers(0, 2), st.integers(0, 7)))
+
+
+@given(PARTS, st.sampled_from([(None, 20, 33), (16, 1, 64), (None, None, 40)]))
+def test_a_beginning_is_found_as_far_as_every_group_can_go_on_from(
+    cached: set[tuple[int, int]], windows: tuple[int | None, ...]
+) -> None:
+    """Any pages of three groups of layers are cached: the longest beginning of which each has all that is seen."""
+    cache, keys = PrefixCache(Pages(30)), keys_of(list(range(8 * PAGE_TOKENS)))
+    pages = dict(zip(sorted(cached), cache.take(len(cached)) or [], strict=True))
+    for (group, at), page in pages.items():
+        cache.publish(key_in(group, keys[at]), page)
+    cache.release(pages.values())
+
+    def goes_on(count: int) -> bool:
+        firsts = [first_seen(count * PAGE_TOKENS, window) for window in windows]
+        return all((group, at) in cached for group, first in enumerate(firsts) for at in range(first, count))
+
+    reach = max(count for count in range(9) if goes_on(count))
+    tables = cache.share(keys, windows)
+    for group, (table, window) in enumerate(zip(tables, windows, strict=True)):
+        first = first_seen(reach * PAGE_TOKENS, window)
+        assert table == [0] * first + [pages[group, at] for at in range(first, reach)]
+        assert all(cache.pages.references(page) == 1 for page in table[first:])
+        cache.release(table)
+    assert cache.available == 30
+    assert cache.find_imbalance() == ""

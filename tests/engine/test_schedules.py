@@ -38,9 +38,10 @@ from mint_engine.scheduling.scheduler import Limits, Scheduler
 from mint_engine.scheduling.stepper import Cancelled
 from mint_engine.scheduling.turns import Terms
 from tests.engine.naive import may_choose
-from tests.engine.running import packed, peft_model, save_adapter, save_base, settings_for
+from tests.engine.running import packed, peft_model, save_adapter, save_base, save_sliding_base, settings_for
 
 CONTEXT, PAGES, SLOTS = 96, 8, 4
+SLIDING_PAGES = 18  # of one layer each; two of three layers see but a window
 LIMITS = Limits(running=4, step_tokens=24)
 TERMS = Terms(stay=3, last_stay=9)  # so short that most requests give way to others
 RANKS = {"eight": 8, "three": 3, "four": 4}  # of the revisions
@@ -91,7 +92,8 @@ class Place:
 
     def reset(self) -> None:
         """No requests and an empty cache."""
-        self.generation.scheduler = Scheduler(LIMITS, Pages(PAGES), TERMS)
+        former = self.generation.scheduler
+        self.generation.scheduler = Scheduler(LIMITS, Pages(former.pages.total), TERMS, former.windows)
 
     @torch.inference_mode()
     def check(self, told: Told) -> None:
@@ -133,16 +135,18 @@ class Place:
             assert text.startswith(told.text)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    root = tmp_path_factory.mktemp("place")
-    base = save_base(root / "base")
+@pytest.fixture(scope="module", params=["llama", "sliding"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    root, slides = tmp_path_factory.mktemp("place"), request.param == "sliding"
+    base = save_sliding_base(root / "base") if slides else save_base(root / "base")
     folders = {name: save_adapter(base, root / name, rank=rank) for name, rank in RANKS.items()}
-    token_bytes = 2 * 2 * 2 * 16 * 4  # two layers' keys and values, each of two heads of 16 floats
-    few = (PAGES + 1) * PAGE_TOKENS * token_bytes
+    layers, pages = (1, SLIDING_PAGES) if slides else (2, PAGES)
+    token_bytes = layers * 2 * 2 * 16 * 4  # a page's layers' keys and values, each of two heads of 16 floats
+    few = (pages + 1) * PAGE_TOKENS * token_bytes
     options = settings_for(base, context_length=CONTEXT, kv_cache_bytes=few, device_slots=SLOTS)
     _, slots, generation = build(options, base, LIMITS)
-    assert generation.scheduler.pages.total == PAGES
+    assert generation.scheduler.pages.total == pages
+    assert generation.scheduler.windows == ((None, 20, 20) if slides else (None,))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so little work is done sooner by one, above all beside other programs
     yield Place(base, folders, slots, generation)
@@ -206,7 +210,7 @@ class Schedule:
             assert steps < 5000
         for told in self.told.values():
             self.place.check(told)
-        assert self.scheduler.prefix.available == PAGES
+        assert self.scheduler.prefix.available == self.scheduler.pages.total
 
     def tell(self, outcomes: list[tuple[Sequence, Event]]) -> None:
         for sequence, event in outcomes:
@@ -277,9 +281,10 @@ def counted(metric: object) -> float:
 def test_random_schedules(place: Place) -> None:
     reasons = (metrics.PREEMPTED_FOR_PAGES, metrics.PREEMPTED_FOR_TURN)
     preempted, reused = [counted(each) for each in reasons], counted(metrics.REUSED_TOKENS)
+    examples = 50 if any(place.generation.scheduler.windows) else 120  # by slower modules
     run_state_machine_as_test(
         machine_of(place),
-        settings=settings(max_examples=120, stateful_step_count=25, deadline=None, derandomize=True),
+        settings=settings(max_examples=examples, stateful_step_count=25, deadline=None, derandomize=True),
     )
     assert all(counted(each) > before for each, before in zip(reasons, preempted, strict=True))
     assert counted(metrics.REUSED_TOKENS) > reused

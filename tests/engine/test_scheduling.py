@@ -6,16 +6,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from mint_contracts.layer_groups import LayerGroups, first_seen
 from mint_engine.scheduling.integrity import find_imbalance
-from mint_engine.scheduling.pages import PAGE_TOKENS
+from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 from mint_engine.scheduling.request import Sequence, State
-from mint_engine.scheduling.scheduler import Limits, split_budget
+from mint_engine.scheduling.scheduler import Limits, Share, split_budget
 from mint_engine.scheduling.turns import Terms
 from tests.engine.scheduled import LIMITS, TOTAL_PAGES, advance, run, scheduler, sequence
 
 
 class Arrivals(RuleBasedStateMachine):
     """Random arrivals of three adapters' requests, some with siblings, cancellations and steps."""
+
+    windows: tuple[int | None, ...] = (None,)
+    pages = TOTAL_PAGES
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +28,7 @@ class Arrivals(RuleBasedStateMachine):
 
     @initialize(terms=st.sampled_from([Terms(), Terms(stay=4, last_stay=10)]))
     def begin(self, terms: Terms) -> None:
-        self.scheduler = scheduler(terms=terms)
+        self.scheduler = scheduler(terms=terms, pages=self.pages, windows=self.windows)
 
     @rule(
         prompt=st.integers(1, 100),
@@ -46,10 +50,20 @@ class Arrivals(RuleBasedStateMachine):
         shares, _ = advance(self.scheduler)
         assert sum(share.length for share in shares) <= LIMITS.step_tokens
         assert all(share.length >= 1 for share in shares)
+        assert all(self.slid(share) for share in shares)
         assert shares or not self.scheduler.busy, "a step always gets on"
         tenants = [each for each in self.scheduler.running if not each.request.background]
         decoding = [each for each in tenants if each.completion_tokens and each.pending == 1]
         assert {id(each) for each in decoding} <= {id(share.sequence) for share in shares}, "decoding never waits"
+
+    def slid(self, share: Share) -> bool:
+        """Computed, a request keeps the pages that are still seen, and refers to none that is not."""
+        each = share.sequence
+        firsts = [first_seen(each.computed, window) for window in self.windows]
+        return all(
+            not any(table[:first]) and all(table[first:]) and len(table) * PAGE_TOKENS >= each.computed
+            for table, first in zip(each.tables, firsts, strict=bool(each.tables))
+        )
 
     @precondition(lambda self: self.scheduler.live)
     @rule(data=st.data())
@@ -79,14 +93,25 @@ class Arrivals(RuleBasedStateMachine):
             advance(self.scheduler)
             generated = sum(each.completion_tokens for each in self.generated) > before
             since = 0 if generated else since + 1
-            assert since <= TOTAL_PAGES * PAGE_TOKENS / (LIMITS.step_tokens - LIMITS.running) + 1
-        assert self.scheduler.prefix.available == TOTAL_PAGES
+            assert since <= self.pages * PAGE_TOKENS / (LIMITS.step_tokens - LIMITS.running) + 1
+        assert self.scheduler.prefix.available == self.pages
         assert not self.scheduler.fairness.active
         assert all(each.state is State.ENDED for each in self.generated)
 
 
 TestArrivals = Arrivals.TestCase
 TestArrivals.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class SlidingArrivals(Arrivals):
+    """The same where two of three groups of layers see but a window: few pages more than one request needs."""
+
+    windows = (None, 20, 7)
+    pages = 18
+
+
+TestSlidingArrivals = SlidingArrivals.TestCase
+TestSlidingArrivals.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 def test_a_request_takes_pages_as_it_grows() -> None:
@@ -100,6 +125,33 @@ def test_a_request_takes_pages_as_it_grows() -> None:
         advance(books)
     assert [pages for tokens, pages in owned if tokens in {21, 33, 34, 49}] == [2, 2, 3, 3]
     assert books.pages.free == TOTAL_PAGES - 3, "and the full ones are kept"
+
+
+def test_a_request_has_no_more_pages_of_a_window_than_the_window_fills() -> None:
+    """Three groups of layers, two of which see 40 tokens: a prompt of 300 and what follows it."""
+    windows = (None, 40, 40)
+    books = scheduler(Limits(running=4, step_tokens=32), pages=40, windows=windows)
+    groups = LayerGroups(1, windows, ((0, 0), (1, 0), (2, 0)))
+    first, again = sequence(300, 100), sequence(300, 5)
+    books.add(first)
+    while books.busy:
+        advance(books)
+        assert len(first.pages) <= groups.pages(len(first.tokens), 32) <= pages_for(len(first.tokens)) + 2 * 6
+        if len(first.tokens) == 310:
+            assert [len(table) - table.count(0) for table in first.tables] == [20, 4, 4]
+    books.add(again)
+    assert again.keys[:18] == first.keys[:18]
+    advance(books)
+    assert again.found == 0, "the pages of a window that ends there have gone to others long ago"
+
+
+def test_a_prompt_is_found_again_by_the_window_at_its_end() -> None:
+    books = scheduler(Limits(running=4, step_tokens=32), pages=60, windows=(None, 40, 40))
+    for new, found in ((1, 0), (5, 288)):
+        each = sequence(300, new)
+        books.add(each)
+        run(books)
+        assert each.found == found
 
 
 def test_the_least_served_is_never_preempted() -> None:

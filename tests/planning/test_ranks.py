@@ -53,8 +53,8 @@ def test_small_bases_as_their_ranks_hold_them(name: str, count: int) -> None:
         layers = sum(each.numel() for path, each in base.model.named_parameters() if path != "lm_head.weight")
         assert own.parameters == layers + head
         assert 4 * TOLD.device_slots * own.adapter_elements(TOLD.max_rank, "all") == member.slots.bytes
-        pages = member.cache.bytes // (4 * 16 * own.cache_elements)
-        assert pages * 4 * 16 * own.cache_elements == member.cache.bytes
+        _, elements = own.cache_of(TOLD.context_length, whole=False)
+        assert 4 * 16 * elements * (member.cache.pages + 1) == member.cache.bytes
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "llama"])

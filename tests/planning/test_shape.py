@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     GemmaConfig,
+    GptOssConfig,
     GraniteConfig,
     MixtralConfig,
     PreTrainedConfig,
@@ -39,7 +40,7 @@ from mint_gateway.planning.config import read_shape
 from mint_gateway.planning.devices import DEVICES
 from mint_gateway.planning.fit import Mix, Storage, make_plan
 from mint_gateway.planning.layouts import layouts
-from mint_gateway.planning.shape import KINDS
+from mint_gateway.planning.shape import KINDS, BaseShape
 from tests.engine.families import CPU, FAMILIES, SEEING, SIZES, kind_of, make_forward, make_model
 from tests.engine.test_expert_layouts import BOTH, save
 from tests.planning.frontier import FRONTIER, GEMMA_3_4B, KIMI_K25, ORDINARY
@@ -106,10 +107,28 @@ def test_frontier_bases_to_the_last_byte(name: str) -> None:
     dense = {path: 1 for path, module in modules.items() if not module.experts}
     assert shape.adapter_elements(1, "dense") == lay_out(modules, dense).elements
     assert shape.adapter_tensors("all") == 2 * sum(max(module.experts, 1) for module in modules.values())
-    assert shape.cache_elements == cache_shape(model.config.get_text_config()).token_elements
+    check_cache(shape, model.config.get_text_config())
     routes = route_shape(model)
     assert shape.route_bytes == (routes.token_bytes if routes is not None else 0)
     assert shape.context_length == model.config.get_text_config().max_position_embeddings
+
+
+def check_cache(shape: BaseShape, config: Any) -> None:
+    """A token in all layers; and a long request while it decodes, of which what lies behind windows is let go."""
+    assert shape.cache_elements == cache_shape(config, context_length=1).token_elements
+    for tokens in (100, 3000, 50000):
+        real = cache_shape(config, context_length=tokens)
+        places, elements = shape.cache_of(tokens, whole=False)
+        assert elements == real.token_elements
+        assert places <= 16 * real.groups.pages(tokens, 1) < places + 16 * len(real.groups.windows)
+
+
+def test_a_window_takes_no_more_of_a_longer_request() -> None:
+    """gpt-oss-20b, whose every second layer sees 128 tokens: little more than half of 100,000 tokens' cache."""
+    shape = read_shape(told_by(GptOssConfig(num_hidden_layers=24)))
+    places, elements = shape.cache_of(100_000, whole=True)
+    assert 0.5 < places * elements / (100_000 * shape.cache_elements) < 0.502
+    assert shape.cache_of(100, whole=True) == (100, shape.cache_elements)
 
 
 @pytest.mark.parametrize("name", FRONTIER)
@@ -138,15 +157,17 @@ def test_the_tensors_of_a_30b_adapter() -> None:
 def test_small_bases_as_the_engine_holds_them(name: str) -> None:
     """Weights, slots and cache of a real engine's parts, in bytes of float32."""
     told = (FAMILIES | OTHERS)[name]
-    forward = make_forward(told, pages=7)
+    forward = make_forward(told, pages=19)
     shape = read_shape(told_by(forward.base.model.config))
     assert 4 * shape.parameters == sum(each.nbytes for each in forward.base.model.parameters())
     for targets in KINDS:
         named = find_modules(make_model(told), shape.target_modules(targets))
         assert 4 * 2 * shape.adapter_elements(8, targets) == Slots(named, 2, 8, torch.float32, CPU).bytes
-    assert 4 * 16 * 8 * shape.cache_elements == forward.cache.bytes
-    trained = make_forward(told, pages=7, routes=True)
-    assert 16 * 8 * (4 * shape.cache_elements + shape.route_bytes) == trained.cache.bytes
+    check_cache(shape, forward.base.config)
+    long = 10**6
+    assert 4 * 16 * 20 * shape.cache_of(long, whole=False)[1] == forward.cache.bytes
+    trained = make_forward(told, pages=19, routes=True)
+    assert 16 * 20 * (4 * shape.cache_of(long, whole=True)[1] + shape.route_bytes) == trained.cache.bytes
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gpt_oss"])

@@ -21,9 +21,9 @@ from mint_contracts.errors import UnsupportedBase
 from mint_engine.model import widened
 from mint_engine.model.cache import KvCache
 from mint_engine.model.latent import attend_latent
-from mint_engine.model.paged import Chunk, Decodes, PagedAttention, Span, plan_attention, tiles
+from mint_engine.model.paged import Chunk, Decodes, Paged, Span, plan_attention, tiles
 
-__all__ = ["NAME", "PagedAttention", "Span", "attend", "plan_attention", "register", "weigh"]
+__all__ = ["NAME", "Paged", "Span", "attend", "plan_attention", "register", "weigh"]
 
 NAME = "mint"
 
@@ -61,7 +61,7 @@ def attend(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     indices: object = None,
-    paged: PagedAttention | None = None,
+    paged: Paged | None = None,
     **options: object,
 ) -> tuple[torch.Tensor, None]:
     """Queries [1, Q, T, D], keys and values [1, K, T, D] -> [1, T, Q, D]; keys and values go to the cache.
@@ -77,15 +77,17 @@ def attend(
             raise UnsupportedBase(
                 type(module).__name__, "has a window, cap or sink over latents, which is not served"
             )
-        return attend_latent(module, query[0], key[0, 0], value[0, 0], indices, style.scale, paged), None
-    cache = paged.cache
+        return attend_latent(module, query[0], key[0, 0], value[0, 0], indices, style.scale, paged.of(layer)), None
+    kept, cache, plan = paged.window(layer), paged.cache, paged.of(layer)
+    if kept is not None and (style.window is None or style.window > kept):
+        raise UnsupportedBase(type(module).__name__, f"sees further back than the {kept} tokens of its configuration")
     if key.shape[1] != cache.heads or key.shape[3] != cache.head_dim or value.shape != key.shape:
         raise UnsupportedBase(type(module).__name__, f"has keys {list(key.shape)} that differ from its configuration")
-    cache.write(layer, paged.places, key[0], value[0])
+    cache.write(layer, plan.places, key[0], value[0])
     out = torch.empty_like(query[0])
-    for decodes in paged.decodes:
+    for decodes in plan.decodes:
         _decode(out, query[0], layer, decodes, cache, style)
-    for chunk in paged.chunks:
+    for chunk in plan.chunks:
         _attend_chunk(out, query[0], layer, chunk, cache, style)
     return out.transpose(0, 1).unsqueeze(0), None
 
@@ -95,7 +97,7 @@ def _refuse(
     options: dict[str, object],
     mask: torch.Tensor | None,
     dropout: float,
-    paged: PagedAttention | None,
+    paged: Paged | None,
 ) -> None:
     refused = sorted(name for name, value in options.items() if value is not None and name not in _HARMLESS)
     if options.get("is_causal") is False or not getattr(module, "is_causal", True) or mask is not None or dropout:

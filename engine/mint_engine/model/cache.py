@@ -4,10 +4,13 @@ Most bases keep keys and values. All of a layer's heads lie together in a page, 
 read in long runs. How a head's 16 x D numbers are arranged within the page is up to the pass that uses the cache
 (`mint_engine.kernels` keeps pairs together); `write` and `read` here are the generic pass's, token by token.
 
+Where some layers slide over a window, a page is of one group of layers, whose number L is the pool's first dimension
+(`mint_contracts.layer_groups`); else it is of all of them.
+
 Bases with multi-head latent attention keep one row a token, from which all heads' keys and values come.
 
-Letters in shapes: L layers, K key/value heads, P pages (page 0 is the null page), D head size, T tokens, W the width
-of a token's row.
+Letters in shapes: L layers of a page, K key/value heads, P pages (page 0 is the null page), D head size, T tokens, W
+the width of a token's row.
 """
 
 import time
@@ -17,10 +20,11 @@ import structlog
 import torch
 
 from mint_contracts.errors import CapacityExceeded
+from mint_contracts.layer_groups import LayerGroups, group_layers
 from mint_engine.model.device import zeros
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.remapping import bring_zeros
-from mint_engine.scheduling.pages import PAGE_TOKENS
+from mint_engine.scheduling.pages import PAGE_TOKENS, STEP_TOKENS, pages_for
 
 PROBE_TOKENS = 40  # that a pass is proven on, in steps of fewer each (see `reference`): they take pages too
 
@@ -31,10 +35,11 @@ class _Pages:
     """What of a cache does not depend on what a token leaves in it: `pool` [L, P, ...], and its tokens' routes."""
 
     def __init__(
-        self, layers: int, pages: int, page: Sequence[int], dtype: torch.dtype, device: torch.device
+        self, groups: LayerGroups, pages: int, page: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> None:
+        self.groups = groups
         self.pages = pages
-        self.pool = zeros((layers, pages + 1, *page), dtype, device)
+        self.pool = zeros((groups.size, pages + 1, *page), dtype, device)
         self.routes: RouteCache | None = None  # where they are kept
 
     @property
@@ -71,22 +76,24 @@ class KvCache(_Pages):
     """Keys and values of all pages: `pool` [L, P, 2, K, 16, D]."""
 
     def __init__(
-        self, layers: int, heads: int, head_dim: int, pages: int, dtype: torch.dtype, device: torch.device
+        self, groups: LayerGroups, heads: int, head_dim: int, pages: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__(layers, pages, (2, heads, PAGE_TOKENS, head_dim), dtype, device)
+        super().__init__(groups, pages, (2, heads, PAGE_TOKENS, head_dim), dtype, device)
         self.heads = heads
         self.head_dim = head_dim
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values [K, T, D] at token places `slots` [T] (page * 16 + offset)."""
         pages, within = slots // PAGE_TOKENS, slots % PAGE_TOKENS
-        self.pool[layer, pages, 0, :, within] = keys.transpose(0, 1)
-        self.pool[layer, pages, 1, :, within] = values.transpose(0, 1)
+        pool = self.pool[self.groups.places[layer][1]]
+        pool[pages, 0, :, within] = keys.transpose(0, 1)
+        pool[pages, 1, :, within] = values.transpose(0, 1)
 
     def read(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [K, n * 16, D] of `pages` [n], page after page."""
         parts = torch.arange(2 * self.heads, device=pages.device)[:, None] + pages * (2 * self.heads)  # [2 K, n]
-        heads = self.pool[layer].view(-1, PAGE_TOKENS * self.head_dim)  # of every page, keys' before values'
+        pool = self.pool[self.groups.places[layer][1]]
+        heads = pool.view(-1, PAGE_TOKENS * self.head_dim)  # of every page, keys' before values'
         keys, values = heads.index_select(0, parts.flatten()).view(2, self.heads, -1, self.head_dim)
         return keys, values
 
@@ -99,7 +106,7 @@ class LatentCache(_Pages):
     """
 
     def __init__(self, layers: int, width: int, pages: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(layers, pages, (PAGE_TOKENS, width), dtype, device)
+        super().__init__(group_layers((None,) * layers), pages, (PAGE_TOKENS, width), dtype, device)
         self.width = width
 
     def write(self, layer: int, places: torch.Tensor, values: torch.Tensor, column: int) -> None:
@@ -115,11 +122,11 @@ class LatentCache(_Pages):
 Cache = KvCache | LatentCache
 
 
-def count_pages(budget_bytes: int, page: int, context_length: int) -> int:
+def count_pages(budget_bytes: int, page: int, context_length: int, groups: LayerGroups) -> int:
     """Pages that fit the budget. Raises CapacityExceeded where one request of full length would not, or the probe."""
     pages = budget_bytes // page - 1  # the null page
     tokens = max(context_length, PROBE_TOKENS)
-    needed = -(-tokens // PAGE_TOKENS)
+    needed = max(groups.pages(tokens, STEP_TOKENS), len(groups.windows) * pages_for(PROBE_TOKENS))
     if pages < needed:
         shorter = " or lower contextLength" if context_length > PROBE_TOKENS else ""
         raise CapacityExceeded(

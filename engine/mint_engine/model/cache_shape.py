@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from mint_contracts.attention import unserved_attention
+from mint_contracts.attention import unserved_attention, windows
 from mint_contracts.errors import UnsupportedBase
+from mint_contracts.layer_groups import LayerGroups, group_layers
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.cache import Cache, KvCache, LatentCache, count_pages
 from mint_engine.model.routes import RouteCache, RouteShape
@@ -17,18 +18,18 @@ from mint_engine.scheduling.pages import PAGE_TOKENS
 class KeyValueShape:
     """Keys and values of K heads of size D, in every layer."""
 
-    layers: int
+    groups: LayerGroups
     heads: int
     head_dim: int
 
     @property
     def token_elements(self) -> int:
-        """Elements that one token takes over all layers."""
-        return 2 * self.layers * self.heads * self.head_dim
+        """Elements of one token in a page."""
+        return 2 * self.groups.size * self.heads * self.head_dim
 
     def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> KvCache:
         """A cache of so many pages."""
-        return KvCache(self.layers, self.heads, self.head_dim, pages, dtype, device)
+        return KvCache(self.groups, self.heads, self.head_dim, pages, dtype, device)
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,13 @@ class LatentShape:
     index: int
 
     @property
+    def groups(self) -> LayerGroups:
+        """All layers are one."""
+        return group_layers((None,) * self.layers)
+
+    @property
     def token_elements(self) -> int:
-        """Elements that one token takes over all layers."""
+        """Elements of one token in a page."""
         return self.layers * (self.latent + self.rotated + self.index)
 
     def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> LatentCache:
@@ -50,8 +56,14 @@ class LatentShape:
         return LatentCache(self.layers, self.latent + self.rotated + self.index, pages, dtype, device)
 
 
-def cache_shape(config: Any) -> KeyValueShape | LatentShape:
-    """The shape for a text model's configuration. Raises UnsupportedBase naming what is not served."""
+def cache_shape(
+    config: Any, *, context_length: int | None = None, whole: bool = False
+) -> KeyValueShape | LatentShape:
+    """The shape for a text model's configuration. Raises UnsupportedBase naming what is not served.
+
+    What lies behind a window is let go where requests may be longer, of `context_length` tokens or of any number.
+    `whole`: one group of layers keeps all of a request's pages, since something else is kept by them.
+    """
     if unserved := unserved_attention(lambda name: getattr(config, name, None)):
         raise UnsupportedBase(f"model type {config.model_type}", unserved)
     layers = int(config.num_hidden_layers)
@@ -60,7 +72,17 @@ def cache_shape(config: Any) -> KeyValueShape | LatentShape:
         return LatentShape(layers, int(config.kv_lora_rank), int(config.qk_rope_head_dim), index)
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return KeyValueShape(layers, int(getattr(config, "num_key_value_heads", None) or heads), head_dim)
+    kept = windows(lambda name: getattr(config, name, None), layers)
+    if context_length is not None:
+        kept = tuple(None if each is None or each >= context_length else each for each in kept)
+    groups = group_layers((None,) * layers if whole and None not in kept else kept)
+    return KeyValueShape(groups, int(getattr(config, "num_key_value_heads", None) or heads), head_dim)
+
+
+def shape_for(settings: EngineSettings, config: Any, routes: RouteShape | None) -> KeyValueShape | LatentShape:
+    """The shape of an engine's cache, on all of its ranks alike. Raises UnsupportedBase."""
+    replayed = routes is not None and settings.training_store is not None
+    return cache_shape(config, context_length=settings.context_length, whole=replayed)
 
 
 def make_cache(
@@ -85,4 +107,4 @@ def pages_in(
     """
     kept = routes.token_bytes if routes is not None and settings.training_store is not None else 0
     page = PAGE_TOKENS * (shape.token_elements * dtype.itemsize + kept)
-    return count_pages(settings.kv_cache_bytes, page, settings.context_length)
+    return count_pages(settings.kv_cache_bytes, page, settings.context_length, shape.groups)

@@ -168,7 +168,8 @@ class Forward:
 
     def _probe(self) -> None:
         """Compute a token that nobody has asked for."""
-        self.run([0], [Span(row=0, length=1, position=0, pages=[NULL_PAGE], slot=NO_SLOT)], [0]).cpu()
+        span = Span(0, 1, 0, [NULL_PAGE], NO_SLOT, [[NULL_PAGE]] * (len(self.cache.groups.windows) - 1))
+        self.run([0], [span], [0]).cpu()
         self.wipe([NULL_PAGE])
 
     def close(self) -> None:
@@ -178,13 +179,16 @@ class Forward:
 
     def _difference(self, expected: torch.Tensor) -> float:
         """How far the probe's logits, in two chunks and a single token, are from the expected ones."""
-        tokens, pages = probe(self.base.vocab_size), list(range(1, pages_for(PROBE_TOKENS) + 1))
+        tokens, each, groups = probe(self.base.vocab_size), pages_for(PROBE_TOKENS), len(self.cache.groups.windows)
+        first, *others = [list(range(1 + at * each, 1 + (at + 1) * each)) for at in range(groups)]
         cuts = (0, PROBE_TOKENS // 3, PROBE_TOKENS - 1, PROBE_TOKENS)
         parts = []
         for start, stop in itertools.pairwise(cuts):
-            span = Span(row=0, length=stop - start, position=start, pages=pages, slot=NO_SLOT)
+            span = Span(row=0, length=stop - start, position=start, pages=first, slot=NO_SLOT, others=others)
             parts.append(self.run(tokens[start:stop], [span], range(stop - start)).to(torch.float32, copy=True))
-        self.cache.wipe(pages)  # whatever the pass: one that is wrong may have left NaN to the next
+        self.cache.wipe(
+            list(range(1, 1 + groups * each))
+        )  # whatever the pass: one that is wrong may have left NaN to the next
         return float((torch.cat(parts) - expected).norm() / expected.norm())
 
 

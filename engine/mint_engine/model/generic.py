@@ -63,7 +63,7 @@ class Generic:
                 paged=current.paged,
             )
             if self._cache.routes is not None and current.routes is not None:
-                self._cache.routes.write(paged.places, current.routes)
+                self._cache.routes.write(paged.groups[0].places, current.routes)
         finally:
             current.rows = current.compiled = current.expert_rows = current.paged = current.routes = None
         logits: torch.Tensor = output.logits[0]

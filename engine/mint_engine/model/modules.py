@@ -20,7 +20,7 @@ from mint_engine.model.indexer import rotation_of, select
 from mint_engine.model.kept import KeptStack
 from mint_engine.model.latent import is_latent, up_projection
 from mint_engine.model.lora import Rows, add_lora
-from mint_engine.model.paged import PagedAttention
+from mint_engine.model.paged import Paged
 from mint_engine.parallel.shares import Cut
 from mint_engine.residency.slots import Slots
 
@@ -40,7 +40,7 @@ class Current:
     rows: Rows | None = None
     compiled: CompiledRows | None = None  # instead of rows, where kernels add adapters
     expert_rows: ExpertRows | None = None
-    paged: PagedAttention | None = None
+    paged: Paged | None = None
     routes: list[torch.Tensor] | None = None  # what routers choose, [T, k] a layer in order
 
 
@@ -164,7 +164,7 @@ def _choose_pages(
 ) -> Any:  # fmt: skip
     if current.paged is None:
         return forward(hidden, compressed, angles, *others, **options)
-    return select(indexer, hidden, compressed, angles, current.paged)
+    return select(indexer, hidden, compressed, angles, current.paged.of(int(indexer.layer_idx)))
 
 
 def layers_prefix(model: PreTrainedModel) -> str:

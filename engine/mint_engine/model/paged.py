@@ -5,11 +5,12 @@ Letters in shapes: T tokens, B decoding requests, N cached tokens (padding inclu
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from mint_contracts.layer_groups import first_seen
 from mint_engine.model.cache import Cache
 from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
 
@@ -25,8 +26,9 @@ class Span:
     row: int
     length: int
     position: int
-    pages: Sequence[int]
+    pages: Sequence[int]  # of the cache's first group of layers
     slot: int
+    others: Sequence[Sequence[int]] = ()  # of its other groups; 0 where nothing sees a page any more
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Chunk:
 
     start: int
     stop: int
-    position: int  # of its first token
+    position: int  # of its first token, from the first of its pages on
     pages: torch.Tensor  # [P]
     slot: int
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
@@ -77,7 +79,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class PagedAttention:
-    """One step's plan, sorted out once and used by every layer."""
+    """One step's plan for a group of layers, sorted out once and used by each of them.
+
+    Where these see but a window, pasts begin at the first page of it.
+    """
 
     cache: Cache
     places: torch.Tensor  # [T]: where each token's part of the cache goes
@@ -88,8 +93,41 @@ class PagedAttention:
     )  # rows by the slots that they belong to, see latent
 
 
-def plan_attention(spans: Sequence[Span], cache: Cache, device: torch.device) -> PagedAttention:
+@dataclass(frozen=True)
+class Paged:
+    """One step's plan."""
+
+    cache: Cache
+    groups: tuple[PagedAttention, ...]
+
+    def of(self, layer: int) -> PagedAttention:
+        """The plan of a layer's group."""
+        return self.groups[self.cache.groups.places[layer][0]]
+
+    def window(self, layer: int) -> int | None:
+        """What the cache keeps of a layer's past; None: all of it."""
+        return self.cache.groups.windows[self.cache.groups.places[layer][0]]
+
+
+def plan_attention(spans: Sequence[Span], cache: Cache, device: torch.device) -> Paged:
     """Sort a step's spans out; they cover its rows in order."""
+    windows = cache.groups.windows
+    plans = [
+        _plan_group([_seen(each, at, window) for each in spans], cache, device) for at, window in enumerate(windows)
+    ]
+    return Paged(cache, tuple(plans))
+
+
+def _seen(span: Span, group: int, window: int | None) -> Span:
+    """A span as a group of layers sees it, from the first page of its window on."""
+    pages = span.others[group - 1] if group else span.pages
+    first = first_seen(span.position, window)
+    if not first:
+        return span if not group else replace(span, pages=pages)
+    return replace(span, position=span.position - first * PAGE_TOKENS, pages=pages[first:])
+
+
+def _plan_group(spans: Sequence[Span], cache: Cache, device: torch.device) -> PagedAttention:
     places = [
         span.pages[at // PAGE_TOKENS] * PAGE_TOKENS + at % PAGE_TOKENS
         for span in spans

@@ -7,7 +7,7 @@ import torch
 from mint_contracts.settings import EngineSettings
 from mint_engine.model.base import Base
 from mint_engine.model.cache import Cache
-from mint_engine.model.cache_shape import KeyValueShape, cache_shape, make_cache, pages_in
+from mint_engine.model.cache_shape import KeyValueShape, make_cache, pages_in, shape_for
 from mint_engine.model.experts import route_shape
 from mint_engine.model.kept import move
 from mint_engine.parallel.distributed import DistributedGroup, Gloo, Nccl, store_in, store_on
@@ -45,7 +45,8 @@ def lay_member(
     base = replace(base, device=device)
     slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts_of(modules, share), others)
     # As many pages as without ranks, so that all of them agree.
-    shape, routes = cache_shape(base.config), route_shape(base.model)
+    routes = route_shape(base.model)
+    shape = shape_for(told, base.config, routes)
     pages = pages_in(told, shape, routes, base.dtype)
     own = replace(shape, heads=share.kv_heads.size) if isinstance(shape, KeyValueShape) else shape
     kept = routes if told.training_store is not None and share.rank == 0 else None  # who reads them

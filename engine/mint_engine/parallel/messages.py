@@ -60,7 +60,7 @@ class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Compute, as `Forward.run` is asked to. Not answered: ranks meet while they compute."""
 
     tokens: Sequence[int]
-    spans: Sequence[tuple[int, int, int, Sequence[int], int]]  # the fields of `Span`
+    spans: Sequence[tuple[int, int, int, Sequence[int], int, Sequence[Sequence[int]]]]  # the fields of `Span`
     keep: Sequence[int]
 
 

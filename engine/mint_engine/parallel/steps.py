@@ -8,9 +8,9 @@ from mint_engine.parallel.messages import Step
 
 def step_of(tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> Step:
     """A step's message."""
-    return Step(tokens, [(s.row, s.length, s.position, s.pages, s.slot) for s in spans], list(keep))
+    return Step(tokens, [(s.row, s.length, s.position, s.pages, s.slot, s.others) for s in spans], list(keep))
 
 
 def spans_of(step: Step) -> list[Span]:
     """The spans of a step's message."""
-    return [Span(row, length, position, pages, slot) for row, length, position, pages, slot in step.spans]
+    return [Span(*span) for span in step.spans]

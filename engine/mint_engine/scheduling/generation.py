@@ -17,7 +17,7 @@ from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.said import Said
 from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
-from mint_engine.scheduling.pages import Pages, pages_for
+from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import extend_keys
 from mint_engine.scheduling.request import (
     Done,
@@ -47,7 +47,7 @@ class Generation:
         self._forward, self._on_lost = forward, on_lost
         self._eos = forward.base.eos
         self._decoder = choose_decoder(forward.base.tokenizer)
-        self.scheduler = Scheduler(limits, Pages(forward.cache.pages))
+        self.scheduler = Scheduler(limits, Pages(forward.cache.pages), windows=forward.cache.groups.windows)
 
     @property
     def compute(self) -> str:
@@ -73,7 +73,8 @@ class Generation:
 
         `leader` is a sibling of the same prompt that comes first. Raises InvalidRequest for one that never fits.
         """
-        pages, total = pages_for(request.most_tokens), self.scheduler.pages.total
+        groups, total = self._forward.cache.groups, self.scheduler.pages.total
+        pages = groups.pages(request.most_tokens, self.scheduler.limits.step_tokens)
         if pages > total:
             raise InvalidRequest("prompt", f"can grow to {pages} pages of the KV cache, which has {total}")
         text = TextStream(self._decoder(request.prompt), request.sampling.stop)
@@ -141,7 +142,8 @@ class Generation:
         for share in shares:
             sequence, length, row = share.sequence, share.length, len(tokens)
             start = sequence.computed
-            spans.append(Span(row, length, start, sequence.pages, sequence.request.slot))
+            first, *others = sequence.tables
+            spans.append(Span(row, length, start, first, sequence.request.slot, others))
             tokens += sequence.tokens[start : start + length]
             if sequence.must_score:
                 keep += range(row, row + length)
@@ -246,7 +248,7 @@ class Generation:
 
     def _routes(self, sequence: Sequence) -> Routes | None:
         routes = self._forward.routes if sequence.request.routes else None
-        return routes.read(sequence.pages, sequence.computed) if routes is not None else None
+        return routes.read(sequence.tables[0], sequence.computed) if routes is not None else None
 
 
 def _score_prompt(share: Share, logits: torch.Tensor) -> list[Outcome]:

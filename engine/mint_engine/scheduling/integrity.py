@@ -1,11 +1,11 @@
 """The engine's books: references, cached pages, slots and service. Checked whenever the engine falls idle."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.pages import PAGE_TOKENS
-from mint_engine.scheduling.prefix import PrefixCache
+from mint_engine.scheduling.prefix import PrefixCache, key_in
 from mint_engine.scheduling.request import Sequence, State
 from mint_engine.scheduling.scheduler import Scheduler
 
@@ -26,7 +26,7 @@ def _imbalances(scheduler: Scheduler) -> Iterator[str]:
     for group, state in groups:
         if any(each.state is not state for each in group):
             yield f"a request among the {state.name.lower()} is in another state"
-    if any(each.pages for group, _ in groups[1:] for each in group):
+    if any(each.tables for group, _ in groups[1:] for each in group):
         yield "a request that waits owns pages"
     yield from _pages(scheduler.prefix, scheduler.running)
     live = scheduler.live
@@ -45,15 +45,23 @@ def _pages(prefix: PrefixCache, running: Iterable[Sequence]) -> Iterator[str]:
     if len(owners) + len(idle) + pages.free != pages.total:
         yield f"{len(owners)} pages owned, {len(idle)} idle and {pages.free} free are not {pages.total} pages"
     for sequence in running:
-        for at, page in enumerate(sequence.pages):
-            key = prefix.key_of(page)
-            if owners[page] > 1 or key is not None:
-                if at >= len(sequence.keys) or sequence.keys[at] != key:
-                    yield f"page {page} is shared with a request that has other tokens"
-                if (at + 1) * PAGE_TOKENS > sequence.computed:
-                    yield f"page {page} is shared and still written to"
+        for group, table in enumerate(sequence.tables):
+            yield from _table(prefix, owners, sequence, group, table)
     if found := prefix.find_imbalance():
         yield found
+
+
+def _table(
+    prefix: PrefixCache, owners: Mapping[int, int], sequence: Sequence, group: int, table: Iterable[int]
+) -> Iterator[str]:
+    """What others may see of a sequence's pages is what its tokens make, and complete."""
+    for at, page in enumerate(table):
+        key = prefix.key_of(page)
+        if owners.get(page, 0) > 1 or key is not None:
+            if at >= len(sequence.keys) or key_in(group, sequence.keys[at]) != key:
+                yield f"page {page} is shared with a request that has other tokens"
+            if (at + 1) * PAGE_TOKENS > sequence.computed:
+                yield f"page {page} is shared and still written to"
 
 
 def _slots(live: Iterable[Sequence]) -> Iterator[str]:

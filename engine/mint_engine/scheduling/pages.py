@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable
 
-PAGE_TOKENS = 16
+from mint_contracts.layer_groups import PAGE_TOKENS, pages_for
+
+__all__ = ["NULL_PAGE", "PAGE_TOKENS", "STEP_TOKENS", "Pages", "pages_for"]
+
 NULL_PAGE = 0
-
-
-def pages_for(tokens: int) -> int:
-    """Pages that hold so many tokens."""
-    return -(-tokens // PAGE_TOKENS)
+STEP_TOKENS = 512  # that one step computes at most
 
 
 class Pages:

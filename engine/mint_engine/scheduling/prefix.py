@@ -3,6 +3,9 @@
 A page's key is a chained hash over the revision and every token up to the page's end, so equal keys mean equal keys
 and values. Nothing crosses from one revision to another. The hash is cryptographic: no tenant can make a prompt that
 finds pages of tokens other than its own.
+
+Where a base's layers are in groups (`mint_contracts.layer_groups`), each has pages of its own under such keys. Of a
+group that sees but a window, the pages of the window are enough to go on from.
 """
 
 import hashlib
@@ -10,7 +13,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from mint_engine.scheduling.pages import PAGE_TOKENS, Pages
+from mint_contracts.layer_groups import first_seen
+from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, Pages
 
 _DIGEST_BYTES = 16
 _KIND = "i"  # a token in the hash: a C int
@@ -27,6 +31,11 @@ def extend_keys(keys: list[bytes], revision: str, tokens: Sequence[int]) -> None
     for at in range(0, len(content), size):
         former = hashlib.blake2b(former + content[at : at + size], digest_size=_DIGEST_BYTES).digest()
         keys.append(former)
+
+
+def key_in(group: int, key: bytes) -> bytes:
+    """The key of a group's page."""
+    return key + bytes([group]) if group else key
 
 
 class PrefixCache:
@@ -55,17 +64,39 @@ class PrefixCache:
         """The key under which a page can be found; None: under none."""
         return self._key_of.get(page)
 
-    def share(self, keys: Sequence[bytes]) -> list[int]:
-        """The cached pages of the longest beginning of `keys`, with one more reference each."""
-        found: list[int] = []
-        for key in keys:
-            page = self._page_of.get(key)
-            if page is None:
-                break
+    def share(self, keys: Sequence[bytes], windows: Sequence[int | None] = (None,)) -> tuple[list[int], ...]:
+        """The cached pages of the longest beginning of `keys`, by group, with one more reference each.
+
+        Where nobody sees a page from there on, the null page is in its place.
+        """
+        reach = self._reach(keys, windows)
+        return tuple(self._share(keys[:reach], group, window) for group, window in enumerate(windows))
+
+    def _share(self, keys: Sequence[bytes], group: int, window: int | None) -> list[int]:
+        first = first_seen(len(keys) * PAGE_TOKENS, window)
+        found = [self._page_of[key_in(group, key)] for key in keys[first:]]
+        for page in found:
             self.pages.share(page)
             self._idle.pop(page, None)
-            found.append(page)
-        return found
+        return [NULL_PAGE] * first + found
+
+    def _reach(self, keys: Sequence[bytes], windows: Sequence[int | None]) -> int:
+        """How many pages of tokens need not be computed again."""
+        reach = len(keys)
+        for group, window in enumerate(windows):
+            if window is None:
+                lacking = (at for at in range(reach) if key_in(group, keys[at]) not in self._page_of)
+                reach = next(lacking, reach)
+        slides = [(group, window) for group, window in enumerate(windows) if window is not None]
+        while (least := min((self._last_run(keys[:reach], *each) for each in slides), default=reach)) < reach:
+            reach = least
+        return reach
+
+    def _last_run(self, keys: Sequence[bytes], group: int, window: int) -> int:
+        """All keys where a window before their end is cached; else those before the last page of it that is not."""
+        first = first_seen(len(keys) * PAGE_TOKENS, window)
+        lacking = (at for at in reversed(range(first, len(keys))) if key_in(group, keys[at]) not in self._page_of)
+        return next(lacking, len(keys))
 
     def take(self, count: int) -> list[int] | None:
         """`count` pages to write to, idle ones forgotten as needed; None and no change where too few are available.
@@ -90,7 +121,7 @@ class PrefixCache:
     def release(self, pages: Iterable[int]) -> None:
         """Drop one sequence's references. Its last page becomes idle first: it is of no use without the others."""
         for page in reversed(list(pages)):
-            if self.pages.drop(page):
+            if page != NULL_PAGE and self.pages.drop(page):
                 if page in self._key_of:
                     self._idle[page] = None
                 else:

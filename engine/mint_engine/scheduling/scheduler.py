@@ -1,7 +1,8 @@
 """Who runs, and how many tokens of whom a step computes. No tensors, no clock, no threads.
 
 Admission takes the next request of the adapter that was served least (`fairness`), with pages for the tokens that it
-has; full pages that were computed before are shared (`prefix`). While it decodes it takes a page every 16 tokens.
+has; full pages that were computed before are shared (`prefix`). While it decodes it takes a page every 16 tokens, of
+each group of layers that the cache has, and lets go of those that no layer of their group sees any more.
 When none is left, the running request whose adapter was served most, and of those the latest, is preempted: it goes
 back to the queue with the tokens that it has generated, which become part of its prompt.
 
@@ -27,11 +28,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from mint_contracts.layer_groups import first_seen
 from mint_engine import metrics
 from mint_engine.scheduling.background import SHARE
 from mint_engine.scheduling.fairness import COMPLETION_WEIGHT, PROMPT_WEIGHT, FairShare
-from mint_engine.scheduling.pages import PAGE_TOKENS, Pages, pages_for
-from mint_engine.scheduling.prefix import PrefixCache, extend_keys
+from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, STEP_TOKENS, Pages, pages_for
+from mint_engine.scheduling.prefix import PrefixCache, extend_keys, key_in
 from mint_engine.scheduling.request import Party, Sequence, State
 from mint_engine.scheduling.turns import Terms, room_for_training, who_give_way
 from mint_engine.scheduling.waiting import Waiting
@@ -42,7 +44,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     running: int = 68  # requests decoding together
     waiting: int = 256  # requests queued beside them
-    step_tokens: int = 512  # tokens that one step computes at most
+    step_tokens: int = STEP_TOKENS  # that one step computes at most
 
     def __post_init__(self) -> None:
         if not 0 < self.running < self.step_tokens:
@@ -97,10 +99,15 @@ def _fill(sequences: List[Sequence], budget: int, rank: Rank) -> list[Share]:
 class Scheduler:
     """The waiting and the running, and the pages they own. Owned by the step thread."""
 
-    def __init__(self, limits: Limits, pages: Pages, terms: Terms | None = None) -> None:
+    def __init__(
+        self, limits: Limits, pages: Pages, terms: Terms | None = None, windows: List[int | None] = (None,)
+    ) -> None:
+        """`windows` are those of the cache's groups of layers."""
         self.limits = limits
         self.terms = terms or Terms()
         self.pages = pages
+        self.windows = windows
+        self._sliding = [(group, window) for group, window in enumerate(windows) if window is not None]
         self.prefix = PrefixCache(pages)
         self.fairness = FairShare()
         self.waiting = Waiting(self.fairness)
@@ -145,9 +152,21 @@ class Scheduler:
         full = sequence.computed // PAGE_TOKENS
         if full > sequence.published and sequence.request.reuses:
             extend_keys(sequence.keys, sequence.request.revision, sequence.tokens)
-            for at in range(sequence.published, full):
-                self.prefix.publish(sequence.keys[at], sequence.pages[at])
+            for group, table in enumerate(sequence.tables):
+                for at in range(sequence.published, full):
+                    self.prefix.publish(key_in(group, sequence.keys[at]), table[at])
             sequence.published = full
+        self._slide(sequence, sequence.computed - length)
+
+    def _slide(self, sequence: Sequence, before: int) -> None:
+        """Let go of pages that a window has left behind since so many tokens were computed; others may find them."""
+        for group, window in self._sliding:
+            table, left = (
+                sequence.tables[group],
+                range(first_seen(before, window), first_seen(sequence.computed, window)),
+            )
+            self.prefix.release(table[left.start : left.stop])
+            table[left.start : left.stop] = [NULL_PAGE] * len(left)
 
     def generated(self, sequence: Sequence) -> None:
         """Count one new token of a sequence as service."""
@@ -184,29 +203,42 @@ class Scheduler:
                 self._queue(each)
 
     def _grow(self) -> None:
-        """A page for everyone whose next token needs one; where they run out, the last in rank make room."""
-        growing = [each for each in self.running if each.computed >= len(each.pages) * PAGE_TOKENS]
-        if len(growing) > self.prefix.available:
+        """Pages for everyone's next tokens; where they run out, the last in rank make room."""
+        growing = [each for each in self.running if each.covered < self._end(each)]
+        if len(self.windows) * len(growing) > self.prefix.available:
             growing.sort(key=self._rank)
         for each in growing:
-            while each.state is State.RUNNING and not self._extend(each, 1):
+            while each.state is State.RUNNING and not self._extend(each):
                 self._preempt(max(self.running, key=self._rank))
                 metrics.PREEMPTED_FOR_PAGES.inc()
 
-    def _extend(self, sequence: Sequence, count: int) -> bool:
-        pages = self.prefix.take(count)
+    def _end(self, sequence: Sequence) -> int:
+        """How far the next step may compute a sequence."""
+        return min(len(sequence.tokens), sequence.computed + self.limits.step_tokens)
+
+    def _needed(self, sequence: Sequence) -> List[int]:
+        """How many pages a sequence's tables are to have: where all is kept, for all of its tokens."""
+        whole, next_ones = pages_for(len(sequence.tokens)), pages_for(self._end(sequence))
+        return [whole if window is None else next_ones for window in self.windows]
+
+    def _extend(self, sequence: Sequence) -> bool:
+        """Pages for a sequence's next tokens; False and no change where there are too few."""
+        lacking = [needed - len(table) for needed, table in zip(self._needed(sequence), sequence.tables, strict=True)]
+        pages = self.prefix.take(sum(lacking))
         if pages is None:
             return False
-        sequence.pages += pages
         self.unwiped += pages
+        for count, table in zip(lacking, sequence.tables, strict=True):
+            table += pages[:count]
+            del pages[:count]
+        sequence.covered = min(map(len, sequence.tables)) * PAGE_TOKENS
         return True
 
     def _preempt(self, victim: Sequence) -> None:
         """Back to the queue, before those of its party that came later."""
         self.running.remove(victim)
+        victim.reached, victim.published = max(victim.reached, victim.computed), 0
         self._release(victim)
-        victim.reached = max(victim.reached, victim.computed)
-        victim.computed = victim.published = 0
         if victim.must_score:
             victim.prompt_scores.clear()
         self._queue(victim)
@@ -271,8 +303,8 @@ class Scheduler:
         party, running = sequence.request.party, len(self.running)
         since = self._without.get(party)
         waited = None if since is None else self._steps - since
-        spare = self.prefix.available - pages_for(len(sequence.tokens))
-        if running < self.limits.running and spare >= running:
+        spare, each_one = self.prefix.available - sum(self._needed(sequence)), len(self.windows)
+        if running < self.limits.running and spare >= running * each_one:
             return False
         victims: list[Sequence] = []
 
@@ -282,7 +314,7 @@ class Scheduler:
         for victim in who_give_way(party, waited, self.running, served, self._steps, self.terms):
             victims.append(victim)
             spare += sum(self.pages.references(page) == 1 for page in victim.pages)
-            if spare >= running - len(victims):
+            if spare >= (running - len(victims)) * each_one:
                 for each in victims:
                     self._preempt(each)
                     metrics.PREEMPTED_FOR_TURN.inc()
@@ -303,26 +335,28 @@ class Scheduler:
         return True
 
     def _place(self, sequence: Sequence) -> bool:
-        """Pages for all tokens of a request, found or taken; False and no change where there are too few.
+        """Pages for a request's tokens, found or taken; False and no change where there are too few.
 
-        The last token is always computed, since the next one is chosen from its logits. One page for each request
-        that runs is left, or they would preempt each other at once.
+        The last token is always computed, since the next one is chosen from its logits. One page of each group for
+        each request that runs is left, or they would preempt each other at once.
         """
         reusable = 0 if sequence.must_score else (len(sequence.tokens) - 1) // PAGE_TOKENS
-        sequence.pages = self.prefix.share(sequence.keys[:reusable])
-        found = len(sequence.pages)
-        lacking = pages_for(len(sequence.tokens)) - found
-        if self.prefix.available - lacking < len(self.running) or not self._extend(sequence, lacking):
+        sequence.tables = self.prefix.share(sequence.keys[:reusable], self.windows)
+        found = len(sequence.tables[0])
+        sequence.computed = found * PAGE_TOKENS
+        lacking = sum(self._needed(sequence)) - found * len(self.windows)
+        left = self.prefix.available - lacking
+        if left < len(self.running) * len(self.windows) or not self._extend(sequence):
             self._release(sequence)
             return False
-        sequence.published = found
-        sequence.computed = sequence.found = found * PAGE_TOKENS
+        sequence.published, sequence.found = found, sequence.computed
         sequence.charged = max(sequence.charged, min(sequence.computed, len(sequence.request.prompt)))
         return True
 
     def _release(self, sequence: Sequence) -> None:
-        self.prefix.release(sequence.pages)
-        sequence.pages = []
+        for table in sequence.tables:
+            self.prefix.release(table)
+        sequence.tables, sequence.computed, sequence.covered = (), 0, 0
 
 
 def _follows(sequence: Sequence) -> bool:

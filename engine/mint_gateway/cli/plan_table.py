@@ -29,12 +29,10 @@ def plan_table(shape: BaseShape, device: Device, ranks: int, mix: Mix, plan: Pla
     alone = "all weights, and most anew as own kernels have them" if plan.repeated else "all weights"
     loading = "each rank's share, and a layer that the first reads whole" if ranks > 1 else alone
     table.add_row("while it loads", size(plan.loading), "", f"of the host's memory: {loading}")
-    table.add_row(
-        "cache",
-        size(plan.cache),
-        most["cache"],
-        f"{mix.requests} requests x {mix.context} tokens x {size(plan.token)}",
-    )
+    tokens = mix.requests * mix.context
+    behind = ", less what lies behind windows" if plan.cache < tokens * plan.token else ""
+    because = f"{mix.requests} requests x {mix.context} tokens x {size(plan.token)}{behind}"
+    table.add_row("cache", size(plan.cache), most["cache"], because)
     table.add_row(
         "an adapter",
         size(plan.adapter),

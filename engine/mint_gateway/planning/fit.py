@@ -135,7 +135,8 @@ class Plan(msgspec.Struct, frozen=True):
 def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str, storage: Storage) -> Plan:
     """Count a mix on engines of so many ranks. Raises UnsupportedBase for more ranks than can share the base."""
     size = DTYPE_BYTES[dtype]
-    token = shape.cache_elements * size + (shape.route_bytes if mix.policies else 0)
+    routes = shape.route_bytes if mix.policies else 0
+    token = shape.cache_elements * size + routes
     adapter = shape.adapter_elements(mix.rank, mix.targets) * size
     held = hold(shape, device, ranks, mix, dtype)
     slots = min(mix.adapters, *(each.slots for each in held))
@@ -150,7 +151,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
         loading=_loading(shape, device, ranks, dtype),
         weights=shape.resident_bytes(dtype),
         token=token,
-        cache=mix.requests * mix.context * token,
+        cache=_cache(shape, mix, size, routes),
         adapter=adapter,
         layouts=layouts(shape, mix.rank) if mix.targets == "all" else (),
         adapter_file=file,
@@ -180,14 +181,14 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
 
 def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> tuple[Held, ...]:
     """What is in each device's memory. Raises UnsupportedBase for more ranks than can share the base."""
-    size, tokens = DTYPE_BYTES[dtype], mix.requests * mix.context
+    size = DTYPE_BYTES[dtype]
     policy, saved = _policy(shape, mix, dtype)
     routes = shape.route_bytes if mix.policies else 0
     training = mix.policies * policy + (saved if device.one_memory else 0)
     each = [
         (
             _resident(share, device, dtype),
-            tokens * (share.cache_elements * size + (0 if at else routes)),
+            _cache(share, mix, size, 0 if at else routes),
             share.adapter_elements(mix.slot_rank, mix.targets) * size,
             0 if at else training,
             _activations(share, device, dtype) if mix.policies else 0,
@@ -197,6 +198,13 @@ def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> 
     if device.one_memory:
         each = [tuple(sum(part) for part in zip(*each, strict=True))]
     return tuple(_held(usable(device), mix.policies, *parts) for parts in each)
+
+
+def _cache(share: BaseShape, mix: Mix, size: int, routes: int) -> int:
+    """Bytes of the mix's requests, with so many a place for the experts that tokens went to."""
+    replayed = bool(mix.policies and share.route_bytes)
+    places, elements = share.cache_of(mix.context, whole=replayed)
+    return mix.requests * places * (elements * size + routes)
 
 
 def _held(

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from mint_contracts.errors import UnsupportedBase
+from mint_contracts.layer_groups import PAGE_TOKENS, group_layers, pages_for
 from mint_contracts.quantisation import (
     MXFP4_BYTES,
     MXFP4_GROUP,
@@ -86,6 +87,11 @@ class Linear(msgspec.Struct, frozen=True):
         return self.high * -(-self.wide // each) * 4 + 2 * rows * groups + 16 + zeros + order
 
 
+def _most_places(window: int) -> int:
+    """Of whole pages: a window that ends within one may begin within another."""
+    return PAGE_TOKENS * (pages_for(window + 1) + 1)
+
+
 class BaseShape(msgspec.Struct, frozen=True):
     """A whole base, or one rank's share of it."""
 
@@ -115,6 +121,7 @@ class BaseShape(msgspec.Struct, frozen=True):
     routes: int = 0  # experts of a token, over all layers
     wide_parameters: int = 0  # that transformers keeps in float32, whatever the dtype; every rank holds all of them
     wide_in_float16: int = 0  # likewise beside float16 alone
+    windows: tuple[int | None, ...] = ()  # tokens that each layer's attention sees, the newest included; None: all
 
     @property
     def other_parameters(self) -> int:
@@ -154,6 +161,19 @@ class BaseShape(msgspec.Struct, frozen=True):
     def cache_elements(self) -> int:
         """Of one token, over all layers."""
         return self.kv_heads * self.key_elements + self.latent_elements
+
+    def cache_of(self, tokens: int, *, whole: bool) -> tuple[int, int]:
+        """Places that a request of so many tokens has in the cache while it decodes, and elements of each.
+
+        A place is a token's in one group of layers, and of those behind a group's window none is kept. `whole`: one
+        group keeps all, since the experts of its tokens are kept by them.
+        """
+        kept = tuple(None if each is None or each >= tokens else each for each in self.windows)
+        if not any(kept) or (whole and None not in kept):
+            return tokens, self.cache_elements
+        groups = group_layers(kept)
+        places = sum(tokens if each is None else min(tokens, _most_places(each)) for each in groups.windows)
+        return places, self.cache_elements // len(kept) * groups.size
 
     def kept_elements(self, *, lean: bool) -> int:
         """Of one row, what training keeps of its forward for the way back.

@@ -42,6 +42,7 @@ class _Text(msgspec.Struct, frozen=True):
     max_position_embeddings: int | None = None
     original_max_position_embeddings: int | None = None
     sliding_window: int | None = None
+    sliding_window_pattern: int | None = None
     use_sliding_window: bool | None = None
     tie_word_embeddings: bool | None = None
     attention_bias: bool | None = None

@@ -10,11 +10,11 @@ import torch
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.packed import Packed
 from mint_engine.build import build
-from mint_engine.model.paged import Span
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.pages import pages_for
 from mint_engine.scheduling.scheduler import Limits
+from tests.engine.families import span
 from tests.engine.made import Delta, pack
 from tests.engine.parallel.nodes import other_nodes
 from tests.engine.running import settings_for
@@ -66,7 +66,8 @@ def play(generation: Generation, turns: list[Turn], vocabulary: int) -> torch.Te
         tokens: list[int] = []
         spans = []
         for who, count, slot in turn:
-            spans.append(Span(len(tokens), count, done[who], tables[who][: pages_for(done[who] + count)], slot))
+            pages = tables[who][: pages_for(done[who] + count)]
+            spans.append(span(generation._forward.cache, len(tokens), count, done[who], pages, slot))
             tokens += texts[who][done[who] : done[who] + count]
             done[who] += count
         found.append(generation._forward.run(tokens, spans, range(len(tokens))).to(torch.float32, copy=True))

@@ -19,7 +19,6 @@ import pytest
 import torch
 from transformers import PreTrainedConfig, Qwen3Config
 
-from mint_engine.model.attention import Span
 from mint_engine.model.base import Base
 from mint_engine.model.cache_shape import cache_shape, make_cache
 from mint_engine.model.experts import route_shape
@@ -29,7 +28,7 @@ from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import pages_for
 from mint_engine.training.example import Example, PolicyBatch
 from mint_engine.training.trainer import Trainer
-from tests.engine.families import ROUTED, make_model
+from tests.engine.families import ROUTED, make_model, span
 from tests.engine.saved_families import BASES
 from tests.engine.training.at_once import packed_of, step_all
 from tests.engine.training.frontier import base_of as family_of
@@ -50,9 +49,9 @@ def sample(forward: Forward, example: Example) -> tuple[torch.Tensor, Example]:
     prompt, found = next(at for at, weight in enumerate(example.weights) if weight) + 1, []
     pages = list(range(1, 1 + pages_for(len(example.tokens))))
     for start, stop in ((0, prompt), *((at, at + 1) for at in range(prompt, len(example.tokens)))):
-        span = Span(0, stop - start, start, pages[: pages_for(stop)], slot=1)
+        part = span(forward.cache, 0, stop - start, start, pages[: pages_for(stop)], slot=1)
         found.append(
-            forward.run(list(example.tokens[start:stop]), [span], [stop - start - 1]).to(torch.float32, copy=True)
+            forward.run(list(example.tokens[start:stop]), [part], [stop - start - 1]).to(torch.float32, copy=True)
         )
     targets = torch.tensor(list(example.targets[prompt - 1 :]))
     routes = forward.routes.read(pages, len(example.tokens)) if forward.routes is not None else None

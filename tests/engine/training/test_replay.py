@@ -18,7 +18,6 @@ from mint_engine.model.cache_shape import cache_shape, make_cache
 from mint_engine.model.experts import route_shape
 from mint_engine.model.forward import Forward
 from mint_engine.model.modules import find_modules
-from mint_engine.model.paged import Span
 from mint_engine.model.routes import RouteCache, RouteShape
 from mint_engine.policies.rollouts import Ask
 from mint_engine.residency.slots import NO_SLOT, Slots
@@ -38,6 +37,7 @@ from tests.engine.families import (
     make_model,
     merge,
     plain_logits,
+    span,
 )
 from tests.engine.running import save_tokenizer
 from tests.engine.training import frontier
@@ -66,9 +66,8 @@ def sampled(forward: Forward, tokens: list[int], prompt: int) -> tuple[torch.Ten
     """Log-probabilities of what follows the prompt and the routes, by the pass that serves, a token at a time."""
     pages, found = list(range(1, 1 + pages_for(len(tokens)))), []
     for start, stop in ((0, prompt), *((at, at + 1) for at in range(prompt, len(tokens) - 1))):
-        found.append(
-            forward.run(tokens[start:stop], [Span(0, stop - start, start, pages, 1)], [stop - start - 1]).clone()
-        )
+        part = span(forward.cache, 0, stop - start, start, pages, 1)
+        found.append(forward.run(tokens[start:stop], [part], [stop - start - 1]).clone())
     logprobs = torch.cat(found).float().log_softmax(-1).gather(1, torch.tensor(tokens[prompt:])[:, None])[:, 0]
     assert forward.routes is not None
     return logprobs, forward.routes.read(pages, len(tokens) - 1)
