@@ -14,7 +14,7 @@ from pathlib import Path
 
 from e2e.cluster.progress import Steps
 from e2e.samples import prepare
-from tests.bench import cold, gaps, handoff, load, moe, parallel, results, serve, train, train_waves
+from tests.bench import cold, gaps, handoff, load, moe, parallel, results, serve, train, train_waves, windows
 from tests.bench.bench import Bench, Group
 from tests.bench.models import sample_base, vocabulary
 from tests.bench.parts import parts_of
@@ -25,7 +25,7 @@ from tests.bench.table import table
 from tests.bench.workload import NEW_TOKENS
 
 FAMILIES = {
-    "serve": (*serve.GROUPS, *moe.GROUPS),
+    "serve": (*serve.GROUPS, *moe.GROUPS, *windows.GROUPS),
     "load": load.GROUPS,
     "cold": (*cold.GROUPS, *gaps.GROUPS),
     "handoff": handoff.GROUPS,

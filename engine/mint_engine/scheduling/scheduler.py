@@ -161,12 +161,10 @@ class Scheduler:
     def _slide(self, sequence: Sequence, before: int) -> None:
         """Let go of pages that a window has left behind since so many tokens were computed; others may find them."""
         for group, window in self._sliding:
-            table, left = (
-                sequence.tables[group],
-                range(first_seen(before, window), first_seen(sequence.computed, window)),
-            )
-            self.prefix.release(table[left.start : left.stop])
-            table[left.start : left.stop] = [NULL_PAGE] * len(left)
+            table = sequence.tables[group]
+            behind = slice(first_seen(before, window), first_seen(sequence.computed, window))
+            self.prefix.release(table[behind])
+            table[behind] = [NULL_PAGE] * len(table[behind])
 
     def generated(self, sequence: Sequence) -> None:
         """Count one new token of a sequence as service."""
