@@ -16,6 +16,7 @@ from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineView
 from mint_contracts.source import Source
+from mint_engine.model.forward import Forward
 from mint_engine.model.paged import Span
 from mint_engine.parallel.meeting import PATIENCE_S, Meeting
 from mint_engine.residency.holding import Holder
@@ -23,6 +24,7 @@ from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.scheduler import Limits
 from mint_engine.serve import listen
 from tests.engine import saved_families
+from tests.engine.families import span
 from tests.engine.parallel.nodes import worker
 from tests.engine.parallel.playing import built
 from tests.engine.parallel.processes import children, followers
@@ -45,7 +47,11 @@ PROMPT = [7, 21, 40, 3, 99, 120, 64, 8, 15, 200, 33, 71, 18, 5, 90, 111, 52, 77,
 LONGER = [*PROMPT, 44, 17, 230]  # its first page is shared with the other's
 CLOSE = 2e-4
 UNKNOWN = 1 << 30  # no token of the base: looking it up raises
-ONE = Span(row=0, length=1, position=0, pages=[1], slot=NO_SLOT)
+
+
+def one(forward: Forward) -> Span:
+    """The first token of a request."""
+    return span(forward.cache, 0, 1, 0, [1], NO_SLOT)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +138,8 @@ async def test_a_rank_that_dies_within_a_step_ends_it(routed_files: Path) -> Non
 def test_ranks_whose_steps_are_small_have_room_for_what_proves_them(of: str, request: pytest.FixtureRequest) -> None:
     files: Path = request.getfixturevalue(of)
     with built(files / "base", "float32", 2, Limits(running=2, step_tokens=4)) as (_, generation):
-        assert generation._forward.run([5], [ONE], [0]).shape == (1, generation._forward.base.vocab_size)
+        forward = generation._forward
+        assert forward.run([5], [one(forward)], [0]).shape == (1, forward.base.vocab_size)
 
 
 def test_a_rank_that_raises_within_a_step_releases_the_first(
@@ -144,9 +151,9 @@ def test_a_rank_that_raises_within_a_step_releases_the_first(
     with built(routed_files / "base", "float32", 2) as (_, generation):
         forward = generation._forward
         assert forward._others is not None
-        forward._others.tell_step([UNKNOWN], [ONE], [0])
+        forward._others.tell_step([UNKNOWN], [one(forward)], [0])
         with pytest.raises(EngineUnavailable, match="has lost one of its ranks"):
-            forward._pass.run([5], [ONE], [0])
+            forward._pass.run([5], [one(forward)], [0])
 
 
 async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
@@ -157,7 +164,7 @@ async def test_a_step_that_fails_on_the_first_rank_alone_ends_the_others(
         [rank] = followers()
         monkeypatch.setattr(generation._forward._pass, "_base", None)
         with pytest.raises(AttributeError):
-            generation._forward.run([5], [ONE], [0])
+            generation._forward.run([5], [one(generation._forward)], [0])
         await until(lambda: not alive(rank), timeout_s=PATIENCE_S / 2)
 
 
