@@ -147,10 +147,10 @@ async def test_an_adapter_whose_wave_goes_while_a_request_waits_is_where_the_cat
     asking = asyncio.create_task(client.answer(question("hi", adapter="a/b")))
     await until(lambda: engine.seen)
     await scene.unplace("a/b")
-    await scene.seen(engine)
+    assert engine.seen[0].whence.uri == "s3://adapters/a/b/r1"
+    await until(lambda: engine.seen[-1].whence.uri == "s3://adapters/a/b/r2")
     engine.refuse = None
     await asyncio.wait_for(asking, 60)
-    assert engine.seen[0].whence.uri == "s3://adapters/a/b/r1"
     assert engine.seen[-1].whence.uri == "s3://adapters/a/b/r2"
 
 
