@@ -1,8 +1,9 @@
-"""Long prompts on a base most of whose layers see but a window, against the same weights with layers that see all."""
+"""Requests over one long text, on a base most of whose layers see a window, and on the same weights that see all."""
 
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import Gemma3TextConfig
@@ -15,7 +16,7 @@ from tests.bench.rows import Row, measured
 from tests.bench.serve import rounds
 from tests.bench.side import Side
 
-_REQUESTS, _PROMPT, _WINDOW, _LAYERS = 16, 2000, 512, 12
+_REQUESTS, _TEXT, _OWN, _WINDOW, _LAYERS = 16, 3072, 16, 512, 12
 _SLIDING = (["sliding_attention"] * 5 + ["full_attention"]) * (_LAYERS // 6)  # as Gemma 3's layers
 _WHOLE = ["full_attention"] * _LAYERS
 
@@ -25,12 +26,12 @@ def _windows(bench: Bench) -> list[Row]:
         turns = {}
         for name, layers in (("windows", _SLIDING), ("whole", _WHOLE)):
             cache = sides.enter_context(scratch(name))
-            setup = Setup(str(_made(bench, name, layers)), str(cache), bench.device, slots=1, context=_PROMPT + 256)
+            setup = Setup(str(_made(bench, name, layers)), str(cache), bench.device, slots=1, context=_TEXT + 256)
             side = sides.enter_context(bench.ours(sys.executable, setup, name))
             bench.start(side)
             turns[name] = _rate(bench, side)
         found = rounds(bench, turns)
-    note = f"{_REQUESTS} prompts of {_PROMPT}; ten of {_LAYERS} layers see {_WINDOW}"
+    note = f"{_REQUESTS} requests over one text of {_TEXT}; ten of {_LAYERS} layers see {_WINDOW}"
     return [measured("serve.windows_over_whole", found["windows"], found["whole"], note)]
 
 
@@ -55,8 +56,12 @@ def _made(bench: Bench, name: str, layers: list[str]) -> Path:
 
 def _rate(bench: Bench, side: Side) -> Callable[[int], float]:
     def ask(number: int) -> float:
-        work = bench.work(number, requests=_REQUESTS, together=_REQUESTS, prompt_tokens=_PROMPT)
-        return float(bench.round(side, work, "long prompts")["rate"])
+        work = bench.work(
+            number, requests=_REQUESTS, together=_REQUESTS, prompt_tokens=_TEXT + _OWN, shared_tokens=_TEXT
+        )
+        with bench.doing(f"{side.name}: the text is read once"):
+            bench.ask(side, replace(work, requests=1, new_tokens=1))
+        return float(bench.round(side, work, "requests over it")["rate"])
 
     return ask
 

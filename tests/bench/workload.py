@@ -27,13 +27,15 @@ class Work:
     prompt_tokens: int = PROMPT_TOKENS
     new_tokens: int = NEW_TOKENS
     together: int = TOGETHER
+    shared_tokens: int = 0  # that all prompts of the round begin with
     adapters: tuple[str, ...] = ()
 
     def prompts(self) -> list[list[int]]:
         """The prompts as token ids."""
         chance = random.Random(self.seed)
         ids = range(FIRST_TOKEN_ID, self.vocabulary)
-        return [chance.choices(ids, k=self.prompt_tokens) for _ in range(self.requests)]
+        shared, own = chance.choices(ids, k=self.shared_tokens), self.prompt_tokens - self.shared_tokens
+        return [[*shared, *chance.choices(ids, k=own)] for _ in range(self.requests)]
 
     def adapter(self, request: int) -> str:
         """Whom a request asks; empty: the bare base."""
