@@ -1,6 +1,5 @@
 """The gateway's gRPC services: Sampler and Placement, over a Router and a Mirror."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Any, TypeVar
@@ -17,9 +16,8 @@ from mint_gateway.explain import explain_all
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
+from mint_gateway.slices import Slices
 from mint_gateway.why import Why
-
-SLICE_S = 0.005  # of a long list, in which nobody else is answered
 
 T = TypeVar("T")
 
@@ -78,8 +76,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
                 views = [self._router.find(check_base(request.base_model), "")]
             else:
                 views = [view for _, view in sorted(self._mirror.known().items())]
-            response, loop = placement_pb2.ListPlacementsResponse(), asyncio.get_running_loop()
-            pause_at = loop.time() + SLICE_S
+            response, slices = placement_pb2.ListPlacementsResponse(), Slices()
             for view in (view for view in views if view.base >= end.base):
                 after = end.adapter if view.base == end.base else ""
                 for explanation in explain_all(view, self._router.now(view), after):
@@ -88,9 +85,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
                         response.next_page_token = placement_pages.token_after(request, last)
                         return response
                     response.placements.append(explanation)
-                    if loop.time() > pause_at:
-                        await asyncio.sleep(0)
-                        pause_at = loop.time() + SLICE_S
+                    await slices.rest()
             return response
 
         return await answered(answer, context, self._calls)

@@ -15,12 +15,12 @@ from mint_gateway.page.bases import SeenBase, Tally, Total
 from mint_gateway.page.pages import Asked
 from mint_gateway.page.waves import Copies, Serving, Training
 from mint_gateway.scope import granted
+from mint_gateway.slices import Slices
 from mint_gateway.view import MapView
 from mint_gateway.wave_watch import Standing, WaveWatch
 from mint_gateway.within import waves_within
 
 LOOK_S = 1.0  # between two readings of one base's waves, however many look
-SLICE_S = 0.005  # of counting, in which nobody else is answered
 MOST_TALLIES = 100_000  # kept: one for each engine and each kind of key that looks
 TRAIN = "train"  # of WaveRecord.chosen_by
 
@@ -54,19 +54,6 @@ class _Reading(msgspec.Struct):
     within: dict[object, Mapping[str, WaveRecord]] = {}  # the records, by the namespaces that keys open
 
 
-class _Slices:
-    """Lets others be answered in the midst of what takes long."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._until = self._loop.time() + SLICE_S
-
-    async def rest(self) -> None:
-        if self._loop.time() > self._until:
-            await asyncio.sleep(0)
-            self._until = self._loop.time() + SLICE_S
-
-
 class Overview:
     """Reads each base's waves at most once in LOOK_S, and counts what is held and placed once while it stays so."""
 
@@ -81,7 +68,7 @@ class Overview:
         views = dict(self._mirror.known())  # each made narrow once
         names, following = asked.of(views)
         self._forget()
-        slices = _Slices()
+        slices = Slices()
         placed = {}
         for base, view in views.items():
             placed[base] = self._count_placed(view)
@@ -125,7 +112,7 @@ class Overview:
                 standings |= dict.fromkeys(standing.training, standing)
         every = standings.keys() | records.keys()
         names, following = asked.of(every)
-        slices = _Slices()
+        slices = Slices()
         found = []
         for name in names:
             begun = standings.get(name)
@@ -169,7 +156,7 @@ class Overview:
         counted = {name: Copies() for name in records}
         if not any(each.admitted for each in records.values()):
             return counted
-        slices = _Slices()
+        slices = Slices()
         for wave, each in copies(view, records):
             counted[wave].count(each)
             await slices.rest()
