@@ -26,12 +26,17 @@ class LayerGroups:
     def pages(self, tokens: int, ahead: int) -> int:
         """That a request of so many tokens has at most, while no step computes more than `ahead` of them."""
         whole = pages_for(tokens)
-        return sum(whole if each is None else min(whole, pages_for(each + ahead) + 1) for each in self.windows)
+        return sum(whole if each is None else min(whole, most_pages(each, ahead)) for each in self.windows)
 
 
 def pages_for(tokens: int) -> int:
     """Pages of one group that hold so many tokens."""
     return -(-tokens // PAGE_TOKENS)
+
+
+def most_pages(window: int, ahead: int) -> int:
+    """Pages that a window and so many tokens ahead take at most: they may begin and end within pages."""
+    return pages_for(window + ahead) + 1
 
 
 def first_seen(position: int, window: int | None) -> int:

@@ -64,22 +64,18 @@ def save_tokenizer(folder: Path) -> int:
     return len(fast)
 
 
+_SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 256, "initializer_range": 0.2, "eos_token_id": 0,
+}  # fmt: skip
+
+
 def save_base(folder: Path, *, max_shard_size: str = "50GB", **changes: Any) -> Path:
     """A random Llama, with weights large enough that its answers vary, and its tokenizer."""
     vocab = save_tokenizer(folder)
     torch.manual_seed(3)
-    options: dict[str, Any] = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": vocab,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.2,
-        "eos_token_id": 0,
-    }
-    LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(folder, max_shard_size=max_shard_size)
+    options = _SIZES | {"num_hidden_layers": 2, "vocab_size": vocab} | changes
+    LlamaForCausalLM(LlamaConfig(**options)).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 
@@ -88,16 +84,10 @@ def save_sliding_base(folder: Path) -> Path:
     vocab = save_tokenizer(folder)
     torch.manual_seed(3)
     config = Gemma3TextConfig(
-        hidden_size=64,
-        intermediate_size=96,
+        **_SIZES,
         num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=16,
         vocab_size=vocab,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        eos_token_id=0,
         tie_word_embeddings=False,  # else it says the same token again and again
         sliding_window=20,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],

@@ -23,7 +23,7 @@ def key_values() -> Cache:
 
 
 def latents() -> Cache:
-    return LatentCache(layers=3, width=192, pages=199, dtype=torch.bfloat16, device=CPU)
+    return LatentCache(group_layers((None,) * 3), width=192, pages=199, dtype=torch.bfloat16, device=CPU)
 
 
 def in_memory(cache: Cache) -> int:

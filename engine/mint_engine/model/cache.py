@@ -20,7 +20,7 @@ import structlog
 import torch
 
 from mint_contracts.errors import CapacityExceeded
-from mint_contracts.layer_groups import LayerGroups, group_layers
+from mint_contracts.layer_groups import LayerGroups
 from mint_engine.model.device import zeros
 from mint_engine.model.routes import RouteCache
 from mint_engine.residency.remapping import bring_zeros
@@ -41,6 +41,10 @@ class _Pages:
         self.pages = pages
         self.pool = zeros((groups.size, pages + 1, *page), dtype, device)
         self.routes: RouteCache | None = None  # where they are kept
+
+    def of(self, layer: int) -> torch.Tensor:
+        """A layer's part of all pages, [P, ...], of which its group's are its own."""
+        return self.pool[self.groups.places[layer][1]]
 
     @property
     def bytes(self) -> int:
@@ -85,15 +89,14 @@ class KvCache(_Pages):
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values [K, T, D] at token places `slots` [T] (page * 16 + offset)."""
         pages, within = slots // PAGE_TOKENS, slots % PAGE_TOKENS
-        pool = self.pool[self.groups.places[layer][1]]
+        pool = self.of(layer)
         pool[pages, 0, :, within] = keys.transpose(0, 1)
         pool[pages, 1, :, within] = values.transpose(0, 1)
 
     def read(self, layer: int, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [K, n * 16, D] of `pages` [n], page after page."""
         parts = torch.arange(2 * self.heads, device=pages.device)[:, None] + pages * (2 * self.heads)  # [2 K, n]
-        pool = self.pool[self.groups.places[layer][1]]
-        heads = pool.view(-1, PAGE_TOKENS * self.head_dim)  # of every page, keys' before values'
+        heads = self.of(layer).view(-1, PAGE_TOKENS * self.head_dim)  # of every page, keys' before values'
         keys, values = heads.index_select(0, parts.flatten()).view(2, self.heads, -1, self.head_dim)
         return keys, values
 
@@ -105,18 +108,18 @@ class LatentCache(_Pages):
     indexer's key where the base has one (DeepSeek-V2, arXiv 2405.04434, section 2.1; V3.2, arXiv 2512.02556).
     """
 
-    def __init__(self, layers: int, width: int, pages: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(group_layers((None,) * layers), pages, (PAGE_TOKENS, width), dtype, device)
+    def __init__(self, groups: LayerGroups, width: int, pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(groups, pages, (PAGE_TOKENS, width), dtype, device)
         self.width = width
 
     def write(self, layer: int, places: torch.Tensor, values: torch.Tensor, column: int) -> None:
         """Store values [T, w] at token places [T] (page * 16 + offset), from `column` of their rows on."""
-        rows = self.pool[layer].view(-1, self.width)
+        rows = self.of(layer).view(-1, self.width)
         rows[:, column : column + values.shape[1]].index_copy_(0, places, values.to(rows.dtype))
 
     def read(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
         """Rows [n * 16, W] of `pages` [n], page after page."""
-        return self.pool[layer].index_select(0, pages).view(-1, self.width)
+        return self.of(layer).index_select(0, pages).view(-1, self.width)
 
 
 Cache = KvCache | LatentCache

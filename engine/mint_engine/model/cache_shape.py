@@ -36,24 +36,19 @@ class KeyValueShape:
 class LatentShape:
     """A latent, a rotated key and, where attention is sparse, an indexer's key (else 0), in every layer."""
 
-    layers: int
+    groups: LayerGroups  # one, of all layers
     latent: int
     rotated: int
     index: int
 
     @property
-    def groups(self) -> LayerGroups:
-        """All layers are one."""
-        return group_layers((None,) * self.layers)
-
-    @property
     def token_elements(self) -> int:
         """Elements of one token in a page."""
-        return self.layers * (self.latent + self.rotated + self.index)
+        return self.groups.size * (self.latent + self.rotated + self.index)
 
     def make(self, pages: int, dtype: torch.dtype, device: torch.device) -> LatentCache:
         """A cache of so many pages."""
-        return LatentCache(self.layers, self.latent + self.rotated + self.index, pages, dtype, device)
+        return LatentCache(self.groups, self.latent + self.rotated + self.index, pages, dtype, device)
 
 
 def cache_shape(
@@ -69,7 +64,8 @@ def cache_shape(
     layers = int(config.num_hidden_layers)
     if getattr(config, "kv_lora_rank", None):
         index = int(config.index_head_dim) if getattr(config, "index_topk", None) else 0
-        return LatentShape(layers, int(config.kv_lora_rank), int(config.qk_rope_head_dim), index)
+        groups = group_layers((None,) * layers)
+        return LatentShape(groups, int(config.kv_lora_rank), int(config.qk_rope_head_dim), index)
     heads = int(config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     kept = windows(lambda name: getattr(config, name, None), layers)

@@ -180,15 +180,14 @@ class Forward:
     def _difference(self, expected: torch.Tensor) -> float:
         """How far the probe's logits, in two chunks and a single token, are from the expected ones."""
         tokens, each, groups = probe(self.base.vocab_size), pages_for(PROBE_TOKENS), len(self.cache.groups.windows)
-        first, *others = [list(range(1 + at * each, 1 + (at + 1) * each)) for at in range(groups)]
+        pages = list(range(1, 1 + groups * each))
+        first, *others = [pages[at : at + each] for at in range(0, len(pages), each)]
         cuts = (0, PROBE_TOKENS // 3, PROBE_TOKENS - 1, PROBE_TOKENS)
         parts = []
         for start, stop in itertools.pairwise(cuts):
             span = Span(row=0, length=stop - start, position=start, pages=first, slot=NO_SLOT, others=others)
             parts.append(self.run(tokens[start:stop], [span], range(stop - start)).to(torch.float32, copy=True))
-        self.cache.wipe(
-            list(range(1, 1 + groups * each))
-        )  # whatever the pass: one that is wrong may have left NaN to the next
+        self.cache.wipe(pages)  # whatever the pass: one that is wrong may have left NaN to the next
         return float((torch.cat(parts) - expected).norm() / expected.norm())
 
 

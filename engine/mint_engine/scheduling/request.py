@@ -13,7 +13,7 @@ from mint_engine.requests.grammar import Grammar, Shape
 from mint_engine.requests.said import Said
 from mint_engine.requests.text import TextStream
 from mint_engine.residency.slots import NO_SLOT
-from mint_engine.scheduling.pages import NULL_PAGE
+from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS
 
 SEEDS = 2**64
 
@@ -172,7 +172,6 @@ class Sequence:
     said: Said | None = None  # of `tokens`, once a penalty or a grammar has asked
     computed: int = 0  # tokens whose keys and values are cached
     tables: tuple[list[int], ...] = ()  # pages by group of layers; the null page where a window has gone on
-    covered: int = 0  # tokens that all tables have pages for
     keys: list[bytes] = field(default_factory=list)  # of the full pages of `tokens`, as far as they are needed
     published: int = 0  # of each table, how many were found in the prefix cache or were offered to it
     prompt_scores: list[Scored] = field(default_factory=list)
@@ -191,6 +190,11 @@ class Sequence:
     def pages(self) -> list[int]:
         """All that it refers to, of every group."""
         return [page for table in self.tables for page in table if page != NULL_PAGE]
+
+    @property
+    def covered(self) -> int:
+        """Tokens that all tables have pages for."""
+        return min(map(len, self.tables)) * PAGE_TOKENS
 
     @property
     def completion_tokens(self) -> int:

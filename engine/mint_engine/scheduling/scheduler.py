@@ -229,7 +229,6 @@ class Scheduler:
         for count, table in zip(lacking, sequence.tables, strict=True):
             table += pages[:count]
             del pages[:count]
-        sequence.covered = min(map(len, sequence.tables)) * PAGE_TOKENS
         return True
 
     def _preempt(self, victim: Sequence) -> None:
@@ -354,7 +353,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         for table in sequence.tables:
             self.prefix.release(table)
-        sequence.tables, sequence.computed, sequence.covered = (), 0, 0
+        sequence.tables, sequence.computed = (), 0
 
 
 def _follows(sequence: Sequence) -> bool:

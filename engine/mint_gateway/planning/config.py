@@ -165,9 +165,8 @@ def _windows(family: str, told: Mapping[str, Any]) -> tuple[int | None, ...]:
 
 def _is_lean(family: str, told: Mapping[str, Any]) -> bool:
     """Whether own kernels compute it where they can be had, as `mint_engine.model.llama_like` says."""
-    slides = told.get("sliding_window", _WINDOWS.get(family)) and told.get(
-        "use_sliding_window", not family.startswith("qwen")
-    )
+    window = told.get("sliding_window", _WINDOWS.get(family))
+    slides = window and told.get("use_sliding_window", not family.startswith("qwen"))
     turned = {_kind(rope) for rope in _rotations(family, told)}
     return family in _LEAN and not slides and turned <= _LEAN_ROPES
 

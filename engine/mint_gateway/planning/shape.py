@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from mint_contracts.errors import UnsupportedBase
-from mint_contracts.layer_groups import PAGE_TOKENS, group_layers, pages_for
+from mint_contracts.layer_groups import PAGE_TOKENS, group_layers, most_pages
 from mint_contracts.quantisation import (
     MXFP4_BYTES,
     MXFP4_GROUP,
@@ -85,11 +85,6 @@ class Linear(msgspec.Struct, frozen=True):
         zeros = 0 if files.symmetric else 4 * -(-rows // each) * groups if files.rows else rows * groups
         order = 4 * self.wide if files.reordered else 0
         return self.high * -(-self.wide // each) * 4 + 2 * rows * groups + 16 + zeros + order
-
-
-def _most_places(window: int) -> int:
-    """Of whole pages: a window that ends within one may begin within another."""
-    return PAGE_TOKENS * (pages_for(window + 1) + 1)
 
 
 class BaseShape(msgspec.Struct, frozen=True):
@@ -172,7 +167,8 @@ class BaseShape(msgspec.Struct, frozen=True):
         if not any(kept) or (whole and None not in kept):
             return tokens, self.cache_elements
         groups = group_layers(kept)
-        places = sum(tokens if each is None else min(tokens, _most_places(each)) for each in groups.windows)
+        most = [tokens if each is None else PAGE_TOKENS * most_pages(each, 1) for each in groups.windows]
+        places = sum(min(tokens, each) for each in most)
         return places, self.cache_elements // len(kept) * groups.size
 
     def kept_elements(self, *, lean: bool) -> int:
