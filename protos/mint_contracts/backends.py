@@ -46,11 +46,11 @@ def commit_of(repository: str, revision: str) -> str | None:
 def _web() -> Backend:
     import aiohttp
     from fsspec.exceptions import FSTimeoutError
-    from fsspec.implementations.http import HTTPFileSystem
+
+    from mint_contracts.web_files import WebFiles
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-    files = HTTPFileSystem(client_kwargs={"timeout": timeout, "trust_env": True}, **_PLAIN)
-    return Backend(files, (OSError, aiohttp.ClientError, FSTimeoutError))
+    return Backend(WebFiles(timeout=timeout, **_PLAIN), (OSError, aiohttp.ClientError, FSTimeoutError))
 
 
 def _s3() -> Backend:
@@ -59,9 +59,12 @@ def _s3() -> Backend:
     from fsspec.exceptions import FSTimeoutError
     from s3fs import S3FileSystem
 
+    from mint_contracts.s3_session import S3Session
+
     limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 1}}
-    limits["max_pool_connections"] = S3_CONNECTIONS
+    limits |= {"max_pool_connections": S3_CONNECTIONS, "http_session_cls": S3Session}
     files = S3FileSystem(config_kwargs=limits, **_PLAIN)
+    files.retries = 1  # botocore has tried twice by then, and whoever asks tries again, and says why
     return Backend(
         files, (OSError, aiohttp.ClientError, BotoCoreError, ClientError, FSTimeoutError), (NoCredentialsError,)
     )
@@ -70,11 +73,14 @@ def _s3() -> Backend:
 def _gs() -> Backend:
     import aiohttp
     from fsspec.exceptions import FSTimeoutError
-    from gcsfs.core import GCSFileSystem  # not gcsfs's own choice, which asks for each bucket's type by gRPC first
     from gcsfs.retry import HttpError
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 
-    files = GCSFileSystem(requests_timeout=READ_TIMEOUT_S, **_PLAIN)
+    from mint_contracts.gs_files import GsFiles
+
+    # A number would bound the whole of a request: a large checkpoint could never be read.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+    files = GsFiles(requests_timeout=timeout, **_PLAIN)
     return Backend(
         files, (OSError, aiohttp.ClientError, FSTimeoutError, GoogleAuthError, HttpError), (DefaultCredentialsError,)
     )

@@ -123,23 +123,27 @@ class RemoteStore:
 
     def read(self, name: str, most: int) -> bytes:
         """One object, whole."""
-        files, path = backend(self._scheme).files, f"{self._root}/{name}"
-        with storage_errors(self._scheme, self._subject):
-            _check_size(int(files.info(path)["size"]), most, f"{self._subject} file {name!r}")
-            return cast(bytes, files.cat_file(path))
+        files, path, subject = backend(self._scheme).files, f"{self._root}/{name}", self._named(name)
+        with storage_errors(self._scheme, subject):
+            size = int(files.info(path)["size"])
+            _check_size(size, most, subject)
+            return cast(bytes, files.cat_file(path, start=0, end=size)) if size else b""
 
     def put(self, name: str, content: bytes) -> None:
         """Write one object."""
-        with storage_errors(self._scheme, self._subject):
+        with storage_errors(self._scheme, self._named(name)):
             backend(self._scheme).files.pipe_file(f"{self._root}/{name}", content)
 
     def delete(self, name: str) -> None:
         """Remove an object, if it is there."""
-        with storage_errors(self._scheme, self._subject), suppress(FileNotFoundError):
+        with storage_errors(self._scheme, self._named(name)), suppress(FileNotFoundError):
             backend(self._scheme).files.rm_file(f"{self._root}/{name}")
 
     def tidy(self) -> None:
         """Nothing: what was not written whole is not there."""
+
+    def _named(self, name: str) -> str:
+        return f"{self._subject} file {name!r}"
 
 
 def _check_size(size: int, most: int, subject: str) -> None:

@@ -176,15 +176,16 @@ class BucketStore:
     def write(self, path: str, content: Content) -> None:
         """One upload."""
         data = b"".join((content.head(), content.rest)) if isinstance(content, HeadLast) else content
-        with storage_errors(self._scheme, self._subject):
+        with storage_errors(self._scheme, self._named(path)):
             backend(self._scheme).files.pipe_file(self._at(path), data)
 
     def read(self, path: str, limit: int | None) -> bytes:
         """One download, of one byte more than the limit at most."""
-        part = {} if limit is None else {"start": 0, "end": limit + 1}
-        with storage_errors(self._scheme, self._subject):
-            data: bytes = backend(self._scheme).files.cat_file(self._at(path), **part)
-        _check_size(len(data), limit, f"{self._subject} file {path!r}")
+        files = backend(self._scheme).files
+        with storage_errors(self._scheme, self._named(path)):
+            end = int(files.info(self._at(path))["size"]) if limit is None else limit + 1
+            data: bytes = files.cat_file(self._at(path), start=0, end=end) if end else b""
+        _check_size(len(data), limit, self._named(path))
         return data
 
     def names(self, path: str) -> list[str]:
@@ -199,7 +200,7 @@ class BucketStore:
 
     def delete(self, path: str) -> None:
         """Every object below."""
-        with storage_errors(self._scheme, self._subject):
+        with storage_errors(self._scheme, self._named(path)):
             try:
                 backend(self._scheme).files.rm(self._at(path), recursive=True)
             except FileNotFoundError:
@@ -207,6 +208,9 @@ class BucketStore:
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
+
+    def _named(self, path: str) -> str:
+        return f"{self._subject} file {path!r}"
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,0 +1,131 @@
+"""Stores and web servers that fall silent, trickle or cut: whoever asks is told, in time, and may ask again."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from mint_contracts import backends
+from mint_contracts.errors import MintError, SourceUnavailable
+from mint_contracts.object_store import ObjectStore, object_store
+from mint_contracts.source import Source
+from mint_engine.sources.copying import read_up_to
+from mint_engine.sources.retry import retrying
+from mint_engine.sources.storage import About, RemoteFolder, remote_folder
+from tests.engine import stores
+from tests.relay import Relay, relaying
+
+FAULTS = ("silent", "trickle", "cut")
+LIMIT_S = 30.0  # only a test that fails waits for it
+PART = b"part" * 1000
+LARGE = bytes(8 << 20)  # more than sockets take that nobody reads
+
+T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Bounds of a second: a busy machine may need several tries."""
+    backends.backend.cache_clear()
+    monkeypatch.setattr("mint_contracts.paces.ANSWER_S", 1.0)
+    monkeypatch.setattr("mint_contracts.paces.SLOWEST_BYTES_S", 100 << 20)
+    monkeypatch.setattr("mint_contracts.backends.READ_TIMEOUT_S", 0.5)
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    yield
+    backends.backend.cache_clear()
+
+
+def together(works: list[Callable[[], object]]) -> list[MintError | None]:
+    """What each has raised, all of them at once; TimeoutError where one has not ended."""
+
+    def outcome(work: Callable[[], object]) -> MintError | None:
+        try:
+            work()
+        except MintError as error:
+            return error
+        return None
+
+    threads = ThreadPoolExecutor(len(works))
+    try:
+        return [each.result(LIMIT_S) for each in [threads.submit(outcome, work) for work in works]]
+    finally:
+        threads.shutdown(wait=False)
+
+
+def insist(work: Callable[[], T]) -> T:
+    """What it gives as soon as storage answers."""
+    return retrying(work, attempts=20)
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[ObjectStore, Relay]]:
+    """A store over a real bucket, and the relay between them."""
+    (tmp_path / "shelf").mkdir()
+    with ExitStack() as stack:
+        stores.opened(request.param, tmp_path / "shelf", stack, monkeypatch)
+        variable = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}[request.param]
+        real = os.environ[variable]
+        relay = stack.enter_context(relaying(real.removeprefix("http://")))
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{relay.port}")
+        yield object_store(Source(f"{request.param}://{stores.BUCKET}/catalog")), relay
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bucket_that_answers_no_more_is_away_for_each_that_asks_and_back_when_it_is(
+    fault: str, bucket: tuple[ObjectStore, Relay]
+) -> None:
+    store, relay = bucket
+    insist(lambda: store.put("part", PART))
+    relay.fault = fault
+    ended = together(
+        [
+            store.names,
+            lambda: store.read("part", 1 << 20),
+            lambda: store.put("small", PART),
+            lambda: store.put("large", LARGE),
+            lambda: store.delete("other"),
+        ]
+    )
+    assert [type(each) for each in ended] == [SourceUnavailable] * 5
+    assert [" file 'part': storage did not" in str(ended[1]), " file 'large': storage" in str(ended[3])] == [True] * 2
+    relay.heal()
+    insist(lambda: store.put("large", LARGE))
+    assert insist(lambda: (store.read("part", 1 << 20), store.read("large", 16 << 20))) == (PART, LARGE)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[RemoteFolder, Relay]]:
+    """A folder of a real web server with one file, and the relay between them."""
+    (tmp_path / "file").write_bytes(LARGE)
+    with stores.serving(stores.Files, tmp_path) as (address, _), relaying(address) as relay:
+        yield remote_folder(Source(f"http://127.0.0.1:{relay.port}", "")), relay
+
+
+def in_blocks(folder: RemoteFolder) -> bytes:
+    with folder.open("file") as file:
+        return read_up_to(file, len(LARGE))
+
+
+def at_one_go(folder: RemoteFolder) -> bytes:
+    with folder.open_at("file", 0, About(None, ""), in_blocks=False) as file:
+        return read_up_to(file, len(LARGE))
+
+
+@pytest.mark.parametrize("freely", [0, 10, 4000])  # of each answer: nothing, a bit of its head, a bit of its body
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_web_server_that_answers_no_more_is_away_and_back_when_it_is(
+    fault: str, freely: int, web: tuple[RemoteFolder, Relay]
+) -> None:
+    folder, relay = web
+    relay.fault, relay.freely = fault, freely
+    ended = together([lambda: in_blocks(folder), lambda: at_one_go(folder)])
+    assert [type(each) for each in ended] == [SourceUnavailable] * 2
+    relay.heal()
+    assert insist(lambda: in_blocks(folder)) == insist(lambda: at_one_go(folder)) == LARGE

@@ -1,0 +1,98 @@
+"""A TCP relay before a real server, which does to what passes what networks and broken servers do."""
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+TRICKLE_S = 0.05
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
+
+
+class Relay:
+    """`port` is its own. `fault` is what befalls each answer behind its first `freely` bytes:
+
+    "silent": nothing comes any more; where `freely` is 0 nothing of what is asked is taken either
+    "trickle": a byte comes now and then
+    "cut": the connection is reset
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.fault, self.freely = "", 0
+        self._server = host, port
+        self._over = threading.Event()
+        self._lock, self._open = threading.Lock(), list[socket.socket]()
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._door.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Whoever still waits for an answer is told."""
+        self._over.set()
+        with self._lock:
+            for each in (self._door, *self._open):
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+
+    def heal(self) -> None:
+        """From now on it only relays; connections that a fault has befallen are gone."""
+        self.fault = ""
+        with self._lock:
+            left, self._open = self._open, []
+        for each in left:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                here, _ = self._door.accept()
+                with self._lock:
+                    self._open.append(here)
+                if self.fault == "silent" and not self.freely:
+                    continue
+                there = socket.create_connection(self._server)
+                with self._lock:
+                    self._open.append(there)
+                threading.Thread(target=self._asked, args=(here, there), daemon=True).start()
+                threading.Thread(target=self._answered, args=(there, here), daemon=True).start()
+
+    def _asked(self, here: socket.socket, there: socket.socket) -> None:
+        with suppress(OSError):
+            while part := here.recv(1 << 16):
+                there.sendall(part)
+            there.shutdown(socket.SHUT_WR)
+
+    def _answered(self, there: socket.socket, here: socket.socket) -> None:
+        passed = 0
+        with suppress(OSError):
+            while part := there.recv(1 << 16):
+                free = part[: max(0, self.freely - passed)] if self.fault else part
+                here.sendall(free)
+                passed += len(free)
+                self._harm(here, part[len(free) :])
+            here.shutdown(socket.SHUT_WR)
+
+    def _harm(self, here: socket.socket, rest: bytes) -> None:
+        if rest and self.fault == "cut":
+            here.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            here.close()
+        elif rest and self.fault == "silent":
+            self._over.wait()
+        for byte in rest if self.fault == "trickle" else b"":
+            here.sendall(bytes((byte,)))
+            if self._over.wait(TRICKLE_S):
+                return
+
+
+@contextmanager
+def relaying(address: str) -> Iterator[Relay]:
+    """A relay before the server at host:port."""
+    host, _, port = address.rpartition(":")
+    relay = Relay(host, int(port))
+    try:
+        yield relay
+    finally:
+        relay.close()
