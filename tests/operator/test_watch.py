@@ -1,6 +1,8 @@
 """Kopf's thread: the liveness probe tells whether the loop moves."""
 
 import asyncio
+import getpass
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -40,6 +42,27 @@ async def test_a_loop_that_stalls_fails_the_probe(
             return await asyncio.to_thread(probe, port)
 
         assert await until("the probe to answer", answered) == status
+    finally:
+        await asyncio.to_thread(watch.stop)
+
+
+async def test_it_watches_for_a_user_who_has_a_number_and_no_name(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 65532")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    monkeypatch.setenv("KUBECONFIG", str(stage.server.kubeconfig))
+    port, ended = free_port(), threading.Event()
+    watch = Watch(Dirt(), Feed(), [stage.namespace], f"127.0.0.1:{port}", progress=lambda: None, ended=ended.set)
+    watch.start()
+    try:
+
+        async def told() -> int:
+            return await asyncio.to_thread(probe, port) or ended.is_set()
+
+        assert await until("the probe to answer", told) == 200
     finally:
         await asyncio.to_thread(watch.stop)
 

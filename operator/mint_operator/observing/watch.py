@@ -69,6 +69,8 @@ class Watch:
                 kopf.operator(
                     registry=registry,
                     settings=settings,
+                    # For peers, of which there are none; else kopf asks for the user's name, and a pod may have none.
+                    identity="mint-operator",  # type: ignore[arg-type]  # a kind of str that kopf does not export
                     standalone=True,
                     clusterwide=not self._namespaces,
                     namespaces=self._namespaces,
