@@ -5,6 +5,7 @@ Rank 0 is this process, and the engine to everybody else; see `mint_engine.paral
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def build(
             headway=headway,
             quantised_experts=settings.quantised_experts,
         )
+        base = replace(base, context_length=settings.context_length)
         slots = Slots(
             find_modules(base.model, settings.target_modules), settings.device_slots, settings.max_rank, dtype, device
         )

@@ -189,7 +189,6 @@ class EngineServer:
             told.max_rank,
             next(iter(told.base_names), ""),
             told.target_modules,
-            context_length=told.context_length,
             lead=lead,
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 _SLIDING = "sliding_attention"
 _SERVED = frozenset({"full_attention", _SLIDING, "indexed_attention"})
 # Model types whose layers all slide over `sliding_window`, without saying so layer by layer.
-_ALL_SLIDE = frozenset({"minimax", "ministral3", "mistral", "mixtral", "olmoe", "phi3", "starcoder2"})
+_ALL_SLIDE = frozenset({"minimax", "ministral3", "mistral", "mixtral", "olmoe", "phi3", "qwen3_moe", "starcoder2"})
 
 
 def unserved_attention(told: Callable[[str], Any]) -> str:
@@ -37,3 +37,14 @@ def windows(told: Callable[[str], Any], layers: int) -> tuple[int | None, ...]:
     if kinds and len(kinds) == layers:
         return tuple(int(window) if kind == _SLIDING else None for kind in kinds)
     return (int(window) if not kinds and told("model_type") in _ALL_SLIDE else None,) * layers
+
+
+def narrowest(told: Callable[[str], Any]) -> int | None:
+    """The fewest of the latest tokens that any layer's attention sees, the newest included; None: all.
+
+    No window narrows requests that are as long at most. What a configuration does not tell plainly counts as sliding.
+    """
+    window, kinds = told("sliding_window"), told("layer_types")
+    if not window or (kinds and _SLIDING not in kinds and told("model_type") not in _ALL_SLIDE):
+        return None
+    return int(window)

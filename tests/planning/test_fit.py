@@ -100,6 +100,7 @@ def test_ranks_of_one_machine_share_its_memory() -> None:
     assert not one.fits
 
 
+EVER = 1 << 20  # tokens of the longest requests
 # In the kernels' panels of 48 outputs, so that none is padded.
 PANELS = SIZES | {"num_key_value_heads": 1, "intermediate_size": 96}
 
@@ -130,22 +131,31 @@ def test_what_own_kernels_lay_out_anew_is_counted_too(family: str, tied: bool) -
 
 
 @pytest.mark.parametrize(
-    ("family", "more", "lean"),
+    ("family", "more", "most"),
     [
-        ("mistral", {}, False),  # which slides over 4096 tokens unless told otherwise
-        ("mistral", {"sliding_window": None}, True),
-        ("qwen2", {"sliding_window": 4096}, True),
-        ("qwen2", {"sliding_window": 4096, "use_sliding_window": True}, False),
-        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, False),
-        ("gemma2", {}, False),
+        ("mistral", {}, 4096),  # over which it slides unless told otherwise
+        ("mistral", {"use_sliding_window": False}, 4096),  # of which it knows nothing
+        ("mistral", {"layer_types": ["full_attention"] * 3}, 4096),
+        ("mistral", {"sliding_window": None}, EVER),
+        ("mixtral", {"sliding_window": 512, "num_local_experts": 4}, 512),
+        ("qwen2", {"sliding_window": 4096}, EVER),
+        ("qwen2", {"sliding_window": 4096, "use_sliding_window": True}, EVER),  # from the 29th layer on
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, 4096),
+        ("qwen3", {"sliding_window": 100, "use_sliding_window": True, "max_window_layers": 0}, 100),
+        ("qwen3_moe", {"sliding_window": 100, "use_sliding_window": True}, 100),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 0),
+        ("gemma2", {}, 0),
     ],
 )
-def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], lean: bool) -> None:
+def test_own_kernels_are_counted_on_where_the_engine_has_them(family: str, more: dict[str, Any], most: int) -> None:
+    """For requests of up to so many tokens."""
     told = {key: each for key, each in SIZES.items() if not key.startswith("rope")} | more
-    assert read_shape({"model_type": family} | told).lean is lean
-    config = AutoConfig.for_model(family, **told)
-    with nullcontext() if lean else pytest.raises(Unlike):
-        check_config(config)
+    shape, config = read_shape({"model_type": family} | told), AutoConfig.for_model(family, **told)
+    for context in (1, max(1, most), min(most + 1, EVER), EVER):
+        lean = context <= most
+        assert shape.is_lean(context) is lean
+        with nullcontext() if lean else pytest.raises(Unlike):
+            check_config(config, context)
 
 
 @given(MIXES)

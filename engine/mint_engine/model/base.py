@@ -46,7 +46,7 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     eos: frozenset[int]  # tokens that end a completion
     architecture: str
-    context_length: int  # positions that a request may have; 0: no bound
+    context_length: int  # positions that a request may have: what is known, or less that an engine takes; 0: no bound
     vocab_size: int
     dtype: torch.dtype
     device: torch.device

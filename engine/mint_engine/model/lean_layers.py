@@ -65,7 +65,7 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
     Of several ranks, a rank's `share`, which the base has already been cut to.
     """
     config, model = base.config, base.model
-    _check(config, slots)
+    _check(config, slots, positions)
     decoder: Any = model.model
     attention = decoder.layers[0].self_attn
     dim = int(attention.head_dim)
@@ -87,8 +87,8 @@ def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share
     )
 
 
-def _check(config: Any, slots: Slots) -> None:
-    check_config(config)
+def _check(config: Any, slots: Slots, positions: int) -> None:
+    check_config(config, positions)
     inner = (config.intermediate_size, getattr(config, "moe_intermediate_size", 0))
     if any(size % 2 for size in (config.hidden_size, *inner)):
         raise Unlike("its sizes are odd, and kernels take inputs by twos")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mint_contracts.attention import narrowest
 from mint_engine.model.experts import is_stack
 from mint_engine.model.kept import KeptStack
 
@@ -14,14 +15,15 @@ class Unlike(Exception):
     """The base is not llama-like; the message says where."""
 
 
-def check_config(config: Any) -> None:
-    """Raises Unlike for a configuration that asks for something else."""
+def check_config(config: Any, positions: int) -> None:
+    """Raises Unlike for a configuration that asks for something else of requests of so many tokens at most."""
     if config.model_type not in FAMILIES | ROUTED:
         raise Unlike(f"the family {config.model_type} has no lean pass")
     if config.hidden_act != "silu":
         raise Unlike(f"the activation is {config.hidden_act}")
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise Unlike("attention slides over a window")
+    window = narrowest(lambda name: getattr(config, name, None))
+    if window is not None and window < positions:
+        raise Unlike(f"attention slides over {window} tokens, of requests of up to {positions}")
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope not in _ROPES:
         raise Unlike(f"rotary positions are of type {rope}")

@@ -42,7 +42,7 @@ def lay_member(
     share, modules = part.cut(base.model), part.modules
     shard_head(base, share)
     move(base.model, device)
-    base = replace(base, device=device)
+    base = replace(base, device=device, context_length=told.context_length)
     slots = Slots(modules, told.device_slots, told.max_rank, base.dtype, base.device, cuts_of(modules, share), others)
     # As many pages as without ranks, so that all of them agree.
     routes = route_shape(base.model)

@@ -72,7 +72,8 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     Of several ranks, a rank's `share`, which the base has already been cut to.
     """
     config, model = base.config, base.model
-    check_config(config)
+    positions = base.context_length or int(config.max_position_embeddings)
+    check_config(config, positions)
     decoder: Any = model.model
     attention = decoder.layers[0].self_attn
     queries, keys = int(config.num_attention_heads), int(config.num_key_value_heads)
@@ -81,9 +82,7 @@ def read_llama(base: Base, modules: Mapping[str, Module], share: Share | None = 
     heads = Heads(queries, keys, int(attention.head_dim), float(attention.scaling))
     if heads.dim % 16 or heads.queries % heads.keys:
         raise Unlike(f"heads of {heads.dim}, {heads.queries} over {heads.keys}, fit no kernel")
-    cos, sin = decoder.rotary_emb(
-        torch.empty(0, dtype=base.dtype), torch.arange(base.context_length or config.max_position_embeddings)[None]
-    )
+    cos, sin = decoder.rotary_emb(torch.empty(0, dtype=base.dtype), torch.arange(positions)[None])
     half = cos.shape[-1] // 2  # both halves of a head turn by the same angles
     head: Any = model.lm_head
     read = _Reader(modules, share.experts if share is not None else None)

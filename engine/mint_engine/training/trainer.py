@@ -58,18 +58,16 @@ class Trainer:
         base_name: str = "",
         offered: Sequence[str] = (),
         *,
-        context_length: int = 0,
         lean: bool = True,
         lead: Lead | None = None,
     ) -> None:
         """`modules` are those that adapters may target, as `Slots` has them, and `offered` the names that say so
         (none: they are all of the base's); `base_name` goes into PEFT's config.
 
-        No example may be longer than `context_length`, or where that is 0 than the base knows positions.
         `lean=False` takes the generic pass whatever the base. With a `lead` the base is the first rank's share, and
         the other ranks compute theirs.
         """
-        self._base, self._longest = base, context_length or base.context_length
+        self._base = base
         self.maker = Maker(modules, FormLimits(max_rank, tuple(offered), base_name), base.dtype, base.device)
         self._policies: dict[str, Policy] = {}
         self.routes = route_shape(base.model)  # None: it routes no experts
@@ -134,7 +132,7 @@ class Trainer:
 
     def check(self, batch: PolicyBatch) -> Iterator[None]:
         """Raise InvalidRequest for examples that make no sense; pauses between bounded parts of them."""
-        return check_examples(batch, self._base.vocab_size, self._longest)
+        return check_examples(batch, self._base.vocab_size, self._base.context_length)
 
     def begin(self, batches: Sequence[PolicyBatch | Share], *, checked: bool = False, most: int = 0) -> Work:
         """Work that computes these policies' gradients, one batch each; nothing is computed yet.

@@ -5,12 +5,13 @@ from typing import Any
 
 import msgspec
 
-from mint_contracts.attention import unserved_attention, windows
+from mint_contracts.attention import narrowest, unserved_attention, windows
 from mint_contracts.errors import UnsupportedBase
 from mint_contracts.quantisation import Integers, read_quantisation
 from mint_gateway.planning.exempt import head_is_plain, plain_layers
 from mint_gateway.planning.seeing import vision_of, vision_parameters
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
+from mint_gateway.planning.sliding import with_windows
 from mint_gateway.planning.told import check_told, garbled, text_of
 
 GROUPED = frozenset(
@@ -38,9 +39,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
     },
 }  # fmt: skip
-_WINDOWS = {"gemma2": 4096, "gemma3_text": 4096, "gpt_oss": 128, "mistral": 4096, "olmo3": 4096}
-_SEES_ALL = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}  # every so manieth layer
-_ASKED_TO_SLIDE = frozenset({"qwen2", "qwen3", "qwen3_moe", "smollm3"})
 _LEAN = frozenset({"llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"})
 _LAYERED = frozenset({"gemma3_text", "olmo3"})  # turn layers that slide otherwise than those that do not
 _LEAN_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
@@ -106,6 +104,7 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
     norms = (4 if family in _FOUR_NORMS else 2) * layers * hidden + hidden
     wide_norms = layers * _head_size(told) if family in _WIDE_NORMS else 0
     tied = told.get("tie_word_embeddings", family in _TIED)
+    slides = with_windows(family, told).get
     return BaseShape(
         model_type=family,
         linears=(*attention, *network),
@@ -129,7 +128,8 @@ def _read(family: str, told: Mapping[str, Any]) -> BaseShape:
         routes=_routes(family, told) if routers else 0,
         wide_parameters=routers if latent else 0,
         wide_in_float16=norms if family == "gpt_oss" else _weighing(attention),
-        windows=_windows(family, told),
+        windows=windows(slides, layers),
+        narrowest=narrowest(slides),
     )
 
 
@@ -150,25 +150,10 @@ def _positions(family: str, told: Mapping[str, Any]) -> int:
     return min([most, *alike] if most else alike, default=0)
 
 
-def _windows(family: str, told: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """What each layer sees, with what transformers supplies where files leave it out."""
-    layers, often = int(told["num_hidden_layers"]), told.get("sliding_window_pattern") or _SEES_ALL.get(family, 0)
-    if family in _ASKED_TO_SLIDE and not told.get("use_sliding_window"):
-        return (None,) * layers
-    kinds = [
-        "full_attention" if (at + 1) % often == 0 else "sliding_attention" for at in range(layers if often else 0)
-    ]
-    window = told.get("sliding_window", _WINDOWS.get(family))
-    found = {"model_type": family, "sliding_window": window, "layer_types": told.get("layer_types") or kinds}
-    return windows(found.get, layers)
-
-
 def _is_lean(family: str, told: Mapping[str, Any]) -> bool:
     """Whether own kernels compute it where they can be had, as `mint_engine.model.llama_like` says."""
-    window = told.get("sliding_window", _WINDOWS.get(family))
-    slides = window and told.get("use_sliding_window", not family.startswith("qwen"))
     turned = {_kind(rope) for rope in _rotations(family, told)}
-    return family in _LEAN and not slides and turned <= _LEAN_ROPES
+    return family in _LEAN and turned <= _LEAN_ROPES
 
 
 def _rotations(family: str, told: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -148,7 +148,7 @@ def make_plan(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str
     return Plan(
         parameters=shape.parameters,
         files=0 if shape.unread else shape.files_bytes,
-        loading=_loading(shape, device, ranks, dtype),
+        loading=_loading(shape, device, ranks, mix, dtype),
         weights=shape.resident_bytes(dtype),
         token=token,
         cache=_cache(shape, mix, size, routes),
@@ -187,11 +187,11 @@ def hold(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> 
     training = mix.policies * policy + (saved if device.one_memory else 0)
     each = [
         (
-            _resident(share, device, dtype),
+            _resident(share, device, mix, dtype),
             _cache(share, mix, size, 0 if at else routes),
             share.adapter_elements(mix.slot_rank, mix.targets) * size,
             0 if at else training,
-            _activations(share, device, dtype) if mix.policies else 0,
+            _activations(share, device, mix, dtype) if mix.policies else 0,
         )
         for at, share in enumerate(share_out(shape, ranks))
     ]
@@ -214,16 +214,16 @@ def _held(
     return Held(weights, cache, adapter, training, activations, policies, room)
 
 
-def _activations(share: BaseShape, device: Device, dtype: str) -> int:
-    lean = _is_lean(share, device, dtype)
+def _activations(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
+    lean = _is_lean(share, device, mix, dtype)
     each = share.kept_elements(lean=lean) * DTYPE_BYTES[dtype]
     rows = min(MOST_ROWS, max(PIECE_ROWS, KEPT_BYTES // each)) if lean else PIECE_ROWS
     return rows * each
 
 
-def _is_lean(share: BaseShape, device: Device, dtype: str) -> bool:
+def _is_lean(share: BaseShape, device: Device, mix: Mix, dtype: str) -> bool:
     """Whether own kernels compute it there."""
-    return device.one_memory and share.lean and dtype in _KERNELS
+    return device.one_memory and share.is_lean(mix.context) and dtype in _KERNELS
 
 
 def _policy(shape: BaseShape, mix: Mix, dtype: str) -> tuple[int, int]:
@@ -251,8 +251,8 @@ def usable(device: Device) -> int:
     return int(device.memory * (1 - RESERVE))
 
 
-def _loading(shape: BaseShape, device: Device, ranks: int, dtype: str) -> int:
-    shares = sum(_resident(share, device, dtype) for share in share_out(shape, ranks))
+def _loading(shape: BaseShape, device: Device, ranks: int, mix: Mix, dtype: str) -> int:
+    shares = sum(_resident(share, device, mix, dtype) for share in share_out(shape, ranks))
     whole = WHOLE_LAYERS * shape.layer_bytes(DTYPE_BYTES[dtype]) if ranks > 1 else 0
     return shares + int(whole)
 
@@ -266,7 +266,7 @@ def _nodes(device: Device, ranks: int) -> int:
     return 1 if device.one_memory else math.ceil(ranks / device.node)
 
 
-def _resident(share: BaseShape, device: Device, dtype: str) -> int:
+def _resident(share: BaseShape, device: Device, mix: Mix, dtype: str) -> int:
     """Weights in memory: own kernels lay out what they multiply by once more, beside the modules that it came in."""
-    packed = share.packed_parameters if _is_lean(share, device, dtype) else 0
+    packed = share.packed_parameters if _is_lean(share, device, mix, dtype) else 0
     return share.resident_bytes(dtype) + packed * DTYPE_BYTES[dtype]

@@ -111,12 +111,13 @@ class BaseShape(msgspec.Struct, frozen=True):
     unread: str = ""  # why engines do not read the files; "" where they do
     unserved: str = ""  # what of its attention engines refuse; "" where nothing
     predicting: int = 0  # layers for predicting further tokens, which are in the files and not served
-    lean: bool = False  # whether own kernels compute it on processors
+    lean: bool = False  # whether own kernels compute it on processors, while no window narrows a request
     head_norms: bool = False  # of queries and of keys, a head at a time
     routes: int = 0  # experts of a token, over all layers
     wide_parameters: int = 0  # that transformers keeps in float32, whatever the dtype; every rank holds all of them
     wide_in_float16: int = 0  # likewise beside float16 alone
     windows: tuple[int | None, ...] = ()  # tokens that each layer's attention sees, the newest included; None: all
+    narrowest: int | None = None  # the fewest that any may see, also where that is not told plainly
 
     @property
     def other_parameters(self) -> int:
@@ -170,6 +171,10 @@ class BaseShape(msgspec.Struct, frozen=True):
         most = [tokens if each is None else PAGE_TOKENS * most_pages(each, 1) for each in groups.windows]
         places = sum(min(tokens, each) for each in most)
         return places, self.cache_elements // len(kept) * groups.size
+
+    def is_lean(self, context: int) -> bool:
+        """Whether own kernels compute it on processors, where requests have so many tokens at most."""
+        return self.lean and (self.narrowest is None or context <= self.narrowest)
 
     def kept_elements(self, *, lean: bool) -> int:
         """Of one row, what training keeps of its forward for the way back.

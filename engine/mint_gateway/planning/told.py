@@ -44,6 +44,9 @@ class _Text(msgspec.Struct, frozen=True):
     sliding_window: int | None = None
     sliding_window_pattern: int | None = None
     use_sliding_window: bool | None = None
+    max_window_layers: int | UnsetType = UNSET
+    no_rope_layers: list[int] | None = None
+    no_rope_layer_interval: int | None = None
     tie_word_embeddings: bool | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
@@ -81,9 +84,11 @@ class _Text(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Each layer has its kind."""
-        kinds, layers = self.mlp_layer_types, self.num_hidden_layers
+        kinds, turned, layers = self.mlp_layer_types, self.no_rope_layers, self.num_hidden_layers
         if kinds and isinstance(layers, int) and len(kinds) != layers:
             raise ValueError(f"`mlp_layer_types` names {len(kinds)} layers where `num_hidden_layers` is {layers}")
+        if turned and isinstance(layers, int) and len(turned) < layers:
+            raise ValueError(f"`no_rope_layers` names {len(turned)} layers where `num_hidden_layers` is {layers}")
 
 
 class _Seeing(msgspec.Struct, frozen=True):

@@ -1,0 +1,42 @@
+"""Which layers slide over a window, by family, with what transformers makes up where a config.json is silent."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_WINDOWS = {
+    "gemma2": 4096, "gemma3_text": 4096, "gpt_oss": 128, "mistral": 4096, "olmo3": 4096, "qwen2": 4096, "qwen3": 4096,
+    "qwen3_moe": 4096,
+}  # fmt: skip
+_EVERY = {"gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}  # so manieth layer sees all
+_IF_ASKED = frozenset({"qwen2", "qwen3", "qwen3_moe"})
+_FROM_ON = frozenset({"qwen2", "qwen3"})  # the first layers see all
+_FIRST_LAYERS = 28
+_UNTURNED = frozenset({"smollm3"})  # layers that do not turn by positions slide, if asked
+_UNTURNED_EVERY = 4
+
+_SEES_ALL, _SLIDES = "full_attention", "sliding_attention"
+
+
+def with_windows(family: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json tells, with `sliding_window` and `layer_types` as transformers' configuration has them."""
+    window = told.get("sliding_window", _WINDOWS.get(family))
+    if family in _IF_ASKED and not told.get("use_sliding_window"):
+        window = None
+    kinds = told.get("layer_types")
+    return {**told, "sliding_window": window, "layer_types": _kinds(family, told) if kinds is None else kinds}
+
+
+def _kinds(family: str, told: Mapping[str, Any]) -> Sequence[str] | None:
+    """Of each layer, which way it attends where there is a window; None: a window is all layers'."""
+    layers = range(int(told["num_hidden_layers"]))
+    if family in _EVERY:
+        often = (told.get("sliding_window_pattern") if family == "gemma3_text" else None) or _EVERY[family]
+        return [_SLIDES if (at + 1) % often else _SEES_ALL for at in layers]
+    if family in _FROM_ON:
+        first = told.get("max_window_layers", _FIRST_LAYERS)
+        return [_SLIDES if at >= first else _SEES_ALL for at in layers]
+    if family in _UNTURNED and told.get("use_sliding_window"):
+        often = told.get("no_rope_layer_interval") or _UNTURNED_EVERY
+        turned = told.get("no_rope_layers") or [(at + 1) % often for at in layers]
+        return [_SEES_ALL if turned[at] else _SLIDES for at in layers]
+    return None

@@ -1,0 +1,109 @@
+"""Windows that no request is longer than: own kernels compute such bases, and the cache is as without any."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import MistralConfig, MixtralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+
+from mint_engine.build import build
+from mint_engine.model.base import Base
+from mint_engine.model.cache_shape import cache_shape
+from mint_engine.model.forward import Forward
+from mint_engine.model.modules import find_modules
+from mint_engine.residency.slots import NO_SLOT, Slots
+from mint_engine.scheduling.scheduler import Limits
+from tests.engine.families import CPU, MOE, SIZES, VOCABULARY, fill, make_model, merge, plain_logits, span
+from tests.engine.running import ask, peft_answer, running, settings_for
+from tests.engine.saved_families import save_adapter, save_base
+
+WINDOW = 48
+ASKED: dict[str, Any] = {"use_sliding_window": True, "sliding_window": WINDOW}
+SLIDING: dict[str, PreTrainedConfig] = {
+    "mistral": MistralConfig(**SIZES, sliding_window=WINDOW),
+    "mixtral": MixtralConfig(**SIZES, sliding_window=WINDOW, num_local_experts=4),
+    "qwen2": Qwen2Config(**SIZES, **ASKED, max_window_layers=1),
+    "qwen3": Qwen3Config(**SIZES, **ASKED, max_window_layers=0),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **MOE, **ASKED),
+}
+
+
+def make(config: PreTrainedConfig, context: int, *, lean: bool = True) -> Forward:
+    """A base for requests of so many tokens, with an adapter on all of it in slot 0."""
+    model = make_model(config)
+    base = Base(model, None, frozenset(), type(model).__name__, context, VOCABULARY, torch.float32, CPU)  # type: ignore[arg-type]
+    slots = Slots(find_modules(model), 1, 8, torch.float32, CPU)
+    fill(slots, 0, 4)
+    cache = cache_shape(base.config, context_length=context).make(24, torch.float32, CPU)
+    return Forward(base, slots, cache, lean=lean)
+
+
+def play(forward: Forward, length: int, slot: int) -> torch.Tensor:
+    """Logits of a request of that length: a chunk, and the rest token by token."""
+    tokens, parts = [(7 * at + 5) % VOCABULARY for at in range(length)], []
+    for start, stop in ((0, 30), *((at, at + 1) for at in range(30, length))):
+        part = span(forward.cache, 0, stop - start, start, [1, 2, 3, 4][: -(-stop // 16)], slot)
+        parts.append(forward.run(tokens[start:stop], [part], range(stop - start)).to(torch.float32, copy=True))
+    return torch.cat(parts)
+
+
+def plain(config: PreTrainedConfig, forward: Forward, length: int, slot: int) -> torch.Tensor:
+    """The same by transformers."""
+    model = make_model(config)
+    model = model if slot == NO_SLOT else merge(model, forward.slots, slot)
+    return plain_logits(model, [(7 * at + 5) % VOCABULARY for at in range(length)])
+
+
+@pytest.mark.parametrize("slot", [0, NO_SLOT])
+@pytest.mark.parametrize("name", SLIDING)
+def test_a_request_as_long_as_the_window_is_computed_by_own_kernels(name: str, slot: int) -> None:
+    """To its last token, which sees itself and all that came before."""
+    config = SLIDING[name]
+    forward = make(config, WINDOW)
+    assert forward.compute.startswith("lean")
+    assert forward.cache.groups.windows == (None,)
+    found = play(forward, WINDOW, slot)
+    torch.testing.assert_close(found, plain(config, forward, WINDOW, slot), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_one_token_more_and_the_window_binds(name: str) -> None:
+    """Then transformers' modules compute it, and see no more than it says: all of it would be another answer."""
+    config = SLIDING[name]
+    forward = make(config, WINDOW + 1)
+    assert forward.compute == "generic"
+    assert WINDOW in forward.cache.groups.windows
+    found = play(forward, WINDOW + 1, 0)
+    torch.testing.assert_close(found, plain(config, forward, WINDOW + 1, 0), rtol=0, atol=2e-3)
+    wide = copy.deepcopy(config)
+    wide.sliding_window = WINDOW + 1
+    other = plain(wide, forward, WINDOW + 1, 0)
+    torch.testing.assert_close(found[:-1], other[:-1], rtol=0, atol=2e-3)
+    assert (found[-1] - other[-1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("ranks", "context", "compute"), [(1, WINDOW, "lean"), (1, WINDOW + 1, "generic"), (2, WINDOW, "lean")]
+)
+def test_an_engine_goes_by_its_own_context_length(ranks: int, context: int, compute: str, tmp_path: Path) -> None:
+    """Though the base knows more positions."""
+    folder = save_base("mistral", tmp_path, sliding_window=WINDOW)
+    told = settings_for(folder, context_length=context, tensor_parallel_size=ranks)
+    base, _, generation = build(told, folder, Limits())
+    generation.close()
+    assert base.config.max_position_embeddings > base.context_length == context
+    assert generation.compute.startswith(compute)
+
+
+async def test_answers_up_to_the_window_are_pefts(tmp_path: Path) -> None:
+    folder = save_base("mistral", tmp_path / "base", sliding_window=WINDOW)
+    adapter = save_adapter(folder, tmp_path / "a", 4, target_modules=["q_proj", "v_proj", "down_proj"])
+    prompt = [(11 * at) % 290 for at in range(WINDOW - 8)]
+    expected, scores = peft_answer(folder, adapter, prompt, 8)
+    async with running(folder, {"t/a": adapter}, context_length=WINDOW) as engine:
+        assert engine.server.generation.compute.startswith("lean")
+        answer = await ask(engine, prompt, "t/a", max_tokens=8, logprobs=0, ignore_eos=True)
+    assert answer.tokens == expected
+    assert answer.logprobs == pytest.approx(scores, abs=1e-3)
