@@ -59,8 +59,6 @@ class Integers(msgspec.Struct, frozen=True):
     columns: int | None
     symmetric: bool = True
     reordered: bool = False
-    targets: tuple[str, ...] = ("Linear",)  # paths of modules, kinds of them, or "re:" and a pattern of paths
-    ignored: tuple[str, ...] = ()  # likewise
 
 
 Quantisation = Float8 | Mxfp4 | Nvfp4 | Integers
@@ -79,20 +77,26 @@ _MIXED = "MIXED_PRECISION"
 
 def read_quantisation(config: Mapping[str, Any], subject: str) -> Quantisation | None:
     """What a config.json says, None for plain weights. Raises UnsupportedBase for a method that is not read."""
-    text = config.get("text_config")
-    told = config.get("quantization_config") or (isinstance(text, Mapping) and text.get("quantization_config"))
-    if not told:
+    told = said_of(config)
+    if told is None:
         return None
     if not isinstance(told, Mapping):
         raise _refused(subject, "None")
-    if isinstance(told.get("quantization"), Mapping):  # as in MODELOPT_FILE
-        told = {"quant_method": "modelopt"} | told["quantization"]
     method = str(told.get("quant_method"))
     if method in _READ:
         return _READ[method]
     if method in _READERS:
         return _READERS[method](told, subject)
     raise _refused(subject, repr(told.get("quant_method")))
+
+
+def said_of(config: Mapping[str, Any]) -> Any:
+    """What a config.json says of how its base is quantised, unread; None where it is not."""
+    text = config.get("text_config")
+    told = config.get("quantization_config") or (isinstance(text, Mapping) and text.get("quantization_config"))
+    if isinstance(told, Mapping) and isinstance(told.get("quantization"), Mapping):  # as in MODELOPT_FILE
+        return {"quant_method": "modelopt"} | told["quantization"]
+    return told or None
 
 
 def _fp8(told: Mapping[str, Any], subject: str) -> Float8:
@@ -142,9 +146,6 @@ def _compressed(told: Mapping[str, Any], subject: str) -> Float8 | Integers:
     if found is None:
         weights = " and ".join(sorted({weights.said(form) for weights, form in held})) or "none"
         raise _refused(subject, f"'compressed-tensors' with weights: {weights}")
-    if isinstance(found, Integers):
-        targets = tuple(each for group in groups if group.weights is not None for each in group.targets)
-        return msgspec.structs.replace(found, targets=targets, ignored=tuple(config.ignore or ()))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.engine.quantised import Tensors, save_two
+from tests.engine.quantised import LINEARS, Tensors, save_two
 
 # What Kimi-K2-Thinking's config.json exempts.
 KIMI_IGNORES = (
@@ -132,12 +132,15 @@ def packed_tensors(path: str, numbers: Numbers, layout: Layout) -> Tensors:
     return found
 
 
-def save_packed(plain: Path, folder: Path, layout: Layout) -> tuple[Path, Path]:
-    """A base's copy with linears packed, and another with what these hold, in float32."""
+def save_packed(plain: Path, folder: Path, layout: Layout, *, also: tuple[str, ...] = ()) -> tuple[Path, Path]:
+    """A base's copy with linears packed, and heads and routers whose paths end so; and another with what these hold.
+
+    That is in float32.
+    """
 
     def quantise(name: str, tensor: torch.Tensor) -> tuple[Tensors, Tensors]:
         path, _, kind = name.rpartition(".")
-        if kind != "weight" or layout.within not in path or not path.endswith(("_proj", "_mqa", ".w1", ".w2", ".w3")):
+        if kind != "weight" or layout.within not in path or not path.endswith((*LINEARS, *also)):
             return {name: tensor}, {name: tensor}
         numbers = quantise_integers(tensor, layout)
         return packed_tensors(path, numbers, layout), {name: numbers.naive}

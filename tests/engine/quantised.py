@@ -168,18 +168,24 @@ def naive_nvfp4(bytes_: torch.Tensor, scales: torch.Tensor, of_all: torch.Tensor
     return torch.tensor(rows) * (scales.float() * of_all).repeat_interleave(16, 1)
 
 
+LINEARS = ("_proj", "_mqa", ".w1", ".w2", ".w3")  # as paths of them end
 NVFP4: dict[str, Any] = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ["lm_head"]}
 # What of a base whose linears differ is how, by the ends of names; the rest in NVFP4.
 MIXTURE = {"o_proj": "modelopt_channel", "q_proj": "modelopt", "up_proj": "modelopt_blocks"}
 
 
-def save_nvfp4(plain: Path, folder: Path, *, mixed: bool = False) -> tuple[Path, Path]:
-    """A base's copy with linears in NVFP4, `mixed` with float8, and another with what these hold, in float32."""
+def save_nvfp4(
+    plain: Path, folder: Path, *, mixed: bool = False, also: tuple[str, ...] = (), **said: Any
+) -> tuple[Path, Path]:
+    """A base's copy with linears in NVFP4, `mixed` with float8, and another with what these hold, in float32.
+
+    Of heads and routers those whose paths end as `also` says; its config.json has it otherwise where it is `said` so.
+    """
     layers: dict[str, Any] = {}
 
     def quantise(name: str, tensor: torch.Tensor) -> tuple[Tensors, Tensors]:
         path, _, kind = name.rpartition(".")
-        linear = kind == "weight" and path.endswith(("_proj", "_mqa"))
+        linear = kind == "weight" and path.endswith((*LINEARS, *also))
         other = next((layout for end, layout in MIXTURE.items() if path.endswith(end)), None) if mixed else None
         if not linear or (other is None and tensor.shape[1] % 16):
             return {name: tensor}, {name: tensor}
@@ -193,20 +199,22 @@ def save_nvfp4(plain: Path, folder: Path, *, mixed: bool = False) -> tuple[Path,
         return {name: bytes_} | beside, {name: naive_nvfp4(bytes_, scales, of_all)}
 
     told = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
-    return save_two(plain, folder, told if mixed else NVFP4, quantise)
+    return save_two(plain, folder, told if mixed else NVFP4 | said, quantise)
 
 
-def save_float8(plain: Path, folder: Path, layout: Float8Layout = DEEPSEEK) -> tuple[Path, Path]:
-    """A base's copy with linears in float8, and another with what these hold, in float32."""
+def save_float8(
+    plain: Path, folder: Path, layout: Float8Layout = DEEPSEEK, *, also: tuple[str, ...] = (), **said: Any
+) -> tuple[Path, Path]:
+    """A base's copy with linears in float8, and another with what these hold, in float32; as `save_nvfp4` else."""
 
     def quantise(name: str, tensor: torch.Tensor) -> tuple[Tensors, Tensors]:
         path, _, kind = name.rpartition(".")
-        linear = kind == "weight" and path.endswith(("_proj", "_mqa", "wq_b", "wk"))
+        linear = kind == "weight" and path.endswith((*LINEARS, "wq_b", "wk", *also))
         if not linear:
             return {name: tensor}, {name: tensor}
         return _float8(name, tensor, layout)
 
-    return save_two(plain, folder, layout.told, quantise, layout.file)
+    return save_two(plain, folder, {**layout.told, **said}, quantise, layout.file)
 
 
 def _float8(name: str, tensor: torch.Tensor, layout: Float8Layout) -> tuple[Tensors, Tensors]:

@@ -4,7 +4,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -280,6 +279,4 @@ def test_what_a_config_says(changes: dict[str, Any], expected: Integers) -> None
     each = {"group_0": said["config_groups"]["group_0"] | {"format": "pack-quantized"}}
     for config in (said, said | {"format": "mixed-precision", "config_groups": each}):
         found = read_quantisation({"text_config": {"quantization_config": config}}, "base")
-        assert isinstance(found, Integers)
-        assert found.ignored == KIMI_IGNORES
-        assert msgspec.structs.replace(found, ignored=()) == expected
+        assert found == expected

@@ -1,5 +1,6 @@
 """What a base's files take: published in plain or quantised numbers, with all that is in them and not resident."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,11 @@ import pytest
 import torch
 
 from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.base import load_base
 from mint_gateway.cli.plan import _read
 from mint_gateway.planning.config import read_shape
-from tests.engine.integers import (
-    KIMI_IGNORES,
-    PACKED,
-    packed_config,
-    packed_tensors,
-    quantise_integers,
-    save_packed,
-)
+from tests.engine.families import CPU
+from tests.engine.integers import KIMI_IGNORES, PACKED, packed_config, save_packed
 from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4, tensors_of
 from tests.engine.saved_families import save_base
 from tests.planning.frontier import DEEPSEEK_V32, GPT_OSS_120B, KIMI_K2, QWEN3_30B_A3B
@@ -61,65 +57,86 @@ def test_layers_for_predicting_further_tokens_are_in_the_files_alone() -> None:
     )
 
 
+UNREAD = ("input_scale", "input_scale_ub", "activation_scale", "k_scale", "v_scale", "e_score_correction_bias")
+
+
+def published(folder: Path) -> int:
+    """What lies there, less what is not read, or is no parameter.
+
+    Scales of float8 and of all of a weight are counted in four bytes, and a packed weight's two sizes in eight each.
+    """
+    tensors, total = tensors_of(folder), 0
+    for name, each in tensors.items():
+        path, _, kind = name.rpartition(".")
+        beside = kind.startswith("weight_")
+        if kind == "weight_shape":
+            total += 8 * each.numel()
+        elif (beside and f"{path}.weight_packed" in tensors) or each.dtype in (torch.uint8, torch.float8_e4m3fn):
+            total += each.nbytes
+        elif kind not in UNREAD:
+            total += (4 if beside else 2) * each.numel()
+    return total
+
+
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_files_in_float8_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
-    """Whoever published them, with scales as numbers of four bytes; less what is not read."""
+    """Whoever published them."""
     quantised, _ = save_float8(save_base("qwen3", tmp_path / "plain"), tmp_path, LAYOUTS[layout])
-    told, expected = LAYOUTS[layout], 0
-    for name, each in tensors_of(quantised).items():
-        if name.endswith(told.scale) and each.dtype != torch.uint8:
-            expected += 4 * each.numel()
-        elif not name.endswith(tuple(told.beside)):
-            expected += each.numel() * (1 if each.dtype in (torch.uint8, torch.float8_e4m3fn) else 2)
-    assert planned(_read(quantised), 1).files == expected
+    assert planned(_read(quantised), 1).files == published(quantised)
 
 
 def test_files_in_nvfp4_come_to_what_lies_on_the_disk(tmp_path: Path) -> None:
     quantised, _ = save_nvfp4(save_base("qwen3", tmp_path / "plain", hidden_size=64), tmp_path)
-    expected = 0
-    for name, each in tensors_of(quantised).items():
-        if name.endswith("weight_scale_2"):
-            expected += 4
-        elif not name.endswith("input_scale"):
-            expected += each.numel() * (1 if each.dtype in (torch.uint8, torch.float8_e4m3fn) else 2)
-    assert planned(_read(quantised), 1).files == expected
+    assert planned(_read(quantised), 1).files == published(quantised)
 
 
 @pytest.mark.parametrize("layout", sorted(PACKED))
 def test_packed_files_come_to_what_lies_on_the_disk(layout: str, tmp_path: Path) -> None:
-    """To the byte, but for a weight's two sizes, which are counted in eight bytes each, and are in four by Kimi.
-
-    And for what routers add to experts' scores, which is no parameter.
-    """
     told = PACKED[layout]
     family, changes = ("deepseek_v3", {"num_nextn_predict_layers": 0}) if told.within else ("qwen3", {})
     packed, _ = save_packed(save_base(family, tmp_path / "plain", **changes), tmp_path, told)
-    expected = 0
-    for name, each in tensors_of(packed).items():
-        if name.endswith(".weight_shape"):
-            expected += 16
-        elif not name.endswith("e_score_correction_bias"):
-            expected += each.nbytes if ".weight_" in name else 2 * each.numel()
-    assert planned(_read(packed), 1).files == expected
+    assert planned(_read(packed), 1).files == published(packed)
 
 
-def test_packed_heads_and_routers_are_in_the_files_alone(tmp_path: Path) -> None:
-    """Where a config.json exempts neither, in whole numbers of eight bits; in memory they are as all else is."""
-    folder = save_base("qwen3_moe", tmp_path / "plain")
-    layout = PACKED["w8a16"]
-    sizes = []
-    for at, ignore in enumerate((("lm_head", "re:.*mlp.gate$"), ())):
-        packed, _ = save_packed(folder, tmp_path / str(at), replace(layout, ignore=ignore))
-        sizes.append(planned(_read(packed), 1))
-    plain, small = sizes
-    expected = 0
-    for name, each in tensors_of(folder).items():
-        if name == "lm_head.weight" or name.endswith("mlp.gate.weight"):
-            parts = packed_tensors("a", quantise_integers(each, layout), layout)
-            expected += 2 * each.numel() - sum(part.nbytes for part in parts.values())
-    assert expected > 0
-    assert plain.files - small.files == expected
-    assert plain.weights == small.weights
+BESIDE = ("lm_head", "mlp.gate", "block_sparse_moe.gate")  # how paths of heads and routers end
+NAMED = ["lm_head", "re:.*(mlp|block_sparse_moe).gate$"]
+
+
+def in_numbers(plain: Path, folder: Path, also: tuple[str, ...]) -> Path:
+    ignore = () if also else tuple(NAMED)
+    return save_packed(plain, folder, replace(PACKED["w8a16"], ignore=ignore), also=also)[0]
+
+
+def in_float8(plain: Path, folder: Path, also: tuple[str, ...]) -> Path:
+    layout = LAYOUTS["compressed_channel"]
+    return save_float8(plain, folder, layout, also=also, ignore=[] if also else NAMED)[0]
+
+
+def in_modelopts(plain: Path, folder: Path, also: tuple[str, ...]) -> Path:
+    layout = LAYOUTS["modelopt_channel"]
+    return save_float8(plain, folder, layout, also=also, ignore=[] if also else ["lm_head", "*.gate"])[0]
+
+
+def in_nvfp4(plain: Path, folder: Path, also: tuple[str, ...]) -> Path:
+    ignore = [] if also else ["lm_head", "model.layers.*.gate"]
+    return save_nvfp4(plain, folder, also=also, ignore=ignore)[0]
+
+
+@pytest.mark.parametrize("save", [in_numbers, in_float8, in_modelopts, in_nvfp4])
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_heads_and_routers_that_are_quantised_are_so_in_the_files_alone(
+    family: str, save: Callable[[Path, Path, tuple[str, ...]], Path], tmp_path: Path
+) -> None:
+    """Where a config.json exempts neither; an engine's memory has them as all else, to the byte."""
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 48} if family == "qwen3_moe" else {"hidden_size": 64}
+    folder, found = save_base(family, tmp_path / "plain", **sizes), []
+    for at, also in enumerate((BESIDE, ())):
+        small = save(folder, tmp_path / str(at), also)
+        found.append(planned(_read(small), 1))
+        assert found[at].files == published(small)
+        held = load_base(small, torch.bfloat16, CPU).model.parameters()
+        assert found[at].weights == sum(each.nbytes for each in held)
+    assert found[0].files < found[1].files
 
 
 EVERY = [f"model.layers.{at}.self_attn.q_proj" for at in range(48)]

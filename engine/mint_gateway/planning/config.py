@@ -7,8 +7,8 @@ import msgspec
 
 from mint_contracts.attention import narrowest, unserved_attention, windows
 from mint_contracts.errors import UnsupportedBase
-from mint_contracts.quantisation import Integers, read_quantisation
-from mint_gateway.planning.exempt import head_is_plain, plain_layers
+from mint_contracts.quantisation import read_quantisation
+from mint_gateway.planning.exempt import Chosen, head_is_plain, plain_layers, read_chosen
 from mint_gateway.planning.seeing import vision_of, vision_parameters
 from mint_gateway.planning.shape import BaseShape, Kind, Linear, Of, Side
 from mint_gateway.planning.sliding import with_windows
@@ -30,7 +30,7 @@ _FUSED = frozenset({"phi3"})  # queries, keys and values are one linear, gate an
 _NETWORK_BIASES = frozenset({"llama", "granite", "smollm3"})  # where the config says so
 _HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
 _ROUTED_TO = {"mixtral": 2, "gpt_oss": 4}  # experts of a token, where that is not told
-_LINEAR_ROUTERS = frozenset({"qwen3_moe"})  # whose routers were linears as any when its files were packed
+_LINEAR_ROUTERS = frozenset({"mixtral", "qwen3_moe"})  # whose routers are linears as any to who quantises
 _INDEXED = frozenset({"deepseek_v32", "glm_moe_dsa"})
 # What config.json files as published leave to transformers.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -66,32 +66,34 @@ def read_shape(config: Mapping[str, Any], subject: str = "config.json") -> BaseS
         files = read_quantisation(config, "the base")
     except UnsupportedBase as error:
         return msgspec.structs.replace(shape, unread=f"the base {error.message}")
-    if isinstance(files, Integers):
-        shape = _with_plain(shape, family, told, files, subject)
+    try:
+        chosen = read_chosen(config)
+        shape = _with_plain(shape, family, told, chosen) if chosen is not None else shape
+    except ValueError as error:  # or a ValidationError, which is one
+        raise garbled(subject, str(error)) from None
     return msgspec.structs.replace(shape, files=files)
 
 
-def _with_plain(shape: BaseShape, family: str, told: Mapping[str, Any], files: Integers, subject: str) -> BaseShape:
-    """With what of each linear is in plain numbers though others are packed, heads and routers too."""
+def _with_plain(shape: BaseShape, family: str, told: Mapping[str, Any], chosen: Chosen) -> BaseShape:
+    """With what of each linear is in plain numbers though others are quantised, heads and routers too.
+
+    Raises ValueError for a pattern that is none.
+    """
     every = range(told["num_hidden_layers"])
     routed = _routed_layers(family, told) if shape.experts else ()
     dense = [layer for layer in every if layer not in routed]
     layers = {"mlp": dense, "experts": routed, "shared_experts": routed}
 
     def with_plain(linear: Linear, own: Sequence[int]) -> Linear:
-        plain = plain_layers(linear, own, files)
+        plain = plain_layers(linear, own, chosen)
         return msgspec.structs.replace(linear, plain=linear.count * plain // max(1, len(own)))
 
-    beside = []
-    try:
-        linears = [with_plain(each, layers.get(each.within, every)) for each in shape.linears]
-        if shape.head_rows and not head_is_plain(files):
-            beside.append(Linear("lm_head", shape.hidden, shape.vocabulary, 1, "network"))
-        if routed and family in _LINEAR_ROUTERS:
-            router = Linear("gate", shape.hidden, shape.experts, len(routed), "network", within="mlp")
-            beside.append(with_plain(router, routed))
-    except ValueError as error:
-        raise garbled(subject, str(error)) from None
+    linears, beside = [with_plain(each, layers.get(each.within, every)) for each in shape.linears], []
+    if shape.head_rows and not head_is_plain(chosen):
+        beside.append(Linear("lm_head", shape.hidden, shape.vocabulary, 1, "network"))
+    if routed and family in _LINEAR_ROUTERS:
+        router = Linear("gate", shape.hidden, shape.experts, len(routed), "network", within="mlp")
+        beside.append(with_plain(router, routed))
     return msgspec.structs.replace(shape, linears=tuple(linears), beside=tuple(beside))
 
 

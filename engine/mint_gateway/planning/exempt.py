@@ -1,9 +1,17 @@
-"""Which linears files hold in plain numbers though others are packed, as compressed-tensors' config.json says."""
+"""Which linears files hold in plain numbers though others are quantised, as a config.json says.
 
+compressed-tensors and NVIDIA's ModelOpt name all of them. Others have heads and routers in plain numbers, and say at
+most so.
+"""
+
+import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from mint_contracts.quantisation import Integers
+import msgspec
+
+from mint_contracts.quantisation import said_of
 from mint_gateway.planning.shape import Linear
 
 _EVERY, _PATTERN = "Linear", "re:"  # a kind of modules, and what begins a pattern of their paths
@@ -13,26 +21,61 @@ _WITHIN = {
     "": "self_attn", "indexer": "self_attn.indexer", "mlp": "mlp", "shared_experts": "mlp.shared_experts",
     "experts": "mlp.experts.0",
 }  # fmt: skip
+# What Mixtral's files call them, and those of bases made alike.
+_ELSEWHERE = {
+    "mlp.gate": "block_sparse_moe.gate", "mlp.experts.0.gate_proj": "block_sparse_moe.experts.0.w1",
+    "mlp.experts.0.up_proj": "block_sparse_moe.experts.0.w3",
+    "mlp.experts.0.down_proj": "block_sparse_moe.experts.0.w2",
+}  # fmt: skip
 
 
-def plain_layers(linear: Linear, layers: Sequence[int], files: Integers) -> int:
+class Chosen(msgspec.Struct, frozen=True):
+    """Which linears are quantised: kinds of modules, their paths, or "re:" and a pattern of paths."""
+
+    targets: tuple[str, ...] = (_EVERY,)
+    ignored: tuple[str, ...] = ()
+
+
+def read_chosen(config: Mapping[str, Any]) -> Chosen | None:
+    """By a config.json of which the quantisation has been read; None where it does not name them.
+
+    Raises ValueError for what is no list of names.
+    """
+    said = said_of(config) or {}
+    if said.get("quant_method") == "compressed-tensors":
+        groups = [each for each in said["config_groups"].values() if each.get("weights")]
+        targets = [name for each in groups for name in each.get("targets", ())]
+        return Chosen(_names(targets), _names(said.get("ignore")))
+    if said.get("quant_method") != "modelopt":
+        return None
+    if layers := said.get("quantized_layers"):
+        return Chosen(_names(list(layers)))
+    ignored = said.get("ignore", said.get("exclude_modules"))
+    return None if ignored is None else Chosen(ignored=tuple(map(_wildcard, _names(ignored))))
+
+
+def plain_layers(linear: Linear, layers: Sequence[int], chosen: Chosen) -> int:
     """In how many of these layers, all that have such a linear, it is in plain numbers.
 
     Of experts the first tells of all. Raises ValueError for a pattern that is none.
     """
     path = f"{_WITHIN[linear.within]}.{linear.name}"
-    return sum(_is_plain([f"{before}layers.{layer}.{path}" for before in _BEFORE], files) for layer in layers)
+    paths = [path, _ELSEWHERE[path]] if path in _ELSEWHERE else [path]
+    return sum(
+        _is_plain([f"{before}layers.{layer}.{each}" for before in _BEFORE for each in paths], chosen)
+        for layer in layers
+    )
 
 
-def head_is_plain(files: Integers) -> bool:
+def head_is_plain(chosen: Chosen) -> bool:
     """Whether the head that makes logits is in plain numbers. Raises ValueError as `plain_layers` does."""
-    return _is_plain(_HEADS, files)
+    return _is_plain(_HEADS, chosen)
 
 
-def _is_plain(paths: Sequence[str], files: Integers) -> bool:
+def _is_plain(paths: Sequence[str], chosen: Chosen) -> bool:
     """Whether a linear is that may have any of these paths."""
     try:
-        targeted, ignored = _named(files.targets), _named(files.ignored)
+        targeted, ignored = _named(chosen.targets), _named(chosen.ignored)
     except re.error as error:
         raise ValueError(f"the pattern {error.pattern!r} is none") from None
     return any(map(ignored, paths)) or not any(map(targeted, paths))
@@ -43,3 +86,12 @@ def _named(told: Sequence[str]) -> Callable[[str], bool]:
     names = {each for each in told if not each.startswith(_PATTERN)}
     patterns = [re.compile(each.removeprefix(_PATTERN)) for each in told if each.startswith(_PATTERN)]
     return lambda path: _EVERY in names or path in names or any(each.match(path) for each in patterns)
+
+
+def _names(told: Any) -> tuple[str, ...]:
+    return tuple(msgspec.convert(told or (), tuple[str, ...]))
+
+
+def _wildcard(name: str) -> str:
+    """A path as ModelOpt has them, in which a star is anything, as a pattern."""
+    return _PATTERN + fnmatch.translate(name)

@@ -61,7 +61,7 @@ class Linear(msgspec.Struct, frozen=True):
 
     def bytes_in(self, files: Quantisation | None, size: int = 2) -> int:
         """Of all of them as files hold them; biases, and what is not quantised, in so many bytes each."""
-        biases = size * self.high * self.count if self.bias else 0
+        biases, plain = size * self.high * self.count if self.bias else 0, size * self.wide * self.high
         if isinstance(files, Float8):
             blocks = -(-self.wide // (files.columns or self.wide)) * -(-self.high // (files.rows or self.high))
             weights = self.wide * self.high + blocks * (1 if files == MXFP8 else 4)
@@ -72,11 +72,10 @@ class Linear(msgspec.Struct, frozen=True):
             weights = self.high * self.wide // 2 + self.high * self.wide // NVFP4_GROUP + 4
             weights = weights if small else self.high * self.wide + 4
         elif isinstance(files, Integers):
-            plain = size * self.wide * self.high
-            return self.plain * plain + (self.count - self.plain) * self._packed_bytes(files) + biases
+            weights = self._packed_bytes(files)
         else:
-            weights = size * self.wide * self.high
-        return self.count * weights + biases
+            weights = plain
+        return self.plain * plain + (self.count - self.plain) * weights + biases
 
     def _packed_bytes(self, files: Integers) -> int:
         """Of one in whole numbers: words along a row, scales of two bytes, and two sizes of eight."""
