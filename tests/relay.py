@@ -27,6 +27,11 @@ class Relay:
         self.port: int = self._door.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
+    @property
+    def taken(self) -> int:
+        """Connections that are there, on either side."""
+        return len(self._open)
+
     def close(self) -> None:
         """Whoever still waits for an answer is told."""
         self._over.set()

@@ -11,6 +11,7 @@ from mint_contracts.errors import Overloaded, SourceUnavailable
 from mint_contracts.training import Dataset
 from mint_engine.examples.dataset import MOST_S, read_dataset
 from mint_engine.examples.example import Example
+from mint_engine.sources.asking import asked
 
 AT_ONCE = 2  # are read: their bytes are in memory beside their examples, and parsing takes turns with the event loop
 TURN_S = 30.0  # that a file waits for its turn to be read, before those who wait for it are told
@@ -69,7 +70,7 @@ class Datasets:
                 await self._room.acquire()
         except TimeoutError:
             raise Overloaded(subject, f"waits for {AT_ONCE} others that are read before it") from None
-        reading = asyncio.ensure_future(asyncio.to_thread(read_dataset, told))
+        reading = asyncio.ensure_future(asked(read_dataset, told))
         reading.add_done_callback(lambda _: self._room.release())  # a thread goes on though nobody waits any more
         try:
             async with asyncio.timeout(MOST_S):

@@ -6,6 +6,7 @@ from mint_engine.adapters.packed import Packed
 from mint_engine.policies.checkpoints import Record, Shelf
 from mint_engine.policies.means import Means
 from mint_engine.policies.terms import Terms
+from mint_engine.sources.asking import asked
 from mint_engine.training.making import Maker
 from mint_engine.training.policy import Policy
 
@@ -45,7 +46,7 @@ async def make(means: Means, terms: Terms, shelf: Shelf, since: float) -> tuple[
     await means.claim(name, since)
     await means.desk.call(lambda trainer: trainer.drop(name))
     async with room.copying(holder, room.of(holder).copies):
-        found = await asyncio.to_thread(shelf.newest, terms.saved)
+        found = await asked(shelf.newest, terms.saved)
         start = await means.places.read(terms.start_from) if found is None and terms.start_from else None
         if start is not None:
             room.take(holder, means.desk.maker.needs_from(start))

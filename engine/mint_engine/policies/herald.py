@@ -13,6 +13,7 @@ from mint_contracts.source import Source
 from mint_engine.policies.announcements import Announcements, Announcer
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import store_of
+from mint_engine.sources.asking import asked
 
 LOOK_S = 10.0  # as often as the map is read anew
 FIRST_S = 5.0  # for the first look, before the engine does without
@@ -54,7 +55,7 @@ class Herald:
     async def announce(self, policy: str, life: int, name: Name, source: Source) -> None:
         """Have a policy's name mean what was published as `name`, to `source`. Raises as `Announcements.announce`."""
         announcer = Announcer(self._engine, life)
-        await asyncio.to_thread(lambda: self._open().announce(policy, name, announcer))
+        await asked(lambda: self._open().announce(policy, name, announcer))
         self._edits += 1
         self._know({**self.known, policy: source})
 
@@ -64,7 +65,7 @@ class Herald:
         `life` 0 stands for the latest here. Raises the errors of a store.
         """
         announcer = Announcer(self._engine, life)
-        left = await asyncio.to_thread(lambda: self._open().withdraw(policy, announcer))
+        left = await asked(lambda: self._open().withdraw(policy, announcer))
         self._edits += 1
         others = {name: source for name, source in self.known.items() if name != policy}
         self._know(others if left is None else {**others, policy: left})
@@ -88,7 +89,7 @@ class Herald:
         """
         while True:
             edits, began = self._edits, time.monotonic()
-            found = await asyncio.to_thread(lambda: self._open().standing())
+            found = await asked(lambda: self._open().standing())
             if edits == self._edits:
                 break
         self._looked.set()

@@ -26,6 +26,7 @@ from mint_engine.policies.patience import Patiently
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.policies.terms import Terms
+from mint_engine.sources.asking import asked
 from mint_engine.training import state
 from mint_engine.training.policy import Policy
 from mint_engine.training.trainer import Trainer
@@ -76,7 +77,7 @@ class Keeping:
         It may be newer than what the checkpoint tells, and that may be swept by now.
         """
         self.saved = record.step
-        newest = await asyncio.to_thread(revisions.newest, self._store, self._terms.policy, record.lease)
+        newest = await asked(revisions.newest, self._store, self._terms.policy, record.lease)
         self.published = newest or record.published
         return self.published.step if self.published is not None else 0
 

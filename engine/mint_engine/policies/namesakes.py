@@ -3,8 +3,6 @@
 A wave and the catalog go before what engines publish, whoever came first; this only says so in time.
 """
 
-import asyncio
-
 import structlog
 from redis.asyncio import Redis
 
@@ -14,6 +12,7 @@ from mint_contracts.map_reader import MapReader
 from mint_contracts.source import Source, child, parent
 from mint_contracts.train_reader import TrainReader
 from mint_contracts.training_records import published_in
+from mint_engine.sources.asking import asked
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.storage import folder_of
 
@@ -60,7 +59,7 @@ class Namesakes:
             return ""
         source = child(self._store, policy)
         try:
-            files = await asyncio.to_thread(lambda: folder_of(source).files(CONFIG, WEIGHTS, PACKED))
+            files = await asked(lambda: folder_of(source).files(CONFIG, WEIGHTS, PACKED))
         except MintError:  # there is none, or nobody could load it now
             return ""
         known = sorted(files.keys() & {CONFIG, WEIGHTS, PACKED})

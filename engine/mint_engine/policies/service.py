@@ -40,6 +40,7 @@ from mint_engine.policies.primitives import batch_of_request, optimizer_of_reque
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import Store
 from mint_engine.residency.room import Room
+from mint_engine.sources.asking import asked
 from mint_engine.training import state
 from mint_engine.training.policy import Policy, PolicySettings
 
@@ -301,7 +302,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
 async def _read(desk: Desk, policy: str, shelf: Shelf, checkpoint: str) -> Policy:
     """The policy of a checkpoint, whose bytes are let go of."""
-    blob = await asyncio.to_thread(shelf.read, checkpoint)
+    blob = await asked(shelf.read, checkpoint)
     return await desk.make(lambda maker: maker.read(policy, blob))
 
 

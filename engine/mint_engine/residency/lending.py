@@ -17,6 +17,7 @@ from mint_engine.residency.host import Key
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.room import Room
 from mint_engine.residency.slot_table import SlotTable
+from mint_engine.sources.asking import asked
 
 TRAINING = "training:"  # no source has this scheme: nothing can ask for what is in such a slot
 
@@ -58,7 +59,7 @@ class Lending:
             with self._loader.disk.using(source):
                 return self._loader.load(source)
 
-        return await asyncio.to_thread(load)
+        return await asked(load)
 
     def offer(self, adapter: str, source: Source, packed: Packed) -> None:
         """Serve a revision that lies at `source` by now to new requests: from host memory, where it fits."""
