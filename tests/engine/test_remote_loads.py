@@ -5,16 +5,20 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from mint_contracts import backends
+from mint_contracts.errors import MintError, SourceNotFound, SourceUnavailable
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.residency.residency import REMOTE_WORKERS, WORKERS
 from mint_engine.residency.together import Together
+from mint_engine.sources import hosts
 from mint_engine.sources.fetch import WEIGHTS
+from mint_engine.sources.hosts import Hosts
 from tests.engine import stores
 from tests.engine.tiers import NAMES, Scene
 from tests.waiting import until
@@ -106,3 +110,57 @@ def test_of_large_adapters_few_are_read_at_once() -> None:
     with together.reading(40), together.reading(30), together.reading(30):
         pass  # small ones many at once
     assert WORKERS < REMOTE_WORKERS
+
+
+@pytest.mark.usefixtures("direct")
+async def test_a_server_that_has_fallen_silent_keeps_one_load_and_others_load_beside_it(
+    scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "SILENT_S", 0.0)  # what fails counts as waited for
+    go_on = threading.Event()
+
+    class Silent(stores.Files):
+        def _fault(self) -> bool:
+            if NAMES[0] in self.path and not go_on.is_set():
+                self.send_error(503)
+                return True
+            return not go_on.wait(LIMIT_S)
+
+    def wanted(address: str, name: str) -> list[Assignment]:
+        return [Assignment(f"{name}/{n}", Source(f"http://{address}/{NAMES[n]}"), Tier.DISK) for n in range(4)]
+
+    here = scene(slots=8, store=None, remote_workers=2)
+    with stores.serving(Silent, store) as (away, _), stores.serving(stores.Files, store) as (address, _):
+        far = wanted(away, "far")
+        here.residency.want(far)
+        await until(lambda: any("fallen silent" in state.failure_message for state in here.residency.states()))
+        near = wanted(address, "near")
+        here.residency.want([*far, *near])
+        try:
+            await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in near), LIMIT_S)
+            assert all(here.tier(each.adapter) is Tier.REMOTE for each in far)
+        finally:
+            go_on.set()
+        await until(lambda: all(here.tier(each.adapter) is Tier.DISK for each in far), LIMIT_S)
+
+
+def test_what_fails_at_once_is_no_silence_and_an_answer_ends_one() -> None:
+    now = [0.0]
+    here, source, other = Hosts(lambda: now[0]), Source("https://a.example/x"), Source("https://b.example/x")
+
+    def fail(after_s: float, error: type[MintError] = SourceUnavailable) -> None:
+        with suppress(error), here.asking(source):
+            now[0] += after_s
+            raise error("source", "did not answer")
+
+    with here.asking(source):
+        fail(0.1)
+        fail(hosts.SILENT_S)
+        with pytest.raises(SourceUnavailable, match="waits until https://a"), here.asking(source):
+            pass
+        with here.asking(other):
+            pass
+    fail(hosts.SILENT_S)
+    fail(hosts.SILENT_S, SourceNotFound)  # which is an answer, however late
+    with here.asking(source), here.asking(source):
+        pass

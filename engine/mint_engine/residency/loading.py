@@ -22,6 +22,7 @@ from mint_engine.adapters.relay import relay
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.together import Together
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
+from mint_engine.sources.hosts import Hosts
 from mint_engine.sources.local import is_local, state_of
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import folder_of, subject_of
@@ -46,6 +47,7 @@ class Loader:
         self._opener = Opener()
         self._fitting: WeakSet[Header] = WeakSet()  # headers that were checked against the base
         self._together = Together()
+        self._hosts = Hosts()
         self._turns: WeakValueDictionary[Source, threading.Lock] = WeakValueDictionary()  # whose loads run or wait
         self._guard = threading.Lock()
 
@@ -75,7 +77,7 @@ class Loader:
                 except (CorruptFile, _Lost) as error:
                     log.warning("cached_adapter_broken", source=source.uri, error=str(error))
                     self.disk.drop(source)
-            path = retrying(lambda: self._ingest(source))
+            path = retrying(lambda: self._asked(source))
             try:
                 return self._open(path, source)
             except _Lost as error:
@@ -122,6 +124,10 @@ class Loader:
             check_packed(packed.header, self._fit, subject)
             self._fitting.add(packed.header)
         return packed
+
+    def _asked(self, source: Source) -> Path:
+        with self._hosts.asking(source):
+            return self._ingest(source)
 
     def _ingest(self, source: Source) -> Path:
         """Read, check and lay out what the source holds, and write it to the disk tier; its file."""
