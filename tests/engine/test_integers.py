@@ -61,26 +61,28 @@ def test_words_are_those_of_compressed_tensors(numbers: list[list[int]], bits: i
     assert torch.equal(unpack_words(torch.tensor(words, dtype=torch.int32), bits)[:, : values.shape[1]], values)
 
 
-def opened(layout: Layout, folder: Path, dtype: torch.dtype) -> tuple[Stored, torch.Tensor]:
+def opened(layout: Layout, folder: Path, dtype: torch.dtype, inputs: int = 96) -> tuple[Stored, torch.Tensor]:
     """A weight of 150 rows as it is read, and what it is."""
-    numbers = quantise_integers(torch.randn(150, 96, generator=torch.Generator().manual_seed(4)), layout)
+    numbers = quantise_integers(torch.randn(150, inputs, generator=torch.Generator().manual_seed(4)), layout)
     more = {"a.input_scale": torch.tensor(0.5), "norm.weight": torch.ones(3)}
     save_file(packed_tensors("a", numbers, layout) | more, folder / "a.safetensors")
     read = dequantised(open_tensors([str(folder / "a.safetensors")]), told(layout), dtype, "base")
     assert sorted(read) == ["a.weight", "norm.weight"]
-    assert read["a.weight"].get_shape() == [150, 96]
+    assert read["a.weight"].get_shape() == [150, inputs]
     return read["a.weight"], numbers.naive.to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [*PACKED.values(), Layout(4, "group", 36)], ids=[*PACKED, "no whole groups"])
-def test_parts_are_the_naive_reference(layout: Layout, dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inputs", [96, 91], ids=["whole words", "padded"])
+def test_parts_are_the_naive_reference(layout: Layout, dtype: torch.dtype, inputs: int, tmp_path: Path) -> None:
     """Wherever a part begins and ends: in a word, a group or a word of zero points, or at its border."""
-    read, expected = opened(layout, tmp_path, dtype)
+    read, expected = opened(layout, tmp_path, dtype, inputs)
     assert torch.equal(read[...], expected)
     assert torch.equal(read[3:140,], expected[3:140])
     for (top, bottom), (left, right) in itertools.product(
-        [(0, 150), (127, 130), (8, 16), (149, 150)], itertools.combinations((0, 1, 4, 8, 15, 36, 61, 95, 96), 2)
+        [(0, 150), (127, 130), (8, 16), (149, 150)],
+        itertools.combinations((0, 1, 4, 8, 15, 36, 61, inputs - 1, inputs), 2),
     ):
         assert torch.equal(read[top:bottom, left:right], expected[top:bottom, left:right])
 
@@ -99,8 +101,7 @@ def test_what_is_packed_is_near_what_it_was_made_of(tmp_path: Path) -> None:
 )
 def test_a_base_as_it_is_published(layout: str, family: str, tmp_path: Path) -> None:
     """Weights and logits, whole, by each rank, and streamed a layer at a time by the first."""
-    sizes = {"kv_lora_rank": 24} if family == "deepseek_v3" else {}  # 20 fill no whole words
-    packed, plain = save_packed(save_base(family, tmp_path / "plain", **sizes), tmp_path, PACKED[layout])
+    packed, plain = save_packed(save_base(family, tmp_path / "plain"), tmp_path, PACKED[layout])
     assert_read_alike(packed, plain)
 
 
@@ -123,7 +124,7 @@ def test_kimi_k2_thinking(tmp_path: Path) -> None:
 
 def test_a_rank_reads_its_own_share_alone(tmp_path: Path) -> None:
     """Rank 0 does not see what is broken in the rows and experts of rank 1."""
-    plain = save_base("deepseek_v3", tmp_path / "plain", kv_lora_rank=24)
+    plain = save_base("deepseek_v3", tmp_path / "plain")
     packed, _ = save_packed(plain, tmp_path, PACKED["w4a16"])
     tensors = tensors_of(packed)
     for name, row in (("self_attn.q_b_proj", 40), ("mlp.experts.7.up_proj", 0)):
@@ -164,11 +165,13 @@ def ints(*shape: int) -> torch.Tensor:
         ({SCALE: ints(48, 8)}, rf"which {SCALE} of I32 \[48, 8\] does not fit"),
         ({SHAPE: ints(3)}, rf"which {SHAPE} of I32 \[3\] does not fit"),
         ({SHAPE: torch.tensor([48.0, 64.0])}, rf"which {SHAPE} of F32 \[2\] does not fit"),
-        ({SHAPE: torch.tensor([48, 61])}, rf"has {SHAPE} that says \[48, 61\], but words for \[48, 64\]"),
+        ({SHAPE: torch.tensor([48, 56])}, rf"has {SHAPE} that says \[48, 56\], but words for \[48, 64\]"),
+        ({SHAPE: torch.tensor([48, 61])}, rf"has {SHAPE} that says \[48, 61\], which weight_g_idx does not fit"),
         ({SHAPE: torch.tensor([1 << 62, -1])}, rf"has {SHAPE} that says \[4611686018427387904, -1\], but words for"),
         ({ZERO: ints(48, 8)}, rf"which {ZERO} of I32 \[48, 8\] does not fit"),
         ({ZERO: ints(6, 8).byte()}, rf"which {ZERO} of U8 \[6, 8\] does not fit"),
-        ({ORDER: ints(63)}, rf"which {ORDER} of I32 \[63\] does not fit"),
+        ({ORDER: ints(56)}, rf"which {ORDER} of I32 \[56\] does not fit"),
+        ({ORDER: ints(63)}, rf"has {SHAPE} that says \[48, 64\], which weight_g_idx does not fit"),
         ({ORDER: ints(64) - 1}, f"has {ORDER} that names groups other than 0 to 7"),
         ({ORDER: ints(64) + 8}, f"has {ORDER} that names groups other than 0 to 7"),
         ({f"{O_PROJ}.weight": torch.ones(48, 64)}, rf"has {O_PROJ}\.weight, which no such packed weight is known"),
@@ -214,14 +217,20 @@ def test_an_expert_unlike_the_others_is_named(tmp_path: Path) -> None:
             load_base(packed, torch.bfloat16, CPU, part)
 
 
-def test_rows_that_end_within_a_word_are_refused(tmp_path: Path) -> None:
-    """Of them no header tells how long they are."""
-    layout = PACKED["w4a16_channel"]
-    numbers = quantise_integers(torch.randn(8, 60, generator=torch.Generator().manual_seed(1)), layout)
-    save_file(packed_tensors("a", numbers, layout), tmp_path / "a.safetensors")
-    read = dequantised(open_tensors([str(tmp_path / "a.safetensors")]), told(layout), torch.float32, "base")
-    with pytest.raises(UnsupportedBase, match=r"a\.weight_shape that says \[8, 60\], but words for \[8, 64\]; give"):
-        read["a.weight"][...]
+def test_scales_are_those_of_the_shape_that_is_told(tmp_path: Path) -> None:
+    """Five words hold 33 to 40 columns: what their number leaves open is looked at with the shape."""
+    layout, rows = Layout(4, "group", 36), torch.randn(8, 40, generator=torch.Generator().manual_seed(1))
+    for inputs, groups in ((36, 1), (37, 2)):
+        numbers = quantise_integers(rows[:, :inputs], layout)
+        assert numbers.scales.shape == (8, groups)
+        tensors, file = packed_tensors("a", numbers, layout), tmp_path / f"{inputs}.safetensors"
+        save_file(tensors, file)
+        read = dequantised(open_tensors([str(file)]), told(layout), torch.float32, "base")
+        assert torch.equal(read["a.weight"][...], numbers.naive)
+        save_file(tensors | {"a.weight_shape": torch.tensor([8, 73 - inputs])}, file)
+        read = dequantised(open_tensors([str(file)]), told(layout), torch.float32, "base")
+        with pytest.raises(UnsupportedBase, match=rf"says \[8, {73 - inputs}\], which weight_scale does not fit;"):
+            read["a.weight"][...]
 
 
 GROUP: dict[str, Any] = {"strategy": "group", "group_size": 32}

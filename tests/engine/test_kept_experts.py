@@ -42,8 +42,8 @@ def in_float8(family: str, layout: str = "deepseek") -> Save:
     return lambda folder: save_float8(save_base(family, folder / "plain"), folder, LAYOUTS[layout])
 
 
-def in_numbers(family: str, layout: str) -> Save:
-    return lambda folder: save_packed(save_base(family, folder / "plain"), folder, PACKED[layout])
+def in_numbers(family: str, layout: str, **changes: Any) -> Save:
+    return lambda folder: save_packed(save_base(family, folder / "plain", **changes), folder, PACKED[layout])
 
 
 def in_mxfp4(folder: Path) -> tuple[Path, Path]:
@@ -61,6 +61,7 @@ SAVES: dict[str, tuple[str, Save]] = {
     "mxfp4": ("gpt_oss", in_mxfp4),
     "nvfp4 and float8": ("qwen3_moe", in_nvfp4),
     "numbers": ("deepseek_v3", in_numbers("deepseek_v3", "kimi")),
+    "padded numbers": ("qwen3_moe", in_numbers("qwen3_moe", "w4a16_asymmetric", moe_intermediate_size=36)),
     "reordered numbers": ("mixtral", in_numbers("mixtral", "w4a16_reordered")),
 }
 STACKS = ("gate_up_proj", "down_proj")

@@ -2,10 +2,12 @@
 
 Instead of X.weight, [O, I], there are X.weight_packed, [O, I x bits / 32], X.weight_scale and X.weight_shape; where
 its config.json says so X.weight_zero_point, packed along columns, and X.weight_g_idx: which group each column is of.
+A row's last word may be padded, which X.weight_shape alone tells.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,10 +63,10 @@ def _weight_of(
     found = _Weight(
         path, subject, files, dtype, words, held[_SCALES], held[_SHAPE], held.get(_ZEROS), held.get(_ORDER)
     )
-    for kind, fits in found.fits():
+    for kind, fits in found.fits(found.least, found.most):
         if not fits:
             told = f"{has}, which {said(f'{path}.{kind}', held[kind])} does not fit"
-            block = " x ".join(str(size) for size in found.block)
+            block = " x ".join(str(size) for size in found.block(found.most))
             raise UnsupportedBase(
                 subject, f"{told}, in numbers of {files.bits} bits with a scale for every {block}; {ADVICE}"
             )
@@ -84,47 +86,70 @@ class _Weight:
     order: Stored | None  # [I]
 
     def get_shape(self) -> list[int]:
-        outputs, words = self.words.get_shape()
-        return [outputs, words * self._each]
+        return list(self._shape)
 
     def get_dtype(self) -> str:
         return str(self.dtype)
 
+    def block(self, shape: Sequence[int]) -> tuple[int, int]:
+        """How many rows and columns of a weight of that shape have a scale."""
+        return self.files.rows or shape[0], self.files.columns or shape[1]
+
     @property
-    def block(self) -> tuple[int, int]:
-        """How many rows and columns have a scale."""
-        outputs, inputs = self.get_shape()
-        return self.files.rows or outputs, self.files.columns or inputs
+    def most(self) -> tuple[int, int]:
+        """What its words hold, as headers tell."""
+        outputs, words = self.words.get_shape()
+        return outputs, words * self._each
+
+    @property
+    def least(self) -> tuple[int, int]:
+        """That with whose padding rows need as many words."""
+        outputs, inputs = self.most
+        return outputs, inputs - self._each + 1
 
     @property
     def _each(self) -> int:
         """Numbers in a word."""
         return WORD // self.files.bits
 
-    @property
-    def _grid(self) -> list[int]:
-        """Scales in a column and in a row."""
-        return [-(-size // each) for size, each in zip(self.get_shape(), self.block, strict=True)]
+    @cached_property
+    def _shape(self) -> tuple[int, int]:
+        """As is told beside the words, which is read for it. Raises UnsupportedBase where these parts do not fit."""
+        (outputs, inputs), most = self.shape[...].tolist(), self.most
+        if outputs != most[0] or not self.least[1] <= inputs <= most[1]:
+            told = f"has {self.path}.{_SHAPE} that says {[outputs, inputs]}, but words for {list(most)}"
+            raise UnsupportedBase(self.subject, f"{told}; give the model in bfloat16")
+        for kind, fits in self.fits((outputs, inputs), (outputs, inputs)):
+            if not fits:
+                told = f"has {self.path}.{_SHAPE} that says {[outputs, inputs]}, which {kind} does not fit"
+                raise UnsupportedBase(self.subject, f"{told}; {ADVICE}")
+        return outputs, inputs
 
-    def fits(self) -> Iterator[tuple[str, bool]]:
-        """Of each of its parts, by its type and shape."""
-        rows, groups = self._grid
-        like_scales = unpadded(self._grid)
-        yield _SCALES, unpadded(self.scales.get_shape()) == like_scales and self.scales.get_dtype() in FLOATS
+    def _grid_of(self, shape: Sequence[int]) -> list[int]:
+        """Scales in a column and in a row of a weight of that shape."""
+        return [-(-size // each) for size, each in zip(shape, self.block(shape), strict=True)]
+
+    def fits(self, least: Sequence[int], most: Sequence[int]) -> Iterator[tuple[str, bool]]:
+        """Of each of its parts, by its type and shape, whether it can be a weight's that is as wide as that."""
+        rows, few = self._grid_of(least)
+        grids = [[rows, groups] for groups in range(few, self._grid_of(most)[1] + 1)]
+        like_scales = [unpadded(each) for each in grids]
+        yield _SCALES, unpadded(self.scales.get_shape()) in like_scales and self.scales.get_dtype() in FLOATS
         yield _SHAPE, list(self.shape.get_shape()) == [2] and self.shape.get_dtype() in _INDICES
         if self.zeros is not None:
             kind, shape = self.zeros.get_dtype(), list(self.zeros.get_shape())
-            packed = self.files.rows == 1 and kind == _PACKED and shape == [-(-rows // self._each), groups]
-            yield _ZEROS, packed or (kind == "I8" and unpadded(shape) == like_scales)
+            columns = [[-(-rows // self._each), groups] for _, groups in grids]
+            packed = self.files.rows == 1 and kind == _PACKED and shape in columns
+            yield _ZEROS, packed or (kind == "I8" and unpadded(shape) in like_scales)
         if self.order is not None:
-            inputs = self.get_shape()[1:]
-            yield _ORDER, list(self.order.get_shape()) == inputs and self.order.get_dtype() in _INDICES
+            one = len(self.order.get_shape()) == 1 and self.order.get_dtype() in _INDICES
+            yield _ORDER, one and least[1] <= self.order.get_shape()[0] <= most[1]
 
     @property
     def form(self) -> "_Form":
         """See `kept.Quantised`."""
         packed = self.zeros is not None and self.zeros.get_dtype() == _PACKED
-        return _Form(self.files, self._grid[0], self.block[1], packed)
+        return _Form(self.files, self._grid_of(self.most)[0], self.files.columns or self._shape[1], packed)
 
     def parts(self) -> tuple[Stored, ...]:
         """See `kept.Quantised`."""
@@ -139,7 +164,7 @@ class _Weight:
         scales, zeros = self._of_rows(self.scales, rows), self._zeros(rows)
         groups: torch.Tensor | int
         if self.order is None:
-            groups = self.block[1]
+            groups = self.block(self._shape)[1]
             own = slice(columns.start // groups, -(-columns.stop // groups))
             scales, zeros = scales[..., own], zeros[..., own] if zeros is not None else None
         else:
@@ -150,7 +175,7 @@ class _Weight:
 
     def _of_rows(self, tensor: Stored, rows: range) -> torch.Tensor:
         """Of scales, or of what is like them: [1, rows, G]."""
-        one = self._grid[0] == 1
+        one = self._grid_of(self.most)[0] == 1
         return _by_rows(tensor[... if one else slice(rows.start, rows.stop)][None], len(rows), one=one)
 
     def _zeros(self, rows: range) -> torch.Tensor | None:
@@ -163,18 +188,13 @@ class _Weight:
         return _unpacked_columns(words[None], self.files.bits)[:, start : start + len(rows)]
 
     def check(self) -> None:
-        """Rows end where words do: of a row that did not, not even the shape could be told before it is read."""
-        told, held = self.shape[...].tolist(), self.get_shape()
-        if told != held:
-            raise UnsupportedBase(
-                self.subject,
-                f"has {self.path}.{_SHAPE} that says {told}, but words for {held}; give the model in bfloat16",
-            )
+        """See `kept.Quantised`."""
+        count = self._grid_of(self._shape)[1]
         groups = self.order[...] if self.order is not None else torch.zeros(1)
-        if not 0 <= int(groups.min()) <= int(groups.max()) < self._grid[1]:
+        if not 0 <= int(groups.min()) <= int(groups.max()) < count:
             raise UnsupportedBase(
                 self.subject,
-                f"has {self.path}.{_ORDER} that names groups other than 0 to {self._grid[1] - 1}; {ADVICE}",
+                f"has {self.path}.{_ORDER} that names groups other than 0 to {count - 1}; {ADVICE}",
             )
 
 

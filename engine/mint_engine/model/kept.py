@@ -273,10 +273,14 @@ def _put(model: PreTrainedModel, path: str, linears: Sequence[Sequence[Quantised
 
 
 def _read(experts: Sequence[Quantised]) -> _Linear:
-    """Tensors of one kind in memory, one after another."""
+    """Tensors of one kind in memory, one after another. Raises UnsupportedBase where they do not fit each other."""
     parts: tuple[torch.Tensor, ...] = ()
     for at, expert in enumerate(experts):
         expert.check()
+        if (shape := expert.get_shape()) != (first := experts[0].get_shape()):
+            raise UnsupportedBase(
+                "quantisedExperts", f"is true, but of experts of one layer one is {first}, one {shape}"
+            )
         read = [each[...] for each in expert.parts()]
         parts = parts or tuple(each.new_empty((len(experts), *each.shape)) for each in read)
         for part, own in zip(parts, read, strict=True):

@@ -4,7 +4,7 @@ The model is cut while it has no memory yet, and the tensors that fill it are cu
 rank's share is ever in memory.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ def _select(tensors: Mapping[str, Stored], inside: Mapping[str, str], share: Sha
     """Those that the rank reads: of those `inside` decoder layers, by their own names, its parts; of all else all."""
     found: dict[str, Stored] = {}
     for key, tensor in tensors.items():
-        parts = parts_of(inside[key], tensor.get_shape(), share) if key in inside else _ALL
+        parts = parts_of(inside[key], tensor.get_shape, share) if key in inside else _ALL
         if parts:
             found[key] = tensor if parts == _ALL else _part_of(tensor, parts)
     return found
@@ -92,8 +92,11 @@ def _part_of(tensor: Stored, parts: Sequence[_Part]) -> Stored:
     return _Slice(tensor, parts)
 
 
-def parts_of(key: str, shape: Sequence[int], share: Share) -> list[_Part]:
-    """What of a decoder layer's tensor of that name the rank reads, one below another."""
+def parts_of(key: str, get_shape: Callable[[], Sequence[int]], share: Share) -> list[_Part]:
+    """What of a decoder layer's tensor of that name the rank reads, one below another.
+
+    Shapes may have to be read, of a million experts too, and are only asked for where they are needed.
+    """
     if expert := EXPERT.search(key):
         return _ALL if int(expert[1]) in range(*share.experts) else []
     path, _, kind = key.rpartition(".")
@@ -101,6 +104,7 @@ def parts_of(key: str, shape: Sequence[int], share: Share) -> list[_Part]:
         return [(slice(*share.experts),)]
     if kind == "sinks":
         return [(slice(*share.heads),)]
+    shape = get_shape()
     high, wide = (*shape, 0, 0)[:2]
     if norm := share.of_norm(path, high):
         return [(slice(*norm),)]
