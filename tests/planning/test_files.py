@@ -17,7 +17,7 @@ from tests.engine.families import CPU
 from tests.engine.integers import KIMI_IGNORES, PACKED, packed_config, save_packed
 from tests.engine.quantised import LAYOUTS, save_float8, save_nvfp4, tensors_of
 from tests.engine.saved_families import save_base
-from tests.planning.frontier import DEEPSEEK_V32, GPT_OSS_120B, KIMI_K2, QWEN3_30B_A3B
+from tests.planning.frontier import DEEPSEEK_V32, GPT_OSS_120B, KIMI_K2, ORDINARY, QWEN3_30B_A3B
 from tests.planning.planned import planned
 
 
@@ -164,6 +164,24 @@ def test_what_a_config_exempts_is_in_plain_numbers(
     linears = {each.name: each for each in read_shape(QWEN3_30B_A3B | {"quantization_config": said}).linears}
     found = [48 - 48 * linears[name].plain // linears[name].count for name in ("q_proj", "down_proj")]
     assert found == list(packed)
+
+
+@pytest.mark.parametrize(
+    ("ignored", "plain"),
+    [
+        ("re:.*block_sparse_moe.gate$", {"gate"}),
+        ("re:.*block_sparse_moe.experts.*w1$", {"gate_proj"}),
+        ("re:.*block_sparse_moe.experts.*w3$", {"up_proj"}),
+        ("re:.*block_sparse_moe.experts.*w2$", {"down_proj"}),
+        ("re:.*mlp.*", {"gate", "gate_proj", "up_proj", "down_proj"}),
+    ],
+)
+def test_mixtrals_linears_go_by_the_names_in_its_files_too(ignored: str, plain: set[str]) -> None:
+    """Beside those that other bases have for the same, and transformers for its."""
+    said = packed_config("lm_head", ignored, strategy="channel", num_bits=8)
+    shape = read_shape(ORDINARY["mixtral_8x7b"] | {"quantization_config": said})
+    counted = {each.name: each for each in (*shape.linears, *shape.beside) if each.count}
+    assert {name for name, each in counted.items() if each.plain == each.count} == plain
 
 
 def test_a_pattern_that_is_none_is_named() -> None:
