@@ -62,6 +62,18 @@ format: env ## Format and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# make images REPOSITORY=registry.example/mint TAG=0.1.0 BUILD_FLAGS="--build-arg PIP_EXTRA_INDEX_URL=...": for a registry
+# of yours, with a smaller torch.
+REPOSITORY ?= mint
+TAG ?= dev
+.PHONY: images
+images: ## Build the two images of the Dockerfile by docker, podman or buildah, whichever is there
+	@if docker info >/dev/null 2>&1; then build="docker build"; \
+	elif command -v podman >/dev/null; then build="podman build"; \
+	elif command -v buildah >/dev/null; then build="buildah build --layers"; \
+	else echo "images: neither a Docker engine nor podman nor buildah is here" >&2; exit 1; fi; \
+	for target in control engine; do $$build --target $$target --tag $(REPOSITORY)/$$target:$(TAG) $(BUILD_FLAGS) .; done
+
 # Several torch processes share a machine's few cores in tests: threads that wait must sleep, not spin.
 unit e2e: export OMP_WAIT_POLICY := PASSIVE
 

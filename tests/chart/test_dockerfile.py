@@ -1,0 +1,47 @@
+"""What pods ask of their images, and what the Dockerfile's build asks of the repository."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+
+from mint_operator.planning.podspec import USER
+from tests.apiserver import ROOT
+from tests.chart.rendering import DEFAULTS, container, pod, render, workloads
+from tests.operator.test_manifests import container as engine_container
+from tests.operator.worlds import base
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+OURS = ("mint-operator", "mint-gateway")
+
+
+def needed() -> Iterator[str]:
+    """What a build of the package reads, from the root."""
+    project, build = PROJECT["project"], PROJECT["tool"]["hatch"]["build"]
+    yield from ("pyproject.toml", "constraints.txt", project["readme"], build["hooks"]["custom"]["path"])
+    yield from project["license-files"]
+    yield from build["targets"]["wheel"]["packages"]
+
+
+def test_pods_start_programs_that_the_distribution_has() -> None:
+    made = workloads(render(DEFAULTS))
+    commands = [container(made[name])["command"] for name in OURS] + [engine_container(base())["command"]]
+    assert {command[0] for command in commands} <= PROJECT["project"]["scripts"].keys()
+
+
+def test_pods_run_as_the_user_of_their_image() -> None:
+    made = workloads(render(DEFAULTS))
+    users = {pod(made[name])["securityContext"]["runAsUser"] for name in OURS} | {USER}
+    assert [f"{user}:{user}" for user in users] == re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_build_is_given_all_that_it_reads() -> None:
+    given = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert [path for path in needed() if not {path, path.split("/")[0]} & set(given)] == []
+
+
+def test_dependencies_are_installed_around_all_that_the_package_names() -> None:
+    [copied] = re.findall(r"^COPY (pyproject\.toml .*) \./$", DOCKERFILE, re.MULTILINE)
+    [touched] = re.findall(r"^RUN touch (.*) && \\$", DOCKERFILE, re.MULTILINE)
+    [packages] = re.findall(r"for package in (.*); do", DOCKERFILE)
+    assert {*copied.split(), *touched.split(), *packages.split()} == set(needed())
