@@ -38,8 +38,11 @@ class Answering:
                 raise InvalidRequest("request_id", f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
             await self._router.generate(request, send, remaining_s=remaining_s, trail=trail)
             code = grpc.StatusCode.OK
-        except (asyncio.CancelledError, ConnectionError):  # the latter: an HTTP client that went away as we wrote
+        except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
+            raise
+        except ConnectionError as error:  # an HTTP client that went away as we wrote, or any that took nothing
+            code, failure = grpc.StatusCode.CANCELLED, str(error)
             raise
         except MintError as error:
             code, failure = error.grpc_status, f"{error.reason}: {error}"

@@ -17,6 +17,7 @@ from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
 from mint_gateway.slices import Slices
+from mint_gateway.taking import NothingTaken, Writing
 from mint_gateway.why import Why
 
 T = TypeVar("T")
@@ -33,8 +34,11 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
         self, request: sampling_pb2.GenerateRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> None:
         """Answer by way of the best engine."""
+        writing = Writing(context)
         try:
-            await self._answering.answer(request, context.write, context.time_remaining())
+            await self._answering.answer(request, writing.write, context.time_remaining())
+        except NothingTaken as error:
+            await writing.end(error)
         except MintError as error:
             await context.abort_with_status(to_status(error))
         except grpc.aio.AioRpcError as error:

@@ -1,5 +1,6 @@
 """The gateway's gRPC service Waves, over a WaveWatch."""
 
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -9,6 +10,7 @@ from mint_contracts.errors import MintError
 from mint_contracts.wire import to_status
 from mint_gateway.inflight import InFlight
 from mint_gateway.servicers import answered
+from mint_gateway.taking import NothingTaken, Writing
 from mint_gateway.wave_watch import WaveWatch
 
 
@@ -24,9 +26,13 @@ class WavesServicer(training_pb2_grpc.WavesServicer):
         self, request: training_pb2.WatchWaveRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> None:
         """Progress now, and again whenever it changes."""
+        writing = Writing(context)
         try:
-            async for progress in self._watch.watch(request.wave, history=request.history):
-                await context.write(progress)
+            async with aclosing(self._watch.watch(request.wave, history=request.history)) as told:
+                async for progress in told:
+                    await writing.write(progress)
+        except NothingTaken as error:
+            await writing.end(error)
         except MintError as error:
             await context.abort_with_status(to_status(error))
 

@@ -1,7 +1,7 @@
 """Following training waves in the map: one reading of a base serves everybody who watches any of its waves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -89,7 +89,7 @@ class WaveWatch:
         rewards = await self._reader.rewards(standing.base, names, points) if names else {}
         return wave_progress(standing.base, training, standing.words(training), rewards, names)
 
-    async def watch(self, wave: str, *, history: bool = False) -> AsyncIterator[WaveProgress]:
+    async def watch(self, wave: str, *, history: bool = False) -> AsyncGenerator[WaveProgress, None]:
         """The wave's progress now and at each change, until it is over.
 
         A map that has lost its data tells nothing: the last progress goes on counting. Raises NotFound for a wave

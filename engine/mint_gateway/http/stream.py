@@ -16,6 +16,7 @@ from mint_gateway.http import answered, asked, together
 from mint_gateway.http.calls import Call, Reader
 from mint_gateway.http.refusing import ours
 from mint_gateway.http.tools import Tools
+from mint_gateway.taking import NothingTaken, taken
 
 REQUEST_ID = "X-Request-Id"
 
@@ -58,11 +59,15 @@ class Stream:
             if not self._response.prepared:
                 raise
             await self._write(answered.refusal(ours(error)))
+        except NothingTaken:
+            if self._http.transport is not None:
+                self._http.transport.abort()  # to close it would wait until what lies there is read
+            raise
         else:
             if self._wanted.stream_options.include_usage:
                 await self._write(answered.counts(self._heads[0], self._ends, self._wanted.n))
-        await self._response.write(b"data: [DONE]\n\n")
-        await self._response.write_eof()
+        await taken(self._response.write(b"data: [DONE]\n\n"))
+        await taken(self._response.write_eof())
         return self._response
 
     async def _send(self, requests: Sequence[GenerateRequest], prompt: int, event: GenerateEvent) -> None:
@@ -110,4 +115,4 @@ class Stream:
                 await self._response.prepare(self._http)
 
     async def _write(self, piece: answered.Json) -> None:
-        await self._response.write(b"data: " + msgspec.json.encode(piece) + b"\n\n")
+        await taken(self._response.write(b"data: " + msgspec.json.encode(piece) + b"\n\n"))

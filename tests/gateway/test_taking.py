@@ -1,0 +1,80 @@
+"""Clients that ask, leave their connection open and read nothing lose their place among the requests in flight."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterable
+from contextlib import closing, suppress
+
+import grpc
+import msgspec
+import pytest
+
+from mint_contracts import sampling_pb2
+from tests.gateway.scene import BASE, LIMIT_S, LIMITS, Scene
+from tests.gateway.scripted import ScriptedEngine
+from tests.waiting import until
+
+WORDS = ("word " * 100_000,) * 40  # more than sockets hold that nobody reads
+
+
+@pytest.fixture
+async def engine(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    """One that has much to say, behind a gateway of little patience."""
+    monkeypatch.setattr("mint_gateway.taking.TAKE_S", 0.3)
+    await scene.base()
+    engine = await scene.engine("smollm2-0")
+    engine.words = WORDS
+    await scene.open(msgspec.structs.replace(LIMITS, requests=1))
+    await scene.seen(engine)
+    return engine
+
+
+async def test_an_http_client_that_reads_nothing_is_cut_off(scene: Scene, engine: ScriptedEngine) -> None:
+    body = json.dumps({"model": BASE, "prompt": "Ahoy", "stream": True}).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    with closing(socket.create_connection(("127.0.0.1", scene.gateway.http_port))) as client:
+        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        await its_place_is_anothers(scene, engine)
+        assert b"[DONE]" not in await asyncio.to_thread(read_all, client)
+
+
+async def its_place_is_anothers(scene: Scene, engine: ScriptedEngine) -> None:
+    await asyncio.wait_for(engine.started.wait(), LIMIT_S)
+    engine.words = ("Hello",)
+    stub = scene.stub()
+
+    async def answered() -> bool:
+        try:
+            return bool(
+                [each async for each in stub.Generate(sampling_pb2.GenerateRequest(base_model=BASE, text="x"))]
+            )
+        except grpc.aio.AioRpcError as error:
+            assert "requests are in flight" in (error.details() or "")  # noqa: PT017
+            return False
+
+    await until(answered)
+
+
+def read_all(client: socket.socket) -> bytes:
+    client.settimeout(LIMIT_S)
+    found = b""
+    with suppress(ConnectionResetError):
+        while part := client.recv(1 << 20):
+            found += part
+    return found
+
+
+async def test_a_grpc_client_that_reads_nothing_is_cut_off(scene: Scene, engine: ScriptedEngine) -> None:
+    call = scene.stub().Generate(sampling_pb2.GenerateRequest(base_model=BASE, text="Ahoy"))
+    await its_place_is_anothers(scene, engine)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await asyncio.wait_for(read_events(call), LIMIT_S)
+    assert error.value.code() is grpc.StatusCode.CANCELLED
+
+
+async def read_events(call: AsyncIterable[sampling_pb2.GenerateEvent]) -> None:
+    async for _ in call:
+        pass
