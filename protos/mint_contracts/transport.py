@@ -6,13 +6,20 @@ their answers. https://github.com/grpc/grpc/blob/master/doc/keepalive.md
 """
 
 KEEPALIVE_MS = 10_000  # a peer that vanished without a word is noticed after this and the next
-KEEPALIVE_TIMEOUT_MS = 5_000
+KEEPALIVE_TIMEOUT_MS = 10_000  # a ping comes after what is sent before it, by links that are slow, too
+
+# Of pings gRPC has a limit of its own, a minute, whatever the first says. A peer's core answers them, however long
+# its Python is held up.
+_UNANSWERED = (
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+)
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.keepalive_time_ms", 6 * KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    *_UNANSWERED,
 )
 
 MOST_ROUTE_BYTES = 64 << 20  # that one Generate tells, and one ForwardBackward takes
@@ -23,6 +30,6 @@ TRAINER_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.max_receive_message_lengt
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    *_UNANSWERED,
     ("grpc.http2.max_pings_without_data", 0),  # no limit: a load may be silent for minutes
 )
