@@ -170,6 +170,7 @@ class Process:
         residency = Residency(slots, loader, host, store=told.store)
         residency.on_change, residency.on_aside = self.agent.changed, self._server.check
         residency.in_flight, residency.trained = self._server.tenants, lambda: self._server.training_bytes
+        residency.follows = self._server.follows_arrivals
         residency.want(self._wants)
         residency.start()
         self._residency = residency

@@ -101,6 +101,11 @@ class EngineServer:
         parts = self._services.parts
         return parts.stepper.demand(most) if parts is not None else {}
 
+    def follows_arrivals(self) -> bool:
+        """Whether a request may begin while its adapter comes into its slot."""
+        parts = self._services.parts
+        return parts is not None and parts.stepper.follows_arrivals
+
     def tenants(self) -> frozenset[Tenant]:
         """What requests in flight take their slots to hold."""
         parts = self._services.parts

@@ -72,6 +72,7 @@ class Engine:
         )
         self.residency = Residency(self._slots, loader, HostTier(setup.host_bytes), store=store)
         self.stepper = Stepper(generation, lambda deliver: _post(loop, deliver))
+        self.residency.follows = lambda: self.stepper.follows_arrivals
         self._store = store
         self._numbers = itertools.count()
         self._wanted: dict[str, Assignment] = {}
@@ -232,7 +233,9 @@ class Engine:
         number = str(next(self._numbers))
         if adapter:
             async with self.residency.hold(adapter) as held:
-                request = Request(number, tuple(prompt), sampling, adapter, held.revision, held.slot)
+                request = Request(
+                    number, tuple(prompt), sampling, adapter, held.revision, held.slot, arrival=held.arrival
+                )
                 self.stepper.submit(request, sink)
                 result = await ended
         else:

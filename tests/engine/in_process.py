@@ -67,7 +67,8 @@ class Engine:
                     ended.set()
 
             sampling = Sampling(max_tokens=count, seed=0, logprobs=0, ignore_eos=True)
-            self.stepper.submit(Request(adapter, prompt, sampling, adapter, held.revision, held.slot), sink)
+            request = Request(adapter, prompt, sampling, adapter, held.revision, held.slot, arrival=held.arrival)
+            self.stepper.submit(request, sink)
             async with asyncio.timeout(ANSWER_S):
                 await ended.wait()
         assert not failed, failed[0].error
@@ -90,6 +91,7 @@ async def engine_of(
     loader = Loader(DiskTier(folder / "disk", disk), Fit(memory.modules, max_rank), memory.dtype)
     residency = Residency(memory, loader, HostTier(host), store=store, **limits)
     residency.in_flight = stepper.tenants
+    residency.follows = lambda: stepper.follows_arrivals
     residency.start()
     stepper.start()
     try:

@@ -13,7 +13,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,25 +24,28 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from mint_contracts.errors import Overloaded
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
+from mint_engine.adapters import mapped
 from mint_engine.adapters.check import Fit
-from mint_engine.adapters.packed import Packed
 from mint_engine.build import build
+from mint_engine.model import lean
 from mint_engine.residency import climb, metrics
+from mint_engine.residency.copies import Copy
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
+from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.residency import Residency
-from mint_engine.residency.slots import Slots
 from mint_engine.residency.turns import Terms
-from mint_engine.scheduling.generation import Generation
 from mint_engine.scheduling.integrity import find_imbalance
 from mint_engine.scheduling.life import Asked, Begun, Inbox, Told, live
 from mint_engine.scheduling.pages import PAGE_TOKENS, Pages
 from mint_engine.scheduling.request import Done, Failed, Sampling, Tokens
 from mint_engine.scheduling.scheduler import Limits, Scheduler
 from mint_engine.scheduling.stepper import Cancelled, Stepper
+from tests.engine.halting import Halting
 from tests.engine.naive import may_choose
-from tests.engine.running import packed, peft_model, save_adapter, save_base, settings_for
+from tests.engine.place import Place
+from tests.engine.running import save_adapter, save_base, settings_for
 
 CONTEXT, PAGES, SLOTS, MAX_RANK = 96, 8, 3, 8
 LIMITS = Limits(running=4, step_tokens=24)
@@ -53,32 +55,6 @@ DISK_FILES, HOST_FILES = 3, 1.5  # of the largest adapters
 ROUNDS_QUIET = 12  # of the event loop without anything to do, until nothing moves any more
 NEVER = Terms(hold_s=0.0, late_s=math.inf)  # whoever waits has a slot closed at once, and no clock decides
 PROMPTS = [tuple(range(5 + 40 * at, 5 + 40 * at + length)) for at, length in enumerate((3, 17, 33))]
-
-
-@dataclass(eq=False)
-class Place:
-    """What all schedules share: a base, both revisions of each adapter, and the naive engine over each."""
-
-    base: Path
-    revisions: dict[tuple[str, int], Path]
-    slots: Slots
-    generation: Generation
-
-    def __post_init__(self) -> None:
-        self.packed: dict[str, Packed] = {}
-        self.owners: dict[str, tuple[str, int]] = {}
-        for key, folder in self.revisions.items():
-            each = packed(folder, self.slots)
-            self.packed[each.revision], self.owners[each.revision] = each, key
-        self.file_bytes = max(each.nbytes for each in self.packed.values())
-        self.model = cache(lambda revision: peft_model(self.base, self.revisions.get(self.owners.get(revision))))  # type: ignore[arg-type]
-
-    @cache  # noqa: B019 - as long as the module's tests
-    @torch.inference_mode()
-    def logits(self, revision: str, tokens: tuple[int, ...]) -> torch.Tensor:
-        """[T, V], after each token."""
-        found: torch.Tensor = self.model(revision)(input_ids=torch.tensor([tokens])).logits[0]
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -126,20 +102,22 @@ class Client:
             elif isinstance(told.event, Done | Failed):
                 ends[told.index] = told.event
         if revision is None:
-            assert all(isinstance(end, Failed) and isinstance(end.error, Overloaded) for end in ends.values())
+            refusals = Overloaded, LostBlock
+            assert all(isinstance(end, Failed) and isinstance(end.error, refusals) for end in ends.values()), ends
             assert self.cancelled or ends
             return False
         if self.asked.adapter:
             assert place.owners[revision][0] == self.asked.adapter, "nobody gets another's adapter"
         assert len(ends) == self.asked.sampling.n
+        lost = any(isinstance(end, Failed) and isinstance(end.error, LostBlock) for end in ends.values())
         for index, end in ends.items():
             own = tokens.get(index, [])
             self._check_tokens(place, revision, index, own)
             if isinstance(end, Done):
                 assert len(own) == end.completion_tokens == self.asked.sampling.max_tokens
             else:
-                assert self.cancelled
-                assert isinstance(end.error, Cancelled)
+                assert isinstance(end.error, Cancelled | LostBlock)
+                assert self.cancelled or (lost and not own)
         return not self.cancelled
 
     def _check_tokens(self, place: Place, revision: str, index: int, tokens: list[int]) -> None:
@@ -165,12 +143,21 @@ class Schedule:
         self.loader = Loader(disk, Fit(slots.modules, MAX_RANK), slots.dtype)
         host = HostTier(int(HOST_FILES * place.file_bytes))
         store = Source(f"file://{folder}/store")
+        self.memory = Halting(slots)
         self.residency = Residency(
-            slots, self.loader, host, store=store, workers=1, slot_wait_s=math.inf, terms=NEVER, round_s=math.inf
+            self.memory,
+            self.loader,
+            host,
+            store=store,
+            workers=1,
+            slot_wait_s=math.inf,
+            terms=NEVER,
+            round_s=math.inf,
         )
         self.evicted = Counter[str]()
         self.held: dict[str, frozenset[object]] = {}
         self.residency.in_flight = self.stepper.tenants
+        self.residency.follows = lambda: self.stepper.follows_arrivals
         self.residency.on_change = self.residency.check
         self.residency.start()
 
@@ -203,6 +190,8 @@ class Schedule:
 
     async def revise(self, name: str) -> None:
         """What the store has by that name is another revision from now on."""
+        if self.memory.halted:
+            return  # loads that wait behind it have not read what they found yet
         self.versions[name] ^= 1
         new, kept = self.folder / "new", self.folder / "store" / name
         shutil.copytree(self.place.revisions[name, self.versions[name]], new)
@@ -216,8 +205,22 @@ class Schedule:
         assert self.stepper._advance(*self.stepper._empty_inbox())
         await self.settle()
 
+    async def rest(self) -> None:
+        """All that can be computed is."""
+        for _ in range(100):
+            if self.stepper.follows_arrivals:
+                return
+            await self.step()
+
+    async def go_on(self, *, lost: bool) -> None:
+        """An adapter that has come half of the way comes, or never will."""
+        self.memory.go_on(lost=lost)
+        await self.settle()
+
     async def finish(self) -> tuple[int, int]:
         """All that was asked is answered once waves let go; how many got an answer, and how many asked for one."""
+        self.memory.halts = False
+        await self.go_on(lost=False)
         await self.want({})
         for _ in range(5000):
             if all(client.task is None or client.task.done() for client in self.clients):
@@ -239,15 +242,16 @@ class Schedule:
         return answered, sum(not client.cancelled for client in self.clients)
 
     async def settle(self) -> None:
-        """Wait until nothing moves without a step, a client or a wave: all loads wait for a slot that is in use."""
+        """Wait until nothing moves without a step, a client, a wave or the disk: all loads wait for these."""
         books, table, rounds = self.residency.books, self.residency.slots, 0
         async with asyncio.timeout(60):
             while rounds < ROUNDS_QUIET:
                 await asyncio.sleep(0)
-                in_line = {waiter.copy for waiter in table._line}
-                resting = books.loading == in_line and len(self.residency._tasks) == len(in_line)
+                still = {waiter.copy for waiter in table._line} | set(filter(_is_parting, books.loading))
+                resting = books.loading == still and len(self.residency._tasks) == len(still)
+                resting = resting or self.memory.halted  # by the one thread that moves adapters
                 rounds = rounds + 1 if resting and not self.residency._wake.is_set() else 0
-                if books.loading - in_line:
+                if not resting:
                     await asyncio.sleep(0.001)  # the threads need the processor
         self.balance()
 
@@ -265,6 +269,11 @@ class Schedule:
             held = frozenset(getattr(self.residency.books, tier).ledger.keys())
             self.evicted[tier] += bool(self.held.get(tier, held) - held)
             self.held[tier] = held
+
+
+def _is_parting(copy: Copy) -> bool:
+    """It never comes, and the step is yet to come that tells those who began with it."""
+    return copy.arrival is not None and copy.arrival.error is not None and copy.serving > 0
 
 
 SAMPLINGS = st.builds(
@@ -286,6 +295,7 @@ class Tally:
 
     answered: int = 0
     asked: int = 0
+    begun: int = 0
     evicted: Counter[str] = field(default_factory=Counter)
 
 
@@ -327,6 +337,15 @@ class Random(RuleBasedStateMachine):
     def release(self) -> None:
         self.loop.run(self.schedule.want({}))
 
+    @rule(lost=st.booleans())
+    def go_on(self, lost: bool) -> None:
+        self.loop.run(self.schedule.go_on(lost=lost))
+
+    @rule(adapter=NAMES, prompt=st.sampled_from(PROMPTS), sampling=SAMPLINGS)
+    def ask_when_idle(self, adapter: str, prompt: tuple[int, ...], sampling: Sampling) -> None:
+        self.loop.run(self.schedule.rest())
+        self.loop.run(self.schedule.ask(adapter, prompt, sampling))
+
     @rule(adapter=NAMES)
     def revise(self, adapter: str) -> None:
         self.loop.run(self.schedule.revise(adapter))
@@ -334,6 +353,7 @@ class Random(RuleBasedStateMachine):
     def teardown(self) -> None:
         answered, asked = self.loop.run(self.schedule.finish())
         self.tally.evicted.update(self.schedule.evicted)
+        self.tally.begun += self.schedule.memory.begun
         self.loop.close()
         shutil.rmtree(self.folder)
         self.tally.answered += answered
@@ -342,6 +362,9 @@ class Random(RuleBasedStateMachine):
 
 def test_random_schedules_over_adapters_that_come_and_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(climb, "COPY_THREADS", 1)  # in one order, however busy the machine is
+    monkeypatch.setattr(mapped, "MAP_FROM_BYTES", 0)  # such small ones, too, come in parts
+    monkeypatch.setattr(climb, "HUGE", 0)
+    monkeypatch.setattr(lean, "PATIENCE_S", 0.0)
     vacated, closed = metrics.VACATED._value.get(), metrics.SLOTS_CLOSED._value.get()
     tally = Tally()
 
@@ -357,3 +380,4 @@ def test_random_schedules_over_adapters_that_come_and_go(place: Place, monkeypat
     assert min(tally.evicted["host"], tally.evicted["disk"]) > 20, "and budgets were too small"
     assert metrics.VACATED._value.get() > vacated + 50, "slots passed from one adapter to another"
     assert metrics.SLOTS_CLOSED._value.get() > closed, "some of them closed for who waited"
+    assert tally.begun > 20, "requests began with a part of their adapter"

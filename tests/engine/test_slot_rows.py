@@ -216,7 +216,7 @@ def test_a_file_that_can_not_be_read_leaves_no_part_of_it(tmp_path: Path, monkey
     packed, cut = filed(adapter(8), path), tmp_path / "cut"
     cut.write_bytes(path.read_bytes()[: 2 * PAGE])
 
-    def failing(address: int, _descriptor: int, nbytes: int) -> bool:
+    def failing(address: int, _descriptor: int, nbytes: int, _told: object) -> bool:
         with cut.open("rb") as file:
             return put_file(address, file.fileno(), nbytes)
 

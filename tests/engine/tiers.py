@@ -10,6 +10,7 @@ import torch
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
+from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
 from mint_engine.residency.loading import Loader
@@ -31,9 +32,9 @@ class Watched(Slots):
         self.gate = threading.Event()
         self.gate.set()
 
-    def load(self, slot: int, packed: Packed, *, keep: bool = True) -> None:
+    def load(self, slot: int, packed: Packed, *, keep: bool = True, arrival: Arrival | None = None) -> None:
         assert self.gate.wait(60)
-        super().load(slot, packed, keep=keep)
+        super().load(slot, packed, keep=keep, arrival=arrival)
         self.tenants[slot] = packed.revision
         self.loads.append(packed.revision)
 

@@ -77,10 +77,10 @@ class Kernels:
         self.multiplies_matrices = dtype == torch.bfloat16 and "amx" in variant
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"mint_{name}_{DTYPES[dtype]}")
-            function.argtypes, function.restype = signature, None
+            function.argtypes, function.restype = signature, ctypes.c_int32 if name == "pass" else None
             setattr(self, f"_{name}", function)
 
-    _pass: Callable[..., None]
+    _pass: Callable[..., int]
     _pack: Callable[..., None]
     _multiply: Callable[..., None]
     _add_norm: Callable[..., None]
@@ -98,10 +98,14 @@ class Kernels:
 
     def run(
         self, base: BaseStruct, slots: SlotsStruct, step: StepStruct, room: RoomStruct, peers: PeersStruct | None
-    ) -> None:
-        """One step of a whole base, or of one rank's share of it beside its `peers`, on all threads."""
+    ) -> bool:
+        """One step of a whole base, or of one rank's share of it beside its `peers`, on all threads.
+
+        False where it ended early: an adapter has not come.
+        """
         together = ctypes.byref(peers) if peers is not None else None
-        self._pass(ctypes.byref(base), ctypes.byref(slots), ctypes.byref(step), ctypes.byref(room), together)
+        structs = base, slots, step, room
+        return bool(self._pass(*map(ctypes.byref, structs), together))
 
     def pack(
         self, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, memory: LargePages

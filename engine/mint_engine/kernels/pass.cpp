@@ -19,16 +19,20 @@ template <typename T>
 class Walk {
  public:
   Walk(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers,
-       const Place& place, bool divided)
+       const Place& place, bool divided, std::atomic<int64_t>& reached)
       : base_(base), step_(step), room_(room), peers_(peers), place_(place), beside_(slots, step, room, place),
-        routed_(slots, step, room, place), routes_(step.routes), divided_(divided) {}
+        routed_(slots, step, room, place), routes_(step.routes), divided_(divided), reached_(reached) {}
 
+  // Up to the layer whose part of an adapter does not come in time, where there is one; `reached` is it then.
   void run() {
     const int64_t hidden = base_.head.in;
     each_row([&](int64_t row) {
       std::copy_n(base_.embedding + step_.tokens[row] * hidden, hidden, room_.hidden + row * hidden);
     });
-    for (int64_t at = 0; at < base_.layer_count; ++at) layer(base_.layers[at], at > 0);
+    for (int64_t at = 0; at < base_.layer_count; ++at) {
+      if (step_.arrival && !arrives(at)) return;
+      layer(base_.layers[at], at > 0);
+    }
     place_.all->wait();
     for (int64_t at = place_.thread; at < step_.kept; at += place_.threads) {
       settle(step_.keep[at], base_.layer_count ? NETWORK : NOTHING, base_.norm, room_.x + at * hidden);
@@ -39,6 +43,13 @@ class Walk {
   }
 
  private:
+  // One thread waits and all hear of it. Who hears late, when that one waits for the next layer, has this one's word.
+  bool arrives(int64_t layer) {
+    if (place_.thread == 0 && !await(*step_.arrival, layer, waited_)) reached_.store(layer, std::memory_order_relaxed);
+    place_.all->wait();
+    return reached_.load(std::memory_order_relaxed) > layer;
+  }
+
   // What is still to be added to the residual stream.
   enum Added { ATTENTION, NETWORK, NOTHING };
 
@@ -159,6 +170,8 @@ class Walk {
   Routed<T> routed_;
   int32_t* routes_;  // of the next layer with experts
   const bool divided_;
+  std::atomic<int64_t>& reached_;  // the layer at which the step ends
+  std::chrono::steady_clock::duration waited_{};  // for what arrives
 };
 
 // Whether teams hold tokens of one sequence, and so must see each other's keys and values.
@@ -176,11 +189,13 @@ bool divides(const Step<T>& step, const std::vector<int64_t>& cuts) {
   return false;
 }
 
+// Whether all of it was computed; not where an adapter has not come.
 template <typename T>
-void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers) {
+bool pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const Room<T>& room, const Peers<T>* peers) {
   std::unique_ptr<Barrier> all;
   std::vector<std::unique_ptr<Barrier>> teams;
   std::vector<int64_t> cuts;
+  std::atomic<int64_t> reached{base.layer_count};
   bool divided = false;
   const int wanted = peers ? int(peers->threads) : omp_get_max_threads();
 #pragma omp parallel num_threads(wanted)
@@ -200,15 +215,16 @@ void pass(const Base<T>& base, const Slots<T>& slots, const Step<T>& step, const
     const int members = threads / int(teams.size()), team = thread / members;
     const Place place{cuts[team], cuts[team + 1], thread % members, members,          thread,
                       threads,    team,           teams[team].get(), all.get()};
-    Walk<T>(base, slots, step, room, peers, place, divided).run();
+    Walk<T>(base, slots, step, room, peers, place, divided, reached).run();
   }
+  return reached.load() == base.layer_count;
 }
 }  // namespace
 
 #define MINT_PASS(NAME, T)                                                                                             \
-  extern "C" void mint_pass_##NAME(const Base<T>* base, const Slots<T>* slots, const Step<T>* step,                    \
-                                   const Room<T>* room, const Peers<T>* peers) {                                       \
-    pass<T>(*base, *slots, *step, *room, peers);                                                                       \
+  extern "C" int32_t mint_pass_##NAME(const Base<T>* base, const Slots<T>* slots, const Step<T>* step,                 \
+                                      const Room<T>* room, const Peers<T>* peers) {                                    \
+    return pass<T>(*base, *slots, *step, *room, peers);                                                                \
   }                                                                                                                    \
   /* weight [out, in] -> packed, of as many numbers as `out` rounded up to a multiple of WIDTH has rows of `in` */     \
   extern "C" void mint_pack_##NAME(const T* weight, int64_t out, int64_t in, T* packed) {                              \

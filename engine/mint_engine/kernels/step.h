@@ -1,5 +1,6 @@
 // What a step is computed from, as `mint_engine.kernels.structs` fills it in.
 #pragma once
+#include "arrival.h"
 #include "attend.h"
 #include "experts.h"
 #include "lora.h"
@@ -53,6 +54,7 @@ struct Step {
   int64_t logits_width;
   int32_t* routes;  // [layers with experts, rows, each]: where rows go
   float* weights;   // [rows, each]
+  const Arrival* arrival;  // null: all that the step reads of its slots is there
 };
 
 // Room for a step's rows: hidden, x and delta [rows, hidden], the others as wide as said; sums as wide as `wide`. And

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import Slots
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -131,6 +132,12 @@ class SlotsStruct(ctypes.Structure):
     )  # fmt: skip
 
 
+class ArrivalStruct(ctypes.Structure):
+    """arrival.h: Arrival"""
+
+    _fields_ = (("come", _POINTER), ("needed", _POINTER), ("patience_s", _FLOAT))
+
+
 class StepStruct(ctypes.Structure):
     """step.h: Step"""
 
@@ -138,7 +145,7 @@ class StepStruct(ctypes.Structure):
         ("rows", _INT), ("tokens", _POINTER), ("positions", _POINTER), ("places", _POINTER),
         ("stretches", _POINTER), ("stretch_count", _INT), ("tables", _POINTER), ("items", _POINTER),
         ("item_count", _INT), ("keep", _POINTER), ("kept", _INT), ("logits", _POINTER), ("logits_width", _INT),
-        ("routes", _POINTER), ("weights", _POINTER),
+        ("routes", _POINTER), ("weights", _POINTER), ("arrival", ctypes.POINTER(ArrivalStruct)),
     )  # fmt: skip
 
 
@@ -202,6 +209,15 @@ def slots_struct(slots: Slots) -> SlotsStruct:
         address(slots.memory), slots.memory.shape[1], address(slots.places), address(slots.ranks),
         address(slots.scalings), slots.count,
     )  # fmt: skip
+
+
+def arrival_struct(
+    arrival: Arrival | None, needed: torch.Tensor | None, patience_s: float
+) -> "ctypes._Pointer[ArrivalStruct] | None":
+    """How an adapter comes, and what each layer needs of it [layers] int64; null for one that is there."""
+    if arrival is None:
+        return None
+    return ctypes.pointer(ArrivalStruct(arrival.address, address(needed), patience_s))
 
 
 def room_struct(room: Sequence[torch.Tensor], paired: Sequence[torch.Tensor]) -> RoomStruct:

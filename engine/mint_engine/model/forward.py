@@ -22,6 +22,7 @@ from mint_engine.model.paged import Span
 from mint_engine.model.reference import probe, reference_logits
 from mint_engine.model.routes import RouteCache
 from mint_engine.parallel.peers import Peers
+from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import NO_SLOT, Slots
 from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS, pages_for
 
@@ -119,18 +120,28 @@ class Forward:
         return self.base.device.type == "cuda" or (kernels is not None and kernels.multiplies_matrices)
 
     @property
+    def follows_arrivals(self) -> bool:
+        """Whether a step can begin before all of its adapter is in its slot."""
+        return isinstance(self._pass, Lean) and self._others is None
+
+    @property
     def routes(self) -> RouteCache | None:
         """Which experts the cached tokens went to; None where that is not kept."""
         return self.cache.routes
 
     @torch.inference_mode()
-    def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
+    def run(
+        self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int], arrival: Arrival | None = None
+    ) -> torch.Tensor:
         """Compute every span; returns logits [len(keep), V], in the base's dtype, of the batch's rows in `keep`.
 
         `spans` cover `tokens` in order; spans of one slot lie side by side. The logits may be overwritten by the next
-        call. Raises EngineUnavailable where another rank has ended.
+        call. All spans have one slot where its adapter comes by an `arrival`; that is for what `follows_arrivals`.
+        Raises EngineUnavailable where another rank has ended, NotArrived where too little has come.
         """
         torch.get_num_threads()  # OpenMP's number is each thread's own: this gives ours to the thread of steps, too
+        if arrival is not None and isinstance(self._pass, Lean):
+            return self._pass.run(tokens, spans, keep, arrival)
         if self._others is None:
             return self._pass.run(tokens, spans, keep)
         try:

@@ -19,6 +19,7 @@ from mint_engine.kernels.structs import (
     LinearStruct,
     StepStruct,
     address,
+    arrival_struct,
     experts_struct,
     heads_struct,
     linear_struct,
@@ -31,9 +32,11 @@ from mint_engine.model.lora import merge_spans, work_items
 from mint_engine.model.mixture import NO_PAIRS, Mixture
 from mint_engine.model.paged import Span
 from mint_engine.parallel.meeting import Meeting
+from mint_engine.residency.arrival import Arrival, NotArrived
 from mint_engine.residency.slots import Slots
 from mint_engine.scheduling.pages import PAGE_TOKENS, pages_for
 
+PATIENCE_S = 0.05  # for what of an adapter has not come: so much later may those begin who come meanwhile
 _KEPT_LOGITS_BYTES = (
     64 << 20
 )  # 256 rows of a vocabulary of 128,000; what prompts' scores take beyond it comes and goes
@@ -70,27 +73,39 @@ class Lean:
         self._logits = llama.embedding.new_empty((0, llama.head.out_features))
         experts = [layer.network for layer in llama.layers if isinstance(layer.network, Experts)]
         self._mixture = Mixture(experts, cache) if experts else None
+        self._targets = llama.targets
         self.name = f"lean ({kernels.variant})"
 
-    def run(self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int]) -> torch.Tensor:
+    def run(
+        self, tokens: Sequence[int], spans: Sequence[Span], keep: Sequence[int], arrival: Arrival | None = None
+    ) -> torch.Tensor:
         """As `Forward.run`, in the base's dtype; of several ranks, each writes its share of the vocabulary."""
         planned, ids, kept = plan_step(spans, self._slots, len(tokens)), torch.tensor(tokens), torch.tensor(keep)
         logits, own = self._room_for_logits(len(keep))
         mixture = self._mixture
         paired = mixture.room_for(len(tokens)) if mixture is not None else NO_PAIRS
+        needed = self._needed(spans[0].slot) if arrival is not None else None
         step = StepStruct(
             len(tokens), address(ids), address(planned.positions), address(planned.places),
             address(planned.stretches), planned.stretches.shape[0], address(planned.tables),
             address(planned.items), planned.items.shape[0], address(kept), len(keep), address(own), logits.shape[1],
-            address(paired.routes), address(paired.weights),
+            address(paired.routes), address(paired.weights), arrival_struct(arrival, needed, PATIENCE_S),
         )  # fmt: skip
         room, meeting = room_struct(self._room_for(len(tokens)), paired.room), self._meeting
-        self._kernels.run(self._base, slots_struct(self._slots), step, room, meeting.struct if meeting else None)
+        peers = meeting.struct if meeting else None
+        if not self._kernels.run(self._base, slots_struct(self._slots), step, room, peers):
+            raise NotArrived
         if meeting is not None:
             meeting.check()
         if mixture is not None:
             mixture.keep(planned.places)
         return logits
+
+    def _needed(self, slot: int) -> torch.Tensor:
+        """Bytes of a slot's row that each layer needs [layers] int64; the last needs them all."""
+        ends = self._slots.ends(slot)
+        needed = [max((ends[module] for module in modules), default=0) for modules in self._targets]
+        return torch.tensor([*needed[:-1], max(ends)], dtype=torch.int64)
 
     def _room_for_logits(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All logits [rows, V], and those columns of them that are computed here. The next step writes over them."""

@@ -58,6 +58,18 @@ class Llama:
     scale: float
     epsilon: float
 
+    @property
+    def targets(self) -> list[list[int]]:
+        """The modules of each layer that adapters may target, by number."""
+        return [
+            sorted({int(row[0]) for linear in _linears(layer) for row in linear.targets}) for layer in self.layers
+        ]
+
+
+def _linears(layer: Layer) -> list[Linear | Stack]:
+    network = layer.network
+    return [layer.qkv, layer.output, network.gate_up, network.down]
+
 
 def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share: Share | None = None) -> Llama:
     """The base for `positions` positions. Raises Unlike where it is not llama-like; the base stays as it is.

@@ -156,7 +156,7 @@ def _of_users(books: Books) -> Iterator[str]:
 
 
 def _known(copy: Copy) -> int:
-    return copy.serving + copy.lent + copy.in_reserve
+    return copy.serving + copy.lent + copy.in_reserve + (copy.arrival is not None)
 
 
 def _of_tenants(books: Books, in_flight: Iterable[Tenant]) -> Iterator[str]:

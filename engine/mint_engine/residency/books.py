@@ -4,6 +4,7 @@ No I/O and no waiting: only the event loop's thread uses it, and every method le
 noted by adapter, so that a change costs the same however many adapters there are.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from mint_contracts.errors import AdapterNotFound, MintError, SourceNotFound
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source, child
 from mint_engine.crowd import Crowd
+from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.copies import FORGET_S, Copy
 from mint_engine.residency.decide import CopyView, Wants, gives_way, satisfied, wanted_tier
 from mint_engine.residency.disk import DiskTier
@@ -80,6 +82,26 @@ class Books:
         self.in_slots[slot] = copy
         self.changed(copy)
 
+    def seat_early(self, copy: Copy, slot: int, arrival: Arrival) -> None:
+        """A copy comes into a slot, which requests may have from now on; it is pinned there until it has come."""
+        copy.arrival = arrival
+        copy.users += 1
+        self.seat(copy, slot)
+        if copy.usable is not None and not copy.usable.done():
+            copy.usable.set_result(None)
+
+    def unpin(self, copy: Copy) -> None:
+        """It has come, or never will."""
+        copy.arrival = None
+        copy.users -= 1
+        self.changed(copy)
+
+    async def left(self, copy: Copy) -> None:
+        """Return when no request has the copy's slot."""
+        while copy.serving:
+            copy.leaving = asyncio.Event()
+            await copy.leaving.wait()
+
     @contextmanager
     def serve(self, copy: Copy) -> Iterator[None]:
         """A request has the copy's slot, until the end of the context."""
@@ -90,6 +112,8 @@ class Books:
         finally:
             copy.serving -= 1
             self.serving -= 1
+            if copy.leaving is not None:
+                copy.leaving.set()
 
     def unseat(self, copy: Copy) -> int | None:
         """Take a copy's slot from it, if it has one."""

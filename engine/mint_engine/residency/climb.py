@@ -9,17 +9,19 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from mint_contracts.errors import CapacityExceeded, Internal, Overloaded
+from mint_contracts.errors import CapacityExceeded, Internal, MintError, Overloaded
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
 from mint_engine.residency import metrics
+from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.books import Books
 from mint_engine.residency.copies import Copy
 from mint_engine.residency.gentle import Gentle
 from mint_engine.residency.loading import Loader
 from mint_engine.residency.readers import Readers
 from mint_engine.residency.reading import LostBlock, read
+from mint_engine.residency.remapping import HUGE
 from mint_engine.residency.slot_table import SlotTable
 from mint_engine.residency.staying import Stayed
 
@@ -37,8 +39,8 @@ class SlotMemory(Protocol):
 
     count: int
 
-    def load(self, slot: int, packed: Packed) -> None:
-        """Fill a slot, in place of whatever was in it."""
+    def load(self, slot: int, packed: Packed, *, arrival: Arrival | None = None) -> None:
+        """Fill a slot, in place of whatever was in it; an `arrival` hears of what is there already."""
         ...
 
     def clear(self, slot: int) -> None:
@@ -65,9 +67,13 @@ class Climber:
         loader: Loader,
         readers: Readers,
         on_aside: Callable[[], None],
+        follows: Callable[[], bool],
     ) -> None:
-        """`on_aside` is called when a slot could not be cleared."""
-        self._on_aside = on_aside
+        """`on_aside` is called when a slot could not be cleared.
+
+        `follows` tells whether a request that begins now can compute while its adapter comes.
+        """
+        self._on_aside, self._follows = on_aside, follows
         self._books, self._table, self._memory, self._loader = books, table, memory, loader
         self._readers = readers
         self._copying = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="copy")
@@ -181,16 +187,59 @@ class Climber:
         replaced = serving if taken is serving else None
         with self._in_reserve(replaced):
             try:
-                await self._copy(lambda: self._memory.load(slot, packed))
-            except Exception:  # of any kind: half an adapter must not stay in a slot
+                await self._fill(slot, copy, packed)
+            except Exception as error:  # of any kind: half an adapter must not stay in a slot
+                await self._part_from(copy, error)
                 with suppress(Exception):  # the load's own error says more
                     await self._clear(slot)
                     self._table.give_back(slot)
                 if replaced is not None and self._books.current.get(copy.adapter) is copy:
                     self._books.current[copy.adapter] = replaced  # a failed load never stops serving
                 raise
-        self._books.seat(copy, slot)
+        if copy.arrival is None:
+            self._books.seat(copy, slot)
+        else:
+            copy.arrival.end()
+            self._books.unpin(copy)
         self._table.moved()  # it may be this slot's turn next
+
+    async def _fill(self, slot: int, copy: Copy, packed: Packed) -> None:
+        """Put an adapter into a slot; requests may have the slot as soon as its first piece is there."""
+        if packed.file is None or packed.nbytes <= HUGE or not self._may_begin(copy):
+            await self._copy(lambda: self._memory.load(slot, packed))
+            return
+        loop, ended = asyncio.get_running_loop(), False
+
+        def begin() -> None:
+            if not ended and self._may_begin(copy):
+                self._books.seat_early(copy, slot, arrival)
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(begin)
+
+        arrival = Arrival(tell)
+        try:
+            await self._copy(lambda: self._memory.load(slot, packed, arrival=arrival))
+        finally:
+            ended = True
+
+    def _may_begin(self, copy: Copy) -> bool:
+        """Whether requests wait for a copy that may begin before it is there, and it takes no other's place.
+
+        What serves by its name goes on until all of it has come, for that may fail.
+        """
+        return copy.users > 0 and self._books.current.get(copy.adapter, copy) is copy and self._follows()
+
+    async def _part_from(self, copy: Copy, error: Exception) -> None:
+        """Where requests have begun with a part of an adapter, fail them, and take the slot once none reads it."""
+        arrival = copy.arrival
+        if arrival is None:
+            return
+        told = Internal(f"adapter {copy.adapter!r}", "could not be put into its slot; see the log")
+        arrival.lose(error if isinstance(error, MintError) else told)
+        await self._books.left(copy)
+        self._books.unpin(copy)
+        self._books.unseat(copy)
 
     @contextmanager
     def _in_reserve(self, replaced: Copy | None) -> Iterator[None]:

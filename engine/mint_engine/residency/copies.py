@@ -8,6 +8,7 @@ from mint_contracts.backoff import delay_s
 from mint_contracts.errors import MintError
 from mint_contracts.records import Failure, Tier
 from mint_contracts.source import Source
+from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.host import Key
 
 FIRST_RETRY_S = 0.5
@@ -38,6 +39,7 @@ class Copy:
     users: int = 0  # all of those below, and the requests that wait for its load
     serving: int = 0  # requests that have its slot
     lent: bool = False  # a policy trains in its slot
+    arrival: Arrival | None = None  # by which it comes into its slot, while requests begin with what is there
     in_reserve: bool = False  # it is kept in case the load of its successor, which took its slot, fails
     used: int = 0
     for_wave: bool = False
@@ -46,6 +48,8 @@ class Copy:
     formerly: Source | None = None  # where this was, before that source's files changed
     goal: Tier = Tier.REMOTE  # what the running load is for
     load: "asyncio.Task[MintError | None] | None" = None
+    usable: "asyncio.Future[MintError | None] | None" = None  # that load's end, or when requests may begin before it
+    leaving: asyncio.Event | None = None  # set when a request has let go of its slot
     error: MintError | None = None
     attempts: int = 0
     retry_at: float = 0.0
@@ -54,6 +58,11 @@ class Copy:
     def key(self) -> Key:
         """What names a copy."""
         return self.adapter, self.source
+
+    @property
+    def seated(self) -> int | None:
+        """The slot that requests may have: none while what is in it is not all, and never will be."""
+        return None if self.arrival is not None and self.arrival.error is not None else self.slot
 
     @property
     def failure(self) -> Failure | None:

@@ -7,6 +7,7 @@ import msgspec
 
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
+from mint_engine.residency.arrival import Arrival
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -14,6 +15,7 @@ class Held(msgspec.Struct, frozen=True):
 
     slot: int
     revision: str  # content digest
+    arrival: Arrival | None = None  # by which it comes into its slot, where not all of it was there
 
 
 class Tenant(msgspec.Struct, frozen=True):

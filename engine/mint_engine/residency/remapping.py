@@ -10,7 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -49,16 +49,20 @@ def reserve(nbytes: int) -> Bytes:
     return every[start : start + nbytes]
 
 
-def put_file(address: int, descriptor: int, nbytes: int) -> bool:
+def put_file(address: int, descriptor: int, nbytes: int, told: Callable[[int], None] | None = None) -> bool:
     """Let a file's first bytes take the place of what is at `address`, present so that no reader waits for a disk.
 
-    What is written there later stays there and does not reach the file. False, and zeros in its place, where this
-    system can not do it. Raises OSError, with zeros in its place, where the file can not be read.
+    What is written there later stays there and does not reach the file. `told` hears how many are present, piece by
+    piece. False, and zeros in its place, where this system can not do it. Raises OSError, with zeros in its place,
+    where the file can not be read.
     """
     try:
         _map(address, nbytes, mmap.MAP_PRIVATE | _MAP_FIXED, descriptor)
         _madvise(address, nbytes, mmap.MADV_HUGEPAGE)
-        bring_back(address, nbytes)
+        for at in range(0, nbytes, HUGE if told else nbytes):
+            bring_back(address + at, min(nbytes - at, HUGE) if told else nbytes)
+            if told:
+                told(min(at + HUGE, nbytes))
     except OSError as error:
         put_zeros(address, nbytes)
         if error.errno in {errno.EINVAL, errno.ENODEV, errno.EPERM, errno.EACCES}:

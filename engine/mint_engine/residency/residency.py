@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -57,7 +58,7 @@ class Residency:
 
     `on_aside` is called when a slot could not be cleared: its device may be broken. `in_flight` tells what requests
     take their slots to hold, from their beginning until they are told their end, and `trained` the host memory that
-    policies have.
+    policies have. `follows` tells whether a request may begin while its adapter comes.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Residency:
         self.books = Books(host, loader.disk, store, requests_waiting)
         self.slots = SlotTable(self.books, memory.count, slot_wait_s, terms)
         self._readers = Readers(workers, remote_workers)
-        self._climber = Climber(self.books, self.slots, memory, loader, self._readers, lambda: self.on_aside())
+        self._climber = Climber(
+            self.books, self.slots, memory, loader, self._readers, lambda: self.on_aside(), lambda: self.follows()
+        )
         watch = Watch(self.books, loader, self._start)
         self._rounds = Rounds(memory, self._climber.clear_again, watch, self._changed, round_s)
         self.lending = Lending(self.books, self.slots, self._climber, loader, self._spawn, self._want_anew)
@@ -97,6 +100,7 @@ class Residency:
         self.on_aside: Callable[[], None] = lambda: None
         self.trained: Callable[[], int] = lambda: 0
         self.in_flight: Callable[[], frozenset[Tenant] | None] = lambda: None
+        self.follows: Callable[[], bool] = lambda: False
 
     def start(self) -> None:
         """Begin to keep what waves want."""
@@ -131,7 +135,7 @@ class Residency:
         try:
             slot = await self._in_slot(copy)
             with self.books.serve(copy):
-                yield Held(slot=slot, revision=copy.revision)
+                yield Held(slot=slot, revision=copy.revision, arrival=copy.arrival)
         finally:
             copy.users -= 1
             copy.used = self.books.tick()
@@ -210,7 +214,7 @@ class Residency:
 
     async def _in_slot(self, copy: Copy) -> int:
         """The copy's slot, once it has one. Raises what its load raises."""
-        while copy.slot is None:
+        while copy.seated is None:
             refusal = copy.refusal(time.monotonic())
             if refusal is not None:
                 raise self.books.for_client(copy, refusal)
@@ -222,10 +226,13 @@ class Residency:
                 elif copy.users == 1:  # it may be in line since its last client has left, and needs its place again
                     self.slots.moved()
                 copy.goal = Tier.DEVICE
-                error = await asyncio.shield(load)
+                usable = copy.usable
+                if usable is None or usable.done():  # requests began with a part of it, and it will never be whole
+                    usable = load
+                error = await asyncio.shield(usable)
             if error is not None and copy.slot is None:
                 raise self.books.for_client(copy, again(error, error.retry_after_s))
-        return copy.slot
+        return copy.seated
 
     @contextmanager
     def _awaiting(self, copy: Copy) -> Iterator[None]:
@@ -252,6 +259,8 @@ class Residency:
     def _start(self, copy: Copy, goal: Tier) -> "asyncio.Task[MintError | None]":
         copy.goal = goal
         copy.load = self._spawn(self._load(copy))
+        copy.usable = asyncio.get_running_loop().create_future()
+        copy.load.add_done_callback(partial(_tell_end, copy.usable))
         self.books.loading.add(copy)
         self.rate.began(time.monotonic())
         self.books.changed(copy)
@@ -310,3 +319,13 @@ class Residency:
         self._wake.set()
         self._early.nudge()
         self.on_change()
+
+
+def _tell_end(usable: "asyncio.Future[MintError | None]", load: "asyncio.Task[MintError | None]") -> None:
+    """A load's end is when its copy can be used, unless that was before."""
+    if usable.done():
+        return
+    if load.cancelled():
+        usable.cancel()
+    else:
+        usable.set_result(load.result())

@@ -9,6 +9,8 @@ Letters in shapes: S slots, W elements of a row.
 """
 
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,6 +32,8 @@ from mint_engine.residency.remapping import (
 )
 from mint_engine.residency.staying import Stay, Stayed, can_lock
 
+Told = Callable[[int, int], None]  # at which element a run begins, and how many bytes of its row are in memory
+
 
 class SlotRows:
     """Rows of `width` elements at least. Its methods run on any thread, but only on a row that nobody reads."""
@@ -50,18 +54,22 @@ class SlotRows:
         if self._remaps:
             self.stay = Stay.LOCKED if can_lock(self.memory.nbytes) else Stay.BROUGHT_BACK
 
-    def load(self, slot: int, packed: Packed, *, keep: bool = True) -> int:
+    def load(self, slot: int, packed: Packed, *, keep: bool = True, told: Told | None = None) -> int:
         """Put a packed adapter in place of whatever is in a row; returns the element at which its run begins.
 
-        Without `keep` the run's pages may become the row's, and zeros are left of it. Raises LostBlock where its
-        file can not be read any more; the row is to be cleared then.
+        Without `keep` the run's pages may become the row's, and zeros are left of it. `told` hears of a file that
+        begins to take its place. Raises LostBlock where its file can not be read any more; the row is to be cleared
+        then.
         """
         with self._guards[slot]:
             self._locked[slot] = False
             if self._remaps and packed.file is not None:
+                start = packed.header.head_bytes // self.memory.itemsize
                 with packed.file.open() as descriptor:
-                    if descriptor is not None and self._put_file(slot, descriptor, packed):
-                        return packed.header.head_bytes // self.memory.itemsize
+                    if descriptor is not None and self._put_file(
+                        slot, descriptor, packed, told and partial(told, start)
+                    ):
+                        return start
             if keep or not self._put_pages(slot, packed.run):
                 self._copy(slot, read(packed))
             return 0
@@ -98,14 +106,14 @@ class SlotRows:
         self.filled[slot] = self._file_bytes[slot] = 0
         self._locked[slot] = False
 
-    def _put_file(self, slot: int, descriptor: int, packed: Packed) -> bool:
+    def _put_file(self, slot: int, descriptor: int, packed: Packed, told: Callable[[int], None] | None) -> bool:
         """Map the whole file to the row's beginning. False, with zeros in the row, where files can not be mapped."""
         size, before = packed.header.file_bytes, self.filled[slot]
         self.filled[slot] = max(before, size // self.memory.itemsize)  # until the rest is zero
         self._file_bytes[slot] = size
         address, rest = self._address(slot), -(-size // PAGE) * PAGE
         try:
-            mapped = put_file(address, descriptor, size)
+            mapped = put_file(address, descriptor, size, told)
         except OSError as error:
             raise unreadable(packed, error) from error
         put_zeros(address + rest, before * self.memory.itemsize - rest)

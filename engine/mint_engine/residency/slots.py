@@ -7,9 +7,10 @@ and targets live side by side, none is padded, and to load one is to put one run
 Letters in shapes: S slots, M modules, W elements of a slot, P parts of one adapter, R the largest rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -22,6 +23,7 @@ from mint_engine.adapters.check import Fit, check_packed
 from mint_engine.adapters.cut import cut_layout, cut_packed
 from mint_engine.adapters.packed import Layout, Packed
 from mint_engine.parallel.shares import Cut, ModuleCut
+from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.reading import read
 from mint_engine.residency.slot_rows import SlotRows
 from mint_engine.residency.staying import Stay, Stayed
@@ -125,10 +127,20 @@ class Slots:
         row, middle = self.memory[slot], place + rank * wide
         return row[place:middle].view(rank, wide), row[middle : middle + rank * high].view(rank, high)
 
-    def load(self, slot: int, packed: Packed, *, keep: bool = True) -> None:
+    def ends(self, slot: int) -> list[int]:
+        """At which byte of a slot's row its part of each module ends [M]; 0 of what its tenant leaves alone."""
+        places, ranks = self._tables.places[:, slot].tolist(), self._tables.ranks[:, slot].tolist()
+        parts = zip(places, ranks, self.experts, self.shapes, strict=True)
+        return [
+            0 if place == ABSENT else (place + rank * many * sum(shape)) * self.dtype.itemsize
+            for place, rank, many, shape in parts
+        ]
+
+    def load(self, slot: int, packed: Packed, *, keep: bool = True, arrival: Arrival | None = None) -> None:
         """Put one revision into `slot`, in place of whatever was there.
 
-        Without `keep` nobody reads its run afterwards, and its memory may become the slot's. Raises
+        Without `keep` nobody reads its run afterwards, and its memory may become the slot's. An `arrival` hears of
+        what is there already; until it ends it alone says how much may be read. Raises
         UnknownTargetModules, RankTooLarge or ShapeMismatch before anything is changed, LostBlock where its file
         can not be read, and what `Others` do: clear the slot then.
         """
@@ -138,7 +150,7 @@ class Slots:
         if self._cuts is not None:  # each rank copies its own parts, and might miss what another's lack
             read(packed)
         with self._others.load(slot, packed):
-            self._load_own(slot, packed, columns, scalings, keep=keep)
+            self._load_own(slot, packed, columns, scalings, keep=keep, arrival=arrival)
 
     def _load_own(
         self,
@@ -148,13 +160,18 @@ class Slots:
         scalings: np.ndarray[tuple[int], np.dtype[np.float32]],
         *,
         keep: bool,
+        arrival: Arrival | None,
     ) -> None:
         self._forget(slot)
         own = packed if self._cuts is None else cut_packed(packed, columns.layout, self._cuts)
-        start = self._rows.load(slot, own, keep=keep)
-        self._tables.places[:, slot] = self._places_from(start, columns)
-        self._tables.ranks[:, slot] = columns.ranks
-        self._tables.scalings[:, slot] = scalings
+
+        def begin(start: int) -> None:
+            self._tables.places[:, slot] = self._places_from(start, columns)
+            self._tables.ranks[:, slot] = columns.ranks
+            self._tables.scalings[:, slot] = scalings
+
+        told = partial(_tell, arrival, begin) if arrival is not None else None
+        begin(self._rows.load(slot, own, keep=keep, told=told))
         self._settle()
 
     def clear(self, slot: int) -> None:
@@ -213,6 +230,12 @@ class Slots:
         """Wait until the device has the copies: a step may follow on another stream."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
+
+
+def _tell(arrival: Arrival, begin: Callable[[int], None], start: int, nbytes: int) -> None:
+    """A run that begins at an element of its row has come so far; the tables know of it before anybody reads it."""
+    begin(start)
+    arrival.reach(nbytes)
 
 
 def _shape(module: Module, cut: ModuleCut) -> tuple[int, int]:

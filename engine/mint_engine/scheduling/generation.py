@@ -17,6 +17,8 @@ from mint_engine.requests.pieces import choose_decoder
 from mint_engine.requests.said import Said
 from mint_engine.requests.sampling import choose_tokens, score_tokens
 from mint_engine.requests.text import TextStream
+from mint_engine.residency.arrival import NotArrived
+from mint_engine.residency.copies import again
 from mint_engine.scheduling.pages import Pages
 from mint_engine.scheduling.prefix import extend_keys
 from mint_engine.scheduling.request import (
@@ -55,6 +57,11 @@ class Generation:
         return self._forward.compute
 
     @property
+    def follows_arrivals(self) -> bool:
+        """Whether a request may begin while its adapter comes into its slot."""
+        return self._forward.follows_arrivals
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of the cache, on this rank."""
         return self._forward.cache.bytes
@@ -89,10 +96,12 @@ class Generation:
 
         Unless nothing can be computed after it either: then the engine is lost, and others may answer.
         """
+        lost = self._fail_lost()
         # Rows of one adapter lie together, so that its weights are read once.
         shares = sorted(self.scheduler.next_step(), key=lambda share: share.sequence.request.slot)
-        if not shares:
-            return []
+        return lost + self._step(shares) if shares else lost
+
+    def _step(self, shares: list[Share]) -> list[Outcome]:
         sequences = [share.sequence for share in shares]
         try:
             self._wipe()
@@ -100,6 +109,8 @@ class Generation:
             logits, ends = self._compute(shares)
             outcomes, rows = self._advance(shares, logits, ends)
             return outcomes + self._choose(rows, logits)
+        except NotArrived:  # the next step sees who has, or that this one never will
+            return []
         except EngineUnavailable as error:  # a rank has ended, and so will the engine
             return self.fail(sequences, error)
         except Exception as error:  # noqa: BLE001 - the step loop must outlive any defect in a step
@@ -108,6 +119,15 @@ class Generation:
         if self.check():
             return self.fail(sequences, Internal("engine", why))
         return self.fail(sequences, EngineUnavailable("engine", f"can compute nothing any more: {why}"))
+
+    def _fail_lost(self) -> list[Outcome]:
+        """End the requests whose adapters did not come."""
+        outcomes: list[Outcome] = []
+        for sequence in list(self.scheduler.running):
+            arrival = sequence.request.arrival
+            if arrival is not None and arrival.error is not None:
+                outcomes += self.fail([sequence], again(arrival.error, arrival.error.retry_after_s))
+        return outcomes
 
     def check(self) -> bool:
         """Whether anything can still be computed; where not, the engine is lost."""
@@ -150,7 +170,8 @@ class Generation:
             elif share.samples:
                 keep.append(row + length - 1)
             ends.append(len(keep))
-        return self._forward.run(tokens, spans, keep), ends
+        request = shares[0].sequence.request  # of one slot are all where one's adapter is still to come
+        return self._forward.run(tokens, spans, keep, request.arrival if request.awaits else None), ends
 
     def _advance(self, shares: list[Share], logits: torch.Tensor, ends: list[int]) -> tuple[list[Outcome], list[Row]]:
         """Note what is computed; returns finished prompts' scores, and the rows to choose tokens from."""

@@ -7,7 +7,7 @@ import msgspec
 from mint_contracts.errors import MintError
 from mint_contracts.source import Source
 from mint_engine.requests.grammar import Grammar
-from mint_engine.residency.holding import Holder
+from mint_engine.residency.holding import Held, Holder
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.request import Done, Event, Failed, Request, Sampling, Sequence, Sink, siblings
 from mint_engine.scheduling.stepper import Stepper
@@ -52,15 +52,15 @@ async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> 
     """
     try:
         if not asked.adapter:
-            await _run(asked, "", NO_SLOT, stepper, inbox)
+            await _run(asked, Held(NO_SLOT, ""), stepper, inbox)
             return
         async with holder.hold(asked.adapter, asked.source) as held:
-            await _run(asked, held.revision, held.slot, stepper, inbox)
+            await _run(asked, held, stepper, inbox)
     except MintError as error:
         inbox.put_nowait(Told(0, Failed(error)))
 
 
-async def _run(asked: Asked, revision: str, slot: int, stepper: Stepper, inbox: Inbox) -> None:
+async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None:
     ended = asyncio.Event()
     left = asked.sampling.n
     sequences: list[Sequence] = []
@@ -83,13 +83,14 @@ async def _run(asked: Asked, revision: str, slot: int, stepper: Stepper, inbox: 
         prompt=asked.prompt,
         sampling=asked.sampling,
         adapter=asked.adapter,
-        revision=revision,
-        slot=slot,
+        revision=held.revision,
+        slot=held.slot,
+        arrival=held.arrival,
         routes=asked.routes,
         grammar=asked.grammar,
     )
     sequences += stepper.submit_all(siblings(request), [sink_of(index) for index in range(left)])
-    inbox.put_nowait(Begun(revision))
+    inbox.put_nowait(Begun(held.revision))
     try:
         await ended.wait()
     except asyncio.CancelledError:

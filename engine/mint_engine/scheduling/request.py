@@ -12,6 +12,7 @@ from mint_engine.model.routes import Routes
 from mint_engine.requests.grammar import Grammar, Shape
 from mint_engine.requests.said import Said
 from mint_engine.requests.text import TextStream
+from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.slots import NO_SLOT
 from mint_engine.scheduling.pages import NULL_PAGE, PAGE_TOKENS
 
@@ -70,11 +71,17 @@ class Request(msgspec.Struct, frozen=True):
     routes: bool = False  # whether Done is to tell which experts its tokens went to
     background: bool = False  # whether tenants' requests go first in every step: a rollout
     grammar: Grammar | None = None  # of its shape, where it begins; each completion follows a copy
+    arrival: Arrival | None = None  # by which its adapter comes into the slot, or has come
 
     @property
     def party(self) -> Party:
         """Whose places it takes."""
         return Party(self.adapter, self.background)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a part of its adapter has yet to come, so that it is computed beside no others."""
+        return self.arrival is not None and not self.arrival.whole
 
     @property
     def most_tokens(self) -> int:

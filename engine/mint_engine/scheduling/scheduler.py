@@ -140,7 +140,15 @@ class Scheduler:
         self._unpark()
         self._grow()
         self._admit()
-        return split_budget(self.running, self.limits.step_tokens, self._rank)
+        return split_budget(self._ready(), self.limits.step_tokens, self._rank)
+
+    def _ready(self) -> list[Sequence]:
+        """Whose adapters are there. Where nobody's is, those of one that comes: their step alone waits for it."""
+        ready = [each for each in self.running if not each.request.awaits]
+        if ready or not self.running:
+            return ready
+        first = min(self.running, key=self._rank).request.arrival
+        return [each for each in self.running if each.request.arrival is first]
 
     def computed(self, sequence: Sequence, length: int) -> None:
         """Note that a step has computed the next `length` tokens of a sequence; others may find its full pages."""

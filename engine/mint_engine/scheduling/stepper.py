@@ -135,6 +135,12 @@ class Stepper:
         running = len(self._scheduler.running)
         return Load(running, max(0, self._crowd.total - running))
 
+    @property
+    def follows_arrivals(self) -> bool:
+        """Whether a request may begin before all of its adapter is there: its step can, and keeps nobody waiting."""
+        load = self.load
+        return self._generation.follows_arrivals and not (load.running or load.waiting or self._background.busy)
+
     def demand(self, most: int) -> dict[str, float]:
         """Requests in flight of the adapters that have most, smoothed; at most so many adapters."""
         with self._wake:

@@ -1,0 +1,31 @@
+// A step that begins while the adapter of all its rows still comes from the disk: each layer waits for its own part.
+//
+// What is not in memory yet is not touched, though it is mapped: a block that can not be read would end this process.
+#pragma once
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <thread>
+
+struct Arrival {
+  const std::atomic<int64_t>* come;  // bytes of the slot's row that are in memory; LOST: no more will be
+  const int64_t* needed;             // [layers]: how many each layer needs
+  float patience_s;                  // for how long a step waits in all
+};
+static_assert(sizeof(std::atomic<int64_t>) == sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free,
+              "an interpreter's thread writes it as a number");
+
+constexpr int64_t LOST = -1;
+
+// Whether what a layer needs is there in time; `waited` is what the step has waited before, then what it has by now.
+inline bool await(const Arrival& arrival, int64_t layer, std::chrono::steady_clock::duration& waited) {
+  using Clock = std::chrono::steady_clock;
+  const auto began = Clock::now() - waited;
+  for (;;) {
+    const int64_t come = arrival.come->load(std::memory_order_acquire);
+    waited = Clock::now() - began;
+    if (come >= arrival.needed[layer]) return true;
+    if (come == LOST || std::chrono::duration<float>(waited).count() >= arrival.patience_s) return false;
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
