@@ -1,5 +1,6 @@
 """Rows of large slots: a packed file takes its place there without a copy, and leaves nothing behind."""
 
+import errno
 import os
 import random
 import re
@@ -21,6 +22,8 @@ from mint_engine.adapters.mapped import MAP_FROM_BYTES, Opener
 from mint_engine.adapters.packed import Packed
 from mint_engine.parallel.ranks import _opened
 from mint_engine.parallel.shares import ModuleCut
+from mint_engine.residency import remapping
+from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.reading import LostBlock
 from mint_engine.residency.remapping import HUGE, PAGE, put_file, put_pages, put_zeros, reserve
 from mint_engine.residency.slots import Alone, Slots
@@ -231,6 +234,29 @@ def test_a_file_that_can_not_be_read_leaves_no_part_of_it(tmp_path: Path, monkey
     assert not slots.memory[0].any()
     slots.load(0, packed)
     assert holds(slots, 0, packed)
+
+
+def test_what_has_begun_to_come_from_a_file_is_never_copied_into_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the system says of a later piece: a step may be reading the first."""
+    slots, packed, pieces, begun = (
+        make_slots(),
+        filed(adapter(8), tmp_path / "adapter.mint"),
+        list[int](),
+        list[bool](),
+    )
+
+    def bring(_address: int, nbytes: int) -> None:
+        pieces.append(nbytes)
+        if len(pieces) == 2:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(remapping, "bring_back", bring)
+    with pytest.raises(LostBlock):
+        slots.load(0, packed, arrival=Arrival(lambda: begun.append(slots.part(0, 0) is not None)))
+    assert begun == [True], "its tables were there before its first piece was told"
+    assert pieces == [HUGE, packed.header.file_bytes - HUGE]
 
 
 @settings(max_examples=15)

@@ -56,16 +56,18 @@ def put_file(address: int, descriptor: int, nbytes: int, told: Callable[[int], N
     piece. False, and zeros in its place, where this system can not do it. Raises OSError, with zeros in its place,
     where the file can not be read.
     """
+    present, each = 0, HUGE if told else nbytes
     try:
         _map(address, nbytes, mmap.MAP_PRIVATE | _MAP_FIXED, descriptor)
         _madvise(address, nbytes, mmap.MADV_HUGEPAGE)
-        for at in range(0, nbytes, HUGE if told else nbytes):
-            bring_back(address + at, min(nbytes - at, HUGE) if told else nbytes)
+        while present < nbytes:
+            bring_back(address + present, min(each, nbytes - present))
+            present = min(present + each, nbytes)
             if told:
-                told(min(at + HUGE, nbytes))
+                told(present)
     except OSError as error:
         put_zeros(address, nbytes)
-        if error.errno in {errno.EINVAL, errno.ENODEV, errno.EPERM, errno.EACCES}:
+        if not present and error.errno in {errno.EINVAL, errno.ENODEV, errno.EPERM, errno.EACCES}:
             return False
         raise
     return True
