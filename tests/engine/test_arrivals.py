@@ -190,6 +190,12 @@ async def bare(engine: Engine) -> tuple[int, ...]:
     return tuple(tokens)
 
 
+async def lives(engine: Engine, inbox: Inbox) -> None:
+    """A request for the first adapter, as a client's."""
+    asked = Asked("first", NAMES[0], PROMPT, Sampling(COUNT, 0, ignore_eos=True))
+    await live(asked, engine.residency, engine.stepper, inbox)
+
+
 def begun(engine: Engine) -> bool:
     """A request has the slot into which the first adapter comes."""
     return any(copy.arrival and copy.serving for copy in engine.residency.books.in_slots.values())
@@ -231,8 +237,7 @@ async def test_a_slot_is_nobody_elses_while_an_adapter_comes_into_it(
 ) -> None:
     """Even where its client has left."""
     inbox = Inbox()
-    asked = Asked("first", NAMES[0], PROMPT, Sampling(COUNT, 0, ignore_eos=True))
-    life = asyncio.create_task(live(asked, engine.residency, engine.stepper, inbox))
+    life = asyncio.create_task(lives(engine, inbox))
     await until(lambda: begun(engine))
     life.cancel()
     await asyncio.wait({life})
@@ -265,8 +270,7 @@ async def test_what_never_comes_fails_those_who_began_and_nobody_else(
 
 async def fails(engine: Engine) -> MintError:
     inbox = Inbox()
-    asked = Asked("lost", NAMES[0], PROMPT, Sampling(COUNT, 0, ignore_eos=True))
-    await live(asked, engine.residency, engine.stepper, inbox)
+    await lives(engine, inbox)
     assert isinstance(inbox.get_nowait(), Begun)
     told = inbox.get_nowait()
     assert isinstance(told, Told)

@@ -29,15 +29,19 @@ class Arrival:
         return int(self._come.ctypes.data)
 
     @property
+    def begun(self) -> bool:
+        """Whether its slot's tables, and some of it, are there."""
+        return bool(self._come[0])
+
+    @property
     def whole(self) -> bool:
         """Whether all of it is there."""
         return int(self._come[0]) == _WHOLE
 
     def reach(self, nbytes: int) -> None:
         """So many bytes of the row are in memory by now."""
-        begins = not self._come[0]
-        self._come[0] = nbytes
-        if begins:
+        begun, self._come[0] = self.begun, nbytes
+        if not begun:
             self._on_begin()
 
     def end(self) -> None:

@@ -4,7 +4,6 @@ No I/O and no waiting: only the event loop's thread uses it, and every method le
 noted by adapter, so that a change costs the same however many adapters there are.
 """
 
-import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -95,12 +94,6 @@ class Books:
         copy.arrival = None
         copy.users -= 1
         self.changed(copy)
-
-    async def left(self, copy: Copy) -> None:
-        """Return when no request has the copy's slot."""
-        while copy.serving:
-            copy.leaving = asyncio.Event()
-            await copy.leaving.wait()
 
     @contextmanager
     def serve(self, copy: Copy) -> Iterator[None]:

@@ -237,7 +237,9 @@ class Climber:
             return
         told = Internal(f"adapter {copy.adapter!r}", "could not be put into its slot; see the log")
         arrival.lose(error if isinstance(error, MintError) else told)
-        await self._books.left(copy)
+        while copy.serving:
+            copy.leaving = asyncio.Event()
+            await copy.leaving.wait()
         self._books.unpin(copy)
         self._books.unseat(copy)
 

@@ -234,7 +234,8 @@ class Slots:
 
 def _tell(arrival: Arrival, begin: Callable[[int], None], start: int, nbytes: int) -> None:
     """A run that begins at an element of its row has come so far; the tables know of it before anybody reads it."""
-    begin(start)
+    if not arrival.begun:
+        begin(start)
     arrival.reach(nbytes)
 
 
