@@ -113,17 +113,18 @@ class TestAStepOfOwnKernels:
 
 
 class Disk:
-    """Gives the first piece of a file, and the others when it is told to; or none of them."""
+    """Gives the first pieces of a file, and the others when it is told to; or none of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.slow = self.broken = False
+        self.gives = 1
         self.asked, self.open = threading.Event(), threading.Event()
         self._bring, self._pieces = remapping.bring_back, 0
         monkeypatch.setattr(remapping, "bring_back", self._piece)
 
     def _piece(self, address: int, nbytes: int) -> None:
         self._pieces = self._pieces + 1 if self.slow else 0
-        if self._pieces > 1:
+        if self._pieces > self.gives:
             self.asked.set()
             assert self.open.wait(60)
             if self.broken:
@@ -201,9 +202,11 @@ def begun(engine: Engine) -> bool:
     return any(copy.arrival and copy.serving for copy in engine.residency.books.in_slots.values())
 
 
+@pytest.mark.parametrize("pieces", [0, 1, 2])
 async def test_a_request_begins_with_what_has_come_and_is_answered_right(
-    engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]]
+    engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]], pieces: int
 ) -> None:
+    disk.gives = pieces
     asked = asyncio.create_task(engine.ask(NAMES[0], PROMPT, COUNT))
     await until(lambda: begun(engine) and engine.stepper.load.running)
     assert not disk.open.is_set()
@@ -249,9 +252,11 @@ async def test_a_slot_is_nobody_elses_while_an_adapter_comes_into_it(
     assert (await other).tokens == truth[NAMES[1]]
 
 
+@pytest.mark.parametrize("pieces", [0, 1])
 async def test_what_never_comes_fails_those_who_began_and_nobody_else(
-    engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]]
+    engine: Engine, disk: Disk, truth: dict[str, tuple[int, ...]], pieces: int
 ) -> None:
+    disk.gives = pieces
     several = [asyncio.create_task(fails(engine)) for _ in range(2)]
     await until(lambda: engine.residency.books.serving == 2)
     disk.broken = True

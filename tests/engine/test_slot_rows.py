@@ -255,7 +255,7 @@ def test_what_has_begun_to_come_from_a_file_is_never_copied_into_its_place(
     monkeypatch.setattr(remapping, "bring_back", bring)
     with pytest.raises(LostBlock):
         slots.load(0, packed, arrival=Arrival(lambda: begun.append(slots.part(0, 0) is not None)))
-    assert begun == [True], "its tables were there before its first piece was told"
+    assert begun == [True], "its tables were there before anything was told"
     assert pieces == [HUGE, packed.header.file_bytes - HUGE]
 
 
@@ -321,6 +321,23 @@ def test_pages_that_can_not_be_moved_leave_zeros_in_their_place() -> None:
     assert not put_pages(memory.ctypes.data, memory.ctypes.data + PAGE, HUGE)
     assert not memory[:HUGE].any()
     assert memory[HUGE:].all()
+
+
+def test_whoever_waits_for_a_file_hears_of_each_large_page_once_it_is_there(tmp_path: Path) -> None:
+    size = 5 * HUGE + PAGE
+    memory, path, told = reserve(size), tmp_path / "file", list[int]()
+
+    def tell(present: int) -> None:
+        told.append(present)
+        assert remapping.bytes_in_memory(memory.ctypes.data, size) >= present
+
+    path.write_bytes(os.urandom(size))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert put_file(memory.ctypes.data, file.fileno(), size, tell)
+    assert told == [0, *range(HUGE, size, HUGE), size]
+    assert memory.tobytes() == path.read_bytes()
 
 
 def test_what_can_not_be_mapped_is_told_and_leaves_zeros() -> None:

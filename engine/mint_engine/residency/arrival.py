@@ -18,9 +18,10 @@ class Arrival:
     """How much of one adapter is in its slot. One thread tells, any may look."""
 
     def __init__(self, on_begin: Callable[[], None]) -> None:
-        """`on_begin` is called once, on the thread that tells, when the slot's tables and a first piece are there."""
+        """`on_begin` is called once, on the thread that tells, when the slot's tables are there."""
         self._come = np.zeros(1, dtype=np.int64)  # bytes of the row; kernels read it
         self._on_begin = on_begin
+        self.begun = False  # its slot's tables are there, and what is in memory of it is told
         self.error: MintError | None = None  # why no more will come
 
     @property
@@ -29,19 +30,15 @@ class Arrival:
         return int(self._come.ctypes.data)
 
     @property
-    def begun(self) -> bool:
-        """Whether its slot's tables, and some of it, are there."""
-        return bool(self._come[0])
-
-    @property
     def whole(self) -> bool:
         """Whether all of it is there."""
         return int(self._come[0]) == _WHOLE
 
     def reach(self, nbytes: int) -> None:
-        """So many bytes of the row are in memory by now."""
-        begun, self._come[0] = self.begun, nbytes
-        if not begun:
+        """So many bytes of the row are in memory by now, none at first."""
+        self._come[0] = nbytes
+        if not self.begun:
+            self.begun = True
             self._on_begin()
 
     def end(self) -> None:

@@ -204,7 +204,7 @@ class Climber:
         self._table.moved()  # it may be this slot's turn next
 
     async def _fill(self, slot: int, copy: Copy, packed: Packed) -> None:
-        """Put an adapter into a slot; requests may have the slot as soon as its first piece is there."""
+        """Put an adapter into a slot; requests may have the slot as soon as its file begins to come."""
         if packed.file is None or packed.nbytes <= HUGE or not self._may_begin(copy):
             await self._copy(lambda: self._memory.load(slot, packed))
             return

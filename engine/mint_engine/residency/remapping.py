@@ -12,11 +12,15 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 
 HUGE = 2 << 20  # bytes of a large page, to which addresses and offsets in a file must agree
 PAGE = mmap.PAGESIZE
+# Bytes at the beginning of what somebody waits for, of which each large page is read by itself: what is read ahead
+# comes as one, up to four of them, the first as late as the last.
+_ALONE = 2 * HUGE
 
 # Linux's own numbers (include/uapi/asm-generic/mman-common.h, mman.h); Python 3.11 names none of them.
 _MAP_FIXED, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MLOCK_ONFAULT = 0x10, 22, 23, 0x01
@@ -53,24 +57,38 @@ def put_file(address: int, descriptor: int, nbytes: int, told: Callable[[int], N
     """Let a file's first bytes take the place of what is at `address`, present so that no reader waits for a disk.
 
     What is written there later stays there and does not reach the file. `told` hears how many are present, piece by
-    piece. False, and zeros in its place, where this system can not do it. Raises OSError, with zeros in its place,
-    where the file can not be read.
+    piece, and before the first of them. False, and zeros in its place, where this system can not do it. Raises
+    OSError, with zeros in its place, where the file can not be read.
     """
-    present, each = 0, HUGE if told else nbytes
     try:
         _map(address, nbytes, mmap.MAP_PRIVATE | _MAP_FIXED, descriptor)
         _madvise(address, nbytes, mmap.MADV_HUGEPAGE)
-        while present < nbytes:
-            bring_back(address + present, min(each, nbytes - present))
-            present = min(present + each, nbytes)
-            if told:
-                told(present)
+        _try_populating()
     except OSError as error:
         put_zeros(address, nbytes)
-        if not present and error.errno in {errno.EINVAL, errno.ENODEV, errno.EPERM, errno.EACCES}:
+        if error.errno in {errno.EINVAL, errno.ENODEV, errno.EPERM, errno.EACCES}:
             return False
         raise
+    try:
+        _bring_pieces(address, nbytes, told)
+    except OSError:
+        put_zeros(address, nbytes)
+        raise
     return True
+
+
+def _bring_pieces(address: int, nbytes: int, told: Callable[[int], None] | None) -> None:
+    if told is None:
+        bring_back(address, nbytes)
+        return
+    told(0)
+    alone = min(nbytes, _ALONE)
+    for advice, first, stop in (mmap.MADV_RANDOM, 0, alone), (mmap.MADV_NORMAL, alone, nbytes):
+        _madvise(address, nbytes, advice)
+        for present in range(first, stop, HUGE):
+            size = min(HUGE, nbytes - present)
+            bring_back(address + present, size)
+            told(present + size)
 
 
 def put_pages(address: int, source: int, nbytes: int) -> bool:
@@ -141,6 +159,13 @@ def bytes_in_memory(address: int, nbytes: int) -> int:
     if _libc.mincore(address, nbytes, found.ctypes.data):
         raise _error()
     return min(int((found & 1).sum()) * PAGE, nbytes)
+
+
+@cache
+def _try_populating() -> None:
+    """Raise OSError where this system populates no mapping: once a step waits for a file's pieces they must come."""
+    page = np.frombuffer(mmap.mmap(-1, PAGE), dtype=np.uint8)
+    _madvise(page.ctypes.data, PAGE, _MADV_POPULATE_READ)
 
 
 @contextmanager
