@@ -57,10 +57,11 @@ inline Heights heights(const bf16* x, int64_t ld, int64_t count, int64_t depth) 
   return {x, ld, count, room.data()};
 }
 
-// sums [32, 48] of 32 rows, in six registers. Not `FRESH`: they are added to. Between products `bring` is told how
-// many sixths of a panel's DEEP inputs they were.
+// sums [32, 48] of twice 16 rows, in six registers. Not `FRESH`: they are added to. Between products `bring` is told
+// how many sixths of a panel's DEEP inputs they were.
 template <bool FRESH, typename F>
-inline void sum_two(const bf16* x, int64_t ld, const bf16* panel, int64_t depth, float* sums, F& bring) {
+inline void sum_two(const bf16* x, const bf16* next, int64_t ld, const bf16* panel, int64_t depth, float* sums,
+                    F& bring) {
   constexpr int64_t WIDTH = 16 * BESIDE, FAR = WIDTH * sizeof(float), PAIRS = WIDTH * 2 * sizeof(bf16);
   float* below = sums + HEIGHT * WIDTH;
   if constexpr (FRESH) {
@@ -75,7 +76,7 @@ inline void sum_two(const bf16* x, int64_t ld, const bf16* panel, int64_t depth,
     _tile_loadd(7, panel, PAIRS); _tile_dpbf16ps(0, 6, 7); bring(1);
     _tile_loadd(7, panel + 32, PAIRS); _tile_dpbf16ps(1, 6, 7); bring(1);
     _tile_loadd(7, panel + 64, PAIRS); _tile_dpbf16ps(2, 6, 7); bring(1);
-    _tile_loadd(6, x + HEIGHT * ld + i, apart);
+    _tile_loadd(6, next + i, apart);
     _tile_dpbf16ps(5, 6, 7); bring(1);
     _tile_loadd(7, panel + 32, PAIRS); _tile_dpbf16ps(4, 6, 7); bring(1);
     _tile_loadd(7, panel, PAIRS); _tile_dpbf16ps(3, 6, 7); bring(1);
@@ -123,12 +124,13 @@ template <bool FRESH, typename F>
 inline void sum_rows(const Heights& x, int64_t from, const bf16* panel, int64_t depth, float* sums, F& bring) {
   constexpr int64_t WIDTH = 16 * BESIDE;
   const int64_t whole = x.count / HEIGHT * HEIGHT;
-  const bf16* rows = x.rows + from;
-  int64_t row = 0;
-  for (; row + 2 * HEIGHT <= whole; row += 2 * HEIGHT)
-    sum_two<FRESH>(rows + row * x.ld, x.ld, panel, depth, sums + row * WIDTH, bring);
-  for (; row < whole; row += HEIGHT) sum_one<FRESH>(rows + row * x.ld, x.ld, panel, depth, sums + row * WIDTH, bring);
-  if (x.rest) sum_one<FRESH>(x.rest + from, x.ld, panel, depth, sums + whole * WIDTH, bring);
+  const auto at = [&](int64_t row) { return (row < whole ? x.rows + row * x.ld : x.rest) + from; };
+  for (int64_t row = 0; row < x.count; row += 2 * HEIGHT) {
+    if (row + HEIGHT < x.count)
+      sum_two<FRESH>(at(row), at(row + HEIGHT), x.ld, panel, depth, sums + row * WIDTH, bring);
+    else
+      sum_one<FRESH>(at(row), x.ld, panel, depth, sums + row * WIDTH, bring);
+  }
 }
 
 // sums [rows, 48] = x panel, rows rounded up to whole registers; not `FRESH`: are added to. Needs `Matrices`. Many
