@@ -31,6 +31,16 @@ def give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + LOWER)
 
 
+def leave_cores(loop: asyncio.AbstractEventLoop) -> None:
+    """From now on the calling thread, which is the loop's, and those of `asyncio.to_thread` compute alone.
+
+    Each would have a team of its own, and with more threads than cores a step's sleep where they wait for each other
+    (see `end_team`): of steps beside rollouts one in ten took half as long again.
+    """
+    compute_alone()
+    loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio", initializer=compute_alone))
+
+
 _threads = ThreadPoolExecutor(THREADS, "aside", initializer=give_way)
 
 

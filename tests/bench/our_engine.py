@@ -21,7 +21,7 @@ from mint_contracts.source import Source, child
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
-from mint_engine.aside import aside
+from mint_engine.aside import aside, leave_cores
 from mint_engine.build import build
 from mint_engine.policies.revisions import publish
 from mint_engine.policies.series import Name
@@ -65,6 +65,7 @@ class Engine:
             tensor_parallel_size=setup.ranks,
         )
         self._base, self._slots, generation = build(settings, Path(setup.base), Limits(), threads=setup.threads)
+        leave_cores(loop)
         loader = Loader(
             DiskTier(Path(setup.cache), setup.disk_bytes),
             Fit(modules=self._slots.modules, max_rank=setup.max_rank),

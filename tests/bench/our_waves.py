@@ -22,6 +22,7 @@ from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Reward, Train, TrainSampling
 from mint_engine.adapters.packed import Packed
+from mint_engine.aside import leave_cores
 from mint_engine.build import build
 from mint_engine.examples.example import Example
 from mint_engine.examples.render import Renderer
@@ -98,6 +99,7 @@ class Engine:
             trainers.append(Trainer(base, slots.modules, setup.max_rank))
 
         base, self._slots, generation = build(settings, Path(setup.base), equip=equip)
+        leave_cores(loop)
         updates = Updates(trainers[0])
         self.compute = trainers[0].compute
 
@@ -154,11 +156,15 @@ class Engine:
 
         await self._means.desk.call(give)
         first, step = await self._first(name, f"{name}@9.{number}", lessons.slot, prompt)
-        run = await self._means.desk.call(lambda trainer: trainer.policy(name).weights.to("cpu", self._slots.dtype))
-        copy = run.clone()
-        started = time.perf_counter()
-        copy.copy_(run)
-        memcpy = time.perf_counter() - started
+
+        def copy(trainer: Trainer) -> float:
+            run = trainer.policy(name).weights.to("cpu", self._slots.dtype)
+            into = run.clone()
+            started = time.perf_counter()
+            into.copy_(run)
+            return time.perf_counter() - started
+
+        memcpy = await self._means.desk.call(copy)
         return {"first": first - begun[0], "step": step, "memcpy": memcpy}
 
     async def tenants(self, *, train: int, tokens: int, seconds: float) -> Answer:

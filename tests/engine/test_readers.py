@@ -10,7 +10,7 @@ import torch
 
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
-from mint_engine.aside import LOWER
+from mint_engine.aside import LOWER, leave_cores
 from mint_engine.residency.readers import Readers
 from tests.engine.test_brought_ahead import ahead
 from tests.engine.test_changing_sources import OFTEN, answers, change
@@ -42,6 +42,20 @@ async def test_each_computes_on_one_core_and_nobody_else_does_for_that(source: S
     later.start()
     later.join()
     assert found == [2], "nor any thread that begins after it"
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_loop_that_leaves_cores_to_steps_computes_on_one_as_do_its_threads() -> None:
+    async def ask() -> tuple[int, int]:
+        leave_cores(asyncio.get_running_loop())
+        return torch.get_num_threads(), await asyncio.to_thread(torch.get_num_threads)
+
+    found: list[tuple[int, int]] = []
+    loops = threading.Thread(target=lambda: found.append(asyncio.run(ask())))
+    loops.start()
+    loops.join()
+    assert found == [(1, 1)]
+    assert torch.get_num_threads() == 2, "whoever steps has all of them"
 
 
 @pytest.mark.parametrize("source", [HERE, FAR])

@@ -13,6 +13,7 @@ from mint_contracts.errors import CapacityExceeded, Internal, MintError, Overloa
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_engine.adapters.packed import Packed
+from mint_engine.model.device import compute_alone
 from mint_engine.residency import metrics
 from mint_engine.residency.arrival import Arrival
 from mint_engine.residency.books import Books
@@ -76,7 +77,7 @@ class Climber:
         self._on_aside, self._follows = on_aside, follows
         self._books, self._table, self._memory, self._loader = books, table, memory, loader
         self._readers = readers
-        self._copying = ThreadPoolExecutor(COPY_THREADS, thread_name_prefix="copy")
+        self._copying = ThreadPoolExecutor(COPY_THREADS, "copy", initializer=compute_alone)
         # A device of its own has its own time, and what copies to it wants to keep up with it.
         self._gentle = Gentle(lambda: not (books.in_haste or books.host.pinned), COPY_THREADS)
 
