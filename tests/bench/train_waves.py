@@ -38,7 +38,7 @@ def _both_ways(bench: Bench) -> tuple[dict[str, list[float]], str]:
     """Seconds of a step of the policies together, and of theirs one after another; and what bounds them here."""
     with scratch("waves") as cache, _engine(bench, str(cache), FEW) as ours:
         bench.start(ours)
-        _step(bench, ours, 1, 0, together=True)
+        _step(bench, ours, FEW, 0, together=True)
         ways = {"together": True, "in turn": False}
         sides = {name: partial(_round, bench, ours, FEW, together) for name, together in ways.items()}
         rounds = take_turns(bench.rounds, sides)
@@ -54,7 +54,7 @@ def _many(bench: Bench) -> list[Row]:
     """Seconds a policy, of smaller steps: 64 policies of the others' size would take ten minutes a round."""
     with scratch("waves") as cache, _engine(bench, str(cache), MANY) as ours:
         bench.start(ours)
-        _step(bench, ours, 1, 0, together=True, prompts=1)
+        _step(bench, ours, MANY, 0, together=True, prompts=1)
         sides = {str(count): partial(_round, bench, ours, count, True, prompts=1) for count in (MANY, FEW)}
         rounds = take_turns(bench.rounds, sides)
     many, few = ([seconds / count for seconds in rounds[str(count)]] for count in (MANY, FEW))
@@ -66,7 +66,7 @@ def _against_trl(bench: Bench) -> list[Row]:
     with scratch("waves") as cache, _engine(bench, str(cache), FEW) as ours, _trl(bench) as trl:
         for side in (ours, trl):
             bench.start(side)
-        _step(bench, ours, 1, 0, together=True)
+        _step(bench, ours, FEW, 0, together=True)
         _trl_step(bench, trl, 0)
         rounds = take_turns(
             bench.rounds, {"ours": partial(_round, bench, ours, FEW, True), "trl": partial(_trl_step, bench, trl)}
