@@ -87,7 +87,7 @@ e2e: env tools kernels ## The tests on a real cluster
 
 # make bench ONLY=serve ROUNDS=5 DEVICE=cuda MODEL=path/to/base: a part, more rounds, another device, another base.
 .PHONY: bench
-bench: env tools kernels ## Measure what the README promises of speed, against its peers (ROUNDS=1: 42 minutes on two idle cores)
+bench: env tools kernels ## Measure what the README promises of speed, against its peers (ROUNDS=1: some 40 minutes on two idle cores)
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DEVICE),--device $(DEVICE)) $(if $(MODEL),--model $(MODEL))
 
 # make bench-scale QUICK=1 ONLY=catalog: a hundredth of it, or a part.
