@@ -31,13 +31,14 @@ def give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + LOWER)
 
 
-def leave_cores(loop: asyncio.AbstractEventLoop) -> None:
-    """From now on the calling thread, which is the loop's, and those of `asyncio.to_thread` compute alone.
+def leave_cores() -> None:
+    """From now on the running loop's thread and those of `asyncio.to_thread` compute alone; a base is loaded before.
 
     Each would have a team of its own, and with more threads than cores a step's sleep where they wait for each other
     (see `end_team`): of steps beside rollouts one in ten took half as long again.
     """
     compute_alone()
+    loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix="asyncio", initializer=compute_alone))
 
 

@@ -17,6 +17,7 @@ from mint_contracts.records import MOST_TOLD, Assignment, EngineRecord, Failure,
 from mint_contracts.training_records import Progress, TrainAssignment, WaveTraining
 from mint_engine.adapters.check import Fit
 from mint_engine.agent import Agent, Body
+from mint_engine.aside import leave_cores
 from mint_engine.beforehand import check_small_files
 from mint_engine.environment import Start
 from mint_engine.parallel.ahead import Muster
@@ -130,6 +131,7 @@ class Process:
             look = partial(check_small_files, self._start.settings)
             path = await asyncio.to_thread(fetch_base, source, cache, look, self._rising)
             await self._server.load(path, self._make_residency, self._rising)
+            leave_cores()
             self._open_training()
         except MintError as error:
             await asyncio.to_thread(self._put_away, error)

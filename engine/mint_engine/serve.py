@@ -20,7 +20,6 @@ from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_p
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
 from mint_contracts.transport import SERVER_OPTIONS, TRAINER_OPTIONS
 from mint_engine import metrics
-from mint_engine.aside import leave_cores
 from mint_engine.build import build
 from mint_engine.examples.render import Renderer
 from mint_engine.model.base import Base
@@ -162,7 +161,6 @@ class EngineServer:
             muster=self._muster,
             headway=headway,
         )
-        leave_cores(loop)
         try:
             holder = make_holder(slots)
         except BaseException:  # other ranks would stay, beside those that the next load starts

@@ -65,7 +65,7 @@ class Engine:
             tensor_parallel_size=setup.ranks,
         )
         self._base, self._slots, generation = build(settings, Path(setup.base), Limits(), threads=setup.threads)
-        leave_cores(loop)
+        leave_cores()
         loader = Loader(
             DiskTier(Path(setup.cache), setup.disk_bytes),
             Fit(modules=self._slots.modules, max_rank=setup.max_rank),

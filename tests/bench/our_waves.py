@@ -99,7 +99,7 @@ class Engine:
             trainers.append(Trainer(base, slots.modules, setup.max_rank))
 
         base, self._slots, generation = build(settings, Path(setup.base), equip=equip)
-        leave_cores(loop)
+        leave_cores()
         updates = Updates(trainers[0])
         self.compute = trainers[0].compute
 

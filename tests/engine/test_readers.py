@@ -47,7 +47,7 @@ async def test_each_computes_on_one_core_and_nobody_else_does_for_that(source: S
 @pytest.mark.usefixtures("two_threads")
 def test_a_loop_that_leaves_cores_to_steps_computes_on_one_as_do_its_threads() -> None:
     async def ask() -> tuple[int, int]:
-        leave_cores(asyncio.get_running_loop())
+        leave_cores()
         return torch.get_num_threads(), await asyncio.to_thread(torch.get_num_threads)
 
     found: list[tuple[int, int]] = []
