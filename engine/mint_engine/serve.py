@@ -75,7 +75,7 @@ class EngineServer:
         self._watch: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
         self._updates: Updates | None = None
-        self.trainer = TrainerService()
+        self.trainer = TrainerService(settings.base_model, services.engine)
         self.port = 0
         self.stopping = False  # the drain's time is up, or everything has ended
         self.lost = asyncio.Event()  # a rank has ended, or the device: this engine can not go on

@@ -64,7 +64,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
 
     def __init__(self, settings: EngineSettings, engine: str) -> None:
         self._settings = settings
-        self._engine = engine
+        self.engine = engine
         self._lives: set[asyncio.Task[None]] = set()
         self.parts: Parts | None = None  # None until the base is loaded
         self.draining = False
@@ -94,7 +94,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             self._lives.add(life)
             life.add_done_callback(self._lives.discard)
             first, ended = True, 0
-            async for event in answer(asked, inbox, self._engine, self._settings.base_model, parts.spelling):
+            async for event in answer(asked, inbox, self.engine, self._settings.base_model, parts.spelling):
                 kind = event.WhichOneof("event")
                 if kind == "chunk":
                     if first:
@@ -120,7 +120,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
     ) -> engine_pb2.EngineInfo:
         """What this engine is and how busy."""
         info = engine_pb2.EngineInfo(
-            engine=self._engine,
+            engine=self.engine,
             base_model=self._settings.base_model,
             device=self._settings.device,
             dtype=self._settings.dtype,
@@ -161,7 +161,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         )
 
     def _open(self) -> Parts:
-        subject = f"engine {self._engine}"
+        subject = f"engine {self.engine}"
         if self.draining:
             raise Draining(subject, "is ending; ask another engine", retry_after_s=_DRAINING_RETRY_S)
         if self.parts is None:

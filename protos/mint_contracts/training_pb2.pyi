@@ -28,10 +28,13 @@ class CreatePolicyRequest(_message.Message):
     ALPHA_FIELD_NUMBER: _builtins.int
     TARGET_MODULES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     rank: _builtins.int
     alpha: _builtins.float
     seed: _builtins.int
+    base_model: _builtins.str
+    """"namespace/name" of the BaseModel; empty at an engine, and at a gateway where one alone is served: that one."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -42,10 +45,11 @@ class CreatePolicyRequest(_message.Message):
         alpha: _builtins.float = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
         seed: _builtins.int = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "policy", b"policy", "rank", b"rank", "seed", b"seed", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_model", b"base_model", "policy", b"policy", "rank", b"rank", "seed", b"seed", "target_modules", b"target_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -59,6 +63,8 @@ class PolicyState(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     step: _builtins.int
     """Optimizer steps taken."""
@@ -66,6 +72,9 @@ class PolicyState(_message.Message):
     """The last sequence number that took effect."""
     life: _builtins.int
     """Another number each time that a policy of this name is created."""
+    engine: _builtins.str
+    """The engine that has it, and its BaseModel."""
+    base_model: _builtins.str
     def __init__(
         self,
         *,
@@ -73,14 +82,89 @@ class PolicyState(_message.Message):
         step: _builtins.int = ...,
         sequence: _builtins.int = ...,
         life: _builtins.int = ...,
+        engine: _builtins.str = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "engine", b"engine", "life", b"life", "policy", b"policy", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicyState: _TypeAlias = PolicyState  # noqa: Y015
+
+@_typing.final
+class GetPolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    life: _builtins.int
+    """As PolicyState tells it; 0: whichever is there, the latest where an engine that was away has an earlier one."""
+    base_model: _builtins.str
+    """As in CreatePolicyRequest."""
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        life: _builtins.int = ...,
+        base_model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyRequest: _TypeAlias = GetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class ListPoliciesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    base_model: _builtins.str
+    """"namespace/name" of a BaseModel; empty: of all."""
+    def __init__(
+        self,
+        *,
+        base_model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoliciesRequest: _TypeAlias = ListPoliciesRequest  # noqa: Y015
+
+@_typing.final
+class ListPoliciesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyState]: ...
+    @_builtins.property
+    def silent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Engines that may have more, and did not answer."""
+
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[Global___PolicyState] | None = ...,
+        silent: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies", b"policies", "silent", b"silent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoliciesResponse: _TypeAlias = ListPoliciesResponse  # noqa: Y015
 
 @_typing.final
 class Example(_message.Message):
@@ -149,6 +233,7 @@ class ForwardBackwardRequest(_message.Message):
     RATIO_HIGH_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     loss: _builtins.str
@@ -166,6 +251,8 @@ class ForwardBackwardRequest(_message.Message):
     """
     life: _builtins.int
     """As PolicyState tells it; 0: whichever is there."""
+    base_model: _builtins.str
+    """As in CreatePolicyRequest."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
         """At most 1,024 examples, of 262,144 tokens and 64 MiB of routes together; gradients accumulate until OptimStep."""
@@ -184,10 +271,11 @@ class ForwardBackwardRequest(_message.Message):
         ratio_high: _builtins.float = ...,
         completion_tokens: _builtins.int = ...,
         life: _builtins.int = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_high", b"clip_high", "clip_low", b"clip_low", "completion_tokens", b"completion_tokens", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "life", b"life", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "clip_high", b"clip_high", "clip_low", b"clip_low", "completion_tokens", b"completion_tokens", "examples", b"examples", "kl_coefficient", b"kl_coefficient", "life", b"life", "loss", b"loss", "policy", b"policy", "ratio_high", b"ratio_high", "ratio_low", b"ratio_low", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,6 +369,7 @@ class OptimStepRequest(_message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     learning_rate: _builtins.float
@@ -293,6 +382,8 @@ class OptimStepRequest(_message.Message):
     """0 leaves the gradient as it is."""
     life: _builtins.int
     """As PolicyState tells it; 0: whichever is there."""
+    base_model: _builtins.str
+    """As in CreatePolicyRequest."""
     def __init__(
         self,
         *,
@@ -305,10 +396,11 @@ class OptimStepRequest(_message.Message):
         weight_decay: _builtins.float = ...,
         max_grad_norm: _builtins.float = ...,
         life: _builtins.int = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "life", b"life", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate", "base_model", b"base_model", "beta1", b"beta1", "beta2", b"beta2", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "life", b"life", "max_grad_norm", b"max_grad_norm", "policy", b"policy", "sequence", b"sequence", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
@@ -349,20 +441,24 @@ class SaveStateRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     life: _builtins.int
     """As PolicyState tells it; 0: whichever is there."""
+    base_model: _builtins.str
+    """As in CreatePolicyRequest."""
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         sequence: _builtins.int = ...,
         life: _builtins.int = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,11 +492,14 @@ class LoadStateRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     uri: _builtins.str
     life: _builtins.int
     """As PolicyState tells it; 0: whichever is there."""
+    base_model: _builtins.str
+    """As in CreatePolicyRequest."""
     def __init__(
         self,
         *,
@@ -408,10 +507,11 @@ class LoadStateRequest(_message.Message):
         sequence: _builtins.int = ...,
         uri: _builtins.str = ...,
         life: _builtins.int = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy", "sequence", b"sequence", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy", "sequence", b"sequence", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,20 +524,24 @@ class PublishRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     sequence: _builtins.int
     life: _builtins.int
     """As PolicyState tells it; 0: whichever is there."""
+    base_model: _builtins.str
+    """As in CreatePolicyRequest."""
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         sequence: _builtins.int = ...,
         life: _builtins.int = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -471,18 +575,22 @@ class DropPolicyRequest(_message.Message):
 
     POLICY_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     life: _builtins.int
     """As PolicyState tells it; 0: whichever is there."""
+    base_model: _builtins.str
+    """As in CreatePolicyRequest."""
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         life: _builtins.int = ...,
+        base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,13 @@ if _version_not_supported:
 
 
 class TrainerStub:
-    """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
+    """The engine's primitives over one policy each, as in Tinker. The engine and the gateway both serve this: a gateway sends
+    the calls of a policy to the engine that has it, and a new one to the engine that its name means or, where that has no
+    room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
+    in several calls or to the engine itself.
+
+    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
@@ -42,6 +48,16 @@ class TrainerStub:
                 '/mint.v1.Trainer/CreatePolicy',
                 request_serializer=mint__contracts_dot_training__pb2.CreatePolicyRequest.SerializeToString,
                 response_deserializer=mint__contracts_dot_training__pb2.PolicyState.FromString,
+                _registered_method=True)
+        self.GetPolicy = channel.unary_unary(
+                '/mint.v1.Trainer/GetPolicy',
+                request_serializer=mint__contracts_dot_training__pb2.GetPolicyRequest.SerializeToString,
+                response_deserializer=mint__contracts_dot_training__pb2.PolicyState.FromString,
+                _registered_method=True)
+        self.ListPolicies = channel.unary_unary(
+                '/mint.v1.Trainer/ListPolicies',
+                request_serializer=mint__contracts_dot_training__pb2.ListPoliciesRequest.SerializeToString,
+                response_deserializer=mint__contracts_dot_training__pb2.ListPoliciesResponse.FromString,
                 _registered_method=True)
         self.ForwardBackward = channel.unary_unary(
                 '/mint.v1.Trainer/ForwardBackward',
@@ -76,7 +92,13 @@ class TrainerStub:
 
 
 class TrainerServicer:
-    """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
+    """The engine's primitives over one policy each, as in Tinker. The engine and the gateway both serve this: a gateway sends
+    the calls of a policy to the engine that has it, and a new one to the engine that its name means or, where that has no
+    room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
+    in several calls or to the engine itself.
+
+    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
@@ -84,6 +106,20 @@ class TrainerServicer:
 
     def CreatePolicy(self, request, context):
         """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPolicy(self, request, context):
+        """How far it has come: what a client needs that goes on with it, or has lost an answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicies(self, request, context):
+        """All policies of calls, by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +174,16 @@ def add_TrainerServicer_to_server(servicer, server):
                     request_deserializer=mint__contracts_dot_training__pb2.CreatePolicyRequest.FromString,
                     response_serializer=mint__contracts_dot_training__pb2.PolicyState.SerializeToString,
             ),
+            'GetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicy,
+                    request_deserializer=mint__contracts_dot_training__pb2.GetPolicyRequest.FromString,
+                    response_serializer=mint__contracts_dot_training__pb2.PolicyState.SerializeToString,
+            ),
+            'ListPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicies,
+                    request_deserializer=mint__contracts_dot_training__pb2.ListPoliciesRequest.FromString,
+                    response_serializer=mint__contracts_dot_training__pb2.ListPoliciesResponse.SerializeToString,
+            ),
             'ForwardBackward': grpc.unary_unary_rpc_method_handler(
                     servicer.ForwardBackward,
                     request_deserializer=mint__contracts_dot_training__pb2.ForwardBackwardRequest.FromString,
@@ -177,7 +223,13 @@ def add_TrainerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Trainer:
-    """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
+    """The engine's primitives over one policy each, as in Tinker. The engine and the gateway both serve this: a gateway sends
+    the calls of a policy to the engine that has it, and a new one to the engine that its name means or, where that has no
+    room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
+    in several calls or to the engine itself.
+
+    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
@@ -200,6 +252,60 @@ class Trainer:
             '/mint.v1.Trainer/CreatePolicy',
             mint__contracts_dot_training__pb2.CreatePolicyRequest.SerializeToString,
             mint__contracts_dot_training__pb2.PolicyState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mint.v1.Trainer/GetPolicy',
+            mint__contracts_dot_training__pb2.GetPolicyRequest.SerializeToString,
+            mint__contracts_dot_training__pb2.PolicyState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mint.v1.Trainer/ListPolicies',
+            mint__contracts_dot_training__pb2.ListPoliciesRequest.SerializeToString,
+            mint__contracts_dot_training__pb2.ListPoliciesResponse.FromString,
             options,
             channel_credentials,
             insecure,

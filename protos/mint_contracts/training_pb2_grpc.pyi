@@ -27,7 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TrainerStub:
-    """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
+    """The engine's primitives over one policy each, as in Tinker. The engine and the gateway both serve this: a gateway sends
+    the calls of a policy to the engine that has it, and a new one to the engine that its name means or, where that has no
+    room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
+    in several calls or to the engine itself.
+
+    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
@@ -39,6 +45,10 @@ class TrainerStub:
     def __new__(cls, channel: _aio.Channel) -> TrainerAsyncStub: ...
     CreatePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]
     """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
+    GetPolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]
+    """How far it has come: what a client needs that goes on with it, or has lost an answer."""
+    ListPolicies: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListPoliciesRequest, _training_pb2.ListPoliciesResponse]
+    """All policies of calls, by name."""
     ForwardBackward: _grpc.UnaryUnaryMultiCallable[_training_pb2.ForwardBackwardRequest, _training_pb2.ForwardBackwardResponse]
     OptimStep: _grpc.UnaryUnaryMultiCallable[_training_pb2.OptimStepRequest, _training_pb2.OptimStepResponse]
     SaveState: _grpc.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]
@@ -55,7 +65,13 @@ class TrainerStub:
 
 @_typing.type_check_only
 class TrainerAsyncStub(TrainerStub):
-    """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
+    """The engine's primitives over one policy each, as in Tinker. The engine and the gateway both serve this: a gateway sends
+    the calls of a policy to the engine that has it, and a new one to the engine that its name means or, where that has no
+    room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
+    in several calls or to the engine itself.
+
+    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
@@ -64,6 +80,10 @@ class TrainerAsyncStub(TrainerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
+    GetPolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
+    """How far it has come: what a client needs that goes on with it, or has lost an answer."""
+    ListPolicies: _aio.UnaryUnaryMultiCallable[_training_pb2.ListPoliciesRequest, _training_pb2.ListPoliciesResponse]  # type: ignore[assignment]
+    """All policies of calls, by name."""
     ForwardBackward: _aio.UnaryUnaryMultiCallable[_training_pb2.ForwardBackwardRequest, _training_pb2.ForwardBackwardResponse]  # type: ignore[assignment]
     OptimStep: _aio.UnaryUnaryMultiCallable[_training_pb2.OptimStepRequest, _training_pb2.OptimStepResponse]  # type: ignore[assignment]
     SaveState: _aio.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]  # type: ignore[assignment]
@@ -79,7 +99,13 @@ class TrainerAsyncStub(TrainerStub):
     """
 
 class TrainerServicer(metaclass=_abc_1.ABCMeta):
-    """The engine's primitives over one policy each, as in Tinker. Calls of one policy are ordered by `sequence`, from 1;
+    """The engine's primitives over one policy each, as in Tinker. The engine and the gateway both serve this: a gateway sends
+    the calls of a policy to the engine that has it, and a new one to the engine that its name means or, where that has no
+    room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
+    in several calls or to the engine itself.
+
+    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
@@ -92,6 +118,22 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]:
         """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
+
+    @_abc_1.abstractmethod
+    def GetPolicy(
+        self,
+        request: _training_pb2.GetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]:
+        """How far it has come: what a client needs that goes on with it, or has lost an answer."""
+
+    @_abc_1.abstractmethod
+    def ListPolicies(
+        self,
+        request: _training_pb2.ListPoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ListPoliciesResponse, _abc.Awaitable[_training_pb2.ListPoliciesResponse]]:
+        """All policies of calls, by name."""
 
     @_abc_1.abstractmethod
     def ForwardBackward(

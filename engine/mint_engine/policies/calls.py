@@ -26,6 +26,7 @@ class Calls:
         self._policy, self._settings = policy, settings
         self.life = self.lease = lease
         self.sequence = 0  # of the last call that took effect
+        self.step = 0  # optimizer steps taken
         self._ended = False
         self._answers: OrderedDict[int, Message] = OrderedDict()
         self._turn = asyncio.Lock()

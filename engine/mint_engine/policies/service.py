@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from mint_contracts import training_pb2 as pb
 from mint_contracts import training_pb2_grpc
 from mint_contracts.errors import (
+    BaseModelNotFound,
     EngineUnavailable,
     InvalidRequest,
     MintError,
@@ -53,6 +54,7 @@ M = TypeVar("M", bound=Message)
 _Ordered = (
     pb.ForwardBackwardRequest | pb.OptimStepRequest | pb.SaveStateRequest | pb.LoadStateRequest | pb.PublishRequest
 )
+_Named = _Ordered | pb.CreatePolicyRequest | pb.GetPolicyRequest | pb.DropPolicyRequest
 _Context = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger(__name__)
 
@@ -87,9 +89,10 @@ class Open:
 
 
 class TrainerService(training_pb2_grpc.TrainerServicer):
-    """The servicer. Owned by the event loop."""
+    """The servicer of an engine of `base` ("namespace/name"). Owned by the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: str, engine: str) -> None:
+        self._base, self._engine = base, engine
         self.open: Open | None = None  # None until the base is loaded
         self._calls: dict[str, Calls] = {}
         self._making: dict[Calls, asyncio.Task[None]] = {}  # whose policies are not there yet
@@ -112,7 +115,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         """A new policy; asking again for the same one, while it is new still, is no mistake."""
 
         async def work() -> pb.PolicyState:
-            here, name, told = self._open(), self._own(request.policy), settings_of(request)
+            here, name, told = self._open(), self._own(request), settings_of(request)
             known = self._calls.get(name)
             if known is None:
                 if len(self._calls) >= MOST_POLICIES:
@@ -127,7 +130,29 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                 known.check_new(told)
             if making := self._making.get(known):
                 await asyncio.shield(making)  # its client may go away: it is made, or it is not known
-            return pb.PolicyState(policy=name, life=known.life)
+            return self._told(name, known)
+
+        return await _answered(work, context)
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
+        """How far a policy has come, without waiting for the call of it that is under way."""
+
+        try:
+            self._open()
+            name = self._own(request)
+            return self._told(name, self._known(name, request.life))
+        except MintError as error:  # no log line: gateways ask every engine for what one of them has
+            await context.abort_with_status(to_status(error))
+            raise
+
+    async def ListPolicies(  # noqa: N802
+        self, request: pb.ListPoliciesRequest, context: _Context
+    ) -> pb.ListPoliciesResponse:
+        """All that are here."""
+
+        async def work() -> pb.ListPoliciesResponse:
+            self._refuse_other(request.base_model)
+            return pb.ListPoliciesResponse(policies=[self._told(*each) for each in sorted(self._calls.items())])
 
         return await _answered(work, context)
 
@@ -146,9 +171,10 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def OptimStep(self, request: pb.OptimStepRequest, context: _Context) -> pb.OptimStepResponse:  # noqa: N802
         """Take one step along the gradients."""
 
-        async def work(here: Open, _: Calls) -> pb.OptimStepResponse:
+        async def work(here: Open, calls: Calls) -> pb.OptimStepResponse:
             name, optimizer = request.policy, optimizer_of_request(request)
             step = await here.means.desk.step(name, optimizer)
+            calls.step = step.step
             return pb.OptimStepResponse(step=step.step, grad_norm=step.grad_norm, skipped=step.skipped)
 
         return await self._once(request, work, context)
@@ -182,9 +208,12 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             name = request.uri.removeprefix(prefix)
             async with here.copying(calls):
                 read = await _read(here.means.desk, policy, shelf, name)
-                told = pb.PolicyState(policy=policy, step=read.step, sequence=request.sequence, life=calls.life)
+                step = read.step  # of what the step thread owns from now on
                 await here.replace(calls, read)
+            calls.step = step
             self._follow(calls, name)
+            told = self._told(policy, calls)
+            told.sequence = request.sequence
             return told
 
         return await self._once(request, work, context)
@@ -209,7 +238,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work() -> pb.DropPolicyResponse:
             self._open()
-            name = self._own(request.policy)
+            name = self._own(request)
             if (calls := self._calls.get(name)) is not None:
                 calls.check_life(request.life)
             await self.leave(name, request.life)
@@ -272,11 +301,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
     async def _once(self, request: _Ordered, work: Callable[[Open, Calls], Awaitable[M]], context: _Context) -> M:
         async def ordered() -> M:
-            here, name = self._open(), self._own(request.policy)
-            calls = self._calls.get(name)
-            if calls is None:
-                raise PolicyNotFound(f"policy {name!r}", "is not on this engine; create it, and load what it saved")
-            calls.check_life(request.life)
+            here, name = self._open(), self._own(request)
+            calls = self._known(name, request.life)
             return await calls.once(request.sequence, lambda: work(here, calls))
 
         return await _answered(ordered, context)
@@ -292,9 +318,31 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             raise EngineUnavailable("engine", "is still loading its base model", retry_after_s=LOADING_RETRY_S)
         return self.open
 
-    def _own(self, policy: str) -> str:
-        """The policy's name, unless a wave trains it."""
-        name = check_adapter(policy)
+    def _told(self, policy: str, calls: Calls) -> pb.PolicyState:
+        return pb.PolicyState(
+            policy=policy,
+            step=calls.step,
+            sequence=calls.sequence,
+            life=calls.life,
+            engine=self._engine,
+            base_model=self._base,
+        )
+
+    def _known(self, policy: str, life: int) -> Calls:
+        calls = self._calls.get(policy)
+        if calls is None:
+            raise PolicyNotFound(f"policy {policy!r}", "is not on this engine; create it, and load what it saved")
+        calls.check_life(life)
+        return calls
+
+    def _refuse_other(self, base: str) -> None:
+        if base not in {"", self._base}:
+            raise BaseModelNotFound(f"base model {base[:300]!r}", f"is not served here; this engine has {self._base}")
+
+    def _own(self, request: _Named) -> str:
+        """The policy's name, unless it is of another base, or a wave trains it."""
+        self._refuse_other(request.base_model)
+        name = check_adapter(request.policy)
         if self.open is not None and name in self.open.waves():
             raise InvalidRequest(f"policy {name!r}", "is trained by a wave, which alone may change it")
         return name

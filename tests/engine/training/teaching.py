@@ -128,13 +128,14 @@ async def training(
     told: Train | None = None,
     *,
     clock: Callable[[], float] = time.monotonic,
+    engine: str = "tiny-0",
     **settings: Any,
 ) -> AsyncIterator[Scene]:
     """Bring one up, and end it with its books balanced and no slot lost."""
     store = Source(f"file://{folder}/runs")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"training_store": store, "host_bytes": 64 << 20, "device_slots": 10}
-    server = await listen(settings_for(base, **(options | settings)), "tiny-0", 0)
+    server = await listen(settings_for(base, **(options | settings)), engine, 0)
     disk = DiskTier(folder / "disk", 64 << 20)
 
     def make(slots: Slots) -> Residency:
