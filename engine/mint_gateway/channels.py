@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
 from mint_contracts.sampling_pb2_grpc import SamplerStub
+from mint_contracts.training_pb2_grpc import TrainerStub
 from mint_contracts.transport import CHANNEL_OPTIONS
 
 if TYPE_CHECKING:
     from mint_contracts.sampling_pb2_grpc import SamplerAsyncStub  # known to the stubs alone
+    from mint_contracts.training_pb2_grpc import TrainerAsyncStub
 
 CONNECT_TIMEOUT_MS = 1500
 MAX_MESSAGE_BYTES = 64 << 20  # log-probabilities of a long prompt come in one event
@@ -28,10 +30,17 @@ _OPTIONS = [
 ]
 
 
+class Stubs(NamedTuple):
+    """What an engine can be asked."""
+
+    sampler: "SamplerAsyncStub"
+    trainer: "TrainerAsyncStub"
+
+
 class _Entry:
     def __init__(self, address: str) -> None:
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self.stub: SamplerAsyncStub = SamplerStub(self.channel)
+        self.stubs = Stubs(SamplerStub(self.channel), TrainerStub(self.channel))
         self.users = 0
 
 
@@ -44,14 +53,14 @@ class Channels:
         self._closing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def use(self, address: str) -> AsyncIterator["SamplerAsyncStub"]:
-        """A stub for the address; its channel outlives the block, and the map's word, but not both."""
+    async def use(self, address: str) -> AsyncIterator[Stubs]:
+        """Stubs for the address; their channel outlives the block, and the map's word, but not both."""
         entry = self._entries.get(address)
         if entry is None:
             entry = self._entries[address] = _Entry(address)
         entry.users += 1
         try:
-            yield entry.stub
+            yield entry.stubs
         finally:
             entry.users -= 1
             self._drop_unused()

@@ -19,13 +19,15 @@ from mint_contracts.catalog_pb2_grpc import CatalogStub
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2_grpc import PlacementStub
 from mint_contracts.sampling_pb2_grpc import SamplerStub
-from mint_contracts.training_pb2_grpc import WavesStub
+from mint_contracts.training_pb2_grpc import TrainerStub, WavesStub
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.dialling import Trust, bearing, dial, is_hopeless
+from mint_gateway.policy import Policy
 
 PATIENCE_S = 30.0
 CALL_TIMEOUT_S = 10.0  # of one try of a call that is not a stream
 RETIRE_TIMEOUT_S = 60.0
+TRAINING_TIMEOUT_S = 60.0  # for a policy to be made
 
 _T = TypeVar("_T")
 _OURS = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}  # the caller's own doing: never retried
@@ -101,6 +103,7 @@ class Client:
         self._placement = PlacementStub(self._channel)
         self._catalog = CatalogStub(self._channel)
         self._waves = WavesStub(self._channel)
+        self._trainer = TrainerStub(self._channel)
         self._patience_s = patience_s
 
     async def __aenter__(self) -> Self:
@@ -248,6 +251,43 @@ class Client:
                 await patience.wait(error)
             finally:
                 call.cancel()
+
+    async def create_policy(
+        self,
+        name: str,
+        *,
+        base_model: str = "",
+        rank: int = 8,
+        alpha: float = 16.0,
+        target_modules: Sequence[str] = (),
+        seed: int = 0,
+    ) -> Policy:
+        """A new policy to train by calls, on a base that trains; of no `target_modules` all that the base offers."""
+        request = training_pb2.CreatePolicyRequest(
+            policy=name, rank=rank, alpha=alpha, target_modules=target_modules, seed=seed, base_model=base_model
+        )
+        state = await self._call(
+            lambda: self._trainer.CreatePolicy(request, timeout=TRAINING_TIMEOUT_S, metadata=self._metadata)
+        )
+        return self._policy(state, base_model)
+
+    async def policy(self, name: str, *, base_model: str = "") -> Policy:
+        """One that is there, to go on with. Raises PolicyNotFound."""
+        request = training_pb2.GetPolicyRequest(policy=name, base_model=base_model)
+        state = await self._call(
+            lambda: self._trainer.GetPolicy(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+        )
+        return self._policy(state, base_model)
+
+    async def policies(self, base_model: str = "") -> training_pb2.ListPoliciesResponse:
+        """Those that calls train, of one base or of all."""
+        request = training_pb2.ListPoliciesRequest(base_model=base_model)
+        return await self._call(
+            lambda: self._trainer.ListPolicies(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+        )
+
+    def _policy(self, state: training_pb2.PolicyState, base_model: str) -> Policy:
+        return Policy(self._trainer, self._metadata, self._call, state, state.base_model or base_model)
 
     def _patience(self) -> "_Patience":
         return _Patience(self._patience_s, lambda error: is_hopeless(error, self._target, self._trust))

@@ -20,6 +20,12 @@ class Metrics:
             ["code", "client"],
             registry=self.registry,
         )
+        self.training_calls = Counter(
+            "mint_gateway_training_calls",
+            "Trainer calls that ended, by call, gRPC status and whose key they bore",
+            ["call", "code", "client"],
+            registry=self.registry,
+        )
         self.unauthenticated = Counter(
             "mint_gateway_unauthenticated",
             "Calls that bore no known key, by the door that they came to",

@@ -156,8 +156,8 @@ class Router:
         trail: Trail,
     ) -> bool:
         """One engine's try. False: it failed before the first token, and another may do better."""
-        async with self._channels.use(candidate.address) as stub:
-            call = stub.Generate(request, timeout=tries.remaining_s())
+        async with self._channels.use(candidate.address) as stubs:
+            call = stubs.sampler.Generate(request, timeout=tries.remaining_s())
             try:
                 try:
                     events = await _until_first_token(call, candidate)

@@ -25,7 +25,7 @@ from mint_contracts import (
 )
 from mint_contracts.map_reader import MapReader
 from mint_contracts.train_reader import TrainReader
-from mint_contracts.transport import SERVER_OPTIONS
+from mint_contracts.transport import GATEWAY_OPTIONS, SERVER_OPTIONS
 from mint_gateway.answering import Answering
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.dates import Dates
@@ -45,6 +45,8 @@ from mint_gateway.page.overview import Overview
 from mint_gateway.route import Router
 from mint_gateway.secured import Secured
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
+from mint_gateway.trainer.forwarding import Forwarding
+from mint_gateway.trainer.servicer import TrainerServicer
 from mint_gateway.tries import Patience
 from mint_gateway.wave_servicer import WavesServicer
 from mint_gateway.wave_watch import WaveWatch
@@ -55,6 +57,7 @@ SERVICES = (
     placement_pb2.DESCRIPTOR.services_by_name["Placement"].full_name,
     catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].full_name,
     training_pb2.DESCRIPTOR.services_by_name["Waves"].full_name,
+    training_pb2.DESCRIPTOR.services_by_name["Trainer"].full_name,
 )
 
 OPEN = Secured()
@@ -66,6 +69,7 @@ class Limits(msgspec.Struct, frozen=True):
     """A gateway's bounds."""
 
     requests: int = 2048  # in flight
+    training_calls: int = 256  # in flight, beside requests
     calls: int = 256  # in flight of all others that are no streams
     patience: Patience = Patience()
     silence_s: float = 60.0  # of a client that registers
@@ -113,6 +117,7 @@ async def serve(
         PlacementServicer(router, mirror, why, calls),
         CatalogServicer(router, redis, catalogs, limits.silence_s, calls),
         WavesServicer(watch, calls),
+        TrainerServicer(Forwarding(router, mirror, channels, limits.patience), metrics, limits.training_calls, calls),
         healthy,
         [Guard(secured.access, metrics)] if secured.access else [],
     )
@@ -151,15 +156,17 @@ def _server(
     placement: PlacementServicer,
     catalog: CatalogServicer,
     waves: WavesServicer,
+    trainer: TrainerServicer,
     healthy: health.aio.HealthServicer,
     guards: Sequence[Guard],
 ) -> grpc.aio.Server:
-    options = [*SERVER_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
+    options = [*SERVER_OPTIONS, *GATEWAY_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
     server = grpc.aio.server(interceptors=guards, options=options)
     sampling_pb2_grpc.add_SamplerServicer_to_server(sampler, server)
     placement_pb2_grpc.add_PlacementServicer_to_server(placement, server)
     catalog_pb2_grpc.add_CatalogServicer_to_server(catalog, server)
     training_pb2_grpc.add_WavesServicer_to_server(waves, server)
+    training_pb2_grpc.add_TrainerServicer_to_server(trainer, server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server

@@ -40,6 +40,7 @@ class BaseRecord(_Record, frozen=True):
     catalog: Source | None = None  # where its manifests are
     engines_max: int = 0
     created: int = 0  # when its BaseModel was made, in seconds since 1970; 0: not told
+    trains: bool = False
 
 
 class Place(_Record, frozen=True, gc=False):

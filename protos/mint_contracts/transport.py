@@ -24,9 +24,13 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 MOST_ROUTE_BYTES = 64 << 20  # that one Generate tells, and one ForwardBackward takes
 
-# An engine that trains takes ForwardBackward's most tokens, 32 bytes each (two numbers of five bytes, three floats),
-# and their routes.
-TRAINER_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.max_receive_message_length", (8 << 20) + MOST_ROUTE_BYTES),)
+# ForwardBackward's most tokens, 32 bytes each (two numbers of five bytes, three floats). A gateway takes no more,
+# as it has many clients' calls at a time; an engine that trains takes their routes too.
+MOST_TOKEN_BYTES = 8 << 20
+GATEWAY_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.max_receive_message_length", MOST_TOKEN_BYTES),)
+TRAINER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MOST_TOKEN_BYTES + MOST_ROUTE_BYTES),
+)
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),

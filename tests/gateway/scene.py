@@ -21,6 +21,7 @@ from mint_gateway.secured import Secured
 from mint_gateway.server import OPEN, Gateway, Limits, serve
 from mint_gateway.tries import Patience
 from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.scripted_trainer import ScriptedTrainer
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -71,9 +72,10 @@ class Scene:
         self._stack.push_async_callback(channel.close)
         return SamplerStub(channel)
 
-    async def base(self, name: str = BASE, store: str | None = None) -> None:
+    async def base(self, name: str = BASE, store: str | None = None, *, trains: bool = False) -> None:
         """Declare a base model, as the operator does."""
-        record = BaseRecord(base_model=name, store=Source(store) if store else None, created=CREATED)
+        known = Source(store) if store else None
+        record = BaseRecord(base_model=name, store=known, created=CREATED, trains=trains)
         self.versions[name] = await self.writer.apply(name, MapChange(base=record))
 
     async def place(self, adapter: str, *engines: str, base: str = BASE, source: str = "") -> None:
@@ -100,9 +102,10 @@ class Scene:
             record = ScriptedEngine(BASE, name).record()
             await MapReporter(self.redis, BASE, name).report(record, [], [], full=True)
 
-    async def engine(self, name: str, base: str = BASE) -> ScriptedEngine:
+    async def engine(self, name: str, base: str = BASE, *, trains: bool = False) -> ScriptedEngine:
         """Start an engine."""
         engine = ScriptedEngine(base, name)
+        engine.trainer = ScriptedTrainer() if trains else None
         await engine.start(self.redis)
         self._stack.push_async_callback(engine.stop)
         return engine

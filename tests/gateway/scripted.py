@@ -9,13 +9,14 @@ from typing import Any
 import grpc
 from redis.asyncio import Redis
 
-from mint_contracts import sampling_pb2, sampling_pb2_grpc
+from mint_contracts import sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
 from mint_contracts.errors import MintError
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord, Failure, Held, Tier
 from mint_contracts.source import Source
 from mint_contracts.transport import SERVER_OPTIONS
 from mint_contracts.wire import to_status
+from tests.gateway.scripted_trainer import ROOM, ScriptedTrainer
 
 HEARTBEAT_S = 1.0
 _incarnations = itertools.count(1)
@@ -38,6 +39,7 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         self.ready, self.running = True, 0
         self.reported_full = self.map_version = 0
         self.failure: Failure | None = None
+        self.trainer: ScriptedTrainer | None = None  # set before it starts
         self.held: dict[str, Held] = {}
         self.address = ""
         self._incarnation, self._sequence = next(_incarnations), 0
@@ -101,6 +103,8 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
         """Serve, on the same port as before if there was one."""
         self._server = grpc.aio.server(options=list(SERVER_OPTIONS))
         sampling_pb2_grpc.add_SamplerServicer_to_server(self, self._server)
+        if self.trainer is not None:
+            training_pb2_grpc.add_TrainerServicer_to_server(self.trainer, self._server)
         port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
         await self._server.start()
@@ -165,4 +169,5 @@ class ScriptedEngine(sampling_pb2_grpc.SamplerServicer):
             map_version=self.map_version,
             sequence=self._sequence,
             failure=self.failure,
+            policy_room=ROOM if self.trainer is not None else None,
         )

@@ -1,20 +1,23 @@
 """Two tenants who have the same things, by names that tell whose, and share a base; each has a scoped key."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+import pytest
 
 from mint_contracts import keys
 from mint_contracts.catalog_pb2 import RegisterRequest
+from mint_contracts.errors import MintError
 from mint_contracts.records import BaseRecord, Held, MapChange, Place, Placement, Tier, WaveRecord
 from mint_contracts.source import Source, child
 from mint_contracts.train_writer import TrainWriter
 from mint_contracts.training import Dataset, Policies, Train
+from mint_contracts.training_pb2 import PolicyState
 from mint_contracts.training_records import Progress, Stage, TrainChange, WaveTraining
 from mint_gateway.client import Client
 from mint_gateway.scopes import SCOPES_FILE
@@ -22,11 +25,13 @@ from mint_gateway.secured import Secured
 from tests.gateway.catalogs import entry, lines
 from tests.gateway.scene import LIMITS, Scene
 from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.scripted_trainer import ScriptedTrainer
 from tests.gateway.secrets import mount
 from tests.waiting import until
 
 SHARED = "models/base"
 TENANTS = ("acme", "rival")
+NOBODY = "nobody"  # of whom there is nothing
 STORE = Source("s3://store/adapters")
 SCOPES = {tenant: {"adapters": [f"{tenant}/"], "namespaces": [tenant, "models"]} for tenant in TENANTS}
 
@@ -44,7 +49,8 @@ class Tenants:
     """A gateway with a key for each tenant, and one for `admin` that has no scope.
 
     Over the shared base each tenant T has T/bot (placed, for waves of both), T/twin (placed also on the other's own
-    base), T/made (published), T/cat and T/dog (in the catalog), the waves T/wave (waiting) and T/lessons (training).
+    base), T/made (published by a policy of calls), T/cat and T/dog (in the catalog), the waves T/wave (waiting) and
+    T/lessons (training).
     """
 
     def __init__(self, scene: Scene, stack: AsyncExitStack, folder: Path) -> None:
@@ -58,11 +64,13 @@ class Tenants:
         secured = Secured.by(None, mount(self._folder / "keys", names), self.scope(SCOPES))
         await self._declare()
         for base in (SHARED, *map(own, TENANTS)):
-            self.engines[base] = await self.scene.engine(f"e-of-{base.partition('/')[0]}", base)
+            name = f"e-of-{base.partition('/')[0]}"
+            self.engines[base] = await self.scene.engine(name, base, trains=base == SHARED)
         for tenant in TENANTS:
             made = Source(f"s3://training/{tenant}/made/1")
             held = Held(f"{tenant}/made", made, Tier.DISK, revision=f"sha256:of-{tenant}", published=True)
             self.engines[SHARED].held[f"{tenant}/made"] = held
+            self.trainer.policies[held.adapter] = PolicyState(policy=held.adapter, life=7, base_model=SHARED)
         await self.engines[SHARED].report()
         await self.scene.open(LIMITS, secured, key=key_of("admin"))
         for who in names:
@@ -73,6 +81,13 @@ class Tenants:
             await until(lambda base=base: self._complete(base))  # type: ignore[misc]
         told = lines([entry(f"{tenant}/{name}", "r1") for tenant in TENANTS for name in ("cat", "dog")])
         await self.clients["admin"].register(stream(RegisterRequest(base_model=SHARED, lines=told)))
+
+    @property
+    def trainer(self) -> ScriptedTrainer:
+        """That of the shared base's engine."""
+        trainer = self.engines[SHARED].trainer
+        assert trainer is not None
+        return trainer
 
     def scope(self, told: object) -> Path:
         """Put these scopes in place of those before."""
@@ -96,7 +111,7 @@ class Tenants:
     async def _declare(self) -> None:
         for base, store in ((SHARED, None), *((own(tenant), STORE) for tenant in TENANTS)):
             catalog = Source(f"file://{self._folder}/catalogs/{base}")
-            record = BaseRecord(base, store, catalog=catalog, device_slots=4, engines_max=2)
+            record = BaseRecord(base, store, catalog=catalog, device_slots=4, engines_max=2, trains=base == SHARED)
             await self._apply(base, MapChange(base=record))
         for number, (tenant, other) in enumerate((TENANTS, TENANTS[::-1]), start=1):
             place = (Place("e-of-models", Tier.DEVICE, "spread"),)
@@ -134,6 +149,16 @@ class Tenants:
 
     async def _complete(self, base: str) -> bool:
         return bool(await self.scene.redis.hget(keys.catalog(base), "complete") == "1")
+
+
+Check = Callable[[Tenants, str, str], Awaitable[None]]  # one tenant's, who asks, and the other's
+
+
+async def refused(asking: Awaitable[object], name: str) -> tuple[str, str]:
+    """The error's kind and words, without the name that was asked for."""
+    with pytest.raises(MintError) as refusal:
+        await asking
+    return refusal.value.reason, str(refusal.value).replace(name, "NAME")
 
 
 def lessons(tenant: str, phase: str = "Training") -> WaveTraining:

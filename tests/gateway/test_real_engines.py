@@ -95,7 +95,7 @@ async def engines(
         for name in ("e-0", "e-1"):
             started[name] = Process(name, told, own_redis.url, tmp_path)
             stack.callback(started[name].kill)
-        await fragile.base(store=store.uri)
+        await fragile.base(store=store.uri, trains=True)
         for name, adapter in zip(started, ADAPTERS, strict=True):
             source = child(store, adapter)
             await fragile.place(adapter, name, source=source.uri)
@@ -199,12 +199,13 @@ async def test_what_calls_publish_is_served_by_way_of_the_gateway_also_when_its_
     policy = "acme/taught"
     with pytest.raises(errors.AdapterNotFound):
         await ask(fragile.client, policy)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{engines['e-0'].port}") as channel:
+    async with grpc.aio.insecure_channel(fragile.target) as channel:
         trainer = training_pb2_grpc.TrainerStub(channel)
         published = await _taught(trainer, policy)
         await until(lambda: fragile.gateway.mirror.views[BASE].published.get(policy) == Source(published.uri))
         answer = await ask(fragile.client, policy)
-        assert (answer.engine, answer.revision) == ("e-0", published.revision)
+        trained_by = (await fragile.client.policy(policy)).engine
+        assert (answer.engine, answer.revision) == (trained_by, published.revision)
         assert "Trainer calls have published" in (await fragile.client.explain(policy)).chosen_because
 
         with pytest.raises(grpc.aio.AioRpcError) as taken:
@@ -214,10 +215,13 @@ async def test_what_calls_publish_is_served_by_way_of_the_gateway_also_when_its_
         assert f"policy {ADAPTERS[0]!r}: can't be published: adapter {ADAPTERS[0]!r} of wave" in str(refusal)
 
     # The engine dies; what it published is in the training store, from where the other one loads it.
-    engines["e-0"].kill()
+    engines[trained_by].kill()
     async with Client(fragile.target, patience_s=90.0) as patient:
         again = await ask(patient, policy)
-    assert (again.engine, again.token_ids, again.revision) == ("e-1", answer.token_ids, answer.revision)
+        assert (again.token_ids, again.revision) == (answer.token_ids, answer.revision)
+        assert again.engine != trained_by
+        with pytest.raises(errors.PolicyNotFound, match="create it, and load what it saved"):
+            await patient.policy(policy)
 
 
 async def test_what_calls_have_published_keeps_its_name_when_every_engine_starts_anew_until_it_is_dropped(

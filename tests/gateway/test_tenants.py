@@ -12,18 +12,16 @@ from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
-from mint_contracts.errors import MintError
 from mint_gateway.client import Client, question
 from mint_gateway.http.door import Door
 from mint_gateway.page.files import FILES
+from tests.gateway import trained
 from tests.gateway.catalogs import entry, lines
 from tests.gateway.scene import Scene
-from tests.gateway.tenants import SHARED, TENANTS, Tenants, key_of, own, stored, stream
+from tests.gateway.tenants import NOBODY, SHARED, TENANTS, Check, Tenants, key_of, own, refused, stored, stream
 from tests.gateway.test_cli import mint
 from tests.waiting import until
 
-NOBODY = "nobody"  # of whom there is nothing
-Check = Callable[[Tenants, str, str], Awaitable[None]]
 Ask = Callable[[str, str], Awaitable[object]]  # a name, and the base that is named with it
 
 
@@ -49,13 +47,6 @@ async def registered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr(server, "add_generic_rpc_handlers", added)
     monkeypatch.setattr(Door, "application", seen)
     return found
-
-
-async def refused(asking: Awaitable[object], name: str) -> tuple[str, str]:
-    """The error's kind and words, without the name that was asked for."""
-    with pytest.raises(MintError) as refusal:
-        await asking
-    return refusal.value.reason, str(refusal.value).replace(name, "NAME")
 
 
 async def unlearnt(ask: Ask, me: str, other: str, what: str) -> None:
@@ -368,6 +359,7 @@ CHECKS: dict[str, Check] = {
     "/mint.v1.Catalog/Retire": retire,
     "/mint.v1.Waves/WatchWave": watch_wave,
     "/mint.v1.Waves/ListWaves": list_waves,
+    **{f"/mint.v1.Trainer/{call}": check for call, check in trained.CHECKS.items()},
     "POST /v1/completions": complete,
     "POST /v1/chat/completions": chat,
     "GET /v1/models": models,

@@ -54,8 +54,8 @@ async def begun(stub: "SamplerAsyncStub", relay: Relay) -> "Call":
 async def test_a_gateway_notices_that_an_engine_has_vanished(engine: ScriptedEngine) -> None:
     used = Channels()
     with relaying(engine.address) as relay:
-        async with used.use(f"127.0.0.1:{relay.port}") as stub:
-            call = await begun(stub, relay)
+        async with used.use(f"127.0.0.1:{relay.port}") as stubs:
+            call = await begun(stubs.sampler, relay)
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await asyncio.wait_for(call.read(), LIMIT_S / 2)
         await used.close()

@@ -12,6 +12,7 @@ from mint_contracts.resources import AdapterWaveStatus, Tenant
 from mint_operator.planning.plan import plan
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import Snapshot
+from tests.operator import training_worlds
 from tests.operator.worlds import EMPTY, KEY, base, engine, homes, placed, snapshot, source, wave, written
 
 
@@ -49,6 +50,13 @@ def test_the_map_tells_when_a_base_was_made() -> None:
     change = plan(snapshot(base(1, 1), [])).changes[KEY]
     assert change.base is not None
     assert datetime.fromtimestamp(change.base.created, UTC) == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_the_map_tells_whether_a_base_trains() -> None:
+    for store in (False, True):
+        change = plan(snapshot(training_worlds.base(store=store), [])).changes[KEY]
+        assert change.base is not None
+        assert change.base.trains is store
 
 
 def test_every_place_says_why() -> None:

@@ -243,6 +243,7 @@ def _record(base: ObservedBase) -> BaseRecord:
         catalog=base.spec.catalog.source if base.spec.catalog else None,
         engines_max=max(base.spec.engine.replicas.min, base.spec.engine.replicas.max),
         created=int(base.meta.created_s),
+        trains=base.spec.training is not None,
     )
 
 

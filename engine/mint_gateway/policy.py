@@ -1,0 +1,175 @@
+"""One policy that a program trains step by step, by a gateway or an engine.
+
+async with Client("127.0.0.1:8470") as client:
+    policy = await client.create_policy("acme/haiku", rank=8)
+    await policy.forward_backward([example(prompt, completion)], loss="cross_entropy")
+    await policy.optim_step(learning_rate=1e-3)
+    await policy.publish()  # from now on whoever asks for acme/haiku gets this
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from google.protobuf.message import Message
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import Internal, InvalidRequest, MintError, OutOfOrder
+from mint_contracts.transport import MOST_TOKEN_BYTES
+
+if TYPE_CHECKING:
+    from mint_contracts.training_pb2_grpc import TrainerAsyncStub
+
+CALL_TIMEOUT_S = 30 * 60.0  # of one try: an update may wait for those of many others
+
+M = TypeVar("M", bound=Message)
+_Send = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
+
+
+def example(
+    prompt: Sequence[int],
+    completion: Sequence[int],
+    *,
+    advantage: float | None = None,
+    sampler_logprobs: Sequence[float] = (),
+) -> pb.Example:
+    """What a policy learns from one prompt and its completion (tokens, one of each at least): the completion alone.
+
+    Losses that weigh by advantage want one, and the completion's log-probabilities as an answer tells them.
+    """
+    if not prompt or not completion:
+        raise InvalidRequest("example", "needs a token of the prompt, and of the completion")
+    whole, before = [*prompt, *completion], len(prompt) - 1
+    told = pb.Example(tokens=whole[:-1], targets=whole[1:], weights=[0.0] * before + [1.0] * len(completion))
+    if advantage is not None:
+        told.advantages.extend([0.0] * before + [advantage] * len(completion))
+    if sampler_logprobs:
+        told.sampler_logprobs.extend([0.0] * before + list(sampler_logprobs))
+    return told
+
+
+class Policy:
+    """Its calls, one after another. Made by `Client.create_policy` and `Client.policy`.
+
+    A call that fails is tried again as the client does, under the same number, so that it counts once. Where that
+    ends without an answer (the time is up, the caller was cancelled), nobody knows whether it took effect: `settle`
+    asks for its answer, and no other call is sent before.
+    """
+
+    def __init__(
+        self,
+        stub: "TrainerAsyncStub",
+        metadata: tuple[tuple[str, str], ...],
+        send: _Send,
+        state: pb.PolicyState,
+        base_model: str,
+    ) -> None:
+        """`send` tries a call until it has an answer, or raises MintError."""
+        self._stub, self._metadata, self._send = stub, metadata, send
+        self.name, self.life, self.base_model, self.engine = state.policy, state.life, base_model, state.engine
+        self.sequence, self.step = state.sequence, state.step
+        self._unsettled: tuple[str, Any] | None = None
+        self._turn = asyncio.Lock()
+
+    async def forward_backward(
+        self,
+        examples: Sequence[pb.Example],
+        *,
+        loss: str,
+        clip_low: float = 0.0,
+        clip_high: float = 0.0,
+        kl_coefficient: float = 0.0,
+        ratio_low: float = 0.0,
+        ratio_high: float = 0.0,
+        completion_tokens: int = 0,
+    ) -> pb.ForwardBackwardResponse:
+        """Add the gradients of a loss over examples; what its parameters mean, ForwardBackwardRequest tells.
+
+        A batch that is too large for one call is told in several: gradients add up until the next step.
+        """
+        request = pb.ForwardBackwardRequest(
+            examples=examples,
+            loss=loss,
+            clip_low=clip_low,
+            clip_high=clip_high,
+            kl_coefficient=kl_coefficient,
+            ratio_low=ratio_low,
+            ratio_high=ratio_high,
+            completion_tokens=completion_tokens,
+        )
+        if (size := request.ByteSize()) > MOST_TOKEN_BYTES - 1024:  # room for names
+            said = f"have {size} bytes, and a call takes {MOST_TOKEN_BYTES}; tell them in several"
+            raise InvalidRequest("examples", said)
+        told: pb.ForwardBackwardResponse = await self._next("ForwardBackward", request)
+        return told
+
+    async def optim_step(
+        self,
+        *,
+        learning_rate: float = 1e-4,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        epsilon: float = 1e-12,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 0.0,
+    ) -> pb.OptimStepResponse:
+        """Take one AdamW step along the gradients; `max_grad_norm` 0 leaves them as they are."""
+        request = pb.OptimStepRequest(
+            learning_rate=learning_rate,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=epsilon,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+        )
+        told: pb.OptimStepResponse = await self._next("OptimStep", request)
+        return told
+
+    async def save_state(self) -> str:
+        """Write a checkpoint, with the optimizer's state; where it is."""
+        saved: pb.SaveStateResponse = await self._next("SaveState", pb.SaveStateRequest())
+        return saved.uri
+
+    async def load_state(self, uri: str) -> None:
+        """Go on from a checkpoint that a policy of this name has saved."""
+        await self._next("LoadState", pb.LoadStateRequest(uri=uri))
+
+    async def publish(self) -> pb.PublishResponse:
+        """Serve the weights as they are under the policy's name, from now on."""
+        told: pb.PublishResponse = await self._next("Publish", pb.PublishRequest())
+        return told
+
+    async def settle(self) -> Any:
+        """The answer to the call whose outcome is not known, as it would have had; None where there is none such."""
+        async with self._turn:
+            if self._unsettled is None:
+                return None
+            return await self._told(*self._unsettled)
+
+    async def drop(self) -> None:
+        """Let it go, and what its name means; what it has saved and published stays in the store."""
+        request = pb.DropPolicyRequest(policy=self.name, life=self.life, base_model=self.base_model)
+        await self._send(lambda: self._stub.DropPolicy(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata))
+
+    async def _next(self, call: str, request: Any) -> Any:
+        async with self._turn:
+            if self._unsettled is not None:
+                said = f"has no word yet of its call {self.sequence + 1}, a {self._unsettled[0]}; settle it first"
+                raise OutOfOrder(f"policy {self.name!r}", said)
+            request.policy, request.life, request.base_model = self.name, self.life, self.base_model
+            request.sequence = self.sequence + 1
+            return await self._told(call, request)
+
+    async def _told(self, call: str, request: Any) -> Any:
+        self._unsettled = call, request
+        try:
+            answer = await self._send(
+                lambda: getattr(self._stub, call)(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+            )
+        except MintError as error:
+            if error.terminal and not isinstance(error, Internal):  # an engine's word: it has not been
+                self._unsettled = None
+            raise
+        self._unsettled, self.sequence = None, request.sequence
+        self.step = getattr(answer, "step", self.step)
+        return answer

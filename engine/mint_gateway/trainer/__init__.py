@@ -1,0 +1,1 @@
+"""The Trainer service: calls of a policy go to the engine that has it."""

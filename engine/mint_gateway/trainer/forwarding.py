@@ -1,0 +1,168 @@
+"""Forwarding Trainer calls: to the engine that has the policy, and a new one to its home or where there is room.
+
+What an engine has done that went away before it said so nobody knows: the same call is sent again until one says,
+which its sequence number makes harmless.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grpc
+import msgspec
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import EngineUnavailable, InvalidRequest, Overloaded, PermissionDenied, PolicyNotFound
+from mint_contracts.names import check_adapter, check_base
+from mint_contracts.wire import from_rpc_error
+from mint_gateway.channels import Channels
+from mint_gateway.choose import home_order
+from mint_gateway.explain import silence
+from mint_gateway.mirror import Mirror
+from mint_gateway.route import Router
+from mint_gateway.trainer.whereabouts import ASK_S, Whereabout, Whereabouts, nowhere, trainers
+from mint_gateway.tries import Patience, Tries, lost
+from mint_gateway.view import Engine, MapView, incomplete
+
+RETRY_S = 2.0
+
+Request = (
+    pb.CreatePolicyRequest
+    | pb.GetPolicyRequest
+    | pb.ForwardBackwardRequest
+    | pb.OptimStepRequest
+    | pb.SaveStateRequest
+    | pb.LoadStateRequest
+    | pb.PublishRequest
+    | pb.DropPolicyRequest
+)
+
+
+class _Kind(NamedTuple):
+    """Of a call: whether all engines are asked who has the policy, though one is remembered, and whether one that
+    nobody has is its home's to judge."""
+
+    anew: bool = False
+    home: bool = False
+
+
+_KINDS = {
+    "CreatePolicy": _Kind(anew=True, home=True),
+    "GetPolicy": _Kind(anew=True),
+    "DropPolicy": _Kind(anew=True, home=True),  # any engine lets go of the name of what has ended with its engine
+}
+_ORDERED = _Kind()
+
+
+class Way(msgspec.Struct):
+    """How one call went, for its log line."""
+
+    call: str
+    policy: str = ""
+    base_model: str = ""
+    engine: str = ""
+
+
+class Forwarding:
+    """Sends calls to engines, from one event loop."""
+
+    def __init__(self, router: Router, mirror: Mirror, channels: Channels, patience: Patience) -> None:
+        self._router, self._mirror, self._channels, self._patience = router, mirror, channels, patience
+        self._whereabouts = Whereabouts(channels)
+
+    async def forward(self, request: Request, remaining_s: float | None, way: Way) -> Any:
+        """What the right engine answers to `way.call`; `remaining_s` is the client's deadline, if it has one.
+
+        Raises MintError for what the gateway says itself, AioRpcError for an engine's own word.
+        """
+        way.policy = check_adapter(request.policy)
+        deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
+        tries, kind = Tries(self._patience, deadline), _KINDS.get(way.call, _ORDERED)
+        if kind.anew:
+            self._whereabouts.forget(self._view(request, way).base, way.policy)
+        while True:
+            view = self._view(request, way)
+            request.base_model = view.base
+            try:
+                return await self._round(view, request, tries, way)
+            except EngineUnavailable:
+                if not await tries.wait():
+                    raise
+
+    async def list(self, base_model: str) -> pb.ListPoliciesResponse:
+        """The policies of all engines, of one base or of all, as far as the request's key opens them."""
+        if base_model:
+            views = [self._router.find(check_base(base_model), "")]
+        else:
+            views = [view for _, view in sorted(self._mirror.known().items())]
+        response = pb.ListPoliciesResponse()
+        for view in views:
+            asked = trainers(view, self._router.now(view))
+            for engine, told in zip(asked, await asyncio.gather(*map(self._list, asked)), strict=True):
+                if told is None:
+                    response.silent.append(engine.name)
+                else:
+                    response.policies.extend(each for each in told.policies if view.scope.adapter(each.policy))
+        response.policies.sort(key=lambda each: (each.base_model, each.policy, each.life))
+        return response
+
+    async def _list(self, engine: Engine) -> pb.ListPoliciesResponse | None:
+        async with self._channels.use(engine.record.address) as stubs:
+            try:
+                return await stubs.trainer.ListPolicies(pb.ListPoliciesRequest(), timeout=ASK_S)
+            except grpc.aio.AioRpcError:
+                return None
+
+    async def _round(self, view: MapView, request: Request, tries: Tries, way: Way) -> Any:
+        """The answer of the first engine that has one. Raises EngineUnavailable where a new round may do better."""
+        full: list[grpc.aio.AioRpcError] = []
+        for place in await self._places(view, request, way):
+            way.engine = place.engine
+            try:
+                async with self._channels.use(place.address) as stubs:
+                    answer = await getattr(stubs.trainer, way.call)(request, timeout=tries.remaining_s())
+                self._whereabouts.remember(view.base, way.policy, place)
+                return answer
+            except grpc.aio.AioRpcError as error:
+                self._whereabouts.forget(view.base, way.policy)
+                if lost(error):  # not another's turn: this one may have done it
+                    said = f"went away while it was asked ({error.code().name}); retry"
+                    raise EngineUnavailable(f"engine {place.engine!r}", said, retry_after_s=RETRY_S) from error
+                failure = from_rpc_error(error)
+                if place.remembered and isinstance(failure, PolicyNotFound):
+                    return await self._round(view, request, tries, way)  # in which all are asked
+                if not isinstance(failure, Overloaded):
+                    raise
+                full.append(error)
+        raise min(full, key=lambda error: from_rpc_error(error).retry_after_s or 0.0)
+
+    async def _places(self, view: MapView, request: Request, way: Way) -> Sequence[Whereabout]:
+        """Where to send a call, one after another as long as they have no room. Never none."""
+        now = self._router.now(view)
+        life = 0 if isinstance(request, pb.CreatePolicyRequest) else request.life
+        try:
+            return [await self._whereabouts.find(view, now, way.policy, life)]
+        except PolicyNotFound:
+            if not _KINDS.get(way.call, _ORDERED).home:
+                raise
+        able = [engine for engine in trainers(view, now) if engine.record.ready]
+        if not able:
+            raise EngineUnavailable(view.base, silence(view, "", now), retry_after_s=RETRY_S)
+        homes = home_order(way.policy, able, now)
+        return [Whereabout(engine.name, engine.record.address, remembered=False) for engine, _ in homes]
+
+    def _view(self, request: Request, way: Way) -> MapView:
+        """Of the base that is meant, which trains, where the key opens the policy's name."""
+        view = self._router.find(request.base_model, "")
+        way.base_model = view.base
+        if not view.scope.adapter(way.policy):
+            if isinstance(request, pb.CreatePolicyRequest):
+                said = "is no name that your key opens; ask whoever runs the gateway"
+                raise PermissionDenied(f"policy {way.policy!r}", said)
+            raise nowhere(view, way.policy)
+        if view.record is None:
+            raise incomplete(view.base)
+        if not view.record.trains:
+            said = "trains nothing; set spec.training.store of its BaseModel"
+            raise InvalidRequest(f"base model {view.base!r}", said)
+        return view

@@ -1,0 +1,121 @@
+"""The gateway's gRPC service Trainer, over a Forwarding: one log line a call."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts import training_pb2_grpc
+from mint_contracts.errors import MintError, Overloaded
+from mint_contracts.wire import to_status
+from mint_gateway.answering import LOGGED_ERROR_LENGTH
+from mint_gateway.inflight import InFlight
+from mint_gateway.keys import caller
+from mint_gateway.metrics import Metrics
+from mint_gateway.servicers import answered
+from mint_gateway.trainer.forwarding import Forwarding, Request, Way
+
+MOST_BYTES = 64 << 20  # of calls in flight, as they came
+
+A = TypeVar("A", bound=Message)
+_Context = grpc.aio.ServicerContext[Any, Any]
+_log = structlog.get_logger()
+
+
+class TrainerServicer(training_pb2_grpc.TrainerServicer):
+    """Sends calls of policies to the engines that have them."""
+
+    def __init__(self, forwarding: Forwarding, metrics: Metrics, most: int, calls: InFlight) -> None:
+        """`most` calls of policies are in flight; `calls` counts and bounds all that are answered at once."""
+        self._forwarding, self._metrics, self._calls = forwarding, metrics, calls
+        self._in_flight, self._bytes = InFlight(most), 0
+
+    async def CreatePolicy(self, request: pb.CreatePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
+        """On the engine that its name means, or another that has room."""
+        return await self._forward("CreatePolicy", pb.PolicyState, request, context)
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
+        """How far it has come, wherever it is."""
+        return await self._forward("GetPolicy", pb.PolicyState, request, context)
+
+    async def ListPolicies(  # noqa: N802
+        self, request: pb.ListPoliciesRequest, context: _Context
+    ) -> pb.ListPoliciesResponse:
+        """Those of every engine."""
+        return await answered(lambda: self._forwarding.list(request.base_model), context, self._calls)
+
+    async def ForwardBackward(  # noqa: N802
+        self, request: pb.ForwardBackwardRequest, context: _Context
+    ) -> pb.ForwardBackwardResponse:
+        """By its engine."""
+        return await self._forward("ForwardBackward", pb.ForwardBackwardResponse, request, context)
+
+    async def OptimStep(self, request: pb.OptimStepRequest, context: _Context) -> pb.OptimStepResponse:  # noqa: N802
+        """By its engine."""
+        return await self._forward("OptimStep", pb.OptimStepResponse, request, context)
+
+    async def SaveState(self, request: pb.SaveStateRequest, context: _Context) -> pb.SaveStateResponse:  # noqa: N802
+        """By its engine."""
+        return await self._forward("SaveState", pb.SaveStateResponse, request, context)
+
+    async def LoadState(self, request: pb.LoadStateRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
+        """By its engine."""
+        return await self._forward("LoadState", pb.PolicyState, request, context)
+
+    async def Publish(self, request: pb.PublishRequest, context: _Context) -> pb.PublishResponse:  # noqa: N802
+        """By its engine."""
+        return await self._forward("Publish", pb.PublishResponse, request, context)
+
+    async def DropPolicy(self, request: pb.DropPolicyRequest, context: _Context) -> pb.DropPolicyResponse:  # noqa: N802
+        """By its engine, or where that has ended by any."""
+        return await self._forward("DropPolicy", pb.DropPolicyResponse, request, context)
+
+    async def _forward(self, call: str, _: type[A], request: Request, context: _Context) -> A:
+        way, code, failure = Way(call), grpc.StatusCode.UNKNOWN, ""
+        began = asyncio.get_running_loop().time()
+        try:
+            with self._in_flight.admit(), self._room(request.ByteSize()):
+                told = await self._forwarding.forward(request, context.time_remaining(), way)
+            code = grpc.StatusCode.OK
+            return cast(A, told)
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except MintError as error:
+            code, failure = error.grpc_status, f"{error.reason}: {error}"
+            await context.abort_with_status(to_status(error))
+            raise  # abort has raised already
+        except grpc.aio.AioRpcError as error:
+            code, failure = error.code(), error.details() or ""
+            # An engine's own word goes through as it is, details included.
+            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+            raise
+        finally:
+            self._note(way, code, failure, asyncio.get_running_loop().time() - began)
+
+    @contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        """For one call of so many bytes; raises Overloaded where those in flight leave none."""
+        if self._bytes + size > MOST_BYTES:
+            said = f"{MOST_BYTES} bytes of training calls are in flight, its limit; come back later"
+            raise Overloaded("gateway", said, retry_after_s=1.0)
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
+
+    def _note(self, way: Way, code: grpc.StatusCode, failure: str, seconds: float) -> None:
+        self._metrics.training_calls.labels(call=way.call, code=code.name, client=caller.get()).inc()
+        fields: dict[str, object] = {"call": way.call, "policy": way.policy, "base_model": way.base_model}
+        fields |= {"engine": way.engine, "code": code.name, "seconds": round(seconds, 4)}
+        if client := caller.get():
+            fields["client"] = client
+        if failure:
+            fields["error"] = failure[:LOGGED_ERROR_LENGTH]
+        _log.info("training_call", **fields)

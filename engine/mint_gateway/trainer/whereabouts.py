@@ -1,0 +1,105 @@
+"""Which engine has a policy of Trainer calls. No map tells: engines are asked, and what they say is remembered."""
+
+import asyncio
+from collections import OrderedDict
+from typing import NamedTuple
+
+import grpc
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import EngineUnavailable, PolicyNotFound
+from mint_contracts.wire import from_rpc_error
+from mint_gateway.channels import Channels
+from mint_gateway.choose import Now
+from mint_gateway.tries import lost
+from mint_gateway.view import Engine, MapView
+
+ASK_S = 5.0  # engines answer at once, whatever they compute
+REMEMBERED = 4096  # policies
+RETRY_S = 1.0
+
+
+class Whereabout(NamedTuple):
+    """The engine that has a policy, as it has just said or, `remembered`, said a while ago."""
+
+    engine: str
+    address: str
+    remembered: bool
+
+
+def trainers(view: MapView, now: Now) -> list[Engine]:
+    """The engines that may have policies: those that train, and have not ended as far as that can be told now."""
+    alive = [engine for engine in view.engines.values() if engine.alive or now.map_away]
+    return [engine for engine in alive if engine.record.policy_room is not None]
+
+
+def nowhere(view: MapView, policy: str) -> PolicyNotFound:
+    """That no engine has the policy."""
+    said = f"is on no engine of {view.base}: one goes with its engine; create it, and load what it saved"
+    return PolicyNotFound(f"policy {policy!r}", said)
+
+
+class Whereabouts:
+    """Used from one event loop."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+        self._known: OrderedDict[tuple[str, str], Whereabout] = OrderedDict()  # by base and policy
+
+    async def find(self, view: MapView, now: Now, policy: str, life: int) -> Whereabout:
+        """Where the policy is; of several of its name the latest: an engine may have kept one while it was away.
+
+        Raises PolicyNotFound, EngineUnavailable where an engine that may have it does not answer, and else an
+        engine's own word (AioRpcError).
+        """
+        known = self._known.get((view.base, policy))
+        if known is not None and any(engine.record.address == known.address for engine in trainers(view, now)):
+            return known
+        asked = trainers(view, now)
+        request = pb.GetPolicyRequest(policy=policy, life=life, base_model=view.base)
+        told = await asyncio.gather(*(self._ask(engine, request) for engine in asked), return_exceptions=True)
+        found = [(each.life, at) for at, each in enumerate(told) if isinstance(each, pb.PolicyState)]
+        if not found:
+            self._raise_instead([each.name for each in asked], told, policy)
+            raise nowhere(view, policy)
+        engine = asked[max(found)[1]]
+        return Whereabout(engine.name, engine.record.address, remembered=False)
+
+    def forget(self, base: str, policy: str) -> None:
+        """Ask all the next time."""
+        self._known.pop((base, policy), None)
+
+    def remember(self, base: str, policy: str, place: Whereabout) -> None:
+        """That the engine has answered a call of the policy."""
+        self._known[base, policy] = place._replace(remembered=True)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+
+    def _raise_instead(
+        self, names: list[str], told: list[pb.PolicyState | BaseException | None], policy: str
+    ) -> None:
+        """Where somebody has not said that the policy is not there, that is the answer."""
+        silent = []
+        for name, each in zip(names, told, strict=True):
+            if isinstance(each, grpc.aio.AioRpcError) and _is_silent(each):
+                silent.append(name)
+            elif isinstance(each, BaseException):
+                raise each
+        if silent:
+            said = f"may be on {', '.join(silent)}, which does not answer now; retry"
+            raise EngineUnavailable(f"policy {policy!r}", said, retry_after_s=RETRY_S)
+
+    async def _ask(self, engine: Engine, request: pb.GetPolicyRequest) -> pb.PolicyState | None:
+        async with self._channels.use(engine.record.address) as stubs:
+            try:
+                return await stubs.trainer.GetPolicy(request, timeout=ASK_S)
+            except grpc.aio.AioRpcError as error:
+                # An engine of a version without GetPolicy has no policy that a gateway could have sent there.
+                unknown = error.code() is grpc.StatusCode.UNIMPLEMENTED
+                if unknown or isinstance(from_rpc_error(error), PolicyNotFound):
+                    return None
+                raise
+
+
+def _is_silent(error: grpc.aio.AioRpcError) -> bool:
+    return lost(error) or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -1,0 +1,70 @@
+"""What one tenant's key reaches of another's policies of Trainer calls: nothing, call by call."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from mint_contracts import errors
+from mint_contracts import training_pb2 as pb
+from mint_contracts.wire import from_rpc_error
+from tests.gateway.tenants import NOBODY, SHARED, Check, Tenants, own, refused
+
+
+async def create_policy(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    for name in (f"{other}/made", f"{other}/new", f"{NOBODY}/new"):
+        with pytest.raises(errors.PermissionDenied, match=f"policy '{name}': is no name that your key opens; ask"):
+            await client.create_policy(name, base_model=SHARED)
+    told = await refused(client.create_policy(f"{me}/new", base_model=own(other)), own(other))
+    assert told == await refused(client.create_policy(f"{me}/new", base_model=own(NOBODY)), own(NOBODY))
+    assert not tenants.trainer.asked, "the engine has not even been asked"
+    assert (await client.create_policy(f"{me}/new", base_model=SHARED)).life == 1
+
+
+def called(call: str, request: Any) -> Check:
+    """A check of a Trainer call over one policy."""
+
+    async def check(tenants: Tenants, me: str, other: str) -> None:
+        async def ask(policy: str) -> object:
+            client = tenants.clients[me]
+            asked = type(request)(policy=policy, base_model=SHARED)
+            if hasattr(asked, "sequence"):
+                asked.sequence = 1
+            try:
+                return await getattr(client._trainer, call)(asked, metadata=client._metadata)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error
+
+        theirs, nobodys = f"{other}/made", f"{NOBODY}/made"
+        told = await refused(ask(theirs), theirs)
+        assert told == await refused(ask(nobodys), nobodys)
+        assert (told[0], other in told[1]) == ("PolicyNotFound", False)
+        assert not tenants.trainer.asked, "the engine has not even been asked"
+        assert await ask(f"{me}/made") is not None
+        assert {each.policy for each in tenants.trainer.asked} == {f"{me}/made"}
+
+    return check
+
+
+async def list_policies(tenants: Tenants, me: str, other: str) -> None:
+    client = tenants.clients[me]
+    for base in ("", SHARED):
+        told = await client.policies(base)
+        assert ([each.policy for each in told.policies], list(told.silent)) == ([f"{me}/made"], [])
+    told_not = await refused(client.policies(own(other)), own(other))
+    assert told_not == await refused(client.policies(own(NOBODY)), own(NOBODY))
+    assert len((await tenants.clients["admin"].policies()).policies) == 2
+
+
+CHECKS: dict[str, Check] = {
+    "CreatePolicy": create_policy,
+    "GetPolicy": called("GetPolicy", pb.GetPolicyRequest()),
+    "ListPolicies": list_policies,
+    "ForwardBackward": called("ForwardBackward", pb.ForwardBackwardRequest()),
+    "OptimStep": called("OptimStep", pb.OptimStepRequest()),
+    "SaveState": called("SaveState", pb.SaveStateRequest()),
+    "LoadState": called("LoadState", pb.LoadStateRequest()),
+    "Publish": called("Publish", pb.PublishRequest()),
+    "DropPolicy": called("DropPolicy", pb.DropPolicyRequest()),
+}
