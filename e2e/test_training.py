@@ -4,11 +4,14 @@ import asyncio
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from e2e.lessons import lessons
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World
+from mint_contracts.errors import PolicyNotFound
 from mint_gateway.client import Client, question
+from mint_gateway.policy import example
 
 STEPS = 4
 PROMPTS = ["What is the sea?", "What is the moon?", "Why does it rain?", "What do bees do?"]
@@ -57,6 +60,28 @@ async def test_a_wave_trains_to_the_end_and_its_adapters_are_served(world: World
     async with Client(world.gateway) as client:
         seen = [update async for update in client.watch(f"{NAMESPACE}/lessons", history=True)]
     assert [len(policy.rewards) for policy in seen[-1].policies] == [STEPS, STEPS]
+
+
+async def test_a_program_teaches_a_policy_step_by_step_and_asks_it(world: World) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world.samples.base)
+    prompt, taught, base = "The sea is", " over there, matey!", f"{NAMESPACE}/smollm2"
+    completion = tokenizer.encode(taught)
+    lesson = example(tokenizer.encode(prompt), completion)
+    async with Client(world.gateway, patience_s=60) as client:
+        policy = await client.create_policy(f"{NAMESPACE}/taught", base_model=base, rank=4, seed=1)
+        losses = []
+        for _ in range(15):
+            losses.append((await policy.forward_backward([lesson], loss="cross_entropy")).loss_sum)
+            await policy.optim_step(learning_rate=1e-2)
+        assert losses[-1] < losses[0] / 20
+        published = await policy.publish()
+        asked = question(prompt, adapter=policy.name, base_model=base, raw=True, max_tokens=len(completion))
+        answer = await client.answer(asked)
+        assert (answer.text, answer.revision, answer.engine) == (taught, published.revision, policy.engine)
+        assert policy.name in {each.policy for each in (await client.policies()).policies}
+        await policy.drop()
+        with pytest.raises(PolicyNotFound):
+            await client.policy(policy.name, base_model=base)
 
 
 async def test_a_killed_engine_costs_no_step_that_was_finished(world: World, waves: Waves) -> None:

@@ -11,6 +11,7 @@ from pyarrow import parquet
 from mint_contracts import errors
 from mint_contracts.records import BaseRecord, Failure, MapChange, Tier
 from mint_contracts.source import Source
+from mint_contracts.training_pb2 import PolicyState
 from mint_gateway.placement_pages import PAGE
 from tests.gateway.scene import BASE, STORE, Scene, complete
 
@@ -142,6 +143,27 @@ async def test_placements_is_a_table_of_who_holds_what_and_why(scene: Scene) -> 
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         *("demo/shout", "demo/wave", "e-1", "Device", "Host", "e-1-demo/sho", "spread")
     ]
+
+
+async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene: Scene) -> None:
+    await scene.base(trains=True)
+    engine = await scene.engine("e-0", trains=True)
+    await scene.open()
+    await scene.seen(engine)
+    assert engine.trainer is not None
+    state = PolicyState(policy="demo/taught", step=3, sequence=7, life=5, engine="e-0", base_model=BASE)
+    engine.trainer.policies["demo/taught"] = state
+    code, out, _ = await mint(scene.target, "policies")
+    [line] = [line for line in out.splitlines() if "demo/taught" in line]
+    assert (code, [cell.strip() for cell in line.strip("│").split("│")]) == (
+        0,
+        ["demo/taught", BASE, "e-0", "3", "7"],
+    )
+    _, out, _ = await mint(scene.target, "policies", "-o", "json")
+    assert json.loads(out)["policies"][0]["life"] == "5"
+    await engine.deafen()
+    code, _, err = await mint(scene.target, "policies")
+    assert (code, err) == (1, "engines that may have more, and did not answer: e-0\n")
 
 
 async def test_placements_shows_all_of_them_however_many_pages_they_take(scene: Scene) -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 from mint_contracts.catalog_pb2 import CatalogEntry, RefusedLine
 from mint_contracts.errors import MintError
 from mint_contracts.placement_pb2 import Explanation, Holder
+from mint_contracts.training_pb2 import PolicyState
 from mint_gateway.client import Answer
 
 REVISION_SHOWN = 12  # hex digits of a digest
@@ -51,6 +52,15 @@ def placements_table(placements: Iterable[Explanation]) -> Table:
                     short_revision(holder.revision),
                     escape(why),
                 )
+    return table
+
+
+def policies_table(policies: Iterable[PolicyState]) -> Table:
+    """One row a policy that calls train."""
+    table = Table("policy", "base model", "engine", "steps", "calls")
+    for each in policies:
+        where = escape(each.base_model), escape(each.engine)
+        table.add_row(escape(each.policy), *where, str(each.step), str(each.sequence))
     return table
 
 
