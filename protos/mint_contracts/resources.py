@@ -59,6 +59,13 @@ class Resources(_Spec, frozen=True):
     limits: dict[str, str | int] = {}
 
 
+class EngineCache(_Spec, frozen=True):
+    """A volume of each engine for copies of the base and of adapters, which outlives its pods."""
+
+    size: str | int
+    storage_class_name: str = ""  # the cluster's default
+
+
 class EngineSpec(_Spec, frozen=True):
     """How the engines of a base run."""
 
@@ -70,6 +77,7 @@ class EngineSpec(_Spec, frozen=True):
     kv_cache_memory: str | int = "1Gi"
     tensor_parallel_size: int = 1
     nodes: int = 1
+    cache: EngineCache | None = None
     resources: Resources = Resources()
     node_selector: dict[str, str] = {}
     tolerations: list[dict[str, Any]] = []

@@ -48,6 +48,8 @@ ACCEPTED = [
     engine(device="cuda", tensorParallelSize=16, nodes=2, resources={"limits": {"nvidia.com/gpu": 8}}),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"nvidia.com/gpu": "8"}}),
     engine(device="cuda", tensorParallelSize=8, resources={"limits": {"memory": "64Gi"}}),
+    engine(cache={"size": "800Gi"}),
+    engine(cache={"size": "5Gi", "storageClassName": "nvme"}, nodes=1),
     engine(contextLength=16),
     engine(contextLength=1048576),
     engine(kvCacheMemory="1Mi"),
@@ -72,6 +74,9 @@ ACCEPTED = [
 ]
 
 BY_RULE: list[tuple[dict[str, Any], str]] = [
+    (engine(cache={"size": "8Gi"}, tensorParallelSize=4, nodes=2), "an engine over several nodes has no volumes"),
+    (engine(cache={"size": "4Gi"}), "adapters.diskCache is within each engine's cache"),
+    (engine(cache={"size": "1Ti"}) | adapters(diskCache="2Ti"), "adapters.diskCache is within each engine's cache"),
     (engine(replicas={"min": 2}), "min must not be above max; raise"),
     (engine(replicas={"min": 3, "max": 2}), "min must not be above max; raise"),
     ({"source": {"uri": "hf://acme/base"}}, "an hf:// source needs a revision"),
@@ -175,7 +180,7 @@ def test_names_that_do_not(admission: Admission, name: str, why: str) -> None:
 
 
 def test_every_rule_is_shown_above() -> None:
-    shown = [why for _, why in BY_RULE + NAMES] + [NODES_STAY, STORE_STAYS]
+    shown = [why for _, why in BY_RULE + NAMES] + [NODES_STAY, CACHE_STAYS, CACHE_NEITHER_COMES_NOR_GOES, STORE_STAYS]
     assert [message for message in rules("BaseModel") if not any(message.startswith(why) for why in shown)] == []
 
 
@@ -211,6 +216,29 @@ def test_nodes_stay_as_they_are(api_server: ApiServer) -> None:
     apply(nodes=1)
     with pytest.raises(KubectlError, match=NODES_STAY):
         apply(nodes=2)
+
+
+CACHE_STAYS = "cache does not change"
+CACHE_NEITHER_COMES_NOR_GOES = "cache does not come or go"
+
+
+def test_a_cache_stays_as_it_is(api_server: ApiServer) -> None:
+    """A StatefulSet's volumes do not change either."""
+    namespace = api_server.namespace("cache")
+
+    def apply(name: str, **fields: Any) -> None:
+        body = resource("BaseModel", merged(SMALLEST, engine(**fields)))
+        body["metadata"]["name"] = name
+        api_server.kubectl("apply", "-n", namespace, "-f", "-", stdin=msgspec.json.encode(body).decode())
+
+    apply("with", cache={"size": "8Gi"})
+    apply("with", cache={"size": "8Gi"}, contextLength=64)
+    with pytest.raises(KubectlError, match=CACHE_STAYS):
+        apply("with", cache={"size": "9Gi"})
+    apply("without")
+    for name, fields in (("with", {}), ("without", {"cache": {"size": "8Gi"}})):
+        with pytest.raises(KubectlError, match=CACHE_NEITHER_COMES_NOR_GOES):
+            apply(name, **fields)
 
 
 STORE_STAYS = "what has been trained goes on from the store that it was saved to"

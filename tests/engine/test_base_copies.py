@@ -155,6 +155,16 @@ def test_what_a_killed_process_left_of_a_base_makes_room_for_the_next_copy(shelf
     assert list((tmp_path / "base").iterdir()) == [path]
 
 
+def test_a_base_takes_the_place_of_another_one_in_a_cache_that_outlives_both(shelf: Path, tmp_path: Path) -> None:
+    backends.backend.cache_clear()
+    store = shelf / "team" / "store"
+    shutil.copytree(store / "base", store / "next")
+    with stores.serving(stores.Files, shelf) as (address, _):
+        for name in ("base", "next"):
+            path = fetch_base(Source(f"http://{address}/team/store/{name}"), tmp_path, lambda *_: None)
+    assert list((tmp_path / "base").iterdir()) == [path]
+
+
 def test_what_an_earlier_attempt_left_and_the_base_has_no_more_is_not_looked_at(shelf: Path, tmp_path: Path) -> None:
     backends.backend.cache_clear()
     looks: list[list[str]] = []

@@ -6,7 +6,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from mint_contracts.resources import AdapterLimits, AdapterStore, BaseSource, EngineSpec, Resources, SecretRef
+from mint_contracts.resources import (
+    AdapterLimits,
+    AdapterStore,
+    BaseSource,
+    EngineCache,
+    EngineSpec,
+    Resources,
+    SecretRef,
+)
 from mint_contracts.settings import ENGINE_PORT, ENGINE_SETTINGS, METRICS_PORT, EngineSettings
 from mint_contracts.source import Source
 from mint_operator.planning.adapters import claims as mounted
@@ -183,6 +191,28 @@ def test_the_cache_is_limited_unless_a_base_of_unknown_size_goes_there_too(uri: 
     assert ("sizeLimit" in cache["emptyDir"]) is limited
     if limited:
         assert int(cache["emptyDir"]["sizeLimit"]) > 1 << 30
+
+
+def test_a_cache_of_its_own_outlives_an_engines_pods_and_not_its_base() -> None:
+    def spec(**cache: Any) -> Body:
+        engine = msgspec.structs.replace(base().spec.engine, cache=EngineCache(**cache) if cache else None)
+        found: Body = rendered(with_spec(engine=engine))["StatefulSet"].body["spec"]
+        return found
+
+    assert "volumeClaimTemplates" not in spec()
+    kept = spec(size="800Gi", storage_class_name="nvme")
+    [claim] = kept["volumeClaimTemplates"]
+    assert claim["metadata"] == {"name": "cache"}
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "800Gi"}},
+        "storageClassName": "nvme",
+    }
+    assert kept["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Delete", "whenScaled": "Retain"}
+    in_pod = kept["template"]["spec"]
+    assert "cache" not in {volume["name"] for volume in in_pod["volumes"]}, "it would hide the claim"
+    assert {"name": "cache", "mountPath": "/mint/cache"} in in_pod["containers"][0]["volumeMounts"]
+    assert "storageClassName" not in spec(size="800Gi")["volumeClaimTemplates"][0]["spec"]
 
 
 def test_probes_tell_alive_from_ready_and_leave_time_to_start() -> None:

@@ -48,14 +48,14 @@ class BaseCopy:
         self.told: dict[str, str] = {}  # by file, what tells the content that was copied from any other
 
     def make_room(self, names: Collection[str]) -> None:
-        """Sweep what other copies left, which were given up or killed: a process copies one base alone.
+        """Sweep other copies, whole ones too: a folder is one engine's, which has one base, by one address at a time.
 
         Of this one's earlier attempts stays what is of these files, which it is to have and no others.
         """
         self._target.parent.mkdir(parents=True, exist_ok=True)
-        for left in self._target.parent.glob(f"{PARTIAL}*"):
-            if left != self._here:
-                shutil.rmtree(left, ignore_errors=True)
+        for other in self._target.parent.iterdir():
+            if other not in {self._here, self._target}:
+                shutil.rmtree(other, ignore_errors=True)
         for folder in (self.files, self.coming, self.marks):
             folder.mkdir(parents=True, exist_ok=True)
             for name in {path.name for path in folder.iterdir()} - set(names):

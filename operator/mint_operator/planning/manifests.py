@@ -13,7 +13,7 @@ import msgspec
 from mint_contracts import settings
 from mint_contracts.resources import GROUP, VERSION
 from mint_operator.planning.groups import leader_worker_set, worker_pod
-from mint_operator.planning.podspec import pod_spec
+from mint_operator.planning.podspec import CACHE_VOLUME, pod_spec
 from mint_operator.planning.snapshot import ObservedBase, Release
 
 Body = dict[str, Any]
@@ -208,7 +208,23 @@ def _workload(base: ObservedBase, release: Release, claims: Sequence[str], engin
             "updateStrategy": {"type": "RollingUpdate"} | rolling,
             "selector": {"matchLabels": selector(name)},
             "template": template,
-        },
+        }
+        | _cache(base),
+    }
+
+
+def _cache(base: ObservedBase) -> Body:
+    """The volumes that engines' copies are kept in; nothing where those go with the pods."""
+    cache = base.spec.engine.cache
+    if cache is None:
+        return {}
+    spec: Body = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": str(cache.size)}}}
+    if cache.storage_class_name:
+        spec["storageClassName"] = cache.storage_class_name
+    return {
+        "volumeClaimTemplates": [{"metadata": {"name": CACHE_VOLUME}, "spec": spec}],
+        # An engine that comes back finds what it had; without its BaseModel nobody does.
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
     }
 
 

@@ -14,6 +14,7 @@ Body = dict[str, Any]
 
 PVC_ROOT = "/mint/pvc"
 CACHE_FOLDER = "/mint/cache"
+CACHE_VOLUME = "cache"
 TEMPORARY_FOLDER = "/mint/tmp"  # not /tmp: a mount there would hide what a development cluster lends from below it
 CA_FOLDER = "/mint/redis"
 USER = 65532
@@ -186,7 +187,7 @@ def _read_only(base: ObservedBase, claim: str) -> bool:
 def _mounts(base: ObservedBase, release: Release, claims: Sequence[str]) -> list[Body]:
     mounts: list[Body] = [
         {"name": "tmp", "mountPath": TEMPORARY_FOLDER},
-        {"name": "cache", "mountPath": CACHE_FOLDER},
+        {"name": CACHE_VOLUME, "mountPath": CACHE_FOLDER},
     ]
     mounts += [
         {"name": f"claim-{index}", "mountPath": f"{PVC_ROOT}/{claim}", "readOnly": _read_only(base, claim)}
@@ -200,8 +201,10 @@ def _mounts(base: ObservedBase, release: Release, claims: Sequence[str]) -> list
 
 
 def _volumes(base: ObservedBase, release: Release, claims: Sequence[str], secret: str) -> list[Body]:
-    cache: Body = {"sizeLimit": str(base.disk_bytes + CACHE_SLACK_BYTES)} if _reads_in_place(base) else {}
-    volumes: list[Body] = [{"name": "tmp", "emptyDir": {}}, {"name": "cache", "emptyDir": cache}]
+    volumes: list[Body] = [{"name": "tmp", "emptyDir": {}}]
+    if base.spec.engine.cache is None:
+        cache: Body = {"sizeLimit": str(base.disk_bytes + CACHE_SLACK_BYTES)} if _reads_in_place(base) else {}
+        volumes.append({"name": CACHE_VOLUME, "emptyDir": cache})
     volumes += [
         {
             "name": f"claim-{index}",
