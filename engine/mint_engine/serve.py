@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import engine_pb2, engine_pb2_grpc, sampling_pb2, sampling_pb2_grpc, training_pb2_grpc
 from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
-from mint_contracts.transport import SERVER_OPTIONS, TRAINER_OPTIONS
+from mint_contracts.transport import IDLE_MS, SERVER_OPTIONS, TRAINER_OPTIONS
 from mint_engine import metrics
 from mint_engine.build import build
 from mint_engine.examples.render import Renderer
@@ -71,7 +71,7 @@ class EngineServer:
         self._limits, self._entrance, self._muster = limits, entrance, muster
         self._health = health.aio.HealthServicer()
         trains = TRAINER_OPTIONS if settings.training_store is not None else ()
-        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, *trains])
+        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_connection_idle_ms", IDLE_MS), *trains])
         self._watch: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
         self._updates: Updates | None = None

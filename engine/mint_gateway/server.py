@@ -25,7 +25,7 @@ from mint_contracts import (
 )
 from mint_contracts.map_reader import MapReader
 from mint_contracts.train_reader import TrainReader
-from mint_contracts.transport import GATEWAY_OPTIONS, SERVER_OPTIONS
+from mint_contracts.transport import GATEWAY_OPTIONS, IDLE_MS, SERVER_OPTIONS
 from mint_gateway.answering import Answering
 from mint_gateway.catalog.catalogs import Catalogs
 from mint_gateway.catalog.dates import Dates
@@ -33,7 +33,7 @@ from mint_gateway.catalog.servicer import CatalogServicer
 from mint_gateway.certificate import Certificate, grpc_credentials, http_context
 from mint_gateway.channels import MAX_MESSAGE_BYTES, Channels
 from mint_gateway.guard import Guard
-from mint_gateway.http.door import Door, opened
+from mint_gateway.http.door import Bounds, Door, opened
 from mint_gateway.http.guarding import guarding
 from mint_gateway.inflight import InFlight
 from mint_gateway.metrics import Metrics
@@ -72,6 +72,8 @@ class Limits(msgspec.Struct, frozen=True):
     training_calls: int = 256  # in flight, beside requests
     calls: int = 256  # in flight of all others that are no streams
     patience: Patience = Patience()
+    connections: int = 1024  # at each door
+    idle_s: float = IDLE_MS / 1000  # of a connection that carries nothing
     silence_s: float = 60.0  # of a client that registers
     farewell_s: float = 3.0  # still accepting while the Service's endpoints forget this pod
     grace_s: float = 22.0  # then, for requests in flight; both fit in Kubernetes' 30 s
@@ -120,19 +122,19 @@ async def serve(
         TrainerServicer(Forwarding(router, mirror, channels, limits.patience), metrics, limits.training_calls, calls),
         healthy,
         [Guard(secured.access, metrics)] if secured.access else [],
+        limits,
     )
     await _be_alive(healthy)
     port = _listen(server, address, secured.certificate)
     await server.start()
-    dates = Dates(catalogs.reader, lambda: mirror.away)
     guards = [guarding(secured.access, metrics)] if secured.access else []
     page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), calls)
-    door = Door(answering, router, mirror, ready, dates, calls, page, guards)
+    door = Door(answering, router, mirror, ready, Dates(catalogs.reader, lambda: mirror.away), calls, page, guards)
     context = http_context(secured.certificate) if secured.certificate else None
-    runner = await opened(door, listening, limits.grace_s, context)
+    opening = await opened(door, listening, Bounds(limits.connections, limits.idle_s, limits.grace_s), context)
     http_port = listening.getsockname()[1]
     _log.info("gateway listens", address=address, port=port, http_port=http_port, **secured.told())
-    lasting = [asyncio.create_task(work) for work in (mirror.run(), catalogs.run(), *secured.following())]
+    lasting = [opening.accepting, *map(asyncio.create_task, (mirror.run(), catalogs.run(), *secured.following()))]
     announcing = asyncio.create_task(_announce(mirror, healthy))
     try:
         yield Gateway(port, http_port, mirror, metrics, lasting)
@@ -143,7 +145,7 @@ async def serve(
         if in_flight.total:
             _log.info("gateway drains", in_flight=in_flight.total)
         await asyncio.sleep(limits.farewell_s)
-        await asyncio.gather(server.stop(limits.grace_s), runner.cleanup())
+        await asyncio.gather(server.stop(limits.grace_s), opening.close())
         for task in lasting:
             task.cancel()
         await asyncio.wait(lasting)
@@ -159,8 +161,15 @@ def _server(
     trainer: TrainerServicer,
     healthy: health.aio.HealthServicer,
     guards: Sequence[Guard],
+    limits: Limits,
 ) -> grpc.aio.Server:
-    options = [*SERVER_OPTIONS, *GATEWAY_OPTIONS, ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
+    options = [
+        *SERVER_OPTIONS,
+        *GATEWAY_OPTIONS,
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_allowed_incoming_connections", limits.connections),  # one too many is closed at once
+        ("grpc.max_connection_idle_ms", round(1000 * limits.idle_s)),
+    ]
     server = grpc.aio.server(interceptors=guards, options=options)
     sampling_pb2_grpc.add_SamplerServicer_to_server(sampler, server)
     placement_pb2_grpc.add_PlacementServicer_to_server(placement, server)

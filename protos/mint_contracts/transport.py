@@ -8,6 +8,11 @@ their answers. https://github.com/grpc/grpc/blob/master/doc/keepalive.md
 KEEPALIVE_MS = 10_000  # a peer that vanished without a word is noticed after this and the next
 KEEPALIVE_TIMEOUT_MS = 10_000  # a ping comes after what is sent before it, by links that are slow, too
 
+# A server closes a connection that has carried no call for so long: longer than load balancers keep theirs (Google's
+# 600 s), so that none sends a request into one that is just being closed.
+# https://cloud.google.com/load-balancing/docs/https#timeout-keepalive-backends
+IDLE_MS = 660_000
+
 # Of pings gRPC has a limit of its own, a minute, whatever the first says. A peer's core answers them, however long
 # its Python is held up.
 _UNANSWERED = (

@@ -165,7 +165,7 @@ def test_keys_are_mounted_and_none_is_in_an_environment() -> None:
     [volume] = [each for each in pod(gateway)["volumes"] if each["name"] == "keys"]
     assert volume["secret"] == {"secretName": "gateway-keys", "defaultMode": 0o440}
     assert "gateway-keys" not in repr(container(gateway)["env"])
-    assert "grpc" in container(gateway)["readinessProbe"], "health asks for no key"
+    assert container(gateway)["readinessProbe"]["httpGet"]["path"] == "/health", "which asks for no key"
 
 
 def test_scopes_lie_in_a_file_that_the_gateway_reads_as_it_changes(tmp_path: Path) -> None:

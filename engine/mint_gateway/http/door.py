@@ -6,17 +6,20 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from mint_contracts.errors import AdapterNotFound, InvalidRequest
+from mint_contracts.errors import AdapterNotFound, InvalidRequest, Unavailable
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started
 from mint_gateway.answering import Answering
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.http import answered, asked, models, together
+from mint_gateway.http.connections import Connections
 from mint_gateway.http.guarding import HEALTH, LIVE
-from mint_gateway.http.refusing import refusing, reply
+from mint_gateway.http.refusing import Handler, refusing, reply
 from mint_gateway.http.stream import REQUEST_ID, Stream
 from mint_gateway.http.tools import NONE, Tools
 from mint_gateway.inflight import InFlight
@@ -26,6 +29,16 @@ from mint_gateway.route import Router
 
 MOST_BYTES = 4 << 20  # of a request, as by gRPC
 BODY_S = 30.0  # in which a request has come
+MOST_OUTSIDE = 64  # connections at once that are told that they are too many; others are closed
+OUTSIDE_S = 5.0  # in which who is one too many has asked for something
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """Of the door's connections."""
+
+    most: int
+    idle_s: float  # until one that carries nothing is closed
+    grace_s: float  # for what was begun, when the door closes
 
 
 class Door:
@@ -65,6 +78,14 @@ class Door:
         application.router.add_get(HEALTH, self._health)
         application.router.add_get(LIVE, _live)
         self._page.add_routes(application.router)
+        return application
+
+    def outside(self) -> web.Application:
+        """What to serve to connections that are too many: probes are answered, and all else is told to come back."""
+        application = web.Application(middlewares=[_parting, refusing])
+        application.router.add_get(HEALTH, self._health)
+        application.router.add_get(LIVE, _live)
+        application.router.add_route("*", "/{path:.*}", _full)
         return application
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:
@@ -143,18 +164,53 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port))
 
 
-async def opened(
-    door: Door, listening: socket.socket, grace_s: float, context: ssl.SSLContext | None
-) -> web.AppRunner:
-    """The door on what listens, by TLS where there is a context for it, until the runner is cleaned up.
+@dataclass(frozen=True)
+class Opened:
+    """An open door. What is `accepting` ends only by a defect, or when the door closes."""
 
-    Then what was begun has `grace_s` to end.
-    """
+    accepting: asyncio.Task[None]
+    _listening: socket.socket
+    _runners: Sequence[web.AppRunner]
+
+    async def close(self) -> None:
+        """Take no more connections, and let what was begun end, for as long as the door's bounds say."""
+        self.accepting.cancel()
+        await asyncio.wait([self.accepting])
+        self._listening.close()
+        await asyncio.gather(*(runner.cleanup() for runner in self._runners))
+
+
+async def opened(door: Door, listening: socket.socket, bounds: Bounds, context: ssl.SSLContext | None) -> Opened:
+    """The door on what listens, by TLS where there is a context for it."""
+    inside = await _serving(door.application(), bounds.idle_s, bounds.grace_s)
+    outside = await _serving(door.outside(), OUTSIDE_S, bounds.grace_s)
+    places = ((inside, bounds.most), (outside, MOST_OUTSIDE))
+    connections = Connections({runner.server: most for runner, most in places if runner.server}, context)
+    return Opened(asyncio.create_task(connections.accept(listening)), listening, (inside, outside))
+
+
+async def _serving(application: web.Application, idle_s: float, grace_s: float) -> web.AppRunner:
     # A client that goes away ends its handler, and with it the engine's work.
-    runner = web.AppRunner(door.application(), access_log=None, handler_cancellation=True, shutdown_timeout=grace_s)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=idle_s,
+        shutdown_timeout=grace_s,
+    )
     await runner.setup()
-    await web.SockSite(runner, listening, ssl_context=context).start()
     return runner
+
+
+@web.middleware
+async def _parting(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    response.force_close()
+    return response
+
+
+async def _full(_: web.Request) -> web.StreamResponse:
+    raise Unavailable("gateway", "has as many connections as it takes; come back later", retry_after_s=1.0)
 
 
 async def _live(_: web.Request) -> web.Response:

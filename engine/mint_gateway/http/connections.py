@@ -1,0 +1,63 @@
+"""The HTTP door's connections: so many at once, those of who is told to come back included."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Mapping
+
+import structlog
+from aiohttp import web
+
+HELLO_S = 10.0  # in which a client has agreed on TLS
+PAUSE_S = 0.2  # when nothing can be accepted, as for want of descriptors
+
+_log = structlog.get_logger()
+
+
+class Connections:
+    """Gives each connection to the first server that has fewer than its limit, and closes it where none has.
+
+    Those count, too, that have not agreed on TLS yet.
+    """
+
+    def __init__(self, limits: Mapping[web.Server, int], context: ssl.SSLContext | None) -> None:
+        self._limits = limits
+        self._arriving: dict[web.Server, set[web.RequestHandler]] = {server: set() for server in limits}
+        self._context = context
+
+    async def accept(self, listening: socket.socket) -> None:
+        """Take what comes, until this is cancelled."""
+        loop = asyncio.get_running_loop()
+        listening.setblocking(False)
+        async with asyncio.TaskGroup() as arrivals:
+            while True:
+                try:
+                    arrived, _ = await loop.sock_accept(listening)
+                except OSError as error:
+                    _log.warning("HTTP door accepts nothing", error=str(error))
+                    await asyncio.sleep(PAUSE_S)
+                    continue
+                server = next((each for each, most in self._limits.items() if self._taken(each) < most), None)
+                if server is None:
+                    arrived.close()
+                else:
+                    handler = server()
+                    self._arriving[server].add(handler)
+                    arrivals.create_task(self._receive(arrived, server, handler))
+                await asyncio.sleep(0)  # where more have come sock_accept does not wait, and others want their turns
+
+    def _taken(self, server: web.Server) -> int:
+        return len(self._arriving[server].union(server.connections))
+
+    async def _receive(self, arrived: socket.socket, server: web.Server, handler: web.RequestHandler) -> None:
+        loop, hello_s = asyncio.get_running_loop(), HELLO_S if self._context else None
+        try:
+            await loop.connect_accepted_socket(
+                lambda: handler, arrived, ssl=self._context, ssl_handshake_timeout=hello_s
+            )
+        except OSError:
+            pass  # it went away, or speaks no TLS
+        except Exception:  # noqa: BLE001 - one client's oddity is no reason to close the door
+            _log.exception("HTTP door failed at a connection")
+        finally:
+            self._arriving[server].discard(handler)

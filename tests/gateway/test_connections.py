@@ -1,0 +1,232 @@
+"""Each door has so many connections at once, and lets go of those that carry nothing, but of no others."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from mint_contracts import errors
+from mint_contracts.sampling_pb2 import GenerateRequest
+from mint_contracts.transport import SERVER_OPTIONS
+from mint_gateway.channels import Channels
+from mint_gateway.client import Client
+from mint_gateway.http import connections, door
+from mint_gateway.secured import Secured
+from mint_gateway.server import Limits
+from tests.gateway.scene import BASE, LIMIT_S, Scene
+from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.secrets import Authority, mount
+from tests.gateway.test_http import TEXT, post
+from tests.gateway.test_waves import Training, wave
+from tests.waiting import until
+
+IDLE_S = 0.5
+BRIEF = Limits(idle_s=IDLE_S, farewell_s=0.0)
+LIVE = b"GET /live HTTP/1.1\r\nHost: gateway\r\n\r\n"
+
+
+class Knock:
+    """A bare connection to a door."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def heard(self, most: int = -1) -> bytes:
+        """What comes, until the door closes it or so many bytes have come."""
+        async with asyncio.timeout(LIMIT_S):
+            try:
+                return await self._reader.read(most)
+            except ConnectionResetError:
+                return b""
+
+    async def is_alive(self) -> bool:
+        """Ask by HTTP; the connection stays."""
+        self._writer.write(LIVE)
+        async with asyncio.timeout(LIMIT_S):
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            await self._reader.readexactly(len(b'{"live":true}'))
+        return head.startswith(b"HTTP/1.1 200 ")
+
+    def leave(self) -> None:
+        self._writer.close()
+
+
+@asynccontextmanager
+async def knocking(*ports: int) -> AsyncIterator[list[Knock]]:
+    """One after the other."""
+    async with AsyncExitStack() as stack:
+        knocks = []
+        for port in ports:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            knocks.append(Knock(reader, writer))
+        yield knocks
+
+
+async def get(scene: Scene, path: str, **options: Any) -> tuple[int, Any, str]:
+    """The status, the JSON, and when to come back; on a connection of its own."""
+    async with aiohttp.ClientSession() as session, session.get(scene.url + path, **options) as answer:
+        return answer.status, await answer.json(), answer.headers.get("Retry-After", "")
+
+
+async def idle(scene: Scene) -> None:
+    """Return when either door has closed a connection that was begun after all that are there."""
+    async with knocking(scene.gateway.port, scene.gateway.http_port) as (grpc_door, http_door):
+        assert b"connection idle" in await grpc_door.heard()
+        assert await http_door.heard() == b""
+
+
+async def test_one_too_many_by_grpc_is_closed_and_comes_in_when_another_goes(scene: Scene) -> None:
+    await scene.base()
+    await scene.open(Limits(connections=2, farewell_s=0.0))
+    await scene.seen()
+    async with (
+        knocking(*[scene.gateway.port] * 3) as (first, second, third),
+        Client(scene.target, patience_s=3600) as patient,
+    ):
+        assert [bool(await each.heard(1)) for each in (first, second, third)] == [True, True, False]
+        with pytest.raises(errors.Unavailable, match="Socket closed"):
+            await scene.client.waves()
+        asking = asyncio.create_task(patient.waves())
+        first.leave()
+        assert await asyncio.wait_for(asking, LIMIT_S) == []
+
+
+async def test_one_too_many_by_http_is_told_to_come_back_and_comes_in_when_another_goes(scene: Scene) -> None:
+    await scene.base()
+    await scene.open(Limits(connections=1, farewell_s=0.0))
+    await scene.seen()
+    async with knocking(scene.gateway.http_port) as [first]:
+        assert await first.is_alive()
+        for path in ("/v1/models", "/v1/models/a", "/"):
+            status, told, retry_after = await get(scene, path)
+            assert (status, retry_after, told["error"]["code"]) == (503, "1", "Unavailable")
+            assert "has as many connections as it takes; come back later" in told["error"]["message"]
+        assert (await get(scene, "/live"))[0] == (await get(scene, "/health"))[0] == 200, "probes are let in"
+        assert await first.is_alive()
+        first.leave()
+
+        async def let_in() -> bool:
+            return (await get(scene, "/v1/models"))[0] == 200
+
+        await until(let_in)
+
+
+async def test_who_is_told_to_come_back_is_bounded_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MOST_OUTSIDE", 1)
+    monkeypatch.setattr(door, "OUTSIDE_S", IDLE_S)
+    await scene.open(Limits(connections=1, farewell_s=0.0))
+    async with knocking(*[scene.gateway.http_port] * 3) as (inside, outside, neither):
+        assert await neither.heard() == b""
+        assert await outside.heard() == b"", "it asked for nothing"
+        assert await inside.is_alive()
+
+
+async def test_who_has_not_agreed_on_tls_yet_counts(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path / "authority")
+    secured = Secured.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
+    monkeypatch.setattr(connections, "HELLO_S", LIMIT_S)
+    monkeypatch.setattr(door, "MOST_OUTSIDE", 0)
+    await scene.open(Limits(connections=1, farewell_s=0.0), secured)
+    for port in (scene.gateway.port, scene.gateway.http_port):
+        async with knocking(port, port) as (first, second):
+            assert await second.heard() == b""
+            first.leave()
+
+
+async def test_what_speaks_no_tls_leaves_its_place(scene: Scene, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    secured = Secured.by(mount(tmp_path / "tls", authority.certificate("gateway")), None)
+    await scene.base()
+    await scene.open(Limits(connections=1, farewell_s=0.0), secured)
+    await scene.seen()
+    for _ in range(3):
+        with pytest.raises(aiohttp.ClientError):
+            await get(scene, "/live")
+    by_tls = scene.url.replace("http://", "https://") + "/v1/models"
+    async with aiohttp.ClientSession() as session, session.get(by_tls, ssl=False) as answer:
+        assert answer.status == 200
+
+
+async def test_no_descriptors_are_left_for_a_while(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, refused = asyncio.get_running_loop(), 0
+    accept = loop.sock_accept
+
+    async def fail_first(listening: Any) -> Any:
+        nonlocal refused
+        refused += 1
+        if refused <= 2:
+            raise OSError(24, "Too many open files")
+        return await accept(listening)
+
+    monkeypatch.setattr(loop, "sock_accept", fail_first)
+    await scene.open()
+    assert (await get(scene, "/live"))[0] == 200
+
+
+async def test_requests_in_flight_keep_their_connections_however_silent(scene: Scene) -> None:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    engine.hold_before = asyncio.Event()
+    await scene.open(BRIEF)
+    await scene.seen(engine)
+    by_http = asyncio.create_task(post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"}))
+    by_grpc = asyncio.create_task(scene.client.answer(GenerateRequest(text="Ahoy")))
+    await until(lambda: len(engine.seen) == 2)
+    await idle(scene)
+    engine.hold_before.set()
+    async with asyncio.timeout(LIMIT_S):
+        assert (await by_grpc).text == "Hello there."
+        status, answer, _ = await by_http
+    assert (status, answer["choices"][0]["text"]) == (200, "Hello there.")
+
+
+async def test_a_wave_that_is_watched_may_be_silent(scene: Scene) -> None:
+    await scene.base()
+    await scene.open(BRIEF)
+    await scene.seen()
+    training = Training(scene)
+    await training.declare(wave())
+    updates = scene.client.watch("demo/w")
+    assert (await anext(updates)).phase == "Training"
+    await idle(scene)
+    await training.declare(wave("Complete"))
+    assert [progress.phase async for progress in updates] == ["Complete"]
+
+
+async def test_a_client_whose_connection_was_idle_asks_again_without_an_error(scene: Scene) -> None:
+    await scene.base()
+    await scene.open(BRIEF)
+    await scene.seen()
+    for _ in range(2):
+        assert await scene.client.waves() == []
+        await until(lambda: scene.client._channel.get_state() is grpc.ChannelConnectivity.IDLE)
+
+
+async def test_a_gateway_asks_an_engine_that_closed_their_idle_connection_again_without_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    brief = [*SERVER_OPTIONS, ("grpc.max_connection_idle_ms", int(1000 * IDLE_S))]
+    monkeypatch.setattr("tests.gateway.scripted.SERVER_OPTIONS", brief)
+    engine, used = ScriptedEngine(BASE, "e-0"), Channels()
+    await engine.listen()
+    used.keep([engine.address])
+
+    def is_idle() -> bool:
+        return used._entries[engine.address].channel.get_state() is grpc.ChannelConnectivity.IDLE
+
+    for _ in range(2):
+        async with used.use(engine.address) as stubs:
+            events = [event async for event in stubs.sampler.Generate(GenerateRequest(base_model=BASE, text="Ahoy"))]
+        assert events[-1].HasField("finished")
+        await until(is_idle)
+        assert not used.broken(engine.address)
+    await used.close()
+    await engine.deafen()
