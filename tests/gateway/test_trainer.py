@@ -13,7 +13,7 @@ from mint_contracts import training_pb2 as pb
 from mint_contracts.training_pb2_grpc import TrainerStub
 from mint_contracts.wire import from_rpc_error
 from mint_engine.policies import service
-from mint_gateway.client import Client
+from mint_gateway.client import Client, question
 from mint_gateway.http.door import listen
 from mint_gateway.policy import Policy, example
 from mint_gateway.server import serve
@@ -171,6 +171,21 @@ async def test_what_a_policy_publishes_by_the_gateway_is_asked_for_there(school:
         assert held.revision == published.revision
     await policy.drop()
     assert school.has("acme/a") == []
+
+
+async def test_what_was_answered_is_learnt_by_its_advantage(school: School) -> None:
+    prompt, client = [5, 6, 7], school.scene.client
+    request = question("", base_model=BASE, raw=True, max_tokens=6, temperature=1.0, seed=3, logprobs=0)
+    request.tokens.ids.extend(prompt)
+    answer = await client.answer(request)
+    policy = await client.create_policy("acme/a", rank=4)
+    drawn = example(prompt, answer.token_ids, advantage=2.0, sampler_logprobs=answer.logprobs)
+    told = await policy.forward_backward([drawn], loss="importance_sampling")
+    assert told.loss_sum == pytest.approx(-2.0 * len(answer.token_ids), rel=1e-4), (
+        "it is the base still: all ratios are 1"
+    )
+    with pytest.raises(errors.InvalidRequest, match="needs a token of the prompt, and of the completion"):
+        example([], answer.token_ids)
 
 
 async def test_a_waves_policy_is_its_engines_to_refuse(school: School) -> None:
