@@ -39,8 +39,8 @@ def commit_of(repository: str, revision: str) -> str | None:
     """The commit that a branch or tag of a hub's repository names now. Raises what the hf backend raises."""
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    return api.model_info(repository, revision=revision, timeout=CONNECT_TIMEOUT_S).sha
+    backend("hf")  # which bounds what is asked
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT")).model_info(repository, revision=revision).sha
 
 
 def _web() -> Backend:
@@ -88,6 +88,9 @@ def _gs() -> Backend:
 
 def _hf() -> Backend:
     import httpx2
-    from huggingface_hub import HfFileSystem
 
-    return Backend(HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"), **_PLAIN), (OSError, httpx2.HTTPError))
+    from mint_contracts.hub_files import hub_files
+
+    web = _web()
+    files = hub_files(web.files, os.environ.get("HF_ENDPOINT"), **_PLAIN)
+    return Backend(files, (*web.errors, httpx2.HTTPError))

@@ -100,12 +100,18 @@ def test_a_bucket_that_answers_no_more_is_away_for_each_that_asks_and_back_when_
     assert insist(lambda: (store.read("part", 1 << 20), store.read("large", 16 << 20))) == (PART, LARGE)
 
 
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[tuple[RemoteFolder, Relay]]:
-    """A folder of a real web server with one file, and the relay between them."""
-    (tmp_path / "file").write_bytes(LARGE)
-    with stores.serving(stores.Files, tmp_path) as (address, _), relaying(address) as relay:
-        yield remote_folder(Source(f"http://127.0.0.1:{relay.port}", "")), relay
+@pytest.fixture(params=["http", "hf"])
+def web(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[RemoteFolder, Relay]]:
+    """A folder of a real web server, or a hub, with one file, and the relay between them."""
+    folder, handler = tmp_path / "team/store", {"http": stores.Files, "hf": stores.Hub}[request.param]
+    folder.mkdir(parents=True)
+    (folder / "file").write_bytes(LARGE)
+    with stores.serving(handler, tmp_path) as (address, _), relaying(address) as relay:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{relay.port}")
+        uri = {"http": f"http://127.0.0.1:{relay.port}/team/store", "hf": "hf://team/store"}[request.param]
+        yield remote_folder(Source(uri, "v1")), relay
 
 
 def in_blocks(folder: RemoteFolder) -> bytes:
@@ -129,3 +135,18 @@ def test_a_web_server_that_answers_no_more_is_away_and_back_when_it_is(
     assert [type(each) for each in ended] == [SourceUnavailable] * 2
     relay.heal()
     assert insist(lambda: in_blocks(folder)) == insist(lambda: at_one_go(folder)) == LARGE
+
+
+def test_a_hub_that_asks_for_patience_is_asked_again_by_whoever_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy(stores.Hub):
+        def end_headers(self) -> None:
+            self.send_header("Retry-After", "86400")
+            super().end_headers()
+
+    with stores.serving(Busy, tmp_path) as (address, handler):
+        monkeypatch.setenv("HF_ENDPOINT", f"http://{address}")
+        handler.faults["/revision/v1"] = 1
+        (ended,) = together([lambda: in_blocks(remote_folder(Source("hf://team/store", "v1")))])
+    assert "503" in str(ended)
