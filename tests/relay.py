@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 TRICKLE_S = 0.05
+SLOW_S = 0.005
+TAKEN = 1 << 16
+_OF_ANSWERS = ("silent", "trickle", "cut")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 
@@ -16,6 +19,11 @@ class Relay:
     "silent": nothing comes any more; where `freely` is 0 nothing of what is asked is taken either
     "trickle": a byte comes now and then
     "cut": the connection is reset
+
+    Or it befalls what is asked:
+
+    "stuck": nothing is taken behind its first `freely` bytes
+    "slow": it is taken steadily, TAKEN bytes in SLOW_S and more
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -66,15 +74,21 @@ class Relay:
 
     def _asked(self, here: socket.socket, there: socket.socket) -> None:
         with suppress(OSError):
-            while part := here.recv(1 << 16):
+            taken = 0
+            while part := here.recv(TAKEN):
                 there.sendall(part)
+                taken += len(part)
+                if self.fault == "slow":
+                    self._over.wait(SLOW_S)
+                elif self.fault == "stuck" and taken >= self.freely:
+                    self._over.wait()
             there.shutdown(socket.SHUT_WR)
 
     def _answered(self, there: socket.socket, here: socket.socket) -> None:
         passed = 0
         with suppress(OSError):
-            while part := there.recv(1 << 16):
-                free = part[: max(0, self.freely - passed)] if self.fault else part
+            while part := there.recv(TAKEN):
+                free = part[: max(0, self.freely - passed)] if self.fault in _OF_ANSWERS else part
                 here.sendall(free)
                 passed += len(free)
                 self._harm(here, part[len(free) :])

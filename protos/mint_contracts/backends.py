@@ -13,7 +13,8 @@ from fsspec.spec import AbstractFileSystem
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
-S3_CONNECTIONS = 32  # botocore's own limit is 10: what waits for one is not in flight
+S3_CONNECTIONS = 64  # botocore's own limit is 10: what waits for one is not in flight
+S3_PARTS = 4  # of one upload at once: an engine's eight have half of the connections, and share a link
 
 Errors = tuple[type[Exception], ...]
 
@@ -63,7 +64,7 @@ def _s3() -> Backend:
 
     limits = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 1}}
     limits |= {"max_pool_connections": S3_CONNECTIONS, "http_session_cls": S3Session}
-    files = S3FileSystem(config_kwargs=limits, **_PLAIN)
+    files = S3FileSystem(config_kwargs=limits, max_concurrency=S3_PARTS, **_PLAIN)
     files.retries = 1  # botocore has tried twice by then, and whoever asks tries again, and says why
     return Backend(
         files, (OSError, aiohttp.ClientError, BotoCoreError, ClientError, FSTimeoutError), (NoCredentialsError,)

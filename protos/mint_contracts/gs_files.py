@@ -1,16 +1,24 @@
-"""Google Cloud Storage's filesystem, each of whose requests is bounded as a whole, with its retries."""
+"""Google Cloud Storage's filesystem, each of whose requests is bounded as a whole, with its retries.
 
-import asyncio
+And by how its body is taken.
+"""
+
 from collections.abc import Mapping
 from typing import Any
 
 from gcsfs.core import GCSFileSystem  # not gcsfs's own choice, which asks for each bucket's type by gRPC first
 
-from mint_contracts.paces import allowed_s, asked_for
+from mint_contracts.paces import asked_for
+from mint_contracts.uploads import Tracked, bounded
 
 
 class GsFiles(GCSFileSystem):  # type: ignore[misc]
-    """As its parent, but for the bound. Raises TimeoutError."""
+    """As its parent, but for the bounds. Raises TimeoutError."""
+
+    @property
+    def session(self) -> Tracked:
+        """What its requests are made by."""
+        return Tracked(super().session)
 
     async def _request(
         self,
@@ -21,8 +29,7 @@ class GsFiles(GCSFileSystem):  # type: ignore[misc]
         data: Any = None,
         **options: Any,
     ) -> Any:
-        moved = asked_for((headers or {}).get("Range", "")) + _length(data)
-        async with asyncio.timeout(allowed_s(moved)):
+        async with bounded(_length(data), asked_for((headers or {}).get("Range", ""))):
             return await super()._request(method, path, *args, headers=headers, data=data, **options)
 
 

@@ -10,7 +10,12 @@ SLOWEST_BYTES_S = 128 << 10  # 16 loads of blocks of 8 MiB, each with what is re
 
 def allowed_s(moved: int) -> float:
     """Seconds that a request may take which moves so many bytes, either way."""
-    return ANSWER_S + moved / SLOWEST_BYTES_S
+    return ANSWER_S + moving_s(moved)
+
+
+def moving_s(count: int) -> float:
+    """Seconds that the slowest link takes to move so many bytes."""
+    return count / SLOWEST_BYTES_S
 
 
 def asked_for(wanted: str) -> int:

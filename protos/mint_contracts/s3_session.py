@@ -1,4 +1,4 @@
-"""S3's HTTP session, each of whose requests is bounded as a whole.
+"""S3's HTTP session, each of whose requests is bounded as a whole, and by how its body is taken.
 
 By itself it bounds the silence before each byte of an answer, and nothing of an upload: a server that takes a
 connection and never says that the body may come (100-continue), or reads none of it, is waited for without an end.
@@ -10,23 +10,33 @@ import aiohttp
 from aiobotocore.httpsession import AIOHTTPSession
 
 from mint_contracts.paces import allowed_s, asked_for
+from mint_contracts.uploads import Tracked, bounded
 
 UNTOLD_BYTES = 64 << 20  # of an object that is asked for whole: s3fs takes larger ones in parts
 _SENT = ("X-Amz-Decoded-Content-Length", "Content-Length")
 
 
 class S3Session(AIOHTTPSession):  # type: ignore[misc]
-    """As its parent, but for the total."""
+    """As its parent, but for the bounds. Raises TimeoutError."""
+
+    async def send(self, request: Any) -> Any:
+        """Until its answer's head is there, and all of an answer that is no object."""
+        async with bounded(*_moved(request)):
+            return await super().send(request)
+
+    async def _get_session(self, proxy_url: str | None) -> Tracked:
+        return Tracked(await super()._get_session(proxy_url))
 
     def _get_request_timeout(self, request: Any) -> aiohttp.ClientTimeout:
-        told = {name.lower(): _text(value) for name, value in request.headers.items()}
-        moved = max(int(told.get(name.lower()) or 0) for name in _SENT)
-        if request.stream_output:
-            moved += asked_for(told.get("range", "")) or UNTOLD_BYTES
-        silence = self._timeout
-        return aiohttp.ClientTimeout(
-            total=allowed_s(moved), sock_connect=silence.sock_connect, sock_read=silence.sock_read
-        )
+        total, silence = allowed_s(sum(_moved(request))), self._timeout
+        return aiohttp.ClientTimeout(total=total, sock_connect=silence.sock_connect, sock_read=silence.sock_read)
+
+
+def _moved(request: Any) -> tuple[int, int]:
+    """Bytes that are sent, and those that are asked for."""
+    told = {name.lower(): _text(value) for name, value in request.headers.items()}
+    sent = max(int(told.get(name.lower()) or 0) for name in _SENT)
+    return sent, (asked_for(told.get("range", "")) or UNTOLD_BYTES) if request.stream_output else 0
 
 
 def _text(value: str | bytes) -> str:

@@ -17,7 +17,7 @@ from mint_engine.sources.copying import read_up_to
 from mint_engine.sources.retry import retrying
 from mint_engine.sources.storage import About, RemoteFolder, remote_folder
 from tests.engine import stores
-from tests.relay import Relay, relaying
+from tests.relay import SLOW_S, TAKEN, Relay, relaying
 
 FAULTS = ("silent", "trickle", "cut")
 LIMIT_S = 30.0  # only a test that fails waits for it
@@ -98,6 +98,37 @@ def test_a_bucket_that_answers_no_more_is_away_for_each_that_asks_and_back_when_
     relay.heal()
     insist(lambda: store.put("large", LARGE))
     assert insist(lambda: (store.read("part", 1 << 20), store.read("large", 16 << 20))) == (PART, LARGE)
+
+
+@pytest.fixture
+def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of minutes for the whole of what is large."""
+    monkeypatch.setattr("mint_contracts.paces.SLOWEST_BYTES_S", 128 << 10)
+
+
+@pytest.mark.usefixtures("_steady")
+@pytest.mark.parametrize("fault", ["silent", "stuck"])
+def test_an_upload_that_is_not_taken_any_more_is_given_up_long_before_a_slow_one_would_end(
+    fault: str, bucket: tuple[ObjectStore, Relay]
+) -> None:
+    store, relay = bucket
+    relay.fault, relay.freely = fault, {"silent": 0, "stuck": 1 << 20}[fault]
+    assert [type(each) for each in together([lambda: store.put("large", LARGE)] * 2)] == [SourceUnavailable] * 2
+    relay.heal()
+    insist(lambda: store.put("large", LARGE))
+
+
+@pytest.mark.usefixtures("_steady")
+def test_an_upload_that_is_taken_slowly_and_steadily_ends_well(
+    bucket: tuple[ObjectStore, Relay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound in ("paces.ANSWER_S", "backends.READ_TIMEOUT_S"):
+        monkeypatch.setattr(f"mint_contracts.{bound}", SLOW_S * 400)
+    store, relay = bucket
+    relay.fault, content = "slow", bytes(TAKEN * 500)  # longer than a server may be silent
+    insist(lambda: store.put("large", content))
+    relay.heal()
+    assert insist(lambda: store.read("large", len(content))) == content
 
 
 @pytest.fixture(params=["http", "hf"])
