@@ -27,7 +27,7 @@ from mint_gateway.policy import Policy
 PATIENCE_S = 30.0
 CALL_TIMEOUT_S = 10.0  # of one try of a call that is not a stream
 RETIRE_TIMEOUT_S = 60.0
-TRAINING_TIMEOUT_S = 60.0  # for a policy to be made
+TRAINING_TIMEOUT_S = 60.0  # for a policy to be made, or dropped
 
 _T = TypeVar("_T")
 _OURS = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}  # the caller's own doing: never retried
@@ -278,6 +278,13 @@ class Client:
             lambda: self._trainer.GetPolicy(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         )
         return self._policy(state, base_model)
+
+    async def drop_policy(self, name: str, *, base_model: str = "") -> None:
+        """Let go of one, and of what its name means, whoever made it."""
+        request = training_pb2.DropPolicyRequest(policy=name, base_model=base_model)
+        await self._call(
+            lambda: self._trainer.DropPolicy(request, timeout=TRAINING_TIMEOUT_S, metadata=self._metadata)
+        )
 
     async def policies(self, base_model: str = "") -> training_pb2.ListPoliciesResponse:
         """Those that calls train, of one base or of all."""

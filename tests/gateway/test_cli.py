@@ -153,16 +153,18 @@ async def test_policies_are_a_table_of_what_calls_train_and_how_far_it_is(scene:
     assert engine.trainer is not None
     state = PolicyState(policy="demo/taught", step=3, sequence=7, life=5, engine="e-0", base_model=BASE)
     engine.trainer.policies["demo/taught"] = state
-    code, out, _ = await mint(scene.target, "policies")
+    code, out, _ = await mint(scene.target, "policy", "list")
     [line] = [line for line in out.splitlines() if "demo/taught" in line]
     assert (code, [cell.strip() for cell in line.strip("│").split("│")]) == (
         0,
         ["demo/taught", BASE, "e-0", "3", "7"],
     )
-    _, out, _ = await mint(scene.target, "policies", "-o", "json")
+    _, out, _ = await mint(scene.target, "policy", "list", "-o", "json")
     assert json.loads(out)["policies"][0]["life"] == "5"
+    assert await mint(scene.target, "policy", "drop", "demo/taught") == (0, "dropped demo/taught\n", "")
+    assert not engine.trainer.policies
     await engine.deafen()
-    code, _, err = await mint(scene.target, "policies")
+    code, _, err = await mint(scene.target, "policy", "list")
     assert (code, err) == (1, "engines that may have more, and did not answer: e-0\n")
 
 

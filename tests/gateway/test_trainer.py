@@ -144,6 +144,21 @@ async def test_a_policy_goes_on_elsewhere_from_what_it_saved_when_its_engine_has
     assert await learn(again) == await learn(alike)
 
 
+async def test_a_name_is_let_go_of_also_when_its_policy_has_ended_with_its_engine(school: School) -> None:
+    client = school.scene.client
+    for name in NAMES:  # each is somebody's home
+        trainer = school.engines[name].trains.server.trainer
+        assert trainer.open is not None
+        async with grpc.aio.insecure_channel(school.engines[name].record().address) as channel:
+            stub = TrainerStub(channel)
+            await stub.CreatePolicy(pb.CreatePolicyRequest(policy=f"acme/{name}", rank=4))
+            await stub.Publish(pb.PublishRequest(policy=f"acme/{name}", sequence=1))
+        trainer._calls.clear()  # as in an engine of this name that has started anew
+        await client.drop_policy(f"acme/{name}")
+        await trainer.open.herald.look()
+        assert f"acme/{name}" not in trainer.open.herald.known
+
+
 async def test_of_two_lives_that_are_there_the_later_is_meant(school: School) -> None:
     client = school.scene.client
     lives = {}

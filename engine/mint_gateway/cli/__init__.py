@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from mint_contracts.errors import MintError
-from mint_gateway.cli import ask, catalog, explain, placements, plan, policies, reaching, wave
+from mint_gateway.cli import ask, catalog, explain, placements, plan, policy, reaching, wave
 from mint_gateway.cli.complaining import complain
 
 
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, parents=[way])
     common.add_argument("-o", "--output", choices=("text", "json"), default="text")
     verbs = root.add_subparsers(required=True, metavar="VERB")
-    for verb in (ask, catalog, explain, placements, policies):
+    for verb in (ask, catalog, explain, placements, policy):
         verb.add(verbs, common)
     plan.add(verbs)
     wave.add(verbs, common, way)

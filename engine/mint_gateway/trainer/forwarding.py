@@ -39,17 +39,19 @@ Request = (
 
 
 class _Kind(NamedTuple):
-    """Of a call: whether all engines are asked who has the policy, though one is remembered, and whether one that
-    nobody has is its home's to judge."""
+    """Of a call: whether all engines are asked who has the policy, though one is remembered; whether a policy that
+    nobody has is its home's to judge; and whether that is then everybody's."""
 
     anew: bool = False
     home: bool = False
+    everyone: bool = False
 
 
 _KINDS = {
     "CreatePolicy": _Kind(anew=True, home=True),
     "GetPolicy": _Kind(anew=True),
-    "DropPolicy": _Kind(anew=True, home=True),  # any engine lets go of the name of what has ended with its engine
+    # Of a policy that has ended with its engine each engine lets go of such names as it may.
+    "DropPolicy": _Kind(anew=True, home=True, everyone=True),
 }
 _ORDERED = _Kind()
 
@@ -116,11 +118,14 @@ class Forwarding:
     async def _round(self, view: MapView, request: Request, tries: Tries, way: Way) -> Any:
         """The answer of the first engine that has one. Raises EngineUnavailable where a new round may do better."""
         full: list[grpc.aio.AioRpcError] = []
-        for place in await self._places(view, request, way):
+        places = await self._places(view, request, way)
+        for number, place in enumerate(places, 1):
             way.engine = place.engine
             try:
                 async with self._channels.use(place.address) as stubs:
                     answer = await getattr(stubs.trainer, way.call)(request, timeout=tries.remaining_s())
+                if number < len(places) and _KINDS.get(way.call, _ORDERED).everyone:
+                    continue
                 self._whereabouts.remember(view.base, way.policy, place)
                 return answer
             except grpc.aio.AioRpcError as error:

@@ -1,0 +1,48 @@
+"""`mint policy`: what programs train by Trainer calls, where it is and how far it has come; and letting go of it."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+
+from mint_gateway.cli.reaching import reach
+from mint_gateway.cli.tables import policies_table
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add(verbs: "Verbs", common: argparse.ArgumentParser) -> None:
+    """Declare the verb and what it may do."""
+    verb = verbs.add_parser("policy", help="what programs train by calls: list, drop")
+    acts = verb.add_subparsers(required=True, metavar="WHAT")
+    listing = acts.add_parser("list", parents=[common], help="where each is, and how far it has come")
+    listing.set_defaults(run=run_list)
+    drop = acts.add_parser("drop", parents=[common], help="let them and their names go; files stay in the store")
+    drop.add_argument("policies", metavar="NAME", nargs="+")
+    drop.set_defaults(run=run_drop)
+
+
+async def run_list(options: argparse.Namespace) -> int:
+    """Ask the gateway and print; 1 where an engine did not answer, which may have more."""
+    async with reach(options) as client:
+        found = await client.policies(options.base)
+    if options.output == "json":
+        print(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
+    else:
+        Console(highlight=False).print(policies_table(found.policies))
+    if found.silent:
+        print(f"engines that may have more, and did not answer: {', '.join(found.silent)}", file=sys.stderr)
+    return 1 if found.silent else 0
+
+
+async def run_drop(options: argparse.Namespace) -> int:
+    """Drop each, also one whose engine has ended: what it published under its name means nothing any more."""
+    async with reach(options) as client:
+        for name in options.policies:
+            await client.drop_policy(name, base_model=options.base)
+            print(f"dropped {name}")
+    return 0
