@@ -67,14 +67,18 @@ async def test_a_program_teaches_a_policy_step_by_step_and_asks_it(world: World)
     prompt, taught, base = "The sea is", " over there, matey!", f"{NAMESPACE}/smollm2"
     completion = tokenizer.encode(taught)
     lesson = example(tokenizer.encode(prompt), completion)
-    async with Client(world.gateway, patience_s=60) as client:
+    async with Client(world.gateway, patience_s=300) as client:
         policy = await client.create_policy(f"{NAMESPACE}/taught", base_model=base, rank=4, seed=1)
-        for _ in range(60):
+        restarted = policy.engine
+        for number in range(60):
+            if number == 3:  # a planned end costs nothing: the policy goes on elsewhere, or there when it is back
+                world.kube.kubectl("delete", "pod", restarted, "-n", NAMESPACE, "--wait=false")
             loss = (await policy.forward_backward([lesson], loss="cross_entropy")).loss_sum
             if loss < 0.5:  # of any other token less than half of the probability is left
                 break
             await policy.optim_step(learning_rate=3e-3)
         assert loss < 0.5
+        assert policy.step == number
         published = await policy.publish()
         asked = question(prompt, adapter=policy.name, base_model=base, raw=True, max_tokens=len(completion))
         answer = await client.answer(asked)

@@ -24,8 +24,8 @@ from mint_engine.parallel.ahead import Muster
 from mint_engine.parallel.node import is_of_node
 from mint_engine.policies.herald import Herald
 from mint_engine.policies.namesakes import Namesakes
+from mint_engine.policies.opened import Open
 from mint_engine.policies.roster import Roster
-from mint_engine.policies.service import Open
 from mint_engine.policies.store import store_of
 from mint_engine.residency.disk import DiskTier
 from mint_engine.residency.host import HostTier
@@ -38,6 +38,7 @@ from mint_engine.sources.headway import Headway
 from mint_engine.train_link import TrainBody
 
 DRAIN_S = 22.0  # of Kubernetes' usual 30; the rest is for saying so before and for ending after
+PART_S = 10.0  # of that, for policies of calls to be saved
 TELL_S = 2.0
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 30.0
@@ -107,8 +108,10 @@ class Process:
         told = await self.agent.tell(TELL_S)
         log.info("draining", told=told, running=self._server.load_now.running)
         until = time.monotonic() + DRAIN_S
+        parting = [self._server.trainer.part(PART_S)]
         if self._roster is not None:
-            await self._roster.close()
+            parting.append(self._roster.close())
+        await asyncio.gather(*parting)
         finished = await self._server.drain(max(1.0, until - time.monotonic()))
         if self._residency is not None:
             await self._residency.close()

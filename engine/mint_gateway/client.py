@@ -27,7 +27,7 @@ from mint_gateway.policy import Policy
 PATIENCE_S = 30.0
 CALL_TIMEOUT_S = 10.0  # of one try of a call that is not a stream
 RETIRE_TIMEOUT_S = 60.0
-TRAINING_TIMEOUT_S = 60.0  # for a policy to be made, or dropped
+TRAINING_TIMEOUT_S = 60.0  # for a policy to be made, resumed or dropped
 
 _T = TypeVar("_T")
 _OURS = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}  # the caller's own doing: never retried
@@ -268,6 +268,17 @@ class Client:
         )
         state = await self._call(
             lambda: self._trainer.CreatePolicy(request, timeout=TRAINING_TIMEOUT_S, metadata=self._metadata)
+        )
+        return self._policy(state, base_model)
+
+    async def resume_policy(self, name: str, *, base_model: str = "") -> Policy:
+        """One that has ended with its engine, from its newest checkpoint; one that is there, as it is.
+
+        Raises PolicyNotFound where nothing was saved.
+        """
+        request = training_pb2.ResumePolicyRequest(policy=name, base_model=base_model)
+        state = await self._call(
+            lambda: self._trainer.ResumePolicy(request, timeout=TRAINING_TIMEOUT_S, metadata=self._metadata)
         )
         return self._policy(state, base_model)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import Message
 
 from mint_contracts import training_pb2 as pb
-from mint_contracts.errors import Internal, InvalidRequest, MintError, OutOfOrder
+from mint_contracts.errors import Internal, InvalidRequest, MintError, OutOfOrder, PolicyNotFound
 from mint_contracts.transport import MOST_TOKEN_BYTES
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class Policy:
     A call that fails is tried again as the client does, under the same number, so that it counts once. Where that
     ends without an answer (the time is up, the caller was cancelled), nobody knows whether it took effect: `settle`
     asks for its answer, and no other call is sent before.
+
+    An engine that is told to end saves its policies; the next call then goes on elsewhere, as if nothing had been.
+    What was not saved, as when an engine is killed, is lost: PolicyNotFound, and `Client.resume_policy` goes on from
+    the newest checkpoint.
     """
 
     def __init__(
@@ -163,9 +167,7 @@ class Policy:
     async def _told(self, call: str, request: Any) -> Any:
         self._unsettled = call, request
         try:
-            answer = await self._send(
-                lambda: getattr(self._stub, call)(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
-            )
+            answer = await self._answered(call, request)
         except MintError as error:
             if error.terminal and not isinstance(error, Internal):  # an engine's word: it has not been
                 self._unsettled = None
@@ -173,3 +175,29 @@ class Policy:
         self._unsettled, self.sequence = None, request.sequence
         self.step = getattr(answer, "step", self.step)
         return answer
+
+    async def _answered(self, call: str, request: Any) -> Any:
+        """The answer, by another engine where the policy's own has ended and left it as it was."""
+        while True:
+            try:
+                return await self._send(
+                    lambda: getattr(self._stub, call)(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+                )
+            except PolicyNotFound:
+                if not await self._resumed():
+                    raise
+            if self.sequence == request.sequence:  # it took effect, and its answer went with the engine
+                said = f"goes on behind its call {self.sequence}, a {call}, whose answer is lost; go on with the next"
+                raise OutOfOrder(f"policy {self.name!r}", said)
+
+    async def _resumed(self) -> bool:
+        """Whether an engine goes on with what the policy's own has left."""
+        request = pb.ResumePolicyRequest(policy=self.name, life=self.life, base_model=self.base_model)
+        try:
+            state: pb.PolicyState = await self._send(
+                lambda: self._stub.ResumePolicy(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+            )
+        except PolicyNotFound:
+            return False
+        self.engine, self.sequence, self.step = state.engine, state.sequence, state.step
+        return True

@@ -65,6 +65,7 @@ class PolicyState(_message.Message):
     LIFE_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     step: _builtins.int
     """Optimizer steps taken."""
@@ -75,6 +76,8 @@ class PolicyState(_message.Message):
     engine: _builtins.str
     """The engine that has it, and its BaseModel."""
     base_model: _builtins.str
+    lease: _builtins.int
+    """What it is trained under there: of two engines that have one life, since one was cut off, the higher is meant."""
     def __init__(
         self,
         *,
@@ -84,10 +87,11 @@ class PolicyState(_message.Message):
         life: _builtins.int = ...,
         engine: _builtins.str = ...,
         base_model: _builtins.str = ...,
+        lease: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "engine", b"engine", "life", b"life", "policy", b"policy", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "engine", b"engine", "lease", b"lease", "life", b"life", "policy", b"policy", "sequence", b"sequence", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -119,6 +123,35 @@ class GetPolicyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPolicyRequest: _TypeAlias = GetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class ResumePolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    life: _builtins.int
+    """As PolicyState tells it: only what its engine has saved of that one as it was told to end, where nobody has resumed
+    it since, so that nothing is lost; 0: whatever the newest checkpoint is of.
+    """
+    base_model: _builtins.str
+    """As in CreatePolicyRequest."""
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        life: _builtins.int = ...,
+        base_model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumePolicyRequest: _TypeAlias = ResumePolicyRequest  # noqa: Y015
 
 @_typing.final
 class ListPoliciesRequest(_message.Message):

@@ -31,7 +31,8 @@ class TrainerStub:
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
+    and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -47,6 +48,11 @@ class TrainerStub:
         self.CreatePolicy = channel.unary_unary(
                 '/mint.v1.Trainer/CreatePolicy',
                 request_serializer=mint__contracts_dot_training__pb2.CreatePolicyRequest.SerializeToString,
+                response_deserializer=mint__contracts_dot_training__pb2.PolicyState.FromString,
+                _registered_method=True)
+        self.ResumePolicy = channel.unary_unary(
+                '/mint.v1.Trainer/ResumePolicy',
+                request_serializer=mint__contracts_dot_training__pb2.ResumePolicyRequest.SerializeToString,
                 response_deserializer=mint__contracts_dot_training__pb2.PolicyState.FromString,
                 _registered_method=True)
         self.GetPolicy = channel.unary_unary(
@@ -97,7 +103,8 @@ class TrainerServicer:
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
+    and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -106,6 +113,15 @@ class TrainerServicer:
 
     def CreatePolicy(self, request, context):
         """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumePolicy(self, request, context):
+        """One that has ended with its engine goes on from its newest checkpoint, with its life and with the number of calls
+        that it had then, or where that engine was told to end, and so has saved it, where it was. One that is there already
+        is left as it is. NOT_FOUND where nothing was saved.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,6 +190,11 @@ def add_TrainerServicer_to_server(servicer, server):
                     request_deserializer=mint__contracts_dot_training__pb2.CreatePolicyRequest.FromString,
                     response_serializer=mint__contracts_dot_training__pb2.PolicyState.SerializeToString,
             ),
+            'ResumePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumePolicy,
+                    request_deserializer=mint__contracts_dot_training__pb2.ResumePolicyRequest.FromString,
+                    response_serializer=mint__contracts_dot_training__pb2.PolicyState.SerializeToString,
+            ),
             'GetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicy,
                     request_deserializer=mint__contracts_dot_training__pb2.GetPolicyRequest.FromString,
@@ -228,7 +249,8 @@ class Trainer:
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
+    and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -251,6 +273,33 @@ class Trainer:
             target,
             '/mint.v1.Trainer/CreatePolicy',
             mint__contracts_dot_training__pb2.CreatePolicyRequest.SerializeToString,
+            mint__contracts_dot_training__pb2.PolicyState.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mint.v1.Trainer/ResumePolicy',
+            mint__contracts_dot_training__pb2.ResumePolicyRequest.SerializeToString,
             mint__contracts_dot_training__pb2.PolicyState.FromString,
             options,
             channel_credentials,

@@ -32,7 +32,8 @@ class TrainerStub:
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
+    and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -45,6 +46,11 @@ class TrainerStub:
     def __new__(cls, channel: _aio.Channel) -> TrainerAsyncStub: ...
     CreatePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]
     """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
+    ResumePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]
+    """One that has ended with its engine goes on from its newest checkpoint, with its life and with the number of calls
+    that it had then, or where that engine was told to end, and so has saved it, where it was. One that is there already
+    is left as it is. NOT_FOUND where nothing was saved.
+    """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]
     """How far it has come: what a client needs that goes on with it, or has lost an answer."""
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListPoliciesRequest, _training_pb2.ListPoliciesResponse]
@@ -70,7 +76,8 @@ class TrainerAsyncStub(TrainerStub):
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
+    and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -80,6 +87,11 @@ class TrainerAsyncStub(TrainerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
+    ResumePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
+    """One that has ended with its engine goes on from its newest checkpoint, with its life and with the number of calls
+    that it had then, or where that engine was told to end, and so has saved it, where it was. One that is there already
+    is left as it is. NOT_FOUND where nothing was saved.
+    """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """How far it has come: what a client needs that goes on with it, or has lost an answer."""
     ListPolicies: _aio.UnaryUnaryMultiCallable[_training_pb2.ListPoliciesRequest, _training_pb2.ListPoliciesResponse]  # type: ignore[assignment]
@@ -104,7 +116,8 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; what it has saved is in the store.
+    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
+    and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
     (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -118,6 +131,17 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]:
         """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
+
+    @_abc_1.abstractmethod
+    def ResumePolicy(
+        self,
+        request: _training_pb2.ResumePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]:
+        """One that has ended with its engine goes on from its newest checkpoint, with its life and with the number of calls
+        that it had then, or where that engine was told to end, and so has saved it, where it was. One that is there already
+        is left as it is. NOT_FOUND where nothing was saved.
+        """
 
     @_abc_1.abstractmethod
     def GetPolicy(

@@ -28,6 +28,9 @@ class ScriptedTrainer(training_pb2_grpc.TrainerServicer):
         self.asked.append(request)
         return self.policies.setdefault(request.policy, pb.PolicyState(policy=request.policy, life=1))
 
+    async def ResumePolicy(self, request: pb.ResumePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
+        return await self._known(request, context)
+
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         return await self._known(request, context)
 

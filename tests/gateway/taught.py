@@ -20,6 +20,7 @@ from tests.relay import Relay, relaying
 from tests.waiting import until
 
 HEARTBEAT_S = 1.0
+LIMIT_S = 60.0  # only a test that fails waits for it
 LESSON = [example([5], [6, 7, 8])]
 
 
@@ -58,6 +59,11 @@ class TrainingEngine:
         with suppress(asyncio.CancelledError):
             await self._beating
         await self._reporter.leave()
+
+    async def end(self) -> None:
+        """End as a process does that is told to."""
+        await self.trains.server.trainer.part(LIMIT_S)
+        await self.leave()
 
     @contextmanager
     def silent(self) -> Iterator[None]:

@@ -220,7 +220,7 @@ async def test_what_calls_publish_is_served_by_way_of_the_gateway_also_when_its_
         again = await ask(patient, policy)
         assert (again.token_ids, again.revision) == (answer.token_ids, answer.revision)
         assert again.engine != trained_by
-        with pytest.raises(errors.PolicyNotFound, match="create it, and load what it saved"):
+        with pytest.raises(errors.PolicyNotFound, match="resume it from what it saved, or create it"):
             await patient.policy(policy)
 
 

@@ -132,7 +132,7 @@ async def test_a_policy_goes_on_elsewhere_from_what_it_saved_when_its_engine_has
     [where] = school.has("acme/a")
     await school.engines[where].leave()
     await school.seen(*{*NAMES} - {where})
-    with pytest.raises(errors.PolicyNotFound, match="create it, and load what it saved"):
+    with pytest.raises(errors.PolicyNotFound, match="resume it from what it saved, or create it"):
         await policy.optim_step()
     again = await client.create_policy("acme/a", rank=4)
     assert again.life > policy.life

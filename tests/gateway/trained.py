@@ -59,6 +59,7 @@ async def list_policies(tenants: Tenants, me: str, other: str) -> None:
 
 CHECKS: dict[str, Check] = {
     "CreatePolicy": create_policy,
+    "ResumePolicy": called("ResumePolicy", pb.ResumePolicyRequest()),
     "GetPolicy": called("GetPolicy", pb.GetPolicyRequest()),
     "ListPolicies": list_policies,
     "ForwardBackward": called("ForwardBackward", pb.ForwardBackwardRequest()),

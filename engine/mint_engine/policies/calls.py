@@ -8,26 +8,34 @@ from typing import TypeVar, cast
 
 from google.protobuf.message import Message
 
-from mint_contracts.errors import InvalidRequest, OutOfOrder, PolicyNotFound
+from mint_contracts.errors import Draining, InvalidRequest, OutOfOrder, PolicyNotFound
 from mint_engine.training.policy import PolicySettings
 
+PART_RETRY_S = 1.0
 REMEMBERED = 16  # answers; a client that retries has not gone on by more calls than this
 
 M = TypeVar("M", bound=Message)
 
 
+def draining() -> Draining:
+    """That an engine takes no more calls."""
+    return Draining("engine", "is about to end, and saves what it trains; retry", retry_after_s=PART_RETRY_S)
+
+
 class Calls:
     """One policy's calls, one after another. `lease` is in the names of what they save and publish.
 
-    `life` is the lease that it was created under: it tells it from others that have had, or will have, its name.
+    `life` is the lease that it was created under, on whichever engine: it tells it from others that have had, or will
+    have, its name. One that is resumed has no `settings`.
     """
 
-    def __init__(self, policy: str, lease: int, settings: PolicySettings) -> None:
+    def __init__(self, policy: str, lease: int, settings: PolicySettings | None) -> None:
         self._policy, self._settings = policy, settings
         self.life = self.lease = lease
         self.sequence = 0  # of the last call that took effect
         self.step = 0  # optimizer steps taken
-        self._ended = False
+        self.saved = -1  # the last call that took effect before the newest checkpoint; none was written yet
+        self._ended = self._parting = False
         self._answers: OrderedDict[int, Message] = OrderedDict()
         self._turn = asyncio.Lock()
 
@@ -39,7 +47,7 @@ class Calls:
     def check_new(self, settings: PolicySettings) -> None:
         """Raise InvalidRequest unless it is still new, and of these settings."""
         subject = f"policy {self._policy!r}"
-        if self.sequence:
+        if self.sequence or self._settings is None:
             raise InvalidRequest(subject, f"exists, at call {self.sequence}; drop it first")
         told, known = asdict(settings), asdict(self._settings)
         if other := [f"{name} {known[name]!r}, not {told[name]!r}" for name in told if told[name] != known[name]]:
@@ -73,6 +81,13 @@ class Calls:
         async with self._turn:
             self._ended = True
 
+    async def part(self, save: Callable[[], Awaitable[object]]) -> None:
+        """Once the call under way has ended, take no more: they raise Draining. `save` what is not saved by then."""
+        async with self._turn:
+            self._parting = True
+            if not self._ended and self.sequence != self.saved:
+                await save()
+
     async def _once(self, sequence: int, work: Callable[[], Awaitable[M]]) -> M:
         async with self._turn:
             self._refuse_ended()
@@ -93,3 +108,5 @@ class Calls:
     def _refuse_ended(self) -> None:
         if self._ended:
             raise PolicyNotFound(f"policy {self._policy!r}", "was dropped")
+        if self._parting:
+            raise draining()

@@ -38,6 +38,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     run: str = ""
     size: int = 0  # bytes of the blob; 0: written by an earlier version, which did not tell
     sequence: int = 0  # of the Trainer service's calls
+    life: int = 0  # of a policy of those, see `Calls`
+    left: bool = False  # by the policy's engine as it ended, for another one to go on with
     tokens: int = 0
     rewards: tuple[float, ...] = ()  # mean of each finished step
     evaluation: float | None = None
@@ -67,6 +69,12 @@ class Shelf:
             self._store.write(f"{self.folder}/{name}/{BLOB}", blob)
             self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
         self._series.sweep(name)
+
+    def retell(self, record: Record) -> None:
+        """Say something else of a checkpoint that is there. Raises as `save`."""
+        name = Name(record.lease, record.step)
+        with self._series.written(name):
+            self._store.write(f"{self.folder}/{name}/{RECORD}", msgspec.json.encode(record))
 
     def newest(self, saved: int = 0) -> tuple[Record, bytes] | None:
         """The newest whole checkpoint with its blob; broken ones are passed over and told. None: there has been none.

@@ -6,8 +6,7 @@ The compute is that of the waves' policies: calls of many clients share forward 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -24,68 +23,29 @@ from mint_contracts.errors import (
     MintError,
     Overloaded,
     PolicyNotFound,
-    SourceForbidden,
 )
 from mint_contracts.names import check_adapter
 from mint_contracts.records import PolicyRoom
 from mint_contracts.wire import to_status
 from mint_engine.aside import aside
-from mint_engine.policies import revisions
-from mint_engine.policies.calls import Calls
-from mint_engine.policies.checkpoints import Record, Shelf, digest_of
-from mint_engine.policies.copying import copying, packing
-from mint_engine.policies.desk import Desk
-from mint_engine.policies.herald import Herald
-from mint_engine.policies.means import Means
+from mint_engine.policies import keepsakes, revisions
+from mint_engine.policies.calls import Calls, draining
+from mint_engine.policies.copying import packing
+from mint_engine.policies.opened import Open
 from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, settings_of, told_of
 from mint_engine.policies.series import Name
-from mint_engine.policies.store import Store
-from mint_engine.residency.room import Room
-from mint_engine.sources.asking import asked
-from mint_engine.training import state
-from mint_engine.training.policy import Policy, PolicySettings
+from mint_engine.training.policy import PolicySettings
 
 MOST_POLICIES = 256
-RUN = "calls"  # stands for a wave's run in the names of checkpoints
-KEPT = 16  # checkpoints of a policy
-LOADING_RETRY_S, FULL_RETRY_S = 5.0, 10.0
+LOADING_RETRY_S, FULL_RETRY_S, MAKING_RETRY_S = 5.0, 10.0, 0.5
 
 M = TypeVar("M", bound=Message)
 _Ordered = (
     pb.ForwardBackwardRequest | pb.OptimStepRequest | pb.SaveStateRequest | pb.LoadStateRequest | pb.PublishRequest
 )
-_Named = _Ordered | pb.CreatePolicyRequest | pb.GetPolicyRequest | pb.DropPolicyRequest
+_Named = _Ordered | pb.CreatePolicyRequest | pb.ResumePolicyRequest | pb.GetPolicyRequest | pb.DropPolicyRequest
 _Context = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Open:
-    """What calls need once the base is loaded. `waves` tells the policies that belong to waves here; `refuse_taken`
-    raises InvalidRequest for a name that is somebody else's; `herald` has names outlive this engine."""
-
-    means: Means
-    store: Store
-    waves: Callable[[], frozenset[str]]
-    refuse_taken: Callable[[str], Awaitable[None]]
-    herald: Herald
-
-    @property
-    def room(self) -> Room:
-        """For what policies take of host memory."""
-        return self.means.places.room
-
-    def copying(self, calls: Calls) -> AbstractAsyncContextManager[None]:
-        """Room for saving a policy, or for reading another state of it."""
-        return self.room.copying(calls.holder, self.room.of(calls.holder).copies)
-
-    async def replace(self, calls: Calls, read: Policy) -> None:
-        """Put a state that was read into its policy's place; the larger of both counts meanwhile."""
-        needs = read.needs(self.means.dtype)
-        if needs.own > self.room.of(calls.holder).own:
-            self.room.take(calls.holder, needs)
-        await self.means.desk.call(lambda trainer: trainer.replace(read))
-        self.room.take(calls.holder, needs)
 
 
 class TrainerService(training_pb2_grpc.TrainerServicer):
@@ -97,6 +57,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         self._calls: dict[str, Calls] = {}
         self._making: dict[Calls, asyncio.Task[None]] = {}  # whose policies are not there yet
         self._lease = 0  # of the policy that was created last
+        self._resuming = asyncio.Lock()
+        self._parting = False
 
     @property
     def room(self) -> PolicyRoom | None:
@@ -118,18 +80,25 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             here, name, told = self._open(), self._own(request), settings_of(request)
             known = self._calls.get(name)
             if known is None:
-                if len(self._calls) >= MOST_POLICIES:
-                    raise Overloaded(
-                        "engine", f"trains {MOST_POLICIES} policies of calls; drop one", retry_after_s=FULL_RETRY_S
-                    )
-                # Later than those of policies of this name that other engines have trained, or this one has dropped.
-                self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
-                known = self._calls[name] = Calls(name, self._lease, told)
-                self._making[known] = asyncio.create_task(self._make(here, known, name, told))
+                known = self._new(name, told)
+                self._make(known, name, partial(self._fresh, here, known, name, told))
             else:
                 known.check_new(told)
-            if making := self._making.get(known):
-                await asyncio.shield(making)  # its client may go away: it is made, or it is not known
+            return await self._made(name, known)
+
+        return await _answered(work, context)
+
+    async def ResumePolicy(self, request: pb.ResumePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
+        """One that has ended with its engine, from its newest checkpoint; asking again for the same is no mistake."""
+
+        async def work() -> pb.PolicyState:
+            here, name = self._open(), self._own(request)
+            known = self._calls.get(name)
+            if known is None:
+                known = self._new(name, None)
+                self._make(known, name, partial(self._resumed, here, known, name, request.life))
+            await self._made(name, known)
+            known.check_life(request.life)
             return self._told(name, known)
 
         return await _answered(work, context)
@@ -140,7 +109,10 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         try:
             self._open()
             name = self._own(request)
-            return self._told(name, self._known(name, request.life))
+            calls = self._known(name, request.life)
+            if calls in self._making:
+                raise EngineUnavailable(f"policy {name!r}", "is being made; retry", retry_after_s=MAKING_RETRY_S)
+            return self._told(name, calls)
         except MintError as error:  # no log line: gateways ask every engine for what one of them has
             await context.abort_with_status(to_status(error))
             raise
@@ -152,7 +124,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         async def work() -> pb.ListPoliciesResponse:
             self._refuse_other(request.base_model)
-            return pb.ListPoliciesResponse(policies=[self._told(*each) for each in sorted(self._calls.items())])
+            made = [(name, calls) for name, calls in sorted(self._calls.items()) if calls not in self._making]
+            return pb.ListPoliciesResponse(policies=[self._told(*each) for each in made])
 
         return await _answered(work, context)
 
@@ -183,16 +156,9 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         """Write a checkpoint; it is durable when this returns."""
 
         async def work(here: Open, calls: Calls) -> pb.SaveStateResponse:
-            policy, name = request.policy, Name(calls.lease, request.sequence)
-            shelf = Shelf(here.store, policy, RUN, KEPT)
-            async with here.copying(calls):
-                copy = await here.means.desk.parts(lambda trainer: copying(trainer, policy))
-                blob = await aside(state.to_bytes, copy)
-                del copy  # beside its bytes it would be in memory for as long as the store takes
-                digest = await aside(digest_of, blob)
-                record = Record(policy, "", name.lease, name.step, digest, RUN, len(blob), sequence=request.sequence)
-                await aside(shelf.save, record, blob)
-            return pb.SaveStateResponse(uri=f"{here.store.source.uri.rstrip('/')}/{shelf.folder}/{name}")
+            uri = await keepsakes.save(here, request.policy, calls, request.sequence)
+            calls.saved = request.sequence
+            return pb.SaveStateResponse(uri=uri)
 
         return await self._once(request, work, context)
 
@@ -200,19 +166,14 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         """Go on from one of the policy's own checkpoints."""
 
         async def work(here: Open, calls: Calls) -> pb.PolicyState:
-            policy = request.policy
-            shelf = Shelf(here.store, policy, RUN, KEPT)
-            prefix = f"{here.store.source.uri.rstrip('/')}/{shelf.folder}/"
-            if not request.uri.startswith(prefix):
-                raise SourceForbidden(f"policy {policy!r}", "loads only what it has saved itself, by SaveState's uri")
-            name = request.uri.removeprefix(prefix)
             async with here.copying(calls):
-                read = await _read(here.means.desk, policy, shelf, name)
+                read, loaded = await keepsakes.load(here, request.policy, request.uri)
                 step = read.step  # of what the step thread owns from now on
                 await here.replace(calls, read)
             calls.step = step
-            self._follow(calls, name)
-            told = self._told(policy, calls)
+            if loaded is not None:
+                self._follow(calls, loaded.lease)
+            told = self._told(request.policy, calls)
             told.sequence = request.sequence
             return told
 
@@ -277,27 +238,83 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         elif self.open is not None:
             await self.open.herald.clear(policy, since)
 
-    async def _make(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
-        desk = here.means.desk
+    async def part(self, timeout_s: float) -> None:
+        """Take no more calls, and save what policies have learnt that is not saved, for other engines to go on with.
 
-        async def work() -> None:
-            await desk.call(lambda trainer: trainer.refuse_known(name))
-            here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, told))
+        Within a bound: what does not come to be saved is where its program has saved it last.
+        """
+        self._parting = True
+        here = self.open
+        if here is None or not self._calls:
+            return
+
+        async def save(name: str, calls: Calls) -> None:
+            await calls.part(lambda: keepsakes.save(here, name, calls, calls.sequence, left=True))
+
+        saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]
+        done, late = await asyncio.wait(saving, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        failed = [error for task in done if (error := task.exception()) is not None]
+        errors = [str(each) for each in failed]
+        _log.info("policies_left", saved=len(done) - len(failed), late=len(late), errors=errors)
+
+    def _new(self, name: str, told: PolicySettings | None) -> Calls:
+        """A place for one more policy. Raises Overloaded, and Draining."""
+        if self._parting:
+            raise draining()
+        if len(self._calls) >= MOST_POLICIES:
+            said = f"trains {MOST_POLICIES} policies of calls; drop one"
+            raise Overloaded("engine", said, retry_after_s=FULL_RETRY_S)
+        # Later than those of policies of this name that other engines have trained, or this one has dropped.
+        self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
+        calls = self._calls[name] = Calls(name, self._lease, told)
+        return calls
+
+    async def _made(self, name: str, calls: Calls) -> pb.PolicyState:
+        if making := self._making.get(calls):
+            await asyncio.shield(making)  # its client may go away: it is made, or it is not known
+        return self._told(name, calls)
+
+    async def _fresh(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
+        desk = here.means.desk
+        await desk.call(lambda trainer: trainer.refuse_known(name))
+        here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, told))
+        try:
+            policy = await desk.make(lambda maker: maker.fresh(name, told))
+            await desk.call(lambda trainer: trainer.put(policy))
+        except BaseException:
+            here.room.leave(calls.holder)
+            raise
+
+    async def _resumed(self, here: Open, calls: Calls, name: str, life: int) -> None:
+        desk = here.means.desk
+        await desk.call(lambda trainer: trainer.refuse_known(name))
+        async with self._resuming:  # of what is read is not known before how much it takes
+            policy, record = await keepsakes.newest(here, name, life)
+            calls.lease = self._lease = max(self._lease, record.lease + 1)
+            calls.life, calls.step = record.life or calls.lease, policy.step
+            here.room.take(calls.holder, policy.needs(here.means.dtype))
             try:
-                policy = await desk.make(lambda maker: maker.fresh(name, told))
+                await keepsakes.take_up(here, name, record)
                 await desk.call(lambda trainer: trainer.put(policy))
             except BaseException:
                 here.room.leave(calls.holder)
                 raise
+        calls.sequence = calls.saved = record.sequence
 
-        try:
-            await calls.first(work)
-        except MintError:
-            if self._calls.get(name) is calls:
-                del self._calls[name]
-            raise
-        finally:
-            del self._making[calls]
+    def _make(self, calls: Calls, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        async def make() -> None:
+            try:
+                await calls.first(work)
+            except MintError:
+                if self._calls.get(name) is calls:
+                    del self._calls[name]
+                raise
+            finally:
+                del self._making[calls]
+
+        self._making[calls] = asyncio.create_task(make())
 
     async def _once(self, request: _Ordered, work: Callable[[Open, Calls], Awaitable[M]], context: _Context) -> M:
         async def ordered() -> M:
@@ -307,11 +324,10 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         return await _answered(ordered, context)
 
-    def _follow(self, calls: Calls, checkpoint: str) -> None:
+    def _follow(self, calls: Calls, lease: int) -> None:
         """What goes on from a checkpoint comes after it, though another engine's clock has been ahead of ours."""
-        loaded = Name.read(checkpoint)
-        if loaded is not None and loaded.lease > calls.lease:
-            calls.lease = self._lease = max(self._lease, loaded.lease) + 1
+        if lease > calls.lease:
+            calls.lease = self._lease = max(self._lease, lease) + 1
 
     def _open(self) -> Open:
         if self.open is None:
@@ -326,12 +342,14 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             life=calls.life,
             engine=self._engine,
             base_model=self._base,
+            lease=calls.lease,
         )
 
     def _known(self, policy: str, life: int) -> Calls:
         calls = self._calls.get(policy)
         if calls is None:
-            raise PolicyNotFound(f"policy {policy!r}", "is not on this engine; create it, and load what it saved")
+            said = "is not on this engine; resume it from what it saved, or create it"
+            raise PolicyNotFound(f"policy {policy!r}", said)
         calls.check_life(life)
         return calls
 
@@ -346,12 +364,6 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         if self.open is not None and name in self.open.waves():
             raise InvalidRequest(f"policy {name!r}", "is trained by a wave, which alone may change it")
         return name
-
-
-async def _read(desk: Desk, policy: str, shelf: Shelf, checkpoint: str) -> Policy:
-    """The policy of a checkpoint, whose bytes are let go of."""
-    blob = await asked(shelf.read, checkpoint)
-    return await desk.make(lambda maker: maker.read(policy, blob))
 
 
 async def _answered(work: Callable[[], Awaitable[M]], context: _Context) -> M:

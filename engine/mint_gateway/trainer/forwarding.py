@@ -28,6 +28,7 @@ RETRY_S = 2.0
 
 Request = (
     pb.CreatePolicyRequest
+    | pb.ResumePolicyRequest
     | pb.GetPolicyRequest
     | pb.ForwardBackwardRequest
     | pb.OptimStepRequest
@@ -49,6 +50,7 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "CreatePolicy": _Kind(anew=True, home=True),
+    "ResumePolicy": _Kind(anew=True, home=True),
     "GetPolicy": _Kind(anew=True),
     # Of a policy that has ended with its engine each engine lets go of such names as it may.
     "DropPolicy": _Kind(anew=True, home=True, everyone=True),
@@ -144,7 +146,8 @@ class Forwarding:
     async def _places(self, view: MapView, request: Request, way: Way) -> Sequence[Whereabout]:
         """Where to send a call, one after another as long as they have no room. Never none."""
         now = self._router.now(view)
-        life = 0 if isinstance(request, pb.CreatePolicyRequest) else request.life
+        # What is there, of whatever life, is neither made nor resumed elsewhere.
+        life = 0 if isinstance(request, pb.CreatePolicyRequest | pb.ResumePolicyRequest) else request.life
         try:
             return [await self._whereabouts.find(view, now, way.policy, life)]
         except PolicyNotFound:

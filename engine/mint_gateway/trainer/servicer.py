@@ -39,6 +39,10 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
         """On the engine that its name means, or another that has room."""
         return await self._forward("CreatePolicy", pb.PolicyState, request, context)
 
+    async def ResumePolicy(self, request: pb.ResumePolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
+        """As CreatePolicy, from what was saved."""
+        return await self._forward("ResumePolicy", pb.PolicyState, request, context)
+
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         """How far it has come, wherever it is."""
         return await self._forward("GetPolicy", pb.PolicyState, request, context)

@@ -35,7 +35,7 @@ def trainers(view: MapView, now: Now) -> list[Engine]:
 
 def nowhere(view: MapView, policy: str) -> PolicyNotFound:
     """That no engine has the policy."""
-    said = f"is on no engine of {view.base}: one goes with its engine; create it, and load what it saved"
+    said = f"is on no engine of {view.base}: one goes with its engine; resume it from what it saved, or create it"
     return PolicyNotFound(f"policy {policy!r}", said)
 
 
@@ -58,11 +58,11 @@ class Whereabouts:
         asked = trainers(view, now)
         request = pb.GetPolicyRequest(policy=policy, life=life, base_model=view.base)
         told = await asyncio.gather(*(self._ask(engine, request) for engine in asked), return_exceptions=True)
-        found = [(each.life, at) for at, each in enumerate(told) if isinstance(each, pb.PolicyState)]
+        found = [(each.life, each.lease, at) for at, each in enumerate(told) if isinstance(each, pb.PolicyState)]
         if not found:
             self._raise_instead([each.name for each in asked], told, policy)
             raise nowhere(view, policy)
-        engine = asked[max(found)[1]]
+        engine = asked[max(found)[-1]]
         return Whereabout(engine.name, engine.record.address, remembered=False)
 
     def forget(self, base: str, policy: str) -> None:

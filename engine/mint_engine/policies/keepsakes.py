@@ -1,0 +1,89 @@
+"""Checkpoints of policies of calls: those that a program asks for, and what an engine that is told to end leaves.
+
+<store>/policies/<policy>/calls/<lease>-<sequence>      as `checkpoints` has them
+"""
+
+import msgspec
+
+from mint_contracts.errors import PolicyNotFound, SourceForbidden
+from mint_engine.aside import aside
+from mint_engine.policies.calls import Calls
+from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.copying import copying
+from mint_engine.policies.opened import Open
+from mint_engine.policies.series import Name
+from mint_engine.policies.store import Store
+from mint_engine.sources.asking import asked
+from mint_engine.training import state
+from mint_engine.training.policy import Policy
+
+RUN = "calls"  # stands for a wave's run in the names of checkpoints
+KEPT = 16  # checkpoints of a policy
+
+
+def shelf_of(store: Store, policy: str) -> Shelf:
+    """A policy's checkpoints."""
+    return Shelf(store, policy, RUN, KEPT)
+
+
+async def save(here: Open, policy: str, calls: Calls, sequence: int, *, left: bool = False) -> str:
+    """Write a checkpoint, which is durable when this returns: its URI."""
+    shelf, name = shelf_of(here.store, policy), Name(calls.lease, sequence)
+    async with here.copying(calls):
+        copy = await here.means.desk.parts(lambda trainer: copying(trainer, policy))
+        blob = await aside(state.to_bytes, copy)
+        del copy  # beside its bytes it would be in memory for as long as the store takes
+        record = Record(
+            policy=policy,
+            wave="",
+            lease=name.lease,
+            step=name.step,
+            digest=await aside(digest_of, blob),
+            run=RUN,
+            size=len(blob),
+            sequence=sequence,
+            life=calls.life,
+            left=left,
+        )
+        await aside(shelf.save, record, blob)
+    return _folder(here.store, shelf) + str(name)
+
+
+async def load(here: Open, policy: str, uri: str) -> tuple[Policy, Name | None]:
+    """What `save` has written to that URI. Raises SourceForbidden for any other, PolicyNotFound, CorruptFile."""
+    shelf = shelf_of(here.store, policy)
+    folder = _folder(here.store, shelf)
+    if not uri.startswith(folder):
+        raise SourceForbidden(f"policy {policy!r}", "loads only what it has saved itself, by SaveState's uri")
+    name = uri.removeprefix(folder)
+    return await _read(here, policy, await asked(shelf.read, name)), Name.read(name)
+
+
+async def newest(here: Open, policy: str, life: int) -> tuple[Policy, Record]:
+    """The newest checkpoint, which where `life` is told (not 0) must be what an engine has left of that one.
+
+    Raises PolicyNotFound where there is none such.
+    """
+    shelf = shelf_of(here.store, policy)
+    found = await asked(shelf.newest)
+    if found is None:
+        raise PolicyNotFound(f"policy {policy!r}", "has saved nothing to go on from; create it")
+    record, blob = found
+    if life and not (record.left and record.life == life):
+        said = f"of life {life} is not what its engine has left as it ended; resume it by its name, or create it"
+        raise PolicyNotFound(f"policy {policy!r}", said)
+    return await _read(here, policy, blob), record
+
+
+async def take_up(here: Open, policy: str, record: Record) -> None:
+    """What an engine has left is somebody's again: who drops it from now on has dropped it."""
+    if record.left:
+        await aside(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=False))
+
+
+async def _read(here: Open, policy: str, blob: bytes) -> Policy:
+    return await here.means.desk.make(lambda maker: maker.read(policy, blob))
+
+
+def _folder(store: Store, shelf: Shelf) -> str:
+    return f"{store.source.uri.rstrip('/')}/{shelf.folder}/"

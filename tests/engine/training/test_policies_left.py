@@ -1,0 +1,118 @@
+"""Policies of calls outlive an engine that is told to end: another one goes on with them, over a real socket."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import Overloaded
+from mint_engine.residency.room import Room
+from tests.engine.running import save_base
+from tests.engine.training.calling import called, lesson, refused, step
+from tests.engine.training.teaching import Gate, hold_updates
+
+LIMIT_S = 60.0  # only a test that fails waits for it
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+async def taught(stub: Any, policy: str) -> pb.PolicyState:
+    """A new policy that has taken a step, and has a gradient for the next."""
+    made: pb.PolicyState = await stub.CreatePolicy(pb.CreatePolicyRequest(policy=policy, rank=4, seed=3))
+    await stub.ForwardBackward(lesson(policy, 1))
+    await stub.OptimStep(step(policy, 2))
+    await stub.ForwardBackward(lesson(policy, 3))
+    return made
+
+
+def resume(policy: str, life: int = 0) -> pb.ResumePolicyRequest:
+    return pb.ResumePolicyRequest(policy=policy, life=life)
+
+
+async def test_another_engine_goes_on_where_one_that_was_told_to_end_has_left_off(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await taught(stub, "one")
+        new = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="new", rank=4))
+        await scene.server.trainer.part(LIMIT_S)
+        for call in (
+            stub.OptimStep(step("one", 4)),
+            stub.CreatePolicy(pb.CreatePolicyRequest(policy="two")),
+            stub.ResumePolicy(resume("two")),
+        ):
+            error = await refused(call)
+            assert (error.reason, error.retry_after_s) == ("Draining", 1.0)
+    async with called(base, tmp_path) as (_, stub):
+        told = await stub.ResumePolicy(resume("one", made.life))
+        assert (told.life, told.sequence, told.step) == (made.life, 3, 1)
+        assert told.lease > made.lease
+        assert await stub.ResumePolicy(resume("one", made.life)) == told, "again, it changes nothing"
+        assert (await refused(stub.ResumePolicy(resume("one", made.life + 1)))).reason == "PolicyNotFound"
+        await taught(stub, "alike")
+        steps = [await stub.OptimStep(step(name, 4)) for name in ("one", "alike")]
+        assert steps[0] == steps[1]
+        assert (await stub.ResumePolicy(resume("new", new.life))).sequence == 0
+        assert (await stub.ForwardBackward(lesson("new", 1, life=new.life))).tokens == 3
+
+
+async def test_what_was_resumed_and_dropped_does_not_come_back_by_itself(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await taught(stub, "one")
+        await scene.server.trainer.part(LIMIT_S)
+    async with called(base, tmp_path) as (_, stub):
+        await stub.ResumePolicy(resume("one", made.life))
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=made.life))
+        error = await refused(stub.ResumePolicy(resume("one", made.life)))
+        assert (error.reason, "resume it by its name, or create it" in error.message) == ("PolicyNotFound", True)
+        assert (await stub.ResumePolicy(resume("one"))).sequence == 3, "whoever asks for it by its name has it"
+
+
+async def test_a_killed_engine_has_left_what_its_programs_have_saved(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (_, stub):
+        made = await taught(stub, "one")
+        await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=4))
+        await stub.OptimStep(step("one", 5))
+    async with called(base, tmp_path) as (_, stub):
+        assert (await refused(stub.ResumePolicy(resume("one", made.life)))).reason == "PolicyNotFound"
+        told = await stub.ResumePolicy(resume("one"))
+        assert (told.life, told.sequence, told.step) == (made.life, 4, 1)
+        error = await refused(stub.OptimStep(step("one", 6)))
+        assert (error.reason, "the next is 5" in error.message) == ("OutOfOrder", True)
+        assert (await stub.OptimStep(step("one", 5))).step == 2
+        error = await refused(stub.ResumePolicy(resume("other")))
+        assert (error.reason, "has saved nothing to go on from" in error.message) == ("PolicyNotFound", True)
+
+
+async def test_what_finds_no_memory_is_left_for_the_next_try(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise Overloaded("engine", "has no memory left", retry_after_s=1.0)
+
+    async with called(base, tmp_path) as (scene, stub):
+        made = await taught(stub, "one")
+        await scene.server.trainer.part(LIMIT_S)
+    async with called(base, tmp_path) as (_, stub):
+        with monkeypatch.context() as patch:
+            patch.setattr(Room, "take", full)
+            assert (await refused(stub.ResumePolicy(resume("one", made.life)))).reason == "Overloaded"
+        assert (await refused(stub.GetPolicy(pb.GetPolicyRequest(policy="one")))).reason == "PolicyNotFound"
+        assert (await stub.ResumePolicy(resume("one", made.life))).sequence == 3
+
+
+async def test_an_engine_does_not_wait_longer_than_it_has_for_what_is_under_way(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = [await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4)) for name in ("one", "two")]
+        with Gate() as gate:
+            hold_updates(scene, gate)
+            learning = asyncio.ensure_future(stub.ForwardBackward(lesson("one", 1)))
+            await gate.reached()
+            await scene.server.trainer.part(0.01)
+        await learning
+    async with called(base, tmp_path) as (_, stub):
+        for each in made:
+            assert (await refused(stub.ResumePolicy(resume(each.policy, each.life)))).reason == "PolicyNotFound"

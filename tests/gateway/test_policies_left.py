@@ -1,0 +1,100 @@
+"""A program whose policy's engine ends goes on by the gateway: without a loss where that was told to end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from mint_contracts import errors
+from mint_gateway.client import Client
+from tests.engine.running import save_base
+from tests.gateway.scene import Scene
+from tests.gateway.taught import LESSON, School, learn
+from tests.waiting import until
+
+NAMES = ("e-0", "e-1")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+async def school(scene: Scene, base: Path, tmp_path: Path) -> AsyncIterator[School]:
+    """Two engines, and a gateway that knows them."""
+    async with AsyncExitStack() as stack:
+        school = School(scene, stack, tmp_path)
+        await school.begin(base, *NAMES)
+        await scene.open()
+        await school.seen(*NAMES)
+        yield school
+
+
+@pytest.fixture
+async def client(school: School) -> AsyncIterator[Client]:
+    """A patient one."""
+    async with Client(school.scene.target, patience_s=60.0) as client:
+        yield client
+
+
+async def test_a_policy_goes_on_elsewhere_as_if_its_engine_had_not_ended(school: School, client: Client) -> None:
+    policy, alike = [await client.create_policy(name, rank=4, seed=3) for name in ("acme/a", "acme/b")]
+    assert await learn(policy) == await learn(alike)
+    [first] = school.has("acme/a")
+    await policy.forward_backward(LESSON, loss="cross_entropy")
+    await alike.forward_backward(LESSON, loss="cross_entropy")
+    life = policy.life
+    await school.engines[first].end()
+    steps = [await each.optim_step(learning_rate=1e-2) for each in (policy, alike)]
+    assert steps[0] == steps[1]
+    assert await learn(policy) == await learn(alike)
+    assert (policy.life, policy.engine) == (life, next(name for name in NAMES if name != first))
+    assert [each.step for each in (await client.policies()).policies] == [3, 3]
+
+
+async def test_a_call_whose_answer_went_with_the_engine_is_told_to_have_been(school: School, client: Client) -> None:
+    policy = await client.create_policy("acme/a", rank=4)
+    await policy.forward_backward(LESSON, loss="cross_entropy")
+    [where] = school.has("acme/a")
+    engine = school.engines[where]
+    with engine.silent():
+        stepping = asyncio.create_task(policy.optim_step())
+        await until(lambda: engine.calls["acme/a"].sequence == 2)
+        await engine.end()
+    with pytest.raises(errors.OutOfOrder, match="goes on behind its call 2, a OptimStep, whose answer is lost"):
+        await stepping
+    assert (policy.step, policy.sequence) == (1, 2)
+    await learn(policy)
+    assert policy.step == 2
+
+
+async def test_what_a_killed_engine_had_not_saved_is_said_to_be_lost(school: School, client: Client) -> None:
+    policy = await client.create_policy("acme/a", rank=4)
+    await learn(policy)
+    await policy.save_state()
+    await learn(policy)
+    [where] = school.has("acme/a")
+    await school.engines[where].leave()
+    await school.seen(*{*NAMES} - {where})
+    with pytest.raises(errors.PolicyNotFound, match="resume it from what it saved, or create it"):
+        await policy.optim_step()
+    again = await client.resume_policy("acme/a")
+    assert (again.life, again.step, again.sequence) == (policy.life, 1, 3)
+    await learn(again)
+    with pytest.raises(errors.PolicyNotFound, match="has saved nothing to go on from; create it"):
+        await client.resume_policy("acme/none")
+
+
+async def test_what_somebody_has_dropped_stays_dropped(school: School, client: Client) -> None:
+    policy = await client.create_policy("acme/a", rank=4)
+    await learn(policy)
+    [where] = school.has("acme/a")
+    await school.engines[where].end()
+    await learn(policy)
+    await client.drop_policy("acme/a")
+    with pytest.raises(errors.PolicyNotFound):
+        await policy.optim_step()
+    assert (await client.policies()).policies == []
