@@ -71,7 +71,7 @@ class Policy:
         """`send` tries a call until it has an answer, or raises MintError."""
         self._stub, self._metadata, self._send = stub, metadata, send
         self.name, self.life, self.base_model, self.engine = state.policy, state.life, base_model, state.engine
-        self.sequence, self.step = state.sequence, state.step
+        self.sequence, self.step, self._lease = state.sequence, state.step, state.lease
         self._unsettled: tuple[str, Any] | None = None
         self._turn = asyncio.Lock()
 
@@ -199,5 +199,7 @@ class Policy:
             )
         except PolicyNotFound:
             return False
-        self.engine, self.sequence, self.step = state.engine, state.sequence, state.step
+        if state.lease == self._lease:  # it was there all the time
+            return False
+        self.engine, self.sequence, self.step, self._lease = state.engine, state.sequence, state.step, state.lease
         return True

@@ -608,10 +608,15 @@ class DropPolicyRequest(_message.Message):
 
     POLICY_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     life: _builtins.int
     """As PolicyState tells it; 0: whichever is there."""
+    gone: _builtins.bool
+    """Set by gateways alone, which drop what clients say here: no engine has the policy, so that its name is let go of
+    whichever engine has announced it.
+    """
     base_model: _builtins.str
     """As in CreatePolicyRequest."""
     def __init__(
@@ -619,11 +624,12 @@ class DropPolicyRequest(_message.Message):
         *,
         policy: _builtins.str = ...,
         life: _builtins.int = ...,
+        gone: _builtins.bool = ...,
         base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "life", b"life", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "gone", b"gone", "life", b"life", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

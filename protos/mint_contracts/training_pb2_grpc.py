@@ -34,8 +34,8 @@ class TrainerStub:
     A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
     and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
-    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
-    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
+    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
@@ -106,8 +106,8 @@ class TrainerServicer:
     A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
     and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
-    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
-    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
+    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
@@ -176,7 +176,8 @@ class TrainerServicer:
 
     def DropPolicy(self, request, context):
         """Its name means nothing any more, what it has saved and published stays in the store. Where its engine has started
-        anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine.
+        anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine, and without it
+        at a gateway.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -252,8 +253,8 @@ class Trainer:
     A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
     and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
-    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
-    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
+    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 

@@ -35,8 +35,8 @@ class TrainerStub:
     A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
     and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
-    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
-    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
+    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
@@ -66,7 +66,8 @@ class TrainerStub:
     """
     DropPolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.DropPolicyRequest, _training_pb2.DropPolicyResponse]
     """Its name means nothing any more, what it has saved and published stays in the store. Where its engine has started
-    anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine.
+    anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine, and without it
+    at a gateway.
     """
 
 @_typing.type_check_only
@@ -79,8 +80,8 @@ class TrainerAsyncStub(TrainerStub):
     A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
     and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
-    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
-    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
+    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
@@ -107,7 +108,8 @@ class TrainerAsyncStub(TrainerStub):
     """
     DropPolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.DropPolicyRequest, _training_pb2.DropPolicyResponse]  # type: ignore[assignment]
     """Its name means nothing any more, what it has saved and published stays in the store. Where its engine has started
-    anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine.
+    anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine, and without it
+    at a gateway.
     """
 
 class TrainerServicer(metaclass=_abc_1.ABCMeta):
@@ -119,8 +121,8 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
     A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
     and any engine of the base can go on with what is saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
-    a repeat of one of the last 16 changes nothing and gets the same answer, an earlier one and a gap are refused
-    (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
+    a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
+    the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
     was created anew, it is refused (NOT_FOUND). Policies that a wave trains are the wave's: they are refused here.
     """
 
@@ -205,7 +207,8 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.DropPolicyResponse, _abc.Awaitable[_training_pb2.DropPolicyResponse]]:
         """Its name means nothing any more, what it has saved and published stays in the store. Where its engine has started
-        anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine.
+        anew, or ended, the policy is gone already and this is for its name: with its `life` on any engine, and without it
+        at a gateway.
         """
 
 def add_TrainerServicer_to_server(servicer: TrainerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -88,6 +88,15 @@ async def test_what_a_killed_engine_had_not_saved_is_said_to_be_lost(school: Sch
         await client.resume_policy("acme/none")
 
 
+async def test_a_checkpoint_that_is_not_there_is_no_engine_that_has_ended(school: School, client: Client) -> None:
+    policy = await client.create_policy("acme/a", rank=4)
+    saved = await policy.save_state()
+    with pytest.raises(errors.SourceNotFound, match="does not exist, or was swept"):
+        await policy.load_state(saved.replace("0001", "0009"))
+    await learn(policy)
+    assert policy.step == 1
+
+
 async def test_what_somebody_has_dropped_stays_dropped(school: School, client: Client) -> None:
     policy = await client.create_policy("acme/a", rank=4)
     await learn(policy)

@@ -57,8 +57,11 @@ class Announcements:
             if each < name:
                 self._store.delete(self._path(policy, each))
 
-    def withdraw(self, policy: str, announcer: Announcer) -> Source | None:
-        """Let the name mean nothing any more, as far as this announcer may say so. What it means then."""
+    def withdraw(self, policy: str, announcer: Announcer | None) -> Source | None:
+        """Let the name mean nothing any more, as far as this announcer may say so; None: whoever announced.
+
+        What it means then.
+        """
         left = None
         for each in self._all().get(policy, []):
             path = self._path(policy, each)
@@ -69,7 +72,7 @@ class Announcements:
             except (msgspec.MsgspecError, CapacityExceeded) as error:
                 _log.error("announcement_broken", policy=policy, path=path, error=str(error))
             else:
-                if announcer.may_withdraw(found):
+                if announcer is None or announcer.may_withdraw(found):
                     self._store.delete(path)
                     continue
             left = self._lies(policy, each)

@@ -34,9 +34,8 @@ class Calls:
         self.life = self.lease = lease
         self.sequence = 0  # of the last call that took effect
         self.step = 0  # optimizer steps taken
-        self.saved = -1  # the last call that took effect before the newest checkpoint; none was written yet
         self._ended = self._parting = False
-        self._answers: OrderedDict[int, Message] = OrderedDict()
+        self._answers: OrderedDict[int, tuple[bytes, Message]] = OrderedDict()  # beside what was asked
         self._turn = asyncio.Lock()
 
     @property
@@ -58,13 +57,15 @@ class Calls:
         if life not in {0, self.life}:
             raise PolicyNotFound(f"policy {self._policy!r}", f"of life {life} was dropped; this is life {self.life}")
 
-    async def once(self, sequence: int, work: Callable[[], Awaitable[M]]) -> M:
+    async def once(self, sequence: int, digest: bytes, work: Callable[[], Awaitable[M]]) -> M:
         """The answer to call `sequence`: what `work` gives, or what it gave before. Raises OutOfOrder, and as `work`.
+
+        `digest` is of what is asked: another call of the number is no repeat, as of a program that has started anew.
 
         A call that fails has not been: its number is to be used again. One whose client goes away goes on to its end,
         so that its number says whether it took effect.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._once(sequence, work)))
+        return await asyncio.shield(asyncio.ensure_future(self._once(sequence, digest, work)))
 
     async def first(self, work: Callable[[], Awaitable[None]]) -> None:
         """Make the policy, before any call of it. Raises as `work`: those that follow then raise PolicyNotFound."""
@@ -82,31 +83,39 @@ class Calls:
             self._ended = True
 
     async def part(self, save: Callable[[], Awaitable[object]]) -> None:
-        """Once the call under way has ended, take no more: they raise Draining. `save` what is not saved by then."""
+        """Take no more calls: they raise Draining. `save` once the one under way has ended."""
+        self._parting = True
         async with self._turn:
-            self._parting = True
-            if not self._ended and self.sequence != self.saved:
+            if not self._ended:
                 await save()
 
-    async def _once(self, sequence: int, work: Callable[[], Awaitable[M]]) -> M:
+    def check_there(self) -> None:
+        """Raise PolicyNotFound where it was dropped, though its store has yet to be told."""
+        if self._ended:
+            raise PolicyNotFound(f"policy {self._policy!r}", "was dropped")
+
+    async def _once(self, sequence: int, digest: bytes, work: Callable[[], Awaitable[M]]) -> M:
         async with self._turn:
             self._refuse_ended()
             if sequence in self._answers:
-                return cast(M, self._answers[sequence])
+                asked, answer = self._answers[sequence]
+                if asked != digest:
+                    said = f"call {sequence} has been another one; the next is {self.sequence + 1}"
+                    raise OutOfOrder(f"policy {self._policy!r}", said)
+                return cast(M, answer)
             if sequence != self.sequence + 1:
                 what = "has no answer any more" if sequence <= self.sequence else "comes too early"
                 raise OutOfOrder(
                     f"policy {self._policy!r}", f"call {sequence} {what}; the next is {self.sequence + 1}"
                 )
-            answer = await work()
+            given = await work()
             self.sequence = sequence
-            self._answers[sequence] = answer
+            self._answers[sequence] = digest, given
             if len(self._answers) > REMEMBERED:
                 self._answers.popitem(last=False)
-            return answer
+            return given
 
     def _refuse_ended(self) -> None:
-        if self._ended:
-            raise PolicyNotFound(f"policy {self._policy!r}", "was dropped")
+        self.check_there()
         if self._parting:
             raise draining()

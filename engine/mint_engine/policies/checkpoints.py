@@ -8,11 +8,12 @@ that was made anew under an old name begins anew.
 """
 
 import hashlib
+from contextlib import suppress
 
 import msgspec
 import structlog
 
-from mint_contracts.errors import CapacityExceeded, CorruptFile, PolicyNotFound, SourceNotFound, SourceUnavailable
+from mint_contracts.errors import CapacityExceeded, CorruptFile, SourceNotFound, SourceUnavailable
 from mint_contracts.training_records import Published
 from mint_engine.policies.series import Name, Series
 from mint_engine.policies.store import Store
@@ -109,15 +110,22 @@ class Shelf:
             )
         return None
 
+    def newest_told(self) -> Record | None:
+        """What the newest checkpoint says of itself, unless that cannot be read."""
+        for name in reversed(self._series.names()):
+            with suppress(SourceNotFound, CorruptFile):
+                return self._record(name)
+        return None
+
     def read(self, name: str) -> bytes:
-        """The blob of one checkpoint. Raises PolicyNotFound where it is not (any more), CorruptFile."""
+        """The blob of one checkpoint. Raises SourceNotFound where it is not (any more), CorruptFile."""
         found = Name.read(name)
         try:
             if found is not None:
                 return self._read(found)[1]
         except SourceNotFound:
             found = None
-        raise PolicyNotFound(f"checkpoint {name[:80]!r} of policy {self._policy!r}", "does not exist, or was swept")
+        raise SourceNotFound(f"checkpoint {name[:80]!r} of policy {self._policy!r}", "does not exist, or was swept")
 
     def _read(self, name: Name) -> tuple[Record, bytes]:
         for _ in range(READS - 1):
@@ -129,11 +137,7 @@ class Shelf:
 
     def _read_once(self, name: Name) -> tuple[Record, bytes]:
         """Raises CorruptFile, or SourceNotFound for what no record tells of."""
-        subject, folder = f"checkpoint {name} of policy {self._policy!r}", f"{self.folder}/{name}"
-        try:
-            record = _RECORD.decode(self._store.read(f"{folder}/{RECORD}", MAX_RECORD))
-        except (msgspec.MsgspecError, CapacityExceeded) as error:
-            raise CorruptFile(subject, f"has an unreadable record: {error}") from None
+        subject, folder, record = self._subject(name), f"{self.folder}/{name}", self._record(name)
         try:
             blob = self._store.read(f"{folder}/{BLOB}", record.size or None)
         except CapacityExceeded:
@@ -145,6 +149,16 @@ class Shelf:
         if hashlib.sha256(blob).hexdigest() != record.digest or Name(record.lease, record.step) != name:
             raise CorruptFile(subject, "does not match its record")
         return record, blob
+
+    def _record(self, name: Name) -> Record:
+        """Raises CorruptFile, or SourceNotFound."""
+        try:
+            return _RECORD.decode(self._store.read(f"{self.folder}/{name}/{RECORD}", MAX_RECORD))
+        except (msgspec.MsgspecError, CapacityExceeded) as error:
+            raise CorruptFile(self._subject(name), f"has an unreadable record: {error}") from None
+
+    def _subject(self, name: Name) -> str:
+        return f"checkpoint {name} of policy {self._policy!r}"
 
 
 def digest_of(blob: bytes | bytearray) -> str:

@@ -59,12 +59,12 @@ class Herald:
         self._edits += 1
         self._know({**self.known, policy: source})
 
-    async def withdraw(self, policy: str, life: int = 0) -> None:
-        """Have it mean nothing that this life of the policy, or an earlier one here, has announced.
+    async def withdraw(self, policy: str, life: int = 0, *, whoever: bool = False) -> None:
+        """Have it mean nothing that this life of the policy, or an earlier one here, has announced, or `whoever`.
 
         `life` 0 stands for the latest here. Raises the errors of a store.
         """
-        announcer = Announcer(self._engine, life)
+        announcer = None if whoever else Announcer(self._engine, life)
         left = await asked(lambda: self._open().withdraw(policy, announcer))
         self._edits += 1
         others = {name: source for name, source in self.known.items() if name != policy}

@@ -3,9 +3,11 @@
 <store>/policies/<policy>/calls/<lease>-<sequence>      as `checkpoints` has them
 """
 
+from contextlib import suppress
+
 import msgspec
 
-from mint_contracts.errors import PolicyNotFound, SourceForbidden
+from mint_contracts.errors import MintError, PolicyNotFound, SourceForbidden
 from mint_engine.aside import aside
 from mint_engine.policies.calls import Calls
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
@@ -50,7 +52,7 @@ async def save(here: Open, policy: str, calls: Calls, sequence: int, *, left: bo
 
 
 async def load(here: Open, policy: str, uri: str) -> tuple[Policy, Name | None]:
-    """What `save` has written to that URI. Raises SourceForbidden for any other, PolicyNotFound, CorruptFile."""
+    """What `save` has written to that URI. Raises SourceForbidden for any other, and as `Shelf.read`."""
     shelf = shelf_of(here.store, policy)
     folder = _folder(here.store, shelf)
     if not uri.startswith(folder):
@@ -78,7 +80,25 @@ async def newest(here: Open, policy: str, life: int) -> tuple[Policy, Record]:
 async def take_up(here: Open, policy: str, record: Record) -> None:
     """What an engine has left is somebody's again: who drops it from now on has dropped it."""
     if record.left:
-        await aside(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=False))
+        await _retell(here, policy, record, left=False)
+
+
+async def put_back(here: Open, policy: str, record: Record) -> None:
+    """What could not be gone on with is left as before, for the next try."""
+    if record.left:
+        with suppress(MintError):
+            await _retell(here, policy, record, left=True)
+
+
+async def give_up(here: Open, policy: str, life: int) -> None:
+    """What an engine has left of a policy that is dropped, of this `life` or the latest (0), comes back to nobody."""
+    record = await asked(shelf_of(here.store, policy).newest_told)
+    if record is not None and record.left and life in {0, record.life}:
+        await _retell(here, policy, record, left=False)
+
+
+async def _retell(here: Open, policy: str, record: Record, *, left: bool) -> None:
+    await aside(shelf_of(here.store, policy).retell, msgspec.structs.replace(record, left=left))
 
 
 async def _read(here: Open, policy: str, blob: bytes) -> Policy:

@@ -1,5 +1,6 @@
 """The Trainer service's messages as the trainer's own nouns, within bounds."""
 
+import hashlib
 import math
 from typing import cast, get_args
 
@@ -15,6 +16,10 @@ from mint_engine.training.work import LossOutcome
 
 MOST_EXAMPLES = 1024  # as Tinker's chunks
 MOST_TOKENS = 1 << 18
+
+Ordered = (
+    pb.ForwardBackwardRequest | pb.OptimStepRequest | pb.SaveStateRequest | pb.LoadStateRequest | pb.PublishRequest
+)
 
 
 def settings_of(request: pb.CreatePolicyRequest) -> PolicySettings:
@@ -57,6 +62,16 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
     ]
     longest = max(sum(weight != 0 for weight in each.weights) for each in examples)
     return PolicyBatch(request.policy, examples, loss, completion_tokens=request.completion_tokens or longest)
+
+
+def digest_of_request(request: Ordered) -> bytes:
+    """What tells a call from any other, however it tells which policy it is for."""
+    asked = type(request)()
+    asked.CopyFrom(request)
+    for name in ("life", "base_model"):
+        asked.ClearField(name)
+    written = asked.SerializeToString(deterministic=True)
+    return hashlib.blake2b(written, key=type(request).__name__.encode(), digest_size=16).digest()
 
 
 def optimizer_of_request(request: pb.OptimStepRequest) -> Optimizer:

@@ -32,7 +32,14 @@ from mint_engine.policies import keepsakes, revisions
 from mint_engine.policies.calls import Calls, draining
 from mint_engine.policies.copying import packing
 from mint_engine.policies.opened import Open
-from mint_engine.policies.primitives import batch_of_request, optimizer_of_request, settings_of, told_of
+from mint_engine.policies.primitives import (
+    Ordered,
+    batch_of_request,
+    digest_of_request,
+    optimizer_of_request,
+    settings_of,
+    told_of,
+)
 from mint_engine.policies.series import Name
 from mint_engine.training.policy import PolicySettings
 
@@ -40,10 +47,7 @@ MOST_POLICIES = 256
 LOADING_RETRY_S, FULL_RETRY_S, MAKING_RETRY_S = 5.0, 10.0, 0.5
 
 M = TypeVar("M", bound=Message)
-_Ordered = (
-    pb.ForwardBackwardRequest | pb.OptimStepRequest | pb.SaveStateRequest | pb.LoadStateRequest | pb.PublishRequest
-)
-_Named = _Ordered | pb.CreatePolicyRequest | pb.ResumePolicyRequest | pb.GetPolicyRequest | pb.DropPolicyRequest
+_Named = Ordered | pb.CreatePolicyRequest | pb.ResumePolicyRequest | pb.GetPolicyRequest | pb.DropPolicyRequest
 _Context = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +63,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         self._lease = 0  # of the policy that was created last
         self._resuming = asyncio.Lock()
         self._parting = False
+        self._saving: list[asyncio.Task[None]] = []
 
     @property
     def room(self) -> PolicyRoom | None:
@@ -156,9 +161,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         """Write a checkpoint; it is durable when this returns."""
 
         async def work(here: Open, calls: Calls) -> pb.SaveStateResponse:
-            uri = await keepsakes.save(here, request.policy, calls, request.sequence)
-            calls.saved = request.sequence
-            return pb.SaveStateResponse(uri=uri)
+            return pb.SaveStateResponse(uri=await keepsakes.save(here, request.policy, calls, request.sequence))
 
         return await self._once(request, work, context)
 
@@ -202,24 +205,28 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             name = self._own(request)
             if (calls := self._calls.get(name)) is not None:
                 calls.check_life(request.life)
-            await self.leave(name, request.life)
+            await self.leave(name, request.life, gone=request.gone)
             return pb.DropPolicyResponse()
 
         return await _answered(work, context)
 
-    async def leave(self, policy: str, life: int = 0) -> None:
+    async def leave(self, policy: str, life: int = 0, *, gone: bool = False) -> None:
         """Let a policy of calls go, once the call under way has ended: its name is free.
 
         One that is not here any more, of this `life` or the latest (0), may have published before this engine
-        started. Raises the errors of a store, which may know of that: the policy is then to be let go of again.
+        started, or anywhere where it is known to be `gone`, and an engine may have left it. Raises the errors of a
+        store, which may know of that: the policy is then to be let go of again.
         """
         calls, here = self._calls.get(policy), self.open
         if here is None:
             return
         if calls is None:
-            await here.herald.withdraw(policy, life)
+            await keepsakes.give_up(here, policy, life)
+            await here.herald.withdraw(policy, life, whoever=gone and not life)
             return
         await calls.end()  # an update of it that is ready would be taken by a policy of the same name
+        if self._parting:
+            await keepsakes.give_up(here, policy, calls.life)
         await here.herald.withdraw(policy, calls.life)
         if self._calls.get(policy) is calls:
             del self._calls[policy]
@@ -251,10 +258,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         async def save(name: str, calls: Calls) -> None:
             await calls.part(lambda: keepsakes.save(here, name, calls, calls.sequence, left=True))
 
-        saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]
-        done, late = await asyncio.wait(saving, timeout=timeout_s)
-        for task in late:
-            task.cancel()
+        self._saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]  # late ones go on
+        done, late = await asyncio.wait(self._saving, timeout=timeout_s)
         failed = [error for task in done if (error := task.exception()) is not None]
         errors = [str(each) for each in failed]
         _log.info("policies_left", saved=len(done) - len(failed), late=len(late), errors=errors)
@@ -274,6 +279,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def _made(self, name: str, calls: Calls) -> pb.PolicyState:
         if making := self._making.get(calls):
             await asyncio.shield(making)  # its client may go away: it is made, or it is not known
+        calls.check_there()
         return self._told(name, calls)
 
     async def _fresh(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
@@ -300,14 +306,15 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
                 await desk.call(lambda trainer: trainer.put(policy))
             except BaseException:
                 here.room.leave(calls.holder)
+                await keepsakes.put_back(here, name, record)
                 raise
-        calls.sequence = calls.saved = record.sequence
+        calls.sequence = record.sequence
 
     def _make(self, calls: Calls, name: str, work: Callable[[], Awaitable[None]]) -> None:
         async def make() -> None:
             try:
                 await calls.first(work)
-            except MintError:
+            except BaseException:
                 if self._calls.get(name) is calls:
                     del self._calls[name]
                 raise
@@ -316,11 +323,13 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
 
         self._making[calls] = asyncio.create_task(make())
 
-    async def _once(self, request: _Ordered, work: Callable[[Open, Calls], Awaitable[M]], context: _Context) -> M:
+    async def _once(self, request: Ordered, work: Callable[[Open, Calls], Awaitable[M]], context: _Context) -> M:
         async def ordered() -> M:
             here, name = self._open(), self._own(request)
             calls = self._known(name, request.life)
-            return await calls.once(request.sequence, lambda: work(here, calls))
+            # On another thread: a call may be of many megabytes.
+            digest = await asyncio.to_thread(digest_of_request, request)
+            return await calls.once(request.sequence, digest, lambda: work(here, calls))
 
         return await _answered(ordered, context)
 
@@ -350,6 +359,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         if calls is None:
             said = "is not on this engine; resume it from what it saved, or create it"
             raise PolicyNotFound(f"policy {policy!r}", said)
+        calls.check_there()
         calls.check_life(life)
         return calls
 

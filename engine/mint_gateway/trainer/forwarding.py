@@ -40,20 +40,18 @@ Request = (
 
 
 class _Kind(NamedTuple):
-    """Of a call: whether all engines are asked who has the policy, though one is remembered; whether a policy that
-    nobody has is its home's to judge; and whether that is then everybody's."""
+    """Of a call: whether all engines are asked who has the policy, though one is remembered, and whether one that
+    nobody has is its home's to judge."""
 
     anew: bool = False
     home: bool = False
-    everyone: bool = False
 
 
 _KINDS = {
     "CreatePolicy": _Kind(anew=True, home=True),
     "ResumePolicy": _Kind(anew=True, home=True),
     "GetPolicy": _Kind(anew=True),
-    # Of a policy that has ended with its engine each engine lets go of such names as it may.
-    "DropPolicy": _Kind(anew=True, home=True, everyone=True),
+    "DropPolicy": _Kind(anew=True, home=True),  # any engine lets go of the name of what has ended with its engine
 }
 _ORDERED = _Kind()
 
@@ -120,14 +118,11 @@ class Forwarding:
     async def _round(self, view: MapView, request: Request, tries: Tries, way: Way) -> Any:
         """The answer of the first engine that has one. Raises EngineUnavailable where a new round may do better."""
         full: list[grpc.aio.AioRpcError] = []
-        places = await self._places(view, request, way)
-        for number, place in enumerate(places, 1):
+        for place in await self._places(view, request, way):
             way.engine = place.engine
             try:
                 async with self._channels.use(place.address) as stubs:
                     answer = await getattr(stubs.trainer, way.call)(request, timeout=tries.remaining_s())
-                if number < len(places) and _KINDS.get(way.call, _ORDERED).everyone:
-                    continue
                 self._whereabouts.remember(view.base, way.policy, place)
                 return answer
             except grpc.aio.AioRpcError as error:
@@ -148,11 +143,15 @@ class Forwarding:
         now = self._router.now(view)
         # What is there, of whatever life, is neither made nor resumed elsewhere.
         life = 0 if isinstance(request, pb.CreatePolicyRequest | pb.ResumePolicyRequest) else request.life
+        if isinstance(request, pb.DropPolicyRequest):
+            request.gone = False
         try:
             return [await self._whereabouts.find(view, now, way.policy, life)]
         except PolicyNotFound:
             if not _KINDS.get(way.call, _ORDERED).home:
                 raise
+        if isinstance(request, pb.DropPolicyRequest):
+            request.gone = True
         able = [engine for engine in trainers(view, now) if engine.record.ready]
         if not able:
             raise EngineUnavailable(view.base, silence(view, "", now), retry_after_s=RETRY_S)

@@ -71,6 +71,28 @@ async def test_what_was_resumed_and_dropped_does_not_come_back_by_itself(base: P
         assert (await stub.ResumePolicy(resume("one"))).sequence == 3, "whoever asks for it by its name has it"
 
 
+async def test_what_was_left_and_dropped_before_anybody_resumed_it_stays_dropped(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        lives = [(await taught(stub, name)).life for name in ("one", "two")]
+        await scene.server.trainer.part(LIMIT_S)
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="one"))
+    async with called(base, tmp_path) as (_, stub):
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="two"))
+        for name, life in zip(("one", "two"), lives, strict=True):
+            assert (await refused(stub.ResumePolicy(resume(name, life)))).reason == "PolicyNotFound"
+
+
+async def test_what_was_just_saved_or_resumed_is_left_too(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await taught(stub, "one")
+        await stub.SaveState(pb.SaveStateRequest(policy="one", sequence=4))
+        await scene.server.trainer.part(LIMIT_S)
+    for _ in range(2):
+        async with called(base, tmp_path) as (scene, stub):
+            assert (await stub.ResumePolicy(resume("one", made.life))).sequence == 4
+            await scene.server.trainer.part(LIMIT_S)
+
+
 async def test_a_killed_engine_has_left_what_its_programs_have_saved(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (_, stub):
         made = await taught(stub, "one")
@@ -106,13 +128,15 @@ async def test_what_finds_no_memory_is_left_for_the_next_try(
 
 async def test_an_engine_does_not_wait_longer_than_it_has_for_what_is_under_way(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
-        made = [await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4)) for name in ("one", "two")]
+        made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         with Gate() as gate:
             hold_updates(scene, gate)
             learning = asyncio.ensure_future(stub.ForwardBackward(lesson("one", 1)))
             await gate.reached()
             await scene.server.trainer.part(0.01)
+            late = asyncio.ensure_future(stub.OptimStep(step("one", 2)))
         await learning
+        assert (await refused(late)).reason == "Draining", "no more is taken, though what is under way goes on"
+        await asyncio.wait(scene.server.trainer._saving)
     async with called(base, tmp_path) as (_, stub):
-        for each in made:
-            assert (await refused(stub.ResumePolicy(resume(each.policy, each.life)))).reason == "PolicyNotFound"
+        assert (await stub.ResumePolicy(resume("one", made.life))).sequence == 1

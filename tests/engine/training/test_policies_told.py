@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from mint_contracts import training_pb2 as pb
+from mint_contracts.errors import SourceUnavailable
+from mint_engine.policies.announcements import Announcements
 from tests.engine.running import save_base
 from tests.engine.training.calling import called, lesson, refused, step
 from tests.engine.training.teaching import Gate, hold_updates
@@ -19,7 +21,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_how_far_policies_have_come_is_told_while_they_learn(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         made = [await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4)) for name in ("two", "one")]
-        assert made[0] == pb.PolicyState(policy="two", life=made[0].life, engine="tiny-0", base_model="tests/tiny")
+        assert (made[0].engine, made[0].base_model, made[0].lease) == ("tiny-0", "tests/tiny", made[0].life)
         await stub.ForwardBackward(lesson("one", 1))
         await stub.OptimStep(step("one", 2))
         with Gate() as gate:
@@ -35,6 +37,42 @@ async def test_how_far_policies_have_come_is_told_while_they_learn(base: Path, t
         ]
         error = await refused(stub.GetPolicy(pb.GetPolicyRequest(policy="one", life=made[0].life)))
         assert error.reason == "PolicyNotFound"
+
+
+async def test_another_call_of_a_number_is_no_repeat(base: Path, tmp_path: Path) -> None:
+    """A program that was started anew may have asked how far it was while a call of the one before was under way."""
+    async with called(base, tmp_path) as (_, stub):
+        made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        first = await stub.ForwardBackward(lesson("one", 1))
+        for other in (stub.ForwardBackward(lesson("one", 1, clip_low=0.1)), stub.OptimStep(step("one", 1))):
+            error = await refused(other)
+            assert (error.reason, "call 1 has been another one; the next is 2" in error.message) == (
+                "OutOfOrder",
+                True,
+            )
+        again = lesson("one", 1, life=made.life, base_model="tests/tiny")
+        assert await stub.ForwardBackward(again) == first, "it is the same, told by another way"
+
+
+async def test_what_was_dropped_is_not_there_though_its_store_is_yet_to_be_told(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise SourceUnavailable("store", "does not answer")
+
+    async with called(base, tmp_path) as (_, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        with monkeypatch.context() as patch:
+            patch.setattr(Announcements, "withdraw", away)
+            assert (await refused(stub.DropPolicy(pb.DropPolicyRequest(policy="one")))).reason == "SourceUnavailable"
+        for call in (
+            stub.GetPolicy(pb.GetPolicyRequest(policy="one")),
+            stub.ResumePolicy(pb.ResumePolicyRequest(policy="one")),
+            stub.ForwardBackward(lesson("one", 1)),
+        ):
+            assert (await refused(call)).reason == "PolicyNotFound"
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="one"))
+        assert (await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))).sequence == 0
 
 
 async def test_calls_that_mean_another_base_are_refused(base: Path, tmp_path: Path) -> None:

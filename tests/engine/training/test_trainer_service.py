@@ -137,7 +137,7 @@ async def test_what_is_saved_is_gone_on_from_with_the_same_numbers(base: Path, t
         gone = saved.uri[:-1] + "9"
         assert (
             await refused(stub.LoadState(pb.LoadStateRequest(policy="one", sequence=8, uri=gone)))
-        ).reason == "PolicyNotFound"
+        ).reason == "SourceNotFound"
         published = await stub.Publish(pb.PublishRequest(policy="one", sequence=8))
         assert published.revision.startswith("sha256:")
 
