@@ -279,7 +279,8 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def _made(self, name: str, calls: Calls) -> pb.PolicyState:
         if making := self._making.get(calls):
             await asyncio.shield(making)  # its client may go away: it is made, or it is not known
-        calls.check_there()
+        else:
+            calls.check_there()
         return self._told(name, calls)
 
     async def _fresh(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
