@@ -1,5 +1,6 @@
 """The Trainer service's messages as the trainer's own nouns, within bounds."""
 
+import copy
 import hashlib
 import math
 from typing import cast, get_args
@@ -66,8 +67,7 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
 
 def digest_of_request(request: Ordered) -> bytes:
     """What tells a call from any other, however it tells which policy it is for."""
-    asked = type(request)()
-    asked.CopyFrom(request)
+    asked = copy.deepcopy(request)
     for name in ("life", "base_model"):
         asked.ClearField(name)
     written = asked.SerializeToString(deterministic=True)
