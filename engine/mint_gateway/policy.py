@@ -158,7 +158,7 @@ class Policy:
     async def _next(self, call: str, request: Any) -> Any:
         async with self._turn:
             if self._unsettled is not None:
-                said = f"has no word yet of its call {self.sequence + 1}, a {self._unsettled[0]}; settle it first"
+                said = f"has no word yet of its call {self.sequence + 1} ({self._unsettled[0]}); settle it first"
                 raise OutOfOrder(f"policy {self.name!r}", said)
             request.policy, request.life, request.base_model = self.name, self.life, self.base_model
             request.sequence = self.sequence + 1
@@ -173,7 +173,7 @@ class Policy:
                 self._unsettled = None
             raise
         self._unsettled, self.sequence = None, request.sequence
-        self.step = getattr(answer, "step", self.step)
+        self.step, self._lease = getattr(answer, "step", self.step), getattr(answer, "lease", self._lease)
         return answer
 
     async def _answered(self, call: str, request: Any) -> Any:
@@ -187,7 +187,7 @@ class Policy:
                 if not await self._resumed():
                     raise
             if self.sequence == request.sequence:  # it took effect, and its answer went with the engine
-                said = f"goes on behind its call {self.sequence}, a {call}, whose answer is lost; go on with the next"
+                said = f"goes on behind its call {self.sequence} ({call}), whose answer is lost; go on with the next"
                 raise OutOfOrder(f"policy {self.name!r}", said)
 
     async def _resumed(self) -> bool:

@@ -220,7 +220,7 @@ async def test_a_call_without_an_outcome_is_settled_before_the_next(school: Scho
         learning.cancel()
         with pytest.raises(asyncio.CancelledError):
             await learning
-        with pytest.raises(errors.OutOfOrder, match="no word yet of its call 1, a ForwardBackward; settle it first"):
+        with pytest.raises(errors.OutOfOrder, match=r"no word yet of its call 1 \(ForwardBackward\); settle"):
             await policy.optim_step()
         gate.open()
         told = await policy.settle()
