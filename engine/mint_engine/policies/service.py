@@ -225,8 +225,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             await here.herald.withdraw(policy, life, whoever=gone and not life)
             return
         await calls.end()  # an update of it that is ready would be taken by a policy of the same name
-        if self._parting:
-            await keepsakes.give_up(here, policy, calls.life)
+        await keepsakes.give_up(here, policy, 0)  # an earlier life's, too
         await here.herald.withdraw(policy, calls.life)
         if self._calls.get(policy) is calls:
             del self._calls[policy]

@@ -82,6 +82,16 @@ async def test_what_was_left_and_dropped_before_anybody_resumed_it_stays_dropped
             assert (await refused(stub.ResumePolicy(resume(name, life)))).reason == "PolicyNotFound"
 
 
+async def test_what_was_left_does_not_come_back_behind_a_later_policy_of_its_name(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        left = await taught(stub, "one")
+        await scene.server.trainer.part(LIMIT_S)
+    async with called(base, tmp_path) as (_, stub):
+        later = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=8))
+        await stub.DropPolicy(pb.DropPolicyRequest(policy="one", life=later.life))
+        assert (await refused(stub.ResumePolicy(resume("one", left.life)))).reason == "PolicyNotFound"
+
+
 async def test_what_was_just_saved_or_resumed_is_left_too(base: Path, tmp_path: Path) -> None:
     async with called(base, tmp_path) as (scene, stub):
         made = await taught(stub, "one")
