@@ -10,6 +10,7 @@ import msgspec
 from mint_contracts import sampling_pb2
 from mint_contracts.catalog_calls import retired
 from mint_contracts.errors import AdapterNotFound, BaseModelNotFound, EngineUnavailable, MintError
+from mint_contracts.names import check_base
 from mint_contracts.source import Source
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.catalog.resolver import Resolver
@@ -72,6 +73,12 @@ class Router:
             if self._mirror.away:
                 raise unread(error.subject) from error
             raise
+
+    def views(self, base: str) -> list[MapView]:
+        """That of the base that is named, or without a name those of all, by name. Raises as `find`."""
+        if base:
+            return [self.find(check_base(base), "")]
+        return [view for _, view in sorted(self._mirror.known().items())]
 
     async def locate(self, base: str, adapter: str) -> tuple[MapView, Source | None]:
         """The view of `find`, and where the base's catalog has an adapter that no wave serves there.

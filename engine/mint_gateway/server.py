@@ -116,10 +116,10 @@ async def serve(
     why, watch = Why(router, mirror, reader), WaveWatch(TrainReader(redis), mirror)
     server = _server(
         SamplerServicer(answering),
-        PlacementServicer(router, mirror, why, calls),
+        PlacementServicer(router, why, calls),
         CatalogServicer(router, redis, catalogs, limits.silence_s, calls),
         WavesServicer(watch, calls),
-        TrainerServicer(Forwarding(router, mirror, channels, limits.patience), metrics, limits.training_calls, calls),
+        TrainerServicer(Forwarding(router, channels, limits.patience), metrics, limits.training_calls, calls),
         healthy,
         [Guard(secured.access, metrics)] if secured.access else [],
         limits,

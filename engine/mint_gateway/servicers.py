@@ -2,19 +2,17 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 
 from mint_contracts import placement_pb2, placement_pb2_grpc, sampling_pb2, sampling_pb2_grpc
 from mint_contracts.errors import MintError
-from mint_contracts.names import check_base
 from mint_contracts.wire import to_status
 from mint_gateway import placement_pages
 from mint_gateway.answering import Answering
 from mint_gateway.explain import explain_all
 from mint_gateway.inflight import InFlight
-from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
 from mint_gateway.slices import Slices
 from mint_gateway.taking import NothingTaken, Writing
@@ -42,17 +40,15 @@ class SamplerServicer(sampling_pb2_grpc.SamplerServicer):
         except MintError as error:
             await context.abort_with_status(to_status(error))
         except grpc.aio.AioRpcError as error:
-            # An engine's own word goes through as it is, details included.
-            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+            await pass_on(error, context)
 
 
 class PlacementServicer(placement_pb2_grpc.PlacementServicer):
     """Tells where adapters are, and why."""
 
-    def __init__(self, router: Router, mirror: Mirror, why: Why, calls: InFlight) -> None:
+    def __init__(self, router: Router, why: Why, calls: InFlight) -> None:
         """`calls` counts and bounds those that are answered at once, with those of other services."""
         self._router, self._calls = router, calls
-        self._mirror = mirror
         self._why = why
 
     async def Explain(  # noqa: N802 - the proto's name
@@ -76,10 +72,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
 
         async def answer() -> placement_pb2.ListPlacementsResponse:
             size, end = placement_pages.size_of(request), placement_pages.end_of(request)
-            if request.base_model:
-                views = [self._router.find(check_base(request.base_model), "")]
-            else:
-                views = [view for _, view in sorted(self._mirror.known().items())]
+            views = self._router.views(request.base_model)
             response, slices = placement_pb2.ListPlacementsResponse(), Slices()
             for view in (view for view in views if view.base >= end.base):
                 after = end.adapter if view.base == end.base else ""
@@ -93,6 +86,12 @@ class PlacementServicer(placement_pb2_grpc.PlacementServicer):
             return response
 
         return await answered(answer, context, self._calls)
+
+
+async def pass_on(error: grpc.aio.AioRpcError, context: "grpc.aio.ServicerContext[Any, Any]") -> NoReturn:
+    """End the call with an engine's own word, as it is, details included."""
+    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+    raise error  # abort has raised already
 
 
 async def answered(

@@ -1,8 +1,8 @@
 """Real engines of a tiny base that train by calls, in this process, behind a gateway; a relay before each."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -82,6 +82,9 @@ class TrainingEngine:
             await asyncio.sleep(0.0 if full else HEARTBEAT_S)
 
 
+NAMES = ("e-0", "e-1")
+
+
 class School:
     """A gateway before so many engines, which share a store."""
 
@@ -114,6 +117,17 @@ class School:
     def has(self, policy: str) -> list[str]:
         """The engines that have a policy of this name."""
         return [name for name, engine in self.engines.items() if policy in engine.calls]
+
+
+@asynccontextmanager
+async def schooling(scene: Scene, base: Path, folder: Path) -> AsyncIterator[School]:
+    """Two engines, NAMES, and a gateway that knows them."""
+    async with AsyncExitStack() as stack:
+        school = School(scene, stack, folder)
+        await school.begin(base, *NAMES)
+        await scene.open()
+        await school.seen(*NAMES)
+        yield school
 
 
 async def learn(policy: Policy) -> float:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,8 @@ from mint_contracts import errors
 from mint_gateway.client import Client
 from tests.engine.running import save_base
 from tests.gateway.scene import Scene
-from tests.gateway.taught import LESSON, School, learn
+from tests.gateway.taught import LESSON, LIMIT_S, NAMES, School, learn, schooling
 from tests.waiting import until
-
-NAMES = ("e-0", "e-1")
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +21,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def school(scene: Scene, base: Path, tmp_path: Path) -> AsyncIterator[School]:
-    """Two engines, and a gateway that knows them."""
-    async with AsyncExitStack() as stack:
-        school = School(scene, stack, tmp_path)
-        await school.begin(base, *NAMES)
-        await scene.open()
-        await school.seen(*NAMES)
+    async with schooling(scene, base, tmp_path) as school:
         yield school
 
 
 @pytest.fixture
 async def client(school: School) -> AsyncIterator[Client]:
     """A patient one."""
-    async with Client(school.scene.target, patience_s=60.0) as client:
+    async with Client(school.scene.target, patience_s=LIMIT_S) as client:
         yield client
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
@@ -22,10 +21,8 @@ from tests.engine.running import save_base
 from tests.engine.training.calling import BASE, lesson
 from tests.engine.training.teaching import Gate, assignment, hold_updates
 from tests.gateway.scene import LIMITS, Scene
-from tests.gateway.taught import LESSON, LIMIT_S, School, learn
+from tests.gateway.taught import LESSON, LIMIT_S, NAMES, School, learn, schooling
 from tests.waiting import until
-
-NAMES = ("e-0", "e-1")
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def school(scene: Scene, base: Path, tmp_path: Path) -> AsyncIterator[School]:
-    """Two engines, and a gateway that knows them."""
-    async with AsyncExitStack() as stack:
-        school = School(scene, stack, tmp_path)
-        await school.begin(base, *NAMES)
-        await scene.open()
-        await school.seen(*NAMES)
+    async with schooling(scene, base, tmp_path) as school:
         yield school
 
 

@@ -111,16 +111,15 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.PolicyState:  # noqa: N802
         """How far a policy has come, without waiting for the call of it that is under way."""
 
-        try:
+        async def work() -> pb.PolicyState:
             self._open()
             name = self._own(request)
             calls = self._known(name, request.life)
             if calls in self._making:
                 raise EngineUnavailable(f"policy {name!r}", "is being made; retry", retry_after_s=MAKING_RETRY_S)
             return self._told(name, calls)
-        except MintError as error:  # no log line: gateways ask every engine for what one of them has
-            await context.abort_with_status(to_status(error))
-            raise
+
+        return await _answered(work, context, noted=False)  # gateways ask every engine for what one of them has
 
     async def ListPolicies(  # noqa: N802
         self, request: pb.ListPoliciesRequest, context: _Context
@@ -245,7 +244,7 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
             await self.open.herald.clear(policy, since)
 
     async def part(self, timeout_s: float) -> None:
-        """Take no more calls, and save what policies have learnt that is not saved, for other engines to go on with.
+        """Take no more calls, and save every policy as it is, for other engines to go on with.
 
         Within a bound: what does not come to be saved is where its program has saved it last.
         """
@@ -376,10 +375,11 @@ class TrainerService(training_pb2_grpc.TrainerServicer):
         return name
 
 
-async def _answered(work: Callable[[], Awaitable[M]], context: _Context) -> M:
+async def _answered(work: Callable[[], Awaitable[M]], context: _Context, *, noted: bool = True) -> M:
     try:
         return await work()
     except MintError as error:
-        _log.info("training_call_failed", reason=error.reason, message=str(error))
+        if noted:
+            _log.info("training_call_failed", reason=error.reason, message=str(error))
         await context.abort_with_status(to_status(error))
         raise

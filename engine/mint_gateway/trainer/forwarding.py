@@ -6,19 +6,18 @@ which its sequence number makes harmless.
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import msgspec
 
 from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import EngineUnavailable, InvalidRequest, Overloaded, PermissionDenied, PolicyNotFound
-from mint_contracts.names import check_adapter, check_base
+from mint_contracts.names import check_adapter
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.channels import Channels
 from mint_gateway.choose import home_order
 from mint_gateway.explain import silence
-from mint_gateway.mirror import Mirror
 from mint_gateway.route import Router
 from mint_gateway.trainer.whereabouts import ASK_S, Whereabout, Whereabouts, nowhere, trainers
 from mint_gateway.tries import Patience, Tries, lost
@@ -39,21 +38,10 @@ Request = (
 )
 
 
-class _Kind(NamedTuple):
-    """Of a call: whether all engines are asked who has the policy, though one is remembered, and whether one that
-    nobody has is its home's to judge."""
-
-    anew: bool = False
-    home: bool = False
-
-
-_KINDS = {
-    "CreatePolicy": _Kind(anew=True, home=True),
-    "ResumePolicy": _Kind(anew=True, home=True),
-    "GetPolicy": _Kind(anew=True),
-    "DropPolicy": _Kind(anew=True, home=True),  # any engine lets go of the name of what has ended with its engine
-}
-_ORDERED = _Kind()
+# Calls of a policy that nobody may have: its home makes it, or lets go of the name of what has ended with its engine.
+_HOME = frozenset({"CreatePolicy", "ResumePolicy", "DropPolicy"})
+# Before these all engines are asked who has the policy, though one is remembered.
+_ANEW = _HOME | {"GetPolicy"}
 
 
 class Way(msgspec.Struct):
@@ -68,8 +56,8 @@ class Way(msgspec.Struct):
 class Forwarding:
     """Sends calls to engines, from one event loop."""
 
-    def __init__(self, router: Router, mirror: Mirror, channels: Channels, patience: Patience) -> None:
-        self._router, self._mirror, self._channels, self._patience = router, mirror, channels, patience
+    def __init__(self, router: Router, channels: Channels, patience: Patience) -> None:
+        self._router, self._channels, self._patience = router, channels, patience
         self._whereabouts = Whereabouts(channels)
 
     async def forward(self, request: Request, remaining_s: float | None, way: Way) -> Any:
@@ -79,8 +67,8 @@ class Forwarding:
         """
         way.policy = check_adapter(request.policy)
         deadline = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
-        tries, kind = Tries(self._patience, deadline), _KINDS.get(way.call, _ORDERED)
-        if kind.anew:
+        tries = Tries(self._patience, deadline)
+        if way.call in _ANEW:
             self._whereabouts.forget(self._view(request, way).base, way.policy)
         while True:
             view = self._view(request, way)
@@ -93,12 +81,8 @@ class Forwarding:
 
     async def list(self, base_model: str) -> pb.ListPoliciesResponse:
         """The policies of all engines, of one base or of all, as far as the request's key opens them."""
-        if base_model:
-            views = [self._router.find(check_base(base_model), "")]
-        else:
-            views = [view for _, view in sorted(self._mirror.known().items())]
         response = pb.ListPoliciesResponse()
-        for view in views:
+        for view in self._router.views(base_model):
             asked = trainers(view, self._router.now(view))
             for engine, told in zip(asked, await asyncio.gather(*map(self._list, asked)), strict=True):
                 if told is None:
@@ -148,7 +132,7 @@ class Forwarding:
         try:
             return [await self._whereabouts.find(view, now, way.policy, life)]
         except PolicyNotFound:
-            if not _KINDS.get(way.call, _ORDERED).home:
+            if way.call not in _HOME:
                 raise
         if isinstance(request, pb.DropPolicyRequest):
             request.gone = True

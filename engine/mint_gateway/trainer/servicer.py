@@ -17,7 +17,7 @@ from mint_gateway.answering import LOGGED_ERROR_LENGTH
 from mint_gateway.inflight import InFlight
 from mint_gateway.keys import caller
 from mint_gateway.metrics import Metrics
-from mint_gateway.servicers import answered
+from mint_gateway.servicers import answered, pass_on
 from mint_gateway.trainer.forwarding import Forwarding, Request, Way
 
 MOST_BYTES = 64 << 20  # of calls in flight, as they came
@@ -96,9 +96,7 @@ class TrainerServicer(training_pb2_grpc.TrainerServicer):
             raise  # abort has raised already
         except grpc.aio.AioRpcError as error:
             code, failure = error.code(), error.details() or ""
-            # An engine's own word goes through as it is, details included.
-            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
-            raise
+            await pass_on(error, context)
         finally:
             self._note(way, code, failure, asyncio.get_running_loop().time() - began)
 

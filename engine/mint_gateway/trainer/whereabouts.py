@@ -52,10 +52,9 @@ class Whereabouts:
         Raises PolicyNotFound, EngineUnavailable where an engine that may have it does not answer, and else an
         engine's own word (AioRpcError).
         """
-        known = self._known.get((view.base, policy))
-        if known is not None and any(engine.record.address == known.address for engine in trainers(view, now)):
+        asked, known = trainers(view, now), self._known.get((view.base, policy))
+        if known is not None and any(engine.record.address == known.address for engine in asked):
             return known
-        asked = trainers(view, now)
         request = pb.GetPolicyRequest(policy=policy, life=life, base_model=view.base)
         told = await asyncio.gather(*(self._ask(engine, request) for engine in asked), return_exceptions=True)
         found = [(each.life, each.lease, at) for at, each in enumerate(told) if isinstance(each, pb.PolicyState)]
