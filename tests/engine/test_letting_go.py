@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 import torch
 
 from mint_contracts.errors import Internal
@@ -102,6 +103,31 @@ async def test_a_defect_late_in_a_step_fails_its_own_request_alone(base: Path) -
         assert isinstance(refused := from_rpc_error(broken), Internal)
         assert "a tokenizer broke" in str(refused)
         assert len((await going_on).tokens) == 9
+        assert engine.free_pages == engine.all_pages
+
+
+async def test_who_ends_before_a_defect_of_the_same_step_is_told_so(base: Path, adapter: Path) -> None:
+    """Its prompt was all it wanted; then no token could be chosen for its neighbour, for want of memory say."""
+    async with running(base, {"a": adapter}) as engine:
+        gate, generation = Gate(engine), engine.server.generation
+        choose, calls = generation._chosen, []
+
+        def break_second(*given: Any) -> Any:
+            calls.append(given)
+            if len(calls) == 2:
+                raise RuntimeError("the device is full")
+            return choose(*given)
+
+        generation._chosen = break_second  # type: ignore[assignment, method-assign]
+        going_on = asyncio.create_task(ask(engine, [5], max_tokens=9, ignore_eos=True))
+        await gate.closed()
+        scored = asyncio.create_task(ask(engine, [6, 7], "a", max_tokens=0, prompt_logprobs=True))
+        await until(lambda: engine.server.load_now.waiting == 2)  # and so its one step is the other's second
+        gate.open()
+        with pytest.raises(grpc.aio.AioRpcError, match="the device is full"):
+            await going_on
+        await until(lambda: engine.holder.users == {"a": 0})
+        assert len((await scored).started.prompt_logprobs) == 1
         assert engine.free_pages == engine.all_pages
 
 

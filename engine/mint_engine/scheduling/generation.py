@@ -103,12 +103,13 @@ class Generation:
 
     def _step(self, shares: list[Share]) -> list[Outcome]:
         sequences = [share.sequence for share in shares]
+        outcomes: list[Outcome] = []  # those too of requests that have ended before a defect of the same step
         try:
             self._wipe()
             metrics.STEP_ADAPTERS.observe(len({share.sequence.request.slot for share in shares}))
             logits, ends = self._compute(shares)
-            outcomes, rows = self._advance(shares, logits, ends)
-            return outcomes + self._choose(rows, logits)
+            self._choose(self._advance(shares, logits, ends, outcomes), logits, outcomes)
+            return outcomes
         except NotArrived:  # the next step sees who has, or that this one never will
             return []
         except EngineUnavailable as error:  # a rank has ended, and so will the engine
@@ -117,8 +118,8 @@ class Generation:
             why = self._tell_defect(sequences, error)
         # Out of the handler, which keeps the step's tensors: a full device must not be taken for a broken one.
         if self.check():
-            return self.fail(sequences, Internal("engine", why))
-        return self.fail(sequences, EngineUnavailable("engine", f"can compute nothing any more: {why}"))
+            return outcomes + self.fail(sequences, Internal("engine", why))
+        return outcomes + self.fail(sequences, EngineUnavailable("engine", f"can compute nothing any more: {why}"))
 
     def _fail_lost(self) -> list[Outcome]:
         """End the requests whose adapters did not come."""
@@ -173,9 +174,10 @@ class Generation:
         request = shares[0].sequence.request  # of one slot are all where one's adapter is still to come
         return self._forward.run(tokens, spans, keep, request.arrival if request.awaits else None), ends
 
-    def _advance(self, shares: list[Share], logits: torch.Tensor, ends: list[int]) -> tuple[list[Outcome], list[Row]]:
-        """Note what is computed; returns finished prompts' scores, and the rows to choose tokens from."""
-        outcomes: list[Outcome] = []
+    def _advance(
+        self, shares: list[Share], logits: torch.Tensor, ends: list[int], outcomes: list[Outcome]
+    ) -> list[Row]:
+        """Note what is computed, and finished prompts' scores; returns the rows to choose tokens from."""
         rows: list[Row] = []
         start = 0
         for share, end in zip(shares, ends, strict=True):
@@ -189,17 +191,16 @@ class Generation:
             elif samples:
                 outcomes += self._end_of_prompt(sequence, logits[end - 1 : end])
             start = end
-        return outcomes, rows
+        return rows
 
-    def _choose(self, rows: list[Row], logits: torch.Tensor) -> list[Outcome]:
+    def _choose(self, rows: list[Row], logits: torch.Tensor, outcomes: list[Outcome]) -> None:
         """Choose a token for each row, and end the requests that reached theirs."""
         if not rows:
-            return []
+            return
         if len(rows) < logits.shape[0]:
             logits = logits[[row for _, row in rows]]
         tokens = self._chosen([sequence for sequence, _ in rows], logits)
         scores = _score_chosen(rows, tokens, logits)
-        outcomes: list[Outcome] = []
         for at, (sequence, _) in enumerate(rows):
             token = tokens[at]
             if isinstance(token, MintError):  # this request's own trouble, nobody else's
@@ -211,7 +212,6 @@ class Generation:
                     outcomes += self.fail([sequence], error)
                 except Exception as error:  # noqa: BLE001 - others of this step may have ended, and must be told so
                     outcomes += self.fail([sequence], Internal("engine", self._tell_defect([sequence], error)))
-        return outcomes
 
     def _chosen(self, sequences: list[Sequence], logits: torch.Tensor) -> list[int | MintError]:
         """A token for each row of logits [n, V], which stay as they are; or what ends that request alone."""
