@@ -84,6 +84,8 @@ class Course:
         self._order = order
         if order is Order.CANCEL and self._placing is not None:
             self._placing.cancel()
+        if order is Order.CANCEL and self.stage is Stage.PAUSED:  # it is saved, and lets go if it has not yet
+            self._set_stage(Stage.CANCELLED)
 
     @property
     def progress(self) -> Progress:

@@ -93,8 +93,8 @@ class Roster:
         running = self._running.get(policy)
         if running is None or _goes_on(running.course, told, wave):
             self._start(policy, wave, told)
-        elif not running.ended:
-            running.course.order, running.course.train = told.order, wave.train
+        elif not running.ended or running.course.stage is Stage.PAUSED:
+            running.course.train, running.course.order = wave.train, told.order
 
     def _start(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:
         before = [task for task in self._leaving if task.get_name() == policy]

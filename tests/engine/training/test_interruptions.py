@@ -174,6 +174,19 @@ async def test_an_engine_that_ends_in_the_middle_of_an_update_saves_nothing_of_i
         assert saved(scene, "acme/one") == undisturbed
 
 
+async def test_a_paused_policy_can_be_cancelled(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(steps=100)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step >= 1)
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        paused = (await scene.ended("acme/one", stage=Stage.PAUSED))["acme/one"]
+        scene.want(assignment("acme/one", order=Order.CANCEL), told=train(steps=100, cancelled=True, retry=1))
+        told = scene.roster.progress()["acme/one"]
+        assert (told.stage, told.step, told.retry) == (Stage.CANCELLED, paused.step, 1)
+        scene.want(assignment("acme/one", order=Order.CANCEL))
+        assert scene.roster.progress()["acme/one"].stage is Stage.CANCELLED
+
+
 async def test_a_cancelled_policy_is_saved_and_publishes_nothing_more(base: Path, tmp_path: Path) -> None:
     async with training(base, tmp_path, train(steps=100)) as scene:
         scene.want(assignment("acme/one"))
