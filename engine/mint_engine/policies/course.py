@@ -140,8 +140,9 @@ class Course:
         try:
             await self._live()
         except asyncio.CancelledError:
-            if self.parting and self._keeping is not None and self._standing.saved < self._standing.step:
-                await self._keeping.save_last(self._record)
+            if self.parting and self._keeping is not None:
+                unsaved = self._standing.saved < self._standing.step
+                await self._keeping.save_last(self._standing.step, self._record if unsaved else None)
             raise
         except MintError as error:
             if self.order is Order.CANCEL and isinstance(error, AWAY):

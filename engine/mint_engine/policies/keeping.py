@@ -101,14 +101,18 @@ class Keeping:
             copy = await self._means.desk.parts(lambda trainer: _copying(trainer, policy))
             self._begin("save", write(copy), held.pop_all())
 
-    async def save_last(self, record: Record) -> None:
-        """A checkpoint of an engine that ends, if there is time; without it that step is trained again."""
+    async def save_last(self, step: int, record: Record | None) -> None:
+        """A checkpoint of an engine that ends, if there is time; without it steps up to `step` are trained again.
+
+        Without a record there is none to begin: the last one is there, or on its way.
+        """
         try:
             async with asyncio.timeout(LAST_SAVE_S):
-                await self.save(record)
+                if record is not None:
+                    await self.save(record)
                 await self.settle()
         except (MintError, TimeoutError) as error:
-            _log.warning("last_step_unsaved", policy=record.policy, step=record.step, error=str(error))
+            _log.warning("last_step_unsaved", policy=self._terms.policy, step=step, error=str(error))
 
     async def publish(self, step: int) -> None:
         """Begin to publish the policy as it is now; it is offered when it is there."""

@@ -13,6 +13,8 @@ from mint_engine.policies import revisions, roster
 from mint_engine.policies.checkpoints import BLOB, KEPT, Shelf
 from mint_engine.policies.store import store_of
 from mint_engine.policies.updates import ALONE_S
+from mint_engine.training import state
+from mint_engine.training.policy import Policy
 from tests.engine.training.teaching import (
     Gate,
     assignment,
@@ -125,6 +127,28 @@ async def test_an_engine_that_ends_saves_what_is_finished(base: Path, tmp_path: 
             await scene.ended("acme/one")
         assert began(logs) == [len(rewards)]
         assert saved(scene, "acme/one") == undisturbed
+
+
+async def test_an_engine_that_ends_waits_for_the_checkpoint_that_is_on_its_way(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_bytes = state.to_bytes
+    with Gate(after=1) as saving:
+
+        def held(policy: Policy) -> bytearray:
+            saving.go_by()
+            return to_bytes(policy)
+
+        monkeypatch.setattr(state, "to_bytes", held)
+        async with training(base, tmp_path, train(steps=2)) as scene:
+            scene.want(assignment("acme/one"))
+            await saving.reached()
+            closing = asyncio.create_task(scene.roster.close())
+            await until(lambda: not scene.roster.policies)
+            saving.open()
+            await closing
+            rewards, _ = saved(scene, "acme/one")
+            assert len(rewards) == 2
 
 
 async def test_a_step_that_is_learnt_counts_though_its_course_was_cancelled_meanwhile(
