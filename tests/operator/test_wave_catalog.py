@@ -1,8 +1,12 @@
 """Waves over the catalog: by selector or by name, as registered now; a real API server and a real Redis."""
 
+import asyncio
+
 import pytest
+from redis.asyncio import Redis
 
 from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.entries import Entry
 from mint_operator.observing import wave_lists
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.wave_lists import Lists
@@ -155,3 +159,37 @@ async def test_what_nobody_asks_any_more_is_forgotten_and_what_says_the_same_sta
     assert lists.found[asked] is first
     await lists.refresh([])
     assert lists.found == {}
+
+
+class Halting(CatalogReader):
+    """It finds a name at once, and says so only when it may."""
+
+    def __init__(self, redis: Redis, halts: str) -> None:
+        super().__init__(redis)
+        self._halts = halts
+        self.found, self.may = asyncio.Event(), asyncio.Event()
+
+    async def find(self, base: str, name: str, revision: str = "") -> Entry | None:
+        entry = await super().find(base, name, revision)
+        if name == self._halts:
+            self.found.set()
+            await self.may.wait()
+        return entry
+
+
+async def test_what_changes_while_a_wave_is_first_looked_up_is_not_missed(stage: Stage, catalog: Catalog) -> None:
+    reader = Halting(stage.redis, "b/c")
+    lists, asked = Lists(reader, lambda: None, look_s=0.0), Lookup(stage.base, names=("acme/law-1", "b/c"))
+    await lists.refresh([asked])
+    await reader.found.wait()
+    await catalog.register(entry("acme/law-1", "2"))
+    for _ in range(3):
+        await lists.refresh([asked])
+        await asyncio.sleep(0)
+    reader.may.set()
+
+    async def new() -> bool:
+        await lists.refresh([asked])
+        return asked in lists.found and (lists.found[asked].listed or ())[0].source.revision == "2"
+
+    await until("the new revision", new)

@@ -57,10 +57,14 @@ class _Result(msgspec.Struct, frozen=True):
 
 
 class _Work(msgspec.Struct):
-    """Reading that is under way, or when it is due again. `version` is the catalog's, as of the last reading."""
+    """Reading that is under way, or when it is due again. `version` is the catalog's, as of the last reading.
+
+    `behind` were first read while it changed, so that their answers may be of before.
+    """
 
     task: "asyncio.Task[_Result] | None" = None
     version: int | None = None
+    behind: frozenset[Lookup] = frozenset()
     due: float = 0.0
     failures: int = 0
 
@@ -120,17 +124,19 @@ class Lists:
         new = [lookup for lookup in lookups if lookup not in self.found]
         for lookup in new:
             self._begin(lookup, (lookup,), now)
+        known = [lookup for lookup in lookups if lookup in self.found]
         if version != work.version:
-            if self._begin(base, [lookup for lookup in lookups if lookup in self.found], now):
-                work.version = version
+            if self._begin(base, known, now):
+                work.version, work.behind = version, frozenset(new)
             return
-        failed = [each for each in lookups if (why := self._failure(each)) is not None and not why.terminal]
-        if failed:
-            self._begin(base, failed, now)
+        again = [lookup for lookup in known if lookup in work.behind or self._fails(lookup)]
+        if again and self._begin(base, again, now):
+            work.behind -= frozenset(again)
 
-    def _failure(self, lookup: Lookup) -> Failure | None:
-        found = self.found.get(lookup)
-        return None if found is None else found.failure
+    def _fails(self, lookup: Lookup) -> bool:
+        """Whether it could not be read, and may be yet."""
+        failure = self.found[lookup].failure
+        return failure is not None and not failure.terminal
 
     def _begin(self, key: str | Lookup, lookups: Sequence[Lookup], now: float) -> bool:
         work = self._work.setdefault(key, _Work())
