@@ -133,10 +133,27 @@ def stored(api_server: ApiServer) -> str:
 IMMUTABLE = "a wave cannot move to another base model"
 
 
-def test_a_wave_stays_with_its_base(api_server: ApiServer, stored: str) -> None:
-    patch = '{"spec": {"baseModelRef": {"name": "other"}}}'
+def refer(api_server: ApiServer, namespace: str, change: dict[str, Any]) -> None:
+    patch = msgspec.json.encode({"spec": {"baseModelRef": change}}).decode()
+    api_server.kubectl("patch", "-n", namespace, "aw/sample", "--type=merge", "-p", patch)
+
+
+@pytest.mark.parametrize("change", [{"name": "other"}, {"namespace": "models"}], ids=repr)
+def test_a_wave_stays_with_its_base(api_server: ApiServer, stored: str, change: dict[str, Any]) -> None:
     with pytest.raises(KubectlError, match=IMMUTABLE):
-        api_server.kubectl("patch", "-n", stored, "aw/sample", "--type=merge", "-p", patch)
+        refer(api_server, stored, change)
+    refer(api_server, stored, {"namespace": ""})  # says the same
+
+
+@pytest.mark.parametrize("change", [{"namespace": "other"}, {"namespace": None}], ids=repr)
+def test_a_wave_stays_with_a_base_of_another_namespace(
+    api_server: ApiServer, stored: str, change: dict[str, Any]
+) -> None:
+    elsewhere = merged(SMALLEST, {"baseModelRef": {"namespace": "models"}})
+    text = msgspec.json.encode(resource("AdapterWave", elsewhere)).decode()
+    api_server.kubectl("replace", "--force", "-n", stored, "-f", "-", stdin=text)
+    with pytest.raises(KubectlError, match=IMMUTABLE):
+        refer(api_server, stored, change)
 
 
 def test_all_else_of_a_wave_may_change(api_server: ApiServer, stored: str) -> None:
