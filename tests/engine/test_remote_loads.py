@@ -112,6 +112,23 @@ def test_of_large_adapters_few_are_read_at_once() -> None:
     assert WORKERS < REMOTE_WORKERS
 
 
+async def test_small_adapters_that_keep_coming_do_not_keep_a_large_one_out() -> None:
+    together, came = Together(few=2, most_bytes=100), list[int]()
+
+    def read(nbytes: int) -> None:
+        with together.reading(nbytes):
+            came.append(nbytes)
+
+    with ThreadPoolExecutor(2) as threads, together.reading(40):
+        with together.reading(30):
+            threads.submit(read, 1000)
+            await until(lambda: len(together._line) == 1)
+            threads.submit(read, 20)  # beside the others there is room for it
+            await until(lambda: len(together._line) == 2)
+            assert not came
+        await until(lambda: came == [1000, 20])
+
+
 @pytest.mark.usefixtures("direct")
 async def test_a_server_that_has_fallen_silent_keeps_one_load_and_others_load_beside_it(
     scene: Callable[..., Scene], store: Path, monkeypatch: pytest.MonkeyPatch
