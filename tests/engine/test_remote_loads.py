@@ -9,17 +9,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from mint_contracts import backends
 from mint_contracts.errors import MintError, SourceNotFound, SourceUnavailable
 from mint_contracts.records import Assignment, Tier
 from mint_contracts.source import Source
+from mint_engine.adapters import packed_file
+from mint_engine.adapters.packed import Packed
 from mint_engine.residency.residency import REMOTE_WORKERS, WORKERS
 from mint_engine.residency.together import Together
 from mint_engine.sources import hosts
-from mint_engine.sources.fetch import WEIGHTS
+from mint_engine.sources.fetch import PACKED, WEIGHTS
 from mint_engine.sources.hosts import Hosts
 from tests.engine import stores
+from tests.engine.made import read_tiny
 from tests.engine.tiers import NAMES, Scene
 from tests.waiting import until
 
@@ -127,6 +131,21 @@ async def test_small_adapters_that_keep_coming_do_not_keep_a_large_one_out() -> 
             await until(lambda: len(together._line) == 2)
             assert not came
         await until(lambda: came == [1000, 20])
+
+
+@pytest.mark.usefixtures("direct")
+async def test_what_is_read_again_to_tell_what_is_wrong_waits_for_no_place_of_its_own(
+    scene: Callable[..., Scene], store: Path
+) -> None:
+    sound = read_tiny(store / NAMES[0])
+    run = torch.full_like(sound.run, torch.nan)
+    with (store / NAMES[0] / PACKED).open("wb") as file:
+        packed_file.write(Packed(packed_file.complete(sound.header, run), run), file)
+    here = scene(slots=1, store=None)
+    here.loader._together = Together(few=1, most_bytes=0)
+    with stores.serving(stores.Files, store) as (address, _):
+        here.residency.want([Assignment("broken", Source(f"http://{address}/{NAMES[0]}"), Tier.DISK)])
+        await until(lambda: here.failure("broken") == "NonFiniteWeights")
 
 
 @pytest.mark.usefixtures("direct")

@@ -138,6 +138,7 @@ class Loader:
 
                 def admitted(nbytes: int) -> None:
                     admit(nbytes)
+                    until_written.close()  # who reads anew, to tell what is wrong, must not wait for its own place
                     if not is_local(source):
                         until_written.enter_context(self._together.reading(nbytes))
 
