@@ -119,6 +119,7 @@ def _apiserver(folder: Path, binaries: Path, etcd: str, port: int, certificate: 
         f"--service-account-signing-key-file={key}",
         "--service-cluster-ip-range=10.0.0.0/24",
         "--disable-admission-plugins=ServiceAccount",
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",  # as OpenShift has it
     ]
 
 

@@ -3,11 +3,16 @@
 import json
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from kubernetes import client
 
+from mint_operator.planning.manifests import redis_secret
+from mint_operator.planning.manifests import render as manifests_of
+from mint_operator.planning.snapshot import Meta
 from tests.apiserver import ApiServer
 from tests.chart.rendering import DEFAULTS, NAMESPACE, NAMESPACED, VARIANTS, Object, Values, of_kind, render, rules
+from tests.operator.worlds import RELEASE, base
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:mint-operator"
 GATEWAY = f"system:serviceaccount:{NAMESPACE}:mint-gateway"
@@ -70,12 +75,13 @@ NEEDED = [
     ("", "secrets", "", "create", ""),
     ("", "secrets", "", "patch", SECRET),
     ("", "secrets", "", "get", SECRET),
+    ("", "secrets", "", "delete", SECRET),  # to change its owners
 ]
 FORBIDDEN = [
     ("", "secrets", "", "get", "someone-elses"),
     ("", "secrets", "", "list", ""),
     ("", "secrets", "", "watch", ""),
-    ("", "secrets", "", "delete", SECRET),
+    ("", "secrets", "", "delete", "someone-elses"),
     ("", "pods", "", "create", ""),
     ("", "pods", "", "delete", ""),
     ("", "pods", "exec", "create", ""),
@@ -87,6 +93,7 @@ FORBIDDEN = [
     ("leaderworkerset.x-k8s.io", "leaderworkersets", "", "delete", ""),
     ("mint.dev", "basemodels", "", "patch", ""),
     ("mint.dev", "basemodels", "", "delete", ""),
+    ("mint.dev", "basemodels", "finalizers", "update", ""),
     ("rbac.authorization.k8s.io", "roles", "", "create", ""),
     ("apiextensions.k8s.io", "customresourcedefinitions", "", "list", ""),
 ]
@@ -156,6 +163,20 @@ def test_with_watched_namespaces_it_may_nothing_elsewhere(access: Access) -> Non
 
 @pytest.mark.usefixtures("roles")
 @pytest.mark.parametrize("roles", [DEFAULTS], indirect=True)
+def test_bases_of_one_namespace_come_and_go_where_owner_references_are_guarded(api_server: ApiServer) -> None:
+    one, other = (
+        msgspec.structs.replace(base(), meta=Meta("team-a", name, f"uid-{name}", 1, "2026-01-01T00:00:00Z"))
+        for name in ("one", "other")
+    )
+    release = msgspec.structs.replace(RELEASE, redis_password="hush", gateway_labels={"app": "gateway"})
+    steps = [[redis_secret(owners, release)] for owners in ([one], [one, other], [other])]
+    for manifests in [*steps, manifests_of(one, release, (), 1), manifests_of(one, release, (), 2)]:
+        bodies = as_list([each.body for each in manifests])
+        api_server.kubectl("apply", "--server-side", f"--as={OPERATOR}", "-f", "-", stdin=bodies)
+
+
+@pytest.mark.usefixtures("roles")
+@pytest.mark.parametrize("roles", [DEFAULTS], indirect=True)
 def test_gateways_may_nothing(access: Access) -> None:
     assert access.allowed(GATEWAY, NAMESPACE, NEEDED + FORBIDDEN) == []
 
@@ -168,5 +189,6 @@ def test_with_watched_namespaces_nothing_is_cluster_wide() -> None:
 def test_no_rule_is_a_wildcard_nor_deletes_nor_reads_unnamed_secrets(values: Values) -> None:
     for group, resource, verb, named in rules(render(values)):
         assert "*" not in (group, resource, verb)
-        assert verb not in {"delete", "deletecollection", "escalate", "bind", "impersonate"}
+        assert verb not in {"deletecollection", "escalate", "bind", "impersonate"}
+        assert verb != "delete" or (resource, named) == ("secrets", (SECRET,))
         assert resource != "secrets" or verb == "create" or named == (SECRET,)
