@@ -95,6 +95,50 @@ async def test_a_wave_that_gets_another_name_keeps_what_it_has_until_that_is_loo
     await becomes(stage, ["acme/law-1", "b/c"])
 
 
+async def test_a_wave_that_gets_another_name_is_ready_only_with_that(stage: Stage, catalog: Catalog) -> None:
+    engine = stage.engine()
+    stage.apply(base_model(adapters={"deviceSlots": 8}, **CATALOG), over("named", names=["acme/law-1"]))
+    await stage.once()
+    await becomes(stage, ["acme/law-1"])
+    await engine.obey()
+    await stage.once()
+    assert (await stage.condition("AdapterWave", "named"))["status"] == "True"
+    stage.apply(over("named", names=["acme/law-1", "acme/law-2"]))
+    await stage.once()
+    ready = await stage.condition("AdapterWave", "named")
+    assert (ready["status"], ready["reason"], ready["observedGeneration"]) == ("False", "CatalogUnread", 2)
+
+    async def told() -> bool:
+        await stage.once(frozenset({Part.MAP}))
+        return (await stage.condition("AdapterWave", "named"))["reason"] == "AdapterNotFound"
+
+    await until("the name to be missed", told)
+    ready = await stage.condition("AdapterWave", "named")
+    assert ready["message"].startswith("1 of 1 copies ready of those that it had before; adapter 'acme/law-2'")
+    assert (await stage.status("AdapterWave", "named"))["phase"] == "Degraded"
+    assert (await stage.condition("AdapterWave", "named", "Progressing"))["status"] == "False"
+    await catalog.register(entry("acme/law-2"))
+    await becomes(stage, ["acme/law-1", "acme/law-2"])
+    await engine.obey()
+    await stage.once()
+    assert (await stage.condition("AdapterWave", "named"))["status"] == "True"
+
+
+async def test_a_wave_stays_ready_where_an_operator_begins_and_cannot_look_it_up(
+    stage: Stage, catalog: Catalog
+) -> None:
+    stage.apply(base_model(**CATALOG), over("all", selector={"prefix": "acme/support-"}))
+    await stage.once()
+    await becomes(stage, SUPPORT)
+    await stage.engine().obey()
+    await stage.once()
+    await stage.redis.delete(*[key async for key in stage.redis.scan_iter(match="*:catalog*")])
+    stage.operator(2)
+    for _ in range(3):
+        await stage.once()
+        assert (await stage.condition("AdapterWave", "all"))["status"] == "True"
+
+
 async def test_what_is_wrong_is_a_condition_that_says_what_to_do(
     stage: Stage, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,8 @@ class WaveAdapters:
                 continue
             each = found[key]
             if each.listed is None and (placed := self._placed.get(key)):
-                each = Found(tuple(listed for listed in placed if listed.name not in each.gone), each.failure)
+                left = tuple(listed for listed in placed if listed.name not in each.gone)
+                each = Found(left, each.failure, as_before=_may_ask_more(asked[key], left, each.gone))
             self._made[key] = made = _made(wave, each, before.get(key))
             given.append(made.made)
         same = before.keys() == self._made.keys() and all(before[key] is each for key, each in self._made.items())
@@ -96,7 +97,13 @@ def _made(wave: ObservedWave, found: Found, before: _Made | None) -> _Made:
     listed = found.listed
     if before is not None and before.made.listed == listed:
         listed = before.made.listed
-    return _Made(wave, found, msgspec.structs.replace(wave, listed=listed, unread=found.failure))
+    made = msgspec.structs.replace(wave, listed=listed, unread=found.failure, as_before=found.as_before)
+    return _Made(wave, found, made)
+
+
+def _may_ask_more(of: Lookup, listed: Sequence[Listed], gone: frozenset[str]) -> bool:
+    """Whether this is not known to be all that is asked for."""
+    return not of.names or not gone.union(each.name for each in listed).issuperset(of.names)
 
 
 def _as_placed(waves: set[str], maps: Mapping[str, BaseMap]) -> dict[str, tuple[Listed, ...]]:

@@ -41,12 +41,14 @@ log = structlog.get_logger()
 class Found(msgspec.Struct, frozen=True):
     """What a lookup gave when it last worked (None: it never did), and why it does not work now.
 
-    `gone` are those of its names that were retired; `listed` has the others.
+    `gone` are those of its names that were retired; `listed` has the others. `as_before`: it stands in for a lookup
+    that never worked, and may lack some of what that would give.
     """
 
     listed: tuple[Listed, ...] | None = None
     failure: Failure | None = None
     gone: frozenset[str] = frozenset()
+    as_before: bool = False
 
 
 class _Result(msgspec.Struct, frozen=True):

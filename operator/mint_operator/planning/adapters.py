@@ -100,7 +100,7 @@ def _named(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     if given.selector is not None and base.spec.catalog is None:
         return _without_catalog("spec.adapters.selector", base)
     if wave.listed is None or (given.manifest and not wave.listed):
-        return _unread(wave)
+        return unread(wave)
     return _mounted(wave.listed, base) if wave.listed else _nothing(wave, base)
 
 
@@ -136,7 +136,7 @@ def _by_name(wave: ObservedWave, base: ObservedBase) -> Named | Refusal:
     if isinstance(told, Refusal):
         return told
     sources = dict(told)
-    return [(check_asked(name), sources[name]) for name in names if name in sources] or _unread(wave)
+    return [(check_asked(name), sources[name]) for name in names if name in sources] or unread(wave)
 
 
 def _without_catalog(what: str, base: ObservedBase) -> Refusal:
@@ -146,7 +146,8 @@ def _without_catalog(what: str, base: ObservedBase) -> Refusal:
     )
 
 
-def _unread(wave: ObservedWave) -> Refusal:
+def unread(wave: ObservedWave) -> Refusal:
+    """Why it is not known which adapters a wave asks for."""
     if wave.unread is not None:
         return Refusal(wave.unread.reason, wave.unread.message, wave.unread.terminal)
     return Refusal(conditions.CATALOG_UNREAD, "its adapters have not been looked up yet", terminal=False)

@@ -70,7 +70,8 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     """An AdapterWave. `defect` says why its spec cannot be used; empty if it can. `recall` has what stands in for it.
 
     `listed` is what had to be looked up of its adapters, as last read, and `unread` why that cannot be read now, or
-    why some of them are left out; both are None where all is said in the spec, or nothing was ever read.
+    why some of them are left out; both are None where all is said in the spec, or nothing was ever read. `as_before`:
+    what is listed is what the map has of the wave, which may ask for more now.
     """
 
     meta: Meta
@@ -80,6 +81,7 @@ class ObservedWave(msgspec.Struct, frozen=True, dict=True):
     stand: WaveStand | None = None  # worked out while planning, for a wave that trains
     listed: tuple[Listed, ...] | None = None
     unread: Failure | None = None
+    as_before: bool = False
     record: WaveRecord | None = None  # the map's, where it stands in for a spec that cannot be used
     beside: Mapping[str, tuple[str, ...]] = {}  # then also adapter -> other waves that the map has it for
 

@@ -16,9 +16,9 @@ from mint_contracts.resources import (
     WaveFailure,
 )
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, unreadable
+from mint_operator.planning.adapters import Refusal, unread, unreadable
 from mint_operator.planning.asking import Ask
-from mint_operator.planning.conditions import Finding, truth
+from mint_operator.planning.conditions import Finding, status_of, truth
 from mint_operator.planning.copies import AWAY, FAILED, LOADING, READY, Copy, Standing
 from mint_operator.planning.snapshot import ObservedWave
 
@@ -41,6 +41,15 @@ class WaveFacts(msgspec.Struct, frozen=True, dict=True):
         for copy in self.copies:
             found[copy.standing].append(copy)
         return found
+
+    @cached_property
+    def unasked(self) -> Refusal | None:
+        """Why more may be asked for than these copies: it was never looked up, nor was it ready as it is written now."""
+        wave = self.ask.wave
+        last, seen = wave.status.conditions, wave.status.observed_generation
+        if not wave.as_before or (seen == wave.meta.generation and status_of(last, "Ready") == "True"):
+            return None
+        return unread(wave)
 
 
 def refused_status(wave: ObservedWave, refusal: Refusal, now: float) -> AdapterWaveStatus:
@@ -179,6 +188,9 @@ def _verdict(facts: WaveFacts, counts: WaveCounts) -> Finding:
     said = f"{counts.ready} of {counts.wanted} copies ready"
     failed = sorted(facts.standing[FAILED], key=lambda copy: not (copy.failure and copy.failure.terminal))
     away = facts.standing[AWAY]
+    if counts.ready == counts.wanted and facts.unasked is not None:
+        why = f"{said} of those that it had before; {facts.unasked.message}"
+        return Finding("Ready", "False", facts.unasked.reason, why)
     if counts.ready == counts.wanted:
         return Finding("Ready", "True", conditions.ADAPTERS_READY, said)
     if failed and failed[0].failure is not None:
@@ -215,7 +227,9 @@ def _progressing(facts: WaveFacts, verdict: Finding, counts: WaveCounts) -> Find
 def _stuck(facts: WaveFacts) -> bool:
     """Whether nothing is left that could become ready without a person."""
     unready = [copy for copy in facts.copies if copy.standing is not READY]
-    return bool(unready) and all(copy.failure is not None and copy.failure.terminal for copy in unready)
+    if not unready:
+        return facts.unasked is not None and facts.unasked.terminal
+    return all(copy.failure is not None and copy.failure.terminal for copy in unready)
 
 
 def _phase(wave: ObservedWave, facts: WaveFacts, verdict: Finding) -> str:
@@ -227,4 +241,5 @@ def _phase(wave: ObservedWave, facts: WaveFacts, verdict: Finding) -> str:
     once_ready = (
         wave.status.phase in {"Ready", "Degraded"} and wave.status.observed_generation == wave.meta.generation
     )
-    return "Degraded" if failures or once_ready else "Placing"
+    lacking = facts.unasked is not None and wave.unread is not None
+    return "Degraded" if failures or once_ready or lacking else "Placing"
