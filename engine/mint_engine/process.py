@@ -80,12 +80,13 @@ class Process:
             await self.agent.run()
             return
         herald.on_change = self._announced
-        looking = asyncio.create_task(herald.run())
+        beside = [asyncio.create_task(each) for each in (herald.run(), self._server.register.run())]
         try:
             await herald.first()
             await self.agent.run()
         finally:
-            looking.cancel()
+            for each in beside:
+                each.cancel()
 
     async def bring_up(self) -> None:
         """Fetch and load the base; tries until it works, and tells the map meanwhile why it does not."""
@@ -108,7 +109,7 @@ class Process:
         told = await self.agent.tell(TELL_S)
         log.info("draining", told=told, running=self._server.load_now.running)
         until = time.monotonic() + DRAIN_S
-        parting = [self._server.trainer.part(PART_S)]
+        parting = [self._server.register.part(PART_S)]
         if self._roster is not None:
             parting.append(self._roster.close())
         await asyncio.gather(*parting)
@@ -190,7 +191,7 @@ class Process:
         roster = self._roster = Roster(means, self._incarnation, self.agent.changed)
         told = self._start.settings
         namesakes = Namesakes(self._redis, told.base_model, source, told.store)
-        self._server.trainer.open = Open(
+        self._server.register.open = Open(
             means, store_of(source), lambda: roster.policies, namesakes.refuse, self._herald
         )
         roster.want(*self._trains)
@@ -246,7 +247,7 @@ class Process:
             demand=self._server.demand(MOST_TOLD),
             training_bytes=residency.lending.room.lasting if residency else 0,
             loads_per_s=residency.rate.per_s if residency else 0.0,
-            policy_room=self._server.trainer.room,
+            policy_room=self._server.register.room,
         )
 
 

@@ -29,6 +29,7 @@ from mint_engine.parallel.ahead import Muster, start_ranks
 from mint_engine.parallel.greeting import Entrance
 from mint_engine.policies.desk import Desk
 from mint_engine.policies.means import Means, Places
+from mint_engine.policies.register import Register
 from mint_engine.policies.rollouts import Rollouts
 from mint_engine.policies.service import TrainerService
 from mint_engine.policies.updates import Updates
@@ -75,7 +76,7 @@ class EngineServer:
         self._watch: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
         self._updates: Updates | None = None
-        self.trainer = TrainerService(settings.base_model, services.engine)
+        self.register = Register()
         self.port = 0
         self.stopping = False  # the drain's time is up, or everything has ended
         self.lost = asyncio.Event()  # a rank has ended, or the device: this engine can not go on
@@ -206,7 +207,7 @@ class EngineServer:
         rollouts = Rollouts(parts.stepper, self.generation.scheduler.limits.running, on_idle=wake)
         updates.rollouts = lambda: rollouts.in_flight
         renderer = Renderer(tokenizer, parts.base.vocab_size, parts.context_length, tokenizer.eos_token_id)
-        return Means(Desk(updates, wake), rollouts, parts.slots, places, renderer, self.trainer.give_way)
+        return Means(Desk(updates, wake), rollouts, parts.slots, places, renderer, self.register.give_way)
 
     async def refuse(self) -> None:
         """Take no more requests, from this moment on: clients that retry go to other engines."""
@@ -242,7 +243,8 @@ class EngineServer:
         sampling_pb2_grpc.add_SamplerServicer_to_server(self._services, self._server)
         engine_pb2_grpc.add_EngineServicer_to_server(self._services, self._server)
         if self._settings.training_store is not None:
-            training_pb2_grpc.add_TrainerServicer_to_server(self.trainer, self._server)
+            trainer = TrainerService(self._settings.base_model, self._services.engine, self.register)
+            training_pb2_grpc.add_TrainerServicer_to_server(trainer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.port = self._server.add_insecure_port(f"[::]:{port}")

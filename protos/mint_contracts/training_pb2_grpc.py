@@ -31,8 +31,9 @@ class TrainerStub:
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
-    and any engine of the base can go on with what is saved (ResumePolicy).
+    A policy is in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour. In this
+    last case, and by an engine that is told to end, it is saved first, and any engine of the base can go on with what is
+    saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
     the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -103,8 +104,9 @@ class TrainerServicer:
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
-    and any engine of the base can go on with what is saved (ResumePolicy).
+    A policy is in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour. In this
+    last case, and by an engine that is told to end, it is saved first, and any engine of the base can go on with what is
+    saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
     the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -119,9 +121,9 @@ class TrainerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumePolicy(self, request, context):
-        """One that has ended with its engine goes on from its newest checkpoint, with its life and with the number of calls
-        that it had then, or where that engine was told to end, and so has saved it, where it was. One that is there already
-        is left as it is. NOT_FOUND where nothing was saved.
+        """One that is on no engine any more goes on from its newest checkpoint, with its life and with the number of calls that
+        it had then; where its engine has saved it as it let go of it, where it was. One that is there already is left as it
+        is. NOT_FOUND where nothing was saved.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,7 +137,7 @@ class TrainerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPolicies(self, request, context):
-        """All policies of calls, by name.
+        """All policies of calls that are in memory, by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -250,8 +252,9 @@ class Trainer:
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
-    and any engine of the base can go on with what is saved (ResumePolicy).
+    A policy is in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour. In this
+    last case, and by an engine that is told to end, it is saved first, and any engine of the base can go on with what is
+    saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
     the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it

@@ -32,8 +32,9 @@ class TrainerStub:
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
-    and any engine of the base can go on with what is saved (ResumePolicy).
+    A policy is in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour. In this
+    last case, and by an engine that is told to end, it is saved first, and any engine of the base can go on with what is
+    saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
     the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -47,14 +48,14 @@ class TrainerStub:
     CreatePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]
     """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
     ResumePolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]
-    """One that has ended with its engine goes on from its newest checkpoint, with its life and with the number of calls
-    that it had then, or where that engine was told to end, and so has saved it, where it was. One that is there already
-    is left as it is. NOT_FOUND where nothing was saved.
+    """One that is on no engine any more goes on from its newest checkpoint, with its life and with the number of calls that
+    it had then; where its engine has saved it as it let go of it, where it was. One that is there already is left as it
+    is. NOT_FOUND where nothing was saved.
     """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]
     """How far it has come: what a client needs that goes on with it, or has lost an answer."""
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListPoliciesRequest, _training_pb2.ListPoliciesResponse]
-    """All policies of calls, by name."""
+    """All policies of calls that are in memory, by name."""
     ForwardBackward: _grpc.UnaryUnaryMultiCallable[_training_pb2.ForwardBackwardRequest, _training_pb2.ForwardBackwardResponse]
     OptimStep: _grpc.UnaryUnaryMultiCallable[_training_pb2.OptimStepRequest, _training_pb2.OptimStepResponse]
     SaveState: _grpc.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]
@@ -77,8 +78,9 @@ class TrainerAsyncStub(TrainerStub):
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
-    and any engine of the base can go on with what is saved (ResumePolicy).
+    A policy is in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour. In this
+    last case, and by an engine that is told to end, it is saved first, and any engine of the base can go on with what is
+    saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
     the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -89,14 +91,14 @@ class TrainerAsyncStub(TrainerStub):
     CreatePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.CreatePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """Asked again it changes nothing, as long as no call has taken effect; other settings are refused (INVALID_ARGUMENT)."""
     ResumePolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumePolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
-    """One that has ended with its engine goes on from its newest checkpoint, with its life and with the number of calls
-    that it had then, or where that engine was told to end, and so has saved it, where it was. One that is there already
-    is left as it is. NOT_FOUND where nothing was saved.
+    """One that is on no engine any more goes on from its newest checkpoint, with its life and with the number of calls that
+    it had then; where its engine has saved it as it let go of it, where it was. One that is there already is left as it
+    is. NOT_FOUND where nothing was saved.
     """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_training_pb2.GetPolicyRequest, _training_pb2.PolicyState]  # type: ignore[assignment]
     """How far it has come: what a client needs that goes on with it, or has lost an answer."""
     ListPolicies: _aio.UnaryUnaryMultiCallable[_training_pb2.ListPoliciesRequest, _training_pb2.ListPoliciesResponse]  # type: ignore[assignment]
-    """All policies of calls, by name."""
+    """All policies of calls that are in memory, by name."""
     ForwardBackward: _aio.UnaryUnaryMultiCallable[_training_pb2.ForwardBackwardRequest, _training_pb2.ForwardBackwardResponse]  # type: ignore[assignment]
     OptimStep: _aio.UnaryUnaryMultiCallable[_training_pb2.OptimStepRequest, _training_pb2.OptimStepResponse]  # type: ignore[assignment]
     SaveState: _aio.UnaryUnaryMultiCallable[_training_pb2.SaveStateRequest, _training_pb2.SaveStateResponse]  # type: ignore[assignment]
@@ -118,8 +120,9 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
     room, to another. It takes messages of up to 8 MiB, which all tokens of a call fit; routes may need more, which are told
     in several calls or to the engine itself.
 
-    A policy is in its engine's memory until it is dropped or the engine ends; an engine that is told to end saves it first,
-    and any engine of the base can go on with what is saved (ResumePolicy).
+    A policy is in its engine's memory until it is dropped, the engine ends, or nobody has called it for half an hour. In this
+    last case, and by an engine that is told to end, it is saved first, and any engine of the base can go on with what is
+    saved (ResumePolicy).
     Calls of one policy are ordered by `sequence`, from 1;
     a repeat of one of the last 16 changes nothing and gets the same answer; an earlier one, a gap, and another call of
     the same number are refused (FAILED_PRECONDITION). A call that tells the policy's `life` is for that one alone: where it was dropped, also if it
@@ -140,9 +143,9 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.ResumePolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.PolicyState, _abc.Awaitable[_training_pb2.PolicyState]]:
-        """One that has ended with its engine goes on from its newest checkpoint, with its life and with the number of calls
-        that it had then, or where that engine was told to end, and so has saved it, where it was. One that is there already
-        is left as it is. NOT_FOUND where nothing was saved.
+        """One that is on no engine any more goes on from its newest checkpoint, with its life and with the number of calls that
+        it had then; where its engine has saved it as it let go of it, where it was. One that is there already is left as it
+        is. NOT_FOUND where nothing was saved.
         """
 
     @_abc_1.abstractmethod
@@ -159,7 +162,7 @@ class TrainerServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.ListPoliciesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.ListPoliciesResponse, _abc.Awaitable[_training_pb2.ListPoliciesResponse]]:
-        """All policies of calls, by name."""
+        """All policies of calls that are in memory, by name."""
 
     @_abc_1.abstractmethod
     def ForwardBackward(

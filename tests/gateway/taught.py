@@ -7,11 +7,11 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from mint_contracts import training_pb2 as pb
 from mint_contracts.errors import MintError
 from mint_contracts.map_reporter import MapReporter
 from mint_contracts.records import EngineRecord
 from mint_contracts.source import Source
+from mint_engine.policies.calls import Calls
 from mint_gateway.policy import Policy, example
 from tests.engine.training import teaching
 from tests.engine.training.calling import BASE, answer_calls
@@ -33,10 +33,9 @@ class TrainingEngine:
         self._beating = asyncio.create_task(self._beat())
 
     @property
-    def calls(self) -> dict[str, pb.PolicyState]:
+    def calls(self) -> dict[str, Calls]:
         """The policies that it has, by name."""
-        service = self.trains.server.trainer
-        return {name: service._told(name, calls) for name, calls in service._calls.items()}
+        return self.trains.server.register._calls
 
     def record(self) -> EngineRecord:
         return EngineRecord(
@@ -50,7 +49,7 @@ class TrainingEngine:
             waiting=0,
             map_version=1,
             sequence=1,
-            policy_room=self.trains.server.trainer.room,
+            policy_room=self.trains.server.register.room,
         )
 
     async def leave(self) -> None:
@@ -62,7 +61,7 @@ class TrainingEngine:
 
     async def end(self) -> None:
         """End as a process does that is told to."""
-        await self.trains.server.trainer.part(LIMIT_S)
+        await self.trains.server.register.part(LIMIT_S)
         await self.leave()
 
     @contextmanager

@@ -47,6 +47,20 @@ async def test_a_policy_goes_on_elsewhere_as_if_its_engine_had_not_ended(school:
     assert [each.step for each in (await client.policies()).policies] == [3, 3]
 
 
+async def test_a_policy_that_rests_goes_on_as_if_it_had_not(school: School, client: Client) -> None:
+    policy = await client.create_policy("acme/a", rank=4)
+    await learn(policy)
+    [where] = school.has("acme/a")
+    await school.engines[where].trains.server.register.rest(0.0)
+    assert not school.has("acme/a")
+    await learn(policy)
+    assert (policy.step, policy.sequence) == (2, 4)
+    await school.engines[policy.engine].trains.server.register.rest(0.0)
+    await client.drop_policy("acme/a")
+    with pytest.raises(errors.PolicyNotFound):
+        await policy.optim_step()
+
+
 async def test_a_call_whose_answer_went_with_the_engine_is_told_to_have_been(school: School, client: Client) -> None:
     policy = await client.create_policy("acme/a", rank=4)
     await policy.forward_backward(LESSON, loss="cross_entropy")

@@ -11,7 +11,7 @@ from mint_contracts import errors
 from mint_contracts import training_pb2 as pb
 from mint_contracts.training_pb2_grpc import TrainerStub
 from mint_contracts.wire import from_rpc_error
-from mint_engine.policies import service
+from mint_engine.policies import register
 from mint_gateway.client import Client, question
 from mint_gateway.http.door import listen
 from mint_gateway.policy import Policy, example
@@ -83,13 +83,13 @@ async def test_what_exists_is_not_made_again_elsewhere(school: School) -> None:
 
 async def test_a_new_policy_goes_where_there_is_room(school: School, monkeypatch: pytest.MonkeyPatch) -> None:
     client = school.scene.client
-    monkeypatch.setattr(service, "MOST_POLICIES", 1)
+    monkeypatch.setattr(register, "MOST_POLICIES", 1)
     for name in ("acme/a", "acme/b"):
         await client.create_policy(name, rank=4)
     assert sorted([*school.has("acme/a"), *school.has("acme/b")]) == list(NAMES)
     with pytest.raises(errors.Overloaded, match="trains 1 policies of calls; drop one") as full:
         await client.create_policy("acme/c", rank=4)
-    assert full.value.retry_after_s == service.FULL_RETRY_S
+    assert full.value.retry_after_s == register.FULL_RETRY_S
     await (await client.policy("acme/a")).drop()
     assert (await client.create_policy("acme/c", rank=4)).name == "acme/c"
     with pytest.raises(errors.PolicyNotFound, match=f"policy 'acme/a': is on no engine of {BASE}"):
@@ -147,16 +147,16 @@ async def test_a_policy_goes_on_elsewhere_from_what_it_saved_when_its_engine_has
 async def test_a_name_is_let_go_of_also_when_its_policy_has_ended_with_its_engine(school: School) -> None:
     client = school.scene.client
     for name in NAMES:  # each is somebody's home
-        trainer = school.engines[name].trains.server.trainer
-        assert trainer.open is not None
+        there = school.engines[name].trains.server.register
+        assert there.open is not None
         async with grpc.aio.insecure_channel(school.engines[name].record().address) as channel:
             stub = TrainerStub(channel)
             await stub.CreatePolicy(pb.CreatePolicyRequest(policy=f"acme/{name}", rank=4))
             await stub.Publish(pb.PublishRequest(policy=f"acme/{name}", sequence=1))
-        trainer._calls.clear()  # as in an engine of this name that has started anew
+        there._calls.clear()  # as in an engine of this name that has started anew
         await client.drop_policy(f"acme/{name}")
-        await trainer.open.herald.look()
-        assert f"acme/{name}" not in trainer.open.herald.known
+        await there.open.herald.look()
+        assert f"acme/{name}" not in there.open.herald.known
 
 
 async def test_of_two_lives_that_are_there_the_later_is_meant(school: School) -> None:

@@ -1,6 +1,7 @@
 """Calls of one policy, each of which counts once: ordered by sequence number from 1, repeated without effect."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -34,14 +35,20 @@ class Calls:
         self.life = self.lease = lease
         self.sequence = 0  # of the last call that took effect
         self.step = 0  # optimizer steps taken
-        self._ended = self._parting = False
+        self._gone = ""  # how it went, once it has
+        self._parting = False
         self._answers: OrderedDict[int, tuple[bytes, Message]] = OrderedDict()  # beside what was asked
         self._turn = asyncio.Lock()
+        self._used_at = time.monotonic()
 
     @property
     def holder(self) -> str:
         """Who has the policy's host memory: another of its name, a wave's say, may have its own for a moment."""
         return f"policy {self._policy!r} of life {self.life}"
+
+    def is_idle(self, since_s: float) -> bool:
+        """Whether no call is under way, and the last one has ended at least so long ago."""
+        return not self._turn.locked() and time.monotonic() - self._used_at >= since_s
 
     def check_new(self, settings: PolicySettings) -> None:
         """Raise InvalidRequest unless it is still new, and of these settings."""
@@ -74,25 +81,34 @@ class Calls:
             try:
                 await work()
             except BaseException:
-                self._ended = True
+                self._gone = "could not be made"
                 raise
+            finally:
+                self._used_at = time.monotonic()
 
     async def end(self) -> None:
         """Wait for the call under way; those that follow it raise PolicyNotFound."""
         async with self._turn:
-            self._ended = True
+            self._gone = "was dropped"
+
+    async def rest(self, put_away: Callable[[], Awaitable[None]]) -> None:
+        """End with `put_away`, once the call under way has ended: those that follow raise PolicyNotFound."""
+        async with self._turn:
+            if not self._gone:
+                await put_away()
+                self._gone = "rests, as nobody has called it for long; resume it from what was saved"
 
     async def part(self, save: Callable[[], Awaitable[object]]) -> None:
         """Take no more calls: they raise Draining. `save` once the one under way has ended."""
         self._parting = True
         async with self._turn:
-            if not self._ended:
+            if not self._gone:
                 await save()
 
     def check_there(self) -> None:
-        """Raise PolicyNotFound where it was dropped, though its store has yet to be told."""
-        if self._ended:
-            raise PolicyNotFound(f"policy {self._policy!r}", "was dropped")
+        """Raise PolicyNotFound where it has gone, though its store has yet to be told that it was dropped."""
+        if self._gone:
+            raise PolicyNotFound(f"policy {self._policy!r}", self._gone)
 
     async def _once(self, sequence: int, digest: bytes, work: Callable[[], Awaitable[M]]) -> M:
         async with self._turn:
@@ -108,7 +124,10 @@ class Calls:
                 raise OutOfOrder(
                     f"policy {self._policy!r}", f"call {sequence} {what}; the next is {self.sequence + 1}"
                 )
-            given = await work()
+            try:
+                given = await work()
+            finally:
+                self._used_at = time.monotonic()
             self.sequence = sequence
             self._answers[sequence] = digest, given
             if len(self._answers) > REMEMBERED:

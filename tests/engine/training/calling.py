@@ -34,7 +34,7 @@ async def answer_calls(scene: Scene, engine: str = "tiny-0") -> Herald:
     herald.on_change = lambda: scene.residency.lending.announce(herald.known)
     await herald.look()
     store, roster = store_of(scene.store), scene.roster
-    scene.server.trainer.open = Open(scene.means, store, lambda: roster.policies, nobody_else, herald)
+    scene.server.register.open = Open(scene.means, store, lambda: roster.policies, nobody_else, herald)
     return herald
 
 

@@ -138,7 +138,7 @@ async def test_a_policy_that_is_dropped_while_it_is_made_is_gone_once_it_is(
             creating = stub.CreatePolicy(ONE)
             await making.reached()
             dropping = asyncio.create_task(_drop(stub))
-            await until(lambda: scene.server.trainer._calls["one"]._turn._waiters)
+            await until(lambda: scene.server.register._calls["one"]._turn._waiters)
             making.open()
             await asyncio.gather(creating, dropping)
         assert await names(scene) == frozenset()
@@ -155,7 +155,7 @@ async def test_a_call_of_a_policy_that_is_being_made_waits_until_it_is_there_or_
             creating = stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=rank))
             await making.reached()
             learning = stub.ForwardBackward(lesson("one", 1))
-            await until(lambda: scene.server.trainer._calls["one"]._turn._waiters)
+            await until(lambda: scene.server.register._calls["one"]._turn._waiters)
             making.open()
         if rank == 4:
             await creating

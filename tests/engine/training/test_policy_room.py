@@ -45,15 +45,15 @@ async def test_each_kind_of_policy_needs_what_its_engine_counts(
 
 async def test_an_engine_tells_its_budget_and_what_policies_of_calls_take_of_it(tmp_path: Path) -> None:
     async with called(save_base(tmp_path), tmp_path / "runs") as (scene, stub):
-        service, lending = scene.server.trainer, scene.residency.lending
-        assert service.room is not None
-        assert (service.room.budget, service.room.calls, service.room.calls_copies) == (64 << 20, 0, 0)
+        register, lending = scene.server.register, scene.residency.lending
+        assert register.room is not None
+        assert (register.room.budget, register.room.calls, register.room.calls_copies) == (64 << 20, 0, 0)
         for name, rank in (("one", 4), ("two", 8)):
             await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=rank))
-        large, small = (needs(Policy(name="x", rank=rank), service.room) for rank in (8, 4))
-        assert (service.room.calls, service.room.calls_copies) == (large.own + small.own, large.copies)
+        large, small = (needs(Policy(name="x", rank=rank), register.room) for rank in (8, 4))
+        assert (register.room.calls, register.room.calls_copies) == (large.own + small.own, large.copies)
         assert lending.room.lasting == large.plus(small).total
         scene.want(assignment("three"))
         await scene.ended("three")
         await stub.DropPolicy(pb.DropPolicyRequest(policy="two"))
-        assert (service.room.calls, service.room.calls_copies) == (small.own, small.copies)
+        assert (register.room.calls, register.room.calls_copies) == (small.own, small.copies)

@@ -182,7 +182,7 @@ async def test_a_step_whose_client_goes_away_is_taken_to_its_end_and_counts_once
             await stepping.reached()
             abandoned.cancel()
             again = stub.OptimStep(step("one", 2))
-            await until(lambda: scene.server.trainer._calls["one"]._turn._waiters)
+            await until(lambda: scene.server.register._calls["one"]._turn._waiters)
             stepping.open()
             assert (await again).step == 1
         assert (await stub.OptimStep(step("one", 2))).step == 1
@@ -307,7 +307,7 @@ async def test_a_dropped_policys_call_under_way_reaches_none_of_the_same_name(ba
         await until(lambda: updates._ready)
         abandoned.cancel()
         dropping = asyncio.create_task(_drop(stub, "one"))
-        await until(lambda: scene.server.trainer._calls["one"]._turn._waiters)
+        await until(lambda: scene.server.register._calls["one"]._turn._waiters)
         assert not dropping.done()
         updates.rollouts = nobody
         scene.means.desk._wake()
@@ -336,7 +336,7 @@ async def test_a_wave_that_takes_a_name_over_learns_from_no_call_of_it(base: Pat
         under_way = stub.ForwardBackward(lesson("acme/one", 1, loss="dapo", examples=[sampled]))
         await until(lambda: updates._ready)
         scene.want(assignment("acme/one"))
-        await until(lambda: scene.server.trainer._calls["acme/one"]._turn._waiters)
+        await until(lambda: scene.server.register._calls["acme/one"]._turn._waiters)
         updates.rollouts = nobody
         scene.means.desk._wake()
         await under_way
@@ -352,7 +352,7 @@ async def test_a_policy_whose_client_goes_away_is_made_or_not_known(base: Path, 
             holding = asyncio.create_task(scene.means.desk.call(lambda _: making.go_by()))
             await making.reached()
             abandoned = stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=99))
-            await until(lambda: "one" in scene.server.trainer._calls)
+            await until(lambda: "one" in scene.server.register._calls)
             abandoned.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await abandoned
@@ -361,7 +361,7 @@ async def test_a_policy_whose_client_goes_away_is_made_or_not_known(base: Path, 
             await holding
         with contextlib.suppress(grpc.aio.AioRpcError):  # where it came before the first had failed
             await again
-        await until(lambda: not scene.server.trainer._making)  # as this one would, too, before that
+        await until(lambda: not scene.server.register._making)  # as this one would, too, before that
         await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
         assert (await stub.ForwardBackward(lesson("one", 1))).tokens == 3
 

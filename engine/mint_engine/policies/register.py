@@ -1,0 +1,252 @@
+"""An engine's policies of Trainer calls: how they come, and the ways in which they go.
+
+They are created, or resumed from what was saved. They go when a program drops them or a wave takes their name; when
+the engine is told to end; and when nobody has called them for long (`rest`): a program that has ended without a word
+would hold its policy's memory for ever. In these last two cases what is there is saved, for any engine to go on with.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import msgspec
+import structlog
+
+from mint_contracts.errors import EngineUnavailable, MintError, Overloaded, PolicyNotFound
+from mint_contracts.records import PolicyRoom
+from mint_engine.policies import keepsakes
+from mint_engine.policies.calls import Calls, draining
+from mint_engine.policies.opened import Open
+from mint_engine.training.policy import PolicySettings
+
+MOST_POLICIES = 256
+LOADING_RETRY_S, FULL_RETRY_S, MAKING_RETRY_S = 5.0, 10.0, 0.5
+REST_S, LOOK_S = 30 * 60.0, 60.0  # what goes on after a rest costs its program seconds
+
+_log = structlog.get_logger(__name__)
+
+
+class Register:
+    """One engine's. Belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self.open: Open | None = None  # None until the base is loaded
+        self._calls: dict[str, Calls] = {}
+        self._making: dict[Calls, asyncio.Task[None]] = {}  # whose policies are not there yet
+        self._lease = 0  # of the policy that was created last
+        self._resuming = asyncio.Lock()
+        self._parting = False
+        self._saving: list[asyncio.Task[None]] = []
+
+    @property
+    def room(self) -> PolicyRoom | None:
+        """What waves' policies may take of host memory here, beside those of calls; None until the base is loaded."""
+        if self.open is None:
+            return None
+        needs = [self.open.room.of(calls.holder) for calls in self._calls.values()]
+        return msgspec.structs.replace(
+            self.open.means.desk.maker.room,
+            budget=self.open.room.budget,
+            calls=sum(each.own for each in needs),
+            calls_copies=max((each.copies for each in needs), default=0),
+        )
+
+    @property
+    def here(self) -> Open:
+        """What policies are trained with. Raises EngineUnavailable until the base is loaded."""
+        if self.open is None:
+            raise EngineUnavailable("engine", "is still loading its base model", retry_after_s=LOADING_RETRY_S)
+        return self.open
+
+    def made(self) -> list[tuple[str, Calls]]:
+        """All that are here, by name."""
+        return [(name, calls) for name, calls in sorted(self._calls.items()) if calls not in self._making]
+
+    def known(self, name: str, life: int) -> Calls:
+        """A policy that is here, of this `life` if one is told (not 0). Raises PolicyNotFound."""
+        calls = self._calls.get(name)
+        if calls is None:
+            said = "is not on this engine; resume it from what it saved, or create it"
+            raise PolicyNotFound(f"policy {name!r}", said)
+        calls.check_there()
+        calls.check_life(life)
+        return calls
+
+    def known_made(self, name: str, life: int) -> Calls:
+        """As `known`. Raises EngineUnavailable where it is being made."""
+        calls = self.known(name, life)
+        if calls in self._making:
+            raise EngineUnavailable(f"policy {name!r}", "is being made; retry", retry_after_s=MAKING_RETRY_S)
+        return calls
+
+    async def create(self, name: str, told: PolicySettings) -> Calls:
+        """A new policy, or the one of that name where it is as new and of the same settings. Raises InvalidRequest
+        for another, and Overloaded."""
+        here, known = self.here, self._calls.get(name)
+        if known is None:
+            known = self._new(name, told)
+            self._make(known, name, partial(self._fresh, here, known, name, told))
+        else:
+            known.check_new(told)
+        return await self._there(known)
+
+    async def resume(self, name: str, life: int) -> Calls:
+        """A policy that is here, or else goes on from its newest checkpoint (see `keepsakes.newest`)."""
+        here, known = self.here, self._calls.get(name)
+        if known is None:
+            known = self._new(name, None)
+            self._make(known, name, partial(self._resumed, here, known, name, life))
+        await self._there(known)
+        known.check_life(life)
+        return known
+
+    def follow(self, calls: Calls, lease: int) -> None:
+        """What goes on from a checkpoint comes after it, though another engine's clock has been ahead of ours."""
+        if lease > calls.lease:
+            calls.lease = self._lease = max(self._lease, lease) + 1
+
+    async def drop(self, policy: str, life: int = 0, *, gone: bool = False) -> None:
+        """Let a policy go, once the call under way has ended: its name is free.
+
+        One that is not here any more, of this `life` or the latest (0), may have published before this engine
+        started, or anywhere where it is known to be `gone`, and an engine may have left it. Raises the errors of a
+        store, which may know of that: the policy is then to be let go of again.
+        """
+        calls, here = self._calls.get(policy), self.open
+        if here is None:
+            return
+        if calls is None:
+            await keepsakes.give_up(here, policy, life)
+            await here.herald.withdraw(policy, life, whoever=gone and not life)
+            return
+        calls.check_life(life)
+        await calls.end()  # an update of it that is ready would be taken by a policy of the same name
+        await keepsakes.give_up(here, policy, 0)  # an earlier life's, too
+        await here.herald.withdraw(policy, calls.life)
+        if self._calls.get(policy) is calls:
+            del self._calls[policy]
+            here.means.places.withdraw(policy)
+            await here.means.desk.call(lambda trainer: trainer.drop(policy))
+            here.room.leave(calls.holder)
+
+    async def give_way(self, policy: str, since: float) -> None:
+        """Let go of a name that `waves` has told of `since` then (monotonic seconds), so that no call can take it.
+
+        Raises as `drop`.
+        """
+        if policy in self._calls:
+            await self.drop(policy)
+        elif self.open is not None:
+            await self.open.herald.clear(policy, since)
+
+    async def part(self, timeout_s: float) -> None:
+        """Take no more calls, and save every policy as it is, for other engines to go on with.
+
+        Within a bound: what does not come to be saved is where its program has saved it last.
+        """
+        self._parting = True
+        here = self.open
+        if here is None or not self._calls:
+            return
+
+        async def save(name: str, calls: Calls) -> None:
+            await calls.part(lambda: keepsakes.save(here, name, calls, calls.sequence, left=True))
+
+        self._saving = [asyncio.create_task(save(*each)) for each in self._calls.items()]  # late ones go on
+        done, late = await asyncio.wait(self._saving, timeout=timeout_s)
+        failed = [error for task in done if (error := task.exception()) is not None]
+        errors = [str(each) for each in failed]
+        _log.info("policies_left", saved=len(done) - len(failed), late=len(late), errors=errors)
+
+    async def run(self, look_s: float = LOOK_S) -> None:
+        """Have policies `rest`, until cancelled."""
+        while True:
+            await asyncio.sleep(look_s)
+            await self.rest(REST_S)
+
+    async def rest(self, idle_s: float) -> None:
+        """Save what nobody has called for so long, and let go of it: its next call goes on with what was saved.
+
+        What its name means stays. What can't be saved stays here; where the store is away say, all wait for the next
+        time: a call of a policy that is being saved waits for that.
+        """
+        for name, calls in self.made():
+            if self._parting or not calls.is_idle(idle_s):
+                continue
+            try:
+                await calls.rest(partial(self._put_to_rest, self.here, name, calls))
+            except MintError as error:
+                _log.warning("policy_stays", policy=name, error=str(error))
+                if not error.terminal:
+                    break
+
+    async def _put_to_rest(self, here: Open, name: str, calls: Calls) -> None:
+        await keepsakes.save(here, name, calls, calls.sequence, left=True)
+        await here.means.desk.call(lambda trainer: trainer.drop(name))
+        here.room.leave(calls.holder)
+        here.means.places.withdraw(
+            name
+        )  # which another engine may publish anew: what is announced tells what it means
+        del self._calls[name]
+        _log.info("policy_rests", policy=name, sequence=calls.sequence, step=calls.step)
+
+    def _new(self, name: str, told: PolicySettings | None) -> Calls:
+        """A place for one more policy. Raises Overloaded, and Draining."""
+        if self._parting:
+            raise draining()
+        if len(self._calls) >= MOST_POLICIES:
+            said = f"trains {MOST_POLICIES} policies of calls; drop one"
+            raise Overloaded("engine", said, retry_after_s=FULL_RETRY_S)
+        # Later than those of policies of this name that other engines have trained, or this one has dropped.
+        self._lease = max(self._lease + 1, time.time_ns() // 1_000_000)
+        calls = self._calls[name] = Calls(name, self._lease, told)
+        return calls
+
+    async def _there(self, calls: Calls) -> Calls:
+        if making := self._making.get(calls):
+            await asyncio.shield(making)  # its client may go away: it is made, or it is not known
+        else:
+            calls.check_there()
+        return calls
+
+    async def _fresh(self, here: Open, calls: Calls, name: str, told: PolicySettings) -> None:
+        desk = here.means.desk
+        await desk.call(lambda trainer: trainer.refuse_known(name))
+        here.room.take(calls.holder, await asyncio.to_thread(desk.maker.needs, name, told))
+        try:
+            policy = await desk.make(lambda maker: maker.fresh(name, told))
+            await desk.call(lambda trainer: trainer.put(policy))
+        except BaseException:
+            here.room.leave(calls.holder)
+            raise
+
+    async def _resumed(self, here: Open, calls: Calls, name: str, life: int) -> None:
+        desk = here.means.desk
+        await desk.call(lambda trainer: trainer.refuse_known(name))
+        async with self._resuming:  # of what is read is not known before how much it takes
+            policy, record = await keepsakes.newest(here, name, life)
+            calls.lease = self._lease = max(self._lease, record.lease + 1)
+            calls.life, calls.step = record.life or calls.lease, policy.step
+            here.room.take(calls.holder, policy.needs(here.means.dtype))
+            try:
+                await keepsakes.take_up(here, name, record)
+                await desk.call(lambda trainer: trainer.put(policy))
+            except BaseException:
+                here.room.leave(calls.holder)
+                await keepsakes.put_back(here, name, record)
+                raise
+        calls.sequence = record.sequence
+
+    def _make(self, calls: Calls, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        async def make() -> None:
+            try:
+                await calls.first(work)
+            except BaseException:
+                if self._calls.get(name) is calls:
+                    del self._calls[name]
+                raise
+            finally:
+                del self._making[calls]
+
+        self._making[calls] = asyncio.create_task(make())

@@ -1,0 +1,102 @@
+"""Policies of calls that nobody calls rest: they take no memory, and go on where they were, over a real socket."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mint_contracts import training_pb2 as pb
+from mint_engine.policies import register
+from tests.engine.running import save_base
+from tests.engine.training.calling import called, lesson, refused, step
+from tests.engine.training.teaching import Gate, hold_updates
+from tests.waiting import until
+
+LONG_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+async def test_what_rests_takes_no_memory_and_goes_on_where_it_was(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        for name in ("one", "alike"):
+            made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4, seed=3))
+            await stub.ForwardBackward(lesson(name, 1))
+            await stub.OptimStep(step(name, 2))
+            await stub.ForwardBackward(lesson(name, 3))
+            if name == "one":
+                life = made.life
+                await scene.server.register.rest(0.0)
+                assert scene.residency.lending.room.lasting == 0
+                assert scene.server.training_bytes == 0
+        assert (await refused(stub.GetPolicy(pb.GetPolicyRequest(policy="one")))).reason == "PolicyNotFound"
+        assert (await refused(stub.OptimStep(step("one", 4)))).reason == "PolicyNotFound"
+        told = await stub.ResumePolicy(pb.ResumePolicyRequest(policy="one", life=life))
+        assert (told.life, told.sequence, told.step) == (life, 3, 1)
+        steps = [await stub.OptimStep(step(name, 4)) for name in ("one", "alike")]
+        assert steps[0] == steps[1]
+
+
+async def test_what_it_has_published_is_served_while_it_rests(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        published = await stub.Publish(pb.PublishRequest(policy="one", sequence=1))
+        await scene.server.register.rest(0.0)
+        await until(lambda: scene.residency.report()["one"].source.uri == published.uri)
+        async with called(base, tmp_path, engine="tiny-1") as (_, other):
+            await other.ResumePolicy(pb.ResumePolicyRequest(policy="one", life=made.life))
+            later = await other.Publish(pb.PublishRequest(policy="one", sequence=2))
+        here = scene.server.register.open
+        assert here is not None
+        await here.herald.look()
+        assert scene.residency.report()["one"].source.uri == later.uri, "what another engine has published since"
+
+
+async def test_what_is_called_now_and_then_or_at_work_does_not_rest(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await scene.server.register.rest(LONG_S)
+        with Gate() as gate:
+            hold_updates(scene, gate)
+            learning = asyncio.ensure_future(stub.ForwardBackward(lesson("one", 1)))
+            await gate.reached()
+            await scene.server.register.rest(0.0)
+        assert (await learning).tokens == 3
+        assert (await stub.OptimStep(step("one", 2))).step == 1
+
+
+async def test_what_can_not_be_saved_stays(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        for name in ("one", "two"):
+            await stub.CreatePolicy(pb.CreatePolicyRequest(policy=name, rank=4))
+        (tmp_path / "runs").rename(tmp_path / "away")
+        await scene.server.register.rest(0.0)
+        (tmp_path / "away").rename(tmp_path / "runs")
+        for name in ("one", "two"):
+            assert (await stub.ForwardBackward(lesson(name, 1))).tokens == 3
+        await scene.server.register.rest(0.0)
+        assert not scene.server.register.made()
+
+
+async def test_a_drop_that_comes_meanwhile_is_no_less_of_one(base: Path, tmp_path: Path) -> None:
+    async with called(base, tmp_path) as (scene, stub):
+        made = await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        there = scene.server.register
+        await asyncio.gather(there.rest(0.0), there.drop("one"))  # the first has its turn, the second waits for it
+        resume = pb.ResumePolicyRequest(policy="one", life=made.life)
+        assert (await refused(stub.ResumePolicy(resume))).reason == "PolicyNotFound"
+        assert (await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=8))).life > made.life
+
+
+async def test_an_engine_looks_for_them_by_itself(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(register, "REST_S", 0.0)
+    async with called(base, tmp_path) as (scene, stub):
+        looking = asyncio.create_task(scene.server.register.run(look_s=0.01))
+        await stub.CreatePolicy(pb.CreatePolicyRequest(policy="one", rank=4))
+        await until(lambda: not scene.server.register.made())
+        looking.cancel()
