@@ -55,10 +55,9 @@ class Policy:
     ends without an answer (the time is up, the caller was cancelled), nobody knows whether it took effect: `settle`
     asks for its answer, and no other call is sent before.
 
-    An engine saves a policy when it is told to end, and when nobody has called it for long; the next call then goes on,
-    elsewhere maybe, as if nothing had been.
-    What was not saved, as when an engine is killed, is lost: PolicyNotFound, and `Client.resume_policy` goes on from
-    the newest checkpoint.
+    An engine saves a policy when it is told to end, and when nobody has called it for long; the next call then goes
+    on, elsewhere maybe, as if nothing had been. What was not saved, as when an engine is killed, is lost:
+    PolicyNotFound, and `Client.resume_policy` goes on from the newest checkpoint.
     """
 
     def __init__(

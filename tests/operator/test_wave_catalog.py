@@ -110,7 +110,8 @@ async def test_a_wave_that_gets_another_name_is_ready_only_with_that(stage: Stag
 
     async def told() -> bool:
         await stage.once(frozenset({Part.MAP}))
-        return (await stage.condition("AdapterWave", "named"))["reason"] == "AdapterNotFound"
+        condition = await stage.condition("AdapterWave", "named")
+        return bool(condition["reason"] == "AdapterNotFound")
 
     await until("the name to be missed", told)
     ready = await stage.condition("AdapterWave", "named")

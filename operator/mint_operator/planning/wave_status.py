@@ -44,7 +44,7 @@ class WaveFacts(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def unasked(self) -> Refusal | None:
-        """Why more may be asked for than these copies: it was never looked up, nor was it ready as it is written now."""
+        """Why more may be asked for than these copies: it was never looked up, nor ready as it is written now."""
         wave = self.ask.wave
         last, seen = wave.status.conditions, wave.status.observed_generation
         if not wave.as_before or (seen == wave.meta.generation and status_of(last, "Ready") == "True"):
