@@ -6,6 +6,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
@@ -13,12 +14,13 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from mint_contracts.errors import AdapterNotFound, InvalidRequest, Unavailable
-from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest, Started
+from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_gateway.answering import Answering
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.http import answered, asked, models, together
 from mint_gateway.http.connections import Connections
 from mint_gateway.http.guarding import HEALTH, LIVE
+from mint_gateway.http.kept import Kept
 from mint_gateway.http.refusing import Handler, refusing, reply
 from mint_gateway.http.stream import REQUEST_ID, Stream
 from mint_gateway.http.tools import NONE, Tools
@@ -29,6 +31,7 @@ from mint_gateway.route import Router
 
 MOST_BYTES = 4 << 20  # of a request, as by gRPC
 BODY_S = 30.0  # in which a request has come
+LONG = 64 << 10  # bytes that are kept of an answer: of more it takes ten milliseconds and longer to be told whole
 MOST_OUTSIDE = 64  # connections at once that are told that they are too many; others are closed
 OUTSIDE_S = 5.0  # in which who is one too many has asked for something
 
@@ -67,6 +70,7 @@ class Door:
         self._calls = calls
         self._page = page
         self._guards = guards
+        self._telling = ThreadPoolExecutor(1, "telling")  # others are answered meanwhile
 
     def application(self) -> web.Application:
         """What to serve."""
@@ -110,21 +114,19 @@ class Door:
         if wanted.stream:
             stream = Stream(http, form, wanted, tools, request_id, created)
             return await stream.run(self._answering, requests)
-        started: dict[int, Started] = {}
-        events: list[GenerateEvent] = []
+        kept = Kept()
 
-        async def keep(prompt: int, event: GenerateEvent) -> None:
-            if event.HasField("started"):
-                started[prompt] = event.started
-            else:
-                events.append(event)
+        def whole() -> bytes:
+            started = kept.started()
+            echoes = {prompt: answered.echo(requests[prompt], each) for prompt, each in started.items()}
+            found = answered.revision(started.values())
+            reading = tools.reading(started[0].calls)  # a chat is one prompt
+            head = answered.Head(form, request_id, wanted.model, created, found, reading)
+            return msgspec.json.encode(answered.whole(head, echoes, kept.events(), wanted.n))
 
-        await together.answer(self._answering, requests, wanted.n, keep)
-        echoes = {prompt: answered.echo(requests[prompt], each) for prompt, each in started.items()}
-        found = answered.revision(started.values())
-        reading = tools.reading(started[0].calls)  # a chat is one prompt
-        head = answered.Head(form, request_id, wanted.model, created, found, reading)
-        return reply(answered.whole(head, echoes, events, wanted.n), headers={REQUEST_ID: request_id})
+        await together.answer(self._answering, requests, wanted.n, kept.take)
+        body = whole() if kept.size < LONG else await asyncio.get_running_loop().run_in_executor(self._telling, whole)
+        return reply(msgspec.Raw(body), headers={REQUEST_ID: request_id})
 
     async def _models(self, http: web.Request) -> web.Response:
         limit = http.query.get("limit", str(models.DEFAULT))

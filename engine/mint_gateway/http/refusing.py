@@ -48,8 +48,10 @@ def _refused(error: MintError) -> web.Response:
     return reply(answered.refusal(error), status=error.http_status, headers=headers)
 
 
-def reply(body: answered.Json, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """A JSON document."""
+def reply(
+    body: answered.Json | msgspec.Raw, *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    """A JSON document, or what was written of one already."""
     return web.Response(
         body=msgspec.json.encode(body), status=status, headers=headers, content_type="application/json"
     )

@@ -1,0 +1,57 @@
+"""Answers that are long, and told whole: they hold nobody up, and a gateway's memory is not theirs alone."""
+
+import asyncio
+import threading
+from typing import Any
+
+import openai
+import pytest
+
+from mint_gateway.http import answered, door, kept
+from tests.gateway.scene import BASE, LIMIT_S, Scene
+from tests.gateway.scripted import ScriptedEngine
+from tests.gateway.test_http import TEXT, get, post
+
+
+@pytest.fixture
+async def engine(scene: Scene) -> ScriptedEngine:
+    await scene.base()
+    engine = await scene.engine("e-0")
+    await scene.open()
+    await scene.seen(engine)
+    return engine
+
+
+async def test_others_are_answered_while_a_long_one_is_put_together(
+    scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.words = ("word ",) * (door.LONG // 8)
+    begun, go_on, whole = threading.Event(), threading.Event(), answered.whole
+
+    def wait(*told: Any) -> answered.Json:
+        begun.set()
+        assert go_on.wait(LIMIT_S), "nobody was answered meanwhile"
+        return whole(*told)
+
+    monkeypatch.setattr(answered, "whole", wait)
+    asking = asyncio.create_task(post(scene, TEXT, {"model": BASE, "prompt": "Ahoy", "n": 2}))
+    assert await asyncio.to_thread(begun.wait, LIMIT_S)
+    assert (await get(scene, "/live"))[0] == 200
+    go_on.set()
+    status, told, _ = await asking
+    assert (status, [choice["text"][:10] for choice in told["choices"]]) == (200, ["word word ", "1word 1wor"])
+
+
+async def test_one_that_is_too_long_to_be_told_whole_is_refused_and_ends_its_work(
+    scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "MOST_BYTES", 2 << 20)
+    engine.words, engine.hold_after = ("word " * 100_000,) * 40, 39
+    status, told, _ = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy"})
+    assert status == 422
+    assert "takes more than 2 MiB to be told whole; ask for a stream" in told["error"]["message"]
+    await asyncio.wait_for(engine.cancelled.wait(), LIMIT_S)
+    engine.hold_after = None
+    async with openai.AsyncOpenAI(base_url=f"{scene.url}/v1", api_key="none", max_retries=0) as client:
+        pieces = [piece async for piece in await client.completions.create(model=BASE, prompt="Ahoy", stream=True)]
+    assert sum(len(piece.choices[0].text) for piece in pieces) == 40 * 500_000
