@@ -30,6 +30,10 @@ from mint_engine.rewards.scorer import Scorer
 from mint_engine.training.example import PolicyBatch
 from mint_engine.training.schedule import settled
 
+LEAST_LOGPROB = math.log(
+    2**-149
+)  # of the least probability that float32 holds: what a loss without a number is told as
+
 
 def _timed(phase: str) -> AbstractContextManager[object]:
     """A part of a step, for who measures these."""
@@ -43,7 +47,10 @@ def _untimed(_: str) -> AbstractContextManager[object]:
 
 @dataclass(frozen=True)
 class Taken:
-    """What came of a step. Supervised, the reward is the mean log-probability of the answers' tokens."""
+    """What came of a step. Supervised, the reward is the mean log-probability of the answers' tokens.
+
+    It is a finite number in any case: JSON, which checkpoints tell it in, has no other.
+    """
 
     reward: float
     tokens: int  # prompt and completion tokens that were learnt from
@@ -109,7 +116,9 @@ class Lessons:
         pairs = await asyncio.to_thread(lambda: [(render.prompt(x, most), render.answer(x, most)) for x in examples])
         batch = supervised(self.terms.policy, pairs, self.terms.loss)
         learnt = await self._learn(batch, step, steps, next_label)
-        return Taken(-learnt.outcome.loss_sum, sum(len(p) + len(a) for p, a in pairs), learnt)
+        told = -learnt.outcome.loss_sum
+        reward = told if math.isfinite(told) else LEAST_LOGPROB
+        return Taken(reward, sum(len(p) + len(a) for p, a in pairs), learnt)
 
     async def _answer(
         self,

@@ -1,6 +1,7 @@
 """A course from its first step to its last: from what signal it learns, and the same whoever is beside it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mint_contracts.source import parent
 from mint_contracts.training import ExactMatch, Loss, Optimizer, Reward, TrainSampling
 from mint_contracts.training_records import Stage, published_in
 from mint_engine.policies.checkpoints import Shelf
+from mint_engine.policies.lessons import LEAST_LOGPROB
 from mint_engine.policies.series import Name
 from mint_engine.policies.store import store_of
 from mint_engine.training.example import PolicyBatch
@@ -136,6 +138,23 @@ async def test_supervised_learning_raises_the_likelihood_of_the_answers(base: Pa
         await scene.ended("acme/one")
         rewards = scene.roster.rewards()["acme/one"]
         assert rewards[-1] > rewards[0] + 1.0
+
+
+async def test_a_supervised_step_whose_loss_is_no_number_spoils_no_checkpoint(base: Path, tmp_path: Path) -> None:
+    async with training(base, tmp_path, train(algorithm="SFT", reward=None, steps=2)) as scene:
+        desk, learn = scene.means.desk, scene.means.desk.learn
+
+        async def learn_beyond(batch: PolicyBatch, *given: Any, **options: Any) -> Any:
+            desk.learn = learn  # type: ignore[method-assign]
+            beyond = [replace(each, weights=[3e38 * bool(w) for w in each.weights]) for each in batch.examples]
+            return await learn(replace(batch, examples=beyond), *given, **options)
+
+        desk.learn = learn_beyond  # type: ignore[method-assign]
+        scene.want(assignment("acme/one"))
+        told = (await scene.ended("acme/one"))["acme/one"]
+        rewards, _ = saved(scene, "acme/one")
+        assert rewards[0] == LEAST_LOGPROB < rewards[1] < 0
+        assert told.reward_best == rewards[1]
 
 
 async def test_a_policy_starts_from_an_adapter(base: Path, tmp_path: Path) -> None:
