@@ -156,7 +156,7 @@ class Lessons:
         if scorer is None:
             raise Internal(f"policy {self.terms.policy!r}", "has nothing to score its answers with")
         completions = [
-            Completion(example.text, text, example.answer or "", example.json)
+            Completion(example.text, text, example.answer, example.json)
             for example, group in zip(examples, texts, strict=True)
             for text in group
         ]

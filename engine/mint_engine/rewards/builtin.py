@@ -38,9 +38,17 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
+def _answer_of(completion: Completion, reward: str) -> str:
+    """Its example's. Raises BadExample where that has none: nobody could ever be right, or wrong."""
+    if completion.answer is None:
+        said = f"has no answer, which {reward} compares with; dataset.answerField says which field holds it"
+        raise BadExample(f"example {completion.prompt[:80]!r}", said)
+    return completion.answer
+
+
 def _exact(told: ExactMatch) -> Judge:
     def same(completion: Completion) -> float:
-        said, answer = completion.text.strip(), completion.answer.strip()
+        said, answer = completion.text.strip(), _answer_of(completion, "exactMatch").strip()
         return float(said.casefold() == answer.casefold() if told.ignore_case else said == answer)
 
     return same
@@ -51,7 +59,7 @@ def _regex(told: Regex) -> Judge:
     cached = lru_cache(_ANSWERS_CACHED)(lambda answer: compile_for(told.pattern, answer))
 
     def found(completion: Completion) -> float:
-        compiled = cached(completion.answer) if ANSWER in told.pattern else fixed
+        compiled = cached(_answer_of(completion, "regex")) if ANSWER in told.pattern else fixed
         return float(matches(compiled, completion.text.strip(), full=told.full))
 
     return found
@@ -59,9 +67,10 @@ def _regex(told: Regex) -> Judge:
 
 def _numeric(told: NumericAnswer) -> Judge:
     def near(completion: Completion) -> float:
-        wanted, said = last_number(completion.answer), last_number(completion.text)
+        answer = _answer_of(completion, "numericAnswer")
+        wanted, said = last_number(answer), last_number(completion.text)
         if wanted is None:
-            raise BadExample(f"answer {completion.answer[:100]!r}", "is no number, which numericAnswer compares with")
+            raise BadExample(f"answer {answer[:100]!r}", "is no number, which numericAnswer compares with")
         return float(said is not None and abs(said - wanted) <= told.tolerance)
 
     return near

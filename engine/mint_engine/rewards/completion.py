@@ -8,5 +8,5 @@ class Completion(msgspec.Struct, frozen=True):
 
     prompt: str
     text: str
-    answer: str = ""
+    answer: str | None = None  # None: the example has none
     example: str = "{}"  # the whole example, as JSON

@@ -69,7 +69,7 @@ class ServiceClient:
             step=step,
             completions=[
                 training_pb2.ScoredCompletion(
-                    prompt=each.prompt, completion=each.text, answer=each.answer, example=each.example
+                    prompt=each.prompt, completion=each.text, answer=each.answer or "", example=each.example
                 )
                 for each in batch
             ],

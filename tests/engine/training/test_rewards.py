@@ -38,7 +38,7 @@ PERSON = json.dumps(
 )
 
 
-async def worth(reward: Reward, text: str, answer: str = "", prompt: str = "") -> float:
+async def worth(reward: Reward, text: str, answer: str | None = "", prompt: str = "") -> float:
     (value,) = await Scorer(reward).score("acme/one", 3, [Completion(prompt, text, answer)])
     return value
 
@@ -191,6 +191,22 @@ async def test_a_schema_never_fetches_what_it_refers_to() -> None:
 async def test_an_answer_that_is_no_number_is_the_data_sets_fault() -> None:
     with pytest.raises(BadExample, match="is no number"):
         await worth(Reward(numeric_answer=NumericAnswer()), "3", "three")
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        Reward(exact_match=ExactMatch()),
+        Reward(regex=Regex(pattern="answer: {answer}")),
+        Reward(numeric_answer=NumericAnswer()),
+        Reward(sum=[Weighted(1.0, Reward(length=Length(3, 3))), Weighted(1.0, Reward(exact_match=ExactMatch()))]),
+    ],
+)
+async def test_an_example_without_an_answer_is_refused_where_it_is_compared_with(reward: Reward) -> None:
+    with pytest.raises(BadExample, match=r"example 'say': has no answer, which .* dataset\.answerField"):
+        await worth(reward, "answer: ", answer=None, prompt="say")
+    assert await worth(Reward(regex=Regex("answer")), "answer: ", answer=None) == 1.0
+    assert await worth(Reward(exact_match=ExactMatch()), " ", answer="") == 1.0
 
 
 class Judge(training_pb2_grpc.RewardServicer):
