@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 import grpc
@@ -13,10 +13,12 @@ from mint_contracts.awaiting import together
 from mint_contracts.backoff import delay_s
 from mint_contracts.errors import BadReward, InvalidRequest, RewardUnavailable
 from mint_contracts.training import RewardService
+from mint_contracts.training_pb2 import ScoredCompletion
 from mint_contracts.transport import CHANNEL_OPTIONS
 from mint_engine.rewards.completion import Completion
 
 CALLS_AT_ONCE = 4
+MOST_BYTES = 3 << 20  # of a call's completions, of which one may have more: gRPC's servers take 4 MiB unless told
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 10.0
 
 _AWAY = {
@@ -46,9 +48,8 @@ class ServiceClient:
 
     async def score(self, policy: str, step: int, completions: Sequence[Completion]) -> list[float]:
         """A reward for each completion. Raises RewardUnavailable, or BadReward for an answer that is none."""
-        size = max(1, self._told.batch)
-        batches = [completions[at : at + size] for at in range(0, len(completions), size)]
-        answers = await together(self._call(policy, step, batch) for batch in batches)
+        scored = [_told_of(each) for each in completions]
+        answers = await together(self._call(policy, step, batch) for batch in _batches(scored, self._told.batch))
         return [reward for answer in answers for reward in answer]
 
     async def close(self) -> None:
@@ -63,18 +64,9 @@ class ServiceClient:
     ) -> None:
         await self.close()
 
-    async def _call(self, policy: str, step: int, batch: Sequence[Completion]) -> list[float]:
-        request = training_pb2.ScoreRequest(
-            policy=policy,
-            step=step,
-            completions=[
-                training_pb2.ScoredCompletion(
-                    prompt=each.prompt, completion=each.text, answer=each.answer or "", example=each.example
-                )
-                for each in batch
-            ],
-        )
+    async def _call(self, policy: str, step: int, batch: Sequence[ScoredCompletion]) -> list[float]:
         async with self._room:
+            request = training_pb2.ScoreRequest(policy=policy, step=step, completions=batch)
             rewards = list((await self._answer(request)).rewards)
         if len(rewards) != len(batch):
             raise BadReward(self._subject, f"gave {len(rewards)} rewards for {len(batch)} completions")
@@ -100,6 +92,24 @@ class ServiceClient:
     @property
     def _subject(self) -> str:
         return f"reward service {self._told.address!r}"
+
+
+def _told_of(each: Completion) -> ScoredCompletion:
+    return ScoredCompletion(prompt=each.prompt, completion=each.text, answer=each.answer or "", example=each.example)
+
+
+def _batches(scored: Sequence[ScoredCompletion], most: int) -> Iterator[list[ScoredCompletion]]:
+    """Of `most` completions each, and of `MOST_BYTES`."""
+    batch, size = list[ScoredCompletion](), 0
+    for each in scored:
+        own = each.ByteSize()
+        if batch and (len(batch) >= most or size + own > MOST_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(each)
+        size += own
+    if batch:
+        yield batch
 
 
 def _authorities(bundle: str) -> bytes | None:

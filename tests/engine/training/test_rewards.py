@@ -260,6 +260,15 @@ async def test_a_service_is_asked_in_batches_and_told_everything() -> None:
         assert request.completions[1].answer == "a1"
 
 
+async def test_a_service_of_grpcs_own_bound_takes_what_long_examples_make_of_a_batch() -> None:
+    long = [Completion("say", "x" * n, "", "e" * (1 << 20)) for n in range(6)]
+    async with serving() as (judge, address):
+        scorer = Scorer(Reward(service=RewardService(address=address, retries=0)))
+        assert await scorer.score("acme/one", 7, long) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+        await scorer.close()
+    assert sorted(len(each.completions) for each in judge.requests) == [2, 2, 2]
+
+
 async def test_a_service_that_is_away_is_asked_again_and_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "FIRST_RETRY_S", 0.001)
 
