@@ -249,6 +249,9 @@ def test_a_second_copy_makes_room_when_only_engines_with_a_copy_have_slots() -> 
     both = [*waves, wave("c", ["c/c"], replicas=2)]
     after = placed(plan(snapshot(of, both, placements=together)), together)
     assert sorted(homes(after)["c/c"]) == ["smol-0", "smol-1"]
+    for name, placement in after.items():
+        whys = " ".join(place.why for place in placement.places)
+        assert not any(other in whys for other in after.keys() - {name}), "which may be another tenant's"
     assert Counter(engine for engines in homes(after).values() for engine in engines) == {"smol-0": 2, "smol-1": 2}
 
 

@@ -1,4 +1,7 @@
-"""Where only engines that an adapter cannot use have room, another adapter makes some: one move for one copy."""
+"""Where only engines that an adapter cannot use have room, another adapter makes some: one move for one copy.
+
+The two may be of tenants who are to learn nothing of each other, so that neither's place names the other.
+"""
 
 from collections.abc import Sequence
 
@@ -21,15 +24,14 @@ def make_room(table: Table, want: Want) -> Place | None:
     for engine in want.pins or sorted(board.loads, key=board.ordinal):
         if engine in ours or engine not in board or board.lost(engine):
             continue
-        moved = _move_one(table, engine, want)
-        if moved is not None:
-            why = f"the only engines without a copy were full; {moved} made room here"
+        if _move_one(table, engine, want):
+            why = "the only engines without a copy were full; another adapter made room here"
             return Place(engine=engine, residency=Tier.DEVICE, why=why)
     return None
 
 
-def _move_one(table: Table, engine: str, want: Want) -> str | None:
-    """Move the least wanted adapter off this engine that fits elsewhere; returns its name."""
+def _move_one(table: Table, engine: str, want: Want) -> bool:
+    """Move the least wanted adapter off this engine that fits elsewhere; whether there is one."""
     board = table.board
     for other in sorted(board.given.get(engine, ()), key=lambda name: _need(table.wants[name]), reverse=True):
         need = table.wants[other]
@@ -38,11 +40,11 @@ def _move_one(table: Table, engine: str, want: Want) -> str | None:
         places = table.places(other)
         target = _elsewhere(table, need, places)
         if target is not None:
-            why = f"made room on {engine} for a copy of {want.adapter}"
+            why = f"made room on {engine} for a copy of another adapter"
             index = next(index for index, place in enumerate(places) if place.engine == engine)
             table.move(other, index, Place(engine=target, residency=Tier.DEVICE, why=why))
-            return other
-    return None
+            return True
+    return False
 
 
 def _elsewhere(table: Table, need: Want, places: Sequence[Place]) -> str | None:
