@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.rendering import CHART, HelmError, Values, render
+from mint_contracts import settings
+from tests.chart.rendering import CHART, HelmError, Values, environment, render, workloads
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: Values = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -87,6 +88,9 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"watchNamespaces": ["Team_A"]}, "/watchNamespaces/0"),
     ({"watchNamespaces": ["a", "a"]}, "/watchNamespaces"),
     ({"redis": {"external": {"url": "redis://user:word@host:6379"}}}, "/redis/external/url"),
+    ({"redis": {"external": {"url": "redis://host:6379?password=word"}}}, "/redis/external/url"),
+    ({"redis": {"external": {"url": "redis://host:port"}}}, "/redis/external/url"),
+    ({"redis": {"external": {"url": "redis://one,two"}}}, "/redis/external/url"),
     ({"redis": {"external": {"url": "http://host"}}}, "/redis/external/url"),
     ({"redis": {"external": {"url": "redis://host:6379", "caSecret": "ca"}}}, "/redis/external/url"),
     ({"redis": {"persistence": {"enabled": "yes"}}}, "/redis/persistence/enabled"),
@@ -103,3 +107,9 @@ def test_nonsense_is_refused_with_the_place_named(values: Values, where: str) ->
     with pytest.raises(HelmError) as refusal:
         render(values)
     assert where in str(refusal.value)
+
+
+@pytest.mark.parametrize("url", ["redis://host", "rediss://redis_1.example:6380/0", "redis://[fd00::1]:6379"])
+def test_a_redis_of_ones_own_is_named_by_host_port_and_database(url: str) -> None:
+    told = environment(workloads(render({"redis": {"external": {"url": url}}}))["mint-operator"])
+    assert told[settings.REDIS_URL] == url
