@@ -25,7 +25,8 @@ def check_adapter(name: str) -> str:
     if len(name) > ADAPTER_MAX_LENGTH or not _ADAPTER.fullmatch(name):
         raise InvalidRequest(
             f"adapter {name[:ADAPTER_MAX_LENGTH]!r}",
-            "is not a valid name; use up to four segments like 'team/support-7' of letters, digits, '.', '-', '_'",
+            "is not a valid name; use up to four segments like 'team/support-7' of letters, digits, '.', '-', '_', "
+            f"{ADAPTER_MAX_LENGTH} characters at most",
         )
     return name
 

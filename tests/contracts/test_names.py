@@ -62,6 +62,11 @@ def test_a_base_name_never_breaks_out_of_its_keys_hash_tag(name: str) -> None:
     assert not set("{}*?[]\\:") & set(accepted)
 
 
+def test_a_name_that_is_only_too_long_is_told_how_long_it_may_be() -> None:
+    with pytest.raises(InvalidRequest, match="200 characters at most"):
+        check_adapter("a" * (ADAPTER_MAX_LENGTH + 1))
+
+
 def test_a_refused_name_is_quoted_in_part_only() -> None:
     with pytest.raises(InvalidRequest) as caught:
         check_adapter("x" * 10_000 + "\x1b")

@@ -166,9 +166,10 @@ def test_names_of_adapters_obey_the_same_pattern() -> None:
     assert f"self.matches('{names.ADAPTER_PATTERN}')" in rules("AdapterWave").values()
     adapters = schema("AdapterWave")["properties"]["spec"]["properties"]["adapters"]["properties"]
     shorter = names.ADAPTER_PATTERN.replace("[A-Za-z0-9._-]", r"[\w.-]").removesuffix("$") + "(@|$)"
-    revision = names.REVISION_PATTERN.removeprefix("^").replace("{0,127}$", "*")
+    revision = names.REVISION_PATTERN.removeprefix("^").removesuffix("$")
     assert f"self.matches(r'{shorter}')" in rules("AdapterWave").values()
     assert f"self.matches('^[^@]*(@{revision})?$')" in rules("AdapterWave").values()
+    assert f"self.matches('^[^@]{{0,{names.ADAPTER_MAX_LENGTH}}}(@|$)')" in rules("AdapterWave").values()
     assert adapters["names"]["items"]["maxLength"] == names.ADAPTER_MAX_LENGTH + len("@sha256:") + 64
     failures = schema("AdapterWave")["properties"]["status"]["properties"]["failures"]["items"]["properties"]
     assert failures["adapter"]["maxLength"] == adapters["names"]["items"]["maxLength"], "what may fail can be told"
