@@ -48,6 +48,8 @@ ACCEPTED = [
     {},
     policies(count=1024),
     policies(count=2, template={"namePrefix": "acme/support", "rank": 4, "seed": 7}),
+    policies(count=2, template={"namePrefix": "", "startFrom": ""}),
+    listed({"name": "acme/a", "startFrom": ""}, {"name": "acme/b", "startFrom": "acme/a"}),
     listed({"name": "acme/a"}, {"name": "acme/b", "rank": 4, "optimizer": {"learningRate": 0.001}}),
     listed({"name": "a", "loss": {"type": "cispo", "clipHigh": 4, "klCoefficient": 0.1}}, {"name": "b"}),
     listed({"name": "a", "dataset": LINES, "reward": EXACT}, dataset=None, reward=None),
@@ -89,6 +91,7 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (policies(manifest="https://user:word@host/p"), "manifest must be a plain URI"),
     (policies(count=1, template={"namePrefix": "../x"}), "is not the beginning of an adapter's name"),
     (policies(count=1, template={"startFrom": "a//b"}), "is not an adapter's name"),
+    (listed({"name": "a", "startFrom": "b@1"}), "is not an adapter's name; leave it empty"),
     (listed({"name": "two words"}), "is not an adapter's name"),
     (train(dataset=None), "set dataset, or a dataset for each policy of policies.list"),
     (
