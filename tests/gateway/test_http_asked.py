@@ -64,6 +64,16 @@ def test_the_likeliest_token_alone_is_asked_for_by_a_top_p_of_nought() -> None:
     assert 0 < request.sampling.top_p < 1e-6
 
 
+@pytest.mark.parametrize("told", [{}, {"max_tokens": None}, {"max_tokens": 7}, {"max_completion_tokens": 7}])
+def test_a_chat_goes_on_to_its_end_unless_it_says_how_far(told: dict[str, int | None]) -> None:
+    """As by OpenAI; a text has engines' default, as it has a small one there."""
+    asked_for = {"model": "demo/pirate"} | told
+    [chat] = _as_chats(json.dumps(asked_for | {"messages": [{"role": "user", "content": "Ahoy"}]}).encode())
+    assert chat.sampling.max_tokens == (7 if any(told.values()) else 2**31 - 1)
+    [text] = _as_texts(json.dumps({"model": "demo/pirate", "prompt": "Ahoy"}).encode())
+    assert not text.sampling.HasField("max_tokens")
+
+
 @pytest.mark.parametrize(
     ("prompt", "meant"),
     [
@@ -122,7 +132,7 @@ NAMED = {"name": "it", "description": "what it is", "strict": True, "schema": SC
 def test_what_an_answer_must_be_is_said_as_openais_and_vllms_clients_say_it(
     told: dict[str, Any], shape: str | None, meant: Any
 ) -> None:
-    said = {"model": "demo/pirate"} | told
+    said = {"model": "demo/pirate", "max_tokens": 7} | told
     [text] = _as_texts(json.dumps(said | {"prompt": "Ahoy"}).encode())
     [chat] = _as_chats(json.dumps(said | {"messages": [{"role": "user", "content": "Ahoy"}]}).encode())
     assert text.sampling == chat.sampling

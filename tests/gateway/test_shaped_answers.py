@@ -60,6 +60,13 @@ async def test_expressions_objects_and_schemas_of_vllms(client: openai.AsyncOpen
     assert cut.choices[0].finish_reason == "length"
 
 
+async def test_a_chat_that_tells_no_number_of_tokens_comes_to_its_end(client: openai.AsyncOpenAI) -> None:
+    """By OpenAI only the context cuts it: many clients tell none, and count on a whole answer."""
+    asked: dict[str, Any] = {"model": BASE, "messages": ASKED["messages"], "seed": 1}
+    told = await client.chat.completions.create(**asked, extra_body={"structured_outputs": {"regex": "[a-f]{600}"}})
+    assert (told.choices[0].finish_reason, len(told.choices[0].message.content or "")) == ("stop", 600)
+
+
 async def test_what_is_no_schema_is_refused_with_its_reason(client: openai.AsyncOpenAI) -> None:
     named: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "strin"}}}
     says = "sampling.json_schema: can't be followed: Invalid type: strin"

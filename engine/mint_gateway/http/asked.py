@@ -40,9 +40,11 @@ NOT_DONE: dict[str, tuple[object, ...]] = {
 
 MOST_PROMPTS = 128  # of one request: each takes one of the places that the gateway has for requests in flight
 
-_Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-_Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_MOST = 2**31 - 1
+_Count = Annotated[int, Meta(ge=1, le=_MOST)]
+_Natural = Annotated[int, Meta(ge=0, le=_MOST)]
 _LEAST_TOP_P = 1e-9  # stands for OpenAI's 0, the likeliest token alone; ours leaves the filter off
+_TO_ITS_END = _MOST  # tokens of a chat's answer where no number is told: engines take what the context has room for
 
 _T = TypeVar("_T")
 
@@ -166,7 +168,7 @@ def text_requests(asked: AskedText, bases: Container[str]) -> list[sampling_pb2.
 
 def chat_request(asked: AskedChat, bases: Container[str]) -> sampling_pb2.GenerateRequest:
     """What a request for /v1/chat/completions means. Raises InvalidRequest."""
-    request = _request(asked, asked.max_completion_tokens or asked.max_tokens, bases)
+    request = _request(asked, asked.max_completion_tokens or asked.max_tokens or _TO_ITS_END, bases)
     request.chat.messages.extend(message(each, f"messages[{at}]") for at, each in enumerate(asked.messages))
     request.sampling.echo = asked.echo
     _tools(asked.called(), request)
