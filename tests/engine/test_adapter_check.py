@@ -208,6 +208,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] 
     "no targets": (_config(target_modules=[]), errors.CorruptFile, "target_modules"),
     "pattern that blows up": (
         _config(alpha_pattern={"(a+)+$": 1}), errors.UnsupportedAdapter, "alpha_pattern"),
+    "pattern of many ways": (
+        _config(rank_pattern={"(.|.)" * 9: 4}), errors.UnsupportedAdapter, "rank_pattern"),
+    "pattern of many ways within another": (
+        _config(rank_pattern={"a|" + "(?:x|(.|.|y))" * 5 + r"[(|]\|": 4}), errors.UnsupportedAdapter, "rank_pattern"),
     "pattern that is none": (_config(rank_pattern={"(q_proj": 1}), errors.CorruptFile, "regular expression"),
 }  # fmt: skip
 

@@ -26,9 +26,12 @@ _SILENT = {"task_type", "inference_mode", "revision", "peft_version", "auto_mapp
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 # PEFT takes patterns as regular expressions. Those of a tenant are run only if they can not blow up: no quantified
-# group, and at most two quantifiers.
+# group, at most two quantifiers, and few ways through groups of alternatives one behind another. While one is matched
+# the whole process waits.
 _SAFE_PATTERN = re.compile(r"(?!.*\(\?[^:])(?!.*\)[*+?{])[A-Za-z0-9_^$.|():?*+\\\[\]-]{1,300}")
 _QUANTIFIER = re.compile(r"(?<!\()[*+?]")
+_GROUPING = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|([(|)])")  # what is escaped or in a class groups nothing
+_MOST_WAYS = 256
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ def _patterns(raw: dict[str, Any], field: str, subject: str) -> list[tuple[re.Pa
         raise CorruptFile(subject, f"has a {field} that is not an object of at most {MAX_PATTERNS} entries")
     found = []
     for key, value in entries.items():
-        if not _SAFE_PATTERN.fullmatch(key) or len(_QUANTIFIER.findall(key)) > 2:
+        if not _SAFE_PATTERN.fullmatch(key) or len(_QUANTIFIER.findall(key)) > 2 or _ways(key) > _MOST_WAYS:
             raise UnsupportedAdapter(
                 subject, f"has the {field} {_show(key)}; only names and simple patterns are served"
             )
@@ -195,3 +198,16 @@ def _patterns(raw: dict[str, Any], field: str, subject: str) -> list[tuple[re.Pa
         except re.error:
             raise CorruptFile(subject, f"has the {field} {_show(key)}, which is no regular expression") from None
     return found
+
+
+def _ways(pattern: str) -> int:
+    """In how many ways its alternatives can be chosen at most, as if each group came behind all others."""
+    ways, begun = 1, [1]
+    for sign in _GROUPING.findall(pattern):
+        if sign == "(":
+            begun.append(1)
+        elif sign == "|":
+            begun[-1] += 1
+        elif sign and len(begun) > 1:
+            ways *= begun.pop()
+    return ways * math.prod(begun)
