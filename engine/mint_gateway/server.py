@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import msgspec
@@ -42,6 +43,7 @@ from mint_gateway.mounted import Mounted
 from mint_gateway.page.answers import Page
 from mint_gateway.page.names import Names
 from mint_gateway.page.overview import Overview
+from mint_gateway.page.policies import GLANCE_S
 from mint_gateway.route import Router
 from mint_gateway.secured import Secured
 from mint_gateway.servicers import PlacementServicer, SamplerServicer
@@ -114,12 +116,13 @@ async def serve(
     metrics.observe(lambda: in_flight.total, mirror.age_s, lambda: mirror.outages, lambda: catalogs.failing)
     answering, healthy = Answering(router, metrics), health.aio.HealthServicer()
     why, watch = Why(router, mirror, reader), WaveWatch(TrainReader(redis), mirror)
+    forwarding = Forwarding(router, channels, limits.patience)
     server = _server(
         SamplerServicer(answering),
         PlacementServicer(router, why, calls),
         CatalogServicer(router, redis, catalogs, limits.silence_s, calls),
         WavesServicer(watch, calls),
-        TrainerServicer(Forwarding(router, channels, limits.patience), metrics, limits.training_calls, calls),
+        TrainerServicer(forwarding, metrics, limits.training_calls, calls),
         healthy,
         [Guard(secured.access, metrics)] if secured.access else [],
         limits,
@@ -128,7 +131,8 @@ async def serve(
     port = _listen(server, address, secured.certificate)
     await server.start()
     guards = [guarding(secured.access, metrics)] if secured.access else []
-    page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), calls)
+    taught = partial(forwarding.list, "", GLANCE_S)
+    page = Page(Overview(mirror, reader, watch), why, watch, Names(mirror, catalogs), taught, calls)
     door = Door(answering, router, mirror, ready, Dates(catalogs.reader, lambda: mirror.away), calls, page, guards)
     context = http_context(secured.certificate) if secured.certificate else None
     opening = await opened(door, listening, Bounds(limits.connections, limits.idle_s, limits.grace_s), context)

@@ -1,5 +1,6 @@
 """The Trainer service of an engine that plays a part: it has policies, counts their calls and learns nothing."""
 
+import asyncio
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +24,8 @@ class ScriptedTrainer(training_pb2_grpc.TrainerServicer):
     def __init__(self) -> None:
         self.policies: dict[str, pb.PolicyState] = {}
         self.asked: list[Any] = []
+        self.answers = asyncio.Event()  # ListPolicies waits for it
+        self.answers.set()
 
     async def CreatePolicy(self, request: pb.CreatePolicyRequest, _: _Context) -> pb.PolicyState:  # noqa: N802
         self.asked.append(request)
@@ -37,6 +40,7 @@ class ScriptedTrainer(training_pb2_grpc.TrainerServicer):
     async def ListPolicies(  # noqa: N802
         self, request: pb.ListPoliciesRequest, _: _Context
     ) -> pb.ListPoliciesResponse:
+        await self.answers.wait()
         return pb.ListPoliciesResponse(policies=list(self.policies.values()))
 
     async def ForwardBackward(  # noqa: N802

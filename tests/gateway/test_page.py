@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -11,7 +12,9 @@ import pytest
 
 from mint_contracts.records import BaseRecord, Failure, Held, MapChange, Place, Placement, Tier, WaveRecord
 from mint_contracts.source import Source
+from mint_contracts.training_pb2 import PolicyState
 from mint_contracts.training_records import Stage
+from mint_gateway import server
 from mint_gateway.page import overview
 from mint_gateway.page.files import FILES
 from mint_gateway.server import Limits
@@ -133,6 +136,31 @@ async def test_waves_that_train_tell_how_far_they_are(served: Scene, monkeypatch
     assert (found["tokens"], found["eta_s"], found["best"]) == (20, 4, None)
 
 
+async def test_policies_of_programs_tell_where_they_are_and_who_may_have_more(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "GLANCE_S", 0.2)
+    await scene.base(trains=True)
+    engines = [await scene.engine(f"e-{n}", trains=True) for n in range(2)]
+    trainers = [engine.trainer for engine in engines if engine.trainer is not None]
+    for n, names in enumerate((["acme/b", "acme/a"], ["acme/a", "law/c"])):
+        for name in names:
+            state = PolicyState(policy=name, base_model=BASE, engine=f"e-{n}", step=2, sequence=5)
+            trainers[n].policies[name] = state
+    await scene.open()
+    await scene.seen(*engines)
+    first = {"policy": "acme/a", "base_model": BASE, "engine": "e-0", "step": 2, "calls": 5}
+    told = await ask(scene, "policies?prefix=acme/&limit=2")
+    assert told["policies"] == [first, first | {"engine": "e-1"}]
+    assert (told["total"], told["silent"]) == (4, [])
+    last = await ask(scene, f"policies?prefix=acme/&limit=2&after={quote(told['next'])}")
+    assert ([each["policy"] for each in last["policies"]], last["next"]) == (["acme/b"], "")
+    trainers[1].answers.clear()
+    told = await ask(scene, "policies")
+    assert ([each["policy"] for each in told["policies"]], told["silent"]) == (["acme/a", "acme/b"], ["e-1"])
+    trainers[1].answers.set()
+
+
 async def test_a_wave_tells_why_it_stands_so_and_some_of_its_policies(served: Scene) -> None:
     why = await ask(served, "wave?name=demo/wave")
     assert (why["progress"], why["explanation"]["ready"], why["explanation"]["wanted"]) == (None, "1", "2")
@@ -181,7 +209,8 @@ async def test_pages_are_bounded(served: Scene, query: str) -> None:
 async def test_answers_are_kept_by_nobody_and_counted_with_other_calls(scene: Scene) -> None:
     await scene.open(Limits(calls=0, farewell_s=0.0))
     await scene.gateway.mirror.first_read.wait()
-    for call in ("bases", "waves/serving", "waves/training", "wave?name=a/b", "adapter?name=a", "adapters"):
+    lists = ("bases", "waves/serving", "waves/training", "policies", "adapters")
+    for call in (*lists, "wave?name=a/b", "adapter?name=a"):
         status, _, headers = await fetched(scene, f"{ASKED}/{call}")
         assert (status, headers["Retry-After"]) == (429, "1")
     await scene.open()

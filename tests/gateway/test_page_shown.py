@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mint_contracts.records import Failure, MapChange, Tier, WaveRecord
+from mint_contracts.training_pb2 import PolicyState
 from mint_contracts.training_records import Stage
 from mint_gateway.http.door import listen
 from mint_gateway.secured import Secured
@@ -99,11 +100,25 @@ async def test_it_asks_one_thing_at_a_time_and_nothing_while_nobody_looks(served
     look_away = "Object.defineProperty(document, 'hidden', { value: arguments[0], configurable: true });"
     look_away += "document.dispatchEvent(new Event('visibilitychange'));"
     await browser.run(look_away, True)
-    await until(lambda: browser.run("return window.asked % 3 === 0 && window.underWay === 0"))  # of the overview's
+    await until(lambda: browser.run("return window.asked % 4 === 0 && window.underWay === 0"))  # of the overview's
     asked = await browser.run("return window.asked")
     assert [await browser.run("return window.asked") for _ in range(30)] == [asked] * 30
     await browser.run(look_away, False)
     await until(lambda: browser.run("return window.asked > arguments[0]", asked))
+
+
+async def test_policies_of_programs_are_shown_once_there_are_any(scene: Scene, browser: Browser) -> None:
+    await scene.base(trains=True)
+    engine = await scene.engine("e-0", trains=True)
+    assert engine.trainer is not None
+    await scene.open()
+    await scene.seen(engine)
+    await browser.open(scene.url)
+    assert "Training by programs" not in await browser.reads(BASE, "No wave trains")
+    state = PolicyState(policy=HOSTILE, base_model=BASE, engine="e-0", step=2, sequence=1234)
+    engine.trainer.policies[HOSTILE] = state
+    await browser.reads("Training by programs", "1 policy", HOSTILE, f"on {BASE}", "1,234")
+    assert await browser.complaints() == []
 
 
 async def test_a_wave_that_trains_is_drawn(served: Scene, browser: Browser) -> None:

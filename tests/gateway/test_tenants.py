@@ -314,6 +314,13 @@ async def page_training(tenants: Tenants, me: str, other: str) -> None:
     assert (await tenants.http("admin", "GET", "/v1/mint/waves/training"))[1]["total"] == 2
 
 
+async def page_policies(tenants: Tenants, me: str, other: str) -> None:
+    _, answer = await tenants.http(me, "GET", "/v1/mint/policies")
+    assert [each["policy"] for each in answer["policies"]] == [f"{me}/made"]
+    assert (answer["total"], other in repr(answer)) == (1, False)
+    assert (await tenants.http("admin", "GET", "/v1/mint/policies"))[1]["total"] == 2
+
+
 async def page_wave(tenants: Tenants, me: str, other: str) -> None:
     for wave, policies in ((f"{me}/wave", None), (f"{me}/lessons", [f"{me}/lessons-0"])):
         status, answer = await tenants.http(me, "GET", f"/v1/mint/wave?name={wave}")
@@ -367,6 +374,7 @@ CHECKS: dict[str, Check] = {
     "GET /v1/mint/bases": page_bases,
     "GET /v1/mint/waves/serving": page_serving,
     "GET /v1/mint/waves/training": page_training,
+    "GET /v1/mint/policies": page_policies,
     "GET /v1/mint/wave": page_wave,
     "GET /v1/mint/adapter": page_adapter,
     "GET /v1/mint/adapters": page_adapters,

@@ -20,6 +20,7 @@ from mint_gateway.page.files import FILES, send
 from mint_gateway.page.names import Names
 from mint_gateway.page.overview import Overview
 from mint_gateway.page.pages import asked, number
+from mint_gateway.page.policies import List, policies
 from mint_gateway.page.waves import thinned
 from mint_gateway.wave_watch import WaveWatch
 from mint_gateway.why import Why
@@ -40,9 +41,12 @@ T = TypeVar("T")
 class Page:
     """The routes of the web page. `calls` counts and bounds what is asked, with other calls."""
 
-    def __init__(self, overview: Overview, why: Why, watch: WaveWatch, names: Names, calls: InFlight) -> None:
+    def __init__(
+        self, overview: Overview, why: Why, watch: WaveWatch, names: Names, taught: List, calls: InFlight
+    ) -> None:
+        """`taught` asks engines which policies programs train there."""
         self._overview, self._why, self._watch, self._names = overview, why, watch, names
-        self._calls = calls
+        self._taught, self._calls = taught, calls
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """The files, and what they ask for."""
@@ -51,6 +55,7 @@ class Page:
         router.add_get(f"{PREFIX}/bases", self._bases)
         router.add_get(f"{PREFIX}/waves/serving", self._serving)
         router.add_get(f"{PREFIX}/waves/training", self._training)
+        router.add_get(f"{PREFIX}/policies", self._policies)
         router.add_get(f"{PREFIX}/wave", self._wave)
         router.add_get(f"{PREFIX}/adapter", self._adapter)
         router.add_get(f"{PREFIX}/adapters", self._adapters)
@@ -66,6 +71,10 @@ class Page:
     async def _training(self, http: web.Request) -> web.Response:
         page = asked(http.query, default=WAVES, most=WAVES_MOST)
         return await self._answer(lambda: self._overview.training(page))
+
+    async def _policies(self, http: web.Request) -> web.Response:
+        page = asked(http.query, default=WAVES, most=WAVES_MOST)
+        return await self._answer(lambda: policies(self._taught, page))
 
     async def _wave(self, http: web.Request) -> web.Response:
         """Why it stands as it stands, and of one that trains its progress and some of its policies."""

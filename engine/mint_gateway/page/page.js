@@ -3,7 +3,7 @@ import { h, at, morph, span } from "./elements.js";
 import { POLICIES, adapter, overview, unclear, wave } from "./views.js";
 
 const EVERY_S = 3, MOST_S = 60, LIMIT_MS = 15_000, SUGGEST_MS = 250;
-const lists = Object.fromEntries(["bases", "training", "serving"].map((list) => [list, { after: [""], prefix: "" }]));
+const lists = Object.fromEntries(["bases", "training", "policies", "serving"].map((list) => [list, { after: [""], prefix: "" }]));
 const $ = (id) => document.getElementById(id);
 
 let told = {}; // what is shown, by the name of the question
@@ -41,7 +41,7 @@ function questions(about) {
   if (of !== null) return { wave: ["wave", { name: of, start, limit: POLICIES }] };
   if (name !== null) return { adapter: ["adapter", { name, base_model: base }] };
   const [training, serving] = ["training", "serving"].map((list) => [`waves/${list}`, page(list)]);
-  return { bases: ["bases", page("bases")], training, serving };
+  return { bases: ["bases", page("bases")], training, policies: ["policies", page("policies")], serving };
 }
 
 async function look() {
@@ -94,6 +94,8 @@ function show() {
   note(failures && `${wrong.message}. ${told.bases || told.wave || told.adapter ? stale : ""}`, "bad");
   const away = "Redis does not answer: requests go on by the last map, and who is alive cannot be told.";
   note(told.bases?.map_away && away);
+  const silent = told.policies?.silent.join(", ");
+  note(silent && `Programs may train policies on ${silent}, too: no answer from there.`);
   note(torn && `The placement map is not complete for ${torn}: waves may be missing here until it is.`);
   morph($("shown"), shown);
   morph($("notices"), notes);

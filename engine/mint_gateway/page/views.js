@@ -9,7 +9,7 @@ export const POLICIES = 24; // of a wave, on a page
 const tile = (name, big, beside, below) =>
   h("div", { class: "tile" }, dim(name), h("b", {}, big, beside && small(` ${beside}`)), below);
 
-export function overview({ bases, training, serving }, lists) {
+export function overview({ bases, training, policies: taught, serving }, lists) {
   const all = bases.total, used = known(all.slots_used), slots = [all.slots_used, all.slots_total];
   const waves = (page, columns) => [page, plural(page.total, "wave"), (rows) => card(table(rows, "wave", columns))];
   const left = (page) => page.pending > 0 && dim(`${count(page.pending)} not admitted`);
@@ -28,13 +28,15 @@ export function overview({ bases, training, serving }, lists) {
       ". It shows here once the operator has taken it up."),
     listed("Training", "training", lists, waves(training, TRAINS),
       "No wave trains", "An AdapterWave with ", code("train"), " trains policies on a base that serves."),
+    (taught.total > 0 || lists.policies.prefix) && listed("Training by programs", "policies", lists,
+      [taught, policies(taught.total), (rows) => card(table(rows, "policy", TAUGHT, (p) => `${p.policy} ${p.engine}`))]),
     listed("Serving", "serving", lists, waves(serving, SERVES),
       "No wave serves", "An AdapterWave names the adapters to be held; others load when they are asked for."),
-  ];
+  ].filter(Boolean);
 }
 
 function listed(title, list, lists, [page, said, shown], ...none) {
-  const { after, prefix } = lists[list], rows = page.bases ?? page.waves, back = after.length > 1;
+  const { after, prefix } = lists[list], rows = page.bases ?? page.waves ?? page.policies, back = after.length > 1;
   const turn = (way, text) =>
     h("button", { type: "button", "data-turn": way, "data-list": list, "data-key": `${list} ${way}` }, text);
   const about = { "aria-label": `${title}: names that begin with`, placeholder: "Begin with…", "data-list": list };
@@ -89,6 +91,12 @@ const TRAINS = [
   ["Tokens", "num", (w) => compact(w.tokens)],
   ["Left", "num", (w) => span(w.eta_s)],
   ["", "said", (w) => noted(w.message, w.phase === "Failed")],
+];
+const TAUGHT = [
+  ["Policy", "", (p) => [adapterLink(p.policy, p.base_model), h("br", {}), small(`on ${p.base_model}`)]],
+  ["Engine", "name", (p) => p.engine],
+  ["Steps", "num", (p) => count(p.step)],
+  ["Calls", "num", (p) => count(p.calls)],
 ];
 const SERVES = [
   ["Wave", "", (w) => named(w, "")],

@@ -79,12 +79,13 @@ class Forwarding:
                 if not await tries.wait():
                     raise
 
-    async def list(self, base_model: str) -> pb.ListPoliciesResponse:
+    async def list(self, base_model: str, within_s: float = ASK_S) -> pb.ListPoliciesResponse:
         """The policies of all engines, of one base or of all, as far as the request's key opens them."""
         response = pb.ListPoliciesResponse()
         for view in self._router.views(base_model):
             asked = trainers(view, self._router.now(view))
-            for engine, told in zip(asked, await asyncio.gather(*map(self._list, asked)), strict=True):
+            answers = await asyncio.gather(*(self._list(engine, within_s) for engine in asked))
+            for engine, told in zip(asked, answers, strict=True):
                 if told is None:
                     response.silent.append(engine.name)
                 else:
@@ -92,10 +93,10 @@ class Forwarding:
         response.policies.sort(key=lambda each: (each.base_model, each.policy, each.life))
         return response
 
-    async def _list(self, engine: Engine) -> pb.ListPoliciesResponse | None:
+    async def _list(self, engine: Engine, within_s: float) -> pb.ListPoliciesResponse | None:
         async with self._channels.use(engine.record.address) as stubs:
             try:
-                return await stubs.trainer.ListPolicies(pb.ListPoliciesRequest(), timeout=ASK_S)
+                return await stubs.trainer.ListPolicies(pb.ListPoliciesRequest(), timeout=within_s)
             except grpc.aio.AioRpcError:
                 return None
 
