@@ -39,17 +39,7 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
     told = sum(len(part.experts) for each in request.examples for part in each.routes)
     if told > MOST_ROUTE_BYTES:
         raise InvalidRequest("examples", f"have {told} bytes of routes; give at most {MOST_ROUTE_BYTES} a call")
-    if request.loss not in get_args(LossType):
-        raise InvalidRequest("loss", f"is {request.loss[:40]!r}; it is one of {', '.join(get_args(LossType))}")
-    usual = Loss()
-    loss = Loss(
-        type=cast(LossType, request.loss),
-        clip_low=request.clip_low or None,
-        clip_high=request.clip_high or usual.clip_high,
-        kl_coefficient=request.kl_coefficient,
-        ratio_low=request.ratio_low,
-        ratio_high=request.ratio_high,
-    )
+    loss = _loss_of_request(request)
     examples = [
         Example(
             tokens=list(each.tokens),
@@ -63,6 +53,25 @@ def batch_of_request(request: pb.ForwardBackwardRequest, routes: RouteShape | No
     ]
     longest = max(sum(weight != 0 for weight in each.weights) for each in examples)
     return PolicyBatch(request.policy, examples, loss, completion_tokens=request.completion_tokens or longest)
+
+
+def _loss_of_request(request: pb.ForwardBackwardRequest) -> Loss:
+    if request.loss not in get_args(LossType):
+        raise InvalidRequest("loss", f"is {request.loss[:40]!r}; it is one of {', '.join(get_args(LossType))}")
+    low, high = request.ratio_low, request.ratio_high
+    values = (request.clip_low, request.clip_high, request.kl_coefficient, low, high)
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        raise InvalidRequest("loss", "has a value that is negative or not finite")
+    if 0 < high < low:
+        raise InvalidRequest("loss", f"has ratio_low {low:g} above ratio_high {high:g}, which leaves no token")
+    return Loss(
+        type=cast(LossType, request.loss),
+        clip_low=request.clip_low or None,
+        clip_high=request.clip_high or Loss().clip_high,
+        kl_coefficient=request.kl_coefficient,
+        ratio_low=low,
+        ratio_high=high,
+    )
 
 
 def digest_of_request(request: Ordered) -> bytes:

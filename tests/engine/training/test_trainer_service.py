@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,10 @@ async def test_wrong_calls_are_refused(base: Path, tmp_path: Path) -> None:
         wrong: list[dict[str, Any]] = [{"examples": many}, {"examples": []}, {"loss": "guess"}]
         for changes in wrong:
             assert (await refused(stub.ForwardBackward(lesson("one", 1, **changes)))).reason == "InvalidRequest"
+        band = {"ratio_low": 5.0, "ratio_high": 2.0}
+        for numbers in ({"clip_high": -0.5}, {"clip_low": nan}, {"kl_coefficient": inf}, band):
+            error = await refused(stub.ForwardBackward(lesson("one", 1, loss="ppo", **numbers)))
+            assert (error.reason, error.subject) == ("InvalidRequest", "loss")
         long = [5] * (CONTEXT + 1)  # no more than the base knows, but than the engine has been sized for
         error = await refused(
             stub.ForwardBackward(lesson("one", 1, examples=[pb.Example(tokens=long, targets=long)]))
