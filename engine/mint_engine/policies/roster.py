@@ -97,9 +97,9 @@ class Roster:
             running.course.train, running.course.order = wave.train, told.order
 
     def _start(self, policy: str, wave: WaveTraining, told: TrainAssignment) -> None:
+        if policy in self._running:  # it has come to its end, but may not have let go yet
+            self._leave(self._running[policy].task)
         before = [task for task in self._leaving if task.get_name() == policy]
-        if policy in self._running and not self._running[policy].ended:  # it has come to its end, but not let go yet
-            before.append(self._running[policy].task)
         course = Course(self._means, wave, told, self._sure, self._changed)
 
         async def begin() -> None:
@@ -116,9 +116,14 @@ class Roster:
         if not running.ended:
             _log.info("lease_gone", policy=policy, lease=running.course.assignment.lease)
             running.task.cancel()
-            self._leaving.add(running.task)
-            running.task.add_done_callback(self._leaving.discard)
+            self._leave(running.task)
         self._changed()
+
+    def _leave(self, task: "asyncio.Task[None]") -> None:
+        """Whoever trains the policy next waits for it, however many have been abandoned between them."""
+        if not task.done():
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
 
     def _sure(self) -> bool:
         return is_sure(self._confirmed_at, self._clock())

@@ -1,14 +1,18 @@
 """A course and its lease: nothing is begun or written without a sure one, and none harms who holds a newer."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from mint_contracts.errors import StaleLease
-from mint_contracts.training_records import LEASE_TTL_S, Stage
+from mint_contracts.training_records import LEASE_TTL_S, Order, Stage
 from mint_engine.policies import keeping
 from mint_engine.policies.checkpoints import Record, Shelf, digest_of
+from mint_engine.policies.course import Course
+from mint_engine.policies.lessons import Lessons
 from mint_engine.policies.store import LocalStore, store_of
+from mint_engine.rewards.scorer import Scorer
 from tests.engine.training.teaching import Gate, assignment, hold_updates, train, training
 from tests.waiting import until
 
@@ -43,6 +47,37 @@ async def test_without_a_sure_lease_nothing_is_begun_or_written(
         scene.roster.confirm()
         await until(shelf.newest)
         await until(lambda: course.progress.step > at)
+
+
+async def test_a_course_begins_once_every_earlier_one_has_let_go(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one whose own predecessor was abandoned while that waited: the first would drop its weights."""
+    close, place, events, may_close = Scorer.close, Course._place, list[str](), asyncio.Event()
+
+    async def close_late(self: Scorer) -> None:
+        await may_close.wait()
+        events.append("let go")
+        await close(self)
+
+    async def noted(self: Course) -> Lessons:
+        events.append(f"lease {self.assignment.lease}")
+        return await place(self)
+
+    monkeypatch.setattr(Scorer, "close", close_late)
+    monkeypatch.setattr(Course, "_place", noted)
+    async with training(base, tmp_path, train(steps=5)) as scene:
+        scene.want(assignment("acme/one"))
+        await until(lambda: scene.roster.progress()["acme/one"].step)
+        scene.want(assignment("acme/one", order=Order.PAUSE))
+        await scene.ended("acme/one", stage=Stage.PAUSED)
+        scene.want(assignment("acme/one"))
+        scene.want(assignment("acme/one", lease=2))
+        for _ in range(3):
+            await scene.means.desk.call(lambda _: None)
+        may_close.set()
+        await scene.ended("acme/one")
+    assert events[:3] == ["lease 1", "let go", "lease 2"]
 
 
 async def test_a_trainer_under_an_old_lease_fails_and_harms_nothing(base: Path, tmp_path: Path) -> None:
