@@ -223,7 +223,7 @@ def test_planning_makes_them_and_knows_how_many_there_are() -> None:
     assert "StatefulSet" not in made
     asked = made["LeaderWorkerSet"]
     assert asked.body["spec"]["replicas"] == 1
-    there = Child("LeaderWorkerSet", "team", "smol", applied=asked.digest, owners=("u",), replicas=1)
+    there = Child("LeaderWorkerSet", "team", "smol", applied=asked.digest, replicas=1)
 
     def written(child: Child) -> set[str]:
         children = {child.key: child} | {

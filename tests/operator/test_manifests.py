@@ -292,6 +292,6 @@ def test_redis_password_and_ca_reach_engines_through_a_secret_alone() -> None:
     assert "hush" not in json.dumps(rendered(base(), release)["StatefulSet"].body)
     secret = redis_secret([base()], release)
     assert secret.body["stringData"] == {"password": "hush", "ca.crt": "PEM"}
-    assert secret.owners == ("uid-base",)
+    assert [each["uid"] for each in secret.body["metadata"]["ownerReferences"]] == ["uid-base"]
     changed = msgspec.structs.replace(release, redis_digest="d2")
     assert rendered(base(), release)["StatefulSet"].digest != rendered(base(), changed)["StatefulSet"].digest

@@ -40,10 +40,6 @@ class _Camel(msgspec.Struct, frozen=True, rename="camel"):
     pass
 
 
-class _Owner(_Camel, frozen=True):
-    uid: str = ""
-
-
 class _Metadata(_Camel, frozen=True):
     name: str
     namespace: str = ""
@@ -54,7 +50,6 @@ class _Metadata(_Camel, frozen=True):
     deletion_timestamp: str | None = None
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
-    owner_references: list[_Owner] = []
 
     def meta(self) -> Meta:
         return Meta(
@@ -186,7 +181,6 @@ def child(kind: str, raw: bytes | msgspec.Raw) -> Child:
         namespace=found.metadata.namespace,
         name=found.metadata.name,
         applied=found.metadata.annotations.get(APPLIED, ""),
-        owners=tuple(owner.uid for owner in found.metadata.owner_references),
         replicas=found.spec.replicas if kind in WORKLOADS else 0,
     )
 

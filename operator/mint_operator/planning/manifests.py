@@ -29,14 +29,13 @@ REDIS_SECRET = "mint-engine-redis"  # noqa: S105 - an object's name
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """One object to apply for `bases` ("namespace/name" each), the owners' uids, and the digest of its body."""
+    """One object to apply for `bases` ("namespace/name" each), and the digest of its body."""
 
     kind: str
     namespace: str
     name: str
     body: Body
     bases: tuple[str, ...]
-    owners: tuple[str, ...]
     digest: str
 
     @property
@@ -278,7 +277,6 @@ def _manifest(body: Body, bases: Sequence[ObservedBase]) -> Manifest:
         name=metadata["name"],
         body=stamped,
         bases=tuple(base.meta.key for base in bases),
-        owners=tuple(base.meta.uid for base in bases),
         digest=digest,
     )
 

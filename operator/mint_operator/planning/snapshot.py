@@ -129,7 +129,6 @@ class Child(msgspec.Struct, frozen=True):
     namespace: str
     name: str
     applied: str = ""
-    owners: tuple[str, ...] = ()  # uids
     replicas: int = 0  # of workloads only: spec.replicas
 
     @property
