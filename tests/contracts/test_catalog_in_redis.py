@@ -66,7 +66,7 @@ async def test_what_was_never_complete_says_so_rather_than_no(redis_client: Redi
 
 
 async def test_a_copy_is_filled_and_completed_by_its_own_token_alone(
-    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
+    writer: CatalogWriter, reader: CatalogReader
 ) -> None:
     earlier = await writer.begin(BASE, "s3://catalog/smol")
     copy = await writer.begin(BASE, "s3://catalog/smol")
@@ -128,9 +128,7 @@ async def test_thousands_of_names_are_found_counted_and_listed(writer: CatalogWr
     assert len(await reader.all(BASE, limit=100)) == 101  # one more tells that there are more
 
 
-async def test_leaves_stay_in_the_compact_encoding(
-    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
-) -> None:
+async def test_leaves_stay_in_the_compact_encoding(redis_client: Redis, writer: CatalogWriter) -> None:
     await writer.apply(BASE, rows(many(2000)), "p")
     begins = await redis_client.zrange(keys.catalog(BASE, "directory"), 0, -1)
     assert len(begins) > 2000 / 64
@@ -207,7 +205,7 @@ async def test_a_retired_name_means_nothing_until_it_is_registered_again(
 
 
 async def test_retired_names_of_long_ago_are_forgotten_when_a_leaf_is_full(
-    redis_client: Redis, writer: CatalogWriter, reader: CatalogReader
+    redis_client: Redis, writer: CatalogWriter
 ) -> None:
     old = [Entry(f"a/gone-{number:03d}", retired=True) for number in range(40)]
     await writer.apply(BASE, rows(old), "p")

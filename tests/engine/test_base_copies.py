@@ -98,9 +98,7 @@ def test_a_base_that_can_not_be_served_is_refused_before_its_weights_are_copied(
     assert list((tmp_path / "cache" / "base").glob("*")) == []
 
 
-def test_a_node_does_not_ask_again_at_once_for_a_base_that_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_does_not_ask_again_at_once_for_a_base_that_is_refused(tmp_path: Path) -> None:
     backends.backend.cache_clear()
     another_method(save_base(tmp_path / "base"))
     with stores.serving(stores.Files, tmp_path) as (address, handler):

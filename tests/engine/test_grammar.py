@@ -3,7 +3,6 @@
 import json
 import random
 import time
-from pathlib import Path
 
 import pytest
 import regex
@@ -220,7 +219,7 @@ def test_a_tokenizer_that_is_not_read_is_told_of_to_those_who_ask(
 
 
 def test_a_schema_that_asks_for_json_of_another_kind_gets_json(
-    grammars: Grammars, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    grammars: Grammars, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """llguidance lets a schema say what is written between members; that would be no JSON."""
     schema = {"x-guidance": {"item_separator": ";", "key_separator": "="}, "const": {"a": 1, "b": 2}}

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -98,12 +99,11 @@ def test_a_file_that_can_not_be_mapped_now_is_tried_again_later(
     assert here.load(source).rank == 4
 
 
-def test_a_server_that_hangs_up_early_is_tried_again(shelf: Path, tmp_path: Path) -> None:
+def test_a_server_that_hangs_up_early_is_tried_again() -> None:
     backends.backend.cache_clear()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(60)
         source = Source(f"http://127.0.0.1:{listener.getsockname()[1]}/a")
-        import threading
 
         def hang_up() -> None:
             while True:

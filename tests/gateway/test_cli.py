@@ -251,7 +251,7 @@ async def test_a_table_is_registered_whatever_its_rows_take_and_said_to_be_corru
     assert "Traceback" not in err
 
 
-async def test_a_file_that_is_none_is_said(scene: Scene, tmp_path: Path) -> None:
+async def test_a_file_that_is_none_is_said(tmp_path: Path) -> None:
     code, _, err = await mint("127.0.0.1:1", "catalog", "register", str(tmp_path / "none.jsonl"))
     assert code == 1
     assert "does not exist" in err

@@ -238,7 +238,7 @@ def told_by(status: int, answer: Any) -> object:
     raise kind("", answer["error"]["message"])
 
 
-async def asked_by_http(tenants: Tenants, me: str, other: str, ask: Ask) -> None:
+async def asked_by_http(me: str, other: str, ask: Ask) -> None:
     for name in ("bot", "twin", "made", "cat"):
         assert await ask(f"{me}/{name}", SHARED)
         await unlearnt(ask, me, other, name)
@@ -251,14 +251,14 @@ async def asked_by_http(tenants: Tenants, me: str, other: str, ask: Ask) -> None
 
 
 async def complete(tenants: Tenants, me: str, other: str) -> None:
-    await asked_by_http(tenants, me, other, by_http(tenants, me, "/v1/completions", prompt="Ahoy"))
+    await asked_by_http(me, other, by_http(tenants, me, "/v1/completions", prompt="Ahoy"))
     ask = by_http(tenants, me, "/v1/completions", prompt=["Ahoy", "Hey"], stream=True)
     await unlearnt(ask, me, other, "bot")
 
 
 async def chat(tenants: Tenants, me: str, other: str) -> None:
     messages = [{"role": "user", "content": "Ahoy?"}]
-    await asked_by_http(tenants, me, other, by_http(tenants, me, "/v1/chat/completions", messages=messages))
+    await asked_by_http(me, other, by_http(tenants, me, "/v1/chat/completions", messages=messages))
 
 
 async def models(tenants: Tenants, me: str, other: str) -> None:

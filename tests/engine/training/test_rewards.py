@@ -321,7 +321,7 @@ def test_a_bundle_without_certificates_is_refused_by_name(bundle: str) -> None:
         Scorer(Reward(service=RewardService(address="judge:1", tls=True, ca_bundle=bundle)))
 
 
-async def test_a_service_that_hangs_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_hangs_is_away() -> None:
     hanging = await asyncio.start_server(lambda _r, _w: asyncio.sleep(60), "127.0.0.1", 0)
     port = hanging.sockets[0].getsockname()[1]
     with pytest.raises(RewardUnavailable, match="did not answer 1 times"):
