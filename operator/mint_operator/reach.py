@@ -36,11 +36,11 @@ async def readable(kube: Kube, namespaces: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-async def changed(kube: Kube, namespaces: Sequence[str], before: Sequence[str], every_s: float = LOOK_S) -> None:
+async def changed(kube: Kube, namespaces: Sequence[str], before: Sequence[str]) -> None:
     """Wait until other namespaces may be read than `before`."""
     found = before
     while found == before:
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(LOOK_S)
         found = await _readable(kube, namespaces)
     log.warning("other namespaces may be read than at the start; ending to be started anew", now=found)
 

@@ -144,7 +144,7 @@ class ClusterView:
             found += [decode.child("Secret", raw) for raw in secrets if raw is not None]
         return _by_key(found)
 
-    async def _items(self, kind: str, selector: str = "") -> list[msgspec.Raw]:
+    async def _items(self, kind: str, selector: str) -> list[msgspec.Raw]:
         lists = await asyncio.gather(*[self._kube.items(kind, each, selector) for each in self._namespaces])
         return [item for items in lists for item in items]
 

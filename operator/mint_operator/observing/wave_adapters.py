@@ -109,9 +109,8 @@ def _may_ask_more(of: Lookup, listed: Sequence[Listed], gone: frozenset[str]) ->
 def _as_placed(waves: set[str], maps: Mapping[str, BaseMap]) -> dict[str, tuple[Listed, ...]]:
     """The adapters that the placement map has of these waves, by wave."""
     found: dict[str, list[Listed]] = {}
-    if waves:
-        for known in maps.values():
-            for each in (known.state.placements or known.remembered).values():
-                for wave in waves.intersection(each.waves):
-                    found.setdefault(wave, []).append(Listed(each.adapter, each.source))
+    for known in maps.values():
+        for each in (known.state.placements or known.remembered).values():
+            for wave in waves.intersection(each.waves):
+                found.setdefault(wave, []).append(Listed(each.adapter, each.source))
     return {wave: tuple(sorted(listed, key=lambda each: each.name)) for wave, listed in found.items()}

@@ -84,7 +84,7 @@ class Placed(msgspec.Struct, frozen=True):
     changed: frozenset[str] | None
 
 
-def place(task: Task, before: Placed | None = None) -> Placed:
+def place(task: Task, before: Placed | None) -> Placed:
     """Places of every want; fewer than asked for only if there are too few engines."""
     if before is None or not task.same_floor(before.task):
         return _place_all(task)

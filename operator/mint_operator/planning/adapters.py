@@ -49,11 +49,6 @@ class Want(msgspec.Struct, frozen=True, gc=False):
     pins: tuple[str, ...] = ()
     yields: tuple[str, ...] = ()
 
-    @property
-    def slots(self) -> int:
-        """Device slots that its copies take."""
-        return self.replicas if self.residency is Tier.DEVICE else 0
-
 
 def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusal:
     """Every adapter of a wave with its source, or why the wave as it is written cannot be served."""

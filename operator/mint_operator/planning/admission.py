@@ -11,7 +11,7 @@ from mint_operator.planning.asking import NOBODY, Ask, Asks, ask
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.sizes import Size
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
-from mint_operator.planning.turns import NOTHING, by_namespace, in_turn, quota
+from mint_operator.planning.turns import by_namespace, in_turn, quota
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -54,11 +54,11 @@ class _Tally(msgspec.Struct):
 def admit(
     base: ObservedBase,
     waves: Sequence[ObservedWave],
-    before: Admission | None = None,
-    sizes: Mapping[str, Size] | None = None,
-    reserved: capacity.Demand = capacity.NOTHING,
-    held: Mapping[str, int] = NOTHING,
-    claimed: Mapping[str, str] | None = None,
+    before: Admission | None,
+    sizes: Mapping[str, Size],
+    reserved: capacity.Demand,
+    held: Mapping[str, int],
+    claimed: Mapping[str, str],
 ) -> Admission:
     """Admit waves by turn. One that waits does not hold up a smaller one behind it, and is asked first next time.
 
@@ -69,7 +69,6 @@ def admit(
     have but the wave given with each.
     """
     asks = ask(base, waves, before.asks if before else NOBODY)
-    sizes = sizes or {}
     limits, tenants = capacity.bounds(base), by_namespace(base.spec.tenants)
     shared = _shared_of(asks)
     tally = _Tally(taken=reserved, by_namespace=dict(held), merged={})
@@ -87,8 +86,7 @@ def admit(
         if case is None or not known:
             case = _case(each, most, limits, sizes)
         cases[key] = case
-        verdict = _claimed(each, claimed) if claimed else None
-        verdict = verdict or _add(tally, case, asks, shared.get(key, ()), limits, sizes)
+        verdict = _claimed(each, claimed) or _add(tally, case, asks, shared.get(key, ()), limits, sizes)
         if verdict is None:
             turns[key] = len(turns)
             continue

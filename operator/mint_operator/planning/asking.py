@@ -55,7 +55,7 @@ class Asks(msgspec.Struct, frozen=True):
 NOBODY = Asks(by_wave={}, owners=Shards(), shared={})
 
 
-def ask(base: ObservedBase, waves: Sequence[ObservedWave], before: Asks = NOBODY) -> Asks:
+def ask(base: ObservedBase, waves: Sequence[ObservedWave], before: Asks) -> Asks:
     """Everything asked for now."""
     by_wave: dict[str, Ask] = {}
     old: list[Ask] = []

@@ -73,8 +73,8 @@ def plan_base(
     snapshot: Snapshot,
     base: ObservedBase,
     waves: Sequence[ObservedWave],
-    over: Sequence[ObservedWave] = (),
-    before: Known | None = None,
+    over: Sequence[ObservedWave],
+    before: Known | None,
 ) -> BasePlan:
     """What should be for one base; of the waves that are `over` the map says so, and no more."""
     key, now = base.meta.key, snapshot.now
@@ -83,7 +83,7 @@ def plan_base(
     training = _training(snapshot, base, waves, known, live)
     waves = training.waves
     last = before.admission if before else None
-    sizes, taken = known.sizes if known else None, _taken(base, training, known)
+    sizes, taken = known.sizes if known else {}, _taken(base, training, known)
     claimed = {} if known is None else training.unplaced(placements_of(known))
     admission = admit(base, waves, last, sizes, taken, training.held, claimed)
     refusal = _unusable(base, groups=snapshot.groups)

@@ -34,9 +34,6 @@ class Demand(msgspec.Struct, frozen=True, gc=False):
         )
 
 
-NOTHING = Demand()
-
-
 class Bounds(msgspec.Struct, frozen=True):
     """The engines that a base may have, and what each can hold."""
 

@@ -18,14 +18,13 @@ def difference(
     record: BaseRecord,
     wanted: Mapping[str, Placement],
     assigned: Assigned,
-    names: Collection[str] | None = None,
-    waves: Mapping[str, WaveRecord] | None = None,
+    names: Collection[str] | None,
+    waves: Mapping[str, WaveRecord],
 ) -> MapChange:
     """The change from `state` to `record`, `wanted` and `waves`; empty when the map says so already.
 
     `assigned` is `assignments(wanted)`. `names` are the only adapters whose placement may differ; None: any may.
     """
-    waves = waves or {}
     there = flat(state.placements) if names is None else state.placements
     wanted = flat(wanted) if names is None else wanted
     new = sorted([name for name in (wanted if names is None else names) if _new(wanted.get(name), there.get(name))])

@@ -17,8 +17,6 @@ from mint_operator.planning.asking import Ask
 
 T = TypeVar("T")
 
-NOTHING: Mapping[str, int] = {}
-
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
     """What a wave's turn depends on beside its age: `share` is what it takes, in slots."""
@@ -28,7 +26,7 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     share: int
 
 
-def in_turn(asks: Iterable[Ask], tenants: Mapping[str, Tenant], held: Mapping[str, int] = NOTHING) -> list[Ask]:
+def in_turn(asks: Iterable[Ask], tenants: Mapping[str, Tenant], held: Mapping[str, int]) -> list[Ask]:
     """The waves by turn. `held` are slots that namespaces have beside them."""
     return fair(sorted(asks, key=_age), _turn, tenants, held)
 

@@ -12,15 +12,11 @@ from mint_operator.planning.engines import Engine
 from mint_operator.training.memory import Memory
 from mint_operator.training.stand import WaveStand
 
-_UNKNOWN = Memory({}, {})
-
 
 class Slots:
     """Free slots and memory of each engine while policies are placed. Mutable, and local to one plan."""
 
-    def __init__(
-        self, engines: Sequence[Engine], each: int, served: Mapping[str, int], memory: Memory = _UNKNOWN
-    ) -> None:
+    def __init__(self, engines: Sequence[Engine], each: int, served: Mapping[str, int], memory: Memory) -> None:
         self._usable = {engine.name for engine in engines if engine.alive and not engine.lost}
         self._kept = {engine.name for engine in engines if not engine.lost}
         self._each = each
@@ -41,7 +37,7 @@ class Slots:
         found.free = dict.fromkeys(engines, self._each)
         return found
 
-    def enlarged(self, engines: Iterable[str] = ()) -> "Slots":
+    def enlarged(self, engines: Iterable[str]) -> "Slots":
         """These, those of engines that are on their way, and those of `engines` more."""
         found, more = self.copy(), set(engines)
         found.free |= dict.fromkeys(more, self._each)
@@ -72,7 +68,7 @@ class Slots:
         able = engine in self._usable and self.free[engine] > 0
         return able and (blind or self.memory.fits(engine, policy))
 
-    def best(self, near: Mapping[str, int], policy: Policy, *, blind: bool = False) -> str | None:
+    def best(self, near: Mapping[str, int], policy: Policy, *, blind: bool) -> str | None:
         """The live engine with room for it that trains most of the wave already, then the one with most slots."""
         able = [name for name in self._usable if self.open(name, policy, blind=blind)]
         return min(able, key=lambda name: (-near.get(name, 0), -self.free[name], name), default=None)

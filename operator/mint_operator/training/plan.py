@@ -58,8 +58,6 @@ def prepared(
 ) -> Training:
     """Which policies train where. `engines` are those that there are now."""
     training = {wave.meta.key: wave for wave in waves if wave.spec.train is not None}
-    if not training:
-        return Training(waves)
     alive = {engine.name: engine.record.incarnation for engine in engines if engine.record is not None}
     stood = {key: _stand(base, wave, trained, alive, inputs) for key, wave in training.items()}
     order = sorted(training, key=lambda key: (not stood[key].leased, *turn(training[key])))

@@ -14,7 +14,7 @@ from mint_contracts.training import Policy, PolicyTemplate, Train
 MOST_NAMED = 5
 
 
-def expand(namespace: str, wave: str, train: Train, manifest: Sequence[Policy] = ()) -> tuple[Policy, ...]:
+def expand(namespace: str, wave: str, train: Train, manifest: Sequence[Policy]) -> tuple[Policy, ...]:
     """Every policy of the wave of that name; `manifest` are those of its manifest, if it has one.
 
     Raises InvalidRequest for a name that is given twice or is none.

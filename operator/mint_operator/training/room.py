@@ -47,7 +47,7 @@ class Room:
             if wave.spec.serve.residency == "Device" and admitted:
                 self._served[wave.meta.namespace] += _wanted(wave)
 
-    def serving(self, least_priority: int | None = None) -> int:
+    def serving(self, least_priority: int | None) -> int:
         """Slots that serving waves want: all of them, or those that do not give way to this priority."""
         return sum(
             _wanted(wave)
