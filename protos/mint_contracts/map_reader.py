@@ -102,12 +102,6 @@ class MapReader:
         known, has = await bounded(pipeline.execute)
         return bool(has) if known else None
 
-    async def assigned(self, base: str, engine: str) -> dict[str, Assignment]:
-        """What one engine must hold, by adapter."""
-        return decoded(
-            await bounded(lambda: self._redis.hgetall(keys.assigned(base, engine))), Assignment, _warm_assignment
-        )
-
     async def part(self, base: str, engine: str) -> Part:
         """One engine's part, in one round trip."""
         pipeline = self._redis.pipeline(transaction=False)

@@ -19,7 +19,6 @@ from mint_contracts.training_records import (
     Progress,
     Stage,
     TrainAssignment,
-    TrainState,
     WaveTraining,
 )
 
@@ -43,11 +42,6 @@ class TrainReader:
         known, raw = await bounded(pipeline.execute)
         return decoded(raw, WaveTraining) if known else None
 
-    async def wave(self, base: str, name: str) -> WaveTraining | None:
-        """One training wave; None if the map does not know it, or it cannot be read."""
-        raw = await bounded(lambda: self._redis.hget(keys.training(base), name))
-        return None if raw is None else decoded({name: raw}, WaveTraining).get(name)
-
     async def trains(
         self, base: str, engines: Sequence[str], *, partly: bool = False
     ) -> dict[str, dict[str, TrainAssignment]]:
@@ -63,14 +57,6 @@ class TrainReader:
         raws = await read_hashes(self._redis, [keys.progress(base, engine) for engine in engines])
         mend = _part_of_word if partly else None
         return {engine: decoded(raw, Progress, mend) for engine, raw in zip(engines, raws, strict=True)}
-
-    async def state(self, base: str, engines: Sequence[str]) -> TrainState:
-        """All of it, over these engines."""
-        return TrainState(
-            training=await self.training(base),
-            trains=await self.trains(base, engines),
-            progress=await self.progress(base, engines),
-        )
 
     async def rewards(self, base: str, policies: Sequence[str], most: int) -> dict[str, list[float]]:
         """The mean rewards of each policy's last `most` steps, the oldest first."""

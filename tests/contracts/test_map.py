@@ -55,7 +55,7 @@ async def test_deleting_takes_away_what_is_named_and_nothing_else(redis_client: 
     await writer.apply(BASE, MapChange(set_assigned={"e-0": (assignment("a"), assignment("b"))}))
     await writer.apply(BASE, MapChange(del_placements=("a", "never"), del_assigned={"e-0": ("b",), "e-9": ("x",)}))
     assert list(await reader.placements(BASE)) == ["b"]
-    assert list(await reader.assigned(BASE, "e-0")) == ["a"]
+    assert list((await reader.part(BASE, "e-0")).assigned) == ["a"]
 
 
 async def test_the_version_grows_with_every_change_and_is_unknown_before_the_first(redis_client: Redis) -> None:
@@ -98,7 +98,7 @@ async def test_a_big_change_shows_its_version_only_when_complete(redis_client: R
     assert after == before + 1
     assert {version for version, _ in seen} == {before, after}
     assert all(count == len(names) + 1 for version, count in seen if version == after)
-    assert len(await reader.assigned(BASE, "e-0")) == len(names)
+    assert len((await reader.part(BASE, "e-0")).assigned) == len(names)
 
 
 async def test_a_change_that_broke_off_leaves_the_old_version(redis_client: Redis) -> None:

@@ -50,13 +50,17 @@ def change(*policies: str, engine: str = "e-0") -> TrainChange:
     return TrainChange(set_training=(WAVE,), set_trains={engine: tuple(lease(policy) for policy in policies)})
 
 
+async def state(reader: TrainReader, engines: list[str]) -> TrainState:
+    """All that the map says of training, over these engines."""
+    training, trains = await reader.training(BASE), await reader.trains(BASE, engines)
+    return TrainState(training, trains, await reader.progress(BASE, engines))
+
+
 async def test_every_record_comes_back_as_it_was_written(redis_client: Redis) -> None:
     await TrainWriter(redis_client, epoch=1).apply(BASE, change("demo/a", "demo/b"))
-    found = await TrainReader(redis_client).state(BASE, ["e-0", "e-1"])
+    found = await state(TrainReader(redis_client), ["e-0", "e-1"])
     assert found.training == {"demo/w": WAVE}
     assert found.trains == {"e-0": {"demo/a": lease("demo/a"), "demo/b": lease("demo/b")}, "e-1": {}}
-    assert await TrainReader(redis_client).wave(BASE, "demo/w") == WAVE
-    assert await TrainReader(redis_client).wave(BASE, "demo/other") is None
 
 
 async def test_a_record_that_cannot_be_read_hinders_no_other_and_is_given_in_part_where_asked(
@@ -69,8 +73,7 @@ async def test_a_record_that_cannot_be_read_hinders_no_other_and_is_given_in_par
     wave = msgspec.json.decode(msgspec.json.encode(WAVE)) | {"train": {"policies": {}, "tape": "x"}}
     await redis_client.hset(keys.training(BASE), "demo/w", msgspec.json.encode(wave).decode())
     reader = TrainReader(redis_client)
-    assert await reader.state(BASE, ["e-0"]) == TrainState({}, {"e-0": {"demo/b": lease("demo/b")}}, {"e-0": {}})
-    assert await reader.wave(BASE, "demo/w") is None
+    assert await state(reader, ["e-0"]) == TrainState({}, {"e-0": {"demo/b": lease("demo/b")}}, {"e-0": {}})
     found = (await reader.trains(BASE, ["e-0"], partly=True))["e-0"]
     assert found["demo/b"] == lease("demo/b")
     part = found["demo/a"]
@@ -88,7 +91,7 @@ async def test_records_of_an_earlier_version_tell_of_no_checkpoint(redis_client:
         older = msgspec.to_builtins(record)
         del older["saved"]
         await redis_client.hset(key, "demo/a", msgspec.json.encode(older).decode())
-    found = await TrainReader(redis_client).state(BASE, ["e-0"])
+    found = await state(TrainReader(redis_client), ["e-0"])
     assert found.trains["e-0"]["demo/a"] == msgspec.structs.replace(lease("demo/a"), saved=0)
     assert found.progress["e-0"]["demo/a"] == msgspec.structs.replace(said, saved=0)
 
@@ -111,7 +114,7 @@ async def test_words_and_orders_that_are_not_known_are_read_as_far_as_they_can_b
         await redis_client.hset(keys.progress(BASE, "e-0"), name, msgspec.json.encode(said).decode())
     await redis_client.hset(keys.progress(BASE, "e-0"), "demo/none", '{"policy": "demo/none"}')
     reader = TrainReader(redis_client)
-    assert await reader.state(BASE, ["e-0"]) == TrainState({}, {"e-0": {}}, {"e-0": {}})
+    assert await state(reader, ["e-0"]) == TrainState({}, {"e-0": {}}, {"e-0": {}})
     [record] = (await reader.training(BASE, partly=True)).values()
     assert (record.run, record.last_words) == ("uid", (ended,))
     [assigned] = (await reader.trains(BASE, ["e-0"], partly=True))["e-0"].values()
@@ -172,11 +175,11 @@ async def test_engines_whose_leases_change_are_called_and_no_others(redis_client
 async def test_large_changes_go_in_parts_and_arrive_whole(redis_client: Redis) -> None:
     names = [f"demo/{number}" for number in range(2 * OPS_PER_CALL + 3)]
     await TrainWriter(redis_client, 1).apply(BASE, change(*names))
-    found = await TrainReader(redis_client).state(BASE, ["e-0"])
+    found = await state(TrainReader(redis_client), ["e-0"])
     assert found.trains["e-0"].keys() == set(names)
     gone = TrainChange(del_training=tuple(found.training), del_trains={"e-0": tuple(found.trains["e-0"])})
     await TrainWriter(redis_client, 1).apply(BASE, gone)
-    left = await TrainReader(redis_client).state(BASE, ["e-0"])
+    left = await state(TrainReader(redis_client), ["e-0"])
     assert (left.training, left.trains) == ({}, {"e-0": {}})
     assert await redis_client.hget(keys.editions(BASE), "e-0") == "2"
 
@@ -200,5 +203,5 @@ async def test_where_memory_is_full_leases_are_still_given_and_taken(redis_clien
 async def test_a_base_that_is_forgotten_takes_its_training_along(redis_client: Redis) -> None:
     await TrainWriter(redis_client, 1).apply(BASE, change("demo/a"))
     await MapWriter(redis_client, 1).forget(BASE)
-    found = await TrainReader(redis_client).state(BASE, ["e-0"])
+    found = await state(TrainReader(redis_client), ["e-0"])
     assert (found.training, found.trains) == ({}, {"e-0": {}})

@@ -94,7 +94,7 @@ class PlayedEngine:
 
     async def assigned(self) -> dict[str, Assignment]:
         """What the map asks of this engine."""
-        return await self._reader.assigned(self._base, self.name)
+        return (await self._reader.part(self._base, self.name)).assigned
 
     async def obey(self, *, failures: dict[str, Failure] | None = None) -> None:
         """Hold exactly what is assigned, except what fails, and tell it."""

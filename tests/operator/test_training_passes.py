@@ -71,10 +71,9 @@ def lessons(prompt: str) -> dict[str, Any]:
 
 async def examples(stage: Theatre, wave: str) -> list[str]:
     """The lines that a wave is trained on."""
-    found = await TrainReader(stage.redis).wave(stage.base, f"{stage.namespace}/{wave}")
-    assert found is not None
-    assert found.train.dataset is not None
-    return found.train.dataset.lines
+    train = (await TrainReader(stage.redis).training(stage.base))[f"{stage.namespace}/{wave}"].train
+    assert train.dataset is not None
+    return train.dataset.lines
 
 
 async def training(stage: Theatre, engine: PlayedEngine, **train: Any) -> None:
