@@ -32,8 +32,8 @@ class SecretRef(_Spec, frozen=True):
     name: str
 
 
-class BaseSource(_Spec, frozen=True):
-    """Where the base's weights are: a safetensors directory or one .gguf file."""
+class _Place(_Spec, frozen=True):
+    """Where something is read from, and by which credentials."""
 
     uri: str
     revision: str = ""
@@ -43,6 +43,10 @@ class BaseSource(_Spec, frozen=True):
     def source(self) -> Source:
         """The place alone, without the credentials."""
         return Source(uri=self.uri, revision=self.revision)
+
+
+class BaseSource(_Place, frozen=True):
+    """Where the base's weights are: a safetensors directory or one .gguf file."""
 
 
 class Replicas(_Spec, frozen=True):
@@ -83,17 +87,8 @@ class EngineSpec(_Spec, frozen=True):
     tolerations: list[dict[str, Any]] = []
 
 
-class AdapterStore(_Spec, frozen=True):
+class AdapterStore(_Place, frozen=True):
     """A folder in which every adapter lies under its own name, so that it can be asked for without a wave."""
-
-    uri: str
-    revision: str = ""
-    secret_ref: SecretRef | None = None
-
-    @property
-    def source(self) -> Source:
-        """The place alone, without the credentials."""
-        return Source(uri=self.uri, revision=self.revision)
 
 
 class AdapterLimits(_Spec, frozen=True):
