@@ -224,7 +224,8 @@ class Keeper:
         finally:
             holding.cancel()
             await asyncio.wait([holding])
-            await self._let_go(base)
+            with suppress(MapUnavailable):  # it runs out by itself, or another gateway took it just now
+                await bounded(lambda: self._if_ours(key, lambda line: line.delete(key)))
         return True
 
     async def _hold(self, key: str) -> None:
@@ -233,14 +234,6 @@ class Keeper:
             await asyncio.sleep(HOLD_S / 3)
             with suppress(MapUnavailable, ResponseError):
                 await bounded(lambda: self._if_ours(key, lambda line: line.pexpire(key, int(HOLD_S * 1000))))
-
-    async def _let_go(self, base: str) -> None:
-        """Unless another gateway has it by now."""
-        key = keys.catalog(base, "keeper")
-        try:
-            await bounded(lambda: self._if_ours(key, lambda line: line.delete(key)))
-        except MapUnavailable:
-            return  # it runs out by itself, or another gateway took it just now
 
     async def _if_ours(self, key: str, change: Callable[[Pipeline], object]) -> None:
         """Change the key in the very step in which this gateway still has it: another's is not touched."""

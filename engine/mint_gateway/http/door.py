@@ -5,7 +5,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -94,11 +94,11 @@ class Door:
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:
         wanted = asked.read(await _body(http), asked.AskedText)
-        return await self._answer(http, wanted, asked.text_requests(wanted, self._bases()), answered.TEXT)
+        return await self._answer(http, wanted, asked.text_requests(wanted, self._mirror.known()), answered.TEXT)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         wanted = asked.read(await _body(http), asked.AskedChat)
-        requests = [asked.chat_request(wanted, self._bases())]
+        requests = [asked.chat_request(wanted, self._mirror.known())]
         return await self._answer(http, wanted, requests, answered.CHAT, wanted.called())
 
     async def _answer(
@@ -154,9 +154,6 @@ class Door:
     async def _health(self, http: web.Request) -> web.Response:
         ready = self._ready()
         return reply({"ready": ready}, status=200 if ready else 503)
-
-    def _bases(self) -> Container[str]:
-        return self._mirror.known()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,6 +1,6 @@
 """Which engines hold which adapters: as little movement as can be, then as even a load as can be.
 
-Pure. Each policy is one file: `place_keep` says what stays, then `POLICIES` see to what lacks a good copy, the most
+Pure. Each policy is one file: `keep` says what stays, then `POLICIES` see to what lacks a good copy, the most
 urgent first. Every place states in its `why` what decided.
 
 A placement is worked out again from the last one where only some adapters changed; the result is the same as from
