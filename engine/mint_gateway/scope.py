@@ -25,7 +25,7 @@ class Scope:
         """Whether it opens the wave "namespace/name", over a base that it opens."""
         return self._namespace(name)
 
-    def prefixes(self, wanted: str = "") -> tuple[str, ...]:
+    def prefixes(self, wanted: str) -> tuple[str, ...]:
         """The beginnings of all names that it opens and that begin with `wanted`; sorted, none begins another."""
         if self.adapters is None:
             return (wanted,)

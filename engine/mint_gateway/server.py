@@ -94,13 +94,12 @@ class Gateway:
 
 @asynccontextmanager
 async def serve(
-    redis: Redis, address: str, listening: socket.socket, limits: Limits | None = None, secured: Secured = OPEN
+    redis: Redis, address: str, listening: socket.socket, limits: Limits, secured: Secured = OPEN
 ) -> AsyncIterator[Gateway]:
     """Serve by gRPC on `address` ("host:port", port 0 for a free one), by HTTP on what listens, until the block ends.
 
     Both as they are secured. Then drain. Health is SERVING from the first time that the map was read.
     """
-    limits = limits or Limits()
     channels, metrics, reader, draining = Channels(), Metrics(), MapReader(redis), asyncio.Event()
     in_flight, calls = InFlight(limits.requests), InFlight(limits.calls)
 

@@ -1,7 +1,7 @@
 """Following training waves in the map: one reading of a base serves everybody who watches any of its waves."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -62,7 +62,7 @@ class WaveWatch:
         self._readings: dict[str, _Reading] = {}
         self._watchers = 0
 
-    async def list(self, base: str = "") -> list[WaveProgress]:
+    async def list(self, base: str) -> list[WaveProgress]:
         """Every training wave of one base, or of all, in aggregate. Raises BaseModelNotFound, MapUnavailable."""
         found = []
         views = self._mirror.known()
@@ -89,7 +89,7 @@ class WaveWatch:
         rewards = await self._reader.rewards(standing.base, names, points) if names else {}
         return wave_progress(standing.base, training, standing.words(training), rewards, names)
 
-    async def watch(self, wave: str, *, history: bool = False) -> AsyncGenerator[WaveProgress, None]:
+    async def watch(self, wave: str, *, history: bool) -> AsyncGenerator[WaveProgress, None]:
         """The wave's progress now and at each change, until it is over.
 
         A map that has lost its data tells nothing: the last progress goes on counting. Raises NotFound for a wave
@@ -108,7 +108,7 @@ class WaveWatch:
 
     async def _look(self, wave: str, *, history: bool) -> WaveProgress:
         standing, training = await self._find(wave)
-        rewards = None
+        rewards: Mapping[str, Sequence[float]] = {}
         if history and training.policies:
             most = max(1, MOST_POINTS // len(training.policies))
             rewards = await self._reader.rewards(standing.base, training.policies, most)

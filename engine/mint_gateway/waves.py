@@ -20,13 +20,13 @@ def wave_progress(
     base: str,
     training: WaveTraining,
     told: Words,
-    rewards: Mapping[str, Sequence[float]] | None = None,
+    rewards: Mapping[str, Sequence[float]],
     names: Sequence[str] | None = None,
 ) -> WaveProgress:
     """The wave and each of its policies, or those of these `names`; `rewards` is each one's history, if asked for."""
     progress = aggregate(base, training, told)
     for name in training.policies if names is None else names:
-        progress.policies.append(_policy(name, training, told.get(name), (rewards or {}).get(name, ())))
+        progress.policies.append(_policy(name, training, told.get(name), rewards.get(name, ())))
     return progress
 
 

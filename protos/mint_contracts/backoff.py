@@ -1,13 +1,12 @@
 """How long to wait before trying again: exponential, jittered, bounded."""
 
 import random
-from collections.abc import Callable
 
 
-def delay_s(attempt: int, *, first_s: float, cap_s: float, draw: Callable[[], float] = random.random) -> float:
+def delay_s(attempt: int, *, first_s: float, cap_s: float) -> float:
     """Seconds to wait after the `attempt`-th failure (from 1): half of it fixed, half drawn.
 
-    `draw` gives a number in [0, 1). The result is within [d/2, d] for d = min(cap_s, first_s * 2^(attempt-1)).
+    The result is within [d/2, d] for d = min(cap_s, first_s * 2^(attempt-1)).
     """
     full = min(cap_s, first_s * 2.0 ** min(attempt - 1, 60))
-    return full / 2 + full / 2 * draw()
+    return full / 2 + full / 2 * random.random()  # noqa: S311 - keeps crowds apart, and no secret

@@ -22,7 +22,7 @@ _Aged = tuple[tuple[int, bool, int, str], Progress]
 
 
 def words(
-    wave: str, run: str, told: Mapping[str, Mapping[str, Progress]], on_record: Iterable[Progress] = ()
+    wave: str, run: str, told: Mapping[str, Mapping[str, Progress]], on_record: Iterable[Progress]
 ) -> dict[str, tuple[str, Progress]]:
     """The newest word on each policy of one run of a wave: by lease, of one lease what its engine tells now.
 

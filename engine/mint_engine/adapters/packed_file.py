@@ -102,7 +102,7 @@ def write_both(descriptor: int, first: memoryview, second: memoryview) -> None:
         first, second = first[count:], second[max(0, count - len(first)) :]
 
 
-def _body_bytes(start: bytes, subject: str, file_bytes: int | None = None) -> int:
+def _body_bytes(start: bytes, subject: str, file_bytes: int | None) -> int:
     """How many bytes of body follow a file's first `PREFIX.size`. Raises CorruptFile."""
     if len(start) < PREFIX.size:
         raise CorruptFile(subject, f"is truncated: {len(start)} bytes where a packed adapter has {PREFIX.size} first")
@@ -134,7 +134,7 @@ def check_digest(header: Header, digest: str, subject: str) -> None:
         raise CorruptFile(subject, "has weights that do not match their digest; upload it again")
 
 
-def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None = None) -> Header:
+def parse(start: bytes, rest: bytes, subject: str, *, file_bytes: int | None) -> Header:
     """The header from a file's first `PREFIX.size` bytes and what follows up to the run, or more.
 
     `file_bytes` is the file's real size where it is known. Raises CorruptFile for whatever does not add up.

@@ -202,7 +202,7 @@ class Forward:
         return float((torch.cat(parts) - expected).norm() / expected.norm())
 
 
-def choose_pass(base: Base, slots: Slots, cache: Cache, *, peers: Peers | None = None, lean: bool = True) -> Pass:
+def choose_pass(base: Base, slots: Slots, cache: Cache, *, peers: Peers | None, lean: bool) -> Pass:
     """The lean pass where base and machine allow it; all ranks of an engine choose alike. Raises UnsupportedBase."""
     found = _lean(base, slots, cache, peers) if lean else None
     return found or Generic(base, slots, cache, peers.group if peers else None)

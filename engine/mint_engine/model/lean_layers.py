@@ -71,7 +71,7 @@ def _linears(layer: Layer) -> list[Linear | Stack]:
     return [layer.qkv, layer.output, network.gate_up, network.down]
 
 
-def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share: Share | None = None) -> Llama:
+def read_llama(base: Base, slots: Slots, kernels: Kernels, positions: int, share: Share | None) -> Llama:
     """The base for `positions` positions. Raises Unlike where it is not llama-like; the base stays as it is.
 
     Of several ranks, a rank's `share`, which the base has already been cut to.

@@ -109,7 +109,7 @@ def is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
-def replace_modules(model: PreTrainedModel, slots: Slots, held: Cut | None = None) -> Current:
+def replace_modules(model: PreTrainedModel, slots: Slots, held: Cut | None) -> Current:
     """Swap what reads slots or pages for its own kind with the same weights; returns what tells them of a step.
 
     `held` are the experts of each layer that are here; None: all.

@@ -63,7 +63,7 @@ def extent_of(member: Member, rows: int, threads: int) -> Extent:
     )
 
 
-def join(member: Member, files: Files, rows: int, threads: int, wire: Wire | None = None) -> Peers:
+def join(member: Member, files: Files, rows: int, threads: int, wire: Wire | None) -> Peers:
     """Where the rank meets the others: in memory, whose files must be as large as `extent_of` says, or over a `wire`.
 
     Raises UnsupportedBase where this machine can not let them meet.

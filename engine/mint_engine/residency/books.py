@@ -169,7 +169,7 @@ class Books:
         views = [self.view(copy) for name in names for copy in self.of_adapter.get(name, ())]
         return views, {name: self.wants[name] for name in names if name in self.wants}
 
-    def set_wants(self, wants: dict[str, Assignment], own: frozenset[str] = frozenset()) -> None:
+    def set_wants(self, wants: dict[str, Assignment], own: frozenset[str]) -> None:
         """Replace what waves want, and this engine's `own`. What failed is tried anew where the want changed."""
         before, self.wants = self.wants, wants
         changed = {name for name in before.keys() | wants.keys() if before.get(name) != wants.get(name)}

@@ -54,7 +54,7 @@ class SlotRows:
         if self._remaps:
             self.stay = Stay.LOCKED if can_lock(self.memory.nbytes) else Stay.BROUGHT_BACK
 
-    def load(self, slot: int, packed: Packed, *, keep: bool = True, told: Told | None = None) -> int:
+    def load(self, slot: int, packed: Packed, *, keep: bool, told: Told | None) -> int:
         """Put a packed adapter in place of whatever is in a row; returns the element at which its run begins.
 
         Without `keep` the run's pages may become the row's, and zeros are left of it. `told` hears of a file that

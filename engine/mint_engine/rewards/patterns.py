@@ -26,7 +26,7 @@ def compile_for(pattern: str, answer: str) -> regex.Pattern[str]:
     return compile_pattern(pattern.replace(ANSWER, regex.escape(answer)))
 
 
-def matches(compiled: regex.Pattern[str], text: str, *, full: bool = False) -> bool:
+def matches(compiled: regex.Pattern[str], text: str, *, full: bool) -> bool:
     """Whether a text, or a part of it, matches. Raises InvalidRequest after `MATCH_S` seconds.
 
     A match that takes too long is an error and not a miss: a reward must not depend on how busy a machine is.

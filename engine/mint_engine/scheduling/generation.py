@@ -75,7 +75,7 @@ class Generation:
         """Whether a step has something to do."""
         return self.scheduler.busy
 
-    def begin(self, request: Request, sink: Sink, leader: Sequence | None = None) -> Sequence:
+    def begin(self, request: Request, sink: Sink, leader: Sequence | None) -> Sequence:
         """A sequence for `request`, to be queued with `scheduler.add`; any thread may call this.
 
         `leader` is a sibling of the same prompt that comes first. Raises InvalidRequest for one that never fits.

@@ -69,7 +69,7 @@ class Stepper:
         """Begin to serve."""
         self._thread.start()
 
-    def check_room(self, adapter: str = "", count: int = 1) -> None:
+    def check_room(self, adapter: str, count: int) -> None:
         """Raise Overloaded when the queue has no place for so many, so that nothing is loaded in vain.
 
         Raises InvalidRequest where there never is.

@@ -41,7 +41,7 @@ class Waiting:
             insort(queue, sequence, key=lambda each: each.arrival)
         self._count += 1
 
-    def next(self, promised: Mapping[str, int], among: Iterable[bool] = (False, True)) -> Sequence | None:
+    def next(self, promised: Mapping[str, int], among: Iterable[bool]) -> Sequence | None:
         """Whose turn it is; the earlier one where two adapters were served alike, `promised` service included.
 
         `among` says whether of tenants (False), of training (True) or of both.

@@ -31,10 +31,6 @@ def read_up_to(file: BinaryIO, count: int) -> bytes:
     return b"".join(parts)
 
 
-def _silently(_: int) -> None:
-    """Nobody asks how far it is."""
-
-
 class Writer(Protocol):
     """What bytes are written to."""
 
@@ -43,7 +39,7 @@ class Writer(Protocol):
         ...
 
 
-def pour(file: BinaryIO, out: Writer, limit: int, tell: Callable[[int], None] = _silently) -> int:
+def pour(file: BinaryIO, out: Writer, limit: int, tell: Callable[[int], None]) -> int:
     """Copy until the file's end or `limit` bytes; returns how many there were, and tells of them as they come."""
     copied = 0
     while copied < limit and (part := file.read(min(CHUNK_BYTES, limit - copied))):

@@ -10,7 +10,7 @@ from mint_contracts.errors import MintError
 T = TypeVar("T")
 
 
-def retrying(work: Callable[[], T], *, attempts: int = 3, first_s: float = 0.2, cap_s: float = 2.0) -> T:
+def retrying(work: Callable[[], T], *, attempts: int = 3) -> T:
     """`work()`, tried again while it raises a retryable MintError; the last one is raised.
 
     Blocks its thread between attempts.
@@ -21,5 +21,5 @@ def retrying(work: Callable[[], T], *, attempts: int = 3, first_s: float = 0.2, 
         except MintError as error:
             if error.terminal:
                 raise
-        time.sleep(delay_s(attempt, first_s=first_s, cap_s=cap_s))
+        time.sleep(delay_s(attempt, first_s=0.2, cap_s=2.0))
     return work()

@@ -18,7 +18,7 @@ Pass = GenericPass | LeanPass
 _log = structlog.get_logger(__name__)
 
 
-def choose_pass(base: Base, modules: Mapping[str, Module], *, lean: bool = True, group: Group | None = None) -> Pass:
+def choose_pass(base: Base, modules: Mapping[str, Module], *, lean: bool = True, group: Group | None) -> Pass:
     """The fastest pass that computes this base; `lean=False` takes the generic one whatever the base.
 
     With a `group` the base is a rank's share; all ranks of an engine choose alike.

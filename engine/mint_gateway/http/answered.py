@@ -168,7 +168,7 @@ def chunk(head: Head, event: Chunk, before: int) -> Json:
 
 
 def read(
-    head: Head, index: int, parts: Sequence[str | Call], before: int, logprobs: Sequence[TokenLogprob] = ()
+    head: Head, index: int, parts: Sequence[str | Call], before: int, logprobs: Sequence[TokenLogprob]
 ) -> list[Json]:
     """What a stream tells of what was read in a completion: text, and each call, `before` which it told so many.
 
@@ -190,7 +190,7 @@ def read(
     return [head.piece(head.form.kind_of_piece, [choice]) for choice in choices]
 
 
-def end(head: Head, event: Finished, *, calls: bool = False) -> Json:
+def end(head: Head, event: Finished, *, calls: bool) -> Json:
     """What a stream tells of the end of one completion; whether it told calls in it."""
     said: Json = {"delta": {}} if head.form.is_chat else {"text": ""}
     choice = _choice(head.form, event.index, said, _Scores(), _reason(event, calls=calls))
