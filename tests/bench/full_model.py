@@ -118,7 +118,7 @@ def _ask(generation: Generation, prompt: tuple[int, ...]) -> None:
 
     stepper = Stepper(generation, lambda deliver: deliver())
     stepper.start()
-    stepper.submit(Request("first", prompt, Sampling(max_tokens=1, seed=0, ignore_eos=True)), sink)
+    stepper.submit(Request(prompt, Sampling(max_tokens=1, seed=0, ignore_eos=True)), sink)
     if not ended.wait(_FIRST_S):
         raise TimeoutError(f"no token in {_FIRST_S:.0f} s")
     stepper.stop(_FIRST_S)

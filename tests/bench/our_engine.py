@@ -231,16 +231,15 @@ class Engine:
                 ended.set_result(event)
 
         sampling = Sampling(max_tokens=new_tokens, seed=0, ignore_eos=True)
-        number = str(next(self._numbers))
         if adapter:
             async with self.residency.hold(adapter) as held:
                 request = Request(
-                    number, tuple(prompt), sampling, adapter, held.revision, held.slot, arrival=held.arrival
+                    tuple(prompt), sampling, adapter, held.revision, held.slot, arrival=held.arrival
                 )
                 self.stepper.submit(request, sink)
                 result = await ended
         else:
-            self.stepper.submit(Request(number, tuple(prompt), sampling), sink)
+            self.stepper.submit(Request(tuple(prompt), sampling), sink)
             result = await ended
         if isinstance(result, Failed):
             raise result.error

@@ -220,13 +220,13 @@ class Engine:
         chance = random.Random(number)
         prompt = tuple(chance.choices(range(100, self._vocabulary), k=32))
         times: list[float] = []
-        await self._run(Request(f"t{number}", prompt, Sampling(tokens, 0, ignore_eos=True)), times)
+        await self._run(Request(prompt, Sampling(tokens, 0, ignore_eos=True)), times)
         return [later - earlier for earlier, later in itertools.pairwise(times[1:])]
 
     async def _first(self, name: str, label: str, slot: int, prompt: Sequence[int]) -> tuple[float, float]:
         """When a rollout's first token came, and the seconds to its second, not its last: one decode step."""
         times: list[float] = []
-        await self._run(Request("h", tuple(prompt), Sampling(3, 0, ignore_eos=True), name, label, slot), times)
+        await self._run(Request(tuple(prompt), Sampling(3, 0, ignore_eos=True), name, label, slot), times)
         return times[0], times[1] - times[0]
 
     async def _run(self, request: Request, times: list[float]) -> None:

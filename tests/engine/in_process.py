@@ -67,7 +67,7 @@ class Engine:
                     ended.set()
 
             sampling = Sampling(max_tokens=count, seed=0, logprobs=0, ignore_eos=True)
-            request = Request(adapter, prompt, sampling, adapter, held.revision, held.slot, arrival=held.arrival)
+            request = Request(prompt, sampling, adapter, held.revision, held.slot, arrival=held.arrival)
             self.stepper.submit(request, sink)
             async with asyncio.timeout(ANSWER_S):
                 await ended.wait()

@@ -39,7 +39,7 @@ def sequence(
     slot = sum(map(ord, adapter)) if adapter else NO_SLOT
     sampling = Sampling(max_tokens=new, seed=0, prompt_logprobs=scored)
     revision = f"sha256:{adapter}" if adapter else ""
-    request = Request("", tokens, sampling, adapter=adapter, revision=revision, slot=slot, background=background)
+    request = Request(tokens, sampling, adapter=adapter, revision=revision, slot=slot, background=background)
     made = Sequence(request, lambda event: None, TextStream(WindowDecoder(lambda ids: "", ())), leader)
     extend_keys(made.keys, revision, tokens)
     return made

@@ -185,7 +185,7 @@ async def bare(engine: Engine) -> tuple[int, ...]:
         elif isinstance(event, Done | Failed):
             ended.set()
 
-    engine.stepper.submit(Request("bare", PROMPT, Sampling(COUNT, 0, ignore_eos=True), slot=NO_SLOT), sink)
+    engine.stepper.submit(Request(PROMPT, Sampling(COUNT, 0, ignore_eos=True), slot=NO_SLOT), sink)
     async with asyncio.timeout(in_process.ANSWER_S):
         await ended.wait()
     return tuple(tokens)
@@ -287,7 +287,7 @@ async def test_an_engine_that_computes_anything_waits_for_all_of_an_adapter(engi
     """A step of its own would keep others waiting."""
     stepper = Stepper(engine.stepper._generation, lambda deliver: None)  # which computes nothing: it is not started
     assert stepper.follows_arrivals
-    stepper.submit(Request("bare", PROMPT, Sampling(1, 0), slot=NO_SLOT), lambda event: None)
+    stepper.submit(Request(PROMPT, Sampling(1, 0), slot=NO_SLOT), lambda event: None)
     assert not stepper.follows_arrivals
 
 

@@ -79,9 +79,7 @@ def forget_a_key(books: Scheduler) -> None:
 
 def change_a_slots_tenant(books: Scheduler) -> None:
     other = sequence(5, 1, "z")
-    other.request = type(other.request)(
-        "", (1,), other.request.sampling, "z", "sha256:z", books.running[0].request.slot
-    )
+    other.request = type(other.request)((1,), other.request.sampling, "z", "sha256:z", books.running[0].request.slot)
     books.add(other)
 
 
@@ -126,7 +124,7 @@ async def test_an_engine_looks_for_damage_when_it_has_nothing_to_do(engine: Engi
     scheduler = engine.stepper._scheduler
     leaked = scheduler.pages.take(1)
     assert leaked
-    engine.stepper.submit(Request("", (1, 2, 3), Sampling(max_tokens=1, seed=0)), lambda event: None)
+    engine.stepper.submit(Request((1, 2, 3), Sampling(max_tokens=1, seed=0)), lambda event: None)
     imbalances.planted = True
     await until(lambda: imbalances.found)
     scheduler.pages.drop(leaked[0])

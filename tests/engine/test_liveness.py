@@ -102,7 +102,7 @@ async def test_the_step_thread_is_late_since_it_was_called_not_since_it_had_noth
         loop.call_soon_threadsafe(deliver)
 
     def submit() -> None:
-        stepper.submit(Request("", (5, 6), Sampling(max_tokens=1, seed=0)), ended.append)
+        stepper.submit(Request((5, 6), Sampling(max_tokens=1, seed=0)), ended.append)
 
     stepper = Stepper(generation, post, work)
     stepper.start()

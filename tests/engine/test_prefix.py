@@ -148,7 +148,7 @@ def test_what_has_no_revision_shares_nothing() -> None:
     books = scheduler()
     for _ in range(2):
         each = sequence(18, 1, "a")
-        each.request = type(each.request)("", each.request.prompt, each.request.sampling, "a", "", 3)
+        each.request = type(each.request)(each.request.prompt, each.request.sampling, "a", "", 3)
         books.add(each)
         assert sum(share.length for share in advance(books)[0]) == 18
         assert not books.prefix.idle

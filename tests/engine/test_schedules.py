@@ -182,7 +182,7 @@ class Schedule:
 
     def arrive(self, prompt: list[int], adapter: str, sampling: Sampling) -> list[Sequence]:
         slot, revision = self.at.get(adapter, (NO_SLOT, ""))
-        request = Request("", tuple(prompt), sampling, adapter, revision, slot)
+        request = Request(tuple(prompt), sampling, adapter, revision, slot)
         leader: Sequence | None = None
         made = []
         for each in siblings(request):

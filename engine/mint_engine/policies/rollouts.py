@@ -161,7 +161,6 @@ def _note(rollout: Rollout, event: Event) -> None:
 def _requests(ask: Ask) -> list[Request]:
     return [
         Request(
-            request_id=f"{ask.policy}:{place}",
             prompt=ask.prompt,
             sampling=msgspec.structs.replace(ask.sampling, seed=seed),
             adapter=ask.policy,
@@ -170,5 +169,5 @@ def _requests(ask: Ask) -> list[Request]:
             routes=ask.routes,
             background=True,
         )
-        for place, seed in enumerate(ask.seeds)
+        for seed in ask.seeds
     ]

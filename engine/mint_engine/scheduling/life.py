@@ -79,7 +79,6 @@ async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None
         return sink
 
     request = Request(
-        request_id=asked.request_id,
         prompt=asked.prompt,
         sampling=asked.sampling,
         adapter=asked.adapter,

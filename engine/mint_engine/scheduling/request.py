@@ -62,7 +62,6 @@ class Party(NamedTuple):
 class Request(msgspec.Struct, frozen=True):
     """One prompt for one revision in one slot, pinned until the request ends."""
 
-    request_id: str
     prompt: tuple[int, ...]
     sampling: Sampling
     adapter: str = ""

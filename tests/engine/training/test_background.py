@@ -65,7 +65,7 @@ async def test_work_begins_when_the_thread_is_woken_and_goes_on_between_steps(ba
 
         with stepper._wake:  # or the thread might do all the work before the request is there
             work.left = 1000
-            stepper.submit(Request("one", (5, 6, 7), Sampling(max_tokens=8, seed=0, ignore_eos=True)), sink)
+            stepper.submit(Request((5, 6, 7), Sampling(max_tokens=8, seed=0, ignore_eos=True)), sink)
         await ended.wait()
         assert stepper.stalled_s() < 20
         await until(lambda: not work.busy)

@@ -28,7 +28,7 @@ def fill(scene: Scene) -> None:
     """Ask for so much, each time by another adapter, that the engine takes nothing more."""
     with suppress(Overloaded):
         for n in itertools.count():
-            request = Request(str(n), PROMPT, Sampling(max_tokens=1, seed=0), adapter=f"tenant/{n}")
+            request = Request(PROMPT, Sampling(max_tokens=1, seed=0), adapter=f"tenant/{n}")
             stepper_of(scene).submit(request, lambda _: None)
 
 

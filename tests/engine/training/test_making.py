@@ -53,7 +53,7 @@ async def answered(scene: Scene) -> None:
         if isinstance(event, Done | Failed):
             ended.set()
 
-    stepper_of(scene).submit(Request("tenant", PROMPT, Sampling(max_tokens=4, seed=0, ignore_eos=True)), sink)
+    stepper_of(scene).submit(Request(PROMPT, Sampling(max_tokens=4, seed=0, ignore_eos=True)), sink)
     async with asyncio.timeout(ANSWERED_S):
         await ended.wait()
 
