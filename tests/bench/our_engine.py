@@ -16,7 +16,6 @@ import msgspec
 import structlog
 
 from mint_contracts.records import Assignment, Tier
-from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source, child
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.packed import Packed
@@ -49,21 +48,7 @@ class Engine:
 
     def __init__(self, setup: Setup) -> None:
         loop = asyncio.get_running_loop()
-        store = Source(setup.store) if setup.store else None
-        settings = EngineSettings(
-            base_model="bench/base",
-            source=Source(f"file://{setup.base}"),
-            device=setup.device,
-            dtype="bfloat16",
-            context_length=setup.context,
-            kv_cache_bytes=setup.kv_bytes,
-            max_rank=setup.max_rank,
-            device_slots=setup.slots,
-            host_bytes=setup.host_bytes,
-            disk_bytes=setup.disk_bytes,
-            store=store,
-            tensor_parallel_size=setup.ranks,
-        )
+        settings = setup.settings
         self._base, self._slots, generation = build(settings, Path(setup.base), Limits(), threads=setup.threads)
         leave_cores()
         loader = Loader(
@@ -71,10 +56,10 @@ class Engine:
             Fit(modules=self._slots.modules, max_rank=setup.max_rank),
             self._slots.dtype,
         )
-        self.residency = Residency(self._slots, loader, HostTier(setup.host_bytes), store=store)
+        self.residency = Residency(self._slots, loader, HostTier(setup.host_bytes), store=settings.store)
         self.stepper = Stepper(generation, lambda deliver: _post(loop, deliver))
         self.residency.follows = lambda: self.stepper.follows_arrivals
-        self._store = store
+        self._store = settings.store
         self._numbers = itertools.count()
         self._wanted: dict[str, Assignment] = {}
         self._busy = False  # a round of requests goes on
@@ -233,9 +218,7 @@ class Engine:
         sampling = Sampling(max_tokens=new_tokens, seed=0, ignore_eos=True)
         if adapter:
             async with self.residency.hold(adapter) as held:
-                request = Request(
-                    tuple(prompt), sampling, adapter, held.revision, held.slot, arrival=held.arrival
-                )
+                request = Request(tuple(prompt), sampling, adapter, held.revision, held.slot, arrival=held.arrival)
                 self.stepper.submit(request, sink)
                 result = await ended
         else:

@@ -2,6 +2,9 @@
 
 import msgspec
 
+from mint_contracts.settings import EngineSettings
+from mint_contracts.source import Source
+
 
 class Setup(msgspec.Struct, frozen=True):
     """One engine's base, device, store of adapters, and limits; sizes are bytes."""
@@ -18,3 +21,21 @@ class Setup(msgspec.Struct, frozen=True):
     disk_bytes: int = 16 << 30
     ranks: int = 1
     threads: int = 0  # of each rank; 0: as many as there are cores for it
+
+    @property
+    def settings(self) -> EngineSettings:
+        """What it is told."""
+        return EngineSettings(
+            base_model="bench/base",
+            source=Source(f"file://{self.base}"),
+            device=self.device,
+            dtype="bfloat16",
+            context_length=self.context,
+            kv_cache_bytes=self.kv_bytes,
+            max_rank=self.max_rank,
+            device_slots=self.slots,
+            host_bytes=self.host_bytes,
+            disk_bytes=self.disk_bytes,
+            store=Source(self.store) if self.store else None,
+            tensor_parallel_size=self.ranks,
+        )

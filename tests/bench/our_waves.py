@@ -18,7 +18,6 @@ import structlog
 import torch
 from prometheus_client import REGISTRY
 
-from mint_contracts.settings import EngineSettings
 from mint_contracts.source import Source
 from mint_contracts.training import Dataset, Length, Optimizer, Policies, Reward, Train, TrainSampling
 from mint_engine.adapters.packed import Packed
@@ -82,23 +81,11 @@ class Engine:
 
     def __init__(self, setup: Setup) -> None:
         loop, trainers = asyncio.get_running_loop(), list[Trainer]()
-        settings = EngineSettings(
-            base_model="bench/base",
-            source=Source(f"file://{setup.base}"),
-            device=setup.device,
-            dtype="bfloat16",
-            context_length=setup.context,
-            kv_cache_bytes=setup.kv_bytes,
-            max_rank=setup.max_rank,
-            device_slots=setup.slots,
-            host_bytes=setup.host_bytes,
-            disk_bytes=setup.disk_bytes,
-        )
 
         def equip(base: Base, slots: Slots, _: object) -> None:
             trainers.append(Trainer(base, slots.modules, setup.max_rank))
 
-        base, self._slots, generation = build(settings, Path(setup.base), equip=equip)
+        base, self._slots, generation = build(setup.settings, Path(setup.base), equip=equip)
         leave_cores()
         updates = Updates(trainers[0])
         self.compute = trainers[0].compute

@@ -19,7 +19,7 @@ from mint_contracts.errors import CorruptFile
 from mint_contracts.functions import connect
 from mint_contracts.map_reader import MapReader
 from mint_contracts.records import EngineRecord
-from mint_contracts.settings import REDIS_URL, EngineSettings
+from mint_contracts.settings import REDIS_URL
 from mint_contracts.source import Source
 from mint_engine import process
 from mint_engine.environment import Start
@@ -51,10 +51,7 @@ async def test_a_base_that_is_mended_is_served_without_a_restart(
     if broken == "pickled":
         (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
 
-    told = EngineSettings(
-        base_model=BASE, source=Source(f"file://{folder}"), device="cpu", dtype="float32", context_length=64,
-        kv_cache_bytes=1 << 20, max_rank=4, device_slots=1, host_bytes=1 << 20, disk_bytes=1 << 20,
-    )  # fmt: skip
+    told = settings_for(folder, base_model=BASE)
     server = await listen(told, broken, 0)
     engine = process.Process(Start(told, broken, "127.0.0.1:1", tmp_path / "cache", 0, 0), server)
     redis = connect(redis_server)

@@ -10,8 +10,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mint_contracts.errors import EngineUnavailable
-from mint_contracts.settings import LIVENESS_SERVICE, EngineSettings
-from mint_contracts.source import Source
+from mint_contracts.settings import LIVENESS_SERVICE
 from mint_contracts.wire import from_rpc_error
 from mint_engine import serve
 from mint_engine.build import build
@@ -23,24 +22,8 @@ from tests.engine.running import ask, running, save_base, settings_for
 from tests.waiting import until
 
 
-def without_base(folder: Path) -> EngineSettings:
-    """Those of an engine that finds no base."""
-    return EngineSettings(
-        base_model="team/tiny",
-        source=Source(uri=f"file://{folder}/absent"),
-        device="cpu",
-        dtype="float32",
-        context_length=64,
-        kv_cache_bytes=1 << 20,
-        max_rank=8,
-        device_slots=2,
-        host_bytes=1 << 20,
-        disk_bytes=1 << 20,
-    )
-
-
 async def test_an_engine_without_its_base_is_alive_and_not_ready(tmp_path: Path) -> None:
-    server = await listen(without_base(tmp_path), "tiny-0", 0)
+    server = await listen(settings_for(tmp_path / "absent"), "tiny-0", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
         alive = await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS_SERVICE))
@@ -54,7 +37,7 @@ async def test_an_engine_lets_go_of_connections_that_carry_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "IDLE_MS", 100)
-    server = await listen(without_base(tmp_path), "tiny-0", 0)
+    server = await listen(settings_for(tmp_path / "absent"), "tiny-0", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     assert b"connection idle" in await asyncio.wait_for(reader.read(), 60)
     writer.close()
