@@ -1,6 +1,7 @@
 """What an adapter must be to be served: PEFT's own files are read right, each broken kind gets exactly its error."""
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -250,8 +251,6 @@ def test_links_that_leave_the_folder_are_refused(adapter: Path, tmp_path: Path) 
 
 
 def test_only_regular_files_are_opened(adapter: Path) -> None:
-    import os
-
     (adapter / WEIGHTS).unlink()
     os.mkfifo(adapter / WEIGHTS)
     with pytest.raises(errors.SourceNotFound):

@@ -64,7 +64,6 @@ SAVES: dict[str, tuple[str, Save]] = {
     "padded numbers": ("qwen3_moe", in_numbers("qwen3_moe", "w4a16_asymmetric", moe_intermediate_size=36)),
     "reordered numbers": ("mixtral", in_numbers("mixtral", "w4a16_reordered")),
 }
-STACKS = ("gate_up_proj", "down_proj")
 EVERY = pytest.mark.parametrize("files", SAVES)
 FEW = pytest.mark.parametrize("files", ["float8", "mxfp4", "numbers"])
 

@@ -1,6 +1,7 @@
 """Host and disk tiers: budgets kept, what is wanted or in use never evicted, nothing half there."""
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -136,8 +137,6 @@ def test_the_host_tier_refuses_rather_than_evict_what_is_wanted() -> None:
 
 
 def test_what_the_host_tier_drops_is_freed() -> None:
-    import weakref
-
     host, held = HostTier(1 << 20), adapter()
     gone = weakref.ref(held.run)
     host.put(("a", source("a")), held)
