@@ -11,6 +11,7 @@ a sink, one more logit a head that takes weight and gives nothing (gpt-oss). `mi
 over compressed keys and values.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ from mint_engine.model.cache import KvCache
 from mint_engine.model.latent import attend_latent
 from mint_engine.model.paged import Chunk, Decodes, Paged, Span, plan_attention, tiles
 
-__all__ = ["NAME", "Paged", "Span", "attend", "plan_attention", "register", "weigh"]
+__all__ = ["NAME", "Paged", "Span", "Style", "attend", "attend_rows", "plan_attention", "register", "unserved"]
 
 NAME = "mint"
 
@@ -34,7 +35,7 @@ _HARMLESS = frozenset(
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
     """How scores become weights."""
 
     scale: float
@@ -70,7 +71,7 @@ def attend(
     """
     _refuse(module, options, attention_mask if indices is None else None, dropout, paged)
     assert paged is not None  # noqa: S101 - refused above; for the type checker
-    style = _Style(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    style = Style(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if not isinstance(paged.cache, KvCache):
         if style.window is not None or style.cap is not None or style.sinks is not None:
@@ -99,9 +100,7 @@ def _refuse(
     dropout: float,
     paged: Paged | None,
 ) -> None:
-    refused = sorted(name for name, value in options.items() if value is not None and name not in _HARMLESS)
-    if options.get("is_causal") is False or not getattr(module, "is_causal", True) or mask is not None or dropout:
-        refused.append("an own mask or dropout")
+    refused = unserved(module, options, mask, dropout)
     if paged is None or refused:
         raise UnsupportedBase(
             type(module).__name__,
@@ -109,8 +108,18 @@ def _refuse(
         )
 
 
+def unserved(
+    module: nn.Module, options: Mapping[str, object], mask: torch.Tensor | None, dropout: float
+) -> list[str]:
+    """What a model asks of attention that would change its result, and is computed by nothing here."""
+    found = sorted(name for name, given in options.items() if given is not None and name not in _HARMLESS)
+    if options.get("is_causal") is False or not getattr(module, "is_causal", True) or mask is not None or dropout:
+        found.append("an own mask or dropout")
+    return found
+
+
 def _decode(
-    out: torch.Tensor, query: torch.Tensor, layer: int, decodes: Decodes, cache: KvCache, style: _Style
+    out: torch.Tensor, query: torch.Tensor, layer: int, decodes: Decodes, cache: KvCache, style: Style
 ) -> None:
     """One row each of B requests, into their rows of out; out and query are [Q, T, D]."""
     count = decodes.rows.shape[0]
@@ -120,39 +129,41 @@ def _decode(
     grouped = query.index_select(1, decodes.rows).view(cache.heads, -1, count, cache.head_dim).transpose(1, 2)
     scores = torch.matmul(grouped, keys.transpose(2, 3)) * style.scale  # [K, B, G, N]
     sinks = style.sinks.view(cache.heads, 1, -1, 1) if style.sinks is not None else None
-    weights = weigh(scores, decodes.visible(style.window)[None, :, None], style.cap, sinks).to(values.dtype)
+    weights = _weigh(scores, decodes.visible(style.window)[None, :, None], style.cap, sinks).to(values.dtype)
     attended = torch.matmul(weights, values)  # [K, B, G, D]
     out.index_copy_(1, decodes.rows, attended.transpose(1, 2).reshape(out.shape[0], count, cache.head_dim))
 
 
 def _attend_chunk(
-    out: torch.Tensor, query: torch.Tensor, layer: int, chunk: Chunk, cache: KvCache, style: _Style
+    out: torch.Tensor, query: torch.Tensor, layer: int, chunk: Chunk, cache: KvCache, style: Style
 ) -> None:
     keys, values = cache.read(layer, chunk.pages)  # [K, N, D]
     rows, visible = query[:, chunk.start : chunk.stop], chunk.visible(style.window)
     into = out[:, chunk.start : chunk.stop]
     for tile in tiles(rows.shape[1], rows.shape[0] * keys.shape[1]):
-        into[:, tile] = _attend_rows(rows[:, tile], keys, values, visible[tile], style)
+        into[:, tile] = attend_rows(rows[:, tile], keys, values, visible[tile], style)
 
 
-def _attend_rows(
-    rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor, style: _Style
+def attend_rows(
+    rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor, style: Style
 ) -> torch.Tensor:
-    """Rows [Q, T, D] of one request over keys and values [K, N, D], of which they see [T, N] -> [Q, T, D]."""
+    """Rows [Q, T, D] over keys [K, N, D] and values [K, N, E], of which they see [T, N] -> [Q, T, E]."""
     heads = keys.shape[0]
-    if style.cap is None and style.sinks is None:
+    if style.cap is None and style.sinks is None:  # squeezed, since on the way back an index copies the gradient
         return widened.attend(
             rows[None], keys[None], values[None], attn_mask=visible, scale=style.scale,
             enable_gqa=rows.shape[0] != heads,
-        )[0]  # fmt: skip
+        ).squeeze(0)  # fmt: skip
     grouped = rows.reshape(heads, -1, *rows.shape[1:])  # [K, G, T, D]
     scores = torch.matmul(grouped, keys.transpose(1, 2)[:, None]) * style.scale  # [K, G, T, N]
     sinks = style.sinks.view(heads, -1, 1, 1) if style.sinks is not None else None
-    weights = weigh(scores, visible, style.cap, sinks).to(values.dtype)
-    return torch.matmul(weights, values[:, None]).view(rows.shape)
+    weights = _weigh(scores, visible, style.cap, sinks).to(values.dtype)
+    return torch.matmul(weights, values[:, None]).view(*rows.shape[:2], values.shape[2])
 
 
-def weigh(scores: torch.Tensor, visible: torch.Tensor, cap: float | None, sinks: torch.Tensor | None) -> torch.Tensor:
+def _weigh(
+    scores: torch.Tensor, visible: torch.Tensor, cap: float | None, sinks: torch.Tensor | None
+) -> torch.Tensor:
     """Softmax over the last dimension in float32, of what is visible, with a sink beside it where there is one."""
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap

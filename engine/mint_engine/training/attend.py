@@ -15,29 +15,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.model import widened
-from mint_engine.model.attention import weigh
+from mint_engine.model.attention import Style, attend_rows, unserved
 from mint_engine.training.pieces import PIECE_ROWS, Tree
 
 NAME = "mint_training"
 KEPT_BYTES = 64 << 20  # of trees' masks, a byte for each two rows: 64 of whole pieces
 
-_HARMLESS = frozenset(
-    {"position_ids", "use_cache", "is_causal", "cache", "output_attentions", "output_router_logits", "layer_idx"}
-)
-
 Chosen = tuple[
     torch.Tensor | None, ...
 ]  # of each tree, which rows each row may see [n, n] bool; None: all that it can
-
-
-@dataclass(frozen=True)
-class _Style:
-    """How scores become weights; see `mint_engine.model.attention`."""
-
-    scale: float
-    cap: float | None
-    sinks: torch.Tensor | None
 
 
 def register() -> None:
@@ -66,12 +52,12 @@ def attend(
     Raises UnsupportedBase when the model asks for something else.
     """
     _refuse(module, options, attention_mask if indices is None else None, dropout)
-    style = _Style(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    style = Style(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
     rows, parts = query.shape[2], []
     for at, tree in enumerate(trees):
         choice = indices[at] if indices is not None else None
         for some in cuts(tree.rows):
-            part = _Part(tree, some, sliding_window, choice, style)
+            part = _Part(tree, some, choice, style)
             own = slice(tree.row + some.start, tree.row + some.stop)
             past = slice(tree.row, own.stop)
             given = query[:, :, own], key[:, :, past], value[:, :, past]
@@ -128,9 +114,7 @@ _kept = lru_cache(maxsize=KEPT_BYTES // PIECE_ROWS**2)(_visible)
 
 
 def _refuse(module: nn.Module, options: dict[str, object], mask: torch.Tensor | None, dropout: float) -> None:
-    refused = sorted(name for name, given in options.items() if given is not None and name not in _HARMLESS)
-    if options.get("is_causal") is False or not getattr(module, "is_causal", True) or mask is not None or dropout:
-        refused.append("an own mask or dropout")
+    refused = unserved(module, options, mask, dropout)
     if refused:
         raise UnsupportedBase(
             type(module).__name__, f"needs attention with {', '.join(refused)}, which is not trained"
@@ -143,24 +127,14 @@ class _Part:
 
     tree: Tree
     rows: range
-    window: int | None
     choice: torch.Tensor | None  # [n, n] bool, of all of the tree
-    style: _Style
+    style: Style
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Queries [1, Q, n, D], keys [1, K, m, D] and values [1, K, m, E] -> [1, Q, n, E]."""
-        style, heads, count = self.style, key.shape[1], query.shape[2]
-        seen = self._seen(query.device)
-        if style.cap is None and style.sinks is None:
-            return widened.attend(
-                query, key, value, attn_mask=seen, scale=style.scale, enable_gqa=query.shape[1] != heads
-            )
-        grouped = query[0].reshape(heads, -1, count, query.shape[3])  # [K, Q / K, n, D]
-        scores = torch.matmul(grouped, key[0].transpose(1, 2)[:, None]) * style.scale
-        sinks = style.sinks.view(heads, -1, 1, 1) if style.sinks is not None else None
-        weights = weigh(scores, seen, style.cap, sinks).to(value.dtype)
-        return torch.matmul(weights, value[0][:, None]).view(1, -1, count, value.shape[3])
+        rows, keys, values = (each.squeeze(0) for each in (query, key, value))
+        return attend_rows(rows, keys, values, self._seen(query.device), self.style).unsqueeze(0)
 
     def _seen(self, device: torch.device) -> torch.Tensor:
-        seen = visible(self.tree.trunk, self.tree.branches, self.window, self.rows).to(device)
+        seen = visible(self.tree.trunk, self.tree.branches, self.style.window, self.rows).to(device)
         return seen if self.choice is None else seen & self.choice[self.rows.start : self.rows.stop, : self.rows.stop]
