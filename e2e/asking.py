@@ -1,7 +1,8 @@
-"""Asking everything over and over while something happens to the cluster."""
+"""Asking the gateway: once, or everything over and over while something happens to the cluster."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from e2e.samples import TRAINED
 from e2e.world import World
@@ -10,6 +11,18 @@ from mint_gateway.client import Answer, Client, question
 
 NAMES = [adapter.name for adapter in TRAINED]
 TRIES = 20  # of one request whose stream was cut: what the error tells a client to do
+
+T = TypeVar("T")
+
+
+def ask(world: World, call: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """One call of the gateway."""
+
+    async def run() -> T:
+        async with Client(world.gateway) as client:
+            return await call(client)
+
+    return asyncio.run(run())
 
 
 async def while_asking(world: World, act: Callable[[], Awaitable[None]]) -> list[Answer | MintError]:

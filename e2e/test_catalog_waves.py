@@ -1,13 +1,13 @@
 """A wave over the catalog follows what is registered and retired, and says why it stands as it does."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import pytest
 
+from e2e.asking import ask
 from e2e.samples import GOOD, Adapter
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World
@@ -18,8 +18,6 @@ from mint_gateway.client import Client, question
 
 BASE = f"{NAMESPACE}/smollm2"
 FOLDER = "file:///mint/tmp/e2e-catalog"  # of the only gateway: enough for a catalog that ends with the test
-
-T = TypeVar("T")
 
 
 @pytest.fixture
@@ -34,16 +32,6 @@ def catalogued(world: World) -> Iterator[World]:
 def patch(world: World, catalog: dict[str, Any] | None) -> None:
     text = json.dumps({"spec": {"catalog": catalog}})
     world.kube.kubectl("patch", "basemodel", "smollm2", "-n", NAMESPACE, "--type=merge", "-p", text)
-
-
-def ask(world: World, call: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """One call of the gateway."""
-
-    async def run() -> T:
-        async with Client(world.gateway) as client:
-            return await call(client)
-
-    return asyncio.run(run())
 
 
 def worked(world: World, call: Callable[[Client], Coroutine[Any, Any, object]]) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 from e2e import release
 from e2e.asking import NAMES, lost, while_asking
+from e2e.cluster.kube import is_ready
 from e2e.samples import GOOD
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, base_model, wave
@@ -55,14 +56,9 @@ def _kill_pods(world: World, component: str) -> None:
     def replaced() -> bool:
         pods = world.kube.list("pod", release.NAMESPACE, selector)
         fresh = [pod for pod in pods if pod["metadata"]["uid"] not in before]
-        return bool(fresh) and all(_ready(pod) for pod in fresh)
+        return bool(fresh) and all(is_ready(pod) for pod in fresh)
 
     until(f"{component} to be replaced", replaced)
-
-
-def _ready(pod: dict[str, dict[str, list[dict[str, str]]]]) -> bool:
-    conditions = pod["status"].get("conditions", [])
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
 async def test_serving_goes_on_without_the_operator_and_state_is_right_afterwards(world: World, waves: Waves) -> None:
@@ -124,7 +120,7 @@ def test_a_base_and_a_wave_are_deleted_while_redis_is_away_and_forgotten_when_it
     finally:
         world.kube.kubectl("scale", *redis, "--replicas=1")
 
-    until("redis to be back", lambda: [pod for pod in _redis_pods(world) if _ready(pod)])
+    until("redis to be back", lambda: [pod for pod in _redis_pods(world) if is_ready(pod)])
     until("the base to be forgotten", lambda: f"{NAMESPACE}/leaving" not in _bases(world))
     waves("arriving", wave(NAMES[:1]))
     world.kube.wait("adapterwave/arriving", "Ready", NAMESPACE)

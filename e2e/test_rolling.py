@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from e2e.asking import NAMES, lost, while_asking
+from e2e.cluster.kube import is_ready
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, wave
 
@@ -25,9 +26,9 @@ async def test_engines_that_start_anew_are_replaced_first_and_clients_lose_nothi
 
     def rolled() -> bool:
         now = _pods(world)
-        seen.append(sum(_ready(pod) for pod in now.values()))
+        seen.append(sum(is_ready(pod) for pod in now.values()))
         anew = [name for name in ENGINES if name in now and _uid(now[name]) != _uid(before[name])]
-        return len(anew) == len(ENGINES) and all(_ready(now[name]) for name in ENGINES)
+        return len(anew) == len(ENGINES) and all(is_ready(now[name]) for name in ENGINES)
 
     async def roll() -> None:
         patch = ["--type=merge", "-p", json.dumps(CHANGE)]
@@ -50,8 +51,3 @@ def _pods(world: World) -> dict[str, dict[str, Any]]:
 
 def _uid(pod: dict[str, Any]) -> str:
     return str(pod["metadata"]["uid"])
-
-
-def _ready(pod: dict[str, Any]) -> bool:
-    conditions = pod["status"].get("conditions", [])
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)

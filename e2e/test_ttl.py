@@ -1,23 +1,20 @@
 """A wave with a ttl ends by itself: it is told as ended, lets go of its adapters, and takes nothing from others."""
 
-import asyncio
 import json
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
+from e2e.asking import ask
 from e2e.samples import TRAINED
 from e2e.waiting import until
 from e2e.world import NAMESPACE, Waves, World, wave
 from mint_contracts import placement_pb2
-from mint_gateway.client import Client, question
+from mint_gateway.client import question
 
 BASE = f"{NAMESPACE}/smollm2"
 STAYS = [f"{NAMESPACE}/stays"]
 OWN, SHARED = (adapter.name for adapter in TRAINED[:2])
 LEFT_S = 15  # to a wave that is Ready and has answered, so that no slow start is taken for its end
-
-T = TypeVar("T")
 
 
 def test_a_wave_is_expired_and_complete_when_its_ttl_ends_and_nobody_else_loses_anything(
@@ -81,16 +78,6 @@ def age_s(world: World) -> int:
     """How long ago the wave was made."""
     created = world.kube.get("adapterwave", "brief", NAMESPACE)["metadata"]["creationTimestamp"]
     return int((datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds())
-
-
-def ask(world: World, call: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-    """One call of the gateway."""
-
-    async def run() -> T:
-        async with Client(world.gateway) as client:
-            return await call(client)
-
-    return asyncio.run(run())
 
 
 def answerer(world: World, adapter: str) -> str:

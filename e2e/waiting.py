@@ -1,6 +1,5 @@
 """Waiting for what becomes true in a cluster, within a bound and with words for what is awaited."""
 
-import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,4 +18,4 @@ def until(what: str, probe: Callable[[], T], timeout_s: float = 120) -> T:
             return found
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:.0f} s for {what}; last seen: {found!r}")
-        threading.Event().wait(POLL_S)
+        time.sleep(POLL_S)

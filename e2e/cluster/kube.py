@@ -10,6 +10,12 @@ from e2e.cluster.commands import run
 from e2e.cluster.errors import CommandFailedError
 
 
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod has said so."""
+    conditions = pod["status"].get("conditions", [])
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
 @dataclass(frozen=True)
 class Kube:
     """One cluster, reached through its own kubectl and helm."""

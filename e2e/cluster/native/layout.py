@@ -27,11 +27,6 @@ class Layout:
     link: IPv4Network
 
     @property
-    def identity(self) -> str:
-        """Eight hex digits of the data folder."""
-        return short_id(self.data)
-
-    @property
     def veth(self) -> str:
         """The machine's end of the veth pair (a name of 12 of the 15 letters allowed)."""
         return veth_name(self.data)
