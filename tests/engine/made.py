@@ -17,7 +17,7 @@ from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.packed import Packed, fingerprint, halves, lay_out
 from mint_engine.adapters.read import read_adapter
-from mint_engine.sources.fetch import CONFIG, WEIGHTS
+from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.local import LocalFolder
 
 BASE_NAME = "tests/tiny-llama"
@@ -122,3 +122,11 @@ def unpack(packed: Packed) -> dict[str, Delta]:
         place.path: Delta(a if place.experts else a[0], (b if place.experts else b[0]).mT, scaling)
         for (place, a, b), scaling in parts
     }
+
+
+def packed_source(folder: Path, packed: Packed) -> Path:
+    """A folder that holds a packed file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / PACKED).open("wb") as file:
+        packed_file.write(packed, file)
+    return folder

@@ -1,12 +1,6 @@
 """From PEFT's files to a packed one and back, with experts; and sources that hold a packed file already."""
 
-import errno
 import json
-import os
-import shutil
-from concurrent.futures import ProcessPoolExecutor
-from io import FileIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +10,21 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from mint_contracts import errors
-from mint_contracts.source import Source
-from mint_engine.adapters import mapped, packed_file, peft_config
 from mint_engine.adapters import pack as command
+from mint_engine.adapters import packed_file, peft_config
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit
 from mint_engine.adapters.export import export
-from mint_engine.adapters.file_identity import Identity, identity_of
-from mint_engine.adapters.packed import Header, Packed
+from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
-from mint_engine.residency.disk import DiskTier
-from mint_engine.residency.loading import Loader
 from mint_engine.residency.slots import Slots
 from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
 from mint_engine.sources.local import LocalFolder
 from tests.engine.made import (
     ALL_SEVEN,
     BASE_NAME,
-    edit_config,
     edit_tensors,
-    lora_names,
+    packed_source,
     peft_adapter,
     read_tiny,
     tiny_fit,
@@ -81,11 +70,6 @@ def read(folder: Path, fit: Fit = MOE, dtype: torch.dtype = torch.float32) -> Pa
     return read_adapter(LocalFolder(folder, "adapter"), fit, dtype)
 
 
-def write(packed: Packed, path: Path) -> None:
-    with path.open("wb") as file:
-        packed_file.write(packed, file)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_pefts_tensors_come_back_byte_for_byte(tmp_path: Path, dtype: torch.dtype) -> None:
     before = load_file(moe_adapter(tmp_path / "peft", dtype=dtype) / WEIGHTS)
@@ -109,7 +93,7 @@ def test_pefts_tensors_come_back_byte_for_byte(tmp_path: Path, dtype: torch.dtyp
 )
 def test_peft_loads_what_is_exported_and_answers_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
     model = peft_adapter(tmp_path / "peft", **options).eval()
-    write(read_tiny(tmp_path / "peft"), tmp_path / PACKED)
+    packed_source(tmp_path, read_tiny(tmp_path / "peft"))
     tiny_llama().config.save_pretrained(tmp_path / "base")
     unpack_it = ["unpack", str(tmp_path / PACKED), str(tmp_path / "again"), "--base", str(tmp_path / "base")]
     assert command.main(unpack_it) == 0
@@ -236,12 +220,6 @@ def test_every_expert_that_a_packed_files_config_names_must_fit(
         read(folder)
 
 
-def packed_source(folder: Path, packed: Packed) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    write(packed, folder / PACKED)
-    return folder
-
-
 def test_a_source_may_hold_a_packed_file(tmp_path: Path) -> None:
     packed = read(moe_adapter(tmp_path / "peft"))
     again = read(packed_source(tmp_path / "packed", packed))
@@ -296,112 +274,6 @@ def test_a_packed_file_has_one_form(tmp_path: Path) -> None:
     packed_source(tmp_path / "packed", _tampered(packed, config=spaced))
     with pytest.raises(errors.CorruptFile, match="canonical form"):
         read(tmp_path / "packed")
-
-
-def loader(folder: Path, budget: int = 1 << 20) -> Loader:
-    return Loader(DiskTier(folder / "disk", budget), tiny_fit(), torch.float32)
-
-
-def test_a_local_source_is_packed_once_and_anew_when_it_has_changed(tmp_path: Path) -> None:
-    peft_adapter(tmp_path / "a")
-    here, source = loader(tmp_path), Source(f"file://{tmp_path}/a")
-    first = here.load(source)
-    (only,) = (tmp_path / "disk").iterdir()
-    written = only.stat()
-    assert here.load(source).revision == first.revision == read_tiny(tmp_path / "a").revision
-    assert only.stat() == written, "no second time"
-    name = lora_names(tmp_path / "a")[0]
-    edit_tensors(tmp_path / "a", {name: load_file(tmp_path / "a" / WEIGHTS)[name] * 2})
-    assert here.load(source).revision == read_tiny(tmp_path / "a").revision != first.revision
-    assert len(list((tmp_path / "disk").iterdir())) == 1, "what it was is gone"
-    edit_config(tmp_path / "a", lora_alpha=1)
-    assert here.load(source).revision == read_tiny(tmp_path / "a").revision
-    packed_source(tmp_path / "a", first)
-    assert here.load(source).revision == first.revision, "a packed file is taken before PEFT's"
-    shutil.rmtree(tmp_path / "a")
-    with pytest.raises(errors.SourceNotFound):
-        here.load(source)
-
-
-def test_a_restart_finds_what_was_packed_and_another_base_does_not(tmp_path: Path) -> None:
-    peft_adapter(tmp_path / "a")
-    source = Source(f"file://{tmp_path}/a")
-    first = loader(tmp_path).load(source)
-    (only,) = (tmp_path / "disk").iterdir()
-    os.utime(only, ns=(7, 7))
-    assert loader(tmp_path).load(source).revision == first.revision
-    assert only.stat().st_mtime_ns == 7, "it was not written anew"
-    halved = Loader(DiskTier(tmp_path / "disk", 1 << 20), tiny_fit(), torch.bfloat16)
-    assert (
-        halved.load(source).revision
-        == read_adapter(LocalFolder(tmp_path / "a", "a"), tiny_fit(), torch.bfloat16).revision
-    )
-    assert not only.exists()
-
-
-def test_a_cached_file_that_broke_is_packed_anew(tmp_path: Path) -> None:
-    peft_adapter(tmp_path / "a")
-    source = Source(f"file://{tmp_path}/a")
-    first = loader(tmp_path).load(source)
-    (only,) = (tmp_path / "disk").iterdir()
-    blob = bytearray(only.read_bytes())
-    blob[-5] ^= 1
-    only.write_bytes(blob)
-    assert loader(tmp_path).load(source).revision == first.revision
-    only.write_bytes(blob[:100])
-    assert loader(tmp_path).load(source).revision == first.revision
-
-
-def load_with_a_lost_block(folder: Path, source: Source) -> str:
-    """The revision that a new process loads, where mapped blocks of the cached file can not be read any more.
-
-    As a disk that fails: it is cut once it has been looked at, and what is mapped beyond a file's end has no block.
-    """
-    (only,) = (folder / "disk").iterdir()
-    looks: list[Identity] = []
-
-    def look(about: os.stat_result) -> Identity:
-        looks.append(identity_of(about))
-        if len(looks) == 2:
-            os.truncate(only, 0)
-        return looks[-1]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(mapped, "MAP_FROM_BYTES", 0)
-        patched.setattr(mapped, "identity_of", look)
-        return loader(folder).load(source).revision
-
-
-def test_a_cached_file_of_which_a_block_is_lost_is_packed_anew_and_ends_nobody(tmp_path: Path) -> None:
-    peft_adapter(tmp_path / "a")
-    source = Source(f"file://{tmp_path}/a")
-    first = loader(tmp_path).load(source)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another:
-        assert another.submit(load_with_a_lost_block, tmp_path, source).result() == first.revision
-    assert loader(tmp_path).load(source).revision == first.revision
-
-
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOENT])
-def test_a_cached_file_that_can_not_be_read_is_packed_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    peft_adapter(tmp_path / "a")
-    source = Source(f"file://{tmp_path}/a")
-    first, read_header, failures = loader(tmp_path).load(source), mapped._read_header, [1]
-
-    def failing(file: FileIO, file_bytes: int, subject: str) -> Header:
-        if failures[0]:
-            failures[0] -= 1
-            raise OSError(code, os.strerror(code))
-        return read_header(file, file_bytes, subject)
-
-    monkeypatch.setattr(mapped, "_read_header", failing)
-    again = loader(tmp_path)
-    assert again.load(source).revision == first.revision
-    failures[0] = 2
-    with pytest.raises(errors.SourceUnavailable, match="can not be read back") as caught:
-        loader(tmp_path).load(source)
-    assert not caught.value.terminal
 
 
 def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

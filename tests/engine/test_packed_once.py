@@ -1,0 +1,128 @@
+"""What is loaded is packed once, onto the engine's disk, and anew where its source or the disk is not what it was."""
+
+import errno
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from io import FileIO
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mint_contracts import errors
+from mint_contracts.source import Source
+from mint_engine.adapters import mapped
+from mint_engine.adapters.file_identity import Identity, identity_of
+from mint_engine.adapters.packed import Header
+from mint_engine.adapters.read import read_adapter
+from mint_engine.residency.disk import DiskTier
+from mint_engine.residency.loading import Loader
+from mint_engine.sources.fetch import WEIGHTS
+from mint_engine.sources.local import LocalFolder
+from tests.engine.made import edit_config, edit_tensors, lora_names, packed_source, peft_adapter, read_tiny, tiny_fit
+from tests.engine.tiers import loader
+
+
+def test_a_local_source_is_packed_once_and_anew_when_it_has_changed(tmp_path: Path) -> None:
+    peft_adapter(tmp_path / "a")
+    here, source = loader(tmp_path), Source(f"file://{tmp_path}/a")
+    first = here.load(source)
+    (only,) = (tmp_path / "disk").iterdir()
+    written = only.stat()
+    assert here.load(source).revision == first.revision == read_tiny(tmp_path / "a").revision
+    assert only.stat() == written, "no second time"
+    name = lora_names(tmp_path / "a")[0]
+    edit_tensors(tmp_path / "a", {name: load_file(tmp_path / "a" / WEIGHTS)[name] * 2})
+    assert here.load(source).revision == read_tiny(tmp_path / "a").revision != first.revision
+    assert len(list((tmp_path / "disk").iterdir())) == 1, "what it was is gone"
+    edit_config(tmp_path / "a", lora_alpha=1)
+    assert here.load(source).revision == read_tiny(tmp_path / "a").revision
+    packed_source(tmp_path / "a", first)
+    assert here.load(source).revision == first.revision, "a packed file is taken before PEFT's"
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(errors.SourceNotFound):
+        here.load(source)
+
+
+def test_a_restart_finds_what_was_packed_and_another_base_does_not(tmp_path: Path) -> None:
+    peft_adapter(tmp_path / "a")
+    source = Source(f"file://{tmp_path}/a")
+    first = loader(tmp_path).load(source)
+    (only,) = (tmp_path / "disk").iterdir()
+    os.utime(only, ns=(7, 7))
+    assert loader(tmp_path).load(source).revision == first.revision
+    assert only.stat().st_mtime_ns == 7, "it was not written anew"
+    halved = Loader(DiskTier(tmp_path / "disk", 1 << 20), tiny_fit(), torch.bfloat16)
+    assert (
+        halved.load(source).revision
+        == read_adapter(LocalFolder(tmp_path / "a", "a"), tiny_fit(), torch.bfloat16).revision
+    )
+    assert not only.exists()
+
+
+def test_a_cached_file_that_broke_is_packed_anew(tmp_path: Path) -> None:
+    peft_adapter(tmp_path / "a")
+    source = Source(f"file://{tmp_path}/a")
+    first = loader(tmp_path).load(source)
+    (only,) = (tmp_path / "disk").iterdir()
+    blob = bytearray(only.read_bytes())
+    blob[-5] ^= 1
+    only.write_bytes(blob)
+    assert loader(tmp_path).load(source).revision == first.revision
+    only.write_bytes(blob[:100])
+    assert loader(tmp_path).load(source).revision == first.revision
+
+
+def load_with_a_lost_block(folder: Path, source: Source) -> str:
+    """The revision that a new process loads, where mapped blocks of the cached file can not be read any more.
+
+    As a disk that fails: it is cut once it has been looked at, and what is mapped beyond a file's end has no block.
+    """
+    (only,) = (folder / "disk").iterdir()
+    looks: list[Identity] = []
+
+    def look(about: os.stat_result) -> Identity:
+        looks.append(identity_of(about))
+        if len(looks) == 2:
+            os.truncate(only, 0)
+        return looks[-1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mapped, "MAP_FROM_BYTES", 0)
+        patched.setattr(mapped, "identity_of", look)
+        return loader(folder).load(source).revision
+
+
+def test_a_cached_file_of_which_a_block_is_lost_is_packed_anew_and_ends_nobody(tmp_path: Path) -> None:
+    peft_adapter(tmp_path / "a")
+    source = Source(f"file://{tmp_path}/a")
+    first = loader(tmp_path).load(source)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as another:
+        assert another.submit(load_with_a_lost_block, tmp_path, source).result() == first.revision
+    assert loader(tmp_path).load(source).revision == first.revision
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOENT])
+def test_a_cached_file_that_can_not_be_read_is_packed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    peft_adapter(tmp_path / "a")
+    source = Source(f"file://{tmp_path}/a")
+    first, read_header, failures = loader(tmp_path).load(source), mapped._read_header, [1]
+
+    def failing(file: FileIO, file_bytes: int, subject: str) -> Header:
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(code, os.strerror(code))
+        return read_header(file, file_bytes, subject)
+
+    monkeypatch.setattr(mapped, "_read_header", failing)
+    again = loader(tmp_path)
+    assert again.load(source).revision == first.revision
+    failures[0] = 2
+    with pytest.raises(errors.SourceUnavailable, match="can not be read back") as caught:
+        loader(tmp_path).load(source)
+    assert not caught.value.terminal
