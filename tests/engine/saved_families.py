@@ -4,9 +4,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import MixtralConfig
 
+from mint_engine.model.base import Base
 from tests.engine.families import FAMILIES, SEEING, SIZES, make_model, read_model
 from tests.engine.made import fill
 from tests.engine.running import save_tokenizer
@@ -26,6 +28,11 @@ SERVED: dict[str, dict[str, Any]] = {
     "deepseek_v32": {"target_modules": LATENT, "target_parameters": EXPERTS},
     "glm_5": {"target_modules": LATENT, "target_parameters": EXPERTS},
 }
+
+
+def weights(base: Base) -> dict[str, torch.Tensor]:
+    """All numbers of its model, by name."""
+    return dict(base.model.state_dict()) | dict(base.model.named_buffers())
 
 
 def save_base(name: str, folder: Path, **changes: Any) -> Path:

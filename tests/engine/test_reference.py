@@ -9,29 +9,16 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers import MixtralConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mint_contracts.errors import MintError, NonFiniteWeights, UnsupportedBase
-from mint_engine.model.base import Base, load_base
+from mint_engine.model.base import load_base
 from mint_engine.model.modules import layers_of
 from mint_engine.model.reference import load_part, reference_logits
 from mint_engine.parallel.part import Part
-from tests.engine.families import CPU, FAMILIES, SIZES, make_model
+from tests.engine.families import CPU, FAMILIES
 from tests.engine.quantised import edit_tensors, save_float8, save_mxfp4, tensors_of
-from tests.engine.running import save_tokenizer
-from tests.engine.saved_families import save_base
-
-
-def save(family: str, folder: Path) -> Path:
-    if family == "mixtral":  # whose files name experts otherwise than its model does
-        make_model(MixtralConfig(**SIZES, num_local_experts=6)).save_pretrained(folder)
-        save_tokenizer(folder)
-        return folder
-    return save_base(family, folder)
-
-
-def weights(base: Base) -> dict[str, torch.Tensor]:
-    return dict(base.model.state_dict()) | dict(base.model.named_buffers())
+from tests.engine.saved_families import save_base, weights
 
 
 def assert_same(path: Path, dtype: torch.dtype) -> None:
@@ -50,9 +37,9 @@ def assert_same(path: Path, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", [*FAMILIES, "mixtral"])
+@pytest.mark.parametrize("family", [*FAMILIES, "mixtral"])  # whose files name experts otherwise than its model
 def test_every_family(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    assert_same(save(family, tmp_path), dtype)
+    assert_same(save_base(family, tmp_path), dtype)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt_oss"])

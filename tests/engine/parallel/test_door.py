@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from unittest import mock
 
 import msgspec
 import pytest
@@ -179,13 +178,14 @@ def test_what_one_leader_was_told_proves_nothing_to_another() -> None:
         admit(in_pair(lambda theirs: theirs.sendall(overheard[0])), KEY)
 
 
-def test_who_trickles_is_not_waited_for() -> None:
+def test_who_trickles_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def trickle(theirs: socket.socket) -> None:
         while True:  # so whoever waits for it to end hangs
             theirs.sendall(b"x")
             time.sleep(0.05)
 
-    with mock.patch("mint_engine.parallel.greeting.GREETING_S", 0.5), pytest.raises(OSError, match="timed out"):
+    monkeypatch.setattr("mint_engine.parallel.greeting.GREETING_S", 0.5)
+    with pytest.raises(OSError, match="timed out"):
         admit(in_pair(trickle), KEY)
 
 

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mint_contracts.errors import UnsupportedBase
-from mint_engine.model.base import Base, load_base
+from mint_engine.model.base import load_base
 from mint_engine.parallel.part import Part, parts_of
 from mint_engine.parallel.shares import Dimensions, share_out
 from tests.engine.families import CPU, MOE
-from tests.engine.saved_families import BASES, save_base
+from tests.engine.saved_families import BASES, save_base, weights
 
 SHARE = share_out(Dimensions(heads=4, kv_heads=2, vocabulary=96, experts=MOE["num_experts"]), 2)[1]
 # By files, as they are published too.
@@ -19,10 +19,6 @@ NAMED_OTHERWISE = {
     "mixtral": "model.layers.1.block_sparse_moe.experts.3.w1.weight",
     "gemma3_seeing": "language_model.model.layers.1.self_attn.q_proj.weight",
 }
-
-
-def weights(base: Base) -> dict[str, torch.Tensor]:
-    return dict(base.model.state_dict()) | dict(base.model.named_buffers())
 
 
 @pytest.mark.parametrize("family", BASES)

@@ -1,9 +1,7 @@
 """Ranks put together what torch computes on each: real processes, the same bits on all of them, however they meet."""
 
 import multiprocessing
-import os
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,6 +157,17 @@ def heard(pipe: Connection) -> Told:
     return told
 
 
+def miss_one(playing: list[tuple[SpawnProcess, Connection]]) -> None:
+    """The others notice that one has died."""
+    dead, _ = playing.pop(1)
+    dead.kill()
+    dead.join()
+    for _, pipe in playing:
+        pipe.send("begin")
+    for _, pipe in playing:
+        assert "has lost one of its ranks" in (heard(pipe) or "")
+
+
 @pytest.mark.parametrize(("count", "threads"), [(2, 1), (3, 1), (2, 3)])
 def test_sums_and_logits_are_those_of_all_ranks(count: int, threads: int, tmp_path: Path) -> None:
     with ranks(count, tmp_path / "memory", add_often, threads=threads) as playing:
@@ -175,26 +184,12 @@ def test_over_nodes_a_rank_that_dies_is_missed_at_once() -> None:
     """The patience of the others would end long after this test's."""
     with ranks_on_nodes(3, add_twice) as playing:
         assert [heard(pipe) for _, pipe in playing] == ["met"] * 3
-        dead, _ = playing.pop(1)
-        assert dead.pid
-        os.kill(dead.pid, signal.SIGKILL)
-        dead.join()
-        for _, pipe in playing:
-            pipe.send("begin")
-        for _, pipe in playing:
-            assert "has lost one of its ranks" in (heard(pipe) or "")
+        miss_one(playing)
 
 
 def test_a_rank_that_dies_is_missed_within_the_patience_of_the_others(tmp_path: Path) -> None:
     with ranks(3, tmp_path / "memory", add_when_told, patience_s=0.5) as playing:
-        dead, _ = playing.pop(1)
-        assert dead.pid
-        os.kill(dead.pid, signal.SIGKILL)
-        dead.join()
-        for _, pipe in playing:
-            pipe.send("begin")
-        for _, pipe in playing:
-            assert "has lost one of its ranks" in (heard(pipe) or "")
+        miss_one(playing)
 
 
 def test_who_waits_is_released_when_another_says_that_it_can_not_go_on(tmp_path: Path) -> None:

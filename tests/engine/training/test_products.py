@@ -8,27 +8,15 @@ import pytest
 import torch
 
 from mint_engine.training.batch import Part, Segment
-from mint_engine.training.kernels import TrainingKernels, find_training_kernels
 from mint_engine.training.products import Product, Rows, Target, multiply, multiply_back
+from tests.engine.training.tried import DTYPES, kernels_of, near, normal
 
-DTYPES = [torch.float32, torch.bfloat16]
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 # in, out: odd, whole, more inputs than are taken at once; more outputs than caches keep, of few inputs and of many
 SHAPES = [(90, 150), (33, 64), (600, 160), (96, 704), (768, 800)]
 BOUNDS = (0, 64, 64, 750, 774)  # the second expert has no rows, the third more than are taken at once
 # First row, rows, expert, segment; rows 40 to 47 are nobody's.
 RUNS = ((0, 5, 0, 0), (5, 35, 0, 1), (48, 16, 0, 2), (64, 1, 2, 0), (65, 685, 2, 1), (750, 24, 3, 2))
 RANKS = (1, 8, 33)
-
-
-def kernels_of(dtype: torch.dtype) -> TrainingKernels:
-    kernels = find_training_kernels(dtype, torch.device("cpu"))
-    assert kernels is not None, "run `make kernels`"
-    return kernels
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def product_of(shape: tuple[int, int], dtype: torch.dtype) -> Product:
@@ -73,10 +61,6 @@ def plainly(
                 a, b = leaves[number, target.path]
                 added[own, target.columns] += x[own] @ a[expert].t() @ b[expert] * part.scaling
     return y + added
-
-
-def near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    assert float((found.double() - expected).norm() / expected.norm()) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

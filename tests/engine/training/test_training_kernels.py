@@ -6,28 +6,12 @@ from torch.nn import functional
 
 from mint_engine.kernels.library import find_kernels
 from mint_engine.training.attend import visible
-from mint_engine.training.kernels import Heads, TrainingKernels, find_training_kernels, lay_trees
+from mint_engine.training.kernels import Heads, lay_trees
 from mint_engine.training.pieces import Tree
+from tests.engine.training.tried import DTYPES, kernels_of, near, normal
 
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
-DTYPES = list(TOLERANCE)
 TREES = (Tree(0, 5, (3, 0, 7)), Tree(15, 1, (0,)), Tree(16, 70, (33, 1, 40)), Tree(160, 90, (2,)))
 ROWS = 256  # the last four belong to no tree
-
-
-def kernels_of(dtype: torch.dtype) -> TrainingKernels:
-    kernels = find_training_kernels(dtype, torch.device("cpu"))
-    assert kernels is not None, "run `make kernels`"
-    return kernels
-
-
-def near(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    found, expected = found.float(), expected.detach().float()
-    assert float((found.detach() - expected).norm() / expected.norm()) < TOLERANCE[dtype]
-
-
-def normal(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def attend_plainly(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
