@@ -1,9 +1,15 @@
 """Names of policies: each is trained by one wave, and served by none that means something else by it."""
 
+import pytest
+
+from mint_contracts.resources import Tenant
 from mint_contracts.training import Policies, Policy
 from mint_contracts.training_records import Order, Stage
+from mint_operator.planning.snapshot import ObservedWave
 from tests.operator import worlds
 from tests.operator.training_worlds import STEPS, World, base, condition, engines, orders, published, training_wave
+
+X, LATER = Policies(list=(Policy(name="team/x"),)), "2026-01-02T00:00:00Z"
 
 
 def test_two_waves_can_not_train_one_policy() -> None:
@@ -65,3 +71,29 @@ def test_a_complete_wave_keeps_its_names_from_a_later_one_of_higher_priority() -
     assert world.status("w").phase == "Complete"
     assert list(world.placements) == ["team/x"]
     assert condition(world, "v", "Admitted")[1] == "PolicyConflict"
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        worlds.wave("s", sources={"team/x": "s3://private/x"}, namespace="acme", priority=1),
+        training_wave("w", policies=X, namespace="acme", priority=1),
+    ],
+)
+@pytest.mark.parametrize(
+    "ours", [worlds.wave("v", ["team/x"], created=LATER), training_wave("v", policies=X, created=LATER)]
+)
+def test_of_what_another_namespace_serves_or_trains_by_a_name_only_that_is_told(
+    theirs: ObservedWave, ours: ObservedWave
+) -> None:
+    world = World(base(tenants=[Tenant(namespace="acme")]), [theirs], engines(1))
+    world.step()
+    world.say(Stage.RUNNING, 1, published=published(1))
+    world.step()
+    world.waves.append(ours)
+    world.step()
+    status = world.status("v")
+    assert condition(world, "v", "Admitted")[0] == "False"
+    said = " ".join(each.message for each in status.conditions)
+    assert "a wave of another namespace" in said
+    assert not any(secret in said for secret in ("acme", "private", "revisions"))

@@ -73,6 +73,16 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
     )
 
 
+def told_to(wave: str, other: str) -> str:
+    """How a wave is told of another one, by their keys: tenants learn nothing of each other's."""
+    return f"wave {other}" if of_one_namespace(wave, other) else "a wave of another namespace"
+
+
+def of_one_namespace(wave: str, other: str) -> bool:
+    """Whether two waves are, by their keys."""
+    return wave.partition("/")[0] == other.partition("/")[0]
+
+
 def unreadable(wave: ObservedWave) -> str:
     """What could not be read of a wave's spec, and what to do."""
     return (

@@ -6,7 +6,7 @@ import msgspec
 
 from mint_contracts.records import Tier
 from mint_operator.planning import capacity, conditions
-from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.adapters import Refusal, Want, of_one_namespace, told_to
 from mint_operator.planning.asking import NOBODY, Ask, Asks, ask
 from mint_operator.planning.shards import Shards
 from mint_operator.planning.sizes import Size
@@ -220,10 +220,16 @@ def _conflict(merged: Mapping[str, Want], asks: Asks, wave: str, names: Sequence
         if other is not None and other.source != want.source and not _yields(other, want):
             return Refusal(
                 conditions.SOURCE_CONFLICT,
-                f"adapter {name} is {_shown(want)} here but {_shown(other)} in wave {other.waves[0]}, which "
-                "comes first; give it one source, or another name",
+                f"adapter {name} is {_shown(want)} here but {_elsewhere(other, wave)}, which comes first; give it "
+                "one source, or another name",
             )
     return None
+
+
+def _elsewhere(other: Want, wave: str) -> str:
+    """What a name means where others come first, as far as the wave is to know."""
+    known = next((each for each in other.waves if of_one_namespace(wave, each)), None)
+    return "something else in a wave of another namespace" if known is None else f"{_shown(other)} in wave {known}"
 
 
 def _claimed(each: Ask, claimed: Mapping[str, str]) -> Refusal | None:
@@ -231,7 +237,8 @@ def _claimed(each: Ask, claimed: Mapping[str, str]) -> Refusal | None:
     name = next((name for name, wave in claimed.items() if wave != own and name in each.by_name), None)
     if name is None or each.kept:
         return None
-    said = f"adapter {name} is what wave {claimed[name]} trains; serve it once that publishes it, or name another"
+    owner = told_to(own, claimed[name])
+    said = f"adapter {name} is what {owner} trains; serve it once that publishes it, or name another"
     return Refusal(conditions.POLICY_CONFLICT, said, terminal=False)
 
 

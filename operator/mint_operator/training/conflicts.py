@@ -8,7 +8,7 @@ from mint_contracts.records import Failure
 from mint_contracts.source import Source, parent
 from mint_contracts.training_records import published_in
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal, resolve
+from mint_operator.planning.adapters import Refusal, of_one_namespace, resolve, told_to
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.training.stand import WaveStand
 
@@ -25,7 +25,7 @@ def without_conflicts(
     found: dict[str, WaveStand] = {}
     for key in sorted(order, key=lambda key: (not stood[key].kept, not stood[key].begun)):
         stand = stood[key]
-        said = _trained(stand, owners) or ("" if stand.begun else _served(base, stand, serving))
+        said = _trained(key, stand, owners) or ("" if stand.begun else _served(key, base, stand, serving))
         if said and not stand.kept:
             unfit = stand.unfit or Failure(conditions.POLICY_CONFLICT, said, terminal=False)
             stand = msgspec.structs.replace(stand, unfit=unfit, policies=(), wants_slot=())
@@ -34,15 +34,15 @@ def without_conflicts(
     return found
 
 
-def _trained(stand: WaveStand, owners: Mapping[str, str]) -> str:
+def _trained(key: str, stand: WaveStand, owners: Mapping[str, str]) -> str:
     """That another wave trains one of its policies; empty if none does."""
     taken = next((each.name for each in stand.policies if each.name in owners), None)
-    return (
-        "" if taken is None else f"policy {taken} is wave {owners[taken]}'s; name it otherwise, or delete that wave"
-    )
+    if taken is None:
+        return ""
+    return f"policy {taken} is {told_to(key, owners[taken])}'s; name it otherwise, or delete that wave"
 
 
-def _served(base: ObservedBase, stand: WaveStand, serving: Sequence[ObservedWave]) -> str:
+def _served(key: str, base: ObservedBase, stand: WaveStand, serving: Sequence[ObservedWave]) -> str:
     """That another wave serves something else under one of its policies' names; empty if none does.
 
     What the policy itself has published, as in a run before, is nothing else.
@@ -54,8 +54,10 @@ def _served(base: ObservedBase, stand: WaveStand, serving: Sequence[ObservedWave
         wants = resolve(wave, base) if taken else ()
         for want in () if isinstance(wants, Refusal) else wants:
             if want.adapter in taken and parent(want.source) != published_in(store, want.adapter).uri:
+                told = told_to(key, wave.meta.key)
+                where = f" from {want.source.uri}" if of_one_namespace(key, wave.meta.key) else ""
                 return (
-                    f"policy {want.adapter} is named like an adapter that wave {wave.meta.key} serves from "
-                    f"{want.source.uri}; name it otherwise, or delete that wave"
+                    f"policy {want.adapter} is named like an adapter that {told} serves{where}; name it otherwise, "
+                    "or delete that wave"
                 )
     return ""
