@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mint_contracts import errors
 from mint_engine.adapters import peft_config
-from mint_engine.adapters.check import Fit
+from mint_engine.adapters.check import Fit, check_told
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.sources.fetch import CONFIG, WEIGHTS
@@ -141,6 +141,8 @@ def _nan(_name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor | None]:
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
+SLOW = {"(.|.)" * 8 + f".*x{number}": 4 for number in range(1000)}
+
 BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] = {
     "no config": (lambda f: (f / CONFIG).unlink(), errors.SourceNotFound, CONFIG),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), errors.SourceNotFound, WEIGHTS),
@@ -213,6 +215,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[errors.MintError], str]] 
         _config(rank_pattern={"(.|.)" * 9: 4}), errors.UnsupportedAdapter, "rank_pattern"),
     "pattern of many ways within another": (
         _config(rank_pattern={"a|" + "(?:x|(.|.|y))" * 5 + r"[(|]\|": 4}), errors.UnsupportedAdapter, "rank_pattern"),
+    "too many patterns": (_config(rank_pattern=SLOW), errors.UnsupportedAdapter, "for 4 linears; give fewer"),
     "pattern that is none": (_config(rank_pattern={"(q_proj": 1}), errors.CorruptFile, "regular expression"),
 }  # fmt: skip
 
@@ -257,10 +260,24 @@ def test_only_regular_files_are_opened(adapter: Path) -> None:
         read(adapter)
 
 
+def test_a_packed_adapter_is_asked_for_no_more_patterns_than_another(adapter: Path) -> None:
+    packed = read(adapter)
+    edit_config(adapter, rank_pattern=SLOW)
+    config = peft_config.parse((adapter / CONFIG).read_bytes(), "adapter 'a'")
+    with pytest.raises(errors.UnsupportedAdapter, match="too many patterns"):
+        check_told(packed.header, config, tiny_fit(), "adapter 'a'")
+
+
+def test_as_many_names_as_a_config_holds_are_looked_up(adapter: Path) -> None:
+    edit_config(adapter, target_modules=[f"{number:x}" for number in range(100_000)])
+    with pytest.raises(errors.UnknownTargetModules, match="targets 0, 1, 10 and 99997 more"):
+        read(adapter)
+
+
 def test_the_worst_pattern_that_is_allowed_ends_soon() -> None:
     config = {
         "peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"],
         "alpha_pattern": {f".*.*x{index}": 1 for index in range(100)},
     }  # fmt: skip
     parsed = peft_config.parse(json.dumps(config).encode(), "adapter 'a'")
-    assert {parsed.scaling_of(path) for path in tiny_fit().modules} == {1.0}
+    assert {parsed.numbers_of(path) for path in tiny_fit().modules} == {(4, 1.0)}

@@ -12,7 +12,7 @@ from mint_contracts.errors import (
     UnsupportedAdapter,
     WrongBase,
 )
-from mint_contracts.targets import endings, is_targeted, is_within
+from mint_contracts.targets import endings
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.fused import check_stack, tensor_paths, told_by, told_parameters, weight_of
 from mint_engine.adapters.header import Header, TensorSpec
@@ -27,6 +27,7 @@ _NUMBERED = re.compile(r"(?:(.+)\.)?(0|[1-9][0-9]{0,5})\.([^.]+)")  # a target t
 
 PLAIN = -1  # in place of an expert's number: the module is no stack
 MAX_SCALING = 3e38  # what float32 holds
+MOST_EFFORT = 1 << 24  # over all linears: some five seconds of a core
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def check_config(config: LoraConfig, fit: Fit, subject: str) -> None:
             subject, f"has rank {config.largest_rank}; the base model takes up to {fit.max_rank} (adapters.maxRank)"
         )
     unknown = _unknown_targets(config.targets or (), fit)
-    known = {module.part_of or weight_of(path) for path, module in fit.modules.items()}
-    unknown += [name for name in config.parameters if not any(is_within(each, name) for each in known)]
+    known = {name for path, module in fit.modules.items() for name in endings(module.part_of or weight_of(path))}
+    unknown += [name for name in config.parameters if name not in known]
     if unknown:
         raise UnknownTargetModules(subject, _unknown(unknown, fit))
 
@@ -80,6 +81,7 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
     unknown = sorted(path for path, _ in halves if path not in fit.modules and path not in parameters)
     if unknown:
         raise UnknownTargetModules(subject, _unknown(unknown, fit))
+    _check_effort(config, len(halves), subject)
     by_path: dict[str, dict[int, dict[str, TensorSpec]]] = {}
     for (path, expert), found in sorted(halves.items()):
         if len(found) != 2:
@@ -95,9 +97,10 @@ def check_tensors(config: LoraConfig, header: Header, fit: Fit, subject: str) ->
                 )
             found, name = by_path[module.part_of][PLAIN], module.part_of
             check_stack(config, parameters[name], fit.max_rank, (found["A"].shape, found["B"].shape), subject)
-            _check_scaling(config.scaling_of(name), name, subject)
+            rank, scaling = config.numbers_of(name)
+            _check_scaling(scaling, name, subject)
             pairs = {0: (found["A"], found["B"])}
-            parts.append(Part(path, config.rank_of(name), pairs, config.scaling_of(name), fused=True))
+            parts.append(Part(path, rank, pairs, scaling, fused=True))
         elif path in by_path:
             parts.append(_part(config, fit, module, by_path[path], subject))
     if not parts:
@@ -133,6 +136,7 @@ def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str)
     It does not tell which of a module's experts had tensors: all that the config names by themselves must fit, and of
     those that it names together one will do.
     """
+    _check_effort(config, sum(max(place.experts, 1) for place in header.layout.places), subject)
     parameters = told_parameters(config, fit.modules)
     for place, scaling in zip(header.layout.places, header.scalings, strict=True):
         whole = fit.modules[place.path].part_of
@@ -153,14 +157,13 @@ def check_told(header: PackedHeader, config: LoraConfig, fit: Fit, subject: str)
 
 def _numbers(config: LoraConfig, path: str) -> tuple[int, float]:
     """The rank and scaling of the linear at that path."""
-    known = told_by(config, path)
-    return config.rank_of(known), config.scaling_of(known)
+    return config.numbers_of(told_by(config, path))
 
 
 def _names_alone(config: LoraConfig, name: str, path: str) -> bool:
     """Whether the config names an expert's linear, and not all experts' at that path; a pattern may do either."""
     if told_by(config, name) != name:
-        return not is_targeted(weight_of(path.rpartition(".")[2]), config.parameters)
+        return not config.names(weight_of(path.rpartition(".")[2]))
     return config.targets is not None and bool(config.targets & set(endings(name)) - {path.rpartition(".")[2]})
 
 
@@ -215,16 +218,23 @@ def _part(
     for expert in found:
         name = _named(module.path, expert)
         _check_targeted(config, name, subject)
-        told = told_by(config, name)
-        rank = config.rank_of(told)
+        rank, scaling = _numbers(config, name)
         _check_shapes(found[expert], name, (module.in_features, module.out_features), rank, fit.max_rank, subject)
-        kinds.add((rank, config.scaling_of(told)))
+        kinds.add((rank, scaling))
     if len(kinds) > 1:
         raise UnsupportedAdapter(subject, f"gives the experts of {module.path} different ranks or scalings")
     rank, scaling = kinds.pop()
     _check_scaling(scaling, module.path, subject)
     pairs = {max(expert, 0): (each["A"], each["B"]) for expert, each in found.items()}
     return Part(module.path, rank, pairs, scaling)
+
+
+def _check_effort(config: LoraConfig, linears: int, subject: str) -> None:
+    """Raise UnsupportedAdapter where looking so many linears up by the config's patterns would take too long."""
+    if config.effort * linears > MOST_EFFORT:
+        raise UnsupportedAdapter(
+            subject, f"has too many patterns in rank_pattern and alpha_pattern for {linears} linears; give fewer"
+        )
 
 
 def _check_scaling(scaling: float, path: str, subject: str) -> None:
@@ -272,20 +282,18 @@ def _linear(experts: int, in_features: int, out_features: int) -> str:
 
 def _unknown_targets(names: Iterable[str], fit: Fit) -> list[str]:
     """Those that name no module of the base, and no expert's linear that it has."""
-    experts: dict[str, int] = {}  # how many there are of what a name means, by what it is without a number
+    experts: dict[str, int] = {}  # how many there are of what a name means
+    for path, module in fit.modules.items():
+        for name in endings(path):
+            experts[name] = max(module.experts, experts.get(name, 0))
 
-    def names_an_expert(name: str) -> bool:
-        if not (told := _NUMBERED.fullmatch(name)):
-            return False
-        stack = f"{told[1]}.{told[3]}" if told[1] else told[3]
-        if stack not in experts:
-            found = [module.experts for path, module in fit.modules.items() if is_within(path, stack)]
-            experts[stack] = max(found, default=0)
-        return int(told[2]) < experts[stack]
+    def is_known(name: str) -> bool:
+        told = _NUMBERED.fullmatch(name) if name not in experts else None
+        if told is None:
+            return name in experts
+        return int(told[2]) < experts.get(f"{told[1]}.{told[3]}" if told[1] else told[3], 0)
 
-    return [
-        name for name in names if not names_an_expert(name) and not any(is_within(path, name) for path in fit.modules)
-    ]
+    return [name for name in names if not is_known(name)]
 
 
 def _unknown(names: list[str], fit: Fit) -> str:

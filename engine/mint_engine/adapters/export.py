@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from mint_contracts.errors import InvalidRequest, UnsupportedAdapter
-from mint_contracts.targets import is_targeted, is_within
+from mint_contracts.targets import is_within
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import PREFIX, Fit, check_packed, expert_path
 from mint_engine.adapters.fused import stack, tensor_paths, weight_of
@@ -133,7 +133,7 @@ def _told(
     linears = [part.target for part in parts if not part.parameter]
     parameters = [part.target for part in parts if part.parameter]
     offered = {module.part_of or weight_of(path) for path, module in modules.items()}
-    if {each for each in offered if is_targeted(each, told.parameters)} == set(parameters):
+    if {each for each in offered if told.names(each)} == set(parameters):
         parameters = list(told.parameters)
     names = linears if told.targets is None else told.targets
     ranks, alphas = {}, {}

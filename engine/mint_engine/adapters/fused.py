@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from mint_contracts.errors import RankTooLarge, ShapeMismatch
-from mint_contracts.targets import is_targeted
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.peft_config import LoraConfig
 
@@ -24,7 +23,7 @@ def told_parameters(config: LoraConfig, modules: Mapping[str, Module]) -> dict[s
     """The parameters that a config targets by name: path to the modules that are parts of it, in their order."""
     found: dict[str, tuple[Module, ...]] = {}
     for module in modules.values():
-        if module.part_of and is_targeted(module.part_of, config.parameters):
+        if module.part_of and config.names(module.part_of):
             found[module.part_of] = (*found.get(module.part_of, ()), module)
     return found
 
@@ -37,7 +36,7 @@ def weight_of(path: str) -> str:
 def told_by(config: LoraConfig, path: str) -> str:
     """What the config's patterns know a linear by: its weight's name where that is targeted, else its path."""
     weight = weight_of(path)
-    return weight if is_targeted(weight, config.parameters) else path
+    return weight if config.names(weight) else path
 
 
 def tensor_paths(parameters: Iterable[str]) -> dict[str, str]:
