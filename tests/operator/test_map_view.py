@@ -7,10 +7,12 @@ from redis.asyncio import Redis
 
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
-from mint_contracts.records import BaseRecord, MapChange, Place, Placement, Tier
+from mint_contracts.records import BaseRecord, Held, MapChange, Place, Placement, Tier
 from mint_contracts.source import Source
+from mint_operator.observing import map_view
 from mint_operator.observing.dirt import EVERYTHING, RESYNC, Dirt, Part
 from mint_operator.observing.map_view import MapView
+from mint_operator.planning.sizes import Size
 from tests.operator.stage import PlayedEngine
 
 KEY = "team/smol"
@@ -122,6 +124,22 @@ async def test_dirt_marks_what_is_owed_later_at_the_earliest_time_asked_for() ->
         dirt.mark_in(Part.BASES, after_s)
     async with asyncio.timeout(60):
         assert await dirt.take() == {Part.BASES}
+
+
+async def test_sizes_of_what_only_passed_through_an_engine_are_forgotten_in_time(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(map_view, "MOST_SIZES", 4)
+    view, engine = MapView(MapReader(redis_client), clock=Clock()), PlayedEngine(redis_client, KEY, "smol-0")
+    await MapWriter(redis_client, 1).apply(KEY, MapChange(base=BaseRecord(KEY), set_placements=(PLACEMENT,)))
+    for number, name in enumerate(["a/b", *[f"c/{index}" for index in range(20)]]):
+        held = Held(name, Source(uri=f"s3://c/{name}"), Tier.DISK, rank=8, bytes=number + 1)
+        engine.holds = {name: held, "x/y": Held("x/y", held.source, Tier.HOST, rank=4)}
+        await engine.report()
+        sizes = (await view.look({KEY: ["smol-0"]}))[KEY].sizes
+        assert len(sizes) <= 6
+        assert sizes[name] == Size(8, number + 1)
+    assert (sizes["a/b"], sizes["x/y"]) == (Size(8, 1), Size(4)), "of what is placed or held they are kept"
 
 
 async def test_demand_is_summed_over_engines_and_fades_after_one_that_died(redis_client: Redis) -> None:

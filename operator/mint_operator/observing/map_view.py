@@ -27,6 +27,7 @@ ENTRY_READ_S = 50e-6  # a placement and its assignment, read and decoded: 3.4 s 
 AT_ONCE = 16
 SMOOTHED_S = 30.0
 FULL_BATCH = 64  # requests that keep an engine busy: what its step decodes at once
+MOST_SIZES = 65_536  # of adapters that are remembered; those that are held or placed always are
 
 
 class _Memory(msgspec.Struct):
@@ -38,6 +39,7 @@ class _Memory(msgspec.Struct):
     read_s: float = 0.0  # how long that took
     views: dict[str, EngineView] = {}
     sizes: Shards[Size] = Shards()
+    most_sizes: int = 0  # beyond which those of adapters that nobody has any more are forgotten
     in_flight: float = 0.0
     demand: Mapping[str, float] = {}
     looked_at: float = 0.0
@@ -109,6 +111,7 @@ class MapView:
                 if stale:
                     memory.views.clear()
             views = await self._views(base, pulse, memory)
+            _forget_sizes(memory)
             _smooth(memory, pulse, now)
             memory.pulse = pulse
         state = memory.state
@@ -167,6 +170,16 @@ def _every_s(memory: _Memory) -> float:
     """How often the whole map is read; judged by its size where it has grown since it was last read."""
     entries = 0 if memory.state is None else len(memory.state.placements)
     return max(FULL_READ_S, max(memory.read_s, entries * ENTRY_READ_S) / FULL_READ_SHARE)
+
+
+def _forget_sizes(memory: _Memory) -> None:
+    """What is loaded on demand passes through engines, a catalog's million in time: it is not all remembered."""
+    if memory.state is None or len(memory.sizes) <= max(MOST_SIZES, memory.most_sizes):
+        return
+    had = {name for view in memory.views.values() for name in view.held}
+    had.update(memory.state.placements, *memory.state.assigned.values())
+    memory.sizes = Shards({name: size for name, size in memory.sizes.items() if name in had})
+    memory.most_sizes = 2 * len(memory.sizes)  # seldom, for all are gone through
 
 
 def _smooth(memory: _Memory, pulse: Pulse, now: float) -> None:
