@@ -115,6 +115,20 @@ def test_a_pods_trouble_is_in_kubernetes_own_words(status: dict[str, Any], reaso
     assert (pod.trouble.reason if pod.trouble else None) == reason
 
 
+def test_a_container_that_ends_again_and_again_says_how_it_ended() -> None:
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting failed container=engine"}
+    end = {"exitCode": 137, "reason": "OOMKilled", "startedAt": "2026-01-01T00:00:00Z"}
+    container = {"state": {"waiting": waiting}, "lastState": {"terminated": end}}
+    _, pod = decode.engine_pod(
+        json.dumps({"metadata": METADATA, "status": {"containerStatuses": [container]}}).encode()
+    )
+    assert pod.trouble is not None
+    assert (pod.trouble.reason, pod.trouble.message) == (
+        "CrashLoopBackOff",
+        "back-off 5m0s restarting failed container=engine; it ended with OOMKilled, exit code 137",
+    )
+
+
 def test_a_pods_address_and_readiness() -> None:
     status = {"podIP": "10.0.0.7", "conditions": [{"type": "Ready", "status": "True"}]}
     metadata = METADATA | {"deletionTimestamp": "2026-01-01T00:00:00Z"}

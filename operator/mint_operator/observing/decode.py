@@ -82,12 +82,19 @@ class _Waiting(_Camel, frozen=True):
     message: str = ""
 
 
+class _Terminated(_Camel, frozen=True):
+    exit_code: int = 0
+    reason: str = ""
+
+
 class _ContainerState(_Camel, frozen=True):
     waiting: _Waiting | None = None
+    terminated: _Terminated | None = None
 
 
 class _ContainerStatus(_Camel, frozen=True):
     state: _ContainerState = _ContainerState()
+    last_state: _ContainerState = _ContainerState()
 
 
 class _PodCondition(_Camel, frozen=True):
@@ -195,19 +202,25 @@ def _trouble(status: _PodStatus) -> Failure | None:
     for each in status.container_statuses:
         waiting = each.state.waiting
         if waiting is not None and waiting.reason not in _STARTING:
-            return _failure(waiting.reason, waiting.message, "the container waits")
+            return _failure(waiting.reason, _with_end(waiting.message or "the container waits", each.last_state))
     for condition in status.conditions:
         if condition.type == "PodScheduled" and condition.status == "False":
-            return _failure(condition.reason or "Unschedulable", condition.message, "the pod has no node")
+            return _failure(condition.reason or "Unschedulable", condition.message or "the pod has no node")
     if status.phase == "Failed":
-        return _failure(status.reason or "PodFailed", status.message, "the pod failed")
+        return _failure(status.reason or "PodFailed", status.message or "the pod failed")
     return None
 
 
-def _failure(reason: str, message: str, unsaid: str) -> Failure:
+def _with_end(message: str, last: _ContainerState) -> str:
+    """And how the container ended that is to be started again: of memory, say, which back-off alone does not tell."""
+    end = last.terminated
+    return message if end is None else f"{message}; it ended with {end.reason or 'Error'}, exit code {end.exit_code}"
+
+
+def _failure(reason: str, message: str) -> Failure:
     """With a reason that a condition may have: the kubelet also gives some like OutOfnvidia.com/gpu."""
     word = re.sub(r"^[^A-Za-z]+|[^A-Za-z0-9]+$", "", re.sub(r"[^A-Za-z0-9]", "_", reason))
-    return Failure(reason=word or "PodTrouble", message=message or unsaid, terminal=False)
+    return Failure(reason=word or "PodTrouble", message=message, terminal=False)
 
 
 def _lenient(raw: msgspec.Raw, kind: type[T], default: T) -> T:
