@@ -20,7 +20,7 @@ class NothingTaken(ConnectionAbortedError):
         super().__init__(f"the client has taken nothing for {TAKE_S:g} s")
 
 
-async def taken(sending: Awaitable[None]) -> None:
+async def taken(sending: Awaitable[object]) -> None:
     """Wait until a client's connection has room for what is sent. Raises NothingTaken."""
     try:
         async with asyncio.timeout(TAKE_S):

@@ -1,4 +1,5 @@
-"""Clients that ask, leave their connection open and read nothing lose their place among the requests in flight."""
+"""Clients that ask, leave their connection open and read nothing lose their place among the requests in flight, and
+their connection, of those that a door has."""
 
 import asyncio
 import json
@@ -6,6 +7,7 @@ import socket
 from collections.abc import AsyncIterable
 from contextlib import closing, suppress
 
+import aiohttp
 import grpc
 import msgspec
 import pytest
@@ -25,20 +27,42 @@ async def engine(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngin
     await scene.base()
     engine = await scene.engine("smollm2-0")
     engine.words = WORDS
-    await scene.open(msgspec.structs.replace(LIMITS, requests=1))
+    await scene.open(msgspec.structs.replace(LIMITS, requests=1, connections=1))
     await scene.seen(engine)
     return engine
 
 
 async def test_an_http_client_that_reads_nothing_is_cut_off(scene: Scene, engine: ScriptedEngine) -> None:
-    body = json.dumps({"model": BASE, "prompt": "Ahoy", "stream": True}).encode()
+    with closing(asking(scene, stream=True)) as client:
+        await its_place_is_anothers(scene, engine)
+        assert b"[DONE]" not in await asyncio.to_thread(read_all, client)
+
+
+async def test_one_that_asks_for_a_whole_answer_leaves_its_connection_to_others(
+    scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_gateway.http.kept.MOST_BYTES", 64 << 20)
+    with closing(asking(scene, stream=False)) as client:
+        await asyncio.wait_for(engine.started.wait(), LIMIT_S)
+
+        async def let_in() -> bool:
+            async with aiohttp.ClientSession() as session, session.get(f"{scene.url}/v1/models") as answer:
+                assert answer.status in (200, 503)
+                return answer.status == 200
+
+        await until(let_in)
+        assert b'"finish_reason"' not in await asyncio.to_thread(read_all, client)
+
+
+def asking(scene: Scene, *, stream: bool) -> socket.socket:
+    """A connection by which a request has gone."""
+    body = json.dumps({"model": BASE, "prompt": "Ahoy", "stream": stream}).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     )
-    with closing(socket.create_connection(("127.0.0.1", scene.gateway.http_port))) as client:
-        client.sendall(head.encode() + b"\r\n\r\n" + body)
-        await its_place_is_anothers(scene, engine)
-        assert b"[DONE]" not in await asyncio.to_thread(read_all, client)
+    client = socket.create_connection(("127.0.0.1", scene.gateway.http_port))
+    client.sendall(head.encode() + b"\r\n\r\n" + body)
+    return client
 
 
 async def its_place_is_anothers(scene: Scene, engine: ScriptedEngine) -> None:

@@ -52,9 +52,10 @@ class Connections:
     async def _receive(self, arrived: socket.socket, server: web.Server, handler: web.RequestHandler) -> None:
         loop, hello_s = asyncio.get_running_loop(), HELLO_S if self._context else None
         try:
-            await loop.connect_accepted_socket(
+            transport, _ = await loop.connect_accepted_socket(
                 lambda: handler, arrived, ssl=self._context, ssl_handshake_timeout=hello_s
             )
+            transport.set_write_buffer_limits(0)  # what is sent counts as taken once the kernel has all of it
         except OSError:
             pass  # it went away, or speaks no TLS
         except Exception:  # noqa: BLE001 - one client's oddity is no reason to close the door

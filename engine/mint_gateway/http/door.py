@@ -22,6 +22,7 @@ from mint_gateway.http.connections import Connections
 from mint_gateway.http.guarding import HEALTH, LIVE
 from mint_gateway.http.kept import Kept
 from mint_gateway.http.refusing import Handler, refusing, reply
+from mint_gateway.http.sending import sending
 from mint_gateway.http.stream import REQUEST_ID, Stream
 from mint_gateway.http.tools import NONE, Tools
 from mint_gateway.inflight import InFlight
@@ -74,7 +75,7 @@ class Door:
 
     def application(self) -> web.Application:
         """What to serve."""
-        application = web.Application(client_max_size=MOST_BYTES, middlewares=[refusing, *self._guards])
+        application = web.Application(client_max_size=MOST_BYTES, middlewares=[sending, refusing, *self._guards])
         application.router.add_post("/v1/completions", self._complete)
         application.router.add_post("/v1/chat/completions", self._chat)
         application.router.add_get("/v1/models", self._models)
@@ -86,7 +87,7 @@ class Door:
 
     def outside(self) -> web.Application:
         """What to serve to connections that are too many: probes are answered, and all else is told to come back."""
-        application = web.Application(middlewares=[_parting, refusing])
+        application = web.Application(middlewares=[sending, _parting, refusing])
         application.router.add_get(HEALTH, self._health)
         application.router.add_get(LIVE, _live)
         application.router.add_route("*", "/{path:.*}", _full)

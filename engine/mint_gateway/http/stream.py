@@ -16,7 +16,7 @@ from mint_gateway.http import answered, asked, together
 from mint_gateway.http.calls import Call, Reader
 from mint_gateway.http.refusing import ours
 from mint_gateway.http.tools import Tools
-from mint_gateway.taking import NothingTaken, taken
+from mint_gateway.taking import taken
 
 REQUEST_ID = "X-Request-Id"
 
@@ -59,10 +59,6 @@ class Stream:
             if not self._response.prepared:
                 raise
             await self._write(answered.refusal(ours(error)))
-        except NothingTaken:
-            if self._http.transport is not None:
-                self._http.transport.abort()  # to close it would wait until what lies there is read
-            raise
         else:
             if self._wanted.stream_options.include_usage:
                 await self._write(answered.counts(self._heads[0], self._ends, self._wanted.n))
