@@ -47,8 +47,18 @@ def test_a_text_tells_tokens_as_they_are_written() -> None:
     told = Completion.model_validate(answer(TEXT, Echo())).choices[0].logprobs
     assert told is not None
     assert told.tokens == [" sea", r"bytes:\xe2\x80", "token_id:9"]
-    assert told.top_logprobs is not None
-    assert told.top_logprobs[0] == {" sea": -0.25, r"bytes:\xe2\x80": -0.5}
+    assert told.top_logprobs == [
+        {" sea": -0.25, r"bytes:\xe2\x80": -0.5},
+        {r"bytes:\xe2\x80": -0.5},
+        {"token_id:9": -0.75},
+    ]
+
+
+def test_the_token_that_came_is_among_a_texts_likeliest() -> None:
+    """ "There may be up to logprobs+1 elements", as OpenAI says of them; two may be written alike."""
+    first = TokenLogprob(token_id=5, logprob=-3, token=b" lake", top=[WORD, TokenLogprob(logprob=-2, token=b" sea")])
+    told = chunk(Head(TEXT, "1", "demo/pirate", 0, ""), Chunk(text=" lake", logprobs=[first]), 0)
+    assert told["choices"][0]["logprobs"]["top_logprobs"] == [{" sea": -0.25, " lake": -3}]
 
 
 def test_a_prompt_that_is_wanted_again_comes_first_with_its_log_probabilities() -> None:
@@ -58,7 +68,7 @@ def test_a_prompt_that_is_wanted_again_comes_first_with_its_log_probabilities() 
     told = choice["logprobs"]
     assert told["tokens"] == ["The", r"bytes:\xe2\x80", r"bytes:\x99\x73", " sea", r"bytes:\xe2\x80", "token_id:9"]
     assert told["token_logprobs"] == [None, -0.5, 0, -0.25, -0.5, -0.75]
-    assert [each if each is None else len(each) for each in told["top_logprobs"]] == [None, 0, 0, 2, 0, 0]
+    assert [each if each is None else len(each) for each in told["top_logprobs"]] == [None, 1, 1, 2, 1, 1]
 
 
 def placed(token: bytes, at: int) -> TokenLogprob:

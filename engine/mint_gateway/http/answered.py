@@ -246,6 +246,14 @@ def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> Json:
     return {"content": content, "refusal": None}
 
 
+def _likeliest(of: TokenLogprob) -> dict[str, float]:
+    """The likeliest tokens, and the one that came, which clients look up here; of two written alike the likelier."""
+    told: dict[str, float] = {}
+    for each in (*of.top, of):
+        told.setdefault(_token(each), each.logprob)
+    return told
+
+
 def _text_logprobs(scores: _Scores) -> Json:
     every = (*scores.prompt, *scores.tokens)
     known = every[1:] if scores.prompt else every
@@ -256,6 +264,6 @@ def _text_logprobs(scores: _Scores) -> Json:
     return {
         "tokens": [_token(each) for each in every],
         "token_logprobs": [*nothing, *(each.logprob for each in known)],
-        "top_logprobs": [*nothing, *({_token(other): other.logprob for other in each.top} for each in known)],
+        "top_logprobs": [*nothing, *(_likeliest(each) for each in known)],
         "text_offset": offsets if told else None,
     }
