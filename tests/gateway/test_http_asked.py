@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_params
 
 from mint_contracts.errors import InvalidRequest
 from mint_contracts.sampling_pb2 import GenerateRequest
@@ -42,6 +44,18 @@ def _as_texts(body: bytes) -> list[GenerateRequest]:
 
 def _as_chats(body: bytes) -> list[GenerateRequest]:
     return [asked.chat_request(asked.read(body, asked.AskedChat), BASES)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [
+        (asked.AskedText, completion_create_params.CompletionCreateParamsNonStreaming),
+        (asked.AskedChat, chat_params.CompletionCreateParamsNonStreaming),
+    ],
+)
+def test_all_that_openais_client_may_send_is_known(kind: type, theirs: type) -> None:
+    known = {*kind.__struct_fields__, *asked.PASSED_OVER, *asked.NOT_DONE}  # type: ignore[attr-defined]
+    assert theirs.__annotations__.keys() <= known
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,10 @@ from mint_gateway.http.tools import FORMS, TAG_END, Choice, Tool, Tools, checked
 
 # They tell of the client, or of how it is billed, and change no answer of a kind of request that has no such field.
 PASSED_OVER = frozenset(
-    ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
+    (
+        *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+        *("safety_identifier", "service_tier", "store", "user"),
+    )
 )
 # What is not done here for a kind of request that has no such field, and the values of it that ask for nothing.
 NOT_DONE: dict[str, tuple[object, ...]] = {
@@ -29,6 +32,7 @@ NOT_DONE: dict[str, tuple[object, ...]] = {
     "function_call": ("none",),
     "functions": ([],),
     "modalities": (["text"],),
+    "moderation": (),
     "prediction": (),
     "reasoning_effort": ("none",),
     "suffix": ("",),
