@@ -163,6 +163,7 @@ async def test_a_refusal_has_its_status_and_says_when_to_come_back(scene: Scene,
     for stream in (False, True):
         status, body, headers = await post(scene, TEXT, {"model": BASE, "prompt": "Ahoy", "stream": stream})
         assert (status, headers["Retry-After"]) == (429, "2")
+        assert headers["X-Request-Id"] == engine.seen[-1].request_id, "whoever runs the gateway finds it in the log"
         assert body["error"]["code"] == "Overloaded"
         assert "its queue is full" in body["error"]["message"]
 
@@ -355,7 +356,8 @@ async def test_what_is_not_there_is_told_in_the_same_shape(scene: Scene, engine:
     assert (await get(scene, TEXT))[0] == 405
     assert (await post(scene, TEXT, b" " * (5 << 20)))[0] == 413
     assert (await post(scene, TEXT, b"{}", Content_Type="text/plain"))[0] == 400
-    assert (await post(scene, TEXT, {"model": BASE, "prompt": ""}, X_Request_Id="ä"))[0] == 400
+    for name in ("ä", "a" * 129):
+        assert (await post(scene, TEXT, {"model": BASE, "prompt": ""}, X_Request_Id=name))[0] == 400
 
 
 async def test_a_request_that_does_not_come_whole_is_given_up(

@@ -59,6 +59,15 @@ async def test_choices_are_told_prompt_by_prompt_each_with_its_completions(
     assert {each.sampling.seed for each in asked} == {3}, "each is answered as it would be alone"
 
 
+async def test_an_id_as_long_as_may_be_does_for_several(scene: Scene, engines: list[ScriptedEngine]) -> None:
+    async with asking(scene) as client:
+        told = {"X-Request-Id": "a" * 128}
+        answer = await client.completions.create(model=BASE, prompt=["Ahoy", "Avast!"], extra_headers=told)
+    assert answer.id == f"cmpl-{'a' * 128}"
+    asked = {request.request_id for engine in engines for request in engine.seen}
+    assert asked == {f"{'a' * 126}-0", f"{'a' * 126}-1"}
+
+
 @pytest.mark.usefixtures("engines")
 async def test_prompts_of_tokens_are_several_too(scene: Scene) -> None:
     async with asking(scene) as client:

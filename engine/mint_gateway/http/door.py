@@ -15,15 +15,15 @@ from aiohttp.typedefs import Middleware
 
 from mint_contracts.errors import AdapterNotFound, InvalidRequest, Unavailable
 from mint_contracts.sampling_pb2 import GenerateRequest
-from mint_gateway.answering import Answering
+from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.http import answered, asked, models, together
 from mint_gateway.http.connections import Connections
 from mint_gateway.http.guarding import HEALTH, LIVE
 from mint_gateway.http.kept import Kept
-from mint_gateway.http.refusing import Handler, refusing, reply
+from mint_gateway.http.refusing import NAMED, REQUEST_ID, Handler, refusing, reply
 from mint_gateway.http.sending import sending
-from mint_gateway.http.stream import REQUEST_ID, Stream
+from mint_gateway.http.stream import Stream
 from mint_gateway.http.tools import NONE, Tools
 from mint_gateway.inflight import InFlight
 from mint_gateway.mirror import Mirror
@@ -110,7 +110,8 @@ class Door:
         form: answered.Form,
         tools: Tools = NONE,
     ) -> web.StreamResponse:
-        request_id, created = _request_id(http), int(time.time())
+        http[NAMED] = request_id = _request_id(http)
+        created = int(time.time())
         together.name(requests, request_id)
         if wanted.stream:
             stream = Stream(http, form, wanted, tools, request_id, created)
@@ -232,4 +233,6 @@ def _request_id(http: web.Request) -> str:
     told = http.headers.get(REQUEST_ID, "")
     if not (told.isascii() and told.isprintable()):
         raise InvalidRequest(REQUEST_ID, "holds what is no printable ASCII")
+    if len(told) > REQUEST_ID_MAX_LENGTH:
+        raise InvalidRequest(REQUEST_ID, f"is longer than {REQUEST_ID_MAX_LENGTH} characters")
     return told or uuid.uuid4().hex

@@ -12,6 +12,9 @@ from mint_contracts.errors import Internal, InvalidRequest, MintError, Unauthent
 from mint_contracts.wire import from_rpc_error
 from mint_gateway.http import answered
 
+REQUEST_ID = "X-Request-Id"
+NAMED = web.RequestKey("named", str)  # by what the log has a request, once that is known
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger()
@@ -27,12 +30,12 @@ async def refusing(request: web.Request, handler: Handler) -> web.StreamResponse
         allowed = {name: value for name, value in error.headers.items() if name == "Allow"}
         return reply(answered.refusal(said), status=error.status, headers=allowed)
     except (MintError, grpc.aio.AioRpcError) as error:
-        return _refused(ours(error))
+        return _refused(request, ours(error))
     except ConnectionError:
         raise
     except Exception:  # noqa: BLE001 - whatever it is, the client is told, and the log has it
         _log.exception("HTTP request failed", path=request.path[:200])
-        return _refused(Internal("gateway", "failed at this request by a defect of its own; its log says more"))
+        return _refused(request, Internal("gateway", "failed at this by a defect of its own; its log says more"))
 
 
 def ours(error: MintError | grpc.aio.AioRpcError) -> MintError:
@@ -40,9 +43,11 @@ def ours(error: MintError | grpc.aio.AioRpcError) -> MintError:
     return error if isinstance(error, MintError) else from_rpc_error(error)
 
 
-def _refused(error: MintError) -> web.Response:
+def _refused(request: web.Request, error: MintError) -> web.Response:
     retry_s = error.retry_after_s
     headers = {} if retry_s is None else {"Retry-After": str(math.ceil(retry_s))}
+    if NAMED in request:
+        headers[REQUEST_ID] = request[NAMED]
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     return reply(answered.refusal(error), status=error.http_status, headers=headers)

@@ -14,11 +14,9 @@ from mint_contracts.sampling_pb2 import Chunk, Finished, GenerateEvent, Generate
 from mint_gateway.answering import Answering
 from mint_gateway.http import answered, asked, together
 from mint_gateway.http.calls import Call, Reader
-from mint_gateway.http.refusing import ours
+from mint_gateway.http.refusing import REQUEST_ID, ours
 from mint_gateway.http.tools import Tools
 from mint_gateway.taking import taken
-
-REQUEST_ID = "X-Request-Id"
 
 
 class Stream:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from mint_contracts.awaiting import together
 from mint_contracts.sampling_pb2 import GenerateEvent, GenerateRequest
-from mint_gateway.answering import Answering
+from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 
 Send = Callable[[int, GenerateEvent], Awaitable[None]]  # of which prompt, from 0, and what
 
@@ -12,7 +12,8 @@ Send = Callable[[int, GenerateEvent], Awaitable[None]]  # of which prompt, from 
 def name(requests: Sequence[GenerateRequest], request_id: str) -> None:
     """Give each a name for the logs, by the HTTP request's."""
     for place, request in enumerate(requests):
-        request.request_id = request_id if len(requests) == 1 else f"{request_id}-{place}"
+        which = "" if len(requests) == 1 else f"-{place}"
+        request.request_id = request_id[: REQUEST_ID_MAX_LENGTH - len(which)] + which
 
 
 async def answer(answering: Answering, requests: Sequence[GenerateRequest], completions: int, send: Send) -> None:
