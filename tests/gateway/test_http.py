@@ -358,6 +358,9 @@ async def test_what_is_not_there_is_told_in_the_same_shape(scene: Scene, engine:
     assert (await post(scene, TEXT, b"{}", Content_Type="text/plain"))[0] == 400
     for name in ("ä", "a" * 129):
         assert (await post(scene, TEXT, {"model": BASE, "prompt": ""}, X_Request_Id=name))[0] == 400
+    status, answer, _ = await post(scene, TEXT, b"no gzip", Content_Encoding="gzip")
+    assert (status, answer["error"]["code"]) == (400, "InvalidRequest")
+    assert "body: is not encoded as its headers say" in answer["error"]["message"]
 
 
 async def test_a_request_that_does_not_come_whole_is_given_up(

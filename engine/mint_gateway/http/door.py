@@ -227,6 +227,8 @@ async def _body(http: web.Request) -> bytes:
             return await http.read()
     except TimeoutError:
         raise InvalidRequest("body", f"has not come whole within {BODY_S:g} s; send it again") from None
+    except web.RequestPayloadError as error:
+        raise InvalidRequest("body", f"is not encoded as its headers say: {error}") from None
 
 
 def _request_id(http: web.Request) -> str:
