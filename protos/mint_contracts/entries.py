@@ -20,11 +20,11 @@ BYTES_MAX = 1 << 50
 _LABEL_KEY, _LABEL_VALUE = re.compile(LABEL_KEY_PATTERN), re.compile(LABEL_VALUE_PATTERN)
 _REVISION = re.compile(REVISION_PATTERN)
 _BLANK = re.compile(r"[\x00-\x20\x7f]")
-_PLAIN_TAIL = re.compile(r"(/?[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
-# A text of many lines, each plainly good. Possessive, so that nothing is tried twice; what they do not match may be
-# good all the same.
+# Possessive, so that nothing is tried twice; what they do not match may be good all the same.
 _WORD = "[A-Za-z0-9][A-Za-z0-9._-]*+"
+_PLAIN_TAIL = re.compile(rf"(?:/?+{_WORD})*+")
+# Of a text of many lines, each plainly good.
 _NAMES = re.compile(rf"(?:{_WORD}(?<=[A-Za-z0-9])(?:/{_WORD}(?<=[A-Za-z0-9])){{0,3}}+\n)*+")
 _URIS = re.compile(rf"(?:(?:(?:s3|gs|pvc|https?)://|file:///){_WORD}(?:/{_WORD})*+\n)*+")
 _REVISIONS = re.compile(r"(?:(?:[A-Za-z0-9][A-Za-z0-9._:+/-]*+)?+\n)*+")

@@ -92,6 +92,12 @@ def test_common_entries_are_found_plainly_good(several: list[Entry]) -> None:
     assert plainly_good(several)
 
 
+@pytest.mark.parametrize("end", ["!", ".", "//x", "/..", "é"])
+def test_however_long_a_uri_goes_on_after_its_name_it_is_looked_at_once(end: str) -> None:
+    entry = Entry("a", f"s3://b/a{'x' * 900}{end}")
+    assert sound(entry) == (end != "/..")
+
+
 @given(entries())
 def test_texts_that_found_no_number_stand_in_the_value(entry: Entry) -> None:
     found = packed(entry, sequence=7, numbered=False)
