@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mint_contracts.errors import CorruptFile
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
-from mint_engine.adapters.mapped import MAP_FROM_BYTES, Opener
+from mint_engine.adapters.mapped import LONG_BYTES, MAP_FROM_BYTES, Opener
 from mint_engine.adapters.packed import Packed, bytes_of, is_finite, lay_out
 from mint_engine.adapters.packed_file import ALIGNMENT, MAX_BODY_BYTES, PREFIX
 from tests.engine.made import Delta, pack, unpack
@@ -121,6 +121,16 @@ def test_a_long_run_is_mapped_and_needs_no_file_descriptor(tmp_path: Path) -> No
 def test_adapters_of_one_kind_share_their_layout(tmp_path: Path) -> None:
     one, other = read(GOOD, tmp_path), read(written(adapter(seed=1)), tmp_path)
     assert one.header.layout is other.header.layout
+
+
+def test_a_long_head_is_not_kept_beside_the_tiers(tmp_path: Path) -> None:
+    path, opener, told = tmp_path / "adapter.mint", Opener(), adapter().header
+    for config, kept in ((told.config, True), (b'{"a":"' + b"x" * LONG_BYTES + b'"}', False)):
+        header = packed_file.describe(config, told.base, told.layout, told.scalings, adapter().run)
+        path.write_bytes(written(Packed(header, adapter().run)))
+        one, other = opener.open(path, "file"), opener.open(path, "file")
+        assert (one.header is other.header) == kept
+        assert one.revision == other.revision == header.revision
 
 
 def test_a_digest_is_checked_once_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ VERIFIED = 1 << 16
 LOST = frozenset({errno.ENOENT, errno.EIO, errno.EFAULT})
 _ERRNO = re.compile(r"\((\d+)\)$", re.MULTILINE)
 HEADERS = 1 << 10  # of some 20 KB: 700 scalings and a config
+LONG_BYTES = 128 << 10  # of a head that is read anew instead: a config may be a megabyte, and no tier counts those
 
 
 class Opener:
@@ -48,7 +49,8 @@ class Opener:
             header = self._headers.get(identity)
             if header is None:
                 header = _read_header(file, identity.nbytes, subject)
-                self._headers.put(identity, header)
+                if header.head_bytes <= LONG_BYTES:
+                    self._headers.put(identity, header)
             short = header.run_bytes < MAP_FROM_BYTES
             run = _read(file, header, subject) if short else _map(path, header)
         if identity_of(path.stat()) != identity:  # the mapping is made by name
