@@ -25,7 +25,7 @@ def folders(samples: Samples) -> dict[str, Path]:
 def stage(kube: Kube, namespace: str, wanted: dict[str, Path], digest: str, image: dict[str, str]) -> bool:
     """Copy each folder to `<claim>/<key>`; returns False if the claim already held this `digest`.
 
-    `image` has the keys repository, tag, pullPolicy and runtimeClassName of an image with python3.
+    `image` has the keys image, pullPolicy and runtimeClassName of an image with python3.
     """
     kube.apply(_claim(), namespace)
     _unload(kube, namespace)  # one that an earlier run left may have another image
@@ -97,7 +97,7 @@ def _claim() -> dict[str, object]:
 def _pod(image: dict[str, str]) -> dict[str, object]:
     container = {
         "name": "loader",
-        "image": f"{image['repository']}:{image['tag']}",
+        "image": image["image"],
         "imagePullPolicy": image["pullPolicy"],
         "command": ["python3", "-c", "import signal; signal.sigwait([signal.SIGTERM])"],
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import yaml
+
 from e2e import release
 from e2e.cluster import Kube
 from e2e.forward import forward
@@ -111,6 +113,14 @@ def wave(names: list[str], *, base: str = "smollm2", replicas: int = 1, residenc
 
 
 def image_of(values: dict[str, Any]) -> dict[str, str]:
-    """The engine's image and RuntimeClass out of a cluster's Helm values."""
-    engine = values["images"]["engine"]
-    return {**engine, "runtimeClassName": values.get("runtimeClassName", "")}
+    """The engines' image, its pullPolicy and RuntimeClass, as the chart has them by a cluster's Helm values."""
+    chart = release.ROOT / "charts" / "mint"
+    images = yaml.safe_load((chart / "values.yaml").read_text())["images"]
+    engine = images["engine"] | values.get("images", {}).get("engine", {})
+    tag = engine["tag"] or yaml.safe_load((chart / "Chart.yaml").read_text())["appVersion"]
+    image = f"{engine['repository']}{'@' if tag.startswith('sha256:') else ':'}{tag}"
+    return {
+        "image": image,
+        "pullPolicy": engine["pullPolicy"],
+        "runtimeClassName": values.get("runtimeClassName") or "",
+    }

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from e2e.world import image_of
 from mint_contracts import settings
+from mint_operator import settings as operator_settings
 from tests.chart.rendering import CHART, HelmError, Values, environment, render, workloads
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
@@ -113,3 +115,23 @@ def test_nonsense_is_refused_with_the_place_named(values: Values, where: str) ->
 def test_a_redis_of_ones_own_is_named_by_host_port_and_database(url: str) -> None:
     told = environment(workloads(render({"redis": {"external": {"url": url}}}))["mint-operator"])
     assert told[settings.REDIS_URL] == url
+
+
+DIGEST = "sha256:" + "0" * 64
+IMAGES: list[Values] = [
+    {},
+    {"images": {"operator": {"repository": "registry.example/mint/control"}}},
+    {"images": {"engine": {"repository": "registry.example/mint/engine"}}},
+    {"images": {"engine": {"tag": "1.2", "pullPolicy": "Always"}}, "runtimeClassName": "gvisor"},
+    {"images": {"engine": {"tag": DIGEST}}},
+]
+
+
+@pytest.mark.parametrize("values", IMAGES, ids=repr)
+def test_the_demo_loads_its_samples_by_the_image_that_engines_have(values: Values) -> None:
+    told, image = environment(workloads(render(values))["mint-operator"]), image_of(values)
+    assert image == {
+        "image": told[operator_settings.ENGINE_IMAGE],
+        "pullPolicy": told[operator_settings.ENGINE_PULL_POLICY],
+        "runtimeClassName": told[operator_settings.ENGINE_RUNTIME_CLASS],
+    }
