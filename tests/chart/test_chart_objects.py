@@ -44,6 +44,11 @@ def matches(selector: dict[str, Any], given: dict[str, str]) -> bool:
     return by_label.items() <= given.items() and all(given.get(each["key"]) in each["values"] for each in by_set)
 
 
+def owner(service: str) -> str:
+    """The workload that a Service is of."""
+    return service.removesuffix("-metrics")
+
+
 @every_variant
 def test_lint_is_clean(values: Values) -> None:
     said = helm("lint", "--strict", str(CHART), values=values)
@@ -109,7 +114,9 @@ def test_selectors_find_their_own_pods_alone(values: Values) -> None:
     for name, workload in workloads(objects).items():
         assert [other for other, given in pods.items() if matches(workload["spec"]["selector"], given)] == [name]
     for name, service in of_kind(objects, "Service").items():
-        assert [other for other, given in pods.items() if matches(service["spec"]["selector"], given)] == [name]
+        assert [other for other, given in pods.items() if matches(service["spec"]["selector"], given)] == [
+            owner(name)
+        ]
     for name, budget in of_kind(objects, "PodDisruptionBudget").items():
         assert [other for other, given in pods.items() if matches(budget["spec"]["selector"], given)] == [name]
 
@@ -124,7 +131,7 @@ def test_services_and_policies_name_ports_that_exist(values: Values) -> None:
     objects = render(values)
     ports = {name: {port["name"] for port in container(each)["ports"]} for name, each in workloads(objects).items()}
     for name, service in of_kind(objects, "Service").items():
-        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports[name]
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports[owner(name)]
     for name, policy in of_kind(objects, "NetworkPolicy").items():
         assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= ports[name]
 
@@ -137,6 +144,17 @@ def test_ports_are_those_of_the_contracts() -> None:
         ("metrics", settings.METRICS_PORT),
     }
     assert gateway["spec"]["ports"][0]["appProtocol"] == "grpc"
+
+
+@pytest.mark.parametrize("kind", ["NodePort", "LoadBalancer"])
+def test_metrics_which_ask_for_no_key_are_not_shown_outside_the_cluster(kind: str) -> None:
+    services = of_kind(render({"gateway": {"service": {"type": kind}}}), "Service")
+    public, own = services["mint-gateway"], services["mint-gateway-metrics"]
+    assert (public["spec"]["type"], own["spec"]["clusterIP"]) == (kind, "None")
+    assert [port["name"] for port in public["spec"]["ports"]] == ["grpc", "http"]
+    assert [(port["name"], port["port"]) for port in own["spec"]["ports"]] == [("metrics", settings.METRICS_PORT)]
+    assert own["metadata"]["labels"] == public["metadata"]["labels"], "by which ServiceMonitors find it"
+    assert "mint-gateway-metrics" not in of_kind(render(DEFAULTS), "Service")
 
 
 def test_by_tls_a_secret_is_mounted_and_ports_and_probes_say_so() -> None:
@@ -296,9 +314,14 @@ def test_service_monitors_find_operator_gateways_and_engines() -> None:
     monitor = of_kind(objects, "ServiceMonitor")["mint"]
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
     assert monitor["spec"]["namespaceSelector"] == {"any": True}
-    services = {name: each["metadata"]["labels"] for name, each in of_kind(objects, "Service").items()}
-    found = {name for name, given in services.items() if matches(monitor["spec"]["selector"], given)}
-    assert found == {"mint-operator", "mint-gateway"}
+    [port] = [each["port"] for each in monitor["spec"]["endpoints"]]
+    asked = {
+        name
+        for name, each in of_kind(objects, "Service").items()
+        if matches(monitor["spec"]["selector"], each["metadata"]["labels"])
+        and port in {given["name"] for given in each["spec"]["ports"]}
+    }
+    assert asked == {"mint-operator", "mint-gateway-metrics"}
     assert matches(monitor["spec"]["selector"], ENGINE_LABELS)
     watched = of_kind(render(EVERYTHING | NAMESPACED), "ServiceMonitor")["mint"]
     assert watched["spec"]["namespaceSelector"] == {"matchNames": ["team-a", "team-b", NAMESPACE]}
