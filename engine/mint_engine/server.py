@@ -25,7 +25,7 @@ from mint_engine.requests import routed
 from mint_engine.requests.answers import answer
 from mint_engine.requests.grammar import Grammars
 from mint_engine.requests.offsets import prompt_offsets
-from mint_engine.requests.parameters import read_sampling
+from mint_engine.requests.parameters import check_prompt_logprobs, read_sampling
 from mint_engine.requests.prompts import read_form, read_prompt
 from mint_engine.requests.spelling import Spelling
 from mint_engine.residency.holding import Holder
@@ -183,6 +183,7 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
         parts.stepper.check_room(adapter, wanted.n)
         prompt = await asyncio.to_thread(read_prompt, request, parts.base.tokenizer, vocabulary, parts.context_length)
         sampling = read_sampling(request.sampling, parts.context_length - len(prompt), vocabulary)
+        check_prompt_logprobs(len(prompt), sampling)
         if request.sampling.routes and parts.routes is not None:
             routed.check_room(parts.routes, len(prompt) + sampling.max_tokens, sampling.n)
         grammar = await asyncio.to_thread(parts.grammars.compile, sampling.shape) if sampling.shape else None

@@ -313,7 +313,9 @@ class SamplingParams(_message.Message):
     logprobs: _builtins.int
     """Log-probabilities of each chosen token and of this many most likely ones; absent returns none."""
     prompt_logprobs: _builtins.bool
-    """Log-probabilities of the prompt's tokens as well (carried by Started)."""
+    """Log-probabilities of the prompt's tokens as well (carried by Started): 1,048,576 at most, counting those of the
+    `logprobs` most likely ones.
+    """
     ignore_eos: _builtins.bool
     """Go on after the end-of-sequence token; for benchmarks."""
     n: _builtins.int

@@ -15,6 +15,7 @@ from mint_contracts.errors import (
     PromptTooLong,
 )
 from mint_contracts.sampling_pb2 import Chat, GenerateRequest, Message, SamplingParams, TokenIds
+from mint_engine.requests import parameters
 from mint_engine.requests.prompts import read_prompt
 from mint_engine.scheduling.scheduler import Limits
 from tests.engine.running import CONTEXT, Running, ask, running
@@ -72,6 +73,20 @@ async def test_refusals(quiet: Running, request_: GenerateRequest, error: type[M
     assert type(refused) is error
     assert says in str(refused)
     assert (await ask(quiet, [5], max_tokens=1)).tokens, "everything else goes on"
+
+
+async def test_more_log_probabilities_of_a_prompt_than_can_be_told(
+    quiet: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parameters, "MOST_PROMPT_LOGPROBS", 24)
+    asked = SamplingParams(max_tokens=1, logprobs=3, prompt_logprobs=True)
+    told = [
+        event async for event in quiet.sampler.Generate(GenerateRequest(tokens=TokenIds(ids=[5] * 6), sampling=asked))
+    ]
+    assert len(told[0].started.prompt_logprobs) == 5
+    refused = await refusal(quiet, GenerateRequest(tokens=TokenIds(ids=[5] * 7), sampling=asked))
+    assert isinstance(refused, InvalidRequest)
+    assert "of 7 tokens would be 28" in str(refused)
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
