@@ -131,6 +131,22 @@ async def test_who_ends_before_a_defect_of_the_same_step_is_told_so(base: Path, 
         assert engine.free_pages == engine.all_pages
 
 
+async def test_a_defect_before_a_request_has_begun_is_told(
+    base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(base, {"a": adapter}) as engine:
+
+        def break_always(*_: Any) -> Sequence:
+            raise RuntimeError("a tokenizer broke")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.server.generation, "begin", break_always)
+            refused = await asyncio.wait_for(refusal(engine, GenerateRequest(text="dog", adapter="a")), 60)
+        assert isinstance(refused, Internal)
+        assert engine.holder.users == {"a": 0}
+        assert (await ask(engine, [5], "a", max_tokens=1)).tokens
+
+
 async def test_an_adapter_that_overflows_spoils_nobody_else(base: Path, adapter: Path) -> None:
     """NaN from one adapter ends its own request; its neighbour, and who gets its pages next, stay right."""
     async with running(base, {"good": adapter, "bad": adapter}, kv_cache_bytes=220 << 10) as engine:

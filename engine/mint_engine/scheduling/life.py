@@ -3,8 +3,9 @@
 import asyncio
 
 import msgspec
+import structlog
 
-from mint_contracts.errors import MintError
+from mint_contracts.errors import Internal, MintError
 from mint_contracts.source import Source
 from mint_engine.requests.grammar import Grammar
 from mint_engine.residency.holding import Held, Holder
@@ -41,6 +42,8 @@ class Told(msgspec.Struct, frozen=True):
     event: Event
 
 
+_log = structlog.get_logger(__name__)
+
 Inbox = asyncio.Queue[Begun | Told]  # bounded by the request's own max_tokens and n
 
 
@@ -58,6 +61,10 @@ async def live(asked: Asked, holder: Holder, stepper: Stepper, inbox: Inbox) -> 
             await _run(asked, held, stepper, inbox)
     except MintError as error:
         inbox.put_nowait(Told(0, Failed(error)))
+    except Exception as defect:  # noqa: BLE001 - whoever waits would do so for good
+        _log.exception("request_defect", adapter=asked.adapter, request_id=asked.request_id)
+        told = Internal("engine", f"could not begin the request ({type(defect).__name__}); see its log")
+        inbox.put_nowait(Told(0, Failed(told)))
 
 
 async def _run(asked: Asked, held: Held, stepper: Stepper, inbox: Inbox) -> None:
