@@ -105,7 +105,7 @@ class Agent:
                         failures = 0
             except _OUTAGES as error:
                 failures += 1
-                self._outage.failed(error, self._engine)
+                self._failed(error)
             await asyncio.sleep(delay_s(failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
 
     async def _follow(self) -> None:
@@ -122,7 +122,7 @@ class Agent:
             except _OUTAGES as error:
                 failures += 1
                 self._stale.set()
-                self._outage.failed(error, self._engine)
+                self._failed(error)
                 await asyncio.sleep(delay_s(failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
 
     async def _pull(self) -> None:
@@ -150,8 +150,7 @@ class Agent:
                 await self._next_report()
             except _OUTAGES as error:
                 failures += 1
-                self._full = True  # whether the last report arrived is not known
-                self._outage.failed(error, self._engine)
+                self._failed(error)
                 await asyncio.sleep(delay_s(failures, first_s=FIRST_RETRY_S, cap_s=LONGEST_RETRY_S))
 
     async def _report_once(self) -> None:
@@ -159,9 +158,10 @@ class Agent:
         waiting, held = self._waiting[:], self._body.holdings()
         changed = [each for name, each in held.items() if self._told.get(name) != each]
         gone = [name for name in self._told if name not in held]
-        self._sequence += bool(changed or gone)
+        full, self._full = self._full, False
+        self._sequence += bool(changed or gone or full)
         record = self._body.describe(self._version or 0, self._sequence)
-        heard = None if self._full else await self._reporter.report(record, changed, gone, full=False)
+        heard = None if full else await self._reporter.report(record, changed, gone, full=False)
         in_full = not heard
         if not heard:
             if heard is not None:
@@ -170,7 +170,7 @@ class Agent:
         if self._training is not None:
             await self._training.report(record.incarnation, full=in_full)
         self._hear(heard)
-        self._told, self._full = held, False
+        self._told = held
         self._waiting = [each for each in self._waiting if each not in waiting]
         for done in waiting:
             if not done.done():
@@ -186,6 +186,11 @@ class Agent:
                 self._training.confirm()
         else:
             self._stale.set()
+
+    def _failed(self, error: Exception) -> None:
+        """Whichever connection fails, all is told again: a Redis that comes back may not know the last report."""
+        self._full = True
+        self._outage.failed(error, self._engine)
 
     async def _next_report(self) -> None:
         """Wait for the next heartbeat, or for a change and what comes with it."""

@@ -204,6 +204,28 @@ async def test_a_map_that_is_flushed_hears_everything_again(
         await is_tier(there, "team/one", Tier.DEVICE)
 
 
+async def test_a_redis_that_comes_back_without_what_it_was_told_last_hears_it_again(
+    there: Map, redis_process: RedisProcess, tmp_path: Path, want: Assignment
+) -> None:
+    """As one that syncs its disk once a second, or a replica that took over: it still knows the engine."""
+    door = Door(there, redis_process.url)
+    await door.open()
+    async with Engine(tmp_path, door.url, incarnation=1):
+        await there.writer.apply(BASE, MapChange(set_assigned={ENGINE: (want,)}))
+        await is_tier(there, "team/one", Tier.DEVICE)
+        for _ in range(3):  # whichever of its connections the engine uses next
+            before = await there.engine()
+            await there.redis.hdel(keys.held(BASE, ENGINE), "team/one")
+            await there.redis.client_kill_filter(user="engine")
+            await is_tier(there, "team/one", Tier.DEVICE)
+            after = await there.engine()
+            assert before is not None
+            assert before.record is not None
+            assert after is not None
+            assert after.record is not None
+            assert after.record.sequence > before.record.sequence  # so that whoever read it meanwhile reads it again
+
+
 async def test_changes_are_told_without_waiting_for_a_heartbeat(
     there: Map, redis_process: RedisProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
