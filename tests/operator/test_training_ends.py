@@ -1,6 +1,7 @@
 """How training ends, and how far it is: complete, failed, what is published and served, what is kept of it."""
 
 import msgspec
+import pytest
 
 from mint_contracts.records import EngineView, Held, Tier
 from mint_contracts.resources import Serve
@@ -187,6 +188,28 @@ def test_what_a_person_has_cancelled_is_not_tried_again() -> None:
     world.change("w", retry=1)
     world.step()
     assert world.status("w").phase == "Cancelled"
+
+
+def test_what_was_trained_is_held_on_the_engines_that_the_wave_names() -> None:
+    world = World(base(2, 2), [training_wave("w", 2, serve=Serve(engines=[1]))], engines(2))
+    world.step()
+    assert {engine for engine, _ in world.leases.values()} == {"smol-0"}
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    assert [[place.engine for place in each.places] for each in world.placements.values()] == [["smol-1"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("count", "serve"),
+    [(1, Serve(engines=[2])), (1, Serve(replicas=2, engines=[0])), (5, Serve(engines=[1]))],
+)
+def test_a_wave_that_could_not_be_held_where_it_says_is_not_trained(count: int, serve: Serve) -> None:
+    world = World(base(2, 2, slots=4), [training_wave("w", count, serve=serve)], engines(2))
+    world.step()
+    assert world.leases == {}
+    status, reason, said = condition(world, "w", "Admitted")
+    assert (status, reason) == ("False", "CapacityExceeded")
+    assert "spec.serve.engines" in said
 
 
 def test_status_sums_up_the_policies() -> None:

@@ -8,7 +8,7 @@ import msgspec
 from mint_contracts.errors import MintError
 from mint_contracts.names import check_adapter, check_asked
 from mint_contracts.records import Tier
-from mint_contracts.resources import Selector
+from mint_contracts.resources import AdapterWaveSpec, Selector
 from mint_contracts.source import Source, child, locate
 from mint_operator.planning import conditions
 from mint_operator.planning.engines import engine_name
@@ -65,12 +65,17 @@ def resolve(wave: ObservedWave, base: ObservedBase) -> tuple[Want, ...] | Refusa
         shown = ", ".join(_twice(named)[:MOST_NAMED])
         return Refusal("InvalidRequest", f"names {shown} more than once; name each adapter once")
     residency, replicas, waves = Tier(spec.serve.residency), spec.serve.replicas, (wave.meta.key,)
-    pins = tuple(engine_name(base.meta.name, ordinal) for ordinal in sorted(set(spec.serve.engines)))
-    beside = wave.beside
+    allowed, beside = pins(spec), wave.beside
     return tuple(
-        Want(name, source, residency, replicas, waves, spec.priority, pins, beside.get(name, ()))
+        Want(name, source, residency, replicas, waves, spec.priority, allowed, beside.get(name, ()))
         for name, source in named
     )
+
+
+def pins(spec: AdapterWaveSpec) -> tuple[str, ...]:
+    """The only engines that may hold what a wave serves, or has trained; none: any may."""
+    base = spec.base_model_ref.name
+    return tuple(engine_name(base, ordinal) for ordinal in sorted(set(spec.serve.engines)))
 
 
 def told_to(wave: str, other: str) -> str:

@@ -152,7 +152,7 @@ def _left(
         records = known.state.waves
         tell = {wave.meta.key for wave in over.get(key, ())} | records.keys()
         told = [wave for wave in expired if wave.base == key and wave.meta.key in tell]
-        if change := left_by(known.state, keys, expired_records(snapshot.bases[key], told, records)):
+        if change := left_by(known.state, keys, expired_records(told, records)):
             changes[key] = change
         if end := training_left_by(snapshot.training.get(key, TrainKnown()).written, runs):
             ends[key] = end

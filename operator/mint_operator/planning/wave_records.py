@@ -7,10 +7,9 @@ import msgspec
 from mint_contracts.records import Tier, WaveRecord
 from mint_contracts.resources import AdapterWaveSpec, Tenant
 from mint_operator.planning import conditions
-from mint_operator.planning.adapters import Refusal
+from mint_operator.planning.adapters import Refusal, pins
 from mint_operator.planning.admission import Admission
 from mint_operator.planning.asking import Ask
-from mint_operator.planning.engines import engine_name
 from mint_operator.planning.expiry import ending, named
 from mint_operator.planning.snapshot import ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace
@@ -40,17 +39,15 @@ def wave_records(
         if each.kept and each.wave.record is not None:
             found[key] = each.wave.record
             continue
-        record = _asking(base, each, tenants.get(each.wave.meta.namespace), refusal)
+        record = _asking(each, tenants.get(each.wave.meta.namespace), refusal)
         found[key] = old if old is not None and old == record else record
     for wave in over:
-        old, record = before.records.get(wave.meta.key), _expired(base, wave, tenants.get(wave.meta.namespace))
+        old, record = before.records.get(wave.meta.key), _expired(wave, tenants.get(wave.meta.namespace))
         found[wave.meta.key] = old if old is not None and old == record else record
     return Recorded(found, admission.asks.by_wave, admission.refused)
 
 
-def expired_records(
-    base: ObservedBase, over: Iterable[ObservedWave], known: Mapping[str, WaveRecord]
-) -> dict[str, WaveRecord]:
+def expired_records(over: Iterable[ObservedWave], known: Mapping[str, WaveRecord]) -> dict[str, WaveRecord]:
     """Those of waves that have expired over a base whose spec cannot be read.
 
     What its spec says of tenants they have from what is `known`: the records in the map.
@@ -59,26 +56,25 @@ def expired_records(
     found = {}
     for wave in over:
         weight, quota = tenants.get(wave.meta.namespace, (1, 0))
-        found[wave.meta.key] = msgspec.structs.replace(_expired(base, wave, None), weight=weight, quota=quota)
+        found[wave.meta.key] = msgspec.structs.replace(_expired(wave, None), weight=weight, quota=quota)
     return found
 
 
-def _asking(base: ObservedBase, each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
+def _asking(each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRecord:
     stand, chosen_by = each.wave.stand, _chosen_by(each.spec, kept=each.kept)
     adapters = len(stand.policies) if stand is not None else len(each.wants)
     slots = len(stand.wants_slot) if stand is not None else each.slots
-    return _record(base, each.wave, chosen_by, adapters, slots, tenant, _refusal(each, refusal))
+    return _record(each.wave, chosen_by, adapters, slots, tenant, _refusal(each, refusal))
 
 
-def _expired(base: ObservedBase, wave: ObservedWave, tenant: Tenant | None) -> WaveRecord:
+def _expired(wave: ObservedWave, tenant: Tenant | None) -> WaveRecord:
     adapters, serve = named(wave), wave.spec.serve
     slots = adapters * serve.replicas if serve.residency == "Device" else 0
     refusal = Refusal(conditions.EXPIRED, ending(wave))
-    return _record(base, wave, _chosen_by(wave.spec), adapters, slots, tenant, refusal)
+    return _record(wave, _chosen_by(wave.spec), adapters, slots, tenant, refusal)
 
 
 def _record(
-    base: ObservedBase,
     wave: ObservedWave,
     chosen_by: str,
     adapters: int,
@@ -95,7 +91,7 @@ def _record(
         residency=Tier(serve.residency),
         slots=slots,
         priority=wave.spec.priority,
-        engines=tuple(engine_name(base.meta.name, ordinal) for ordinal in sorted(set(serve.engines))),
+        engines=pins(wave.spec),
         weight=tenant.weight if tenant is not None else 1,
         quota=tenant.device_slots if tenant is not None else 0,
         admitted=refusal is None,

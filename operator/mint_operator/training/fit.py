@@ -135,6 +135,14 @@ def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies:
             f"have {high} engines x {slots} slots; ask for fewer, or serve.residency Host with admission Elastic, "
             "or raise spec.engine.replicas.max or spec.adapters.deviceSlots of the BaseModel",
         )
+    named, held = serve.engines, policies * serve.replicas if serve.residency == "Device" else 0
+    if named and (max(named) >= high or serve.replicas > len(named) or held > len(named) * slots):
+        raise CapacityExceeded(
+            f"wave {wave.meta.name}",
+            f"wants {policies} policies x {serve.replicas} replicas on engines {sorted(named)} alone in the end, of "
+            f"{slots} slots each, and the base may have engines 0 to {high - 1}; name other engines or more of them "
+            "in spec.serve.engines, or ask for less",
+        )
 
 
 _UNREAD = Failure(conditions.MANIFEST_UNREAD, "the manifest of its policies has not been read yet", terminal=False)

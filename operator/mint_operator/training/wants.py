@@ -9,7 +9,7 @@ import msgspec
 from mint_contracts.records import Tier
 from mint_contracts.source import Source
 from mint_contracts.training import Policy
-from mint_operator.planning.adapters import Refusal, Want
+from mint_operator.planning.adapters import Refusal, Want, pins
 from mint_operator.planning.snapshot import ObservedWave
 from mint_operator.training.stand import PolicyStand, WaveStand
 
@@ -46,8 +46,8 @@ def _kept(wave: ObservedWave, stand: WaveStand) -> tuple[Want, ...]:
 
 
 def _want(wave: ObservedWave, stand: WaveStand, policy: PolicyStand, source: Source) -> Want:
-    serve, waves = wave.spec.serve, (wave.meta.key,)
+    spec, serve, waves = wave.spec, wave.spec.serve, (wave.meta.key,)
     if policy.ended(stand.train.steps):
-        return Want(policy.name, source, Tier(serve.residency), serve.replicas, waves, wave.spec.priority)
-    pins = (policy.engine,) if policy.engine else ()
-    return Want(policy.name, source, Tier.DISK, 1, waves, wave.spec.priority, pins)
+        return Want(policy.name, source, Tier(serve.residency), serve.replicas, waves, spec.priority, pins(spec))
+    home = (policy.engine,) if policy.engine else ()
+    return Want(policy.name, source, Tier.DISK, 1, waves, spec.priority, home)
