@@ -12,9 +12,12 @@ from grpc_reflection.v1alpha import reflection
 
 from mint_contracts import errors
 from mint_contracts.catalog_pb2 import CatalogEntry, RegisterRequest
+from mint_gateway import within
 from mint_gateway.client import Client, question
 from mint_gateway.http.door import Door
 from mint_gateway.page.files import FILES
+from mint_gateway.scope import Scope
+from mint_gateway.view import MapView
 from tests.gateway import trained
 from tests.gateway.catalogs import entry, lines
 from tests.gateway.scene import Scene
@@ -420,6 +423,22 @@ async def test_openais_client_sees_its_tenants_models_alone(tenants: Tenants) ->
         assert all("rival" not in each.id for each in (await client.models.list()).data)
         with pytest.raises(openai.NotFoundError, match="no wave serves it"):
             await client.completions.create(model="rival/bot", prompt="Ahoy", extra_body={"base_model": SHARED})
+
+
+async def test_a_list_of_models_makes_each_base_narrow_once_however_many_it_has(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time takes as long as the base has engines: others would wait for it, once a model."""
+    narrowed, narrow = list[str](), within._view
+
+    def noted(view: MapView, scope: Scope) -> MapView:
+        narrowed.append(view.base)
+        return narrow(view, scope)
+
+    monkeypatch.setattr(within, "_view", noted)
+    _, answer = await tenants.http("acme", "GET", "/v1/models")
+    assert len(answer["data"]) == 5
+    assert sorted(narrowed) == [own("acme"), SHARED]
 
 
 async def test_the_command_line_says_what_its_key_does_not_open(tenants: Tenants) -> None:

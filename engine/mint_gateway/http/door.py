@@ -135,13 +135,13 @@ class Door:
         if not limit.isdecimal() or len(limit) > 9:
             raise InvalidRequest("limit", f"is no number: {limit[:100]!r}")
         with self._calls.admit():
-            views = self._mirror.known()
+            views = dict(self._mirror.known())  # each made narrow once
             page = models.page(views, http.query.get("after", ""), int(limit))
             adapters = [(models.serving(views, name)[0], name) for name in page.names if name not in views]
             return reply(models.listed(views, page, await self._dates.of(adapters)))
 
     async def _model(self, http: web.Request) -> web.Response:
-        name, views = http.match_info["model"], self._mirror.known()
+        name, views = http.match_info["model"], dict(self._mirror.known())
         if name in views:
             return reply(models.base(views[name]))
         with self._calls.admit():
