@@ -251,10 +251,19 @@ async def test_a_table_is_registered_whatever_its_rows_take_and_said_to_be_corru
     assert "Traceback" not in err
 
 
+async def test_what_is_no_text_is_said() -> None:
+    for verb in ("ask", "explain"):
+        code, _, err = await mint("127.0.0.1:1", verb, "Ahoy\udcff")  # a byte that is none of UTF-8
+        assert code == 1
+        assert err == "mint: InvalidRequest: command line: holds 'Ahoy\\udcff', which is no text in UTF-8\n"
+
+
 async def test_a_file_that_is_none_is_said(tmp_path: Path) -> None:
     code, _, err = await mint("127.0.0.1:1", "catalog", "register", str(tmp_path / "none.jsonl"))
     assert code == 1
     assert "does not exist" in err
+    code, _, err = await mint("127.0.0.1:1", "catalog", "register", "a" * 300)
+    assert (code, err) == (1, f"mint: InvalidRequest: file '{'a' * 300}': could not be opened (File name too long)\n")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     code, _, err = await mint("127.0.0.1:1", "catalog", "register", str(tmp_path / "torn.parquet"))
     assert code == 1

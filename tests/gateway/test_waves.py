@@ -266,6 +266,10 @@ async def test_the_command_draws_a_picture(scene: Scene, training: Training, tmp
     code, _, err = await mint(scene.target, "wave", "plot", "demo/w", "-o", str(tmp_path / "rewards.exe"))
     assert code == 1
     assert "cannot be drawn" in err
+    code, _, err = await mint(scene.target, "wave", "plot", "demo/w", "-o", str(tmp_path / "none" / "rewards.png"))
+    assert code == 1
+    assert err.endswith("rewards.png: could not be written (No such file or directory)\n")
+    assert "Traceback" not in err
 
 
 def test_curves_are_smoothed_backwards() -> None:

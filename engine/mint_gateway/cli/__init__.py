@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mint_contracts.errors import MintError
+from mint_contracts.errors import InvalidRequest, MintError
 from mint_gateway.cli import ask, catalog, explain, placements, plan, policy, reaching, wave
 from mint_gateway.cli.complaining import complain
 
@@ -18,6 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code: int = asyncio.run(options.run(options))
     except MintError as error:
         complain(error, options)
+        code = 1
+    except UnicodeEncodeError as error:
+        if error.encoding != "utf-8":
+            raise
+        # Of an argument: for bytes that are no text Python has what no wire carries.
+        complain(InvalidRequest("command line", f"holds {error.object[:100]!r}, which is no text in UTF-8"), options)
         code = 1
     except KeyboardInterrupt:
         code = 130

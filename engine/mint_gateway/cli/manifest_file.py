@@ -66,6 +66,8 @@ def _opened(file: Path) -> BinaryIO:
         raise SourceForbidden(_subject(file), "may not be read") from None
     except IsADirectoryError:
         raise InvalidRequest(_subject(file), "is a folder; name a file of JSON lines or Parquet") from None
+    except OSError as error:
+        raise InvalidRequest(_subject(file), f"could not be opened ({error.strerror})") from None
 
 
 def _subject(file: Path) -> str:

@@ -12,7 +12,7 @@ MOST_NAMED = 20  # policies in the legend; of more the curves alone are telling
 def plot(progress: WaveProgress, path: Path) -> int:
     """Write the curves of all policies; returns the steps drawn.
 
-    Raises InvalidRequest where matplotlib is missing, or cannot write a file of that ending.
+    Raises InvalidRequest where matplotlib is missing, or cannot write a file of that ending, or there.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,6 +44,8 @@ def plot(progress: WaveProgress, path: Path) -> int:
         canvas.print_figure(path, dpi=140)
     except ValueError as error:  # matplotlib names the endings that it knows
         raise InvalidRequest(f"file {path}", f"cannot be drawn: {error}") from None
+    except OSError as error:
+        raise InvalidRequest(f"file {path}", f"could not be written ({error.strerror})") from None
     return steps
 
 
