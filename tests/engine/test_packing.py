@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from mint_contracts import errors
-from mint_engine.adapters import pack as command
 from mint_engine.adapters import packed_file, peft_config
 from mint_engine.adapters.adapter import Module
 from mint_engine.adapters.check import Fit
@@ -18,17 +16,12 @@ from mint_engine.adapters.export import export
 from mint_engine.adapters.packed import Packed
 from mint_engine.adapters.read import read_adapter
 from mint_engine.residency.slots import Slots
-from mint_engine.sources.fetch import CONFIG, PACKED, WEIGHTS
+from mint_engine.sources.fetch import CONFIG, WEIGHTS
 from mint_engine.sources.local import LocalFolder
 from tests.engine.made import (
-    ALL_SEVEN,
     BASE_NAME,
     edit_tensors,
     packed_source,
-    peft_adapter,
-    read_tiny,
-    tiny_fit,
-    tiny_llama,
     unpack,
 )
 
@@ -81,25 +74,6 @@ def test_pefts_tensors_come_back_byte_for_byte(tmp_path: Path, dtype: torch.dtyp
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [CONFIG, WEIGHTS]
     with pytest.raises(errors.InvalidRequest, match="exists already"):
         export(read(tmp_path / "peft"), tmp_path / "again", MOE.modules)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"target_modules": ALL_SEVEN, "rank_pattern": {"q_proj": 2, "down_proj": 7}, "use_rslora": True},
-        {"target_modules": ["v_proj"], "layers_to_transform": [1], "alpha_pattern": {"v_proj": 3}},
-    ],
-    ids=["patterns", "one layer"],
-)
-def test_peft_loads_what_is_exported_and_answers_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
-    model = peft_adapter(tmp_path / "peft", **options).eval()
-    packed_source(tmp_path, read_tiny(tmp_path / "peft"))
-    tiny_llama().config.save_pretrained(tmp_path / "base")
-    unpack_it = ["unpack", str(tmp_path / PACKED), str(tmp_path / "again"), "--base", str(tmp_path / "base")]
-    assert command.main(unpack_it) == 0
-    again = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "again")).eval()
-    prompt = torch.arange(10)[None]
-    assert torch.equal(model(input_ids=prompt).logits, again(input_ids=prompt).logits)
 
 
 def test_all_experts_of_a_module_lie_in_one_part_in_their_order(tmp_path: Path) -> None:
@@ -274,26 +248,3 @@ def test_a_packed_file_has_one_form(tmp_path: Path) -> None:
     packed_source(tmp_path / "packed", _tampered(packed, config=spaced))
     with pytest.raises(errors.CorruptFile, match="canonical form"):
         read(tmp_path / "packed")
-
-
-def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    peft_adapter(tmp_path / "a")
-    tiny_llama().config.save_pretrained(tmp_path / "base")
-    order = ["pack", str(tmp_path / "a"), str(tmp_path / PACKED), "--base", str(tmp_path / "base")]
-    assert command.main([*order, "--dtype", "float32"]) == 0
-    revision = read_tiny(tmp_path / "a").revision
-    assert capsys.readouterr().out.startswith(f"{revision} rank 4 float32: 4 parts, ")
-    assert read(packed_source(tmp_path / "s", read_tiny(tmp_path / "a")), tiny_fit()).revision == revision
-    assert command.main(["show", str(tmp_path / PACKED)]) == 0
-    assert revision in capsys.readouterr().out
-
-    for arguments, told in (
-        ([*order, "--max-rank", "2"], "RankTooLarge"),
-        (["show", str(tmp_path / "absent")], "SourceNotFound"),
-        (["show", str(tmp_path / "a" / WEIGHTS)], "CorruptFile"),
-        (["unpack", str(tmp_path / PACKED), str(tmp_path / "a"), *order[3:]], "InvalidRequest"),
-        (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "a")], "UnsupportedBase"),
-    ):
-        assert command.main(arguments) == 1
-        assert capsys.readouterr().err.startswith(f"{told}: ")
-    assert not list(tmp_path.glob(".partial*"))

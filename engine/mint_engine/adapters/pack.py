@@ -1,10 +1,11 @@
-"""Packing by hand: `python -m mint_engine.adapters.pack`, for a store that engines then only copy.
+"""The `mint-adapter` program: packing by hand, for a store that engines then only copy, and taking adapters out.
 
-    python -m mint_engine.adapters.pack pack ADAPTER_FOLDER adapter.mint --base BASE_FOLDER --dtype bfloat16
-    python -m mint_engine.adapters.pack unpack adapter.mint NEW_FOLDER --base BASE_FOLDER
-    python -m mint_engine.adapters.pack show adapter.mint
+    mint-adapter pack ADAPTER_FOLDER adapter.mint --base BASE_FOLDER
+    mint-adapter unpack s3://bucket/store/revisions/acme/haiku/.published/... NEW_FOLDER --base BASE_FOLDER
+    mint-adapter show adapter.mint
 
-An engine takes a source that holds a file named adapter.mint as it takes PEFT's files: checked whole.
+An engine takes a source that holds a file named adapter.mint as it takes PEFT's files: checked whole. What is
+unpacked `peft` loads. Stores are asked with the credentials that their own tools take (AWS_ACCESS_KEY_ID, HF_TOKEN).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch
 from transformers import AutoConfig
 
 from mint_contracts.errors import MintError, SourceNotFound, UnsupportedBase
+from mint_contracts.source import Source
 from mint_contracts.storage_errors import os_errors
 from mint_engine.adapters import packed_file
 from mint_engine.adapters.adapter import Module
@@ -30,33 +32,22 @@ from mint_engine.model.device import DTYPES
 from mint_engine.model.modules import find_modules
 from mint_engine.sources.copying import publish
 from mint_engine.sources.local import LocalFolder
+from mint_engine.sources.storage import folder_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 refused, with the reason on stderr."""
-    parser = argparse.ArgumentParser(prog="mint_engine.adapters.pack", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True)
-    pack = commands.add_parser("pack", help="check an adapter against its base and write it as one packed file")
-    pack.add_argument("adapter", type=Path, help="a folder with adapter_config.json and adapter_model.safetensors")
-    pack.add_argument("file", type=Path, help="the packed file to write; name it adapter.mint in a store")
-    pack.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="as the engines compute")
-    pack.add_argument("--max-rank", type=int, default=256, help="refuse larger ones (default %(default)s)")
-    unpack = commands.add_parser("unpack", help="write PEFT's files again, in the packed dtype")
-    unpack.add_argument("file", type=Path)
-    unpack.add_argument("folder", type=Path, help="a folder that does not exist yet")
-    for each in (pack, unpack):
-        each.add_argument("--base", type=Path, required=True, help="the base's folder; only its config.json is read")
-    commands.add_parser("show", help="what a packed file holds").add_argument("file", type=Path)
-    told = parser.parse_args(arguments)
+    told = _parser().parse_args(arguments)
     try:
-        if told.command == "pack":
-            packed = _pack(told.adapter, told.base, DTYPES[told.dtype], told.max_rank)
-            _write(packed, told.file)
-        else:
+        if told.command == "show":
             packed = _open(told.file)
-            if told.command == "unpack":
-                export(packed, told.folder, base_modules(told.base))
+        else:
+            modules = base_modules(told.base)
+            packed = _read(told.adapter, told.revision, Fit(modules, told.max_rank), DTYPES[told.dtype])
+            if told.command == "pack":
+                _write(packed, told.file)
+            else:
+                export(packed, told.folder, modules)
         print(_line(packed))
     except MintError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)
@@ -64,9 +55,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _pack(adapter: Path, base: Path, dtype: torch.dtype, max_rank: int) -> Packed:
-    fit = Fit(base_modules(base), max_rank)
-    return read_adapter(LocalFolder(adapter.resolve(), f"adapter {str(adapter)!r}"), fit, dtype)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mint-adapter", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+    pack = commands.add_parser("pack", help="check an adapter against its base and write it as one packed file")
+    unpack = commands.add_parser("unpack", help="write PEFT's files, of what was packed or published")
+    for each in (pack, unpack):
+        each.add_argument(
+            "adapter", help="a folder or its URI, with PEFT's two files or a packed one, or such a file"
+        )
+        each.add_argument("--base", type=Path, required=True, help="the base's folder; only its config.json is read")
+        each.add_argument("--revision", default="", help="of an hf:// URI")
+        each.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="as the engines compute")
+        each.add_argument("--max-rank", type=int, default=256, help="refuse larger ones (default %(default)s)")
+    pack.add_argument("file", type=Path, help="the packed file to write; name it adapter.mint in a store")
+    unpack.add_argument("folder", type=Path, help="a folder that does not exist yet")
+    commands.add_parser("show", help="what a packed file holds").add_argument("file", type=Path)
+    return parser
+
+
+def _read(adapter: str, revision: str, fit: Fit, dtype: torch.dtype) -> Packed:
+    """What that folder, URI or packed file holds; the file in the dtype that it has. Raises as `read_adapter`."""
+    if "://" in adapter:
+        return read_adapter(folder_of(Source(adapter, revision)), fit, dtype)
+    path = Path(adapter)
+    if path.is_dir():
+        return read_adapter(LocalFolder(path.resolve(), f"adapter {adapter!r}"), fit, dtype)
+    return _open(path)
 
 
 def base_modules(base: Path) -> dict[str, Module]:
@@ -103,7 +119,3 @@ def _line(packed: Packed) -> str:
     return (
         f"{header.revision} rank {packed.rank} {dtype}: {len(header.layout.places)} parts, {header.file_bytes} bytes"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The mint-adapter program: from PEFT's files to a packed one, and from stores back to what `peft` loads."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from mint_contracts.source import child
+from mint_engine.adapters import pack as command
+from mint_engine.sources.fetch import PACKED, WEIGHTS
+from tests.engine.made import ALL_SEVEN, packed_source, peft_adapter, read_tiny, tiny_llama
+from tests.engine.stores import opened
+
+PROMPT = torch.arange(10)[None]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ALL_SEVEN, "rank_pattern": {"q_proj": 2, "down_proj": 7}, "use_rslora": True},
+        {"target_modules": ["v_proj"], "layers_to_transform": [1], "alpha_pattern": {"v_proj": 3}},
+    ],
+    ids=["patterns", "one layer"],
+)
+def test_peft_loads_what_is_exported_and_answers_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = peft_adapter(tmp_path / "peft", **options).eval()
+    packed_source(tmp_path, read_tiny(tmp_path / "peft"))
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    unpack_it = ["unpack", str(tmp_path / PACKED), str(tmp_path / "again"), "--base", str(tmp_path / "base")]
+    assert command.main(unpack_it) == 0
+    again = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "again")).eval()
+    assert torch.equal(model(input_ids=PROMPT).logits, again(input_ids=PROMPT).logits)
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3", "http", "hf"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_lies_in_a_store_comes_out_as_peft_has_it(
+    tmp_path: Path, scheme: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = peft_adapter(tmp_path / "peft").eval()
+    folder = tmp_path / "shelf" / "team" / "store" / "haiku"
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    if packed:
+        packed_source(folder, read_tiny(tmp_path / "peft"))
+    else:
+        folder.mkdir(parents=True)
+        for each in (tmp_path / "peft").iterdir():
+            each.rename(folder / each.name)
+    with ExitStack() as stack:
+        source = child(opened(scheme, tmp_path / "shelf", stack, monkeypatch), "haiku")
+        told = ["unpack", source.uri, str(tmp_path / "out"), "--base", str(tmp_path / "base"), "--dtype", "float32"]
+        assert command.main([*told, *(["--revision", source.revision] if source.revision else [])]) == 0
+    again = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "out")).eval()
+    assert torch.equal(model(input_ids=PROMPT).logits, again(input_ids=PROMPT).logits)
+
+
+def test_the_command_packs_shows_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peft_adapter(tmp_path / "a")
+    tiny_llama().config.save_pretrained(tmp_path / "base")
+    order = ["pack", str(tmp_path / "a"), str(tmp_path / PACKED), "--base", str(tmp_path / "base")]
+    assert command.main([*order, "--dtype", "float32"]) == 0
+    revision = read_tiny(tmp_path / "a").revision
+    assert capsys.readouterr().out.startswith(f"{revision} rank 4 float32: 4 parts, ")
+    assert command.main(["show", str(tmp_path / PACKED)]) == 0
+    assert revision in capsys.readouterr().out
+
+    out = str(tmp_path / "out")
+    for arguments, told in (
+        ([*order, "--max-rank", "2"], "RankTooLarge"),
+        (["show", str(tmp_path / "absent")], "SourceNotFound"),
+        (["show", str(tmp_path / "a" / WEIGHTS)], "CorruptFile"),
+        (["unpack", str(tmp_path / PACKED), str(tmp_path / "a"), *order[3:]], "InvalidRequest"),
+        (["pack", str(tmp_path / "a"), str(tmp_path / "x"), "--base", str(tmp_path / "a")], "UnsupportedBase"),
+        (["unpack", "ftp://store/a", out, *order[3:]], "SourceForbidden"),
+        (["unpack", "hf://acme/haiku", out, *order[3:]], "SourceForbidden"),
+        (["unpack", f"file://{tmp_path}/absent", out, *order[3:]], "SourceNotFound"),
+    ):
+        assert command.main(arguments) == 1
+        assert capsys.readouterr().err.startswith(f"{told}: ")
+    assert not list(tmp_path.glob(".partial*"))
