@@ -28,6 +28,7 @@ EXTERNAL: Values = {
 EVERYTHING: Values = {
     "imagePullSecrets": ["registry"],
     "runtimeClassName": "mint-host",
+    "userRoles": {"aggregate": True},
     "operator": {
         "nodeSelector": {"pool": "control"},
         "tolerations": [{"key": "control", "operator": "Exists"}],
@@ -125,8 +126,10 @@ def environment(workload: Object) -> dict[str, Any]:
 
 
 def rules(objects: list[Object]) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-    """What the roles allow: (group, resource, verb, resourceNames), each once a role."""
+    """What the operator's roles allow: (group, resource, verb, resourceNames), each once a role."""
     for role in of_kind(objects, "Role", "ClusterRole").values():
+        if role["metadata"]["labels"]["app.kubernetes.io/component"] != "operator":
+            continue
         for rule in role["rules"]:
             for group in rule["apiGroups"]:
                 for resource in rule["resources"]:

@@ -181,6 +181,34 @@ def test_gateways_may_nothing(access: Access) -> None:
     assert access.allowed(GATEWAY, NAMESPACE, NEEDED + FORBIDDEN) == []
 
 
+SEEN = [
+    ("mint.dev", kind, "", verb, "") for kind in ("basemodels", "adapterwaves") for verb in ("get", "list", "watch")
+]
+WAVES = [("mint.dev", "adapterwaves", "", verb, "") for verb in ("create", "update", "patch", "delete")]
+NOT_FOR_PEOPLE = [
+    ("mint.dev", "basemodels", "", "create", ""),
+    ("mint.dev", "basemodels", "", "patch", ""),
+    ("mint.dev", "adapterwaves", "status", "patch", ""),
+    ("", "secrets", "", "get", SECRET),
+]
+
+
+@pytest.mark.usefixtures("roles")
+@pytest.mark.parametrize("roles", [{"userRoles": {"aggregate": True}}], indirect=True)
+@pytest.mark.parametrize(("role", "may"), [("view", SEEN), ("edit", WAVES)])
+def test_people_see_what_is_in_their_namespace_and_editors_make_waves(
+    api_server: ApiServer, access: Access, role: str, may: list[Attributes]
+) -> None:
+    """As Kubernetes' controller, which does not run here, adds the chart's roles to its own of these labels."""
+    chosen = f"rbac.authorization.k8s.io/aggregate-to-{role}=true,app.kubernetes.io/part-of=mint"
+    found = api_server.kubectl("get", "clusterroles", "-l", chosen, "-o", "name").split()
+    assert found == [f"clusterrole.rbac.authorization.k8s.io/mint-{role}"]
+    user = f"somebody-who-{role}s"
+    api_server.kubectl("create", "rolebinding", user, "-n", "team-a", f"--clusterrole=mint-{role}", f"--user={user}")
+    assert access.allowed(user, "team-a", [*SEEN, *WAVES, *NOT_FOR_PEOPLE]) == may
+    assert access.allowed(user, "team-b", SEEN + WAVES) == []
+
+
 def test_with_watched_namespaces_nothing_is_cluster_wide() -> None:
     assert of_kind(render(NAMESPACED), "ClusterRole", "ClusterRoleBinding") == {}
 

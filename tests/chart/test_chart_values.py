@@ -89,6 +89,7 @@ NONSENSE: list[tuple[Values, str]] = [
     ({"imagePullSecrets": [{"name": "registry"}]}, "/imagePullSecrets/0"),
     ({"watchNamespaces": ["Team_A"]}, "/watchNamespaces/0"),
     ({"watchNamespaces": ["a", "a"]}, "/watchNamespaces"),
+    ({"userRoles": {"aggregate": "edit"}}, "/userRoles/aggregate"),
     ({"redis": {"external": {"url": "redis://user:word@host:6379"}}}, "/redis/external/url"),
     ({"redis": {"external": {"url": "redis://host:6379?password=word"}}}, "/redis/external/url"),
     ({"redis": {"external": {"url": "redis://host:port"}}}, "/redis/external/url"),
