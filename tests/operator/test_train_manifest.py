@@ -87,6 +87,21 @@ async def test_a_manifest_is_read_once_and_forgotten_when_nobody_names_it(shelf:
     assert manifests.found == {}
 
 
+async def test_a_manifest_is_read_anew_for_another_wave(shelf: str, tmp_path: Path) -> None:
+    manifests, uri = Manifests(lambda: None), f"{shelf}/policies.jsonl"
+
+    def look() -> object:
+        manifests.want([uri])
+        return manifests.found.get(uri)
+
+    await until(look)
+    (tmp_path / "policies.jsonl").write_text('{"name": "acme/c"}\n')
+    manifests.want([uri], anew=[uri])
+    assert manifests.found == {}, "what the other wave begins with is not what was there before"
+    await until(look)
+    assert manifests.found[uri] == (Policy("acme/c"),)
+
+
 async def test_a_manifest_that_was_wrong_is_read_again_when_it_may_have_been_mended(
     shelf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

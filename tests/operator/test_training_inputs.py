@@ -37,6 +37,27 @@ def test_a_wave_goes_on_as_it_was_while_its_manifest_can_not_be_read(unread: dic
     assert list(world.leases) == ["team/b", "team/c"]
 
 
+def test_a_wave_keeps_the_policies_that_it_began_with_whatever_its_manifest_says_since() -> None:
+    uri = "s3://b/p.jsonl"
+    first = (Policy(name="team/a"), Policy(name="team/b", rank=4), Policy(name="team/c"))
+    wave = training_wave("w", policies=Policies(manifest=uri), admission="Elastic", serve=Serve(residency="Host"))
+    world = World(base(slots=2), [wave], engines(1), inputs=Inputs(manifests={uri: first}))
+    world.step()
+    world.say(Stage.RUNNING, 3, published=published(3))
+    world.step()
+    before, placed = world.leases, world.placements
+    for others in (
+        (Policy(name="team/x"),),
+        (Policy(name="team/x"), Policy(name="team/b", rank=8), Policy(name="team/c", rank=2)),
+    ):
+        world.inputs = Inputs(manifests={uri: others})
+        assert world.step().training == {}
+        assert (world.leases, world.placements) == (before, placed)
+    world.say(Stage.COMPLETE, STEPS, published=published(STEPS))
+    world.step()
+    assert world.leases["team/c"][1].settings.rank == 2, "which had not begun"
+
+
 def test_each_policy_is_leased_with_its_own_loss_beside_the_waves() -> None:
     own = Loss(type="grpo", clip_high=0.3)
     read = {"s3://b/p.jsonl": (Policy(name="team/a", loss=own), Policy(name="team/b"))}

@@ -180,6 +180,28 @@ async def test_a_new_wave_trains_as_soon_as_its_manifest_is_read(stage: Theatre,
     await until("both policies to be trained", trains)
 
 
+async def test_a_manifest_that_was_rewritten_is_the_next_waves_alone(stage: Theatre, shelf: tuple[Path, str]) -> None:
+    folder, url = shelf
+    await ready(stage)
+
+    async def trains() -> bool:
+        await stage.once(frozenset({Part.MAP}))
+        return sorted(await leases(stage)) == there
+
+    there: list[str] = []
+    for wave, policy in (("first", "acme/a"), ("second", "acme/b")):
+        (folder / "policies.jsonl").write_text(f'{{"name": "{policy}"}}\n')
+        stage.apply(training_wave(wave, policies={"manifest": f"{url}/policies.jsonl"}))
+        await seen(stage, wave)
+        there.append(policy)
+        await until(f"{there} to be trained", trains)
+    before = await leases(stage)
+    stage.operator(2)
+    for _ in range(3):
+        await stage.once()
+        assert await leases(stage) == before
+
+
 async def test_a_new_operator_grants_nothing_anew(stage: Theatre) -> None:
     engine = stage.engine()
     await training(stage, engine)

@@ -1,7 +1,7 @@
 """Reading a manifest of policies, JSON lines or Parquet at a URI: once, beside the loop and within bounds."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 import structlog
@@ -23,9 +23,10 @@ log = structlog.get_logger()
 
 
 class Manifests:
-    """Manifests that waves name, by URI. One is read when it is first named, and again later if that failed.
+    """Manifests that waves name, by URI. One is read when a wave first names it, and again later if that failed.
 
-    Whatever it failed by: who has mended the file need not make the wave anew.
+    Whatever it failed by: who has mended the file need not make the wave anew. What is named by another wave is read
+    anew, for it may have been rewritten for that one; those that have begun keep what they began with.
 
     `wake` is called when one has been read.
     """
@@ -36,12 +37,13 @@ class Manifests:
         self._again_at: dict[str, float] = {}
         self.found: dict[str, Read] = {}
 
-    def want(self, uris: Iterable[str]) -> None:
-        """Begin to read what is new, take what has been read, forget the rest."""
+    def want(self, uris: Iterable[str], anew: Collection[str] = ()) -> None:
+        """Begin to read what is new or is named `anew`, take what has been read, forget the rest."""
         wanted, now = set(uris), asyncio.get_running_loop().time()
         for uri in self._work.keys() | self.found.keys():
-            if uri not in wanted:
+            if uri not in wanted or uri in anew:
                 self.found.pop(uri, None)
+                self._again_at.pop(uri, None)
                 if task := self._work.pop(uri, None):
                     task.cancel()
         for uri in wanted:

@@ -28,7 +28,7 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
     if base.spec.training is None:
         said = f"training needs a store that engines can write; set spec.training.store of BaseModel {base.meta.name}"
         return train, (), Failure(conditions.NO_TRAINING_STORE, said, terminal=True)
-    manifest = manifest_of(train, inputs)
+    manifest = manifest_of(wave, inputs, state)
     if isinstance(manifest, Failure):
         return _as_written(wave, train, state) or (train, (), manifest)
     policies: tuple[Policy, ...] = ()
@@ -44,9 +44,29 @@ def fitted(base: ObservedBase, wave: ObservedWave, inputs: Inputs, state: TrainS
     return train, policies, None
 
 
-def manifest_of(train: Train, inputs: Inputs) -> tuple[Policy, ...] | Failure:
-    """The policies of a wave's manifest, or why they are not known; none where it has no manifest."""
-    return inputs.manifests.get(train.policies.manifest, _UNREAD) if train.policies.manifest else ()
+def manifest_of(wave: ObservedWave, inputs: Inputs, state: TrainState) -> tuple[Policy, ...] | Failure:
+    """The policies of a wave's manifest, or why they are not known; none where it has no manifest.
+
+    Those with which the wave began stay the wave's: a manifest may have been rewritten since, for another wave.
+    """
+    manifest = wave.spec.train.policies.manifest if wave.spec.train is not None else ""
+    found = inputs.manifests.get(manifest, _UNREAD) if manifest else ()
+    names = _began_with(wave, state) if found and not isinstance(found, Failure) else ()
+    if isinstance(found, Failure) or not names:
+        return found
+    given, leased = {policy.name: policy for policy in found}, _leased(wave, state)
+    given |= {name: leased[name] for name in names if name in leased}
+    return tuple(given[name] for name in names) if given.keys() >= set(names) else _REWRITTEN
+
+
+def _began_with(wave: ObservedWave, state: TrainState) -> tuple[str, ...]:
+    """The policies of a wave of which an engine has ever had one."""
+    key, run = wave.meta.key, wave.meta.uid
+    record = state.training.get(key)
+    if record is None or record.run != run:
+        return ()
+    had = leases_of(wave, state) or words(key, run, state.progress, record.last_words)
+    return record.policies if had else ()
 
 
 def _with_examples(
@@ -145,4 +165,9 @@ def _check_slots(base: ObservedBase, wave: ObservedWave, train: Train, policies:
         )
 
 
+_REWRITTEN = Failure(
+    conditions.MANIFEST_UNREAD,
+    "the manifest of its policies was rewritten after the wave began, and lacks some of them",
+    terminal=False,
+)
 _UNREAD = Failure(conditions.MANIFEST_UNREAD, "the manifest of its policies has not been read yet", terminal=False)

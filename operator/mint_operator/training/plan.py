@@ -131,7 +131,9 @@ def _stand(
     stood = stands(wave.meta.key, wave.meta.uid, policies, train, known.state, alive)
     stand = WaveStand(train=train, policies=stood, unfit=unfit)
     able = stood
-    if isinstance(manifest_of(train, inputs), Failure):  # of the others it is not known how they are to be trained
+    if isinstance(
+        manifest_of(wave, inputs, known.state), Failure
+    ):  # of the others it is not known how they are to be trained
         able = tuple(each for each in stood if each.assignment is not None)
     needy = () if unfit else wanting(train, able, stopped=stand.stopped)
     return msgspec.structs.replace(stand, wants_slot=needy)

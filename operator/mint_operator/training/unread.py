@@ -35,7 +35,7 @@ def is_unread(wave: ObservedWave, state: TrainState, inputs: Inputs) -> bool:
     train, known = wave.spec.train, _record(wave, state)
     if wave.defect or train is None:
         return bool(wave.defect)
-    if not isinstance(manifest_of(train, inputs), Failure):
+    if not isinstance(manifest_of(wave, inputs, state), Failure):
         return False
     return isinstance(known, PartTraining) or any(isinstance(each, PartAssignment) for each in leases_of(wave, state))
 
