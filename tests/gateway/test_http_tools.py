@@ -158,6 +158,13 @@ _CALL = {"id": "1", "type": "function", "function": {"name": "sail", "arguments"
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, r"messages\[0\]\.name"),
         ({"messages": [{"role": "assistant", "tool_calls": []}]}, r"messages\[0\]\.content: is missing"),
         ({"messages": [{"role": "assistant", "refusal": "no", "content": ""}]}, r"messages\[0\]\.refusal"),
+        (
+            {
+                "tools": [{"type": "function", "function": REST | {"description": "a" * 65_536}}],
+                "tool_choice": "required",
+            },
+            r"tools: have 65\d{3} characters; at most 65536 are taken",
+        ),
     ],
 )
 def test_what_is_not_done_or_makes_no_sense_is_one_clear_error(told: dict[str, Any], says: str) -> None:

@@ -16,7 +16,7 @@ from msgspec import Meta
 from mint_contracts import sampling_pb2
 from mint_contracts.errors import InvalidRequest
 from mint_gateway.http.messages import Message, message
-from mint_gateway.http.tools import FORMS, TAG_END, Choice, Tool, Tools, checked
+from mint_gateway.http.tools import FORMS, LONGEST, TAG_END, Choice, Tool, Tools, checked
 
 # They tell of the client, or of how it is billed, and change no answer of a kind of request that has no such field.
 PASSED_OVER = frozenset(
@@ -216,8 +216,10 @@ def _request(asked: Asked, max_tokens: int | None, bases: Container[str]) -> sam
 
 def _tools(tools: Tools, request: sampling_pb2.GenerateRequest) -> None:
     """Note what may be called, and hold the answer to it where it must be. Raises InvalidRequest."""
-    sampling = request.sampling
-    request.chat.tools = tools.told
+    sampling, told = request.sampling, tools.told
+    if len(told) > LONGEST:  # before their schemas become one
+        raise InvalidRequest("tools", f"have {len(told)} characters; at most {LONGEST} are taken")
+    request.chat.tools = told
     if tools.choice != "none" and sampling.WhichOneof("shape"):
         raise InvalidRequest(
             "tools", "can't go together with response_format or structured_outputs, unless tool_choice is none"
