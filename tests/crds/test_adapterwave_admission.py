@@ -54,6 +54,9 @@ ACCEPTED = [
     source(uri="hf://acme/support-7", revision="9f3c2ab"),
     {"serve": {"replicas": 2, "residency": "Host"}},
     {"serve": {"replicas": 1000, "residency": "Disk"}},
+    {"serve": {"engines": [3]}},
+    {"serve": {"engines": [0, 2], "replicas": 2}},
+    {"serve": {"engines": [], "replicas": 2}},
     *({"serve": {"ttl": ttl}} for ttl in ("1s", "15m", "1h30m", "26h15m30s", "0h90s", "8760h", "1d", "365d")),
     {"priority": 1000000},
     {"priority": -1000000},
@@ -88,6 +91,7 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     (source(uri="file://relative/x"), "a file source must be absolute"),
     (source(uri="gs:///x"), "uri must name a claim, bucket"),
     (source(uri="pvc://More/x"), "a pvc source must name a PersistentVolumeClaim"),
+    ({"serve": {"engines": [0], "replicas": 2}}, "each copy of an adapter is on an engine of its own"),
     *(({"serve": {"ttl": ttl}}, "must be from 1s to a year") for ttl in ("0s", "0d", "366d", "8760h1s", "999999m")),
 ]
 
