@@ -22,15 +22,15 @@ def mark_used(build: Path) -> None:
     os.utime(build)
 
 
-def evict(home: Path, say: Callable[[str], None], *, kept: int = KEPT, spared_s: float = SPARED_S) -> None:
-    """Remove the folders in `home` but the `kept` that were used last and those used within `spared_s`.
+def evict(home: Path, say: Callable[[str], None]) -> None:
+    """Remove the folders in `home` but the KEPT that were used last and those used within SPARED_S.
 
     Call it after a build: that is when the disk fills. A build that is half removed is never found by its name.
     """
     builds = sorted((path for path in home.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    limit = time.time() - spared_s
-    for build in builds[: max(0, len(builds) - kept)]:
+    limit = time.time() - SPARED_S
+    for build in builds[: max(0, len(builds) - KEPT)]:
         if build.stat().st_mtime < limit:
             going = build if build.suffix == GOING else build.rename(build.with_name(build.name + GOING))
             shutil.rmtree(going)
-            say(f"removed {build}, which was not used for a day and has {kept} newer ones beside it")
+            say(f"removed {build}, which was not used for a day and has {KEPT} newer ones beside it")

@@ -103,12 +103,12 @@ def base_model(name: str, engines: int, uri: str = "pvc://mint-samples/base", **
     }
 
 
-def wave(names: list[str], *, base: str = "smollm2", replicas: int = 1, residency: str = "Device") -> dict[str, Any]:
+def wave(names: list[str], *, base: str = "smollm2", replicas: int = 1) -> dict[str, Any]:
     """The spec of a wave over adapters of the base's store."""
     return {
         "baseModelRef": {"name": base},
         "adapters": {"names": names},
-        "serve": {"replicas": replicas, "residency": residency},
+        "serve": {"replicas": replicas, "residency": "Device"},
     }
 
 

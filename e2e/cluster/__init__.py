@@ -15,7 +15,7 @@ from e2e.cluster.progress import Steps
 __all__ = ["Cluster", "ClusterError", "CommandFailedError", "Kube", "backend", "down", "find", "up"]
 
 
-def backend(wanted: str | None = None, context: str | None = None) -> Backend:
+def backend(wanted: str | None, context: str | None) -> Backend:
     """The backend of this checkout's data folder: forced, used before, or chosen by what the machine can do."""
     return choice.make(_choose(wanted, context), data_folder())
 
@@ -31,9 +31,9 @@ def up(wanted: str | None = None, context: str | None = None, steps: Steps | Non
     return choice.make(chosen, data).up(steps or Steps())
 
 
-def down(wanted: str | None = None, context: str | None = None, steps: Steps | None = None) -> None:
+def down(wanted: str | None = None, context: str | None = None) -> None:
     """End the cluster and everything of it but the cache; idempotent. Raises ClusterError."""
-    backend(wanted, context).down(steps or Steps())
+    backend(wanted, context).down(Steps())
     choice.forget(data_folder())
 
 

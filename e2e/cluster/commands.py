@@ -44,10 +44,10 @@ def run(
     return done.stdout
 
 
-def answers(argv: Sequence[str], limit_s: float = 10.0) -> bool:
+def answers(argv: Sequence[str]) -> bool:
     """Whether the program exists and exits with status 0 in time."""
     try:
-        run(argv, limit_s=limit_s)
+        run(argv, limit_s=10.0)
     except ClusterError:
         return False
     return True

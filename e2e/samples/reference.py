@@ -16,7 +16,6 @@ import msgspec
 
 from e2e.cache import cache_folder
 from e2e.samples.answering import Answer, Request
-from e2e.samples.base import Say
 from e2e.samples.catalog import GOOD, questions
 from e2e.samples.child import run_module
 from e2e.samples.layout import Samples
@@ -30,7 +29,7 @@ TIMEOUT_S: Final = 900.0  # for the prompts of one adapter; eight of 64 tokens t
 
 
 def reference(
-    samples: Samples, prompts: Sequence[str], adapters: Sequence[str], max_new_tokens: int, say: Say = print
+    samples: Samples, prompts: Sequence[str], adapters: Sequence[str], max_new_tokens: int
 ) -> dict[str, list[Answer]]:
     """What each of `adapters` (`BASE` for none) answers to each user turn of `prompts`, in the order of `prompts`.
 
@@ -41,7 +40,7 @@ def reference(
         paths = {prompt: _path(samples, adapter, prompt, max_new_tokens) for prompt in prompts}
         missing = tuple(prompt for prompt, path in paths.items() if not path.exists())
         if missing:
-            say(f"reference: computing {len(missing)} answers of {adapter or 'the bare base'}")
+            print(f"reference: computing {len(missing)} answers of {adapter or 'the bare base'}")
             folder = str(samples.adapters / adapter) if adapter != BASE else None
             request = Request(str(samples.base), adapter, folder, missing, max_new_tokens)
             _compute(request, paths)

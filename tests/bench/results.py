@@ -25,7 +25,7 @@ def write(name: str, title: str, rows: Sequence[Row], folder: Path = RESULTS) ->
     _replace(folder / f"{name}.svg", picture(title, kept).encode())
 
 
-def read(name: str, folder: Path = RESULTS) -> list[Row]:
+def read(name: str, folder: Path) -> list[Row]:
     """The rows of an earlier run. Raises FileNotFoundError, and MsgspecError for a file that holds anything else."""
     return msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=list[Row])
 

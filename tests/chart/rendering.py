@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -83,10 +82,10 @@ def helm(*args: str, values: Values | None = None) -> str:
     return done.stdout
 
 
-def render(values: Values, *args: str, chart: Path = CHART, release: str = RELEASE) -> list[Object]:
+def render(values: Values, *args: str, release: str = RELEASE) -> list[Object]:
     """Every object that an installation with these values makes, without the CRDs."""
     text = helm(
-        "template", release, str(chart), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *args, values=values
+        "template", release, str(CHART), "-n", NAMESPACE, "--kube-version", KUBE_VERSION, *args, values=values
     )
     return [document for document in yaml.safe_load_all(text) if document]
 

@@ -41,9 +41,9 @@ WAVE = WaveTraining(
 )
 
 
-def lease(policy: str, token: int = 7) -> TrainAssignment:
+def lease(policy: str) -> TrainAssignment:
     settings = Policy(policy, rank=8)
-    return TrainAssignment(policy, "demo/w", token, settings, Order.PAUSE, incarnation=2, run="uid", saved=5)
+    return TrainAssignment(policy, "demo/w", 7, settings, Order.PAUSE, incarnation=2, run="uid", saved=5)
 
 
 def change(*policies: str, engine: str = "e-0") -> TrainChange:

@@ -142,15 +142,14 @@ def make_forward(
     config: PreTrainedConfig,
     *,
     dtype: torch.dtype = torch.float32,
-    slots: int = 4,
     pages: int = 180,
     lean: bool = False,
     routes: bool = False,
 ) -> Forward:
-    """A base with empty slots."""
+    """A base with four empty slots."""
     model = make_model(config, dtype)
     base = Base(model, None, frozenset(), type(model).__name__, 256, VOCABULARY, dtype, CPU)  # type: ignore[arg-type]
-    memory = Slots(find_modules(model), slots, 8, dtype, CPU)
+    memory = Slots(find_modules(model), 4, 8, dtype, CPU)
     shape = cache_shape(base.config, whole=routes)
     cache = make_cache(shape, route_shape(model) if routes else None, pages, dtype, CPU)
     return Forward(base, memory, cache, lean=lean)

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 
 
-def write(path: Path, *, architecture: str = "llama", layers: int = 2, words: int = 1000) -> int:
+def write(path: Path, *, architecture: str = "llama", layers: int = 2) -> int:
     """A GGUF file with 4 MB of weights; the bytes of its head."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(layers)
@@ -14,8 +14,8 @@ def write(path: Path, *, architecture: str = "llama", layers: int = 2, words: in
         add(64)
     writer.add_head_count(4)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"word{number}" for number in range(words)])
-    writer.add_token_types([1] * words)
+    writer.add_token_list([f"word{number}" for number in range(1000)])
+    writer.add_token_types([1] * 1000)
     writer.add_bool("general.file_is_whole", True)
     writer.add_tensor("token_embd.weight", np.ones((1024, 1024), np.float32))
     writer.add_tensor("output_norm.weight", np.ones(64, np.float32))

@@ -13,6 +13,7 @@ from mint_engine.scheduling.scheduler import Limits, Scheduler, Share
 from mint_engine.scheduling.turns import Terms
 
 TOTAL_PAGES = 12
+MOST_STEPS = 10_000
 LIMITS = Limits(running=4, waiting=8, step_tokens=20)
 
 
@@ -63,14 +64,14 @@ def advance(scheduler: Scheduler, *, check: bool = True) -> tuple[list[Share], l
     return shares, ended
 
 
-def run(scheduler: Scheduler, steps: int = 10_000) -> list[Sequence]:
+def run(scheduler: Scheduler) -> list[Sequence]:
     """Steps until nobody is left; returns who ended, in order. Fails where that takes too many."""
     ended: list[Sequence] = []
-    for _ in range(steps):
+    for _ in range(MOST_STEPS):
         if not scheduler.busy:
             return ended
         ended += advance(scheduler)[1]
-    raise AssertionError(f"{len(scheduler.live)} requests did not end in {steps} steps")
+    raise AssertionError(f"{len(scheduler.live)} requests did not end in {MOST_STEPS} steps")
 
 
 def running(scheduler: Scheduler) -> list[Sequence]:

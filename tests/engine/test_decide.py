@@ -12,7 +12,7 @@ NAMES = ("a", "b", "c")
 WANTABLE = (Tier.DEVICE, Tier.HOST, Tier.DISK)
 
 
-def at(name: str, version: int = 0) -> Source:
+def at(name: str, version: int) -> Source:
     """Version 0 is the one in the store."""
     return child(STORE, name) if version == 0 else Source(f"s3://other/{name}", str(version))
 

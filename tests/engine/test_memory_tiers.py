@@ -28,8 +28,8 @@ def source(name: str) -> Source:
     return Source(f"https://store/{name}")
 
 
-def adapter(floats: int = 10) -> Packed:
-    return pack({"q": Module("q", floats, 1)}, {"q": Delta(torch.zeros(1, floats), torch.zeros(1, 1), 1.0)})
+def adapter() -> Packed:
+    return pack({"q": Module("q", 10, 1)}, {"q": Delta(torch.zeros(1, 10), torch.zeros(1, 1), 1.0)})
 
 
 ONE = adapter().nbytes

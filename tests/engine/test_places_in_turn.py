@@ -20,8 +20,8 @@ TERMS = Terms()
 SHORT = Terms(stay=4, last_stay=16)
 
 
-def books_of(places: int, pages: int = PLENTY, terms: Terms = TERMS) -> Scheduler:
-    return scheduler(Limits(running=places, waiting=1000, step_tokens=places + 64), pages, terms)
+def books_of(places: int, pages: int = PLENTY) -> Scheduler:
+    return scheduler(Limits(running=places, waiting=1000, step_tokens=places + 64), pages, TERMS)
 
 
 def advance(books: Scheduler) -> list[Share]:
@@ -49,13 +49,13 @@ def steps(books: Scheduler, count: int) -> None:
         advance(books)
 
 
-def until_true(books: Scheduler, true: Callable[[], bool], bound: int = 3000) -> None:
+def until_true(books: Scheduler, true: Callable[[], bool]) -> None:
     """Steps until something is so."""
-    for _ in range(bound):
+    for _ in range(3000):
         if true():
             return
         advance(books)
-    raise AssertionError(f"it is not so after {bound} steps")
+    raise AssertionError("it is not so after 3000 steps")
 
 
 def until_placed(books: Scheduler, each: Sequence, bound: int) -> int:

@@ -78,9 +78,9 @@ def test_a_key_is_of_the_revision_and_all_tokens_before() -> None:
     assert keys_of([*tokens[:47], 7], "sha256:a")[:2] == keys[:2]
 
 
-def cache_of(*tokens: list[int], pages: int = 6) -> PrefixCache:
+def cache_of(*tokens: list[int]) -> PrefixCache:
     """A cache that keeps the full pages of some texts, all idle."""
-    cache = PrefixCache(Pages(pages))
+    cache = PrefixCache(Pages(6))
     for each in tokens:
         keys = keys_of(each)
         taken = cache.take(len(keys))

@@ -31,8 +31,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
     return loaded
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat, context: int = 2000) -> str:
-    return str(tokenizer.decode(list(read_prompt(GenerateRequest(chat=chat), tokenizer, 300, context))))
+def rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
+    return str(tokenizer.decode(list(read_prompt(GenerateRequest(chat=chat), tokenizer, 300, 2000))))
 
 
 def test_functions_and_calls_are_written_by_the_template(tokenizer: PreTrainedTokenizerBase) -> None:

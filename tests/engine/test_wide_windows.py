@@ -30,14 +30,14 @@ SLIDING: dict[str, PreTrainedConfig] = {
 }
 
 
-def make(config: PreTrainedConfig, context: int, *, lean: bool = True) -> Forward:
+def make(config: PreTrainedConfig, context: int) -> Forward:
     """A base for requests of so many tokens, with an adapter on all of it in slot 0."""
     model = make_model(config)
     base = Base(model, None, frozenset(), type(model).__name__, context, VOCABULARY, torch.float32, CPU)  # type: ignore[arg-type]
     slots = Slots(find_modules(model), 1, 8, torch.float32, CPU)
     fill(slots, 0, 4)
     cache = cache_shape(base.config, context_length=context).make(24, torch.float32, CPU)
-    return Forward(base, slots, cache, lean=lean)
+    return Forward(base, slots, cache)
 
 
 def play(forward: Forward, length: int, slot: int) -> torch.Tensor:

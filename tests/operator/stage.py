@@ -35,7 +35,7 @@ from mint_operator.planning.snapshot import Release
 from tests.apiserver import ApiServer
 
 ADAPTERS = ["demo/json", "demo/pirate", "demo/shout"]
-POLL_S = 0.05
+POLL_S, PATIENCE_S = 0.05, 60.0
 RELEASE = Release(
     image="mint.dev/host:dev",
     redis_url="redis://redis.mint.svc:6379/0",
@@ -46,14 +46,14 @@ RELEASE = Release(
 T = TypeVar("T")
 
 
-async def until(what: str, probe: Callable[[], Awaitable[T]], timeout_s: float = 60.0) -> T:
+async def until(what: str, probe: Callable[[], Awaitable[T]]) -> T:
     """Await `probe` until it gives something true; that is returned."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         found = await probe()
         if found:
             return found
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}; last seen: {found!r}"
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}; last seen: {found!r}"
         await asyncio.sleep(POLL_S)
 
 
@@ -118,7 +118,6 @@ class Stage:
     namespace: str
     kube: Kube
     redis: Redis
-    epoch: int = 1
     release: Release = RELEASE
     ahead_s: float = 0.0  # of the clock by which the operator plans
     loop: Loop = field(init=False)
@@ -127,7 +126,7 @@ class Stage:
     feed: Feed = field(init=False)
 
     def __post_init__(self) -> None:
-        self.operator(self.epoch)
+        self.operator(1)
 
     def operator(self, epoch: int) -> Loop:
         """A fresh operator of that epoch, which remembers nothing."""
@@ -214,11 +213,10 @@ def base_model(low: int = 1, high: int = 1, slots: int = 8, **spec: Any) -> dict
     }
 
 
-def adapter_wave(name: str, adapters: list[str], replicas: int = 1, **spec: Any) -> dict[str, Any]:
+def adapter_wave(name: str, adapters: list[str], **spec: Any) -> dict[str, Any]:
     return {
         "apiVersion": "mint.dev/v1alpha1",
         "kind": "AdapterWave",
         "metadata": {"name": name},
-        "spec": {"baseModelRef": {"name": "smol"}, "adapters": {"names": adapters}, "serve": {"replicas": replicas}}
-        | spec,
+        "spec": {"baseModelRef": {"name": "smol"}, "adapters": {"names": adapters}, "serve": {"replicas": 1}} | spec,
     }

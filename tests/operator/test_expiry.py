@@ -21,9 +21,9 @@ from tests.operator.worlds import KEY, NOW, base, engine, homes, placed, snapsho
 EIGHT = [f"o/{index}" for index in range(8)]
 
 
-def lasting(of: ObservedWave, ttl: str, age_s: float = 3600.0) -> ObservedWave:
-    """The wave, made so long ago, with that ttl."""
-    meta = msgspec.structs.replace(of.meta, created=stamp(NOW - age_s))
+def lasting(of: ObservedWave, ttl: str) -> ObservedWave:
+    """The wave, made an hour ago, with that ttl."""
+    meta = msgspec.structs.replace(of.meta, created=stamp(NOW - 3600.0))
     serve = msgspec.structs.replace(of.spec.serve, ttl=ttl)
     return msgspec.structs.replace(of, meta=meta, spec=msgspec.structs.replace(of.spec, serve=serve))
 

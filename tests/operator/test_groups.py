@@ -39,8 +39,8 @@ def spread_over(nodes: int, **fields: Any) -> ObservedBase:
     return msgspec.structs.replace(found, spec=msgspec.structs.replace(found.spec, engine=engine))
 
 
-def rendered(of: ObservedBase, engines: int = 2, partition: int = 0, release: Release = GUARDED) -> dict[str, Body]:
-    return {each.kind: each.body for each in manifests(of, engines, partition, release)}
+def rendered(of: ObservedBase, engines: int = 2, partition: int = 0) -> dict[str, Body]:
+    return {each.kind: each.body for each in manifests(of, engines, partition)}
 
 
 def manifests(

@@ -22,8 +22,8 @@ Placements = dict[str, Placement]
 class Hot:
     """A base of four engines that is planned again and again; each plan is carried out."""
 
-    def __init__(self, *waves: ObservedWave, slots: int = SLOTS) -> None:
-        self.waves, self.slots = list(waves), slots
+    def __init__(self, *waves: ObservedWave) -> None:
+        self.waves = list(waves)
         self.placements: Placements = {}
         self.away_s: dict[str, float] = {}
         self.alive = [True] * ENGINES
@@ -34,7 +34,7 @@ class Hot:
             for place in placement.places:
                 held[int(place.engine[-1])][placement.adapter] = Tier.DEVICE
         views = [engine(ordinal, held[ordinal], alive=self.alive[ordinal]) for ordinal in range(ENGINES)]
-        of = snapshot(base(ENGINES, ENGINES, self.slots), self.waves, views, self.placements, away_s=self.away_s)
+        of = snapshot(base(ENGINES, ENGINES, SLOTS), self.waves, views, self.placements, away_s=self.away_s)
         known: BaseMap = msgspec.structs.replace(of.maps[KEY], demand=demand)
         self.placements = placed(plan(msgspec.structs.replace(of, maps={KEY: known})), self.placements)
         return self.placements
@@ -42,8 +42,8 @@ class Hot:
     def copies(self, adapter: str = "a/0") -> int:
         return len(self.placements[adapter].places)
 
-    def spare(self, adapter: str = "a/0") -> int:
-        return sum(place.spare for place in self.placements[adapter].places)
+    def spare(self) -> int:
+        return sum(place.spare for place in self.placements["a/0"].places)
 
 
 def test_a_hot_adapter_gets_a_copy_for_each_half_batch_and_the_place_says_so() -> None:

@@ -57,9 +57,9 @@ class Settled:
         }
 
 
-def lessons(count: int = 2) -> World:
-    """A wave that trains on one of two engines."""
-    world = World(training_worlds.base(2, 2), [training_wave("w", count)], engines(2))
+def lessons() -> World:
+    """A wave of two policies that trains on one of two engines."""
+    world = World(training_worlds.base(2, 2), [training_wave("w", 2)], engines(2))
     world.step()
     world.say(Stage.RUNNING, 3)
     world.step()

@@ -44,17 +44,17 @@ class Group:
     workers: list[Worker]
 
 
-def group_environment(node: int, nodes: int, leader: str = "127.0.0.1") -> dict[str, str]:
+def group_environment(node: int, nodes: int) -> dict[str, str]:
     """What a LeaderWorkerSet tells a pod."""
     return {
-        contracts.LEADER_ADDRESS: leader,
+        contracts.LEADER_ADDRESS: "127.0.0.1",
         contracts.WORKER_INDEX: str(node),
         contracts.GROUP_SIZE: str(nodes),
     }
 
 
-def entrance_of(settings: EngineSettings, port: int, password: str = PASSWORD) -> Entrance:
-    return Entrance(port, key_of(password, settings.base_model))
+def entrance_of(settings: EngineSettings, port: int) -> Entrance:
+    return Entrance(port, key_of(PASSWORD, settings.base_model))
 
 
 @contextmanager

@@ -46,12 +46,12 @@ def connect(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), 10)
 
 
-def come_in(port: int, key: bytes = KEY, number: int = 1) -> list[socket.socket]:
+def come_in(port: int, key: bytes = KEY) -> list[socket.socket]:
     """Both connections of a node."""
     found = []
     for channel in Channel:
         found.append(connect(port))
-        introduce(found[-1], key, Hello(number, channel))
+        introduce(found[-1], key, Hello(1, channel))
     return found
 
 

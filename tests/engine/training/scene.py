@@ -27,6 +27,7 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.2,
 }  # fmt: skip
 LLAMA = LlamaConfig(**SIZES)
+RANKS = (8, 4, 16, 1)
 DAPO = Loss(ratio_low=0.0, ratio_high=0.0)  # TRL's own has no ratio band
 # With this epsilon, gradients that are rounding alone do not decide where a weight goes.
 OPTIMIZER = Optimizer(learning_rate=1e-2, weight_decay=0.1, max_grad_norm=1.0, epsilon=1e-5)
@@ -81,25 +82,23 @@ def learn(trainer: Trainer, batches: Sequence[PolicyBatch]) -> dict[str, LossOut
     return work.results()
 
 
-def policies(trainer: Trainer, count: int, ranks: Sequence[int] = (8, 4, 16, 1)) -> list[str]:
+def policies(trainer: Trainer, count: int) -> list[str]:
     """So many awake policies of different ranks and targets, named and seeded by their number."""
     names = [f"p/{number}" for number in range(count)]
     for number, name in enumerate(names):
         targets = ("q_proj", "v_proj") if number % 3 == 2 else ()
-        create(trainer, name, PolicySettings(ranks[number % len(ranks)], 16.0, targets, seed=number))
+        create(trainer, name, PolicySettings(RANKS[number % len(RANKS)], 16.0, targets, seed=number))
         awaken(trainer, name, seed=number)
     return names
 
 
-def peft_of(
-    trainer: Trainer, name: str, config: PreTrainedConfig = LLAMA, dtype: torch.dtype = torch.float32
-) -> PeftModel:
+def peft_of(trainer: Trainer, name: str, dtype: torch.dtype = torch.float32) -> PeftModel:
     """PEFT's model with the policy's present weights, which stay float32 as PEFT has them by default."""
     policy = trainer.policy(name)
     rank, scaling = policy.form.layout.rank, policy.form.scalings[0]
     targets = sorted({place.path.rpartition(".")[2] for place in policy.form.layout.places})
     options = LoraConfig(r=rank, lora_alpha=round(scaling * rank), target_modules=targets, task_type="CAUSAL_LM")
-    model = get_peft_model(model_of(config, dtype), options)
+    model = get_peft_model(model_of(LLAMA, dtype), options)
     with torch.no_grad():
         for place, a, b in halves(policy.form.layout, policy.weights):
             module: Any = model.get_submodule(f"base_model.model.{place.path}")
@@ -121,7 +120,7 @@ def peft_vector(trainer: Trainer, name: str, model: PeftModel, *, gradient: bool
     return found
 
 
-def peft_logprobs(model: PeftModel, example: Example, temperature: float = 1.0) -> torch.Tensor:
+def peft_logprobs(model: PeftModel, example: Example, temperature: float) -> torch.Tensor:
     """Log-probabilities of an example's targets [T], of logits over a temperature as TRL's, by one forward."""
     logits: torch.Tensor = model(input_ids=torch.tensor([list(example.tokens)]), use_cache=False).logits[0].float()
     return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(list(example.targets))[:, None])[:, 0]

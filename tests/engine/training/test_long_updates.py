@@ -67,13 +67,12 @@ def after_turns(updates: Updates, turns: int) -> None:
     updates._piece()
 
 
-def learnt_alone(name: str, examples: Sequence[Example], *, steps: int = 1) -> bytes:
+def learnt_alone(name: str, examples: Sequence[Example]) -> bytes:
     """The policy after it has learnt in one go, on an engine of its own."""
     trainer = trainer_of()
     policies(trainer, 4)
-    for _ in range(steps):
-        learn(trainer, [PolicyBatch(name, examples, DAPO)])
-        step_all(trainer, {name: OPTIMIZER})
+    learn(trainer, [PolicyBatch(name, examples, DAPO)])
+    step_all(trainer, {name: OPTIMIZER})
     return saved_of(trainer, name)
 
 

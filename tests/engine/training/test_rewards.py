@@ -242,10 +242,10 @@ async def serving(
         await server.stop(0)
 
 
-async def scored(told: RewardService, count: int = 5) -> list[float]:
+async def scored(told: RewardService) -> list[float]:
     scorer = Scorer(Reward(service=told))
     try:
-        return await scorer.score("acme/one", 7, [Completion("say", "x" * n, f"a{n}", "{}") for n in range(count)])
+        return await scorer.score("acme/one", 7, [Completion("say", "x" * n, f"a{n}", "{}") for n in range(5)])
     finally:
         await scorer.close()
 

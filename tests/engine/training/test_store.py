@@ -30,9 +30,9 @@ from mint_engine.policies.store import LocalStore, Store, store_of
 SCHEMES = ("file", "pvc", "s3", "gs")
 
 
-def record(lease: int, step: int, blob: bytes, run: str = "") -> Record:
+def record(lease: int, step: int, blob: bytes) -> Record:
     rewards = (0.5,) * step
-    return Record("acme/one", "default/wave", lease, step, digest_of(blob), run, len(blob), rewards=rewards)
+    return Record("acme/one", "default/wave", lease, step, digest_of(blob), "", len(blob), rewards=rewards)
 
 
 def save(shelf: Shelf, lease: int, step: int) -> None:
