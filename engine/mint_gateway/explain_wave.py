@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from mint_contracts import placement_pb2
-from mint_contracts.records import Failure, Placement, Tier, WaveRecord
+from mint_contracts.records import TRAIN, Failure, Placement, Tier, WaveRecord
 from mint_gateway.view import MapView
 
 SHOWN = 20  # copies that are missing, by name
@@ -143,7 +143,7 @@ def _decided(record: WaveRecord, view: MapView, wanted: int, copies: Sequence[Co
     """What a person should look at first."""
     if not record.admitted:
         return f"not admitted ({record.reason}): {record.message}"
-    if record.chosen_by == "train":
+    if record.chosen_by == TRAIN:
         return "admitted; `mint wave watch` shows its policies"
     failed = [copy for copy in missing if copy.failure]
     if failed:

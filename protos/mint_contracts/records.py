@@ -82,6 +82,10 @@ class Assignment(_Record, frozen=True, gc=False):
     ahead: bool = False
 
 
+TRAIN = "train"  # of WaveRecord.chosen_by: a wave that trains
+EXPIRED = "Expired"  # of WaveRecord.reason; also the phase
+
+
 class WaveRecord(_Record, frozen=True, gc=False):
     """One wave: what it asks for, and what was decided over its admission. Writer: operator.
 

@@ -7,7 +7,7 @@ import msgspec
 
 from mint_contracts.errors import MapUnavailable
 from mint_contracts.map_reader import MapReader
-from mint_contracts.records import WaveRecord
+from mint_contracts.records import TRAIN, WaveRecord
 from mint_gateway.explain_wave import copies
 from mint_gateway.mirror import Mirror
 from mint_gateway.page import bases, waves
@@ -22,7 +22,6 @@ from mint_gateway.within import waves_within
 
 LOOK_S = 1.0  # between two readings of one base's waves, however many look
 MOST_TALLIES = 100_000  # kept: one for each engine and each kind of key that looks
-TRAIN = "train"  # of WaveRecord.chosen_by
 
 
 class Bases(msgspec.Struct, frozen=True):

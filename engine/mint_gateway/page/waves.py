@@ -5,11 +5,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from mint_contracts.errors import by_reason
-from mint_contracts.records import WaveRecord
+from mint_contracts.records import EXPIRED, WaveRecord
 from mint_contracts.training_pb2 import WaveProgress
 from mint_gateway.explain_wave import Copy
-
-EXPIRED = "Expired"
 
 
 class Copies(msgspec.Struct):

@@ -30,7 +30,6 @@ WAITING_FOR_CAPACITY = "WaitingForCapacity"
 WAITING_FOR_QUOTA = "WaitingForQuota"
 WAITING_FOR_ENGINES = "WaitingForEngines"
 NOT_ADMITTED = "NotAdmitted"
-EXPIRED = "Expired"  # also the phase
 ADAPTERS_READY = "AdaptersReady"
 ADAPTERS_LOADING = "AdaptersLoading"
 ENGINES_AWAY = "EnginesAway"

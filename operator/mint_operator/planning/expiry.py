@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from mint_contracts.records import EXPIRED
 from mint_contracts.resources import AdapterWaveStatus, WaveCounts
 from mint_operator.planning import conditions
 from mint_operator.planning.conditions import Finding
@@ -15,16 +16,16 @@ def due(waves: Iterable[ObservedWave], now: float) -> float | None:
 
 def expired_status(wave: ObservedWave, now: float) -> AdapterWaveStatus:
     """The status of a wave that has expired: it is complete, and nothing is held for it."""
-    said, expired = ending(wave), conditions.EXPIRED
+    said = ending(wave)
     findings = [
-        Finding("Ready", "False", expired, said),
-        Finding(conditions.ADMITTED, "False", expired, said),
-        Finding(conditions.PLACED, "False", expired, said),
-        Finding("Progressing", "False", expired, said),
-        Finding(conditions.COMPLETE, "True", expired, said),
+        Finding("Ready", "False", EXPIRED, said),
+        Finding(conditions.ADMITTED, "False", EXPIRED, said),
+        Finding(conditions.PLACED, "False", EXPIRED, said),
+        Finding("Progressing", "False", EXPIRED, said),
+        Finding(conditions.COMPLETE, "True", EXPIRED, said),
     ]
     found = AdapterWaveStatus(
-        phase=expired,
+        phase=EXPIRED,
         observed_generation=wave.meta.generation,
         conditions=conditions.follow(wave.status.conditions, findings, wave.meta.generation, now),
         counts=WaveCounts(adapters=named(wave)),

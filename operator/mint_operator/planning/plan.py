@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from mint_contracts.records import MapChange
+from mint_contracts.records import EXPIRED, MapChange
 from mint_contracts.resources import AdapterWaveStatus, BaseModelStatus
 from mint_contracts.training_records import TrainChange
-from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal, unreadable
 from mint_operator.planning.base_plan import BasePlan, Known, plan_base, unread_status
 from mint_operator.planning.expiry import due, expired_status
@@ -89,7 +88,7 @@ def plan(snapshot: Snapshot, before: Mapping[str, Known] | None = None) -> Plan:
 
 def _kept(wave: ObservedWave, base: ObservedBase) -> bool:
     """Whether a wave was over a base, of another namespace maybe, before its spec and tenants became unreadable."""
-    return bool(base.defect) and wave.status.phase not in {"", "Pending", "Failed", conditions.EXPIRED}
+    return bool(base.defect) and wave.status.phase not in {"", "Pending", "Failed", EXPIRED}
 
 
 def _without_base(wave: ObservedWave, snapshot: Snapshot) -> AdapterWaveStatus:

@@ -6,13 +6,13 @@ from typing import Any
 import msgspec
 
 from mint_contracts import settings
+from mint_contracts.claims import DEFAULT_PVC_ROOT
 from mint_contracts.resources import BaseModelSpec
 from mint_contracts.source import locate
 from mint_operator.planning.snapshot import ObservedBase, Release
 
 Body = dict[str, Any]
 
-PVC_ROOT = "/mint/pvc"
 CACHE_FOLDER = "/mint/cache"
 CACHE_VOLUME = "cache"
 TEMPORARY_FOLDER = "/mint/tmp"  # not /tmp: a mount there would hide what a development cluster lends from below it
@@ -128,7 +128,7 @@ def _environment(base: ObservedBase, release: Release, secret: str) -> list[Body
         {"name": settings.ENGINE_NAME, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
         {"name": settings.ENGINE_ADDRESS, "value": f"$(POD_IP):{settings.ENGINE_PORT}"},
         {"name": settings.ENGINE_SETTINGS, "value": told},
-        {"name": settings.PVC_ROOT, "value": PVC_ROOT},
+        {"name": settings.PVC_ROOT, "value": DEFAULT_PVC_ROOT},
         {"name": settings.CACHE_FOLDER, "value": CACHE_FOLDER},
         {"name": settings.REDIS_URL, "value": release.redis_url},
         {"name": "TMPDIR", "value": TEMPORARY_FOLDER},
@@ -190,7 +190,7 @@ def _mounts(base: ObservedBase, release: Release, claims: Sequence[str]) -> list
         {"name": CACHE_VOLUME, "mountPath": CACHE_FOLDER},
     ]
     mounts += [
-        {"name": f"claim-{index}", "mountPath": f"{PVC_ROOT}/{claim}", "readOnly": _read_only(base, claim)}
+        {"name": f"claim-{index}", "mountPath": f"{DEFAULT_PVC_ROOT}/{claim}", "readOnly": _read_only(base, claim)}
         for index, claim in enumerate(sorted(claims))
     ]
     if release.redis_ca:

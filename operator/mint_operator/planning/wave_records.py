@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from mint_contracts.records import Tier, WaveRecord
+from mint_contracts.records import EXPIRED, TRAIN, Tier, WaveRecord
 from mint_contracts.resources import AdapterWaveSpec, Tenant
 from mint_operator.planning import conditions
 from mint_operator.planning.adapters import Refusal, pins
@@ -70,7 +70,7 @@ def _asking(each: Ask, tenant: Tenant | None, refusal: Refusal | None) -> WaveRe
 def _expired(wave: ObservedWave, tenant: Tenant | None) -> WaveRecord:
     adapters, serve = named(wave), wave.spec.serve
     slots = adapters * serve.replicas if serve.residency == "Device" else 0
-    refusal = Refusal(conditions.EXPIRED, ending(wave))
+    refusal = Refusal(EXPIRED, ending(wave))
     return _record(wave, _chosen_by(wave.spec), adapters, slots, tenant, refusal)
 
 
@@ -113,7 +113,7 @@ def _chosen_by(spec: AdapterWaveSpec, *, kept: bool = False) -> str:
     """The field of the spec that says which adapters; "placement" where that alone can be read of it."""
     given = spec.adapters
     if spec.train is not None:
-        return "train"
+        return TRAIN
     if given.selector is not None:
         return "selector"
     if kept:

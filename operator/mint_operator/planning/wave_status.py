@@ -6,7 +6,7 @@ from functools import cached_property
 
 import msgspec
 
-from mint_contracts.records import Tier
+from mint_contracts.records import EXPIRED, Tier
 from mint_contracts.resources import (
     AdapterWaveStatus,
     BaseModelStatus,
@@ -120,7 +120,7 @@ def unknown_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterW
 
 def _last(wave: ObservedWave) -> AdapterWaveStatus:
     """What it said last; nothing, where that was of an end which is one no more."""
-    return wave.status if wave.status.phase != conditions.EXPIRED else AdapterWaveStatus()
+    return wave.status if wave.status.phase != EXPIRED else AdapterWaveStatus()
 
 
 def wave_status(wave: ObservedWave, facts: WaveFacts, now: float) -> AdapterWaveStatus:
