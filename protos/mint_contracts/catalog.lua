@@ -180,13 +180,21 @@ local function named(keys)
            labels = keys[5], label_numbers = keys[6] }
 end
 
--- KEYS: catalog, directory, roots, numbers of roots, labels, numbers of labels
+-- Of a base that the operator has removed only its epoch is left: nothing comes in, which nobody would remove again.
+local function removed(given)
+  if redis.call('EXISTS', given[7]) == 1 and redis.call('EXISTS', given[8]) == 0 then
+    return redis.error_reply('CATALOGINCOMPLETE')
+  end
+end
+
+-- KEYS: catalog, directory, roots, numbers of roots, labels, numbers of labels, epoch, base
 -- ARGV: beginning of leaf keys, batch, horizon, channel, news
 -- batch: how many roots, each after its length; the same of labels; rows until the end: length of the name, name, head
 -- (14 bytes), which root, which labels (from 1; 0 of a retired name), length of the rest, rest. A name's length has one
 -- byte, every other number two.
 local function bring_in(given, argv, put_row)
-  local keys = named(given)
+  local keys, refused = named(given), removed(given)
+  if refused then return refused end
   keys.leaves = argv[1]
   local batch, horizon, row, tally = argv[2], tonumber(argv[3]), 0, { count = 0, older = 0, retired = 0 }
   local roots, labels, at
@@ -239,7 +247,8 @@ end
 -- is of other manifests, or of these and may hold names whose retirement has gone from them. Returns 0 while some of it
 -- is left: ask again.
 local function begin(given, argv)
-  local keys = named(given)
+  local keys, refused = named(given), removed(given)
+  if refused then return refused end
   redis.call('HDEL', keys.meta, 'complete')
   for _, leaf in ipairs(redis.call('ZRANGE', keys.directory, -argv[4], -1)) do
     redis.call('UNLINK', argv[1] .. leaf)

@@ -20,8 +20,9 @@ async def call(redis: Redis, function: str, base: str, args: Sequence[str | byte
 
     Raises MapUnavailable when Redis does not answer, or has not all of the catalog.
     """
+    names = [*[keys.catalog(base, part) for part in _PARTS], keys.epoch(base), keys.base_record(base)]
     try:
-        return await run(redis, CATALOG, function, [keys.catalog(base, part) for part in _PARTS], args, raw=True)
+        return await run(redis, CATALOG, function, names, args, raw=True)
     except ResponseError as error:
         if "CATALOGINCOMPLETE" not in str(error):
             raise

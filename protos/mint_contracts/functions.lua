@@ -55,11 +55,11 @@ local function train(keys, argv)
   return #ops.trains
 end
 
--- KEYS: epoch, then every other key of the base   ARGV: epoch
+-- KEYS: epoch, then other keys of the base   ARGV: epoch
 local function forget(keys, argv)
   local refused = fence(keys[1], tonumber(argv[1]))
   if refused then return refused end
-  for i = 2, #keys do redis.call('DEL', keys[i]) end
+  for i = 2, #keys do redis.call('UNLINK', keys[i]) end
   return #keys - 1
 end
 

@@ -1,6 +1,7 @@
 """Writing the placement map: the operator alone may, fenced by its epoch."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -11,6 +12,7 @@ from mint_contracts.functions import bounded, call, text
 from mint_contracts.records import Assignment, MapChange, Placement
 
 OPS_PER_CALL = 1000
+FORGOTTEN_PER_CALL = 1000  # keys: a base's catalog may have tens of thousands
 
 T = TypeVar("T")
 
@@ -61,11 +63,18 @@ class MapWriter:
         return int(await call(self._redis, "apply", names, args))
 
     async def forget(self, base: str) -> None:
-        """Remove every key of a base that no longer exists; the epoch stays, as the fence."""
-        pattern = keys.epoch(base).removesuffix("epoch") + "*"
-        names = [name async for name in _scan(self._redis, pattern) if name != keys.epoch(base)]
-        await call(self._redis, "forget", [keys.epoch(base), *sorted(names)], [str(self.epoch)])
+        """Remove every key of a base that no longer exists; the epoch stays, as the fence.
+
+        Its record goes first: from then on no gateway brings anything into its catalog (catalog.lua).
+        """
+        await self._remove(base, [keys.base_record(base)])
+        names = [name for name in await _all_of(self._redis, base) if name != keys.epoch(base)]
+        for start in range(0, len(names), FORGOTTEN_PER_CALL):
+            await self._remove(base, names[start : start + FORGOTTEN_PER_CALL])
         await bounded(lambda: self._redis.srem(keys.BASES, base))
+
+    async def _remove(self, base: str, names: Sequence[str]) -> None:
+        await call(self._redis, "forget", [keys.epoch(base), *names], [str(self.epoch)])
 
 
 async def name_base(redis: Redis, base: str) -> None:
@@ -112,7 +121,12 @@ def _packed(by_engine: Mapping[str, tuple[T, ...]]) -> Iterator[dict[str, tuple[
         yield packed
 
 
-async def _scan(redis: Redis, pattern: str) -> AsyncIterator[str]:
-    escaped = pattern.replace("[", "\\[").replace("?", "\\?")
-    async for name in redis.scan_iter(match=escaped, count=1000):
-        yield str(name)
+async def _all_of(redis: Redis, base: str) -> list[str]:
+    """Every key of a base."""
+    pattern = keys.epoch(base).removesuffix("epoch") + "*"
+    found, cursor = set[str](), 0
+    while True:
+        cursor, names = await bounded(partial(redis.scan, cursor, match=pattern, count=1000))
+        found.update(names)
+        if not cursor:
+            return sorted(found)

@@ -10,7 +10,7 @@ from mint_contracts import keys
 from mint_contracts.errors import StaleEpoch
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_reporter import MapReporter
-from mint_contracts.map_writer import MapWriter
+from mint_contracts.map_writer import FORGOTTEN_PER_CALL, MapWriter
 from mint_contracts.records import BaseRecord, MapChange, Tier, WaveRecord
 from tests.contracts.placed import BASE, assignment, held, placement, record, write
 from tests.redis_process import full_memory
@@ -73,7 +73,8 @@ async def test_after_a_flush_both_sides_write_again_what_they_know(redis_client:
 
 async def test_forgetting_a_base_removes_all_of_it_but_the_fence(redis_client: Redis) -> None:
     writer = MapWriter(redis_client, epoch=1)
-    await writer.apply(BASE, MapChange(base=BaseRecord(BASE), set_assigned={"e-0": (assignment("a"),)}))
+    given = {f"e-{number}": (assignment("a"),) for number in range(FORGOTTEN_PER_CALL + 1)}
+    await writer.apply(BASE, MapChange(base=BaseRecord(BASE), set_assigned=given))
     await MapReporter(redis_client, BASE, "e-0").report(record(), [held("a")], [], full=True)
     await writer.forget(BASE)
     await writer.forget(BASE)  # again changes nothing

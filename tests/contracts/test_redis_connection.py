@@ -40,6 +40,16 @@ async def test_functions_load_themselves_into_a_fresh_redis_and_again_when_lost(
         await redis.aclose()
 
 
+async def test_while_redis_is_away_a_base_that_is_to_be_forgotten_waits_for_it(tmp_path: Path) -> None:
+    with RedisProcess(tmp_path) as process:
+        redis = connect(process.url)
+        await write(redis)
+        process.kill()
+        with pytest.raises(MapUnavailable):
+            await MapWriter(redis, epoch=1).forget(BASE)
+        await redis.aclose()
+
+
 async def test_two_versions_of_the_functions_share_a_redis(redis_client: Redis) -> None:
     await redis_client.function_load(
         "#!lua name=mint_other\nredis.register_function('mint_other_apply', function() end)"

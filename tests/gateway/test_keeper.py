@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from mint_contracts import catalog_parts, keys
 from mint_contracts.catalog_parts import Parts
 from mint_contracts.catalog_reader import CatalogReader
+from mint_contracts.catalog_writer import CatalogWriter
 from mint_contracts.entries import BYTES_MAX, LABELS_MAX, RANK_MAX, URI_MAX_LENGTH, Entry, check
 from mint_contracts.errors import AdapterNotFound, CorruptFile, MapUnavailable
 from mint_contracts.functions import connect
@@ -208,6 +209,25 @@ async def test_a_base_that_is_forgotten_while_its_manifests_are_read_leaves_noth
         with pytest.raises(MapUnavailable):
             await rebuilding
     assert await redis_client.keys(f"{keys.catalog(BASE)}*") == []
+
+
+async def test_a_base_that_is_forgotten_is_not_read_again_by_who_has_yet_to_hear_of_it(
+    redis_client: Redis, tmp_path: Path
+) -> None:
+    await written(tmp_path, "a/one")
+    source = Source(f"file://{tmp_path}")
+    await declare(redis_client, source.uri)
+    await Keeper(redis_client, dict).look(BASE, source)
+    assert await named(redis_client) == ["a/one"]
+    await MapWriter(redis_client, epoch=1).forget(BASE)
+    with pytest.raises(MapUnavailable):
+        await Keeper(redis_client, dict).look(BASE, source)
+    with pytest.raises(MapUnavailable):
+        await CatalogWriter(redis_client).apply(BASE, [(1, entry("a/two"))], "part")
+    assert await redis_client.keys("*") == [keys.epoch(BASE)]
+    await declare(redis_client, source.uri)  # it is made anew
+    await Keeper(redis_client, dict).look(BASE, source)
+    assert await named(redis_client) == ["a/one"]
 
 
 @asynccontextmanager
