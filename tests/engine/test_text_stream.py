@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,6 +53,26 @@ def test_no_piece_has_to_be_taken_back(text: str, stop: list[str]) -> None:
             if stopped:
                 break
         assert "".join(run(text, tuple(stop))[0]).startswith(out)
+
+
+class Counted(str):
+    """Counts how often somebody looks at a part of it."""
+
+    looks = 0
+
+    def __getitem__(self, at: Any) -> str:
+        type(self).looks += 1
+        return super().__getitem__(at)
+
+
+def test_long_strings_that_nearly_come_are_not_looked_for_from_their_beginning_again() -> None:
+    stop = [Counted("a" * 200 + "b"), *(Counted("ab" * 100 + letter) for letter in "cdef")]
+    stream = TextStream(WindowDecoder(letters, ()), stop)
+    assert [stream.push(ord("a")) for _ in range(200)] == [("", False)] * 200
+    Counted.looks = 0
+    assert [stream.push(ord("a")) for _ in range(100)] == [("a", False)] * 100
+    assert Counted.looks <= 100 * len(stop) * 4
+    assert stream.push(ord("b")) == ("", True)
 
 
 @pytest.fixture(scope="module")
