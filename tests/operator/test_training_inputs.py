@@ -133,7 +133,11 @@ def test_a_wave_that_has_begun_needs_its_config_map_no_more() -> None:
     assert world.leases == leases
 
 
-@pytest.mark.parametrize("texts", [{}, {"team": {"own": {"data.jsonl": "\n"}}}], ids=["deleted", "blank"])
+@pytest.mark.parametrize(
+    "texts",
+    [{}, {"team": {"own": {"data.jsonl": "\n"}}}, {"team": {"own": {"data.jsonl": '{"prompt": "b"}'}}}],
+    ids=["deleted", "blank", "edited"],
+)
 @pytest.mark.parametrize("stage", [None, Stage.COMPLETE])
 def test_a_policy_that_has_begun_needs_its_own_config_map_no_more(texts: Any, stage: Stage | None) -> None:
     own = Policies(list=(Policy(name="acme/a", dataset=Dataset(config_map=ConfigMapKey("own"))),))

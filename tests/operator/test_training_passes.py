@@ -162,6 +162,7 @@ async def test_a_new_wave_trains_at_once_on_the_config_map_as_it_is_by_then(stag
         assert (await stage.status("AdapterWave", name))["phase"] != "Failed"
         assert await examples(stage, name) == [json.dumps({"prompt": prompt})]
     assert len(await leases(stage)) == 4
+    assert await examples(stage, "first") == [json.dumps({"prompt": "1+1="})], "what has begun keeps its own"
 
 
 async def test_a_new_wave_trains_as_soon_as_its_manifest_is_read(stage: Theatre, shelf: tuple[Path, str]) -> None:

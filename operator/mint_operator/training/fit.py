@@ -11,7 +11,7 @@ from mint_operator.planning import conditions
 from mint_operator.planning.adapters import claims
 from mint_operator.planning.snapshot import Inputs, ObservedBase, ObservedWave
 from mint_operator.planning.turns import by_namespace, quota
-from mint_operator.training.data import check_claims, inlined
+from mint_operator.training.data import check_claims, config_maps, inlined
 from mint_operator.training.policies import check, check_losses, expand
 from mint_operator.training.stand import PolicyStand, heard
 
@@ -72,15 +72,16 @@ def _began_with(wave: ObservedWave, state: TrainState) -> tuple[str, ...]:
 def _with_examples(
     wave: ObservedWave, train: Train, policies: tuple[Policy, ...], inputs: Inputs, state: TrainState
 ) -> tuple[Train, tuple[Policy, ...]]:
-    """With those of ConfigMaps, which what has begun needs no more. Raises as `inlined`."""
+    """With those of ConfigMaps, which what has begun needs no more: it keeps its own. Raises as `inlined`."""
     texts = inputs.config_maps.get(wave.meta.namespace, {})
-    try:
-        return inlined(train, policies, texts)
-    except (SourceNotFound, SourceUnavailable, InvalidRequest):
-        record = _begun(wave, state)
-        if record is None:
-            raise
-        return inlined(_examples_of(record, train), _begun_policies(wave, record, train, policies, state), texts)
+    record = _begun(wave, state) if config_maps(train) else None
+    if record is None or not _began_with(wave, state):
+        try:
+            return inlined(train, policies, texts)
+        except (SourceNotFound, SourceUnavailable, InvalidRequest):
+            if record is None:
+                raise
+    return inlined(_examples_of(record, train), _begun_policies(wave, record, train, policies, state), texts)
 
 
 def _begun_policies(
