@@ -1,19 +1,17 @@
 """Rewards that need nobody else: each a pure function of one completion, 0 to 1."""
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import regex
 
 from mint_contracts.errors import BadExample, InvalidRequest
 from mint_contracts.training import ExactMatch, JsonSchema, Length, NumericAnswer, Regex, Reward
 from mint_engine.rewards.completion import Completion
-from mint_engine.rewards.patterns import ANSWER, compile_for, compile_pattern, matches
+from mint_engine.rewards.patterns import ANSWER, check_pattern, matches, pattern_for
 from mint_engine.rewards.schemas import Schema
 
 Judge = Callable[[Completion], float]
 
-_ANSWERS_CACHED = 1024
 _NUMBER = regex.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -55,12 +53,13 @@ def _exact(told: ExactMatch) -> Judge:
 
 
 def _regex(told: Regex) -> Judge:
-    fixed = compile_pattern(told.pattern.replace(ANSWER, ""))  # refused now where it is wrong
-    cached = lru_cache(_ANSWERS_CACHED)(lambda answer: compile_for(told.pattern, answer))
+    check_pattern(told.pattern.replace(ANSWER, ""))  # refused now where it is wrong
 
     def found(completion: Completion) -> float:
-        compiled = cached(_answer_of(completion, "regex")) if ANSWER in told.pattern else fixed
-        return float(matches(compiled, completion.text.strip(), full=told.full))
+        pattern = told.pattern
+        if ANSWER in pattern:
+            pattern = pattern_for(pattern, _answer_of(completion, "regex"))
+        return float(matches(pattern, completion.text.strip(), full=told.full))
 
     return found
 

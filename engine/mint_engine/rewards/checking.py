@@ -1,4 +1,4 @@
-"""The process that checks texts by JSON schemas: an answer to each request, until nobody asks any more.
+"""The process that checks texts by JSON schemas or patterns: an answer to each request, until nobody asks any more.
 
 It imports nothing of ours, so that it starts in a quarter of a second and takes some 25 MB.
 """
@@ -7,10 +7,12 @@ import json
 import resource
 import signal
 import sys
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+import regex
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from referencing import Registry
@@ -18,6 +20,9 @@ from referencing.exceptions import Unresolvable
 
 MOST_BYTES = 1 << 30  # of its memory
 _SCHEMAS_CACHED = 32
+_PATTERNS_CACHED = 1024  # one that compares with answers is another one for each
+
+_Check = Callable[[str], bool]
 
 
 def main() -> None:
@@ -27,36 +32,36 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     while True:
         try:
-            seconds, schema, text = json.loads(connection.recv_bytes())
+            seconds, kind, told, text = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        connection.send_bytes(json.dumps(_answer(seconds, schema, text)).encode())
+        connection.send_bytes(json.dumps(_answer(seconds, kind, told, text)).encode())
 
 
-def _answer(seconds: float, schema: str, text: str) -> bool | str:
-    """Whether the text is accepted, or what is wrong with the schema."""
+def _answer(seconds: float, kind: str, told: str, text: str) -> bool | str:
+    """Whether the text is accepted, or what is wrong with what it is to be accepted by."""
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        validator = _compiled(schema)
+        check = KINDS[kind](told)
         signal.setitimer(signal.ITIMER_PROF, seconds)  # whether it was compiled before must make no difference
-        return _accepts(validator, text)
+        return check(text)
     except SchemaError as error:
         return f"is no JSON schema: {error.message[:300]}"
     except Unresolvable as error:
         return f"refers to what it does not hold: {error}"
     except MemoryError:
         return f"takes more than {MOST_BYTES >> 20} MiB on {text[:100]!r}"
-    except Exception as error:  # noqa: BLE001 - whatever it does to the validator is that schema's trouble alone
+    except Exception as error:  # noqa: BLE001 - whatever it does to who checks is its own trouble alone
         return f"can't be used: {type(error).__name__}: {str(error)[:300]}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 @lru_cache(_SCHEMAS_CACHED)
-def _compiled(text: str) -> Any:
-    schema = json.loads(text)
+def _by_schema(told: str) -> _Check:
+    schema = json.loads(told)
     Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema, registry=Registry())
+    return partial(_accepts, Draft202012Validator(schema, registry=Registry()))
 
 
 def _accepts(validator: Any, text: str) -> bool:
@@ -69,6 +74,22 @@ def _accepts(validator: Any, text: str) -> bool:
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
+
+@lru_cache(_PATTERNS_CACHED)
+def _by_pattern(told: str) -> _Check:
+    found = regex.compile(told, regex.DOTALL)
+    return lambda text: found.search(text) is not None
+
+
+@lru_cache(_PATTERNS_CACHED)
+def _by_whole_pattern(told: str) -> _Check:
+    found = regex.compile(told, regex.DOTALL)
+    return lambda text: found.fullmatch(text) is not None
+
+
+KINDS: dict[str, Callable[[str], _Check]] = {
+    "schema": _by_schema, "pattern": _by_pattern, "whole pattern": _by_whole_pattern,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -27,9 +27,9 @@ from mint_contracts.training import (
     RewardService,
     Weighted,
 )
-from mint_engine.rewards import patterns, schemas, service
+from mint_engine.rewards import checker, patterns, schemas, service
+from mint_engine.rewards.checker import Checker
 from mint_engine.rewards.completion import Completion
-from mint_engine.rewards.schemas import Schema
 from mint_engine.rewards.scorer import Scorer
 from tests.engine.stores import self_signed
 
@@ -101,10 +101,11 @@ async def test_a_sum_that_is_no_number_is_refused() -> None:
 async def test_a_pattern_that_would_take_for_ever_is_an_error_in_bounded_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patterns, "MATCH_S", 0.1)
-    slow = "^(x|xx)+[ab]"
-    with pytest.raises(InvalidRequest, match="takes more than"):
-        await worth(Reward(regex=Regex(pattern=slow)), "x" * 60)
+    monkeypatch.setattr(checker, "CHECK_S", 0.1)
+    slow = Reward(regex=Regex(pattern="^(x|xx)+[ab]"))
+    with pytest.raises(InvalidRequest, match=r"xx\)\+\[ab\]': takes more than 0\.1 s on"):
+        await worth(slow, "x" * 60)
+    assert await worth(slow, "xxa") == 1.0, "others are matched as ever"
 
 
 def doubling(depth: int) -> str:
@@ -130,23 +131,32 @@ def doubling(depth: int) -> str:
 async def test_a_schema_that_would_take_for_ever_is_an_error_in_bounded_time(
     schema: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schemas, "CHECK_S", 0.2)
+    monkeypatch.setattr(checker, "CHECK_S", 0.2)
     reward = Reward(json_schema=JsonSchema(schema=schema))
     with pytest.raises(InvalidRequest, match=r"takes more than 0\.2 s on"):
         await worth(reward, text)
     assert await worth(reward, "{}") in {0.0, 1.0}, "others are checked as ever"
 
 
-def test_schemas_are_checked_again_where_their_process_was_lost() -> None:
-    schema, checker = Schema(PERSON), schemas._checker
-    assert schema.accepts('{"name": "Ada"}')
-    assert checker._running is not None
-    process, _ = checker._running
+@pytest.mark.parametrize(
+    ("reward", "asked"),
+    [
+        (Reward(json_schema=JsonSchema(schema=PERSON)), schemas._checker),
+        (Reward(regex=Regex(pattern="Ada")), patterns._checker),
+    ],
+    ids=["schema", "pattern"],
+)
+async def test_what_is_checked_beside_the_engine_is_checked_again_where_its_process_was_lost(
+    reward: Reward, asked: Checker
+) -> None:
+    assert await worth(reward, '{"name": "Ada"}') == 1.0
+    assert asked._running is not None
+    process, _ = asked._running
     process.kill()
     process.wait()
     with pytest.raises(RewardUnavailable, match="ended with -9"):
-        schema.accepts('{"name": "Ada"}')
-    assert schema.accepts('{"name": "Ada"}')
+        await worth(reward, '{"name": "Ada"}')
+    assert await worth(reward, '{"name": "Ada"}') == 1.0
 
 
 async def test_rewards_wait_for_no_thread_that_requests_need_nor_these_for_theirs() -> None:

@@ -1,0 +1,62 @@
+"""Processes that check texts by what users have written: one is ended where a check takes too long.
+
+A schema of 2 kB may need hours, by references that double at each step or by a pattern, and so may a pattern of 20
+characters. A thread could not be stopped, and `re` lets nobody else run meanwhile. `regex` stops by itself, but by a
+clock of all that a process computes: in a busy engine long before its time. A process of its own can be stopped, with
+all that it holds, by its own time alone. `checking.py` is its other end.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from multiprocessing.connection import Connection, Pipe
+from threading import Lock
+
+from mint_contracts.errors import InvalidRequest, MintError, RewardUnavailable
+
+CHECK_S = 2.0  # of a processor: a reward must not depend on how busy a machine is
+
+
+class Checker:
+    """The process: started when it is needed and is not there, asked by one thread at a time. It ends with us."""
+
+    def __init__(self, advice: str) -> None:
+        """`advice` is what to do about checks that take too long."""
+        self._advice = advice
+        self._turn = Lock()
+        self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
+
+    def check(self, subject: str, kind: str, told: str, text: str) -> bool:
+        """Whether a text is accepted by what is `told`; `kind` is one of `checking.KINDS`. Blocks its thread.
+
+        Raises InvalidRequest where that takes too long, or is what can't be used; RewardUnavailable.
+        """
+        with self._turn:
+            try:
+                process, connection = self._running = self._running or _start()
+            except OSError as error:
+                raise RewardUnavailable(subject, f"can't be checked ({error.strerror}); trying again") from error
+            try:
+                connection.send_bytes(json.dumps([CHECK_S, kind, told, text]).encode())
+                said: bool | str = json.loads(connection.recv_bytes())
+            except (EOFError, ConnectionError):
+                self._running = None
+                connection.close()
+                raise self._ended(process.wait(), subject, text) from None
+        if isinstance(said, str):
+            raise InvalidRequest(subject, said)
+        return said
+
+    def _ended(self, status: int, subject: str, text: str) -> MintError:
+        if status == -signal.SIGPROF:
+            return InvalidRequest(subject, f"takes more than {CHECK_S:g} s on {text[:100]!r}; {self._advice}")
+        return RewardUnavailable(subject, f"could not be checked: its process ended with {status}; trying again")
+
+
+def _start() -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = Pipe()
+    with theirs:
+        end = theirs.fileno()
+        command = [sys.executable, "-m", "mint_engine.rewards.checking", str(end)]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(end,)), ours  # noqa: S603 - our own
