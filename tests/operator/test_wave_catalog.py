@@ -1,18 +1,22 @@
 """Waves over the catalog: by selector or by name, as registered now; a real API server and a real Redis."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from mint_contracts.catalog_reader import CatalogReader
 from mint_contracts.entries import Entry
+from mint_contracts.functions import connect
 from mint_operator.observing import wave_lists
 from mint_operator.observing.dirt import Part
 from mint_operator.observing.wave_lists import Lists
 from mint_operator.planning.lookup import Lookup
 from tests.operator.catalogs import CATALOG, SUPPORT, Catalog, becomes, entry, over, says, sources
 from tests.operator.stage import Stage, base_model, until
+from tests.redis_process import RedisProcess
 
 
 async def test_a_selector_takes_what_begins_so_and_has_the_labels(stage: Stage, catalog: Catalog) -> None:
@@ -238,3 +242,15 @@ async def test_what_changes_while_a_wave_is_first_looked_up_is_not_missed(stage:
         return asked in lists.found and (lists.found[asked].listed or ())[0].source.revision == "2"
 
     await until("the new revision", new)
+
+
+async def test_a_redis_that_is_silent_is_asked_for_one_catalog_not_for_each(tmp_path: Path) -> None:
+    with RedisProcess(tmp_path) as redis:
+        client = connect(redis.url)
+        lists = Lists(CatalogReader(client), lambda: None)
+        asked = [Lookup(f"demo/base-{number}", prefix="acme/") for number in range(4)]
+        with redis.silent(), structlog.testing.capture_logs() as logs:
+            await lists.refresh(asked)
+        assert len([each for each in logs if "not looked at" in each["event"]]) == 1
+        await lists.refresh(())
+        await client.aclose()

@@ -8,7 +8,7 @@ one that was retired means nothing: a wave that names it is refused, or goes on 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -97,8 +97,8 @@ class Lists:
                 self._begin(lookup, (lookup,), now)
             else:
                 of_base.setdefault(lookup.base, []).append(lookup)
+        await self._look(of_base, now)
         for base, lookups in of_base.items():
-            await self._look(base, now)
             self._follow(base, lookups, now)
 
     def _forget(self, wanted: Collection[Lookup]) -> None:
@@ -108,15 +108,22 @@ class Lists:
             if task := self._work.pop(key).task:
                 task.cancel()
 
-    async def _look(self, base: str, now: float) -> None:
-        """Ask for the version of a base's catalog, now and then."""
-        if now - self._looked_at.get(base, float("-inf")) < self._look_s:
-            return
-        self._looked_at[base] = now
-        try:
-            self._versions[base] = (await self._reader.state(base)).version
-        except (MapUnavailable, ResponseError) as error:
-            log.warning("catalog not looked at", base=base, error=str(error))
+    async def _look(self, bases: Iterable[str], now: float) -> None:
+        """Ask for the versions of these bases' catalogs, now and then.
+
+        While Redis does not answer for one it is not asked for the others: the pass would wait as long for each.
+        """
+        for base in bases:
+            if now - self._looked_at.get(base, float("-inf")) < self._look_s:
+                continue
+            self._looked_at[base] = now
+            try:
+                self._versions[base] = (await self._reader.state(base)).version
+            except MapUnavailable as error:
+                log.warning("catalogs not looked at", base=base, error=str(error))
+                return
+            except ResponseError as error:
+                log.warning("catalog not looked at", base=base, error=str(error))
 
     def _follow(self, base: str, lookups: Sequence[Lookup], now: float) -> None:
         """Read what is new at once; all else again if the catalog has changed since, or what could not be read."""
