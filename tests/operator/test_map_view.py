@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
+from mint_contracts import keys
 from mint_contracts.map_reader import MapReader
 from mint_contracts.map_writer import MapWriter
 from mint_contracts.records import BaseRecord, Held, MapChange, Place, Placement, Tier
@@ -75,6 +76,20 @@ async def test_bases_of_other_namespaces_are_left_to_other_operators(redis_clien
         await writer.apply(key, MapChange(base=BaseRecord(key)))
     assert sorted(await MapView(MapReader(redis_client), ["team"]).look({})) == [KEY]
     assert sorted(await MapView(MapReader(redis_client)).look({})) == ["others/smol", KEY]
+
+
+async def test_a_base_of_which_something_cannot_be_read_hinders_no_other(redis_client: Redis) -> None:
+    view, names = MapView(MapReader(redis_client), clock=Clock()), {KEY: ["smol-0"], "team/other": ["other-0"]}
+    engines = [PlayedEngine(redis_client, key, name) for key, (name,) in names.items()]
+    for engine in engines:
+        await engine.report()
+    assert sorted(await view.look(names)) == sorted(names)
+    await redis_client.set(keys.engine(KEY, "smol-0"), '{"engine": "smol-0", "ready": "nearly"}')
+    for _ in range(2):
+        assert list(await view.look(names)) == ["team/other"]
+    await engines[0].report()
+    found = await view.look(names)
+    assert [found[each].engines[0].engine for each in names] == ["smol-0", "other-0"]
 
 
 async def test_dirt_gathers_marks_from_any_thread_beside_what_was_noted() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
+import structlog
 from redis.exceptions import ResponseError
 
 from mint_contracts.errors import MapUnavailable
@@ -29,6 +30,8 @@ SMOOTHED_S = 30.0
 FULL_BATCH = 64  # requests that keep an engine busy: what its step decodes at once
 MOST_SIZES = 65_536  # of adapters that are remembered; those that are held or placed always are
 
+log = structlog.get_logger()
+
 
 class _Memory(msgspec.Struct):
     """What is kept of one base between looks."""
@@ -47,6 +50,7 @@ class _Memory(msgspec.Struct):
     recorded: Mapping[str, WaveRecord] = {}
     lost_at: float | None = None
     last_alive: dict[str, float] = {}
+    unreadable: str = ""
 
 
 class MapView:
@@ -80,6 +84,7 @@ class MapView:
     async def look(self, engines: Mapping[str, Sequence[str]]) -> dict[str, BaseMap]:
         """The map of every base in `engines` (base -> engines that it should have now) and every other it knows.
 
+        One that holds what this version cannot read is left out, as if it could not be reached: the others go on.
         Raises MapUnavailable; what was remembered stays.
         """
         try:
@@ -91,15 +96,27 @@ class MapView:
             raise MapUnavailable("placement map", f"Redis refused: {error}") from error
         for base in self._memory.keys() - set(names):
             del self._memory[base]
-        return dict(zip(names, maps, strict=True))
+        return {base: each for base, each in zip(names, maps, strict=True) if each is not None}
 
     def _watched(self, base: str) -> bool:
         """Bases of other namespaces belong to another operator that shares this Redis."""
         return not self._namespaces or base.partition("/")[0] in self._namespaces
 
-    async def _look_at(self, base: str, engines: Sequence[str], gate: asyncio.Semaphore) -> BaseMap:
+    async def _look_at(self, base: str, engines: Sequence[str], gate: asyncio.Semaphore) -> BaseMap | None:
+        memory = self._memory.setdefault(base, _Memory())
+        try:
+            found = await self._read(base, memory, engines, gate)
+        except msgspec.DecodeError as error:  # of another version of MinT
+            if memory.unreadable != str(error):
+                log.warning("placement map of a base not read", base=base, error=str(error))
+            memory.unreadable, memory.pulse = str(error), None
+            return None
+        memory.unreadable = ""
+        return found
+
+    async def _read(self, base: str, memory: _Memory, engines: Sequence[str], gate: asyncio.Semaphore) -> BaseMap:
         async with gate:
-            memory, now = self._memory.setdefault(base, _Memory()), self._clock()
+            now = self._clock()
             pulse = await self._reader.pulse(base)
             last = memory.pulse
             stale = last is None or memory.state is None or now - memory.read_at > _every_s(memory)
