@@ -6,7 +6,6 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +17,7 @@ from mint_contracts.sampling_pb2 import GenerateRequest
 from mint_gateway.answering import REQUEST_ID_MAX_LENGTH, Answering
 from mint_gateway.catalog.dates import Dates
 from mint_gateway.http import answered, asked, models, together
+from mint_gateway.http.beside import Beside
 from mint_gateway.http.connections import Connections
 from mint_gateway.http.guarding import HEALTH, LIVE
 from mint_gateway.http.kept import Kept
@@ -32,7 +32,6 @@ from mint_gateway.route import Router
 
 MOST_BYTES = 4 << 20  # of a request, as by gRPC
 BODY_S = 30.0  # in which a request has come
-LONG = 64 << 10  # bytes that are kept of an answer: of more it takes ten milliseconds and longer to be told whole
 MOST_OUTSIDE = 64  # connections at once that are told that they are too many; others are closed
 OUTSIDE_S = 5.0  # in which who is one too many has asked for something
 
@@ -71,7 +70,7 @@ class Door:
         self._calls = calls
         self._page = page
         self._guards = guards
-        self._telling = ThreadPoolExecutor(1, "telling")  # others are answered meanwhile
+        self._beside = Beside()
 
     def application(self) -> web.Application:
         """What to serve."""
@@ -94,13 +93,24 @@ class Door:
         return application
 
     async def _complete(self, http: web.Request) -> web.StreamResponse:
-        wanted = asked.read(await _body(http), asked.AskedText)
-        return await self._answer(http, wanted, asked.text_requests(wanted, self._mirror.known()), answered.TEXT)
+        body, bases = await _body(http), self._mirror.known()
+
+        def read() -> tuple[asked.AskedText, Sequence[GenerateRequest]]:
+            wanted = asked.read(body, asked.AskedText)
+            return wanted, asked.text_requests(wanted, bases)
+
+        wanted, requests = await self._beside.do(len(body), read)
+        return await self._answer(http, wanted, requests, answered.TEXT)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
-        wanted = asked.read(await _body(http), asked.AskedChat)
-        requests = [asked.chat_request(wanted, self._mirror.known())]
-        return await self._answer(http, wanted, requests, answered.CHAT, wanted.called())
+        body, bases = await _body(http), self._mirror.known()
+
+        def read() -> tuple[asked.AskedChat, GenerateRequest, Tools]:
+            wanted = asked.read(body, asked.AskedChat)
+            return wanted, asked.chat_request(wanted, bases), wanted.called()
+
+        wanted, request, tools = await self._beside.do(len(body), read)
+        return await self._answer(http, wanted, [request], answered.CHAT, tools)
 
     async def _answer(
         self,
@@ -127,7 +137,7 @@ class Door:
             return msgspec.json.encode(answered.whole(head, echoes, kept.events(), wanted.n))
 
         await together.answer(self._answering, requests, wanted.n, kept.take)
-        body = whole() if kept.size < LONG else await asyncio.get_running_loop().run_in_executor(self._telling, whole)
+        body = await self._beside.do(kept.size, whole)
         return reply(msgspec.Raw(body), headers={REQUEST_ID: request_id})
 
     async def _models(self, http: web.Request) -> web.Response:

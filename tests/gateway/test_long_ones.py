@@ -1,4 +1,4 @@
-"""Answers that are long, and told whole: they hold nobody up, and a gateway's memory is not theirs alone."""
+"""Requests and whole answers that are long: they hold nobody up, and a gateway's memory is not theirs alone."""
 
 import asyncio
 import threading
@@ -7,10 +7,10 @@ from typing import Any
 import openai
 import pytest
 
-from mint_gateway.http import answered, door, kept
+from mint_gateway.http import answered, asked, beside, kept
 from tests.gateway.scene import BASE, LIMIT_S, Scene
 from tests.gateway.scripted import ScriptedEngine
-from tests.gateway.test_http import TEXT, get, post
+from tests.gateway.test_http import CHAT, TEXT, get, post
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def engine(scene: Scene) -> ScriptedEngine:
 async def test_others_are_answered_while_a_long_one_is_put_together(
     scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.words = ("word ",) * (door.LONG // 8)
+    engine.words = ("word ",) * (beside.LONG // 8)
     begun, go_on, whole = threading.Event(), threading.Event(), answered.whole
 
     def wait(*told: Any) -> answered.Json:
@@ -40,6 +40,28 @@ async def test_others_are_answered_while_a_long_one_is_put_together(
     go_on.set()
     status, told, _ = await asking
     assert (status, [choice["text"][:10] for choice in told["choices"]]) == (200, ["word word ", "1word 1wor"])
+
+
+@pytest.mark.parametrize("path", [TEXT, CHAT])
+async def test_others_are_answered_while_a_long_request_is_read(
+    scene: Scene, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    begun, go_on, read = threading.Event(), threading.Event(), asked.read
+
+    def wait(*told: Any) -> Any:
+        begun.set()
+        assert go_on.wait(LIMIT_S), "nobody was answered meanwhile"
+        return read(*told)
+
+    monkeypatch.setattr(asked, "read", wait)
+    long = "Ahoy" * beside.LONG
+    told = {"prompt": long} if path == TEXT else {"messages": [{"role": "user", "content": long}]}
+    asking = asyncio.create_task(post(scene, path, {"model": BASE} | told))
+    assert await asyncio.to_thread(begun.wait, LIMIT_S)
+    assert (await get(scene, "/live"))[0] == 200
+    go_on.set()
+    assert (await asking)[0] == 200
+    assert (engine.seen[0].text or engine.seen[0].chat.messages[0].content) == long
 
 
 async def test_one_that_is_too_long_to_be_told_whole_is_refused_and_ends_its_work(
