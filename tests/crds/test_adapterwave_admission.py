@@ -66,6 +66,7 @@ BY_RULE: list[tuple[dict[str, Any], str]] = [
     ({"adapters": {"names": None}}, "set exactly one of names"),
     ({"adapters": {"sources": [SOURCE]}}, "set exactly one of names"),
     ({"adapters": {"selector": {"prefix": "acme/"}}}, "set exactly one of names"),
+    (selector(labels={"team": "a", "two words": "x"}), "has a label that no adapter can have"),
     (merged(selector(prefix="acme/"), manifest("s3://bucket/x")), "set exactly one of names"),
     (manifest("pvc://claim/x.jsonl"), "manifest must begin with s3://"),
     (manifest("https://user:word@host/x"), "manifest must be a plain URI"),

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from mint_contracts import durations, names, resources
-from mint_contracts.entries import LABELS_MAX
+from mint_contracts.entries import LABEL_KEY_PATTERN, LABELS_MAX
 from mint_contracts.training import Policy
 from tests.crds.schemas import Schema, definition, rules, schema, walk
 
@@ -174,6 +174,7 @@ def test_names_of_adapters_obey_the_same_pattern() -> None:
     failures = schema("AdapterWave")["properties"]["status"]["properties"]["failures"]["items"]["properties"]
     assert failures["adapter"]["maxLength"] == adapters["names"]["items"]["maxLength"], "what may fail can be told"
     assert adapters["selector"]["properties"]["labels"]["maxProperties"] == LABELS_MAX
+    assert f"self.all(key, key.matches('{LABEL_KEY_PATTERN}'))" in rules("AdapterWave").values()
     assert adapters["sources"]["items"]["properties"]["name"]["maxLength"] == names.ADAPTER_MAX_LENGTH
 
 
