@@ -68,6 +68,19 @@ def test_engines_come_for_what_is_held_in_memory_or_on_disk_and_stay_for_it(resi
     assert (cluster.replicas, cluster.homes()) == (1, {"a": ["smol-0"]})
 
 
+def test_an_engine_goes_in_time_where_the_clock_was_put_back() -> None:
+    cluster = Cluster()
+    cluster.busy = 2
+    cluster.step()
+    cluster.busy = 0
+    cluster.step()
+    cluster.step(-86_400.0)
+    assert cluster.replicas == 2
+    cluster.step(SHRINK_AFTER_S + 1)
+    cluster.step()
+    assert cluster.replicas == 1
+
+
 def unmoved(cluster: Cluster) -> dict[str, list[str]]:
     """Where everything is after a few plans, and stays: as many engines run as that takes."""
     for _ in range(6):

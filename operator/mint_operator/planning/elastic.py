@@ -52,7 +52,8 @@ def fleet(
     rolling, leaving = _outdated(engines, settings)  # of all that run: those that may go soon still hold copies
     if running <= needed:
         return Fleet(max(needed, 1), max(needed, 1), leaving, rolling)
-    since = now if before is None or before.enough_since is None else before.enough_since
+    last = before.enough_since if before is not None else None
+    since = now if last is None else min(last, now)  # the clock may have been put back since
     makes_room = any(_is_outdated(each, settings) for each in engines[:needed])  # others take its copies meanwhile
     if now - since < SHRINK_AFTER_S or makes_room:
         return Fleet(running, running, leaving, rolling, since)
