@@ -1,6 +1,7 @@
 """Why an adapter is where it is, and which engine would answer now: pure, from a MapView."""
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -9,6 +10,7 @@ from mint_contracts.records import Held, Placement, Tier
 from mint_gateway.choose import Now, candidates, leads, refusal
 from mint_gateway.view import Engine, MapView
 
+AT_ONCE = 1_000  # adapters, for which all names are looked through once
 SHOWN = 5  # engines that are named where all would be too many
 
 
@@ -41,22 +43,27 @@ def explain(view: MapView, adapter: str, now: Now) -> placement_pb2.Explanation:
     return explanation
 
 
-def explain_all(view: MapView, now: Now, after: str = "") -> Iterable[placement_pb2.Explanation]:
+def explain_all(view: MapView, now: Now, after: str = "") -> Iterator[placement_pb2.Explanation]:
     """Every adapter that is placed or held, by name from the one `after` this on: each as `explain` tells it, in a
     time that does not grow with the number of engines where one that has it, or shall have it, can answer."""
-    holders: dict[str, list[Engine]] = {}
-    for engine in view.engines.values():
-        for adapter in engine.held:
-            if adapter > after:
-                holders.setdefault(adapter, []).append(engine)
-    if view.record is not None and view.record.catalog is not None:
-        last = {adapter: engines[-1].held[adapter] for adapter, engines in holders.items()}
-        held = {adapter: each.source for adapter, each in last.items() if not each.published}
-        view = msgspec.structs.replace(view, catalogued=held)  # whatever the catalog says of them by now
-    for adapter in sorted({adapter for adapter in view.placements if adapter > after} | holders.keys()):
-        # A copy that outlived both its wave and its store is left out: nobody can ask for it.
-        if view.source(adapter) is not None:
-            yield explain(_as_far_as_needed(view, adapter, holders.get(adapter, ()), now), adapter, now)
+    while names := _following(view, after):
+        holders = {name: [each for each in view.engines.values() if name in each.held] for name in names}
+        looked_at = view
+        if view.record is not None and view.record.catalog is not None:
+            last = {name: engines[-1].held[name] for name, engines in holders.items() if engines}
+            held = {name: each.source for name, each in last.items() if not each.published}
+            looked_at = msgspec.structs.replace(view, catalogued=held)  # whatever the catalog says of them by now
+        for name in names:
+            # A copy that outlived both its wave and its store is left out: nobody can ask for it.
+            if looked_at.source(name) is not None:
+                yield explain(_as_far_as_needed(looked_at, name, holders[name], now), name, now)
+        after = names[-1]
+
+
+def _following(view: MapView, after: str) -> list[str]:
+    """The first AT_ONCE adapters after that name, of those that are placed or held; fewer are the last."""
+    every = (view.placements, *(engine.held for engine in view.engines.values()))
+    return heapq.nsmallest(AT_ONCE, {name for names in every for name in names if name > after})
 
 
 def _as_far_as_needed(view: MapView, adapter: str, holders: Iterable[Engine], now: Now) -> MapView:

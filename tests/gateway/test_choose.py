@@ -5,6 +5,7 @@ from collections import Counter
 from random import Random
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -263,6 +264,36 @@ def test_in_a_list_an_adapter_is_explained_as_by_itself(fleet: tuple[MapView, No
     seen, now = fleet
     for each in explain_all(seen, now):
         assert each == explain(seen, each.adapter, now)
+
+
+class Read(dict[str, Held]):
+    """What an engine holds, and whose of it was read."""
+
+    def __init__(self, held: dict[str, Held]) -> None:
+        super().__init__(held)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Held:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+def test_of_a_list_no_more_is_read_than_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for a page takes others' time for that page, not for all of the map."""
+    monkeypatch.setattr("mint_gateway.explain.AT_ONCE", 3)
+    every = [f"acme/{number}" for number in range(8)]
+    held = Read({name: Held(name, Source(f"s3://registered/{name}"), Tier.HOST) for name in every[1:]})
+    catalog = BaseRecord("demo/base", store=STORE, catalog=Source("s3://catalog"))
+    placements = {name: Placement(name, Source(f"s3://waves/{name}"), (), (place("e-0"),)) for name in every[:2]}
+    seen = MapView("demo/base", 1, catalog, placements, {"e-0": msgspec.structs.replace(engine("e-0"), held=held)})
+    told = explain_all(seen, Now())
+    assert next(told).adapter == every[0]
+    assert held.names == set(every[1:3])
+    assert [each.adapter for each in told] == every[1:]
+    assert [each.source_uri[:10] for each in explain_all(seen, Now(), every[0])] == ["s3://waves"] + [
+        "s3://regis"
+    ] * 6
+    assert not [*explain_all(seen, Now(), every[-1])]
 
 
 @given(fleets(), st.randoms())
