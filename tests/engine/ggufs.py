@@ -1,9 +1,13 @@
 """GGUF files as llama.cpp's own writer makes them, small ones."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 
 def write(path: Path, *, architecture: str = "llama", layers: int = 2) -> int:
@@ -26,3 +30,65 @@ def write(path: Path, *, architecture: str = "llama", layers: int = 2) -> int:
     reader = gguf.GGUFReader(path)
     last = reader.tensors[-1].field
     return int(last.offset + sum(part.nbytes for part in last.parts))
+
+
+# Of Llama's heads the converter puts both halves, which are rotated together, in pairs.
+_PAIRED = ("q_proj", "k_proj")
+
+
+def save(
+    path: Path,
+    model: PreTrainedModel,
+    architecture: str,
+    told: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    *,
+    without: str = "",
+) -> None:
+    """A model as llama.cpp's converter writes it, with more metadata and tensors, `without` those named so."""
+    config: Any = model.config
+    writer = gguf.GGUFWriter(path, architecture)
+    _tell_sizes(writer, config)
+    for key, value in (told or {}).items():
+        add: dict[type, Any] = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
+        add[type(value)](key.replace("ARCH", architecture), value)
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    for key, weight in model.state_dict().items():
+        stem, _, suffix = key.rpartition(".")
+        name = f"{names.get_name(stem)}.{suffix}"
+        if architecture == "llama" and stem.endswith(_PAIRED):
+            heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
+            weight = weight.view(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+        if not without or without not in name:
+            writer.add_tensor(name, weight.float().numpy())
+    for name, weight in (tensors or {}).items():
+        writer.add_tensor(name, weight.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _tell_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_tokenizer_model("gpt2")
+    words = ["a", "b", "ab", *(f"word{number}" for number in range(config.vocab_size - 3))]
+    writer.add_token_list(words)
+    writer.add_token_types([1] * len(words))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(1)

@@ -30,6 +30,7 @@ from mint_engine.model.files import (
     read_tokenizer,
 )
 from mint_engine.model.fill import fill, filled_from
+from mint_engine.model.gguf_told import supply
 from mint_engine.model.kept import every_weight, keep_experts, move, nothing_to_keep
 from mint_engine.model.positions import positions_of
 from mint_engine.model.quantised import dequantised
@@ -165,19 +166,17 @@ def _read_model(
             model.set_experts_implementation("eager")  # which takes one expert at a time
         return fill(model, tensors, loading) if part is None else part.fill(model, tensors, loading)
 
-    options = (
-        {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
-        if files.gguf
-        # Other shapes are told of below, by name.
-        else {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    )
+    # Other shapes are told of below, by name.
+    options: dict[str, Any] = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if files.gguf:
+        options |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
     try:
         reader: Any = _kind(config)
         if files.gguf:
             headway.begin(LOADING, 0)
         else:
             reader = filled_from(type(empty_model(config, files.subject)), read)
-        loaded = reader.from_pretrained(
+        model, info = reader.from_pretrained(
             files.folder,
             dtype=dtype,
             use_safetensors=True,
@@ -185,10 +184,10 @@ def _read_model(
             trust_remote_code=False,
             **options,
         )
-        if files.gguf:  # read whole: transformers offers no way to read a part of one
-            return loaded  # type: ignore[no-any-return]
-        model, info = loaded
         _check_read(files, info)
+        if files.gguf:  # read whole: transformers offers no way to read a part of one
+            supply(model, files.folder / files.gguf, files.subject)
+            return model  # type: ignore[no-any-return]
         if part is not None:
             part.finish(model, partial(_check_read, files))
     except LIBRARY_ERRORS as error:

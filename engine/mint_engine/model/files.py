@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedCo
 from mint_contracts.base_sizes import odd_size
 from mint_contracts.errors import CorruptFile, SourceNotFound, UnsafeFormat, UnsupportedBase
 from mint_contracts.quantisation import MODELOPT_FILE, Quantisation, read_quantisation
+from mint_engine.model.gguf_told import complete
 from mint_engine.model.integers import WORDS
 from mint_engine.model.kept import EXPERT
 from mint_engine.model.stored import open_tensors
@@ -145,7 +146,8 @@ def read_config(files: BaseFiles) -> tuple[PreTrainedConfig, Quantisation | None
     if files.gguf is not None:
         config = _load_config(files)
         _check_sizes(files, "metadata", config.to_dict())
-        return config, None
+        path = files.folder / files.gguf
+        return _told_by_library(files, lambda: complete(config, path, files.subject)), None
     raw = _read_object(files, "config.json")
     _check_sizes(files, "a config.json", raw)
     if "quantization_config" not in raw and (files.folder / MODELOPT_FILE).exists():

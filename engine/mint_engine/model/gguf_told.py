@@ -1,0 +1,137 @@
+"""What a GGUF file tells of its base that transformers leaves aside: told to its configuration, or refused.
+
+transformers takes sizes and weights out of such a file, and all else from its family's defaults: how rotary positions
+are stretched, windows and scales of attention would be others than the base's, without a word. What keys mean is as
+llama.cpp, which writes such files, reads them (src/llama-model.cpp).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.gguf.reader import read_gguf_metadata
+
+from mint_contracts.errors import UnsupportedBase
+
+# Of Gemma's largest models, by their layers, scores are scaled by the hidden size a head: files do not say so.
+_LARGEST = {"gemma2": 46, "gemma3_text": 62}
+_CAPS = {"attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping"}
+_SCALING = "rope.scaling."
+_READ = frozenset({"type", "factor", "original_context_length", "finetuned"})  # of how positions are stretched
+_FREQUENCIES = "rope_freqs.weight"  # what each frequency is divided by: Llama 3.1's way to stretch positions
+_TURN_BY_LENGTH = ("rope_factors_long.weight", "rope_factors_short.weight")
+_BIASED = {
+    "attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj",
+    "ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj",
+}  # fmt: skip
+
+
+def complete(config: PreTrainedConfig, path: Path, subject: str) -> PreTrainedConfig:
+    """A configuration that transformers has of a file's head, told what it left aside.
+
+    Raises UnsupportedBase for what no engine computes.
+    """
+    metadata, tensors = read_gguf_metadata(str(path))
+    prefix = f"{metadata['general.architecture']}."
+    told = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    _stretch(config, told, tensors, subject)
+    _narrow(config, told, subject)
+    _scale(config, told)
+    _end(config, metadata)
+    return config
+
+
+def _stretch(config: PreTrainedConfig, told: Mapping[str, Any], tensors: Sequence[str], subject: str) -> None:
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    of_all = rope.get("full_attention", rope)  # Gemma 3 stretches those layers alone that see all
+    if of_all is rope and rope:
+        _check_turned(config, told.get("rope.dimension_count"), rope, subject)
+    factor = float(told.get(f"{_SCALING}factor") or told.get("rope.scale_linear") or 1)
+    kind = told.get(f"{_SCALING}type", "linear") if factor != 1 else "none"
+    others = sorted(key for key in told if key.startswith(_SCALING) and key.removeprefix(_SCALING) not in _READ)
+    by_length = sorted(set(tensors) & set(_TURN_BY_LENGTH))
+    if kind not in ("none", "linear", "yarn") or (others and kind != "none") or by_length:
+        named = ", ".join([*by_length, *others]) or kind
+        raise UnsupportedBase(subject, f"stretches rotary positions by {named}, which is not read of a GGUF file")
+    if kind == "none":
+        return
+    if not of_all:
+        raise UnsupportedBase(subject, "stretches rotary positions, and its family has none")
+    of_all |= {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        first = told.get(f"{_SCALING}original_context_length") or config.max_position_embeddings
+        of_all["original_max_position_embeddings"] = int(first)
+
+
+def _check_turned(config: Any, told: int | None, rope: Mapping[str, Any], subject: str) -> None:
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+    if told and told != int(size * share):
+        raise UnsupportedBase(
+            subject, f"turns {told} numbers of each head by its position, but {int(size * share)} are by its family"
+        )
+
+
+def _narrow(config: PreTrainedConfig, told: Mapping[str, Any], subject: str) -> None:
+    window, known = told.get("attention.sliding_window"), getattr(config, "sliding_window", None)
+    if window and config.model_type == "phi3":  # all of whose layers slide
+        config.sliding_window = int(window)
+    elif isinstance(window, int) and window != known and window < config.max_position_embeddings:
+        raise UnsupportedBase(subject, f"attends to {window} tokens, but its family to {known or 'all'}")
+
+
+def _scale(config: Any, told: Mapping[str, Any]) -> None:
+    """Scores of attention, and the cap on them."""
+    if config.model_type in _LARGEST:
+        largest = config.num_hidden_layers == _LARGEST[config.model_type]
+        config.query_pre_attn_scalar = (
+            config.hidden_size // config.num_attention_heads if largest else config.head_dim
+        )
+    for key, field in _CAPS.items():
+        if key in told and hasattr(config, field):
+            setattr(config, field, float(told[key]))
+
+
+def _end(config: Any, metadata: Mapping[str, Any]) -> None:
+    """A chat's turn ends by a token of its own in many bases."""
+    ends = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    found = [each for each in dict.fromkeys((*known, *ends)) if each is not None]
+    config.eos_token_id = found[0] if len(found) == 1 else found or None
+
+
+def supply(model: PreTrainedModel, path: Path, subject: str) -> None:
+    """Give a model what its file holds and transformers has not read.
+
+    Raises UnsupportedBase for what has no place in it.
+    """
+    _, tensors = read_gguf_metadata(str(path))
+    _check_biases(model, tensors, subject)
+    if _FREQUENCIES not in tensors:
+        return
+    rotary: Any = getattr(model.base_model, "rotary_emb", None)
+    held = next(each for each in gguf.GGUFReader(path).tensors if each.name == _FREQUENCIES)
+    divisors = torch.from_numpy(gguf.dequantize(held.data, held.tensor_type).copy()).float()
+    frequencies = getattr(rotary, "inv_freq", None)
+    if frequencies is None or frequencies.shape != divisors.shape:
+        raise UnsupportedBase(
+            subject, f"has {_FREQUENCIES} of {list(divisors.shape)}, which its family has no use for"
+        )
+    frequencies /= divisors.to(frequencies.device)
+
+
+def _check_biases(model: PreTrainedModel, tensors: Sequence[str], subject: str) -> None:
+    """Of linears that have none by the defaults of their family."""
+    plain = {path for path, each in model.named_modules() if isinstance(each, nn.Linear) and each.bias is None}
+    for name in tensors:
+        _, _, rest = name.partition("blk.")
+        layer, _, kind = rest.removesuffix(".bias").partition(".")
+        if not name.endswith(".bias") or kind not in _BIASED:
+            continue
+        own = tuple(f"layers.{layer}.{part}.{_BIASED[kind]}" for part in ("self_attn", "mlp"))
+        if any(path.endswith(own) for path in plain):
+            raise UnsupportedBase(subject, f"has {name}, which its family has no use for")

@@ -1,0 +1,126 @@
+"""What GGUF files tell beside what transformers reads of them is computed, or refused in one clear error."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, Phi3Config, PreTrainedModel, Qwen2Config
+
+from mint_contracts.errors import UnsupportedBase
+from mint_engine.model.base import load_base
+from mint_engine.model.files import find_files, read_config
+from tests.engine.families import CPU, SIZES, make_model
+from tests.engine.ggufs import save
+
+PLAIN: dict[str, Any] = SIZES | {"hidden_size": 64}
+LLAMA = LlamaConfig(**PLAIN, attention_bias=False)
+QWEN = Qwen2Config(**PLAIN)
+TOKENS = torch.tensor([[(7 * at + 1) % 96 for at in range(90)]])
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=TOKENS, use_cache=False).logits
+    return found
+
+
+@pytest.mark.parametrize(
+    ("told", "rope"),
+    [
+        ({}, {"rope_type": "default"}),
+        ({"type": "none", "factor": 4.0}, {"rope_type": "default"}),
+        ({"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {"type": "yarn", "factor": 4.0, "original_context_length": 64},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        ),
+    ],
+)
+def test_positions_are_stretched_as_the_file_says(told: dict[str, Any], rope: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(Qwen2Config(**PLAIN, rope_parameters=rope | {"rope_theta": 10000.0}))
+    save(tmp_path / "tiny.gguf", model, "qwen2", {f"ARCH.rope.scaling.{key}": value for key, value in told.items()})
+    read = load_base(tmp_path, torch.float32, CPU).model
+    torch.testing.assert_close(logits(read), logits(model))
+
+
+def test_llama_3s_frequencies_are_those_of_the_file(tmp_path: Path) -> None:
+    model = make_model(LlamaConfig(**PLAIN, rope_parameters=LLAMA3))
+    divisors = make_model(LLAMA).model.rotary_emb.inv_freq / model.model.rotary_emb.inv_freq
+    save(tmp_path / "tiny.gguf", model, "llama", tensors={"rope_freqs.weight": divisors})
+    read = load_base(tmp_path, torch.float32, CPU).model
+    torch.testing.assert_close(logits(read), logits(model))
+
+
+def test_a_turn_of_a_chat_ends_a_completion(tmp_path: Path) -> None:
+    save(tmp_path / "tiny.gguf", make_model(QWEN), "qwen2", {"tokenizer.ggml.eot_token_id": 7})
+    assert load_base(tmp_path, torch.float32, CPU).eos == {0, 7}
+
+
+@pytest.mark.parametrize(
+    ("told", "tensors", "without", "says"),
+    [
+        ({}, {}, "ffn_gate", "lacks 3 weights, the first model.layers.0.mlp.gate_proj.weight"),
+        ({}, {"blk.1.attn_q.bias": torch.ones(64)}, "", r"has blk\.1\.attn_q\.bias, which its family has no use for"),
+        ({}, {"rope_freqs.weight": torch.ones(3)}, "", r"has rope_freqs\.weight of \[3\]"),
+        ({}, {"rope_factors_long.weight": torch.ones(8)}, "", r"by rope_factors_long\.weight, which is not read"),
+        ({"ARCH.rope.scaling.type": "longrope", "ARCH.rope.scaling.factor": 4.0}, {}, "", "by longrope, which"),
+        (
+            {"ARCH.rope.scaling.type": "yarn", "ARCH.rope.scaling.factor": 4.0, "ARCH.rope.scaling.attn_factor": 2.0},
+            {}, "", r"by rope\.scaling\.attn_factor, which is not read",
+        ),
+        ({"ARCH.attention.sliding_window": 64}, {}, "", "attends to 64 tokens, but its family to all"),
+    ],
+)  # fmt: skip
+def test_what_would_be_computed_wrong_is_refused(
+    told: dict[str, Any], tensors: dict[str, torch.Tensor], without: str, says: str, tmp_path: Path
+) -> None:
+    save(tmp_path / "tiny.gguf", make_model(LLAMA), "llama", told, tensors, without=without)
+    with pytest.raises(UnsupportedBase, match=says):
+        load_base(tmp_path, torch.float32, CPU)
+
+
+def test_what_is_turned_of_a_head_in_part_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "tiny.gguf", make_model(QWEN), "qwen2", {"ARCH.rope.dimension_count": 8})
+    with pytest.raises(
+        UnsupportedBase, match="turns 8 numbers of each head by its position, but 16 are by its family"
+    ):
+        read_config(find_files(tmp_path))
+
+
+def test_phi_3_slides_over_the_files_window(tmp_path: Path) -> None:
+    save(tmp_path / "tiny.gguf", make_model(Phi3Config(**PLAIN)), "phi3", {"ARCH.attention.sliding_window": 47})
+    assert read_config(find_files(tmp_path))[0].sliding_window == 47
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "told", "expected"),
+    [
+        ("gemma2", 2, {}, {"query_pre_attn_scalar": 32}),
+        ("gemma2", 46, {}, {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 50.0}),
+        ("gemma2", 2, {"ARCH.attn_logit_softcapping": 20.0}, {"attn_logit_softcapping": 20.0}),
+        ("gemma3", 46, {}, {"query_pre_attn_scalar": 32}),
+        ("gemma3", 62, {}, {"query_pre_attn_scalar": 16}),
+    ],
+)
+def test_gemmas_scores_are_scaled_as_their_sizes_want_it(
+    architecture: str, layers: int, told: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    model = make_model(LlamaConfig(**(PLAIN | {"num_hidden_layers": layers})))
+    heads = {"ARCH.attention.key_length": 32, "ARCH.rope.dimension_count": 32}
+    save(tmp_path / "tiny.gguf", model, architecture, heads | told)
+    config, _ = read_config(find_files(tmp_path))
+    assert {field: getattr(config, field) for field in expected} == expected
+
+
+def test_gemma_3_stretches_those_layers_alone_that_see_all(tmp_path: Path) -> None:
+    told = {"ARCH.rope.scaling.type": "linear", "ARCH.rope.scaling.factor": 8.0}
+    save(tmp_path / "tiny.gguf", make_model(LLAMA), "gemma3", told)
+    rope = read_config(find_files(tmp_path))[0].rope_parameters
+    assert (rope["full_attention"]["rope_type"], rope["full_attention"]["factor"]) == ("linear", 8.0)
+    assert rope["sliding_attention"]["rope_type"] == "default"
