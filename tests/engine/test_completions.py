@@ -1,6 +1,7 @@
 """Several completions of one prompt, over gRPC: told apart, ended together, counted each."""
 
 import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from mint_contracts.errors import Internal, InvalidRequest, Overloaded
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
+from mint_engine.scheduling.pages import PAGE_TOKENS
+from mint_engine.scheduling.request import Request, Sampling, siblings
 from mint_engine.scheduling.scheduler import Limits, Share
 from tests.engine.running import Running, ask, peft_scores, running, save_adapter
 from tests.engine.steps import Gate, refusal
@@ -50,6 +53,22 @@ async def test_each_is_what_its_seed_gives_alone(base: Path, adapter: Path) -> N
             assert "".join(chunk.text for chunk in chunks) == alone.text
             assert all(len(chunk.logprobs) == 1 for chunk in chunks)
             assert (end.reason, end.completion_tokens, end.prompt_tokens) == (Finished.LENGTH, 9, len(PROMPT))
+
+
+async def test_their_prompt_is_hashed_once(quiet: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, hashed, blake2b = tuple(range(3, 3 + 4 * PAGE_TOKENS)), list[bytes](), hashlib.blake2b
+
+    def counted(data: bytes, *, digest_size: int) -> Any:
+        hashed.append(data)
+        return blake2b(data, digest_size=digest_size)
+
+    monkeypatch.setattr(hashlib, "blake2b", counted)
+    first, *others = siblings(Request(prompt, Sampling(max_tokens=2, seed=0, n=3)))
+    leader = quiet.server.generation.begin(first, lambda _: None, None)
+    followers = [quiet.server.generation.begin(each, lambda _: None, leader) for each in others]
+    assert len(hashed) == 1 + 4, "the revision, and its pages"
+    assert [each.keys for each in followers] == [leader.keys] * 2
+    assert all(each.keys is not leader.keys for each in followers)
 
 
 async def test_the_prompts_scores_come_once_and_first(base: Path) -> None:
