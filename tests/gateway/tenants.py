@@ -12,7 +12,7 @@ import pytest
 
 from mint_contracts import keys
 from mint_contracts.catalog_pb2 import RegisterRequest
-from mint_contracts.errors import MintError
+from mint_contracts.errors import MintError, by_reason
 from mint_contracts.records import BaseRecord, Held, MapChange, Place, Placement, Tier, WaveRecord
 from mint_contracts.source import Source, child
 from mint_contracts.train_writer import TrainWriter
@@ -152,6 +152,7 @@ class Tenants:
 
 
 Check = Callable[[Tenants, str, str], Awaitable[None]]  # one tenant's, who asks, and the other's
+Ask = Callable[[str, str], Awaitable[object]]  # a name, and the base that is named with it
 
 
 async def refused(asking: Awaitable[object], name: str) -> tuple[str, str]:
@@ -159,6 +160,30 @@ async def refused(asking: Awaitable[object], name: str) -> tuple[str, str]:
     with pytest.raises(MintError) as refusal:
         await asking
     return refusal.value.reason, str(refusal.value).replace(name, "NAME")
+
+
+async def unlearnt(ask: Ask, me: str, other: str, what: str) -> None:
+    """Of an adapter that is the other's nothing is told that is not told of one that nobody has."""
+    for base in ("", SHARED, own(me)):
+        theirs, nobodys = f"{other}/{what}", f"{NOBODY}/{what}"
+        told = await refused(ask(theirs, base), theirs)
+        assert told == await refused(ask(nobodys, base), nobodys), base
+        assert other not in told[1]
+        if base != own(me):  # which has a store, where whatever is asked for might lie
+            assert told == await refused(ask(f"{me}/none", base), f"{me}/none")
+        assert base == "" or told[0] == "AdapterNotFound"
+    for base in (own(other), own(NOBODY)):
+        told = await refused(ask(f"{me}/bot", base), base)
+        known = ", ".join(sorted([own(me), SHARED]))
+        assert told == ("BaseModelNotFound", f"base model 'NAME': is not served here; there are {known}")
+
+
+def told_by(status: int, answer: Any) -> object:
+    """Raises the error that an answer by HTTP tells of."""
+    kind = by_reason(answer["error"]["code"])
+    assert kind
+    assert kind.http_status == status
+    raise kind("", answer["error"]["message"])
 
 
 def lessons(tenant: str, phase: str = "Training") -> WaveTraining:

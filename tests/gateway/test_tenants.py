@@ -1,6 +1,5 @@
 """One tenant's key reaches nothing of another's: call by call and route by route, none left out."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -18,14 +17,26 @@ from mint_gateway.http.door import Door
 from mint_gateway.page.files import FILES
 from mint_gateway.scope import Scope
 from mint_gateway.view import MapView
-from tests.gateway import trained
+from tests.gateway import paged, trained
 from tests.gateway.catalogs import entry, lines
 from tests.gateway.scene import Scene
-from tests.gateway.tenants import NOBODY, SHARED, TENANTS, Check, Tenants, key_of, own, refused, stored, stream
+from tests.gateway.tenants import (
+    NOBODY,
+    SHARED,
+    TENANTS,
+    Ask,
+    Check,
+    Tenants,
+    key_of,
+    own,
+    refused,
+    stored,
+    stream,
+    told_by,
+    unlearnt,
+)
 from tests.gateway.test_cli import mint
 from tests.waiting import until
-
-Ask = Callable[[str, str], Awaitable[object]]  # a name, and the base that is named with it
 
 
 @pytest.fixture
@@ -50,22 +61,6 @@ async def registered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr(server, "add_generic_rpc_handlers", added)
     monkeypatch.setattr(Door, "application", seen)
     return found
-
-
-async def unlearnt(ask: Ask, me: str, other: str, what: str) -> None:
-    """Of an adapter that is the other's nothing is told that is not told of one that nobody has."""
-    for base in ("", SHARED, own(me)):
-        theirs, nobodys = f"{other}/{what}", f"{NOBODY}/{what}"
-        told = await refused(ask(theirs, base), theirs)
-        assert told == await refused(ask(nobodys, base), nobodys), base
-        assert other not in told[1]
-        if base != own(me):  # which has a store, where whatever is asked for might lie
-            assert told == await refused(ask(f"{me}/none", base), f"{me}/none")
-        assert base == "" or told[0] == "AdapterNotFound"
-    for base in (own(other), own(NOBODY)):
-        told = await refused(ask(f"{me}/bot", base), base)
-        known = ", ".join(sorted([own(me), SHARED]))
-        assert told == ("BaseModelNotFound", f"base model 'NAME': is not served here; there are {known}")
 
 
 async def generate(tenants: Tenants, me: str, other: str) -> None:
@@ -234,13 +229,6 @@ def by_http(tenants: Tenants, me: str, path: str, **body: object) -> Ask:
     return ask
 
 
-def told_by(status: int, answer: Any) -> object:
-    kind = errors.by_reason(answer["error"]["code"])
-    assert kind
-    assert kind.http_status == status
-    raise kind("", answer["error"]["message"])
-
-
 async def asked_by_http(me: str, other: str, ask: Ask) -> None:
     for name in ("bot", "twin", "made", "cat"):
         assert await ask(f"{me}/{name}", SHARED)
@@ -288,76 +276,6 @@ async def model(tenants: Tenants, me: str, other: str) -> None:
         assert repr(told[0]).replace(other, "NAME") == repr(told[1]).replace(NOBODY, "NAME")
 
 
-async def page_bases(tenants: Tenants, me: str, other: str) -> None:
-    _, answer = await tenants.http(me, "GET", "/v1/mint/bases")
-    shared, mine = answer["bases"][1 if me < "models" else 0], answer["bases"][0 if me < "models" else 1]
-    assert (shared["base_model"], mine["base_model"], answer["total"]["bases"]) == (SHARED, own(me), 2)
-    assert (shared["placed"], shared["held"]["disk"], shared["slots_used"]) == (2, 1, None), (
-        "of others not even counts"
-    )
-    assert answer["total"]["slots_used"] is None
-    assert other not in repr(answer)
-    _, everything = await tenants.http("admin", "GET", "/v1/mint/bases")
-    held = {each["base_model"]: (each["held"]["disk"], each["slots_used"]) for each in everything["bases"]}
-    assert held[SHARED] == (2, 2)
-
-
-async def page_serving(tenants: Tenants, me: str, other: str) -> None:
-    _, answer = await tenants.http(me, "GET", "/v1/mint/waves/serving")
-    assert [(each["wave"], each["position"]) for each in answer["waves"]] == [(f"{me}/wave", 1)]
-    assert (answer["total"], answer["pending"]) == (1, 1)
-    assert other not in repr(answer)
-    assert len((await tenants.http("admin", "GET", "/v1/mint/waves/serving"))[1]["waves"]) == 2
-
-
-async def page_training(tenants: Tenants, me: str, other: str) -> None:
-    _, answer = await tenants.http(me, "GET", "/v1/mint/waves/training")
-    assert [(each["wave"], each["policies"]) for each in answer["waves"]] == [(f"{me}/lessons", 1)]
-    assert (answer["total"], other in repr(answer)) == (1, False)
-    assert (await tenants.http("admin", "GET", "/v1/mint/waves/training"))[1]["total"] == 2
-
-
-async def page_policies(tenants: Tenants, me: str, other: str) -> None:
-    _, answer = await tenants.http(me, "GET", "/v1/mint/policies")
-    assert [each["policy"] for each in answer["policies"]] == [f"{me}/made"]
-    assert (answer["total"], other in repr(answer)) == (1, False)
-    assert (await tenants.http("admin", "GET", "/v1/mint/policies"))[1]["total"] == 2
-
-
-async def page_wave(tenants: Tenants, me: str, other: str) -> None:
-    for wave, policies in ((f"{me}/wave", None), (f"{me}/lessons", [f"{me}/lessons-0"])):
-        status, answer = await tenants.http(me, "GET", f"/v1/mint/wave?name={wave}")
-        progress = answer["progress"]
-        assert (status, progress and [each["policy"] for each in progress["policies"]]) == (200, policies)
-        assert other not in repr(answer)
-    for what in ("wave", "lessons"):
-        told = [await tenants.http(me, "GET", f"/v1/mint/wave?name={who}/{what}") for who in (other, NOBODY)]
-        assert told[0][0] == 404
-        assert repr(told[0]).replace(other, "NAME") == repr(told[1]).replace(NOBODY, "NAME")
-
-
-async def page_adapter(tenants: Tenants, me: str, other: str) -> None:
-    await tenants.clients["admin"].retire([f"{other}/dog"], SHARED)
-
-    async def ask(name: str, base: str) -> object:
-        status, answer = await tenants.http(me, "GET", f"/v1/mint/adapter?name={name}&base_model={base}")
-        return answer if status == 200 else told_by(status, answer)
-
-    await unlearnt(ask, me, other, "dog")
-    for name in ("bot", "twin", "made", "cat"):
-        assert other not in repr(await ask(f"{me}/{name}", SHARED))
-        await unlearnt(ask, me, other, name)
-
-
-async def page_adapters(tenants: Tenants, me: str, other: str) -> None:
-    _, answer = await tenants.http(me, "GET", "/v1/mint/adapters")
-    assert answer["names"] == [f"{me}/{name}" for name in ("bot", "cat", "dog", "made", "twin")]
-    for prefix in (other, f"{other}/", f"{other}/c"):
-        assert (await tenants.http(me, "GET", f"/v1/mint/adapters?prefix={prefix}"))[1]["names"] == []
-    assert (await tenants.http(me, "GET", f"/v1/mint/adapters?prefix={me}/c"))[1]["names"] == [f"{me}/cat"]
-    assert len((await tenants.http("admin", "GET", "/v1/mint/adapters"))[1]["names"]) == 10
-
-
 CHECKS: dict[str, Check] = {
     "/mint.v1.Sampler/Generate": generate,
     "/mint.v1.Placement/Explain": explain,
@@ -374,13 +292,7 @@ CHECKS: dict[str, Check] = {
     "POST /v1/chat/completions": chat,
     "GET /v1/models": models,
     "GET /v1/models/{model}": model,
-    "GET /v1/mint/bases": page_bases,
-    "GET /v1/mint/waves/serving": page_serving,
-    "GET /v1/mint/waves/training": page_training,
-    "GET /v1/mint/policies": page_policies,
-    "GET /v1/mint/wave": page_wave,
-    "GET /v1/mint/adapter": page_adapter,
-    "GET /v1/mint/adapters": page_adapters,
+    **{f"GET /v1/mint/{route}": check for route, check in paged.CHECKS.items()},
 }
 # What asks for no key tells of nobody's names.
 OPEN = {"GET /health", "GET /live", *(f"GET {path}" for path in FILES)}
