@@ -96,11 +96,12 @@ class Services(sampling_pb2_grpc.SamplerServicer, engine_pb2_grpc.EngineServicer
             first, ended = True, 0
             async for event in answer(asked, inbox, self.engine, self._settings.base_model, parts.spelling):
                 kind = event.WhichOneof("event")
-                if kind == "chunk":
-                    if first:
+                if first and kind in {"chunk", "finished"}:  # a request that wants no tokens has an end alone
+                    metrics.TOKENS.labels("prompt").inc(len(asked.prompt))
+                    if kind == "chunk":
                         metrics.FIRST_TOKEN.observe(time.monotonic() - arrived)
-                        metrics.TOKENS.labels("prompt").inc(len(asked.prompt))
-                        first = False
+                    first = False
+                if kind == "chunk":
                     metrics.TOKENS.labels("completion").inc(len(event.chunk.token_ids))
                 elif kind == "finished" and (ended := ended + 1) == asked.sampling.n:
                     outcome = sampling_pb2.Finished.Reason.Name(event.finished.reason).lower()

@@ -12,6 +12,7 @@ import torch
 from mint_contracts.errors import Internal, InvalidRequest, Overloaded
 from mint_contracts.sampling_pb2 import Finished, GenerateEvent, GenerateRequest, SamplingParams, TokenIds
 from mint_contracts.wire import from_rpc_error
+from mint_engine import metrics
 from mint_engine.scheduling.pages import PAGE_TOKENS
 from mint_engine.scheduling.request import Request, Sampling, siblings
 from mint_engine.scheduling.scheduler import Limits, Share
@@ -97,6 +98,15 @@ async def test_a_prompt_alone_is_scored_and_no_token_made(base: Path, adapter: P
         assert [event.WhichOneof("event") for event in events] == ["started", *["finished"] * 3]
         echoed = await ask(engine, PROMPT, "a", max_tokens=0, echo=True)
         assert (len(echoed.started.prompt), echoed.tokens) == (len(PROMPT), ())
+
+
+async def test_a_prompt_counts_as_computed_once_whatever_is_wanted_of_it(quiet: Running) -> None:
+    counted = metrics.TOKENS.labels("prompt")
+    asked: list[dict[str, Any]] = [{"max_tokens": 0, "echo": True}, {"max_tokens": 2}]
+    for sampling in asked:
+        before = counted._value.get()
+        await stream(quiet, request_of(3, **sampling))
+        assert counted._value.get() - before == len(PROMPT)
 
 
 async def test_no_length_means_the_default_one(base: Path) -> None:
