@@ -18,6 +18,8 @@ from mint_engine.sources.asking import asked
 LOOK_S = 10.0  # as often as the map is read anew
 FIRST_S = 5.0  # for the first look, before the engine does without
 
+_Edits = dict[str, Source | None]  # by policy, where what its name means from now on lies; None: it means nothing
+
 _log = structlog.get_logger(__name__)
 
 
@@ -26,7 +28,7 @@ class Herald:
 
     def __init__(self, store: Source, base: str, engine: str, look_s: float = LOOK_S) -> None:
         self._store, self._base, self._engine, self._look_s = store, base, engine, look_s
-        self._edits = 0
+        self._looks: list[_Edits] = []  # of each that is under way, what was written here since it began
         self._known_at = -math.inf  # when the listing began that is known, with what was written here since
         self._looked = asyncio.Event()
         self._shared: asyncio.Task[None] | None = None  # a look that many wait for
@@ -56,8 +58,7 @@ class Herald:
         """Have a policy's name mean what was published as `name`, to `source`. Raises as `Announcements.announce`."""
         announcer = Announcer(self._engine, life)
         await asked(lambda: self._open().announce(policy, name, announcer))
-        self._edits += 1
-        self._know({**self.known, policy: source})
+        self._note({policy: source})
 
     async def withdraw(self, policy: str, life: int = 0, *, whoever: bool = False) -> None:
         """Have it mean nothing that this life of the policy, or an earlier one here, has announced, or `whoever`.
@@ -66,9 +67,7 @@ class Herald:
         """
         announcer = None if whoever else Announcer(self._engine, life)
         left = await asked(lambda: self._open().withdraw(policy, announcer))
-        self._edits += 1
-        others = {name: source for name, source in self.known.items() if name != policy}
-        self._know(others if left is None else {**others, policy: left})
+        self._note({policy: left})
 
     async def clear(self, policy: str, since: float) -> None:
         """As `withdraw` of whatever life, of a name that nothing here has announced `since` then (monotonic seconds).
@@ -85,17 +84,18 @@ class Herald:
     async def look(self) -> None:
         """Know what the store says now. Raises its errors.
 
-        A listing that something was written during does not count: it would put back what was withdrawn.
+        What was written here meanwhile goes before a listing, which may have been made before it.
         """
-        while True:
-            edits, began = self._edits, time.monotonic()
+        since, began = _Edits(), time.monotonic()
+        self._looks.append(since)
+        try:
             found = await asked(lambda: self._open().standing())
-            if edits == self._edits:
-                break
+        finally:
+            self._looks = [each for each in self._looks if each is not since]
         self._looked.set()
         if began > self._known_at:  # or one that began later is known by now
             self._known_at = began
-            self._know(found)
+            self._know(_edited(found, since))
 
     async def _look_once(self) -> None:
         try:
@@ -106,7 +106,16 @@ class Herald:
     def _open(self) -> Announcements:
         return Announcements(store_of(self._store), self._base)
 
+    def _note(self, edit: _Edits) -> None:
+        for each in self._looks:
+            each.update(edit)
+        self._know(_edited(self.known, edit))
+
     def _know(self, found: Mapping[str, Source]) -> None:
         if found != self.known:
             self.known = found
             self.on_change()
+
+
+def _edited(known: Mapping[str, Source], edits: _Edits) -> dict[str, Source]:
+    return {policy: source for policy, source in {**known, **edits}.items() if source is not None}

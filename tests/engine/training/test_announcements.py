@@ -1,6 +1,7 @@
 """Names that calls have published, in real stores: the newest counts, and who has announced one withdraws it."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,24 @@ async def test_a_look_that_began_before_a_name_was_withdrawn_does_not_bring_it_b
         gate.open()
         await looking
     assert herald.known == {}
+
+
+async def test_a_look_comes_to_its_end_however_often_something_is_published_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herald, standing, loop = Herald(store.source, BASE, "e-0"), Announcements.standing, asyncio.get_running_loop()
+    steps = itertools.count(1)
+
+    def busily(self: Announcements) -> dict[str, Source]:
+        found, step = standing(self), next(steps)
+        source = at(store, "one", 1, step)
+        asyncio.run_coroutine_threadsafe(herald.announce("one", 1, Name(1, step), source), loop).result()
+        return found
+
+    Announcements(store, BASE).announce("two", Name(1, 1), ONE)
+    monkeypatch.setattr(Announcements, "standing", busily)
+    await asyncio.wait_for(herald.clear("three", time.monotonic()), 60)
+    assert herald.known == {"one": at(store, "one", 1, 1), "two": at(store, "two", 1, 1)}
 
 
 @pytest.mark.parametrize("scheme", ["file", "s3"])
